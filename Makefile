@@ -1,0 +1,35 @@
+# make evaluate and make test do everything on a fresh machine; the rest is for developers.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+OUT ?= out/digits
+
+.PHONY: evaluate test test-data lint constraints clean
+
+evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
+	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm inf --eps 0.1 --out $(OUT) --overwrite
+
+test: $(INSTALLED)  ## the test suite; tests of real data skip unless ART_DEFENSES_DATA is set
+	$(BIN)/python -m pytest -m "not data"
+
+test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFENSES_DATA names
+	$(BIN)/python -m pytest -m data
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+constraints: $(INSTALLED)  ## write constraints.txt anew from the environment
+	{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)'; } > constraints.new
+	mv constraints.new constraints.txt
+
+clean:
+	rm -rf .venv out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	touch $@

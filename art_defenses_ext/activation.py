@@ -1,0 +1,125 @@
+"""Every ReLU of a network, wherever it is written, answered by another function.
+
+A ReLU can be an ``nn.ReLU`` (one object may serve several calls), ``F.relu``, ``torch.relu`` or ``Tensor.relu``, in
+place or not, anywhere inside a ``forward``. All of them pass through torch's function overrides, so one mode around
+the forward pass sees each call, in the order of execution, without touching the network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from art_defenses_ext.validation import InputError
+
+Replacement = Callable[[Tensor, int], Tensor]
+"""What answers a ReLU: (pre-activation z, how many ReLU calls came before in this pass) -> activation."""
+
+
+class _Call(NamedTuple):
+    """A ReLU call: its pre-activation, its upper limit if it has one, and whether it overwrites its input."""
+
+    z: Tensor
+    ceiling: float | None
+    inplace: bool
+
+
+def _relu(input: Tensor, inplace: bool = False) -> _Call:
+    return _Call(input, None, inplace)
+
+
+def _relu_(input: Tensor) -> _Call:
+    return _Call(input, None, True)
+
+
+def _relu6(input: Tensor, inplace: bool = False) -> _Call:
+    return _Call(input, 6.0, inplace)
+
+
+def _hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> _Call | None:
+    return _Call(input, max_val, inplace) if min_val == 0 else None
+
+
+def _hardtanh_(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> _Call | None:
+    return _hardtanh(input, min_val, max_val, inplace=True)
+
+
+_READ: dict[Callable[..., Any], Callable[..., _Call | None]] = {
+    F.relu: _relu,
+    torch.relu: _relu,
+    Tensor.relu: _relu,
+    torch.relu_: _relu_,  # also F.relu_
+    Tensor.relu_: _relu_,
+    F.relu6: _relu6,
+    F.hardtanh: _hardtanh,
+    F.hardtanh_: _hardtanh_,
+}
+
+
+class ReplaceReLU(TorchFunctionMode):
+    """While active, answers each ReLU call by ``replacement(z, call number)``.
+
+    An in-place ReLU still overwrites its input, since the network may go on reading it. The clipped ReLU,
+    ``nn.ReLU6`` or a hardtanh with a lower limit of zero, counts as one.
+
+    **Convention** ReLU6 becomes min(replacement(z), 6): the upper limit belongs to the number format that MobileNet
+    was designed for, not to the activation that a paper replaces.
+
+    Args:
+        replacement: maps a pre-activation of any shape, and the call's number from 0, to a tensor of that shape.
+
+    Attributes:
+        calls: ReLU calls answered so far.
+    """
+
+    def __init__(self, replacement: Replacement) -> None:
+        super().__init__()
+        self.replacement = replacement
+        self.calls = 0
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        call = _READ[func](*args, **kwargs) if func in _READ else None
+        if call is None:
+            return func(*args, **kwargs)
+        answer = self.replacement(call.z.clone() if call.inplace else call.z, self.calls)
+        self.calls += 1
+        if call.ceiling is not None:
+            answer = answer.clamp(max=call.ceiling)
+        return call.z.copy_(answer) if call.inplace else answer
+
+
+def check_replaceable(model: nn.Module) -> None:
+    """Refuse a network that hides its ReLUs from function overrides.
+
+    Raises:
+        InputError: for compiled TorchScript, for a ReLU inside a fused recurrent layer, and for ``DataParallel``,
+            whose worker threads do not inherit the override.
+    """
+    for name, module in model.named_modules():
+        where = f"the model's layer {name!r}" if name else "the model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(f"{where} is compiled TorchScript, whose ReLUs cannot be replaced; pass the eager module")
+        if isinstance(module, nn.RNNBase) and "RELU" in module.mode:
+            raise InputError(f"{where} is a fused recurrent layer with a ReLU inside, which cannot be replaced")
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise InputError(f"{where} is a {type(module).__name__}; its .module was expected")
+
+
+def count_relus(model: nn.Module, x: Tensor) -> int:
+    """How many ReLU calls one evaluation pass of ``model`` on ``x`` (N, ...) makes."""
+    with torch.no_grad(), ReplaceReLU(lambda z, _: torch.relu(z)) as mode:
+        model(x)
+    calls: int = mode.calls
+    return calls

@@ -1,0 +1,177 @@
+"""What every attack of ours shares: ART's interface outside, tensors on the model's device inside."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator, LossGradientsMixin
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.norms import per_sample
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
+from art_defenses_ext.progress import progress_bar
+from art_defenses_ext.validation import FloatArray, InputError, check_classifier, check_images, check_labels
+
+
+class TensorAttack(EvasionAttack):
+    """An evasion attack on a torch classifier with all its preprocessing, by true gradients of the whole.
+
+    Args:
+        estimator: the classifier under attack, defended or not.
+        gradient_mode: which backward passes of its defences to differentiate, see :mod:`.gradient_mode`; None for the
+            one in force when ``generate`` is called.
+        batch_size: images attacked at a time.
+        seed: of the attack's randomness; the same seed gives the same examples.
+        verbose: show a progress bar.
+    """
+
+    attack_params = [*EvasionAttack.attack_params, "gradient_mode", "batch_size", "seed", "verbose"]  # noqa: RUF012
+    _estimator_requirements = (BaseEstimator, LossGradientsMixin)
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        *,
+        gradient_mode: str | None = None,
+        batch_size: int = 256,
+        seed: int = 0,
+        verbose: bool = False,
+    ) -> None:
+        super().__init__(estimator=estimator)
+        self.gradient_mode = gradient_mode
+        self.batch_size = batch_size
+        self.seed = seed
+        self.verbose = verbose
+
+    def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> FloatArray:
+        """Adversarial examples for ``x``.
+
+        Args:
+            x: images (N, *input_shape), float32, in the classifier's clip range.
+            y: labels to move away from, indices (N,) or one-hot (N, nb_classes); None for the predicted ones.
+
+        Returns:
+            float32 images of the shape of ``x``, in the clip range.
+        """
+        if kwargs:
+            raise InputError(f"generate has no argument {sorted(kwargs)[0]!r}; x and y were expected")
+        x = check_images(x, self.estimator)
+        module = as_module(self.estimator)
+        device = self.estimator.device
+        generator = torch.Generator(device).manual_seed(self.seed)
+        starts = range(0, len(x), self.batch_size)
+        results = []
+        mode = nullcontext() if self.gradient_mode is None else gradient_mode(self.estimator, self.gradient_mode)
+        with mode, progress_bar(self.verbose) as bar:
+            task = bar.add_task(type(self).__name__, total=len(starts), note="")
+            labels = None if y is None else check_labels(y, self.estimator.nb_classes, len(x))
+            for start in starts:
+                rows = slice(start, start + self.batch_size)
+                images = torch.from_numpy(x[rows]).to(device)
+                targets = predict(module, images) if labels is None else torch.from_numpy(labels[rows]).to(device)
+                results.append(self.perturb(module, images, targets, generator).cpu().numpy())
+                bar.advance(task)
+        return np.concatenate(results)
+
+    @abstractmethod
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        """Adversarial examples for one batch.
+
+        Args:
+            module: the defended network, images (N, ...) -> logits (N, K).
+            x: images (N, ...) on the module's device.
+            y: labels (N,) to move away from.
+            generator: the attack's source of randomness, on the same device.
+        """
+
+    def clip(self, x: Tensor) -> Tensor:
+        """``x`` moved into the classifier's clip range."""
+        if self.estimator.clip_values is None:
+            return x
+        low, high = self.estimator.clip_values
+        if np.ndim(low) == 0:
+            return x.clamp(float(low), float(high))
+        return x.clamp(*(torch.as_tensor(limit, device=x.device, dtype=x.dtype) for limit in (low, high)))
+
+    def _check_params(self) -> None:
+        check_classifier(self.estimator, "estimator")
+        modes = gradient_modes(self.estimator)
+        if self.gradient_mode not in (None, "exact", *modes):
+            raise InputError(f"gradient mode {self.gradient_mode!r}: one of {', '.join(modes)} was expected")
+        check_count("batch_size", self.batch_size)
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Refuse anything but a whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{argument} is {value!r}; a whole number of at least 1 was expected")
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Refuse anything but finite numbers above zero."""
+    if not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
+        raise InputError(f"{argument} is {value!r}; a finite number > 0 was expected")
+
+
+def predict(module: nn.Module, x: Tensor) -> Tensor:
+    """Predicted classes (N,) of images (N, ...)."""
+    with torch.no_grad():
+        classes: Tensor = module(x).argmax(dim=1)
+    return classes
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Logit of class ``y`` (N,) less the largest of the others: at most zero where ``logits`` (N, K) miss ``y``."""
+    true = logits.gather(1, y[:, None]).squeeze(1)
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return true - others.amax(dim=1)
+
+
+class BestPoints:
+    """The point of lowest margin seen so far for each image.
+
+    Args:
+        x: images (N, ...): what stands there until a point is offered.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.points = x.clone()
+        self.margins = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
+
+    def offer(self, points: Tensor, margins: Tensor, rows: Tensor | None = None) -> None:
+        """Take ``points`` (n, ...) where their ``margins`` (n,) are the lowest yet; ``rows`` (n,): whose they are."""
+        at = slice(None) if rows is None else rows
+        better = margins < self.margins[at]
+        self.points[at] = torch.where(per_sample(better, points), points, self.points[at])
+        self.margins[at] = torch.where(better, margins, self.margins[at])
+
+
+Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Images (n, ...) and labels (n,) -> (images after one step, which of them were still classified as labelled)."""
+
+
+def iterate_until_broken(step: Step, x: Tensor, y: Tensor, max_iter: int, period: int = 5) -> Tensor:
+    """Repeat ``step`` on the images that are still classified as labelled, up to ``max_iter`` times.
+
+    A step must leave an image alone once it is misclassified. Broken images leave the batch every ``period`` steps:
+    finding them costs a wait for the device, so not at every step.
+    """
+    x = x.clone()
+    active = torch.arange(len(x), device=x.device)
+    for done in range(0, max_iter, period):
+        images, labels = x[active], y[active]
+        for _ in range(min(period, max_iter - done)):
+            images, unbroken = step(images, labels)
+        x[active] = images
+        active = active[unbroken]
+        if len(active) == 0:
+            break
+    return x

@@ -1,0 +1,68 @@
+"""Iterated fast gradient sign steps that stop at the decision boundary, as the JumpReLU authors run them.
+
+Source: the published code of Erichson, Yao, Mahoney 2019 (arXiv:1904.03750): no ball, a fixed number of small steps
+in the network's normalised input space, and no further step once an image is misclassified. ART's basic iterative
+method projects to a ball and never stops.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext.attack.base import TensorAttack, check_count, check_positive, iterate_until_broken
+from art_defenses_ext.attack.norms import per_sample
+
+
+class IterativeFGSM(TensorAttack):
+    """Sign-of-the-gradient steps of the cross-entropy until misclassified.
+
+    Args:
+        estimator: the classifier under attack.
+        eps_step: step size, in units of ``scale``.
+        max_iter: steps at most.
+        scale: pixel values per unit of the step: a number, or an array that broadcasts against an image, such as the
+            standard deviations (C, 1, 1) for steps in normalised space.
+        **options: see :class:`TensorAttack`.
+    """
+
+    attack_params = [*TensorAttack.attack_params, "eps_step", "max_iter", "scale"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        eps_step: float = 0.01,
+        max_iter: int = 40,
+        scale: float | npt.NDArray[np.float32] = 1.0,
+        **options: Any,
+    ) -> None:
+        super().__init__(estimator, **options)
+        self.eps_step = eps_step
+        self.max_iter = max_iter
+        self.scale = scale
+        self._check_params()
+
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        size = self.eps_step * torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
+
+        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+            images = images.detach().requires_grad_()
+            logits = module(images)
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), images)
+            unbroken = logits.argmax(dim=1) == labels
+            moved = self.clip(images.detach() + size * gradient.sign())
+            return torch.where(per_sample(unbroken, x), moved, images.detach()), unbroken
+
+        return iterate_until_broken(step, x, y, self.max_iter)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_positive("eps_step", self.eps_step)
+        check_positive("scale", self.scale)
+        check_count("max_iter", self.max_iter)

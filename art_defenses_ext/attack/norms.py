@@ -1,0 +1,66 @@
+"""The geometry of a threat: size, projection, steepest step and random points of an lp ball, batched."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from art_defenses_ext.validation import InputError
+
+Norm = float
+"""2 or numpy's inf."""
+
+_TINY = 1e-12  # keeps a zero vector zero instead of NaN
+
+
+def check_norm(norm: Norm | str) -> Norm:
+    """The norm as a number: 2 or inf, also from ART's spelling ``"inf"``."""
+    if norm in (2, "2"):
+        return 2
+    if norm in (np.inf, "inf"):
+        return np.inf
+    raise InputError(f"norm is {norm!r}; 2 or inf was expected")
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Values (N,) shaped to multiply ``like`` (N, ...) sample by sample."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def size(delta: Tensor, norm: Norm) -> Tensor:
+    """The norm of each sample of ``delta`` (N, ...) -> (N,)."""
+    sizes: Tensor = torch.linalg.vector_norm(delta.flatten(1), ord=norm, dim=1)
+    return sizes
+
+
+def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The nearest point of the ball of radius ``eps`` to each sample of ``delta`` (N, ...)."""
+    if norm == np.inf:
+        return delta.clamp(-eps, eps)
+    factor = (eps / size(delta, 2).clamp_min(_TINY)).clamp_max(1)
+    return delta * per_sample(factor, delta)
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The step of size one along which a loss with this ``gradient`` (N, ...) rises fastest."""
+    if norm == np.inf:
+        return gradient.sign()
+    return gradient / per_sample(size(gradient, 2).clamp_min(_TINY), gradient)
+
+
+def random_in_ball(like: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:
+    """Points drawn uniformly from the ball of radius ``eps``, one for each sample of ``like`` (N, ...)."""
+    if norm == np.inf:
+        return torch.empty_like(like).uniform_(-eps, eps, generator=generator)
+    direction = steepest(torch.empty_like(like).normal_(generator=generator), 2)
+    # The share of the ball's volume within radius r grows as r^d.
+    radius = torch.rand(len(like), generator=generator, device=like.device, dtype=like.dtype) ** (1 / like[0].numel())
+    return eps * direction * per_sample(radius, like)
+
+
+def random_on_sphere(like: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:
+    """Points of size ``eps`` in random directions, one for each sample of ``like`` (N, ...)."""
+    draw = torch.empty_like(like)
+    draw = draw.uniform_(-1, 1, generator=generator) if norm == np.inf else draw.normal_(generator=generator)
+    return eps * draw / per_sample(size(draw, norm).clamp_min(_TINY), draw)

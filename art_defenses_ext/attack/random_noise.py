@@ -1,0 +1,57 @@
+"""Uniform noise in the ball: a control. What noise breaks, no gradient was needed for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.base import BestPoints, TensorAttack, check_count, check_positive, margin
+from art_defenses_ext.attack.norms import Norm, check_norm, random_in_ball
+
+
+class RandomNoise(TensorAttack):
+    """The best of many uniform draws from the ball, judged by the margin.
+
+    Args:
+        estimator: the classifier under attack.
+        norm: 2 or inf.
+        eps: radius of the ball, in pixel values.
+        nb_draws: draws per image.
+        **options: see :class:`TensorAttack`.
+
+    Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), section 4.3: gradient
+    attacks must beat random noise.
+    """
+
+    attack_params = [*TensorAttack.attack_params, "norm", "eps", "nb_draws"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        norm: Norm | str = np.inf,
+        eps: float = 0.3,
+        nb_draws: int = 100,
+        **options: Any,
+    ) -> None:
+        super().__init__(estimator, **options)
+        self.norm = check_norm(norm)
+        self.eps = eps
+        self.nb_draws = nb_draws
+        self._check_params()
+
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        best = BestPoints(x)
+        for _ in range(self.nb_draws):
+            drawn = self.clip(x + random_in_ball(x, self.eps, self.norm, generator))
+            with torch.no_grad():
+                best.offer(drawn, margin(module(drawn), y))
+        return best.points
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_positive("eps", self.eps)
+        check_count("nb_draws", self.nb_draws)

@@ -1,0 +1,183 @@
+"""The command ``art-defenses``: evaluate a defended classifier, or list what there is."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import torch
+import typer
+from art.estimators.classification import PyTorchClassifier
+from rich.console import Console
+from rich.table import Table
+
+from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.datasets import DATASETS, Dataset, load_dataset
+from art_defenses_ext.evaluation.attacks import PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.evaluate import evaluate
+from art_defenses_ext.evaluation.records import check_out
+from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.models import MODELS
+from art_defenses_ext.transformer.jump_relu import JumpReLU
+from art_defenses_ext.validation import InputError
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Put a published defence on a PyTorch classifier, attack it as its paper did and as an attacker who knows it "
+    "would, and print both numbers.",
+)
+
+Defend = Callable[[PyTorchClassifier, Dataset, float | None, float], PyTorchClassifier]
+
+
+def _jump_relu(
+    classifier: PyTorchClassifier, dataset: Dataset, jump: float | None, max_accuracy_drop: float
+) -> PyTorchClassifier:
+    defence = JumpReLU(classifier, jump=0.0 if jump is None else jump)
+    if jump is None:
+        defence.fit(dataset.validation.x, dataset.validation.y, max_accuracy_drop=max_accuracy_drop)
+    return defence()
+
+
+DEFENCES: dict[str, tuple[str, Defend]] = {
+    "jump_relu": ("JumpReLU: a jump retrofitted to every ReLU (Erichson et al. 2019)", _jump_relu),
+    "none": ("the bare classifier", lambda classifier, *_: classifier),
+}
+
+
+@app.command("evaluate")
+def evaluate_command(
+    dataset: Annotated[str, typer.Option(help=f"Images to attack: {', '.join(DATASETS)}.")] = "digits",
+    defence: Annotated[str, typer.Option(help=f"Defence to put on: {', '.join(DEFENCES)}.")] = "jump_relu",
+    norm: Annotated[str, typer.Option(help="What the attacker's change is measured by: inf or 2.")] = "inf",
+    eps: Annotated[float, typer.Option(help="How much he may change; pixel values are from 0 to 1.")] = 0.1,
+    attacks: Annotated[
+        str, typer.Option(help="papers: what the method's authors ran; standard: these and our ladder.")
+    ] = "standard",
+    samples: Annotated[int | None, typer.Option(help="Test images, from the first on. By default all.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the report, its records and pictures.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets. By default ART_DEFENSES_DATA, else a cache.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help=f"Network: {', '.join(MODELS)}, or package.module:function of your own.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(help="Its weights: safetensors, or a torch file that holds nothing else.")
+    ] = None,
+    mean: Annotated[str | None, typer.Option(help="Its normalisation: mean per channel, with commas.")] = None,
+    std: Annotated[str | None, typer.Option(help="Its normalisation: deviation per channel, with commas.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Train it for so long instead of loading weights.")] = None,
+    jump: Annotated[
+        float | None, typer.Option(help="jump_relu: the jump. By default tuned on validation images.")
+    ] = None,
+    max_accuracy_drop: Annotated[
+        float, typer.Option(help="jump_relu: clean accuracy that the tuned jump may cost, from 0 to 1.")
+    ] = 0.01,
+    seed: Annotated[int, typer.Option(help="Of training and of all attacks.")] = 0,
+    block_size: Annotated[int, typer.Option(help="Images attacked at a time.")] = 256,
+    curve_samples: Annotated[int, typer.Option(help="Images for the curve of accuracy against eps; 0: none.")] = 200,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads on the CPU. By default torch's own number.")] = None,
+) -> None:
+    """Attack a defended classifier with everything in a set of attacks; print what is left, worst case first."""
+    threat = _threat(norm, eps)
+    _check_name("dataset", dataset, DATASETS)
+    _check_name("defence", defence, DEFENCES)
+    _check_name("attacks", attacks, SETS)
+    if out is not None:
+        check_out(out, overwrite)
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; at least 1 was expected")
+        torch.set_num_threads(threads)
+    if data is not None and not data.is_dir():
+        raise InputError(f"data is {data}; an existing folder was expected")
+    images = load_dataset(dataset, data)
+    count = len(images.test.x) if samples is None else samples
+    if not 1 <= count <= len(images.test.x):
+        raise InputError(f"samples is {count}; from 1 to {dataset}'s {len(images.test.x)} test images was expected")
+    classifier = load_classifier(
+        images,
+        model,
+        weights,
+        mean=_numbers("mean", mean),
+        std=_numbers("std", std),
+        epochs=epochs,
+        device=device,
+        seed=seed,
+    )
+    defended = DEFENCES[defence][1](classifier, images, jump, max_accuracy_drop)
+    report = evaluate(
+        defended,
+        images.test.x[:count],
+        images.test.y[:count],
+        threat,
+        attacks,
+        out=out,
+        overwrite=overwrite,
+        seed=seed,
+        block_size=block_size,
+        curve_samples=curve_samples,
+    )
+    report.print()
+    if out is not None:
+        Console().print(f"Report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command("list")
+def list_command() -> None:
+    """List defences, data sets, networks and attacks."""
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, (title, _) in DEFENCES.items():
+        table.add_row("defence", name, title)
+    for name in DATASETS:
+        table.add_row("data set", name, "")
+    for name, spec in MODELS.items():
+        table.add_row("network", name, f"for {spec.dataset}, {' x '.join(map(str, spec.input_shape))}")
+    for method, specs in PAPERS.items():
+        for one in specs:
+            table.add_row("attacks papers", one.name, f"{method}: {one.purpose}")
+    for one in STANDARD:
+        table.add_row("attacks standard", one.name, one.purpose)
+    Console().print(table)
+
+
+def _threat(norm: str, eps: float) -> Threat:
+    if norm not in ("inf", "2"):
+        raise InputError(f"norm is {norm!r}; inf or 2 was expected")
+    return Linf(eps) if norm == "inf" else L2(eps)
+
+
+def _check_name(option: str, name: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if name not in names:
+        raise InputError(f"{option} is {name!r}; one of {', '.join(names)} was expected")
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{option} is {text!r}; numbers with commas between were expected") from None
+
+
+def main() -> NoReturn:
+    """Run the command; what a user got wrong is one sentence and exit status 2."""
+    # ART warns about its own optional frameworks on import and about each small thing while attacking.
+    logging.getLogger("art").setLevel(logging.ERROR)
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        sys.exit(2)
+    sys.exit(0)

@@ -1,0 +1,115 @@
+"""Put defences in front of a classifier, and hand the whole to any attack as one network."""
+
+from __future__ import annotations
+
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
+from torch import Tensor, nn
+
+from art_defenses_ext.rebuild import as_model_input, rebuild, record_undefended
+from art_defenses_ext.validation import InputError, check_classifier
+
+
+def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -> PyTorchClassifier:
+    """A new classifier with ``preprocessors`` after those that ``classifier`` already has.
+
+    The mean/std preprocessing runs last, as always in ART. The model is shared and every constructor argument is
+    carried over; ``classifier`` itself is recorded as the undefended one.
+
+    Args:
+        classifier: a classifier whose preprocessing runs in torch.
+        *preprocessors: torch preprocessors in the order in which images meet them; at least one.
+
+    Raises:
+        InputError: for no preprocessor, or one that is not a ``PreprocessorPyTorch``: ART cannot mix numpy with
+            torch preprocessing, and no gradient would pass.
+    """
+    check_classifier(classifier)
+    if not preprocessors:
+        raise InputError("defend was given no preprocessor; at least one was expected")
+    for preprocessor in preprocessors:
+        if not isinstance(preprocessor, PreprocessorPyTorch):
+            raise InputError(f"preprocessor {type(preprocessor).__name__}: an ART PreprocessorPyTorch was expected")
+    earlier = classifier.preprocessing_defences or []
+    defended = rebuild(classifier, preprocessing_defences=[*earlier, *preprocessors])
+    return record_undefended(defended, classifier)
+
+
+def as_module(classifier: PyTorchClassifier) -> nn.Module:
+    """The classifier with all its preprocessing as one differentiable network, for any other attack library.
+
+    The result shares the model, is in evaluation mode, and holds every defence among its ``modules()``, where
+    ``gradient_mode`` reaches it.
+
+    Args:
+        classifier: a classifier whose preprocessing runs in torch and that has no postprocessing.
+
+    Returns:
+        A module from images (N, *input_shape) in the clip range to logits (N, nb_classes).
+
+    Raises:
+        InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
+    """
+    check_classifier(classifier)
+    if classifier.postprocessing_defences:
+        raise InputError("classifier has postprocessing defences, which work on numpy arrays; none were expected")
+    for preprocessor in classifier.preprocessing_operations:
+        if not isinstance(preprocessor, PreprocessorPyTorch):
+            raise InputError(
+                f"classifier has the preprocessor {type(preprocessor).__name__}, which works on numpy arrays; "
+                "a PreprocessorPyTorch was expected"
+            )
+    return _Pipeline(classifier).eval()
+
+
+class _Pipeline(nn.Module):
+    """Preprocessors in their order, then the model."""
+
+    def __init__(self, classifier: PyTorchClassifier) -> None:
+        super().__init__()
+        operations = [p for p in classifier.preprocessing_operations if p.apply_predict]
+        self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape) for operation in operations)
+        self.model = classifier.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        logits: Tensor = self.model(as_model_input(x, self.model))
+        return logits
+
+
+class _Step(nn.Module):
+    """An ART preprocessor as a module; one that is a module itself stays reachable as a child."""
+
+    def __init__(self, preprocessor: PreprocessorPyTorch) -> None:
+        super().__init__()
+        self.preprocessor = preprocessor
+
+    def forward(self, x: Tensor) -> Tensor:
+        restored: Tensor = self.preprocessor.forward(x)[0]
+        return restored
+
+
+class _Standardisation(nn.Module):
+    """ART's (x - mean) / std, with buffers that follow the module to its device and dtype."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, preprocessor: StandardisationMeanStdPyTorch, input_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        mean, std = broadcastable_mean_std(torch.empty(1, *input_shape), preprocessor.mean, preprocessor.std)
+        self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...]) -> nn.Module:
+    if type(operation) is StandardisationMeanStdPyTorch:
+        return _Standardisation(operation, input_shape)
+    return _Step(operation)

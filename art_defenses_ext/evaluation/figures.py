@@ -1,0 +1,269 @@
+"""Pictures of an evaluation: headline figures, accuracy against eps, examples.
+
+Made with matplotlib's ``Figure`` alone: no pyplot, no state, no window.
+"""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from art_defenses_ext.evaluation.summary import Curve, Proportion, Summary
+from art_defenses_ext.evaluation.table import GROUPS, headlines
+from art_defenses_ext.validation import FloatArray, InputError
+
+if TYPE_CHECKING:  # the report imports this module
+    from art_defenses_ext.evaluation.report import Example
+
+# Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+MARKERS = ("o", "s", "D", "^", "v", "P", "X")
+LINES = {"ladder": "-", "paper": "--"}
+INK, FAINT = "#222222", "#8a8a8a"
+WORST, OTHER = "#D55E00", "#0072B2"
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def summary_bars(summary: Summary) -> Figure:
+    """The headline figures as bars with their 95 % intervals, the one that survives on top.
+
+    Args:
+        summary: the figures of a run.
+    """
+    lines = [(line, line.value) for line in headlines(summary) if line.value is not None]
+    figure = _figure(8.0, 1.2 + 0.55 * len(lines))
+    axes = figure.add_subplot()
+    _title(axes, summary)
+    for row, (line, value) in enumerate(lines):
+        colour = WORST if line.key == "worst_case" else OTHER
+        axes.barh(row, 100 * value.rate, height=0.6, color=colour, alpha=0.85)
+        low, high = value.interval
+        axes.plot([100 * low, 100 * high], [row, row], color=INK, linewidth=1.6, marker="|", markersize=9)
+        axes.text(100 * high + 1.5, row, f"{100 * value.rate:.1f} %", va="center", color=INK, fontsize=11)
+    labels = [_wrapped(line.label, 21) for line, _ in lines]
+    axes.set_yticks(range(len(lines)), labels, fontsize=10, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 114)  # room for the number beside a full bar
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("classified correctly, in per cent, with 95 % intervals")
+    _bare(axes)
+    axes.grid(axis="x", color="#e4e4e4")
+    return figure
+
+
+def accuracy_curves(summary: Summary) -> Figure:
+    """Accuracy against eps, a line for each attack, with light 95 % bands and the threat's eps marked.
+
+    The legend stands beside the axes, in the order in which the lines cross the threat's eps.
+
+    Args:
+        summary: the figures of a run, which holds at least one curve.
+
+    Raises:
+        InputError: if it holds none.
+    """
+    if not summary.curves:
+        raise InputError("summary holds no curve; a run with curve_samples > 0 was expected")
+    eps = summary.run.settings.eps
+    families = _families(summary)
+    entries = sum(len(curves) for curves in families.values()) + 2 * len(families) + 2
+    figure = _figure(9.5, max(4.6, 0.27 * entries + 0.4))
+    axes = figure.add_subplot()
+    _title(axes, summary, pad=22)
+    axes.axvline(eps, color=FAINT, linewidth=1, linestyle=":")
+    axes.text(eps, 102, f"eps {eps:.4g}", ha="center", va="bottom", color=INK, fontsize=9)
+    legend: list[tuple[Line2D, str]] = []
+    number = 0
+    for (source, total), curves in families.items():
+        place = _place(total, summary)
+        legend.append((_invisible(), f"{GROUPS[source]}, {place}"))
+        for curve in curves:
+            legend.append((_draw(axes, curve, source, number), _entry(curve, eps)))
+            number += 1  # across the groups: colours come back as late as can be
+    worst = summary.worst_case
+    (star,) = axes.plot(
+        [eps], [100 * worst.rate], "*", color=INK, markersize=14, markeredgecolor="white", zorder=5, clip_on=False
+    )
+    legend.append((_invisible(), "over all attacks, all images"))
+    legend.append((star, f"{100 * worst.rate:5.1f} %  robust accuracy"))
+    _finish(axes, summary)
+    _legend(figure, legend)
+    return figure
+
+
+def examples_figure(examples: Sequence[Example]) -> Figure:
+    """Clean images, what an attack made of them, and the difference.
+
+    Args:
+        examples: with images (C, H, W) or (H, W); see :func:`drawable`. Three channels are colours, any other number
+            is averaged into grey.
+
+    Raises:
+        InputError: if there is none, or one that is no image.
+    """
+    if not examples or not drawable(examples):
+        raise InputError(f"examples holds {len(examples)} examples; at least one, all of them images, was expected")
+    figure = _figure(1.0 + 1.75 * len(examples), 6.2)
+    grid = figure.subplots(3, len(examples), squeeze=False)
+    low, high = _value_range(examples)
+    for column, example in enumerate(examples):
+        clean, adversarial = _pixels(example.clean), _pixels(example.adversarial)
+        change = adversarial - clean
+        scale = float(np.abs(change).max()) or 1.0
+        pictures = [(clean - low) / (high - low), (adversarial - low) / (high - low), 0.5 + change / (2 * scale)]
+        for row, picture in enumerate(pictures):
+            _show(grid[row, column], picture, diverging=row == 2)
+        title = f"#{example.index}: {example.label} → {example.prediction}"
+        grid[0, column].set_title(f"{title}\n{_wrapped(example.attack, 20)}", fontsize=9, parse_math=False)
+        grid[2, column].set_xlabel(f"full scale: ±{scale:.2g}", fontsize=9)
+    unchanged = "grey" if _pixels(examples[0].clean).ndim == 3 else "white"
+    for row, label in enumerate(("clean", "adversarial", f"difference\n({unchanged}: unchanged)")):
+        grid[row, 0].set_ylabel(label, fontsize=10)
+    return figure
+
+
+def drawable(examples: Sequence[Example]) -> bool:
+    """Whether all of them are images: (C, H, W) or (H, W)."""
+    return all(example.clean.ndim in (2, 3) for example in examples)
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _title(axes: Axes, summary: Summary, pad: float = 8) -> None:
+    """What was evaluated: the picture may travel without its report."""
+    run = summary.run
+    defences = " + ".join(str(defence["name"]) for defence in run.defences) or "no defence"
+    text = f"{defences} on {run.model}, {run.settings.threat} {run.settings.eps:.4g}, {run.settings.samples} images"
+    axes.set_title(_wrapped(text, 90), loc="left", fontsize=10, color=INK, pad=pad, parse_math=False)
+
+
+def _bare(axes: Axes) -> None:
+    """Leave out what carries no data."""
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(length=3)
+
+
+def _families(summary: Summary) -> dict[tuple[str, int], list[Curve]]:
+    """Curves by source and number of images, the ladder's first; each group from most to least accurate at eps."""
+    sources = {row.key: row.source for row in summary.rows}
+    families: dict[tuple[str, int], list[Curve]] = defaultdict(list)
+    for curve in summary.curves:
+        families[sources.get(curve.attack, "ladder"), curve.points[0][1].total].append(curve)
+    eps = summary.run.settings.eps
+    return {key: sorted(families[key], key=lambda curve: -_at(curve, eps).rate) for key in sorted(families)}
+
+
+def _at(curve: Curve, eps: float) -> Proportion:
+    """The curve's point at the threat's eps, or next to it."""
+    return min(curve.points, key=lambda point: abs(point[0] - eps))[1]
+
+
+def _place(total: int, summary: Summary) -> str:
+    return "all images" if total == summary.clean.total else f"first {total} images"
+
+
+def _draw(axes: Axes, curve: Curve, source: str, number: int) -> Line2D:
+    eps = [eps for eps, _ in curve.points]
+    colour, marker = PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+    intervals = [share.interval for _, share in curve.points]
+    axes.fill_between(
+        eps, [100 * low for low, _ in intervals], [100 * high for _, high in intervals], color=colour, alpha=0.09, lw=0
+    )
+    (line,) = axes.plot(
+        eps,
+        [100 * share.rate for _, share in curve.points],
+        color=colour,
+        marker=marker,
+        markersize=5,
+        linewidth=1.6,
+        linestyle=LINES[source],
+        # White inside marks the paper's attacks also where lines lie on each other.
+        markerfacecolor="white" if source == "paper" else colour,
+        clip_on=False,
+    )
+    return line
+
+
+def _entry(curve: Curve, eps: float) -> str:
+    return f"{100 * _at(curve, eps).rate:5.1f} %  {_wrapped(curve.attack, 30)}"
+
+
+def _finish(axes: Axes, summary: Summary) -> None:
+    axes.set_xlim(0, max(eps for curve in summary.curves for eps, _ in curve.points))
+    axes.set_ylim(0, 100)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_xlabel(f"eps, {summary.run.settings.threat} norm, in pixel values")
+    axes.set_ylabel("classified correctly, in per cent")
+    _bare(axes)
+    axes.grid(color="#ececec")
+
+
+def _legend(figure: Figure, entries: list[tuple[Line2D, str]]) -> None:
+    legend = figure.legend(
+        [handle for handle, _ in entries],
+        [label for _, label in entries],
+        loc="outside right upper",
+        title="accuracy at the marked eps",
+        alignment="left",
+        frameon=False,
+        fontsize=9,
+        title_fontsize=9,
+        handlelength=3.2,
+    )
+    for (handle, _), text in zip(entries, legend.get_texts(), strict=True):
+        text.set_parse_math(False)
+        if not handle.get_visible():
+            text.set_fontweight("bold")
+
+
+def _invisible() -> Line2D:
+    """The handle of a heading."""
+    return Line2D([], [], linestyle="", visible=False)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_on_hyphens=False)
+
+
+def _value_range(examples: Sequence[Example]) -> tuple[float, float]:
+    """The pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
+    low = min(float(min(one.clean.min(), one.adversarial.min())) for one in examples)
+    high = max(float(max(one.clean.max(), one.adversarial.max())) for one in examples)
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high, low + 1e-12))
+
+
+def _pixels(image: FloatArray) -> Any:
+    """The image as (H, W) or (H, W, 3)."""
+    wide = image.astype(np.float64)
+    if wide.ndim == 2:
+        return wide
+    return wide.transpose(1, 2, 0) if len(wide) == 3 else wide.mean(axis=0)
+
+
+def _show(axes: Axes, picture: Any, diverging: bool) -> None:
+    # Blue for darker and red for lighter stay apart for all eyes; a colour image's difference is one itself, on grey.
+    colours = "RdBu_r" if diverging and picture.ndim == 2 else "gray"
+    margin = 0.16 if colours == "RdBu_r" else 0.0  # leaves out its ends: so dark that both look black
+    axes.imshow(picture.clip(0, 1), cmap=colours, vmin=-margin, vmax=1 + margin, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])

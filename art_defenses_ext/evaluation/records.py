@@ -1,0 +1,141 @@
+"""What happened to each sample: the evidence that every figure of a report is computed from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.validation import InputError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one attack did to one sample.
+
+    Attributes:
+        prediction: the defended classifier's class for the adversarial image.
+        misclassified: whether that is not the label.
+        linf: largest change of a pixel value.
+        l2: Euclidean length of the change.
+        success: misclassified inside the threat's ball.
+        usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
+        undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
+    """
+
+    prediction: int
+    misclassified: bool
+    linf: float
+    l2: float
+    success: bool
+    usable: bool = True
+    undefended_prediction: int | None = None
+
+
+@dataclass
+class SampleRecord:
+    """One sample and all that was tried on it.
+
+    Attributes:
+        index: position in the data set.
+        label: true class.
+        clean: the defended classifier's class for the clean image.
+        undefended_clean: the undefended classifier's, where there is one.
+        attacks: outcomes by the attack's key; only of those that ran on this sample.
+    """
+
+    index: int
+    label: int
+    clean: int
+    undefended_clean: int | None = None
+    attacks: dict[str, Outcome] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the clean image is classified as labelled."""
+        return self.clean == self.label
+
+    def robust(self, keys: set[str] | None = None) -> bool:
+        """Whether the sample is classified correctly and no attack (of those with ``keys``) succeeded on it."""
+        return self.correct and not any(
+            outcome.success for key, outcome in self.attacks.items() if keys is None or key in keys
+        )
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """What one attack on one block of samples cost."""
+
+    block: int
+    attack: str
+    samples: int
+    cost: Cost
+
+
+def check_out(path: str | Path, overwrite: bool = False) -> Path:
+    """The folder of a run, if one can be written there; nothing is written yet.
+
+    Raises:
+        InputError: if it cannot be written, or holds an earlier run and ``overwrite`` is not set.
+    """
+    folder = Path(path)
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"out is {path}, which cannot be written; a folder that can was expected")
+    if (folder / RunDirectory.RECORDS).exists() and not overwrite:
+        raise InputError(f"out is {path}, which holds an earlier run; another folder, or overwrite, was expected")
+    return folder
+
+
+class RunDirectory:
+    """The folder of a run: records and costs are appended block by block as it goes.
+
+    Args:
+        path: folder to write to; made if need be.
+        overwrite: replace the files of an earlier run there.
+
+    Raises:
+        InputError: as :func:`check_out`.
+    """
+
+    RECORDS, COSTS = "records.jsonl", "costs.jsonl"
+
+    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+        self.path = check_out(path, overwrite)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (self.RECORDS, self.COSTS):
+                (self.path / name).write_text("", encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"out is {path}, which cannot be written ({error.strerror}); a folder was expected"
+            ) from None
+
+    def append(self, records: list[SampleRecord], costs: list[CostRecord]) -> None:
+        """Add the lines of one finished block."""
+        self._write(self.RECORDS, [asdict(record) for record in records])
+        self._write(self.COSTS, [_flat(record) for record in costs])
+
+    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+        with (self.path / name).open("a", encoding="utf-8") as file:
+            file.write(lines)
+
+
+def _flat(record: CostRecord) -> dict[str, Any]:
+    row = asdict(record)
+    cost: dict[str, Any] = row.pop("cost")
+    return row | cost
+
+
+def read_records(path: str | Path) -> list[SampleRecord]:
+    """The sample records of a run's folder."""
+    lines = (Path(path) / RunDirectory.RECORDS).read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return [
+        SampleRecord(**(row | {"attacks": {key: Outcome(**outcome) for key, outcome in row["attacks"].items()}}))
+        for row in rows
+    ]

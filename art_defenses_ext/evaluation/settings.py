@@ -1,0 +1,99 @@
+"""What a run was: versions, settings, data and model, so that a reader can run it again."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.validation import FloatArray, IntArray
+
+PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of an evaluation that its records depend on.
+
+    Attributes:
+        threat: ``"linf"`` or ``"l2"``.
+        eps: radius, in pixel values.
+        attacks: the set's name, or the attacks' names.
+        samples: number of images.
+        seed: of all randomness.
+        block_size: samples attacked at a time.
+        curve_samples: samples that the curve was measured on.
+    """
+
+    threat: str
+    eps: float
+    attacks: str | list[str]
+    samples: int
+    seed: int
+    block_size: int
+    curve_samples: int
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """Everything about a run but its results.
+
+    Attributes:
+        settings: the arguments.
+        defences: name and options of each defence, in the order in which an image meets them.
+        model: class name of the network.
+        model_sha256: of its parameters and buffers.
+        data_sha256: of images and labels.
+        device: the processor or GPU by name.
+        threads: threads of torch on the CPU.
+        command: the command line of the process.
+        versions: Python's and the packages'.
+    """
+
+    settings: Settings
+    defences: list[dict[str, Any]]
+    model: str
+    model_sha256: str
+    data_sha256: str
+    device: str
+    threads: int
+    command: str
+    versions: dict[str, str]
+
+
+def describe_run(classifier: PyTorchClassifier, settings: Settings, x: FloatArray, labels: IntArray) -> RunDescription:
+    """Describe a run that is about to start."""
+    defences = [{"name": defence.defence_name} | defence.describe() for defence in find_defences(classifier)]
+    return RunDescription(
+        settings=settings,
+        defences=defences,
+        model=type(getattr(classifier.model, "network", classifier.model)).__name__,
+        model_sha256=_sha256(tensor.detach().cpu().numpy() for tensor in classifier.model.state_dict().values()),
+        data_sha256=_sha256([x, labels]),
+        device=_device_name(classifier.device),
+        threads=torch.get_num_threads(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+    )
+
+
+def _sha256(arrays: Any) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"

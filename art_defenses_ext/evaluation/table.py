@@ -1,0 +1,462 @@
+"""The figures of a report in words, and their picture in a terminal.
+
+All text here is ASCII, so that it survives any pipe and any locale.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from art_defenses_ext.evaluation.settings import RunDescription, Settings
+from art_defenses_ext.evaluation.summary import AttackRow, Proportion, Summary
+
+NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
+NARROWEST_NAME = 18  # columns that an attack's name gets, at least, before the tables give way to a list
+GROUPS = {"paper": "the paper's attacks", "ladder": "the ladder"}
+"""Headings of the attack table, by the rows' ``source``."""
+
+LEGEND = (
+    ("broke k of m", "of m images given, k were correct and became wrong in the ball"),
+    ("given", "'all' images, or 'left': the correct ones that nothing above broke"),
+    ("in ball", "accuracy after it, if only changes inside the threat's ball count"),
+    ("any size", "accuracy after it, whatever the changes' size: what papers print"),
+    ("median", "size of the changes that led to a wrong class, in the ball or not"),
+    ("passes", "images through the network per attacked image, forwards/backwards"),
+)
+"""What the columns of the attack table mean, a line each."""
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the few figures to take away.
+
+    Attributes:
+        key: ``"worst_case"``, ``"paper"``, ``"undefended_robust"``, ``"undefended_clean"`` or ``"clean"``.
+        label: what it is, in plain words.
+        value: the figure; None if it was not measured.
+        remark: what to know with it, or why it was not measured.
+    """
+
+    key: str
+    label: str
+    value: Proportion | None
+    remark: str = ""
+
+
+def headlines(summary: Summary) -> list[Headline]:
+    """The headline figures in their order: what survives comes first, the paper's number after it."""
+    found = [
+        Headline("worst_case", "Robust accuracy over all attacks", summary.worst_case, _warning(summary)),
+        Headline("paper", "After the paper's own attacks", summary.paper, "" if summary.paper else "none was run"),
+    ]
+    clean = Headline(
+        "clean", "Defended network, clean images" if summary.run.defences else "Clean images", summary.clean
+    )
+    if summary.undefended_clean is None:
+        return [
+            *found,
+            Headline("undefended_clean", "Undefended network", None, "not run: none is known"),
+            clean,
+        ]
+    fewer = "fewer attacks than on the defended" if tried(summary) == "adaptive" else ""
+    remark = fewer if summary.undefended_robust else "not run"
+    return [
+        *found,
+        Headline("undefended_robust", "Undefended network, attacks made on it", summary.undefended_robust, remark),
+        Headline("undefended_clean", "Undefended network, clean images", summary.undefended_clean),
+        clean,
+    ]
+
+
+Tried = Literal["nothing", "papers only", "no gradient", "adaptive", "nothing left"]
+
+
+def tried(summary: Summary) -> Tried:
+    """How far the attackers went: the honest reading of the worst case depends on it.
+
+    Returns:
+        ``"adaptive"`` if an attack of the ladder followed the gradient of the defended network; ``"no gradient"``
+        if the ladder only transferred or queried; ``"nothing left"`` if the ladder had no image left to attack;
+        ``"papers only"`` without a ladder; ``"nothing"`` if no attack ran.
+    """
+    if not any(row.attacked for row in summary.rows):
+        return "nothing"
+    ladder = [row for row in summary.rows if row.source == "ladder"]
+    if any(row.attacked and row.crafted_on == "defended" and row.backward > 0 for row in ladder):
+        return "adaptive"
+    if any(row.attacked for row in ladder):
+        return "no gradient"
+    return "nothing left" if any(row.crafted_on == "defended" for row in ladder) else "papers only"
+
+
+def shown_gap(summary: Summary) -> float | None:
+    """The gap, from 0 to 1; None also where it is 0 only because nobody but the paper's own attackers tried."""
+    return None if tried(summary) == "papers only" else summary.gap
+
+
+def _warning(summary: Summary) -> str:
+    return {
+        "nothing": "no attack was run",
+        "papers only": "no adaptive attack was run",
+        "no gradient": "no adaptive attack was run",
+    }.get(tried(summary), "")
+
+
+def verdict(summary: Summary) -> str:
+    """What the figures say, in a sentence or two that hold whatever they are."""
+    return f"{_verdict_on_defence(summary)} {_verdict_on_undefended(summary)}".strip()
+
+
+def _verdict_on_defence(summary: Summary) -> str:
+    how_far, left = tried(summary), percent(summary.worst_case)
+    target = "defence" if summary.run.defences else "network"
+    if how_far == "nothing":
+        return f"No attack was run: that {left} of the images are classified correctly says nothing about robustness."
+    if summary.paper is None:
+        none = " None of a paper's own attacks was run." if summary.run.defences else ""
+        if how_far == "adaptive":
+            return f"An attacker who knows the {target} leaves {left} correct.{none}"
+        return f"The attacks that were run leave {left} correct, but none followed the gradient of the {target}.{none}"
+    paper = f"the paper's own attacks, counted in the same ball, leave {percent(summary.paper)}"
+    if how_far == "adaptive":
+        return f"An attacker who knows the {target} leaves {left} correct; {_compared(summary, paper)}."
+    if how_far == "no gradient":
+        return (
+            f"With attacks that follow no gradient of the {target}, {left} stay correct; {_compared(summary, paper)}. "
+            f"An attacker who knows the {target} was not tried and may leave far less."
+        )
+    if how_far == "nothing left":
+        return f"{_capital(paper)}, and no correctly classified image was left to attack further."
+    return f"{_capital(paper)}. Nobody who knows the {target} has attacked it yet: that number is still unknown."
+
+
+def _compared(summary: Summary, paper: str) -> str:
+    """The paper's number beside the one that survives."""
+    assert summary.paper is not None
+    gap = summary.paper.count - summary.worst_case.count
+    if gap == 0:
+        return f"{paper} too: nothing else broke an image that they had left"
+    return f"{paper}, which is {points(gap / summary.paper.total)} more ({images(gap)})"
+
+
+def _verdict_on_undefended(summary: Summary) -> str:
+    if summary.undefended_clean is None:
+        return "No undefended network was there to compare with." if summary.run.defences else ""
+    if summary.undefended_robust is None:
+        return "The undefended network was not attacked."
+    kept = percent(summary.undefended_robust)
+    fewer = ", which are fewer" if tried(summary) == "adaptive" else ""
+    return f"The undefended network keeps {kept} under attacks made on it{fewer}."
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def percent(share: Proportion | None) -> str:
+    """``"26.7 %"`` on one line; ``"-"`` for None."""
+    return "-" if share is None else f"{100 * share.rate:.1f}{NO_BREAK}%"
+
+
+def interval(share: Proportion) -> str:
+    """Its 95 % interval in per cent, ``"[22.0, 31.9]"``."""
+    low, high = share.interval
+    return f"[{100 * low:.1f},{NO_BREAK}{100 * high:.1f}]"
+
+
+def points(gap: float) -> str:
+    """A difference of two accuracies, ``"62.0 points"``."""
+    return f"{100 * gap:.1f}{NO_BREAK}points"
+
+
+def images(count: int) -> str:
+    """So many images, on one line."""
+    return f"{count}{NO_BREAK}image{'' if count == 1 else 's'}"
+
+
+def amount(value: float) -> str:
+    """A number of passes, no finer than it is worth reading."""
+    return f"{value:.1f}".removesuffix(".0") if value < 100 else f"{value:.0f}"
+
+
+def seconds(value: float) -> str:
+    """Seconds, likewise; without the unit."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def size(value: float | None) -> str:
+    """The size of a perturbation."""
+    return "-" if value is None else f"{value:.3g}"
+
+
+def defence_names(run: RunDescription) -> list[str]:
+    """Each defence with its settings, ``"jump_relu (jump 1, relus 4)"``; settings that are None are left out."""
+    return [_defence_name(defence) for defence in run.defences]
+
+
+def _defence_name(defence: dict[str, Any]) -> str:
+    options = [
+        f"{key.replace('_', ' ')} {_option(value)}"
+        for key, value in defence.items()
+        if key != "name" and value is not None
+    ]
+    return f"{defence['name']} ({', '.join(options)})" if options else str(defence["name"])
+
+
+def _option(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(_option(one) for one in value) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def threat_in_words(settings: Settings) -> str:
+    """What the attacker may do."""
+    rule = {
+        "linf": "each pixel value may change by at most",
+        "l2": "the change's Euclidean length is at most",
+    }[settings.threat]
+    return f"{settings.threat}: {rule} {settings.eps:g}"
+
+
+def grouped(rows: list[AttackRow]) -> list[tuple[str, list[AttackRow]]]:
+    """The rows under their headings, the paper's first; no heading without rows."""
+    groups = [(title, [row for row in rows if row.source == source]) for source, title in GROUPS.items()]
+    return [(title, chosen) for title, chosen in groups if chosen]
+
+
+def notes(rows: list[AttackRow]) -> list[str]:
+    """A line for each thing that is to be said of attacks, such as why they did not run."""
+    found = dict.fromkeys(row.note for row in rows if row.note)
+    return [f"{note}: {', '.join(row.key for row in rows if row.note == note)}" for note in found]
+
+
+def median_size(row: AttackRow, norm: str) -> float | None:
+    """The median size of its perturbations in the threat's norm."""
+    return row.median_linf if norm == "linf" else row.median_l2
+
+
+def render(summary: Summary) -> RenderableType:
+    """The report for a terminal of any width.
+
+    Args:
+        summary: the figures of a run.
+
+    Returns:
+        Something that ``rich`` prints: what was run, the headline figures, the verdict, the attacks, a legend.
+    """
+    return Group(
+        _heading(summary.run),
+        _Headlines(summary),
+        "",
+        _Prose(verdict(summary)),
+        "",
+        _Attacks(summary),
+        "",
+        *[_Prose(line, indent="  ") for line in notes(summary.rows)],
+        *([""] if notes(summary.rows) else []),
+        *[_Prose(f"{term}: {meaning}", style="dim", indent="  ") for term, meaning in LEGEND],
+        "",
+        _Prose(f"In all {_total(summary)}."),
+    )
+
+
+def _total(summary: Summary) -> str:
+    total = summary.total
+    time = f"{seconds(total.seconds)}{NO_BREAK}s"
+    return f"{total.forward} passes forwards, {total.backward} backwards, {time}, curves included"
+
+
+@dataclass(frozen=True)
+class _Prose:
+    """Text that is wrapped between words, and never between a number and its unit.
+
+    rich itself breaks lines at no-break spaces; textwrap does not.
+    """
+
+    text: str
+    style: str = ""
+    indent: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        lines = textwrap.wrap(self.text, max(options.max_width, 1), subsequent_indent=self.indent)
+        yield _text("\n".join(lines), self.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        longest_word = max(map(len, textwrap.wrap(self.text, 1, break_long_words=False)), default=0)
+        return Measurement(longest_word, len(self.text)).with_maximum(options.max_width)
+
+
+def _text(text: str, style: str = "") -> Text:
+    """Text as it stands: a name such as ``FGSM [exact]`` holds no markup."""
+    return Text(text.replace(NO_BREAK, " "), style=style)
+
+
+def _heading(run: RunDescription) -> RenderableType:
+    settings = run.settings
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column()
+    names = defence_names(run) or ["none: a plain network"]
+    for number, name in enumerate(names):
+        grid.add_row("" if number else ("Defences" if len(names) > 1 else "Defence"), _Prose(name))
+    grid.add_row("Network", _Prose(run.model))
+    grid.add_row("Threat", _Prose(threat_in_words(settings)))
+    grid.add_row("Samples", _Prose(f"{settings.samples}, seed {settings.seed}"))
+    # No wider than its text: a frame across a very wide terminal separates what belongs together.
+    return Panel(grid, title=Text("Robustness evaluation"), title_align="left", expand=False)
+
+
+class _Headlines:
+    """The headline figures: side by side with their intervals, or below each other where that is too wide."""
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        table = self._table()
+        fits = _width(table, console, options) <= options.max_width
+        yield table if fits else Group(*self._lines())
+
+    def _table(self) -> Table:
+        table = Table(box=None, show_header=True, header_style="dim", pad_edge=False, padding=(0, 2, 0, 0))
+        table.add_column("", no_wrap=True)
+        for header in ("", "95 % interval", "images"):
+            table.add_column(header, justify="right", no_wrap=True)
+        for line in headlines(self.summary):
+            style = "bold" if line.key == "worst_case" else ""
+            if line.value is None:
+                table.add_row(_text(line.label), "-")
+            else:
+                cells = (line.label, percent(line.value), interval(line.value), _count(line.value))
+                table.add_row(*[_text(cell, style) for cell in cells])
+            if line.remark:
+                table.add_row(_text(f"  {line.remark}", "dim"))
+        gap = shown_gap(self.summary)
+        if gap is not None:
+            table.add_row("Gap between the first two, in points", f"{100 * gap:.1f}  ")
+        return table
+
+    def _lines(self) -> Iterator[RenderableType]:
+        for line in headlines(self.summary):
+            measured = [] if line.value is None else [f"{percent(line.value)} {interval(line.value)}"]
+            value = ", ".join([*measured, line.remark] if line.remark else measured)
+            yield _Prose(f"{line.label}: {value}", "bold" if line.key == "worst_case" else "", "  ")
+        gap = shown_gap(self.summary)
+        if gap is not None:
+            yield _Prose(f"Gap between the first two: {points(gap)}", indent="  ")
+
+
+def _count(share: Proportion) -> str:
+    return f"{share.count} of {share.total}"
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A column of the attack table: its heading, the text of a row in it, and where that stands."""
+
+    header: str
+    of: Callable[[AttackRow], str]
+    justify: Literal["left", "right"] = "right"
+
+
+def _results(norm: str) -> list[_Column]:
+    return [
+        _Column("made on", lambda row: row.crafted_on, "left"),
+        _Column("given", given, "left"),
+        _Column("broke\nk of m", broke),
+        _Column("% in\nball", lambda row: percent(row.robust).removesuffix(f"{NO_BREAK}%")),
+        _Column("% any\nsize", lambda row: percent(row.accuracy).removesuffix(f"{NO_BREAK}%")),
+        _Column(f"median\n{norm}", lambda row: size(median_size(row, norm))),
+    ]
+
+
+def _costs() -> list[_Column]:
+    return [
+        _Column("passes", _passes),
+        _Column("s", lambda row: seconds(row.seconds) if row.attacked else "-"),
+    ]
+
+
+def given(row: AttackRow) -> str:
+    """Which images it attacked."""
+    return "all" if row.samples == "all" else "left"
+
+
+def broke(row: AttackRow) -> str:
+    """``"52 of 251"``, or that it did not run."""
+    return f"{row.broke} of {row.attacked}" if row.attacked else "not run"
+
+
+def _passes(row: AttackRow) -> str:
+    return f"{amount(row.forward)}/{amount(row.backward)}" if row.attacked else "-"
+
+
+class _Attacks:
+    """The attacks: one table, or one for results and one for costs, or a list where even that is too wide."""
+
+    def __init__(self, summary: Summary) -> None:
+        self.summary = summary
+        self.longest_name = max((len(row.key) for row in summary.rows), default=0)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        results, costs = _results(self.summary.run.settings.threat), _costs()
+        whole = self._table([*results, *costs], self.longest_name)
+        spare = options.max_width - _width(self._table(results, self.longest_name), console, options)
+        if _width(whole, console, options) <= options.max_width:
+            yield whole
+        elif self.longest_name + spare >= NARROWEST_NAME:
+            # The table of costs is the narrower one: it has room where this one has.
+            name_width = min(self.longest_name, self.longest_name + spare)
+            yield self._table(results, name_width)
+            yield ""
+            yield self._table(costs, name_width)
+        else:
+            yield from self._lines()
+
+    def _table(self, columns: list[_Column], name_width: int) -> Table:
+        """The attacks with some of their columns; a name longer than ``name_width`` is wrapped."""
+        table = Table(box=box.SIMPLE_HEAD, header_style="dim", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        indent = 2
+        table.add_column("attack", width=max(name_width, NARROWEST_NAME) + indent, vertical="bottom")
+        for column in columns:
+            table.add_column(column.header, justify=column.justify, no_wrap=True, vertical="bottom")
+        for title, rows in grouped(self.summary.rows):
+            table.add_row(_text(title, "bold"))
+            for row in rows:
+                style = "" if row.attacked else "dim"
+                name = Padding(_text(row.key, style), (0, 0, 0, indent))
+                table.add_row(name, *[_text(column.of(row), style) for column in columns])
+        return table
+
+    def _lines(self) -> Iterator[RenderableType]:
+        for title, rows in grouped(self.summary.rows):
+            yield _Prose(f"{_capital(title)}:", "bold")
+            for row in rows:
+                yield _Prose(f"  {row.key}: {_in_words(row)}", indent="    ")
+
+
+def _in_words(row: AttackRow) -> str:
+    if not row.attacked:
+        return row.note
+    text = f"made on the {row.crafted_on} network; broke {broke(row).replace(' ', NO_BREAK)}"
+    if row.robust is not None:
+        text += f"; leaves {percent(row.robust)} in the ball, {percent(row.accuracy)} at any size"
+    return f"{text}; {_passes(row)} passes; {seconds(row.seconds)}{NO_BREAK}s"
+
+
+def _width(table: Table, console: Console, options: ConsoleOptions) -> int:
+    """The width at which nothing in the table is wrapped or cut."""
+    return Measurement.get(console, options.update(width=10_000), table).maximum

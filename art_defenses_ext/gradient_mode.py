@@ -1,0 +1,97 @@
+"""What an attacker may differentiate: the backward passes that a defence offers, by name.
+
+The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) always comes first;
+the other modes are surrogates, for where the exact derivative misleads: backward-pass differentiable approximation.
+
+Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security", section 4.1 (BPDA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, ClassVar
+
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext.validation import InputError
+
+
+class Defence:
+    """Mix-in for the object that runs a defence's forward pass: names its backward passes and holds the chosen one.
+
+    Attributes:
+        defence_name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
+        gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
+        gradient_mode: the one in force; settable.
+    """
+
+    defence_name: ClassVar[str]
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact",)
+    _gradient_mode: str = "exact"
+
+    @property
+    def gradient_mode(self) -> str:
+        return self._gradient_mode
+
+    @gradient_mode.setter
+    def gradient_mode(self, mode: str) -> None:
+        if mode not in self.gradient_modes:
+            raise InputError(f"gradient mode {mode!r}: one of {', '.join(self.gradient_modes)} was expected")
+        self._gradient_mode = mode
+
+    def describe(self) -> dict[str, Any]:
+        """The defence's settings, as plain data for a report."""
+        return {}
+
+
+def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
+    """Every defence that an image meets on its way through ``target``: preprocessors first, then the model."""
+    places: list[Any] = [target]
+    if isinstance(target, PyTorchClassifier):
+        places = [*target.preprocessing_operations, target.model]
+    found: list[Defence] = []
+    for place in places:
+        for candidate in place.modules() if isinstance(place, nn.Module) else [place]:
+            if isinstance(candidate, Defence) and candidate not in found:
+                found.append(candidate)
+    return found
+
+
+def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
+    """Every mode that ``target`` can be attacked under; ``("exact",)`` without a defence.
+
+    With several defences stacked, all combinations, written in their order with a plus: ``"identity+smooth"``.
+    """
+    per_defence = [defence.gradient_modes for defence in find_defences(target)]
+    return tuple("+".join(combination) for combination in product(*per_defence)) if per_defence else ("exact",)
+
+
+@contextmanager
+def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[None]:
+    """Give whoever differentiates ``target`` the backward passes named ``mode``; restore the former ones on exit.
+
+    Args:
+        target: a classifier or module with any number of defences.
+        mode: one of ``gradient_modes(target)``; ``"exact"`` alone is understood for any number of defences.
+
+    Raises:
+        InputError: for a mode that the defences do not offer.
+    """
+    defences = find_defences(target)
+    chosen = ["exact"] * len(defences) if mode == "exact" else mode.split("+")
+    if mode != "exact" and (
+        len(chosen) != len(defences)
+        or any(one not in defence.gradient_modes for one, defence in zip(chosen, defences, strict=True))
+    ):
+        raise InputError(f"gradient mode {mode!r}: one of {', '.join(gradient_modes(target))} was expected")
+    before = [defence.gradient_mode for defence in defences]
+    try:
+        for defence, one in zip(defences, chosen, strict=True):
+            defence.gradient_mode = one
+        yield
+    finally:
+        for defence, one in zip(defences, before, strict=True):
+            defence.gradient_mode = one

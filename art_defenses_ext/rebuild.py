@@ -1,0 +1,66 @@
+"""ART's classifier taken apart and put together again with other parts."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+
+def rebuild(classifier: PyTorchClassifier, **parts: Any) -> PyTorchClassifier:
+    """A new classifier with every constructor argument of ``classifier``, but for the ones given.
+
+    ART's own ways fall short: assigning ``preprocessing_defences`` has no effect, and ``clone_for_refitting`` resets
+    the weights. The device is kept, also where it is not torch's current one.
+
+    Args:
+        classifier: whose model, loss, shapes, optimizer, clip values, defences, preprocessing and device to take.
+        **parts: constructor arguments of ``PyTorchClassifier`` that replace its own.
+
+    Returns:
+        A classifier that shares with ``classifier`` all that is not replaced.
+    """
+    on_cuda = classifier.device.type == "cuda"
+    arguments = {
+        "model": classifier.model,
+        "loss": classifier.loss,
+        "input_shape": classifier.input_shape,
+        "nb_classes": classifier.nb_classes,
+        "optimizer": classifier.optimizer,
+        "use_amp": classifier.use_amp,
+        "opt_level": classifier.opt_level,
+        "loss_scale": classifier.loss_scale,
+        "channels_first": classifier.channels_first,
+        "clip_values": classifier.clip_values,
+        "preprocessing_defences": classifier.preprocessing_defences,
+        "postprocessing_defences": classifier.postprocessing_defences,
+        "preprocessing": classifier.preprocessing,
+        "device_type": "gpu" if on_cuda else "cpu",
+    }
+    with torch.cuda.device(classifier.device) if on_cuda else nullcontext():
+        return PyTorchClassifier(**(arguments | parts))
+
+
+def undefended(classifier: PyTorchClassifier) -> PyTorchClassifier | None:
+    """The classifier as it was before our defences, where they recorded it, else None."""
+    return getattr(classifier, "undefended", None)
+
+
+def record_undefended(defended: PyTorchClassifier, classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """Note on ``defended`` which classifier stood there before any defence (through several defences in a row)."""
+    defended.undefended = undefended(classifier) or classifier
+    return defended
+
+
+def model_dtype(model: nn.Module) -> torch.dtype | None:
+    """The dtype of the model's first floating-point parameter; None if it has none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+
+def as_model_input(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
+    """``x`` in the model's dtype: under NumPy 2 several ART attacks send float64, and ART does not cast."""
+    dtype = model_dtype(model)
+    return x if dtype is None else x.to(dtype)

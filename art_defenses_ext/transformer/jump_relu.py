@@ -1,0 +1,387 @@
+"""JumpReLU: a jump retrofitted to the ReLUs of a trained network.
+
+Source: Erichson, Yao, Mahoney 2019, "JumpReLU: A Retrofit Defense Strategy for Adversarial Attacks",
+arXiv:1904.03750 (ICPRAM 2020), and the authors' published code.
+
+A small positive signal is taken for noise: J(z) = z if z > kappa, else 0. The weights stay as they are. The jump
+makes the loss surface discontinuous, so the derivative that autograd finds misleads an attacker; the surrogate
+gradient modes are there to lead him right.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from art.defences.transformer.transformer import Transformer
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
+from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
+from art_defenses_ext.validation import FloatArray, InputError, check_classifier, check_images, check_labels
+
+Jump = float | Sequence[float]
+
+
+def jump_relu(z: Tensor, jump: float, gradient_mode: str = "exact", width: float | None = None) -> Tensor:
+    """J(z) = z where z > jump, else 0.
+
+    Args:
+        z: pre-activations, any shape.
+        jump: kappa >= 0; 0 is the ReLU.
+        gradient_mode: the backward rule. ``"exact"``: 1[z > jump], as the paper's white-box attacker has it.
+            ``"relu"``: 1[z > 0], which also reaches the units that the jump silenced. ``"smooth"``: the derivative
+            of z * sigmoid((z - jump) / width), which also feels the step itself.
+        width: of the sigmoid, > 0; None for a quarter of the jump. **Convention**: the paper knows no smooth
+            derivative; the table in docs/methods/jump_relu.md compares widths.
+
+    Returns:
+        J(z), the same to the last bit in every gradient mode.
+    """
+    if gradient_mode == "exact" or not (torch.is_grad_enabled() and z.requires_grad):
+        return F.threshold(z, jump, 0.0)
+    if gradient_mode == "smooth" and jump > 0:
+        smooth: Tensor = _SmoothJump.apply(z, jump, jump / 4 if width is None else width)
+        return smooth
+    relu: Tensor = _ReLUJump.apply(z, jump)  # also the limit of the smooth rule where there is no jump
+    return relu
+
+
+class _ReLUJump(torch.autograd.Function):
+    """The jump forwards, the ReLU backwards."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, jump: float) -> Tensor:
+        return F.threshold(z, jump, 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        (z,) = ctx.saved_tensors
+        return torch.where(z > 0, grad_outputs[0], 0), None
+
+
+class _SmoothJump(torch.autograd.Function):
+    """The jump forwards, z * sigmoid((z - jump) / width) backwards."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(z: Tensor, jump: float, width: float) -> Tensor:
+        return F.threshold(z, jump, 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+        z, ctx.jump, ctx.width = inputs
+        ctx.save_for_backward(z)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (z,) = ctx.saved_tensors
+        gate = torch.sigmoid((z - ctx.jump) / ctx.width)
+        return grad_outputs[0] * (gate + z * gate * (1 - gate) / ctx.width), None, None
+
+
+class JumpReLUNetwork(nn.Module, Defence):
+    """A network whose ReLUs jump in evaluation mode; in training mode it is the plain network.
+
+    ``state_dict`` and ``load_state_dict`` use the network's own keys.
+
+    Args:
+        network: the network, with ``nb_relus`` ReLU calls in each pass.
+        jump: kappa >= 0, for all calls or one each.
+        nb_relus: ReLU calls in one pass.
+        width: of the smooth backward rule, see :func:`jump_relu`; settable, so an attacker may anneal it.
+        shared: whether the parameters belong to another network too, in which case training is refused.
+
+    Attributes:
+        jumps: kappa of each ReLU call, in the order of execution.
+
+    Source: arXiv:1904.03750 and the authors' code: every ReLU is replaced, the jump acts in evaluation mode only.
+    """
+
+    defence_name = "jump_relu"
+    gradient_modes = ("exact", "relu", "smooth")
+
+    def __init__(
+        self, network: nn.Module, jump: Jump, nb_relus: int, width: float | None = None, shared: bool = False
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.nb_relus = nb_relus
+        self.jumps = per_layer(jump, nb_relus)
+        self.width = check_width(width)
+        self.shared = shared
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = as_model_input(x, self.network)
+        if self.training:
+            plain: Tensor = self.network(x)
+            return plain
+        with ReplaceReLU(self._activate):
+            logits: Tensor = self.network(x)
+        return logits
+
+    def _activate(self, z: Tensor, call: int) -> Tensor:
+        if call >= self.nb_relus:
+            if len(set(self.jumps)) > 1:
+                raise InputError(f"the network calls more than {self.nb_relus} ReLUs; as many as jumps were expected")
+            call = 0
+        return jump_relu(z, self.jumps[call], self.gradient_mode, self.width)
+
+    def train(self, mode: bool = True) -> JumpReLUNetwork:
+        """Set training or evaluation mode.
+
+        Raises:
+            InputError: for training mode while the parameters are shared with the undefended network.
+        """
+        if mode and self.shared:
+            raise InputError(
+                "the JumpReLU network shares its parameters with the undefended one and cannot be trained; "
+                "JumpReLU(classifier, copy=True) was expected"
+            )
+        super().train(mode)
+        return self
+
+    def describe(self) -> dict[str, Any]:
+        """The jump (one number if all calls share it) and the width of the smooth rule."""
+        jump = self.jumps[0] if len(set(self.jumps)) == 1 else list(self.jumps)
+        return {"jump": jump, "width": self.width, "relus": self.nb_relus}
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's own state under its own keys: the jump has none."""
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load a state under the network's own keys."""
+        return self.network.load_state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # Reached when this network is part of a larger module: give the keys the level that state_dict left out.
+        for key in [key for key in state_dict if key.startswith(prefix)]:
+            state_dict[f"{prefix}network.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Reached by deepcopy and pickle, whose result has parameters of its own.
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.shared = False
+
+
+class TradeOff(NamedTuple):
+    """A point of the curve that ``fit`` walked: the jump and the clean accuracy there."""
+
+    jump: float
+    accuracy: float
+
+
+class JumpReLU(Transformer):
+    """Retrofit a classifier with the JumpReLU.
+
+    Args:
+        classifier: trained classifier whose network has ReLUs. ``nn.ReLU``, ``F.relu``, ``torch.relu``,
+            ``Tensor.relu``, their in-place forms and ReLU6 are replaced; ``clamp(min=0)`` and other activations stay.
+        jump: kappa >= 0 in units of the pre-activation, one for the whole network as in the paper, or one for each
+            ReLU call in the order of execution. **Convention**: 1.0, the largest jump of the authors' grid
+            (0, .5, 1, 1.5) that costs their LeNet nothing; networks with batch norm want far less (the authors' grid
+            for ResNets ends at .09), which ``fit`` finds.
+        width: of the smooth backward rule, see :func:`jump_relu`.
+        copy: give the transformed classifier parameters of its own, so that it can be trained.
+
+    Raises:
+        InputError: for a jump below zero or not finite, a network without a ReLU, or one that hides them.
+
+    Source: arXiv:1904.03750; the equation in the authors' code is z * H(z - kappa).
+    """
+
+    params: list[str] = ["jump", "width", "copy"]  # noqa: RUF012 (ART's convention)
+
+    def __init__(
+        self, classifier: PyTorchClassifier, jump: Jump = 1.0, *, width: float | None = None, copy: bool = False
+    ) -> None:
+        super().__init__(check_classifier(classifier))
+        self.jump = jump
+        self.width = width
+        self.copy = copy
+        self.curve: list[TradeOff] = []
+        self._check_params()
+
+    def __call__(
+        self, x: FloatArray | None = None, transformed_classifier: PyTorchClassifier | None = None
+    ) -> PyTorchClassifier:
+        """The classifier with the jump in its network.
+
+        Mean/std, clip values, loss, other defences, optimizer and device are carried over. Its modules are separate
+        objects; its parameters and buffers are the original's own unless ``copy`` was asked for.
+
+        Args:
+            x: unused, as the jump needs no data; ART's transformers take it.
+            transformed_classifier: a classifier to transform instead of the one given at construction.
+        """
+        classifier = self.classifier
+        if transformed_classifier is not None:
+            classifier = check_classifier(transformed_classifier, "transformed_classifier")
+        # One deepcopy for both, so that the optimizer's copy holds the network's copied parameters.
+        network, optimizer = copy.deepcopy((classifier.model, classifier.optimizer), self._kept(classifier))
+        network = JumpReLUNetwork(network, self.jump, _relus_of(classifier), self.width, shared=not self.copy)
+        return record_undefended(rebuild(classifier, model=network.eval(), optimizer=optimizer), classifier)
+
+    def _kept(self, classifier: PyTorchClassifier) -> dict[int, Any]:
+        """What deepcopy shall take as it is: all tensors and the optimizer, unless a full copy was asked for."""
+        if self.copy:
+            return {}
+        shared = [*classifier.model.parameters(), *classifier.model.buffers(), classifier.optimizer]
+        return {id(one): one for one in shared}
+
+    def fit(
+        self,
+        x: FloatArray,
+        y: Any = None,
+        *,
+        max_accuracy_drop: float = 0.01,
+        jumps: Sequence[float] | None = None,
+        batch_size: int = 256,
+        **kwargs: Any,
+    ) -> None:
+        """Choose the largest jump whose clean accuracy stays within ``max_accuracy_drop`` of the plain network's.
+
+        Sets ``jump`` to the last jump before the first that costs more, and ``curve`` to the (jump, accuracy) pairs
+        that were looked at, in ascending order. Use validation images: the choice is a form of training.
+
+        Args:
+            x: validation images (N, *input_shape), float32, in the clip range.
+            y: their labels, indices (N,) or one-hot (N, nb_classes).
+            max_accuracy_drop: accepted loss of clean accuracy, a fraction in [0, 1).
+            jumps: ascending jumps > 0 to look at. None: twenty equal steps up to the first of
+                .01, .02, .04, ... that costs too much. **Convention**: the authors' grids differ by network and
+                were swept on test images.
+            batch_size: images per forward pass.
+
+        Raises:
+            InputError: for unusable images or labels, or a drop or a grid out of range.
+
+        Source: arXiv:1904.03750: kappa is tuned during validation.
+        """
+        if kwargs:
+            raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; x, y, max_accuracy_drop, jumps were expected")
+        x = check_images(x, self.classifier)
+        labels = check_labels(y, self.classifier.nb_classes, len(x))
+        if not 0 <= max_accuracy_drop < 1:
+            raise InputError(f"max_accuracy_drop is {max_accuracy_drop!r}; a fraction from 0 up to 1 was expected")
+        tuning = _Tuning(self.classifier, x, labels, max_accuracy_drop, batch_size)
+        grid = _check_grid(jumps) if jumps is not None else np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
+        self.jump = tuning.largest_acceptable(grid)
+        self.curve = tuning.curve()
+        self._is_fitted = True
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set ``jump``, ``width`` or ``copy``.
+
+        Raises:
+            InputError: for another name, which ART's own transformers drop in silence.
+        """
+        for name in kwargs:
+            if name not in self.params:
+                raise InputError(f"JumpReLU has no parameter {name!r}; one of {', '.join(self.params)} was expected")
+        super().set_params(**kwargs)
+
+    def _check_params(self) -> None:
+        check_width(self.width)
+        if not isinstance(self.copy, bool):
+            raise InputError(f"copy is {self.copy!r}; True or False was expected")
+        per_layer(self.jump, _relus_of(self.classifier))
+
+
+class _Tuning:
+    """Clean accuracy as a function of the jump, each value computed once."""
+
+    def __init__(
+        self, classifier: PyTorchClassifier, x: FloatArray, labels: Any, max_drop: float, batch_size: int
+    ) -> None:
+        self.transformed = JumpReLU(classifier, 0.0)()
+        self.network: JumpReLUNetwork = self.transformed.model
+        self.x, self.labels, self.batch_size = x, labels, batch_size
+        self.known: dict[float, float] = {}
+        self.required = self.accuracy(0.0) - max_drop
+
+    def accuracy(self, jump: float) -> float:
+        if jump not in self.known:
+            self.network.jumps = per_layer(jump, self.network.nb_relus)
+            predicted = self.transformed.predict(self.x, batch_size=self.batch_size).argmax(axis=1)
+            self.known[jump] = float((predicted == self.labels).mean())
+        return self.known[jump]
+
+    def acceptable(self, jump: float) -> bool:
+        # Half a sample of slack, or the rounding of the two means would decide.
+        return self.accuracy(jump) >= self.required - 0.5 / len(self.x)
+
+    def upper_limit(self) -> float:
+        """The first of .01, .02, .04, ... that costs too much; the end of the search where none does."""
+        jump = 0.01
+        while jump < 1e6 and self.acceptable(jump):
+            jump *= 2
+        return jump
+
+    def largest_acceptable(self, grid: Sequence[float]) -> float:
+        largest = 0.0
+        for jump in grid:
+            if not self.acceptable(jump):
+                break
+            largest = jump
+        return largest
+
+    def curve(self) -> list[TradeOff]:
+        return [TradeOff(jump, self.known[jump]) for jump in sorted(self.known)]
+
+
+def per_layer(jump: Jump, nb_relus: int) -> tuple[float, ...]:
+    """The jump of each ReLU call, checked.
+
+    Raises:
+        InputError: for a jump below zero or not finite, or another number of jumps than of ReLU calls.
+    """
+    jumps = tuple(jump) if isinstance(jump, Sequence) and not isinstance(jump, str) else (jump,) * nb_relus
+    if len(jumps) != nb_relus:
+        raise InputError(f"jump has {len(jumps)} values; one, or one for each of the {nb_relus} ReLUs, was expected")
+    for one in jumps:
+        if isinstance(one, bool) or not isinstance(one, Real) or not 0 <= float(one) < float("inf"):
+            raise InputError(f"jump is {one!r}; a finite number >= 0 was expected")
+    return tuple(float(one) for one in jumps)
+
+
+def check_width(width: float | None) -> float | None:
+    """The width of the smooth backward rule, checked: None or a finite number > 0."""
+    if width is not None and not 0 < width < float("inf"):
+        raise InputError(f"width is {width!r}; a finite number > 0, or None, was expected")
+    return width
+
+
+def _check_grid(jumps: Sequence[float]) -> list[float]:
+    grid = [float(jump) for jump in jumps]
+    if not grid or not np.isfinite(grid).all() or min(grid) <= 0 or sorted(set(grid)) != grid:
+        raise InputError(f"jumps is {list(jumps)!r}; ascending finite numbers > 0 were expected")
+    return grid
+
+
+def _relus_of(classifier: PyTorchClassifier) -> int:
+    """ReLU calls in one evaluation pass of the classifier's network, found by a pass on an empty image."""
+    check_replaceable(classifier.model)
+    probe = copy.deepcopy(classifier.model, {id(p): p for p in classifier.model.parameters()}).eval()
+    image = torch.zeros(1, *classifier.input_shape, device=classifier.device, dtype=model_dtype(probe))
+    nb_relus = count_relus(probe, image)
+    if nb_relus == 0:
+        raise InputError(f"the model {type(classifier.model).__name__} calls no ReLU; at least one was expected")
+    return nb_relus

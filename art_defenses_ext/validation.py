@@ -1,0 +1,102 @@
+"""Checks of what a user hands in: one clear sentence each, before any work is done."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+FloatArray = npt.NDArray[np.float32]
+IntArray = npt.NDArray[np.int64]
+
+
+class InputError(ValueError):
+    """An argument that cannot be used; the message names it, its value and what was expected."""
+
+
+def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
+    """Return ``classifier`` if ART's way of running it is the way it is meant to be run.
+
+    Raises:
+        InputError: if it is no ``PyTorchClassifier``, or if its model is a subclass of ``nn.Sequential`` with a
+            ``forward`` of its own, which ART ignores (it calls the children one by one).
+    """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise InputError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
+    model = classifier.model
+    if isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward:
+        raise InputError(
+            f"{argument}: the model's class {type(model).__name__} is an nn.Sequential with a forward of its own, "
+            "which ART ignores; make it a plain nn.Module"
+        )
+    return classifier
+
+
+def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> FloatArray:
+    """Return ``x`` if it is a batch of images that ``classifier`` takes: float32, finite, in its clip range.
+
+    Args:
+        x: images (N, *classifier.input_shape), float32, inside ``classifier.clip_values``.
+        classifier: gives the shape of an image and the clip values.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"{argument} is a {type(x).__name__}; a numpy array was expected")
+    if x.dtype == np.uint8:
+        raise InputError(f"{argument} is uint8; float32 was expected: {argument}.astype(np.float32) / 255")
+    if x.dtype != np.float32:
+        raise InputError(f"{argument} is {x.dtype}; float32 was expected: {argument}.astype(np.float32)")
+    expected = tuple(classifier.input_shape)
+    if x.shape[1:] != expected:
+        raise InputError(f"{argument} has shape {x.shape}; (N, {', '.join(map(str, expected))}) was expected")
+    if len(x) == 0:
+        raise InputError(f"{argument} is empty; at least one image was expected")
+    if not np.isfinite(x).all():
+        raise InputError(f"{argument} holds NaN or infinite values; finite values were expected")
+    if classifier.clip_values is not None:
+        low, high = classifier.clip_values
+        if (x < low).any() or (x > high).any():
+            raise InputError(
+                f"{argument} ranges from {x.min():g} to {x.max():g}; "
+                f"values inside the clip values [{np.min(low):g}, {np.max(high):g}] were expected"
+            )
+    return x
+
+
+def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") -> IntArray:
+    """Return labels as class indices, int64 of shape (N,).
+
+    Args:
+        y: class indices (N,) or one-hot rows (N, nb_classes).
+        nb_classes: number of classes.
+        nb_samples: number of images that the labels belong to.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for another width or length, rows that are not one-hot, or an index out of range.
+    """
+    if not isinstance(y, np.ndarray):
+        raise InputError(f"{argument} is a {type(y).__name__}; a numpy array was expected")
+    if len(y) != nb_samples:
+        raise InputError(f"{argument} has {len(y)} labels for {nb_samples} images; as many were expected")
+    if y.ndim == 2:
+        if y.shape[1] != nb_classes:
+            raise InputError(f"{argument} is one-hot of width {y.shape[1]}; {nb_classes} classes were expected")
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise InputError(f"{argument} has rows that are not one-hot; a single 1 a row was expected")
+        y = y.argmax(axis=1)
+    elif y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise InputError(
+            f"{argument} has shape {y.shape} and dtype {y.dtype}; "
+            f"class indices (N,) or one-hot rows (N, {nb_classes}) were expected"
+        )
+    if (y < 0).any() or (y >= nb_classes).any():
+        raise InputError(f"{argument} holds labels from {y.min()} to {y.max()}; 0 to {nb_classes - 1} were expected")
+    indices: IntArray = y.astype(np.int64)
+    return indices

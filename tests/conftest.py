@@ -1,0 +1,119 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import art.config
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from hypothesis import settings
+from torch import nn
+
+from art_defenses_ext.datasets import Dataset, load_dataset
+from art_defenses_ext.models import MODELS, DigitsCNN
+from art_defenses_ext.training import train_classifier
+
+# The same examples in each run, and no verdict that depends on how busy the machine is.
+settings.register_profile("reproducible", deadline=None, derandomize=True)
+settings.load_profile("reproducible")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _art_writes_to_a_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """ART writes a model file into its data folder whenever a classifier is pickled."""
+    before = art.config.ART_DATA_PATH
+    art.config.set_data_path(str(tmp_path_factory.mktemp("art_data")))
+    yield
+    art.config.set_data_path(before)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """On small networks threads gain nothing, and where several test runs share the cores they cost a factor of 50."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def data_root() -> Path:
+    """The folder of the real data sets."""
+    root = os.environ.get("ART_DEFENSES_DATA")
+    if not root:
+        pytest.skip("ART_DEFENSES_DATA is not set")
+    return Path(root)
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """A CUDA device that computes in full float32 precision."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    matmul, convolution = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield torch.device("cuda", torch.cuda.current_device())
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, convolution
+
+
+@pytest.fixture(scope="session")
+def digits() -> Dataset:
+    return load_dataset("digits")
+
+
+@pytest.fixture(scope="session")
+def digits_classifier(digits: Dataset) -> PyTorchClassifier:
+    """A network trained on the digits, for all tests to share: whoever changes it takes ``own_classifier``."""
+    spec = MODELS["digits_cnn"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = DigitsCNN()
+    train_classifier(
+        model, digits.train.x, digits.train.y, nb_epochs=30, batch_size=64, mean=spec.mean, std=spec.std, progress=False
+    )
+    return _wrap_digits(model)
+
+
+@pytest.fixture
+def own_classifier(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """The network trained on the digits, wrapped and with parameters for one test alone."""
+    return _wrap_digits(deepcopy(digits_classifier.model))
+
+
+def _wrap_digits(model: nn.Module) -> PyTorchClassifier:
+    spec = MODELS["digits_cnn"]
+    return PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        spec.input_shape,
+        spec.nb_classes,
+        optimizer=torch.optim.Adam(model.parameters(), lr=1e-3),
+        clip_values=(0.0, 1.0),
+        preprocessing=(np.array(spec.mean), np.array(spec.std)),
+        device_type="cpu",
+    )
+
+
+@pytest.fixture
+def linear_classifier() -> Callable[..., PyTorchClassifier]:
+    """Builds a classifier whose logits are W x + b, so that every distance to a boundary has a closed form."""
+
+    def build(
+        weight: npt.NDArray[np.float32], bias: npt.NDArray[np.float32], input_shape: tuple[int, ...]
+    ) -> PyTorchClassifier:
+        """``weight`` (K, D) and ``bias`` (K,) on images of ``input_shape``, which holds D values."""
+        linear = nn.Linear(weight.shape[1], weight.shape[0])
+        linear.load_state_dict({"weight": torch.from_numpy(weight), "bias": torch.from_numpy(bias)})
+        model = nn.Sequential(nn.Flatten(), linear)
+        return PyTorchClassifier(
+            model, nn.CrossEntropyLoss(), input_shape, len(weight), clip_values=(0.0, 1.0), device_type="cpu"
+        )
+
+    return build

@@ -1,0 +1,551 @@
+"""The report: what survives comes first, the words follow the numbers, and every medium says the same."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+from rich.console import Console
+
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, png, summary_bars
+from art_defenses_ext.evaluation.page import render_page
+from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.report import Example, Report
+from art_defenses_ext.evaluation.settings import RunDescription, Settings
+from art_defenses_ext.evaluation.summary import Proportion, Summary, summarise
+from art_defenses_ext.evaluation.table import headlines, verdict
+from art_defenses_ext.evaluation.threats import Linf
+from art_defenses_ext.validation import InputError
+
+NB_SAMPLES = 20
+WIDTHS = (30, 40, 60, 80, 100, 140)
+THREAT = Linf(0.2)
+
+
+def spec(name: str, **options: Any) -> AttackSpec:
+    def build(*_: Any) -> Any:
+        raise AssertionError("a report runs no attack")
+
+    return AttackSpec(name, build, f"what {name} is for", **options)
+
+
+PAPER = spec("IFGSM", source="paper", samples="all", bounded=False)
+PGD = spec("PGD", all_modes=True)
+SQUARE = spec("Square")
+TRANSFER = spec("transfer", crafted_on="undefended", samples="all")
+CURVED = spec("PGD", all_modes=True, curve=True)
+
+
+def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
+    values: dict[str, Any] = {
+        "settings": Settings("linf", THREAT.eps, "standard", samples, 7, 256, 10),
+        "defences": [{"name": "jump_relu", "jump": 0.5, "width": None}],
+        "model": "LeNetLike",
+        "model_sha256": "1" * 64,
+        "data_sha256": "2" * 64,
+        "device": "CPU",
+        "threads": 1,
+        "command": "evaluate.py --eps 0.2",
+        "versions": {"python": "3.11.9", "torch": "2.8.0"},
+    }
+    return RunDescription(**(values | changes))
+
+
+def summary_of(
+    attacks: Sequence[tuple[AttackSpec, int | None]],
+    samples: int = NB_SAMPLES,
+    correct: int | None = None,
+    undefended_correct: int | None = 8,
+    curve: bool = False,
+    **changes: Any,
+) -> Summary:
+    """Figures of a run in which each attack breaks the first so many images; None: it did not run.
+
+    Of the undefended network's images ``undefended_correct`` survive the transfer; None: there is no such network.
+    """
+    correct = samples if correct is None else correct
+    clean = None if undefended_correct is None else 0
+    records = [SampleRecord(i, 0, int(i >= correct), clean) for i in range(samples)]
+    plan, costs = [], []
+    for one, broken in attacks:
+        run = AttackRun(one, "exact", THREAT)
+        plan.append(run)
+        if broken is not None:
+            costs.append(attack(run, broken, records, undefended_correct))
+    for eps, broken in ((0.1, 3), (0.2, 6), (0.4, 9)) if curve else ():
+        run = AttackRun(CURVED, "exact", Linf(eps), curve=True)
+        plan.append(run)
+        costs.append(attack(run, broken, records[:10], None, success=False))
+    return summarise(a_run(samples, **changes), plan, records, costs)
+
+
+def attack(
+    run: AttackRun,
+    broken: int,
+    records: list[SampleRecord],
+    undefended_correct: int | None,
+    success: bool = True,
+    usable: bool = True,
+) -> CostRecord:
+    everywhere = run.spec.samples == "all" or run.curve
+    chosen = [record for record in records if everywhere or record.robust()]
+    for record in chosen:
+        hit = record.index < broken
+        plain = None
+        if run.spec.crafted_on == "undefended" and undefended_correct is not None:
+            plain = int(record.index >= undefended_correct)
+        record.attacks[run.key] = Outcome(
+            int(hit), hit, 0.15, 1.5, hit and success, usable, undefended_prediction=plain
+        )
+    backward = 0 if run.spec.name == "Square" else 3 * len(chosen)
+    return CostRecord(0, run.key, len(chosen), Cost(2 * len(chosen), backward, 0.5, 10**6))
+
+
+def an_example(shape: tuple[int, ...] = (1, 8, 8), name: str = "PGD [exact]") -> Example:
+    clean = np.linspace(0.2, 0.8, math.prod(shape), dtype=np.float32).reshape(shape)
+    sign = np.where(np.arange(clean.size).reshape(shape) % 3 == 0, 1, -1)
+    return Example(4, 2, 7, name, clean, (clean + 0.1 * sign).astype(np.float32))
+
+
+def full_report() -> Report:
+    summary = summary_of([(PAPER, 2), (PGD, 15), (SQUARE, 15), (TRANSFER, 4)], curve=True)
+    return Report(summary, [], [an_example(), an_example(name="transfer")])
+
+
+def printed(summary: Summary, width: int) -> str:
+    stream = io.StringIO()
+    Report(summary, [], []).print(Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def page(summary: Summary, examples: Sequence[Example] = ()) -> str:
+    return render_page(summary, examples, {})
+
+
+# The figures and their order
+
+
+def test_what_survives_comes_first_and_the_papers_number_second() -> None:
+    lines = headlines(full_report().summary)
+    assert [line.key for line in lines] == ["worst_case", "paper", "undefended_robust", "undefended_clean", "clean"]
+    shares = [line.value for line in lines]
+    assert shares == [Proportion(5, 20), Proportion(18, 20), Proportion(8, 20), Proportion(20, 20), Proportion(20, 20)]
+
+
+@pytest.mark.parametrize("medium", ["terminal", "page"])
+def test_each_medium_shows_the_figures_in_that_order(medium: str) -> None:
+    summary = full_report().summary
+    text = printed(summary, 100) if medium == "terminal" else read_html(page(summary)).text
+    places = [text.index(line.label) for line in headlines(summary)]
+    assert places == sorted(places)
+
+
+def wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson 1927, as a solution of (p - p0)^2 = z^2 p0 (1 - p0) / n for p0."""
+    z = 1.959963984540054
+    a, b, c = 1 + z**2 / total, 2 * count / total + z**2 / total, (count / total) ** 2
+    root = math.sqrt(b**2 - 4 * a * c)
+    return (b - root) / (2 * a), (b + root) / (2 * a)
+
+
+@pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 1), (0, 20), (5, 20), (20, 20), (266, 300), (9_999, 10_000)])
+def test_intervals_are_wilsons(count: int, total: int) -> None:
+    assert Proportion(count, total).interval == pytest.approx(wilson(count, total), abs=1e-12)
+
+
+def test_the_json_file_reads_back_with_wilsons_intervals(tmp_path: Path) -> None:
+    report = full_report()
+    report.save(tmp_path)
+    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert read == report.summary.as_dict()
+    assert read["worst_case"]["interval"] == pytest.approx(wilson(5, 20))
+    assert read["gap"] == pytest.approx(13 / 20)
+
+
+# The verdict
+
+SENTENCES = {
+    "a gap": (
+        summary_of([(PAPER, 2), (PGD, 15), (TRANSFER, 4)]),
+        "An attacker who knows the defence leaves 25.0 % correct; the paper's own attacks, counted in the same ball, "
+        "leave 90.0 %, which is 65.0 points more (13 images). "
+        "The undefended network keeps 40.0 % under attacks made on it, which are fewer.",
+    ),
+    "a gap of one image": (
+        summary_of([(PAPER, 2), (PGD, 3), (TRANSFER, 0)]),
+        "An attacker who knows the defence leaves 85.0 % correct; the paper's own attacks, counted in the same ball, "
+        "leave 90.0 %, which is 5.0 points more (1 image). "
+        "The undefended network keeps 40.0 % under attacks made on it, which are fewer.",
+    ),
+    "no gap": (
+        summary_of([(PAPER, 2), (PGD, 0)], undefended_correct=None),
+        "An attacker who knows the defence leaves 90.0 % correct; the paper's own attacks, counted in the same ball, "
+        "leave 90.0 % too: nothing else broke an image that they had left. "
+        "No undefended network was there to compare with.",
+    ),
+    "no attack of a paper": (
+        summary_of([(PGD, 15)]),
+        "An attacker who knows the defence leaves 25.0 % correct. None of a paper's own attacks was run. "
+        "The undefended network was not attacked.",
+    ),
+    "the paper's attacks alone": (
+        summary_of([(PAPER, 2)]),
+        "The paper's own attacks, counted in the same ball, leave 90.0 %. "
+        "Nobody who knows the defence has attacked it yet: that number is still unknown. "
+        "The undefended network was not attacked.",
+    ),
+    "only queries and transfer": (
+        summary_of([(PAPER, 2), (SQUARE, 5), (TRANSFER, 4)]),
+        "With attacks that follow no gradient of the defence, 75.0 % stay correct; the paper's own attacks, "
+        "counted in the same ball, leave 90.0 %, which is 15.0 points more (3 images). "
+        "An attacker who knows the defence was not tried and may leave far less. "
+        "The undefended network keeps 40.0 % under attacks made on it.",
+    ),
+    "nothing left for the ladder": (
+        summary_of([(PAPER, 20), (PGD, None)]),
+        "The paper's own attacks, counted in the same ball, leave 0.0 %, and no correctly classified image was left "
+        "to attack further. The undefended network was not attacked.",
+    ),
+    "nothing to attack": (
+        summary_of([(PGD, None)], correct=0, undefended_correct=None),
+        "No attack was run: that 0.0 % of the images are classified correctly says nothing about robustness. "
+        "No undefended network was there to compare with.",
+    ),
+    "a network without a defence": (
+        summary_of([(PGD, 15)], undefended_correct=None, defences=[]),
+        "An attacker who knows the network leaves 25.0 % correct.",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+def test_the_verdict_follows_from_the_numbers(case: str) -> None:
+    summary, expected = SENTENCES[case]
+    assert str(Report(summary, [], [])) == expected
+    assert verdict(summary).replace("\N{NO-BREAK SPACE}", " ") == expected
+
+
+@pytest.mark.parametrize("case", SENTENCES)
+def test_every_medium_speaks_the_verdict(case: str) -> None:
+    summary, expected = SENTENCES[case]
+    assert expected in " ".join(printed(summary, 80).split())
+    assert expected in read_html(page(summary)).text
+
+
+def test_without_an_adaptive_attacker_no_gap_is_claimed() -> None:
+    alone = SENTENCES["the paper's attacks alone"][0]
+    assert "no adaptive attack was run" in printed(alone, 80)
+    assert "Gap" not in printed(alone, 80)
+    assert "Gap" not in page(alone)
+
+
+# The terminal
+
+
+@pytest.mark.parametrize("width", [*range(24, 101, 4), 140])
+def test_no_width_breaks_a_number_or_a_line(width: int) -> None:
+    text = printed(full_report().summary, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert not re.search(r"^[ │]*(%|of \d|points|images\))", text, re.MULTILINE)
+    assert "…" not in text
+    assert "\N{NO-BREAK SPACE}" not in text
+    for whole in ("25.0 %", "90.0 %", "[11.2, 46.9]", "65.0 points", "13 of 18", "2 of 20"):
+        assert whole in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_piped_has_no_escape_codes(width: int) -> None:
+    assert "\x1b" not in printed(full_report().summary, width)
+
+
+def test_long_runs_and_long_names_fit_80_columns() -> None:
+    long = spec("an attack whose name says everything that there is to say about it", all_modes=True)
+    text = printed(summary_of([(PAPER, 2), (long, 9_000), (TRANSFER, 4)], samples=10_000), 80)
+    assert max(map(len, text.splitlines())) <= 80
+    assert "8998 of 9998" in text
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_names_are_not_markup(width: int) -> None:
+    text = printed(summary_of([(spec("[red]x[/red]", all_modes=True), 3)]), width)
+    assert "[red]x[/red] [exact]" in text
+
+
+def test_groups_stand_under_their_headings() -> None:
+    lines = [line.split() for line in printed(full_report().summary, 100).splitlines()]
+    starts = [" ".join(line[:3]) for line in lines if line]
+    order = [starts.index(one) for one in ("the paper's attacks", "IFGSM defended all", "the ladder")]
+    assert order == sorted(order)
+
+
+# Attacks that did not run
+
+
+def test_attacks_that_did_not_run_say_why() -> None:
+    summary = summary_of([(PAPER, 20), (PGD, None), (TRANSFER, None)], undefended_correct=None)
+    text = " ".join(printed(summary, 100).split())
+    assert "not run: no sample was left: PGD [exact]" in text
+    assert "not run: no undefended classifier is known: transfer" in text
+    html = read_html(page(summary)).text
+    assert "not run: no sample was left" in html
+    assert "not run: no undefended classifier is known" in html
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_notes_on_attacks_that_ran_are_shown(width: int) -> None:
+    records = [SampleRecord(i, 0, 0) for i in range(NB_SAMPLES)]
+    run = AttackRun(PGD, "exact", THREAT)
+    cost = attack(run, 0, records, None, usable=False)
+    summary = summarise(a_run(), [run], records, [cost])
+    assert "returned 20 unusable images: PGD [exact]" in " ".join(printed(summary, width).split())
+    assert "returned 20 unusable images" in read_html(page(summary)).text
+
+
+def test_an_attack_on_the_survivors_has_no_accuracy_of_its_own() -> None:
+    line = next(line for line in printed(full_report().summary, 100).splitlines() if "PGD [exact]" in line)
+    assert line.split() == ["PGD", "[exact]", "defended", "left", "13", "of", "18", "-", "-", "0.15", "2/3", "0.5"]
+
+
+# The page
+
+
+class Page(HTMLParser):
+    """Reads a page, and insists that every tag is closed in its turn."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.stack:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.words).split())
+
+
+def read_html(source: str) -> Page:
+    parser = Page()
+    parser.feed(source)
+    parser.close()
+    assert parser.stack == []
+    return parser
+
+
+def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
+    full_report().save(tmp_path)
+    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+    tags = read_html(source).tags
+    assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in tags}
+    links = [value for _, attrs in tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
+    assert len(links) == 3
+    assert all(link is not None and link.startswith("data:image/png;base64,") for link in links)
+    assert not re.search(r"https?://|@import|url\(", source)
+
+
+def test_pictures_have_words_for_those_who_cannot_see_them(tmp_path: Path) -> None:
+    full_report().save(tmp_path)
+    tags = read_html((tmp_path / "report.html").read_text(encoding="utf-8")).tags
+    texts = [attrs["alt"] for tag, attrs in tags if tag == "img"]
+    assert len(texts) == 3
+    assert "25.0" in str(texts[0])
+    assert "Image 4, class 2, became 7 by PGD [exact]." in str(texts[2])
+
+
+def test_the_page_escapes_what_comes_from_a_run() -> None:
+    nasty = '<b>"bold"</b> & <script>alert(1)</script>'
+    summary = summary_of(
+        [(spec(nasty), 3)], model=nasty, command=nasty, device=nasty, defences=[{"name": nasty, "jump": nasty}]
+    )
+    source = render_page(summary, [an_example(name=nasty)], {"examples": b"png"})
+    tags = read_html(source).tags
+    assert not {"b", "script"} & {tag for tag, _ in tags}
+    assert read_html(source).text.count(nasty) >= 5
+    assert any(nasty in str(attrs.get("alt")) for tag, attrs in tags if tag == "img")
+
+
+def test_the_page_tells_what_was_run() -> None:
+    text = read_html(page(full_report().summary)).text
+    for fact in (
+        "jump_relu (jump 0.5)",
+        "LeNetLike",
+        "linf: each pixel value may change by at most 0.2",
+        "evaluate.py --eps 0.2",
+        "1" * 64,
+        "2" * 64,
+        "3.11.9",
+        "what PGD is for",
+        "seed 7",
+    ):
+        assert fact in text
+    assert "width" not in text  # a setting that is None
+
+
+# The figures
+
+
+def picture(content: bytes) -> Any:
+    return matplotlib.image.imread(io.BytesIO(content), format="png")
+
+
+@pytest.mark.parametrize("name", ["accuracy", "curves", "examples"])
+def test_the_pictures_open_and_show_something(name: str, tmp_path: Path) -> None:
+    full_report().save(tmp_path)
+    shown = picture((tmp_path / "figures" / f"{name}.png").read_bytes())
+    assert min(shown.shape[:2]) > 300
+    assert shown[..., :3].std() > 0.03
+
+
+def test_equal_figures_are_equal_files() -> None:
+    summary = full_report().summary
+    assert png(accuracy_curves(summary)) == png(accuracy_curves(summary))
+
+
+def test_the_curves_name_every_attack_and_mark_the_threat() -> None:
+    summary = full_report().summary
+    figure = accuracy_curves(summary)
+    texts = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert texts == [
+        "the ladder, first 10 images",
+        " 40.0 %  PGD [exact]",
+        "the paper's attacks, all images",
+        " 90.0 %  IFGSM",
+        "over all attacks, all images",
+        " 25.0 %  robust accuracy",
+    ]
+    lines = [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
+    assert [THREAT.eps, THREAT.eps] in lines  # the upright one
+    assert "eps 0.2" in [text.get_text() for text in figure.axes[0].texts]
+
+
+def test_names_in_pictures_are_neither_formulas_nor_hidden() -> None:
+    odd = spec(r"_$\frac$", all_modes=True, samples="all", bounded=False)
+    summary = summary_of([(PAPER, 2), (odd, 3)], curve=True, model="$x_$")
+    content = png(accuracy_curves(summary))  # an unfinished formula would raise here
+    assert picture(content).std() > 0
+    assert any(r"_$\frac$" in text.get_text() for text in accuracy_curves(summary).legends[0].get_texts())
+    assert png(examples_figure([an_example(name=r"$\frac$")]))
+
+
+def test_the_bars_stand_in_the_order_of_the_headlines() -> None:
+    summary = full_report().summary
+    axes = summary_bars(summary).axes[0]
+    assert axes.yaxis_inverted()
+    assert [
+        patch.get_extents().transformed(axes.transData.inverted()).width for patch in axes.patches
+    ] == pytest.approx([25, 90, 40, 100, 100])
+    ends = np.asarray(axes.lines[0].get_xdata()).tolist()
+    assert ends == pytest.approx([100 * end for end in wilson(5, 20)])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (8, 8), (4, 10, 6)])
+def test_examples_of_any_image_shape_are_drawn(shape: tuple[int, ...]) -> None:
+    figure = examples_figure([an_example(shape)])
+    assert picture(png(figure)).std() > 0.03
+    difference = figure.axes[2]
+    assert difference.get_xlabel() == "full scale: ±0.1"
+    shown = np.asarray(difference.images[0].get_array(), dtype=np.float64)
+    if len(shape) == 2 or shape[0] in (1, 3):  # else channels were averaged
+        assert shown.min() == pytest.approx(0, abs=1e-5)
+        assert shown.max() == pytest.approx(1, abs=1e-5)
+
+
+def test_an_unchanged_example_is_drawn_as_no_difference() -> None:
+    same = an_example()
+    figure = examples_figure([Example(0, 0, 1, "x", same.clean, same.clean)])
+    assert np.asarray(figure.axes[2].images[0].get_array()) == pytest.approx(0.5)
+
+
+def test_figures_refuse_what_they_cannot_show() -> None:
+    with pytest.raises(InputError, match="holds no curve"):
+        accuracy_curves(summary_of([(PGD, 3)]))
+    with pytest.raises(InputError, match="holds 0 examples"):
+        examples_figure([])
+    with pytest.raises(InputError, match="all of them images"):
+        examples_figure([an_example((20,))])
+
+
+# Files
+
+
+def names(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+ALWAYS = {"report.json", "report.html", "figures/accuracy.png"}
+SOMETIMES = {"figures/curves.png", "figures/examples.png", "examples.npz"}
+
+
+def test_save_writes_what_there_is_and_removes_what_there_is_no_more(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    full_report().save(folder)
+    assert names(folder) == ALWAYS | SOMETIMES
+    Report(summary_of([(PGD, 3)]), [], []).save(str(folder))
+    assert names(folder) == ALWAYS
+
+
+def test_examples_that_are_no_images_are_saved_but_not_drawn(tmp_path: Path) -> None:
+    Report(summary_of([(PGD, 3)]), [], [an_example((20,))]).save(tmp_path)
+    assert names(tmp_path) == ALWAYS | {"examples.npz"}
+
+
+def test_the_examples_read_back_without_pickle(tmp_path: Path) -> None:
+    report = full_report()
+    report.save(tmp_path)
+    with np.load(tmp_path / "examples.npz", allow_pickle=False) as read:
+        assert set(read) == {"clean", "adversarial", "index", "label", "prediction", "attack"}
+        assert read["clean"].shape == (2, 1, 8, 8)
+        np.testing.assert_array_equal(read["adversarial"][1], report.examples[1].adversarial)
+        assert [*read["attack"]] == ["PGD [exact]", "transfer"]
+        assert (read["index"][0], read["label"][0], read["prediction"][0]) == (4, 2, 7)
+
+
+def test_a_crash_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    full_report().save(tmp_path)
+    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    write = Path.write_bytes
+
+    def full_disk(path: Path, content: bytes) -> int:
+        write(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(InputError, match="No space left on device"):
+        Report(summary_of([(PGD, 3)]), [], []).save(tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+
+
+def test_a_file_in_place_of_the_folder_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(InputError, match=r"folder is .*taken, which cannot be written"):
+        full_report().save(tmp_path / "taken")
+
+
+def test_the_report_does_not_spill_its_records() -> None:
+    assert "records" not in repr(full_report())

@@ -1,0 +1,303 @@
+"""Networks and weights: closed forms of the parts, the published accuracies, one sentence for each failure."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from art_defenses_ext.datasets import DATASETS, load_dataset
+from art_defenses_ext.models import DEFAULT_MODEL, MODELS, LeNetLike, ModelSpec, build_model, load_weights
+from art_defenses_ext.training import accuracy
+from art_defenses_ext.validation import InputError
+
+NB_PARAMETERS = {
+    # Counted by hand from the shapes of the papers' layers; He et al. 2016, table 6, give 0.27 million for ResNet-20.
+    "digits_cnn": 160 + 4_640 + 32_832 + 650,
+    "lenet_like": 260 + 5_020 + 38_520 + 10_890 + 910,
+    "alex_like": 1_792 + 36_928 + 73_856 + 147_584 + 819_456 + 65_792 + 2_570,
+    "resnet20": 269_722 + 16 * 32 + 64 + 32 * 64 + 128,
+    "resnet20_a": 269_722,
+}
+
+
+def snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {key: value.clone() for key, value in model.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+# The registry
+
+
+@pytest.mark.parametrize("spec", MODELS.values(), ids=str)
+def test_a_built_in_network_maps_images_to_logits(spec: ModelSpec) -> None:
+    model = build_model(spec.name).eval()
+    assert model(torch.zeros(2, *spec.input_shape)).shape == (2, spec.nb_classes)
+    assert len(spec.mean) == len(spec.std) == spec.input_shape[0]
+    assert spec.dataset in DATASETS
+    assert sum(parameter.numel() for parameter in model.parameters()) == NB_PARAMETERS[spec.name]
+
+
+def test_each_data_set_has_a_network_that_takes_its_images() -> None:
+    assert tuple(DEFAULT_MODEL) == DATASETS
+    shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+    assert {dataset: MODELS[name].input_shape for dataset, name in DEFAULT_MODEL.items()} == shapes
+
+
+def test_the_normalisation_of_digits_is_that_of_its_training_images() -> None:
+    x = load_dataset("digits").train.x
+    assert MODELS["digits_cnn"].mean == (pytest.approx(x.mean(), abs=5e-5),)
+    assert MODELS["digits_cnn"].std == (pytest.approx(x.std(), abs=5e-5),)
+
+
+def test_each_build_is_another_network() -> None:
+    assert not same(snapshot(build_model("lenet_like")), snapshot(build_model("lenet_like")))
+
+
+@pytest.mark.parametrize("name", ["lenet_like", "alex_like"])
+def test_dropout_acts_in_training_only(name: str) -> None:
+    model, x = build_model(name), torch.rand(1, *MODELS[name].input_shape)
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_the_shortcut_without_parameters_subsamples_and_pads() -> None:
+    """With the residual branch at zero a block is its shortcut, then the ReLU."""
+    block: Any = build_model("resnet20_a").eval().get_submodule("layer2.0")
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.rand(1, 16, 32, 32)
+    expected = torch.zeros(1, 32, 16, 16)
+    expected[:, 8:24] = x[:, :, ::2, ::2]
+    assert torch.equal(block(x), expected)
+
+
+def test_the_shortcut_with_parameters_is_a_projection_of_every_other_pixel() -> None:
+    block: Any = build_model("resnet20").eval().get_submodule("layer2.0")
+    nn.init.zeros_(block.bn2.weight)
+    x = torch.rand(1, 16, 32, 32)
+    weight = block.downsample[0].weight[:, :, 0, 0]
+    expected = torch.einsum("oi,nihw->nohw", weight, x[:, :, ::2, ::2]) / (1 + block.downsample[1].eps) ** 0.5
+    torch.testing.assert_close(block(x), expected.relu())
+
+
+# Networks of the user
+
+
+def write_module(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str, name: str = "my_net") -> None:
+    """Write a module into a folder, make that the current one, and forget the module afterwards."""
+    (folder / f"{name}.py").write_text(source)
+    monkeypatch.chdir(folder)
+    # Recorded as absent, so that what the import puts there is taken out again.
+    monkeypatch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+    monkeypatch.delitem(sys.modules, name)
+
+
+def test_a_function_in_the_current_directory_builds_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_module(tmp_path, monkeypatch, "from torch import nn\n\ndef build():\n    return nn.Linear(3, 2)\n")
+    path = list(sys.path)
+    model = build_model("my_net:build")
+    assert isinstance(model, nn.Linear)
+    assert sys.path == path
+
+
+def test_a_class_of_a_package_builds_a_network() -> None:
+    assert isinstance(build_model("art_defenses_ext.models:LeNetLike"), LeNetLike)
+
+
+@pytest.mark.parametrize("name", ["resnet99", "", ":build", "my_net:", 3])
+def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        build_model(name)
+    assert str(caught.value) == (
+        f"model is {name!r}; one of digits_cnn, lenet_like, alex_like, resnet20, resnet20_a "
+        "or 'package.module:function' was expected"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "path", "message"),
+    [
+        ("", "my_other_net:build", r"whose module cannot be imported \(ModuleNotFoundError: No module named 'my_oth"),
+        ("import nothing_like_it", "my_net:build", r"cannot be imported \(ModuleNotFoundError: No module named 'noth"),
+        ("def build(:", "my_net:build", r"cannot be imported \(SyntaxError"),
+        ("1 / 0", "my_net:build", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
+        ("raise SystemExit(1)", "my_net:build", r"cannot be imported \(SystemExit: 1\)"),
+        ("", "my_net:build", r"but my_net has no build; a function in it was expected"),
+        ("build = 3", "my_net:build", r"which is a int; a function that builds a network was expected"),
+        ("build = dict", "my_net:build", r"which returns a dict; an nn.Module was expected"),
+        ("def build(): return 1 / 0", "my_net:build", r"which failed \(ZeroDivisionError: division by zero\)"),
+        ("def build(depth): pass", "my_net:build", r"which failed \(TypeError: build\(\) missing 1 required"),
+    ],
+)
+def test_a_network_that_cannot_be_built_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, path: str, message: str
+) -> None:
+    write_module(tmp_path, monkeypatch, source)
+    with pytest.raises(InputError, match=f"^model is '{path}', .*{message}") as caught:
+        build_model(path)
+    assert "\n" not in str(caught.value)
+
+
+# Weights
+
+
+def save_torch(state: Any, path: Path) -> Path:
+    torch.save(state, path.with_suffix(".pt"))
+    return path.with_suffix(".pt")
+
+
+def save_safetensors(state: Any, path: Path) -> Path:
+    save_file(state, path.with_suffix(".safetensors"))
+    return path.with_suffix(".safetensors")
+
+
+def nested(state: dict[str, Tensor]) -> dict[str, Any]:
+    return {"epoch": 3, "state_dict": state}
+
+
+def prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module.{key}": value for key, value in state.items()}
+
+
+@pytest.mark.parametrize(
+    ("wrap", "save"),
+    [
+        (dict, save_torch),
+        (dict, save_safetensors),
+        (prefixed, save_safetensors),
+        (nested, save_torch),
+        (prefixed, save_torch),
+        (lambda state: nested(prefixed(state)), save_torch),
+    ],
+)
+def test_weights_come_back(
+    tmp_path: Path, wrap: Callable[[dict[str, Tensor]], Any], save: Callable[[Any, Path], Path]
+) -> None:
+    source, target = build_model("lenet_like"), build_model("lenet_like")
+    load_weights(target, save(wrap(snapshot(source)), tmp_path / "weights"))
+    assert same(snapshot(target), snapshot(source))
+
+
+def test_a_network_whose_own_keys_begin_with_module_keeps_them(tmp_path: Path) -> None:
+    source, target = nn.DataParallel(nn.Linear(3, 2)), nn.DataParallel(nn.Linear(3, 2))
+    load_weights(target, save_torch(snapshot(source), tmp_path / "weights"))
+    assert same(snapshot(target), snapshot(source))
+
+
+def test_the_counters_of_batch_normalisation_may_be_missing(tmp_path: Path) -> None:
+    source, target = build_model("resnet20"), build_model("resnet20")
+    state = {key: value for key, value in snapshot(source).items() if not key.endswith("num_batches_tracked")}
+    load_weights(target, str(save_torch(state, tmp_path / "weights")))
+    assert same(snapshot(target), snapshot(source))
+
+
+def changed(key: str, value: Any) -> Callable[[dict[str, Tensor]], dict[str, Any]]:
+    return lambda state: {**state, key: value}
+
+
+def without(*keys: str) -> Callable[[dict[str, Tensor]], dict[str, Any]]:
+    return lambda state: {key: value for key, value in state.items() if key not in keys}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("fc3.bias"), "missing fc3.bias, unexpected no keys; its own keys were expected"),
+        (changed("fc4.bias", torch.zeros(10)), "missing no keys, unexpected fc4.bias; its own keys were expected"),
+        (
+            without("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc3.bias"),
+            "missing conv1.weight, conv1.bias, conv2.weight and 2 more, unexpected no keys",
+        ),
+        (changed("fc3.bias", torch.zeros(9)), r"fc3.bias has shape \(9,\); \(10,\) was expected"),
+        (changed("fc3.bias", torch.full((10,), torch.nan)), "fc3.bias holds NaN or infinite values"),
+        (changed("fc3.bias", 3), "fc3.bias is a int; a tensor was expected"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Any]], message: str
+) -> None:
+    path = save_torch(change(snapshot(build_model("lenet_like"))), tmp_path / "weights")
+    model = build_model("lenet_like")
+    before = snapshot(model)
+    with pytest.raises(InputError, match=f"^weights is '.*', whose weights do not fit LeNetLike: {message}"):
+        load_weights(model, path)
+    assert same(snapshot(model), before)
+
+
+class Harmful:
+    """A pickle that would run a command when it is opened."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pkl"
+    path.write_bytes(pickle.dumps({"conv1.weight": Harmful(tmp_path / "trace")}, protocol=2))
+    with pytest.raises(InputError, match="which is no file of PyTorch weights, or holds more than plain data"):
+        load_weights(build_model("lenet_like"), path)
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize(("suffix", "kind"), [(".pt", "file of PyTorch weights"), (".safetensors", "safetensors file")])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, suffix: str, kind: str) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"^weights is '{path}', which is no {kind}") as caught:
+        load_weights(build_model("lenet_like"), path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("state", [[1, 2], torch.zeros(3), {3: torch.zeros(3)}])
+def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, state: Any) -> None:
+    path = save_torch(state, tmp_path / "weights")
+    with pytest.raises(InputError, match=f"which holds a {type(state).__name__}; a state dict was expected"):
+        load_weights(build_model("lenet_like"), path)
+
+
+@pytest.mark.parametrize("name", ["nothing.pt", "nothing.safetensors", ""])
+def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="an existing file of weights was expected"):
+        load_weights(build_model("lenet_like"), tmp_path / name)
+
+
+# The published weights
+
+
+@pytest.mark.data
+@pytest.mark.parametrize(
+    ("name", "file", "nb_images", "expected"),
+    [
+        ("lenet_like", "erichson_mnist_lenet_baseline.pkl", 10_000, 0.9955),
+        ("lenet_like", "erichson_mnist_lenet_robust.pkl", 10_000, 0.9950),
+        ("resnet20", "erichson_cifar10_resnet20_baseline.pkl", 1_000, 0.924),
+        ("resnet20_a", "akamaster_resnet20-12fca82f.th", 1_000, 0.915),
+    ],
+)
+def test_published_weights_reach_their_accuracy(
+    data_root: Path, name: str, file: str, nb_images: int, expected: float
+) -> None:
+    """On all 10,000 test images ResNet-20 measured 91.49 % and 91.73 %; its first 1,000 are quick enough for a test."""
+    path = data_root / "weights" / file
+    if not path.is_file():
+        pytest.skip(f"{file} is not in the folder weights of ART_DEFENSES_DATA")
+    spec, model = MODELS[name], build_model(name)
+    load_weights(model, path)
+    test = load_dataset(spec.dataset, data_root).test
+    measured = accuracy(model, test.x[:nb_images], test.y[:nb_images], spec.mean, spec.std)
+    assert measured == pytest.approx(expected, abs=1.01 / nb_images)  # one image may round to the other side
