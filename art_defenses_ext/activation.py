@@ -104,22 +104,48 @@ def check_replaceable(model: nn.Module) -> None:
     """Refuse a network that hides its ReLUs from function overrides.
 
     Raises:
-        InputError: for compiled TorchScript, for a ReLU inside a fused recurrent layer, and for ``DataParallel``,
-            whose worker threads do not inherit the override.
+        InputError: for compiled TorchScript, for recurrent layers, and for ``DataParallel``, whose worker threads do
+            not inherit the override.
     """
     for name, module in model.named_modules():
         where = f"the model's layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(f"{where} is compiled TorchScript, whose ReLUs cannot be replaced; pass the eager module")
-        if isinstance(module, nn.RNNBase) and "RELU" in module.mode:
-            raise InputError(f"{where} is a fused recurrent layer with a ReLU inside, which cannot be replaced")
+        if isinstance(module, nn.RNNBase):
+            raise InputError(
+                f"{where} is a recurrent layer: ART differentiates such networks in training mode, where no ReLU is "
+                "replaced; a network without one was expected"
+            )
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise InputError(f"{where} is a {type(module).__name__}; its .module was expected")
 
 
 def count_relus(model: nn.Module, x: Tensor) -> int:
-    """How many ReLU calls one evaluation pass of ``model`` on ``x`` (N, ...) makes."""
-    with torch.no_grad(), ReplaceReLU(lambda z, _: torch.relu(z)) as mode:
-        model(x)
+    """How many ReLU calls one evaluation pass of ``model`` on ``x`` (N, ...) makes.
+
+    Raises:
+        InputError: if the backward pass runs layers again, as activation checkpointing makes it: by then the mode is
+            over, and the gradient would be that of another network.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad(), ReplaceReLU(lambda z, _: torch.relu(z)) as mode:
+        output = model(x.clone())  # the network may begin with an in-place operation
+    if isinstance(output, Tensor) and output.requires_grad and _runs_again(model, output, x):
+        raise InputError(
+            "the model runs again in the backward pass (activation checkpointing), where its ReLUs cannot be "
+            "replaced; a model without it was expected"
+        )
     calls: int = mode.calls
     return calls
+
+
+def _runs_again(model: nn.Module, output: Tensor, x: Tensor) -> bool:
+    """Whether the backward pass from ``output`` calls any layer forwards."""
+    called: list[nn.Module] = []
+    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in model.modules()]
+    try:
+        torch.autograd.grad(output.sum(), x, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return bool(called)

@@ -13,7 +13,7 @@ from torch import nn
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS, build_model, load_weights
 from art_defenses_ext.training import train_classifier
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_seed
 
 EPOCHS = {"digits": 30, "mnist": 5, "fashion_mnist": 5}
 """Passes over the training images where no weights are given: seconds for digits, minutes for the others on a CPU."""
@@ -51,6 +51,7 @@ def load_classifier(
         InputError: for an unknown network, weights that do not fit, a network that does not take the images, or
             CIFAR-10 without weights: its training takes hours on a CPU, so it must be asked for by ``epochs``.
     """
+    check_seed(seed)
     name = DEFAULT_MODEL[dataset.name] if model is None else model
     spec = MODELS.get(name)
     shape = dataset.input_shape
@@ -127,8 +128,8 @@ def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> None:
     try:
         with torch.no_grad():
             got = tuple(network(torch.zeros(2, *dataset.input_shape, device=device)).shape)
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # a network may fail on a wrong image in any way
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"model {name} does not take images {dataset.input_shape} of {dataset.name}: {reason}"
         ) from None

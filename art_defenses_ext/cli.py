@@ -21,8 +21,8 @@ from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.records import check_out
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.models import MODELS
-from art_defenses_ext.transformer.jump_relu import JumpReLU
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.transformer.jump_relu import JumpReLU, check_accuracy_drop, per_layer
+from art_defenses_ext.validation import InputError, check_count, check_seed
 
 app = typer.Typer(
     add_completion=False,
@@ -92,6 +92,15 @@ def evaluate_command(
     _check_name("dataset", dataset, DATASETS)
     _check_name("defence", defence, DEFENCES)
     _check_name("attacks", attacks, SETS)
+    if attacks == "papers" and defence == "none":
+        raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
+    if jump is not None:
+        per_layer(jump, 1)
+    check_accuracy_drop(max_accuracy_drop)
+    check_seed(seed)
+    check_count("block_size", block_size)
+    if curve_samples < 0:
+        raise InputError(f"curve_samples is {curve_samples}; a whole number >= 0 was expected")
     if out is not None:
         check_out(out, overwrite)
     if threads is not None:

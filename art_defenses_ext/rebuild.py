@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,3 +65,16 @@ def as_model_input(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
     """``x`` in the model's dtype: under NumPy 2 several ART attacks send float64, and ART does not cast."""
     dtype = model_dtype(model)
     return x if dtype is None else x.to(dtype)
+
+
+@contextmanager
+def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside the block; afterwards each part is in its own former mode again."""
+    former = [(part, part.training) for module in modules for part in module.modules()]
+    try:
+        for module in modules:
+            module.eval()
+        yield
+    finally:
+        for part, training in former:
+            part.training = training

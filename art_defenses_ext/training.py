@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.progress import progress_bar
+from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels
 
 
@@ -124,7 +125,7 @@ def accuracy(
     images, labels = _check_data(model, x, y, mean, std)
     device = _device(model)
     correct = 0
-    with _evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             logits = model(_normalise(images[batch].to(device), mean, std))
@@ -152,17 +153,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _check_whole(argument: str, value: int, least: int) -> None:
@@ -206,7 +196,7 @@ def _check_channels(argument: str, values: Sequence[float], nb_channels: int, ab
 def _nb_classes(model: nn.Module, image: Tensor, mean: Sequence[float], std: Sequence[float]) -> int:
     """Return the number of logits that ``model`` gives for one image (1, C, H, W)."""
     try:
-        with _evaluation_mode(model), torch.no_grad():
+        with evaluation_mode(model), torch.no_grad():
             logits = model(_normalise(image.to(_device(model)), mean, std))
     except Exception as error:  # a model may check its input in any way
         raise InputError(

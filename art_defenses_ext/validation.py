@@ -21,10 +21,11 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
     """Return ``classifier`` if ART's way of running it is the way it is meant to be run.
 
     Raises:
-        InputError: if it is no ``PyTorchClassifier``, or if its model is a subclass of ``nn.Sequential`` with a
-            ``forward`` of its own, which ART ignores (it calls the children one by one).
+        InputError: if it is no ``PyTorchClassifier``, or a subclass (what that does differently would be lost: ART's
+            attacks and our defences build plain ones from its parts), or if its model is a subclass of
+            ``nn.Sequential`` with a ``forward`` of its own, which ART ignores (it calls the children one by one).
     """
-    if not isinstance(classifier, PyTorchClassifier):
+    if type(classifier) is not PyTorchClassifier:
         raise InputError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
     model = classifier.model
     if isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward:
@@ -66,7 +67,8 @@ def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> 
                 f"{argument} ranges from {x.min():g} to {x.max():g}; "
                 f"values inside the clip values [{np.min(low):g}, {np.max(high):g}] were expected"
             )
-    return x
+    contiguous: FloatArray = np.ascontiguousarray(x)  # torch reads no mirrored arrays
+    return contiguous
 
 
 def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") -> IntArray:
@@ -100,3 +102,23 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
         raise InputError(f"{argument} holds labels from {y.min()} to {y.max()}; 0 to {nb_classes - 1} were expected")
     indices: IntArray = y.astype(np.int64)
     return indices
+
+
+def check_count(argument: str, value: Any) -> None:
+    """Refuse anything but a whole number of at least one."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{argument} is {value!r}; a whole number of at least 1 was expected")
+
+
+def check_positive(argument: str, value: Any) -> None:
+    """Refuse anything but finite numbers above zero, one or an array of them."""
+    numbers = np.asarray(value)
+    real = np.issubdtype(numbers.dtype, np.floating) or np.issubdtype(numbers.dtype, np.integer)
+    if not (real and numbers.size and np.isfinite(numbers).all() and (numbers > 0).all()):
+        raise InputError(f"{argument} is {value!r}; a finite number > 0 was expected")
+
+
+def check_seed(value: Any) -> None:
+    """Refuse anything but a whole number that every generator takes."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise InputError(f"seed is {value!r}; a whole number from 0 to 2**63 - 1 was expected")

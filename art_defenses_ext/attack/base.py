@@ -18,7 +18,16 @@ from art_defenses_ext.attack.norms import per_sample
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.validation import FloatArray, InputError, check_classifier, check_images, check_labels
+from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.validation import (
+    FloatArray,
+    InputError,
+    check_classifier,
+    check_count,
+    check_images,
+    check_labels,
+    check_seed,
+)
 
 
 class TensorAttack(EvasionAttack):
@@ -64,19 +73,19 @@ class TensorAttack(EvasionAttack):
         if kwargs:
             raise InputError(f"generate has no argument {sorted(kwargs)[0]!r}; x and y were expected")
         x = check_images(x, self.estimator)
-        module = as_module(self.estimator)
         device = self.estimator.device
         generator = torch.Generator(device).manual_seed(self.seed)
         starts = range(0, len(x), self.batch_size)
         results = []
         mode = nullcontext() if self.gradient_mode is None else gradient_mode(self.estimator, self.gradient_mode)
-        with mode, progress_bar(self.verbose) as bar:
+        with evaluation_mode(self.estimator.model), mode, progress_bar(self.verbose) as bar:
+            module = as_module(self.estimator)
             task = bar.add_task(type(self).__name__, total=len(starts), note="")
             labels = None if y is None else check_labels(y, self.estimator.nb_classes, len(x))
             for start in starts:
                 rows = slice(start, start + self.batch_size)
-                images = torch.from_numpy(x[rows]).to(device)
-                targets = predict(module, images) if labels is None else torch.from_numpy(labels[rows]).to(device)
+                images = torch.tensor(x[rows], device=device)
+                targets = predict(module, images) if labels is None else torch.tensor(labels[rows], device=device)
                 results.append(self.perturb(module, images, targets, generator).cpu().numpy())
                 bar.advance(task)
         return np.concatenate(results)
@@ -107,18 +116,7 @@ class TensorAttack(EvasionAttack):
         if self.gradient_mode not in (None, "exact", *modes):
             raise InputError(f"gradient mode {self.gradient_mode!r}: one of {', '.join(modes)} was expected")
         check_count("batch_size", self.batch_size)
-
-
-def check_count(argument: str, value: Any) -> None:
-    """Refuse anything but a whole number of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{argument} is {value!r}; a whole number of at least 1 was expected")
-
-
-def check_positive(argument: str, value: Any) -> None:
-    """Refuse anything but finite numbers above zero."""
-    if not (np.isfinite(value).all() and (np.asarray(value) > 0).all()):
-        raise InputError(f"{argument} is {value!r}; a finite number > 0 was expected")
+        check_seed(self.seed)
 
 
 def predict(module: nn.Module, x: Tensor) -> Tensor:
@@ -126,13 +124,6 @@ def predict(module: nn.Module, x: Tensor) -> Tensor:
     with torch.no_grad():
         classes: Tensor = module(x).argmax(dim=1)
     return classes
-
-
-def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Logit of class ``y`` (N,) less the largest of the others: at most zero where ``logits`` (N, K) miss ``y``."""
-    true = logits.gather(1, y[:, None]).squeeze(1)
-    others = logits.scatter(1, y[:, None], -torch.inf)
-    return true - others.amax(dim=1)
 
 
 class BestPoints:
@@ -149,6 +140,7 @@ class BestPoints:
     def offer(self, points: Tensor, margins: Tensor, rows: Tensor | None = None) -> None:
         """Take ``points`` (n, ...) where their ``margins`` (n,) are the lowest yet; ``rows`` (n,): whose they are."""
         at = slice(None) if rows is None else rows
+        margins = margins.to(self.margins.dtype)
         better = margins < self.margins[at]
         self.points[at] = torch.where(per_sample(better, points), points, self.points[at])
         self.margins[at] = torch.where(better, margins, self.margins[at])

@@ -7,6 +7,7 @@ multiplies each step, and an image is left alone once it is misclassified. ART's
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.base import TensorAttack, check_count, check_positive, iterate_until_broken
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, size, steepest
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
+from art_defenses_ext.attack.boundaries import Linearised, linearise
+from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
+from art_defenses_ext.validation import InputError, check_count, check_positive
 
 _PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
 
@@ -59,40 +61,26 @@ class DeepFoolLp(TensorAttack):
         scale = torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            logits, gradients = self._sorted_gradients(module, images)  # (n, G), (G, n, ...)
-            unbroken = logits.argmax(dim=1) == labels
-            move = self._to_nearest_boundary(logits.sort(dim=1, descending=True)[0], gradients * scale)
-            moved = self.clip(images + scale * move)
+            at = linearise(module, images, self.nb_grads)
+            unbroken = at.classes[:, 0] == labels
+            moved = self.clip(images + scale * self._to_nearest_boundary(at._replace(gradients=at.gradients * scale)))
             return torch.where(per_sample(unbroken, images), moved, images), unbroken
 
         return iterate_until_broken(step, x, y, self.max_iter, period=1)
 
-    def _sorted_gradients(self, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (n, K), and the gradients (G, n, ...) of the G largest in descending order."""
-        x = x.detach().requires_grad_()
-        logits = module(x)
-        ranked = logits.sort(dim=1, descending=True)[0].sum(dim=0)
-        count = min(self.nb_grads, len(ranked))
-        gradients = [torch.autograd.grad(ranked[rank], x, retain_graph=rank < count - 1)[0] for rank in range(count)]
-        return logits.detach(), torch.stack(gradients)
-
-    def _to_nearest_boundary(self, ranked: Tensor, gradients: Tensor) -> Tensor:
-        """The step (n, ...) from the largest of the ``ranked`` logits (n, K) towards its nearest rival."""
-        dual = 1 if self.norm == np.inf else 2
-        towards = gradients[1:] - gradients[0]  # (G - 1, n, ...)
-        slope = torch.stack([size(one, dual) for one in towards])  # (G - 1, n)
-        gap = (ranked[:, :1] - ranked[:, 1 : len(gradients)]).T  # (G - 1, n)
-        distance, nearest = torch.where(slope > 0, gap / slope, torch.inf).min(dim=0)
-        # Where all slopes are zero no boundary is in sight; stay, rather than jump to infinity.
-        distance = torch.where(distance.isfinite(), (distance + _PUSH) * (1 + self.overshoot), 0)
-        direction = towards[nearest, torch.arange(len(nearest), device=nearest.device)]
-        return per_sample(distance, direction) * steepest(direction, self.norm)
+    def _to_nearest_boundary(self, at: Linearised) -> Tensor:
+        """The step (n, ...) towards the nearest boundary; zero where all slopes are, and none is in sight."""
+        distance, nearest = at.distances(self.norm).min(dim=0)
+        rows = torch.arange(len(nearest), device=nearest.device)
+        direction = at.gradients[1:][nearest, rows] - at.gradients[0]
+        step = per_sample((distance + _PUSH) * (1 + self.overshoot), direction) * steepest(direction, self.norm)
+        return torch.where(per_sample(distance.isfinite(), direction), step, 0)
 
     def _check_params(self) -> None:
         super()._check_params()
         check_count("max_iter", self.max_iter)
         check_positive("scale", self.scale)
-        if not 0 <= self.overshoot < np.inf:
+        if isinstance(self.overshoot, bool) or not isinstance(self.overshoot, Real) or not 0 <= self.overshoot < np.inf:
             raise InputError(f"overshoot is {self.overshoot!r}; a finite number >= 0 was expected")
         if isinstance(self.nb_grads, bool) or not isinstance(self.nb_grads, int) or self.nb_grads < 2:
             raise InputError(f"nb_grads is {self.nb_grads!r}; a whole number of at least 2 was expected")

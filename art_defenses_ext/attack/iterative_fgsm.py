@@ -16,8 +16,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.attack.base import TensorAttack, check_count, check_positive, iterate_until_broken
+from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.norms import per_sample
+from art_defenses_ext.validation import check_count, check_positive
 
 
 class IterativeFGSM(TensorAttack):

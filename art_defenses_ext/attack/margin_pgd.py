@@ -9,9 +9,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.base import BestPoints, TensorAttack, check_count, check_positive, margin
+from art_defenses_ext.attack.base import BestPoints, TensorAttack
+from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm, project, random_in_ball, steepest
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_count, check_positive
 
 
 class MarginPGD(TensorAttack):

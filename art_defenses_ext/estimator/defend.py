@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
@@ -53,16 +55,26 @@ def as_module(classifier: PyTorchClassifier) -> nn.Module:
     Raises:
         InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
     """
-    check_classifier(classifier)
+    return _Pipeline(check_differentiable(classifier)).eval()
+
+
+def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
+    """Return ``classifier`` if gradients pass through all of it.
+
+    Raises:
+        InputError: for numpy preprocessing or a postprocessor, and as :func:`.check_classifier`.
+    """
+    check_classifier(classifier, argument)
     if classifier.postprocessing_defences:
-        raise InputError("classifier has postprocessing defences, which work on numpy arrays; none were expected")
+        raise InputError(f"{argument} has postprocessing defences, which work on numpy arrays; none were expected")
     for preprocessor in classifier.preprocessing_operations:
         if not isinstance(preprocessor, PreprocessorPyTorch):
             raise InputError(
-                f"classifier has the preprocessor {type(preprocessor).__name__}, which works on numpy arrays; "
+                f"{argument} has the preprocessor {type(preprocessor).__name__}, which works on numpy arrays; "
                 "a PreprocessorPyTorch was expected"
             )
-    return _Pipeline(classifier).eval()
+    checked: PyTorchClassifier = classifier
+    return checked
 
 
 class _Pipeline(nn.Module):
@@ -71,8 +83,9 @@ class _Pipeline(nn.Module):
     def __init__(self, classifier: PyTorchClassifier) -> None:
         super().__init__()
         operations = [p for p in classifier.preprocessing_operations if p.apply_predict]
-        self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape) for operation in operations)
         self.model = classifier.model
+        device = next((tensor.device for tensor in self.model.parameters()), classifier.device)
+        self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape, device) for operation in operations)
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self.steps:
@@ -99,17 +112,19 @@ class _Standardisation(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, preprocessor: StandardisationMeanStdPyTorch, input_shape: tuple[int, ...]) -> None:
+    def __init__(
+        self, preprocessor: StandardisationMeanStdPyTorch, input_shape: tuple[int, ...], device: torch.device
+    ) -> None:
         super().__init__()
         mean, std = broadcastable_mean_std(torch.empty(1, *input_shape), preprocessor.mean, preprocessor.std)
-        self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
-        self.register_buffer("std", torch.as_tensor(std), persistent=False)
+        self.register_buffer("mean", torch.as_tensor(mean, device=device), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.std
 
 
-def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...]) -> nn.Module:
+def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
     if type(operation) is StandardisationMeanStdPyTorch:
-        return _Standardisation(operation, input_shape)
+        return _Standardisation(operation, input_shape, device)
     return _Step(operation)

@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import FastGradientMethod, SquareAttack
+from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.attack.square import Square
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import find_defences
 from art_defenses_ext.validation import InputError
@@ -66,9 +67,7 @@ def _transfer(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Evasi
 
 
 def _square(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return SquareAttack(
-        classifier, norm=threat.norm, eps=threat.eps, max_iter=500, nb_restarts=1, batch_size=256, verbose=False
-    )
+    return Square(classifier, threat.norm, threat.eps, max_queries=1000, seed=seed)
 
 
 def _noise(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -150,7 +149,7 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
                 "attacks is 'papers', but the classifier has no defence that a paper attacks; use 'standard'"
             )
         return papers if attacks == "papers" else papers + STANDARD
-    chosen = tuple(attacks)
+    chosen: tuple[AttackSpec, ...] = tuple(attacks) if isinstance(attacks, list | tuple) else ()
     if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
         raise InputError(f"attacks is {attacks!r}; a set's name or a list of AttackSpec was expected")
     if len({spec.name for spec in chosen}) < len(chosen):

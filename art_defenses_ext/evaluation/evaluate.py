@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +15,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import rebuild
-from art_defenses_ext.attack.base import check_count
-from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.defend import as_module, check_differentiable
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.evaluation.plan import AttackRun, make_plan
@@ -23,16 +23,17 @@ from art_defenses_ext.evaluation.records import CostRecord, Outcome, RunDirector
 from art_defenses_ext.evaluation.report import Example, Report
 from art_defenses_ext.evaluation.settings import Settings, describe_run
 from art_defenses_ext.evaluation.summary import summarise
-from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.gradient_mode import gradient_mode
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.validation import (
     FloatArray,
     InputError,
     IntArray,
-    check_classifier,
+    check_count,
     check_images,
     check_labels,
+    check_seed,
 )
 
 NB_EXAMPLES = 8  # adversarial images kept for the report's pictures, one an attack
@@ -80,14 +81,15 @@ def evaluate(
     Raises:
         InputError: for anything unusable, before any work is done or file is written.
     """
-    check_classifier(classifier)
+    check_differentiable(classifier)
     x = check_images(x, classifier)
     labels = check_labels(y, classifier.nb_classes, len(x))
-    if not isinstance(threat, Threat):
+    if not isinstance(threat, Linf | L2):
         raise InputError(f"threat is {threat!r}; Linf(eps) or L2(eps) was expected")
-    undefended = rebuild.undefended(classifier) if undefended is None else check_classifier(undefended, "undefended")
+    undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
     specs = attack_set(attacks, classifier)
     check_count("block_size", block_size)
+    check_seed(seed)
     if isinstance(curve_samples, bool) or not isinstance(curve_samples, int) or curve_samples < 0:
         raise InputError(f"curve_samples is {curve_samples!r}; a whole number >= 0 was expected")
     if out is not None:
@@ -107,7 +109,8 @@ def evaluate(
 
     work = _Work(classifier, undefended, plan, threat, seed, settings.curve_samples)
     starts = range(0, len(x), block_size)
-    with progress_bar(progress) as bar:
+    models = [one.model for one in (classifier, undefended) if one is not None]
+    with rebuild.evaluation_mode(*models), progress_bar(progress) as bar:
         task = bar.add_task("attacks", total=len(plan) * len(starts), note="")
         for start in starts:
             rows = slice(start, start + block_size)
@@ -182,7 +185,7 @@ class _Work:
         mode = "exact" if transferred else run.mode
         with seeded(seed), gradient_mode(target, mode), measured(target) as cost:
             adversarial = run.spec.build(target, run.threat, seed).generate(x[rows], one_hot)
-        adversarial, usable = _check_examples(adversarial, run.key, x[rows], target)
+        adversarial, usable = _check_examples(adversarial, run.key, x[rows], self.classifier)
         predicted = classes(self.classifier, adversarial)
         plain = classes(target, adversarial) if transferred else None
         delta = (adversarial - x[rows]).reshape(len(rows), -1).astype(np.float64)
@@ -195,7 +198,7 @@ class _Work:
                 misclassified=missed,
                 linf=round(float(sizes["linf"][i]), 7),
                 l2=round(float(sizes["l2"][i]), 7),
-                success=missed and self.threat.allows(float(sizes[self.threat.norm_name][i])),
+                success=bool(usable[i]) and missed and self.threat.allows(float(sizes[self.threat.norm_name][i])),
                 usable=bool(usable[i]),
                 undefended_prediction=None if plain is None else int(plain[i]),
             )
@@ -216,7 +219,7 @@ class _Work:
 def classes(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> IntArray:
     """Predicted classes (N,) of images (N, ...), by the same path that attacks differentiate."""
     module = as_module(classifier)
-    batches = torch.from_numpy(x).split(batch_size)
+    batches = torch.tensor(x).split(batch_size)
     with torch.no_grad():
         found = [module(batch.to(classifier.device)).argmax(dim=1).cpu() for batch in batches]
     predicted: IntArray = torch.cat(found).numpy()
@@ -227,6 +230,8 @@ def _check_examples(
     adversarial: Any, key: str, x: FloatArray, classifier: PyTorchClassifier
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
     """What an attack returned, with the clean image where that is unusable, and which ones are usable (n,)."""
+    if not isinstance(adversarial, np.ndarray):
+        raise InputError(f"the attack {key!r} returned a {type(adversarial).__name__}; a numpy array was expected")
     if adversarial.shape != x.shape:
         raise InputError(f"the attack {key!r} returned shape {adversarial.shape}; {x.shape} was expected")
     adversarial = adversarial.astype(np.float32)
@@ -238,6 +243,15 @@ def _check_examples(
     return np.where(usable.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x), usable
 
 
+def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """Refuse a classifier that takes other images or knows other classes than the defended one."""
+    check_differentiable(undefended, "undefended")
+    mine, others = ((one.input_shape, one.nb_classes) for one in (classifier, undefended))
+    if mine != others:
+        raise InputError(f"undefended takes {others[0]} to {others[1]} classes; {mine[0]} to {mine[1]} was expected")
+    return undefended
+
+
 def derived_seed(seed: int, attack: str, block: int) -> int:
     """A seed for one attack on one block, independent of all others."""
     digest = hashlib.sha256(f"{seed}|{attack}|{block}".encode()).digest()
@@ -247,11 +261,13 @@ def derived_seed(seed: int, attack: str, block: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that ART's attacks draw from, and restore them on exit."""
-    state = np.random.get_state()  # noqa: NPY002 (what ART uses)
+    state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what ART uses)
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
             yield
     finally:
         np.random.set_state(state)  # noqa: NPY002
+        random.setstate(python_state)

@@ -82,8 +82,13 @@ def check_out(path: str | Path, overwrite: bool = False) -> Path:
         InputError: if it cannot be written, or holds an earlier run and ``overwrite`` is not set.
     """
     folder = Path(path)
-    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        usable = usable and not any((folder / name).is_dir() for name in (RunDirectory.RECORDS, RunDirectory.COSTS))
+    except OSError:  # such as a name too long
+        usable = False
+    if not usable:
         raise InputError(f"out is {path}, which cannot be written; a folder that can was expected")
     if (folder / RunDirectory.RECORDS).exists() and not overwrite:
         raise InputError(f"out is {path}, which holds an earlier run; another folder, or overwrite, was expected")
@@ -102,11 +107,14 @@ class RunDirectory:
     """
 
     RECORDS, COSTS = "records.jsonl", "costs.jsonl"
+    RESULTS = ("report.json", "report.html", "examples.npz")
 
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         self.path = check_out(path, overwrite)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            for name in self.RESULTS:  # or they would stand beside the records of another run
+                (self.path / name).unlink(missing_ok=True)
             for name in (self.RECORDS, self.COSTS):
                 (self.path / name).write_text("", encoding="utf-8")
         except OSError as error:

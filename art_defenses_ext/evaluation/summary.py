@@ -282,10 +282,7 @@ def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleReco
     for family, runs in families.items():
         chosen = [record for record in records if runs[0].key in record.attacks]
         points = [(0.0, Proportion.of(record.correct for record in chosen))]
-        points += [
-            (one.threat.eps, Proportion.of(r.correct and not r.attacks[one.key].misclassified for r in chosen))
-            for one in runs
-        ]
+        points += [(one.threat.eps, _within(one, chosen, one.threat.eps)) for one in runs]
         curves.append(Curve(family, points))
     grid = [0.0, *sorted({one.threat.eps for one in plan})]
     for one in plan:

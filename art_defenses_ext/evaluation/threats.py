@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 from typing import ClassVar
 
 import numpy as np
@@ -24,8 +25,9 @@ class Threat:
     norm_name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float) or not 0 < self.eps < float("inf"):
+        if isinstance(self.eps, bool) or not isinstance(self.eps, Real) or not 0 < float(self.eps) < np.inf:
             raise InputError(f"eps is {self.eps!r}; a finite number > 0 was expected")
+        object.__setattr__(self, "eps", float(self.eps))
 
     def __str__(self) -> str:
         return f"{self.norm_name} {self.eps:g}"

@@ -25,7 +25,14 @@ from torch.nn import functional as F
 from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
 from art_defenses_ext.gradient_mode import Defence
 from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
-from art_defenses_ext.validation import FloatArray, InputError, check_classifier, check_images, check_labels
+from art_defenses_ext.validation import (
+    FloatArray,
+    InputError,
+    check_classifier,
+    check_count,
+    check_images,
+    check_labels,
+)
 
 Jump = float | Sequence[float]
 
@@ -45,7 +52,7 @@ def jump_relu(z: Tensor, jump: float, gradient_mode: str = "exact", width: float
     Returns:
         J(z), the same to the last bit in every gradient mode.
     """
-    if gradient_mode == "exact" or not (torch.is_grad_enabled() and z.requires_grad):
+    if gradient_mode == "exact" or not torch.is_grad_enabled():
         return F.threshold(z, jump, 0.0)
     if gradient_mode == "smooth" and jump > 0:
         smooth: Tensor = _SmoothJump.apply(z, jump, jump / 4 if width is None else width)
@@ -104,7 +111,8 @@ class JumpReLUNetwork(nn.Module, Defence):
         jump: kappa >= 0, for all calls or one each.
         nb_relus: ReLU calls in one pass.
         width: of the smooth backward rule, see :func:`jump_relu`; settable, so an attacker may anneal it.
-        shared: whether the parameters belong to another network too, in which case training is refused.
+        shared: whether the parameters belong to another network too, in which case training is refused; copies stay
+            so, since whoever copies a defended classifier copies its undefended one along.
 
     Attributes:
         jumps: kappa of each ReLU call, in the order of execution.
@@ -171,14 +179,9 @@ class JumpReLUNetwork(nn.Module, Defence):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # Reached when this network is part of a larger module: give the keys the level that state_dict left out.
-        for key in [key for key in state_dict if key.startswith(prefix)]:
-            state_dict[f"{prefix}network.{key.removeprefix(prefix)}"] = state_dict.pop(key)
+        own = [key for key in state_dict if key.startswith(prefix)]
+        state_dict.update({f"{prefix}network.{key.removeprefix(prefix)}": state_dict.pop(key) for key in own})
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        # Reached by deepcopy and pickle, whose result has parameters of its own.
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self.shared = False
 
 
 class TradeOff(NamedTuple):
@@ -279,11 +282,13 @@ class JumpReLU(Transformer):
             raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; x, y, max_accuracy_drop, jumps were expected")
         x = check_images(x, self.classifier)
         labels = check_labels(y, self.classifier.nb_classes, len(x))
-        if not 0 <= max_accuracy_drop < 1:
-            raise InputError(f"max_accuracy_drop is {max_accuracy_drop!r}; a fraction from 0 up to 1 was expected")
+        check_accuracy_drop(max_accuracy_drop)
+        check_count("batch_size", batch_size)
+        candidates = None if jumps is None else _check_grid(jumps)
         tuning = _Tuning(self.classifier, x, labels, max_accuracy_drop, batch_size)
-        grid = _check_grid(jumps) if jumps is not None else np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
-        self.jump = tuning.largest_acceptable(grid)
+        if candidates is None:
+            candidates = np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
+        self.jump = tuning.largest_acceptable(candidates)
         self.curve = tuning.curve()
         self._is_fitted = True
 
@@ -364,16 +369,25 @@ def per_layer(jump: Jump, nb_relus: int) -> tuple[float, ...]:
 
 def check_width(width: float | None) -> float | None:
     """The width of the smooth backward rule, checked: None or a finite number > 0."""
-    if width is not None and not 0 < width < float("inf"):
+    if width is None:
+        return None
+    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < float(width) < float("inf"):
         raise InputError(f"width is {width!r}; a finite number > 0, or None, was expected")
-    return width
+    return float(width)
 
 
-def _check_grid(jumps: Sequence[float]) -> list[float]:
-    grid = [float(jump) for jump in jumps]
-    if not grid or not np.isfinite(grid).all() or min(grid) <= 0 or sorted(set(grid)) != grid:
-        raise InputError(f"jumps is {list(jumps)!r}; ascending finite numbers > 0 were expected")
-    return grid
+def check_accuracy_drop(drop: Any) -> None:
+    """Refuse anything but a fraction in [0, 1)."""
+    if isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= float(drop) < 1:
+        raise InputError(f"max_accuracy_drop is {drop!r}; a fraction from 0 up to 1 was expected")
+
+
+def _check_grid(jumps: Any) -> list[float]:
+    grid = list(jumps) if isinstance(jumps, Sequence | np.ndarray) else []
+    numbers = all(isinstance(jump, Real) and 0 < float(jump) < float("inf") for jump in grid)
+    if not grid or not numbers or sorted(set(grid)) != grid:
+        raise InputError(f"jumps is {jumps!r}; ascending finite numbers > 0 were expected")
+    return [float(jump) for jump in grid]
 
 
 def _relus_of(classifier: PyTorchClassifier) -> int:

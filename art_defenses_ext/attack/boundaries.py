@@ -1,0 +1,53 @@
+"""A network linearised at an image, and how far its decision boundaries seem from there.
+
+Source: Moosavi-Dezfooli, Fawzi, Frossard 2016 (arXiv:1511.04599), equation 8 for l2 and section 3.3 for other norms.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.norms import Norm, size
+
+
+class Linearised(NamedTuple):
+    """The largest logits of each image in descending order, with their gradients.
+
+    Attributes:
+        classes: which they are (n, G).
+        logits: their values (n, G).
+        gradients: with respect to the image (G, n, ...).
+    """
+
+    classes: Tensor
+    logits: Tensor
+    gradients: Tensor
+
+    def distances(self, norm: Norm) -> Tensor:
+        """How far the boundary to each rival (G - 1, n) is, in ``norm``; inf where the slope is zero."""
+        dual = 1 if norm == np.inf else 2
+        slope = torch.stack([size(one, dual) for one in self.gradients[1:] - self.gradients[0]])
+        gap = (self.logits[:, :1] - self.logits[:, 1:]).T
+        return torch.where(slope > 0, gap / slope, torch.inf)
+
+
+def linearise(module: nn.Module, x: Tensor, count: int) -> Linearised:
+    """Linearise a network at images (n, ...) for its ``count`` largest logits: that many backward passes."""
+    x = x.detach().requires_grad_()
+    logits = module(x)
+    largest, classes = logits.topk(min(count, logits.shape[1]), dim=1)
+    sums = largest.sum(dim=0)
+    last = len(sums) - 1
+    gradients = [torch.autograd.grad(one, x, retain_graph=rank < last)[0] for rank, one in enumerate(sums)]
+    return Linearised(classes, largest.detach().to(x.dtype), torch.stack(gradients))
+
+
+def nearest_rivals(module: nn.Module, x: Tensor, norm: Norm, count: int) -> Tensor:
+    """The ``count`` classes (n, count) whose boundaries seem nearest to images (n, ...), the nearest first."""
+    at = linearise(module, x, 2 * count + 1)  # of many classes only those of a large logit can be near
+    order = at.distances(norm).argsort(dim=0)[:count]  # (count, n)
+    return at.classes[:, 1:].gather(1, order.T)

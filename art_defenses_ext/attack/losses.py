@@ -1,0 +1,69 @@
+"""What an attacker climbs: per-sample losses of logits, higher being closer to success.
+
+Source: Croce, Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
+Attacks" (arXiv:2003.01690), section 4 for the difference of logits ratio (DLR), equations 6 and 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Logits (n, K), labels (n,) to leave, target classes (n,) to reach (where the loss has any) -> losses (n,)."""
+
+_TINY = 1e-12
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Logit of class ``y`` (n,) less the largest of the others: at most zero where ``logits`` (n, K) miss ``y``."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return _at(logits, y) - others.amax(dim=1)
+
+
+def _at(logits: Tensor, y: Tensor) -> Tensor:
+    return logits.gather(1, y[:, None]).squeeze(1)
+
+
+def _cross_entropy(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def _margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return -margin(logits, y)
+
+
+def _probability_margin(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return -margin(logits.softmax(dim=1), y)
+
+
+def _dlr(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    ranked = logits.topk(3, dim=1)[0]
+    return -margin(logits, y) / (ranked[:, 0] - ranked[:, 2] + _TINY)
+
+
+def _margin_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    return _at(logits, target) - _at(logits, y)
+
+
+def _dlr_targeted(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    ranked = logits.topk(4, dim=1)[0]
+    spread = ranked[:, 0] - (ranked[:, 2] + ranked[:, 3]) / 2
+    return _margin_targeted(logits, y, target) / (spread + _TINY)
+
+
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": _cross_entropy,
+    "margin": _margin,
+    "probability_margin": _probability_margin,
+    "dlr": _dlr,
+    "margin_targeted": _margin_targeted,
+    "dlr_targeted": _dlr_targeted,
+}
+"""By name; those that end in ``_targeted`` head for one class at a time."""
+
+MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
+"""The logits that a loss needs at least, where it is more than two."""

@@ -1,0 +1,178 @@
+"""Square: random search that changes one square of an image at a time, by queries alone.
+
+Source: Andriushchenko, Croce, Flammarion, Hein 2020, "Square Attack: a query-efficient black-box adversarial attack
+via random search" (arXiv:1912.00049), algorithms 1 to 3.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.base import TensorAttack
+from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, size
+from art_defenses_ext.validation import InputError, check_count, check_positive
+
+HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
+SMALLEST_SCALE = 0.01  # of an l2 bump, in units of eps
+
+
+class Square(TensorAttack):
+    """Square attack: each image has squares of its own, and no query repeats the one before.
+
+    Args:
+        estimator: the classifier under attack.
+        norm: 2 or inf.
+        eps: radius of the ball, in pixel values.
+        max_queries: forward passes an image.
+        p_init: share of the image that a square covers at the start.
+        targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
+        **options: see :class:`TensorAttack`; gradient modes make no difference here.
+
+    **Departure** from the published code: squares are drawn for each image, and can reach its last row and column;
+    the schedule of their size is always stretched to ``max_queries``; images need not be square, and may have one or
+    two dimensions; a square that would change nothing gets the opposite sign. For l2, a bump is added to what the
+    window holds, at a random scale from 1/100 of eps to eps, and every other proposal clears a second window first:
+    the published rule replaces the whole window, too coarse a move to come near an optimum.
+    """
+
+    attack_params = [  # noqa: RUF012
+        *TensorAttack.attack_params,
+        *("norm", "eps", "max_queries", "p_init", "targeted"),
+    ]
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        norm: Norm | str = np.inf,
+        eps: float = 0.3,
+        max_queries: int = 5000,
+        p_init: float = 0.8,
+        targeted: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(estimator, **options)
+        self.norm = check_norm(norm)
+        self.eps = eps
+        self.max_queries = max_queries
+        self.p_init = p_init
+        self.targeted = targeted
+        self._check_params()
+
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        found = x.clone()
+        active = torch.arange(len(x), device=x.device)
+        clean, current = _planes(x), _planes(self.clip(x + self._first(_planes(x), generator).reshape(x.shape)))
+        lowest = self._judge(module, current, x, y)
+        for query in range(1, self.max_queries):
+            if query % 10 == 0:  # finding the broken ones costs a wait for the device
+                found[active] = current.reshape(-1, *x.shape[1:])
+                left = (lowest > 0).nonzero().squeeze(1)
+                active, clean, current, lowest = active[left], clean[left], current[left], lowest[left]
+                if len(active) == 0:
+                    return found
+            proposed = self._propose(clean, current, self._side(query, clean), generator)
+            proposed = _planes(self.clip(proposed.reshape(-1, *x.shape[1:])))
+            margins = self._judge(module, proposed, x, y[active])
+            better = margins < lowest
+            current = torch.where(per_sample(better, current), proposed, current)
+            lowest = torch.where(better, margins, lowest)
+        found[active] = current.reshape(-1, *x.shape[1:])
+        return found
+
+    def _judge(self, module: nn.Module, planes: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        """The margin (n,) that the search lowers: below zero where the attack succeeded."""
+        with torch.no_grad():
+            margins = margin(module(planes.reshape(-1, *x.shape[1:])), y)
+        return -margins if self.targeted else margins
+
+    def _side(self, query: int, planes: Tensor) -> tuple[int, int]:
+        """Height and width of the windows at a query: equal, unless the image is too narrow for that."""
+        halvings = sum(query > limit * self.max_queries / 10_000 for limit in HALVE_AT)
+        height, width = planes.shape[2:]
+        area = self.p_init / 2**halvings * height * width
+        side = round(area**0.5)
+        tall = min(max(side, 1), height)
+        return tall, min(max(side, 1) if tall == side else max(round(area / tall), 1), width)
+
+    def _first(self, planes: Tensor, generator: torch.Generator) -> Tensor:
+        """The perturbation (n, C, H, W) that the search starts from."""
+        count, channels, height, width = planes.shape
+        if self.norm == np.inf:  # vertical stripes
+            return self.eps * _signs((count, channels, 1, width), planes, generator).expand(-1, -1, height, -1)
+        tiles = _signs((count, channels, -(-height // 5), -(-width // 5)), planes, generator)
+        tiles = tiles.repeat_interleave(5, 2).repeat_interleave(5, 3)[:, :, :height, :width]
+        return self.eps * tiles / per_sample(size(tiles, 2), tiles)
+
+    def _propose(self, clean: Tensor, current: Tensor, side: tuple[int, int], generator: torch.Generator) -> Tensor:
+        """The next points to query (n, C, H, W), not yet in the clip range."""
+        window = _Window.draw(current, side, generator)
+        signs = _signs((*current.shape[:2], 1, 1), current, generator)
+        if self.norm == 2:
+            return self._propose_l2(clean, current, window, signs, generator)
+        proposed = torch.where(window.mask, clean + self.eps * signs, current)
+        idle = (self.clip(proposed) == current).flatten(1).all(dim=1)
+        flipped = torch.where(window.mask, clean - self.eps * signs, current)
+        return torch.where(per_sample(idle, current), flipped, proposed)
+
+    def _propose_l2(
+        self, clean: Tensor, current: Tensor, window: _Window, signs: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        delta = current - clean
+        draw = torch.rand(len(current), 2, generator=generator, device=current.device, dtype=current.dtype)
+        other = _Window.draw(current, window.side, generator)
+        clear = other.mask & per_sample(draw[:, 0] < 0.5, current).bool()
+        scale = per_sample(self.eps * SMALLEST_SCALE ** draw[:, 1], current)
+        moved = torch.where(clear, 0, delta) + scale * signs * window.bump
+        return clean + self.eps * moved / per_sample(size(moved, 2).clamp_min(1e-12), moved)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_positive("eps", self.eps)
+        check_count("max_queries", self.max_queries)
+        if not 0 < self.p_init <= 1:
+            raise InputError(f"p_init is {self.p_init!r}; a share above 0 and up to 1 was expected")
+
+
+class _Window(NamedTuple):
+    """A window in each image.
+
+    Attributes:
+        mask: true inside (n, 1, H, W).
+        bump: a pyramid of height one over the window (n, 1, H, W), the smooth shape of algorithm 3.
+        side: height and width.
+    """
+
+    mask: Tensor
+    bump: Tensor
+    side: tuple[int, int]
+
+    @classmethod
+    def draw(cls, like: Tensor, side: tuple[int, int], generator: torch.Generator) -> _Window:
+        """Windows of one size at uniform places in images (n, C, H, W)."""
+        rows = cls._profile(like, 2, side[0], generator)[:, None, :, None]
+        columns = cls._profile(like, 3, side[1], generator)[:, None, None, :]
+        bump = torch.minimum(rows, columns)
+        return cls(bump > 0, bump, side)
+
+    @staticmethod
+    def _profile(like: Tensor, axis: int, length: int, generator: torch.Generator) -> Tensor:
+        """Along one axis of each image: above zero inside its window, one at the middle (n, H or W)."""
+        places = torch.arange(like.shape[axis], device=like.device)
+        start = torch.randint(0, like.shape[axis] - length + 1, (len(like), 1), generator=generator, device=like.device)
+        middle = start + (length - 1) / 2
+        return (1 - (places - middle).abs() / ((length + 1) / 2)).clamp_min(0).to(like.dtype)
+
+
+def _planes(x: Tensor) -> Tensor:
+    """Images (n, ...) of one to three dimensions as (n, C, H, W)."""
+    return x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
+
+
+def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, 2, shape, generator=generator, device=like.device).to(like.dtype) * 2 - 1

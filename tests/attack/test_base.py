@@ -1,0 +1,448 @@
+"""What all attacks promise: ART's interface, the classifier left as it was, the same examples for the same seed."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from art_defenses_ext import JumpReLU, gradient_mode
+from art_defenses_ext.attack.base import BestPoints, TensorAttack, iterate_until_broken, predict
+from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.validation import InputError
+
+# Name -> (class, settings, norm and radius of the ball in which the examples must lie).
+ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]]] = {
+    "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 12}, (np.inf, 12 * 0.02)),
+    "deep fool linf": (DeepFoolLp, {"norm": np.inf, "max_iter": 20}, (np.inf, 1.0)),
+    "deep fool l2": (DeepFoolLp, {"norm": 2, "max_iter": 20}, (2, 8.0)),
+    "pgd linf": (MarginPGD, {"norm": "inf", "eps": 0.15, "max_iter": 12}, (np.inf, 0.15)),
+    "pgd l2": (MarginPGD, {"norm": 2, "eps": 0.9, "max_iter": 12, "nb_starts": 2}, (2, 0.9)),
+    "noise linf": (RandomNoise, {"norm": np.inf, "eps": 0.3, "nb_draws": 20}, (np.inf, 0.3)),
+    "noise l2": (RandomNoise, {"norm": 2, "eps": 2.0, "nb_draws": 20}, (2, 2.0)),
+}
+RANDOM = ("pgd linf", "pgd l2", "noise linf", "noise l2")
+GRADIENT = ("fgsm", "deep fool linf", "deep fool l2", "pgd linf", "pgd l2")
+
+every_attack = pytest.mark.parametrize("name", ATTACKS)
+
+
+def attack(name: str, classifier: PyTorchClassifier, **options: Any) -> TensorAttack:
+    kind, settings, _ = ATTACKS[name]
+    return kind(classifier, **(settings | options))
+
+
+@pytest.fixture
+def defended(own_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return JumpReLU(own_classifier, 0.3)()
+
+
+@pytest.fixture
+def x(digits: Dataset) -> Any:
+    return digits.test.x[:7].copy()
+
+
+@pytest.fixture
+def y(digits: Dataset) -> Any:
+    return digits.test.y[:7].copy()
+
+
+def right(classifier: PyTorchClassifier, x: Any, y: Any) -> int:
+    return int((classifier.predict(x).argmax(axis=1) == y).sum())
+
+
+def assert_allowed(x_adv: Any, x: Any, name: str) -> None:
+    """float32, of the shape of ``x``, in the ball and in the clip range [0, 1]."""
+    norm, radius = ATTACKS[name][2]
+    assert isinstance(x_adv, np.ndarray)
+    assert x_adv.dtype == np.float32
+    assert x_adv.shape == x.shape
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    assert np.linalg.norm((x_adv - x).reshape(len(x), -1), ord=norm, axis=1).max() <= radius * (1 + 1e-5)
+
+
+# ART's interface
+
+
+@every_attack
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_examples_are_allowed_in_batches_of_any_size(
+    name: str, batch_size: int, defended: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    one = attack(name, defended, batch_size=batch_size)
+    assert isinstance(one, EvasionAttack)
+    x_adv = one.generate(x, y)
+    assert_allowed(x_adv, x, name)
+    assert not np.array_equal(x_adv, x)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "deep fool linf", "deep fool l2"])
+def test_without_randomness_the_size_of_the_batch_changes_no_verdict(
+    name: str, defended: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    verdicts = [
+        defended.predict(attack(name, defended, batch_size=size).generate(x, y)).argmax(axis=1) == y
+        for size in (1, 3, 64)
+    ]
+    np.testing.assert_array_equal(verdicts[0], verdicts[1])
+    np.testing.assert_array_equal(verdicts[0], verdicts[2])
+
+
+@every_attack
+def test_labels_may_be_indices_one_hot_or_left_out(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    predicted = defended.predict(x).argmax(axis=1)
+    expected = attack(name, defended).generate(x, predicted)
+    for labels in (np.eye(10, dtype=np.float32)[predicted], predicted.tolist()):
+        np.testing.assert_array_equal(attack(name, defended).generate(x=x, y=np.array(labels)), expected)
+    np.testing.assert_array_equal(attack(name, defended).generate(x), expected)
+    np.testing.assert_array_equal(attack(name, defended).generate(x=x, y=None), expected)
+    np.testing.assert_array_equal(attack(name, defended).generate(x, None), expected)
+
+
+@every_attack
+def test_another_label_is_another_attack(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
+    assert not np.array_equal(attack(name, defended).generate(x, (y + 1) % 10), attack(name, defended).generate(x, y))
+
+
+@pytest.mark.parametrize("name", ["fgsm", "deep fool linf", "deep fool l2"])
+def test_an_image_that_is_misclassified_already_is_left_alone(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    wrong = (defended.predict(x).argmax(axis=1) + 1) % 10
+    np.testing.assert_array_equal(attack(name, defended).generate(x, wrong), x)
+
+
+@every_attack
+def test_without_clip_values_the_ball_is_the_only_bound(name: str, own_classifier: PyTorchClassifier, x: Any) -> None:
+    unbounded = PyTorchClassifier(
+        own_classifier.model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=None, device_type="cpu"
+    )
+    norm, radius = ATTACKS[name][2]
+    x_adv = attack(name, unbounded).generate(x)
+    assert x_adv.min() < 0
+    if not name.startswith("deep fool"):
+        assert np.linalg.norm((x_adv - x).reshape(len(x), -1), ord=norm, axis=1).max() <= radius * (1 + 1e-5)
+
+
+@every_attack
+def test_clip_values_may_differ_from_pixel_to_pixel(name: str, own_classifier: PyTorchClassifier, x: Any) -> None:
+    low = np.linspace(0, 0.2, 64, dtype=np.float32).reshape(1, 8, 8)
+    high = np.linspace(1, 0.6, 64, dtype=np.float32).reshape(1, 8, 8)
+    bounded = PyTorchClassifier(
+        own_classifier.model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(low, high), device_type="cpu"
+    )
+    x_adv = attack(name, bounded).generate(np.clip(x, low, high))
+    assert (x_adv >= low).all()
+    assert (x_adv <= high).all()
+
+
+# Nothing is disturbed
+
+
+@every_attack
+def test_the_images_are_not_modified(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
+    x_before, y_before = x.copy(), y.copy()
+    x_adv = attack(name, defended).generate(x, y)
+    np.testing.assert_array_equal(x, x_before)
+    np.testing.assert_array_equal(y, y_before)
+    assert not np.shares_memory(x_adv, x)
+
+
+@every_attack
+def test_images_that_may_not_be_written_to_are_welcome(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
+    x.flags.writeable = y.flags.writeable = False
+    torch.set_warn_always(True)  # or torch would warn in the first of these tests alone
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_allowed(attack(name, defended).generate(x, y), x, name)
+    finally:
+        torch.set_warn_always(False)
+
+
+@every_attack
+def test_mirrored_images_are_welcome(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    mirrored = np.flip(x, axis=3)
+    expected = attack(name, defended).generate(mirrored.copy())
+    np.testing.assert_array_equal(attack(name, defended).generate(mirrored), expected)
+
+
+@every_attack
+@pytest.mark.parametrize("training", [False, True])
+def test_the_model_is_left_as_it_was(
+    name: str, training: bool, own_classifier: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    model = own_classifier.model
+    model.train(training)
+    frozen = next(iter(model.parameters()))
+    frozen.requires_grad_(False)
+    frozen.grad = torch.ones_like(frozen)
+    state = copy.deepcopy(model.state_dict())
+    attack(name, own_classifier).generate(x, y)
+    assert {module.training for module in model.modules()} == {training}
+    assert [parameter.requires_grad for parameter in model.parameters()] == [False] + [True] * 7
+    assert (frozen.grad == 1).all()
+    assert all(parameter.grad is None for parameter in list(model.parameters())[1:])
+    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+
+
+@every_attack
+def test_the_caller_s_random_numbers_are_left_alone(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    attack(name, defended).generate(x)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
+
+
+# Seeds
+
+
+@every_attack
+def test_the_same_seed_gives_the_same_bytes(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    one = attack(name, defended, seed=3, batch_size=3)
+    first = one.generate(x)
+    torch.rand(5)
+    assert one.generate(x).tobytes() == first.tobytes()
+    assert attack(name, defended, seed=3, batch_size=3).generate(x).tobytes() == first.tobytes()
+
+
+@pytest.mark.parametrize("name", RANDOM)
+def test_another_seed_gives_other_bytes(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    assert attack(name, defended, seed=4).generate(x).tobytes() != attack(name, defended, seed=3).generate(x).tobytes()
+
+
+# Gradient modes
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_mode_given_to_the_attack_is_the_mode_set_on_the_classifier(
+    name: str, defended: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    results = {}
+    for mode in ("exact", "relu", "smooth"):
+        results[mode] = attack(name, defended, gradient_mode=mode).generate(x, y)
+        assert defended.model.gradient_mode == "exact"
+        with gradient_mode(defended, mode):
+            np.testing.assert_array_equal(attack(name, defended).generate(x, y), results[mode])
+    assert not np.array_equal(results["exact"], results["smooth"])
+
+
+@every_attack
+def test_exact_is_understood_without_a_defence(name: str, own_classifier: PyTorchClassifier, x: Any) -> None:
+    np.testing.assert_array_equal(
+        attack(name, own_classifier, gradient_mode="exact").generate(x), attack(name, own_classifier).generate(x)
+    )
+
+
+@every_attack
+def test_a_mode_that_is_not_offered_is_refused(name: str, own_classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match="gradient mode 'smooth': one of exact was expected"):
+        attack(name, own_classifier, gradient_mode="smooth")
+
+
+# Networks of other kinds
+
+
+@every_attack
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_network_may_compute_in_another_precision(
+    name: str, dtype: torch.dtype, own_classifier: PyTorchClassifier, x: Any
+) -> None:
+    own_classifier.model.to(dtype)
+    assert_allowed(attack(name, own_classifier).generate(x), x, name)
+
+
+@every_attack
+def test_a_network_with_logits_that_are_no_number_leaves_finite_images(name: str, x: Any) -> None:
+    class NotANumber(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1)[:, :10] * torch.nan
+
+    broken = PyTorchClassifier(
+        NotANumber(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu"
+    )
+    assert np.isfinite(attack(name, broken).generate(x, np.zeros(7, int))).all()
+
+
+@every_attack
+def test_a_network_without_a_gradient_leaves_images_in_the_ball(name: str, x: Any) -> None:
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(flat[1].weight)
+    classifier = PyTorchClassifier(flat, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    assert_allowed(attack(name, classifier).generate(x), x, name)
+
+
+# What is refused
+
+
+@every_attack
+def test_an_unknown_parameter_is_refused_wherever_it_is_given(
+    name: str, own_classifier: PyTorchClassifier, x: Any
+) -> None:
+    with pytest.raises(TypeError, match="strength"):
+        attack(name, own_classifier, strength=3)
+    with pytest.raises(ValueError, match="strength"):
+        attack(name, own_classifier).set_params(strength=3)
+    with pytest.raises(InputError, match="generate has no argument 'mask'"):
+        attack(name, own_classifier).generate(x, mask=x)
+
+
+@every_attack
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, None, "all"])
+def test_a_bad_batch_size_is_refused(name: str, batch_size: Any, own_classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match=r"batch_size is .*; a whole number of at least 1 was expected"):
+        attack(name, own_classifier, batch_size=batch_size)
+    with pytest.raises(InputError, match="batch_size is"):
+        attack(name, own_classifier).set_params(batch_size=batch_size)
+
+
+@pytest.mark.parametrize("seed", ["now", None, 0.5])
+def test_a_bad_seed_is_refused(seed: Any, own_classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match="seed is"):
+        MarginPGD(own_classifier, seed=seed)
+
+
+BAD_NUMBERS = [0, -0.1, float("nan"), float("inf"), "0.1", None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "argument", "values"),
+    [
+        (IterativeFGSM, "eps_step", BAD_NUMBERS),
+        (IterativeFGSM, "max_iter", [0, 1.5, True]),
+        (IterativeFGSM, "scale", [*BAD_NUMBERS, np.array([0.1, -0.1])]),
+        (DeepFoolLp, "norm", [1, "l2"]),
+        (DeepFoolLp, "max_iter", [0, 1.5, True]),
+        (DeepFoolLp, "overshoot", [-0.1, float("nan"), float("inf"), "0.1", None]),
+        (DeepFoolLp, "nb_grads", [1, 2.5, True]),
+        (DeepFoolLp, "scale", BAD_NUMBERS),
+        (MarginPGD, "norm", [1, "l2"]),
+        (MarginPGD, "eps", BAD_NUMBERS),
+        (MarginPGD, "eps_step", BAD_NUMBERS[:-1]),
+        (MarginPGD, "max_iter", [0, 1.5, True]),
+        (MarginPGD, "nb_starts", [0, 1.5, True]),
+        (MarginPGD, "stop_when_broken", [1, None, "yes"]),
+        (RandomNoise, "norm", [1, "l2"]),
+        (RandomNoise, "eps", BAD_NUMBERS),
+        (RandomNoise, "nb_draws", [0, 1.5, True]),
+    ],
+)
+def test_a_bad_setting_is_refused_before_any_work(
+    kind: type[TensorAttack], argument: str, values: list[Any], digits_classifier: PyTorchClassifier
+) -> None:
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{argument} is "):
+            kind(digits_classifier, **{argument: value})
+
+
+@every_attack
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x, y: (x.astype(np.float64), y), "x is float64"),
+        (lambda x, y: (x * 2, y), "x ranges from"),
+        (lambda x, y: (x[:, 0], y), "x has shape"),
+        (lambda x, y: (x[:0], y[:0]), "x is empty"),
+        (lambda x, y: (x, y[:-1]), "y has 6 labels for 7 images"),
+        (lambda x, y: (x, y + 5), "y holds labels from"),
+        (lambda x, y: (x, np.eye(9, dtype=np.float32)[y % 9]), "one-hot of width 9"),
+        (lambda x, y: (x, y.astype(np.float32)), "y has shape"),
+    ],
+)
+def test_unusable_images_and_labels_are_refused(
+    name: str, spoil: Callable[[Any, Any], Any], said: str, digits_classifier: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    with pytest.raises(InputError, match=said):
+        attack(name, digits_classifier).generate(*spoil(x, y))
+
+
+@every_attack
+def test_a_classifier_that_art_would_misread_is_refused(name: str) -> None:
+    class OwnForward(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    classifier = PyTorchClassifier(
+        OwnForward(nn.Flatten(), nn.Linear(64, 10)), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu"
+    )
+    with pytest.raises(InputError, match=r"estimator: .*OwnForward"):
+        attack(name, classifier)
+
+
+# Strength
+
+
+def test_gradients_beat_noise(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """Carlini et al. 2019: an attack that follows the gradient and loses to noise is broken."""
+    x, y = digits.test.x[:60], digits.test.y[:60]
+    for norm, eps in ((np.inf, 0.15), (2, 0.9)):
+        noisy = RandomNoise(digits_classifier, norm, eps, nb_draws=50).generate(x, y)
+        attacked = MarginPGD(digits_classifier, norm, eps, max_iter=20).generate(x, y)
+        assert right(digits_classifier, attacked, y) < 0.5 * right(digits_classifier, noisy, y)
+
+
+# The parts
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6))
+def test_the_margin_is_positive_where_the_class_wins(seed: int, nb_classes: int) -> None:
+    random = np.random.default_rng(seed)
+    logits, y = random.normal(size=(5, nb_classes)), random.integers(0, nb_classes, 5)
+    expected = [row[label] - np.delete(row, label).max() for row, label in zip(logits, y, strict=True)]
+    margins = margin(torch.from_numpy(logits), torch.from_numpy(y))
+    np.testing.assert_allclose(margins, expected)
+    np.testing.assert_array_equal(margins > 0, logits.argmax(axis=1) == y)
+
+
+def test_predictions_build_no_graph() -> None:
+    module = nn.Linear(4, 3)
+    x = torch.randn(6, 4, requires_grad=True)
+    classes = predict(module, x)
+    assert torch.equal(classes, module(x).argmax(dim=1))
+    assert not classes.requires_grad
+
+
+@given(st.integers(0, 10_000))
+def test_the_best_point_of_each_image_is_kept(seed: int) -> None:
+    random = np.random.default_rng(seed)
+    best = BestPoints(torch.full((4, 2), -1.0))
+    lowest = {row: (np.inf, [-1.0, -1.0]) for row in range(4)}
+    for _ in range(6):
+        rows = np.flatnonzero(random.random(4) < 0.5)
+        points = random.random((len(rows), 2), dtype=np.float32)
+        margins = random.integers(-2, 4, len(rows)).astype(np.float32)
+        best.offer(torch.from_numpy(points), torch.from_numpy(margins), torch.from_numpy(rows))
+        for row, point, value in zip(rows, points, margins, strict=True):
+            if value < lowest[row][0]:
+                lowest[row] = (value, point.tolist())
+    np.testing.assert_array_equal(best.margins, [lowest[row][0] for row in range(4)])
+    np.testing.assert_array_equal(best.points, np.array([lowest[row][1] for row in range(4)], np.float32))
+
+
+@given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(1, 12), st.integers(1, 7))
+def test_steps_go_on_until_an_image_is_broken(needed: list[int], max_iter: int, period: int) -> None:
+    """An image that needs k steps gets min(k, max_iter), whenever the broken ones leave the batch."""
+    goal = torch.tensor(needed, dtype=torch.float32)
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        unbroken = images[:, 0] < labels
+        return images + unbroken[:, None], unbroken
+
+    start = torch.zeros(len(needed), 1)
+    result = iterate_until_broken(step, start, goal, max_iter, period)
+    assert result[:, 0].tolist() == [min(k, max_iter) for k in needed]
+    assert (start == 0).all()

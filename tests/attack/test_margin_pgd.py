@@ -1,0 +1,101 @@
+"""MarginPGD on linear classifiers, where the smallest radius that breaks an image has a closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.datasets import Dataset
+
+SHAPES = [(8,), (4, 6), (3, 8, 8)]
+NORMS = (2, np.inf)
+Build = Callable[..., PyTorchClassifier]
+
+
+def at_distance(
+    build: Build, shape: tuple[int, ...], norm: float, distance: float
+) -> tuple[PyTorchClassifier, Any, Any, Any]:
+    """Two classes, and images at exactly this distance from their boundary, on both sides; also their labels and W."""
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(2, int(np.prod(shape)))).astype(np.float32)
+    direction = (weight[0] - weight[1]).astype(np.float64)
+    bias = np.array([0, direction.sum() / 2], np.float32)
+    x = 0.5 + 0.1 * random.uniform(-1, 1, size=(16, direction.size))
+    y = np.arange(16) % 2
+    # Along the direction w a step t changes the gap by t ||w||^2, and the distance is gap / dual norm of w.
+    wanted = np.where(y == 0, 1, -1) * distance * np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
+    x += ((wanted - (x - 0.5) @ direction) / (direction @ direction))[:, None] * direction
+    return build(weight, bias, shape), x.astype(np.float32).reshape(16, *shape), y, direction
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("stop_when_broken", [False, True])
+def test_the_closed_form_distance_separates_all_broken_from_none(
+    norm: float, shape: tuple[int, ...], stop_when_broken: bool, linear_classifier: Build
+) -> None:
+    distance = 0.2 if norm == 2 else 0.03
+    classifier, x, y, _ = at_distance(linear_classifier, shape, norm, distance)
+    np.testing.assert_array_equal(classifier.predict(x).argmax(axis=1), y)
+    for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
+        x_adv = MarginPGD(classifier, norm, eps, stop_when_broken=stop_when_broken).generate(x, y)
+        assert ((classifier.predict(x_adv).argmax(axis=1) != y) == broken).all()
+        size = np.linalg.norm((x_adv - x).reshape(16, -1), ord=norm, axis=1)
+        assert (size <= eps * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_stopping_the_worst_point_of_the_ball_is_reached(norm: float, linear_classifier: Build) -> None:
+    """The margin of a linear classifier falls by eps times the dual norm, to be met to one part in a thousand."""
+    eps = 0.2 if norm == 2 else 0.03
+    classifier, x, y, direction = at_distance(linear_classifier, (3, 8, 8), norm, 0.25 * eps)
+    x_adv = MarginPGD(classifier, norm, eps, stop_when_broken=False, max_iter=60).generate(x, y)
+    side = np.where(y == 0, 1, -1)
+    gap = side * ((x_adv.reshape(16, -1) - 0.5) @ direction)
+    dual = np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
+    np.testing.assert_allclose(gap, (0.25 - 1) * eps * dual, rtol=2e-3)
+
+
+def margins(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
+    logits = classifier.predict(x).astype(np.float64)
+    true = logits[np.arange(len(y)), y]
+    logits[np.arange(len(y)), y] = -np.inf
+    return true - logits.max(axis=1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_digging_on_lowers_the_margin(norm: float, digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:30], digits.test.y[:30]
+    eps = 0.9 if norm == 2 else 0.15
+    stopped, dug = (
+        margins(digits_classifier, MarginPGD(digits_classifier, norm, eps, stop_when_broken=stop).generate(x, y), y)
+        for stop in (True, False)
+    )
+    assert (dug <= stopped + 1e-3).all()
+    assert dug.mean() < stopped.mean() - 0.5
+
+
+def test_more_starts_break_no_fewer(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """The first start is the same one; whatever it breaks stays broken."""
+    x, y = digits.test.x[:40], digits.test.y[:40]
+    once, often = (
+        margins(digits_classifier, MarginPGD(digits_classifier, eps=0.1, max_iter=3, nb_starts=n).generate(x, y), y)
+        <= 0
+        for n in (1, 6)
+    )
+    assert (often >= once).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_step_is_a_quarter_of_the_radius_unless_it_is_given(
+    norm: float, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x = digits.test.x[:10]
+    by_default = MarginPGD(digits_classifier, norm, 0.2).generate(x)
+    np.testing.assert_array_equal(MarginPGD(digits_classifier, norm, 0.2, eps_step=0.05).generate(x), by_default)
+    assert not np.array_equal(MarginPGD(digits_classifier, norm, 0.2, eps_step=0.01).generate(x), by_default)

@@ -1,0 +1,127 @@
+"""The geometry of an lp ball: sizes, projections, steepest steps and random points against brute force and theory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from art_defenses_ext.attack.norms import check_norm, per_sample, project, random_in_ball, size, steepest
+from art_defenses_ext.validation import InputError
+
+NORMS = (2, np.inf)
+SHAPES = [(8,), (4, 6), (3, 8, 8)]
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("given_as", "norm"), [(2, 2), (2.0, 2), ("2", 2), (np.inf, np.inf), (float("inf"), np.inf), ("inf", np.inf)]
+)
+def test_a_norm_may_be_spelt_as_art_spells_it(given_as: Any, norm: float) -> None:
+    assert check_norm(given_as) == norm
+
+
+@pytest.mark.parametrize("norm", [1, 0, 3, "l2", "Linf", None, -np.inf, float("nan"), True])
+def test_another_norm_is_refused(norm: Any) -> None:
+    with pytest.raises(InputError, match=r"norm is .*; 2 or inf was expected"):
+        check_norm(norm)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_values_of_samples_multiply_whole_samples(shape: tuple[int, ...]) -> None:
+    like = drawn(0, 5, *shape)
+    values = torch.arange(5.0)
+    expected = np.stack([value * sample.numpy() for value, sample in zip(range(5), like, strict=True)])
+    np.testing.assert_array_equal(per_sample(values, like) * like, expected)
+
+
+@pytest.mark.parametrize("norm", [1, 2, np.inf])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_size_of_a_sample_is_the_norm_of_its_values(norm: float, shape: tuple[int, ...]) -> None:
+    delta = drawn(0, 5, *shape)
+    expected = [np.linalg.norm(sample.numpy().ravel(), ord=norm) for sample in delta]
+    np.testing.assert_allclose(size(delta, norm), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_projection_lies_in_the_ball_and_leaves_its_points_alone(norm: float, shape: tuple[int, ...]) -> None:
+    delta = drawn(1, 40, *shape) * torch.logspace(-3, 1, 40).reshape(-1, *[1] * len(shape))
+    projected = project(delta, 0.7, norm)
+    assert (size(projected, norm) <= 0.7 * (1 + 1e-6)).all()
+    inside = size(delta, norm) <= 0.7
+    assert inside.any()
+    assert not inside.all()
+    assert torch.equal(projected[inside], delta[inside])
+    torch.testing.assert_close(project(projected, 0.7, norm), projected)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 10))
+def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: float, seed: int, scale: float) -> None:
+    """The projection is the nearest in the Euclidean sense, for either ball."""
+    delta = scale * drawn(seed, 1, 3)
+    distance = size(delta - project(delta, 0.7, norm), 2).item()
+    others = random_in_ball(torch.empty(500, 3), 0.7, norm, torch.Generator().manual_seed(seed))
+    assert size(delta - others, 2).min().item() >= distance * (1 - 1e-5)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_steepest_step_gains_the_dual_norm(norm: float, shape: tuple[int, ...]) -> None:
+    """By Hoelder's inequality no step of size one gains more."""
+    gradient = drawn(2, 9, *shape)
+    step = steepest(gradient, norm)
+    torch.testing.assert_close(size(step, norm), torch.ones(9))
+    torch.testing.assert_close((gradient * step).flatten(1).sum(dim=1), size(gradient, 1 if norm == np.inf else 2))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_nothing_to_follow_means_no_step(norm: float) -> None:
+    assert (steepest(torch.zeros(2, 5), norm) == 0).all()
+    assert (project(torch.zeros(2, 5), 0.3, norm) == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (8,), (4, 6)])
+def test_random_points_fill_the_l2_ball_evenly(shape: tuple[int, ...]) -> None:
+    """The volume within a radius r grows as r^d, and every direction is as likely as its opposite."""
+    points = random_in_ball(torch.empty(4_000, *shape), 0.3, 2, torch.Generator().manual_seed(0)).flatten(1)
+    dimensions = points.shape[1]
+    shares = (size(points, 2).double() / 0.3) ** dimensions
+    assert shares.max() <= 1 + 1e-5
+    assert stats.kstest(shares.numpy(), "uniform").pvalue > 0.001
+    # A coordinate of a uniform point has variance eps^2 / (d + 2).
+    np.testing.assert_allclose(points.var(dim=0), 0.09 / (dimensions + 2), rtol=0.15)
+    np.testing.assert_allclose(points.mean(dim=0), 0, atol=5 * 0.3 / (4_000 * (dimensions + 2)) ** 0.5)
+
+
+@pytest.mark.parametrize("shape", [(1,), (8,), (4, 6)])
+def test_random_points_fill_the_linf_ball_evenly(shape: tuple[int, ...]) -> None:
+    points = random_in_ball(torch.empty(1_000, *shape), 0.3, np.inf, torch.Generator().manual_seed(0)).flatten(1)
+    for coordinate in points.T:
+        assert stats.kstest((coordinate.double().numpy() / 0.3 + 1) / 2, "uniform").pvalue > 1e-4
+    if points.shape[1] > 1:
+        correlation = np.corrcoef(points.numpy().T) - np.eye(points.shape[1])
+        assert np.abs(correlation).max() < 0.2
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_random_points_come_from_the_generator_alone(norm: float) -> None:
+    def draw(seed: int) -> Tensor:
+        return random_in_ball(torch.empty(3, 5), 0.3, norm, torch.Generator().manual_seed(seed))
+
+    before = torch.get_rng_state()
+    one = draw(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(1)
+    assert torch.equal(draw(1), one)
+    assert not torch.equal(draw(2), one)

@@ -1,0 +1,218 @@
+"""The sets of attacks, read as data and built: each keeps to what its line says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from art.attacks.evasion import FastGradientMethod
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import PAPERS, SETS, STANDARD, AttackSpec, attack_set, normalisation_scale
+from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.transformer.jump_relu import JumpReLU
+from art_defenses_ext.validation import InputError
+
+JUMP_RELU = PAPERS["jump_relu"]
+OWN = AttackSpec("own", lambda classifier, threat, seed: FastGradientMethod(classifier), "of one's own")
+
+
+@pytest.fixture(scope="module")
+def defended(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return JumpReLU(digits_classifier, 1.0)()
+
+
+def wrap(input_shape: tuple[int, ...], preprocessing: Any) -> PyTorchClassifier:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), 2))
+    return PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), input_shape, 2, clip_values=(0, 1), preprocessing=preprocessing, device_type="cpu"
+    )
+
+
+# The sets as data
+
+
+def test_names_are_unique_across_all_that_may_run_together() -> None:
+    for papers in PAPERS.values():
+        names = [spec.name for spec in papers + STANDARD]
+        assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("spec", [*JUMP_RELU, *STANDARD], ids=lambda spec: spec.name)
+def test_each_attack_says_what_it_is_for(spec: AttackSpec) -> None:
+    assert spec.purpose
+    assert spec.source == ("paper" if spec in JUMP_RELU else "ladder")
+
+
+def test_the_papers_of_jump_relu_are_three_attacks_in_two_boxes() -> None:
+    """Gray-box is made on the plain network, white-box on the defended one; none is confined to a ball."""
+    names = {"IFGSM", "DeepFool linf", "DeepFool l2"}
+    boxes = {"gray": "undefended", "white": "defended"}
+    expected = {(f"{name}, {box}-box", crafted_on) for name in names for box, crafted_on in boxes.items()}
+    assert {(spec.name, spec.crafted_on) for spec in JUMP_RELU} == expected
+    for spec in JUMP_RELU:
+        assert spec.samples == "all"
+        assert not spec.bounded
+        assert not spec.all_modes  # the authors knew the native derivative only
+
+
+@pytest.mark.parametrize(("input_shape", "iterations"), [((1, 8, 8), 40), ((3, 8, 8), 7)])
+def test_the_papers_of_jump_relu_have_the_authors_figures(input_shape: tuple[int, ...], iterations: int) -> None:
+    classifier = wrap(input_shape, ((0.5,) * input_shape[0], (0.25,) * input_shape[0]))
+    for spec in JUMP_RELU:
+        attack: Any = spec.build(classifier, Linf(0.1), 0)
+        kind, norm = {
+            "IFGSM": (IterativeFGSM, None),
+            "DeepFool linf": (DeepFoolLp, np.inf),
+            "DeepFool l2": (DeepFoolLp, 2),
+        }[spec.name.split(",")[0]]
+        assert type(attack) is kind
+        assert norm is None or attack.norm == norm
+        assert attack.max_iter == iterations
+        assert np.allclose(attack.scale, 0.25)
+        assert kind is DeepFoolLp or attack.eps_step == 0.01
+
+
+def test_the_ladder_has_white_box_transfer_black_box_and_a_control() -> None:
+    ladder = {spec.name: spec for spec in STANDARD}
+    assert all(spec.bounded for spec in STANDARD)
+    assert ladder["PGD-40"].all_modes
+    assert ladder["PGD-40"].curve
+    assert ladder["transfer PGD-40"].crafted_on == "undefended"
+    assert ladder["transfer PGD-40"].samples == "all"  # it also measures the undefended network
+    assert ladder["Square"].crafted_on == ladder["noise"].crafted_on == "defended"
+    # A mode changes gradients only: nothing is gained by asking queries or noise again.
+    assert not any(ladder[name].all_modes for name in ("Square", "noise", "transfer PGD-40"))
+
+
+# The attacks built
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
+@pytest.mark.parametrize("spec", STANDARD, ids=lambda spec: spec.name)
+def test_a_bounded_attack_stays_in_the_ball_and_in_the_clip_range(
+    spec: AttackSpec, threat: Threat, defended: PyTorchClassifier, digits: Dataset
+) -> None:
+    x, y = digits.test.x[:3], np.eye(10, dtype=np.float32)[digits.test.y[:3]]
+    moved = spec.build(defended, threat, 1).generate(x, y)
+    assert moved.shape == x.shape
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    delta = (moved - x).reshape(len(x), -1).astype(np.float64)
+    assert all(threat.allows(size) for size in np.linalg.norm(delta, ord=threat.norm, axis=1))
+
+
+@pytest.mark.parametrize("name", ["PGD-40", "transfer PGD-40", "noise"])
+def test_the_seed_reaches_the_attack(name: str, defended: PyTorchClassifier, digits: Dataset) -> None:
+    (spec,) = [spec for spec in STANDARD if spec.name == name]
+    x, y = digits.test.x[:3], np.eye(10, dtype=np.float32)[digits.test.y[:3]]
+    first, again, other = (spec.build(defended, Linf(0.02), seed).generate(x, y) for seed in (1, 1, 2))
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+
+
+# Choosing a set
+
+
+def test_the_sets_of_a_defended_classifier(defended: PyTorchClassifier) -> None:
+    assert attack_set("papers", defended) == JUMP_RELU
+    assert attack_set("standard", defended) == JUMP_RELU + STANDARD
+
+
+def test_a_defence_that_is_there_twice_has_its_paper_once(defended: PyTorchClassifier) -> None:
+    twice = PyTorchClassifier(
+        nn.Sequential(defended.model, nn.Unflatten(1, (1, 1, 10)), nn.Flatten(), _JumpingHead(defended)),
+        nn.CrossEntropyLoss(),
+        (1, 8, 8),
+        10,
+        device_type="cpu",
+    )
+    assert attack_set("papers", twice) == JUMP_RELU
+
+
+class _JumpingHead(nn.Module):
+    """A second network with a jump, behind the first."""
+
+    def __init__(self, defended: PyTorchClassifier) -> None:
+        super().__init__()
+        plain = nn.Sequential(nn.Linear(10, 10), nn.ReLU())
+        classifier = PyTorchClassifier(plain, nn.CrossEntropyLoss(), (10,), 10, device_type="cpu")
+        self.network = JumpReLU(classifier, 0.1)().model
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.network(x)
+        return logits
+
+
+def test_a_plain_classifier_gets_the_ladder(digits_classifier: PyTorchClassifier) -> None:
+    assert attack_set("standard", digits_classifier) == STANDARD
+    with pytest.raises(InputError, match=r"attacks is 'papers', but .*; use 'standard'"):
+        attack_set("papers", digits_classifier)
+
+
+def test_an_unknown_set_is_refused_with_those_that_there_are(defended: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match=r"attacks is 'strong'; one of .* was expected") as caught:
+        attack_set("strong", defended)
+    assert all(name in str(caught.value) for name in SETS)
+
+
+def test_attacks_of_ones_own_run_in_their_order(defended: PyTorchClassifier) -> None:
+    assert attack_set([STANDARD[2], OWN, STANDARD[0]], defended) == (STANDARD[2], OWN, STANDARD[0])
+    assert attack_set((OWN,), defended) == (OWN,)
+
+
+@pytest.mark.parametrize(
+    "attacks",
+    [[], (), ["standard"], [OWN, None], OWN, None, 3, {"own": OWN}],
+    ids=[
+        "empty list",
+        "empty tuple",
+        "a name in a list",
+        "None in a list",
+        "a spec alone",
+        "None",
+        "a number",
+        "a dict",
+    ],
+)
+def test_anything_but_a_list_of_attacks_is_refused_in_a_sentence(attacks: Any, defended: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match=r"attacks is .*; a set's name or a list of AttackSpec was expected"):
+        attack_set(attacks, defended)
+
+
+def test_two_attacks_of_one_name_are_refused(defended: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match="attacks holds two of one name; distinct names were expected"):
+        attack_set([OWN, STANDARD[0], OWN], defended)
+
+
+# The unit of the paper's steps
+
+
+@pytest.mark.parametrize(
+    ("input_shape", "preprocessing", "expected"),
+    [
+        ((1, 2, 2), ((0.5,), (0.25,)), [[[0.25]]]),
+        ((3, 2, 2), ((0.5, 0.4, 0.3), (0.2, 0.3, 0.4)), [[[0.2]], [[0.3]], [[0.4]]]),
+        ((3, 2, 2), (0.5, 0.25), 0.25),
+        ((3, 2, 2), None, 1.0),
+    ],
+)
+def test_a_step_in_normalised_space_is_that_many_pixel_values(
+    input_shape: tuple[int, ...], preprocessing: Any, expected: Any
+) -> None:
+    """(x + scale * step - mean) / std is (x - mean) / std + step."""
+    classifier = wrap(input_shape, preprocessing and tuple(np.array(one, np.float32) for one in preprocessing))
+    scale: npt.NDArray[np.float32] = np.asarray(normalisation_scale(classifier))
+    assert np.allclose(scale, expected)
+    x = np.full((2, *input_shape), 0.5, np.float32)
+    mean, std = preprocessing or (0, 1)
+    broadcast = [np.reshape(one, (-1, 1, 1)) for one in (mean, std)]
+    normalised = [(image - broadcast[0]) / broadcast[1] for image in (x, x + scale * np.float32(0.1))]
+    assert np.allclose(normalised[1] - normalised[0], 0.1, atol=1e-6)

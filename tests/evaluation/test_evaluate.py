@@ -1,0 +1,974 @@
+"""The evaluation: its numbers follow from its records, its records from the attacks, and from nothing else."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from art.attacks.attack import EvasionAttack
+from art.attacks.evasion import FastGradientMethod, SquareAttack
+from art.defences.postprocessor import Rounded
+from art.defences.preprocessor import FeatureSqueezing
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator
+from torch import nn
+
+from art_defenses_ext import JumpReLU, evaluate
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import PAPERS, AttackSpec
+from art_defenses_ext.evaluation.plan import CURVE_FACTORS, make_plan
+from art_defenses_ext.evaluation.records import RunDirectory, read_records
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.summary import AttackRow, summarise
+from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.validation import FloatArray, InputError, IntArray
+
+EPS = 0.1
+BLOCK = 16
+Act = Callable[[FloatArray, FloatArray], Any]
+
+# An evaluation of seconds: all the papers' attacks, and each kind of the ladder's with few steps.
+ATTACKS = (
+    *PAPERS["jump_relu"],
+    AttackSpec("FGSM", lambda c, threat, seed: FastGradientMethod(c, threat.norm, threat.eps), "one step"),
+    AttackSpec(
+        "PGD",
+        lambda c, threat, seed: MarginPGD(c, threat.norm, threat.eps, max_iter=8, seed=seed),
+        "white-box",
+        all_modes=True,
+    ),
+    AttackSpec(
+        "transfer",
+        lambda c, threat, seed: MarginPGD(c, threat.norm, threat.eps, max_iter=8, stop_when_broken=False, seed=seed),
+        "made elsewhere",
+        crafted_on="undefended",
+        samples="all",
+    ),
+    AttackSpec(
+        "Square",
+        lambda c, threat, seed: SquareAttack(c, norm=threat.norm, eps=threat.eps, max_iter=20, verbose=False),
+        "queries",
+    ),
+    AttackSpec("noise", lambda c, threat, seed: RandomNoise(c, threat.norm, threat.eps, 5, seed=seed), "control"),
+)
+
+
+class Own(EvasionAttack):
+    """An attack that does what a test says."""
+
+    _estimator_requirements = (BaseEstimator,)
+
+    def __init__(self, estimator: PyTorchClassifier, act: Act) -> None:
+        super().__init__(estimator=estimator)
+        self.act = act
+
+    def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> Any:
+        return self.act(x, y)
+
+
+def own(name: str, act: Act, **options: Any) -> AttackSpec:
+    return AttackSpec(name, lambda classifier, threat, seed: Own(classifier, act), "for a test", **options)
+
+
+@dataclass
+class Call:
+    """What an attack was asked and what it gave back."""
+
+    key: str
+    estimator: PyTorchClassifier
+    mode: str
+    threat: Threat
+    seed: int
+    x: FloatArray
+    y: FloatArray
+    returned: FloatArray
+
+
+def overheard(spec: AttackSpec, calls: list[Call]) -> AttackSpec:
+    """The same attack, which also notes each call."""
+
+    def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        attack = spec.build(classifier, threat, seed)
+
+        def act(x: FloatArray, y: FloatArray) -> FloatArray:
+            mode = "+".join(defence.gradient_mode for defence in find_defences(classifier))
+            asked = x.copy(), y.copy()
+            returned = attack.generate(x, y)
+            key = f"{spec.name} [{mode}]" if spec.all_modes else spec.name
+            calls.append(Call(key, classifier, mode, threat, seed, *asked, np.array(returned)))
+            return returned
+
+        return Own(classifier, act)
+
+    return replace(spec, build=build)
+
+
+@pytest.fixture(scope="module")
+def defended(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return JumpReLU(digits_classifier, 1.0)()
+
+
+@pytest.fixture(scope="module")
+def x(digits: Dataset) -> FloatArray:
+    return digits.test.x[: 2 * BLOCK].copy()
+
+
+@pytest.fixture(scope="module")
+def y(digits: Dataset) -> IntArray:
+    return digits.test.y[: 2 * BLOCK].copy()
+
+
+@dataclass
+class Run:
+    """A whole evaluation with files, listened to."""
+
+    report: Report
+    calls: list[Call]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def run(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    calls: list[Call] = []
+    folder = tmp_path_factory.mktemp("evaluate") / "run"
+    attacks = [overheard(spec, calls) for spec in ATTACKS]
+    report = evaluate(defended, x, y, Linf(EPS), attacks, out=folder, block_size=BLOCK, curve_samples=0)
+    return Run(report, calls, folder)
+
+
+@pytest.fixture(scope="module")
+def strangers(defended: PyTorchClassifier, digits: Dataset) -> FloatArray:
+    """Two images that the defended classifier takes for a 0 and for a 1."""
+    predicted = defended.predict(digits.test.x).argmax(axis=1)
+    return np.stack([digits.test.x[predicted == label][0] for label in (0, 1)])
+
+
+def predicted(classifier: PyTorchClassifier, x: FloatArray) -> IntArray:
+    """By ART's own path, not the evaluation's."""
+    classes: IntArray = classifier.predict(x).argmax(axis=1)
+    return classes
+
+
+def breaking(strangers: FloatArray, *labels: int) -> Act:
+    """Puts a stranger in the place of each image with one of these labels: a success in the ball of radius 1."""
+
+    def act(x: FloatArray, y: FloatArray) -> FloatArray:
+        moved = x.copy()
+        for i, label in enumerate(y.argmax(axis=1)):
+            if label in labels:
+                moved[i] = strangers[int(label == 0)]
+        return moved
+
+    return act
+
+
+def row(report: Report, key: str) -> AttackRow:
+    (found,) = [one for one in report.summary.rows if one.key == key]
+    return found
+
+
+def lines(folder: Path) -> list[str]:
+    return (folder / RunDirectory.RECORDS).read_text(encoding="utf-8").splitlines()
+
+
+# The numbers follow from the records
+
+
+def test_robust_accuracy_is_what_brute_force_finds_in_the_file(run: Run) -> None:
+    robust = []
+    for line in lines(run.folder):
+        record = json.loads(line)
+        verdicts = [record["clean"] == record["label"]]
+        for outcome in record["attacks"].values():
+            inside = outcome["linf"] <= EPS + 1e-5
+            verdicts.append(not (inside and outcome["prediction"] != record["label"]))
+        robust.append(min(verdicts))
+    assert run.report.robust_accuracy == np.mean(robust)
+    assert json.loads((run.folder / "report.json").read_text())["worst_case"]["rate"] == np.mean(robust)
+    assert 0 < np.mean(robust) < 1  # or this test shows little
+
+
+def test_each_figure_can_be_computed_anew_from_the_files(run: Run, defended: PyTorchClassifier) -> None:
+    records = read_records(run.folder)
+    assert records == run.report.records
+    summary = run.report.summary
+    plan = make_plan(ATTACKS, defended, Linf(EPS), with_curve=False)
+    again = summarise(summary.run, plan, records, [])
+    assert replace(again, rows=[], total=summary.total) == replace(summary, rows=[])
+    for mine, theirs in zip(again.rows, summary.rows, strict=True):
+        assert replace(theirs, forward=0, backward=0, seconds=0) == mine
+
+
+def test_there_is_a_record_for_each_sample_in_order(run: Run, x: FloatArray, y: IntArray) -> None:
+    assert [record.index for record in run.report.records] == list(range(len(x)))
+    assert [record.label for record in run.report.records] == y.tolist()
+
+
+def test_clean_classes_are_those_that_art_predicts(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
+    plain = undefended(defended)
+    assert plain is not None
+    assert [record.clean for record in run.report.records] == predicted(defended, x).tolist()
+    assert [record.undefended_clean for record in run.report.records] == predicted(plain, x).tolist()
+
+
+# The records follow from what the attacks returned
+
+
+def test_each_success_is_inside_ball_and_range_and_really_misclassified(
+    run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    place = {image.tobytes(): i for i, image in enumerate(x)}
+    assert len(place) == len(x)
+    judged = successes = 0
+    for call in run.calls:
+        classes = predicted(defended, call.returned)
+        for image, moved, found in zip(call.x, call.returned, classes, strict=True):
+            record = run.report.records[place[image.tobytes()]]
+            outcome = record.attacks[call.key]
+            size = np.abs(moved.astype(np.float64) - image).max()
+            misclassified = found != y[record.index]
+            assert outcome.usable
+            assert outcome.prediction == found
+            assert outcome.misclassified == misclassified
+            assert outcome.linf == pytest.approx(size, abs=1e-6)
+            assert outcome.l2 == pytest.approx(np.linalg.norm(moved.astype(np.float64) - image), abs=1e-6)
+            assert outcome.success == (misclassified and size <= EPS + 1e-5)
+            if outcome.success:
+                assert moved.min() >= 0
+                assert moved.max() <= 1
+            judged, successes = judged + 1, successes + outcome.success
+    assert judged == sum(len(record.attacks) for record in run.report.records)
+    assert successes > 0
+
+
+def test_a_transferred_example_is_judged_on_both_networks(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
+    plain = undefended(defended)
+    assert plain is not None
+    calls = [call for call in run.calls if call.key == "transfer"]
+    moved = np.concatenate([call.returned for call in calls])
+    outcomes = [record.attacks["transfer"] for record in run.report.records]
+    assert [one.undefended_prediction for one in outcomes] == predicted(plain, moved).tolist()
+    assert [one.prediction for one in outcomes] == predicted(defended, moved).tolist()
+    white = [record.attacks["IFGSM, white-box"] for record in run.report.records]
+    assert all(one.undefended_prediction is None for one in white)
+
+
+def test_the_examples_are_successes_of_the_records(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
+    assert 0 < len(run.report.examples) <= 6
+    for one in run.report.examples:
+        record = run.report.records[one.index]
+        assert record.correct
+        assert record.attacks[one.attack].success
+        assert np.array_equal(one.clean, x[one.index])
+        assert np.abs(one.adversarial - one.clean).max() <= EPS + 1e-5
+        (found,) = predicted(defended, one.adversarial[None])
+        assert found == one.prediction == record.attacks[one.attack].prediction != one.label
+
+
+# Nothing else plays a part
+
+
+def test_a_second_run_writes_the_same_bytes(
+    run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    """Whatever the state of the global generators, and whether labels are indices or one-hot."""
+    one_hot = np.eye(10, dtype=np.float32)[y]
+    with unsettled(1):
+        evaluate(defended, x, one_hot, Linf(EPS), ATTACKS, out=tmp_path, block_size=BLOCK, curve_samples=0)
+    assert (tmp_path / RunDirectory.RECORDS).read_bytes() == (run.folder / RunDirectory.RECORDS).read_bytes()
+
+
+def test_a_blocks_records_do_not_depend_on_the_other_blocks(
+    run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    evaluate(defended, x[:BLOCK], y[:BLOCK], Linf(EPS), ATTACKS, out=tmp_path, block_size=BLOCK, curve_samples=0)
+    assert lines(tmp_path) == lines(run.folder)[:BLOCK]
+
+
+@pytest.mark.parametrize("threat", [Linf(0.05), L2(0.5)], ids=str)
+def test_black_box_attacks_are_repeatable_too(
+    threat: Threat, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    """ART's attacks draw from NumPy's global generator, some also from Python's."""
+    (square,) = [spec for spec in ATTACKS if spec.name == "Square"]
+    reports = []
+    for seed in (1, 2):
+        with unsettled(seed):
+            reports.append(evaluate(defended, x, y, threat, [square], curve_samples=0))
+    assert reports[0].records == reports[1].records
+
+
+@contextmanager
+def unsettled(seed: int) -> Iterator[None]:
+    """The global generators in a state of a test's own, and back."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        yield
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002
+
+
+def drawing(x: FloatArray, y: FloatArray) -> FloatArray:
+    """Moves by numbers of all three global generators."""
+    drawn = np.random.uniform(-0.1, 0.1, x.shape) + random.random() / 100 + float(torch.rand(())) / 100  # noqa: NPY002
+    return np.clip(x + drawn, 0, 1).astype(np.float32)
+
+
+def test_the_global_generators_are_seeded_for_an_attack(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    attacks = [own("a", drawing, samples="all"), own("b", drawing, samples="all")]
+    sizes = []
+    for outside, seed in ((1, 0), (2, 0), (1, 5)):
+        with unsettled(outside):
+            report = evaluate(defended, x, y, Linf(1.0), attacks, seed=seed, block_size=BLOCK, curve_samples=0)
+        sizes.append([[record.attacks[name].l2 for record in report.records] for name in "ab"])
+    assert sizes[0] == sizes[1]
+    assert sizes[0] != sizes[2]
+    assert sizes[0][0] != sizes[0][1]  # another attack draws other numbers
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_callers_generators_go_on_as_if_nothing_had_been(
+    fails: bool, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    def act(x: FloatArray, y: FloatArray) -> FloatArray:
+        moved = drawing(x, y)
+        if fails:
+            raise KeyError("the attack failed")
+        return moved
+
+    def state() -> tuple[Any, ...]:
+        _, keys, *rest = np.random.get_state()  # noqa: NPY002
+        return (keys.tolist(), *rest, torch.get_rng_state().tolist(), random.getstate())
+
+    before = state()
+    try:
+        evaluate(defended, x, y, Linf(EPS), [own("drawing", act), *ATTACKS[-2:]], curve_samples=0)
+    except KeyError:
+        assert fails
+    assert state() == before
+
+
+def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    def seeds(seed: int) -> dict[tuple[str, bytes], int]:
+        calls: list[Call] = []
+        attacks = [
+            overheard(own("a", lambda x, y: x, samples="all", all_modes=True), calls),
+            overheard(own("b", lambda x, y: x, samples="all"), calls),
+        ]
+        evaluate(defended, x, y, Linf(EPS), attacks, seed=seed, block_size=BLOCK, curve_samples=0)
+        return {(call.key, call.x.tobytes()): call.seed for call in calls}
+
+    first, again, other = seeds(0), seeds(0), seeds(1)
+    assert len(first) == 2 * (3 + 1)
+    assert first == again
+    assert len({*first.values(), *other.values()}) == 2 * len(first)
+
+
+def test_the_network_is_left_as_it_was(own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    own_classifier.model.head[1].weight.requires_grad_(False)
+    defended = JumpReLU(own_classifier, 1.0)()
+    defended.model.gradient_mode = "smooth"
+    models = (defended.model, own_classifier.model)
+
+    def state() -> list[Any]:
+        return [
+            [[value.numpy().tobytes() for value in model.state_dict().values()] for model in models],
+            [[parameter.requires_grad for parameter in model.parameters()] for model in models],
+            [[module.training for module in model.modules()] for model in models],
+            [[len(module._forward_hooks) for module in model.modules()] for model in models],
+            defended.model.gradient_mode,
+        ]
+
+    before = state()
+    evaluate(defended, x[:4], y[:4], Linf(EPS), ATTACKS, curve_samples=0)
+    assert state() == before
+
+    def fail(x: FloatArray, y: FloatArray) -> FloatArray:
+        raise KeyError("the attack failed")
+
+    with pytest.raises(KeyError):
+        evaluate(defended, x[:4], y[:4], Linf(EPS), [own("fails", fail, all_modes=True)], curve_samples=0)
+    assert state() == before
+
+
+def test_a_network_in_training_mode_is_attacked_as_it_predicts(x: FloatArray, y: IntArray) -> None:
+    """Batch statistics are neither used nor moved, and training may go on afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 10), nn.Dropout(0.5))
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    attacks = [spec for spec in ATTACKS if spec.name in ("FGSM", "PGD", "noise")]
+    reports = []
+    for training in (False, True):
+        model.train(training)
+        reports.append(evaluate(classifier, x, y, Linf(EPS), attacks, curve_samples=0))
+        assert [module.training for module in model.modules()] == [training] * 5
+    assert reports[0].records == reports[1].records
+    assert all(torch.equal(one, other) for one, other in zip(buffers, model.buffers(), strict=True))
+
+
+def test_the_images_are_never_modified(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    """Not even by an attack that scribbles on what it is given: the next one and the records see the clean image."""
+
+    def scribble(x: FloatArray, y: FloatArray) -> FloatArray:
+        x[:] = 1 - x
+        y[:] = 0
+        return x
+
+    calls: list[Call] = []
+    before = x.tobytes(), y.tobytes()
+    attacks = [
+        own("scribbles", scribble, samples="all"),
+        overheard(own("looks", lambda x, y: x, samples="all"), calls),
+    ]
+    report = evaluate(defended, x, y, Linf(EPS), attacks, curve_samples=0)
+    assert (x.tobytes(), y.tobytes()) == before
+    assert np.array_equal(calls[0].x, x)
+    assert np.array_equal(calls[0].y.argmax(axis=1), y)
+    for image, record in zip(x, report.records, strict=True):
+        assert record.attacks["scribbles"].linf == pytest.approx(np.abs(1 - 2 * image).max(), abs=1e-6)
+        assert record.attacks["looks"].linf == 0
+
+
+def test_only_the_values_of_the_images_matter(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    """A view that is reversed, strided or read-only is attacked like its copy."""
+    (pgd,) = [spec for spec in ATTACKS if spec.name == "PGD"]
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    for view, labels in ((x[::-2], y[::-2]), (x[:, :, :, ::-1], y), (fixed, y)):
+        reports = [
+            evaluate(defended, images, labels, Linf(EPS), [pgd], curve_samples=0) for images in (view, view.copy())
+        ]
+        assert reports[0].records == reports[1].records
+
+
+def test_nothing_is_said_and_nothing_written_unasked(
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluate(defended, x[:4], y[:4], Linf(EPS), ATTACKS, curve_samples=4)
+    assert list(tmp_path.iterdir()) == []
+    assert capsys.readouterr() == ("", "")
+
+
+# Who attacks what
+
+
+def test_the_ladder_sees_only_what_nothing_broke_before(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+) -> None:
+    calls: list[Call] = []
+    attacks = [
+        own("paper", breaking(strangers, 0), source="paper", samples="all"),
+        own("first", breaking(strangers, 1, 2)),
+        own("second", breaking(strangers, 3), all_modes=True),
+        own("third", breaking(strangers)),
+        own("later paper", breaking(strangers, 1, 4), source="paper", samples="all"),
+        own("last", breaking(strangers)),
+    ]
+    report = evaluate(
+        defended, x, y, Linf(1.0), [overheard(one, calls) for one in attacks], block_size=BLOCK, curve_samples=0
+    )
+    correct = predicted(defended, x) == y
+    met = {
+        "paper": np.ones(len(x), bool),
+        "first": correct & (y != 0),
+        "second [exact]": correct & ~np.isin(y, (0, 1, 2)),
+        "second [relu]": correct & ~np.isin(y, (0, 1, 2, 3)),
+        "second [smooth]": correct & ~np.isin(y, (0, 1, 2, 3)),
+        "third": correct & ~np.isin(y, (0, 1, 2, 3)),
+        "later paper": np.ones(len(x), bool),
+        "last": correct & ~np.isin(y, (0, 1, 2, 3, 4)),
+    }
+    for key, expected in met.items():
+        images = np.concatenate([call.x for call in calls if call.key == key])
+        assert np.array_equal(images, x[expected]), key
+        assert [key in record.attacks for record in report.records] == expected.tolist(), key
+        assert row(report, key).attacked == expected.sum()
+    assert {call.key for call in calls} == met.keys()
+    assert row(report, "first").broke == (correct & np.isin(y, (1, 2))).sum()
+    assert row(report, "second [relu]").broke == 0
+    assert report.robust_accuracy == np.mean(correct & (y > 4))
+
+
+def test_an_attack_with_no_sample_left_is_not_run(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+) -> None:
+    def never(x: FloatArray, y: FloatArray) -> FloatArray:
+        raise AssertionError("nothing was left to attack")
+
+    attacks = [own("all", breaking(strangers, *range(10))), own("idle", never)]
+    report = evaluate(defended, x, y, Linf(1.0), attacks, curve_samples=0)
+    assert report.robust_accuracy == 0
+    assert row(report, "idle").note == "not run: no sample was left"
+
+
+def test_each_mode_is_in_force_for_the_attacks_that_ask_for_all(run: Run) -> None:
+    modes = {call.key: call.mode for call in run.calls if call.key.startswith(("PGD", "FGSM", "IFGSM"))}
+    assert modes == {
+        "IFGSM, gray-box": "",  # made where there is no defence
+        "IFGSM, white-box": "exact",
+        "FGSM": "exact",
+        **{f"PGD [{mode}]": mode for mode in ("exact", "relu", "smooth")},
+    }
+
+
+def test_attacks_get_one_hot_labels_the_threat_and_their_network(
+    run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    labels = dict(zip((image.tobytes() for image in x), y.tolist(), strict=True))
+    crafted_on = {spec.name: spec.crafted_on for spec in ATTACKS}
+    for call in run.calls:
+        expected = np.eye(10, dtype=np.float32)[[labels[image.tobytes()] for image in call.x]]
+        assert call.y.dtype == np.float32
+        assert np.array_equal(call.y, expected)
+        assert call.threat == Linf(EPS)
+        elsewhere = crafted_on[call.key.split(" [")[0]] == "undefended"
+        assert call.estimator is (undefended(defended) if elsewhere else defended)
+
+
+def test_the_curve_attacks_the_first_samples_whatever_became_of_them(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+) -> None:
+    calls: list[Call] = []
+    attack = overheard(own("curved", breaking(strangers, *range(10)), curve=True), calls)
+    report = evaluate(defended, x, y, Linf(0.5), [attack], block_size=BLOCK, curve_samples=BLOCK + 4)
+    for factor in CURVE_FACTORS:
+        images = [call.x for call in calls if call.threat == Linf(0.5 * factor)]
+        # At the threat's own eps the attack itself runs too, in each block before the curve.
+        curve_images = images[1::2] if factor == 1 else images
+        assert np.array_equal(np.concatenate(curve_images), x[: BLOCK + 4])
+    (curve,) = report.summary.curves
+    assert [eps for eps, _ in curve.points] == [0, *(0.5 * factor for factor in CURVE_FACTORS)]
+    assert all(share.total == BLOCK + 4 for _, share in curve.points)
+    assert report.summary.run.settings.curve_samples == BLOCK + 4
+
+
+def test_costs_are_those_of_the_attack_alone(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    """Two predictions and one gradient an image; what the evaluation itself predicts is not the attacker's cost."""
+
+    def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        def act(x: FloatArray, y: FloatArray) -> FloatArray:
+            classifier.predict(x)
+            classifier.loss_gradient(x, y)
+            return x
+
+        return Own(classifier, act)
+
+    attacks = [
+        AttackSpec("a", build, "for a test", samples="all"),
+        AttackSpec("b", build, "for a test", crafted_on="undefended"),
+    ]
+    report = evaluate(defended, x, y, Linf(EPS), attacks, out=tmp_path, block_size=BLOCK, curve_samples=0)
+    for key in "ab":
+        assert (row(report, key).forward, row(report, key).backward) == (2, 1)
+    costs = [json.loads(line) for line in (tmp_path / RunDirectory.COSTS).read_text().splitlines()]
+    correct = predicted(defended, x) == y
+    expected = [
+        (start, key, BLOCK if key == "a" else int(correct[start : start + BLOCK].sum()))
+        for start in (0, BLOCK)
+        for key in "ab"
+    ]
+    assert [(one["block"], one["attack"], one["samples"]) for one in costs] == expected
+    assert all((one["forward"], one["backward"]) == (2 * one["samples"], one["samples"]) for one in costs)
+
+
+# The undefended classifier
+
+
+def transferred(calls: list[Call]) -> list[AttackSpec]:
+    return [
+        overheard(own("transfer", lambda x, y: x, crafted_on="undefended", samples="all"), calls),
+        overheard(own("white", lambda x, y: x), calls),
+    ]
+
+
+def test_the_recorded_undefended_classifier_is_used(
+    defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    calls: list[Call] = []
+    report = evaluate(defended, x, y, Linf(EPS), transferred(calls), curve_samples=0)
+    assert [call.estimator for call in calls] == [digits_classifier, defended]
+    assert report.summary.undefended_clean is not None
+    assert report.summary.undefended_clean.rate == np.mean(predicted(digits_classifier, x) == y)
+    assert report.summary.undefended_robust == report.summary.undefended_clean
+
+
+def test_one_that_is_named_takes_its_place(
+    defended: PyTorchClassifier, own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    with torch.no_grad():
+        own_classifier.model.head[3].bias[0] += 1e4  # it takes everything for a 0
+    calls: list[Call] = []
+    report = evaluate(defended, x, y, Linf(EPS), transferred(calls), undefended=own_classifier, curve_samples=0)
+    assert [call.estimator for call in calls] == [own_classifier, defended]
+    assert all(record.undefended_clean == 0 for record in report.records)
+    assert all(record.attacks["transfer"].undefended_prediction == 0 for record in report.records)
+
+
+def test_without_one_its_rows_say_not_run(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    calls: list[Call] = []
+    report = evaluate(rebuild(defended), x, y, Linf(EPS), transferred(calls), curve_samples=0)
+    assert [call.key for call in calls] == ["white"]
+    assert row(report, "transfer").note.startswith("not run")
+    assert row(report, "transfer").attacked == 0
+    assert all("transfer" not in record.attacks for record in report.records)
+    assert report.summary.undefended_clean is report.summary.undefended_robust is None
+
+
+# Attacks that return what cannot be used
+
+
+UNUSABLE: dict[str, float] = {"NaN": np.nan, "infinite": np.inf, "too low": -0.01, "too high": 1.01}
+
+
+@pytest.mark.parametrize("value", UNUSABLE.values(), ids=UNUSABLE)
+def test_an_unusable_image_is_never_a_success(
+    value: float, defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+) -> None:
+    """One pixel condemns the image; its neighbours in the batch count as ever."""
+
+    def act(x: FloatArray, y: FloatArray) -> FloatArray:
+        moved = breaking(strangers, *range(10))(x, y)
+        moved[::2, 0, 3, 3] = value
+        return moved
+
+    report = evaluate(defended, x, y, Linf(2.0), [own("a", act, samples="all")], curve_samples=0)
+    clean = predicted(defended, x)
+    for record in report.records:
+        outcome = record.attacks["a"]
+        assert outcome.usable == outcome.success == bool(record.index % 2)
+        if not outcome.usable:
+            assert (outcome.prediction, outcome.linf, outcome.l2) == (clean[record.index], 0, 0)
+    assert str(len(x) // 2) in row(report, "a").note
+    assert "unusable" in row(report, "a").note
+    assert report.robust_accuracy == np.mean((clean == y)[::2]) / 2
+
+
+def test_what_was_made_elsewhere_must_lie_in_the_clip_range_of_the_defended_classifier(
+    defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    """An undefended classifier may take any image; the defended one is never shown such."""
+    anywhere = rebuild(digits_classifier, clip_values=None)
+    attack = own("beyond", lambda x, y: x - np.float32(5), crafted_on="undefended", samples="all")
+    report = evaluate(defended, x, y, Linf(10.0), [attack], undefended=anywhere, curve_samples=0)
+    assert not any(record.attacks["beyond"].success for record in report.records)
+    assert report.robust_accuracy == np.mean(predicted(defended, x) == y)
+
+
+def test_a_misclassified_image_outside_the_ball_is_no_success(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+) -> None:
+    attack = own("far", breaking(strangers, *range(10)), samples="all", bounded=False)
+    report = evaluate(defended, x, y, Linf(0.3), [attack], curve_samples=0)
+    correct = predicted(defended, x) == y
+    far = np.array([np.abs(x[i] - strangers[int(y[i] == 0)]).max() > 0.3 for i in range(len(x))])
+    assert far.all()
+    assert all(record.attacks["far"].misclassified for record in report.records)
+    assert not any(record.attacks["far"].success for record in report.records)
+    assert report.robust_accuracy == np.mean(correct)
+    assert (row(report, "far").accuracy.rate, row(report, "far").broke) == (0, 0)  # type: ignore[union-attr]
+
+
+RESULTS: dict[str, Callable[[FloatArray], Any]] = {
+    "too few": lambda x: x[1:],
+    "too many": lambda x: np.concatenate([x, x]),
+    "another image shape": lambda x: x[:, :, 1:],
+    "flat": lambda x: x.reshape(len(x), -1),
+    "None": lambda x: None,
+    "a list": lambda x: x.tolist(),
+    "a tensor": torch.from_numpy,
+}
+
+
+@pytest.mark.parametrize("result", RESULTS.values(), ids=RESULTS)
+def test_a_result_that_is_no_batch_of_images_is_refused_in_a_sentence(
+    result: Callable[[FloatArray], Any], defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    with pytest.raises(InputError, match=r"the attack 'odd' returned .* was expected") as caught:
+        evaluate(defended, x, y, Linf(EPS), [own("odd", lambda x, y: result(x))], curve_samples=0)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_float64_results_count_as_the_float32_images_that_they_are(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    attack = own("double", lambda x, y: x.astype(np.float64) * (1 + 1e-12), samples="all")
+    report = evaluate(defended, x, y, Linf(EPS), [attack], curve_samples=0)
+    assert all(record.attacks["double"].usable and record.attacks["double"].linf == 0 for record in report.records)
+
+
+# Input that cannot be used
+
+
+def _numpy_preprocessor(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return rebuild(classifier, preprocessing_defences=[FeatureSqueezing(clip_values=(0, 1), bit_depth=4)])
+
+
+def _postprocessor(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return rebuild(classifier, postprocessing_defences=[Rounded()])
+
+
+def _of_shape(input_shape: tuple[int, ...], nb_classes: int) -> PyTorchClassifier:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), nb_classes))
+    return PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), input_shape, nb_classes, clip_values=(0, 1), device_type="cpu"
+    )
+
+
+def _with(x: FloatArray, value: float) -> FloatArray:
+    changed = x.copy()
+    changed[1, 0, 2, 2] = value
+    return changed
+
+
+def _labels_with(y: IntArray, value: int) -> IntArray:
+    changed = y.copy()
+    changed[1] = value
+    return changed
+
+
+BAD: dict[str, Callable[[PyTorchClassifier, FloatArray, Any], dict[str, Any]]] = {
+    "NaN": lambda c, x, y: {"x": _with(x, np.nan)},
+    "infinite": lambda c, x, y: {"x": _with(x, np.inf)},
+    "below the clip values": lambda c, x, y: {"x": _with(x, -0.1)},
+    "above the clip values": lambda c, x, y: {"x": _with(x, 1.1)},
+    "three channels": lambda c, x, y: {"x": np.repeat(x, 3, axis=1)},
+    "channels last": lambda c, x, y: {"x": x.transpose(0, 2, 3, 1)},
+    "one image alone": lambda c, x, y: {"x": x[0], "y": y[:1]},
+    "flat images": lambda c, x, y: {"x": x.reshape(len(x), -1)},
+    "no image": lambda c, x, y: {"x": x[:0], "y": y[:0]},
+    "float64 images": lambda c, x, y: {"x": x.astype(np.float64)},
+    "uint8 images": lambda c, x, y: {"x": (x * 255).astype(np.uint8)},
+    "images as a tensor": lambda c, x, y: {"x": torch.from_numpy(x)},
+    "images as a list": lambda c, x, y: {"x": x.tolist()},
+    "negative label": lambda c, x, y: {"y": _labels_with(y, -1)},
+    "label too large": lambda c, x, y: {"y": _labels_with(y, 10)},
+    "one-hot too wide": lambda c, x, y: {"y": np.eye(11, dtype=np.float32)[y]},
+    "one-hot too narrow": lambda c, x, y: {"y": np.eye(10, dtype=np.float32)[y][:, :9]},
+    "probabilities": lambda c, x, y: {"y": np.full((len(x), 10), 0.1, np.float32)},
+    "fewer labels": lambda c, x, y: {"y": y[:-1]},
+    "no labels": lambda c, x, y: {"y": None},
+    "float labels": lambda c, x, y: {"y": y.astype(np.float32)},
+    "unknown attack set": lambda c, x, y: {"attacks": "strongest"},
+    "no attack": lambda c, x, y: {"attacks": []},
+    "names of attacks": lambda c, x, y: {"attacks": ["FGSM"]},
+    "a number as threat": lambda c, x, y: {"threat": 0.1},
+    "a class as threat": lambda c, x, y: {"threat": Linf},
+    "a threat without a norm": lambda c, x, y: {"threat": Threat(0.1)},
+    "block_size 0": lambda c, x, y: {"block_size": 0},
+    "block_size -1": lambda c, x, y: {"block_size": -1},
+    "block_size 1.5": lambda c, x, y: {"block_size": 1.5},
+    "block_size True": lambda c, x, y: {"block_size": True},
+    "block_size None": lambda c, x, y: {"block_size": None},
+    "curve_samples -1": lambda c, x, y: {"curve_samples": -1},
+    "curve_samples 0.5": lambda c, x, y: {"curve_samples": 0.5},
+    "the bare model": lambda c, x, y: {"classifier": c.model},
+    "numpy preprocessing": lambda c, x, y: {"classifier": _numpy_preprocessor(c)},
+    "a postprocessor": lambda c, x, y: {"classifier": _postprocessor(c)},
+    "a bare model as undefended": lambda c, x, y: {"undefended": c.model},
+    "undefended with numpy preprocessing": lambda c, x, y: {"undefended": _numpy_preprocessor(c)},
+    "undefended for other images": lambda c, x, y: {"undefended": _of_shape((3, 8, 8), 10)},
+    "undefended of other classes": lambda c, x, y: {"undefended": _of_shape((1, 8, 8), 3)},
+}
+
+
+def untouchable(x: FloatArray, y: FloatArray) -> FloatArray:
+    raise AssertionError("no work may begin")
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
+    bad: Callable[[PyTorchClassifier, FloatArray, IntArray], dict[str, Any]],
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
+) -> None:
+    attacks = [own("white", untouchable), own("transfer", untouchable, crafted_on="undefended", samples="all")]
+    good: dict[str, Any] = {"classifier": defended, "x": x, "y": y, "threat": Linf(EPS), "attacks": attacks}
+    with pytest.raises(InputError, match="expected") as caught:
+        evaluate(**(good | bad(defended, x, y)), out=tmp_path / "run")
+    assert len(str(caught.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["a file", "an earlier run"])
+def test_a_folder_that_cannot_be_used_is_refused_before_any_work(
+    kind: str, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    if kind == "a file":
+        (tmp_path / "run").write_text("in the way")
+    else:
+        RunDirectory(tmp_path / "run")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises(InputError, match=r"out is .* expected"):
+        evaluate(defended, x, y, Linf(EPS), [own("white", untouchable)], out=tmp_path / "run")
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_labels_of_any_integer_type_are_taken(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    attack = own("still", lambda x, y: x)
+    reports = [
+        evaluate(defended, x, y.astype(kind), Linf(EPS), [attack], curve_samples=0)
+        for kind in (np.int64, np.int32, np.uint8)
+    ]
+    assert reports[0].records == reports[1].records == reports[2].records
+
+
+# Known answers
+
+
+def plane(classes: int = 2) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    generator = np.random.default_rng(3)
+    return generator.normal(size=(classes, 5)).astype(np.float32), generator.normal(size=classes).astype(np.float32)
+
+
+@pytest.mark.parametrize(("threat", "dual"), [(Linf(0.08), 1), (L2(0.15), 2)], ids=["linf", "l2"])
+def test_on_a_linear_classifier_robust_accuracy_is_the_share_beyond_the_radius(
+    threat: Threat, dual: int, linear_classifier: Callable[..., PyTorchClassifier]
+) -> None:
+    """The distance to the boundary between two classes is |difference of logits| / dual norm of the difference."""
+    weight, _ = plane()
+    normal = weight[0].astype(np.float64) - weight[1]
+    bias = np.array([0, normal.sum() / 2], np.float32)  # the boundary passes through the middle of the cube
+    classifier = linear_classifier(weight, bias, (1, 1, 5))
+    # Far from the faces of the cube, so that no clipping helps the classifier.
+    x = np.random.default_rng(4).uniform(0.25, 0.75, size=(60, 1, 1, 5)).astype(np.float32)
+    difference = x.reshape(60, 5).astype(np.float64) @ normal - bias[1]
+    distance = np.abs(difference) / np.linalg.norm(normal, ord=dual)
+    clear = np.abs(distance / threat.eps - 1) > 0.02
+    x, distance, y = x[clear], distance[clear], (difference[clear] < 0).astype(np.int64)
+    y[:3] = 1 - y[:3]  # wrong from the start
+    pgd = AttackSpec("PGD", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=20, seed=seed), "", samples="all")
+    report = evaluate(classifier, x, y, threat, [pgd], block_size=20, curve_samples=0)
+    expected = distance > threat.eps
+    expected[:3] = False
+    assert [record.robust() for record in report.records] == expected.tolist()
+    assert report.robust_accuracy == expected.mean()
+    assert 0.1 < expected.mean() < 0.9
+    assert report.summary.clean.rate == 1 - 3 / len(x)
+
+
+@pytest.mark.parametrize("threat", [Linf(EPS), L2(0.5)], ids=str)
+def test_the_standard_set_on_a_plain_classifier(
+    threat: Threat, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    report = evaluate(digits_classifier, x[:6], y[:6], threat, curve_samples=2)
+    assert report.summary.paper is None
+    assert [one.key for one in report.summary.rows if one.source == "ladder"][:5] == [
+        "FGSM [exact]",
+        "PGD-40 [exact]",
+        "transfer PGD-40",
+        "Square",
+        "noise",
+    ]
+    assert row(report, "transfer PGD-40").note.startswith("not run")
+    # Without a paper each attack runs on what the former ones left, so what they broke adds up to what is broken.
+    correct, robust = report.summary.clean.count, report.summary.worst_case.count
+    assert sum(one.broke for one in report.summary.rows) == correct - robust
+    sizes = [getattr(one, threat.norm_name) for record in report.records for one in record.attacks.values()]
+    assert all(Threat.allows(threat.at(2 * threat.eps), size) for size in sizes)  # the curve goes that far
+    assert report.robust_accuracy <= report.summary.clean.rate
+
+
+def test_more_attacks_never_leave_more(run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    papers = evaluate(defended, x, y, Linf(EPS), "papers", block_size=BLOCK, curve_samples=0)
+    assert papers.robust_accuracy == papers.summary.paper.rate  # type: ignore[union-attr]
+    assert papers.summary.paper == run.report.summary.paper
+    assert run.report.robust_accuracy <= papers.robust_accuracy
+
+
+# The folder
+
+
+def test_the_folder_holds_what_was_promised(run: Run) -> None:
+    files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
+    promised = {"records.jsonl", "costs.jsonl", "report.json", "report.html", "figures/accuracy.png"}
+    assert promised <= files
+    assert all((run.folder / name).stat().st_size > 0 for name in promised)
+    assert not any(Path(name).name.startswith(".") for name in files)  # nothing half-written
+    assert json.loads((run.folder / "report.json").read_text()) == json.loads(json.dumps(run.report.summary.as_dict()))
+
+
+def test_the_settings_are_those_of_the_call(run: Run, x: FloatArray) -> None:
+    settings = run.report.summary.run.settings
+    assert (settings.threat, settings.eps, settings.samples, settings.seed) == ("linf", EPS, len(x), 0)
+    assert (settings.block_size, settings.curve_samples) == (BLOCK, 0)
+    assert settings.attacks == [spec.name for spec in ATTACKS]
+    assert [one["name"] for one in run.report.summary.run.defences] == ["jump_relu"]
+    assert run.report.summary.run.defences[0]["jump"] == 1.0
+    assert run.report.summary.run.model == "DigitsCNN"
+
+
+def test_records_grow_block_by_block(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path) -> None:
+    """When the second block fails, the first one's lines stand, as a run of the first alone would have them."""
+    seen = []
+
+    def act(x: FloatArray, y: FloatArray) -> FloatArray:
+        seen.append(len(lines(tmp_path / "a")) if (tmp_path / "a").exists() else 0)
+        if len(seen) == 2:
+            raise RuntimeError("no memory left")
+        return x
+
+    attacks = [own("still", lambda x, y: x, samples="all"), own("fails", act, samples="all")]
+    with pytest.raises(RuntimeError, match="no memory left"):
+        evaluate(defended, x, y, Linf(EPS), attacks, out=tmp_path / "a", block_size=BLOCK, curve_samples=0)
+    assert seen == [0, BLOCK]
+    seen[:] = [0, 0]
+    evaluate(defended, x[:BLOCK], y[:BLOCK], Linf(EPS), attacks, out=tmp_path / "b", block_size=BLOCK, curve_samples=0)
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")
+    costs = [json.loads(line) for line in (tmp_path / "a" / RunDirectory.COSTS).read_text().splitlines()]
+    assert [(one["block"], one["attack"]) for one in costs] == [(0, "still"), (0, "fails")]
+    assert not (tmp_path / "a" / "report.json").exists()
+
+
+def test_an_earlier_run_is_replaced_when_asked(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    attack = own("still", lambda x, y: x)
+    for count in (8, 4):
+        evaluate(defended, x[:count], y[:count], Linf(EPS), [attack], out=tmp_path, overwrite=True, curve_samples=0)
+    assert len(read_records(tmp_path)) == 4
+    assert json.loads((tmp_path / "report.json").read_text())["run"]["settings"]["samples"] == 4
+
+
+def test_a_replaced_run_that_fails_leaves_no_figures_of_the_former(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    """Else the folder would hold the records of one run and the report of another."""
+    evaluate(defended, x[:4], y[:4], Linf(EPS), [own("a", lambda x, y: x)], out=tmp_path, curve_samples=0)
+
+    def fail(x: FloatArray, y: FloatArray) -> FloatArray:
+        raise RuntimeError("no memory left")
+
+    with pytest.raises(RuntimeError):
+        evaluate(defended, x[:4], y[:4], Linf(EPS), [own("b", fail)], out=tmp_path, overwrite=True, curve_samples=0)
+    assert not (tmp_path / "report.json").exists()
+    assert not (tmp_path / "report.html").exists()

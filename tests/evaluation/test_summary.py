@@ -1,0 +1,359 @@
+"""Figures, each worked out by hand from a few records."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import pytest
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.settings import RunDescription, Settings
+from art_defenses_ext.evaluation.summary import FORMAT, AttackRow, Curve, Proportion, Summary, summarise
+from art_defenses_ext.evaluation.threats import Linf, Threat
+
+
+def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    raise AssertionError("a summary builds no attack")
+
+
+THREAT = Linf(0.1)
+LADDER = AttackSpec("ladder", never, "the ladder's")
+PAPER = AttackSpec("paper", never, "the paper's", source="paper", samples="all", bounded=False)
+TRANSFER = AttackSpec("transfer", never, "made elsewhere", crafted_on="undefended", samples="all")
+
+RUN = RunDescription(
+    settings=Settings("linf", 0.1, ["by hand"], samples=4, seed=0, block_size=4, curve_samples=4),
+    defences=[],
+    model="ByHand",
+    model_sha256="",
+    data_sha256="",
+    device="paper",
+    threads=1,
+    command="",
+    versions={},
+)
+
+
+def run(spec: AttackSpec, threat: Threat = THREAT, curve: bool = False) -> AttackRun:
+    return AttackRun(spec, "exact", threat, curve)
+
+
+def broken(linf: float = 0.05, plain: int | None = None) -> Outcome:
+    """Another class, by a change of this size."""
+    return Outcome(1, True, linf, 2 * linf, success=linf <= 0.1, undefended_prediction=plain)
+
+
+def held(plain: int | None = None, usable: bool = True) -> Outcome:
+    return Outcome(0, False, 0.1, 0.2, success=False, usable=usable, undefended_prediction=plain)
+
+
+def samples(
+    *attacks: dict[str, Outcome], clean: list[int] | None = None, plain: list[int] | None = None
+) -> list[SampleRecord]:
+    """Samples of class 0: what was done to each, its clean class, and the undefended classifier's."""
+    nb_samples = len(attacks)
+    clean = [0] * nb_samples if clean is None else clean
+    plains: list[Any] = [None] * nb_samples if plain is None else list(plain)
+    return [SampleRecord(i, 0, clean[i], plains[i], attacks[i]) for i in range(nb_samples)]
+
+
+def summary(plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord] | None = None) -> Summary:
+    return summarise(RUN, plan, records, costs or [])
+
+
+def row(result: Summary, key: str) -> AttackRow:
+    (found,) = [one for one in result.rows if one.key == key]
+    return found
+
+
+# Proportions
+
+
+@pytest.mark.parametrize("total", [1, 2, 20, 1797])
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95, 1.0])
+def test_the_interval_is_wilsons(share: float, total: int) -> None:
+    count = round(share * total)
+    p, n, z = count / total, total, NormalDist().inv_cdf(0.975)
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    assert Proportion(count, total).interval == pytest.approx((centre - half, centre + half), abs=1e-9)
+
+
+def test_the_interval_of_all_or_none_ends_there() -> None:
+    assert Proportion(0, 20).interval[0] == pytest.approx(0, abs=1e-12)
+    assert Proportion(20, 20).interval[1] == pytest.approx(1, abs=1e-12)
+
+
+def test_a_proportion_counts_what_is_true() -> None:
+    assert Proportion.of(one % 3 == 0 for one in range(10)) == Proportion(4, 10)
+    assert Proportion(4, 10).rate == 0.4
+    low, high = Proportion(4, 10).interval
+    assert Proportion(4, 10).as_dict() == {"count": 4, "total": 10, "rate": 0.4, "interval": [low, high]}
+    assert "40.0 %" in str(Proportion(4, 10))
+
+
+# The headline figures
+
+
+def test_robust_accuracy_is_the_mean_of_the_minimum_over_attacks() -> None:
+    """Each attack alone leaves half; together they leave one of the four."""
+    plan = [run(replace(LADDER, name=name, samples="all")) for name in "ab"]
+    records = samples(
+        {"a": broken(), "b": held()},
+        {"a": broken(), "b": broken()},
+        {"a": held(), "b": broken()},
+        {"a": held(), "b": held()},
+    )
+    result = summary(plan, records)
+    assert [row(result, name).robust for name in "ab"] == [Proportion(2, 4)] * 2
+    assert result.worst_case == Proportion(1, 4)
+    assert result.clean == Proportion(4, 4)
+
+
+def test_a_sample_that_is_wrong_without_attack_is_not_robust() -> None:
+    records = samples({"ladder": held()}, {"ladder": held()}, {}, {}, clean=[0, 0, 5, 5])
+    result = summary([run(LADDER)], records)
+    assert (result.clean, result.worst_case) == (Proportion(2, 4), Proportion(2, 4))
+
+
+def test_the_papers_number_counts_its_attacks_only_and_inside_the_ball() -> None:
+    records = samples(
+        {"paper": broken(), "ladder": held()},
+        {"paper": broken(linf=0.5), "ladder": broken()},
+        {"paper": held(), "ladder": broken()},
+        {"paper": held(), "ladder": held()},
+    )
+    result = summary([run(PAPER), run(LADDER)], records)
+    assert result.paper == Proportion(3, 4)
+    assert result.worst_case == Proportion(1, 4)
+    assert result.gap == 0.5
+
+
+def test_without_a_papers_attack_there_is_no_gap() -> None:
+    result = summary([run(LADDER)], samples({"ladder": broken()}, {"ladder": held()}))
+    assert result.paper is None
+    assert result.gap is None
+    result = summary([run(PAPER), run(LADDER)], samples({"ladder": broken()}, {"ladder": held()}))
+    assert result.paper is None  # it never ran
+    assert row(result, "paper").attacked == 0
+
+
+def test_the_undefended_figures_are_the_undefended_classifiers() -> None:
+    """Its clean accuracy, and what the examples made on it leave: both judged by its own predictions."""
+    records = samples(
+        {"transfer": held(plain=1)},  # fools it alone
+        {"transfer": broken(plain=0)},  # fools the defended one alone
+        {"transfer": held(plain=0)},
+        {"transfer": held(plain=0)},
+        clean=[0, 0, 0, 4],
+        plain=[0, 0, 4, 0],
+    )
+    result = summary([run(TRANSFER)], records)
+    assert result.undefended_clean == Proportion(3, 4)
+    assert result.undefended_robust == Proportion(2, 4)  # the second and the last
+    assert (result.clean, result.worst_case) == (Proportion(3, 4), Proportion(2, 4))
+
+
+def test_the_undefended_figure_is_the_worst_case_over_its_attacks() -> None:
+    plan = [run(replace(TRANSFER, name=name)) for name in "ab"]
+    records = samples(
+        {"a": held(plain=1), "b": held(plain=0)},
+        {"a": held(plain=0), "b": held(plain=1)},
+        {"a": held(plain=0), "b": held(plain=0)},
+        plain=[0, 0, 0],
+    )
+    assert summary(plan, records).undefended_robust == Proportion(1, 3)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [LADDER, replace(TRANSFER, bounded=False), replace(TRANSFER, samples="survivors")],
+    ids=["made on the defended", "whatever the size", "on survivors"],
+)
+def test_the_undefended_figure_needs_bounded_attacks_on_all(spec: AttackSpec) -> None:
+    records = samples({spec.name: held(plain=0)}, {spec.name: held(plain=1)}, plain=[0, 0])
+    assert summary([run(spec)], records).undefended_robust is None
+
+
+def test_without_an_undefended_classifier_its_rows_say_not_run() -> None:
+    result = summary([run(TRANSFER), run(LADDER)], samples({"ladder": held()}, {"ladder": broken()}))
+    assert result.undefended_clean is result.undefended_robust is None
+    missing = row(result, "transfer")
+    assert missing.note == "not run: no undefended classifier is known"
+    assert (missing.attacked, missing.accuracy, missing.robust) == (0, None, None)
+    assert row(result, "ladder").note == ""
+
+
+# The rows
+
+
+def test_survivors_are_reported_as_broke_k_of_m() -> None:
+    """The first attack meets three samples and breaks one; the next meets the other two."""
+    plan = [run(replace(LADDER, name=name)) for name in ("first", "second", "third")]
+    records = samples(
+        {"first": broken()},
+        {"first": held(), "second": broken()},
+        {"first": held(), "second": broken(linf=0.3)},
+        {},
+        clean=[0, 0, 0, 7],
+    )
+    result = summary(plan, records)
+    assert [(one.broke, one.attacked) for one in result.rows] == [(1, 3), (1, 2), (0, 0)]
+    assert [one.accuracy for one in result.rows] == [None] * 3
+    assert row(result, "third").note == "not run: no sample was left"
+    assert result.worst_case == Proportion(1, 4)
+
+
+def test_an_attack_breaks_only_what_was_right_before() -> None:
+    spec = replace(LADDER, samples="all")
+    one = row(summary([run(spec)], samples({"ladder": broken()}, {"ladder": broken()}, clean=[0, 4])), "ladder")
+    assert (one.broke, one.attacked) == (1, 2)
+
+
+def test_a_papers_accuracy_counts_any_size_and_robust_the_ball() -> None:
+    records = samples({"paper": broken(0.05)}, {"paper": broken(0.3)}, {"paper": broken(0.7)}, {"paper": held()})
+    one = row(summary([run(PAPER)], records), "paper")
+    assert one.accuracy == Proportion(1, 4)
+    assert one.robust == Proportion(3, 4)
+    assert (one.median_linf, one.median_l2) == (0.3, 0.6)
+
+
+def test_an_attack_that_never_led_astray_has_no_median() -> None:
+    one = row(summary([run(PAPER)], samples({"paper": held()}, {"paper": held()})), "paper")
+    assert (one.median_linf, one.median_l2) == (None, None)
+
+
+def test_unusable_images_are_noted() -> None:
+    result = summary([run(LADDER)], samples({"ladder": held(usable=False)}, {"ladder": held()}, {"ladder": broken()}))
+    assert row(result, "ladder").note == "returned 1 unusable images"
+
+
+def test_costs_are_summed_over_blocks_and_given_per_image() -> None:
+    costs = [
+        CostRecord(0, "ladder", 2, Cost(forward=20, backward=10, seconds=0.5, peak_memory=300)),
+        CostRecord(2, "ladder", 1, Cost(forward=10, backward=8, seconds=0.25, peak_memory=200)),
+        CostRecord(0, "paper", 3, Cost(forward=3, backward=0, seconds=1.0, peak_memory=100)),
+    ]
+    records = samples(*({"ladder": held(), "paper": held()} for _ in range(3)))
+    result = summary([run(PAPER), run(LADDER), run(replace(LADDER, name="idle"))], records, costs)
+    one = row(result, "ladder")
+    assert (one.forward, one.backward, one.seconds) == (10, 6, 0.75)
+    assert (row(result, "idle").forward, row(result, "idle").seconds) == (0, 0)
+    assert result.total == Cost(forward=33, backward=18, seconds=1.75, peak_memory=300)
+
+
+# The curves
+
+
+def curved(*eps: float) -> list[AttackRun]:
+    return [run(LADDER), *(run(replace(LADDER, curve=True), Linf(one), curve=True) for one in eps)]
+
+
+def rates(curve: Curve) -> list[tuple[float, float]]:
+    return [(eps, share.rate) for eps, share in curve.points]
+
+
+def test_a_curve_begins_at_clean_accuracy_and_has_a_point_for_each_eps() -> None:
+    records = samples(
+        {"ladder @ 0.05": broken(0.05), "ladder @ 0.2": broken(0.2)},
+        {"ladder @ 0.05": held(), "ladder @ 0.2": broken(0.15)},
+        {"ladder @ 0.05": held(), "ladder @ 0.2": held()},
+        {"ladder @ 0.05": held(), "ladder @ 0.2": held()},
+        clean=[0, 0, 0, 8],
+    )
+    (curve,) = summary(curved(0.05, 0.2), records).curves
+    assert curve.attack == "ladder"
+    assert rates(curve) == [(0.0, 0.75), (0.05, 0.5), (0.2, 0.25)]
+
+
+def test_a_curve_is_of_the_samples_that_it_ran_on() -> None:
+    records = samples({"ladder @ 0.05": broken()}, {"ladder @ 0.05": held()}, {}, {}, clean=[0, 0, 9, 9])
+    (curve,) = summary(curved(0.05), records).curves
+    assert [share for _, share in curve.points] == [Proportion(2, 2), Proportion(1, 2)]
+
+
+def test_a_curve_counts_only_what_lies_inside_its_ball() -> None:
+    """An attack that oversteps its radius has shown nothing about that radius."""
+    records = samples({"ladder @ 0.05": broken(0.3)}, {"ladder @ 0.05": broken(0.05)})
+    (curve,) = summary(curved(0.05), records).curves
+    assert rates(curve) == [(0.0, 1.0), (0.05, 0.5)]
+
+
+def test_the_curve_of_an_attack_without_a_ball_is_read_off_its_sizes() -> None:
+    """The smallest change found breaks at every radius from its size on."""
+    records = samples(
+        {"paper": broken(0.02)}, {"paper": broken(0.08)}, {"paper": broken(0.3)}, {"paper": held()}, {"paper": broken()}
+    )
+    for record in records:
+        record.attacks |= {key: held() for key in ("ladder @ 0.05", "ladder @ 0.2")}
+    records[-1].clean = 6
+    result = summary([run(PAPER), *curved(0.05, 0.2)], records)
+    (curve,) = [one for one in result.curves if one.attack == "paper"]
+    assert rates(curve) == [(0.0, 0.8), (0.05, 0.6), (0.1, 0.4), (0.2, 0.4)]
+
+
+def test_without_a_grid_of_eps_there_is_no_curve() -> None:
+    assert summary([run(PAPER), run(LADDER)], samples({"paper": broken()}, {"paper": held()})).curves == []
+
+
+def test_an_attack_that_did_not_run_has_no_curve() -> None:
+    assert summary(curved(0.05, 0.2), samples({"ladder": broken()}, {"ladder": held()})).curves == []
+
+
+def test_the_curves_runs_count_where_they_lie_inside_the_threats_ball() -> None:
+    """They share one row: of what all else left, what they broke inside the ball."""
+    records = samples(
+        {"ladder": held(), "ladder @ 0.05": held(), "ladder @ 0.2": broken(0.09)},
+        {"ladder": held(), "ladder @ 0.05": held(), "ladder @ 0.2": broken(0.2)},
+        {"ladder": broken(), "ladder @ 0.05": broken(), "ladder @ 0.2": broken(0.09)},
+        {"ladder @ 0.05": broken(), "ladder @ 0.2": broken(0.09)},
+        {"ladder": held()},
+        clean=[0, 0, 0, 5, 0],
+    )
+    costs = [
+        CostRecord(0, "ladder", 4, Cost(forward=4, backward=4)),
+        CostRecord(0, "ladder @ 0.05", 4, Cost(forward=8, backward=4, seconds=0.5)),
+        CostRecord(0, "ladder @ 0.2", 4, Cost(forward=24, backward=12, seconds=0.25)),
+    ]
+    result = summary(curved(0.05, 0.2), records, costs)
+    assert result.worst_case == Proportion(2, 5)
+    first, rest = result.rows
+    assert (first.key, first.broke, first.attacked) == ("ladder", 1, 4)
+    assert (rest.broke, rest.attacked, rest.note) == (1, 2, "")
+    assert (rest.forward, rest.backward, rest.seconds) == (4, 2, 0.75)
+    assert first.broke + rest.broke == result.clean.count - result.worst_case.count
+
+
+def test_a_curve_that_did_not_run_has_no_row() -> None:
+    assert [one.key for one in summary(curved(0.05), samples({"ladder": held()})).rows] == ["ladder"]
+
+
+# As data
+
+
+def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
+    records = samples(
+        {"paper": held(), "transfer": held(plain=1), "ladder": broken(), "ladder @ 0.05": held()},
+        {"paper": broken(), "transfer": held(plain=0), "ladder @ 0.05": broken()},
+        plain=[0, 0],
+    )
+    result = summary([run(PAPER), run(TRANSFER), *curved(0.05)], records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))])
+    data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
+    assert data["format"] == FORMAT
+    assert data["gap"] == result.gap == 0.5
+    assert data["worst_case"] == result.worst_case.as_dict()
+    assert data["clean"]["rate"] == 1.0
+    assert data["undefended_robust"]["count"] == 1
+    assert data["run"]["settings"]["eps"] == 0.1
+    assert [one["key"] for one in data["rows"]][:3] == ["paper", "transfer", "ladder"]
+    assert data["curves"][0]["points"][1] == [0.05, Proportion(1, 2).as_dict()]
+    assert data["total"]["forward"] == 4

@@ -1,0 +1,372 @@
+"""The command: what it prints and writes, and one sentence for whatever a user got wrong."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from safetensors.torch import save_file
+
+from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.cli import DEFENCES, evaluate_command, main
+from art_defenses_ext.datasets import DATASETS, Dataset
+from art_defenses_ext.evaluation.attacks import PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.records import RunDirectory
+from art_defenses_ext.models import MODELS, build_model
+
+OPTIONS = ["--" + name.replace("_", "-") for name in inspect.signature(evaluate_command).parameters]
+
+
+@dataclass
+class Result:
+    """What a command left behind."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
+    """Runs ``art-defenses`` in this process and in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("FORCE_COLOR", "COLUMNS", "TERMINAL_WIDTH", "ART_DEFENSES_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    level, threads = logging.getLogger("art").level, torch.get_num_threads()
+
+    def run(*arguments: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["art-defenses", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            main()
+        out, err = capsys.readouterr()
+        return Result(int(left.value.code or 0), out, err)
+
+    yield run
+    logging.getLogger("art").setLevel(level)
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def weights(digits_classifier: PyTorchClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained network's weights, so that no test here has to train."""
+    path = tmp_path_factory.mktemp("weights") / "digits.safetensors"
+    save_file(digits_classifier.model.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def quick(weights: Path) -> list[str]:
+    """An evaluation of a second."""
+    options = {"--weights": weights, "--jump": 1, "--attacks": "papers", "--samples": 20}
+    return ["evaluate", *(str(word) for option in options.items() for word in option)]
+
+
+@pytest.fixture
+def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever has to be refused is refused before a network is trained, which may take minutes."""
+
+    def begin(*arguments: Any, **options: Any) -> Any:
+        raise AssertionError("training began")
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "CosineAnnealingLR", begin)
+
+
+def tree(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def words(text: str) -> str:
+    return " ".join(text.split())
+
+
+# What there is
+
+
+def test_list_names_all_that_can_be_chosen(command: Command) -> None:
+    """Each name whole on its line, in a terminal of the usual width."""
+    result = command("list")
+    assert (result.status, result.err) == (0, "")
+    attacks = [spec.name for specs in (*PAPERS.values(), STANDARD) for spec in specs]
+    for name in (*DEFENCES, *DATASETS, *MODELS, *attacks):
+        assert any(f" {name} " in f"{line} " for line in result.out.splitlines()), name
+    assert max(map(len, result.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("columns", [None, 80, 200])
+def test_help_mentions_every_option(columns: int | None, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+    result = command("evaluate", "--help")
+    assert (result.status, result.err) == (0, "")
+    for option in OPTIONS:
+        assert f" {option} " in result.out, option
+    for name in (*DEFENCES, *DATASETS, *SETS):
+        assert name in words(result.out), name
+
+
+def test_help_mentions_every_command(command: Command) -> None:
+    for arguments in (["--help"], []):
+        out = command(*arguments).out
+        assert "evaluate" in out
+        assert "list" in out
+
+
+# An evaluation
+
+
+def test_evaluate_prints_and_writes_its_report(command: Command, quick: list[str], tmp_path: Path) -> None:
+    result = command(*quick, "--out", tmp_path / "run")
+    assert (result.status, result.err) == (0, "")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert f"{100 * report['worst_case']['rate']:.1f}" in result.out
+    assert str(tmp_path / "run" / "report.html") in result.out
+    assert all(spec.name in result.out for spec in PAPERS["jump_relu"])
+    assert len((tmp_path / "run" / RunDirectory.RECORDS).read_text().splitlines()) == 20
+    assert (tmp_path / "run" / "report.html").stat().st_size > 0
+    assert report["run"]["command"].startswith("art-defenses evaluate --weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_it_is_the_evaluation_of_the_library(
+    command: Command, quick: list[str], weights: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    """The options reach ``evaluate``: both write the same bytes."""
+    command(*quick, "--out", tmp_path / "a", "--eps", 0.08, "--seed", 3, "--block-size", 8)
+    defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    evaluate(defended, x, y, Linf(0.08), "papers", seed=3, block_size=8, out=tmp_path / "b")
+    files = [(tmp_path / name / RunDirectory.RECORDS).read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+    settings = [json.loads((tmp_path / name / "report.json").read_text())["run"]["settings"] for name in "ab"]
+    assert settings[0] == settings[1]
+
+
+def test_without_out_nothing_is_written(command: Command, quick: list[str], tmp_path: Path) -> None:
+    result = command(*quick, "--samples", 2)
+    assert result.status == 0
+    assert "report.html" not in result.out
+    assert tree(tmp_path) == {}
+
+
+def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
+    command: Command, weights: Path, tmp_path: Path
+) -> None:
+    arguments = ["evaluate", "--defence", "none", "--norm", 2, "--eps", 0.5, "--samples", 4, "--curve-samples", 2]
+    torch.set_num_threads(2)
+    result = command(*arguments, "--weights", weights, "--out", tmp_path / "run", "--threads", 1)
+    assert (result.status, result.err) == (0, "")
+    assert torch.get_num_threads() == 1
+    run = json.loads((tmp_path / "run" / "report.json").read_text())["run"]
+    settings = {key: run["settings"][key] for key in ("threat", "eps", "attacks", "samples", "curve_samples")}
+    assert settings == {"threat": "l2", "eps": 0.5, "attacks": "standard", "samples": 4, "curve_samples": 2}
+    assert (run["defences"], run["threads"]) == ([], 1)
+    assert all(spec.name in result.out for spec in STANDARD)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.05])
+def test_the_jump_is_tuned_on_validation_images(
+    drop: float, command: Command, weights: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    arguments = ["evaluate", "--weights", weights, "--attacks", "papers", "--samples", 1, "--out", tmp_path / "run"]
+    assert command(*arguments, "--max-accuracy-drop", drop).status == 0
+    (defence,) = json.loads((tmp_path / "run" / "report.json").read_text())["run"]["defences"]
+    plain = load_classifier(digits, weights=weights)
+    x, y = digits.validation.x, digits.validation.y
+    accuracies = [
+        (one.predict(x).argmax(axis=1) == y).mean() for one in (plain, JumpReLU(plain, jump=defence["jump"])())
+    ]
+    assert accuracies[1] >= accuracies[0] - drop - 1e-9
+    assert defence["jump"] > 0
+
+
+def test_a_network_of_ones_own(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "own_for_test_cli.py").write_text(
+        "from torch import nn\n"
+        "def build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))\n"
+    )
+    arguments = ["--model", "own_for_test_cli:build", "--mean", "0.5", "--std", "0.25", "--jump", 0.1]
+    result = command("evaluate", *arguments, "--attacks", "papers", "--samples", 4)
+    assert (result.status, result.err) == (0, "")
+    assert "Sequential" in result.out
+
+
+def test_an_earlier_run_is_replaced_only_when_asked(command: Command, quick: list[str], tmp_path: Path) -> None:
+    assert command(*quick, "--samples", 2, "--out", "run").status == 0
+    before = tree(tmp_path)
+    refused = command(*quick, "--samples", 3, "--out", "run")
+    assert refused.status == 2
+    assert "overwrite" in refused.err
+    assert tree(tmp_path) == before
+    assert command(*quick, "--samples", 3, "--out", "run", "--overwrite").status == 0
+    assert len((tmp_path / "run" / RunDirectory.RECORDS).read_text().splitlines()) == 3
+
+
+# What a user gets wrong
+
+
+def _text_file(folder: Path) -> Path:
+    path = folder / "notes.txt"
+    path.write_text("no weights")
+    return path
+
+
+def _other_weights(folder: Path) -> Path:
+    path = folder / "lenet.safetensors"
+    save_file(build_model("lenet_like").state_dict(), path)
+    return path
+
+
+def _earlier_run(folder: Path) -> Path:
+    return RunDirectory(folder / "earlier").path
+
+
+def _without_relu(folder: Path) -> str:
+    (folder / "linear_for_test_cli.py").write_text(
+        "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    return "linear_for_test_cli:build"
+
+
+def _broken_module(folder: Path) -> str:
+    (folder / "broken_for_test_cli.py").write_text("import a_module_that_nobody_has\n")
+    return "broken_for_test_cli:build"
+
+
+Arguments = list[Any]
+BAD: dict[str, tuple[Arguments, str]] = {
+    "unknown data set": (["--dataset", "svhn"], "dataset is 'svhn'; one of digits"),
+    "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of jump_relu"),
+    "unknown attacks": (["--attacks", "strong"], "attacks is 'strong'; one of papers"),
+    "unknown norm": (["--norm", "1"], "norm is '1'; inf or 2"),
+    "papers of no defence": (["--defence", "none", "--attacks", "papers"], "attacks is 'papers', but"),
+    "eps 0": (["--eps", 0], "eps is 0.0"),
+    "negative eps": (["--eps", -0.1], "eps is -0.1"),
+    "eps nan": (["--eps", "nan"], "eps is nan"),
+    "eps inf": (["--eps", "inf"], "eps is inf"),
+    "no samples": (["--samples", 0], "samples is 0; from 1 to digits's 500"),
+    "negative samples": (["--samples", -1], "samples is -1"),
+    "too many samples": (["--samples", 501], "samples is 501"),
+    "no data folder": (["--data", "nowhere"], "data is nowhere; an existing folder"),
+    "data is a file": (["--data", _text_file], "data is "),
+    "out is a file": (["--out", _text_file], "out is "),
+    "out below a file": (["--out", lambda folder: _text_file(folder) / "run"], "out is "),
+    "out too long": (["--out", "x" * 300], "out is "),
+    "an earlier run": (["--out", _earlier_run], "out is "),
+    "unknown network": (["--model", "alexnet"], "model is 'alexnet'"),
+    "network for other images": (["--model", "resnet20"], "model resnet20 takes images (3, 32, 32)"),
+    "no module": (["--model", "nowhere_at_all:build"], "model is 'nowhere_at_all:build'"),
+    "a module that fails": (["--model", _broken_module], "model is 'broken_for_test_cli:build'"),
+    "a network without a ReLU": (["--model", _without_relu], "calls no ReLU"),
+    "no weights there": (["--weights", "none.pt"], "weights is 'none.pt'"),
+    "weights that are none": (["--weights", _text_file], "weights is "),
+    "weights that do not fit": (["--weights", _other_weights], "do not fit DigitsCNN"),
+    "weights and epochs": (["--weights", _other_weights, "--epochs", 1], "weights and epochs were both given"),
+    "mean of letters": (["--mean", "a,b"], "mean is 'a,b'; numbers with commas between"),
+    "empty mean": (["--mean", ""], "mean is ''; numbers with commas between"),
+    "mean with spaces": (["--mean", "0.1 0.2"], "mean is '0.1 0.2'"),
+    "too many means": (["--mean", "0.1,0.2"], "mean is [0.1, 0.2]; 1 finite number"),
+    "mean nan": (["--mean", "nan"], "mean is [nan]"),
+    "std of letters": (["--std", "wide"], "std is 'wide'"),
+    "std 0": (["--std", "0"], "std is [0.0]; numbers > 0"),
+    "negative std": (["--std", "-1"], "std is [-1.0]; numbers > 0"),
+    "epochs 0": (["--epochs", 0], "epochs is 0"),
+    "negative epochs": (["--epochs", -1], "epochs is -1"),
+    "negative jump": (["--jump", -1], "jump is -1.0"),
+    "jump nan": (["--jump", "nan"], "jump is nan"),
+    "jump inf": (["--jump", "inf"], "jump is inf"),
+    "drop of more than all": (["--max-accuracy-drop", 1.5], "max_accuracy_drop is 1.5"),
+    "negative drop": (["--max-accuracy-drop", -0.1], "max_accuracy_drop is -0.1"),
+    "drop nan": (["--max-accuracy-drop", "nan"], "max_accuracy_drop is nan"),
+    "negative seed": (["--seed", -1], "seed is -1"),
+    "seed beyond 64 bits": (["--seed", 2**64], f"seed is {2**64}"),
+    "block size 0": (["--block-size", 0], "block_size is 0"),
+    "negative block size": (["--block-size", -5], "block_size is -5"),
+    "negative curve": (["--curve-samples", -1], "curve_samples is -1"),
+    "unknown device": (["--device", "tpu"], "device is 'tpu'"),
+    "no CUDA": (["--device", "cuda"], "device is 'cuda'"),
+    "no thread": (["--threads", 0], "threads is 0; at least 1"),
+    "negative threads": (["--threads", -2], "threads is -2; at least 1"),
+}
+
+
+@pytest.mark.usefixtures("no_training")
+@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+def test_it_is_one_sentence_status_2_and_nothing_is_written(
+    arguments: Arguments, message: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if "cuda" in arguments and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a module of the user's
+    given = [word(tmp_path) if callable(word) else word for word in arguments]
+    out = [] if "--out" in given else ["--out", tmp_path / "run"]
+    before = tree(tmp_path)
+    result = command("evaluate", *out, *given)
+    assert_one_sentence(result)
+    assert message in result.err
+    assert tree(tmp_path) == before
+
+
+def assert_one_sentence(result: Result) -> None:
+    assert result.status == 2
+    assert result.out == ""
+    (line,) = result.err.splitlines()
+    assert line.startswith("Error: ")
+    assert "Traceback" not in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", "--eps", "much"],
+        ["evaluate", "--samples", "1.5"],
+        ["evaluate", "--unknown"],
+        ["evaluate", "--eps"],
+        ["evaluate", "digits"],
+        ["attack"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors_are_typers_own(arguments: list[str], command: Command, tmp_path: Path) -> None:
+    result = command(*arguments)
+    assert result.status == 2
+    assert result.out == ""
+    assert "─ Error ─" in result.err
+    assert "Traceback" not in result.err
+    assert tree(tmp_path) == {}
+
+
+# As a process: what importing says counts too
+
+
+def process(*arguments: object, cwd: Path) -> Result:
+    line = [sys.executable, "-m", "art_defenses_ext", *map(str, arguments)]
+    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
+def test_the_process_succeeds_in_silence_on_stderr(quick: list[str], tmp_path: Path) -> None:
+    result = process(*quick, "--samples", 2, "--threads", 1, "--out", "run", cwd=tmp_path)
+    assert (result.status, result.err) == (0, "")
+    assert "run/report.html" in result.out
+    assert (tmp_path / "run" / "report.html").is_file()
+
+
+def test_the_process_fails_in_a_sentence(tmp_path: Path) -> None:
+    result = process("evaluate", "--eps", 0, "--out", "run", cwd=tmp_path)
+    assert_one_sentence(result)
+    assert tree(tmp_path) == {}

@@ -1,0 +1,247 @@
+"""On a CUDA device: the same numbers as on the CPU to 1e-4 with TF32 off, and nothing leaves the device."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext import JumpReLU, as_module, defend, gradient_mode
+from art_defenses_ext.attack.base import TensorAttack
+from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.models import MODELS, ResNet20
+from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.transformer.jump_relu import jump_relu
+
+pytestmark = pytest.mark.gpu
+
+MODES = ("exact", "relu", "smooth")
+
+ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float] | None]] = {
+    "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 12}, (np.inf, 0.24)),
+    "deep fool linf": (DeepFoolLp, {"norm": np.inf}, None),
+    "deep fool l2": (DeepFoolLp, {"norm": 2}, None),
+    "pgd linf": (MarginPGD, {"norm": np.inf, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, (np.inf, 0.2)),
+    "pgd l2": (MarginPGD, {"norm": 2, "eps": 1.5, "max_iter": 20}, (2, 1.5)),
+    "noise": (RandomNoise, {"norm": 2, "eps": 1.5, "nb_draws": 20}, (2, 1.5)),
+}
+
+
+def on(device_type: str, like: PyTorchClassifier) -> PyTorchClassifier:
+    """A classifier with a copy of the network of ``like`` on the CPU or the current CUDA device."""
+    model = copy.deepcopy(like.model)
+    optimizer = torch.optim.Adam(model.to("cuda" if device_type == "gpu" else "cpu").parameters(), lr=1e-3)
+    preprocessing = None if like.preprocessing is None else (like.preprocessing.mean, like.preprocessing.std)
+    return PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        like.input_shape,
+        like.nb_classes,
+        optimizer=optimizer,
+        clip_values=(0.0, 1.0),
+        preprocessing=preprocessing,
+        device_type=device_type,
+    )
+
+
+def residual() -> PyTorchClassifier:
+    """An untrained ResNet-20 with a mean and a standard deviation for each channel."""
+    spec = MODELS["resnet20"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNet20()
+    return PyTorchClassifier(
+        model,
+        nn.CrossEntropyLoss(),
+        spec.input_shape,
+        spec.nb_classes,
+        clip_values=(0.0, 1.0),
+        preprocessing=(np.array(spec.mean), np.array(spec.std)),
+        device_type="cpu",
+    )
+
+
+def assert_close(actual: Any, expected: Any, share: float = 1.0) -> None:
+    """To 1e-4 of the largest value, for at least this share of the samples."""
+    assert actual.shape == expected.shape
+    far = np.abs(actual - expected) > 1e-4 * np.abs(expected).max()
+    assert (~far).reshape(len(far), -1).all(axis=1).mean() >= share
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_function_is_the_same_on_both(cuda: torch.device, mode: str) -> None:
+    z = torch.linspace(-3, 4, 10_001)
+    results = []
+    for device in ("cpu", cuda):
+        one = z.to(device).requires_grad_()
+        out = jump_relu(one, 1.0, mode)
+        assert out.device == one.device
+        (gradient,) = torch.autograd.grad(out.sum(), one)
+        results.append((out.detach().cpu(), gradient.cpu()))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("jump", [0.0, 0.3, 1.0])
+def test_predictions_and_gradients_are_those_of_the_cpu(
+    mode: str, jump: float, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """Of a few images a unit may lie so near its jump that rounding decides; in float64 of none."""
+    x, y = digits.test.x[:100], np.eye(10, dtype=np.float32)[digits.test.y[:100]]
+    _assert_devices_agree(digits_classifier, jump, mode, x, y, share=0.9)
+    double = rebuild(digits_classifier, model=copy.deepcopy(digits_classifier.model).double())
+    _assert_devices_agree(double, jump, mode, x, y)
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("mode", MODES)
+def test_a_residual_network_agrees_too(mode: str) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.random((16, 3, 32, 32), dtype=np.float32), np.eye(10, dtype=np.float32)[random.integers(0, 10, 16)]
+    classifier = residual()
+    classifier.model.double()
+    _assert_devices_agree(classifier, 0.05, mode, x, y)
+
+
+def _assert_devices_agree(
+    classifier: PyTorchClassifier, jump: float, mode: str, x: Any, y: Any, share: float = 1.0
+) -> None:
+    cpu, gpu = (JumpReLU(on(kind, classifier), jump)() for kind in ("cpu", "gpu"))
+    with gradient_mode(cpu, mode), gradient_mode(gpu, mode):
+        assert_close(gpu.predict(x), cpu.predict(x), share)
+        assert_close(gpu.loss_gradient(x, y), cpu.loss_gradient(x, y), share)
+        assert_close(gpu.class_gradient(x, label=3), cpu.class_gradient(x, label=3), share)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_module_is_on_the_device_and_agrees_with_art(
+    cuda: torch.device, mode: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """With the mean/std preprocessing of one channel, of three, and with none."""
+    for like in (digits_classifier, residual(), rebuild(residual(), preprocessing=None)):
+        transformed = JumpReLU(on("gpu", like), 0.05)()
+        module = as_module(transformed)
+        assert {tensor.device for tensor in (*module.parameters(), *module.buffers())} == {cuda}
+        x = np.random.default_rng(0).random((8, *like.input_shape), dtype=np.float32)
+        y = np.arange(8)
+        with gradient_mode(transformed, mode):
+            images = torch.from_numpy(x).to(cuda).requires_grad_()
+            logits = module(images)
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(y).to(cuda))
+            (gradient,) = torch.autograd.grad(loss, images)
+            assert_close(logits.detach().cpu().numpy(), transformed.predict(x))
+            assert_close(gradient.cpu().numpy(), transformed.loss_gradient(x, np.eye(10, dtype=np.float32)[y]))
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("name", ATTACKS)
+def test_attacks_run_there(name: str, mode: str, digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    kind, settings, ball = ATTACKS[name]
+    x, y = digits.test.x[:50], digits.test.y[:50]
+    transformed = JumpReLU(on("gpu", digits_classifier), 0.5)()
+    attack = kind(transformed, gradient_mode=mode, batch_size=20, seed=1, **settings)
+    x_adv = attack.generate(x, y)
+    assert x_adv.dtype == np.float32
+    assert x_adv.shape == x.shape
+    assert x_adv.min() >= 0
+    assert x_adv.max() <= 1
+    if ball is not None:
+        norm, eps = ball
+        assert np.linalg.norm((x_adv - x).reshape(50, -1), ord=norm, axis=1).max() <= eps * (1 + 1e-5)
+    clean = (transformed.predict(x).argmax(axis=1) == y).mean()
+    attacked = (transformed.predict(x_adv).argmax(axis=1) == y).mean()
+    assert attacked <= clean if name == "noise" else attacked < clean
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("name", ["pgd linf", "noise"])
+def test_a_seed_gives_other_examples_than_another(
+    name: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    kind, settings, _ = ATTACKS[name]
+    transformed = JumpReLU(on("gpu", digits_classifier), 0.5)()
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    before = torch.cuda.get_rng_state()
+    one, again, other = (kind(transformed, seed=seed, **settings).generate(x, y) for seed in (1, 1, 2))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    # Not to the last bit: cuDNN may add in another order from run to run.
+    assert (np.abs(one - again) > 1e-4).mean() < 0.01
+    assert (np.abs(one - other) > 1e-4).mean() > 0.01
+
+
+@pytest.mark.usefixtures("cuda")
+def test_the_robust_accuracy_is_that_of_the_cpu(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """Without a random start both devices walk the same way, but for rounding."""
+    x, y = digits.test.x[:200], digits.test.y[:200]
+    right = []
+    for kind in ("cpu", "gpu"):
+        transformed = JumpReLU(on(kind, digits_classifier), 0.5)()
+        x_adv = IterativeFGSM(transformed, eps_step=0.02, max_iter=6).generate(x, y)
+        right.append(transformed.predict(x_adv).argmax(axis=1) == y)
+    assert (right[0] != right[1]).mean() <= 0.02
+
+
+def test_everything_stays_on_the_device(cuda: torch.device, digits_classifier: PyTorchClassifier) -> None:
+    classifier = on("gpu", digits_classifier)
+    assert classifier.device == cuda
+    for own in (False, True):
+        transformed = JumpReLU(classifier, 0.3, copy=own)()
+        assert transformed.device == cuda
+        assert {parameter.device for parameter in transformed.model.parameters()} == {cuda}
+    assert rebuild(classifier).device == cuda
+    assert rebuild(rebuild(on("cpu", digits_classifier))).device == torch.device("cpu")
+    assert defend(transformed, classifier.preprocessing).device == cuda
+
+
+def test_a_full_copy_is_trained_there(
+    cuda: torch.device, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    classifier = on("gpu", digits_classifier)
+    before = classifier.predict(digits.test.x[:50])
+    transformed = JumpReLU(classifier, 0.3, copy=True)()
+    weights = [parameter.detach().clone() for parameter in transformed.model.parameters()]
+    transformed.fit(digits.train.x[:128], digits.train.y[:128], nb_epochs=1, batch_size=64)
+    for old, new in zip(weights, transformed.model.parameters(), strict=True):
+        assert new.device == cuda
+        assert not torch.equal(old, new)
+    np.testing.assert_array_equal(classifier.predict(digits.test.x[:50]), before)
+
+
+@pytest.mark.usefixtures("cuda")
+def test_tuning_chooses_the_jump_that_it_chooses_on_the_cpu(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """On a grid so coarse that the rounding of a unit cannot decide."""
+    chosen = []
+    for kind in ("cpu", "gpu"):
+        transformer = JumpReLU(on(kind, digits_classifier))
+        transformer.fit(digits.validation.x, digits.validation.y, max_accuracy_drop=0.1, jumps=[0.5, 4.0, 16.0])
+        chosen.append(transformer.jump)
+    assert chosen[0] == chosen[1]
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_second_device_is_kept_when_it_is_not_the_current_one(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("there is only one CUDA device")
+    with torch.cuda.device(1):
+        classifier = on("gpu", digits_classifier)
+    assert classifier.device == torch.device("cuda", 1)
+    transformed = JumpReLU(classifier, 0.3)()
+    assert rebuild(classifier).device == transformed.device == torch.device("cuda", 1)
+    x_adv = MarginPGD(transformed, eps=0.2, max_iter=5).generate(digits.test.x[:10], digits.test.y[:10])
+    assert x_adv.shape == (10, 1, 8, 8)

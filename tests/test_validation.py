@@ -1,0 +1,180 @@
+"""Checks of user input: what is fit for use passes unchanged, the rest is named with its value in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.certification.randomized_smoothing import PyTorchRandomizedSmoothing
+from art.estimators.classification import PyTorchClassifier
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from art_defenses_ext.validation import InputError, check_classifier, check_images, check_labels
+
+
+class OwnForward(nn.Sequential):
+    """A Sequential that does more than its children: ART would leave the scaling out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class Renamed(nn.Sequential):
+    """A Sequential under another name."""
+
+
+def wrap(model: nn.Module, **arguments: Any) -> PyTorchClassifier:
+    settings: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu"} | arguments
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 2, 2), 4, **settings)
+
+
+@pytest.fixture
+def classifier() -> PyTorchClassifier:
+    return wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)))
+
+
+@pytest.fixture
+def x() -> Any:
+    return np.random.default_rng(0).random((5, 3, 2, 2), dtype=np.float32)
+
+
+def test_an_input_error_is_a_value_error() -> None:
+    assert issubclass(InputError, ValueError)
+
+
+# Classifiers
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, Renamed])
+def test_a_sequential_that_art_runs_as_it_is_passes(kind: type[nn.Sequential]) -> None:
+    classifier = wrap(kind(nn.Flatten(), nn.Linear(12, 4)))
+    assert check_classifier(classifier) is classifier
+
+
+def test_art_ignores_the_forward_of_a_sequential_and_so_it_is_refused(x: Any) -> None:
+    model = OwnForward(nn.Flatten(), nn.Linear(12, 4))
+    classifier = wrap(model)
+    with torch.no_grad():
+        assert not np.allclose(classifier.predict(x), model(torch.from_numpy(x)).numpy())  # the reason
+    with pytest.raises(InputError, match=r"victim: .* OwnForward .* forward of its own"):
+        check_classifier(classifier, "victim")
+
+
+@pytest.mark.parametrize("other", [None, nn.Linear(12, 4), "classifier"])
+def test_what_is_no_pytorch_classifier_is_refused(other: Any) -> None:
+    with pytest.raises(InputError, match=rf"victim is a {type(other).__name__}; .* PyTorchClassifier was expected"):
+        check_classifier(other, "victim")
+
+
+def test_a_classifier_that_predicts_in_a_way_of_its_own_is_refused() -> None:
+    """Our copies are plain classifiers, so that the smoothing would be lost without a word."""
+    smoothed = PyTorchRandomizedSmoothing(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), nn.CrossEntropyLoss(), (3, 2, 2), 4, device_type="cpu"
+    )
+    with pytest.raises(InputError, match="PyTorchRandomizedSmoothing"):
+        check_classifier(smoothed)
+
+
+# Images
+
+
+def test_good_images_pass_unchanged(classifier: PyTorchClassifier, x: Any) -> None:
+    x[0, 0, 0] = 0, 1  # the ends of the range belong to it
+    np.testing.assert_array_equal(check_images(x, classifier), x)
+    assert check_images(x, classifier).dtype == np.float32
+
+
+def test_without_clip_values_any_finite_image_passes(x: Any) -> None:
+    unbounded = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), clip_values=None)
+    np.testing.assert_array_equal(check_images(x * 500 - 3, unbounded), x * 500 - 3)
+
+
+def test_clip_values_may_differ_from_channel_to_channel(x: Any) -> None:
+    low, high = np.zeros((3, 1, 1), np.float32), np.array([1, 2, 3], np.float32).reshape(3, 1, 1)
+    classifier = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), clip_values=(low, high))
+    np.testing.assert_array_equal(check_images(x * high, classifier), x * high)
+    with pytest.raises(InputError, match="inside the clip values"):
+        check_images(x[:, ::-1].copy() * high[::-1], classifier)
+
+
+def changed(x: Any, value: float) -> Any:
+    x[2, 1, 0, 1] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda x: x.tolist(), "is a list; a numpy array was expected"),
+        (torch.from_numpy, "is a Tensor; a numpy array was expected"),
+        (lambda x: (x * 255).astype(np.uint8), r"is uint8; float32 was expected: .*/ 255"),
+        (lambda x: x.astype(np.float64), "is float64; float32 was expected"),
+        (lambda x: x > 0.5, "is bool; float32 was expected"),
+        (lambda x: x[0], r"has shape \(3, 2, 2\); \(N, 3, 2, 2\) was expected"),
+        (lambda x: x.transpose(0, 2, 3, 1), r"has shape \(5, 2, 2, 3\); \(N, 3, 2, 2\) was expected"),
+        (lambda x: x[:0], "is empty; at least one image was expected"),
+        (lambda x: changed(x, np.nan), "NaN or infinite"),
+        (lambda x: changed(x, -np.inf), "NaN or infinite"),
+        (lambda x: changed(x, 1.5), r"to 1\.5; values inside the clip values \[0, 1\] were expected"),
+        (lambda x: changed(x, -0.25), r"ranges from -0\.25 to"),
+    ],
+)
+def test_unusable_images_are_named(
+    classifier: PyTorchClassifier, x: Any, spoil: Callable[[Any], Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^pictures .*{said}"):
+        check_images(spoil(x), classifier, "pictures")
+
+
+@pytest.mark.parametrize(
+    "view",
+    [lambda x: np.flip(x, 3), lambda x: x[::-1], np.asfortranarray],
+    ids=["mirrored", "reversed", "Fortran order"],
+)
+def test_images_come_back_in_a_layout_that_torch_reads(
+    classifier: PyTorchClassifier, x: Any, view: Callable[[Any], Any]
+) -> None:
+    """NumPy mirrors by negative strides, which torch refuses."""
+    np.testing.assert_array_equal(torch.from_numpy(check_images(view(x), classifier)).numpy(), view(x))
+
+
+# Labels
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=20), st.sampled_from([np.float32, np.float64, np.int64, bool]))
+def test_indices_and_one_hot_rows_say_the_same(labels: list[int], dtype: type) -> None:
+    indices = np.array(labels)
+    for y in (indices, indices.astype(np.uint8), np.eye(7, dtype=dtype)[indices]):
+        checked = check_labels(y, 7, len(labels))
+        assert checked.dtype == np.int64
+        assert checked.tolist() == labels
+
+
+@pytest.mark.parametrize(
+    ("y", "said"),
+    [
+        ([0, 1, 2], "is a list; a numpy array was expected"),
+        (None, "is a NoneType; a numpy array was expected"),
+        (np.array([0, 1]), "has 2 labels for 3 images"),
+        (np.eye(5, dtype=np.float32)[:3], "is one-hot of width 5; 4 classes were expected"),
+        (np.full((3, 4), 0.25, np.float32), "not one-hot"),
+        (np.zeros((3, 4), np.float32), "not one-hot"),
+        (np.ones((3, 4), np.float32), "not one-hot"),
+        (np.full((3, 4), np.nan, np.float32), "not one-hot"),
+        (np.eye(4, dtype=np.float32)[:3] * 2 - 1, "not one-hot"),
+        (np.array([0.0, 1.0, 2.0]), r"dtype float64; class indices \(N,\)"),
+        (np.array([True, False, True]), "dtype bool"),
+        (np.array(["0", "1", "2"]), "dtype <U1"),
+        (np.zeros((3, 4, 1)), r"has shape \(3, 4, 1\)"),
+        (np.array([0, 1, 4]), "holds labels from 0 to 4; 0 to 3 were expected"),
+        (np.array([0, -1, 3]), "holds labels from -1 to 3; 0 to 3 were expected"),
+    ],
+)
+def test_unusable_labels_are_named(y: Any, said: str) -> None:
+    with pytest.raises(InputError, match=rf"^truth .*{said}"):
+        check_labels(y, 4, 3, "truth")

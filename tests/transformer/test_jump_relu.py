@@ -1,0 +1,712 @@
+"""JumpReLU: the network against independent references, and the ART face."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pickle
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from art.defences.transformer.transformer import Transformer
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from art_defenses_ext import JumpReLU, as_module, defend
+from art_defenses_ext.activation import count_relus
+from art_defenses_ext.gradient_mode import find_defences, gradient_mode, gradient_modes
+from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork
+from art_defenses_ext.validation import InputError
+
+MODES = ("exact", "relu", "smooth")
+
+
+def derivative(z: Tensor, jump: float, mode: str, width: float | None = None) -> Tensor:
+    """What each mode's backward rule is by definition."""
+    if mode == "exact":
+        return (z > jump).to(z.dtype)
+    if mode == "relu" or jump == 0:
+        return (z > 0).to(z.dtype)
+    w = jump / 4 if width is None else width
+    s = 1 / (1 + torch.exp(-(z - jump) / w))
+    return s + z * s * (1 - s) / w
+
+
+def gradient_of(function: Callable[[Tensor], Tensor], z: Tensor) -> Tensor:
+    z = z.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(z).sum(), z)
+    return gradient
+
+
+# The network against a reference
+
+
+class Functional(nn.Module):
+    """A linear layer, a ReLU, and so on; with a residual connection and an in-place ReLU whose input is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.one, self.two, self.three = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.one(x.flatten(1))
+        h = self.relu(z) + 0.5 * z  # z is overwritten, so 1.5 times the activation
+        h = self.two(h) + h
+        return self.three(h.relu())
+
+
+def numpy_functional(model: Functional, x: Any, jumps: tuple[float, float]) -> Any:
+    state = {key: value.double().numpy() for key, value in model.state_dict().items()}
+    z = x.reshape(len(x), -1).astype(np.float64) @ state["one.weight"].T + state["one.bias"]
+    h = 1.5 * np.where(z > jumps[0], z, 0)
+    h = h @ state["two.weight"].T + state["two.bias"] + h
+    return np.where(h > jumps[1], h, 0) @ state["three.weight"].T + state["three.bias"]
+
+
+def wrap(model: nn.Module, **arguments: Any) -> PyTorchClassifier:
+    settings: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu"} | arguments
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 2, 2), 4, **settings)
+
+
+@pytest.fixture
+def x() -> Any:
+    return np.random.default_rng(0).random((9, 3, 2, 2), dtype=np.float32)
+
+
+@pytest.mark.parametrize("jump", [0.0, 0.1, 0.4, (0.4, 0.1), [0.0, 0.3], np.float32(0.25), 1])
+def test_predictions_are_those_of_the_network_with_the_jump(jump: Any, x: Any) -> None:
+    model = Functional()
+    per_call = tuple(jump) if isinstance(jump, (tuple, list)) else (float(jump), float(jump))
+    transformed = JumpReLU(wrap(model), jump)()
+    np.testing.assert_allclose(transformed.predict(x), numpy_functional(model, x, per_call), rtol=1e-4, atol=1e-5)
+    assert transformed.model.jumps == per_call
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_are_those_of_the_mode_layer_by_layer(mode: str, x: Any) -> None:
+    """The chain rule written out, in float64."""
+    model = Functional().double()
+    network = JumpReLUNetwork(model, (0.2, 0.1), nb_relus=2).eval()
+    network.gradient_mode = mode
+    images = torch.from_numpy(x).double().requires_grad_()
+    (gradient,) = torch.autograd.grad(network(images)[:, 1].sum(), images)
+    w1, w2, w3 = (layer.weight.detach() for layer in (model.one, model.two, model.three))
+    with torch.no_grad():
+        z1 = model.one(images.flatten(1))
+        h = 1.5 * torch.where(z1 > 0.2, z1, 0)
+        z2 = model.two(h) + h
+        into_h = (w3[1] * derivative(z2, 0.1, mode)) @ (w2 + torch.eye(16))
+        expected = (1.5 * into_h * derivative(z1, 0.2, mode)) @ w1
+    torch.testing.assert_close(gradient.flatten(1), expected)
+
+
+def zoo() -> dict[str, tuple[Callable[[], nn.Module], int]]:
+    """Torchvision's networks and how many ReLUs an evaluation pass of each calls."""
+    models = torchvision.models
+    return {
+        "resnet18": (models.resnet18, 17),
+        "vgg19": (models.vgg19, 18),
+        "squeezenet1_1": (models.squeezenet1_1, 26),
+        "googlenet": (lambda: models.googlenet(init_weights=False, aux_logits=False), 57),
+        "densenet121": (models.densenet121, 121),
+        "mobilenet_v2": (models.mobilenet_v2, 35),  # ReLU6
+    }
+
+
+@contextmanager
+def patched_relus(jump: float) -> Iterator[None]:
+    """The functions that nn.ReLU and nn.ReLU6 call, replaced by hand."""
+
+    def relu(z: Tensor, inplace: bool = False) -> Tensor:
+        return z.mul_(z > jump) if inplace else z * (z > jump)
+
+    def hardtanh(z: Tensor, low: float, high: float, inplace: bool = False) -> Tensor:
+        assert low == 0
+        return relu(z, inplace).clamp(max=high)
+
+    with mock.patch.multiple(F, relu=relu, hardtanh=hardtanh, relu6=lambda z, inplace=False: hardtanh(z, 0, 6)):
+        yield
+
+
+def settle_batch_norm(model: nn.Module, x: Tensor) -> None:
+    """Give the untrained network the statistics of ``x``, or its signal would fade away with depth."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # the plain average, here of one batch
+    with torch.no_grad():
+        model.train()(x)
+
+
+@pytest.mark.parametrize("name", zoo())
+def test_networks_of_torchvision(name: str) -> None:
+    build, nb_relus = zoo()[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = build()
+        x = torch.rand(2, 3, 64, 64)
+        settle_batch_norm(model, x)
+    model.eval()
+    classifier = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), (3, 64, 64), 1000, clip_values=(0, 1), device_type="cpu"
+    )
+    with torch.no_grad():
+        plain = model(x)
+    assert count_relus(model, x) == nb_relus
+
+    unchanged = JumpReLU(classifier, 0.0)()
+    assert unchanged.model.nb_relus == nb_relus
+    np.testing.assert_array_equal(unchanged.predict(x.numpy()), plain.numpy())
+
+    changed = JumpReLU(classifier, 0.03)()
+    with torch.no_grad(), patched_relus(0.03):
+        expected = model(x)
+    assert (expected - plain).std() > 0.01 * plain.std()  # or nothing would have jumped
+    torch.testing.assert_close(torch.from_numpy(changed.predict(x.numpy())), expected, rtol=1e-5, atol=1e-6)
+
+    assert_same_storage(changed.model, model)
+    with torch.no_grad():
+        assert torch.equal(model(x), plain)  # the original goes on as before
+
+
+def assert_same_storage(one: nn.Module, other: nn.Module) -> None:
+    """The same state under the same keys, in the same memory."""
+    state, expected = one.state_dict(), other.state_dict()
+    assert list(state) == list(expected)
+    assert all(state[key].data_ptr() == expected[key].data_ptr() for key in state)
+
+
+def assert_no_shared_storage(one: nn.Module, other: nn.Module) -> None:
+    assert not {value.data_ptr() for value in one.state_dict().values()} & {
+        value.data_ptr() for value in other.state_dict().values()
+    }
+
+
+class Checkpointed(Functional):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(super().forward, x, use_reentrant=False)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_checkpointed_network_has_the_gradient_of_a_plain_one_or_is_refused(mode: str, x: Any) -> None:
+    """Activation checkpointing runs the network a second time in the backward pass, after ``forward`` has returned."""
+    plain = JumpReLU(wrap(Functional()), 0.2)().model
+    try:
+        checkpointed = JumpReLU(wrap(Checkpointed()), 0.2)().model
+    except InputError:
+        return
+    plain.gradient_mode = checkpointed.gradient_mode = mode
+    expected = gradient_of(lambda x: plain(x).logsumexp(dim=1), torch.from_numpy(x))
+    torch.testing.assert_close(gradient_of(lambda x: checkpointed(x).logsumexp(dim=1), torch.from_numpy(x)), expected)
+
+
+class RandomDepth(nn.Module):
+    """Calls as many ReLUs as the size of the batch says."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(len(x)):
+            x = F.relu(x - 0.1)
+        return x.flatten(1)[:, :4]
+
+
+def test_a_network_of_varying_depth_takes_one_jump_but_no_list(x: Any) -> None:
+    assert JumpReLU(wrap(RandomDepth()), 0.3)().model.nb_relus == 1
+    expected = x
+    for _ in range(9):
+        expected = np.where(expected - np.float32(0.1) > 0.3, expected - np.float32(0.1), 0)
+    np.testing.assert_allclose(
+        JumpReLUNetwork(RandomDepth(), 0.3, 2).eval()(torch.from_numpy(x)), expected.reshape(9, -1)[:, :4]
+    )
+    with pytest.raises(InputError, match="calls more than 2 ReLUs; as many as jumps were expected"):
+        JumpReLUNetwork(RandomDepth(), (0.3, 0.2), 2).eval()(torch.from_numpy(x))
+
+
+def test_after_an_exception_inside_the_network_a_relu_is_a_relu_again() -> None:
+    network = JumpReLUNetwork(Functional(), 1.0, 2).eval()
+    with pytest.raises(RuntimeError):
+        network(torch.rand(2, 5))
+    assert F.relu(torch.tensor([0.5])).item() == 0.5
+
+
+def test_in_training_mode_the_network_is_the_plain_one(x: Any) -> None:
+    model = nn.Sequential(Functional(), nn.BatchNorm1d(4), nn.ReLU())
+    network = JumpReLUNetwork(copy.deepcopy(model), 0.3, 3)
+    images = torch.from_numpy(x)
+    assert torch.equal(network.train()(images), model.train()(images))
+    assert torch.equal(network.network[1].running_mean, model[1].running_mean)
+    assert not torch.equal(network.eval()(images), model.eval()(images))
+    assert network.training is network.network[0].training is False
+
+
+def test_float64_images_are_cast_and_a_float64_network_stays_so(x: Any) -> None:
+    network = JumpReLUNetwork(Functional(), 0.2, 2).eval()
+    images = torch.from_numpy(x)
+    assert torch.equal(network(images.double()), network(images))
+    assert network.double()(images).dtype == torch.float64
+
+
+@pytest.mark.parametrize("width", [0.02, 2.0])
+def test_the_width_of_the_smooth_rule_can_be_annealed(width: float, x: Any) -> None:
+    fixed = JumpReLUNetwork(Functional(), 0.2, 2, width=width).eval()
+    annealed = JumpReLUNetwork(Functional(), 0.2, 2).eval()
+    images = torch.from_numpy(x)
+    for network in (fixed, annealed):
+        network.gradient_mode = "smooth"
+    default = gradient_of(annealed, images)
+    annealed.width = width
+    assert torch.equal(gradient_of(annealed, images), gradient_of(fixed, images))
+    assert not torch.allclose(gradient_of(fixed, images), default)
+
+
+# State
+
+
+def test_state_dict_has_the_keys_of_the_network_alone_and_nested(x: Any) -> None:
+    model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
+    network = JumpReLUNetwork(model, 0.2, 2)
+    assert list(network.state_dict()) == list(model.state_dict())
+    plain, nested = nn.ModuleDict({"body": model}), nn.ModuleDict({"body": network})
+    assert list(nested.state_dict()) == list(plain.state_dict())
+
+
+@pytest.mark.parametrize(
+    "outer", [lambda net: net, lambda net: nn.ModuleDict({"a": nn.Sequential(net), "b": Functional()})]
+)
+def test_states_pass_between_the_plain_network_and_the_jump_network(outer: Any, x: Any) -> None:
+    def filled(value: float, jump: bool) -> nn.Module:
+        model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
+        whole: nn.Module = outer(JumpReLUNetwork(model, 0.2, 2) if jump else model)
+        with torch.no_grad():
+            for tensor in (*whole.parameters(), *(b for b in whole.buffers() if b.is_floating_point())):
+                tensor.fill_(value)
+        return whole
+
+    for from_jump in (False, True):
+        source, target = filled(2.0, from_jump), filled(3.0, not from_jump)
+        stream = io.BytesIO()
+        torch.save(source.state_dict(), stream)
+        stream.seek(0)
+        result = target.load_state_dict(torch.load(stream))
+        assert not result.missing_keys
+        assert not result.unexpected_keys
+        assert all((value == 2).all() for value in target.state_dict().values() if value.is_floating_point())
+
+
+def test_loading_leaves_the_given_state_as_it_is() -> None:
+    nested = nn.Sequential(JumpReLUNetwork(Functional(), 0.2, 2))
+    state = nested.state_dict()
+    keys = list(state)
+    nested.load_state_dict(state)
+    assert list(state) == keys
+
+
+def test_a_state_that_does_not_fit_is_refused_by_torch() -> None:
+    for network in (JumpReLUNetwork(Functional(), 0.2, 2), nn.Sequential(JumpReLUNetwork(Functional(), 0.2, 2))):
+        state = network.state_dict()
+        missing = dict(list(state.items())[1:])
+        with pytest.raises(RuntimeError, match="Missing key"):
+            network.load_state_dict(missing)
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            network.load_state_dict(state | {f"{next(iter(state))}.more": torch.zeros(1)})
+
+
+def test_a_network_with_a_child_called_network_is_loaded_too() -> None:
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = nn.Linear(4, 4)
+            self.network = nn.ModuleDict({"one": nn.Linear(4, 4)})
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.one(F.relu(self.network["one"](x)))  # type: ignore[no-any-return]
+
+    source, target = (nn.Sequential(JumpReLUNetwork(Outer(), 0.2, 1)) for _ in range(2))
+    target.load_state_dict(source.state_dict())
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+
+
+# The transformer
+
+
+def test_it_is_an_art_transformer_with_a_default_jump_of_one() -> None:
+    classifier = wrap(Functional())
+    transformer = JumpReLU(classifier)
+    assert isinstance(transformer, Transformer)
+    assert transformer.get_classifier() is classifier
+    assert not transformer.is_fitted
+    assert transformer().model.jumps == (1.0, 1.0)
+
+
+def full_classifier(model: nn.Module) -> PyTorchClassifier:
+    return PyTorchClassifier(
+        model,
+        nn.MultiMarginLoss(),
+        (3, 2, 2),
+        4,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.5),
+        channels_first=False,
+        clip_values=(-1.0, 3.0),
+        preprocessing_defences=[StandardisationMeanStdPyTorch(mean=0.1, std=3.0, device_type="cpu")],
+        preprocessing=(0.25, 0.5),
+        device_type="cpu",
+    )
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_everything_but_the_network_is_carried_over(own: bool, x: Any) -> None:
+    classifier = full_classifier(Functional())
+    transformed = JumpReLU(classifier, 0.2, copy=own)()
+    for name in ("loss", "preprocessing", "preprocessing_defences", "nb_classes", "input_shape", "channels_first"):
+        assert getattr(transformed, name) == getattr(classifier, name)
+    assert transformed.device == classifier.device
+    np.testing.assert_array_equal(transformed.clip_values, classifier.clip_values)
+    seen = ((x - 0.1) / 3 - 0.25) / 0.5
+    expected = numpy_functional(classifier.model, seen, (0.2, 0.2))
+    np.testing.assert_allclose(transformed.predict(x), expected, rtol=1e-4, atol=1e-5)
+    assert undefended(transformed) is classifier
+
+
+def test_modules_are_separate_and_parameters_and_buffers_shared(x: Any) -> None:
+    model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
+    classifier = wrap(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5))
+    transformed = JumpReLU(classifier, 0.2)()
+    assert not set(transformed.model.modules()) & set(model.modules())
+    assert_same_storage(transformed.model, model)
+    assert transformed.optimizer is classifier.optimizer
+    model.train()
+    assert not any(module.training for module in transformed.model.modules())
+    before = transformed.predict(x)
+    with torch.no_grad():
+        model[1].bias.add_(1)
+    np.testing.assert_allclose(transformed.predict(x), before + 1, rtol=1e-5)
+
+
+def test_the_shared_copy_cannot_be_trained(x: Any) -> None:
+    model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
+    transformed = JumpReLU(wrap(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5)), 0.2)()
+    before = copy.deepcopy(model.state_dict())
+    sentence = (
+        r"shares its parameters with the undefended one and cannot be trained; "
+        r"JumpReLU\(classifier, copy=True\) was expected"
+    )
+    for refused in (
+        lambda: transformed.fit(x, np.arange(9) % 4, nb_epochs=1),
+        lambda: transformed.predict(x, training_mode=True),
+        transformed.model.train,
+    ):
+        with pytest.raises(InputError, match=sentence):
+            refused()
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    np.testing.assert_array_equal(transformed.predict(x), transformed.predict(x))
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_a_full_copy_is_trained_and_the_original_stays(kind: str, x: Any) -> None:
+    model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.05)
+    classifier = wrap(model, optimizer=optimizer)
+    y = np.arange(9) % 4
+    classifier.fit(x, y, nb_epochs=1)  # so that the optimizer has a state
+    transformed = JumpReLU(classifier, 0.2, copy=True)()
+    assert_no_shared_storage(transformed.model, model)
+    held = {id(parameter) for group in transformed.optimizer.param_groups for parameter in group["params"]}
+    assert held == {id(parameter) for parameter in transformed.model.parameters()}
+    assert type(transformed.optimizer) is type(optimizer)
+    before, predicted = copy.deepcopy(model.state_dict()), classifier.predict(x)
+    loss = transformed.compute_loss(x, y, reduction="mean")
+    transformed.fit(x, y, nb_epochs=20)
+    assert transformed.compute_loss(x, y, reduction="mean") < loss
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    np.testing.assert_array_equal(undefended(transformed).predict(x), predicted)
+
+
+def test_a_classifier_without_an_optimizer_can_be_transformed(x: Any) -> None:
+    for own in (False, True):
+        transformed = JumpReLU(wrap(Functional()), 0.2, copy=own)()
+        assert transformed.optimizer is None
+        assert transformed.predict(x).shape == (9, 4)
+
+
+def test_the_original_keeps_its_mode_its_gradients_and_its_predictions(x: Any) -> None:
+    classifier = wrap(nn.Sequential(Functional(), nn.Dropout(0.5)))
+    before = classifier.predict(x)
+    classifier.model.train()
+    transformed = JumpReLU(classifier, 0.5)()
+    transformed.predict(x)
+    as_module(transformed)(torch.from_numpy(x))
+    assert all(module.training for module in classifier.model.modules())
+    assert all(parameter.grad is None for parameter in classifier.model.parameters())
+    np.testing.assert_array_equal(classifier.predict(x), before)
+
+
+def test_another_classifier_may_be_transformed(x: Any) -> None:
+    first, second = wrap(Functional()), wrap(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(12, 4)))
+    transformer = JumpReLU(first, 0.3)
+    transformed = transformer(x, transformed_classifier=second)
+    assert undefended(transformed) is second
+    assert_same_storage(transformed.model, second.model)
+    assert transformed.model.nb_relus == 1
+    assert undefended(transformer()) is first
+    with pytest.raises(InputError, match="transformed_classifier is a Linear"):
+        transformer(transformed_classifier=nn.Linear(12, 4))
+    with pytest.raises(InputError, match="jump has 2 values"):
+        JumpReLU(first, (0.3, 0.1))(transformed_classifier=second)
+
+
+def test_a_defended_classifier_keeps_its_defences(x: Any) -> None:
+    earlier = StandardisationMeanStdPyTorch(mean=0.1, std=3.0, device_type="cpu")
+    classifier = wrap(Functional())
+    transformed = JumpReLU(defend(classifier, earlier), 0.3)()
+    assert transformed.preprocessing_defences == [earlier]
+    assert undefended(transformed) is classifier
+    assert [defence.defence_name for defence in find_defences(transformed)] == ["jump_relu"]
+
+
+def test_the_settings_can_be_described() -> None:
+    one, each = JumpReLU(wrap(Functional()), 0.3)(), JumpReLU(wrap(Functional()), (0.3, 0), width=0.1)()
+    assert one.model.describe() == {"jump": 0.3, "width": None, "relus": 2}
+    assert each.model.describe() == {"jump": [0.3, 0.0], "width": 0.1, "relus": 2}
+
+
+def deep_copied(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return copy.deepcopy(classifier)
+
+
+def pickled(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    twin: PyTorchClassifier = pickle.loads(pickle.dumps(classifier))
+    return twin
+
+
+@pytest.mark.parametrize("twin_of", [deep_copied, pickled])
+def test_copies_are_independent(twin_of: Callable[[PyTorchClassifier], PyTorchClassifier], x: Any) -> None:
+    model = Functional()
+    original = JumpReLU(wrap(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5)), 0.2)()
+    original.model.gradient_mode = "relu"
+    twin = twin_of(original)
+    before = original.predict(x)
+    np.testing.assert_array_equal(twin.predict(x), before)
+    assert twin.model.gradient_mode == "relu"
+    assert_no_shared_storage(twin.model, original.model)
+    twin.model.gradient_mode, twin.model.width, twin.model.jumps = "smooth", 0.7, (0.1, 0.1)
+    with torch.no_grad():
+        for parameter in twin.model.parameters():
+            parameter.zero_()
+    assert (original.model.gradient_mode, original.model.width, original.model.jumps) == ("relu", None, (0.2, 0.2))
+    np.testing.assert_array_equal(original.predict(x), before)
+    assert_same_storage(original.model, model)
+
+
+@pytest.mark.parametrize("twin_of", [deep_copied, pickled])
+def test_training_a_copy_never_changes_its_undefended_classifier(
+    twin_of: Callable[[PyTorchClassifier], PyTorchClassifier], x: Any
+) -> None:
+    """A copy of the pair shares parameters within the pair just as the original does."""
+    model = Functional()
+    twin = twin_of(JumpReLU(wrap(model, optimizer=torch.optim.SGD(model.parameters(), lr=0.5)), 0.2)())
+    before = undefended(twin).predict(x)
+    with contextlib.suppress(InputError):  # to refuse is fine
+        twin.fit(x, np.arange(9) % 4, nb_epochs=3)
+    np.testing.assert_array_equal(undefended(twin).predict(x), before)
+
+
+def test_a_shallow_copy_still_cannot_be_trained() -> None:
+    """It shares the parameters as its original does."""
+    transformed = JumpReLU(wrap(Functional()), 0.2)()
+    with pytest.raises(InputError, match="cannot be trained"):
+        copy.copy(transformed.model).train()
+
+
+def test_the_transformer_itself_can_be_pickled(x: Any) -> None:
+    transformer = JumpReLU(wrap(Functional()), (0.2, 0.1), width=0.3)
+    again = pickle.loads(pickle.dumps(transformer))
+    assert (again.jump, again.width, again.copy) == ((0.2, 0.1), 0.3, False)
+    np.testing.assert_array_equal(again().predict(x), transformer().predict(x))
+
+
+# Gradients through ART
+
+
+@pytest.mark.parametrize("preprocessing", [None, (0.25, 0.5), (np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7]))])
+@pytest.mark.parametrize("mode", MODES)
+def test_art_s_gradients_are_autograd_s_in_every_mode(mode: str, preprocessing: Any, x: Any) -> None:
+    transformed = JumpReLU(wrap(Functional(), preprocessing=preprocessing), 0.2)()
+    module = as_module(transformed)
+    y = np.arange(9) % 4
+    predicted = transformed.predict(x)
+    with gradient_mode(transformed, mode):
+        images = torch.from_numpy(x).requires_grad_()
+        logits = module(images)
+        (gradient,) = torch.autograd.grad(F.cross_entropy(logits, torch.from_numpy(y)), images, retain_graph=True)
+        np.testing.assert_array_equal(transformed.loss_gradient(x, np.eye(4, dtype=np.float32)[y]), gradient.numpy())
+        per_class = [torch.autograd.grad(column.sum(), images, retain_graph=True)[0] for column in logits.T]
+        np.testing.assert_array_equal(transformed.class_gradient(x), torch.stack(per_class, dim=1).numpy())
+        np.testing.assert_array_equal(transformed.predict(x), predicted)
+        np.testing.assert_array_equal(logits.detach().numpy(), predicted)
+
+
+def test_the_modes_are_three_different_backward_passes(x: Any) -> None:
+    transformed = JumpReLU(wrap(Functional()), 0.2)()
+    assert gradient_modes(transformed) == MODES
+    y = np.eye(4, dtype=np.float32)[np.arange(9) % 4]
+    seen = []
+    for mode in MODES:
+        with gradient_mode(transformed, mode):
+            seen.append(transformed.loss_gradient(x, y))
+    assert not np.allclose(seen[0], seen[1])
+    assert not np.allclose(seen[0], seen[2])
+    assert not np.allclose(seen[1], seen[2])
+    np.testing.assert_array_equal(transformed.loss_gradient(x, y), seen[0])
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.out = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(F.relu(self.lstm(x.flatten(2))[0][:, -1]))  # type: ignore[no-any-return]
+
+
+def test_a_recurrent_network_is_refused() -> None:
+    """ART differentiates any network with a recurrent layer in training mode, where there is no jump."""
+    with pytest.raises(InputError, match="recurrent"):
+        JumpReLU(wrap(Recurrent()), 0.1, copy=True)
+
+
+# Compilation
+
+
+def assert_compiled_agrees(network: JumpReLUNetwork, compiled: Any, x: Tensor, tolerance: float) -> None:
+    eager_x, compiled_x = (x.clone().requires_grad_() for _ in range(2))
+    eager_out, compiled_out = network(eager_x), compiled(compiled_x)
+    torch.testing.assert_close(compiled_out, eager_out, rtol=tolerance, atol=tolerance)
+    (expected,) = torch.autograd.grad(eager_out.logsumexp(dim=1).sum(), eager_x)
+    (gradient,) = torch.autograd.grad(compiled_out.logsumexp(dim=1).sum(), compiled_x)
+    torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_network_compiles_into_one_graph(backend: str, x: Any) -> None:
+    """And follows a change of the gradient mode or the jump."""
+    torch.compiler.reset()
+    network = JumpReLUNetwork(Functional(), 0.2, 2).eval()
+    compiled = torch.compile(network, backend=backend, fullgraph=True)
+    for mode in MODES:
+        network.gradient_mode = mode
+        assert_compiled_agrees(network, compiled, torch.from_numpy(x), 1e-6)
+    network.jumps = (0.1, 0.3)
+    assert_compiled_agrees(network, compiled, torch.from_numpy(x), 1e-6)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler")
+def test_the_network_compiles_to_machine_code(x: Any) -> None:
+    torch.compiler.reset()
+    network = JumpReLUNetwork(Functional(), 0.2, 2).eval()
+    network.gradient_mode = "smooth"
+    assert_compiled_agrees(network, torch.compile(network, fullgraph=True), torch.from_numpy(x), 1e-5)
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("jump", "said"),
+    [
+        (-0.1, "jump is -0.1; a finite number >= 0 was expected"),
+        (float("nan"), "jump is nan"),
+        (float("inf"), "jump is inf"),
+        (True, "jump is True"),
+        ("1.0", "jump is '1.0'"),
+        (None, "jump is None"),
+        (1j, "jump is 1j"),
+        (torch.tensor(1.0), "jump is tensor"),
+        ([0.1, -0.2], "jump is -0.2"),
+        ([0.1, "a"], "jump is 'a'"),
+        ([0.1, None], "jump is None"),
+        ([[0.1], [0.2]], r"jump is \[0.1\]"),
+        ([], "jump has 0 values; one, or one for each of the 2 ReLUs, was expected"),
+        ([0.1], "jump has 1 values"),
+        ((0.1, 0.2, 0.3), "jump has 3 values"),
+    ],
+)
+def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        JumpReLU(wrap(Functional()), jump)
+    with pytest.raises(InputError, match=said):
+        JumpReLU(wrap(Functional())).set_params(jump=jump)
+    with pytest.raises(InputError, match=said):
+        JumpReLUNetwork(Functional(), jump, 2)
+
+
+@pytest.mark.parametrize("width", [0, -1.0, float("nan"), float("inf"), "wide", True])
+def test_a_bad_width_is_refused_wherever_it_is_set(width: Any) -> None:
+    said = rf"width is {width!r}; a finite number > 0, or None, was expected"
+    with pytest.raises(InputError, match=said):
+        JumpReLU(wrap(Functional()), width=width)
+    with pytest.raises(InputError, match=said):
+        JumpReLU(wrap(Functional())).set_params(width=width)
+    with pytest.raises(InputError, match=said):
+        JumpReLUNetwork(Functional(), 0.1, 2, width=width)
+
+
+def test_a_parameter_that_does_not_exist_is_refused() -> None:
+    """ART's own transformers drop it without a word."""
+    transformer = JumpReLU(wrap(Functional()), 0.1)
+    with pytest.raises(InputError, match="has no parameter 'kappa'; one of jump, width, copy was expected"):
+        transformer.set_params(jump=0.2, kappa=0.3)
+    assert transformer.jump == 0.1
+    transformer.set_params(jump=(0.2, 0.3), width=0.5, copy=True)
+    assert (transformer.jump, transformer.width, transformer.copy) == ((0.2, 0.3), 0.5, True)
+    assert transformer().model.jumps == (0.2, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), "calls no ReLU; at least one was expected"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.LeakyReLU()), "calls no ReLU"),
+        (nn.Sequential(nn.Flatten(), nn.DataParallel(nn.Sequential(nn.Linear(12, 4), nn.ReLU()))), "DataParallel"),
+        (nn.Sequential(nn.Flatten(), nn.RNN(12, 4, nonlinearity="relu")), "recurrent"),
+    ],
+)
+def test_a_network_without_a_relu_to_replace_is_refused(model: nn.Module, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        JumpReLU(wrap(model), 0.1)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+def test_torchscript_is_refused() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.ReLU()))
+    with pytest.raises(InputError, match="TorchScript"):
+        JumpReLU(wrap(scripted), 0.1)
+
+
+def test_a_jump_network_is_not_given_a_second_jump() -> None:
+    with pytest.raises(InputError, match="JumpReLUNetwork calls no ReLU"):
+        JumpReLU(JumpReLU(wrap(Functional()), 0.1)(), 0.1)
+
+
+def test_what_is_no_classifier_is_refused() -> None:
+    with pytest.raises(InputError, match="PyTorchClassifier was expected"):
+        JumpReLU(Functional())
+    with pytest.raises(InputError, match="copy is 1; True or False was expected"):
+        JumpReLU(wrap(Functional()), copy=1)  # type: ignore[arg-type]
+
+
+def test_rebuilding_a_transformed_classifier_keeps_the_jump(x: Any) -> None:
+    transformed = JumpReLU(wrap(Functional()), 0.2)()
+    np.testing.assert_array_equal(rebuild(transformed).predict(x), transformed.predict(x))

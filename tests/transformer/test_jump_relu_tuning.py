@@ -1,0 +1,126 @@
+"""JumpReLU.fit: the jump that it chooses on validation images, against a search by hand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext import JumpReLU
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.validation import InputError
+
+
+def oracle(classifier: PyTorchClassifier, x: Any, y: Any, jump: float) -> int:
+    """How many images the network gets right with this jump."""
+    return int((JumpReLU(classifier, jump)().predict(x).argmax(axis=1) == y).sum())
+
+
+@pytest.mark.parametrize("max_drop", [0.0, 0.01, 0.1])
+def test_the_chosen_jump_is_the_largest_on_the_grid_that_the_drop_allows(
+    digits_classifier: PyTorchClassifier, digits: Dataset, max_drop: float
+) -> None:
+    x, y = digits.validation.x, digits.validation.y
+    transformer = JumpReLU(digits_classifier)
+    transformer.fit(x, y, max_accuracy_drop=max_drop)
+    assert transformer.is_fitted
+    walked = [jump for jump, _ in transformer.curve]
+    assert walked == sorted(set(walked))
+    assert walked[0] == 0
+    for jump, accuracy in transformer.curve:
+        assert accuracy == pytest.approx(oracle(digits_classifier, x, y, jump) / len(x), abs=1e-9)
+    allowed = int(max_drop * len(x) + 1e-9)
+    plain = oracle(digits_classifier, x, y, 0.0)
+    assert transformer.jump > 0
+    assert plain - oracle(digits_classifier, x, y, transformer.jump) <= allowed
+    # The grid has twenty equal steps up to a power of two times .01 that costs too much.
+    limit = next(limit for limit in 0.01 * 2.0 ** np.arange(30) if limit > transformer.jump)
+    while plain - oracle(digits_classifier, x, y, limit) <= allowed:
+        limit *= 2
+    assert plain - oracle(digits_classifier, x, y, transformer.jump + limit / 20) > allowed
+    assert transformer().model.jumps == (transformer.jump,) * 3
+
+
+def test_a_grid_of_one_s_own_is_walked_up_to_the_first_jump_that_costs_too_much(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x, y = digits.validation.x, digits.validation.y
+    grid = [0.1, 0.3, 0.9, 2.7, 8.1]
+    transformer = JumpReLU(digits_classifier)
+    transformer.fit(x, y, max_accuracy_drop=0.02, jumps=grid)
+    right = {jump: oracle(digits_classifier, x, y, jump) for jump in (0.0, *grid)}
+    costs = [right[0.0] - right[jump] > 0.02 * len(x) for jump in grid]
+    first = costs.index(True)
+    assert transformer.jump == (grid[first - 1] if first else 0.0)
+    assert [jump for jump, _ in transformer.curve] == [0.0, *grid[: first + 1]]
+
+
+def test_a_grid_that_costs_nothing_is_used_up_and_one_that_costs_too_much_not_at_all(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    transformer = JumpReLU(digits_classifier)
+    transformer.fit(digits.validation.x, digits.validation.y, jumps=[1e-6, 2e-6])
+    assert transformer.jump == 2e-6
+    transformer.fit(digits.validation.x, digits.validation.y, jumps=[1e3])
+    assert transformer.jump == 0.0
+
+
+def test_labels_in_either_form_and_batches_of_any_size_give_the_same_jump(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x, y = digits.validation.x, digits.validation.y
+    results = []
+    for labels, batch_size in ((y, 256), (np.eye(10, dtype=np.float32)[y], 256), (y, 7)):
+        transformer = JumpReLU(digits_classifier)
+        transformer.fit(x, labels, batch_size=batch_size)
+        results.append((transformer.jump, transformer.curve))
+    assert results[0] == results[1] == results[2]
+
+
+def test_tuning_leaves_the_classifier_as_it_is(own_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    before = copy.deepcopy(own_classifier.model.state_dict())
+    own_classifier.model.train()
+    JumpReLU(own_classifier).fit(digits.validation.x, digits.validation.y)
+    assert all(module.training for module in own_classifier.model.modules())
+    assert all(torch.equal(before[key], value) for key, value in own_classifier.model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"x": np.zeros((9, 1, 8, 8))}, "x is float64"),
+        ({"x": np.full((9, 1, 8, 8), 2, np.float32)}, "x ranges from"),
+        ({"x": np.zeros((0, 1, 8, 8), np.float32)}, "x is empty"),
+        ({"y": None}, "y is a NoneType"),
+        ({"y": np.zeros(8, int)}, "y has 8 labels for 9 images"),
+        ({"y": np.full(9, 10)}, "y holds labels from 10 to 10"),
+        ({"max_accuracy_drop": -0.1}, "max_accuracy_drop is -0.1"),
+        ({"max_accuracy_drop": 1}, "max_accuracy_drop is 1; a fraction"),
+        ({"max_accuracy_drop": float("nan")}, "max_accuracy_drop is nan"),
+        ({"max_accuracy_drop": "1 %"}, "max_accuracy_drop is '1 %'"),
+        ({"jumps": []}, r"jumps is \[\]; ascending finite numbers > 0 were expected"),
+        ({"jumps": [0.0, 0.1]}, r"jumps is \[0\.0, 0\.1\]"),
+        ({"jumps": [0.2, 0.1]}, "ascending"),
+        ({"jumps": [0.1, 0.1]}, "ascending"),
+        ({"jumps": [0.1, float("inf")]}, "ascending finite numbers"),
+        ({"jumps": [0.1, float("nan")]}, "ascending finite numbers"),
+        ({"jumps": 0.1}, "jumps is 0.1"),
+        ({"jumps": ["a"]}, "jumps is"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
+        ({"nb_epochs": 3}, "fit has no argument 'nb_epochs'"),
+    ],
+)
+def test_tuning_with_unusable_arguments_is_refused(
+    arguments: dict[str, Any], said: str, digits_classifier: PyTorchClassifier
+) -> None:
+    transformer = JumpReLU(digits_classifier, 0.1)
+    x, y = np.zeros((9, 1, 8, 8), np.float32), np.arange(9)
+    with pytest.raises(InputError, match=said):
+        transformer.fit(**({"x": x, "y": y} | arguments))
+    assert not transformer.is_fitted
+    assert transformer.jump == 0.1
