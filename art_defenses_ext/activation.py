@@ -124,28 +124,30 @@ def count_relus(model: nn.Module, x: Tensor) -> int:
     """How many ReLU calls one evaluation pass of ``model`` on ``x`` (N, ...) makes.
 
     Raises:
-        InputError: if the backward pass runs layers again, as activation checkpointing makes it: by then the mode is
-            over, and the gradient would be that of another network.
+        InputError: if it hides a ReLU from autograd, as activation checkpointing does: the backward pass would then
+            run the layer again, outside the mode, and give the gradient of another network.
     """
-    x = x.detach().requires_grad_()
-    with torch.enable_grad(), ReplaceReLU(lambda z, _: torch.relu(z)) as mode:
-        output = model(x.clone())  # the network may begin with an in-place operation
-    if isinstance(output, Tensor) and output.requires_grad and _runs_again(model, output, x):
-        raise InputError(
-            "the model runs again in the backward pass (activation checkpointing), where its ReLUs cannot be "
-            "replaced; a model without it was expected"
-        )
+    saved = 0
+
+    def count_saved(tensor: Tensor) -> Tensor:
+        nonlocal saved
+        saved += 1
+        return tensor
+
+    def probe(z: Tensor, _: int) -> Tensor:
+        before = saved
+        answer = torch.relu(z)
+        # A ReLU saves a tensor for its backward pass. Checkpointing catches it before the hook further out, or turns
+        # gradients off meanwhile.
+        if not torch.is_grad_enabled() or (answer.requires_grad and saved == before):
+            raise InputError(
+                "the model keeps ReLUs from autograd (activation checkpointing, no_grad), where they cannot be "
+                "replaced; a model without that was expected"
+            )
+        return answer
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(count_saved, lambda tensor: tensor)
+    with torch.enable_grad(), hooks, ReplaceReLU(probe) as mode:
+        model(x.detach().requires_grad_().clone())  # a clone, since the network may begin with an in-place operation
     calls: int = mode.calls
     return calls
-
-
-def _runs_again(model: nn.Module, output: Tensor, x: Tensor) -> bool:
-    """Whether the backward pass from ``output`` calls any layer forwards."""
-    called: list[nn.Module] = []
-    hooks = [layer.register_forward_pre_hook(lambda layer, _: called.append(layer)) for layer in model.modules()]
-    try:
-        torch.autograd.grad(output.sum(), x, allow_unused=True)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return bool(called)

@@ -88,7 +88,7 @@ def print_adaptive_table(
     attacks = [replace(spec, samples="all") if spec.name == "PGD-40" else spec for spec in STANDARD]
     print(f"\n## Adaptive attackers, linf, first {samples} test images, seed {seed}: robust accuracy %\n")
     print("PGD-40: margin loss, 40 steps of eps/4, two random starts, by gradient mode of the backward pass.")
-    print("Worst case: FGSM and PGD-40 in every mode, transfer from jump 0, Square (500 queries), noise.\n")
+    print("Worst case: FGSM and PGD-40 in every mode, transfer from jump 0, Square (1,000 queries), noise.\n")
     print(f"| model | eps | {' | '.join(f'PGD {mode}' for mode in modes)} | transfer | worst case [95 % interval] |")
     print("|---" * (len(modes) + 4) + "|")
     for name, plain in models.items():

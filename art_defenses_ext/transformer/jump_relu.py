@@ -237,8 +237,8 @@ class JumpReLU(Transformer):
         classifier = self.classifier
         if transformed_classifier is not None:
             classifier = check_classifier(transformed_classifier, "transformed_classifier")
-        # One deepcopy for both, so that the optimizer's copy holds the network's copied parameters.
-        network, optimizer = copy.deepcopy((classifier.model, classifier.optimizer), self._kept(classifier))
+        # One copy of both, so that the optimizer's copy holds the network's copied parameters.
+        network, optimizer = _copied((classifier.model, classifier.optimizer), self._kept(classifier))
         network = JumpReLUNetwork(network, self.jump, _relus_of(classifier), self.width, shared=not self.copy)
         return record_undefended(rebuild(classifier, model=network.eval(), optimizer=optimizer), classifier)
 
@@ -393,9 +393,17 @@ def _check_grid(jumps: Any) -> list[float]:
 def _relus_of(classifier: PyTorchClassifier) -> int:
     """ReLU calls in one evaluation pass of the classifier's network, found by a pass on an empty image."""
     check_replaceable(classifier.model)
-    probe = copy.deepcopy(classifier.model, {id(p): p for p in classifier.model.parameters()}).eval()
+    probe = _copied(classifier.model, {id(p): p for p in classifier.model.parameters()}).eval()
     image = torch.zeros(1, *classifier.input_shape, device=classifier.device, dtype=model_dtype(probe))
     nb_relus = count_relus(probe, image)
     if nb_relus == 0:
         raise InputError(f"the model {type(classifier.model).__name__} calls no ReLU; at least one was expected")
     return nb_relus
+
+
+def _copied(original: Any, kept: dict[int, Any]) -> Any:
+    try:
+        return copy.deepcopy(original, kept)
+    except RuntimeError as error:  # such as torch's old weight_norm, whose weights are results of a computation
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the model cannot be copied ({reason}); one that deepcopy takes was expected") from error

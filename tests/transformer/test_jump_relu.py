@@ -710,3 +710,23 @@ def test_what_is_no_classifier_is_refused() -> None:
 def test_rebuilding_a_transformed_classifier_keeps_the_jump(x: Any) -> None:
     transformed = JumpReLU(wrap(Functional()), 0.2)()
     np.testing.assert_array_equal(rebuild(transformed).predict(x), transformed.predict(x))
+
+
+def test_a_network_that_cannot_be_copied_is_refused(x: Any) -> None:
+    """torch's old weight_norm leaves a computed tensor among the attributes once the network has run."""
+    with pytest.warns(FutureWarning, match="weight_norm"):
+        layer = torch.nn.utils.weight_norm(nn.Linear(12, 4))
+    classifier = wrap(nn.Sequential(nn.Flatten(), layer, nn.ReLU()))
+    classifier.model(torch.from_numpy(x))
+    with pytest.raises(InputError, match="cannot be copied"):
+        JumpReLU(classifier)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_of_plain_functions_is_refused(reentrant: bool) -> None:
+    class Checkpoints(Functional):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(torch.relu, super().forward(x), use_reentrant=reentrant)  # type: ignore[no-any-return]
+
+    with pytest.raises(InputError, match="checkpointing"):
+        JumpReLU(wrap(Checkpoints()))
