@@ -96,6 +96,8 @@ def evaluate_command(
         raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
     if jump is not None:
         per_layer(jump, 1)
+        if defence != "jump_relu":
+            raise InputError(f"jump is {jump}, but defence is {defence!r}; a jump only with jump_relu was expected")
     check_accuracy_drop(max_accuracy_drop)
     check_seed(seed)
     check_count("block_size", block_size)

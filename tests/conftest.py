@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import art.config
 import numpy as np
@@ -117,3 +118,25 @@ def linear_classifier() -> Callable[..., PyTorchClassifier]:
         )
 
     return build
+
+
+@pytest.fixture
+def at_distance(
+    linear_classifier: Callable[..., PyTorchClassifier],
+) -> Callable[..., tuple[PyTorchClassifier, Any, Any, Any]]:
+    """Builds a linear problem in which every image lies at a known distance from the boundary."""
+
+    def problem(shape: tuple[int, ...], norm: float, distance: float) -> tuple[PyTorchClassifier, Any, Any, Any]:
+        """Two classes, and 16 images at exactly this distance from their boundary; their labels; W_0 - W_1."""
+        random = np.random.default_rng(0)
+        weight = random.normal(size=(2, int(np.prod(shape)))).astype(np.float32)
+        direction = (weight[0] - weight[1]).astype(np.float64)
+        bias = np.array([0, direction.sum() / 2], np.float32)
+        x = 0.5 + 0.1 * random.uniform(-1, 1, size=(16, direction.size))
+        y = np.arange(16) % 2
+        # Along the direction w a step t changes the gap by t ||w||^2, and the distance is gap / dual norm of w.
+        wanted = np.where(y == 0, 1, -1) * distance * np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
+        x += ((wanted - (x - 0.5) @ direction) / (direction @ direction))[:, None] * direction
+        return linear_classifier(weight, bias, shape), x.astype(np.float32).reshape(16, *shape), y, direction
+
+    return problem

@@ -44,6 +44,7 @@ class TensorAttack(EvasionAttack):
 
     attack_params = [*EvasionAttack.attack_params, "gradient_mode", "batch_size", "seed", "verbose"]  # noqa: RUF012
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
+    batches_per_block = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch from the block
 
     def __init__(
         self,
@@ -75,7 +76,8 @@ class TensorAttack(EvasionAttack):
         x = check_images(x, self.estimator)
         device = self.estimator.device
         generator = torch.Generator(device).manual_seed(self.seed)
-        starts = range(0, len(x), self.batch_size)
+        block = self.batch_size * self.batches_per_block
+        starts = range(0, len(x), block)
         results = []
         mode = nullcontext() if self.gradient_mode is None else gradient_mode(self.estimator, self.gradient_mode)
         with evaluation_mode(self.estimator.model), mode, progress_bar(self.verbose) as bar:
@@ -83,7 +85,7 @@ class TensorAttack(EvasionAttack):
             task = bar.add_task(type(self).__name__, total=len(starts), note="")
             labels = None if y is None else check_labels(y, self.estimator.nb_classes, len(x))
             for start in starts:
-                rows = slice(start, start + self.batch_size)
+                rows = slice(start, start + block)
                 images = torch.tensor(x[rows], device=device)
                 targets = predict(module, images) if labels is None else torch.tensor(labels[rows], device=device)
                 results.append(self.perturb(module, images, targets, generator).cpu().numpy())

@@ -73,7 +73,7 @@ class AttackRow:
         broke: samples among them that it moved over the boundary inside the ball and that were classified correctly.
         accuracy: as papers print it: correct after the attack, whatever its size; None unless it ran on all samples.
         robust: correct after the attack, where only perturbations inside the ball count; None likewise.
-        median_linf: median linf size of the perturbations that led to a misclassification; None without any.
+        median_linf: median linf size of the perturbations that turned a correct prediction wrong; None without any.
         median_l2: likewise.
         forward: images passed forwards per attacked image.
         backward: images passed backwards per attacked image.
@@ -191,6 +191,8 @@ def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:
 def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
     outcomes = _outcomes(one.key, records)
     missed = [outcome for outcome in outcomes if outcome.misclassified]
+    moved = [record.attacks[one.key] for record in records if record.correct and one.key in record.attacks]
+    sizes = [outcome for outcome in moved if outcome.misclassified]
     everywhere = len(outcomes) == len(records)
     attacked = max(len(outcomes), 1)
     return AttackRow(
@@ -205,8 +207,8 @@ def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
         broke=sum(r.correct and r.attacks[one.key].success for r in records if one.key in r.attacks),
         accuracy=Proportion(len(outcomes) - len(missed), len(outcomes)) if everywhere else None,
         robust=Proportion.of(r.robust({one.key}) for r in records) if everywhere else None,
-        median_linf=median(outcome.linf for outcome in missed) if missed else None,
-        median_l2=median(outcome.l2 for outcome in missed) if missed else None,
+        median_linf=median(outcome.linf for outcome in sizes) if sizes else None,
+        median_l2=median(outcome.l2 for outcome in sizes) if sizes else None,
         forward=cost.forward / attacked,
         backward=cost.backward / attacked,
         seconds=cost.seconds,

@@ -14,33 +14,17 @@ from art_defenses_ext.datasets import Dataset
 
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 NORMS = (2, np.inf)
-Build = Callable[..., PyTorchClassifier]
-
-
-def at_distance(
-    build: Build, shape: tuple[int, ...], norm: float, distance: float
-) -> tuple[PyTorchClassifier, Any, Any, Any]:
-    """Two classes, and images at exactly this distance from their boundary, on both sides; also their labels and W."""
-    random = np.random.default_rng(0)
-    weight = random.normal(size=(2, int(np.prod(shape)))).astype(np.float32)
-    direction = (weight[0] - weight[1]).astype(np.float64)
-    bias = np.array([0, direction.sum() / 2], np.float32)
-    x = 0.5 + 0.1 * random.uniform(-1, 1, size=(16, direction.size))
-    y = np.arange(16) % 2
-    # Along the direction w a step t changes the gap by t ||w||^2, and the distance is gap / dual norm of w.
-    wanted = np.where(y == 0, 1, -1) * distance * np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
-    x += ((wanted - (x - 0.5) @ direction) / (direction @ direction))[:, None] * direction
-    return build(weight, bias, shape), x.astype(np.float32).reshape(16, *shape), y, direction
+Problem = Callable[..., tuple[PyTorchClassifier, Any, Any, Any]]
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("stop_when_broken", [False, True])
 def test_the_closed_form_distance_separates_all_broken_from_none(
-    norm: float, shape: tuple[int, ...], stop_when_broken: bool, linear_classifier: Build
+    norm: float, shape: tuple[int, ...], stop_when_broken: bool, at_distance: Problem
 ) -> None:
     distance = 0.2 if norm == 2 else 0.03
-    classifier, x, y, _ = at_distance(linear_classifier, shape, norm, distance)
+    classifier, x, y, _ = at_distance(shape, norm, distance)
     np.testing.assert_array_equal(classifier.predict(x).argmax(axis=1), y)
     for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
         x_adv = MarginPGD(classifier, norm, eps, stop_when_broken=stop_when_broken).generate(x, y)
@@ -50,10 +34,10 @@ def test_the_closed_form_distance_separates_all_broken_from_none(
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_without_stopping_the_worst_point_of_the_ball_is_reached(norm: float, linear_classifier: Build) -> None:
+def test_without_stopping_the_worst_point_of_the_ball_is_reached(norm: float, at_distance: Problem) -> None:
     """The margin of a linear classifier falls by eps times the dual norm, to be met to one part in a thousand."""
     eps = 0.2 if norm == 2 else 0.03
-    classifier, x, y, direction = at_distance(linear_classifier, (3, 8, 8), norm, 0.25 * eps)
+    classifier, x, y, direction = at_distance((3, 8, 8), norm, 0.25 * eps)
     x_adv = MarginPGD(classifier, norm, eps, stop_when_broken=False, max_iter=60).generate(x, y)
     side = np.where(y == 0, 1, -1)
     gap = side * ((x_adv.reshape(16, -1) - 0.5) @ direction)

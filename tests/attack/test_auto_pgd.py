@@ -1,0 +1,190 @@
+"""AutoPGD on linear classifiers, where the smallest radius that breaks an image has a closed form, and on digits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from art_defenses_ext import JumpReLU, gradient_modes
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.losses import LOSSES
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.costs import measured
+from art_defenses_ext.validation import InputError
+
+SHAPES = [(8,), (4, 6), (3, 8, 8)]
+NORMS = (2, np.inf)
+Problem = Callable[..., tuple[PyTorchClassifier, Any, Any, Any]]
+
+
+def missed(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
+    return classifier.predict(x).argmax(axis=1) != y
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+@pytest.mark.parametrize("loss", ["cross_entropy", "margin", "probability_margin", "margin_targeted"])
+def test_one_per_cent_around_the_closed_form_distance_decides(
+    norm: float, shape: tuple[int, ...], batch_size: int, loss: str, at_distance: Problem
+) -> None:
+    distance = 0.2 if norm == 2 else 0.03
+    classifier, x, y, _ = at_distance(shape, norm, distance)
+    for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
+        x_adv = AutoPGD(classifier, norm, eps, loss=loss, batch_size=batch_size).generate(x, y)
+        assert (missed(classifier, x_adv, y) == broken).all()
+        assert (np.linalg.norm((x_adv - x).reshape(16, -1), ord=norm, axis=1) <= eps * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_what_cannot_be_broken_comes_back_at_its_worst_point(norm: float, at_distance: Problem) -> None:
+    """Never the random start: the margin of a linear classifier falls by eps times the dual norm."""
+    distance = 0.2 if norm == 2 else 0.03
+    classifier, x, y, direction = at_distance((3, 8, 8), norm, distance)
+    x_adv = AutoPGD(classifier, norm, 0.9 * distance).generate(x, y)
+    gap = np.where(y == 0, 1, -1) * ((x_adv.reshape(16, -1) - 0.5) @ direction)
+    dual = np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
+    np.testing.assert_allclose(gap, 0.1 * distance * dual, rtol=0.05)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_targeted_attack_reaches_the_class_asked_for(norm: float, at_distance: Problem) -> None:
+    classifier, x, y, _ = at_distance((4, 6), norm, 0.03)
+    x_adv = AutoPGD(classifier, norm, 0.0303, targeted=True).generate(x, 1 - y)
+    assert missed(classifier, x_adv, y).all()
+    short = AutoPGD(classifier, norm, 0.0297, targeted=True).generate(x, 1 - y)
+    assert not missed(classifier, short, y).any()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_breaks_at_least_as_much_as_plain_descent(
+    loss: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """Four times the random error of one image of 100 is allowed."""
+    x, y = digits.test.x[:100], digits.test.y[:100]
+    plain = missed(digits_classifier, MarginPGD(digits_classifier, np.inf, 0.1, max_iter=20).generate(x, y), y).sum()
+    runs = 3 if loss.endswith("_targeted") else 1
+    found = AutoPGD(digits_classifier, np.inf, 0.1, max_iter=50, loss=loss, nb_runs=runs).generate(x, y)
+    assert missed(digits_classifier, found, y).sum() >= plain - 4
+
+
+def test_surrogate_modes_reach_what_the_native_derivative_does_not(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    jumping = JumpReLU(digits_classifier, 1.0)()
+    x, y = digits.test.x[:100], digits.test.y[:100]
+    broken = {
+        mode: missed(jumping, AutoPGD(jumping, np.inf, 0.1, max_iter=50, gradient_mode=mode).generate(x, y), y)
+        for mode in gradient_modes(jumping)
+    }
+    assert (broken["exact"] | broken["relu"] | broken["smooth"]).sum() > broken["exact"].sum()
+
+
+def test_the_batch_is_refilled_and_stays_full(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """Broken samples make room for those that wait, so that only the last ones run in a batch that is not full."""
+    x, y = digits.test.x[:64], digits.test.y[:64]
+    sizes: list[int] = []
+    handle = digits_classifier.model.register_forward_hook(lambda _, inputs, __: sizes.append(len(inputs[0])))
+    AutoPGD(digits_classifier, np.inf, 0.1, max_iter=50, batch_size=8).generate(x, y)
+    handle.remove()
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes.count(8) >= (64 - 8 + 1) * 10 / 8  # each of those that had to wait takes ten steps or more
+    assert sum(sizes) < 50 * 64
+
+
+def test_runs_begin_only_for_samples_that_are_left(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:32], digits.test.y[:32]
+    one = AutoPGD(digits_classifier, np.inf, 0.1, max_iter=20).generate(x, y)
+    left = (~missed(digits_classifier, one, y)).sum()
+    with measured(digits_classifier) as cost:
+        AutoPGD(digits_classifier, np.inf, 0.1, max_iter=20, nb_runs=3).generate(x, y)
+    assert 0 < left < 32
+    assert cost.backward <= 20 * (32 + 2 * left)
+
+
+def test_no_step_waits_for_the_device(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """What makes the host wait is counted: it may happen where the batch is refilled, every tenth step, not between."""
+    waits = {Tensor.item, Tensor.cpu, Tensor.tolist, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.numpy}
+
+    class Counter(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+            Counter.calls += func in waits
+            return func(*args, **(kwargs or {}))
+
+    x, y = digits.test.x[:16], digits.test.y[:16]
+    counts = []
+    for max_iter in (20, 120):
+        Counter.calls = 0
+        with Counter():
+            AutoPGD(digits_classifier, np.inf, 1e-4, max_iter=max_iter).generate(x, y)
+        counts.append(Counter.calls)
+    assert counts[1] - counts[0] <= 3 * (120 - 20) / 10
+
+
+class NoisyLinear(nn.Module):
+    """Logits (W + noise) x: the expected gradient of the margin is that of W."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ (self.weight + torch.randn_like(self.weight)).T
+
+
+def test_gradients_averaged_over_randomness_converge_to_their_expectation() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = NoisyLinear(torch.randn(2, 12))
+        classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (12,), 2, clip_values=(0, 1), device_type="cpu")
+        x, y = torch.rand(3, 12), torch.tensor([0, 1, 0])
+        side = torch.where(y == 0, 1.0, -1.0)[:, None]
+        expected = (model.weight[1] - model.weight[0]).detach() * side
+        errors = []
+        for eot in (100, 10_000):
+            *_, gradient = AutoPGD(classifier, eot=eot)._differentiate(model, x, y, y)
+            errors.append(float((gradient - expected).abs().max()))
+    # The standard error of a difference of two unit normals, over 36 entries: below four of it.
+    assert errors[0] < 4 * (2 / 100) ** 0.5
+    assert errors[1] < 4 * (2 / 10_000) ** 0.5
+
+
+def test_the_same_seed_gives_the_same_images(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:8], digits.test.y[:8]
+    one, same, other = (AutoPGD(digits_classifier, 2, 0.5, max_iter=10, seed=seed).generate(x, y) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"eps": 0}, "eps is 0"),
+        ({"norm": 1}, "norm is 1"),
+        ({"max_iter": 0}, "max_iter is 0"),
+        ({"nb_runs": 1.5}, "nb_runs is 1.5"),
+        ({"eot": 0}, "eot is 0"),
+        ({"loss": "hinge"}, "loss is 'hinge'; one of cross_entropy"),
+        ({"loss": "dlr_targeted", "targeted": True}, "with targeted another loss"),
+        ({"gradient_mode": "smooth"}, "gradient mode 'smooth'"),
+    ],
+)
+def test_a_bad_setting_is_refused(options: dict[str, Any], said: str, digits_classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match=said):
+        AutoPGD(digits_classifier, **options)
+
+
+def test_a_loss_that_needs_more_classes_is_refused(at_distance: Problem) -> None:
+    classifier, *_ = at_distance((8,), 2, 0.1)
+    with pytest.raises(InputError, match="loss dlr needs 3 classes; the classifier has 2"):
+        AutoPGD(classifier, loss="dlr")

@@ -1,0 +1,134 @@
+"""Square on linear classifiers, where the optimum has a closed form: squares of each image's own, none asked twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.attack.square import Square, _Window
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.costs import measured
+from art_defenses_ext.validation import InputError
+
+SHAPES = [(8,), (4, 6), (3, 8, 8)]
+NORMS = (2, np.inf)
+Problem = Callable[..., tuple[PyTorchClassifier, Any, Any, Any]]
+
+
+def missed(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
+    return classifier.predict(x).argmax(axis=1) != y
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_one_per_cent_around_the_closed_form_distance_decides(
+    norm: float, shape: tuple[int, ...], batch_size: int, at_distance: Problem
+) -> None:
+    distance = 0.2 if norm == 2 else 0.03
+    classifier, x, y, _ = at_distance(shape, norm, distance)
+    few = slice(None) if batch_size == 64 else slice(3)
+    for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
+        queries = 20_000 if broken else 200
+        attack = Square(classifier, norm, eps, max_queries=queries, batch_size=batch_size)
+        x_adv = attack.generate(x[few], y[few])
+        assert (missed(classifier, x_adv, y[few]) == broken).all()
+        size = np.linalg.norm((x_adv - x[few]).reshape(len(x_adv), -1), ord=norm, axis=1)
+        assert (size <= eps * (1 + 1e-5)).all()
+
+
+def queries(classifier: PyTorchClassifier, attack: Square, x: Any, y: Any) -> list[Tensor]:
+    """Every batch that the attack sends to the network."""
+    asked: list[Tensor] = []
+    handle = classifier.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].clone()))
+    attack.generate(x, y)
+    handle.remove()
+    return asked
+
+
+def test_no_query_repeats_the_point_that_it_starts_from(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """Among grey images a square has one sign of two, so that a careless draw would waste every second query."""
+    classifier = PyTorchClassifier(
+        Hard(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    x = np.full((4, 1, 8, 8), 0.5, np.float32)
+    asked = queries(classifier, Square(classifier, np.inf, 0.1, max_queries=60), x, np.zeros(4, int))
+    assert len(asked) == 60
+    current = asked[0]
+    for proposed in asked[1:]:
+        assert (proposed != current).flatten(1).any(dim=1).all()
+        better = Hard.score(proposed) < Hard.score(current)
+        current = torch.where(better[:, None, None, None], proposed, current)
+
+
+class Hard(nn.Module):
+    """Never fooled; its margin is 10 plus the mean pixel, so that the search has something to lower."""
+
+    @staticmethod
+    def score(x: Tensor) -> Tensor:
+        return 10 + x.flatten(1).mean(dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.pad(self.score(x)[:, None], (0, 9))
+
+
+def test_each_image_has_squares_of_its_own(digits_classifier: PyTorchClassifier) -> None:
+    classifier = PyTorchClassifier(
+        Hard(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    x = np.full((16, 1, 8, 8), 0.5, np.float32)
+    asked = queries(classifier, Square(classifier, np.inf, 0.1, max_queries=3), x, np.zeros(16, int))
+    assert len({image.numpy().tobytes() for image in asked[-1]}) > 8
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 12), (1, 9), (7, 1)])
+@pytest.mark.parametrize("side", [(1, 1), (3, 2), (5, 5), (9, 9)])
+def test_windows_have_their_size_and_reach_every_pixel(size: tuple[int, int], side: tuple[int, int]) -> None:
+    height, width = (min(one, whole) for one, whole in zip(side, size, strict=True))
+    window = _Window.draw(torch.zeros(2000, 1, *size), (height, width), torch.Generator().manual_seed(0))
+    assert (window.mask.flatten(1).sum(dim=1) == height * width).all()
+    assert window.mask.any(dim=0).all()
+    assert ((window.bump > 0) == window.mask).all()
+    assert window.bump.max() <= 1
+
+
+def test_queries_are_counted_and_end_with_success(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:32], digits.test.y[:32]
+    with measured(digits_classifier) as cost:
+        x_adv = Square(digits_classifier, np.inf, 0.2, max_queries=200).generate(x, y)
+    assert 32 <= cost.forward < 200 * 32
+    assert cost.backward == 0
+    noise = RandomNoise(digits_classifier, np.inf, 0.2, nb_draws=200).generate(x, y)
+    assert missed(digits_classifier, x_adv, y).sum() > missed(digits_classifier, noise, y).sum()
+
+
+def test_a_targeted_search_reaches_the_class_asked_for(at_distance: Problem) -> None:
+    classifier, x, y, _ = at_distance((4, 6), np.inf, 0.03)
+    x_adv = Square(classifier, np.inf, 0.04, max_queries=2000, targeted=True).generate(x, 1 - y)
+    assert missed(classifier, x_adv, y).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_same_seed_gives_the_same_images(
+    norm: float, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x, y = digits.test.x[:8], digits.test.y[:8]
+    one, same, other = (Square(digits_classifier, norm, 0.1, max_queries=20, seed=s).generate(x, y) for s in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({"eps": -1}, "eps is -1"), ({"max_queries": 0}, "max_queries is 0"), ({"p_init": 1.5}, "p_init is 1.5")],
+)
+def test_a_bad_setting_is_refused(options: dict[str, Any], said: str, digits_classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match=said):
+        Square(digits_classifier, **options)
