@@ -58,7 +58,10 @@ def record_undefended(defended: PyTorchClassifier, classifier: PyTorchClassifier
 
 def model_dtype(model: nn.Module) -> torch.dtype | None:
     """The dtype of the model's first floating-point parameter; None if it has none."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+    for parameter in model.parameters():  # a loop, since torch 2.8 cannot compile next() with a default
+        if parameter.is_floating_point():
+            return parameter.dtype
+    return None
 
 
 def as_model_input(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
