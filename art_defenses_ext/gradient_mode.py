@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
@@ -19,6 +20,21 @@ from torch import nn
 from art_defenses_ext.validation import InputError
 
 
+@dataclass(frozen=True)
+class Tuning:
+    """How a defence's strength was chosen on validation images.
+
+    Attributes:
+        parameter: what was tuned, such as ``"jump"``.
+        chosen: its value.
+        points: (value, clean accuracy from 0 to 1) pairs that were looked at, in ascending order.
+    """
+
+    parameter: str
+    chosen: float
+    points: list[tuple[float, float]]
+
+
 class Defence:
     """Mix-in for the object that runs a defence's forward pass: names its backward passes and holds the chosen one.
 
@@ -26,10 +42,12 @@ class Defence:
         defence_name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
         gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
         gradient_mode: the one in force; settable.
+        tuning: how its strength was chosen, for the report; None if it was given.
     """
 
     defence_name: ClassVar[str]
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact",)
+    tuning: Tuning | None = None
     _gradient_mode: str = "exact"
 
     @property

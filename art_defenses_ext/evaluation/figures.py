@@ -106,6 +106,32 @@ def accuracy_curves(summary: Summary) -> Figure:
     return figure
 
 
+def trade_off(summary: Summary) -> Figure:
+    """Clean accuracy on validation images against the strength of each defence that was tuned, the choice marked.
+
+    Args:
+        summary: the figures of a run, in which at least one defence was tuned.
+
+    Raises:
+        InputError: if none was.
+    """
+    tunings = summary.run.tunings
+    if not tunings:
+        raise InputError("summary holds no tuning; a run with a tuned defence was expected")
+    figure = _figure(6.4, 3.2 * len(tunings))
+    for row, tuning in enumerate(tunings):
+        axes = figure.add_subplot(len(tunings), 1, row + 1)
+        values, accuracies = zip(*tuning.points, strict=True)
+        axes.plot(values, [100 * accuracy for accuracy in accuracies], color=OTHER, marker="o", markersize=4)
+        axes.axvline(tuning.chosen, color=WORST, linewidth=1.2, linestyle=":")
+        axes.set_title(f"chosen {tuning.parameter}: {tuning.chosen:.4g}", fontsize=10, color=INK, loc="left")
+        axes.set_xlabel(tuning.parameter)
+        axes.set_ylabel("clean accuracy on\nvalidation images, per cent")
+        _bare(axes)
+        axes.grid(color="#e4e4e4")
+    return figure
+
+
 def examples_figure(examples: Sequence[Example]) -> Figure:
     """Clean images, what an attack made of them, and the difference.
 

@@ -24,7 +24,7 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
     Args:
         summary: the figures of a run.
         examples: the images that ``figures["examples"]`` shows, in words for those who cannot see them.
-        figures: PNG files; of ``"accuracy"``, ``"curves"`` and ``"examples"`` those that there are.
+        figures: PNG files; of ``"accuracy"``, ``"curves"``, ``"examples"`` and ``"trade_off"`` those that there are.
 
     Returns:
         The whole page. Everything that comes from a run, such as an attack's name, is escaped.

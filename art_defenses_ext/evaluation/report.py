@@ -71,9 +71,9 @@ class Report:
         """Write the report into a folder, which is made if need be.
 
         Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show
-        ``figures/curves.png``, ``figures/examples.png`` and ``examples.npz`` (arrays ``clean``, ``adversarial``,
-        ``index``, ``label``, ``prediction``, ``attack``). Those that a former report left there and this one has
-        nothing for are removed. Each file appears whole or not at all.
+        ``figures/curves.png``, ``figures/examples.png``, ``figures/trade_off.png`` and ``examples.npz`` (arrays
+        ``clean``, ``adversarial``, ``index``, ``label``, ``prediction``, ``attack``). Those that a former report left
+        there and this one has nothing for are removed. Each file appears whole or not at all.
 
         Args:
             folder: where to.
@@ -86,7 +86,7 @@ class Report:
             "report.json": _json(self.summary),
             "report.html": render_page(self.summary, self.examples, figures).encode(),
             "examples.npz": _arrays(self.examples) if self.examples else None,
-        } | {f"figures/{name}.png": figures.get(name) for name in ("accuracy", "curves", "examples")}
+        } | {f"figures/{name}.png": figures.get(name) for name in ("accuracy", "curves", "examples", "trade_off")}
         try:
             for name, content in contents.items():
                 _replace(Path(folder) / name, content)
@@ -98,13 +98,22 @@ class Report:
     def _figures(self) -> dict[str, bytes]:
         """The pictures that there is something to show in, as PNG files."""
         # Only here: matplotlib takes most of a second to import, and whoever saves no report needs none of it.
-        from art_defenses_ext.evaluation.figures import accuracy_curves, drawable, examples_figure, png, summary_bars
+        from art_defenses_ext.evaluation.figures import (
+            accuracy_curves,
+            drawable,
+            examples_figure,
+            png,
+            summary_bars,
+            trade_off,
+        )
 
         figures = {"accuracy": png(summary_bars(self.summary))}
         if self.summary.curves:
             figures["curves"] = png(accuracy_curves(self.summary))
         if self.examples and drawable(self.examples):
             figures["examples"] = png(examples_figure(self.examples))
+        if self.summary.run.tunings:
+            figures["trade_off"] = png(trade_off(self.summary))
         return figures
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.gradient_mode import Tuning, find_defences
 from art_defenses_ext.validation import FloatArray, IntArray
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
@@ -51,6 +51,7 @@ class RunDescription:
     Attributes:
         settings: the arguments.
         defences: name and options of each defence, in the order in which an image meets them.
+        tunings: how their strength was chosen, of those defences that were tuned.
         model: class name of the network.
         model_sha256: of its parameters and buffers.
         data_sha256: of images and labels.
@@ -62,6 +63,7 @@ class RunDescription:
 
     settings: Settings
     defences: list[dict[str, Any]]
+    tunings: list[Tuning]
     model: str
     model_sha256: str
     data_sha256: str
@@ -73,10 +75,11 @@ class RunDescription:
 
 def describe_run(classifier: PyTorchClassifier, settings: Settings, x: FloatArray, labels: IntArray) -> RunDescription:
     """Describe a run that is about to start."""
-    defences = [{"name": defence.defence_name} | defence.describe() for defence in find_defences(classifier)]
+    found = find_defences(classifier)
     return RunDescription(
         settings=settings,
-        defences=defences,
+        defences=[{"name": defence.defence_name} | defence.describe() for defence in found],
+        tunings=[defence.tuning for defence in found if defence.tuning is not None],
         model=type(getattr(classifier.model, "network", classifier.model)).__name__,
         model_sha256=_sha256(tensor.detach().cpu().numpy() for tensor in classifier.model.state_dict().values()),
         data_sha256=_sha256([x, labels]),

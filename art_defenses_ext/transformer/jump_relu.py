@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
-from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.gradient_mode import Defence, Tuning
 from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
 from art_defenses_ext.validation import (
     FloatArray,
@@ -220,6 +220,7 @@ class JumpReLU(Transformer):
         self.width = width
         self.copy = copy
         self.curve: list[TradeOff] = []
+        self._tuned: float | None = None
         self._check_params()
 
     def __call__(
@@ -240,6 +241,8 @@ class JumpReLU(Transformer):
         # One copy of both, so that the optimizer's copy holds the network's copied parameters.
         network, optimizer = _copied((classifier.model, classifier.optimizer), self._kept(classifier))
         network = JumpReLUNetwork(network, self.jump, _relus_of(classifier), self.width, shared=not self.copy)
+        if self._tuned is not None and self._tuned == self.jump and classifier is self.classifier:
+            network.tuning = Tuning("jump", self._tuned, [(point.jump, point.accuracy) for point in self.curve])
         return record_undefended(rebuild(classifier, model=network.eval(), optimizer=optimizer), classifier)
 
     def _kept(self, classifier: PyTorchClassifier) -> dict[int, Any]:
@@ -288,7 +291,7 @@ class JumpReLU(Transformer):
         tuning = _Tuning(self.classifier, x, labels, max_accuracy_drop, batch_size)
         if candidates is None:
             candidates = np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
-        self.jump = tuning.largest_acceptable(candidates)
+        self.jump = self._tuned = tuning.largest_acceptable(candidates)
         self.curve = tuning.curve()
         self._is_fitted = True
 

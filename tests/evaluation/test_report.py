@@ -18,7 +18,7 @@ from rich.console import Console
 
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, png, summary_bars
+from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, png, summary_bars, trade_off
 from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
@@ -27,6 +27,7 @@ from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Proportion, Summary, summarise
 from art_defenses_ext.evaluation.table import headlines, verdict
 from art_defenses_ext.evaluation.threats import Linf
+from art_defenses_ext.gradient_mode import Tuning
 from art_defenses_ext.validation import InputError
 
 NB_SAMPLES = 20
@@ -52,6 +53,7 @@ def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
     values: dict[str, Any] = {
         "settings": Settings("linf", THREAT.eps, "standard", samples, 7, 256, 10),
         "defences": [{"name": "jump_relu", "jump": 0.5, "width": None}],
+        "tunings": [],
         "model": "LeNetLike",
         "model_sha256": "1" * 64,
         "data_sha256": "2" * 64,
@@ -422,6 +424,20 @@ def test_the_pictures_open_and_show_something(name: str, tmp_path: Path) -> None
     assert shown[..., :3].std() > 0.03
 
 
+def test_a_tuned_defence_shows_its_trade_off_and_an_untuned_one_none(tmp_path: Path) -> None:
+    tuning = Tuning("jump", 0.5, [(0.0, 0.98), (0.5, 0.97), (1.0, 0.6)])
+    for tunings in ([tuning], []):
+        report = Report(summary_of([(PAPER, 2), (PGD, 3)], tunings=tunings), [], [])
+        report.save(tmp_path)
+        assert (tmp_path / "figures/trade_off.png").exists() == bool(tunings)
+        assert ("What the defence costs" in (tmp_path / "report.html").read_text()) == bool(tunings)
+        written = json.loads((tmp_path / "report.json").read_text())["run"]["tunings"]
+        assert [one["chosen"] for one in written] == [one.chosen for one in tunings]
+    axes = trade_off(summary_of([(PGD, 3)], tunings=[tuning])).axes[0]
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [(0, 98), (0.5, 97), (1, 60)])
+    assert list(axes.lines[1].get_xdata()) == [0.5, 0.5]
+
+
 def test_equal_figures_are_equal_files() -> None:
     summary = full_report().summary
     assert png(accuracy_curves(summary)) == png(accuracy_curves(summary))
@@ -485,6 +501,8 @@ def test_an_unchanged_example_is_drawn_as_no_difference() -> None:
 def test_figures_refuse_what_they_cannot_show() -> None:
     with pytest.raises(InputError, match="holds no curve"):
         accuracy_curves(summary_of([(PGD, 3)]))
+    with pytest.raises(InputError, match="holds no tuning"):
+        trade_off(summary_of([(PGD, 3)]))
     with pytest.raises(InputError, match="holds 0 examples"):
         examples_figure([])
     with pytest.raises(InputError, match="all of them images"):

@@ -33,6 +33,7 @@ TRANSFER = AttackSpec("transfer", never, "made elsewhere", crafted_on="undefende
 RUN = RunDescription(
     settings=Settings("linf", 0.1, ["by hand"], samples=4, seed=0, block_size=4, curve_samples=4),
     defences=[],
+    tunings=[],
     model="ByHand",
     model_sha256="",
     data_sha256="",

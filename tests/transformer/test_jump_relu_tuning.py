@@ -124,3 +124,16 @@ def test_tuning_with_unusable_arguments_is_refused(
         transformer.fit(**({"x": x, "y": y} | arguments))
     assert not transformer.is_fitted
     assert transformer.jump == 0.1
+
+
+def test_what_was_tuned_goes_with_the_network_and_what_was_set_does_not(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    transformer = JumpReLU(digits_classifier, 0.3)
+    assert transformer().model.tuning is None
+    transformer.fit(digits.validation.x, digits.validation.y, jumps=[0.1, 0.2])
+    tuning = transformer().model.tuning
+    assert (tuning.parameter, tuning.chosen) == ("jump", transformer.jump)
+    assert tuning.points == [tuple(point) for point in transformer.curve]
+    transformer.set_params(jump=0.15)
+    assert transformer().model.tuning is None
