@@ -1,0 +1,149 @@
+"""A backward pass for other people's preprocessors and layers that have none, or a misleading one.
+
+Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
+4.1: backward-pass differentiable approximation (BPDA). The estimated pass uses antithetic Gaussian sampling, as
+Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, do against k-winners-take-all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from torch import Tensor, nn
+
+from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.validation import InputError, check_count, check_positive
+
+Backward = str | Callable[[Tensor], Tensor]
+"""``"identity"``, ``"estimated"``, or a differentiable function to take the derivative of."""
+
+
+class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
+    """A torch preprocessor or a layer with the same forward pass and another backward pass beside its own.
+
+    In mode ``"exact"`` it is what it wraps; in mode ``"surrogate"`` the backward pass is the one given. It stands where
+    the original stood: in ``preprocessing_defences``, or inside a network.
+
+    Args:
+        wrapped: an ART ``PreprocessorPyTorch`` or an ``nn.Module``.
+        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little; a function is
+            differentiated in its place; ``"estimated"`` smooths the original with Gaussian noise and samples the
+            derivative of that, for what is discontinuous.
+        sigma: standard deviation of that noise, in units of the input.
+        samples: antithetic pairs, two forward passes of the wrapped one each.
+
+    Raises:
+        InputError: for anything else.
+    """
+
+    defence_name = "surrogate"
+    gradient_modes = ("exact", "surrogate")
+    params = ["apply_fit", "apply_predict"]  # noqa: RUF012 (ART's convention)
+
+    def __init__(
+        self,
+        wrapped: PreprocessorPyTorch | nn.Module,
+        backward: Backward = "identity",
+        *,
+        sigma: float = 8 / 255,
+        samples: int = 32,
+    ) -> None:
+        if not isinstance(wrapped, PreprocessorPyTorch | nn.Module):
+            raise InputError(f"wrapped is a {type(wrapped).__name__}; a PreprocessorPyTorch or nn.Module was expected")
+        if backward not in ("identity", "estimated") and not callable(backward):
+            raise InputError(f"backward is {backward!r}; 'identity', 'estimated' or a function was expected")
+        check_positive("sigma", sigma)
+        check_count("samples", samples)
+        nn.Module.__init__(self)
+        is_preprocessor = isinstance(wrapped, PreprocessorPyTorch)
+        PreprocessorPyTorch.__init__(
+            self,
+            is_fitted=True,
+            apply_fit=wrapped.apply_fit if is_preprocessor else False,
+            apply_predict=wrapped.apply_predict if is_preprocessor else True,
+        )
+        self.wrapped = wrapped
+        self.is_preprocessor = is_preprocessor
+        self.backward_rule = backward
+        self.sigma = sigma
+        self.samples = samples
+
+    def forward(self, x: Tensor, y: Any = None) -> Any:
+        """What the wrapped one returns: for a preprocessor the pair (x, y), for a layer a tensor."""
+        result = self._run(x) if self._follows_original(x) else self._with_surrogate(x)
+        return (result, y) if self.is_preprocessor else result
+
+    def describe(self) -> dict[str, Any]:
+        """What is wrapped, and its other backward pass."""
+        rule = self.backward_rule
+        return {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)}
+
+    def _follows_original(self, x: Tensor) -> bool:
+        return self.gradient_mode == "exact" or not (torch.is_grad_enabled() and x.requires_grad)
+
+    def _run(self, x: Tensor) -> Tensor:
+        result: Tensor = self.wrapped.forward(x)[0] if self.is_preprocessor else self.wrapped(x)
+        return result
+
+    def _with_surrogate(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            result = self._run(x)
+        if self.backward_rule == "estimated":
+            estimated: Tensor = _Estimated.apply(x, result, self)
+            return estimated
+        stand_in = x if self.backward_rule == "identity" else self.backward_rule(x)  # type: ignore[operator]
+        if stand_in.shape != result.shape:
+            raise InputError(
+                f"backward gives shape {tuple(stand_in.shape)} where the wrapped one gives {tuple(result.shape)}; "
+                "the same shape was expected"
+            )
+        replaced: Tensor = _Replaced.apply(stand_in, result)
+        return replaced
+
+
+class _Replaced(torch.autograd.Function):
+    """The second argument forwards, the first one's derivative backwards."""
+
+    @staticmethod
+    def forward(stand_in: Tensor, result: Tensor) -> Tensor:
+        return result.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+class _Estimated(torch.autograd.Function):
+    """The result forwards, the derivative of the Gaussian-smoothed original backwards."""
+
+    @staticmethod
+    def forward(x: Tensor, result: Tensor, surrogate: Surrogate) -> Tensor:
+        return result.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Surrogate], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.surrogate = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        surrogate, gradient = ctx.surrogate, grad_outputs[0].flatten(1)
+        total = torch.zeros_like(x)
+        for _ in range(surrogate.samples):
+            noise = torch.randn_like(x)
+            step = surrogate.sigma * noise
+            rise = ((surrogate._run(x + step) - surrogate._run(x - step)).flatten(1) * gradient).sum(dim=1)
+            total += rise.reshape(-1, *[1] * (x.ndim - 1)) * noise
+        return total / (2 * surrogate.sigma * surrogate.samples), None, None
+
+
+def _name(rule: Backward) -> str:
+    return rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)

@@ -1,0 +1,183 @@
+"""Surrogate: the same forward pass to the last bit, the backward pass that was asked for."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import ProjectedGradientDescent
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext import Linf, as_module, defend, evaluate, gradient_mode, gradient_modes
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import STANDARD
+from art_defenses_ext.surrogate import Surrogate
+from art_defenses_ext.validation import InputError
+
+
+class Rounding(PreprocessorPyTorch):
+    """Five grey levels: the derivative is zero almost everywhere."""
+
+    def __init__(self) -> None:
+        super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return (x * 4).round() / 4, y
+
+
+class WinnersTakeAll(nn.Module):
+    """The largest quarter of the units keeps its value, the rest is silenced: a discontinuous activation."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        threshold = z.flatten(1).topk(z[0].numel() // 4, dim=1)[0][:, -1]
+        return torch.where(z >= threshold.reshape(-1, *[1] * (z.ndim - 1)), z, 0)
+
+
+def accuracy(classifier: PyTorchClassifier, x: Any, y: Any) -> float:
+    return float((classifier.predict(x).argmax(axis=1) == y).mean())
+
+
+@pytest.mark.parametrize("backward", ["identity", "estimated", torch.sigmoid])
+@pytest.mark.parametrize("mode", ["exact", "surrogate"])
+def test_the_forward_pass_is_the_wrapped_one_s(backward: Any, mode: str) -> None:
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    for wrapped in (Rounding(), nn.Hardshrink(0.4)):
+        surrogate = Surrogate(wrapped, backward, samples=2)
+        surrogate.gradient_mode = mode
+        got = surrogate(x) if isinstance(wrapped, nn.Module) else surrogate(x, "labels")[0]
+        expected = wrapped(x) if isinstance(wrapped, nn.Module) else wrapped.forward(x)[0]
+        assert torch.equal(got, expected)
+
+
+def test_a_preprocessor_passes_labels_on() -> None:
+    labels = np.arange(3)
+    assert Surrogate(Rounding()).forward(torch.zeros(3, 4), labels)[1] is labels
+
+
+def test_the_identity_hands_the_gradient_on() -> None:
+    x, upstream = torch.rand(2, 6, requires_grad=True), torch.rand(2, 6)
+    surrogate = Surrogate(Rounding())
+    surrogate.gradient_mode = "surrogate"
+    (gradient,) = torch.autograd.grad(surrogate.forward(x)[0], x, upstream)
+    assert torch.equal(gradient, upstream)
+
+
+def test_a_function_is_differentiated_in_its_place() -> None:
+    z, upstream = torch.linspace(-2, 2, 8).reshape(2, 4).requires_grad_(), torch.rand(2, 4)
+    layer = Surrogate(nn.Hardshrink(1.0), torch.tanh)
+    layer.gradient_mode = "surrogate"
+    (gradient,) = torch.autograd.grad(layer(z), z, upstream)
+    torch.testing.assert_close(gradient, upstream * (1 - torch.tanh(z.detach()) ** 2))
+
+
+def test_the_estimate_converges_to_the_derivative_of_the_smoothed_function() -> None:
+    """A step at t, smoothed with a Gaussian, has that Gaussian's density as its derivative."""
+    sigma, z = 0.5, torch.tensor([[-0.6, -0.1, 0.0, 0.3, 0.9]]).requires_grad_()
+    layer = Surrogate(nn.Threshold(0.0, 0.0), "estimated", sigma=sigma, samples=20_000)
+    step = Surrogate(Step(), "estimated", sigma=sigma, samples=20_000)
+    normal = torch.distributions.Normal(0.0, sigma)
+    expected = {layer: normal.cdf(z.detach()), step: normal.log_prob(z.detach()).exp()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for surrogate, derivative in expected.items():
+            surrogate.gradient_mode = "surrogate"
+            (gradient,) = torch.autograd.grad(surrogate(z).sum(), z)
+            torch.testing.assert_close(gradient, derivative, atol=0.06, rtol=0)
+
+
+class Step(nn.Module):
+    def forward(self, z: Tensor) -> Tensor:
+        return (z > 0).to(z.dtype)
+
+
+def test_rounding_falls_to_the_identity(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """Autograd finds no gradient through rounding, so the naive attacker gets nowhere: masking, not robustness."""
+    x, y = digits.test.x[:60], digits.test.y[:60]
+    defended = defend(digits_classifier, Surrogate(Rounding()))
+    assert gradient_modes(defended) == ("exact", "surrogate")
+    left = {
+        mode: accuracy(defended, MarginPGD(defended, np.inf, 0.15, gradient_mode=mode).generate(x, y), y)
+        for mode in gradient_modes(defended)
+    }
+    assert left["exact"] > 0.6
+    assert left["surrogate"] < 0.3
+    with gradient_mode(defended, "surrogate"):  # ART's own attacks take the same way
+        found = ProjectedGradientDescent(defended, eps=0.15, eps_step=0.02, max_iter=20, verbose=False).generate(x)
+    assert accuracy(defended, found, y) < 0.4
+
+
+def test_winners_take_all_falls_to_the_estimate(digits: Dataset) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hidden = nn.Linear(64, 128)
+        output = nn.Linear(128, 10)
+    model = nn.Sequential(nn.Flatten(), hidden, Surrogate(WinnersTakeAll(), "estimated", sigma=0.3, samples=16), output)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    x, y = torch.from_numpy(digits.train.x), torch.from_numpy(digits.train.y)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    images, labels = digits.test.x[:60], digits.test.y[:60]
+    assert accuracy(classifier, images, labels) > 0.85
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        left = {
+            mode: accuracy(
+                classifier, MarginPGD(classifier, np.inf, 0.1, gradient_mode=mode).generate(images, labels), labels
+            )
+            for mode in gradient_modes(classifier)
+        }
+    assert left["surrogate"] < left["exact"]
+
+
+def test_a_report_says_what_is_wrapped() -> None:
+    assert Surrogate(Rounding()).describe() == {"wrapped": "Rounding", "backward": "identity"}
+    assert Surrogate(nn.ReLU(), torch.tanh).describe() == {"wrapped": "ReLU", "backward": "tanh"}
+    assert Surrogate(nn.ReLU(), nn.Softplus()).describe() == {"wrapped": "ReLU", "backward": "Softplus"}
+
+
+def test_the_ladder_tries_both_modes(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    defended = defend(digits_classifier, Surrogate(Rounding()))
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    report = evaluate(defended, x, y, Linf(0.15), STANDARD[:2], curve_samples=0)
+    rows = {row.key: row for row in report.summary.rows}
+    assert rows["PGD-40 [exact]"].broke < rows["PGD-40 [surrogate]"].broke + rows["FGSM [surrogate]"].broke
+
+
+def test_it_is_found_copied_and_pickled(digits_classifier: PyTorchClassifier) -> None:
+    surrogate = Surrogate(Rounding())
+    defended = defend(digits_classifier, surrogate)
+    assert surrogate in list(as_module(defended).modules())
+    for twin in (copy.deepcopy(surrogate), pickle.loads(pickle.dumps(surrogate))):
+        twin.gradient_mode = "surrogate"
+        assert surrogate.gradient_mode == "exact"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"wrapped": torch.sigmoid}, "wrapped is a builtin_function_or_method"),
+        ({"backward": "straight"}, "backward is 'straight'"),
+        ({"sigma": 0}, "sigma is 0"),
+        ({"samples": 0}, "samples is 0"),
+    ],
+)
+def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Surrogate(**({"wrapped": Rounding()} | arguments))
+
+
+def test_a_stand_in_of_another_shape_is_refused() -> None:
+    layer = Surrogate(nn.Flatten())
+    layer.gradient_mode = "surrogate"
+    with pytest.raises(InputError, match="the same shape was expected"):
+        layer(torch.zeros(2, 3, 4, requires_grad=True))
