@@ -33,7 +33,8 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
             differentiated in its place; ``"estimated"`` smooths the original with Gaussian noise and samples the
             derivative of that, for what is discontinuous.
         sigma: standard deviation of that noise, in units of the input.
-        samples: antithetic pairs, two forward passes of the wrapped one each.
+        samples: antithetic pairs, two forward passes of the wrapped one each; the noise comes from torch's global
+            generator, which ``evaluate`` seeds for each attack.
 
     Raises:
         InputError: for anything else.
@@ -73,7 +74,7 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
 
     def forward(self, x: Tensor, y: Any = None) -> Any:
         """What the wrapped one returns: for a preprocessor the pair (x, y), for a layer a tensor."""
-        result = self._run(x) if self._follows_original(x) else self._with_surrogate(x)
+        result = self._run(x) if self._follows_original() else self._with_surrogate(x)
         return (result, y) if self.is_preprocessor else result
 
     def describe(self) -> dict[str, Any]:
@@ -81,8 +82,9 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
         rule = self.backward_rule
         return {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)}
 
-    def _follows_original(self, x: Tensor) -> bool:
-        return self.gradient_mode == "exact" or not (torch.is_grad_enabled() and x.requires_grad)
+    def _follows_original(self) -> bool:
+        # Not x.requires_grad: inside torch.func transforms it is False, and the attacker would get the other mode.
+        return self.gradient_mode == "exact" or not torch.is_grad_enabled()
 
     def _run(self, x: Tensor) -> Tensor:
         result: Tensor = self.wrapped.forward(x)[0] if self.is_preprocessor else self.wrapped(x)

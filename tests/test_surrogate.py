@@ -139,6 +139,16 @@ def test_winners_take_all_falls_to_the_estimate(digits: Dataset) -> None:
     assert left["surrogate"] < left["exact"]
 
 
+def test_a_surrogate_never_turns_into_the_original_without_a_word() -> None:
+    """Under torch.func a tensor does not say that a gradient is wanted of it."""
+    layer = Surrogate(nn.Hardshrink(1.0), torch.tanh)
+    layer.gradient_mode = "surrogate"
+    z = torch.linspace(-2, 2, 8)
+    torch.testing.assert_close(torch.func.grad(lambda z: layer(z).sum())(z), 1 - torch.tanh(z) ** 2)
+    with pytest.raises(RuntimeError, match="vmap"):
+        torch.func.grad(lambda z: torch.func.vmap(layer)(z).sum())(z)
+
+
 def test_a_report_says_what_is_wrapped() -> None:
     assert Surrogate(Rounding()).describe() == {"wrapped": "Rounding", "backward": "identity"}
     assert Surrogate(nn.ReLU(), torch.tanh).describe() == {"wrapped": "ReLU", "backward": "tanh"}

@@ -101,7 +101,7 @@ class AutoPGD(TensorAttack):
         """The runs that go on, the next runs of those samples that need one, and new samples in the free places."""
         again = first = waiting[:0]
         if runs is not None:
-            whole = best.margins[runs.sample] > 0
+            whole = best.margins[runs.sample] >= 0
             ended = runs.clock >= self.max_iter
             again, first = runs.sample[whole & ended & (runs.number + 1 < nb_runs)], runs.number
             first = first[whole & ended & (first + 1 < nb_runs)] + 1

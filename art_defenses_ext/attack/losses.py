@@ -19,7 +19,10 @@ _TINY = 1e-12
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Logit of class ``y`` (n,) less the largest of the others: at most zero where ``logits`` (n, K) miss ``y``."""
+    """Logit of class ``y`` (n,) less the largest of the others: below zero only where ``logits`` (n, K) miss ``y``.
+
+    At zero two classes tie and the prediction may be either, so an attack that stops there may have broken nothing.
+    """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return _at(logits, y) - others.amax(dim=1)
 

@@ -65,7 +65,7 @@ class MarginPGD(TensorAttack):
         for _ in range(self.nb_starts):
             rows = torch.arange(len(x), device=x.device)
             if self.stop_when_broken:
-                rows = rows[best.margins > 0]
+                rows = rows[best.margins >= 0]
             if len(rows) == 0:
                 break
             start = self.clip(x[rows] + random_in_ball(x[rows], self.eps, self.norm, generator))
@@ -84,7 +84,7 @@ class MarginPGD(TensorAttack):
             current = current.detach()
             best.offer(current, margins.detach(), rows)
             if self.stop_when_broken and done % 5 == 4:  # finding the broken ones costs a wait for the device
-                left = best.margins[rows] > 0
+                left = best.margins[rows] >= 0
                 rows, current, gradient = rows[left], current[left], gradient[left]
                 if len(rows) == 0:
                     return

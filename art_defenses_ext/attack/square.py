@@ -72,7 +72,7 @@ class Square(TensorAttack):
         for query in range(1, self.max_queries):
             if query % 10 == 0:  # finding the broken ones costs a wait for the device
                 found[active] = current.reshape(-1, *x.shape[1:])
-                left = (lowest > 0).nonzero().squeeze(1)
+                left = (lowest >= 0).nonzero().squeeze(1)
                 active, clean, current, lowest = active[left], clean[left], current[left], lowest[left]
                 if len(active) == 0:
                     return found

@@ -188,3 +188,21 @@ def test_a_loss_that_needs_more_classes_is_refused(at_distance: Problem) -> None
     classifier, *_ = at_distance((8,), 2, 0.1)
     with pytest.raises(InputError, match="loss dlr needs 3 classes; the classifier has 2"):
         AutoPGD(classifier, loss="dlr")
+
+
+class Tied(nn.Module):
+    """All logits tie up to a pixel sum of 36, where the first class is still predicted; above it the second wins."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rise = (x.flatten(1).sum(dim=1) - 32) / 100
+        steep = torch.where(x.flatten(1).sum(dim=1) > 36, rise, rise - rise.detach())
+        return torch.stack([torch.zeros_like(rise), steep, torch.zeros_like(rise)], dim=1)
+
+
+@pytest.mark.parametrize("attack", [AutoPGD, MarginPGD])
+def test_a_tie_is_no_success(attack: Any) -> None:
+    """The first class is predicted while all tie, so that an attack that stopped at a margin of zero broke nothing."""
+    classifier = PyTorchClassifier(Tied(), nn.CrossEntropyLoss(), (1, 8, 8), 3, clip_values=(0, 1), device_type="cpu")
+    x, y = np.full((4, 1, 8, 8), 0.5, np.float32), np.zeros(4, int)
+    assert not missed(classifier, x, y).any()
+    assert missed(classifier, attack(classifier, np.inf, 0.065, max_iter=40).generate(x, y), y).all()
