@@ -16,13 +16,13 @@ from rich.table import Table
 
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import DATASETS, Dataset, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.attacks import FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.records import check_out
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.models import MODELS
 from art_defenses_ext.transformer.jump_relu import JumpReLU, check_accuracy_drop, per_layer
-from art_defenses_ext.validation import InputError, check_count, check_seed
+from art_defenses_ext.validation import InputError, check_count, check_samples_of, check_seed
 
 app = typer.Typer(
     add_completion=False,
@@ -58,7 +58,10 @@ def evaluate_command(
     norm: Annotated[str, typer.Option(help="What the attacker's change is measured by: inf or 2.")] = "inf",
     eps: Annotated[float, typer.Option(help="How much he may change; pixel values are from 0 to 1.")] = 0.1,
     attacks: Annotated[
-        str, typer.Option(help="papers: what the method's authors ran; standard: these and our ladder.")
+        str,
+        typer.Option(
+            help="papers: what the method's authors ran; standard: these and our ladder; full: and what takes longer."
+        ),
     ] = "standard",
     samples: Annotated[int | None, typer.Option(help="Test images, from the first on. By default all.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report, its records and pictures.")] = None,
@@ -84,6 +87,10 @@ def evaluate_command(
     seed: Annotated[int, typer.Option(help="Of training and of all attacks.")] = 0,
     block_size: Annotated[int, typer.Option(help="Images attacked at a time.")] = 256,
     curve_samples: Annotated[int, typer.Option(help="Images for the curve of accuracy against eps; 0: none.")] = 200,
+    check_samples: Annotated[int, typer.Option(help="Images for the checks of the attacks; 0: no checks.")] = 100,
+    naive: Annotated[
+        bool, typer.Option("--naive", help="Give the attacker the exact gradient alone, to see what that hides.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. By default torch's own number.")] = None,
 ) -> None:
@@ -101,8 +108,8 @@ def evaluate_command(
     check_accuracy_drop(max_accuracy_drop)
     check_seed(seed)
     check_count("block_size", block_size)
-    if curve_samples < 0:
-        raise InputError(f"curve_samples is {curve_samples}; a whole number >= 0 was expected")
+    check_samples_of("curve_samples", curve_samples)
+    check_samples_of("check_samples", check_samples)
     if out is not None:
         check_out(out, overwrite)
     if threads is not None:
@@ -137,6 +144,8 @@ def evaluate_command(
         seed=seed,
         block_size=block_size,
         curve_samples=curve_samples,
+        check_samples=check_samples,
+        adaptive=not naive,
     )
     report.print()
     if out is not None:
@@ -156,8 +165,8 @@ def list_command() -> None:
     for method, specs in PAPERS.items():
         for one in specs:
             table.add_row("attacks papers", one.name, f"{method}: {one.purpose}")
-    for one in STANDARD:
-        table.add_row("attacks standard", one.name, one.purpose)
+    for one in FULL:
+        table.add_row(f"attacks {'standard' if one in STANDARD else 'full'}", one.name, one.purpose)
     Console().print(table)
 
 

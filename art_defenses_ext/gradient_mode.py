@@ -42,11 +42,15 @@ class Defence:
         defence_name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
         gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
         gradient_mode: the one in force; settable.
+        annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which an attacker may anneal.
+        surrogate_width: factor on that width; 1 as configured.
         tuning: how its strength was chosen, for the report; None if it was given.
     """
 
     defence_name: ClassVar[str]
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact",)
+    annealable_modes: ClassVar[tuple[str, ...]] = ()
+    surrogate_width: float = 1.0
     tuning: Tuning | None = None
     _gradient_mode: str = "exact"
 
@@ -87,6 +91,16 @@ def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
     return tuple("+".join(combination) for combination in product(*per_defence)) if per_defence else ("exact",)
 
 
+def annealable_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
+    """Those of ``gradient_modes(target)`` in which some defence's surrogate has a width."""
+    defences = find_defences(target)
+    return tuple(
+        mode
+        for mode in gradient_modes(target)
+        if any(one in defence.annealable_modes for one, defence in zip(mode.split("+"), defences, strict=False))
+    )
+
+
 @contextmanager
 def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[None]:
     """Give whoever differentiates ``target`` the backward passes named ``mode``; restore the former ones on exit.
@@ -113,3 +127,17 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
     finally:
         for defence, one in zip(defences, before, strict=True):
             defence.gradient_mode = one
+
+
+@contextmanager
+def surrogate_width(target: PyTorchClassifier | nn.Module, factor: float) -> Iterator[None]:
+    """Make the smooth surrogates of every defence in ``target`` wider (> 1) or narrower by ``factor`` meanwhile."""
+    defences = find_defences(target)
+    before = [defence.surrogate_width for defence in defences]
+    try:
+        for defence, width in zip(defences, before, strict=True):
+            defence.surrogate_width = width * factor
+        yield
+    finally:
+        for defence, width in zip(defences, before, strict=True):
+            defence.surrogate_width = width

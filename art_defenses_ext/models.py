@@ -68,6 +68,26 @@ class LeNetLike(nn.Module):
         return self.fc3(x)  # type: ignore[no-any-return]
 
 
+class WongKolter(nn.Sequential):
+    """The small network for 28x28 grey images of the defence by the convex outer adversarial polytope.
+
+    *Source*: Wong, Kolter 2018 (arXiv:1711.00851), the MNIST network of their code; the keys are those of the weights
+    that Wong, Rice, Kolter 2020 (arXiv:2001.03994) trained by PGD and published.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 16, kernel_size=4, stride=2, padding=1),  # (N, 16, 14, 14)
+            nn.ReLU(),
+            nn.Conv2d(16, 32, kernel_size=4, stride=2, padding=1),  # (N, 32, 7, 7)
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 7 * 7, 100),
+            nn.ReLU(),
+            nn.Linear(100, 10),
+        )
+
+
 class AlexLike(nn.Module):
     """The JumpReLU authors' network without residuals for 32x32 colour images.
 
@@ -234,6 +254,8 @@ _SPECS = (
     # Mean and standard deviation of the 997 training digits.
     ModelSpec("digits_cnn", DigitsCNN, "digits", (1, 8, 8), 10, (0.3048,), (0.3757,)),
     ModelSpec("lenet_like", LeNetLike, "mnist", (1, 28, 28), 10, (0.1307,), (0.3081,)),
+    # Trained on images as they are, in [0, 1].
+    ModelSpec("wong_kolter", WongKolter, "mnist", (1, 28, 28), 10, (0.0,), (1.0,)),
     ModelSpec("alex_like", AlexLike, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ModelSpec("resnet20", ResNet20, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ModelSpec("resnet20_a", ResNet20A, "cifar10", (3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from art_defenses_ext.gradient_mode import Defence
 from art_defenses_ext.validation import InputError, check_count, check_positive
 
+ROWS_AT_ONCE = 512  # of the noisy copies that an estimate passes through the wrapped one
+
 Backward = str | Callable[[Tensor], Tensor]
 """``"identity"``, ``"estimated"``, or a differentiable function to take the derivative of."""
 
@@ -139,11 +141,14 @@ class _Estimated(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         surrogate, gradient = ctx.surrogate, grad_outputs[0].flatten(1)
         total = torch.zeros_like(x)
-        for _ in range(surrogate.samples):
-            noise = torch.randn_like(x)
-            step = surrogate.sigma * noise
-            rise = ((surrogate._run(x + step) - surrogate._run(x - step)).flatten(1) * gradient).sum(dim=1)
-            total += rise.reshape(-1, *[1] * (x.ndim - 1)) * noise
+        at_once = max(1, min(surrogate.samples, ROWS_AT_ONCE // max(len(x), 1)))
+        for done in range(0, surrogate.samples, at_once):
+            pairs = min(at_once, surrogate.samples - done)
+            noise = torch.randn(pairs, *x.shape, device=x.device, dtype=x.dtype)
+            points = torch.cat([x + surrogate.sigma * noise, x - surrogate.sigma * noise]).flatten(0, 1)
+            above, below = surrogate._run(points).reshape(2, pairs, len(x), -1)
+            rise = ((above - below) * gradient).sum(dim=2)  # (pairs, n)
+            total += (rise.reshape(*rise.shape, *[1] * (x.ndim - 1)) * noise).sum(dim=0)
         return total / (2 * surrogate.sigma * surrogate.samples), None, None
 
 

@@ -122,3 +122,14 @@ def check_seed(value: Any) -> None:
     """Refuse anything but a whole number that every generator takes."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
         raise InputError(f"seed is {value!r}; a whole number from 0 to 2**63 - 1 was expected")
+
+
+def check_samples_of(argument: str, count: Any) -> int:
+    """A number of samples, which may be zero.
+
+    Raises:
+        InputError: for anything but a whole number >= 0.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise InputError(f"{argument} is {count!r}; a whole number >= 0 was expected")
+    return count

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,19 +18,23 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.evaluation.attacks import STANDARD
-from art_defenses_ext.evaluation.summary import Proportion
+from art_defenses_ext.evaluation.attacks import STANDARD, AttackSpec
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.models import MODELS
 
 MEAN, STD = MODELS["lenet_like"].mean[0], MODELS["lenet_like"].std[0]
 JUMPS = (0.0, 1.0, 1.5, 2.0, 3.0)
 EPS = (0.1, 0.2)
 WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0)
+SCHEDULES = ((1.0,), (0.1,), (2.0, 1.0, 0.5, 0.25), (0.5, 0.25, 0.1), (1.0, 0.5, 0.25, 0.1, 0.05))
 
 # The authors' attacks: steps and distances in normalised space, 40 iterations (their figures for MNIST).
 PAPER: dict[str, tuple[float, Callable[[PyTorchClassifier], EvasionAttack]]] = {
@@ -39,6 +42,11 @@ PAPER: dict[str, tuple[float, Callable[[PyTorchClassifier], EvasionAttack]]] = {
     "DeepFool linf": (np.inf, lambda classifier: DeepFoolLp(classifier, np.inf, 40, scale=STD)),
     "DeepFool l2": (2, lambda classifier: DeepFoolLp(classifier, 2, 40, scale=STD)),
 }
+
+
+PGD = AttackSpec(
+    "PGD-40", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, seed=seed), "plain", modes="all", samples="all"
+)
 
 
 def accuracy(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Proportion:
@@ -82,27 +90,65 @@ def print_paper_table(models: dict[str, PyTorchClassifier], data: Dataset, sampl
 def print_adaptive_table(
     models: dict[str, PyTorchClassifier], data: Dataset, samples: int, seed: int, out: Path | None
 ) -> None:
-    """PGD under each gradient mode on all samples, the rest of the ladder, and the worst case of each sample."""
+    """Plain PGD under each gradient mode on all samples, then the ladder, and the worst case of each sample."""
     x, y = data.test.x[:samples], data.test.y[:samples]
     modes = ("exact", "relu", "smooth")
-    attacks = [replace(spec, samples="all") if spec.name == "PGD-40" else spec for spec in STANDARD]
     print(f"\n## Adaptive attackers, linf, first {samples} test images, seed {seed}: robust accuracy %\n")
-    print("PGD-40: margin loss, 40 steps of eps/4, two random starts, by gradient mode of the backward pass.")
-    print("Worst case: FGSM and PGD-40 in every mode, transfer from jump 0, Square (1,000 queries), noise.\n")
-    print(f"| model | eps | {' | '.join(f'PGD {mode}' for mode in modes)} | transfer | worst case [95 % interval] |")
-    print("|---" * (len(modes) + 4) + "|")
+    print("PGD: margin loss, 40 steps of eps/4, one random start, by gradient mode of the backward pass.")
+    print("Worst case: PGD and the standard ladder. Checks: which ones its attacks fail, if any.\n")
+    print(f"| model | eps | {' | '.join(f'PGD {mode}' for mode in modes)} | transfer | worst case [95 %] | checks |")
+    print("|---" * (len(modes) + 5) + "|")
+    times = []
     for name, plain in models.items():
-        for jump in (0.0, 1.0, 1.5):
+        for jump in (0.0, 1.0):
             classifier = JumpReLU(plain, jump)() if jump else plain
             for eps in EPS:
                 folder = out / f"{name}-jump-{jump:g}-eps-{eps:g}" if out else None
-                report = evaluate(
-                    classifier, x, y, Linf(eps), attacks, seed=seed, curve_samples=0, out=folder, overwrite=True
-                )
-                found = {row.key: row.robust for row in report.summary.rows}
+                options = {"seed": seed, "curve_samples": 0, "block_size": 512, "out": folder, "overwrite": True}
+                summary = evaluate(classifier, x, y, Linf(eps), [*STANDARD, PGD], **options).summary
+                found = {row.key: row.robust for row in summary.rows}
                 cells = [found.get(f"PGD-40 [{mode}]") for mode in modes] + [found["transfer PGD-40"]]
                 shown = " | ".join("" if cell is None else f"{100 * cell.rate:.1f}" for cell in cells)
-                print(f"| {name}, jump {jump:g} | {eps:g} | {shown} | **{report.summary.worst_case}** |", flush=True)
+                checks = "passed" if summary.established else ", ".join(summary.failed_checks)
+                model = f"{name}, jump {jump:g} | {eps:g}"
+                print(f"| {model} | {shown} | **{summary.worst_case}** | {checks} |", flush=True)
+                times.append(f"| {model} | {' | '.join(_by_mode(summary, mode) for mode in modes)} |")
+    print("\nThe ladder's white-box attacks by gradient mode: broke, seconds on one thread\n")
+    print(f"| model | eps | {' | '.join(modes)} |")
+    print("|---" * (len(modes) + 2) + "|")
+    print("\n".join(times))
+
+
+def _by_mode(summary: Summary, mode: str) -> str:
+    """What the ladder's attacks under one mode broke together, each what was left, and how long they took."""
+    rows = [row for row in summary.rows if row.key.startswith("APGD") and row.key.endswith(f"[{mode}]")]
+    return f"{sum(row.broke for row in rows)}, {sum(row.seconds for row in rows):.0f} s" if rows else ""
+
+
+def print_schedules(models: dict[str, PyTorchClassifier], data: Dataset, samples: int, seed: int) -> None:
+    """How the annealed attack should narrow the smooth rule, on what Auto-PGD under all modes leaves."""
+    x, y = data.validation.x[:samples], data.validation.y[:samples]
+    print(f"\n## Schedules of the annealed attack, jump 1, first {samples} validation images: broke\n")
+    print("Of those that Auto-PGD leaves (margin and cross-entropy, each mode); factors of the width.\n")
+    print(f"| model | eps | left | {' | '.join(', '.join(f'{one:g}' for one in each) for each in SCHEDULES)} |")
+    print("|---" * (len(SCHEDULES) + 3) + "|")
+    for name, plain in models.items():
+        jumping = JumpReLU(plain, 1.0)()
+        for eps in EPS:
+            left = np.flatnonzero(jumping.predict(x, batch_size=1000).argmax(axis=1) == y)
+            for loss in ("margin", "cross_entropy"):
+                for mode in ("exact", "relu", "smooth"):
+                    attack = AutoPGD(jumping, np.inf, eps, loss=loss, gradient_mode=mode, seed=seed)
+                    left = left[~_broken(jumping, attack, x[left], y[left])] if len(left) else left
+            cells = []
+            for factors in SCHEDULES if len(left) else ():
+                attack = AnnealedPGD(jumping, np.inf, eps, factors=factors, gradient_mode="smooth", seed=seed)
+                cells.append(str(int(_broken(jumping, attack, x[left], y[left]).sum())))
+            print(f"| {name} | {eps:g} | {len(left)} | {' | '.join(cells)} |", flush=True)
+
+
+def _broken(classifier: PyTorchClassifier, attack: EvasionAttack, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return classifier.predict(attack.generate(x, y), batch_size=1000).argmax(axis=1) != y
 
 
 def print_ablation(models: dict[str, PyTorchClassifier], data: Dataset, samples: int, seed: int) -> None:
@@ -135,6 +181,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of MNIST and of the authors' weights")
     parser.add_argument("--samples", type=int, default=1000, help="test images for the paper's table")
     parser.add_argument("--adaptive-samples", type=int, default=500, help="test images for the adaptive table")
+    parser.add_argument("--schedule-samples", type=int, default=300, help="validation images for the schedules")
     parser.add_argument("--ablation", action="store_true", help="print the ablation instead, on validation images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -150,6 +197,7 @@ def main() -> None:
     }
     if options.ablation:
         print_ablation(models, data, options.adaptive_samples, options.seed)
+        print_schedules(models, data, options.schedule_samples, options.seed)
         return
     print_clean(models, data)
     print_paper_table(models, data, options.samples)

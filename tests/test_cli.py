@@ -21,9 +21,10 @@ from art_defenses_ext import JumpReLU, Linf, evaluate
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
 from art_defenses_ext.datasets import DATASETS, Dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.attacks import FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.records import RunDirectory
 from art_defenses_ext.models import MODELS, build_model
+from art_defenses_ext.validation import InputError
 
 OPTIONS = ["--" + name.replace("_", "-") for name in inspect.signature(evaluate_command).parameters]
 
@@ -101,10 +102,21 @@ def test_list_names_all_that_can_be_chosen(command: Command) -> None:
     """Each name whole on its line, in a terminal of the usual width."""
     result = command("list")
     assert (result.status, result.err) == (0, "")
-    attacks = [spec.name for specs in (*PAPERS.values(), STANDARD) for spec in specs]
+    lines = [f"{line} " for line in result.out.splitlines()]
+    attacks = [spec.name for specs in (*PAPERS.values(), FULL) for spec in specs]
     for name in (*DEFENCES, *DATASETS, *MODELS, *attacks):
-        assert any(f" {name} " in f"{line} " for line in result.out.splitlines()), name
+        assert any(f" {name} " in line for line in lines), name
     assert max(map(len, result.out.splitlines())) <= 80
+
+
+def test_list_says_which_set_an_attack_first_stands_in(command: Command) -> None:
+    lines = [words(line) for line in command("list").out.splitlines()]
+    sets = {"papers": PAPERS["jump_relu"], "standard": STANDARD, "full": FULL[len(STANDARD) :]}
+    assert tuple(sets) == SETS
+    for name, specs in sets.items():
+        shown = [line for line in lines if line.startswith(f"attacks {name} ")]
+        assert len(shown) == len(specs)
+        assert all(line.startswith(f"attacks {name} {spec.name} ") for line, spec in zip(shown, specs, strict=True))
 
 
 @pytest.mark.parametrize("columns", [None, 80, 200])
@@ -166,16 +178,69 @@ def test_without_out_nothing_is_written(command: Command, quick: list[str], tmp_
 def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
     command: Command, weights: Path, tmp_path: Path
 ) -> None:
-    arguments = ["evaluate", "--defence", "none", "--norm", 2, "--eps", 0.5, "--samples", 4, "--curve-samples", 2]
+    arguments = ["evaluate", "--defence", "none", "--norm", 2, "--eps", 0.5, "--samples", 4]
+    arguments += ["--curve-samples", 2, "--check-samples", 1]
     torch.set_num_threads(2)
     result = command(*arguments, "--weights", weights, "--out", tmp_path / "run", "--threads", 1)
     assert (result.status, result.err) == (0, "")
     assert torch.get_num_threads() == 1
     run = json.loads((tmp_path / "run" / "report.json").read_text())["run"]
-    settings = {key: run["settings"][key] for key in ("threat", "eps", "attacks", "samples", "curve_samples")}
-    assert settings == {"threat": "l2", "eps": 0.5, "attacks": "standard", "samples": 4, "curve_samples": 2}
+    settings = run["settings"]
+    del settings["seed"], settings["block_size"]
+    assert settings == {
+        "threat": "l2",
+        "eps": 0.5,
+        "attacks": "standard",
+        "samples": 4,
+        "curve_samples": 2,
+        "check_samples": 1,
+        "adaptive": True,
+    }
     assert (run["defences"], run["threads"]) == ([], 1)
-    assert all(spec.name in result.out for spec in STANDARD)
+    # A plain network has no surrogate to anneal.
+    assert all(spec.name in result.out for spec in STANDARD if spec.modes != "annealable")
+    assert "Did the attacks work?" in result.out
+
+
+def test_a_naive_attackers_result_is_not_established(command: Command, weights: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "--weights", weights, "--jump", 1, "--samples", 2, "--curve-samples", 0]
+    arguments += ["--check-samples", 1, "--naive", "--out", tmp_path / "run"]
+    result = command(*arguments)
+    assert (result.status, result.err) == (0, "")
+    assert "naive: gradient mode exact alone" in words(result.out)
+    assert "not established" in result.out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["established"] is False
+    assert report["run"]["settings"]["adaptive"] is False
+    assert report["run"]["modes"] == ["exact"]
+    (check,) = [one for one in report["checks"] if one["name"] == "gradient modes"]
+    assert (check["verdict"], check["figures"]) == ("failed", {"withheld": ["relu", "smooth"]})
+
+
+def test_checks_can_be_left_out(command: Command, weights: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "--weights", weights, "--defence", "none", "--samples", 1, "--curve-samples", 0]
+    result = command(*arguments, "--check-samples", 0, "--out", tmp_path / "run")
+    assert (result.status, result.err) == (0, "")
+    assert "Did the attacks work?" not in result.out
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (report["checks"], report["established"]) == ([], None)
+
+
+def test_the_full_set_reaches_the_evaluation(command: Command, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all else that the options say; it takes too long to be run here."""
+    given: dict[str, Any] = {}
+
+    def listen(classifier: PyTorchClassifier, x: Any, y: Any, threat: Any, attacks: str, **options: Any) -> Any:
+        given.update(options, attacks=attacks, threat=threat, count=len(x))
+        raise InputError("that is all")
+
+    monkeypatch.setattr("art_defenses_ext.cli.evaluate", listen)
+    arguments = ["evaluate", "--weights", weights, "--jump", 1, "--attacks", "full", "--eps", 0.2, "--samples", 7]
+    assert command(*arguments, "--check-samples", 3, "--naive").status == 2
+    assert (given["attacks"], given["threat"], given["count"]) == ("full", Linf(0.2), 7)
+    assert (given["check_samples"], given["adaptive"]) == (3, False)
+    assert command(*arguments).status == 2
+    assert (given["check_samples"], given["adaptive"]) == (100, True)
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.05])
@@ -297,6 +362,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "block size 0": (["--block-size", 0], "block_size is 0"),
     "negative block size": (["--block-size", -5], "block_size is -5"),
     "negative curve": (["--curve-samples", -1], "curve_samples is -1"),
+    "negative checks": (["--check-samples", -1], "check_samples is -1; a whole number >= 0"),
     "unknown device": (["--device", "tpu"], "device is 'tpu'"),
     "no CUDA": (["--device", "cuda"], "device is 'cuda'"),
     "no thread": (["--threads", 0], "threads is 0; at least 1"),

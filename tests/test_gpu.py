@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext import JumpReLU, as_module, defend, gradient_mode
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
@@ -32,6 +33,7 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]
     "deep fool l2": (DeepFoolLp, {"norm": 2}, None),
     "pgd linf": (MarginPGD, {"norm": np.inf, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, (np.inf, 0.2)),
     "pgd l2": (MarginPGD, {"norm": 2, "eps": 1.5, "max_iter": 20}, (2, 1.5)),
+    "annealed": (AnnealedPGD, {"norm": np.inf, "eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, (np.inf, 0.2)),
     "noise": (RandomNoise, {"norm": 2, "eps": 1.5, "nb_draws": 20}, (2, 1.5)),
 }
 
@@ -166,7 +168,7 @@ def test_attacks_run_there(name: str, mode: str, digits_classifier: PyTorchClass
 
 
 @pytest.mark.usefixtures("cuda")
-@pytest.mark.parametrize("name", ["pgd linf", "noise"])
+@pytest.mark.parametrize("name", ["pgd linf", "annealed", "noise"])
 def test_a_seed_gives_other_examples_than_another(
     name: str, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:

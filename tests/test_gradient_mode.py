@@ -13,7 +13,15 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.gradient_mode import Defence, find_defences, gradient_mode, gradient_modes
+from art_defenses_ext import JumpReLU
+from art_defenses_ext.gradient_mode import (
+    Defence,
+    annealable_modes,
+    find_defences,
+    gradient_mode,
+    gradient_modes,
+    surrogate_width,
+)
 from art_defenses_ext.validation import InputError
 
 
@@ -40,6 +48,18 @@ class Shift(PreprocessorPyTorch, Defence):
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         slope = {"exact": 1.0, "triple": 3.0}[self.gradient_mode]
         return x.detach() + 1 + slope * (x - x.detach()), y
+
+
+class Wide(nn.Module, Defence):
+    """The identity; the derivative that an attacker sees in mode "wide" is the surrogate's width."""
+
+    defence_name = "wide"
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "identity", "wide")
+    annealable_modes: ClassVar[tuple[str, ...]] = ("wide",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        slope = self.surrogate_width if self.gradient_mode == "wide" else 1.0
+        return x.detach() + slope * (x - x.detach())
 
 
 class Single(nn.Module, Defence):
@@ -219,3 +239,73 @@ def test_a_classifier_and_its_model_share_the_mode() -> None:
     with gradient_mode(classifier, "steep"):
         (gradient,) = torch.autograd.grad(classifier.model(x)[:, 0].sum(), x)
     assert gradient.tolist() == [[10.0] * 4]
+
+
+# Surrogates with a width
+
+
+def test_annealable_are_the_modes_in_which_some_surrogate_has_a_width() -> None:
+    assert annealable_modes(Wide()) == ("wide",)
+    for target in (Scale(), Single(), nn.Linear(4, 2), wrap(nn.Linear(4, 2))):
+        assert annealable_modes(target) == ()
+    stacked = wrap(nn.Sequential(Wide(), sum_of_four()), Shift())
+    assert annealable_modes(stacked) == ("exact+wide", "triple+wide")
+    assert annealable_modes(nn.Sequential(Wide(), Wide())) == (
+        "exact+wide",
+        "identity+wide",
+        "wide+exact",
+        "wide+identity",
+        "wide+wide",
+    )
+    assert set(annealable_modes(stacked)) <= set(gradient_modes(stacked))
+
+
+def test_a_jump_s_smooth_mode_can_be_annealed(digits_classifier: PyTorchClassifier) -> None:
+    assert annealable_modes(digits_classifier) == ()
+    assert annealable_modes(JumpReLU(digits_classifier, 1.0)()) == ("smooth",)
+
+
+def test_a_width_is_as_configured_until_it_is_asked_for() -> None:
+    assert all(defence.surrogate_width == 1 for defence in (Scale(), Shift(), Single(), Wide()))
+
+
+@pytest.mark.parametrize("factor", [0.25, 3.0])
+def test_the_width_reaches_every_defence_and_is_restored_on_exit(factor: float) -> None:
+    stacked = wrap(nn.Sequential(Wide(), Scale(), Wide(), sum_of_four()), Shift())
+    x = np.random.default_rng(0).random((3, 4), dtype=np.float32)
+    plain = stacked.predict(x)
+    with gradient_mode(stacked, "triple+wide+exact+wide"):
+        assert slope(stacked) == 3 * 1 * 2 * 1
+        with surrogate_width(stacked, factor):
+            assert slope(stacked) == 3 * factor * 2 * factor
+            np.testing.assert_array_equal(stacked.predict(x), plain)
+        assert slope(stacked) == 3 * 2
+    assert [defence.surrogate_width for defence in find_defences(stacked)] == [1.0] * 4
+
+
+def test_widths_multiply_where_contexts_nest_and_each_keeps_its_own() -> None:
+    one, other = Wide(), Wide()
+    one.surrogate_width = 2.0
+    model = nn.Sequential(one, other)
+    with surrogate_width(model, 0.5):
+        assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.5)
+        with surrogate_width(other, 0.5):
+            assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.25)
+        assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.5)
+    assert (one.surrogate_width, other.surrogate_width) == (2.0, 1.0)
+
+
+def test_an_exception_inside_restores_the_former_widths() -> None:
+    model = nn.Sequential(Wide(), Wide())
+    model[1].surrogate_width = 3.0
+    with pytest.raises(FloatingPointError), surrogate_width(model, 0.1):
+        raise FloatingPointError
+    assert [defence.surrogate_width for defence in find_defences(model)] == [1.0, 3.0]
+
+
+def test_a_defence_that_is_met_twice_is_widened_once() -> None:
+    wide = Wide()
+    with surrogate_width(nn.Sequential(wide, wide), 0.5):
+        assert wide.surrogate_width == 0.5
+    with surrogate_width(nn.Linear(4, 2), 0.5):  # without a defence there is nothing to do
+        pass

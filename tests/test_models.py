@@ -22,6 +22,7 @@ NB_PARAMETERS = {
     # Counted by hand from the shapes of the papers' layers; He et al. 2016, table 6, give 0.27 million for ResNet-20.
     "digits_cnn": 160 + 4_640 + 32_832 + 650,
     "lenet_like": 260 + 5_020 + 38_520 + 10_890 + 910,
+    "wong_kolter": 272 + 8_224 + 156_900 + 1_010,
     "alex_like": 1_792 + 36_928 + 73_856 + 147_584 + 819_456 + 65_792 + 2_570,
     "resnet20": 269_722 + 16 * 32 + 64 + 32 * 64 + 128,
     "resnet20_a": 269_722,
@@ -120,7 +121,7 @@ def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
     with pytest.raises(InputError) as caught:
         build_model(name)
     assert str(caught.value) == (
-        f"model is {name!r}; one of digits_cnn, lenet_like, alex_like, resnet20, resnet20_a "
+        f"model is {name!r}; one of digits_cnn, lenet_like, wong_kolter, alex_like, resnet20, resnet20_a "
         "or 'package.module:function' was expected"
     )
 
@@ -285,6 +286,7 @@ def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     [
         ("lenet_like", "erichson_mnist_lenet_baseline.pkl", 10_000, 0.9955),
         ("lenet_like", "erichson_mnist_lenet_robust.pkl", 10_000, 0.9950),
+        ("wong_kolter", "fastadv_mnist_pgd.pth", 10_000, 0.9899),
         ("resnet20", "erichson_cifar10_resnet20_baseline.pkl", 1_000, 0.924),
         ("resnet20_a", "akamaster_resnet20-12fca82f.th", 1_000, 0.915),
     ],

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from art_defenses_ext.validation import InputError, check_classifier, check_images, check_labels
+from art_defenses_ext.validation import InputError, check_classifier, check_images, check_labels, check_samples_of
 
 
 class OwnForward(nn.Sequential):
@@ -178,3 +178,18 @@ def test_indices_and_one_hot_rows_say_the_same(labels: list[int], dtype: type) -
 def test_unusable_labels_are_named(y: Any, said: str) -> None:
     with pytest.raises(InputError, match=rf"^truth .*{said}"):
         check_labels(y, 4, 3, "truth")
+
+
+# Numbers of samples
+
+
+@pytest.mark.parametrize("count", [0, 1, 10**9])
+def test_a_number_of_samples_may_be_zero(count: int) -> None:
+    assert check_samples_of("few", count) == count
+
+
+@pytest.mark.parametrize("count", [-1, 0.0, 1.5, True, False, "3", None, np.int64(-3), float("nan")])
+def test_any_other_number_of_samples_is_named(count: Any) -> None:
+    with pytest.raises(InputError) as caught:
+        check_samples_of("few", count)
+    assert str(caught.value) == f"few is {count!r}; a whole number >= 0 was expected"

@@ -8,7 +8,7 @@ progress stalls, and a return to the best point at each halving.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.boundaries import nearest_rivals
-from art_defenses_ext.attack.losses import LOSSES, MIN_CLASSES, margin
+from art_defenses_ext.attack.losses import LOSSES, MIN_CLASSES, gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_on_sphere, steepest
 from art_defenses_ext.validation import InputError, check_count, check_positive
 
@@ -76,17 +76,18 @@ class AutoPGD(TensorAttack):
         self.targeted = targeted
         self._check_params()
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        targets = self._targets(module, x, y)  # (N, runs)
-        best = BestPoints(x)
+    def perturb(
+        self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, start: Tensor | None = None
+    ) -> Tensor:
+        """As :meth:`TensorAttack.perturb`; ``start`` (N, ...): where the first run begins instead of at random."""
+        block = _Block(x, y, self._targets(module, x, y), BestPoints(x), start)
         period = max(step for step in range(1, 11) if self.max_iter % step == 0)
-        waiting = torch.arange(len(x), device=x.device)
-        runs, waiting = self._admit(None, waiting, x, best, targets.shape[1], generator)
+        runs, waiting = self._admit(None, torch.arange(len(x), device=x.device), block, generator)
         while len(runs.sample):
             for _ in range(period):  # no step waits for the device; who leaves and who enters is settled in between
-                self._step(module, runs, x, y, targets, best)
-            runs, waiting = self._admit(runs, waiting, x, best, targets.shape[1], generator)
-        return best.points
+                self._step(module, runs, block)
+            runs, waiting = self._admit(runs, waiting, block, generator)
+        return block.best.points
 
     def _targets(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The class that each run of each sample heads for (N, runs); only targeted losses look at it."""
@@ -96,20 +97,23 @@ class AutoPGD(TensorAttack):
         return torch.cat([nearest_rivals(module, batch, self.norm, self.nb_runs) for batch in batches])
 
     def _admit(
-        self, runs: _Runs | None, waiting: Tensor, x: Tensor, best: BestPoints, nb_runs: int, generator: torch.Generator
+        self, runs: _Runs | None, waiting: Tensor, block: _Block, generator: torch.Generator
     ) -> tuple[_Runs, Tensor]:
         """The runs that go on, the next runs of those samples that need one, and new samples in the free places."""
-        again = first = waiting[:0]
+        again = number = waiting[:0]
         if runs is not None:
-            whole = best.margins[runs.sample] >= 0
+            goes_on = block.best.margins[runs.sample] >= 0
             ended = runs.clock >= self.max_iter
-            again, first = runs.sample[whole & ended & (runs.number + 1 < nb_runs)], runs.number
-            first = first[whole & ended & (first + 1 < nb_runs)] + 1
-            runs = runs.only(whole & ~ended)
+            next_run = goes_on & ended & (runs.number + 1 < block.targets.shape[1])
+            again, number = runs.sample[next_run], runs.number[next_run] + 1
+            runs = runs.only(goes_on & ~ended)
         free = self.batch_size - len(again) - (0 if runs is None else len(runs.sample))
         samples = torch.cat([again, waiting[:free]])
-        numbers = torch.cat([first, torch.zeros_like(waiting[:free])])
-        start = self.clip(x[samples] + random_on_sphere(x[samples], self.eps, self.norm, generator))
+        numbers = torch.cat([number, torch.zeros_like(waiting[:free])])
+        clean = block.x[samples]
+        start = self.clip(clean + random_on_sphere(clean, self.eps, self.norm, generator))
+        if block.start is not None:
+            start = torch.where(per_sample(numbers == 0, start), block.start[samples], start)
         fresh = _Runs.new(samples, numbers, start, 2 * self.eps, self._windows[0])
         return fresh if runs is None else runs.plus(fresh), waiting[free:]
 
@@ -119,12 +123,13 @@ class AutoPGD(TensorAttack):
         first, shorter, last = (max(int(share * self.max_iter), 1) for share in (FIRST_WINDOW, SHORTER, LAST_WINDOW))
         return first, shorter, last
 
-    def _step(self, module: nn.Module, runs: _Runs, x: Tensor, y: Tensor, targets: Tensor, best: BestPoints) -> None:
+    def _step(self, module: nn.Module, runs: _Runs, block: _Block) -> None:
         """One gradient and one move of every run."""
-        clean, labels = x[runs.sample], y[runs.sample]
-        logits, losses, gradient = self._differentiate(module, runs.x, labels, targets[runs.sample, runs.number])
+        clean, labels = block.x[runs.sample], block.y[runs.sample]
+        targets = block.targets[runs.sample, runs.number]
+        logits, losses, gradient = self._differentiate(module, runs.x, labels, targets)
         margins = margin(logits, labels)
-        best.offer(runs.x, -margins if self.targeted else margins, runs.sample)
+        block.best.offer(runs.x, -margins if self.targeted else margins, runs.sample)
         gradient = self._adapt_step(runs, losses, gradient)
 
         towards = runs.x + per_sample(runs.step, runs.x) * steepest(gradient, self.norm)
@@ -167,8 +172,7 @@ class AutoPGD(TensorAttack):
             losses = LOSSES[self.loss](logits, y, target)
             if self.targeted:
                 losses = -losses
-            (gradient,) = torch.autograd.grad(losses.sum(), x)
-            found = [logits.detach(), losses.detach(), gradient]
+            found = [logits.detach(), losses.detach(), gradient_of(losses, x)]
             sums = [one + other for one, other in zip(sums, found, strict=True)] if sums else found
         logits, losses, gradient = (one / self.eot for one in sums)
         return logits, losses, gradient
@@ -188,6 +192,16 @@ class AutoPGD(TensorAttack):
             raise InputError(f"loss {self.loss} needs {least} classes; the classifier has {self.estimator.nb_classes}")
         if self.targeted and self.loss.endswith("_targeted"):
             raise InputError(f"loss {self.loss} chooses its targets; with targeted another loss was expected")
+
+
+class _Block(NamedTuple):
+    """The samples under attack and what is known of them."""
+
+    x: Tensor  # clean images (N, ...)
+    y: Tensor  # labels (N,)
+    targets: Tensor  # (N, runs)
+    best: BestPoints
+    start: Tensor | None  # of the first runs (N, ...)
 
 
 @dataclass

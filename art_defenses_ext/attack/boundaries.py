@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.losses import gradient_of
 from art_defenses_ext.attack.norms import Norm, size
 
 
@@ -40,9 +41,8 @@ def linearise(module: nn.Module, x: Tensor, count: int) -> Linearised:
     x = x.detach().requires_grad_()
     logits = module(x)
     largest, classes = logits.topk(min(count, logits.shape[1]), dim=1)
-    sums = largest.sum(dim=0)
-    last = len(sums) - 1
-    gradients = [torch.autograd.grad(one, x, retain_graph=rank < last)[0] for rank, one in enumerate(sums)]
+    last = largest.shape[1] - 1
+    gradients = [gradient_of(one, x, retain_graph=rank < last) for rank, one in enumerate(largest.unbind(dim=1))]
     return Linearised(classes, largest.detach().to(x.dtype), torch.stack(gradients))
 
 

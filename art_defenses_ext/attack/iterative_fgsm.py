@@ -1,8 +1,9 @@
-"""Iterated fast gradient sign steps that stop at the decision boundary, as the JumpReLU authors run them.
+"""Fast gradient steps, one or many, that stop at the decision boundary, as the JumpReLU authors run them.
 
-Source: the published code of Erichson, Yao, Mahoney 2019 (arXiv:1904.03750): no ball, a fixed number of small steps
-in the network's normalised input space, and no further step once an image is misclassified. ART's basic iterative
-method projects to a ball and never stops.
+Source: Goodfellow, Shlens, Szegedy 2015 (arXiv:1412.6572) for the single step; for many, the published code of
+Erichson, Yao, Mahoney 2019 (arXiv:1904.03750): no ball, a fixed number of small steps in the network's normalised
+input space, and no further step once an image is misclassified. ART's basic iterative method projects to a ball and
+never stops.
 """
 
 from __future__ import annotations
@@ -17,23 +18,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
-from art_defenses_ext.attack.norms import per_sample
+from art_defenses_ext.attack.losses import gradient_of
+from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
 from art_defenses_ext.validation import check_count, check_positive
 
 
 class IterativeFGSM(TensorAttack):
-    """Sign-of-the-gradient steps of the cross-entropy until misclassified.
+    """Steepest steps of the cross-entropy until misclassified; for linf along the sign of the gradient.
+
+    One step of the whole eps is the fast gradient sign method. ART's own cannot attack a defence that lets no
+    gradient pass.
 
     Args:
         estimator: the classifier under attack.
-        eps_step: step size, in units of ``scale``.
+        eps_step: step size in ``norm``, in units of ``scale``.
         max_iter: steps at most.
         scale: pixel values per unit of the step: a number, or an array that broadcasts against an image, such as the
             standard deviations (C, 1, 1) for steps in normalised space.
+        norm: 2 or inf.
         **options: see :class:`TensorAttack`.
     """
 
-    attack_params = [*TensorAttack.attack_params, "eps_step", "max_iter", "scale"]  # noqa: RUF012
+    attack_params = [*TensorAttack.attack_params, "eps_step", "max_iter", "scale", "norm"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -41,12 +47,14 @@ class IterativeFGSM(TensorAttack):
         eps_step: float = 0.01,
         max_iter: int = 40,
         scale: float | npt.NDArray[np.float32] = 1.0,
+        norm: Norm | str = np.inf,
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
         self.eps_step = eps_step
         self.max_iter = max_iter
         self.scale = scale
+        self.norm = check_norm(norm)
         self._check_params()
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
@@ -55,9 +63,9 @@ class IterativeFGSM(TensorAttack):
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             images = images.detach().requires_grad_()
             logits = module(images)
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, labels, reduction="sum"), images)
+            gradient = gradient_of(F.cross_entropy(logits, labels, reduction="none"), images)
             unbroken = logits.argmax(dim=1) == labels
-            moved = self.clip(images.detach() + size * gradient.sign())
+            moved = self.clip(images.detach() + size * steepest(gradient, self.norm))
             return torch.where(per_sample(unbroken, x), moved, images.detach()), unbroken
 
         return iterate_until_broken(step, x, y, self.max_iter)

@@ -1,4 +1,4 @@
-"""What an attacker climbs: per-sample losses of logits, higher being closer to success.
+"""What an attacker climbs: per-sample losses of logits, higher being closer to success, and their gradient.
 
 Source: Croce, Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
 Attacks" (arXiv:2003.01690), section 4 for the difference of logits ratio (DLR), equations 6 and 7.
@@ -25,6 +25,18 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return _at(logits, y) - others.amax(dim=1)
+
+
+def gradient_of(losses: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
+    """The gradient of each of ``losses`` (n,) with respect to its own image of ``x`` (n, ...).
+
+    Zero where none passes, as through a defence that detaches, and where it is not a number: an attack goes on from
+    there as well as it can, and the evaluation's checks report it.
+    """
+    if not losses.requires_grad:
+        return torch.zeros_like(x)
+    (gradient,) = torch.autograd.grad(losses.sum(), x, retain_graph=retain_graph, allow_unused=True)
+    return torch.zeros_like(x) if gradient is None else torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def _at(logits: Tensor, y: Tensor) -> Tensor:

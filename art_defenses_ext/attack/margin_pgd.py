@@ -10,7 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
-from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, project, random_in_ball, steepest
 from art_defenses_ext.validation import InputError, check_count, check_positive
 
@@ -80,7 +80,7 @@ class MarginPGD(TensorAttack):
         for done in range(self.max_iter):
             current = current.detach().requires_grad_()
             margins = margin(module(current), y[rows])
-            (gradient,) = torch.autograd.grad(margins.sum(), current)
+            gradient = gradient_of(margins, current)
             current = current.detach()
             best.offer(current, margins.detach(), rows)
             if self.stop_when_broken and done % 5 == 4:  # finding the broken ones costs a wait for the device

@@ -83,9 +83,10 @@ class _Pipeline(nn.Module):
     def __init__(self, classifier: PyTorchClassifier) -> None:
         super().__init__()
         operations = [p for p in classifier.preprocessing_operations if p.apply_predict]
-        self.model = classifier.model
-        device = next((tensor.device for tensor in self.model.parameters()), classifier.device)
+        device = next((tensor.device for tensor in classifier.model.parameters()), classifier.device)
+        # The steps before the model: modules() then lists the defences in the order in which an image meets them.
         self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape, device) for operation in operations)
+        self.model = classifier.model
 
     def forward(self, x: Tensor) -> Tensor:
         for step in self.steps:

@@ -8,20 +8,30 @@ from typing import Any, Literal
 
 import numpy as np
 from art.attacks.attack import EvasionAttack
-from art.attacks.evasion import FastGradientMethod
+from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, HopSkipJump
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import InputError
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
 """(classifier to attack, threat, seed) -> attack, whose ``generate`` takes images and one-hot true labels."""
+
+Kind = Literal["white-box", "single step", "transfer", "queries", "noise", "other"]
+"""How an attack works; the checks compare the kinds."""
+
+CraftedOn = Literal["defended", "undefended", "smoothed"]
+"""The network that an attacker differentiates or queries."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +43,11 @@ class AttackSpec:
         build: makes the attack.
         purpose: what it is for, in a line.
         source: ``"paper"`` for what the method's own authors ran, ``"ladder"`` for ours.
+        kind: how it works.
         crafted_on: the network that the attacker differentiates or queries; what comes out is always judged on the
-            defended one.
-        all_modes: run under every gradient mode of the defences, not only ``"exact"``.
+            defended one. ``"smoothed"`` is that with an estimated gradient, and is attacked only where the gradient
+            of the defended one misleads.
+        modes: the gradient modes to run it under: ``"exact"``, ``"all"``, or ``"annealable"``, those that have a width.
         samples: ``"all"``, or ``"survivors"``: those correctly classified that nothing earlier broke.
         curve: also run at several eps, for the curve of accuracy against eps.
         bounded: keeps to the threat's ball. False for attacks that look for the smallest perturbation, whatever its
@@ -46,19 +58,32 @@ class AttackSpec:
     build: Build
     purpose: str
     source: Literal["paper", "ladder"] = "ladder"
-    crafted_on: Literal["defended", "undefended"] = "defended"
-    all_modes: bool = False
+    kind: Kind = "other"
+    crafted_on: CraftedOn = "defended"
+    modes: Literal["exact", "all", "annealable"] = "exact"
     samples: Literal["all", "survivors"] = "survivors"
     curve: bool = False
     bounded: bool = True
 
 
+def _auto_pgd(loss: str, **options: Any) -> Build:
+    return lambda classifier, threat, seed: AutoPGD(
+        classifier, threat.norm, threat.eps, loss=loss, seed=seed, **options
+    )
+
+
+def _annealed(**options: Any) -> Build:
+    return lambda classifier, threat, seed: AnnealedPGD(classifier, threat.norm, threat.eps, seed=seed, **options)
+
+
+def _targeted(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    loss = "dlr_targeted" if classifier.nb_classes > 3 else "margin_targeted"  # the former needs four logits
+    runs = min(9, classifier.nb_classes - 1)
+    return AutoPGD(classifier, threat.norm, threat.eps, loss=loss, nb_runs=runs, seed=seed)
+
+
 def _fgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return FastGradientMethod(classifier, norm=threat.norm, eps=threat.eps, batch_size=256)
-
-
-def _pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return MarginPGD(classifier, threat.norm, threat.eps, max_iter=40, nb_starts=2, seed=seed)
+    return IterativeFGSM(classifier, threat.eps, 1, norm=threat.norm)
 
 
 def _transfer(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -66,29 +91,111 @@ def _transfer(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Evasi
     return MarginPGD(classifier, threat.norm, threat.eps, max_iter=40, stop_when_broken=False, seed=seed)
 
 
-def _square(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return Square(classifier, threat.norm, threat.eps, max_queries=1000, seed=seed)
+def _square(queries: int) -> Build:
+    return lambda classifier, threat, seed: Square(
+        classifier, threat.norm, threat.eps, max_queries=queries, batch_size=512, seed=seed
+    )
 
 
 def _noise(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
     return RandomNoise(classifier, threat.norm, threat.eps, nb_draws=100, seed=seed)
 
 
+WHITE_BOX = AttackSpec(
+    "APGD margin",
+    _auto_pgd("margin"),
+    "white-box: Auto-PGD on the logit margin, 100 steps",
+    kind="white-box",
+    modes="all",
+    curve=True,
+)
+"""The first rung: the checks ask whether it works."""
+
 STANDARD = (
-    AttackSpec("FGSM", _fgsm, "a single step: what iterations must beat", all_modes=True),
-    AttackSpec("PGD-40", _pgd, "white-box: descent on the margin, two random starts", all_modes=True, curve=True),
+    WHITE_BOX,
+    AttackSpec(
+        "APGD cross-entropy",
+        _auto_pgd("cross_entropy"),
+        "white-box: another loss finds other ways, 100 steps",
+        kind="white-box",
+        modes="all",
+    ),
+    AttackSpec(
+        "APGD targeted",
+        _targeted,
+        "white-box: towards each of the nine nearest classes, 100 steps each",
+        kind="white-box",
+        modes="all",
+    ),
+    AttackSpec(
+        "APGD annealed",
+        _annealed(),
+        "white-box: smooth surrogates that grow sharper, from run to run of 100 steps",
+        kind="white-box",
+        modes="annealable",
+    ),
+    AttackSpec(
+        "APGD smoothed",
+        _auto_pgd("margin", max_iter=50),
+        "surrogate: the gradient of the network under noise, estimated; only where gradients mislead",
+        kind="white-box",
+        crafted_on="smoothed",
+    ),
     AttackSpec(
         "transfer PGD-40",
         _transfer,
         "made on the undefended network: needs no gradient of the defence",
+        kind="transfer",
         crafted_on="undefended",
         samples="all",
         curve=True,
     ),
-    AttackSpec("Square", _square, "black-box: queries only, so no gradient can mislead it"),
-    AttackSpec("noise", _noise, "a control: the best of 100 uniform draws"),
+    AttackSpec("FGSM", _fgsm, "a single step: must not find what many steps did not", kind="single step", modes="all"),
+    AttackSpec("Square", _square(1000), "black-box: 1,000 queries, so no gradient can mislead it", kind="queries"),
+    AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise"),
 )
-"""The ladder: every attacker that could break a defence, from the cheapest to the dearest."""
+"""The ladder: every attacker that could break a defence."""
+
+
+def _carlini(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    options: dict[str, Any] = {"max_iter": 50, "verbose": False}
+    if threat.norm == np.inf:
+        return CarliniLInfMethod(classifier, learning_rate=0.01, batch_size=1, **options)
+    return CarliniL2Method(classifier, binary_search_steps=9, learning_rate=0.01, batch_size=128, **options)
+
+
+def _deep_fool(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    return DeepFoolLp(classifier, threat.norm, 100)
+
+
+def _hop_skip_jump(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    # Under NumPy 2 it asks in float64, which a bare network refuses and the module casts.
+    whole = rebuild(classifier, model=as_module(classifier), preprocessing_defences=None, preprocessing=(0.0, 1.0))
+    return HopSkipJump(whole, norm=threat.norm, max_iter=10, max_eval=1000, init_eval=10, verbose=False)
+
+
+FULL = (
+    *STANDARD,
+    AttackSpec(
+        "APGD annealed, slower",
+        _annealed(factors=(2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025), loss="cross_entropy", max_iter=300),
+        "white-box: the same on another loss, with more and longer runs",
+        kind="white-box",
+        modes="annealable",
+    ),
+    AttackSpec(
+        "APGD restarts",
+        _auto_pgd("margin", nb_runs=10),
+        "white-box: ten more random starts",
+        kind="white-box",
+        modes="all",
+    ),
+    AttackSpec("Square, 5,000 queries", _square(5000), "black-box: five times the queries", kind="queries"),
+    AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", bounded=False, modes="all"),
+    AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", bounded=False),
+    AttackSpec("HopSkipJump", _hop_skip_jump, "minimum norm: from decisions alone", kind="queries", bounded=False),
+)
+"""The ladder and what takes longer."""
 
 
 def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
@@ -106,7 +213,7 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
         )
 
     attacks = {"IFGSM": ifgsm, "DeepFool linf": deep_fool(np.inf), "DeepFool l2": deep_fool(2)}
-    boxes: tuple[tuple[str, Literal["defended", "undefended"]], ...] = (("gray", "undefended"), ("white", "defended"))
+    boxes: tuple[tuple[str, CraftedOn], ...] = (("gray", "undefended"), ("white", "defended"))
     return tuple(
         AttackSpec(
             f"{name}, {box}-box",
@@ -125,12 +232,17 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
 PAPERS: dict[str, tuple[AttackSpec, ...]] = {"jump_relu": _jump_relu_attacks()}
 """What each method's own paper ran, by the defence's name."""
 
-SETS = ("papers", "standard")
-"""Names of attack sets: ``standard`` is the papers' attacks and the ladder."""
+LADDERS: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}
+
+SETS = ("papers", *LADDERS)
+"""Names of attack sets: ``standard`` is the papers' attacks and the ladder, ``full`` adds what takes longer."""
 
 
 def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
-    """The attacks of a set for the defences that ``classifier`` has.
+    """The attacks of a set for the defences that ``classifier`` has, in the order in which they run.
+
+    The ladder comes first, so that the checks can tell what its white-box attacks find by themselves; the papers'
+    attacks run on all samples in any case.
 
     Args:
         attacks: a name out of ``SETS``, or attacks of one's own.
@@ -148,7 +260,7 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
             raise InputError(
                 "attacks is 'papers', but the classifier has no defence that a paper attacks; use 'standard'"
             )
-        return papers if attacks == "papers" else papers + STANDARD
+        return LADDERS.get(attacks, ()) + papers
     chosen: tuple[AttackSpec, ...] = tuple(attacks) if isinstance(attacks, list | tuple) else ()
     if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
         raise InputError(f"attacks is {attacks!r}; a set's name or a list of AttackSpec was expected")

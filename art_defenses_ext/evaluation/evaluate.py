@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import rebuild
-from art_defenses_ext.estimator.defend import as_module, check_differentiable
+from art_defenses_ext.estimator.defend import check_differentiable
+from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
+from art_defenses_ext.evaluation.binarization import binarization_test
+from art_defenses_ext.evaluation.checks import Check, Evidence, run_checks
 from art_defenses_ext.evaluation.costs import measured
-from art_defenses_ext.evaluation.plan import AttackRun, make_plan
+from art_defenses_ext.evaluation.gradient_health import GradientHealth, examine_gradients
+from art_defenses_ext.evaluation.judge import Judgement, classes, judge
+from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, RunDirectory, SampleRecord, check_out
 from art_defenses_ext.evaluation.report import Example, Report
+from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.settings import Settings, describe_run
 from art_defenses_ext.evaluation.summary import summarise
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
@@ -33,10 +36,12 @@ from art_defenses_ext.validation import (
     check_count,
     check_images,
     check_labels,
+    check_samples_of,
     check_seed,
 )
 
 NB_EXAMPLES = 8  # adversarial images kept for the report's pictures, one an attack
+BINARIZED = 50  # images of the binarization test, at most: an attack each, one image at a time
 
 
 def evaluate(
@@ -52,20 +57,28 @@ def evaluate(
     seed: int = 0,
     block_size: int = 256,
     curve_samples: int = 200,
+    check_samples: int = 100,
+    adaptive: bool = True,
     progress: bool = True,
 ) -> Report:
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
 
     A paper's attacks run on all samples, the ladder's on those that nothing broke before. Robust accuracy is the
-    mean over samples of the minimum over attacks. The samples are worked through in blocks; the seed of each attack
-    is made from ``seed``, the attack's name and the block, so a block's records do not depend on the others.
+    mean over samples of the minimum over attacks; it is called established only if the attacks pass their own checks
+    (docs/checks.md). Preprocessors of other people are given a surrogate gradient, and a random defence is averaged
+    over its randomness by the attacker and judged by a vote.
+
+    The samples are worked through in blocks; the seed of each attack is made from ``seed``, the attack's name and the
+    block, so a block's records do not depend on the others. Only two things are found out beforehand for all blocks:
+    whether the defence is random (from the first block) and whether its gradients mislead (from the first 100 images).
 
     Args:
         classifier: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
         x: images (N, *input_shape), float32, in the clip range.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)`` or ``L2(eps)``.
-        attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), or a list of :class:`AttackSpec`.
+        attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), ``"full"`` (and what takes longer), or a
+            list of :class:`AttackSpec`.
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
             our defences recorded. Without either, the rows that need it say "not run".
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None writes nothing.
@@ -73,6 +86,10 @@ def evaluate(
         seed: of all randomness.
         block_size: consecutive samples attacked at a time; part of the result's identity.
         curve_samples: how many of the first samples serve the curve of accuracy against eps; 0 for no curve.
+        check_samples: how many of the first samples the checks attack once more, with more steps and without a limit;
+            0 for no checks.
+        adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
+            hides.
         progress: show a progress bar.
 
     Returns:
@@ -90,11 +107,10 @@ def evaluate(
     specs = attack_set(attacks, classifier)
     check_count("block_size", block_size)
     check_seed(seed)
-    if isinstance(curve_samples, bool) or not isinstance(curve_samples, int) or curve_samples < 0:
-        raise InputError(f"curve_samples is {curve_samples!r}; a whole number >= 0 was expected")
+    check_samples_of("curve_samples", curve_samples)
+    check_samples_of("check_samples", check_samples)
     if out is not None:
         check_out(out, overwrite)
-    plan = make_plan(specs, classifier, threat, with_curve=curve_samples > 0)
     settings = Settings(
         threat=threat.norm_name,
         eps=threat.eps,
@@ -103,24 +119,37 @@ def evaluate(
         seed=seed,
         block_size=block_size,
         curve_samples=min(curve_samples, len(x)),
+        check_samples=min(check_samples, len(x)),
+        adaptive=adaptive,
     )
-    run = describe_run(classifier, settings, x, labels)
-    directory = None if out is None else RunDirectory(out, overwrite)
-
-    work = _Work(classifier, undefended, plan, threat, seed, settings.curve_samples)
     starts = range(0, len(x), block_size)
     models = [one.model for one in (classifier, undefended) if one is not None]
     with rebuild.evaluation_mode(*models), progress_bar(progress) as bar:
+        attacker = Attacker.of(classifier, x[:block_size], threat, adaptive, seed)
+        health = examine_gradients(attacker.attacked, x, labels, threat, attacker.modes, seed)
+        limit = hopeless(threat, classifier) if check_samples else None
+        plan = make_plan(specs, attacker, threat, with_curve=curve_samples > 0, limit=limit)
+        run = describe_run(attacker, settings, x, labels)
+        directory = None if out is None else RunDirectory(out, overwrite)
+        work = _Work(attacker, undefended, plan, threat, settings, misled=_misled(health) and adaptive)
         task = bar.add_task("attacks", total=len(plan) * len(starts), note="")
         for start in starts:
             rows = slice(start, start + block_size)
             records, costs = work.block(start, x[rows], labels[rows], lambda key: bar.update(task, advance=1, note=key))
             if directory is not None:
                 directory.append(records, costs)
-    report = Report(summarise(run, plan, work.records, work.costs), work.records, work.examples)
+        checks, cost = work.check(health, x) if check_samples else ([], [])
+        if directory is not None:
+            directory.append([], cost)
+    report = Report(summarise(run, plan, work.records, work.costs, checks), work.records, work.examples)
     if directory is not None:
         report.save(directory.path)
     return report
+
+
+def _misled(health: list[GradientHealth]) -> bool:
+    """Whether no gradient mode leads where it says."""
+    return not any(one.is_faithful for one in health)
 
 
 class _Work:
@@ -128,15 +157,15 @@ class _Work:
 
     def __init__(
         self,
-        classifier: PyTorchClassifier,
+        attacker: Attacker,
         undefended: PyTorchClassifier | None,
         plan: list[AttackRun],
         threat: Threat,
-        seed: int,
-        curve_samples: int,
+        settings: Settings,
+        misled: bool,
     ) -> None:
-        self.classifier, self.undefended = classifier, undefended
-        self.plan, self.threat, self.seed, self.curve_samples = plan, threat, seed, curve_samples
+        self.attacker, self.classifier, self.undefended = attacker, attacker.classifier, undefended
+        self.plan, self.threat, self.settings, self.misled = plan, threat, settings, misled
         self.records: list[SampleRecord] = []
         self.costs: list[CostRecord] = []
         self.examples: list[Example] = []
@@ -145,10 +174,16 @@ class _Work:
         self, start: int, x: FloatArray, labels: IntArray, announce: Callable[[str], None]
     ) -> tuple[list[SampleRecord], list[CostRecord]]:
         """Attack the samples ``x`` (n, ...), which begin at index ``start``; returns and keeps their records."""
-        clean = classes(self.classifier, x)
+        clean = self._judge("clean", start, x, labels)
         plain = None if self.undefended is None else classes(self.undefended, x)
         records = [
-            SampleRecord(start + i, int(labels[i]), int(clean[i]), None if plain is None else int(plain[i]))
+            SampleRecord(
+                index=start + i,
+                label=int(labels[i]),
+                clean=int(clean.classes[i]),
+                undefended_clean=None if plain is None else int(plain[i]),
+                clean_misses=None if clean.misses is None else int(clean.misses[i]),
+            )
             for i in range(len(x))
         ]
         costs = []
@@ -161,46 +196,80 @@ class _Work:
         self.costs += costs
         return records, costs
 
+    def check(self, health: list[GradientHealth], x: FloatArray) -> tuple[list[Check], list[CostRecord]]:
+        """The checks of the attacks that ran, after all blocks; the binarization test attacks some images more."""
+        tries = [
+            (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
+            for run in self.plan
+            if run.role == "ladder"
+            and run.spec.kind == "white-box"
+            and (run.spec.crafted_on == "defended" or self.misled)
+        ]
+        images = x[: min(BINARIZED, self.settings.check_samples)]
+        test, costs = None, []
+        if tries:
+            with measured(self.classifier) as cost:
+                test = binarization_test(self.attacker.attacked, images, self.threat, tries, self.settings.seed)
+            costs = [CostRecord(0, "binarization", len(images), cost)]
+        self.costs += costs
+        return run_checks(Evidence(self.attacker, self.plan, self.records, self.settings, health, test)), costs
+
+    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray) -> Judgement:
+        seed = derived_seed(self.settings.seed, f"judge {key}", start)
+        return judge(self.classifier, x, labels, self.attacker.votes, seed)
+
     def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
         """Which samples of the block the run attacks."""
-        if run.spec.crafted_on == "undefended" and self.undefended is None:
+        if self._target(run) is None:
             return np.array([], dtype=np.int64)
-        if run.curve:
-            chosen = [i for i, record in enumerate(records) if record.index < self.curve_samples]
-        elif run.spec.samples == "all":
-            chosen = list(range(len(records)))
-        else:
-            chosen = [i for i, record in enumerate(records) if record.robust()]
+        chosen = range(len(records))
+        if run.role != "ladder":
+            first = self.settings.curve_samples if run.role == "curve" else self.settings.check_samples
+            chosen = range(sum(record.index < first for record in records))
+        if run.role == "effort" or (run.role == "ladder" and run.spec.samples == "survivors"):
+            return np.array([i for i in chosen if records[i].robust()], dtype=np.int64)
         return np.array(chosen, dtype=np.int64)
+
+    def _target(self, run: AttackRun) -> PyTorchClassifier | None:
+        """The classifier that the attack is made on; None if there is none, or no need to."""
+        if run.spec.crafted_on == "undefended":
+            return self.undefended
+        if run.spec.crafted_on == "smoothed":
+            return self.attacker.smoothed if self.misled else None
+        # What a paper ran is run as it was: without our surrogates and averages.
+        return self.classifier if run.spec.source == "paper" else self.attacker.attacked
 
     def _attack(
         self, run: AttackRun, start: int, rows: IntArray, x: FloatArray, labels: IntArray, records: list[SampleRecord]
     ) -> CostRecord:
         """Run one attack on some samples of a block, and note in their records what it did."""
         transferred = run.spec.crafted_on == "undefended"
-        target = self.undefended if transferred else self.classifier
+        target = self._target(run)
         assert target is not None  # _rows left nothing to attack otherwise
-        seed = derived_seed(self.seed, run.key, start)
+        seed = derived_seed(self.settings.seed, run.key, start)
         one_hot = np.eye(target.nb_classes, dtype=np.float32)[labels[rows]]
-        mode = "exact" if transferred else run.mode
-        with seeded(seed), gradient_mode(target, mode), measured(target) as cost:
+        mode = run.mode if run.spec.crafted_on == "defended" else "exact"
+        counted = target if transferred else self.classifier  # the network itself, whatever is wrapped around it
+        forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
+        with seeded(seed), forms, measured(counted) as cost:
             adversarial = run.spec.build(target, run.threat, seed).generate(x[rows], one_hot)
         adversarial, usable = _check_examples(adversarial, run.key, x[rows], self.classifier)
-        predicted = classes(self.classifier, adversarial)
+        judged = self._judge(run.key, start, adversarial, labels[rows])
         plain = classes(target, adversarial) if transferred else None
         delta = (adversarial - x[rows]).reshape(len(rows), -1).astype(np.float64)
         sizes = {"linf": np.abs(delta).max(axis=1), "l2": np.linalg.norm(delta, axis=1)}
         for i, row in enumerate(rows):
             record = records[row]
-            missed = bool(predicted[i] != record.label)
+            missed = bool(judged.classes[i] != record.label)
             outcome = Outcome(
-                prediction=int(predicted[i]),
+                prediction=int(judged.classes[i]),
                 misclassified=missed,
                 linf=round(float(sizes["linf"][i]), 7),
                 l2=round(float(sizes["l2"][i]), 7),
                 success=bool(usable[i]) and missed and self.threat.allows(float(sizes[self.threat.norm_name][i])),
                 usable=bool(usable[i]),
                 undefended_prediction=None if plain is None else int(plain[i]),
+                misses=None if judged.misses is None else int(judged.misses[i]),
             )
             self._keep_example(record, run, outcome, x[row], adversarial[i])
             record.attacks[run.key] = outcome
@@ -214,16 +283,6 @@ class _Work:
             self.examples.append(
                 Example(record.index, record.label, outcome.prediction, run.key, clean.copy(), adversarial.copy())
             )
-
-
-def classes(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> IntArray:
-    """Predicted classes (N,) of images (N, ...), by the same path that attacks differentiate."""
-    module = as_module(classifier)
-    batches = torch.tensor(x).split(batch_size)
-    with torch.no_grad():
-        found = [module(batch.to(classifier.device)).argmax(dim=1).cpu() for batch in batches]
-    predicted: IntArray = torch.cat(found).numpy()
-    return predicted
 
 
 def _check_examples(
@@ -250,24 +309,3 @@ def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorch
     if mine != others:
         raise InputError(f"undefended takes {others[0]} to {others[1]} classes; {mine[0]} to {mine[1]} was expected")
     return undefended
-
-
-def derived_seed(seed: int, attack: str, block: int) -> int:
-    """A seed for one attack on one block, independent of all others."""
-    digest = hashlib.sha256(f"{seed}|{attack}|{block}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators that ART's attacks draw from, and restore them on exit."""
-    state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what ART uses)
-    try:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-        random.setstate(python_state)

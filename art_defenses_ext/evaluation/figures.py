@@ -17,8 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from art_defenses_ext.evaluation.summary import Curve, Proportion, Summary
-from art_defenses_ext.evaluation.table import GROUPS, headlines
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.summary import Curve, Summary
+from art_defenses_ext.evaluation.table import GROUPS, NOT_ESTABLISHED, headlines
 from art_defenses_ext.validation import FloatArray, InputError
 
 if TYPE_CHECKING:  # the report imports this module
@@ -54,7 +55,13 @@ def summary_bars(summary: Summary) -> Figure:
         axes.barh(row, 100 * value.rate, height=0.6, color=colour, alpha=0.85)
         low, high = value.interval
         axes.plot([100 * low, 100 * high], [row, row], color=INK, linewidth=1.6, marker="|", markersize=9)
-        axes.text(100 * high + 1.5, row, f"{100 * value.rate:.1f} %", va="center", color=INK, fontsize=11)
+        number = (
+            f"{100 * value.rate:.1f} %" if line.established else f"{NOT_ESTABLISHED}\n(<= {100 * value.rate:.1f} %)"
+        )
+        # Beside the interval, or where words have no room there, before it.
+        beside = line.established or high < 0.86 or 1.14 - high > low
+        place = {"x": 100 * high + 1.5} if beside else {"x": 100 * low - 1.5, "ha": "right"}
+        axes.text(y=row, s=number, va="center", color=INK, fontsize=11 if line.established else 10, **place)
     labels = [_wrapped(line.label, 21) for line, _ in lines]
     axes.set_yticks(range(len(lines)), labels, fontsize=10, parse_math=False)
     axes.invert_yaxis()
@@ -100,7 +107,8 @@ def accuracy_curves(summary: Summary) -> Figure:
         [eps], [100 * worst.rate], "*", color=INK, markersize=14, markeredgecolor="white", zorder=5, clip_on=False
     )
     legend.append((_invisible(), "over all attacks, all images"))
-    legend.append((star, f"{100 * worst.rate:5.1f} %  robust accuracy"))
+    meaning = f"at most: {NOT_ESTABLISHED}" if summary.established is False else "robust accuracy"
+    legend.append((star, f"{100 * worst.rate:5.1f} %  {meaning}"))
     _finish(axes, summary)
     _legend(figure, legend)
     return figure

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, StrictUndefined
 
 from art_defenses_ext.evaluation import table
-from art_defenses_ext.evaluation.summary import Proportion, Summary
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.summary import Summary
 
 if TYPE_CHECKING:  # the report imports this module
     from art_defenses_ext.evaluation.report import Example
@@ -47,6 +48,9 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         verdict=table.verdict(summary),
         gap=table.shown_gap(summary),
         defences=table.defence_names(summary.run),
+        attacker=table.attacker_in_words(summary.run),
+        randomness=table.randomness_in_words(summary),
+        not_established=table.NOT_ESTABLISHED,
         threat=table.threat_in_words(summary.run.settings),
         groups=table.grouped(summary.rows),
         median_size=table.median_size,

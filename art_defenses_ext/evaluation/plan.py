@@ -1,17 +1,34 @@
-"""Which attack runs where: a set of attacks unrolled over gradient modes and the eps of the curve."""
+"""Which attack runs where: a set of attacks unrolled over gradient modes, the eps of the curve, and the checks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
+import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.evaluation.attacker import Attacker
+from art_defenses_ext.evaluation.attacks import WHITE_BOX, AttackSpec
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import gradient_modes
 
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Where the curve of accuracy against eps is measured, in units of the threat's eps."""
+
+Role = Literal["ladder", "curve", "limit", "effort"]
+"""``"ladder"``: the evaluation proper. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
+``"effort"``: for the checks, on theirs; the largest eps of all, and more steps and restarts on what is left."""
+
+EFFORT = AttackSpec(
+    "APGD margin, 300 steps, 2 starts",
+    lambda classifier, threat, seed: AutoPGD(
+        classifier, threat.norm, threat.eps, max_iter=300, loss="margin", nb_runs=2, seed=seed
+    ),
+    "a check: six times the effort of the first rung, on the checks' samples",
+    modes="all",
+)
 
 
 @dataclass(frozen=True)
@@ -22,38 +39,69 @@ class AttackRun:
         spec: the attack.
         mode: gradient mode that is in force meanwhile.
         threat: the ball that it searches.
-        curve: part of the curve: runs on the first samples of the data set only, whatever became of them.
+        role: what it serves; all but the ladder run on the first samples of the data set only.
     """
 
     spec: AttackSpec
     mode: str
     threat: Threat
-    curve: bool = False
+    role: Role = "ladder"
 
     @property
     def family(self) -> str:
         """The attack and its mode, without eps: one line of the report, one curve."""
-        return f"{self.spec.name} [{self.mode}]" if self.spec.all_modes else self.spec.name
+        return self.spec.name if self.spec.modes == "exact" else f"{self.spec.name} [{self.mode}]"
 
     @property
     def key(self) -> str:
         """The run's name in records: unique in a plan."""
-        return f"{self.family} @ {self.threat.eps:g}" if self.curve else self.family
+        at_eps = f"{self.family} @ {self.threat.eps:g}"
+        # The limit may be one of the curve's eps too.
+        return {"curve": at_eps, "limit": f"{at_eps}, limit"}.get(self.role, self.family)
 
 
 def make_plan(
-    specs: tuple[AttackSpec, ...], classifier: PyTorchClassifier, threat: Threat, with_curve: bool
+    specs: tuple[AttackSpec, ...],
+    attacker: Attacker,
+    threat: Threat,
+    *,
+    with_curve: bool,
+    limit: Threat | None = None,
 ) -> list[AttackRun]:
-    """All runs of an evaluation in their order: the threat's own first, then the curve's."""
-    runs = [
-        AttackRun(spec, mode, threat)
-        for spec in specs
-        for mode in (gradient_modes(classifier) if spec.all_modes else ("exact",))
-    ]
-    curve = [
-        replace(run, threat=threat.at(round(threat.eps * factor, 10)), curve=True)
-        for run in runs
-        if with_curve and run.spec.curve
-        for factor in CURVE_FACTORS
-    ]
-    return runs + curve
+    """All runs of an evaluation in their order.
+
+    Args:
+        specs: the attacks.
+        attacker: whose gradient modes to try.
+        threat: the ball.
+        with_curve: also run some at other eps.
+        limit: the ball in which nothing can be robust, for the checks; None without checks.
+    """
+    runs = _unrolled(specs, attacker, threat)
+    plan = list(runs)
+    if limit is not None and WHITE_BOX in specs:
+        plan += [replace(run, role="effort") for run in _unrolled((EFFORT,), attacker, threat)]
+        plan += [replace(run, threat=limit, role="limit") for run in _unrolled((WHITE_BOX,), attacker, threat)]
+    if with_curve:
+        plan += [
+            replace(run, threat=threat.at(round(threat.eps * factor, 10)), role="curve")
+            for run in runs
+            if run.spec.curve
+            for factor in CURVE_FACTORS
+        ]
+    return plan
+
+
+def _unrolled(specs: Sequence[AttackSpec], attacker: Attacker, threat: Threat) -> list[AttackRun]:
+    modes = {"exact": ("exact",), "all": attacker.modes, "annealable": attacker.annealable}
+    return [AttackRun(spec, mode, threat) for spec in specs for mode in modes[spec.modes]]
+
+
+def hopeless(threat: Threat, classifier: PyTorchClassifier) -> Threat:
+    """The ball in which every image can be turned grey, so that no classifier can do better than chance.
+
+    Source: Carlini et al. 2019 (arXiv:1902.06705), section 4.3: at unbounded distortion accuracy must reach zero.
+    """
+    low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
+    half = float(np.max(np.asarray(high) - np.asarray(low))) / 2
+    return threat.at(half if threat.norm == np.inf else half * float(np.prod(classifier.input_shape)) ** 0.5)

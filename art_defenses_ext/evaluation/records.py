@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ class Outcome:
     """What one attack did to one sample.
 
     Attributes:
-        prediction: the defended classifier's class for the adversarial image.
+        prediction: the defended classifier's class for the adversarial image, by majority if it is random.
         misclassified: whether that is not the label.
         linf: largest change of a pixel value.
         l2: Euclidean length of the change.
         success: misclassified inside the threat's ball.
         usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
         undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
+        misses: in how many passes a random defence missed the label; None for one that is not random.
     """
 
     prediction: int
@@ -33,6 +35,7 @@ class Outcome:
     success: bool
     usable: bool = True
     undefended_prediction: int | None = None
+    misses: int | None = None
 
 
 @dataclass
@@ -44,6 +47,7 @@ class SampleRecord:
         label: true class.
         clean: the defended classifier's class for the clean image.
         undefended_clean: the undefended classifier's, where there is one.
+        clean_misses: in how many passes a random defence missed the label of the clean image.
         attacks: outcomes by the attack's key; only of those that ran on this sample.
     """
 
@@ -51,6 +55,7 @@ class SampleRecord:
     label: int
     clean: int
     undefended_clean: int | None = None
+    clean_misses: int | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)
 
     @property
@@ -58,7 +63,7 @@ class SampleRecord:
         """Whether the clean image is classified as labelled."""
         return self.clean == self.label
 
-    def robust(self, keys: set[str] | None = None) -> bool:
+    def robust(self, keys: Collection[str] | None = None) -> bool:
         """Whether the sample is classified correctly and no attack (of those with ``keys``) succeeded on it."""
         return self.correct and not any(
             outcome.success for key, outcome in self.attacks.items() if keys is None or key in keys

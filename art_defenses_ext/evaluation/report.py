@@ -53,8 +53,13 @@ class Report:
 
     @property
     def robust_accuracy(self) -> float:
-        """The mean over samples of the minimum over attacks, from 0 to 1."""
+        """The mean over samples of the minimum over attacks, from 0 to 1; an upper bound if not ``established``."""
         return self.summary.worst_case.rate
+
+    @property
+    def established(self) -> bool | None:
+        """Whether the attacks passed their own checks; None if none were made."""
+        return self.summary.established
 
     def __str__(self) -> str:
         return verdict(self.summary).replace("\N{NO-BREAK SPACE}", " ")

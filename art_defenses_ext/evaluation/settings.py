@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.gradient_mode import Tuning, find_defences
 from art_defenses_ext.validation import FloatArray, IntArray
 
@@ -33,6 +33,8 @@ class Settings:
         seed: of all randomness.
         block_size: samples attacked at a time.
         curve_samples: samples that the curve was measured on.
+        check_samples: samples that the checks' own attacks ran on; 0 if no checks were made.
+        adaptive: whether the attacker was given more than the exact gradient.
     """
 
     threat: str
@@ -42,6 +44,8 @@ class Settings:
     seed: int
     block_size: int
     curve_samples: int
+    check_samples: int
+    adaptive: bool
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class RunDescription:
         settings: the arguments.
         defences: name and options of each defence, in the order in which an image meets them.
         tunings: how their strength was chosen, of those defences that were tuned.
+        modes: the gradient modes that the attacker tried.
+        votes: passes that decided about each image: 1, or more if the defence is random.
+        draws: passes that the attacker averaged.
         model: class name of the network.
         model_sha256: of its parameters and buffers.
         data_sha256: of images and labels.
@@ -64,6 +71,9 @@ class RunDescription:
     settings: Settings
     defences: list[dict[str, Any]]
     tunings: list[Tuning]
+    modes: list[str]
+    votes: int
+    draws: int
     model: str
     model_sha256: str
     data_sha256: str
@@ -73,13 +83,17 @@ class RunDescription:
     versions: dict[str, str]
 
 
-def describe_run(classifier: PyTorchClassifier, settings: Settings, x: FloatArray, labels: IntArray) -> RunDescription:
+def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: IntArray) -> RunDescription:
     """Describe a run that is about to start."""
+    classifier = attacker.classifier
     found = find_defences(classifier)
     return RunDescription(
         settings=settings,
         defences=[{"name": defence.defence_name} | defence.describe() for defence in found],
         tunings=[defence.tuning for defence in found if defence.tuning is not None],
+        modes=list(attacker.modes),
+        votes=attacker.votes,
+        draws=attacker.draws,
         model=type(getattr(classifier.model, "network", classifier.model)).__name__,
         model_sha256=_sha256(tensor.detach().cpu().numpy() for tensor in classifier.model.state_dict().values()),
         data_sha256=_sha256([x, labels]),

@@ -4,57 +4,19 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
-from statistics import median
+from dataclasses import dataclass
+from statistics import fmean, median, pstdev
 from typing import Any
 
-from scipy.stats import binomtest
-
+from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.plan import AttackRun, Role
+from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
-from art_defenses_ext.evaluation.threats import L2, Linf
+from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 
-FORMAT = 1  # of report.json
-
-
-@dataclass(frozen=True)
-class Proportion:
-    """So many of so many.
-
-    Attributes:
-        count: samples for which it holds.
-        total: samples in all, at least one.
-    """
-
-    count: int
-    total: int
-
-    @property
-    def rate(self) -> float:
-        """The share, from 0 to 1."""
-        return self.count / self.total
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % confidence interval of the share."""
-        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
-
-    @classmethod
-    def of(cls, verdicts: Iterable[bool]) -> Proportion:
-        """Count the samples for which the verdict is true."""
-        listed = list(verdicts)
-        return cls(sum(listed), len(listed))
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Counts, rate and interval, for JSON."""
-        return asdict(self) | {"rate": self.rate, "interval": list(self.interval)}
+FORMAT = 2  # of report.json
 
 
 @dataclass(frozen=True)
@@ -63,8 +25,8 @@ class AttackRow:
 
     Attributes:
         key: its name in the records.
-        source: ``"paper"`` or ``"ladder"``.
-        crafted_on: ``"defended"`` or ``"undefended"``.
+        source: ``"paper"``, ``"ladder"``, or ``"side"`` for the runs of curves and checks.
+        crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
         purpose: what it is for.
         samples: ``"all"`` or ``"survivors"``.
@@ -114,6 +76,23 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Randomness:
+    """What the passes of a random defence say, each figure after all attacks.
+
+    Attributes:
+        votes: passes an image.
+        mean: mean over samples and passes of being right, the worst attack of each sample counted; from 0 to 1.
+        mean_interval: its normal 95 % interval over the samples.
+        worst: samples that no pass ever missed.
+    """
+
+    votes: int
+    mean: float
+    mean_interval: tuple[float, float]
+    worst: Proportion
+
+
+@dataclass(frozen=True)
 class Summary:
     """The figures of a run.
 
@@ -123,7 +102,9 @@ class Summary:
         undefended_clean: the undefended classifier's.
         undefended_robust: the undefended classifier's, after the attacks made on it, inside the ball.
         paper: after the paper's own attacks only, inside the ball; None if it has none.
-        worst_case: robust accuracy: no attack at all succeeded.
+        worst_case: robust accuracy: no attack at all succeeded. An upper bound, if it is not established.
+        checks: whether the attacks worked; none if no checks were made.
+        randomness: None unless the defence is random, in which case all other figures are of the majority's vote.
         rows: the attacks.
         curves: accuracy against eps.
         total: cost of everything.
@@ -135,9 +116,22 @@ class Summary:
     undefended_robust: Proportion | None
     paper: Proportion | None
     worst_case: Proportion
+    checks: list[Check]
+    randomness: Randomness | None
     rows: list[AttackRow]
     curves: list[Curve]
     total: Cost
+
+    @property
+    def established(self) -> bool | None:
+        """Whether the attacks passed their checks; None if none were made."""
+        made = [check for check in self.checks if check.verdict != "not run"]
+        return all(check.verdict == "passed" for check in made) if made else None
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """The names of those that they did not pass."""
+        return [check.name for check in self.checks if check.verdict == "failed"]
 
     @property
     def gap(self) -> float | None:
@@ -148,10 +142,12 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``report.json``."""
-        return {"format": FORMAT, "gap": self.gap, **_plain(self)}
+        return {"format": FORMAT, "established": self.established, "gap": self.gap, **_plain(self)}
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, Check):
+        return {"link": value.link} | {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     if isinstance(value, Proportion):
         return value.as_dict()
     if isinstance(value, list | tuple):
@@ -164,7 +160,11 @@ def _plain(value: Any) -> Any:
 
 
 def summarise(
-    run: RunDescription, plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord]
+    run: RunDescription,
+    plan: list[AttackRun],
+    records: list[SampleRecord],
+    costs: list[CostRecord],
+    checks: list[Check],
 ) -> Summary:
     """Compute every figure of a run from its records."""
     by_attack = _cost_by_attack(costs)
@@ -177,11 +177,17 @@ def summarise(
         undefended_robust=_undefended_robust(plan, records),
         paper=Proportion.of(record.robust(paper) for record in records) if paper else None,
         worst_case=Proportion.of(record.robust() for record in records),
-        rows=[_row(one, records, by_attack[one.key]) for one in plan if not one.curve]
-        + _curve_row(plan, records, costs),
+        checks=checks,
+        randomness=_randomness(run, records),
+        rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
+        + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
         curves=_curves(run, plan, records),
         total=_sum(record.cost for record in costs),
     )
+
+
+def _ladder(plan: list[AttackRun]) -> list[AttackRun]:
+    return [one for one in plan if one.role == "ladder"]
 
 
 def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:
@@ -216,27 +222,38 @@ def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
     )
 
 
-def _curve_row(plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord]) -> list[AttackRow]:
-    """One line for all runs at the curve's eps: what they break inside the ball counts as anything else does."""
-    main = {one.key for one in plan if not one.curve}
-    curve = {one.key for one in plan if one.curve}
-    chosen = [record for record in records if curve & record.attacks.keys() and record.robust(main)]
-    if not curve or not any(curve & record.attacks.keys() for record in records):
+SIDE_ROWS: dict[Role, tuple[str, str]] = {
+    "effort": ("the checks' effort", "300 steps from two starts, on what was left of the checks' samples"),
+    "limit": ("the checks' limit", "an eps at which every image can be turned grey, on the checks' samples"),
+    "curve": ("the curve's runs", "the attacks of the curve at its eps, on its samples only"),
+}
+"""Name and purpose of the lines that stand for all runs of a role, in the order in which they ran."""
+
+
+def _side_row(
+    role: Role, plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord]
+) -> list[AttackRow]:
+    """One line for all runs of a role: what they break inside the ball counts as anything else does."""
+    mine = {one.key for one in plan if one.role == role}
+    before = _keys_before(role, plan)
+    reached = [record for record in records if mine & record.attacks.keys()]
+    if not reached:
         return []
-    cost = _sum(record.cost for record in costs if record.attack in curve)
-    images = max(sum(record.samples for record in costs if record.attack in curve), 1)
-    missed = [record for record in chosen if not record.robust()]
+    chosen = [record for record in reached if record.robust(before)]
+    cost = _sum(record.cost for record in costs if record.attack in mine)
+    images = max(sum(record.samples for record in costs if record.attack in mine), 1)
+    name, purpose = SIDE_ROWS[role]
     return [
         AttackRow(
-            key="the curve's runs",
-            source="ladder",
-            crafted_on="both",
+            key=name,
+            source="side",
+            crafted_on="both" if role == "curve" else "defended",
             mode="all",
-            purpose="the attacks of the curve at its other eps, on its samples only",
+            purpose=purpose,
             samples="survivors",
             bounded=True,
             attacked=len(chosen),
-            broke=len(missed),
+            broke=sum(not record.robust(before | mine) for record in chosen),
             accuracy=None,
             robust=None,
             median_linf=None,
@@ -249,12 +266,20 @@ def _curve_row(plan: list[AttackRun], records: list[SampleRecord], costs: list[C
     ]
 
 
+def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
+    """The runs of the ladder and of the roles whose lines stand above this one's."""
+    above: list[Role] = ["ladder", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
+    return {one.key for one in plan if one.role in above}
+
+
 def _note(one: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) -> str:
     unusable = sum(not outcome.usable for outcome in outcomes)
     if outcomes:
         return f"returned {unusable} unusable images" if unusable else ""
     if one.spec.crafted_on == "undefended" and records[0].undefended_clean is None:
         return "not run: no undefended classifier is known"
+    if one.spec.crafted_on == "smoothed":
+        return "not run: no need, or no sample was left"
     return "not run: no sample was left"
 
 
@@ -263,7 +288,10 @@ def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Pr
     keys = [
         one.key
         for one in plan
-        if one.spec.crafted_on == "undefended" and one.spec.samples == "all" and one.spec.bounded and not one.curve
+        if one.spec.crafted_on == "undefended"
+        and one.spec.samples == "all"
+        and one.spec.bounded
+        and one.role == "ladder"
     ]
     if not keys or any(key not in record.attacks for key in keys for record in records):
         return None
@@ -279,14 +307,14 @@ def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleReco
     curves = []
     families: dict[str, list[AttackRun]] = defaultdict(list)
     for one in plan:
-        if one.curve and _outcomes(one.key, records):
+        if one.role == "curve" and _outcomes(one.key, records):
             families[one.family].append(one)
     for family, runs in families.items():
         chosen = [record for record in records if runs[0].key in record.attacks]
         points = [(0.0, Proportion.of(record.correct for record in chosen))]
         points += [(one.threat.eps, _within(one, chosen, one.threat.eps)) for one in runs]
         curves.append(Curve(family, points))
-    grid = [0.0, *sorted({one.threat.eps for one in plan})]
+    grid = [0.0, *sorted({one.threat.eps for one in plan if one.role in ("ladder", "curve")})]
     for one in plan:
         if not one.spec.bounded and len(_outcomes(one.key, records)) == len(records) and len(grid) > 2:
             curves.append(Curve(one.family, [(eps, _within(one, records, eps)) for eps in grid]))
@@ -305,6 +333,32 @@ def _within(one: AttackRun, records: list[SampleRecord], eps: float) -> Proporti
         )
         for record in records
     )
+
+
+def _randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness | None:
+    """The passes of a random defence, counted one by one instead of by their majority."""
+    if run.votes == 1:
+        return None
+    ball = {"linf": Linf, "l2": L2}[run.settings.threat](run.settings.eps)
+    worst = [_most_misses(record, ball) for record in records]
+    right = [1 - misses / run.votes for misses in worst]
+    mean, spread = fmean(right), pstdev(right) / len(right) ** 0.5
+    return Randomness(
+        votes=run.votes,
+        mean=mean,
+        mean_interval=(max(mean - 1.96 * spread, 0.0), min(mean + 1.96 * spread, 1.0)),
+        worst=Proportion.of(misses == 0 for misses in worst),
+    )
+
+
+def _most_misses(record: SampleRecord, ball: Threat) -> int:
+    """The most passes that missed the label, of the clean image or of any attack inside the ball."""
+    inside = (
+        outcome.misses or 0
+        for outcome in record.attacks.values()
+        if outcome.usable and ball.allows(getattr(outcome, ball.norm_name))
+    )
+    return max(record.clean_misses or 0, *inside, 0)
 
 
 def _cost_by_attack(costs: list[CostRecord]) -> dict[str, Cost]:

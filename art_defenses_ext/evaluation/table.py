@@ -5,6 +5,7 @@ All text here is ASCII, so that it survives any pipe and any locale.
 
 from __future__ import annotations
 
+import re
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,19 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from art_defenses_ext.evaluation.checks import DOCS, Check
+from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import AttackRow, Proportion, Summary
+from art_defenses_ext.evaluation.summary import AttackRow, Summary
 
 NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
+NARROWEST_CHECKS = 60  # columns under which the checks become a list
 NARROWEST_NAME = 18  # columns that an attack's name gets, at least, before the tables give way to a list
-GROUPS = {"paper": "the paper's attacks", "ladder": "the ladder"}
-"""Headings of the attack table, by the rows' ``source``."""
+GROUPS = {"ladder": "the ladder", "paper": "the paper's attacks", "side": "curves and checks"}
+"""Headings of the attack table, by the rows' ``source``, in the order in which they ran."""
+
+NOT_ESTABLISHED = "not established"
+"""What stands in place of a robust accuracy whose attacks fail their checks."""
 
 LEGEND = (
     ("broke k of m", "of m images given, k were correct and became wrong in the ball"),
@@ -46,18 +53,26 @@ class Headline:
         label: what it is, in plain words.
         value: the figure; None if it was not measured.
         remark: what to know with it, or why it was not measured.
+        established: False if the figure is only an upper bound, since the attacks fail their checks.
     """
 
     key: str
     label: str
     value: Proportion | None
     remark: str = ""
+    established: bool = True
 
 
 def headlines(summary: Summary) -> list[Headline]:
     """The headline figures in their order: what survives comes first, the paper's number after it."""
     found = [
-        Headline("worst_case", "Robust accuracy over all attacks", summary.worst_case, _warning(summary)),
+        Headline(
+            "worst_case",
+            "Robust accuracy over all attacks",
+            summary.worst_case,
+            _warning(summary),
+            established=summary.established is not False,
+        ),
         Headline("paper", "After the paper's own attacks", summary.paper, "" if summary.paper else "none was run"),
     ]
     clean = Headline(
@@ -106,6 +121,9 @@ def shown_gap(summary: Summary) -> float | None:
 
 
 def _warning(summary: Summary) -> str:
+    if summary.established is False:
+        most = f"{percent(summary.worst_case)} {interval(summary.worst_case)}"
+        return f"at most {most}; failed checks: {', '.join(summary.failed_checks)}"
     return {
         "nothing": "no attack was run",
         "papers only": "no adaptive attack was run",
@@ -114,8 +132,16 @@ def _warning(summary: Summary) -> str:
 
 
 def verdict(summary: Summary) -> str:
-    """What the figures say, in a sentence or two that hold whatever they are."""
-    return f"{_verdict_on_defence(summary)} {_verdict_on_undefended(summary)}".strip()
+    """What the figures say, in a few sentences that hold whatever they are."""
+    parts = (_verdict_on_checks(summary), _verdict_on_defence(summary), _verdict_on_undefended(summary))
+    return " ".join(part for part in parts if part)
+
+
+def _verdict_on_checks(summary: Summary) -> str:
+    if summary.established is not False:
+        return ""
+    failed = ", ".join(summary.failed_checks)
+    return f"Robustness is not established: the attacks fail their own checks ({failed}), so others may break more."
 
 
 def _verdict_on_defence(summary: Summary) -> str:
@@ -232,7 +258,7 @@ def threat_in_words(settings: Settings) -> str:
 
 
 def grouped(rows: list[AttackRow]) -> list[tuple[str, list[AttackRow]]]:
-    """The rows under their headings, the paper's first; no heading without rows."""
+    """The rows under their headings, in the order of ``GROUPS``; no heading without rows."""
     groups = [(title, [row for row in rows if row.source == source]) for source, title in GROUPS.items()]
     return [(title, chosen) for title, chosen in groups if chosen]
 
@@ -248,6 +274,27 @@ def median_size(row: AttackRow, norm: str) -> float | None:
     return row.median_linf if norm == "linf" else row.median_l2
 
 
+def randomness_in_words(summary: Summary) -> str:
+    """What a random defence's passes say beside their majority's vote; empty for one that is not random."""
+    found = summary.randomness
+    if found is None:
+        return ""
+    low, high = (f"{100 * end:.1f}" for end in found.mean_interval)
+    return (
+        f"The defence is random. Each image was judged by {found.votes} passes, and the figures are their majority's "
+        f"vote. Mean over the passes: {100 * found.mean:.1f}{NO_BREAK}% [{low},{NO_BREAK}{high}] robust; never wrong "
+        f"in any of them: {percent(found.worst)} {interval(found.worst)}."
+    )
+
+
+def attacker_in_words(run: RunDescription) -> str:
+    """Which gradients the attacker was given."""
+    given = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
+    if run.draws > 1:
+        given += f", averaged over {run.draws} passes"
+    return given if run.settings.adaptive else f"naive: {given} alone"
+
+
 def render(summary: Summary) -> RenderableType:
     """The report for a terminal of any width.
 
@@ -257,26 +304,22 @@ def render(summary: Summary) -> RenderableType:
     Returns:
         Something that ``rich`` prints: what was run, the headline figures, the verdict, the attacks, a legend.
     """
-    return Group(
-        _heading(summary.run),
-        _Headlines(summary),
-        "",
-        _Prose(verdict(summary)),
-        "",
-        _Attacks(summary),
-        "",
-        *[_Prose(line, indent="  ") for line in notes(summary.rows)],
-        *([""] if notes(summary.rows) else []),
-        *[_Prose(f"{term}: {meaning}", style="dim", indent="  ") for term, meaning in LEGEND],
-        "",
-        _Prose(f"In all {_total(summary)}."),
-    )
+    parts: list[RenderableType] = [_heading(summary.run), _Headlines(summary), "", _Prose(verdict(summary)), ""]
+    if summary.randomness:
+        parts += [_Prose(randomness_in_words(summary)), ""]
+    if summary.checks:
+        parts += [_Checks(summary.checks), ""]
+    parts += [_Attacks(summary), ""]
+    if notes(summary.rows):
+        parts += [*(_Prose(line, indent="  ") for line in notes(summary.rows)), ""]
+    parts += [_Prose(f"{term}: {meaning}", style="dim", indent="  ") for term, meaning in LEGEND]
+    return Group(*parts, "", _Prose(f"In all {_total(summary)}."))
 
 
 def _total(summary: Summary) -> str:
     total = summary.total
     time = f"{seconds(total.seconds)}{NO_BREAK}s"
-    return f"{total.forward} passes forwards, {total.backward} backwards, {time}, curves included"
+    return f"{total.forward} passes forwards, {total.backward} backwards, {time}, curves and checks included"
 
 
 @dataclass(frozen=True)
@@ -314,6 +357,7 @@ def _heading(run: RunDescription) -> RenderableType:
         grid.add_row("" if number else ("Defences" if len(names) > 1 else "Defence"), _Prose(name))
     grid.add_row("Network", _Prose(run.model))
     grid.add_row("Threat", _Prose(threat_in_words(settings)))
+    grid.add_row("Attacker", _Prose(attacker_in_words(run)))
     grid.add_row("Samples", _Prose(f"{settings.samples}, seed {settings.seed}"))
     # No wider than its text: a frame across a very wide terminal separates what belongs together.
     return Panel(grid, title=Text("Robustness evaluation"), title_align="left", expand=False)
@@ -339,6 +383,8 @@ class _Headlines:
             style = "bold" if line.key == "worst_case" else ""
             if line.value is None:
                 table.add_row(_text(line.label), "-")
+            elif not line.established:
+                table.add_row(_text(line.label, style), _text(NOT_ESTABLISHED, style))
             else:
                 cells = (line.label, percent(line.value), interval(line.value), _count(line.value))
                 table.add_row(*[_text(cell, style) for cell in cells])
@@ -352,6 +398,7 @@ class _Headlines:
     def _lines(self) -> Iterator[RenderableType]:
         for line in headlines(self.summary):
             measured = [] if line.value is None else [f"{percent(line.value)} {interval(line.value)}"]
+            measured = measured if line.established else [NOT_ESTABLISHED]
             value = ", ".join([*measured, line.remark] if line.remark else measured)
             yield _Prose(f"{line.label}: {value}", "bold" if line.key == "worst_case" else "", "  ")
         gap = shown_gap(self.summary)
@@ -361,6 +408,37 @@ class _Headlines:
 
 def _count(share: Proportion) -> str:
     return f"{share.count} of {share.total}"
+
+
+class _Checks:
+    """The checks: verdict, name and finding; wrapped findings stay in their column."""
+
+    def __init__(self, checks: list[Check]) -> None:
+        self.checks = checks
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _text("Did the attacks work?", "bold")
+        if options.max_width < NARROWEST_CHECKS:
+            for check in self.checks:
+                yield _Prose(f"{check.verdict}: {check.name}: {_unbroken(check.finding)}", _style(check), "  ")
+            return
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for _ in range(3):
+            table.add_column()
+        for check in self.checks:
+            cells = (_text(f"  {check.verdict}", _style(check)), _text(check.name), _Prose(_unbroken(check.finding)))
+            table.add_row(*cells)
+        yield table
+        yield _Prose(f"What each one means, and what to do where it fails: {DOCS}", "dim")
+
+
+def _unbroken(finding: str) -> str:
+    """With ``"3 of 20"`` and ``"90 %"`` kept on one line."""
+    return re.sub(r"(?<=\d) of (?=\d)|(?<=\d) (?=%)", lambda found: found[0].replace(" ", NO_BREAK), finding)
+
+
+def _style(check: Check) -> str:
+    return {"passed": "green", "failed": "bold red", "not run": "dim"}[check.verdict]
 
 
 @dataclass(frozen=True)
@@ -451,7 +529,8 @@ class _Attacks:
 def _in_words(row: AttackRow) -> str:
     if not row.attacked:
         return row.note
-    text = f"made on the {row.crafted_on} network; broke {broke(row).replace(' ', NO_BREAK)}"
+    target = "both networks" if row.crafted_on == "both" else f"the {row.crafted_on} network"
+    text = f"made on {target}; broke {broke(row).replace(' ', NO_BREAK)}"
     if row.robust is not None:
         text += f"; leaves {percent(row.robust)} in the ball, {percent(row.accuracy)} at any size"
     return f"{text}; {_passes(row)} passes; {seconds(row.seconds)}{NO_BREAK}s"

@@ -110,7 +110,7 @@ class JumpReLUNetwork(nn.Module, Defence):
         network: the network, with ``nb_relus`` ReLU calls in each pass.
         jump: kappa >= 0, for all calls or one each.
         nb_relus: ReLU calls in one pass.
-        width: of the smooth backward rule, see :func:`jump_relu`; settable, so an attacker may anneal it.
+        width: of the smooth backward rule, see :func:`jump_relu`; an attacker anneals it by ``surrogate_width``.
         shared: whether the parameters belong to another network too, in which case training is refused; copies stay
             so, since whoever copies a defended classifier copies its undefended one along.
 
@@ -122,6 +122,7 @@ class JumpReLUNetwork(nn.Module, Defence):
 
     defence_name = "jump_relu"
     gradient_modes = ("exact", "relu", "smooth")
+    annealable_modes = ("smooth",)
 
     def __init__(
         self, network: nn.Module, jump: Jump, nb_relus: int, width: float | None = None, shared: bool = False
@@ -148,7 +149,9 @@ class JumpReLUNetwork(nn.Module, Defence):
             if len(set(self.jumps)) > 1:
                 raise InputError(f"the network calls more than {self.nb_relus} ReLUs; as many as jumps were expected")
             call = 0
-        return jump_relu(z, self.jumps[call], self.gradient_mode, self.width)
+        jump = self.jumps[call]
+        width = (jump / 4 if self.width is None else self.width) * self.surrogate_width
+        return jump_relu(z, jump, self.gradient_mode, width)
 
     def train(self, mode: bool = True) -> JumpReLUNetwork:
         """Set training or evaluation mode.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,10 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
-from art_defenses_ext import JumpReLU, gradient_modes
+from art_defenses_ext import JumpReLU, as_module, gradient_modes
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.base import predict
 from art_defenses_ext.attack.losses import LOSSES
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.datasets import Dataset
@@ -110,27 +110,6 @@ def test_runs_begin_only_for_samples_that_are_left(digits_classifier: PyTorchCla
     assert cost.backward <= 20 * (32 + 2 * left)
 
 
-def test_no_step_waits_for_the_device(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    """What makes the host wait is counted: it may happen where the batch is refilled, every tenth step, not between."""
-    waits = {Tensor.item, Tensor.cpu, Tensor.tolist, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.numpy}
-
-    class Counter(TorchFunctionMode):
-        calls = 0
-
-        def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-            Counter.calls += func in waits
-            return func(*args, **(kwargs or {}))
-
-    x, y = digits.test.x[:16], digits.test.y[:16]
-    counts = []
-    for max_iter in (20, 120):
-        Counter.calls = 0
-        with Counter():
-            AutoPGD(digits_classifier, np.inf, 1e-4, max_iter=max_iter).generate(x, y)
-        counts.append(Counter.calls)
-    assert counts[1] - counts[0] <= 3 * (120 - 20) / 10
-
-
 class NoisyLinear(nn.Module):
     """Logits (W + noise) x: the expected gradient of the margin is that of W."""
 
@@ -157,6 +136,40 @@ def test_gradients_averaged_over_randomness_converge_to_their_expectation() -> N
     # The standard error of a difference of two unit normals, over 36 entries: below four of it.
     assert errors[0] < 4 * (2 / 100) ** 0.5
     assert errors[1] < 4 * (2 / 10_000) ** 0.5
+
+
+def test_the_first_run_begins_where_it_is_told_and_the_later_ones_at_random(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x, y = torch.from_numpy(digits.test.x[:8]), torch.from_numpy(digits.test.y[:8])
+    start = (x + 0.05 * torch.sign(torch.linspace(-1, 1, 64)).reshape(1, 8, 8)).clamp(0, 1)
+    begun: list[Tensor] = []
+
+    class Listener(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            begun.append(images.detach().clone())
+            return as_module(digits_classifier)(images)  # type: ignore[no-any-return]
+
+    attack = AutoPGD(digits_classifier, np.inf, 1e-4, max_iter=10, nb_runs=2)  # too small a ball to break anything
+    with torch.no_grad():
+        assert (predict(as_module(digits_classifier), x) == y).all()
+    attack.perturb(Listener(), x, y, torch.Generator().manual_seed(0), start)
+    assert torch.equal(begun[0], start)
+    first, second = begun[0], begun[10]
+    assert (second - x).abs().max() <= 1e-4 * (1 + 1e-3)
+    assert not torch.equal(first, second)
+
+
+def test_a_run_that_begins_at_a_broken_point_returns_it(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:16], digits.test.y[:16]
+    found = AutoPGD(digits_classifier, np.inf, 0.2).generate(x, y)
+    broken = missed(digits_classifier, found, y)
+    assert broken.sum() > 8
+    images, labels, start = (torch.from_numpy(np.asarray(one)[broken]) for one in (x, y, found))
+    again = AutoPGD(digits_classifier, np.inf, 0.2, max_iter=1).perturb(
+        as_module(digits_classifier), images, labels, torch.Generator().manual_seed(0), start
+    )
+    assert torch.equal(again, start)
 
 
 def test_the_same_seed_gives_the_same_images(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,29 +15,41 @@ from art.estimators.classification import PyTorchClassifier
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext import JumpReLU, gradient_mode
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.base import BestPoints, TensorAttack, iterate_until_broken, predict
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.attack.square import Square
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.validation import InputError
 
 # Name -> (class, settings, norm and radius of the ball in which the examples must lie).
 ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]]] = {
     "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 12}, (np.inf, 12 * 0.02)),
+    "fgsm l2": (IterativeFGSM, {"eps_step": 0.2, "max_iter": 12, "norm": 2}, (2, 12 * 0.2)),
     "deep fool linf": (DeepFoolLp, {"norm": np.inf, "max_iter": 20}, (np.inf, 1.0)),
     "deep fool l2": (DeepFoolLp, {"norm": 2, "max_iter": 20}, (2, 8.0)),
     "pgd linf": (MarginPGD, {"norm": "inf", "eps": 0.15, "max_iter": 12}, (np.inf, 0.15)),
     "pgd l2": (MarginPGD, {"norm": 2, "eps": 0.9, "max_iter": 12, "nb_starts": 2}, (2, 0.9)),
+    "annealed linf": (
+        AnnealedPGD,
+        {"norm": np.inf, "eps": 0.15, "max_iter": 10, "factors": (1.0, 0.2)},
+        (np.inf, 0.15),
+    ),
+    "annealed l2": (AnnealedPGD, {"norm": 2, "eps": 0.9, "max_iter": 10, "factors": (1.0, 0.2)}, (2, 0.9)),
     "noise linf": (RandomNoise, {"norm": np.inf, "eps": 0.3, "nb_draws": 20}, (np.inf, 0.3)),
     "noise l2": (RandomNoise, {"norm": 2, "eps": 2.0, "nb_draws": 20}, (2, 2.0)),
 }
-RANDOM = ("pgd linf", "pgd l2", "noise linf", "noise l2")
-GRADIENT = ("fgsm", "deep fool linf", "deep fool l2", "pgd linf", "pgd l2")
+RANDOM = ("pgd linf", "pgd l2", "annealed linf", "annealed l2", "noise linf", "noise l2")
+NOT_RANDOM = ("fgsm", "fgsm l2", "deep fool linf", "deep fool l2")
+GRADIENT = (*NOT_RANDOM, "pgd linf", "pgd l2", "annealed linf", "annealed l2")
 
 every_attack = pytest.mark.parametrize("name", ATTACKS)
 
@@ -92,7 +104,7 @@ def test_examples_are_allowed_in_batches_of_any_size(
     assert not np.array_equal(x_adv, x)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "deep fool linf", "deep fool l2"])
+@pytest.mark.parametrize("name", NOT_RANDOM)
 def test_without_randomness_the_size_of_the_batch_changes_no_verdict(
     name: str, defended: PyTorchClassifier, x: Any, y: Any
 ) -> None:
@@ -120,7 +132,7 @@ def test_another_label_is_another_attack(name: str, defended: PyTorchClassifier,
     assert not np.array_equal(attack(name, defended).generate(x, (y + 1) % 10), attack(name, defended).generate(x, y))
 
 
-@pytest.mark.parametrize("name", ["fgsm", "deep fool linf", "deep fool l2"])
+@pytest.mark.parametrize("name", NOT_RANDOM)
 def test_an_image_that_is_misclassified_already_is_left_alone(name: str, defended: PyTorchClassifier, x: Any) -> None:
     wrong = (defended.predict(x).argmax(axis=1) + 1) % 10
     np.testing.assert_array_equal(attack(name, defended).generate(x, wrong), x)
@@ -286,6 +298,34 @@ def test_a_network_without_a_gradient_leaves_images_in_the_ball(name: str, x: An
     assert_allowed(attack(name, classifier).generate(x), x, name)
 
 
+class Detached(nn.Module):
+    """Lets no gradient pass: its logits are cut off, or do not depend on the image, or come without a graph."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.kind == "detached":
+            return self.linear(x.flatten(1).detach())  # the parameters still require a gradient
+        if self.kind == "rounded":
+            return self.linear(((x * 4).round() / 4).flatten(1))
+        with torch.no_grad():
+            return self.linear(x.flatten(1))  # type: ignore[no-any-return]
+
+
+@every_attack
+@pytest.mark.parametrize("kind", ["detached", "rounded", "without a graph"])
+def test_a_defence_that_lets_no_gradient_pass_is_attacked_all_the_same(name: str, kind: str, x: Any) -> None:
+    """It may not escape by making the attack fail."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = Detached(kind)
+    classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    assert_allowed(attack(name, classifier).generate(x), x, name)
+
+
 # What is refused
 
 
@@ -325,6 +365,12 @@ BAD_NUMBERS = [0, -0.1, float("nan"), float("inf"), "0.1", None]
         (IterativeFGSM, "eps_step", BAD_NUMBERS),
         (IterativeFGSM, "max_iter", [0, 1.5, True]),
         (IterativeFGSM, "scale", [*BAD_NUMBERS, np.array([0.1, -0.1])]),
+        (IterativeFGSM, "norm", [1, "l2"]),
+        (AnnealedPGD, "norm", [1, "l2"]),
+        (AnnealedPGD, "eps", BAD_NUMBERS),
+        (AnnealedPGD, "factors", [(), [], 0.5, None, "0.5", (1.0, 0.0), (-1.0,), (float("nan"),), ("wide",)]),
+        (AnnealedPGD, "max_iter", [0, 1.5, True]),
+        (AnnealedPGD, "loss", ["hinge", None]),
         (DeepFoolLp, "norm", [1, "l2"]),
         (DeepFoolLp, "max_iter", [0, 1.5, True]),
         (DeepFoolLp, "overshoot", [-0.1, float("nan"), float("inf"), "0.1", None]),
@@ -446,3 +492,35 @@ def test_steps_go_on_until_an_image_is_broken(needed: list[int], max_iter: int, 
     result = iterate_until_broken(step, start, goal, max_iter, period)
     assert result[:, 0].tolist() == [min(k, max_iter) for k in needed]
     assert (start == 0).all()
+
+
+LONGER: dict[str, Callable[[PyTorchClassifier, int], TensorAttack]] = {
+    "auto pgd": lambda classifier, steps: AutoPGD(classifier, np.inf, 1e-4, max_iter=steps),
+    "annealed pgd": lambda classifier, steps: AnnealedPGD(classifier, np.inf, 1e-4, factors=(1.0,), max_iter=steps),
+    "square linf": lambda classifier, steps: Square(classifier, np.inf, 1e-4, max_queries=steps),
+    "square l2": lambda classifier, steps: Square(classifier, 2, 1e-4, max_queries=steps),
+}
+
+
+@pytest.mark.parametrize("attack", LONGER.values(), ids=LONGER)
+def test_no_step_waits_for_the_device(
+    attack: Callable[[PyTorchClassifier, int], TensorAttack], digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """What makes the host wait is counted: it may happen where the batch is sorted out, every tenth step."""
+    waits = {Tensor.item, Tensor.cpu, Tensor.tolist, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.numpy}
+
+    class Counter(TorchFunctionMode):
+        calls = 0
+
+        def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
+            Counter.calls += func in waits
+            return func(*args, **(kwargs or {}))
+
+    x, y = digits.test.x[:16], digits.test.y[:16]
+    counts = []
+    for steps in (20, 120):
+        Counter.calls = 0
+        with Counter():
+            attack(digits_classifier, steps).generate(x, y)
+        counts.append(Counter.calls)
+    assert counts[1] - counts[0] <= 3 * (120 - 20) / 10

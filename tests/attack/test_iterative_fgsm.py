@@ -70,6 +70,41 @@ def test_the_scale_turns_normalised_steps_into_pixels(scale: Any, linear_classif
     np.testing.assert_allclose(np.abs(x_adv - x), np.broadcast_to(0.01 * scale, x.shape), rtol=1e-3)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_in_l2_each_step_points_straight_at_the_boundary_and_has_the_size_asked_for(
+    shape: tuple[int, ...], linear_classifier: Build
+) -> None:
+    classifier, x, y, direction = two_classes_in_l2(linear_classifier, shape)
+    distance = np.abs((x.reshape(20, -1) - 0.5) @ direction) / np.linalg.norm(direction)
+    size = float(np.median(distance)) / 3.3
+    steps = np.floor(distance / size) + 1
+    assert len(set(steps)) > 2  # or the test would show little
+    x_adv = IterativeFGSM(classifier, eps_step=size, max_iter=100, norm=2).generate(x, y)
+    moved = (x_adv - x).reshape(20, -1)
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), steps * size, rtol=1e-3)
+    cosine = np.abs(moved @ direction) / np.linalg.norm(moved, axis=1) / np.linalg.norm(direction)
+    np.testing.assert_allclose(cosine, 1, rtol=1e-4)
+    assert (classifier.predict(x_adv).argmax(axis=1) != y).all()
+
+
+def two_classes_in_l2(build: Build, shape: tuple[int, ...]) -> tuple[PyTorchClassifier, Any, Any, Any]:
+    """As :func:`two_classes`, with the labels and the direction across the boundary."""
+    classifier, x, _ = two_classes(build, shape)
+    weight = classifier.model[1].weight.detach().numpy()
+    return classifier, x, classifier.predict(x).argmax(axis=1), weight[0] - weight[1]
+
+
+@pytest.mark.parametrize("norm", [2, np.inf])
+def test_one_step_of_the_whole_eps_breaks_what_is_nearer_and_nothing_else(norm: float, at_distance: Build) -> None:
+    """The fast gradient method, which a linear classifier has no answer to."""
+    distance = 0.2 if norm == 2 else 0.03
+    classifier, x, y, _ = at_distance((3, 8, 8), norm, distance)
+    for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
+        x_adv = IterativeFGSM(classifier, eps_step=eps, max_iter=1, norm=norm).generate(x, y)
+        assert ((classifier.predict(x_adv).argmax(axis=1) != y) == broken).all()
+        np.testing.assert_allclose(np.linalg.norm((x_adv - x).reshape(16, -1), ord=norm, axis=1), eps, rtol=1e-3)
+
+
 def test_each_step_follows_the_sign_of_the_cross_entropy_s_gradient(
     digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext.estimator.defend import as_module, defend
 from art_defenses_ext.gradient_mode import Defence, find_defences, gradient_mode, gradient_modes
-from art_defenses_ext.rebuild import undefended
+from art_defenses_ext.rebuild import rebuild, undefended
 from art_defenses_ext.validation import InputError
 
 SHAPE = (3, 4, 5)
@@ -51,6 +51,16 @@ class Squared(nn.Module, Defence, PreprocessorPyTorch):
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         exact = self.factor * x.square()
         return (exact if self.gradient_mode == "exact" else exact.detach() + x - x.detach()), y
+
+
+class Inside(nn.Module, Defence):
+    """The identity, inside a network; the derivative that an attacker sees is exact or doubled."""
+
+    defence_name = "inside"
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "double")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.gradient_mode == "exact" else 2 * x - x.detach()
 
 
 class OwnForward(nn.Sequential):
@@ -225,6 +235,23 @@ def test_every_defence_is_reachable_through_the_module(x: Any) -> None:
     assert gradient_modes(module) == gradient_modes(defended)
     with gradient_mode(module, "identity+exact"):
         assert (first.gradient_mode, second.gradient_mode) == ("identity", "exact")
+
+
+def test_defences_in_front_of_the_network_come_before_those_inside_it_for_the_module_too(x: Any) -> None:
+    """So that one name of a combination of modes means the same for a classifier and for its module."""
+    first, second = Squared(), Squared()
+    inside = nn.Sequential(*network(), Inside())
+    defended = defend(wrap(inside, preprocessing=PREPROCESSING["per channel"]), first, second)
+    module = as_module(defended)
+    expected = [first, second, inside[-1]]
+    assert [one for one in module.modules() if isinstance(one, Defence)] == expected
+    assert find_defences(module) == find_defences(defended) == expected
+    assert gradient_modes(module) == gradient_modes(defended)
+    for target in (module, defended):
+        with gradient_mode(target, "exact+identity+double"):
+            assert [one.gradient_mode for one in expected] == ["exact", "identity", "double"]
+    nested = rebuild(defended, model=module, preprocessing_defences=None, preprocessing=None)
+    assert find_defences(as_module(nested)) == find_defences(nested) == expected
 
 
 def test_the_module_is_for_evaluation_and_shares_the_model(x: Any) -> None:

@@ -12,10 +12,23 @@ from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.attack.square import Square
 from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, SETS, STANDARD, AttackSpec, attack_set, normalisation_scale
+from art_defenses_ext.evaluation.attacks import (
+    FULL,
+    PAPERS,
+    SETS,
+    STANDARD,
+    WHITE_BOX,
+    AttackSpec,
+    attack_set,
+    normalisation_scale,
+)
+from art_defenses_ext.evaluation.seeding import seeded
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.validation import InputError
@@ -41,11 +54,11 @@ def wrap(input_shape: tuple[int, ...], preprocessing: Any) -> PyTorchClassifier:
 
 def test_names_are_unique_across_all_that_may_run_together() -> None:
     for papers in PAPERS.values():
-        names = [spec.name for spec in papers + STANDARD]
+        names = [spec.name for spec in papers + FULL]
         assert len(set(names)) == len(names)
 
 
-@pytest.mark.parametrize("spec", [*JUMP_RELU, *STANDARD], ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", [*JUMP_RELU, *FULL], ids=lambda spec: spec.name)
 def test_each_attack_says_what_it_is_for(spec: AttackSpec) -> None:
     assert spec.purpose
     assert spec.source == ("paper" if spec in JUMP_RELU else "ladder")
@@ -60,7 +73,8 @@ def test_the_papers_of_jump_relu_are_three_attacks_in_two_boxes() -> None:
     for spec in JUMP_RELU:
         assert spec.samples == "all"
         assert not spec.bounded
-        assert not spec.all_modes  # the authors knew the native derivative only
+        assert spec.modes == "exact"  # the authors knew the native derivative only
+        assert spec.kind == "other"  # what they find is no evidence for or against our own white-box attacks
 
 
 @pytest.mark.parametrize(("input_shape", "iterations"), [((1, 8, 8), 40), ((3, 8, 8), 7)])
@@ -83,13 +97,46 @@ def test_the_papers_of_jump_relu_have_the_authors_figures(input_shape: tuple[int
 def test_the_ladder_has_white_box_transfer_black_box_and_a_control() -> None:
     ladder = {spec.name: spec for spec in STANDARD}
     assert all(spec.bounded for spec in STANDARD)
-    assert ladder["PGD-40"].all_modes
-    assert ladder["PGD-40"].curve
+    assert {spec.kind for spec in STANDARD} == {"white-box", "single step", "transfer", "queries", "noise"}
     assert ladder["transfer PGD-40"].crafted_on == "undefended"
     assert ladder["transfer PGD-40"].samples == "all"  # it also measures the undefended network
+    assert ladder["transfer PGD-40"].curve
     assert ladder["Square"].crafted_on == ladder["noise"].crafted_on == "defended"
     # A mode changes gradients only: nothing is gained by asking queries or noise again.
-    assert not any(ladder[name].all_modes for name in ("Square", "noise", "transfer PGD-40"))
+    assert all(ladder[name].modes == "exact" for name in ("Square", "noise", "transfer PGD-40"))
+
+
+def test_the_first_rung_follows_the_margin_in_every_mode_and_makes_the_curve() -> None:
+    assert STANDARD[0] is WHITE_BOX
+    assert (WHITE_BOX.kind, WHITE_BOX.crafted_on, WHITE_BOX.modes) == ("white-box", "defended", "all")
+    assert WHITE_BOX.samples == "survivors"
+    assert WHITE_BOX.curve
+
+
+def test_what_follows_gradients_comes_before_what_needs_none() -> None:
+    """So that the checks can tell what each kind still finds among the images that the white-box attacks leave."""
+    white = [spec.kind == "white-box" for spec in STANDARD]
+    assert white == sorted(white, reverse=True)
+    assert STANDARD[-1].kind == "noise"
+
+
+def test_each_white_box_attack_is_run_in_the_modes_that_it_can_use() -> None:
+    modes = {spec.name: (spec.crafted_on, spec.modes) for spec in STANDARD if spec.kind == "white-box"}
+    assert modes == {
+        "APGD margin": ("defended", "all"),
+        "APGD cross-entropy": ("defended", "all"),
+        "APGD targeted": ("defended", "all"),
+        "APGD annealed": ("defended", "annealable"),
+        "APGD smoothed": ("smoothed", "exact"),  # its gradient is an estimate already
+    }
+
+
+def test_the_full_ladder_is_the_standard_one_and_what_takes_longer() -> None:
+    assert FULL[: len(STANDARD)] == STANDARD
+    longer = FULL[len(STANDARD) :]
+    assert longer
+    assert all(spec.crafted_on == "defended" and spec.samples == "survivors" for spec in longer)
+    assert {spec.name for spec in longer if not spec.bounded} == {"DeepFool", "C&W", "HopSkipJump"}
 
 
 # The attacks built
@@ -109,7 +156,13 @@ def test_a_bounded_attack_stays_in_the_ball_and_in_the_clip_range(
     assert all(threat.allows(size) for size in np.linalg.norm(delta, ord=threat.norm, axis=1))
 
 
-@pytest.mark.parametrize("name", ["PGD-40", "transfer PGD-40", "noise"])
+@pytest.mark.parametrize("spec", [spec for spec in FULL if spec.bounded and spec.kind != "single step"])
+def test_every_random_attack_is_given_the_seed(spec: AttackSpec, defended: PyTorchClassifier) -> None:
+    attack: Any = spec.build(defended, Linf(0.1), 1234)
+    assert attack.seed == 1234
+
+
+@pytest.mark.parametrize("name", ["APGD margin", "APGD annealed", "transfer PGD-40", "Square", "noise"])
 def test_the_seed_reaches_the_attack(name: str, defended: PyTorchClassifier, digits: Dataset) -> None:
     (spec,) = [spec for spec in STANDARD if spec.name == name]
     x, y = digits.test.x[:3], np.eye(10, dtype=np.float32)[digits.test.y[:3]]
@@ -118,12 +171,84 @@ def test_the_seed_reaches_the_attack(name: str, defended: PyTorchClassifier, dig
     assert not np.array_equal(first, other)
 
 
+def test_the_single_step_is_as_long_as_the_ball_is_wide(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    (fgsm,) = [spec for spec in STANDARD if spec.kind == "single step"]
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    inner = np.clip(x, 0.3, 0.7)  # so far from the faces of the cube that nothing is clipped
+    for threat in (Linf(0.1), L2(0.3)):
+        moved = fgsm.build(digits_classifier, threat, 0).generate(inner, y)
+        sizes = np.linalg.norm((moved - inner).reshape(20, -1), ord=threat.norm, axis=1)
+        right = digits_classifier.predict(inner).argmax(axis=1) == y
+        assert right.sum() > 5
+        np.testing.assert_allclose(sizes[right], threat.eps, rtol=1e-4)
+        assert not sizes[~right].any()
+
+
+@pytest.mark.parametrize("nb_classes", [2, 3, 4, 10, 15])
+def test_the_targeted_attack_heads_for_each_of_nine_classes_or_as_many_as_there_are(nb_classes: int) -> None:
+    (spec,) = [spec for spec in STANDARD if spec.name == "APGD targeted"]
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, nb_classes))
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, clip_values=(0, 1))
+    attack: Any = spec.build(classifier, Linf(0.1), 0)
+    assert type(attack) is AutoPGD
+    assert attack.nb_runs == min(9, nb_classes - 1)
+    assert attack.loss == ("dlr_targeted" if nb_classes > 3 else "margin_targeted")  # the former needs four logits
+    x = np.random.default_rng(0).random((3, 1, 4, 4), dtype=np.float32)
+    assert attack.generate(x, np.zeros(3, int)).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "expected"),
+    [
+        ("APGD margin", AutoPGD, {"loss": "margin", "max_iter": 100, "nb_runs": 1}),
+        ("APGD cross-entropy", AutoPGD, {"loss": "cross_entropy", "max_iter": 100, "nb_runs": 1}),
+        ("APGD annealed", AnnealedPGD, {"loss": "margin", "max_iter": 100}),
+        ("Square", Square, {"max_queries": 1000}),
+        ("APGD restarts", AutoPGD, {"loss": "margin", "max_iter": 100, "nb_runs": 10}),
+        ("Square, 5,000 queries", Square, {"max_queries": 5000}),
+    ],
+)
+def test_an_attack_does_what_its_name_and_purpose_say(
+    name: str, kind: type, expected: dict[str, Any], defended: PyTorchClassifier
+) -> None:
+    (spec,) = [spec for spec in FULL if spec.name == name]
+    attack: Any = spec.build(defended, L2(0.5), 7)
+    assert type(attack) is kind
+    settings = {"norm": 2, "eps": 0.5, "seed": 7}
+    for setting, value in (expected | settings).items():
+        assert getattr(attack, setting) == value, setting
+
+
+# Settings for fewer steps than an evaluation takes.
+BRIEF = {"DeepFool": {}, "C&W": {"max_iter": 20, "learning_rate": 0.1}, "HopSkipJump": {"max_iter": 1, "max_eval": 100}}
+
+
+@pytest.mark.parametrize("threat", [Linf(0.3), L2(1.5)], ids=str)
+@pytest.mark.parametrize("name", BRIEF)
+def test_an_attack_without_a_ball_finds_a_change_that_breaks(
+    name: str, threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """Also on a bare network, which takes float32 alone."""
+    (spec,) = [spec for spec in FULL if spec.name == name]
+    x, y = digits.test.x[:2], digits.test.y[:2]
+    assert (digits_classifier.predict(x).argmax(axis=1) == y).all()
+    attack = spec.build(digits_classifier, threat, 1)
+    attack.set_params(**BRIEF[name])
+    with seeded(0):  # ART's own draw from the global generators
+        moved = attack.generate(x, np.eye(10, dtype=np.float32)[y])
+    assert moved.min() >= 0
+    assert moved.max() <= 1
+    assert (digits_classifier.predict(moved.astype(np.float32)).argmax(axis=1) != y).all()
+
+
 # Choosing a set
 
 
 def test_the_sets_of_a_defended_classifier(defended: PyTorchClassifier) -> None:
+    assert SETS == ("papers", "standard", "full")
     assert attack_set("papers", defended) == JUMP_RELU
-    assert attack_set("standard", defended) == JUMP_RELU + STANDARD
+    assert attack_set("standard", defended) == STANDARD + JUMP_RELU
+    assert attack_set("full", defended) == FULL + JUMP_RELU
 
 
 def test_a_defence_that_is_there_twice_has_its_paper_once(defended: PyTorchClassifier) -> None:
@@ -153,6 +278,7 @@ class _JumpingHead(nn.Module):
 
 def test_a_plain_classifier_gets_the_ladder(digits_classifier: PyTorchClassifier) -> None:
     assert attack_set("standard", digits_classifier) == STANDARD
+    assert attack_set("full", digits_classifier) == FULL
     with pytest.raises(InputError, match=r"attacks is 'papers', but .*; use 'standard'"):
         attack_set("papers", digits_classifier)
 

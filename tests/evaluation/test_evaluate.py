@@ -18,16 +18,21 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod, SquareAttack
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import FeatureSqueezing
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 from torch import nn
 
-from art_defenses_ext import JumpReLU, evaluate
+from art_defenses_ext import JumpReLU, defend, evaluate, gradient_mode
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, AttackSpec
-from art_defenses_ext.evaluation.plan import CURVE_FACTORS, make_plan
+from art_defenses_ext.evaluation.attacker import EOT_DRAWS, VOTES, Attacker
+from art_defenses_ext.evaluation.attacks import PAPERS, STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.costs import measured
+from art_defenses_ext.evaluation.plan import CURVE_FACTORS, EFFORT, make_plan
+from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import RunDirectory, read_records
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.summary import AttackRow, summarise
@@ -48,7 +53,7 @@ ATTACKS = (
         "PGD",
         lambda c, threat, seed: MarginPGD(c, threat.norm, threat.eps, max_iter=8, seed=seed),
         "white-box",
-        all_modes=True,
+        modes="all",
     ),
     AttackSpec(
         "transfer",
@@ -64,6 +69,10 @@ ATTACKS = (
     ),
     AttackSpec("noise", lambda c, threat, seed: RandomNoise(c, threat.norm, threat.eps, 5, seed=seed), "control"),
 )
+
+
+# In place of the checks' own attack.
+BRIEF_EFFORT = replace(EFFORT, build=lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=20, seed=seed))
 
 
 class Own(EvasionAttack):
@@ -107,7 +116,7 @@ def overheard(spec: AttackSpec, calls: list[Call]) -> AttackSpec:
             mode = "+".join(defence.gradient_mode for defence in find_defences(classifier))
             asked = x.copy(), y.copy()
             returned = attack.generate(x, y)
-            key = f"{spec.name} [{mode}]" if spec.all_modes else spec.name
+            key = spec.name if spec.modes == "exact" else f"{spec.name} [{mode}]"
             calls.append(Call(key, classifier, mode, threat, seed, *asked, np.array(returned)))
             return returned
 
@@ -201,12 +210,13 @@ def test_robust_accuracy_is_what_brute_force_finds_in_the_file(run: Run) -> None
     assert 0 < np.mean(robust) < 1  # or this test shows little
 
 
-def test_each_figure_can_be_computed_anew_from_the_files(run: Run, defended: PyTorchClassifier) -> None:
+def test_each_figure_can_be_computed_anew_from_the_files(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
     records = read_records(run.folder)
     assert records == run.report.records
     summary = run.report.summary
-    plan = make_plan(ATTACKS, defended, Linf(EPS), with_curve=False)
-    again = summarise(summary.run, plan, records, [])
+    attacker = Attacker.of(defended, x[:BLOCK], Linf(EPS), adaptive=True, seed=0)
+    plan = make_plan(ATTACKS, attacker, Linf(EPS), with_curve=False)
+    again = summarise(summary.run, plan, records, [], summary.checks)
     assert replace(again, rows=[], total=summary.total) == replace(summary, rows=[])
     for mine, theirs in zip(again.rows, summary.rows, strict=True):
         assert replace(theirs, forward=0, backward=0, seconds=0) == mine
@@ -346,8 +356,10 @@ def test_the_global_generators_are_seeded_for_an_attack(
 
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_callers_generators_go_on_as_if_nothing_had_been(
-    fails: bool, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+    fails: bool, defended: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+
     def act(x: FloatArray, y: FloatArray) -> FloatArray:
         moved = drawing(x, y)
         if fails:
@@ -360,7 +372,8 @@ def test_the_callers_generators_go_on_as_if_nothing_had_been(
 
     before = state()
     try:
-        evaluate(defended, x, y, Linf(EPS), [own("drawing", act), *ATTACKS[-2:]], curve_samples=0)
+        attacks = [WHITE_BOX, own("drawing", act, samples="all"), *ATTACKS[-2:]]
+        evaluate(defended, x, y, Linf(EPS), attacks, curve_samples=0, check_samples=1)
     except KeyError:
         assert fails
     assert state() == before
@@ -370,7 +383,7 @@ def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, 
     def seeds(seed: int) -> dict[tuple[str, bytes], int]:
         calls: list[Call] = []
         attacks = [
-            overheard(own("a", lambda x, y: x, samples="all", all_modes=True), calls),
+            overheard(own("a", lambda x, y: x, samples="all", modes="all"), calls),
             overheard(own("b", lambda x, y: x, samples="all"), calls),
         ]
         evaluate(defended, x, y, Linf(EPS), attacks, seed=seed, block_size=BLOCK, curve_samples=0)
@@ -382,7 +395,10 @@ def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, 
     assert len({*first.values(), *other.values()}) == 2 * len(first)
 
 
-def test_the_network_is_left_as_it_was(own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+def test_the_network_is_left_as_it_was(
+    own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
     own_classifier.model.head[1].weight.requires_grad_(False)
     defended = JumpReLU(own_classifier, 1.0)()
     defended.model.gradient_mode = "smooth"
@@ -394,18 +410,23 @@ def test_the_network_is_left_as_it_was(own_classifier: PyTorchClassifier, x: Flo
             [[parameter.requires_grad for parameter in model.parameters()] for model in models],
             [[module.training for module in model.modules()] for model in models],
             [[len(module._forward_hooks) for module in model.modules()] for model in models],
+            [[len(module._forward_pre_hooks) for module in model.modules()] for model in models],
             defended.model.gradient_mode,
+            defended.model.surrogate_width,
         ]
 
     before = state()
     evaluate(defended, x[:4], y[:4], Linf(EPS), ATTACKS, curve_samples=0)
+    assert state() == before
+    annealed = [spec for spec in STANDARD if spec.modes == "annealable"]
+    evaluate(defended, x[:4], y[:4], Linf(EPS), [WHITE_BOX, *annealed], curve_samples=0, check_samples=1)
     assert state() == before
 
     def fail(x: FloatArray, y: FloatArray) -> FloatArray:
         raise KeyError("the attack failed")
 
     with pytest.raises(KeyError):
-        evaluate(defended, x[:4], y[:4], Linf(EPS), [own("fails", fail, all_modes=True)], curve_samples=0)
+        evaluate(defended, x[:4], y[:4], Linf(EPS), [own("fails", fail, modes="all")], curve_samples=0)
     assert state() == before
 
 
@@ -485,7 +506,7 @@ def test_the_ladder_sees_only_what_nothing_broke_before(
     attacks = [
         own("paper", breaking(strangers, 0), source="paper", samples="all"),
         own("first", breaking(strangers, 1, 2)),
-        own("second", breaking(strangers, 3), all_modes=True),
+        own("second", breaking(strangers, 3), modes="all"),
         own("third", breaking(strangers)),
         own("later paper", breaking(strangers, 1, 4), source="paper", samples="all"),
         own("last", breaking(strangers)),
@@ -597,6 +618,253 @@ def test_costs_are_those_of_the_attack_alone(
     ]
     assert [(one["block"], one["attack"], one["samples"]) for one in costs] == expected
     assert all((one["forward"], one["backward"]) == (2 * one["samples"], one["samples"]) for one in costs)
+
+
+# What the attacker is given
+
+
+class Rounding(PreprocessorPyTorch):
+    """Other people's: five grey levels, so that no gradient passes."""
+
+    def __init__(self) -> None:
+        super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
+
+    def forward(self, x: torch.Tensor, y: Any = None) -> tuple[torch.Tensor, Any]:
+        return (x * 4).round() / 4, y
+
+
+class Noise(PreprocessorPyTorch):
+    """Other people's: another image in each pass."""
+
+    def __init__(self) -> None:
+        super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
+
+    def forward(self, x: torch.Tensor, y: Any = None) -> tuple[torch.Tensor, Any]:
+        return x + 0.3 * torch.randn_like(x), y
+
+
+def still(x: FloatArray, y: FloatArray) -> FloatArray:
+    return x
+
+
+# One of each kind: they change nothing and are listened to.
+STILL = (
+    own("all modes", still, modes="all", samples="all"),
+    own("annealed", still, modes="annealable", samples="all"),
+    own("smoothed", still, crafted_on="smoothed", samples="all"),
+    own("paper", still, source="paper", samples="all"),
+    own("transfer", still, crafted_on="undefended", samples="all"),
+)
+
+
+def calls_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, **options: Any) -> tuple[Report, list[Call]]:
+    calls: list[Call] = []
+    attacks = [overheard(spec, calls) for spec in STILL]
+    report = evaluate(classifier, x, y, Linf(EPS), attacks, curve_samples=0, check_samples=0, **options)
+    return report, calls
+
+
+def test_other_peoples_preprocessors_get_a_surrogate_but_not_for_their_papers_attacks(
+    digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    defended = defend(digits_classifier, Rounding())
+    report, calls = calls_of(defended, x, y)
+    assert report.summary.run.modes == ["exact", "surrogate"]
+    found = {call.key: call.estimator for call in calls}
+    assert found["paper"] is defended
+    assert found["transfer"] is digits_classifier
+    one_hot = np.eye(10, dtype=np.float32)[y]
+    assert not defended.loss_gradient(x, one_hot).any()
+    for key in ("all modes [exact]", "all modes [surrogate]"):
+        assert not found[key].loss_gradient(x, one_hot).any()  # outside the attack each mode is exact again
+        assert np.array_equal(found[key].predict(x), defended.predict(x))
+        with gradient_mode(found[key], "surrogate"):
+            assert found[key].loss_gradient(x, one_hot).any()
+    assert {call.mode for call in calls if call.key.startswith("all modes")} == {"exact", "surrogate"}
+
+
+def test_a_naive_attacker_gets_the_exact_gradient_alone(
+    defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    for classifier in (defended, defend(digits_classifier, Rounding())):
+        report, calls = calls_of(classifier, x, y, adaptive=False)
+        assert [call.key for call in calls] == ["all modes [exact]", "paper", "transfer"]
+        assert {call.mode for call in calls} <= {"exact", ""}
+        assert report.summary.run.modes == ["exact"]
+        assert not report.summary.run.settings.adaptive
+        assert row(report, "smoothed").note.startswith("not run")
+
+
+def test_the_smoothed_network_is_attacked_only_where_every_gradient_misleads(
+    defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    for classifier in (defended, digits_classifier):  # the JumpReLU's surrogates lead somewhere
+        report, calls = calls_of(classifier, x, y)
+        assert "smoothed" not in {call.key for call in calls}
+        assert row(report, "smoothed").note.startswith("not run")
+    stepped = defend(digits_classifier, Rounding())
+    _, calls = calls_of(stepped, x, y)
+    (call,) = [one for one in calls if one.key == "smoothed"]
+    assert np.array_equal(call.estimator.predict(x), stepped.predict(x))
+    one_hot = np.eye(10, dtype=np.float32)[y]
+    assert call.estimator.loss_gradient(x, one_hot).any()
+    assert not stepped.loss_gradient(x, one_hot).any()
+
+
+def test_an_annealed_attack_meets_the_modes_that_have_a_width(
+    defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    _, calls = calls_of(defended, x, y)
+    assert [call.mode for call in calls if call.key.startswith("annealed")] == ["smooth"]
+    _, calls = calls_of(digits_classifier, x, y)
+    assert not [call for call in calls if call.key.startswith("annealed")]
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_random_defence_is_averaged_by_its_attacker_and_judged_by_a_vote(
+    adaptive: bool, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    defended = defend(digits_classifier, Noise())
+    report, calls = calls_of(defended, x, y, adaptive=adaptive)
+    draws = EOT_DRAWS if adaptive else 1
+    assert (report.summary.run.votes, report.summary.run.draws) == (VOTES, draws)
+    assert report.summary.randomness is not None
+    attacked = next(call.estimator for call in calls if call.key.startswith("all modes"))
+    with measured(defended) as cost, torch.random.fork_rng():
+        attacked.loss_gradient(x[:3], np.eye(10, dtype=np.float32)[y[:3]])
+    assert (cost.forward, cost.backward) == (3 * draws, 3 * draws)
+    assert next(call.estimator for call in calls if call.key == "paper") is defended
+    verdicts = [(record.clean, record.clean_misses, record.label) for record in report.records]
+    verdicts += [
+        (outcome.prediction, outcome.misses, record.label)
+        for record in report.records
+        for outcome in record.attacks.values()
+    ]
+    for found, misses, label in verdicts:
+        assert misses is not None
+        assert misses > VOTES / 2 or found == label
+        assert misses < VOTES or found != label
+    assert len({misses for _, misses, _ in verdicts}) > 3  # or this test shows little
+
+
+def test_a_defence_that_is_not_random_is_judged_by_one_pass(run: Run) -> None:
+    assert (run.report.summary.run.votes, run.report.summary.run.draws) == (1, 1)
+    assert run.report.summary.randomness is None
+    for record in run.report.records:
+        assert record.clean_misses is None
+        assert all(outcome.misses is None for outcome in record.attacks.values())
+
+
+def test_a_random_defences_records_come_out_the_same_again(
+    digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    """Whatever the state of the global generators that it draws from; and the first block alone, too."""
+    defended = defend(digits_classifier, Noise())
+    attacks = [spec for spec in ATTACKS if spec.name in ("FGSM", "PGD", "transfer")]
+    records = []
+    for outside, count in ((1, 2 * BLOCK), (2, 2 * BLOCK), (3, BLOCK)):
+        with unsettled(outside):
+            report = evaluate(defended, x[:count], y[:count], Linf(EPS), attacks, block_size=BLOCK, curve_samples=0)
+        records.append(report.records)
+    assert records[0] == records[1]
+    assert records[0][:BLOCK] == records[2]
+
+
+# The checks
+
+
+@pytest.fixture(scope="module")
+def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The first rung of the ladder and its checks on more than a block, with fewer steps than they take."""
+    folder = tmp_path_factory.mktemp("checked") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("art_defenses_ext.evaluation.evaluate.BINARIZED", 4)
+        patch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+        report = evaluate(
+            defended, x, y, Linf(0.05), [WHITE_BOX], out=folder, block_size=BLOCK, curve_samples=0, check_samples=20
+        )
+    return Run(report, [], folder)
+
+
+def test_the_checks_attack_the_first_samples_at_the_limit_and_what_is_left_with_more_effort(checked: Run) -> None:
+    modes = ("exact", "relu", "smooth")
+    ladder = {f"APGD margin [{mode}]" for mode in modes}
+    for record in checked.report.records:
+        limit = {key for key in record.attacks if key.endswith(" @ 0.5, limit")}
+        effort = {key for key in record.attacks if key.startswith("APGD margin, 300 steps")}
+        assert len(limit) == (3 if record.index < 20 else 0)
+        if record.index >= 20 or not record.robust(ladder):
+            assert effort == set()
+        elif record.robust():
+            assert len(effort) == 3
+        else:
+            assert effort
+    side = [one.key for one in checked.report.summary.rows if one.source == "side"]
+    assert side == ["the checks' effort", "the checks' limit"]
+
+
+def test_the_checks_are_in_the_report_and_in_its_files(checked: Run) -> None:
+    summary = checked.report.summary
+    verdicts = {check.name: check.verdict for check in summary.checks}
+    assert list(verdicts) == [
+        "single step",
+        "larger eps",
+        "more effort",
+        "transfer",
+        "queries",
+        "noise",
+        "gradients",
+        "randomness",
+        "gradient modes",
+        "binarization",
+    ]
+    # No such attack was in the set.
+    assert {name for name in ("single step", "transfer", "queries", "noise") if verdicts[name] != "not run"} == set()
+    assert verdicts["larger eps"] == verdicts["more effort"] == verdicts["gradient modes"] == "passed"
+    assert checked.report.established == summary.established == ("failed" not in verdicts.values())
+    written = json.loads((checked.folder / "report.json").read_text())
+    assert {one["name"]: one["verdict"] for one in written["checks"]} == verdicts
+    assert written["established"] is checked.report.established
+    assert written["run"]["settings"]["check_samples"] == 20
+
+
+def test_a_naive_attacker_establishes_nothing(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    report = evaluate(defended, x[:8], y[:8], Linf(0.05), [WHITE_BOX], curve_samples=0, check_samples=2, adaptive=False)
+    assert "gradient modes" in report.summary.failed_checks
+    assert report.established is False
+
+
+def test_what_the_exact_gradients_of_stacked_defences_hide_is_counted(
+    digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+    stacked = defend(JumpReLU(digits_classifier, 0.5)(), Rounding())
+    report = evaluate(stacked, x[:8], y[:8], Linf(0.2), [WHITE_BOX], curve_samples=0, check_samples=1)
+    assert len(report.summary.run.modes) == 6
+    exact = [record.robust({"APGD margin [exact+exact]"}) for record in report.records]
+    hidden = sum(exact) - sum(record.robust() for record in report.records)
+    assert hidden > 2  # rounding lets no gradient pass
+    (check,) = [one for one in report.summary.checks if one.name == "gradient modes"]
+    assert check.figures == {"hidden by the exact gradient": Proportion(hidden, sum(exact))}
+
+
+@pytest.mark.parametrize("check_samples", [0, 4])
+def test_without_checks_or_without_our_attacks_nothing_is_called_established(
+    check_samples: int, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    report = evaluate(defended, x[:8], y[:8], Linf(EPS), "papers", curve_samples=0, check_samples=check_samples)
+    assert report.established is None
+    assert {check.verdict for check in report.summary.checks} == ({"not run"} if check_samples else set())
+    assert not [one for one in report.summary.rows if one.source == "side"]
+
+
+def test_checks_change_no_record_of_the_ladder(
+    checked: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    report = evaluate(defended, x, y, Linf(0.05), [WHITE_BOX], block_size=BLOCK, curve_samples=0, check_samples=0)
+    for mine, theirs in zip(report.records, checked.report.records, strict=True):
+        assert mine.attacks.items() <= theirs.attacks.items()
+        assert (mine.clean, mine.label) == (theirs.clean, theirs.label)
 
 
 # The undefended classifier
@@ -789,6 +1057,10 @@ BAD: dict[str, Callable[[PyTorchClassifier, FloatArray, Any], dict[str, Any]]] =
     "block_size None": lambda c, x, y: {"block_size": None},
     "curve_samples -1": lambda c, x, y: {"curve_samples": -1},
     "curve_samples 0.5": lambda c, x, y: {"curve_samples": 0.5},
+    "check_samples -1": lambda c, x, y: {"check_samples": -1},
+    "check_samples 0.5": lambda c, x, y: {"check_samples": 0.5},
+    "check_samples True": lambda c, x, y: {"check_samples": True},
+    "check_samples None": lambda c, x, y: {"check_samples": None},
     "the bare model": lambda c, x, y: {"classifier": c.model},
     "numpy preprocessing": lambda c, x, y: {"classifier": _numpy_preprocessor(c)},
     "a postprocessor": lambda c, x, y: {"classifier": _postprocessor(c)},
@@ -880,15 +1152,19 @@ def test_on_a_linear_classifier_robust_accuracy_is_the_share_beyond_the_radius(
 def test_the_standard_set_on_a_plain_classifier(
     threat: Threat, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    report = evaluate(digits_classifier, x[:6], y[:6], threat, curve_samples=2)
+    report = evaluate(digits_classifier, x[:6], y[:6], threat, curve_samples=2, check_samples=0)
     assert report.summary.paper is None
-    assert [one.key for one in report.summary.rows if one.source == "ladder"][:5] == [
-        "FGSM [exact]",
-        "PGD-40 [exact]",
+    assert [one.key for one in report.summary.rows if one.source == "ladder"] == [
+        "APGD margin [exact]",
+        "APGD cross-entropy [exact]",
+        "APGD targeted [exact]",
+        "APGD smoothed",
         "transfer PGD-40",
+        "FGSM [exact]",
         "Square",
         "noise",
     ]
+    assert row(report, "APGD smoothed").note.startswith("not run")  # its own gradients lead where they say
     assert row(report, "transfer PGD-40").note.startswith("not run")
     # Without a paper each attack runs on what the former ones left, so what they broke adds up to what is broken.
     correct, robust = report.summary.clean.count, report.summary.worst_case.count

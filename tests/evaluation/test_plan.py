@@ -1,14 +1,20 @@
-"""The plan: every attack, under each mode that it asks for, then the curve."""
+"""The plan: every attack, under each mode that it asks for, then what the checks need, then the curve."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.plan import CURVE_FACTORS, AttackRun, make_plan
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacker import Attacker
+from art_defenses_ext.evaluation.attacks import STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.plan import CURVE_FACTORS, EFFORT, AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 
@@ -18,41 +24,68 @@ def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAt
 
 
 ONCE = AttackSpec("once", never, "")
-IN_ALL_MODES = AttackSpec("in all modes", never, "", all_modes=True)
+IN_ALL_MODES = AttackSpec("in all modes", never, "", modes="all")
+ANNEALED = AttackSpec("annealed", never, "", modes="annealable")
 CURVED = AttackSpec("curved", never, "", curve=True)
-BOTH = AttackSpec("both", never, "", all_modes=True, curve=True)
+BOTH = AttackSpec("both", never, "", modes="all", curve=True)
 
 MODES = ("exact", "relu", "smooth")
+LIMIT = Linf(0.5)
 
 
 @pytest.fixture(scope="module")
-def defended(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
-    return JumpReLU(digits_classifier, 1.0)()
+def attacker(digits_classifier: PyTorchClassifier, digits: Dataset) -> Attacker:
+    """Of a network with a jump."""
+    return Attacker.of(JumpReLU(digits_classifier, 1.0)(), digits.test.x[:4], Linf(0.1), adaptive=True, seed=0)
 
 
-def test_an_attack_for_all_modes_is_unrolled_in_place(defended: PyTorchClassifier) -> None:
-    plan = make_plan((ONCE, IN_ALL_MODES, CURVED), defended, Linf(0.1), with_curve=False)
+@pytest.fixture(scope="module")
+def of_a_plain_network(digits_classifier: PyTorchClassifier, digits: Dataset) -> Attacker:
+    return Attacker.of(digits_classifier, digits.test.x[:4], Linf(0.1), adaptive=True, seed=0)
+
+
+def test_an_attack_for_all_modes_is_unrolled_in_place(attacker: Attacker) -> None:
+    plan = make_plan((ONCE, IN_ALL_MODES, CURVED), attacker, Linf(0.1), with_curve=False)
     expected = [(ONCE, "exact"), *((IN_ALL_MODES, mode) for mode in MODES), (CURVED, "exact")]
     assert [(run.spec, run.mode) for run in plan] == expected
-    assert all(run.threat == Linf(0.1) and not run.curve for run in plan)
+    assert all(run.threat == Linf(0.1) and run.role == "ladder" for run in plan)
 
 
-def test_without_a_defence_there_is_one_mode(digits_classifier: PyTorchClassifier) -> None:
-    plan = make_plan((IN_ALL_MODES,), digits_classifier, Linf(0.1), with_curve=False)
+def test_an_annealed_attack_runs_where_a_surrogate_has_a_width(
+    attacker: Attacker, of_a_plain_network: Attacker
+) -> None:
+    plan = make_plan((ONCE, ANNEALED), attacker, Linf(0.1), with_curve=False)
+    assert [(run.spec, run.mode) for run in plan] == [(ONCE, "exact"), (ANNEALED, "smooth")]
+    assert plan[1].key == "annealed [smooth]"
+    without = make_plan((ONCE, ANNEALED), of_a_plain_network, Linf(0.1), with_curve=False)
+    assert [run.spec for run in without] == [ONCE]
+
+
+def test_a_naive_attacker_gets_the_exact_gradient_alone(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    naive = Attacker.of(JumpReLU(digits_classifier, 1.0)(), digits.test.x[:4], Linf(0.1), adaptive=False, seed=0)
+    plan = make_plan((ONCE, IN_ALL_MODES, ANNEALED), naive, Linf(0.1), with_curve=False)
+    assert [(run.spec, run.mode) for run in plan] == [(ONCE, "exact"), (IN_ALL_MODES, "exact")]
+
+
+def test_without_a_defence_there_is_one_mode(of_a_plain_network: Attacker) -> None:
+    plan = make_plan((IN_ALL_MODES,), of_a_plain_network, Linf(0.1), with_curve=False)
     assert [run.mode for run in plan] == ["exact"]
 
 
+# The curve
+
+
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)])
-def test_the_curve_comes_last_at_each_eps_and_mode(defended: PyTorchClassifier, threat: Threat) -> None:
+def test_the_curve_comes_last_at_each_eps_and_mode(attacker: Attacker, threat: Threat) -> None:
     specs = (CURVED, BOTH, ONCE)
-    plan = make_plan(specs, defended, threat, with_curve=True)
-    runs = [run for run in plan if not run.curve]
-    assert plan[: len(runs)] == runs == make_plan(specs, defended, threat, with_curve=False)
+    plan = make_plan(specs, attacker, threat, with_curve=True)
+    runs = [run for run in plan if run.role == "ladder"]
+    assert plan[: len(runs)] == runs == make_plan(specs, attacker, threat, with_curve=False)
     curve = plan[len(runs) :]
     families = [("curved", "exact"), *(("both", mode) for mode in MODES)]
     expected = [(*family, factor) for family in families for factor in CURVE_FACTORS]
     assert [(run.spec.name, run.mode, pytest.approx(run.threat.eps / threat.eps)) for run in curve] == expected
-    assert all(run.curve for run in curve)
+    assert all(run.role == "curve" for run in curve)
     assert all(type(run.threat) is type(threat) for run in plan)
 
 
@@ -62,18 +95,74 @@ def test_the_curve_rises_through_the_threat_itself() -> None:
     assert 1.0 in CURVE_FACTORS
 
 
-def test_each_run_has_a_key_of_its_own(defended: PyTorchClassifier) -> None:
-    plan = make_plan((ONCE, IN_ALL_MODES, CURVED, BOTH), defended, Linf(0.1), with_curve=True)
-    assert len({run.key for run in plan}) == len(plan)
+# What the checks need
 
 
-def test_a_key_names_the_attack_its_mode_and_on_a_curve_its_eps() -> None:
+def test_the_checks_runs_come_between_the_ladder_and_the_curve(attacker: Attacker) -> None:
+    """More steps on what is left at the threat's eps, then the first rung at the limit; in every mode."""
+    specs = (WHITE_BOX, ONCE)
+    plan = make_plan(specs, attacker, Linf(0.1), with_curve=True, limit=LIMIT)
+    ladder = make_plan(specs, attacker, Linf(0.1), with_curve=False)
+    curve = make_plan(specs, attacker, Linf(0.1), with_curve=True)[len(ladder) :]
+    assert plan[: len(ladder)] == ladder
+    assert plan[-len(curve) :] == curve
+    checks = [(run.role, run.spec, run.mode, run.threat) for run in plan[len(ladder) : -len(curve)]]
+    assert checks == [
+        *(("effort", EFFORT, mode, Linf(0.1)) for mode in MODES),
+        *(("limit", WHITE_BOX, mode, LIMIT) for mode in MODES),
+    ]
+
+
+@pytest.mark.parametrize(("specs", "limit"), [((ONCE, BOTH), LIMIT), ((WHITE_BOX,), None)])
+def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
+    specs: tuple[AttackSpec, ...], limit: Threat | None, attacker: Attacker
+) -> None:
+    plan = make_plan(specs, attacker, Linf(0.1), with_curve=False, limit=limit)
+    assert {run.role for run in plan} == {"ladder"}
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
+def test_more_effort_is_six_times_that_of_the_first_rung(threat: Threat, attacker: Attacker) -> None:
+    rung, effort = (spec.build(attacker.attacked, threat, 3) for spec in (WHITE_BOX, EFFORT))
+    assert isinstance(rung, AutoPGD)
+    assert isinstance(effort, AutoPGD)
+    assert effort.max_iter * effort.nb_runs == 6 * rung.max_iter * rung.nb_runs
+    for setting in ("norm", "eps", "loss", "seed"):
+        assert getattr(effort, setting) == getattr(rung, setting)
+
+
+@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (-1.0, 3.0), None], ids=str)
+def test_in_the_hopeless_ball_every_image_can_be_turned_grey(clip_values: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 4, 4), 2, clip_values=clip_values)
+    low, high = clip_values or (0.0, 1.0)
+    corners = np.random.default_rng(0).choice([low, high], size=(20, 48))  # no image is farther from grey
+    distance = corners - (low + high) / 2
+    for threat in (Linf(0.1), L2(0.5)):
+        limit = hopeless(threat, classifier)
+        assert type(limit) is type(threat)
+        assert np.linalg.norm(distance, ord=threat.norm, axis=1) == pytest.approx(limit.eps)
+
+
+# Names
+
+
+@pytest.mark.parametrize("specs", [(WHITE_BOX, ONCE, IN_ALL_MODES, CURVED, BOTH, ANNEALED), STANDARD])
+def test_each_run_has_a_key_of_its_own(specs: tuple[AttackSpec, ...], attacker: Attacker) -> None:
+    for threat in (Linf(0.1), Linf(LIMIT.eps / 2)):  # of the latter the curve passes through the limit
+        plan = make_plan(specs, attacker, threat, with_curve=True, limit=LIMIT)
+        assert len({run.key for run in plan}) == len(plan)
+
+
+def test_a_key_names_the_attack_its_mode_and_at_another_eps_than_the_threats_its_eps() -> None:
     assert AttackRun(ONCE, "exact", Linf(0.1)).key == "once"
     assert AttackRun(BOTH, "smooth", Linf(0.1)).key == "both [smooth]"
-    assert AttackRun(BOTH, "smooth", Linf(0.05), curve=True).key == "both [smooth] @ 0.05"
-    assert AttackRun(CURVED, "exact", L2(np.sqrt(0.25)), curve=True).key == "curved @ 0.5"
+    assert AttackRun(BOTH, "smooth", Linf(0.05), "curve").key == "both [smooth] @ 0.05"
+    assert AttackRun(CURVED, "exact", L2(np.sqrt(0.25)), "curve").key == "curved @ 0.5"
+    assert AttackRun(BOTH, "relu", Linf(0.5), "limit").key == "both [relu] @ 0.5, limit"
+    assert AttackRun(BOTH, "relu", Linf(0.1), "effort").key == "both [relu]"
 
 
-def test_a_family_is_what_the_points_of_one_curve_share(defended: PyTorchClassifier) -> None:
-    curve = [run for run in make_plan((BOTH,), defended, Linf(0.1), with_curve=True) if run.curve]
+def test_a_family_is_what_the_points_of_one_curve_share(attacker: Attacker) -> None:
+    curve = [run for run in make_plan((BOTH,), attacker, Linf(0.1), with_curve=True) if run.role == "curve"]
     assert [run.family for run in curve] == [f"both [{mode}]" for mode in MODES for _ in CURVE_FACTORS]

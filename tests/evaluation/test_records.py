@@ -28,10 +28,13 @@ HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=Fals
 FAR = Outcome(prediction=2, misclassified=True, linf=0.5, l2=2.0, success=False)
 UNUSABLE = Outcome(prediction=7, misclassified=False, linf=0.0, l2=0.0, success=False, usable=False)
 
+RANDOM = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False, misses=5)
+
 RECORDS = [
-    SampleRecord(0, 7, 7, 7, {"FGSM [exact]": HELD, "Grüße": BROKEN}),
-    SampleRecord(1, 7, 3, None, {}),
-    SampleRecord(2, 7, 7, 1, {"FGSM [exact]": FAR, "PGD @ 0.1": UNUSABLE}),
+    SampleRecord(0, 7, 7, 7, attacks={"FGSM [exact]": HELD, "Grüße": BROKEN}),
+    SampleRecord(1, 7, 3),
+    SampleRecord(2, 7, 7, 1, attacks={"FGSM [exact]": FAR, "PGD @ 0.1": UNUSABLE}),
+    SampleRecord(3, 7, 7, clean_misses=2, attacks={"FGSM [exact]": RANDOM}),
 ]
 COSTS = [CostRecord(0, "FGSM [exact]", 3, Cost(forward=6, backward=3, seconds=0.125, peak_memory=1024))]
 
@@ -79,10 +82,18 @@ def test_what_is_appended_comes_back(tmp_path: Path) -> None:
 def test_there_is_a_line_of_json_for_each_sample_and_cost(tmp_path: Path) -> None:
     RunDirectory(tmp_path).append(RECORDS, COSTS)
     lines = (tmp_path / RunDirectory.RECORDS).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["index"] for line in lines] == [0, 1, 2]
+    assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3]
     (line,) = (tmp_path / RunDirectory.COSTS).read_text(encoding="utf-8").splitlines()
     cost = {"forward": 6, "backward": 3, "seconds": 0.125, "peak_memory": 1024}
     assert json.loads(line) == {"block": 0, "attack": "FGSM [exact]", "samples": 3, **cost}
+
+
+def test_records_from_before_defences_were_judged_by_votes_still_read(tmp_path: Path) -> None:
+    RunDirectory(tmp_path).append(RECORDS[:3], [])
+    path = tmp_path / RunDirectory.RECORDS
+    path.write_text(path.read_text().replace('"clean_misses": null, ', "").replace(', "misses": null', ""))
+    assert "misses" not in path.read_text()
+    assert read_records(tmp_path) == RECORDS[:3]
 
 
 def test_seconds_stay_out_of_the_records(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,16 @@ import pytest
 from rich.console import Console
 
 from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, png, summary_bars, trade_off
 from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.report import Example, Report
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import Proportion, Summary, summarise
+from art_defenses_ext.evaluation.summary import Randomness, Summary, summarise
 from art_defenses_ext.evaluation.table import headlines, verdict
 from art_defenses_ext.evaluation.threats import Linf
 from art_defenses_ext.gradient_mode import Tuning
@@ -43,17 +46,20 @@ def spec(name: str, **options: Any) -> AttackSpec:
 
 
 PAPER = spec("IFGSM", source="paper", samples="all", bounded=False)
-PGD = spec("PGD", all_modes=True)
+PGD = spec("PGD", modes="all")
 SQUARE = spec("Square")
 TRANSFER = spec("transfer", crafted_on="undefended", samples="all")
-CURVED = spec("PGD", all_modes=True, curve=True)
+CURVED = spec("PGD", modes="all", curve=True)
 
 
 def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
     values: dict[str, Any] = {
-        "settings": Settings("linf", THREAT.eps, "standard", samples, 7, 256, 10),
+        "settings": Settings("linf", THREAT.eps, "standard", samples, 7, 256, 10, 5, adaptive=True),
         "defences": [{"name": "jump_relu", "jump": 0.5, "width": None}],
         "tunings": [],
+        "modes": ["exact", "relu"],
+        "votes": 1,
+        "draws": 1,
         "model": "LeNetLike",
         "model_sha256": "1" * 64,
         "data_sha256": "2" * 64,
@@ -71,6 +77,7 @@ def summary_of(
     correct: int | None = None,
     undefended_correct: int | None = 8,
     curve: bool = False,
+    checks: Sequence[Check] = (),
     **changes: Any,
 ) -> Summary:
     """Figures of a run in which each attack breaks the first so many images; None: it did not run.
@@ -87,10 +94,10 @@ def summary_of(
         if broken is not None:
             costs.append(attack(run, broken, records, undefended_correct))
     for eps, broken in ((0.1, 3), (0.2, 6), (0.4, 9)) if curve else ():
-        run = AttackRun(CURVED, "exact", Linf(eps), curve=True)
+        run = AttackRun(CURVED, "exact", Linf(eps), "curve")
         plan.append(run)
         costs.append(attack(run, broken, records[:10], None, success=False))
-    return summarise(a_run(samples, **changes), plan, records, costs)
+    return summarise(a_run(samples, **changes), plan, records, costs, list(checks))
 
 
 def attack(
@@ -101,7 +108,7 @@ def attack(
     success: bool = True,
     usable: bool = True,
 ) -> CostRecord:
-    everywhere = run.spec.samples == "all" or run.curve
+    everywhere = run.spec.samples == "all" or run.role == "curve"
     chosen = [record for record in records if everywhere or record.robust()]
     for record in chosen:
         hit = record.index < broken
@@ -254,17 +261,192 @@ def test_without_an_adaptive_attacker_no_gap_is_claimed() -> None:
     assert "Gap" not in page(alone)
 
 
+# Whether the attacks worked
+
+
+CHECKS = [
+    Check("single step", "passed", "one step breaks 0 of 8 images that the white-box attacks leave"),
+    Check("more effort", "failed", "300 steps from 2 starts break 3 of 8 images that all attacks leave"),
+    Check("gradients", "failed", "fewer than 90 %, and no estimated gradient was tried"),
+    Check("noise", "not run", "no such attack ran on a sample that the white-box attacks left"),
+]
+PASSED = [CHECKS[0], CHECKS[3]]
+BOUND = "at most 25.0 % [11.2, 46.9]; failed checks: more effort, gradients"
+
+
+def checked_report(checks: Sequence[Check] = CHECKS, **changes: Any) -> Report:
+    summary = summary_of([(PGD, 15), (SQUARE, 15), (TRANSFER, 4), (PAPER, 2)], curve=True, checks=checks, **changes)
+    return Report(summary, [], [an_example()])
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_terminal_shows_each_check_with_its_verdict_and_finding(width: int) -> None:
+    text = " ".join(printed(checked_report().summary, width).split())
+    assert "Did the attacks work?" in text
+    places = [text.index("Did the attacks work?")]
+    for check in CHECKS:
+        found = re.search(rf"{check.verdict}:? {check.name}:? {check.finding}", text)
+        assert found is not None, check.name
+        places.append(found.start())
+    assert places == sorted(places)
+
+
+def test_the_page_shows_each_check_with_its_verdict_finding_and_link() -> None:
+    read = read_html(page(checked_report().summary))
+    for check in CHECKS:
+        assert f"{check.name} {check.verdict} {check.finding}{check.link}" in read.text
+    assert "docs/checks.md#more-effort" in read.text
+    classes = [attrs.get("class") for tag, attrs in read.tags if tag == "tr"]
+    assert [one for one in classes if one in ("passed", "failed", "not-run")] == [
+        "passed",
+        "failed",
+        "failed",
+        "not-run",
+    ]
+
+
+def test_without_checks_nothing_is_said_of_them() -> None:
+    summary = full_report().summary
+    for text in (printed(summary, 100), page(summary)):
+        assert "Did the attacks work?" not in text
+        assert "failed checks" not in text
+    assert full_report().established is None
+    assert headlines(summary)[0].established
+
+
+def test_a_robust_accuracy_whose_attacks_fail_their_checks_is_not_called_one() -> None:
+    report = checked_report()
+    assert report.established is False
+    assert report.robust_accuracy == 0.25
+    worst, *others = headlines(report.summary)
+    assert not worst.established
+    assert worst.remark.replace("\N{NO-BREAK SPACE}", " ") == BOUND
+    assert all(line.established for line in others)
+    for width in WIDTHS:
+        text = " ".join(printed(report.summary, width).split())
+        head = text[: text.index("After the paper's own attacks")]
+        assert re.search(r"Robust accuracy over all attacks:? not established", head)
+        assert BOUND in head
+        assert head.count("25.0 %") == 1  # as an upper bound alone
+    assert f"Robust accuracy over all attacks not established {BOUND}" in read_html(page(report.summary)).text
+
+
+def test_the_verdict_begins_with_the_checks_that_failed() -> None:
+    first = (
+        "Robustness is not established: the attacks fail their own checks (more effort, gradients), "
+        "so others may break more. "
+    )
+    failed, passed = (str(checked_report(checks)) for checks in (CHECKS, PASSED))
+    assert failed == first + passed
+    assert passed.startswith("An attacker who knows the defence leaves 25.0 % correct; ")
+
+
+def test_pictures_and_the_title_call_nothing_robust_that_is_not_established(tmp_path: Path) -> None:
+    for checks, title, bar, star, alternative in (
+        (
+            CHECKS,
+            "not established",
+            "not established\n(<= 25.0 %)",
+            "at most: not established",
+            "not established, at most ",
+        ),
+        (PASSED, "25.0 % robust", "25.0 %", "robust accuracy", ""),
+        ([], "25.0 % robust", "25.0 %", "robust accuracy", ""),
+    ):
+        report = checked_report(checks)
+        report.save(tmp_path)
+        read = read_html((tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert read.text.startswith(f"{title}: jump_relu (jump 0.5) on LeNetLike, linf 0.2 ")
+        words = next(attrs["alt"] for tag, attrs in read.tags if tag == "img")
+        assert f"Bars: Robust accuracy over all attacks {alternative}25.0 %; After" in str(words).replace("\xa0", " ")
+        assert summary_bars(report.summary).axes[0].texts[0].get_text() == bar
+        (legend,) = accuracy_curves(report.summary).legends
+        assert legend.get_texts()[-1].get_text() == f" 25.0 %  {star}"
+
+
+@pytest.mark.parametrize("samples", [2, 4, 20, 1000])
+def test_what_stands_at_a_bar_covers_neither_its_interval_nor_its_label(samples: int) -> None:
+    for left in range(0, samples + 1, max(samples // 10, 1)):
+        figure = summary_bars(summary_of([(PGD, samples - left)], samples, checks=CHECKS))
+        figure.canvas.draw()
+        axes = figure.axes[0]
+        for text, line in zip(axes.texts, axes.lines, strict=True):
+            box = text.get_window_extent()
+            low, high = line.get_transform().transform(np.asarray(line.get_xydata()))[:, 0]
+            assert axes.bbox.x0 <= box.x0
+            assert box.x1 <= figure.bbox.x1
+            assert box.x1 < low or high < box.x0
+
+
+def test_a_result_whose_checks_passed_is_shown_as_ever() -> None:
+    report = checked_report(PASSED)
+    assert report.established is True
+    assert headlines(report.summary)[0].remark == ""
+    assert "Did the attacks work?" in printed(report.summary, 80)
+    assert "25.0 % [11.2, 46.9]" in printed(report.summary, 60)
+
+
+def test_checks_of_which_none_was_made_establish_nothing_and_deny_nothing() -> None:
+    report = checked_report(CHECKS[3:])
+    assert report.established is None
+    assert "not established" not in printed(report.summary, 80)
+    assert "not run" in printed(report.summary, 80)
+
+
+# The attacker
+
+
+@pytest.mark.parametrize(
+    ("changes", "adaptive", "expected"),
+    [
+        ({"modes": ["exact"]}, True, "gradient mode exact"),
+        ({"modes": ["exact", "relu", "smooth"]}, True, "gradient modes exact, relu, smooth"),
+        (
+            {"modes": ["exact", "surrogate"], "draws": 16, "votes": 11},
+            True,
+            "gradient modes exact, surrogate, averaged over 16 passes",
+        ),
+        ({"modes": ["exact"]}, False, "naive: gradient mode exact alone"),
+    ],
+)
+def test_the_report_says_what_the_attacker_was_given(changes: dict[str, Any], adaptive: bool, expected: str) -> None:
+    settings = replace(a_run().settings, adaptive=adaptive)
+    summary = summary_of([(PGD, 15)], settings=settings, **changes)
+    lines = [" ".join(line.strip("│ ").split()) for line in printed(summary, 100).splitlines()]
+    assert f"Attacker {expected}" in lines
+    source = page(summary)
+    assert f'<th scope="row">attacker</th><td>{expected}</td>' in source
+
+
+def test_a_random_defences_passes_are_told_beside_the_vote() -> None:
+    """Of eleven passes none missed five of the images, and two each missed the rest."""
+    summary = summary_of([(PGD, 15)], votes=11, draws=16)
+    found = Randomness(11, mean=0.625, mean_interval=(0.5012, 0.7488), worst=Proportion(5, 20))
+    summary = replace(summary, randomness=found)
+    expected = (
+        "The defence is random. Each image was judged by 11 passes, and the figures are their majority's vote. "
+        "Mean over the passes: 62.5 % [50.1, 74.9] robust; never wrong in any of them: 25.0 % [11.2, 46.9]."
+    )
+    for width in WIDTHS:
+        assert expected in " ".join(printed(summary, width).split())
+    assert expected in read_html(page(summary)).text
+    for text in (printed(full_report().summary, 80), page(full_report().summary)):
+        assert "random" not in text
+
+
 # The terminal
 
 
 @pytest.mark.parametrize("width", [*range(24, 101, 4), 140])
-def test_no_width_breaks_a_number_or_a_line(width: int) -> None:
-    text = printed(full_report().summary, width)
+@pytest.mark.parametrize("report", [full_report(), checked_report()], ids=["plain", "with checks"])
+def test_no_width_breaks_a_number_or_a_line(report: Report, width: int) -> None:
+    text = printed(report.summary, width)
     assert max(map(len, text.splitlines())) <= width
     assert not re.search(r"^[ │]*(%|of \d|points|images\))", text, re.MULTILINE)
     assert "…" not in text
     assert "\N{NO-BREAK SPACE}" not in text
-    for whole in ("25.0 %", "90.0 %", "[11.2, 46.9]", "65.0 points", "13 of 18", "2 of 20"):
+    broken = ("13 of 18", "2 of 20") if report.summary.established is None else ("15 of 20", "3 of 8", "90 %")
+    for whole in ("25.0 %", "90.0 %", "[11.2, 46.9]", "65.0 points", *broken):
         assert whole in text
 
 
@@ -274,7 +456,7 @@ def test_what_is_piped_has_no_escape_codes(width: int) -> None:
 
 
 def test_long_runs_and_long_names_fit_80_columns() -> None:
-    long = spec("an attack whose name says everything that there is to say about it", all_modes=True)
+    long = spec("an attack whose name says everything that there is to say about it", modes="all")
     text = printed(summary_of([(PAPER, 2), (long, 9_000), (TRANSFER, 4)], samples=10_000), 80)
     assert max(map(len, text.splitlines())) <= 80
     assert "8998 of 9998" in text
@@ -282,15 +464,32 @@ def test_long_runs_and_long_names_fit_80_columns() -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_names_are_not_markup(width: int) -> None:
-    text = printed(summary_of([(spec("[red]x[/red]", all_modes=True), 3)]), width)
+    text = printed(summary_of([(spec("[red]x[/red]", modes="all"), 3)]), width)
     assert "[red]x[/red] [exact]" in text
 
 
 def test_groups_stand_under_their_headings() -> None:
     lines = [line.split() for line in printed(full_report().summary, 100).splitlines()]
     starts = [" ".join(line[:3]) for line in lines if line]
-    order = [starts.index(one) for one in ("the paper's attacks", "IFGSM defended all", "the ladder")]
+    expected = (
+        "the ladder",
+        "PGD [exact] defended",
+        "the paper's attacks",
+        "IFGSM defended all",
+        "curves and checks",
+        "the curve's runs",
+    )
+    order = [starts.index(one) for one in expected]
     assert order == sorted(order)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_curves_runs_are_named_in_words(width: int) -> None:
+    text = " ".join(printed(summary_of([(PGD, 5)], curve=True), width).split())
+    assert "the curve's runs" in text
+    assert "the both network" not in text
+    if width < 80:  # a list
+        assert "the curve's runs: made on both networks; broke 0 of 5" in text
 
 
 # Attacks that did not run
@@ -311,7 +510,7 @@ def test_notes_on_attacks_that_ran_are_shown(width: int) -> None:
     records = [SampleRecord(i, 0, 0) for i in range(NB_SAMPLES)]
     run = AttackRun(PGD, "exact", THREAT)
     cost = attack(run, 0, records, None, usable=False)
-    summary = summarise(a_run(), [run], records, [cost])
+    summary = summarise(a_run(), [run], records, [cost], [])
     assert "returned 20 unusable images: PGD [exact]" in " ".join(printed(summary, width).split())
     assert "returned 20 unusable images" in read_html(page(summary)).text
 
@@ -383,7 +582,13 @@ def test_pictures_have_words_for_those_who_cannot_see_them(tmp_path: Path) -> No
 def test_the_page_escapes_what_comes_from_a_run() -> None:
     nasty = '<b>"bold"</b> & <script>alert(1)</script>'
     summary = summary_of(
-        [(spec(nasty), 3)], model=nasty, command=nasty, device=nasty, defences=[{"name": nasty, "jump": nasty}]
+        [(spec(nasty), 3)],
+        model=nasty,
+        command=nasty,
+        device=nasty,
+        defences=[{"name": nasty, "jump": nasty}],
+        modes=[nasty],
+        checks=[Check(nasty, "failed", nasty)],
     )
     source = render_page(summary, [an_example(name=nasty)], {"examples": b"png"})
     tags = read_html(source).tags
@@ -461,7 +666,7 @@ def test_the_curves_name_every_attack_and_mark_the_threat() -> None:
 
 
 def test_names_in_pictures_are_neither_formulas_nor_hidden() -> None:
-    odd = spec(r"_$\frac$", all_modes=True, samples="all", bounded=False)
+    odd = spec(r"_$\frac$", modes="all", samples="all", bounded=False)
     summary = summary_of([(PAPER, 2), (odd, 3)], curve=True, model="$x_$")
     content = png(accuracy_curves(summary))  # an unfinished formula would raise here
     assert picture(content).std() > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from statistics import NormalDist
 from typing import Any
@@ -13,11 +14,13 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.plan import AttackRun, Role
+from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import FORMAT, AttackRow, Curve, Proportion, Summary, summarise
+from art_defenses_ext.evaluation.summary import FORMAT, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.threats import Linf, Threat
 
 
@@ -31,9 +34,14 @@ PAPER = AttackSpec("paper", never, "the paper's", source="paper", samples="all",
 TRANSFER = AttackSpec("transfer", never, "made elsewhere", crafted_on="undefended", samples="all")
 
 RUN = RunDescription(
-    settings=Settings("linf", 0.1, ["by hand"], samples=4, seed=0, block_size=4, curve_samples=4),
+    settings=Settings(
+        "linf", 0.1, ["by hand"], samples=4, seed=0, block_size=4, curve_samples=4, check_samples=4, adaptive=True
+    ),
     defences=[],
     tunings=[],
+    modes=["exact"],
+    votes=1,
+    draws=1,
     model="ByHand",
     model_sha256="",
     data_sha256="",
@@ -44,8 +52,8 @@ RUN = RunDescription(
 )
 
 
-def run(spec: AttackSpec, threat: Threat = THREAT, curve: bool = False) -> AttackRun:
-    return AttackRun(spec, "exact", threat, curve)
+def run(spec: AttackSpec, threat: Threat = THREAT, role: Role = "ladder") -> AttackRun:
+    return AttackRun(spec, "exact", threat, role)
 
 
 def broken(linf: float = 0.05, plain: int | None = None) -> Outcome:
@@ -64,11 +72,17 @@ def samples(
     nb_samples = len(attacks)
     clean = [0] * nb_samples if clean is None else clean
     plains: list[Any] = [None] * nb_samples if plain is None else list(plain)
-    return [SampleRecord(i, 0, clean[i], plains[i], attacks[i]) for i in range(nb_samples)]
+    return [SampleRecord(i, 0, clean[i], plains[i], attacks=attacks[i]) for i in range(nb_samples)]
 
 
-def summary(plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord] | None = None) -> Summary:
-    return summarise(RUN, plan, records, costs or [])
+def summary(
+    plan: list[AttackRun],
+    records: list[SampleRecord],
+    costs: list[CostRecord] | None = None,
+    checks: Sequence[Check] = (),
+    votes: int = 1,
+) -> Summary:
+    return summarise(replace(RUN, votes=votes), plan, records, costs or [], list(checks))
 
 
 def row(result: Summary, key: str) -> AttackRow:
@@ -256,7 +270,7 @@ def test_costs_are_summed_over_blocks_and_given_per_image() -> None:
 
 
 def curved(*eps: float) -> list[AttackRun]:
-    return [run(LADDER), *(run(replace(LADDER, curve=True), Linf(one), curve=True) for one in eps)]
+    return [run(LADDER), *(run(replace(LADDER, curve=True), Linf(one), "curve") for one in eps)]
 
 
 def rates(curve: Curve) -> list[tuple[float, float]]:
@@ -338,6 +352,126 @@ def test_a_curve_that_did_not_run_has_no_row() -> None:
     assert [one.key for one in summary(curved(0.05), samples({"ladder": held()})).rows] == ["ladder"]
 
 
+# The checks
+
+
+EFFORT = replace(LADDER, name="effort")
+
+
+def checked() -> list[AttackRun]:
+    """A ladder, a curve, and what the checks run, in the order in which they run."""
+    return [
+        run(LADDER),
+        run(EFFORT, role="effort"),
+        run(LADDER, Linf(0.5), "limit"),
+        run(replace(LADDER, curve=True), Linf(0.2), "curve"),
+    ]
+
+
+def test_the_runs_of_curves_and_checks_have_a_row_each_and_add_up() -> None:
+    """Of what the ladder and the lines above left, what each broke inside the ball."""
+    limit = "ladder @ 0.5, limit"
+    records = samples(
+        {"ladder": broken(), limit: broken(0.4), "ladder @ 0.2": broken(0.2)},
+        {"ladder": held(), "effort": broken(), limit: broken(0.4), "ladder @ 0.2": broken(0.2)},
+        {"ladder": held(), "effort": held(), limit: broken(0.08), "ladder @ 0.2": held()},
+        {"ladder": held(), "effort": held(), limit: held(), "ladder @ 0.2": broken(0.09)},
+        {"ladder": held(), "effort": held(), limit: broken(0.4), "ladder @ 0.2": held()},
+        {"ladder": held()},
+        {limit: broken(0.05), "ladder @ 0.2": broken(0.05)},
+        clean=[0, 0, 0, 0, 0, 0, 5],
+    )
+    costs = [
+        CostRecord(0, "ladder", 6, Cost(forward=6)),
+        CostRecord(0, "effort", 4, Cost(forward=40, backward=20, seconds=2.0)),
+        CostRecord(0, limit, 6, Cost(forward=18, backward=12, seconds=1.0)),
+        CostRecord(0, "ladder @ 0.2", 6, Cost(forward=12, backward=6, seconds=0.5)),
+    ]
+    result = summary(checked(), records, costs)
+    effort, at_limit, curve = result.rows[1:]
+    assert [one.source for one in result.rows] == ["ladder", "side", "side", "side"]
+    assert [one.key for one in result.rows[1:]] == ["the checks' effort", "the checks' limit", "the curve's runs"]
+    assert [(one.broke, one.attacked) for one in result.rows] == [(1, 6), (1, 4), (1, 3), (1, 2)]
+    assert (effort.forward, effort.backward, effort.seconds) == (10, 5, 2.0)
+    assert (at_limit.forward, at_limit.backward, at_limit.seconds) == (3, 2, 1.0)
+    assert (curve.forward, curve.backward, curve.seconds) == (2, 1, 0.5)
+    assert all(one.accuracy is one.robust is one.median_linf is None for one in (curve, effort, at_limit))
+    assert sum(one.broke for one in result.rows) == result.clean.count - result.worst_case.count
+    assert result.total.forward == 76
+
+
+def test_checks_that_ran_on_no_sample_have_no_row() -> None:
+    assert [one.key for one in summary(checked(), samples({"ladder": broken()})).rows] == ["ladder"]
+
+
+def test_the_checks_runs_make_no_curve_and_no_point_of_one() -> None:
+    keys = ("ladder", "effort", "ladder @ 0.5, limit", "ladder @ 0.2")
+    records = samples(*({key: held() for key in keys} | {"paper": broken()} for _ in range(2)))
+    result = summary([run(PAPER), *checked()], records)
+    assert {curve.attack: [eps for eps, _ in curve.points] for curve in result.curves} == {
+        "ladder": [0.0, 0.2],
+        "paper": [0.0, 0.1, 0.2],
+    }
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "established", "failed"),
+    [
+        ([], None, []),
+        (["not run", "not run"], None, []),
+        (["passed", "not run"], True, []),
+        (["passed", "failed", "not run", "failed"], False, ["b", "d"]),
+    ],
+)
+def test_a_result_is_established_if_no_check_that_was_made_failed(
+    verdicts: list[Any], established: bool | None, failed: list[str]
+) -> None:
+    checks = [Check(name, verdict, "") for name, verdict in zip("abcd", verdicts, strict=False)]
+    result = summary([run(LADDER)], samples({"ladder": held()}), checks=checks)
+    assert result.checks == checks
+    assert result.established is established
+    assert result.failed_checks == failed
+    assert result.as_dict()["established"] is established
+
+
+# Random defences
+
+
+def test_a_defence_that_is_not_random_has_no_figures_of_its_passes() -> None:
+    assert summary([run(LADDER)], samples({"ladder": held()})).randomness is None
+
+
+def test_the_passes_of_a_random_defence_are_counted_for_the_worst_attack_of_each_sample() -> None:
+    """Of ten passes: clean images, and what lay inside the ball, whether it won the vote or not."""
+    records = samples(
+        {"ladder": replace(broken(), misses=8), "paper": replace(held(), misses=2)},
+        {"ladder": replace(held(), misses=3)},
+        {"ladder": replace(held(), misses=0), "paper": replace(broken(0.5), misses=10)},  # too large a change
+        {"ladder": replace(held(usable=False), misses=10)},
+        {"ladder": replace(held(), misses=1)},
+    )
+    for record, misses in zip(records, [0, 1, 0, 0, 4], strict=True):
+        record.clean_misses = misses
+    found = summary([run(PAPER), run(LADDER)], records, votes=10).randomness
+    right = [0.2, 0.7, 1.0, 1.0, 0.6]
+    mean = sum(right) / 5
+    error = math.sqrt(sum((one - mean) ** 2 for one in right) / 5) / math.sqrt(5)
+    assert found is not None
+    assert found.votes == 10
+    assert found.mean == pytest.approx(mean)
+    assert found.mean_interval == pytest.approx((mean - 1.96 * error, mean + 1.96 * error))
+    assert found.worst == Proportion(2, 5)
+
+
+def test_the_interval_of_the_mean_over_passes_stays_between_nothing_and_all() -> None:
+    records = samples(
+        *({"ladder": replace(held(), misses=misses)} for misses in (0, 10))
+    )  # without a limit -0.2 to 1.2
+    found = summary([run(LADDER)], records, votes=10).randomness
+    assert found is not None
+    assert (found.mean, found.mean_interval, found.worst) == (0.5, (0.0, 1.0), Proportion(1, 2))
+
+
 # As data
 
 
@@ -347,9 +481,25 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
         {"paper": broken(), "transfer": held(plain=0), "ladder @ 0.05": broken()},
         plain=[0, 0],
     )
-    result = summary([run(PAPER), run(TRANSFER), *curved(0.05)], records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))])
+    checks = [
+        Check("more effort", "failed", "300 steps break 1 of 2", {"broken": Proportion(1, 2), "eps": 0.1}),
+        Check("noise", "not run", "no such attack ran"),
+    ]
+    plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
+    result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT
+    assert data["format"] == FORMAT == 2
+    assert data["established"] is False
+    assert data["checks"][0] == {
+        "link": "docs/checks.md#more-effort",
+        "name": "more effort",
+        "verdict": "failed",
+        "finding": "300 steps break 1 of 2",
+        "figures": {"broken": Proportion(1, 2).as_dict(), "eps": 0.1},
+    }
+    assert data["checks"][1]["figures"] == {}
+    assert data["randomness"] is None
+    assert data["run"]["modes"] == ["exact"]
     assert data["gap"] == result.gap == 0.5
     assert data["worst_case"] == result.worst_case.as_dict()
     assert data["clean"]["rate"] == 1.0

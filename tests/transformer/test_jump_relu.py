@@ -24,10 +24,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_defenses_ext import JumpReLU, as_module, defend
-from art_defenses_ext.activation import count_relus
-from art_defenses_ext.gradient_mode import find_defences, gradient_mode, gradient_modes
+from art_defenses_ext.activation import ReplaceReLU, count_relus
+from art_defenses_ext.gradient_mode import find_defences, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork
+from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork, jump_relu
 from art_defenses_ext.validation import InputError
 
 MODES = ("exact", "relu", "smooth")
@@ -270,6 +270,30 @@ def test_the_width_of_the_smooth_rule_can_be_annealed(width: float, x: Any) -> N
     annealed.width = width
     assert torch.equal(gradient_of(annealed, images), gradient_of(fixed, images))
     assert not torch.allclose(gradient_of(fixed, images), default)
+
+
+@pytest.mark.parametrize(("width", "factor"), [(None, 0.1), (None, 3.0), (0.4, 0.5)])
+def test_an_attacker_who_anneals_makes_the_smooth_rule_wider_or_narrower_and_no_other(
+    width: float | None, factor: float, x: Any
+) -> None:
+    """By default each jump's width is a quarter of it, and a factor is of that."""
+    network = JumpReLUNetwork(Functional(), (0.2, 0.4), 2, width=width).eval()
+    images = torch.from_numpy(x)
+    for mode in MODES:
+        network.gradient_mode = mode
+        before, logits = gradient_of(network, images), network(images)
+        with surrogate_width(network, factor):
+            inside = gradient_of(network, images)
+            assert torch.equal(network(images), logits)
+        assert torch.equal(gradient_of(network, images), before)
+        assert torch.equal(inside, before) == (mode != "smooth")
+    jumps, widths = network.jumps, [factor * (jump / 4 if width is None else width) for jump in network.jumps]
+
+    def reference(z: Tensor) -> Tensor:
+        with ReplaceReLU(lambda z, call: jump_relu(z, jumps[call], "smooth", widths[call])):
+            return network.network(z)  # type: ignore[no-any-return]
+
+    torch.testing.assert_close(inside, gradient_of(reference, images))
 
 
 # State

@@ -1,0 +1,95 @@
+"""Auto-PGD under smooth surrogates that grow sharper from run to run.
+
+A wide surrogate feels a step from afar, a narrow one tells on which side of it a point lies. Source: the growing
+sharpness of Dombrowski et al. 2019 (arXiv:1906.07983), section 4.2, there of a softplus.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.base import BestPoints, TensorAttack
+from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.attack.norms import Norm, check_norm
+from art_defenses_ext.gradient_mode import surrogate_width
+from art_defenses_ext.validation import InputError, check_positive
+
+FACTORS = (1.0, 0.5, 0.25, 0.1, 0.05)
+
+
+class AnnealedPGD(TensorAttack):
+    """Several runs of Auto-PGD on those samples that are left, each from the best point so far.
+
+    Defences whose surrogates have a width are made wider and narrower by ``factors``; on others these are plain
+    restarts from the best point.
+
+    Args:
+        estimator: the classifier under attack.
+        norm: 2 or inf.
+        eps: radius of the ball, in pixel values.
+        factors: of the surrogates' width, one for each run. **Convention**: from the width itself to a twentieth; the
+            table in docs/methods/jump_relu.md compares schedules.
+        max_iter: gradients a run.
+        loss: a name out of ``losses.LOSSES``.
+        **options: see :class:`TensorAttack`.
+    """
+
+    attack_params = [*TensorAttack.attack_params, "norm", "eps", "factors", "max_iter", "loss"]  # noqa: RUF012
+    batches_per_block = AutoPGD.batches_per_block
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        norm: Norm | str = np.inf,
+        eps: float = 0.3,
+        factors: tuple[float, ...] = FACTORS,
+        max_iter: int = 100,
+        loss: str = "margin",
+        **options: Any,
+    ) -> None:
+        super().__init__(estimator, **options)
+        self.norm = check_norm(norm)
+        self.eps = eps
+        self.factors = factors
+        self.max_iter = max_iter
+        self.loss = loss
+        self._check_params()
+
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        run = self._run()
+        best = BestPoints(x)
+        left = torch.arange(len(x), device=x.device)
+        start = None
+        for factor in self.factors:
+            with surrogate_width(module, factor):
+                points = run.perturb(module, x[left], y[left], generator, start)
+            best.offer(points, self._margins(module, points, y[left]), left)
+            left = left[best.margins[left] >= 0]
+            if len(left) == 0:
+                break
+            start = best.points[left]
+        return best.points
+
+    def _run(self) -> AutoPGD:
+        return AutoPGD(
+            self.estimator, self.norm, self.eps, max_iter=self.max_iter, loss=self.loss, batch_size=self.batch_size
+        )
+
+    def _margins(self, module: nn.Module, points: Tensor, y: Tensor) -> Tensor:
+        batches = zip(points.split(self.batch_size), y.split(self.batch_size), strict=True)
+        with torch.no_grad():
+            return torch.cat([margin(module(batch), labels) for batch, labels in batches])
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if not isinstance(self.factors, tuple | list) or not self.factors:
+            raise InputError(f"factors is {self.factors!r}; a sequence of numbers > 0 was expected")
+        for factor in self.factors:
+            check_positive("factors", factor)
+        self._run()  # refuses the rest

@@ -1,0 +1,140 @@
+"""What an attacker is given of a defended classifier: surrogates, averages over its randomness, a smoothed version."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.evaluation.seeding import derived_seed, seeded
+from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.gradient_mode import Defence, annealable_modes, gradient_modes
+from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.surrogate import Surrogate
+from art_defenses_ext.validation import FloatArray
+
+EOT_DRAWS = 16
+"""Passes that an attacker averages over a random defence. **Convention**: Athalye et al. 2018 name no number."""
+
+VOTES = 11
+"""Passes that decide whether a random defence was broken: an odd number, so that two classes cannot tie."""
+
+SMOOTHING_PAIRS = 64
+"""Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: on a k-winners-take-all network
+half as many break a third less."""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What an attacker differentiates and queries in place of the classifier.
+
+    Attributes:
+        classifier: the defended classifier as it is.
+        attacked: the same forward pass, with a surrogate beside each foreign preprocessor, averaged if it is random.
+        smoothed: the same forward pass, with the estimated gradient of its average under Gaussian noise.
+        modes: the gradient modes of ``attacked`` that are tried.
+        annealable: those of them whose surrogates have a width.
+        withheld: those that there are and that a naive attacker does not try.
+        random: whether the classifier's logits differ from pass to pass.
+        draws: passes averaged in ``attacked``.
+        votes: passes that decide about an image.
+    """
+
+    classifier: PyTorchClassifier
+    attacked: PyTorchClassifier
+    smoothed: PyTorchClassifier
+    modes: tuple[str, ...]
+    annealable: tuple[str, ...]
+    withheld: tuple[str, ...]
+    random: bool
+    draws: int
+    votes: int
+
+    @classmethod
+    def of(cls, classifier: PyTorchClassifier, x: FloatArray, threat: Threat, adaptive: bool, seed: int) -> Attacker:
+        """Equip an attacker of ``classifier``; some images ``x`` (n, ...) tell whether it is random.
+
+        Args:
+            classifier: the classifier under attack.
+            x: a few images.
+            threat: the ball, which the smoothing is scaled to.
+            adaptive: False gives the naive attacker: the exact gradient alone, and no averaging.
+            seed: of the passes that look for randomness.
+        """
+        random = is_random(classifier, x, derived_seed(seed, "is it random", 0))
+        exposed = with_surrogates(classifier)
+        draws = EOT_DRAWS if random and adaptive else 1
+        modes = gradient_modes(exposed)
+        return cls(
+            classifier=classifier,
+            attacked=averaged(exposed, draws) if draws > 1 else exposed,
+            smoothed=smoothed(exposed, threat),
+            modes=modes if adaptive else ("exact",),
+            annealable=annealable_modes(exposed) if adaptive else (),
+            withheld=() if adaptive else tuple(mode for mode in modes if set(mode.split("+")) != {"exact"}),
+            random=random,
+            draws=draws,
+            votes=VOTES if random else 1,
+        )
+
+
+def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
+    """Whether two passes of the same images (n, ...) give different logits."""
+    module, images = as_module(classifier), torch.tensor(x, device=classifier.device)
+    with seeded(seed), torch.no_grad():
+        return not torch.allclose(module(images), module(images), rtol=1e-4, atol=1e-5)  # kernels may round apart
+
+
+def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """The classifier with a surrogate backward pass, the identity, beside each preprocessor that names none itself."""
+    preprocessors = classifier.preprocessing_defences or []
+    if all(isinstance(one, Defence) for one in preprocessors):
+        return classifier
+    exposed = [one if isinstance(one, Defence) else Surrogate(one, "identity") for one in preprocessors]
+    return rebuild(classifier, preprocessing_defences=exposed)
+
+
+def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
+    """The classifier with its logits averaged over ``draws`` passes: expectation over its randomness, for any attack.
+
+    Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
+    """
+    return _whole(classifier, _Averaged(as_module(classifier), draws))
+
+
+def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:
+    """The classifier, preprocessing and all, with the estimated gradient of its average under Gaussian noise.
+
+    That leads uphill where the exact gradient does not: across steps, plateaus and activations that switch at random.
+
+    Source: Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, against k-winners-take-all, with a
+    standard deviation of 8/255 at an eps of 8/255. **Convention**: hence eps in general, for l2 spread over the pixels.
+    """
+    per_pixel = threat.eps if threat.norm == np.inf else threat.eps / float(np.prod(classifier.input_shape)) ** 0.5
+    surrogate = Surrogate(as_module(classifier), "estimated", sigma=per_pixel, samples=SMOOTHING_PAIRS)
+    surrogate.gradient_mode = "surrogate"
+    return _whole(classifier, surrogate)
+
+
+def _whole(classifier: PyTorchClassifier, module: nn.Module) -> PyTorchClassifier:
+    """A classifier whose model is ``module`` from images in the clip range to logits, and that preprocesses nothing."""
+    return rebuild(classifier, model=module.eval(), preprocessing_defences=None, preprocessing=(0.0, 1.0))
+
+
+class _Averaged(nn.Module):
+    """The mean of several passes of a module, image by image."""
+
+    def __init__(self, module: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.module, self.draws = module, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean logits (N, K); one pass after the other, since a defence may draw once for a whole batch."""
+        logits: Tensor = self.module(x)
+        for _ in range(self.draws - 1):
+            logits = logits + self.module(x)
+        return logits / self.draws

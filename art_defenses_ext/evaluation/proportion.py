@@ -1,0 +1,47 @@
+"""So many of so many, with an interval: the unit that every figure of an evaluation is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from scipy.stats import binomtest
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """So many of so many.
+
+    Attributes:
+        count: samples for which it holds.
+        total: samples in all, at least one.
+    """
+
+    count: int
+    total: int
+
+    @property
+    def rate(self) -> float:
+        """The share, from 0 to 1."""
+        return self.count / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval of the share."""
+        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
+
+    @classmethod
+    def of(cls, verdicts: Iterable[bool]) -> Proportion:
+        """Count the samples for which the verdict is true."""
+        listed = list(verdicts)
+        return cls(sum(listed), len(listed))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, rate and interval, for JSON."""
+        return asdict(self) | {"rate": self.rate, "interval": list(self.interval)}

@@ -1,0 +1,123 @@
+"""What an attacker is given in place of a defended classifier."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext import L2, JumpReLU, Linf, Surrogate, as_module, defend, gradient_mode
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacker import (
+    EOT_DRAWS,
+    VOTES,
+    Attacker,
+    averaged,
+    is_random,
+    smoothed,
+    with_surrogates,
+)
+from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.gradient_mode import find_defences, gradient_modes
+
+THREAT = Linf(0.1)
+
+
+class Rounding(PreprocessorPyTorch):
+    def __init__(self) -> None:
+        super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return torch.round(4 * x) / 4, y
+
+
+class Noise(Rounding):
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return x + 0.3 * torch.randn_like(x), y
+
+
+def logits(classifier: PyTorchClassifier, x: np.ndarray) -> Tensor:
+    with torch.no_grad():
+        return as_module(classifier)(torch.tensor(x))
+
+
+def test_foreign_preprocessors_get_a_surrogate_and_ours_are_left_alone(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    own = Surrogate(Rounding(), torch.tanh)
+    defended = defend(digits_classifier, own, Rounding())
+    exposed = with_surrogates(defended)
+    first, second = exposed.preprocessing_defences
+    assert first is own
+    assert isinstance(second, Surrogate)
+    assert gradient_modes(exposed) == ("exact+exact", "exact+surrogate", "surrogate+exact", "surrogate+surrogate")
+    assert torch.equal(logits(exposed, digits.test.x[:5]), logits(defended, digits.test.x[:5]))
+    assert not isinstance(defended.preprocessing_defences[1], Surrogate)
+    assert with_surrogates(digits_classifier) is digits_classifier
+
+
+def test_only_passes_that_differ_make_a_defence_random(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x = digits.test.x[:5]
+    assert not is_random(digits_classifier, x, 0)
+    assert not is_random(defend(digits_classifier, Rounding()), x, 0)
+    before = torch.get_rng_state()
+    assert is_random(defend(digits_classifier, Noise()), x, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_adaptive_attacker_has_every_mode_and_a_naive_one_the_exact_gradient(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    defended = defend(JumpReLU(digits_classifier, 1.0)(), Noise())
+    x = digits.test.x[:5]
+    adaptive = Attacker.of(defended, x, THREAT, adaptive=True, seed=0)
+    assert adaptive.modes == tuple(f"{a}+{b}" for a in ("exact", "surrogate") for b in ("exact", "relu", "smooth"))
+    assert adaptive.annealable == ("exact+smooth", "surrogate+smooth")
+    assert (adaptive.draws, adaptive.votes, adaptive.withheld) == (EOT_DRAWS, VOTES, ())
+    naive = Attacker.of(defended, x, THREAT, adaptive=False, seed=0)
+    assert (naive.modes, naive.annealable, naive.draws, naive.votes) == (("exact",), (), 1, VOTES)
+    assert naive.withheld == adaptive.modes[1:]
+
+
+def test_modes_keep_their_order_in_what_is_attacked(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """The averaged network lists its defences as the classifier does: preprocessors first."""
+    defended = defend(JumpReLU(digits_classifier, 1.0)(), Noise())
+    attacker = Attacker.of(defended, digits.test.x[:5], THREAT, adaptive=True, seed=0)
+    assert gradient_modes(attacker.attacked) == attacker.modes
+    with gradient_mode(attacker.attacked, "surrogate+smooth"):
+        assert [one.gradient_mode for one in find_defences(attacker.attacked)] == ["surrogate", "smooth"]
+
+
+def test_the_average_converges_to_the_expectation(linear_classifier: Any) -> None:
+    """Of a linear network under noise of mean zero that is the network itself, forwards and backwards."""
+    weight = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
+    plain = linear_classifier(weight, np.zeros(3, np.float32), (8,))
+    noisy = defend(plain, Noise())
+    x = torch.rand(4, 8, requires_grad=True)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = as_module(averaged(noisy, 4000))
+        out = module(x)
+    torch.testing.assert_close(out, as_module(plain)(x), atol=0.1, rtol=0)
+    (gradient,) = torch.autograd.grad(out[:, 0].sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor(weight[0]).expand(4, 8), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(("threat", "sigma"), [(Linf(0.1), 0.1), (L2(0.8), 0.1)])
+def test_the_smoothed_network_predicts_the_same_and_spreads_its_noise_like_the_threat(
+    threat: Threat, sigma: float, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    defended = defend(digits_classifier, Rounding())
+    smooth = smoothed(defended, threat)
+    assert isinstance(smooth.model._model if hasattr(smooth.model, "_model") else smooth.model, nn.Module)
+    assert torch.equal(logits(smooth, digits.test.x[:5]), logits(defended, digits.test.x[:5]))
+    (surrogate,) = [one for one in find_defences(smooth) if isinstance(one, Surrogate)]
+    assert surrogate.sigma == pytest.approx(sigma)  # an image has 64 pixels
+    x = torch.tensor(digits.test.x[:5], requires_grad=True)
+    (gradient,) = torch.autograd.grad(as_module(smooth)(x)[:, 0].sum(), x)
+    assert (gradient.flatten(1).norm(dim=1) > 0).all()  # through the rounding, where autograd finds none

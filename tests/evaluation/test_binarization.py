@@ -1,0 +1,103 @@
+"""The binarization test: the planted example exists, chance does not find it, and a blind attack fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext import L2, JumpReLU, Linf
+from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation import binarization
+from art_defenses_ext.evaluation.attacks import WHITE_BOX
+from art_defenses_ext.evaluation.binarization import binarization_test, last_linear
+from art_defenses_ext.evaluation.threats import Threat
+
+THREATS: list[Threat] = [Linf(0.1), L2(0.6)]
+WHITE = (WHITE_BOX.build, "exact")
+
+
+def blind(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    return RandomNoise(classifier, threat.norm, threat.eps, nb_draws=20, seed=seed)
+
+
+def far(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    return WHITE_BOX.build(classifier, threat.at(3 * threat.eps), seed)
+
+
+@pytest.mark.parametrize("threat", THREATS)
+def test_a_working_attack_finds_what_is_planted_and_a_blind_one_does_not(
+    threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x = digits.test.x[:12]
+    works = binarization_test(digits_classifier, x, threat, [WHITE], 0)
+    fails = binarization_test(digits_classifier, x, threat, [(blind, "exact")], 0)
+    assert works is not None
+    assert fails is not None
+    assert works.built.rate == 1
+    assert works.found.rate >= 0.9
+    assert max(works.by_chance.rate, fails.found.rate, fails.by_chance.rate) <= 0.1
+
+
+def test_examples_outside_the_ball_do_not_count(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    found = binarization_test(digits_classifier, digits.test.x[:6], Linf(0.1), [(far, "exact")], 0)
+    assert found is not None
+    assert found.found.count < 3
+
+
+@pytest.mark.parametrize("threat", THREATS)
+def test_the_planted_point_alone_crosses_the_boundary(
+    threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """The surface point is called 1, the clean image and a thousand others inside are called 0."""
+    image = digits.test.x[0]
+    layer = last_linear(digits_classifier, image[None])
+    assert layer is not None
+    binary = binarization._binary_classifier(digits_classifier, layer, image, threat, seed=5)
+    assert binary is not None
+    generator = torch.Generator().manual_seed(5)
+    clean = torch.tensor(image)[None]
+    inside = clean.expand(binarization.INNER_POINTS, *image.shape)
+    inside = inside + binarization.random_in_ball(
+        inside, binarization.INNER_RADIUS * threat.eps, threat.norm, generator
+    )
+    surface = binarization._on_surface(clean, threat, generator)
+    points = torch.cat([surface, clean, inside]).clamp(0, 1).numpy()
+    assert binary.predict(points).argmax(axis=1).tolist() == [1] + [0] * (1 + binarization.INNER_POINTS)
+    size = np.linalg.norm((surface.numpy() - image).ravel(), ord=threat.norm)
+    assert size == pytest.approx(threat.eps, rel=1e-4)
+
+
+def test_gradient_modes_and_smoothing_reach_the_defence_inside(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    defended = JumpReLU(digits_classifier, 0.7)()
+    for mode in ("smooth", None):
+        found = binarization_test(defended, digits.test.x[:4], Linf(0.1), [(WHITE_BOX.build, mode)], 0)
+        assert found is not None
+        assert found.found.total == 4
+        assert found.found.count >= 2
+
+
+def test_networks_without_a_last_linear_layer_are_left_alone(digits: Dataset) -> None:
+    convolution = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
+    squashed = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Unflatten(1, (10, 2)), nn.AvgPool1d(2))
+    squashed.append(nn.Flatten())
+    for model in (convolution, squashed):
+        classifier: Any = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
+        assert last_linear(classifier, digits.test.x[:1]) is None
+        assert binarization_test(classifier, digits.test.x[:2], Linf(0.1), [WHITE], 0) is None
+
+
+def test_the_network_is_left_as_it_was(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    before = digits_classifier.predict(digits.test.x[:5])
+    binarization_test(digits_classifier, digits.test.x[:2], Linf(0.1), [WHITE], 0)
+    np.testing.assert_array_equal(digits_classifier.predict(digits.test.x[:5]), before)
+    hooks = [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in digits_classifier.model.modules()]
+    assert sum(hooks) == 0
