@@ -3,7 +3,7 @@
     python examples/jump_relu_mnist.py --data DIR [--ablation]
 
 DIR holds MNIST as torchvision lays it out, and weights/erichson_mnist_lenet_{baseline,robust}.pkl, the authors'
-published weights. Takes about ten minutes on two cores; the ablation about five.
+published weights. Takes about half an hour on one core; the ablation about ten minutes.
 """
 
 from __future__ import annotations
