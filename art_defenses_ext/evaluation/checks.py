@@ -193,7 +193,8 @@ def _gradients(name: str, evidence: Evidence) -> Check:
             if smoothed
             else f"fewer than {100 * FAITHFUL_SHARE:.0f} %, and no estimated gradient was tried"
         )
-    bad = _too_many(useless) or (misled and not smoothed and evidence.settings.samples > 0)
+    left = any(record.robust(evidence.keys("white-box")) for record in evidence.records)
+    bad = _too_many(useless) or (misled and not smoothed and left)
     figures = {"useless": useless, "modes": [one.as_dict() for one in health]}
     return Check(name, _judged(bad), "; ".join(parts), figures)
 

@@ -142,6 +142,11 @@ def test_gradients_that_mislead_fail_unless_the_smoothed_network_was_attacked(at
     assert one(misled, "gradients").verdict == "passed"
 
 
+def test_where_nothing_is_left_misleading_gradients_hide_nothing(attacker: Attacker) -> None:
+    misled = evidence(attacker, health=[replace(HEALTHY, faithful=120)])
+    assert one(replace(misled, records=misled.records[:40]), "gradients").verdict == "passed"
+
+
 def test_a_random_defence_must_be_averaged(attacker: Attacker) -> None:
     single = replace(attacker, random=True, votes=11)
     assert one(evidence(single), "randomness").verdict == "failed"
