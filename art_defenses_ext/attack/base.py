@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.norms import per_sample
+from art_defenses_ext.attack.norms import into_range, per_sample
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
@@ -105,12 +105,7 @@ class TensorAttack(EvasionAttack):
 
     def clip(self, x: Tensor) -> Tensor:
         """``x`` moved into the classifier's clip range."""
-        if self.estimator.clip_values is None:
-            return x
-        low, high = self.estimator.clip_values
-        if np.ndim(low) == 0:
-            return x.clamp(float(low), float(high))
-        return x.clamp(*(torch.as_tensor(limit, device=x.device, dtype=x.dtype) for limit in (low, high)))
+        return into_range(x, self.estimator.clip_values)
 
     def _check_params(self) -> None:
         check_classifier(self.estimator, "estimator")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -47,6 +49,16 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     if norm == np.inf:
         return gradient.sign()
     return gradient / per_sample(size(gradient, 2).clamp_min(_TINY), gradient)
+
+
+def into_range(x: Tensor, clip_values: tuple[Any, Any] | None) -> Tensor:
+    """``x`` (N, ...) moved into ART's ``clip_values``: numbers, or arrays that broadcast against an image."""
+    if clip_values is None:
+        return x
+    low, high = clip_values
+    if np.ndim(low) == 0:
+        return x.clamp(float(low), float(high))
+    return x.clamp(*(torch.as_tensor(limit, device=x.device, dtype=x.dtype) for limit in (low, high)))
 
 
 def random_in_ball(like: Tensor, eps: float, norm: Norm, generator: torch.Generator) -> Tensor:

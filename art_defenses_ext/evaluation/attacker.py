@@ -24,8 +24,8 @@ VOTES = 11
 """Passes that decide whether a random defence was broken: an odd number, so that two classes cannot tie."""
 
 SMOOTHING_PAIRS = 64
-"""Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: on a k-winners-take-all network
-half as many break a third less."""
+"""Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: fewer are cheaper and
+noisier."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from art.estimators.classification import PyTorchClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.norms import random_in_ball, random_on_sphere
+from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.attacker import smoothed
 from art_defenses_ext.evaluation.proportion import Proportion
@@ -30,7 +30,7 @@ from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import FloatArray
 
 INNER_POINTS = 999
-"""Points inside the ball, of the image's class, as in the paper's section 4."""
+"""Points inside the ball, of the image's class. **Convention**: with the surface point a thousand."""
 
 INNER_RADIUS = 0.95
 """Of the ball that these are drawn from, in units of eps. **Convention**."""
@@ -156,7 +156,7 @@ def _binary_classifier(
     inside = clean.expand(INNER_POINTS, *image.shape)
     inside = inside + random_in_ball(inside, INNER_RADIUS * threat.eps, threat.norm, generator)
     surface = _on_surface(clean, threat, generator)
-    points = _clipped(torch.cat([surface, clean, inside]), classifier)
+    points = into_range(torch.cat([surface, clean, inside]), classifier.clip_values)
     extract = _Features(module, layer)
     with torch.no_grad():
         features = torch.cat([extract(batch) for batch in points.split(256)]).double()
@@ -173,13 +173,6 @@ def _on_surface(clean: Tensor, threat: Threat, generator: torch.Generator) -> Te
     """A corner of the cube for linf, a point of the sphere for l2."""
     point = random_on_sphere(clean, threat.eps, threat.norm, generator)
     return clean + (threat.eps * point.sign() if threat.norm == np.inf else point)
-
-
-def _clipped(points: Tensor, classifier: PyTorchClassifier) -> Tensor:
-    if classifier.clip_values is None:
-        return points
-    low, high = (torch.as_tensor(limit, device=points.device, dtype=points.dtype) for limit in classifier.clip_values)
-    return points.clamp(low, high)
 
 
 def _separate(features: FloatArray) -> tuple[FloatArray, float] | None:
@@ -212,7 +205,8 @@ def _breaks(binary: PyTorchClassifier, image: FloatArray, threat: Threat, one: T
 def _breaks_by_chance(binary: PyTorchClassifier, image: FloatArray, threat: Threat, seed: int) -> bool:
     generator = torch.Generator(binary.device).manual_seed(seed + 1)
     clean = torch.tensor(image, device=binary.device).expand(RANDOM_DRAWS, *image.shape)
-    return _says_one(binary, _clipped(clean + random_in_ball(clean, threat.eps, threat.norm, generator), binary))
+    drawn = clean + random_in_ball(clean, threat.eps, threat.norm, generator)
+    return _says_one(binary, into_range(drawn, binary.clip_values))
 
 
 def _says_one(binary: PyTorchClassifier, images: Tensor) -> bool:

@@ -27,7 +27,7 @@ TOLERATED = 0.01
 alone never trips it, however few there are: of 14 samples one would put the interval's lower end at 1.3 %."""
 
 MUST_FIND = 0.95
-"""The share of planted examples that the attacks must find (Zimmermann et al. 2022, section 4). It trips where fewer is
+"""The share of planted examples that the attacks must find (Zimmermann et al. 2022). It trips where fewer is
 sure: where the upper end of the interval is below this."""
 
 TOO_EASY = 0.5

@@ -9,7 +9,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.attack.norms import per_sample, random_in_ball, size, steepest
+from art_defenses_ext.attack.norms import into_range, per_sample, random_in_ball, size, steepest
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
@@ -30,8 +30,8 @@ FAITHFUL_FROM, FAITHFUL_TO = 0.5, 2.0
 """What that step changes, in units of what the gradient foretold."""
 
 FAITHFUL_SHARE = 0.9
-"""The share of points at which a network's gradient must be faithful. **Convention**, as are the numbers above: plain
-and adversarially trained networks have 98 % or more, the JumpReLU's own derivative 35 to 88 %."""
+"""The share of points at which a network's gradient must be faithful. **Convention**, as are the numbers above: a
+plain network's is at nearly all, the JumpReLU's own derivative is not (tests/evaluation/test_gradient_health.py)."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,8 @@ def examine_gradients(
     device = classifier.device
     clean, y = torch.tensor(x[:SAMPLES], device=device), torch.tensor(labels[:SAMPLES], device=device)
     generator = torch.Generator(device).manual_seed(derived_seed(seed, "gradients", 0))
-    points = [clean, clean + random_in_ball(clean, threat.eps, threat.norm, generator)]
+    drawn = clean + random_in_ball(clean, threat.eps, threat.norm, generator)
+    points = [clean, into_range(drawn, classifier.clip_values)]
     module = as_module(classifier)
     found = []
     for mode in modes:

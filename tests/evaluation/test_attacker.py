@@ -9,7 +9,7 @@ import pytest
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_defenses_ext import L2, JumpReLU, Linf, Surrogate, as_module, defend, gradient_mode
 from art_defenses_ext.datasets import Dataset
@@ -114,7 +114,6 @@ def test_the_smoothed_network_predicts_the_same_and_spreads_its_noise_like_the_t
 ) -> None:
     defended = defend(digits_classifier, Rounding())
     smooth = smoothed(defended, threat)
-    assert isinstance(smooth.model._model if hasattr(smooth.model, "_model") else smooth.model, nn.Module)
     assert torch.equal(logits(smooth, digits.test.x[:5]), logits(defended, digits.test.x[:5]))
     (surrogate,) = [one for one in find_defences(smooth) if isinstance(one, Surrogate)]
     assert surrogate.sigma == pytest.approx(sigma)  # an image has 64 pixels

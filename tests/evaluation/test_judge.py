@@ -44,7 +44,7 @@ def test_the_majority_decides_and_a_tie_goes_against_the_label() -> None:
     assert judged.misses.tolist() == [0, 1, 2, 2]
 
 
-def test_votes_are_drawn_from_the_seed_alone(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+def test_votes_are_drawn_from_the_seed_alone() -> None:
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return torch.randn(len(x), 4)
