@@ -29,7 +29,7 @@ STEP = 0.1
 FAITHFUL_FROM, FAITHFUL_TO = 0.5, 2.0
 """What that step changes, in units of what the gradient foretold."""
 
-FAITHFUL_SHARE = 0.9
+FAITHFUL_SHARE = 0.75
 """The share of points at which a network's gradient must be faithful. **Convention**, as are the numbers above: a
 plain network's is at nearly all, the JumpReLU's own derivative is not (tests/evaluation/test_gradient_health.py)."""
 

@@ -218,6 +218,9 @@ def main() -> None:
         for turn, seed in enumerate(options.seeds):
             for name in list(attackers)[:: -1 if turn % 2 else 1]:
                 runs[name].append(attackers[name](*attacked, seed))
+                last = runs[name][-1]  # a setting can take hours: what was found is not lost with a late line
+                found_here = f"{setting.title}, seed {seed}, {name}: {last.robust}, {last.cost.seconds:.1f} s"
+                print(found_here, file=sys.stderr, flush=True)
         if options.art:
             runs[ART] = [arts_ensemble(*attacked, options.seeds[0])]
         found.append(runs)
