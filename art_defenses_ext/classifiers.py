@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.models import DEFAULT_MODEL, MODELS, build_model, load_weights
+from art_defenses_ext.models import DEFAULT_MODEL, MODELS, build_model, load_published, load_weights
 from art_defenses_ext.training import train_classifier
 from art_defenses_ext.validation import InputError, check_seed
 
@@ -38,18 +38,23 @@ def load_classifier(
     Args:
         dataset: gives the image shape, and the training images where training is needed.
         model: a built-in name, or ``"package.module:function"``; None for the data set's usual network.
-        weights: file to load into it. Without one a built-in network is trained on the training part; a network of
-            one's own is taken as its function returns it, unless ``epochs`` asks for training.
+        weights: file to load into it. Without one, and unless ``epochs`` asks for training, a network of torchvision's
+            takes the weights that torchvision publishes, any other built-in one is trained on the training part, and
+            a network of one's own is taken as its function returns it.
         mean: of the network's normalisation, per channel; None for the built-in network's own, else 0.
         std: likewise; else 1.
         epochs: passes of training; None for the data set's usual number.
         device: ``"cpu"`` or ``"cuda"``.
         seed: of initial weights and training.
-        progress: show a bar while training.
+        progress: show a bar while training or downloading.
+
+    Returns:
+        ART's classifier. It has as many classes as the data set; where these are ``open_classes``, as the network.
 
     Raises:
-        InputError: for an unknown network, weights that do not fit, a network that does not take the images, or
-            CIFAR-10 without weights: its training takes hours on a CPU, so it must be asked for by ``epochs``.
+        InputError: for an unknown network, weights that do not fit or cannot be downloaded, a network that does not
+            take the images or knows too few classes, training without training images, or CIFAR-10 without weights:
+            its training takes hours on a CPU, so it must be asked for by ``epochs``.
     """
     check_seed(seed)
     name = DEFAULT_MODEL[dataset.name] if model is None else model
@@ -73,14 +78,16 @@ def load_classifier(
     if weights is not None:
         load_weights(network, weights)
     network = network.to(device).eval()
-    _check_logits(network, name, dataset)
-    if weights is None and (spec is not None or epochs is not None):
+    nb_classes = _check_logits(network, name, dataset)
+    if weights is None and epochs is None and spec is not None and spec.published:
+        load_published(network, name, progress)
+    elif weights is None and (spec is not None or epochs is not None):
         _train(network, name, dataset, mean, std, epochs, seed, progress)
     return PyTorchClassifier(
         network,
         nn.CrossEntropyLoss(),
         input_shape=shape,
-        nb_classes=dataset.nb_classes,
+        nb_classes=nb_classes,
         optimizer=torch.optim.Adam(network.parameters(), lr=1e-3),
         clip_values=(0.0, 1.0),
         preprocessing=(np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)),
@@ -121,10 +128,9 @@ def _per_channel(argument: str, given: Sequence[float] | None, usual: Sequence[f
     return values
 
 
-def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> None:
-    """Refuse a network that does not turn the data set's images into its classes' logits."""
+def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> int:
+    """Return a network's number of classes; refuse one that does not turn the data set's images into their logits."""
     device = next((parameter.device for parameter in network.parameters()), None)
-    expected = (2, dataset.nb_classes)
     try:
         with torch.no_grad():
             got = tuple(network(torch.zeros(2, *dataset.input_shape, device=device)).shape)
@@ -133,5 +139,11 @@ def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> None:
         raise InputError(
             f"model {name} does not take images {dataset.input_shape} of {dataset.name}: {reason}"
         ) from None
-    if got != expected:
-        raise InputError(f"model {name} returns shape {got} for two images; {expected} was expected")
+    as_many = got == (2, dataset.nb_classes)
+    more = len(got) == 2 and got[0] == 2 and got[1] > dataset.nb_classes
+    if as_many or (more and dataset.open_classes):
+        return int(got[1])
+    or_more = " or more" if dataset.open_classes else ""
+    raise InputError(
+        f"model {name} returns shape {got} for two images; (2, {dataset.nb_classes}{or_more}) was expected"
+    )

@@ -1,16 +1,18 @@
 """The data sets of the examples and measurements, as arrays: images in [0, 1], channels first, and class indices.
 
-``digits`` ships with scikit-learn. The others are the published files as torchvision lays them out; what is missing
-is downloaded once, and a machine without network access is told which files to put where.
+``digits`` ships with scikit-learn, and ``image_folder`` is a folder of the user's own. The others are the published
+files as torchvision lays them out; what is missing is downloaded once, and a machine without network access is told
+which files to put where.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import os
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from http.client import HTTPException
@@ -19,12 +21,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+from torchvision.transforms.functional import center_crop, resize
 
-from art_defenses_ext.validation import FloatArray, InputError, IntArray
+from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_count
 
-DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10")
+DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "image_folder")
 
 ROOT_VARIABLE = "ART_DEFENSES_DATA"
 DEFAULT_ROOT = Path("~/.cache/art-defenses-ext")
@@ -35,6 +39,17 @@ NB_VALIDATION = 5_000
 DIGITS_SEED = 0
 DIGITS_VALIDATION = 300
 DIGITS_TEST = 500
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+LABELS_FILE = "labels.csv"
+FILE_COLUMNS = ("file", "image_id")
+LABEL_COLUMNS = ("label", "class_index")
+NIPS2017_FOLDER = "nips2017"
+IMAGENET_SIZE = 224
+IMAGENET_RESIZE = 256
+IMAGES_SEED = 0
+MAX_PART_BYTES = 4 * 2**30
+"""A part of an image folder is one array in memory: 7,133 images of 224 x 224."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,9 +73,12 @@ class Dataset:
         name: one of ``DATASETS``.
         input_shape: shape of an image (C, H, W).
         nb_classes: number of classes.
-        nb_validation: how many of the last training images make up the validation part.
-        read_training: returns all images that are not for testing.
+        nb_validation: how many images make up the validation part: the last training images.
+        read_training: returns all images that are not for testing; raises InputError where there are none to train on.
         read_test: returns the test images.
+        read_validation: returns the validation part where it does not come out of the training images.
+        open_classes: the labels are places in a list of classes that may be longer than ``nb_classes``, so that a
+            network may know more classes.
 
     **Convention**: the validation part comes out of the training images, so that whatever is tuned on it (a jump, a
     threshold) has not seen a test image. ``train`` and ``validation`` are views of one array.
@@ -72,6 +90,8 @@ class Dataset:
     nb_validation: int
     read_training: Callable[[], Split] = field(repr=False)
     read_test: Callable[[], Split] = field(repr=False)
+    read_validation: Callable[[], Split] | None = field(default=None, repr=False)
+    open_classes: bool = False
 
     @cached_property
     def train(self) -> Split:
@@ -81,6 +101,8 @@ class Dataset:
     @cached_property
     def validation(self) -> Split:
         """The images to tune on."""
+        if self.read_validation is not None:
+            return self.read_validation()
         return Split(self._training.x[-self.nb_validation :], self._training.y[-self.nb_validation :])
 
     @cached_property
@@ -118,33 +140,61 @@ _PUBLISHED = {
 }
 
 
-def load_dataset(name: str, root: str | Path | None = None) -> Dataset:
-    """Return a data set by its name; files that are missing are downloaded.
+def load_dataset(name: str, root: str | Path | None = None, *, size: int | None = None) -> Dataset:
+    """Return a data set by its name; published files that are missing are downloaded.
 
     Args:
         name: one of ``DATASETS``.
-        root: folder that holds the files as torchvision lays them out. By default the folder that the environment
-            variable ``ART_DEFENSES_DATA`` names, else ``~/.cache/art-defenses-ext``, which is made when needed.
+        root: folder that holds the files as torchvision lays them out; for ``image_folder``, the folder of images
+            itself, or one that holds it as ``nips2017``. By default the folder that the environment variable
+            ``ART_DEFENSES_DATA`` names, else ``~/.cache/art-defenses-ext``, which is made when needed.
+        size: for ``image_folder`` alone: the height and width, in pixels, of the images that are wanted. By default
+            the size that all images share, else 224, which all must then reach.
 
     Returns:
-        The data set. ``digits`` is split 997 / 300 / 500, each class in proportion; of the others, the last 5,000
-        training images are the validation part and the published test images the test part.
+        The data set. ``digits`` is split 997 / 300 / 500, each class in proportion; of the published files, the last
+        5,000 training images are the validation part and the published test images the test part. ``image_folder``
+        has no training images, and halves of which each image is in one (below).
 
     Raises:
         InputError: for an unknown name, a root that does not exist, or files that are missing and cannot be
-            downloaded; and, when a part is first asked for, if its files are not the published ones.
+            downloaded; for a folder of images without labels, with an image too few or too many of them, or with
+            images of several sizes that do not reach 224; and, when a part is first asked for, for a file that cannot
+            be read or is not the published one, or training images of ``image_folder``.
 
-    *Source*: scikit-learn's ``load_digits``; torchvision's ``MNIST``, ``FashionMNIST`` and ``CIFAR10``.
+    *Source*: scikit-learn's ``load_digits``; torchvision's ``MNIST``, ``FashionMNIST`` and ``CIFAR10``; for
+    ``image_folder``, torchvision's ``ImageFolder`` and the evaluation that it publishes with its ImageNet weights.
 
     **Convention**: ``digits`` needs no files, so it ignores the environment variable; a ``root`` that was passed must
     exist even so.
+
+    **Convention** (layout of ``image_folder``): JPEG and PNG files beside a ``labels.csv``, whose columns ``file`` (or
+    ``image_id``; the ending may be missing) and ``label`` (or ``class_index``, from 0) give each image its class; or a
+    folder of images for each class, numbered in the order of their names as torchvision does. Files whose names begin
+    with a dot are overlooked. With a ``labels.csv``, ``nb_classes`` is the largest label + 1 and the network may know
+    more: nothing in it says how long the list of classes is. Folders are all classes that there are.
+
+    **Convention** (halves of ``image_folder``): in the order of the names (with the class folder's), the first, third,
+    ... image is for testing and the second, fourth, ... for validation. Within each half the order is mixed once and
+    for all, since the first so many images are often all that an attack can afford, and by name they would be of a few
+    classes.
+
+    **Convention** (size of ``image_folder``): an image of the size wanted is taken as it is. Any other is resized,
+    bilinearly, until its shorter side is 256 / 224 of that size, and cropped in the middle. Colours are made RGB,
+    transparency is ignored, and so is the orientation that a camera noted: all as torchvision does.
     """
     if name not in DATASETS:
         raise InputError(f"name is {name!r}; one of {', '.join(DATASETS)} was expected")
     if root is not None:
         _check_folder(root, "root")
+    if size is not None:
+        check_count("size", size)
+        if name != "image_folder":
+            raise InputError(f"size is {size}, but name is {name!r}; a size only with image_folder was expected")
     if name == "digits":
         return _digits()
+    if name == "image_folder":
+        return _image_folder(_find_root(root), size)
     return _published(name, _find_root(root))
 
 
@@ -261,6 +311,222 @@ def _damaged(name: str, root: Path, reason: str) -> InputError:
         f"name is {name!r}, but the files in {folder} cannot be used ({reason}); "
         "the published ones were expected: delete the folder to have them downloaded again"
     )
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """The images of a folder in the order of their names.
+
+    Args:
+        folder: where they lie.
+        files: their paths.
+        labels: their class indices.
+        nb_classes: how many classes these show that there are.
+        open_classes: whether there may be more.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    nb_classes: int
+    open_classes: bool
+
+
+def _image_folder(root: Path, size: int | None) -> Dataset:
+    images = _find_images(root)
+    if len(images.files) < 2:
+        raise _no_use(images.folder, "holds a single image; two or more, to tune on one half, were expected")
+    height, width = _common_size(images) if size is None else (size, size)
+    _check_memory(images, height, width)
+    return Dataset(
+        name="image_folder",
+        input_shape=(3, height, width),
+        nb_classes=images.nb_classes,
+        nb_validation=len(images.files) // 2,
+        read_training=_refuse_training,
+        read_test=partial(_read_half, images, 0, height, width),
+        read_validation=partial(_read_half, images, 1, height, width),
+        open_classes=images.open_classes,
+    )
+
+
+def _no_use(folder: Path, problem: str) -> InputError:
+    return InputError(f"name is 'image_folder', but {folder} {problem}")
+
+
+def _refuse_training() -> Split:
+    raise InputError(
+        "the data set is image_folder, whose images serve validation and testing only; "
+        "a data set with training images was expected"
+    )
+
+
+def _find_images(root: Path) -> _Labelled:
+    """Return the images of ``root`` itself, else of ``nips2017`` in it, else of a folder in it for each class."""
+    if not root.is_dir():
+        raise _no_use(root, "is no folder; one with images and their labels was expected")
+    for folder in (root, root / NIPS2017_FOLDER):
+        if (folder / LABELS_FILE).is_file() or (folder.is_dir() and _images_in(folder)):
+            return _with_labels_file(folder)
+    return _with_class_folders(root)
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    return _by_name(path for path in found if path.is_file())
+
+
+def _by_name(paths: Iterable[Path]) -> list[Path]:
+    # Paths themselves compare otherwise on Windows, where letters have no case.
+    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _with_class_folders(root: Path) -> _Labelled:
+    folders = _by_name(path for path in root.iterdir() if path.is_dir())
+    inside = [_images_in(folder) for folder in folders]
+    if not any(inside):
+        raise _no_use(
+            root,
+            f"holds no images; {', '.join(IMAGE_ENDINGS)} files with a {LABELS_FILE}, or in a folder for each class, "
+            "were expected",
+        )
+    for folder, files in zip(folders, inside, strict=True):
+        if not files:
+            raise _no_use(root, f"holds the folder {folder.name} without an image; images of a class were expected")
+    if len(folders) < 2:
+        raise _no_use(root, f"holds {folders[0].name} as its only class; two or more classes were expected")
+    labels = [label for label, files in enumerate(inside) for _ in files]
+    return _Labelled(root, tuple(file for files in inside for file in files), tuple(labels), len(folders), False)
+
+
+def _with_labels_file(folder: Path) -> _Labelled:
+    files = _images_in(folder)
+    if not files:
+        raise _no_use(folder, f"holds a {LABELS_FILE} and no images; {', '.join(IMAGE_ENDINGS)} files were expected")
+    if not (folder / LABELS_FILE).is_file():
+        raise _no_use(
+            folder,
+            f"holds images and no {LABELS_FILE}; one with the columns {FILE_COLUMNS[0]} and {LABEL_COLUMNS[0]} was "
+            "expected",
+        )
+    labels = _match(_read_labels(folder / LABELS_FILE), files, folder)
+    return _Labelled(folder, tuple(files), tuple(labels), max(labels) + 1, True)
+
+
+def _read_labels(path: Path) -> list[tuple[str, int]]:
+    """Return the names and class indices that a file of labels lists."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark before the first column
+            reader = csv.DictReader(lines)
+            columns = [_column(reader.fieldnames or (), known, path) for known in (FILE_COLUMNS, LABEL_COLUMNS)]
+            # A line that is too short holds None.
+            rows = [(reader.line_num, [(row[column] or "").strip() for column in columns]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _no_use(
+            path, f"cannot be read ({_reason(error)}); a file of comma-separated values was expected"
+        ) from error
+    return [(name, _class_index(text, line, path)) for line, (name, text) in rows]
+
+
+def _column(names: Sequence[str], known: Sequence[str], path: Path) -> str:
+    found = [name for name in names if name in known]
+    if len(found) != 1:
+        raise _no_use(
+            path, f"has the columns {', '.join(names) or 'of an empty file'}; one {' or '.join(known)} was expected"
+        )
+    return found[0]
+
+
+def _class_index(text: str, line: int, path: Path) -> int:
+    # isdecimal takes the digits of all scripts; a number of ten places is no class either.
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise _no_use(path, f"says {text!r} in line {line}; a class index, a whole number from 0, was expected")
+    return int(text)
+
+
+def _match(listed: list[tuple[str, int]], files: list[Path], folder: Path) -> list[int]:
+    """Return the label of each file; a name without its ending stands for the only file that it can mean."""
+    meant: dict[str, list[Path]] = {}
+    for file in files:
+        meant.setdefault(file.name, []).append(file)
+        meant.setdefault(file.stem, []).append(file)
+    labels: dict[Path, int] = {}
+    for name, label in listed:
+        found = meant.get(name, [])
+        if len(found) != 1:
+            raise _no_use(folder, f"holds {len(found)} images {name!r} of {LABELS_FILE}; exactly one was expected")
+        if found[0] in labels:
+            raise _no_use(folder, f"has a {LABELS_FILE} that lists {found[0].name} twice; one label each was expected")
+        labels[found[0]] = label
+    missing = [file.name for file in files if file not in labels]
+    if missing:
+        raise _no_use(
+            folder,
+            f"has a {LABELS_FILE} without {missing[0]} ({len(missing)} such); a label for each image was expected",
+        )
+    return [labels[file] for file in files]
+
+
+def _common_size(images: _Labelled) -> tuple[int, int]:
+    """Return the height and width of all images, else the size to which all can be cropped."""
+    sizes: dict[Path, tuple[int, int]] = {file: _open(file, _size) for file in images.files}
+    if len(set(sizes.values())) == 1:
+        return next(iter(sizes.values()))
+    smallest = min(images.files, key=lambda file: min(sizes[file]))
+    if min(sizes[smallest]) < IMAGENET_SIZE:
+        height, width = sizes[smallest]
+        raise _no_use(
+            images.folder,
+            f"holds images of several sizes, of which {smallest.name} has {height} x {width} pixels; one size, or at "
+            f"least {IMAGENET_SIZE} x {IMAGENET_SIZE} to be cropped to, was expected",
+        )
+    return IMAGENET_SIZE, IMAGENET_SIZE
+
+
+def _check_memory(images: _Labelled, height: int, width: int) -> None:
+    most = 2 * (MAX_PART_BYTES // (4 * 3 * height * width))
+    if len(images.files) > most:
+        raise _no_use(
+            images.folder,
+            f"holds {len(images.files)} images, more than fit into memory at {height} x {width} pixels; "
+            f"at most {most} were expected",
+        )
+
+
+def _read_half(images: _Labelled, first: int, height: int, width: int) -> Split:
+    """Return every other image from ``first`` on, in the mixed order."""
+    chosen = np.arange(first, len(images.files), 2)
+    # RandomState's stream is frozen for good, where that of default_rng may change with a release of NumPy.
+    chosen = np.random.RandomState(IMAGES_SEED).permutation(chosen)
+    x = np.empty((len(chosen), 3, height, width), dtype=np.float32)
+    for place, index in enumerate(chosen):
+        x[place] = _open(images.files[index], partial(_pixels, height=height, width=width))
+    x /= 255
+    return Split(x, np.array(images.labels, dtype=np.int64)[chosen])
+
+
+def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
+    """Return what ``use`` makes of an image; a file that is none is blamed by its name."""
+    try:
+        with Image.open(file, formats=("JPEG", "PNG")) as image:
+            return use(image)
+    except Exception as error:  # Pillow trips over a damaged file in many ways, by SyntaxError and struct.error too
+        raise _no_use(file, f"cannot be used ({_reason(error)}); a JPEG or PNG image was expected") from error
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    return image.height, image.width
+
+
+def _pixels(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return the image (3, height, width), cropped if it has another size."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("pixels of more than 8 bits, whose white is not known")
+    colours = image.convert("RGB")
+    if _size(colours) != (height, width):
+        shorter = round(min(height, width) * IMAGENET_RESIZE / IMAGENET_SIZE)
+        colours = center_crop(resize(colours, shorter), [height, width])
+    return np.asarray(colours).transpose(2, 0, 1)
 
 
 def _reason(error: BaseException) -> str:

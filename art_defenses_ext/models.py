@@ -1,4 +1,6 @@
-"""The networks of the papers and a small one for the digits, with plain ReLUs; inputs are normalised already.
+"""The networks of the papers, torchvision's for ImageNet and a small one for the digits, all with plain ReLUs.
+
+Their inputs are normalised already.
 
 A network that is not built in is named by the function that builds it: ``"package.module:function"``.
 """
@@ -18,6 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11, vgg19
 
 from art_defenses_ext.validation import InputError
 
@@ -236,6 +239,7 @@ class ModelSpec:
         nb_classes: number of logits.
         mean: what to subtract from images in [0, 1], per channel, before the network.
         std: what to divide by after that, per channel.
+        published: whether torchvision publishes weights for it under the same name (see :func:`load_published`).
 
     **Convention**: the normalisation belongs to the network, not to the data: a network whose weights were published
     keeps the numbers that it was trained with, on whatever data it is used.
@@ -248,6 +252,15 @@ class ModelSpec:
     nb_classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    published: bool = False
+
+
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def _imagenet(name: str, build: Callable[[], nn.Module]) -> ModelSpec:
+    """A network of torchvision's, whose functions return it untrained unless they are asked for weights."""
+    return ModelSpec(name, build, "image_folder", (3, 224, 224), 1000, _IMAGENET_MEAN, _IMAGENET_STD, published=True)
 
 
 _SPECS = (
@@ -258,7 +271,11 @@ _SPECS = (
     ModelSpec("wong_kolter", WongKolter, "mnist", (1, 28, 28), 10, (0.0,), (1.0,)),
     ModelSpec("alex_like", AlexLike, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ModelSpec("resnet20", ResNet20, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    ModelSpec("resnet20_a", ResNet20A, "cifar10", (3, 32, 32), 10, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ModelSpec("resnet20_a", ResNet20A, "cifar10", (3, 32, 32), 10, _IMAGENET_MEAN, _IMAGENET_STD),
+    _imagenet("squeezenet1_1", squeezenet1_1),
+    _imagenet("vgg11", vgg11),
+    _imagenet("vgg19", vgg19),
+    _imagenet("resnet18", resnet18),
 )
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in _SPECS}
 
@@ -268,6 +285,8 @@ DEFAULT_MODEL: dict[str, str] = {
     # With MNIST's normalisation, which goes with the network (see ModelSpec).
     "fashion_mnist": "lenet_like",
     "cifar10": "resnet20",
+    # The smallest of torchvision's without batch normalisation, and 5 MB of weights.
+    "image_folder": "squeezenet1_1",
 }
 
 
@@ -337,7 +356,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Args:
         model: the network; it stays on its device and is unchanged if anything fails.
         path: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads. The state dict may lie
-            under ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``).
+            under ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``). Numbers of
+            another precision, such as half, are converted to the model's.
 
     Raises:
         InputError: for a missing file, one that is neither, a pickle that holds more than plain data, or keys, shapes
@@ -349,6 +369,34 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     state = _strip_prefix(_read_state(Path(path)), model)
     _check_fit(state, model, path)
     # Tensors that fit cannot fail to load, while strict loading by itself would load some and then raise.
+    model.load_state_dict(state, strict=False)
+
+
+def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
+    """Load the ImageNet weights that torchvision publishes; downloaded once, into the cache of ``torch.hub``.
+
+    Args:
+        model: the network; it stays on its device and is unchanged if anything fails.
+        name: its name in ``MODELS``, of a network that is ``published``.
+        progress: show a bar while downloading.
+
+    Raises:
+        InputError: for a network without published weights, and if they can neither be found nor be downloaded.
+
+    *Source*: torchvision's ``weights="DEFAULT"`` of the function of that name.
+    """
+    if name not in MODELS or not MODELS[name].published:
+        raise InputError(f"name is {name!r}, whose weights torchvision does not publish; another network was expected")
+    published = get_model_weights(name).DEFAULT
+    try:
+        state = published.get_state_dict(progress=progress, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # the network, the disk and a damaged file in the cache fail in a dozen ways
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise InputError(
+            f"model {name} was given no weights, and the published ones could not be downloaded or read "
+            f"({_reason(error)}); a file of weights, or {published.url} saved in {folder}, was expected"
+        ) from error
+    _check_fit(state, model, published.url)
     model.load_state_dict(state, strict=False)
 
 

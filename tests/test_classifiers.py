@@ -172,6 +172,66 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path, unread_digits: Data
         load_classifier(unread_digits, weights=path)
 
 
+# Folders of images
+
+
+def image_folder(
+    nb_classes: int, open_classes: bool, size: int = 224, read_training: Callable[[], Split] = unread
+) -> Dataset:
+    return Dataset("image_folder", (3, size, size), nb_classes, 2, read_training, unread, unread, open_classes)
+
+
+@pytest.fixture
+def squeezenet(tmp_path: Path) -> Path:
+    path = tmp_path / "squeezenet.pt"
+    torch.save(build_model("squeezenet1_1").half().state_dict(), path)
+    return path
+
+
+def test_the_network_for_images_is_imagenets_and_knows_its_classes(squeezenet: Path) -> None:
+    """Half-precision weights come out as float32; the labels may stop short of the last class."""
+    classifier = load_classifier(image_folder(996, True), weights=squeezenet)
+    assert (classifier.input_shape, classifier.nb_classes) == ((3, 224, 224), 1000)
+    assert {value.dtype for value in weights_of(classifier).values()} == {torch.float32}
+    assert classifier.predict(np.zeros((1, 3, 224, 224), np.float32)).shape == (1, 1000)
+
+
+def test_class_folders_are_all_the_classes_that_there_are(squeezenet: Path) -> None:
+    with pytest.raises(InputError, match=r"returns shape \(2, 1000\) for two images; \(2, 996\) was expected"):
+        load_classifier(image_folder(996, False), weights=squeezenet)
+
+
+def test_a_label_that_the_network_does_not_know_is_refused(squeezenet: Path) -> None:
+    with pytest.raises(InputError, match=r"returns shape \(2, 1000\) .*; \(2, 1001 or more\) was expected"):
+        load_classifier(image_folder(1001, True), weights=squeezenet)
+
+
+def test_without_weights_the_published_ones_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[tuple[Any, ...]] = []
+
+    def listen(network: nn.Module, name: str, progress: bool) -> None:
+        loaded.append((name, progress))
+        nn.init.constant_(network.get_submodule("classifier.1").bias, 3.0)
+
+    monkeypatch.setattr("art_defenses_ext.classifiers.load_published", listen)
+    classifier = load_classifier(image_folder(996, True), "squeezenet1_1", progress=False)
+    assert loaded == [("squeezenet1_1", False)]
+    assert (weights_of(classifier)["classifier.1.bias"] == 3).all()
+
+
+def test_training_on_a_folder_of_images_is_refused() -> None:
+    def refuse() -> Split:
+        raise InputError("nothing to train on")
+
+    with pytest.raises(InputError, match="nothing to train on"):
+        load_classifier(image_folder(996, True, read_training=refuse), epochs=1, progress=False)
+
+
+def test_images_of_another_size_are_refused(squeezenet: Path) -> None:
+    with pytest.raises(InputError, match=r"squeezenet1_1 takes images \(3, 224, 224\); image_folder has \(3, 32, 32\)"):
+        load_classifier(image_folder(1000, True, size=32), weights=squeezenet)
+
+
 # A network of one's own
 
 

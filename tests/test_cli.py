@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from PIL import Image
 from safetensors.torch import save_file
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
@@ -243,6 +244,47 @@ def test_the_full_set_reaches_the_evaluation(command: Command, weights: Path, mo
     assert (given["check_samples"], given["adaptive"]) == (100, True)
 
 
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Four images that share no size, and their labels."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(4):
+        Image.new("RGB", (40 + number, 50), (number, 0, 0)).save(folder / f"{number}.png")
+    (folder / "labels.csv").write_text("file,label\n" + "".join(f"{number},{number}\n" for number in range(4)))
+    return folder
+
+
+def test_a_folder_of_images_is_cropped_to_the_network_and_attacked_in_small_blocks(
+    command: Command, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def listen(classifier: PyTorchClassifier, x: Any, y: Any, *_: Any, **options: Any) -> Any:
+        given.update(options, classes=classifier.nb_classes, x=x, y=y)
+        raise InputError("that is all")
+
+    monkeypatch.setattr("art_defenses_ext.cli.evaluate", listen)
+    torch.save(build_model("squeezenet1_1").state_dict(), tmp_path / "squeezenet.pt")
+    arguments = ["evaluate", "--dataset", "image_folder", "--data", images, "--weights", tmp_path / "squeezenet.pt"]
+    assert command(*arguments, "--defence", "none").err == "Error: that is all\n"
+    assert (given["classes"], given["x"].shape, given["block_size"]) == (1000, (2, 3, 224, 224), 32)
+    assert sorted(given["y"]) == [0, 2]
+    command(*arguments, "--defence", "none", "--samples", 1, "--block-size", 5)
+    assert (len(given["x"]), given["block_size"]) == (1, 5)
+
+
+def test_a_network_of_ones_own_takes_images_of_their_own_size(command: Command, images: Path, tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (12, 8), (number, 0, 0)).save(images / f"{number}.png")
+    (tmp_path / "own_for_images_for_test_cli.py").write_text(
+        "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(288, 10), nn.ReLU())\n"
+    )
+    arguments = ["--dataset", "image_folder", "--data", images, "--model", "own_for_images_for_test_cli:build"]
+    result = command("evaluate", *arguments, "--jump", 0.1, "--attacks", "papers")
+    assert (result.status, result.err) == (0, "")
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.05])
 def test_the_jump_is_tuned_on_validation_images(
     drop: float, command: Command, weights: Path, digits: Dataset, tmp_path: Path
@@ -325,6 +367,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "eps inf": (["--eps", "inf"], "eps is inf"),
     "no samples": (["--samples", 0], "samples is 0; from 1 to digits's 500"),
     "negative samples": (["--samples", -1], "samples is -1"),
+    "no images": (["--dataset", "image_folder", "--data", "."], "holds no images; .jpg"),
     "too many samples": (["--samples", 501], "samples is 501"),
     "no data folder": (["--data", "nowhere"], "data is nowhere; an existing folder"),
     "data is a file": (["--data", _text_file], "data is "),

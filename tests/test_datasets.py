@@ -14,10 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, MNIST
+from torchvision.datasets import CIFAR10, MNIST, ImageFolder
+from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import to_tensor
 
+from art_defenses_ext import datasets
 from art_defenses_ext.datasets import DATASETS, Dataset, Split, load_dataset
 from art_defenses_ext.validation import InputError
 
@@ -169,7 +172,7 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[dict[str, b
 
 def test_an_unknown_name_is_answered_with_the_names() -> None:
     with pytest.raises(
-        InputError, match=r"^name is 'svhn'; one of digits, mnist, fashion_mnist, cifar10 was expected$"
+        InputError, match=r"^name is 'svhn'; one of digits, mnist, fashion_mnist, cifar10, image_folder was expected$"
     ):
         load_dataset("svhn")
 
@@ -268,7 +271,297 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path: Path, mirror
     assert list((tmp_path / "root").iterdir()) == []
 
 
+# Folders of images: image i is filled with the value i, so that each can be told from the others
+
+
+def made_up_image(value: int, size: tuple[int, int] = (6, 5), mode: str = "RGB") -> Image.Image:
+    """An image of a height and width, filled with ``value``."""
+    return Image.new(mode, (size[1], size[0]), (value,) * 3 if mode == "RGB" else value)
+
+
+def write_images(folder: Path, names: list[str], **options: Any) -> Path:
+    for value, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        made_up_image(value, **options).save(folder / name)
+    return folder
+
+
+def labelled_folder(folder: Path, count: int = 7, **options: Any) -> Path:
+    """Images 00.png, 01.png, ..., labelled 0, 10, 20, ... in another order than that of the names."""
+    write_images(folder, [f"{value:02}.png" for value in range(count)], **options)
+    rows = [f"{value:02}.png,{10 * value}\n" for value in reversed(range(count))]
+    (folder / "labels.csv").write_text("file,label\n" + "".join(rows))
+    return folder
+
+
+def values(split: Split) -> list[int]:
+    """The value that fills each image."""
+    assert all(len(np.unique(image)) == 1 for image in split.x)
+    return [round(float(image[0, 0, 0]) * 255) for image in split.x]
+
+
+def test_a_folder_of_images_is_halved_by_name(tmp_path: Path) -> None:
+    dataset = load_dataset("image_folder", labelled_folder(tmp_path))
+    assert (dataset.name, dataset.input_shape, dataset.nb_classes) == ("image_folder", (3, 6, 5), 61)
+    assert (dataset.nb_validation, dataset.open_classes) == (3, True)
+    for split, members in ((dataset.test, [0, 2, 4, 6]), (dataset.validation, [1, 3, 5])):
+        assert split.x.shape == (len(members), 3, 6, 5)
+        assert (split.x.dtype, split.y.dtype) == (np.float32, np.int64)
+        assert sorted(values(split)) == members
+        assert split.y.tolist() == [10 * value for value in values(split)]
+
+
+def test_values_are_exact(tmp_path: Path) -> None:
+    pixels = np.arange(2 * 4 * 5 * 3, dtype=np.uint8).reshape(2, 4, 5, 3) * 2
+    for name, array in zip("ab", pixels, strict=True):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("file,label\na,0\nb,1\n")
+    dataset = load_dataset("image_folder", tmp_path)
+    for split, array in ((dataset.test, pixels[0]), (dataset.validation, pixels[1])):
+        np.testing.assert_array_equal(split.x[0], to_tensor(array).numpy())
+
+
+def test_the_order_within_a_half_is_mixed_and_fixed(tmp_path: Path) -> None:
+    """The numbers of all later measurements hang on it."""
+    dataset = load_dataset("image_folder", labelled_folder(tmp_path, 20))
+    assert values(dataset.test) == [4, 16, 8, 18, 2, 12, 14, 6, 0, 10]
+    assert values(dataset.validation) == [5, 17, 9, 19, 3, 13, 15, 7, 1, 11]
+
+
+def test_class_folders_are_numbered_as_torchvision_does(tmp_path: Path) -> None:
+    names = [f"{animal}/{number}.png" for animal in ("cat", "dog", "Eel") for number in range(4)]
+    write_images(tmp_path, names)
+    dataset = load_dataset("image_folder", tmp_path)
+    theirs = ImageFolder(str(tmp_path))
+    expected = {np.asarray(theirs[index][0])[0, 0, 0]: theirs[index][1] for index in range(len(theirs))}
+    assert (dataset.nb_classes, dataset.open_classes) == (3, False)
+    for split in (dataset.test, dataset.validation):
+        assert [expected[value] for value in values(split)] == split.y.tolist()
+        assert np.bincount(split.y).tolist() == [2, 2, 2]
+    assert sorted(values(dataset.test) + values(dataset.validation)) == list(range(12))
+
+
+def test_the_folder_may_lie_in_the_root_beside_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled_folder(tmp_path / "nips2017")
+    write_images(tmp_path / "MNIST", ["a.png", "b.png"])
+    monkeypatch.setenv("ART_DEFENSES_DATA", str(tmp_path))
+    for root in (None, tmp_path, tmp_path / "nips2017", str(tmp_path)):
+        assert len(load_dataset("image_folder", root).test.y) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "image_id,class_index\na,3\nb,1\n",
+        "class_index,author,image_id\n3,me,a.png\n1,you,b.JPG\n",
+        "\ufefffile,label\r\na.png, 3\r\nb,1 \r\n\r\n",
+    ],
+)
+def test_forms_of_a_labels_file(tmp_path: Path, content: str) -> None:
+    write_images(tmp_path, ["a.png", "b.JPG", ".hidden.png"])
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / "labels.csv").write_bytes(content.encode())
+    dataset = load_dataset("image_folder", tmp_path)
+    assert (dataset.test.y.tolist(), dataset.validation.y.tolist()) == ([3], [1])
+    assert dataset.nb_classes == 4
+
+
+def test_each_half_is_read_when_it_is_asked_for_and_once(tmp_path: Path) -> None:
+    dataset = load_dataset("image_folder", labelled_folder(tmp_path))
+    first = dataset.test
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert dataset.test is first
+    with pytest.raises(InputError, match=r"05\.png|03\.png|01\.png"):
+        _ = dataset.validation
+
+
+def test_there_are_no_images_to_train_on(tmp_path: Path) -> None:
+    dataset = load_dataset("image_folder", labelled_folder(tmp_path))
+    with pytest.raises(InputError, match="whose images serve validation and testing only"):
+        _ = dataset.train
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "1"])
+def test_other_colours_become_rgb(tmp_path: Path, mode: str) -> None:
+    ending = "jpg" if mode == "CMYK" else "png"
+    for name in "ab":
+        Image.new("RGB", (5, 6), "white").convert(mode).save(tmp_path / f"{name}.{ending}")
+    (tmp_path / "labels.csv").write_text("file,label\na,0\nb,1\n")
+    dataset = load_dataset("image_folder", tmp_path)
+    assert dataset.test.x.shape == (1, 3, 6, 5)
+    assert (dataset.test.x == 1).all()
+
+
+# Sizes of images
+
+
+@pytest.mark.parametrize("size", [(40, 60), (61, 33), (29, 28), (20, 9)], ids=str)
+def test_an_image_of_another_size_is_cropped_as_torchvision_does(tmp_path: Path, size: tuple[int, int]) -> None:
+    random = np.random.default_rng(0)
+    for name in "ab":
+        Image.fromarray(random.integers(0, 256, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("file,label\na,0\nb,1\n")
+    dataset = load_dataset("image_folder", tmp_path, size=28)
+    evaluation = ImageClassification(crop_size=28, resize_size=32, mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert dataset.input_shape == (3, 28, 28)
+    for split, name in ((dataset.test, "a"), (dataset.validation, "b")):
+        np.testing.assert_array_equal(split.x[0], evaluation(Image.open(tmp_path / f"{name}.png")).numpy())
+
+
+def test_an_image_of_the_size_wanted_is_left_as_it_is(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), dtype=np.uint8)
+    for name, array in zip("ab", pixels, strict=True):
+        Image.fromarray(array).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("file,label\na,0\nb,1\n")
+    np.testing.assert_array_equal(
+        load_dataset("image_folder", tmp_path, size=28).test.x[0], to_tensor(pixels[0]).numpy()
+    )
+
+
+def test_images_of_several_sizes_are_cropped_to_that_of_imagenet(tmp_path: Path) -> None:
+    labelled_folder(tmp_path, 4, size=(224, 260))
+    made_up_image(3, (300, 224)).save(tmp_path / "03.png")
+    dataset = load_dataset("image_folder", tmp_path)
+    assert dataset.input_shape == (3, 224, 224)
+    assert sorted(values(dataset.validation)) == [1, 3]
+
+
+@pytest.mark.parametrize(("name", "size"), [("image_folder", 0), ("image_folder", 2.5), ("digits", 8), ("mnist", 28)])
+def test_a_size_that_makes_no_sense_is_refused(tmp_path: Path, name: str, size: Any) -> None:
+    with pytest.raises(InputError, match=f"^size is {size}"):
+        load_dataset(name, labelled_folder(tmp_path), size=size)
+
+
+# Folders that cannot be used
+
+
+def _no_files(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _labels(content: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / "labels.csv").write_text(content) and None
+
+
+def _rows(*changed: str) -> Callable[[Path], None]:
+    return _labels("\n".join(["file,label", "00.png,0", "01.png,1", *changed]))
+
+
+def _only_class(folder: Path) -> None:
+    _no_files(folder)
+    write_images(folder, ["cats/a.png", "cats/b.png"])
+
+
+def _empty_class(folder: Path) -> None:
+    _only_class(folder)
+    (folder / "dogs").mkdir()
+
+
+def _single_image(folder: Path) -> None:
+    _no_files(folder)
+    labelled_folder(folder, 1)
+
+
+FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "nothing": (_no_files, "holds no images; .jpg, .jpeg, .png files with a labels.csv, or in a folder for each class"),
+    "no image": (lambda folder: [file.unlink() for file in folder.glob("*.png")], "holds a labels.csv and no images"),
+    "no labels": (lambda folder: (folder / "labels.csv").unlink(), "holds images and no labels.csv; one with the col"),
+    "a single image": (_single_image, "holds a single image; two or more"),
+    "a single class": (_only_class, "holds cats as its only class; two or more classes"),
+    "a class without images": (_empty_class, "holds the folder dogs without an image"),
+    "empty labels": (_labels(""), "labels.csv has the columns of an empty file; one file or image_id was expected"),
+    "other columns": (_labels("name,class\n"), "has the columns name, class; one file or image_id was expected"),
+    "no label column": (_labels("file,class\n"), "has the columns file, class; one label or class_index was expected"),
+    "two label columns": (_labels("file,label,class_index\n"), "one label or class_index was expected"),
+    "labels that are no text": (lambda folder: (folder / "labels.csv").write_bytes(b"\xff\xfe\x00"), "cannot be read"),
+    "no row": (_labels("file,label\n"), "labels.csv without 00.png \\(3 such\\); a label for each image was expected"),
+    "an image without a label": (_rows(), "labels.csv without 02.png \\(1 such\\)"),
+    "an image twice": (_rows("02.png,2", "02,2"), "labels.csv that lists 02.png twice"),
+    "a label without an image": (_rows("02.png,2", "03.png,3"), "holds 0 images '03.png' of labels.csv; exactly one"),
+    "a line too short": (_rows("02.png"), "says '' in line 4; a class index"),
+    "a negative label": (_rows("02.png,-1"), "says '-1' in line 4; a class index, a whole number from 0, was expected"),
+    "a label with a point": (_rows("02.png,2.0"), "says '2.0' in line 4"),
+    "a label of words": (_rows("02.png,tench"), "says 'tench' in line 4"),
+    "a label beyond all bounds": (_rows("02.png," + "9" * 30), "says '9999.*' in line 4"),
+    "an ambiguous name": (_rows("02,2"), "holds 2 images '02' of labels.csv; exactly one"),
+    "no image at all": (
+        lambda folder: (folder / "02.png").write_text("text"),
+        "02.png cannot be used .*; a JPEG or PNG",
+    ),
+    "an empty file": (lambda folder: (folder / "02.png").write_bytes(b""), "02.png cannot be used"),
+    "another format": (lambda folder: made_up_image(2).save(folder / "02.png", "GIF"), "02.png cannot be used"),
+    "several small sizes": (
+        lambda folder: made_up_image(2, (223, 400)).save(folder / "02.png"),
+        "images of several sizes, of which 00.png has 6 x 5 pixels; one size, or at least 224 x 224",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(
+    tmp_path: Path, damage: Callable[[Path], Any], message: str
+) -> None:
+    labelled_folder(tmp_path, 3)
+    if "2 images" in message:
+        made_up_image(2).save(tmp_path / "02.jpg")
+    damage(tmp_path)
+    with pytest.raises(InputError, match=f"^name is 'image_folder', but {tmp_path}.*{message}") as caught:
+        load_dataset("image_folder", tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_without_any_folder_it_is_said_where_it_was_looked_for() -> None:
+    with pytest.raises(InputError, match=r"but .*\.cache/art-defenses-ext is no folder; one with images and"):
+        load_dataset("image_folder")
+
+
+def _cut_off(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def _deep(path: Path) -> None:
+    Image.fromarray(np.full((6, 5), 40_000, np.uint16)).save(path)
+
+
+@pytest.mark.parametrize(("damage", "reason"), [(_cut_off, "Error"), (_deep, "pixels of more than 8 bits")])
+def test_an_image_whose_pixels_cannot_be_read_is_named(
+    tmp_path: Path, damage: Callable[[Path], None], reason: str
+) -> None:
+    damage(labelled_folder(tmp_path) / "04.png")
+    dataset = load_dataset("image_folder", tmp_path)
+    assert len(dataset.validation.y) == 3
+    with pytest.raises(InputError, match=rf"04\.png cannot be used \(.*{reason}.*\); a JPEG or PNG image was expected"):
+        _ = dataset.test
+
+
+def test_more_images_than_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labelled_folder(tmp_path, 7)
+    monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5)
+    assert len(load_dataset("image_folder", tmp_path).test.y) == 4
+    monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5 - 1)
+    with pytest.raises(InputError, match="holds 7 images, more than fit into memory at 6 x 5 pixels; at most 6 were"):
+        load_dataset("image_folder", tmp_path)
+
+
 # The real files
+
+
+@pytest.mark.data
+def test_the_images_of_the_nips_2017_competition(data_root: Path) -> None:
+    if not (data_root / "nips2017").is_dir():
+        pytest.skip("nips2017 is not in the folder ART_DEFENSES_DATA")
+    dataset = load_dataset("image_folder", data_root)
+    assert (dataset.input_shape, dataset.nb_classes) == ((3, 224, 224), 996)
+    labels = []
+    for split in (dataset.validation, dataset.test):
+        assert split.x.shape == (500, 3, 224, 224)
+        assert (split.x.dtype, split.y.dtype) == (np.float32, np.int64)
+        assert (split.x.min(), split.x.max()) == (0, 1)
+        labels += split.y.tolist()
+    assert len(set(labels)) == 430
 
 
 @pytest.mark.data
