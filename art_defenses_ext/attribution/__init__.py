@@ -1,0 +1,1 @@
+"""Explanations of a classifier, as functions that can be differentiated twice."""

@@ -1,0 +1,386 @@
+"""Explanations of a classifier by its gradients: functions of tensors that can be differentiated again.
+
+All of them take ``model``, an ``nn.Module`` from x (N, ...) to logits (N, K), and leave it and x as they were: no
+``.grad`` is filled, and a model in training mode runs with evaluation semantics and goes back. Where autograd records
+and x requires grad, the explanation is part of the graph, exact to second order; everywhere else, also under
+``torch.no_grad``, it comes back detached. To differentiate again is for ``torch.autograd``: ``torch.func``'s transforms
+cannot look into its ``grad``, which does the work here. x may have another floating-point dtype than the model: the
+model is given its own, and the explanation has that of x.
+
+The logits of a ReLU network are piecewise linear, so the derivative of ``input_gradient`` there is zero almost
+everywhere: whoever attacks an explanation needs a smooth copy of the network for it.
+
+Source: Simonyan, Vedaldi, Zisserman 2013, "Deep Inside Convolutional Networks" (arXiv:1312.6034), section 3, for the
+gradient of a class's logit; the other functions name their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.validation import InputError, check_count, check_positive, check_seed
+
+ROWS_AT_ONCE = 512  # of the noisy copies or steps that share one pass of the model
+
+Classes = int | Tensor | Literal["all"] | None
+"""One class for all samples, one (N,) or several (N, M) a sample, every class, or None for the predicted one."""
+
+
+def input_gradient(
+    model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
+) -> Tensor:
+    """The gradient of a class's logit with respect to the input.
+
+    Several classes share one forward pass and one vectorised backward pass (``torch.func``'s batching rules). If an
+    operation of the model has no such rule, such as somebody's own backward pass through numpy, one backward pass for
+    each class takes its place, without a warning: the result is the same.
+
+    **Convention** The logit, not the softmax probability: that rises as well where other classes fall (section 2 of the
+    source), and its gradient vanishes where the model is sure.
+
+    Args:
+        model: from x to logits (N, K), floating-point.
+        x: inputs (N, ...), floating-point, on the device of the model, of any finite value.
+        classes: whose logit: a class index from 0 to K - 1 for all samples, indices (N,) of any integer dtype, indices
+            (N, M) for M explanations a sample, ``"all"`` for K, None for the class with the largest logit. Checking
+            the range of a tensor waits for the device; the other forms do not.
+        classes_at_once: classes in one vectorised backward pass, which takes that many times the memory of a plain
+            one; None for all of them.
+
+    Returns:
+        Gradients of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
+
+    Raises:
+        InputError: for a model that is no module, gives no logits (N, K) or passes no gradient to x; an x that is not
+            floating-point, empty or without a dimension beside N; classes of another shape, dtype or device, or out
+            of range.
+    """
+    _check_inputs(model, x, classes, "classes", classes_at_once)
+    with _recording(model, x) as live:
+        points, logits = _forward(model, live)
+        cotangents = _one_hot(_chosen(classes, logits, "classes"), logits)
+        return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), classes)
+
+
+def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: int | None = None) -> Tensor:
+    """The gradient of each sample's own cross-entropy with respect to the input.
+
+    That of the sum of the losses, not of their mean: it does not depend on how many samples share the batch.
+
+    Args:
+        model: from x to logits (N, K), floating-point.
+        x: inputs (N, ...) as for ``input_gradient``.
+        y: labels, in any form that ``classes`` of ``input_gradient`` may have; several labels a sample give the
+            gradient of the cross-entropy with each.
+        classes_at_once: as for ``input_gradient``.
+
+    Returns:
+        Gradients of the shape and dtype of x; for several labels (N, M, ...) or (N, K, ...).
+
+    Raises:
+        InputError: as ``input_gradient``.
+    """
+    _check_inputs(model, x, y, "y", classes_at_once)
+    with _recording(model, x) as live:
+        points, logits = _forward(model, live)
+        # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its own derivative counts as well.
+        cotangents = logits.softmax(dim=1) - _one_hot(_chosen(y, logits, "y"), logits)  # (M, N, K)
+        return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), y)
+
+
+def gradient_x_input(
+    model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
+) -> Tensor:
+    """The gradient of a class's logit times the input, element by element.
+
+    Args:
+        model, x, classes, classes_at_once: as for ``input_gradient``.
+
+    Returns:
+        Attributions of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
+
+    Raises:
+        InputError: as ``input_gradient``.
+
+    *Source*: Shrikumar, Greenside, Shcherbina, Kundaje 2016, "Not Just a Black Box" (arXiv:1605.01713).
+    """
+    gradient = input_gradient(model, x, classes, classes_at_once=classes_at_once)
+    return gradient * _like_result(x, classes)
+
+
+def smooth_grad(
+    model: nn.Module,
+    x: Tensor,
+    classes: Classes = None,
+    *,
+    sigma: float = 0.15,
+    samples: int = 50,
+    seed: int | torch.Generator = 0,
+    rows_at_once: int = ROWS_AT_ONCE,
+    classes_at_once: int | None = None,
+) -> Tensor:
+    """SmoothGrad: the mean gradient of a class's logit over noisy copies of the input.
+
+    Differentiated again, the passes over all copies are in memory together.
+
+    **Convention** ``sigma`` is in units of x (the paper's noise level is relative to the range of an image's values),
+    so that the function does not depend on an image's extremes. Noisy copies are not clipped to any range, which would
+    bias the noise. The predicted class is that of x, not of each copy: one explanation is about one class. Gradients
+    keep their sign; absolute values are a matter of drawing them.
+
+    Args:
+        model, x, classes, classes_at_once: as for ``input_gradient``.
+        sigma: standard deviation of the Gaussian noise; the paper's level is 0.1 to 0.2 for inputs in [0, 1].
+        samples: noisy copies; the paper sees little gain beyond 50.
+        seed: a whole number >= 0 gives the same noise at each call on a device; a generator is drawn from on its own
+            device (one on the CPU gives the same noise for every device). torch's global generator is left alone.
+        rows_at_once: rows of noisy copies in one pass of the model; at least one copy of all of x. The noise does not
+            depend on it.
+
+    Returns:
+        Gradients of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
+
+    Raises:
+        InputError: as ``input_gradient``, and for ``sigma`` <= 0, ``samples`` or ``rows_at_once`` < 1, or another seed.
+
+    *Source*: Smilkov, Thorat, Kim, Viegas, Wattenberg 2017 (arXiv:1706.03825), section 2; noise level and samples from
+    section 3.
+    """
+    _check_inputs(model, x, classes, "classes", classes_at_once)
+    check_positive("sigma", sigma)
+    check_count("samples", samples)
+    check_count("rows_at_once", rows_at_once)
+    generator = _generator(seed, x.device)
+
+    def noisy(live: Tensor, _: int) -> Tensor:
+        # Drawn copy by copy: larger draws would give other numbers for another rows_at_once.
+        noise = torch.randn(live.shape, generator=generator, device=generator.device, dtype=live.dtype)
+        return live + sigma * noise.to(live.device)
+
+    return _mean_gradient(model, x, classes, noisy, samples, rows_at_once, classes_at_once)
+
+
+def integrated_gradients(
+    model: nn.Module,
+    x: Tensor,
+    classes: Classes = None,
+    *,
+    baseline: Tensor | None = None,
+    steps: int = 50,
+    rows_at_once: int = ROWS_AT_ONCE,
+    classes_at_once: int | None = None,
+) -> Tensor:
+    """Integrated gradients: x - baseline times the mean gradient on the straight line between the two.
+
+    The attributions of a sample add up to its logit less that of the baseline (completeness), but for the error of the
+    sum that stands for the integral. Differentiated again, the passes over all steps are in memory together.
+
+    **Departure** The midpoint rule, whose error falls with the square of ``steps``, instead of the paper's right
+    Riemann sum, whose error falls with ``steps``.
+
+    **Convention** The baseline is zero: the paper's black image for values in [0, 1], the mean colour for normalised
+    ones. The predicted class is that of x, at every step.
+
+    Args:
+        model, x, classes, classes_at_once: as for ``input_gradient``.
+        baseline: what counts as no input, of shape, dtype and device of x; None for zeros. It is differentiated
+            through as well where x requires grad.
+        steps: points on the line; the paper finds 20 to 300 enough with its rule.
+        rows_at_once: rows of such points in one pass of the model; at least one step of all of x.
+
+    Returns:
+        Attributions of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
+
+    Raises:
+        InputError: as ``input_gradient``, and for a ``baseline`` of another shape, dtype or device, or ``steps`` or
+            ``rows_at_once`` < 1.
+
+    *Source*: Sundararajan, Taly, Yan 2017 (arXiv:1703.01365), section 3, equation 1; the sum and the baseline from
+    section 5.
+    """
+    _check_inputs(model, x, classes, "classes", classes_at_once)
+    check_count("steps", steps)
+    check_count("rows_at_once", rows_at_once)
+    start = _start(baseline, x)
+
+    def midpoint(live: Tensor, step: int) -> Tensor:
+        return start + (step + 0.5) / steps * (live - start)
+
+    mean = _mean_gradient(model, x, classes, midpoint, steps, rows_at_once, classes_at_once)
+    return mean * _like_result(x - start, classes)
+
+
+def _mean_gradient(
+    model: nn.Module,
+    x: Tensor,
+    classes: Classes,
+    point: Callable[[Tensor, int], Tensor],
+    count: int,
+    rows_at_once: int,
+    classes_at_once: int | None,
+) -> Tensor:
+    """The mean over j = 0 ... count - 1 of the input gradient at ``point(x, j)``, for classes chosen at x."""
+    with _recording(model, x) as live:
+        with torch.no_grad():
+            chosen = _chosen(classes, _forward(model, live)[1], "classes")  # (N, M)
+        total = torch.zeros(chosen.shape[1], *x.shape, dtype=x.dtype, device=x.device)
+        at_once = max(1, rows_at_once // len(x))
+        for done in range(0, count, at_once):
+            copies = min(at_once, count - done)
+            places = torch.cat([point(live, j) for j in range(done, done + copies)])  # (copies * N, ...)
+            points, logits = _forward(model, places)
+            cotangents = _one_hot(chosen.repeat(copies, 1), logits)
+            gradients = _pull_back(logits, points, cotangents, live.requires_grad, classes_at_once)
+            total = total + gradients.unflatten(1, (copies, len(x))).sum(dim=1)
+        return _by_sample(total / count, classes)
+
+
+@contextmanager
+def _recording(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """Evaluation mode and autograd inside the block; x itself where the result shall be part of its graph, else cut."""
+    again = torch.is_grad_enabled() and x.requires_grad
+    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+        yield x if again else x.detach()
+
+
+def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A tensor of the values of x to differentiate by, and the model's logits for it."""
+    # Clones: differentiating by x itself would run its hooks and fill the .grad of one that retains it, and a model
+    # whose first layer works in place may overwrite what it is given.
+    points = x.clone()
+    if not points.requires_grad:
+        points.requires_grad_()
+    logits = model(as_model_input(points.clone(), model))
+    if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(x) and logits.is_floating_point()):
+        is_tensor = isinstance(logits, Tensor)
+        got = f"shape {tuple(logits.shape)}, {logits.dtype}," if is_tensor else f"a {type(logits).__name__}"
+        raise InputError(f"model gives {got} for {len(x)} inputs; floating-point logits ({len(x)}, K) were expected")
+    return points, logits
+
+
+def _pull_back(logits: Tensor, points: Tensor, cotangents: Tensor, again: bool, at_once: int | None) -> Tensor:
+    """d sum(cotangent * logits) / d points, (M, n, ...), for each of ``cotangents`` (M, n, K)."""
+    if len(cotangents) == 1:
+        return _vjp(logits, points, cotangents[0], again, retain=again)[None]
+    try:
+        some = cotangents.split(at_once or len(cotangents))
+        return torch.cat([_vjp(logits, points, part, again, batched=True) for part in some])
+    except torch.OutOfMemoryError:
+        raise  # the loop would hide that classes_at_once is what to lower
+    except RuntimeError:
+        # An operation without a batching rule. Any other cause meets its own error again, without vmap in between.
+        return torch.stack([_vjp(logits, points, one, again) for one in cotangents])
+
+
+def _vjp(
+    logits: Tensor, points: Tensor, cotangent: Tensor, again: bool, retain: bool = True, batched: bool = False
+) -> Tensor:
+    gradient = None
+    if logits.requires_grad:
+        (gradient,) = torch.autograd.grad(
+            logits,
+            points,
+            cotangent,
+            retain_graph=retain,
+            create_graph=again,
+            allow_unused=True,
+            is_grads_batched=batched,
+        )
+    if gradient is None:
+        # Zeros would look like an explanation.
+        raise InputError("model passes no gradient to x; logits that depend differentiably on it were expected")
+    return gradient
+
+
+def _chosen(classes: Classes, logits: Tensor, argument: str) -> Tensor:
+    """The class indices (N, M) that ``classes`` stands for, once the number of classes is known."""
+    count, nb_classes = logits.shape
+    if classes is None:
+        return logits.detach().argmax(dim=1, keepdim=True)
+    every = torch.arange(nb_classes, device=logits.device)
+    if isinstance(classes, str):
+        return every.expand(count, -1)
+    low, high = (classes, classes) if isinstance(classes, int) else (int(classes.min()), int(classes.max()))
+    if low < 0 or high >= nb_classes:
+        held = f"is {classes}" if isinstance(classes, int) else f"holds indices from {low} to {high}"
+        raise InputError(f"{argument} {held}; class indices from 0 to {nb_classes - 1} were expected")
+    if isinstance(classes, int):
+        return every[classes].expand(count, 1)
+    return classes.long().reshape(count, -1)
+
+
+def _one_hot(chosen: Tensor, logits: Tensor) -> Tensor:
+    """Rows (M, N, K) with a single 1, at the class that ``chosen`` (N, M) names."""
+    return F.one_hot(chosen.T, logits.shape[1]).to(logits.dtype)
+
+
+def _are_several(classes: Classes) -> bool:
+    return isinstance(classes, str) or (isinstance(classes, Tensor) and classes.ndim == 2)
+
+
+def _by_sample(gradients: Tensor, classes: Classes) -> Tensor:
+    """Gradients (M, N, ...) as (N, M, ...), or as (N, ...) where one class a sample was asked for."""
+    return gradients.transpose(0, 1) if _are_several(classes) else gradients[0]
+
+
+def _like_result(x: Tensor, classes: Classes) -> Tensor:
+    """x (N, ...) as it multiplies a result for ``classes``."""
+    return x.unsqueeze(1) if _are_several(classes) else x
+
+
+def _start(baseline: Tensor | None, x: Tensor) -> Tensor:
+    if baseline is None:
+        return torch.zeros_like(x)
+    if not isinstance(baseline, Tensor):
+        raise InputError(f"baseline is a {type(baseline).__name__}; a tensor of the shape of x was expected")
+    if (baseline.shape, baseline.dtype, baseline.device) != (x.shape, x.dtype, x.device):
+        raise InputError(
+            f"baseline has shape {tuple(baseline.shape)}, {baseline.dtype}, on {baseline.device}; "
+            f"that of x, {tuple(x.shape)}, {x.dtype}, on {x.device}, was expected"
+        )
+    return baseline if x.requires_grad else baseline.detach()
+
+
+def _generator(seed: int | torch.Generator, device: torch.device) -> torch.Generator:
+    if isinstance(seed, torch.Generator):
+        return seed
+    check_seed(seed)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def _check_inputs(model: Any, x: Any, classes: Any, argument: str, classes_at_once: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
+    if not isinstance(x, Tensor):
+        raise InputError(f"x is a {type(x).__name__}; a tensor was expected")
+    if not x.is_floating_point():
+        raise InputError(f"x is {x.dtype}; a floating-point tensor was expected")
+    if x.ndim < 2 or x.numel() == 0:
+        raise InputError(f"x has shape {tuple(x.shape)}; (N, ...) with at least one sample was expected")
+    _check_form(classes, x, argument)
+    if classes_at_once is not None:
+        check_count("classes_at_once", classes_at_once)
+
+
+def _check_form(classes: Any, x: Tensor, argument: str) -> None:
+    """Refuse what can be no ``Classes`` for x, whatever the number of classes."""
+    expected = f"a class index, indices ({len(x)},) or ({len(x)}, M), 'all' or None was expected"
+    if isinstance(classes, Tensor):
+        if classes.dtype == torch.bool or classes.is_floating_point() or classes.is_complex():
+            raise InputError(f"{argument} is {classes.dtype}; an integer dtype was expected")
+        if classes.ndim not in (1, 2) or len(classes) != len(x) or classes.numel() == 0:
+            raise InputError(f"{argument} has shape {tuple(classes.shape)}; {expected}")
+        if classes.device != x.device:
+            raise InputError(f"{argument} is on {classes.device}; the device of x, {x.device}, was expected")
+    elif isinstance(classes, str):
+        if classes != "all":
+            raise InputError(f"{argument} is {classes!r}; {expected}")
+    elif isinstance(classes, bool) or not (classes is None or isinstance(classes, int)):
+        raise InputError(f"{argument} is {classes!r}; {expected}")

@@ -1,0 +1,581 @@
+"""Explanations by gradients: closed forms, loops, differences and captum; second order; nothing left behind."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext import JumpReLU, Surrogate, as_module, gradient_mode
+from art_defenses_ext.attribution.gradient import (
+    gradient_x_input,
+    input_gradient,
+    integrated_gradients,
+    loss_gradient,
+    smooth_grad,
+)
+from art_defenses_ext.models import DigitsCNN, ResNet20
+from art_defenses_ext.validation import InputError
+
+NB_CLASSES = 5
+SHAPES = [(8,), (4, 6), (3, 8, 8)]
+
+Explain = Callable[..., Tensor]
+EXPLANATIONS: dict[str, Explain] = {
+    "input gradient": input_gradient,
+    "loss gradient": lambda model, x, classes=None, **options: loss_gradient(model, x, classes, **options),
+    "gradient x input": gradient_x_input,
+    "SmoothGrad": lambda *args, **options: smooth_grad(*args, **({"sigma": 0.3, "samples": 3} | options)),
+    "integrated gradients": lambda *args, **options: integrated_gradients(*args, **({"steps": 4} | options)),
+}
+
+explanations = pytest.mark.parametrize("explain", EXPLANATIONS.values(), ids=EXPLANATIONS.keys())
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def smooth_net(shape: tuple[int, ...], dtype: torch.dtype = torch.float64) -> nn.Module:
+    """A network with derivatives of every order."""
+    size = int(np.prod(shape))
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, 12), nn.Softplus(), nn.Linear(12, NB_CLASSES)).to(dtype)
+
+
+def linear_net(shape: tuple[int, ...]) -> tuple[nn.Module, Tensor]:
+    """A network whose logits are linear in x, and its weights (K, *shape)."""
+    linear = nn.Linear(int(np.prod(shape)), NB_CLASSES).double()
+    return nn.Sequential(nn.Flatten(), linear), linear.weight.detach().reshape(NB_CLASSES, *shape)
+
+
+class ConvNet(nn.Module):
+    """Batch norm with statistics of its own, dropout, and a first layer that works in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(3, 6, 3)
+        self.norm = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6 * 3 * 3, NB_CLASSES)
+        with torch.no_grad():
+            for tensor in self.norm.state_dict().values():
+                tensor.copy_(torch.rand_like(tensor.float()) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.softplus(self.norm(self.conv(self.first(x)))), 2)
+        return self.head(self.drop(x.flatten(1)))  # type: ignore[no-any-return]
+
+
+class Power(nn.Module):
+    """Logit k is the sum over x of x^k / k, so that its gradient is x^(k - 1)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        return torch.stack([(x**k / max(k, 1)).sum(dim=1) for k in range(4)], dim=1)
+
+
+def by_backward(model: nn.Module, x: Tensor, objective: Callable[[Tensor], Tensor]) -> Tensor:
+    """The gradient of an objective of the logits, the plain way, on copies."""
+    x = x.detach().clone().requires_grad_()
+    objective(copy.deepcopy(model).eval()(x.clone())).backward()
+    assert x.grad is not None
+    return x.grad
+
+
+def by_differences(function: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-6) -> Tensor:
+    """d sum(function) / dx by central differences."""
+    result = torch.zeros_like(x)
+    for place in range(x.numel()):
+        shift = torch.zeros_like(x)
+        shift.view(-1)[place] = step
+        result.view(-1)[place] = (function(x + shift).sum() - function(x - shift).sum()) / (2 * step)
+    return result
+
+
+# What the functions return.
+
+
+@shapes
+def test_of_a_linear_network_everything_has_a_closed_form(shape: tuple[int, ...]) -> None:
+    model, weight = linear_net(shape)
+    x, baseline = torch.randn(2, 3, *shape, dtype=torch.float64)
+    y = torch.tensor([4, 0, 2])
+    residuals = model(x).softmax(dim=1).detach() - F.one_hot(y, NB_CLASSES)
+    torch.testing.assert_close(input_gradient(model, x, y), weight[y])
+    torch.testing.assert_close(input_gradient(model, x, 3), weight[[3, 3, 3]])
+    torch.testing.assert_close(input_gradient(model, x), weight[model(x).argmax(dim=1)])
+    torch.testing.assert_close(input_gradient(model, x, "all"), weight.expand(3, *weight.shape))
+    torch.testing.assert_close(loss_gradient(model, x, y), torch.einsum("nk,k...->n...", residuals, weight))
+    torch.testing.assert_close(gradient_x_input(model, x, y), weight[y] * x)
+    torch.testing.assert_close(smooth_grad(model, x, y, sigma=0.7, samples=3), weight[y])
+    for steps in (1, 7):
+        torch.testing.assert_close(integrated_gradients(model, x, y, steps=steps), weight[y] * x)
+        actual = integrated_gradients(model, x, "all", baseline=baseline, steps=steps)
+        torch.testing.assert_close(actual, weight * (x - baseline)[:, None])
+
+
+@shapes
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_gradient_is_the_one_that_backward_fills_in(shape: tuple[int, ...], dtype: torch.dtype, count: int) -> None:
+    model, x = smooth_net(shape, dtype), torch.randn(count, *shape, dtype=dtype)
+    y = torch.arange(count) % NB_CLASSES
+    for actual, objective in (
+        (input_gradient(model, x, y), lambda logits: logits.gather(1, y[:, None]).sum()),
+        (input_gradient(model, x), lambda logits: logits.amax(dim=1).sum()),
+        (loss_gradient(model, x, y), lambda logits: F.cross_entropy(logits, y, reduction="sum")),
+        (loss_gradient(model, x, None), lambda logits: -logits.log_softmax(dim=1).amax(dim=1).sum()),
+    ):
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual, by_backward(model, x, objective))
+
+
+def test_the_gradient_is_the_slope() -> None:
+    model, x = smooth_net((4, 6)), torch.randn(2, 4, 6, dtype=torch.float64)
+    torch.testing.assert_close(
+        input_gradient(model, x, 1), by_differences(lambda x: model(x)[:, 1].detach(), x), rtol=1e-6, atol=1e-8
+    )
+
+
+@explanations
+@shapes
+def test_several_classes_are_those_of_one_after_the_other(explain: Explain, shape: tuple[int, ...]) -> None:
+    model, x = smooth_net(shape), torch.randn(3, *shape, dtype=torch.float64)
+    one_by_one = torch.stack([explain(model, x, k) for k in range(NB_CLASSES)], dim=1)
+    torch.testing.assert_close(explain(model, x, "all"), one_by_one)
+    several = torch.tensor([[1, 3], [0, 0], [4, 2]])
+    expected = torch.stack([one_by_one[n, several[n]] for n in range(3)])
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        torch.testing.assert_close(explain(model, x, several.to(dtype)), expected)
+    torch.testing.assert_close(explain(model, x, several[:, :1]), expected[:, :1])
+    torch.testing.assert_close(explain(model, x, several[:, 0]), expected[:, 0])
+
+
+@explanations
+def test_chunks_change_nothing(explain: Explain) -> None:
+    model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
+    whole = explain(model, x, "all")
+    for at_once in (1, 2, 4, 9):
+        torch.testing.assert_close(explain(model, x, "all", classes_at_once=at_once), whole)
+
+
+@pytest.mark.parametrize("explain", [EXPLANATIONS["SmoothGrad"], EXPLANATIONS["integrated gradients"]])
+@pytest.mark.parametrize("shape", [(3,), (8, 8)], ids=str)
+def test_passes_of_any_size_see_the_same_points(explain: Explain, shape: tuple[int, ...]) -> None:
+    model, x = smooth_net(shape, torch.float32), torch.randn(4, *shape)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    whole = explain(model, x, "all")
+    for rows in (1, 4, 9):
+        sizes.clear()
+        torch.testing.assert_close(explain(model, x, "all", rows_at_once=rows), whole)
+        assert max(sizes) == max(4, rows // 4 * 4)
+
+
+@explanations
+def test_a_sample_does_not_notice_its_neighbours(explain: Explain) -> None:
+    model, x = ConvNet().double(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
+    if explain is EXPLANATIONS["SmoothGrad"]:
+        pytest.skip("its noise is drawn for the batch")
+    torch.testing.assert_close(explain(model, x)[1:2], explain(model, x[1:2]))
+
+
+@pytest.mark.parametrize(("build", "shape"), [(ConvNet, (3, 8, 8)), (ResNet20, (3, 32, 32))])
+def test_all_classes_of_real_networks_share_one_backward_pass(
+    build: Callable[[], nn.Module], shape: tuple[int, ...]
+) -> None:
+    model, x = build().eval(), torch.rand(2, *shape)
+    head = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+    passes: list[int] = []
+    hook = head.register_full_backward_hook(lambda *_: passes.append(1))
+    together = input_gradient(model, x, "all")
+    assert len(passes) == 1
+    hook.remove()
+    loop = torch.stack([input_gradient(model, x, k) for k in range(together.shape[1])], dim=1)
+    torch.testing.assert_close(together, loop, rtol=1e-4, atol=1e-6)
+
+
+# The mean over noise, the mean over a path.
+
+
+def test_smooth_grad_tends_to_the_gradient_of_the_smoothed_network() -> None:
+    """E[1] = 1, E[x + n] = x, E[(x + n)^2] = x^2 + sigma^2."""
+    x, sigma, samples = torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(2, 2, 3), 0.5, 20_000
+    actual = smooth_grad(Power(), x, "all", sigma=sigma, samples=samples)
+    for k, expected in enumerate((0 * x, 0 * x + 1, x, x**2 + sigma**2)):
+        spread = 5 * sigma * 2 / samples**0.5  # five standard errors of the widest of them
+        torch.testing.assert_close(actual[:, k], expected, rtol=0, atol=spread if k > 1 else 1e-12)
+
+
+def test_smooth_grad_explains_the_class_of_the_image_not_of_its_noisy_copies() -> None:
+    model, weight = linear_net((8,))
+    x = torch.randn(20, 8, dtype=torch.float64)
+    torch.testing.assert_close(smooth_grad(model, x, sigma=9.0), weight[model(x).argmax(dim=1)])
+
+
+def test_the_noise_is_repeatable_and_nobody_else_s() -> None:
+    model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
+    before = torch.get_rng_state()
+    one, again, other = (smooth_grad(model, x, samples=4, seed=seed) for seed in (1, 1, 2))
+    generator = torch.Generator().manual_seed(1)
+    drawn, drawn_next = (smooth_grad(model, x, samples=4, seed=generator) for _ in range(2))
+    assert torch.equal(one, again)
+    assert torch.equal(one, drawn)
+    assert not torch.allclose(one, other)
+    assert not torch.allclose(one, drawn_next)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@shapes
+def test_integrated_gradients_are_complete(shape: tuple[int, ...]) -> None:
+    model = smooth_net(shape)
+    x, baseline = torch.randn(2, 3, *shape, dtype=torch.float64)
+    for start in (torch.zeros_like(x), baseline):
+        rise = (model(x) - model(start)).detach()  # (N, K)
+        errors = []
+        for steps in (25, 50, 100):
+            attributions = integrated_gradients(model, x, "all", baseline=start, steps=steps)
+            errors.append((attributions.flatten(2).sum(dim=2) - rise).abs().max())
+        assert errors[-1] < 1e-4 * rise.abs().max()
+        # The midpoint rule: a quarter of the error at twice the steps.
+        assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
+        assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
+
+
+def test_integrated_gradients_of_powers_are_their_integrals() -> None:
+    """x times the mean of (t x)^(k - 1) over t is x^k / k; the midpoint rule is exact to k = 2."""
+    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
+    actual = integrated_gradients(Power(), x, "all", steps=3)
+    expected = torch.stack([0 * x, x, x**2 / 2, x**3 * (1 + 9 + 25) / 36 / 3], dim=1)
+    torch.testing.assert_close(actual, expected)
+
+
+# Second order.
+
+
+@explanations
+@pytest.mark.parametrize("classes", [None, 2, "all"])
+def test_each_explanation_has_the_derivative_that_differences_show(explain: Explain, classes: Any) -> None:
+    model = smooth_net((2, 2))
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: explain(model, x, classes), (x,), eps=1e-6, atol=1e-6)
+
+
+def test_the_hessian_of_batch_norm_and_pooling_is_exact() -> None:
+    model = ConvNet().double()
+    x = torch.rand(1, 3, 8, 8, dtype=torch.float64, requires_grad=True)  # the first layer's kink is at zero
+    weight = torch.randn(1, NB_CLASSES, 3, 8, 8, dtype=torch.float64)
+
+    def weighted(x: Tensor) -> Tensor:
+        return (weight * input_gradient(model, x, "all")).flatten(1).sum(dim=1)
+
+    (actual,) = torch.autograd.grad(weighted(x).sum(), x)
+    torch.testing.assert_close(actual, by_differences(weighted, x.detach()), rtol=1e-5, atol=1e-6)
+
+
+def test_a_baseline_made_of_x_is_differentiated_through() -> None:
+    model = smooth_net((4,))
+    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    options = {"classes": 1, "steps": 3}
+    assert torch.autograd.gradcheck(lambda x: integrated_gradients(model, x, baseline=x.flip(1) / 2, **options), (x,))
+
+
+def test_x_may_be_the_result_of_something() -> None:
+    """As an image that a preprocessor made."""
+    model, factor = smooth_net((4,)), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    start = torch.randn(2, 4, dtype=torch.float64)
+    for explain in EXPLANATIONS.values():
+        assert torch.autograd.gradcheck(lambda factor, explain=explain: explain(model, factor * start, 1), (factor,))
+
+
+def test_the_parameters_can_be_trained_on_an_explanation() -> None:
+    model, _ = linear_net((8,))
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
+    parameter = model[1].weight  # type: ignore[index]
+    (gradient,) = torch.autograd.grad(input_gradient(model, x, 2).sum(), parameter)
+    expected = torch.zeros_like(gradient)
+    expected[2] = 3
+    torch.testing.assert_close(gradient, expected)
+
+
+# Nothing is left behind.
+
+
+@explanations
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("classes", [None, "all"])
+def test_model_and_x_stay_as_they_were(explain: Explain, requires_grad: bool, classes: Any) -> None:
+    model = ConvNet().train()
+    model.norm.eval()
+    model.head.weight.requires_grad_(False)
+    flags = [part.training for part in model.modules()]
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    state = copy.deepcopy(model.state_dict())
+    x = torch.randn(2, 3, 8, 8, requires_grad=requires_grad)
+    values = x.detach().clone()
+    expected = explain(copy.deepcopy(model).eval(), values, classes)
+    actual = explain(model, x, classes)
+    torch.testing.assert_close(actual.detach(), expected)  # no dropout, no statistics of the batch
+    assert actual.requires_grad == requires_grad
+    assert [part.training for part in model.modules()] == flags
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert torch.equal(x, values)
+    assert x.requires_grad == requires_grad
+    assert x.grad is None
+
+
+@explanations
+def test_an_x_that_retains_its_gradient_or_has_hooks_is_not_used(explain: Explain) -> None:
+    calls: list[Tensor] = []
+    x = torch.randn(2, 8, requires_grad=True) * 2
+    x.retain_grad()
+    x.register_hook(calls.append)
+    explain(smooth_net((8,), torch.float32), x, "all")
+    assert x.grad is None
+    assert not calls
+
+
+def test_the_mode_is_restored_when_the_model_fails() -> None:
+    model = ConvNet().train()
+    with pytest.raises(RuntimeError):
+        input_gradient(model, torch.randn(2, 4, 8, 8))
+    assert all(part.training for part in model.modules())
+
+
+@explanations
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("classes", [1, "all"])
+def test_it_works_where_autograd_is_off(explain: Explain, context: Any, classes: Any) -> None:
+    model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
+    expected = explain(model, x, classes)
+    for given in (x, x.clone().requires_grad_()):
+        with context():
+            actual = explain(model, given, classes)
+            inside = explain(model, given * 1, classes)  # a tensor made inside, as a preprocessor makes one
+            assert not torch.is_grad_enabled()
+        for one in (actual, inside):
+            assert not one.requires_grad
+            torch.testing.assert_close(one, expected)
+
+
+def test_without_a_graph_of_x_the_result_is_detached() -> None:
+    x = torch.randn(3, 8, dtype=torch.float64)
+    baseline = torch.randn_like(x).requires_grad_()
+    for explain in EXPLANATIONS.values():
+        assert not explain(smooth_net((8,)), x).requires_grad
+    assert not integrated_gradients(smooth_net((8,)), x, baseline=baseline).requires_grad
+
+
+@explanations
+def test_x_of_another_precision_gets_an_explanation_of_its_own(explain: Explain) -> None:
+    """ART's attacks send float64 to float32 models."""
+    model, x = smooth_net((8,), torch.float32), torch.randn(3, 8)
+    actual = explain(model, x.double(), "all")
+    assert actual.dtype == torch.float64
+    if explain is not EXPLANATIONS["SmoothGrad"]:  # other noise in another precision
+        torch.testing.assert_close(actual, explain(model, x, "all").double(), rtol=1e-4, atol=1e-6)
+
+
+# Operations that cannot be vectorised, and other people's networks.
+
+
+class NumpyCube(torch.autograd.Function):
+    """x^3 with a backward pass that vmap cannot see into."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.from_numpy(grad_outputs[0].detach().numpy() * 3 * x.detach().numpy() ** 2)
+
+
+class Applied(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+@explanations
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_what_cannot_be_vectorised_is_looped_over(explain: Explain, requires_grad: bool) -> None:
+    head = smooth_net((8,))
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=requires_grad)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        actual = explain(nn.Sequential(Applied(NumpyCube.apply), head), x, "all")
+    expected = explain(nn.Sequential(Applied(lambda x: x**3), head), x, "all")
+    torch.testing.assert_close(actual, expected)
+
+
+def test_random_backward_passes_are_looped_over() -> None:
+    layer = Surrogate(nn.Hardshrink(0.1), "estimated", sigma=0.1, samples=2000)
+    layer.gradient_mode = "surrogate"
+    model, weight = linear_net((4,))
+    x = torch.linspace(1, 2, 8, dtype=torch.float64).reshape(2, 4)  # far from the jump: the derivative is 1
+    actual = input_gradient(nn.Sequential(layer, model), x, "all")
+    torch.testing.assert_close(actual, weight.expand(2, -1, -1), rtol=0, atol=0.15)
+
+
+def test_running_out_of_memory_is_not_hidden_by_the_loop() -> None:
+    passes: list[int] = []
+
+    def exhausted(gradient: Tensor) -> None:
+        passes.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def watched(x: Tensor) -> Tensor:
+        x = x * 1
+        x.register_hook(exhausted)
+        return x
+
+    with pytest.raises(torch.OutOfMemoryError):
+        input_gradient(nn.Sequential(Applied(watched), smooth_net((8,), torch.float32)), torch.randn(2, 8), "all")
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("mode", ["exact", "relu", "smooth"])
+def test_defended_networks_are_explained_under_their_gradient_mode(mode: str) -> None:
+    classifier = PyTorchClassifier(DigitsCNN(), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu")
+    defended = JumpReLU(classifier, 0.02)()
+    x = torch.rand(4, 1, 8, 8)
+    with gradient_mode(defended, mode):
+        together = input_gradient(as_module(defended), x, "all")
+        expected = defended.class_gradient(x.numpy())
+    assert np.abs(expected).max() > 1e-3
+    np.testing.assert_allclose(together.numpy(), expected, rtol=1e-4, atol=1e-6)
+
+
+# Another library.
+
+
+def test_captum_agrees() -> None:
+    attr = pytest.importorskip("captum.attr")
+    model, x = ConvNet().eval(), torch.rand(3, 3, 8, 8)
+    y, baseline = torch.tensor([0, 4, 2]), torch.rand(3, 3, 8, 8)
+    plain = nn.Sequential(nn.Identity(), copy.deepcopy(model))
+    plain[1].first = nn.ReLU()  # captum has no guard against in-place layers
+    expected = attr.InputXGradient(plain).attribute(x.clone().requires_grad_(), target=y)
+    torch.testing.assert_close(gradient_x_input(model, x, y), expected.detach(), rtol=1e-4, atol=1e-6)
+    expected = attr.Saliency(plain).attribute(x.clone().requires_grad_(), target=y, abs=False)
+    torch.testing.assert_close(input_gradient(model, x, y), expected.detach(), rtol=1e-4, atol=1e-6)
+    for start in (None, baseline):
+        expected = attr.IntegratedGradients(plain).attribute(
+            x.clone(), start, target=y, n_steps=20, method="riemann_middle"
+        )
+        actual = integrated_gradients(model, x, y, baseline=start, steps=20)
+        torch.testing.assert_close(actual, expected.to(x.dtype), rtol=1e-4, atol=1e-6)
+
+
+# Refusals.
+
+
+X = torch.zeros(3, 8)
+
+
+@explanations
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"model": torch.sigmoid}, "model is a builtin_function_or_method; an nn.Module"),
+        ({"model": nn.Identity(), "x": X[None]}, r"model gives shape \(1, 3, 8\), torch.float32, for 1 inputs"),
+        ({"model": nn.Flatten(0)}, r"model gives shape \(24,\)"),
+        ({"model": Applied(lambda x: (x, x))}, "model gives a tuple"),
+        ({"model": Applied(lambda x: x.detach())}, "model passes no gradient to x"),
+        ({"model": nn.Sequential(Applied(lambda x: x.detach()), nn.Linear(8, 5))}, "model passes no gradient to x"),
+        ({"x": np.zeros((3, 8), np.float32)}, "x is a ndarray; a tensor"),
+        ({"x": X.long()}, "x is torch.int64; a floating-point tensor"),
+        ({"x": X.to(torch.complex64)}, "x is torch.complex64; a floating-point tensor"),
+        ({"x": X[:0]}, r"x has shape \(0, 8\)"),
+        ({"x": X[0]}, r"x has shape \(8,\)"),
+        ({"classes": 5}, "(classes|y) is 5; class indices from 0 to 4"),
+        ({"classes": -1}, "(classes|y) is -1; class indices from 0 to 4"),
+        ({"classes": True}, "(classes|y) is True"),
+        ({"classes": 1.0}, r"(classes|y) is 1.0; a class index, indices \(3,\) or \(3, M\), 'all' or None"),
+        ({"classes": "every"}, "(classes|y) is 'every'"),
+        ({"classes": np.zeros(3, np.int64)}, "(classes|y) is array"),
+        ({"classes": torch.tensor([0, 5, 2])}, "(classes|y) holds indices from 0 to 5; class indices from 0 to 4"),
+        ({"classes": torch.tensor([[0], [-1], [2]])}, "(classes|y) holds indices from -1 to 2"),
+        ({"classes": torch.zeros(3)}, "(classes|y) is torch.float32; an integer dtype"),
+        ({"classes": torch.zeros(3, dtype=torch.bool)}, "(classes|y) is torch.bool; an integer dtype"),
+        ({"classes": torch.tensor(1)}, r"(classes|y) has shape \(\)"),
+        ({"classes": torch.tensor([0, 1])}, r"(classes|y) has shape \(2,\); a class index, indices \(3,\)"),
+        ({"classes": torch.zeros(3, 0, dtype=torch.long)}, r"(classes|y) has shape \(3, 0\)"),
+        ({"classes": torch.zeros(3, 1, 1, dtype=torch.long)}, r"(classes|y) has shape \(3, 1, 1\)"),
+        ({"classes": torch.zeros(3, dtype=torch.long, device="meta")}, "(classes|y) is on meta; the device of x, cpu"),
+        ({"classes_at_once": 0}, "classes_at_once is 0"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused(explain: Explain, arguments: dict[str, Any], said: str) -> None:
+    given = {"model": nn.Linear(8, 5), "x": X, "classes": None} | arguments
+    with pytest.raises(InputError, match=said):
+        explain(given.pop("model"), given.pop("x"), given.pop("classes"), **given)
+
+
+@pytest.mark.parametrize(
+    ("explain", "arguments", "said"),
+    [
+        (smooth_grad, {"sigma": 0.0}, "sigma is 0.0; a finite number > 0"),
+        (smooth_grad, {"sigma": -1}, "sigma is -1"),
+        (smooth_grad, {"sigma": float("nan")}, "sigma is nan"),
+        (smooth_grad, {"samples": 0}, "samples is 0; a whole number"),
+        (smooth_grad, {"samples": 2.0}, "samples is 2.0"),
+        (smooth_grad, {"rows_at_once": 0}, "rows_at_once is 0"),
+        (smooth_grad, {"seed": -1}, "seed is -1"),
+        (smooth_grad, {"seed": None}, "seed is None"),
+        (integrated_gradients, {"steps": 0}, "steps is 0; a whole number"),
+        (integrated_gradients, {"rows_at_once": 0}, "rows_at_once is 0"),
+        (integrated_gradients, {"baseline": 0.5}, "baseline is a float; a tensor of the shape of x"),
+        (integrated_gradients, {"baseline": X[:1]}, r"baseline has shape \(1, 8\).* that of x, \(3, 8\)"),
+        (integrated_gradients, {"baseline": X.double()}, "baseline has .*torch.float64.* that of x, .*torch.float32"),
+        (integrated_gradients, {"baseline": X.to("meta")}, "baseline has .*on meta; that of x, .*on cpu"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        explain(nn.Linear(8, 5), X, **arguments)
+
+
+# Another device.
+
+
+@pytest.mark.gpu
+@explanations
+@pytest.mark.parametrize("classes", [None, 2, "all"])
+def test_a_cuda_device_agrees(cuda: torch.device, explain: Explain, classes: Any) -> None:
+    model, x = ConvNet(), torch.rand(4, 3, 8, 8)
+    results = []
+    for device in (torch.device("cpu"), cuda):
+        # A generator on the CPU draws the same noise for both.
+        noise = {"seed": torch.Generator().manual_seed(3)} if explain is EXPLANATIONS["SmoothGrad"] else {}
+        on_device, images = copy.deepcopy(model).to(device), x.to(device).requires_grad_()
+        explanation = explain(on_device, images, classes, **noise)
+        (gradient,) = torch.autograd.grad(explanation.square().sum(), images)
+        assert explanation.device == gradient.device == device
+        results.append((explanation.detach().cpu(), gradient.cpu()))
+        assert explain(on_device, images, torch.zeros(4, dtype=torch.long, device=device)).device == device
+    for expected, actual in zip(*results, strict=True):
+        assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
