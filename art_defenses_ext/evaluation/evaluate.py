@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from art_defenses_ext.evaluation.binarization import binarization_test
 from art_defenses_ext.evaluation.checks import Check, Evidence, run_checks
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.evaluation.gradient_health import GradientHealth, examine_gradients
-from art_defenses_ext.evaluation.judge import Judgement, classes, judge
+from art_defenses_ext.evaluation.judge import Judgement, classes, judge, predict
+from art_defenses_ext.evaluation.metrics import Scores, recorded
 from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, RunDirectory, SampleRecord, check_out
 from art_defenses_ext.evaluation.report import Example, Report
@@ -152,6 +154,25 @@ def _misled(health: list[GradientHealth]) -> bool:
     return not any(one.is_faithful for one in health)
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive samples that are attacked together.
+
+    Attributes:
+        start: index of the first.
+        x: clean images (n, ...).
+        labels: true classes (n,).
+        reference: the softmax lists (n, K) that all others are compared with.
+        records: of each sample; the attacks' outcomes are noted there.
+    """
+
+    start: int
+    x: FloatArray
+    labels: IntArray
+    reference: Scores
+    records: list[SampleRecord]
+
+
 class _Work:
     """The attacks of a plan, carried out block by block."""
 
@@ -174,27 +195,36 @@ class _Work:
         self, start: int, x: FloatArray, labels: IntArray, announce: Callable[[str], None]
     ) -> tuple[list[SampleRecord], list[CostRecord]]:
         """Attack the samples ``x`` (n, ...), which begin at index ``start``; returns and keeps their records."""
+        block = self._clean(start, x, labels)
+        costs = []
+        for run in self.plan:
+            announce(run.key)
+            rows = self._rows(run, block.records)
+            if len(rows):
+                costs.append(self._attack(run, rows, block))
+        self.records += block.records
+        self.costs += costs
+        return block.records, costs
+
+    def _clean(self, start: int, x: FloatArray, labels: IntArray) -> _Block:
+        """The block before any attack: what both classifiers say of the clean images."""
         clean = self._judge("clean", start, x, labels)
-        plain = None if self.undefended is None else classes(self.undefended, x)
+        plain = None if self.undefended is None else predict(self.undefended, x)
+        reference = clean.softmax if plain is None else plain.softmax
+        ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
         records = [
             SampleRecord(
                 index=start + i,
                 label=int(labels[i]),
                 clean=int(clean.classes[i]),
-                undefended_clean=None if plain is None else int(plain[i]),
+                undefended_clean=None if plain is None else int(plain.classes[i]),
                 clean_misses=None if clean.misses is None else int(clean.misses[i]),
+                clean_ndcg=ndcgs[i],
+                clean_reciprocal_rank=ranks[i],
             )
             for i in range(len(x))
         ]
-        costs = []
-        for run in self.plan:
-            announce(run.key)
-            rows = self._rows(run, records)
-            if len(rows):
-                costs.append(self._attack(run, start, rows, x, labels, records))
-        self.records += records
-        self.costs += costs
-        return records, costs
+        return _Block(start, x, labels, reference, records)
 
     def check(self, health: list[GradientHealth], x: FloatArray) -> tuple[list[Check], list[CostRecord]]:
         """The checks of the attacks that ran, after all blocks; the binarization test attacks some images more."""
@@ -239,41 +269,55 @@ class _Work:
         # What a paper ran is run as it was: without our surrogates and averages.
         return self.classifier if run.spec.source == "paper" else self.attacker.attacked
 
-    def _attack(
-        self, run: AttackRun, start: int, rows: IntArray, x: FloatArray, labels: IntArray, records: list[SampleRecord]
-    ) -> CostRecord:
+    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> CostRecord:
         """Run one attack on some samples of a block, and note in their records what it did."""
-        transferred = run.spec.crafted_on == "undefended"
         target = self._target(run)
         assert target is not None  # _rows left nothing to attack otherwise
-        seed = derived_seed(self.settings.seed, run.key, start)
-        one_hot = np.eye(target.nb_classes, dtype=np.float32)[labels[rows]]
+        seed = derived_seed(self.settings.seed, run.key, block.start)
+        x = block.x[rows]
+        one_hot = np.eye(target.nb_classes, dtype=np.float32)[block.labels[rows]]
         mode = run.mode if run.spec.crafted_on == "defended" else "exact"
-        counted = target if transferred else self.classifier  # the network itself, whatever is wrapped around it
+        # The network itself, whatever is wrapped around it.
+        counted = target if run.spec.crafted_on == "undefended" else self.classifier
         forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
         with seeded(seed), forms, measured(counted) as cost:
-            adversarial = run.spec.build(target, run.threat, seed).generate(x[rows], one_hot)
-        adversarial, usable = _check_examples(adversarial, run.key, x[rows], self.classifier)
-        judged = self._judge(run.key, start, adversarial, labels[rows])
-        plain = classes(target, adversarial) if transferred else None
-        delta = (adversarial - x[rows]).reshape(len(rows), -1).astype(np.float64)
-        sizes = {"linf": np.abs(delta).max(axis=1), "l2": np.linalg.norm(delta, axis=1)}
+            adversarial = run.spec.build(target, run.threat, seed).generate(x, one_hot)
+        adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
+        outcomes = self._outcomes(run, rows, block, adversarial, usable)
         for i, row in enumerate(rows):
-            record = records[row]
-            missed = bool(judged.classes[i] != record.label)
-            outcome = Outcome(
+            self._keep_example(block.records[row], run, outcomes[i], x[i], adversarial[i])
+            block.records[row].attacks[run.key] = outcomes[i]
+        return CostRecord(block.start, run.key, len(rows), cost)
+
+    def _outcomes(
+        self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
+    ) -> list[Outcome]:
+        """What the images that an attack made of some samples are worth."""
+        labels = block.labels[rows]
+        judged = self._judge(run.key, block.start, adversarial, labels)
+        plain = None
+        if run.spec.crafted_on == "undefended" and self.undefended is not None:
+            plain = classes(self.undefended, adversarial)
+        delta = (adversarial - block.x[rows]).reshape(len(rows), -1).astype(np.float64)
+        sizes = {"linf": np.abs(delta).max(axis=1), "l2": np.linalg.norm(delta, axis=1)}
+        missed = judged.classes != labels
+        inside = usable & np.array([self.threat.allows(float(size)) for size in sizes[self.threat.norm_name]])
+        ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
+        return [
+            Outcome(
                 prediction=int(judged.classes[i]),
-                misclassified=missed,
+                misclassified=bool(missed[i]),
                 linf=round(float(sizes["linf"][i]), 7),
                 l2=round(float(sizes["l2"][i]), 7),
-                success=bool(usable[i]) and missed and self.threat.allows(float(sizes[self.threat.norm_name][i])),
+                success=bool(missed[i] and inside[i]),
                 usable=bool(usable[i]),
                 undefended_prediction=None if plain is None else int(plain[i]),
                 misses=None if judged.misses is None else int(judged.misses[i]),
+                ndcg=ndcgs[i],
+                reciprocal_rank=ranks[i],
             )
-            self._keep_example(record, run, outcome, x[row], adversarial[i])
-            record.attacks[run.key] = outcome
-        return CostRecord(start, run.key, len(rows), cost)
+            for i in range(len(rows))
+        ]
 
     def _keep_example(
         self, record: SampleRecord, run: AttackRun, outcome: Outcome, clean: FloatArray, adversarial: FloatArray

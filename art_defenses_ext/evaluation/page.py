@@ -37,6 +37,8 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         "amount": table.amount,
         "seconds": table.seconds,
         "size": table.size,
+        "ndcg": table.ndcg,
+        "reciprocal_rank": table.reciprocal_rank,
         "short": _short,
     }
     source = files("art_defenses_ext.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
@@ -50,10 +52,12 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         defences=table.defence_names(summary.run),
         attacker=table.attacker_in_words(summary.run),
         randomness=table.randomness_in_words(summary),
+        agreement=table.agreement_in_words(summary),
         not_established=table.NOT_ESTABLISHED,
         threat=table.threat_in_words(summary.run.settings),
         groups=table.grouped(summary.rows),
         median_size=table.median_size,
+        counted=table.counted,
         grid=_grid(summary),
         curve_rows=_curve_rows(summary),
         examples=examples,

@@ -1,9 +1,10 @@
-"""So many of so many, with an interval: the unit that every figure of an evaluation is made of."""
+"""So many of so many, and means over samples, with intervals: what the figures of an evaluation are made of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from statistics import fmean, pstdev
 from typing import Any
 
 from scipy.stats import binomtest
@@ -45,3 +46,34 @@ class Proportion:
     def as_dict(self) -> dict[str, Any]:
         """Counts, rate and interval, for JSON."""
         return asdict(self) | {"rate": self.rate, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over samples of something between 0 and 1.
+
+    Attributes:
+        mean: the mean.
+        deviation: the standard deviation over the samples.
+        total: samples, at least one.
+    """
+
+    mean: float
+    deviation: float
+    total: int
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The normal 95 % confidence interval of the mean, as far as it lies between 0 and 1."""
+        half = 1.96 * self.deviation / self.total**0.5
+        return max(self.mean - half, 0.0), min(self.mean + half, 1.0)
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        """The mean of some values, at least one."""
+        listed = list(values)
+        return cls(fmean(listed), pstdev(listed), len(listed))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Mean, deviation, number of samples and interval, for JSON."""
+        return asdict(self) | {"interval": list(self.interval)}

@@ -26,6 +26,9 @@ class Outcome:
         usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
         undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
         misses: in how many passes a random defence missed the label; None for one that is not random.
+        ndcg: agreement of its softmax list with the sample's reference (``evaluation/metrics.py``), six decimal
+            places; None where the image is unusable or outside the threat's ball, or a list is not finite.
+        reciprocal_rank: likewise.
     """
 
     prediction: int
@@ -36,6 +39,8 @@ class Outcome:
     usable: bool = True
     undefended_prediction: int | None = None
     misses: int | None = None
+    ndcg: float | None = None
+    reciprocal_rank: float | None = None
 
 
 @dataclass
@@ -48,6 +53,9 @@ class SampleRecord:
         clean: the defended classifier's class for the clean image.
         undefended_clean: the undefended classifier's, where there is one.
         clean_misses: in how many passes a random defence missed the label of the clean image.
+        clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended
+            classifier's list for the clean image, where there is one, else this very list.
+        clean_reciprocal_rank: likewise.
         attacks: outcomes by the attack's key; only of those that ran on this sample.
     """
 
@@ -56,6 +64,8 @@ class SampleRecord:
     clean: int
     undefended_clean: int | None = None
     clean_misses: int | None = None
+    clean_ndcg: float | None = None
+    clean_reciprocal_rank: float | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)
 
     @property

@@ -5,18 +5,39 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
-from statistics import fmean, median, pstdev
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.plan import AttackRun, Role
-from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 
-FORMAT = 2  # of report.json
+FORMAT = 3
+"""Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
+``worst_agreement``, and ``agreement`` in each of ``rows``."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well some images' softmax lists agree with those of the clean images (``evaluation/metrics.py``).
+
+    Attributes:
+        ndcg: over the images that count.
+        reciprocal_rank: over the same.
+    """
+
+    ndcg: Mean
+    reciprocal_rank: Mean
+
+    @classmethod
+    def of(cls, ndcgs: Iterable[float | None], ranks: Iterable[float | None]) -> Agreement | None:
+        """The means over what was recorded, sample by sample; None if nothing was."""
+        pairs = [(ndcg, rank) for ndcg, rank in zip(ndcgs, ranks, strict=True) if ndcg is not None and rank is not None]
+        return cls(*(Mean.of(values) for values in zip(*pairs, strict=True))) if pairs else None
 
 
 @dataclass(frozen=True)
@@ -37,6 +58,8 @@ class AttackRow:
         robust: correct after the attack, where only perturbations inside the ball count; None likewise.
         median_linf: median linf size of the perturbations that turned a correct prediction wrong; None without any.
         median_l2: likewise.
+        agreement: of its images inside the ball, with the clean images' softmax lists; None without any, and for the
+            lines that stand for several runs.
         forward: images passed forwards per attacked image.
         backward: images passed backwards per attacked image.
         seconds: wall time.
@@ -56,6 +79,7 @@ class AttackRow:
     robust: Proportion | None
     median_linf: float | None
     median_l2: float | None
+    agreement: Agreement | None
     forward: float
     backward: float
     seconds: float
@@ -104,7 +128,12 @@ class Summary:
         paper: after the paper's own attacks only, inside the ball; None if it has none.
         worst_case: robust accuracy: no attack at all succeeded. An upper bound, if it is not established.
         checks: whether the attacks worked; none if no checks were made.
-        randomness: None unless the defence is random, in which case all other figures are of the majority's vote.
+        randomness: None unless the defence is random, in which case all accuracies are of the majority's vote.
+        reference: whose softmax list for the clean image all others are compared with: ``"undefended"``, or ``"own"``
+            where there is no undefended classifier.
+        clean_agreement: of the clean images' lists with the reference; None if none was recorded.
+        worst_agreement: the least of each sample, over its clean image and all attacks inside the ball; none of them
+            looked for it, so it is an upper bound.
         rows: the attacks.
         curves: accuracy against eps.
         total: cost of everything.
@@ -118,6 +147,9 @@ class Summary:
     worst_case: Proportion
     checks: list[Check]
     randomness: Randomness | None
+    reference: Literal["undefended", "own"]
+    clean_agreement: Agreement | None
+    worst_agreement: Agreement | None
     rows: list[AttackRow]
     curves: list[Curve]
     total: Cost
@@ -148,7 +180,7 @@ class Summary:
 def _plain(value: Any) -> Any:
     if isinstance(value, Check):
         return {"link": value.link} | {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Proportion):
+    if isinstance(value, Proportion | Mean):
         return value.as_dict()
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
@@ -179,6 +211,9 @@ def summarise(
         worst_case=Proportion.of(record.robust() for record in records),
         checks=checks,
         randomness=_randomness(run, records),
+        reference="undefended" if has_undefended else "own",
+        clean_agreement=Agreement.of((r.clean_ndcg for r in records), (r.clean_reciprocal_rank for r in records)),
+        worst_agreement=_worst_agreement(records),
         rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
         + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
         curves=_curves(run, plan, records),
@@ -215,6 +250,7 @@ def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
         robust=Proportion.of(r.robust({one.key}) for r in records) if everywhere else None,
         median_linf=median(outcome.linf for outcome in sizes) if sizes else None,
         median_l2=median(outcome.l2 for outcome in sizes) if sizes else None,
+        agreement=Agreement.of((one.ndcg for one in outcomes), (one.reciprocal_rank for one in outcomes)),
         forward=cost.forward / attacked,
         backward=cost.backward / attacked,
         seconds=cost.seconds,
@@ -258,6 +294,7 @@ def _side_row(
             robust=None,
             median_linf=None,
             median_l2=None,
+            agreement=None,
             forward=cost.forward / images,
             backward=cost.backward / images,
             seconds=cost.seconds,
@@ -341,12 +378,11 @@ def _randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness 
         return None
     ball = {"linf": Linf, "l2": L2}[run.settings.threat](run.settings.eps)
     worst = [_most_misses(record, ball) for record in records]
-    right = [1 - misses / run.votes for misses in worst]
-    mean, spread = fmean(right), pstdev(right) / len(right) ** 0.5
+    right = Mean.of(1 - misses / run.votes for misses in worst)
     return Randomness(
         votes=run.votes,
-        mean=mean,
-        mean_interval=(max(mean - 1.96 * spread, 0.0), min(mean + 1.96 * spread, 1.0)),
+        mean=right.mean,
+        mean_interval=right.interval,
         worst=Proportion.of(misses == 0 for misses in worst),
     )
 
@@ -359,6 +395,18 @@ def _most_misses(record: SampleRecord, ball: Threat) -> int:
         if outcome.usable and ball.allows(getattr(outcome, ball.norm_name))
     )
     return max(record.clean_misses or 0, *inside, 0)
+
+
+def _worst_agreement(records: list[SampleRecord]) -> Agreement | None:
+    """Each metric's least value of each sample; what an attack left outside the ball has none."""
+    return Agreement.of(
+        (_least([r.clean_ndcg, *(one.ndcg for one in r.attacks.values())]) for r in records),
+        (_least([r.clean_reciprocal_rank, *(one.reciprocal_rank for one in r.attacks.values())]) for r in records),
+    )
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def _cost_by_attack(costs: list[CostRecord]) -> dict[str, Cost]:

@@ -20,9 +20,9 @@ from rich.table import Table
 from rich.text import Text
 
 from art_defenses_ext.evaluation.checks import DOCS, Check
-from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import AttackRow, Summary
+from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
 
 NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
 NARROWEST_CHECKS = 60  # columns under which the checks become a list
@@ -39,6 +39,9 @@ LEGEND = (
     ("in ball", "accuracy after it, if only changes inside the threat's ball count"),
     ("any size", "accuracy after it, whatever the changes' size: what papers print"),
     ("median", "size of the changes that led to a wrong class, in the ball or not"),
+    ("NDCG", "agreement with the ranking of classes for the clean image, 1 at best"),
+    ("1/rank", "of the class that leads that ranking, after the attack"),
+    ("counted", "images in the ball, which these two are means over"),
     ("passes", "images through the network per attacked image, forwards/backwards"),
 )
 """What the columns of the attack table mean, a line each."""
@@ -287,6 +290,39 @@ def randomness_in_words(summary: Summary) -> str:
     )
 
 
+def agreement_in_words(summary: Summary) -> str:
+    """The agreement of softmax lists, of clean images and in the worst case; empty if none was recorded."""
+    clean, worst = summary.clean_agreement, summary.worst_agreement
+    if clean is None or worst is None:
+        return ""
+    whose = {"undefended": "the undefended network's", "own": "its own"}[summary.reference]
+    return (
+        f"The network's ranking of all classes, compared with {whose} of the clean image (1 is the same): "
+        f"mean NDCG {_mean(clean.ndcg)} on clean images, {_mean(worst.ndcg)} in the worst case of each; "
+        f"mean reciprocal rank {_mean(clean.reciprocal_rank)} and {_mean(worst.reciprocal_rank)}."
+    )
+
+
+def _mean(of: Mean) -> str:
+    low, high = of.interval
+    return f"{of.mean:.3f}{NO_BREAK}[{low:.3f},{NO_BREAK}{high:.3f}]"
+
+
+def ndcg(agreement: Agreement | None) -> str:
+    """Its mean NDCG, ``"0.412"``; ``"-"`` for None."""
+    return "-" if agreement is None else f"{agreement.ndcg.mean:.3f}"
+
+
+def reciprocal_rank(agreement: Agreement | None) -> str:
+    """Its mean reciprocal rank, likewise."""
+    return "-" if agreement is None else f"{agreement.reciprocal_rank.mean:.3f}"
+
+
+def counted(row: AttackRow) -> str:
+    """How many of its images both are means over: those inside the ball; ``"-"`` for none."""
+    return "-" if row.agreement is None else str(row.agreement.ndcg.total)
+
+
 def attacker_in_words(run: RunDescription) -> str:
     """Which gradients the attacker was given."""
     given = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
@@ -307,6 +343,8 @@ def render(summary: Summary) -> RenderableType:
     parts: list[RenderableType] = [_heading(summary.run), _Headlines(summary), "", _Prose(verdict(summary)), ""]
     if summary.randomness:
         parts += [_Prose(randomness_in_words(summary)), ""]
+    if agreement_in_words(summary):
+        parts += [_Prose(agreement_in_words(summary)), ""]
     if summary.checks:
         parts += [_Checks(summary.checks), ""]
     parts += [_Attacks(summary), ""]
@@ -461,6 +499,14 @@ def _results(norm: str) -> list[_Column]:
     ]
 
 
+def _agreements() -> list[_Column]:
+    return [
+        _Column("NDCG", lambda row: ndcg(row.agreement)),
+        _Column("1/rank", lambda row: reciprocal_rank(row.agreement)),
+        _Column("counted", counted),
+    ]
+
+
 def _costs() -> list[_Column]:
     return [
         _Column("passes", _passes),
@@ -483,24 +529,24 @@ def _passes(row: AttackRow) -> str:
 
 
 class _Attacks:
-    """The attacks: one table, or one for results and one for costs, or a list where even that is too wide."""
+    """The attacks: one table, or one for accuracies and one for the rest, or a list where even that is too wide."""
 
     def __init__(self, summary: Summary) -> None:
         self.summary = summary
         self.longest_name = max((len(row.key) for row in summary.rows), default=0)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        results, costs = _results(self.summary.run.settings.threat), _costs()
-        whole = self._table([*results, *costs], self.longest_name)
+        results, others = _results(self.summary.run.settings.threat), [*_agreements(), *_costs()]
+        whole = self._table([*results, *others], self.longest_name)
         spare = options.max_width - _width(self._table(results, self.longest_name), console, options)
         if _width(whole, console, options) <= options.max_width:
             yield whole
         elif self.longest_name + spare >= NARROWEST_NAME:
-            # The table of costs is the narrower one: it has room where this one has.
+            # The other table is the narrower one: it has room where this one has.
             name_width = min(self.longest_name, self.longest_name + spare)
             yield self._table(results, name_width)
             yield ""
-            yield self._table(costs, name_width)
+            yield self._table(others, name_width)
         else:
             yield from self._lines()
 
@@ -533,6 +579,8 @@ def _in_words(row: AttackRow) -> str:
     text = f"made on {target}; broke {broke(row).replace(' ', NO_BREAK)}"
     if row.robust is not None:
         text += f"; leaves {percent(row.robust)} in the ball, {percent(row.accuracy)} at any size"
+    if row.agreement is not None:
+        text += f"; NDCG{NO_BREAK}{ndcg(row.agreement)}, 1/rank{NO_BREAK}{reciprocal_rank(row.agreement)}"
     return f"{text}; {_passes(row)} passes; {seconds(row.seconds)}{NO_BREAK}s"
 
 

@@ -24,7 +24,7 @@ from art_defenses_ext.evaluation.records import (
 from art_defenses_ext.validation import InputError
 
 BROKEN = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True, undefended_prediction=5)
-HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False)
+HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False, ndcg=0.912, reciprocal_rank=1.0)
 FAR = Outcome(prediction=2, misclassified=True, linf=0.5, l2=2.0, success=False)
 UNUSABLE = Outcome(prediction=7, misclassified=False, linf=0.0, l2=0.0, success=False, usable=False)
 
@@ -32,7 +32,7 @@ RANDOM = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=Fa
 
 RECORDS = [
     SampleRecord(0, 7, 7, 7, attacks={"FGSM [exact]": HELD, "Grüße": BROKEN}),
-    SampleRecord(1, 7, 3),
+    SampleRecord(1, 7, 3, clean_ndcg=0.63093, clean_reciprocal_rank=0.333333),
     SampleRecord(2, 7, 7, 1, attacks={"FGSM [exact]": FAR, "PGD @ 0.1": UNUSABLE}),
     SampleRecord(3, 7, 7, clean_misses=2, attacks={"FGSM [exact]": RANDOM}),
 ]
@@ -94,6 +94,21 @@ def test_records_from_before_defences_were_judged_by_votes_still_read(tmp_path: 
     path.write_text(path.read_text().replace('"clean_misses": null, ', "").replace(', "misses": null', ""))
     assert "misses" not in path.read_text()
     assert read_records(tmp_path) == RECORDS[:3]
+
+
+def test_records_from_before_softmax_lists_were_compared_still_read(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    directory.append(RECORDS[2:], [])
+    path = tmp_path / RunDirectory.RECORDS
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        for entry, names in [(line, ("clean_ndcg", "clean_reciprocal_rank"))] + [
+            (outcome, ("ndcg", "reciprocal_rank")) for outcome in line["attacks"].values()
+        ]:
+            assert [entry.pop(name) for name in names] in ([None, None], [0.912, 1.0])
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    forgotten = {"FGSM [exact]": FAR, "PGD @ 0.1": UNUSABLE}
+    assert read_records(tmp_path)[0] == replace(RECORDS[2], attacks=forgotten)
 
 
 def test_seconds_stay_out_of_the_records(tmp_path: Path) -> None:

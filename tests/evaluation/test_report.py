@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib.image
 import numpy as np
@@ -23,11 +23,11 @@ from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, png, summary_bars, trade_off
 from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.plan import AttackRun
-from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.report import Example, Report
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import Randomness, Summary, summarise
+from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.table import headlines, verdict
 from art_defenses_ext.evaluation.threats import Linf
 from art_defenses_ext.gradient_mode import Tuning
@@ -517,7 +517,67 @@ def test_notes_on_attacks_that_ran_are_shown(width: int) -> None:
 
 def test_an_attack_on_the_survivors_has_no_accuracy_of_its_own() -> None:
     line = next(line for line in printed(full_report().summary, 100).splitlines() if "PGD [exact]" in line)
-    assert line.split() == ["PGD", "[exact]", "defended", "left", "13", "of", "18", "-", "-", "0.15", "2/3", "0.5"]
+    assert line.split() == ["PGD", "[exact]", "defended", "left", "13", "of", "18", "-", "-", "0.15"]
+    line = next(line for line in printed(full_report().summary, 140).splitlines() if "PGD [exact]" in line)
+    assert line.split()[6:] == ["18", "-", "-", "0.15", "-", "-", "-", "2/3", "0.5"]
+
+
+# Rankings
+
+
+def ranked_summary(reference: Literal["undefended", "own"] = "undefended") -> Summary:
+    """The first attack's images in the ball are 18 of its 20."""
+    summary = full_report().summary
+    agreement = Agreement(Mean(0.4123, 0.25, 18), Mean(0.5677, 0.3, 18))
+    rows = [replace(row, agreement=agreement if row.source == "paper" else None) for row in summary.rows]
+    clean = Agreement(Mean(0.98, 0.1, 20), Mean(0.99, 0.1, 20))
+    worst = Agreement(Mean(0.25, 0.2, 20), Mean(0.4, 0.2, 20))
+    return replace(summary, rows=rows, reference=reference, clean_agreement=clean, worst_agreement=worst)
+
+
+@pytest.mark.parametrize(("reference", "whose"), [("undefended", "the undefended network's"), ("own", "its own")])
+def test_every_medium_tells_how_far_rankings_agree(reference: Literal["undefended", "own"], whose: str) -> None:
+    summary = ranked_summary(reference)
+    expected = (
+        f"The network's ranking of all classes, compared with {whose} of the clean image (1 is the same): "
+        "mean NDCG 0.980 [0.936, 1.000] on clean images, 0.250 [0.162, 0.338] in the worst case of each; "
+        "mean reciprocal rank 0.990 [0.946, 1.000] and 0.400 [0.312, 0.488]."
+    )
+    for width in WIDTHS:
+        assert expected in " ".join(printed(summary, width).split())
+    assert expected in read_html(page(summary)).text
+
+
+@pytest.mark.parametrize("width", [*range(24, 101, 4), 140])
+def test_no_width_breaks_a_mean_or_a_line(width: int) -> None:
+    text = printed(ranked_summary(), width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "\N{NO-BREAK SPACE}" not in text
+    for whole in ("0.980 [0.936, 1.000]", "0.412", "0.568"):
+        assert whole in text
+
+
+def test_each_attacks_agreement_stands_beside_its_costs() -> None:
+    lines = [line.split() for line in printed(ranked_summary(), 80).splitlines()]
+    assert ["attack", "NDCG", "1/rank", "counted", "passes", "s"] in lines
+    assert ["IFGSM", "0.412", "0.568", "18", "2/3", "0.5"] in lines
+    assert ["Square", "-", "-", "-", "2/0", "0.5"] in lines
+    assert "; NDCG 0.412, 1/rank 0.568;" in " ".join(printed(ranked_summary(), 40).split())
+    cells = "<td>0.412</td>\n      <td>0.568</td>\n      <td>18</td>"
+    assert cells in page(ranked_summary())
+    assert page(ranked_summary()).count("<td>-</td>\n      <td>-</td>\n      <td>-</td>") == 4
+
+
+def test_the_page_says_what_both_metrics_are() -> None:
+    for reference, whose in (("undefended", "the undefended network's"), ("own", "the network's own")):
+        text = read_html(page(ranked_summary(reference))).text
+        assert f"All rankings are compared with {whose} of the clean image." in text
+
+
+def test_of_rankings_that_were_not_recorded_nothing_is_said() -> None:
+    for text in (printed(full_report().summary, 100), page(full_report().summary)):
+        assert "ranking of all classes, compared" not in text
 
 
 # The page

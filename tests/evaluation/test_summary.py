@@ -17,10 +17,10 @@ from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.plan import AttackRun, Role
-from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import FORMAT, AttackRow, Curve, Summary, summarise
+from art_defenses_ext.evaluation.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.threats import Linf, Threat
 
 
@@ -114,6 +114,16 @@ def test_a_proportion_counts_what_is_true() -> None:
     low, high = Proportion(4, 10).interval
     assert Proportion(4, 10).as_dict() == {"count": 4, "total": 10, "rate": 0.4, "interval": [low, high]}
     assert "40.0 %" in str(Proportion(4, 10))
+
+
+def test_a_mean_has_a_normal_interval_between_nothing_and_all() -> None:
+    half = 1.96 * math.sqrt(0.02 / 3) / math.sqrt(3)
+    mean = Mean.of(one for one in (0.4, 0.5, 0.6))
+    assert (mean.mean, mean.deviation, mean.total) == (pytest.approx(0.5), pytest.approx(math.sqrt(0.02 / 3)), 3)
+    assert mean.interval == pytest.approx((0.5 - half, 0.5 + half))
+    assert mean.as_dict() == {**vars(mean), "interval": list(mean.interval)}
+    assert Mean.of([0.0, 1.0]).interval == (0.0, 1.0)
+    assert Mean.of([1.0]) == Mean(1.0, 0.0, 1)
 
 
 # The headline figures
@@ -472,6 +482,38 @@ def test_the_interval_of_the_mean_over_passes_stays_between_nothing_and_all() ->
     assert (found.mean, found.mean_interval, found.worst) == (0.5, (0.0, 1.0), Proportion(1, 2))
 
 
+# The agreement of softmax lists
+
+
+def scored(outcome: Outcome, ndcg: float, rank: float) -> Outcome:
+    return replace(outcome, ndcg=ndcg, reciprocal_rank=rank)
+
+
+def test_agreement_is_a_mean_over_the_images_in_the_ball_and_at_worst_over_the_least_of_each() -> None:
+    records = samples(
+        {"paper": scored(broken(), 0.2, 0.5), "ladder": scored(held(), 0.6, 0.25)},
+        {"paper": broken(0.5)},  # outside the ball
+        {"paper": scored(held(), 0.9, 1.0), "ladder @ 0.05": scored(held(), 0.7, 1.0)},
+    )
+    for record, (ndcg, rank) in zip(records, [(1.0, 1.0), (0.8, 0.5), (1.0, 1.0)], strict=True):
+        record.clean_ndcg, record.clean_reciprocal_rank = ndcg, rank
+    result = summary([run(PAPER), *curved(0.05)], records)
+    assert result.reference == "own"
+    assert result.clean_agreement == Agreement(Mean.of([1.0, 0.8, 1.0]), Mean.of([1.0, 0.5, 1.0]))
+    assert row(result, "paper").agreement == Agreement(Mean.of([0.2, 0.9]), Mean.of([0.5, 1.0]))
+    assert row(result, "ladder").agreement == Agreement(Mean.of([0.6]), Mean.of([0.25]))
+    assert row(result, "the curve's runs").agreement is None
+    # What the curve's runs leave inside the ball counts, as for the robust accuracy.
+    assert result.worst_agreement == Agreement(Mean.of([0.2, 0.8, 0.7]), Mean.of([0.25, 0.5, 1.0]))
+
+
+def test_no_agreement_is_claimed_where_none_was_recorded() -> None:
+    records = samples({"ladder": held()}, {"ladder": broken(0.5)})
+    result = summary([run(LADDER), run(PAPER)], records)
+    assert result.clean_agreement is result.worst_agreement is None
+    assert row(result, "ladder").agreement is row(result, "paper").agreement is None
+
+
 # As data
 
 
@@ -488,7 +530,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
     result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT == 2
+    assert data["format"] == FORMAT == 3
     assert data["established"] is False
     assert data["checks"][0] == {
         "link": "docs/checks.md#more-effort",
@@ -499,6 +541,10 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     }
     assert data["checks"][1]["figures"] == {}
     assert data["randomness"] is None
+    assert data["reference"] == "undefended"
+    assert data["clean_agreement"] is None
+    assert data["worst_agreement"] is None
+    assert {one["agreement"] for one in data["rows"]} == {None}
     assert data["run"]["modes"] == ["exact"]
     assert data["gap"] == result.gap == 0.5
     assert data["worst_case"] == result.worst_case.as_dict()

@@ -1,0 +1,468 @@
+"""NDCG and reciprocal rank: against their definition, by hand, and from the images to the report."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.special import softmax
+from torch import Tensor, nn
+
+from art_defenses_ext import JumpReLU, evaluate
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation import metrics
+from art_defenses_ext.evaluation.attacker import VOTES
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.metrics import ndcg, reciprocal_rank, recorded
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.threats import Linf
+from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.validation import FloatArray, InputError, IntArray
+
+Rational = Sequence[Fraction]
+
+
+def lists(*rows: Sequence[float]) -> npt.NDArray[np.float64]:
+    return np.array(rows, dtype=np.float64)
+
+
+# The definition, read aloud: one list at a time, in rational numbers
+
+
+def ranking(probabilities: Rational) -> list[int]:
+    return sorted(range(len(probabilities)), key=lambda k: (-probabilities[k], k))
+
+
+def cut(probabilities: Rational, mass: Fraction) -> list[int]:
+    kept: list[int] = []
+    for k in ranking(probabilities):
+        kept.append(k)
+        if sum(probabilities[one] for one in kept) >= mass:
+            break
+    return kept
+
+
+def ndcg_by_definition(clean: Rational, other: Rational, mass: Fraction) -> float:
+    relevant = cut(clean, mass)
+
+    def dcg(found: list[int]) -> float:
+        return sum((2 ** float(clean[k]) - 1) / math.log2(rank + 1) for rank, k in enumerate(found, 1) if k in relevant)
+
+    return dcg(cut(other, mass)) / dcg(relevant)
+
+
+def reciprocal_rank_by_definition(clean: Rational, other: Rational) -> float:
+    return 1 / (1 + ranking(other).index(ranking(clean)[0]))
+
+
+def rational(row: npt.NDArray[Any]) -> Rational:
+    return [Fraction(float(one)) for one in row]
+
+
+@st.composite
+def pairs(draw: st.DrawFn) -> tuple[list[Rational], list[Rational]]:
+    """Two batches of lists of small whole numbers over their sum, so that ties and exact masses abound."""
+    nb_classes = draw(st.integers(1, 8))
+    weights = st.lists(st.integers(0, 5), min_size=nb_classes, max_size=nb_classes).filter(any)
+    drawn = draw(st.lists(st.tuples(weights, weights), min_size=1, max_size=4))
+    shares = [[[Fraction(one, sum(row)) for one in row] for row in pair] for pair in drawn]
+    return [pair[0] for pair in shares], [pair[1] for pair in shares]
+
+
+@given(pairs(), st.sampled_from([Fraction(1, 10), Fraction(1, 2), Fraction(4, 5), Fraction(9, 10), Fraction(1)]))
+def test_both_are_what_their_definition_says(both: tuple[list[Rational], list[Rational]], mass: Fraction) -> None:
+    clean, other = (np.array(rows, dtype=np.float64) for rows in both)
+    expected = [ndcg_by_definition(*pair, mass) for pair in zip(*both, strict=True)]
+    found = ndcg(clean, other, float(mass))
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
+    assert (found >= 0).all()
+    assert (found <= 1).all()
+    ranks = [reciprocal_rank_by_definition(*pair) for pair in zip(*both, strict=True)]
+    np.testing.assert_allclose(reciprocal_rank(clean, other), ranks, rtol=1e-15)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("nb_classes", "sharpness"), [(2, 1.0), (10, 4.0), (10, 30.0), (200, 3.0)])
+def test_softmax_lists_of_any_sharpness_follow_the_definition(nb_classes: int, sharpness: float, dtype: Any) -> None:
+    generator = np.random.default_rng(nb_classes)
+    clean, other = (
+        softmax(sharpness * generator.normal(size=(20, nb_classes)), axis=1).astype(dtype) for _ in range(2)
+    )
+    rows = [(rational(a), rational(b)) for a, b in zip(clean, other, strict=True)]
+    expected = [ndcg_by_definition(a, b, Fraction(9, 10)) for a, b in rows]
+    np.testing.assert_allclose(ndcg(clean, other), expected, rtol=1e-12)
+    ranks = [reciprocal_rank_by_definition(a, b) for a, b in rows]
+    np.testing.assert_allclose(reciprocal_rank(clean, other), ranks, rtol=1e-15)
+    assert ndcg(clean, other).dtype == reciprocal_rank(clean, other).dtype == np.float64
+
+
+# By hand
+
+A, B, C = (2**p - 1 for p in (0.5, 0.3, 0.2))
+
+BY_HAND: dict[str, tuple[Sequence[float], Sequence[float], float, float, float]] = {
+    "the same": ((0.5, 0.3, 0.2), (0.5, 0.3, 0.2), 0.9, 1.0, 1.0),
+    "the same order, other probabilities": ((0.5, 0.3, 0.2), (0.4, 0.31, 0.29), 0.9, 1.0, 1.0),
+    "first two swapped": (
+        (0.5, 0.3, 0.2),
+        (0.3, 0.5, 0.2),
+        0.9,
+        (B + A / math.log2(3) + C / 2) / (A + B / math.log2(3) + C / 2),
+        1 / 2,
+    ),
+    "nothing in common": ((0.92, 0.08, 0, 0), (0.01, 0.01, 0.49, 0.49), 0.9, 0.0, 1 / 3),
+    "sure of another class": ((1, 0, 0), (0, 0, 1), 0.9, 0.0, 1 / 2),
+    "sure before, second now": ((1, 0, 0), (0.4, 0.6, 0), 0.9, 1 / math.log2(3), 1 / 2),
+    "sure before, second now but cut off": ((1, 0, 0), (0.05, 0.95, 0), 0.9, 0.0, 1 / 2),
+    "sure before, first of several now": ((1, 0, 0), (0.4, 0.3, 0.3), 0.9, 1.0, 1.0),
+    "several before, sure of the first now": ((0.5, 0.3, 0.2), (1, 0, 0), 0.9, A / (A + B / math.log2(3) + C / 2), 1.0),
+    "two classes swapped": (
+        (0.7, 0.3),
+        (0.3, 0.7),
+        0.9,
+        (B + (2**0.7 - 1) / math.log2(3)) / (2**0.7 - 1 + B / math.log2(3)),
+        1 / 2,
+    ),
+    "two classes, sure before and after": ((1, 0), (0, 1), 0.9, 0.0, 1 / 2),
+    "one class": ((1,), (1,), 0.9, 1.0, 1.0),
+    "ties go to the lower index": ((0.25, 0.25, 0.25, 0.25), (0.1, 0.2, 0.3, 0.4), 0.5, 0.0, 1 / 4),
+    "ties in the other list too": ((0.1, 0.2, 0.3, 0.4), (0.25, 0.25, 0.25, 0.25), 0.5, 0.0, 1 / 4),
+    "a mass that is reached exactly": ((0.6, 0.3, 0.1), (0.05, 0, 0.95), 0.9, 0.0, 1 / 2),
+    "the whole list": ((0.6, 0.3, 0.1), (0.6, 0.3, 0.1), 1.0, 1.0, 1.0),
+}
+
+
+@pytest.mark.parametrize("case", BY_HAND)
+def test_values_worked_out_by_hand(case: str) -> None:
+    clean, other, mass, expected, rank = BY_HAND[case]
+    assert ndcg(lists(clean), lists(other), mass) == pytest.approx([expected], abs=1e-12)
+    assert reciprocal_rank(lists(clean), lists(other)) == pytest.approx([rank], abs=1e-12)
+
+
+def test_identical_lists_agree_to_the_last_bit() -> None:
+    same = softmax(np.random.default_rng(0).normal(size=(300, 50)), axis=1)
+    assert (ndcg(same, same) == 1).all()
+    assert (reciprocal_rank(same, same) == 1).all()
+
+
+def test_a_smaller_mass_leaves_less_to_agree_on() -> None:
+    """The first two swapped: both count at 0.8; at 0.5 the clean list is its first class, which the other cuts off."""
+    clean, other = lists((0.5, 0.3, 0.2)), lists((0.3, 0.5, 0.2))
+    assert ndcg(clean, other, 0.5) == 0
+    assert ndcg(clean, other, 0.8) == pytest.approx((B + A / math.log2(3)) / (A + B / math.log2(3)))
+
+
+def test_the_documented_examples_hold() -> None:
+    assert doctest.testmod(metrics).attempted == 2
+    assert doctest.testmod(metrics).failed == 0
+
+
+def test_each_image_is_compared_by_itself_and_nothing_is_written_to() -> None:
+    generator = np.random.default_rng(1)
+    clean, other = (softmax(3 * generator.normal(size=(12, 7)), axis=1).astype(np.float32) for _ in range(2))
+    before = clean.copy(), other.copy()
+    for metric in (ndcg, reciprocal_rank):
+        alone = [metric(clean[i : i + 1], other[i : i + 1])[0] for i in range(12)]
+        assert metric(clean, other).tolist() == alone
+    np.testing.assert_array_equal(clean, before[0])
+    np.testing.assert_array_equal(other, before[1])
+
+
+# What is refused
+
+GOOD = lists((0.5, 0.5), (1, 0))
+BAD: dict[str, tuple[Any, str]] = {
+    "a list": ([[0.5, 0.5], [1.0, 0.0]], "a list; a numpy array was expected"),
+    "a tensor": (torch.tensor(GOOD), "a Tensor; a numpy array was expected"),
+    "whole numbers": (np.array([[1, 0], [0, 1]]), "int64; floating-point probabilities were expected"),
+    "one list": (np.array([0.5, 0.5]), r"shape \(2,\); \(N, K\)"),
+    "three axes": (GOOD[np.newaxis], r"shape \(1, 2, 2\); \(N, K\)"),
+    "no image": (np.empty((0, 2)), r"shape \(0, 2\); \(N, K\) of at least one list and class was expected"),
+    "no class": (np.empty((2, 0)), r"shape \(2, 0\); \(N, K\) of at least one list and class was expected"),
+    "negative": (lists((1.5, -0.5), (1, 0)), "negative, NaN or infinite values; probabilities were expected"),
+    "NaN": (lists((math.nan, 1), (1, 0)), "negative, NaN or infinite values; probabilities were expected"),
+    "infinite": (lists((math.inf, 1), (1, 0)), "negative, NaN or infinite values; probabilities were expected"),
+    "logits": (lists((3, 1), (1, 0)), "sum to 1 up to 4; probabilities that sum to 1 were expected"),
+    "too little": (lists((0.5, 0.5), (0.2, 0.3)), "sum to 0.5 up to 1; probabilities that sum to 1 were expected"),
+}
+
+
+@pytest.mark.parametrize("metric", [ndcg, reciprocal_rank])
+@pytest.mark.parametrize("case", BAD)
+def test_what_is_no_batch_of_softmax_lists_is_refused(case: str, metric: Callable[..., Any]) -> None:
+    bad, message = BAD[case]
+    with pytest.raises(InputError, match=f"clean .*{message}"):
+        metric(bad, GOOD)
+    with pytest.raises(InputError, match=f"other .*{message}"):
+        metric(GOOD, bad)
+
+
+@pytest.mark.parametrize("metric", [ndcg, reciprocal_rank])
+def test_lists_of_other_images_or_classes_are_refused(metric: Callable[..., Any]) -> None:
+    for other in (lists((0.5, 0.5)), lists((0.5, 0.5, 0), (1, 0, 0))):
+        with pytest.raises(InputError, match=r"other has shape .*; that of clean, \(2, 2\), was expected"):
+            metric(GOOD, other)
+
+
+@pytest.mark.parametrize("mass", [0, -0.1, 1.1, math.nan, math.inf, "0.9", None, True, [0.9]])
+def test_a_mass_that_is_no_share_is_refused(mass: Any) -> None:
+    with pytest.raises(InputError, match=r"mass is .*; a number above 0 and at most 1 was expected"):
+        ndcg(GOOD, GOOD, mass)
+
+
+def test_a_softmax_in_half_precision_is_a_list() -> None:
+    half = softmax(np.random.default_rng(0).normal(size=(5, 1000)), axis=1).astype(np.float16)
+    assert (ndcg(half, half) == 1).all()
+
+
+# As records keep them
+
+
+def test_records_keep_six_digits_and_nothing_where_nothing_is_known() -> None:
+    clean = lists((0.5, 0.3, 0.2), (0.5, 0.3, 0.2), (0.5, 0.3, 0.2), (math.nan, 0, 0))
+    other = lists((0.2, 0.3, 0.5), (0.3, 0.5, 0.2), (math.nan, math.nan, math.nan), (0.5, 0.3, 0.2))
+    found, ranks = recorded(clean, other, np.array([True, False, True, True]))
+    assert found == [round((C + B / math.log2(3) + A / 2) / (A + B / math.log2(3) + C / 2), 6), None, None, None]
+    assert ranks == [0.333333, None, None, None]
+    assert all(type(one) is float for one in (found[0], ranks[0]))
+
+
+# From the images to the report
+
+EPS = 0.3
+Act = Callable[[FloatArray], FloatArray]
+
+
+class Own(EvasionAttack):
+    """An attack that does what a test says, and remembers what it gave back."""
+
+    _estimator_requirements = (BaseEstimator,)
+
+    def __init__(self, estimator: PyTorchClassifier, act: Act, returned: list[FloatArray]) -> None:
+        super().__init__(estimator=estimator)
+        self.act, self.returned = act, returned
+
+    def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> FloatArray:
+        self.returned.append(self.act(x))
+        return self.returned[-1]
+
+
+def near(x: FloatArray) -> FloatArray:
+    shift = np.random.default_rng(int(1e4 * x.sum())).choice([-EPS, EPS], size=x.shape)
+    return np.clip(x + shift, 0, 1).astype(np.float32)
+
+
+def darker(x: FloatArray) -> FloatArray:
+    return np.clip(x - np.float32(EPS), 0, 1).astype(np.float32)
+
+
+def far(x: FloatArray) -> FloatArray:
+    """Outside the ball, but for the first image of a block."""
+    moved = (1 - x).astype(np.float32)
+    moved[0] = x[0]
+    return moved
+
+
+def unusable(x: FloatArray) -> FloatArray:
+    moved = darker(x)
+    moved[::2] = np.nan
+    return moved
+
+
+ACTS: dict[str, Act] = {"near": near, "darker": darker, "far": far, "unusable": unusable}
+
+
+@dataclass
+class Run:
+    """An evaluation, what its attacks returned, and its files."""
+
+    classifier: PyTorchClassifier
+    report: Report
+    returned: dict[str, FloatArray]
+    folder: Path
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "records.jsonl").read_text().splitlines()]
+
+    @property
+    def written(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads((self.folder / "report.json").read_text())
+        return data
+
+
+def run_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, folder: Path) -> Run:
+    returned: dict[str, list[FloatArray]] = {name: [] for name in (*ACTS, "transfer")}
+
+    def spec(name: str, act: Act, **options: Any) -> AttackSpec:
+        def build(target: PyTorchClassifier, threat: Any, seed: int) -> EvasionAttack:
+            return Own(target, act, returned[name])
+
+        return AttackSpec(name, build, "for a test", samples="all", **options)
+
+    specs = [*(spec(name, act) for name, act in ACTS.items()), spec("transfer", near, crafted_on="undefended")]
+    options: dict[str, Any] = {"block_size": 10, "curve_samples": 0, "check_samples": 0, "progress": False}
+    report = evaluate(classifier, x, y, Linf(EPS), specs, out=folder, **options)
+    return Run(classifier, report, {key: np.concatenate(one) for key, one in returned.items() if one}, folder)
+
+
+@pytest.fixture(scope="module")
+def images(digits: Dataset) -> tuple[FloatArray, IntArray]:
+    return digits.test.x[:25].copy(), digits.test.y[:25].copy()
+
+
+@pytest.fixture(scope="module")
+def defended_run(
+    digits_classifier: PyTorchClassifier,
+    images: tuple[FloatArray, IntArray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    return run_of(JumpReLU(digits_classifier, 1.0)(), *images, tmp_path_factory.mktemp("defended"))
+
+
+@pytest.fixture(scope="module")
+def plain_run(
+    digits_classifier: PyTorchClassifier,
+    images: tuple[FloatArray, IntArray],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Run:
+    return run_of(digits_classifier, *images, tmp_path_factory.mktemp("plain"))
+
+
+def said(classifier: PyTorchClassifier, x: FloatArray) -> npt.NDArray[np.float64]:
+    """Softmax lists by ART's own path, not the evaluation's."""
+    probabilities: npt.NDArray[np.float64] = softmax(classifier.predict(x).astype(np.float64), axis=1)
+    return probabilities
+
+
+def expected(reference: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> tuple[list[float], list[float]]:
+    rows = [(rational(a), rational(b)) for a, b in zip(reference, other, strict=True)]
+    return (
+        [ndcg_by_definition(a, b, Fraction(9, 10)) for a, b in rows],
+        [reciprocal_rank_by_definition(a, b) for a, b in rows],
+    )
+
+
+@pytest.mark.parametrize("which", ["defended_run", "plain_run"])
+def test_records_hold_what_the_definition_says_of_each_image_in_the_ball(
+    which: str, images: tuple[FloatArray, IntArray], request: pytest.FixtureRequest
+) -> None:
+    run: Run = request.getfixturevalue(which)
+    x = images[0]
+    reference = said(undefended(run.classifier) or run.classifier, x)
+    clean = expected(reference, said(run.classifier, x))
+    assert [line["clean_ndcg"] for line in run.lines] == pytest.approx(clean[0], abs=1e-4)
+    assert [line["clean_reciprocal_rank"] for line in run.lines] == pytest.approx(clean[1], abs=1e-4)
+    compared = left_out = 0
+    for key, moved in run.returned.items():
+        usable = np.isfinite(moved).all(axis=(1, 2, 3))
+        scores = expected(reference, said(run.classifier, np.where(np.isfinite(moved), moved, 0)))
+        for i, line in enumerate(run.lines):
+            outcome = line["attacks"][key]
+            if usable[i] and np.abs(moved[i] - x[i]).max() <= EPS + 1e-5:
+                assert outcome["ndcg"] == pytest.approx(scores[0][i], abs=1e-4)
+                assert outcome["reciprocal_rank"] == pytest.approx(scores[1][i], abs=1e-4)
+                compared += 1
+            else:
+                assert outcome["ndcg"] is None
+                assert outcome["reciprocal_rank"] is None
+                left_out += 1
+    assert compared == 25 * (len(run.returned) - 2) + 3 + 12
+    assert left_out == 22 + 13
+    assert len({line["attacks"]["near"]["ndcg"] for line in run.lines}) > 3  # or this test shows little
+
+
+def brute_force(values: Sequence[float | None]) -> dict[str, Any]:
+    known = np.array([value for value in values if value is not None])
+    half = 1.96 * known.std() / len(known) ** 0.5
+    interval = [max(known.mean() - half, 0), min(known.mean() + half, 1)]
+    return {"mean": known.mean(), "deviation": known.std(), "total": len(known), "interval": interval}
+
+
+def assert_means(found: dict[str, Any], values: dict[str, Sequence[float | None]]) -> None:
+    assert found.keys() == values.keys()
+    for name, column in values.items():
+        anew = brute_force(column)
+        assert found[name].keys() == anew.keys()
+        for key, value in anew.items():
+            assert found[name][key] == pytest.approx(value, abs=1e-9), (name, key)
+
+
+@pytest.mark.parametrize("which", ["defended_run", "plain_run"])
+def test_the_reports_means_are_what_brute_force_finds_in_the_file(which: str, request: pytest.FixtureRequest) -> None:
+    run: Run = request.getfixturevalue(which)
+    lines, written = run.lines, run.written
+    names = ("ndcg", "reciprocal_rank")
+    assert_means(written["clean_agreement"], {name: [line[f"clean_{name}"] for line in lines] for name in names})
+    keys = list(run.returned)
+    rows = {row["key"]: row for row in written["rows"]}
+    for key in keys:
+        assert_means(rows[key]["agreement"], {name: [line["attacks"][key][name] for line in lines] for name in names})
+    worst: dict[str, Sequence[float | None]] = {}
+    for name in names:
+        tried = [[line[f"clean_{name}"], *(line["attacks"][key][name] for key in keys)] for line in lines]
+        worst[name] = [min(one for one in values if one is not None) for values in tried]
+    assert_means(written["worst_agreement"], worst)
+    assert written["worst_agreement"]["ndcg"]["mean"] < written["clean_agreement"]["ndcg"]["mean"]
+
+
+def test_lists_are_compared_with_the_undefended_networks_where_there_is_one(defended_run: Run, plain_run: Run) -> None:
+    assert defended_run.written["reference"] == "undefended"
+    assert plain_run.written["reference"] == "own"
+    assert {line["clean_ndcg"] for line in plain_run.lines} == {1.0}
+    assert {line["clean_reciprocal_rank"] for line in plain_run.lines} == {1.0}
+    assert {line["clean_ndcg"] for line in defended_run.lines} > {1.0}  # the defence itself moves some
+
+
+def test_a_plain_networks_sample_is_broken_where_its_first_class_lost_its_rank(plain_run: Run) -> None:
+    records = plain_run.report.records
+    for record in records:
+        least = min(one.reciprocal_rank for one in record.attacks.values() if one.reciprocal_rank is not None)
+        if record.correct:
+            assert record.robust() == (least == 1)
+    assert 0 < sum(record.robust() for record in records) < sum(record.correct for record in records)
+
+
+def test_an_attack_that_did_not_run_agrees_with_nothing(plain_run: Run) -> None:
+    (row,) = [row for row in plain_run.report.summary.rows if row.key == "transfer"]
+    assert (row.attacked, row.agreement) == (0, None)
+
+
+class Noisy(nn.Module):
+    """The logits under noise that each pass draws anew."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        return logits + 3 * torch.randn_like(logits)
+
+
+def test_a_random_classifiers_lists_are_means_over_its_votes(
+    digits_classifier: PyTorchClassifier, images: tuple[FloatArray, IntArray], tmp_path: Path
+) -> None:
+    """Its clean lists too are the mean of all votes: with a single pass as reference they would agree with nothing."""
+    noisy = rebuild(digits_classifier, model=Noisy(digits_classifier.model))
+    found = run_of(noisy, *images, tmp_path)
+    assert found.report.summary.run.votes == VOTES
+    assert {line["clean_ndcg"] for line in found.lines} == {1.0}
+    agreement = found.report.summary.worst_agreement
+    assert agreement is not None
+    assert agreement.ndcg.total == 25
