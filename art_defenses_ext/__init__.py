@@ -4,7 +4,19 @@ from art_defenses_ext.estimator.defend import as_module, defend
 from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.threats import L2, Linf
 from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
+from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
 from art_defenses_ext.surrogate import Surrogate
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 
-__all__ = ["L2", "JumpReLU", "Linf", "Surrogate", "as_module", "defend", "evaluate", "gradient_mode", "gradient_modes"]
+__all__ = [
+    "L2",
+    "HeatAndBlur",
+    "JumpReLU",
+    "Linf",
+    "Surrogate",
+    "as_module",
+    "defend",
+    "evaluate",
+    "gradient_mode",
+    "gradient_modes",
+]

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
 from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import DATASETS, Dataset, load_dataset
+from art_defenses_ext.estimator.defend import defend
 from art_defenses_ext.evaluation.attacks import FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.records import check_out
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS
+from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
 from art_defenses_ext.transformer.jump_relu import JumpReLU, check_accuracy_drop, per_layer
 from art_defenses_ext.validation import InputError, check_count, check_samples_of, check_seed
 
@@ -33,21 +38,66 @@ app = typer.Typer(
     "would, and print both numbers.",
 )
 
-Defend = Callable[[PyTorchClassifier, Dataset, float | None, float], PyTorchClassifier]
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked of a defence.
+
+    Attributes:
+        jump: of the JumpReLU; None: tuned.
+        max_accuracy_drop: what tuning may cost.
+        options: further options of the defence's constructor, by name.
+    """
+
+    jump: float | None
+    max_accuracy_drop: float
+    options: dict[str, Any]
 
 
-def _jump_relu(
-    classifier: PyTorchClassifier, dataset: Dataset, jump: float | None, max_accuracy_drop: float
-) -> PyTorchClassifier:
-    defence = JumpReLU(classifier, jump=0.0 if jump is None else jump)
-    if jump is None:
-        defence.fit(dataset.validation.x, dataset.validation.y, max_accuracy_drop=max_accuracy_drop)
+Defend = Callable[[PyTorchClassifier, Dataset, Wishes], PyTorchClassifier]
+
+
+def _jump_relu(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+    defence = JumpReLU(classifier, jump=0.0 if wishes.jump is None else wishes.jump)
+    if wishes.jump is None:
+        defence.fit(dataset.validation.x, dataset.validation.y, max_accuracy_drop=wishes.max_accuracy_drop)
     return defence()
 
 
-DEFENCES: dict[str, tuple[str, Defend]] = {
-    "jump_relu": ("JumpReLU: a jump retrofitted to every ReLU (Erichson et al. 2019)", _jump_relu),
-    "none": ("the bare classifier", lambda classifier, *_: classifier),
+def _heat_and_blur(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+    return defend(classifier, HeatAndBlur.for_classifier(classifier, **wishes.options))
+
+
+def _bare(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+    return classifier
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A defence on the command line.
+
+    Attributes:
+        title: the method and its paper.
+        put_on: makes the defended classifier.
+        options: what --option may name.
+        check: refuses wrong options before any work is done.
+    """
+
+    title: str
+    put_on: Defend
+    options: tuple[str, ...] = ()
+    check: Callable[[dict[str, Any]], object] = dict
+
+
+DEFENCES: dict[str, Choice] = {
+    "jump_relu": Choice("JumpReLU: a jump retrofitted to every ReLU (Erichson et al. 2019)", _jump_relu),
+    "heat_and_blur": Choice(
+        "Heat and Blur: what the network found irrelevant is blurred (Brama, Grinshpoun 2020)",
+        _heat_and_blur,
+        tuple(name for name in HeatAndBlur.params if not name.startswith("apply_")),
+        lambda options: HeatAndBlur(nn.Conv2d(1, 1, 1), **options),  # any network with a convolution
+    ),
+    "none": Choice("the bare classifier", _bare),
 }
 
 
@@ -89,6 +139,10 @@ def evaluate_command(
     max_accuracy_drop: Annotated[
         float, typer.Option(help="jump_relu: clean accuracy that the tuned jump may cost, from 0 to 1.")
     ] = 0.01,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the defence, such as sigma=2."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of training and of all attacks.")] = 0,
     block_size: Annotated[
         int | None, typer.Option(help="Images attacked at a time. By default 256; of image_folder 32.")
@@ -113,6 +167,7 @@ def evaluate_command(
         if defence != "jump_relu":
             raise InputError(f"jump is {jump}, but defence is {defence!r}; a jump only with jump_relu was expected")
     check_accuracy_drop(max_accuracy_drop)
+    wishes = Wishes(jump, max_accuracy_drop, _options(defence, option or []))
     check_seed(seed)
     block_size = BLOCK_SIZE.get(dataset, 256) if block_size is None else block_size
     check_count("block_size", block_size)
@@ -140,7 +195,7 @@ def evaluate_command(
         device=device,
         seed=seed,
     )
-    defended = DEFENCES[defence][1](classifier, images, jump, max_accuracy_drop)
+    defended = DEFENCES[defence].put_on(classifier, images, wishes)
     report = evaluate(
         defended,
         images.test.x[:count],
@@ -164,8 +219,10 @@ def evaluate_command(
 def list_command() -> None:
     """List defences, data sets, networks and attacks."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, (title, _) in DEFENCES.items():
-        table.add_row("defence", name, title)
+    for name, choice in DEFENCES.items():
+        table.add_row("defence", name, choice.title)
+        if choice.options:
+            table.add_row("", "", f"options: {', '.join(choice.options)}")
     for name in DATASETS:
         table.add_row("data set", name, "")
     for name, spec in MODELS.items():
@@ -194,6 +251,25 @@ def _check_name(option: str, name: str, known: Iterable[str]) -> None:
     names = list(known)
     if name not in names:
         raise InputError(f"{option} is {name!r}; one of {', '.join(names)} was expected")
+
+
+def _options(defence: str, given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs as arguments; a value is a number, true, false or null where it reads as one, else text."""
+    known = DEFENCES[defence].options
+    options: dict[str, Any] = {}
+    for pair in given:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            expected = (
+                f"NAME=VALUE with one of {', '.join(known)}" if known else f"none, since {defence} has no options,"
+            )
+            raise InputError(f"option is {pair!r}; {expected} was expected")
+        try:
+            options[name] = json.loads(text)
+        except json.JSONDecodeError:
+            options[name] = text
+    DEFENCES[defence].check(options)
+    return options
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -15,7 +15,7 @@ from itertools import product
 from typing import Any, ClassVar
 
 from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from art_defenses_ext.validation import InputError
 
@@ -66,6 +66,10 @@ class Defence:
 
     def describe(self) -> dict[str, Any]:
         """The defence's settings, as plain data for a report."""
+        return {}
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """What the defence sees and makes of images (N, ...), as images by name (N, ...), for a report's pictures."""
         return {}
 
 

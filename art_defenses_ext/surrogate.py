@@ -104,8 +104,13 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
                 f"backward gives shape {tuple(stand_in.shape)} where the wrapped one gives {tuple(result.shape)}; "
                 "the same shape was expected"
             )
-        replaced: Tensor = _Replaced.apply(stand_in, result)
-        return replaced
+        return replaced(stand_in, result)
+
+
+def replaced(stand_in: Tensor, result: Tensor) -> Tensor:
+    """``result`` forwards, the derivative of ``stand_in``, of the same shape, backwards."""
+    answer: Tensor = _Replaced.apply(stand_in, result)
+    return answer
 
 
 class _Replaced(torch.autograd.Function):

@@ -355,6 +355,7 @@ def _broken_module(folder: Path) -> str:
 
 
 Arguments = list[Any]
+HEAT = ("--defence", "heat_and_blur")
 BAD: dict[str, tuple[Arguments, str]] = {
     "unknown data set": (["--dataset", "svhn"], "dataset is 'svhn'; one of digits"),
     "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of jump_relu"),
@@ -400,6 +401,12 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "drop of more than all": (["--max-accuracy-drop", 1.5], "max_accuracy_drop is 1.5"),
     "negative drop": (["--max-accuracy-drop", -0.1], "max_accuracy_drop is -0.1"),
     "drop nan": (["--max-accuracy-drop", "nan"], "max_accuracy_drop is nan"),
+    "unknown option": ([*HEAT, "--option", "strength=1"], "option is 'strength=1'; NAME=VALUE with one of batch_size"),
+    "option without value": ([*HEAT, "-o", "sigma"], "option is 'sigma'; NAME=VALUE"),
+    "option out of range": ([*HEAT, "-o", "sigma=0"], "sigma is 0; a finite number > 0"),
+    "option of letters": ([*HEAT, "-o", "sigma=wide"], "sigma is 'wide'; a finite number > 0"),
+    "unknown reading": ([*HEAT, "-o", "mix=paint"], "mix is 'paint'; one of blend"),
+    "option of a defence without any": (["-o", "sigma=1"], "option is 'sigma=1'; none, since jump_relu has no options"),
     "negative seed": (["--seed", -1], "seed is -1"),
     "seed beyond 64 bits": (["--seed", 2**64], f"seed is {2**64}"),
     "block size 0": (["--block-size", 0], "block_size is 0"),
@@ -411,6 +418,32 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "no thread": (["--threads", 0], "threads is 0; at least 1"),
     "negative threads": (["--threads", -2], "threads is -2; at least 1"),
 }
+
+
+def test_options_reach_the_defence(command: Command, weights: Path, tmp_path: Path) -> None:
+    """Numbers as numbers, names as names; with the papers' attacks on the bare network, and every gradient mode."""
+    options = ("-o", "sigma=0.5", "-o", "mix=soft_mask", "-o", "passes=2", "-o", "floor=0.25")
+    arguments = [
+        "--weights",
+        weights,
+        "--samples",
+        12,
+        "--curve-samples",
+        0,
+        "--check-samples",
+        0,
+        "--out",
+        tmp_path / "run",
+    ]
+    result = command("evaluate", *HEAT, *options, *arguments)
+    assert result.status == 0
+    run = json.loads((tmp_path / "run" / "report.json").read_text())["run"]
+    (defence,) = run["defences"]
+    assert defence["name"] == "heat_and_blur"
+    assert [defence[name] for name in ("sigma", "mix", "passes", "floor")] == [0.5, "soft_mask", 2, 0.25]
+    assert run["modes"] == ["exact", "frozen", "smooth", "identity"]
+    for attack in PAPERS["heat_and_blur"]:
+        assert attack.name in result.out
 
 
 @pytest.mark.usefixtures("no_training")

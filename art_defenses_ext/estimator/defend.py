@@ -95,7 +95,7 @@ class _Pipeline(nn.Module):
         return logits
 
 
-class _Step(nn.Module):
+class Step(nn.Module):
     """An ART preprocessor as a module; one that is a module itself stays reachable as a child."""
 
     def __init__(self, preprocessor: PreprocessorPyTorch) -> None:
@@ -128,4 +128,4 @@ class _Standardisation(nn.Module):
 def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
     if type(operation) is StandardisationMeanStdPyTorch:
         return _Standardisation(operation, input_shape, device)
-    return _Step(operation)
+    return Step(operation)

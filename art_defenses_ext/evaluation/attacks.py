@@ -9,6 +9,9 @@ from typing import Any, Literal
 import numpy as np
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, HopSkipJump
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+    ProjectedGradientDescentPyTorch,
+)
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
@@ -229,7 +232,29 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
     )
 
 
-PAPERS: dict[str, tuple[AttackSpec, ...]] = {"jump_relu": _jump_relu_attacks()}
+def _heat_and_blur_attacks() -> tuple[AttackSpec, ...]:
+    """FGSM and PGD made on the bare network, which does not know of the defence.
+
+    **Convention**: the paper's own steps could not be read; ten of eps / 4, without a random start.
+    """
+
+    def pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        options = {"max_iter": 10, "num_random_init": 0, "verbose": False}
+        return ProjectedGradientDescentPyTorch(classifier, threat.norm, threat.eps, threat.eps / 4, **options)
+
+    attacks: dict[str, Build] = {"FGSM, gray-box": _fgsm, "PGD-10, gray-box": pgd}
+    return tuple(
+        AttackSpec(
+            name, build, "the paper's, made on the bare network", source="paper", crafted_on="undefended", samples="all"
+        )
+        for name, build in attacks.items()
+    )
+
+
+PAPERS: dict[str, tuple[AttackSpec, ...]] = {
+    "jump_relu": _jump_relu_attacks(),
+    "heat_and_blur": _heat_and_blur_attacks(),
+}
 """What each method's own paper ran, by the defence's name."""
 
 LADDERS: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}

@@ -20,7 +20,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere
-from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.defend import Step, as_module
 from art_defenses_ext.evaluation.attacker import smoothed
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
@@ -138,11 +138,22 @@ class _Features(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         seen: list[Tensor] = []
-        handle = self._layer[0].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        preprocessing: list[nn.Module] = []
+
+        def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if not preprocessing:  # a defence that looks into the network runs it, too
+                seen.append(inputs[0])
+
+        handles = [self._layer[0].register_forward_pre_hook(note)]
+        for step in self.module.modules():
+            if isinstance(step, Step):
+                handles.append(step.register_forward_pre_hook(lambda step, _: preprocessing.append(step)))
+                handles.append(step.register_forward_hook(lambda *_: preprocessing.clear(), always_call=True))
         try:
             self.module(x)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
         return torch.stack(seen).mean(dim=0)
 
 

@@ -29,6 +29,7 @@ from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.settings import Settings, describe_run
 from art_defenses_ext.evaluation.summary import summarise
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.gradient_mode import gradient_mode
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.validation import (
@@ -143,7 +144,8 @@ def evaluate(
         checks, cost = work.check(health, x) if check_samples else ([], [])
         if directory is not None:
             directory.append([], cost)
-    report = Report(summarise(run, plan, work.records, work.costs, checks), work.records, work.examples)
+        examples = with_views(classifier, work.examples)
+    report = Report(summarise(run, plan, work.records, work.costs, checks), work.records, examples)
     if directory is not None:
         report.save(directory.path)
     return report

@@ -9,6 +9,7 @@ import io
 import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -141,7 +142,7 @@ def trade_off(summary: Summary) -> Figure:
 
 
 def examples_figure(examples: Sequence[Example]) -> Figure:
-    """Clean images, what an attack made of them, and the difference.
+    """Clean images, what an attack made of them, the difference, and what the defences make of both.
 
     Args:
         examples: with images (C, H, W) or (H, W); see :func:`drawable`. Three channels are colours, any other number
@@ -152,8 +153,9 @@ def examples_figure(examples: Sequence[Example]) -> Figure:
     """
     if not examples or not drawable(examples):
         raise InputError(f"examples holds {len(examples)} examples; at least one, all of them images, was expected")
-    figure = _figure(1.0 + 1.75 * len(examples), 6.2)
-    grid = figure.subplots(3, len(examples), squeeze=False)
+    views = list(examples[0].views)
+    figure = _figure(1.0 + 1.75 * len(examples), 6.2 + 3.8 * len(views))
+    grid = figure.subplots(3 + 2 * len(views), len(examples), squeeze=False)
     low, high = _value_range(examples)
     for column, example in enumerate(examples):
         clean, adversarial = _pixels(example.clean), _pixels(example.adversarial)
@@ -162,12 +164,16 @@ def examples_figure(examples: Sequence[Example]) -> Figure:
         pictures = [(clean - low) / (high - low), (adversarial - low) / (high - low), 0.5 + change / (2 * scale)]
         for row, picture in enumerate(pictures):
             _show(grid[row, column], picture, diverging=row == 2)
+        for row, (name, which) in enumerate(product(views, range(2)), start=3):
+            _show(grid[row, column], _pixels(example.views[name][which]), diverging=False, hot=name == "heat")
         title = f"#{example.index}: {example.label} → {example.prediction}"
         grid[0, column].set_title(f"{title}\n{_wrapped(example.attack, 20)}", fontsize=9, parse_math=False)
         grid[2, column].set_xlabel(f"full scale: ±{scale:.2g}", fontsize=9)
     unchanged = "grey" if _pixels(examples[0].clean).ndim == 3 else "white"
     for row, label in enumerate(("clean", "adversarial", f"difference\n({unchanged}: unchanged)")):
         grid[row, 0].set_ylabel(label, fontsize=10)
+    for row, (name, of) in enumerate(product(views, ("clean", "adversarial")), start=3):
+        grid[row, 0].set_ylabel(f"{_wrapped(name, 18)}\n({of})", fontsize=10)
     return figure
 
 
@@ -294,9 +300,9 @@ def _pixels(image: FloatArray) -> Any:
     return wide.transpose(1, 2, 0) if len(wide) == 3 else wide.mean(axis=0)
 
 
-def _show(axes: Axes, picture: Any, diverging: bool) -> None:
+def _show(axes: Axes, picture: Any, diverging: bool, hot: bool = False) -> None:
     # Blue for darker and red for lighter stay apart for all eyes; a colour image's difference is one itself, on grey.
-    colours = "RdBu_r" if diverging and picture.ndim == 2 else "gray"
+    colours = "RdBu_r" if diverging and picture.ndim == 2 else "inferno" if hot else "gray"
     margin = 0.16 if colours == "RdBu_r" else 0.0  # leaves out its ends: so dark that both look black
     axes.imshow(picture.clip(0, 1), cmap=colours, vmin=-margin, vmax=1 + margin, interpolation="nearest")
     axes.set_xticks([])

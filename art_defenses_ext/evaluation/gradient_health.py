@@ -20,6 +20,9 @@ from art_defenses_ext.validation import FloatArray, IntArray
 SAMPLES = 100
 """Images that the gradients are looked at for."""
 
+AT_ONCE = 25
+"""Of them, since a gradient of a large image through a defence that takes gradients itself fills memory."""
+
 VANISHING = 1e-3
 """A gradient vanishes if following it through the whole ball would change the margin by less than this share of it."""
 
@@ -89,7 +92,12 @@ def examine_gradients(
     found = []
     for mode in modes:
         with gradient_mode(classifier, mode):
-            found.append(_merge(mode, [_look(module, at, y, threat, seed) for at in points]))
+            looks = [
+                _look(module, batch, labels_of, threat, seed)
+                for at in points
+                for batch, labels_of in zip(at.split(AT_ONCE), y.split(AT_ONCE), strict=True)
+            ]
+            found.append(_merge(mode, looks))
     return found
 
 

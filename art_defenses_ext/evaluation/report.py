@@ -30,6 +30,7 @@ class Example:
         attack: the attack's key.
         clean: image (C, H, W) in the clip range.
         adversarial: likewise.
+        views: what the defences make of both, (of the clean image, of the attacked one) by name; images.
     """
 
     index: int
@@ -38,6 +39,7 @@ class Example:
     attack: str
     clean: FloatArray
     adversarial: FloatArray
+    views: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

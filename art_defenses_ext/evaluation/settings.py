@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.gradient_mode import Tuning, find_defences
 from art_defenses_ext.validation import FloatArray, IntArray
@@ -95,7 +96,7 @@ def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: 
         votes=attacker.votes,
         draws=attacker.draws,
         model=type(getattr(classifier.model, "network", classifier.model)).__name__,
-        model_sha256=_sha256(tensor.detach().cpu().numpy() for tensor in classifier.model.state_dict().values()),
+        model_sha256=fingerprint(classifier.model),
         data_sha256=_sha256([x, labels]),
         device=_device_name(classifier.device),
         threads=torch.get_num_threads(),

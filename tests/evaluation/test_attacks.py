@@ -64,6 +64,11 @@ def test_each_attack_says_what_it_is_for(spec: AttackSpec) -> None:
     assert spec.source == ("paper" if spec in JUMP_RELU else "ladder")
 
 
+def test_the_papers_of_heat_and_blur_do_not_know_of_the_defence() -> None:
+    for spec in PAPERS["heat_and_blur"]:
+        assert (spec.source, spec.crafted_on, spec.samples, spec.bounded) == ("paper", "undefended", "all", True)
+
+
 def test_the_papers_of_jump_relu_are_three_attacks_in_two_boxes() -> None:
     """Gray-box is made on the plain network, white-box on the defended one; none is confined to a ball."""
     names = {"IFGSM", "DeepFool linf", "DeepFool l2"}

@@ -757,6 +757,17 @@ def test_examples_of_any_image_shape_are_drawn(shape: tuple[int, ...]) -> None:
         assert shown.max() == pytest.approx(1, abs=1e-5)
 
 
+def test_what_a_defence_makes_of_both_images_is_drawn_below_them() -> None:
+    one = an_example()
+    views = {"heat": (one.clean, one.adversarial), "shown": (one.adversarial, one.clean)}
+    figure = examples_figure([replace(one, views=views)])
+    assert len(figure.axes) == 7
+    labels = [" ".join(axes.get_ylabel().split()) for axes in figure.axes[3:]]
+    assert labels == ["heat (clean)", "heat (adversarial)", "shown (clean)", "shown (adversarial)"]
+    for axes, picture_of in zip(figure.axes[3:], [*views["heat"], *views["shown"]], strict=True):
+        assert np.allclose(np.asarray(axes.images[0].get_array()), picture_of[0], atol=1e-6)
+
+
 def test_an_unchanged_example_is_drawn_as_no_difference() -> None:
     same = an_example()
     figure = examples_figure([Example(0, 0, 1, "x", same.clean, same.clean)])

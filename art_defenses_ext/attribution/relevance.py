@@ -1,0 +1,267 @@
+"""Layer-wise relevance propagation as a function that can be differentiated as often as one likes.
+
+Relevance starts at an output (a class, or a layer's activity), and each layer hands what it receives to its inputs by
+a rule (:mod:`.rules`). Usual libraries do this by changing the backward pass of autograd itself, by hooks. Then a
+second differentiation, which an attacker of a heatmap needs, meets the changed backward pass again and is wrong. Here
+the ordinary forward pass is written down (:mod:`.trace`) and relevance is computed from its values by ordinary
+operations, so autograd is left as it is.
+
+Layer-wise relevance propagation may be covered by patents in some countries.
+
+Sources: Bach et al. 2015 (doi:10.1371/journal.pone.0130140) and those named in :mod:`.rules`. Composites: Montavon et
+al. 2019 (doi:10.1007/978-3-030-28954-6_10); Kohlbrenner et al. 2020 (arXiv:1910.09840).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
+from art_defenses_ext.attribution.trace import Step, Trace
+from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.validation import InputError, check_count, check_positive
+
+
+@dataclass(frozen=True)
+class Composite:
+    """Which rule treats which layer.
+
+    Attributes:
+        convolution: for convolutions.
+        linear: for dense layers.
+        first: for the first layer with weights, in the order of execution; None: as the others.
+        scale: for a batch norm that cannot be folded into a layer before it. **Convention**: epsilon.
+        stabilizer: of averages and sums.
+    """
+
+    convolution: Rule
+    linear: Rule
+    first: Rule | None = None
+    scale: Rule = Epsilon()  # noqa: RUF009 (a frozen dataclass)
+    stabilizer: float = STABILIZER
+
+    def __post_init__(self) -> None:
+        check_positive("stabilizer", self.stabilizer)
+        for name in ("convolution", "linear", "first", "scale"):
+            rule = getattr(self, name)
+            if isinstance(rule, type) or not (callable(rule) or (rule is None and name == "first")):
+                raise InputError(f"{name} is {rule!r}; a rule such as Epsilon() was expected")
+
+    def rule(self, kind: str, is_first: bool) -> Rule:
+        """The rule for a layer of this kind."""
+        if is_first and self.first is not None and kind != "scale":
+            return self.first
+        return {"convolution": self.convolution, "linear": self.linear, "scale": self.scale}[kind]
+
+
+def uniform(rule: Rule) -> Composite:
+    """The same rule everywhere."""
+    return Composite(rule, rule)
+
+
+def epsilon_plus(epsilon: float = STABILIZER) -> Composite:
+    """z+ on convolutions, epsilon on dense layers."""
+    return Composite(Z_PLUS, Epsilon(epsilon))
+
+
+def epsilon_plus_flat(epsilon: float = STABILIZER) -> Composite:
+    """As :func:`epsilon_plus`, and flat on the first layer."""
+    return Composite(Z_PLUS, Epsilon(epsilon), Flat())
+
+
+def epsilon_plus_box(low: float | Tensor, high: float | Tensor, epsilon: float = STABILIZER) -> Composite:
+    """As :func:`epsilon_plus`, and z-box on the first layer, for inputs in [low, high]."""
+    return Composite(Z_PLUS, Epsilon(epsilon), ZBox(low, high))
+
+
+def epsilon_alpha2_beta1(epsilon: float = STABILIZER) -> Composite:
+    """alpha 2, beta 1 on convolutions, epsilon on dense layers."""
+    return Composite(AlphaBeta(2.0, 1.0), Epsilon(epsilon))
+
+
+def epsilon_gamma_box(
+    low: float | Tensor, high: float | Tensor, gamma: float = 0.25, epsilon: float = STABILIZER
+) -> Composite:
+    """gamma on convolutions, epsilon on dense layers, z-box on the first layer, for inputs in [low, high]."""
+    return Composite(Gamma(gamma), Epsilon(epsilon), ZBox(low, high))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Relevance starts at the ``k`` largest logits."""
+
+    k: int = 5
+
+    def __post_init__(self) -> None:
+        check_count("k", self.k)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Relevance starts at the positive activity of the layer of this name (``model.named_modules()``)."""
+
+    name: str
+
+
+Start = str | int | Tensor | TopK | Layer
+"""``"predicted"``, ``"positive"`` (all positive logits), ``"last_conv"`` (the positive activity of the last
+convolution, batch norm included: no class at all), a class, classes (N,), :class:`TopK` or :class:`Layer`."""
+
+STARTS = ("predicted", "positive", "last_conv")
+
+
+def relevance(
+    model: nn.Module,
+    x: Tensor,
+    start: Start = "predicted",
+    rules: Composite | None = None,
+    *,
+    softplus: float | None = None,
+) -> Tensor:
+    """How much each value of ``x`` contributed to an output.
+
+    The relevance at the start is the logit or activity itself, so the sum over ``x`` equals the sum there as far as
+    rules conserve it (biases and stabilisers keep a share).
+
+    Args:
+        model: from ``x`` to logits (N, K). It may be in either mode; evaluation semantics hold. It is only read.
+        x: images (N, ...), as the model takes them (normalised, if it wants that).
+        start: where relevance starts.
+        rules: which rule for which layer; by default :func:`epsilon_plus`.
+        softplus: a number b > 0 replaces each ReLU by softplus(b z) / b for this pass: a smooth network near it.
+
+    Returns:
+        Relevance, of the shape and dtype of ``x``. If gradients are enabled and ``x`` requires them, it can be
+        differentiated with respect to ``x``, exactly and repeatedly. The model's parameters count as constants.
+
+    Raises:
+        InputError: for a layer that relevance cannot be sent through (named), an unknown start, a class or layer that
+            the model does not have, "last_conv" without a convolution, or a model that has no layer with weights.
+    """
+    rules = epsilon_plus() if rules is None else rules
+    if not isinstance(rules, Composite):
+        raise InputError(f"rules is {rules!r}; a Composite such as epsilon_plus() was expected")
+    if softplus is not None:
+        check_positive("softplus", softplus)
+    check_start(start, model)
+    trace = Trace(as_model_input(x, model), model, softplus, rules.stabilizer)
+    with evaluation_mode(model), _watching(model, start, trace) as seen, trace:
+        output = model(trace.x)
+    logits = trace.value(output)
+    where = _watched(seen, start) if isinstance(start, Layer) else None
+    trace.fold(keep=logits if where is None else where)
+    beginning, initial = _begin(start, logits, trace.steps, where)
+    return _send_back(trace, rules, beginning, initial).to(x.dtype)
+
+
+def check_start(start: Any, model: nn.Module) -> None:
+    """Refuse what relevance cannot start at in ``model``, as far as that shows without running it.
+
+    Raises:
+        InputError: as :func:`relevance`.
+    """
+    if isinstance(start, str) and start not in STARTS:
+        raise InputError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
+    if isinstance(start, Layer) and start.name not in dict(model.named_modules()):
+        raise InputError(f"start is the layer {start.name!r}, which the model does not have")
+    if start == "last_conv" and not any(isinstance(one, _CONVOLUTIONS) for one in model.modules()):
+        raise InputError("start is 'last_conv', but the model has no convolution; 'predicted' takes any model")
+    if isinstance(start, bool) or not isinstance(start, str | int | Tensor | TopK | Layer):
+        raise InputError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+def _begin(start: Start, logits: Tensor, steps: list[Step], where: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The tensor of the pass at which relevance starts, and that relevance."""
+    if where is not None:
+        return where, where.clamp(min=0)
+    if isinstance(start, str) and start == "last_conv":
+        outputs = [one.output for one in steps if one.layer is not None and one.layer.kind == "convolution"]
+        if not outputs:
+            raise InputError("start is 'last_conv', but no convolution ran on the way to the logits")
+        return outputs[-1], outputs[-1].clamp(min=0)
+    if logits.ndim != 2:
+        raise InputError(f"the model returns shape {tuple(logits.shape)}; logits (N, classes) were expected")
+    return logits, logits * _chosen(start, logits)
+
+
+def _chosen(start: Start, logits: Tensor) -> Tensor:
+    """Which logits relevance starts at, as 0 and 1 (N, K)."""
+    nb_classes = logits.shape[1]
+    if isinstance(start, TopK):
+        if start.k > nb_classes:
+            raise InputError(f"k is {start.k}; at most the model's {nb_classes} classes were expected")
+        return torch.zeros_like(logits).scatter(1, logits.detach().topk(start.k, dim=1).indices, 1.0)
+    if isinstance(start, str):
+        if start == "positive":
+            return (logits.detach() > 0).to(logits.dtype)
+        return torch.zeros_like(logits).scatter(1, logits.detach().argmax(dim=1, keepdim=True), 1.0)
+    assert not isinstance(start, Layer)
+    classes = torch.as_tensor(start, device=logits.device)
+    integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
+    if not integers or classes.shape not in ((), (len(logits),)):
+        raise InputError(f"start has shape {tuple(classes.shape)} and {classes.dtype}; a class or (N,) was expected")
+    if bool(((classes < 0) | (classes >= nb_classes)).any()):
+        raise InputError(f"start is {start}; classes from 0 to {nb_classes - 1} were expected")
+    return torch.zeros_like(logits).scatter(1, classes.long().expand(len(logits))[:, None], 1.0)
+
+
+def _send_back(trace: Trace, rules: Composite, beginning: Tensor, initial: Tensor) -> Tensor:
+    """The relevance of the input, given that of one tensor of the pass."""
+    found: dict[int, Tensor] = {id(beginning): initial}
+    first = next((step for step in trace.steps if step.layer is not None and step.layer.kind != "scale"), None)
+    if first is None:
+        raise InputError("the model has no layer with weights that relevance could be sent through")
+    while trace.steps:
+        step = trace.steps.pop()  # its tensors are not needed again
+        r = found.pop(id(step.output), None)
+        if r is None:
+            continue
+        for one, share in zip(step.inputs, _back(step, rules, r, step is first), strict=True):
+            before = found.get(id(one))
+            found[id(one)] = share if before is None else before + share
+    result = found.get(id(trace.x))
+    return torch.zeros_like(trace.x) if result is None else result
+
+
+def _back(step: Step, rules: Composite, r: Tensor, is_first: bool) -> tuple[Tensor, ...]:
+    if step.layer is None:
+        assert step.back is not None
+        return step.back(r)
+    rule = rules.rule(step.layer.kind, is_first)
+    return (rule(step.layer, step.inputs[0], step.output, r, step.nonnegative),)
+
+
+@contextmanager
+def _watching(model: nn.Module, start: Start, trace: Trace) -> Iterator[list[Tensor]]:
+    """Collect the outputs of the layer at which to start, if it is one, as they are when it gives them."""
+    seen: list[Tensor] = []
+    if not isinstance(start, Layer):
+        yield seen
+        return
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if trace.knows(output):
+            seen.append(trace.value(output))
+
+    handle = model.get_submodule(start.name).register_forward_hook(note)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def _watched(seen: list[Tensor], start: Layer) -> Tensor:
+    if not seen:
+        raise InputError(
+            f"start is the layer {start.name!r}, which did not run on the way to the logits, or gave no tensor"
+        )
+    return seen[-1]

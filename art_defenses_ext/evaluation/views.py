@@ -1,0 +1,36 @@
+"""What the defences make of the example images: pictures for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_defenses_ext.evaluation.report import Example
+from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.rebuild import as_model_input
+from art_defenses_ext.validation import FloatArray
+
+
+def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> list[Example]:
+    """The examples, each with what the classifier's preprocessing defences make of its clean and attacked image."""
+    pictured = []
+    for example in examples:
+        clean, adversarial = (_views(classifier, image) for image in (example.clean, example.adversarial))
+        pictured.append(replace(example, views={name: (clean[name], adversarial[name]) for name in clean}))
+    return pictured
+
+
+def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatArray]:
+    """By name, of one image (C, H, W); each defence sees what the one before it restored."""
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        x = as_model_input(torch.tensor(image[None], device=classifier.device), classifier.model)
+        for preprocessor in classifier.preprocessing_defences or []:
+            if isinstance(preprocessor, Defence):
+                found |= preprocessor.views(x)
+            x = preprocessor.forward(x)[0]
+    return {name: view[0].float().cpu().numpy() for name, view in found.items()}

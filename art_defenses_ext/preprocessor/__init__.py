@@ -1,0 +1,1 @@
+"""Defences that restore an image before the classifier sees it."""

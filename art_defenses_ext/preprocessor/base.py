@@ -1,0 +1,280 @@
+"""Everything that ART demands of a preprocessor in torch, once, for all defences of that kind.
+
+What a defence adds is one differentiable function from a batch of images to restored ones, ``restore``, and the
+backward passes that an attacker may be given beside the exact one.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from torch import Tensor, nn
+
+from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
+from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.rebuild import as_model_input
+from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.validation import InputError, check_classifier, check_count
+
+Numbers = float | Sequence[float]
+
+
+class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
+    """A defence in front of a network that it looks into: ART's preprocessor outside, a torch module inside.
+
+    - Images pass in batches of ``batch_size``, whatever ART hands over: ``predict`` sends the whole array at once.
+    - The network is no submodule, so that the defence's own parameters, state and mode are its own. A deepcopy or
+      pickle of a defended classifier copies both together; ``rebind`` ties the defence to another one.
+    - Under ``no_grad`` nothing is kept for gradients, even by a defence that takes gradients itself.
+
+    Args:
+        model: the network, from normalised images to logits (N, K).
+        mean: of the network's normalisation, one number or one a channel; ART applies it after the defence, so a
+            defence that runs the network applies it itself.
+        std: likewise.
+        clip_values: least and largest pixel value.
+        batch_size: images restored at a time.
+        apply_fit: whether ART applies the defence when it trains the classifier.
+        apply_predict: whether ART applies it otherwise.
+
+    Raises:
+        InputError: for a model that is no ``nn.Module``, or numbers that are none.
+    """
+
+    mean: Tensor
+    std: Tensor
+    params: ClassVar[list[str]] = ["batch_size", "apply_fit", "apply_predict"]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        mean: Numbers = 0.0,
+        std: Numbers = 1.0,
+        clip_values: tuple[float, float] = (0.0, 1.0),
+        batch_size: int = 64,
+        apply_fit: bool = False,
+        apply_predict: bool = True,
+    ) -> None:
+        nn.Module.__init__(self)
+        PreprocessorPyTorch.__init__(self, is_fitted=True)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
+        self._hold(model, mean, std, clip_values)
+        self.batch_size = batch_size
+        self._apply_fit, self._apply_predict = apply_fit, apply_predict  # ART would make a bool of anything
+        self._check_params()
+
+    @classmethod
+    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
+        """The defence for a classifier: network, normalisation and clip values are taken from it.
+
+        Args:
+            classifier: what will stand behind the defence.
+            **options: the defence's own.
+
+        Raises:
+            InputError: for a classifier without clip values, or with preprocessing other than mean and deviation.
+        """
+        return cls(**_taken_from(classifier), **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write settings and own parameters to one safetensors file, together with a hash of the network.
+
+        Raises:
+            InputError: as :func:`.save_checkpoint`.
+        """
+        save_checkpoint(path, self.defence_name, {name: getattr(self, name) for name in self.params}, self, self.model)
+
+    @classmethod
+    def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
+        """The defence that was saved to ``path``, for the classifier that it was saved with.
+
+        Raises:
+            InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`.
+        """
+        check_classifier(classifier)
+        settings, tensors = load_checkpoint(path, cls.defence_name, classifier.model)
+        defence = cls.for_classifier(classifier, **settings)
+        defence.load_state_dict(tensors)
+        return defence
+
+    # What a defence is
+
+    @abstractmethod
+    def restore(self, x: Tensor) -> Tensor:
+        """Restored images, of the shape of ``x`` (n, C, H, W); differentiable exactly where gradients are enabled.
+
+        Where they are not, ``x`` requires none.
+        """
+
+    def restore_with(self, x: Tensor, mode: str) -> Tensor:
+        """The same values as :meth:`restore` with the backward pass named ``mode``."""
+        if mode == "identity":
+            with torch.no_grad():
+                restored = self.restore(x.detach())
+            return replaced(x, restored.detach())
+        return self.restore(x)
+
+    # What ART and torch call
+
+    @property
+    def model(self) -> nn.Module:
+        """The network that the defence looks into."""
+        return self._held[0]
+
+    @property
+    def device(self) -> torch.device:
+        """The network's device."""
+        found = next((one.device for one in (*self.model.parameters(), *self.model.buffers())), None)
+        return torch.device("cpu") if found is None else found
+
+    def __call__(self, x: Any, y: Any = None) -> Any:
+        """ART's way with numpy arrays, torch's with tensors; (restored images, labels as they came)."""
+        if isinstance(x, Tensor):
+            return nn.Module.__call__(self, x, y)
+        return PreprocessorPyTorch.__call__(self, x, y)
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        """Restore images.
+
+        Args:
+            x: images (N, C, H, W) in the clip range, any floating-point dtype.
+            y: labels, returned as they are.
+
+        Returns:
+            Restored images, of the shape of ``x`` and the network's dtype, and ``y``.
+
+        Raises:
+            InputError: for what is no batch of images, or lies on another device than the network.
+        """
+        self._check_images(x)
+        x = as_model_input(x, self.model)
+        # Not x.requires_grad: inside torch.func's transforms it is False, and the attacker would get no gradient.
+        if not torch.is_grad_enabled():
+            return self._without_gradient(x), y
+        return torch.cat([self.restore_with(batch, self.gradient_mode) for batch in x.split(self.batch_size)]), y
+
+    def rebind(self, classifier: PyTorchClassifier) -> None:
+        """Look into another classifier's network from now on, such as one that ART has cloned for refitting.
+
+        Such a clone shares the defence with its original, which would look into the clone's network as well: bind a
+        ``copy.copy`` of the defence, and hand it to the clone by ``set_params(preprocessing_defences=[...])``.
+
+        Raises:
+            InputError: as :meth:`for_classifier`, or if an option does not fit the network; nothing changes then.
+        """
+        found = _taken_from(classifier)
+        tried = copy(self)
+        tried._hold(**found)
+        tried._check_params()
+        self._hold(**found)
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set what ``params`` names; ART drops other names silently, this refuses them.
+
+        Raises:
+            InputError: for another name or a value that cannot be used; nothing changes then.
+        """
+        unknown = sorted(set(kwargs) - set(self.params))
+        if unknown:
+            raise InputError(f"{', '.join(unknown)}: no parameter of {type(self).__name__}; it has {self.params}")
+        tried = copy(self)
+        tried._set(kwargs)
+        tried._check_params()
+        self._set(kwargs)
+
+    def _check_params(self) -> None:
+        check_count("batch_size", self.batch_size)
+        for name in ("apply_fit", "apply_predict"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}; True or False was expected")
+
+    # Inside
+
+    def _hold(self, model: nn.Module, mean: Any, std: Any, clip_values: Any) -> None:
+        numbers = {"mean": _numbers("mean", mean), "std": _numbers("std", std)}
+        if bool((numbers["std"] <= 0).any()):
+            raise InputError(f"std is {std!r}; numbers > 0 were expected")
+        self.clip_values = _range(clip_values)
+        self._held = (model,)  # in a tuple, which nn.Module does not look into
+        self._buffers = dict(self._buffers)  # which a copy.copy shares with its original
+        for name, values in numbers.items():
+            self.register_buffer(name, values.to(self.device), persistent=False)
+
+    def _set(self, params: dict[str, Any]) -> None:
+        for name, value in params.items():
+            setattr(self, f"_{name}" if name.startswith("apply_") else name, value)  # ART's are properties
+
+    def _without_gradient(self, x: Tensor) -> Tensor:
+        """Batch by batch into one result, so that memory grows by that alone."""
+        restored = torch.empty_like(x)
+        for start in range(0, len(x), self.batch_size):
+            rows = slice(start, start + self.batch_size)
+            restored[rows] = self.restore(x[rows].detach()).detach()
+        return restored
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """``x`` as the network takes it."""
+        return (x - self.mean.to(x)) / self.std.to(x)
+
+    def _check_images(self, x: Any) -> None:
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4:
+            what = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise InputError(f"x is {what}; images (N, C, H, W) of floating-point values were expected")
+        if len(x) == 0:
+            raise InputError("x is empty; at least one image was expected")
+        for numbers in (self.mean, self.std):
+            if len(numbers) not in (1, x.shape[1]):
+                raise InputError(
+                    f"x has {x.shape[1]} channels, mean or std {len(numbers)} values; as many were expected"
+                )
+        if x.device != self.device:
+            raise InputError(
+                f"x is on {x.device} and the defence's network on {self.device}; one device was expected: build the "
+                "defence for the classifier that it stands before, or rebind() it"
+            )
+
+
+def _numbers(argument: str, value: Any) -> Tensor:
+    """(C, 1, 1), or (1, 1, 1) for one number."""
+    try:
+        numbers = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    one_an_axis = numbers.size == max(numbers.shape, default=1)  # not one a pixel
+    if not (numbers.size and one_an_axis and np.isfinite(numbers).all()):
+        raise InputError(f"{argument} is {value!r}; finite numbers, one or one a channel, were expected")
+    return torch.tensor(numbers).reshape(-1, 1, 1)
+
+
+def _range(clip_values: Any) -> tuple[float, float]:
+    try:
+        low, high = (float(end(values)) for end, values in zip((np.min, np.max), clip_values, strict=True))
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not -math.inf < low < high < math.inf:
+        raise InputError(f"clip_values is {clip_values!r}; (low, high) with low < high was expected")
+    return low, high
+
+
+def _taken_from(classifier: PyTorchClassifier) -> dict[str, Any]:
+    """Model, clip values, and the mean and deviation that ART applies after the defences."""
+    check_classifier(classifier)
+    if classifier.clip_values is None:
+        raise InputError("classifier has no clip_values; the range of its pixel values was expected")
+    preprocessing = classifier.preprocessing
+    if not (preprocessing is None or isinstance(preprocessing, StandardisationMeanStdPyTorch)):
+        raise InputError(f"classifier has the preprocessing {type(preprocessing).__name__}; mean and std were expected")
+    mean, std = (0.0, 1.0) if preprocessing is None else (preprocessing.mean, preprocessing.std)
+    return {"model": classifier.model, "mean": mean, "std": std, "clip_values": classifier.clip_values}

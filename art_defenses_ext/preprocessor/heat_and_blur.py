@@ -1,0 +1,286 @@
+"""Heat and Blur: a network is shown what it found relevant, and the rest is blurred away.
+
+Source: Brama, Grinshpoun 2020, "Heat and Blur: An Effective and Fast Defense Against Adversarial Examples"
+(arXiv:2003.07573). The hypothesis: information about the true object survives in the network's activity even when the
+image was perturbed; relevance heatmaps extract it; massive blurring corrupts the perturbation. For trained networks,
+without training.
+
+**Convention**: the abstract and figures of the paper leave open where relevance starts, which rules it follows, how
+heat is scaled, how heat and image meet and how strong the blur is. All readings are options here; the defaults were
+chosen by an ablation, on images that are not measured on, whose table is in docs/methods/heat_and_blur.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.attribution.relevance import (
+    Composite,
+    Start,
+    TopK,
+    check_start,
+    epsilon_alpha2_beta1,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_box,
+    epsilon_plus_flat,
+    relevance,
+)
+from art_defenses_ext.preprocessor.base import RestoringPreprocessor
+from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.validation import InputError, check_count
+
+STARTS = ("last_conv", "predicted", "top_k", "positive")
+
+RULES: dict[str, Callable[[Tensor, Tensor], Composite]] = {
+    "epsilon_plus": lambda low, high: epsilon_plus(),
+    "epsilon_plus_box": epsilon_plus_box,
+    "epsilon_plus_flat": lambda low, high: epsilon_plus_flat(),
+    "epsilon_alpha2_beta1": lambda low, high: epsilon_alpha2_beta1(),
+    "epsilon_gamma_box": epsilon_gamma_box,
+}
+"""Composites by name; (least, largest value of a normalised pixel, one number or (C, 1, 1)) -> composite."""
+
+SCALES = ("percentile", "max")
+
+MIXES = ("blend", "heat_then_blur", "soft_mask", "strength", "gain", "blur", "heat")
+"""How heat and image meet; ``HeatAndBlur`` says what each does. The last two are controls: no heat, no blur."""
+
+BETA = 10.0
+"""Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: Dombrowski et al. 2019
+(arXiv:1906.07983), who smooth explanations so, go from 0.8 to 10."""
+
+TINY = 1e-12
+
+
+class HeatAndBlur(RestoringPreprocessor):
+    """Blurs an image where the network found nothing relevant.
+
+    With h (N, 1, H, W) in [0, 1] the heat, b the blurred image and m the network's mean pixel, ``mix`` is one of
+
+    - ``"blend"``: h x + (1 - h) b;
+    - ``"heat_then_blur"``: blur(h x + (1 - h) m);
+    - ``"soft_mask"``: blur(h) b + (1 - blur(h)) m;
+    - ``"strength"``: h b' + (1 - h) b with b' blurred by ``sharp_sigma`` only;
+    - ``"gain"``: m + (1 + gain h)(b - m), in the clip range: heat raises the contrast of the blurred image;
+    - ``"blur"``: b, and ``"heat"``: h x + (1 - h) m. They are controls, to see what either does alone.
+
+    Args:
+        model: the network, from normalised images to logits (N, K).
+        start: where relevance starts: ``"last_conv"`` (the activity of the last convolution, so no class, fooled or
+            not), ``"predicted"``, ``"top_k"`` (largest logits) or ``"positive"`` (all positive logits).
+        top_k: how many, for ``"top_k"``.
+        rules: the rules of relevance by name, see ``RULES``, or a ``Composite``.
+        scale: what heat is divided by: its 99th ``"percentile"`` (beyond it heat is 1) or its ``"max"``.
+        heat_sigma: blur of the heat itself, in pixels; 0 for none.
+        floor: least heat of a pixel, in [0, 1).
+        mix: how heat and image meet.
+        sigma: standard deviation of the Gaussian blur, in pixels, > 0. The kernel has 2 ceil(3 sigma) + 1 pixels, and
+            the image is mirrored at its edges.
+        sharp_sigma: for ``"strength"``.
+        gain: for ``"gain"``.
+        passes: heats that are averaged: the first of the image, each further one of what the one before restored.
+        **options: see :class:`.RestoringPreprocessor`.
+
+    Attributes:
+        gradient_modes: ``"exact"`` differentiates the heat as well, to second order; ``"frozen"`` holds it constant;
+            ``"smooth"`` takes its derivative from the network with softplus in place of ReLU; ``"identity"`` passes
+            gradients through as if nothing were restored.
+
+    Raises:
+        InputError: for an unknown option, a number out of range, a model without convolution for ``"last_conv"``, and
+            in ``forward`` for images smaller than the kernel.
+    """
+
+    defence_name = "heat_and_blur"
+    gradient_modes = ("exact", "frozen", "smooth", "identity")
+    annealable_modes = ("smooth",)
+    params: ClassVar[list[str]] = [
+        *RestoringPreprocessor.params,
+        "start",
+        "top_k",
+        "rules",
+        "scale",
+        "heat_sigma",
+        "floor",
+        "mix",
+        "sigma",
+        "sharp_sigma",
+        "gain",
+        "passes",
+    ]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        start: str = "last_conv",
+        top_k: int = 5,
+        rules: str | Composite = "epsilon_plus_box",
+        scale: str = "percentile",
+        heat_sigma: float = 0.0,
+        floor: float = 0.0,
+        mix: str = "blend",
+        sigma: float = 1.0,
+        sharp_sigma: float = 0.5,
+        gain: float = 1.0,
+        passes: int = 1,
+        **options: Any,
+    ) -> None:
+        self.start, self.top_k, self.rules, self.scale = start, top_k, rules, scale
+        self.heat_sigma, self.floor, self.mix = heat_sigma, floor, mix
+        self.sigma, self.sharp_sigma, self.gain, self.passes = sigma, sharp_sigma, gain, passes
+        super().__init__(model, **options)
+
+    def heatmap(self, x: Tensor) -> Tensor:
+        """Heat (N, 1, H, W) in [0, 1] of images (N, C, H, W) in the clip range.
+
+        Relevance is cut at zero, summed over the channels and divided by its 99th percentile or its maximum.
+        """
+        self._check_images(x)
+        self._check_size(x)
+        return self._heat(x, None)
+
+    def mixed(self, x: Tensor, heat: Tensor) -> Tensor:
+        """What the network is shown of images (N, C, H, W) whose heat is ``heat`` (N, 1, H, W)."""
+        if self.mix == "blur":
+            return blurred(x, self.sigma)
+        mean = self._clipped(self.mean.to(x))
+        if self.mix == "blend":
+            return heat * x + (1 - heat) * blurred(x, self.sigma)
+        if self.mix == "heat":
+            return heat * x + (1 - heat) * mean
+        if self.mix == "heat_then_blur":
+            return blurred(heat * x + (1 - heat) * mean, self.sigma)
+        if self.mix == "soft_mask":
+            mask = blurred(heat, self.sigma)
+            return mask * blurred(x, self.sigma) + (1 - mask) * mean
+        if self.mix == "strength":
+            return heat * blurred(x, self.sharp_sigma) + (1 - heat) * blurred(x, self.sigma)
+        return self._clipped(mean + (1 + self.gain * heat) * (blurred(x, self.sigma) - mean))  # gain
+
+    def restore(self, x: Tensor) -> Tensor:
+        return self._restored(x, lambda at: self._heat(at, None))
+
+    def restore_with(self, x: Tensor, mode: str) -> Tensor:
+        if mode == "frozen":
+            return self._restored(x, lambda at: self._heat(at.detach(), None))
+        if mode == "smooth":
+            return self._restored(x, self._smooth_heat)
+        return super().restore_with(x, mode)
+
+    def describe(self) -> dict[str, Any]:
+        """The options."""
+        named = {name: getattr(self, name) for name in self.params if not name.startswith(("apply", "batch"))}
+        named["rules"] = self.rules if isinstance(self.rules, str) else repr(self.rules)
+        return {name: value.item() if isinstance(value, np.generic) else value for name, value in named.items()}
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """The heatmap, where there is one, and what the network is shown."""
+        shown = {"what the network is shown": self.restore(x)}
+        return shown if self.mix == "blur" else {"heat": self.heatmap(x)} | shown
+
+    # The method
+
+    def _restored(self, x: Tensor, heat_of: Callable[[Tensor], Tensor]) -> Tensor:
+        self._check_size(x)
+        if self.mix == "blur":
+            return blurred(x, self.sigma)
+        heats, restored = [], x
+        for _ in range(self.passes):
+            heats.append(heat_of(restored))
+            restored = self.mixed(x, torch.stack(heats).mean(dim=0))
+        return restored
+
+    def _heat(self, x: Tensor, softplus: float | None) -> Tensor:
+        found = relevance(self.model, self._normalised(x), self._start(), self._composite(), softplus=softplus)
+        heat = found.clamp(min=0).sum(dim=1, keepdim=True)  # (N, 1, H, W)
+        heat = heat / (self._scale_of(heat) + TINY)
+        if self.heat_sigma > 0:
+            heat = blurred(heat.clamp(max=1), self.heat_sigma)
+            heat = heat / (self._scale_of(heat) + TINY)
+        return self.floor + (1 - self.floor) * heat.clamp(max=1)
+
+    def _smooth_heat(self, x: Tensor) -> Tensor:
+        """The exact heat forwards, backwards that of the network with softplus, narrower as an attacker anneals it."""
+        with torch.no_grad():
+            exact = self._heat(x, None)
+        smooth = self._heat(x, BETA / self.surrogate_width)
+        return replaced(smooth, exact)
+
+    def _scale_of(self, heat: Tensor) -> Tensor:
+        """What heat (N, 1, H, W) is divided by, (N, 1, 1, 1)."""
+        flat = heat.flatten(1)
+        nb_above = 1 if self.scale == "max" else max(1, math.ceil(0.01 * flat.shape[1]))
+        return flat.topk(nb_above, dim=1).values[:, -1].reshape(-1, 1, 1, 1)
+
+    def _start(self) -> Start:
+        return TopK(self.top_k) if self.start == "top_k" else self.start
+
+    def _composite(self) -> Composite:
+        if isinstance(self.rules, Composite):
+            return self.rules
+        low, high = ((end - self.mean) / self.std for end in self.clip_values)  # (C, 1, 1)
+        if len(low) == 1:  # the same for all channels: fits a network, too, that lays images flat at once
+            low, high = low.reshape(()), high.reshape(())
+        return RULES[self.rules](low, high)
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x.clamp(*self.clip_values)
+
+    # Checks
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        for name, known in (("start", STARTS), ("scale", SCALES), ("mix", MIXES)):
+            _check_name(name, getattr(self, name), known)
+        if not isinstance(self.rules, Composite):
+            _check_name("rules", self.rules, tuple(RULES))
+        for name in ("sigma", "sharp_sigma", "gain"):
+            _check_number(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
+        _check_number("heat_sigma", self.heat_sigma, "a finite number >= 0", lambda value: value >= 0)
+        _check_number("floor", self.floor, "a number from 0 up to 1", lambda value: 0 <= value < 1)
+        for name in ("top_k", "passes"):
+            check_count(name, getattr(self, name))
+        if self.mix != "blur":
+            check_start(self._start(), self.model)
+
+    def _check_size(self, x: Tensor) -> None:
+        sigmas = [0.0 if self.mix == "heat" else self.sigma, 0.0 if self.mix == "blur" else self.heat_sigma]
+        used = max(*sigmas, self.sharp_sigma if self.mix == "strength" else 0.0)
+        kernel = 2 * math.ceil(3 * used) + 1
+        if min(x.shape[2:]) < kernel:
+            raise InputError(
+                f"x has images of {x.shape[2]} x {x.shape[3]} pixels and a blur of sigma {used:g} has a kernel of "
+                f"{kernel}; images as large as the kernel, or a smaller sigma, were expected"
+            )
+
+
+def blurred(x: Tensor, sigma: float) -> Tensor:
+    """``x`` (N, C, H, W) under a Gaussian of ``sigma`` pixels, cut at 3 sigma, mirrored at the edges; separable."""
+    radius = math.ceil(3 * sigma)
+    offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = (kernel / kernel.sum()).expand(x.shape[1], 1, -1)
+    padded = functional.pad(x, (radius,) * 4, mode="reflect")
+    across = functional.conv2d(padded, kernel[:, :, None, :], groups=x.shape[1])
+    return functional.conv2d(across, kernel[:, :, :, None], groups=x.shape[1])
+
+
+def _check_number(argument: str, value: Any, expected: str, holds: Callable[[float], bool]) -> None:
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if not (is_number and math.isfinite(value) and holds(value)):
+        raise InputError(f"{argument} is {value!r}; {expected} was expected")
+
+
+def _check_name(argument: str, value: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{argument} is {value!r}; one of {', '.join(known)} was expected")

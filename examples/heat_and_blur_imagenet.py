@@ -1,0 +1,303 @@
+"""Heat and Blur on natural images and on MNIST: which of its readings works, and what survives an adaptive attacker.
+
+    python examples/heat_and_blur_imagenet.py --data DIR [--dataset image_folder] [--choose 100] [--measure 100]
+        [--adaptive 50] [--model squeezenet1_1 --weights FILE] [--device cuda] [--out DIR]
+
+DIR holds the images: nips2017/ with labels.csv, or MNIST as torchvision lays it out. By default the network is
+SqueezeNet 1.1 (``--model vgg19`` for the paper's), with the weights that torchvision publishes, or with --weights.
+
+1. The ablation, on the first images of the validation half: accuracy of every reading of the paper, clean and under
+   PGD (10 steps) made on the bare network, which is the paper's setting. The choice is the reading with the largest
+   mean of clean accuracy and of accuracy under PGD at the three eps.
+2. The choice and its controls on the test half, in the same setting and under FGSM, with NDCG, and the overlap of
+   heatmaps.
+3. The choice under adaptive attackers on the test half: each gradient mode, transfer, and the worst case of each image.
+
+Takes about an hour on one core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
+from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.datasets import Split, load_dataset
+from art_defenses_ext.evaluation.attacks import PAPERS, STANDARD, attack_set
+from art_defenses_ext.evaluation.judge import predict
+from art_defenses_ext.evaluation.metrics import ndcg
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.validation import FloatArray
+
+Options = dict[str, Any]
+
+# A blur of the same strength on small images has a smaller sigma.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "image_folder": {"eps": (2 / 255, 4 / 255, 8 / 255), "sigmas": (1.0, 2.0, 3.0, 5.0), "sharp": 0.7},
+    "mnist": {"eps": (0.1, 0.2, 0.3), "sigmas": (0.7, 1.0, 1.5, 2.0), "sharp": 0.4},
+}
+
+LADDER = tuple(one for one in STANDARD if one.name not in ("APGD targeted", "APGD smoothed", "FGSM", "noise"))
+"""The ladder without what takes longest on natural images; what is left out is named in the output."""
+
+
+def readings(sigmas: tuple[float, ...], sharp: float) -> Iterator[tuple[str, Options]]:
+    """Every option of the method, one at a time around a middle, and each way of mixing at each sigma."""
+    middle = sigmas[1]
+    for sigma in sigmas:
+        yield f"blur only, sigma {sigma:g}", {"mix": "blur", "sigma": sigma}
+    yield "heat only", {"mix": "heat"}
+    for mix in ("blend", "heat_then_blur", "soft_mask"):
+        for sigma in sigmas[:3]:
+            yield f"{mix}, sigma {sigma:g}", {"mix": mix, "sigma": sigma}
+    for sigma in sigmas[1:]:
+        yield f"strength {sharp:g} to {sigma:g}", {"mix": "strength", "sigma": sigma, "sharp_sigma": sharp}
+    yield f"strength {sigmas[0]:g} to {sigmas[2]:g}", {"mix": "strength", "sigma": sigmas[2], "sharp_sigma": sigmas[0]}
+    for gain in (0.5, 1.0):
+        yield f"gain {gain:g}, sigma {sigmas[0]:g}", {"mix": "gain", "sigma": sigmas[0], "gain": gain}
+    blend: Options = {"mix": "blend", "sigma": middle}
+    for start in ("predicted", "top_k", "positive"):
+        yield f"blend, from {start}", blend | {"start": start}
+    for rules in ("epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"):
+        yield f"blend, {rules}", blend | {"rules": rules}
+    yield "blend, heat by its maximum", blend | {"scale": "max"}
+    yield f"blend, heat blurred by {middle:g}", blend | {"heat_sigma": middle}
+    for mix in ("soft_mask", "heat_then_blur"):
+        yield f"{mix}, floor 0.5, sigma {sigmas[0]:g}", {"mix": mix, "sigma": sigmas[0], "floor": 0.5}
+    yield "blend, 3 passes", blend | {"passes": 3}
+
+
+def first(split: Split, count: int) -> Split:
+    return Split(split.x[:count], split.y[:count])
+
+
+def attacked_sets(
+    classifier: PyTorchClassifier, part: Split, all_eps: tuple[float, ...], seed: int, only: str = ""
+) -> dict[str, FloatArray]:
+    """Clean images, and those that the paper's attacks (or only one kind) make of them on the bare network."""
+    one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[part.y]
+    sets = {"clean": part.x}
+    for spec in PAPERS["heat_and_blur"]:
+        for eps in all_eps if spec.name.startswith(only) else ():
+            name = f"{spec.name.split(',')[0]} {shown(eps)}"
+            attack = spec.build(classifier, Linf(eps), seed)
+            attack.set_params(batch_size=32)
+            sets[name] = attack.generate(part.x, one_hot)
+    return sets
+
+
+def shown(eps: float) -> str:
+    return f"{round(eps * 255)}/255" if abs(eps * 255 - round(eps * 255)) < 1e-9 else f"{eps:g}"
+
+
+def defended_by(classifier: PyTorchClassifier, options: Options) -> PyTorchClassifier:
+    return defend(classifier, HeatAndBlur.for_classifier(classifier, batch_size=32, **options))
+
+
+class Restorer:
+    """Restores images under many readings; a heat that several of them share is computed once."""
+
+    def __init__(self, classifier: PyTorchClassifier, sets: dict[str, FloatArray]) -> None:
+        self.classifier, self.sets = classifier, sets
+        self.heats: dict[tuple[Any, ...], torch.Tensor] = {}
+
+    def restored(self, options: Options, name: str) -> FloatArray:
+        face = HeatAndBlur.for_classifier(self.classifier, **options)
+        heated = [options.get(key) for key in ("start", "rules", "scale", "heat_sigma", "floor", "top_k")]
+        key = (name, *heated)
+        batches = torch.tensor(self.sets[name]).split(16)
+        with torch.no_grad():
+            if face.passes > 1 or face.mix == "blur":
+                return np.concatenate([face.restore(batch.to(face.device)).cpu().numpy() for batch in batches])
+            if key not in self.heats:
+                self.heats[key] = torch.cat([face.heatmap(batch.to(face.device)) for batch in batches])
+            heats = self.heats[key].split(16)
+            shown = [face.mixed(one.to(face.device), heat) for one, heat in zip(batches, heats, strict=True)]
+            return torch.cat(shown).cpu().numpy()
+
+
+def mean_of(rates: dict[str, float]) -> float:
+    """What the choice maximises: clean accuracy and accuracy under PGD, each eps alike."""
+    return float(np.mean(list(rates.values())))
+
+
+def print_ablation(
+    classifier: PyTorchClassifier, part: Split, setting: dict[str, Any], seed: int
+) -> tuple[Options, list[tuple[str, Options]]]:
+    """The table; returns the options chosen and the controls beside them."""
+    sets = attacked_sets(classifier, part, setting["eps"], seed, only="PGD")
+    print(f"\n## Readings, first {len(part.x)} images of the validation part: accuracy %\n")
+    print(f"| reading | {' | '.join(sets)} | mean of clean and PGD |")
+    print("|---" * (len(sets) + 2) + "|", flush=True)
+    bare = {name: accuracy(classifier, x, part.y).rate for name, x in sets.items()}
+    print_row("bare network", bare)
+    restorer = Restorer(classifier, sets)
+    found: dict[str, tuple[float, Options]] = {}
+    for name, options in readings(setting["sigmas"], setting["sharp"]):
+        rates = {key: accuracy(classifier, restorer.restored(options, key), part.y).rate for key in sets}
+        print_row(name, rates)
+        found[name] = mean_of(rates), options
+    controls = {name: one for name, one in found.items() if one[1]["mix"] in ("blur", "heat")}
+    best = max((one for name, one in found.items() if name not in controls), key=lambda one: one[0])
+    blur = max((one for one in controls.values() if one[1]["mix"] == "blur"), key=lambda one: one[0])
+    chosen = next(name for name, one in found.items() if one is best)
+    print(
+        f"\nChosen: {chosen} ({100 * best[0]:.1f}); best blur alone: sigma {blur[1]['sigma']:g} ({100 * blur[0]:.1f})."
+    )
+    heat_alone = {key: value for key, value in best[1].items() if key not in ("sharp_sigma", "gain")} | {"mix": "heat"}
+    same_blur = {"mix": "blur", "sigma": best[1]["sigma"]}
+    rows = [("chosen: " + chosen, best[1]), ("its blur alone", same_blur), ("its heat alone", heat_alone)]
+    if blur[1] != same_blur:
+        rows.append((f"the best blur alone, sigma {blur[1]['sigma']:g}", blur[1]))
+    return best[1], rows
+
+
+def accuracy(classifier: PyTorchClassifier, x: FloatArray, y: np.ndarray) -> Proportion:
+    return Proportion.of((predict(classifier, x)[0] == y).tolist())
+
+
+def print_row(name: str, rates: dict[str, float]) -> None:
+    cells = " | ".join(f"{100 * rate:.0f}" for rate in rates.values())
+    print(f"| {name} | {cells} | {100 * mean_of(rates):.1f} |", flush=True)
+
+
+def print_gray_box(
+    classifier: PyTorchClassifier, part: Split, rows: list[tuple[str, Options]], setting: dict[str, Any], seed: int
+) -> dict[str, FloatArray]:
+    """Accuracy with its interval and NDCG on images that nothing was chosen on."""
+    sets = attacked_sets(classifier, part, setting["eps"], seed)
+    print(f"\n## The paper's setting, first {len(part.x)} images of the test part: accuracy % [95 % interval] (NDCG)\n")
+    print(f"| | {' | '.join(sets)} |")
+    print("|---" * (len(sets) + 1) + "|", flush=True)
+    clean = predict(classifier, part.x)[1]
+    for name, options in [("bare network", None), *rows]:
+        one = classifier if options is None else defended_by(classifier, options)
+        cells = []
+        for x in sets.values():
+            classes, probabilities = predict(one, x)
+            right = Proportion.of((classes == part.y).tolist())
+            cells.append(f"{right} ({ndcg(clean, probabilities).mean():.2f})")
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    return sets
+
+
+def print_overlap(classifier: PyTorchClassifier, sets: dict[str, FloatArray], chosen: Options) -> None:
+    """Whether the hypothesis holds: how much of a heatmap's hottest tenth is where it was on the clean image."""
+    print("\n## Overlap (intersection over union) of the hottest 10 % of pixels, attacked with clean heatmap\n")
+    print(f"| relevance from | {' | '.join(name for name in sets if name != 'clean')} |")
+    print("|---" * len(sets) + "|", flush=True)
+    for start in ("last_conv", "predicted", "top_k", "positive"):
+        options = chosen | {"start": start, "mix": "heat", "floor": 0.0, "heat_sigma": 0.0}
+        face = HeatAndBlur.for_classifier(classifier, **options)
+        clean = hottest(face, sets["clean"])
+        cells = []
+        for name, x in sets.items():
+            if name != "clean":
+                hot = hottest(face, x)
+                cells.append(f"{((hot & clean).sum(axis=1) / (hot | clean).sum(axis=1)).mean():.2f}")
+        print(f"| {start} | {' | '.join(cells)} |", flush=True)
+
+
+def hottest(face: HeatAndBlur, x: FloatArray) -> np.ndarray:
+    """Which pixels are among the hottest tenth (N, H * W)."""
+    with torch.no_grad():
+        heat = torch.cat([face.heatmap(torch.tensor(batch, device=face.device)) for batch in np.array_split(x, len(x))])
+    flat = heat.flatten(1).cpu().numpy()
+    limit = np.quantile(flat, 0.9, axis=1, keepdims=True)
+    return flat > limit
+
+
+def print_adaptive(
+    classifier: PyTorchClassifier,
+    part: Split,
+    rows: list[tuple[str, Options]],
+    setting: dict[str, Any],
+    seed: int,
+    out: Path | None,
+) -> None:
+    """Every image against every gradient mode; the worst case of each image counts."""
+    print(f"\n## Adaptive attackers, first {len(part.x)} images of the test part, seed {seed}: robust accuracy %\n")
+    print(f"Attacks: {', '.join(one.name for one in LADDER)}, and the paper's two.\n")
+    print("| | eps | clean | paper's attacks | worst case [95 % interval] | broken by |")
+    print("|---" * 6 + "|", flush=True)
+    for eps in setting["eps"]:
+        for name, options in [("bare network", None), rows[0]]:
+            one = classifier if options is None else defended_by(classifier, options)
+            specs = list(LADDER if options is None else LADDER + attack_set("papers", one))
+            if options is None:
+                specs = [spec for spec in specs if spec.crafted_on == "defended"]
+            folder = None if out is None or options is None else out / f"eps-{eps:.4f}"
+            report = evaluate(
+                one, part.x, part.y, Linf(eps), specs,
+                seed=seed, block_size=25, curve_samples=0, check_samples=0, out=folder, overwrite=True, progress=False,
+            )  # fmt: skip
+            summary = report.summary
+            broke = [f"{row.key} {row.broke}" for row in summary.rows if row.broke and row.source == "ladder"]
+            paper = "" if summary.paper is None else f"{summary.paper}"
+            cells = [name, shown(eps), str(summary.clean), paper, f"**{summary.worst_case}**", "; ".join(broke)]
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def draw(classifier: PyTorchClassifier, sets: dict[str, FloatArray], chosen: Options, path: Path) -> None:
+    """Image, attacked image, both heatmaps and what the network is shown."""
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    face = HeatAndBlur.for_classifier(classifier, **chosen)
+    attacked = sets[[name for name in sets if name.startswith("PGD")][1]]
+    columns = {"clean": sets["clean"], "attacked": attacked}
+    figure, axes = plt.subplots(4, 6, figsize=(12, 8), layout="constrained")
+    for row in range(4):
+        for half, (name, x) in enumerate(columns.items()):
+            image = torch.tensor(x[row : row + 1], device=face.device)
+            with torch.no_grad():
+                pictures = {"": image, ", heat": face.heatmap(image), ", restored": face.restore(image)}
+            for column, (title, picture) in enumerate(pictures.items()):
+                axis = axes[row, 3 * half + column]
+                shown_picture = picture[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy().squeeze()
+                axis.imshow(shown_picture, cmap="inferno" if "heat" in title else "gray")
+                axis.set_axis_off()
+                if row == 0:
+                    axis.set_title(name + title)
+    figure.savefig(path, dpi=80)
+    print(f"\nPictures: {path.name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", required=True, type=Path, help="folder of the images, and of weights/")
+    parser.add_argument("--dataset", choices=SETTINGS, default="image_folder")
+    parser.add_argument("--model", help="by default the data set's usual network")
+    parser.add_argument("--weights", type=Path, help="by default the published ones, or training")
+    parser.add_argument("--choose", type=int, default=100, help="images of the ablation")
+    parser.add_argument("--measure", type=int, default=100, help="images of the paper's setting")
+    parser.add_argument("--adaptive", type=int, default=50, help="images for the adaptive attackers")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="folder for pictures and for the reports of the adaptive runs")
+    options = parser.parse_args()
+    logging.getLogger("art").setLevel(logging.ERROR)
+
+    setting = SETTINGS[options.dataset]
+    dataset = load_dataset(options.dataset, options.data)
+    classifier = load_classifier(dataset, options.model, options.weights, device=options.device, seed=options.seed)
+    chosen, rows = print_ablation(classifier, first(dataset.validation, options.choose), setting, options.seed)
+    sets = print_gray_box(classifier, first(dataset.test, options.measure), rows, setting, options.seed)
+    print_overlap(classifier, sets, chosen)
+    if options.out is not None:
+        options.out.mkdir(parents=True, exist_ok=True)
+        draw(classifier, sets, chosen, options.out / "heat.png")
+    print_adaptive(classifier, first(dataset.test, options.adaptive), rows, setting, options.seed, options.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,492 @@
+"""Relevance only reads: nothing stays behind in the model or in x, and nothing is remembered of former weights."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import StochasticDepth
+
+from art_defenses_ext.attribution.relevance import (
+    Composite,
+    Layer,
+    epsilon_alpha2_beta1,
+    epsilon_gamma_box,
+    epsilon_plus,
+    epsilon_plus_flat,
+    relevance,
+)
+from art_defenses_ext.attribution.rules import Z_PLUS, AlphaBeta, Epsilon, Flat, WSquare
+from art_defenses_ext.validation import InputError
+
+NB_CLASSES = 5
+COMPOSITES: dict[str, Composite] = {
+    "epsilon-plus": epsilon_plus(),
+    "alpha 2, beta 1": epsilon_alpha2_beta1(),
+    "gamma and z-box": epsilon_gamma_box(-4.0, 4.0),
+    "flat first": epsilon_plus_flat(),
+    "w-square first": Composite(Z_PLUS, Epsilon(), WSquare()),
+    "alpha 2, beta 1 everywhere": Composite(AlphaBeta(), AlphaBeta(), scale=AlphaBeta()),
+    "flat everywhere": Composite(Flat(), Flat(), scale=Flat()),
+}
+composites = pytest.mark.parametrize("rules", COMPOSITES.values(), ids=COMPOSITES.keys())
+
+
+class Net(nn.Module):
+    """A residual network with everything that behaves differently in training mode."""
+
+    def __init__(self, inplace: bool = False) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(6)
+        self.second = nn.Conv2d(6, 6, 3, padding=1)
+        self.cumulative = nn.BatchNorm2d(6, momentum=None)
+        self.depth = StochasticDepth(0.5, "row")
+        self.relu = nn.ReLU(inplace)
+        self.lone = nn.BatchNorm2d(6)
+        self.drop = nn.Dropout(0.5, inplace)
+        self.head = nn.Linear(6 * 4 * 4, NB_CLASSES)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                nn.init.normal_(module.running_mean)
+                nn.init.uniform_(module.running_var, 0.5, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.relu(self.norm(self.first(x)))
+        z = self.relu(x + self.depth(self.cumulative(self.second(x))))
+        logits = self.head(self.drop(self.lone(F.max_pool2d(z, 2)).flatten(1)))
+        return (logits, x) if self.training else logits
+
+
+def net(dtype: torch.dtype = torch.float64) -> Net:
+    return Net().to(dtype).eval()
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def images(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64)
+
+
+# Nothing is left behind.
+
+
+@composites
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_model_and_x_stay_as_they_were(rules: Composite, training: bool, requires_grad: bool) -> None:
+    model, x = net(), images().requires_grad_(requires_grad)
+    model.train(training)
+    model.norm.eval()
+    model.head.weight.requires_grad_(False)
+    state, values = copy.deepcopy(model.state_dict()), x.detach().clone()
+    flags = [part.training for part in model.modules()]
+    wanted = [parameter.requires_grad for parameter in model.parameters()]
+    versions = [tensor._version for tensor in (*model.parameters(), *model.buffers())]
+    expected = relevance(copy.deepcopy(model).eval(), values, 1, rules)
+    for start in (1, Layer("second")):
+        found = relevance(model, x, start, rules)
+        if start == 1:
+            assert torch.equal(found.detach(), expected)  # no dropout, no statistics of the batch
+        assert found.requires_grad == requires_grad
+        if requires_grad:
+            torch.autograd.grad(found.square().sum(), x)
+    assert [part.training for part in model.modules()] == flags
+    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
+    assert [tensor._version for tensor in (*model.parameters(), *model.buffers())] == versions
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert torch.equal(x, values)
+    assert x.grad is None
+    assert x.requires_grad == requires_grad
+
+
+HOOKS = [name for name in vars(nn.Module()) if name.endswith(("_hooks", "_hooks_with_kwargs", "_always_called"))]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_no_hook_stays_also_where_the_model_fails(fails: bool) -> None:
+    model = net().train()
+    x = torch.randn(2, 4 if fails else 3, 8, 8, dtype=torch.float64)
+    if fails:
+        with pytest.raises(RuntimeError):
+            relevance(model, x, Layer("second"))
+    else:
+        relevance(model, x, Layer("second"))
+    assert len(HOOKS) >= 6
+    assert not any(getattr(module, name) for module in model.modules() for name in HOOKS)
+    assert all(module.training for module in model.modules())
+
+
+def test_hooks_of_others_run_and_stay() -> None:
+    model, seen = net(), []
+    model.second.register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    relevance(model, images())
+    assert seen == [(2, 6, 8, 8)]
+    assert len(model.second._forward_hooks) == 1
+
+
+def test_parameters_outside_of_layers_are_constants_too() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.rand(1, 3, 1, 1)), nn.Parameter(torch.rand(1, 3, 1, 1))
+            self.head = nn.Linear(3 * 8 * 8, NB_CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = (self.scale.exp() * x + self.shift - self.shift / 2) / self.scale
+            return self.head(x.flatten(1))  # type: ignore[no-any-return]
+
+    model, x = Scaled().double(), images()
+    assert not relevance(model, x).requires_grad
+    relevance(model, x.requires_grad_(), 1).square().sum().backward()
+    assert x.grad is not None
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_it_works_where_autograd_is_off_and_afterwards(context: Any) -> None:
+    model, x = net(), images()
+    expected = relevance(model, x)
+    for given in (x, x.clone().requires_grad_()):
+        with context():
+            for found in (relevance(model, given), relevance(model, given * 1)):
+                assert not found.requires_grad
+                assert torch.equal(found, expected)
+    live = x.clone().requires_grad_()
+    found = relevance(model, live)
+    assert torch.equal(found.detach(), expected)
+    assert torch.autograd.grad(found.sum(), live)[0].abs().max() > 0
+
+
+def test_an_x_that_retains_its_gradient_or_has_hooks_is_not_disturbed() -> None:
+    calls: list[Tensor] = []
+    x = images().requires_grad_() * 2
+    x.retain_grad()
+    x.register_hook(calls.append)
+    relevance(net(), x)
+    assert x.grad is None
+    assert not calls
+
+
+def test_the_result_has_the_dtype_of_x() -> None:
+    """ART's attacks send float64 to float32 models."""
+    model, x = net(torch.float32), images()
+    found = relevance(model, x, 1)
+    assert found.dtype == torch.float64
+    assert torch.equal(found, relevance(model, x.float(), 1).double())
+
+
+@composites
+def test_an_image_does_not_notice_its_neighbours(rules: Composite) -> None:
+    model, x = net(), images(4)
+    together = relevance(model, x, "predicted", rules)
+    for row in range(len(x)):
+        alone = relevance(model, x[row : row + 1], "predicted", rules)
+        assert (together[row] - alone[0]).abs().max() <= 1e-12 * alone.abs().max()
+
+
+def test_no_images_have_no_relevance() -> None:
+    assert relevance(net(), images()[:0]).shape == (0, 3, 8, 8)
+
+
+# Operations in place.
+
+
+class Written(nn.Module):
+    """A network that is written as somebody likes."""
+
+    def __init__(self, forward: Callable[[Written, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.norm, self.mix = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4 * 8 * 8, NB_CLASSES)
+        self.written = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.written(self, x)
+
+
+def out_of_place(net: Written, x: Tensor) -> Tensor:
+    z = F.relu(net.conv(x))
+    z = net.norm(net.mix(z)) + z
+    return net.head(F.relu(z).flatten(1))  # type: ignore[no-any-return]
+
+
+def modules_in_place(net: Written, x: Tensor) -> Tensor:
+    z = nn.ReLU(inplace=True)(net.conv(x))
+    y = net.norm(net.mix(z))
+    y += z
+    return net.head(nn.Dropout(inplace=True).eval()(nn.ReLU(inplace=True)(y).flatten(1)))  # type: ignore[no-any-return]
+
+
+def methods_in_place(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    z.relu_()
+    y = net.norm(net.mix(z))
+    y.add_(z).relu_()
+    return net.head(y.view(len(y), -1))  # type: ignore[no-any-return]
+
+
+def functions_in_place(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    F.relu(z, inplace=True)
+    y = net.norm(net.mix(z))
+    first, y = y, y.__iadd__(z)  # two names for the same
+    torch.relu_(first)
+    return net.head(y.flatten(1))  # type: ignore[no-any-return]
+
+
+def a_constant_is_written_to(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x).relu()
+    y = torch.zeros(z.shape, dtype=z.dtype)
+    y.add_(net.norm(net.mix(z)))
+    y += z
+    return net.head(F.relu(y).flatten(1))  # type: ignore[no-any-return]
+
+
+def what_stood_for_it_is_written_to(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    same = F.relu(z, inplace=True)
+    y = net.norm(net.mix(same))
+    written = F.dropout(y, 0.0, False)
+    y += z
+    written.relu_()
+    return net.head(y.flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        modules_in_place,
+        methods_in_place,
+        functions_in_place,
+        a_constant_is_written_to,
+        what_stood_for_it_is_written_to,
+    ],
+)
+@pytest.mark.parametrize("softplus", [None, 3.0])
+def test_in_place_is_as_out_of_place(written: Callable[[Written, Tensor], Tensor], softplus: float | None) -> None:
+    plain = Written(out_of_place).double().eval()
+    other = Written(written).double().eval()
+    other.load_state_dict(plain.state_dict())
+    x = images()
+    if softplus is None:
+        torch.testing.assert_close(other(x.clone()), plain(x), msg="the test's networks differ")
+    for start in (1, "last_conv", Layer("conv"), Layer("norm"), Layer("mix")):
+        for rules in (epsilon_plus(), epsilon_alpha2_beta1()):
+            expected = relevance(plain, x, start, rules, softplus=softplus)
+            assert expected.abs().max() > 0
+            torch.testing.assert_close(relevance(other, x, start, rules, softplus=softplus), expected)
+
+
+def test_x_itself_is_not_overwritten() -> None:
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(192, NB_CLASSES)).double()
+    x = images()
+    values = x.clone()
+    found = relevance(model, x, 1)
+    assert torch.equal(x, values)
+    torch.testing.assert_close(found, relevance(model[1:], x.clamp(min=0), 1))
+
+
+def view_then_base(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    z[:, :2].relu_()
+    return net.head(z.flatten(1))  # type: ignore[no-any-return]
+
+
+def base_then_view(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    flat = z.view(len(z), -1)
+    z.relu_()
+    return net.head(flat)  # type: ignore[no-any-return]
+
+
+def view_of_a_view_then_base(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    z.transpose(2, 3).reshape(len(z), -1).unsqueeze(0)
+    z.permute(0, 2, 3, 1).narrow(1, 0, 2).relu_()
+    return net.head(z.flatten(1))  # type: ignore[no-any-return]
+
+
+def view_of_what_was_overwritten(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    z.relu_()
+    z.view(len(z), -1).add_(1.0)
+    return net.head(z.flatten(1))  # type: ignore[no-any-return]
+
+
+def view_of_the_result(net: Written, x: Tensor) -> Tensor:
+    logits = net.head(net.conv(x).flatten(1))
+    logits.view(-1).relu_()
+    return logits  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        view_then_base,
+        base_then_view,
+        view_of_a_view_then_base,
+        view_of_what_was_overwritten,
+        view_of_the_result,
+    ],
+)
+def test_memory_that_was_overwritten_through_another_view_is_refused(
+    written: Callable[[Written, Tensor], Tensor],
+) -> None:
+    with pytest.raises(InputError, match="reads what was overwritten in place through another view of it"):
+        relevance(Written(written).double(), images())
+
+
+def item_is_set(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x).relu()
+    z[:, 0] = 0.0
+    return net.head(z.flatten(1))  # type: ignore[no-any-return]
+
+
+def item_of_a_constant_is_set(net: Written, x: Tensor) -> Tensor:
+    y = torch.zeros(len(x), 4, 8, 8, dtype=x.dtype)
+    y[:, :2] = net.conv(x).relu()[:, :2]
+    return net.head(y.flatten(1))  # type: ignore[no-any-return]
+
+
+def item_of_x_is_set(net: Written, x: Tensor) -> Tensor:
+    x[:, 0] = 0.0
+    return net.head(net.conv(x).flatten(1))  # type: ignore[no-any-return]
+
+
+def clamped_in_place(net: Written, x: Tensor) -> Tensor:
+    return net.head(net.conv(x.clamp_(0, 1)).flatten(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("written", [item_is_set, item_of_a_constant_is_set, item_of_x_is_set, clamped_in_place])
+def test_other_writes_are_refused_before_they_happen(written: Callable[[Written, Tensor], Tensor]) -> None:
+    x = images()
+    values = x.clone()
+    with pytest.raises(
+        InputError, match=r"the model \(Written\) calls (__setitem__|clamp_), which relevance cannot be"
+    ):
+        relevance(Written(written).double(), x)
+    assert torch.equal(x, values)
+
+
+# Nothing is remembered of weights that have changed.
+
+
+def optimiser_step(kind: Callable[..., torch.optim.Optimizer], **options: Any) -> Callable[[Net], object]:
+    def change(model: Net) -> None:
+        model(images().to(model.head.weight.dtype)).square().sum().backward()
+        kind(model.parameters(), lr=0.3, **options).step()
+
+    return change
+
+
+def other_state(model: Net) -> object:
+    return model.load_state_dict(Net().to(model.head.weight.dtype).state_dict())
+
+
+def other_tensors(model: Net) -> object:
+    return model.load_state_dict(Net().to(model.head.weight.dtype).state_dict(), assign=True)
+
+
+def other_mean(model: Net) -> None:
+    assert model.norm.running_mean is not None
+    model.norm.running_mean += 1
+
+
+def new_mean(model: Net) -> None:
+    assert model.norm.running_mean is not None
+    model.norm.running_mean = model.norm.running_mean + 1
+
+
+def other_eps(model: Net) -> None:
+    model.norm.eps = 0.5
+
+
+def through_data(model: Net) -> None:
+    model.second.weight.data.mul_(-1)
+
+
+def rounded(model: Net) -> object:
+    return model.half().to(torch.float64)
+
+
+CHANGES: dict[str, Callable[[Net], object]] = {
+    "SGD": optimiser_step(torch.optim.SGD),
+    "SGD for each": optimiser_step(torch.optim.SGD, foreach=True),
+    "fused SGD": optimiser_step(torch.optim.SGD, fused=True),
+    "Adam": optimiser_step(torch.optim.Adam),
+    "fused Adam": optimiser_step(torch.optim.Adam, fused=True),
+    "load_state_dict": other_state,
+    "load_state_dict, assigned": other_tensors,
+    "running mean": other_mean,
+    "new running mean": new_mean,
+    "eps of batch norm": other_eps,
+    "data": through_data,
+    "rounding to half": rounded,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+@pytest.mark.parametrize("rules", [epsilon_plus(), epsilon_alpha2_beta1()], ids=["epsilon-plus", "alpha 2, beta 1"])
+def test_a_change_of_the_weights_shows(change: Callable[[Net], object], rules: Composite) -> None:
+    model, x = net(), images()
+    before = relevance(model, x, 1, rules)
+    change(model)
+    after = relevance(model, x, 1, rules)
+    assert torch.equal(after, relevance(copy.deepcopy(model), x, 1, rules))
+    assert not torch.equal(after, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_a_change_of_precision_shows(dtype: torch.dtype) -> None:
+    model, x = net(torch.float32), images()
+    before = relevance(model, x.float(), 1)
+    model.to(dtype)
+    after = relevance(model, x.to(dtype), 1)
+    assert after.dtype == dtype
+    tolerance = {torch.float16: 0.05, torch.bfloat16: 0.3}.get(dtype, 1e-5)  # halves divide by what they have rounded
+    assert (after.float() - before).abs().max() < tolerance * before.abs().max()
+
+
+def test_the_parts_of_a_weight_are_made_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = net(), images()
+    shapes: list[torch.Size] = []
+    clamp = Tensor.clamp
+
+    def counted(tensor: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        shapes.append(tensor.shape)
+        return clamp(tensor, *args, **kwargs)
+
+    monkeypatch.setattr(Tensor, "clamp", counted)
+    for rules, parts in ((epsilon_plus(), (2, 1)), (epsilon_alpha2_beta1(), (2, 2))):
+        shapes.clear()
+        relevance(model, x, 1, rules)
+        # The images may be negative, what follows a ReLU may not: z+ then needs no negative weights.
+        assert shapes.count(model.first.weight.shape) == parts[0]
+        assert shapes.count(model.second.weight.shape) == parts[1]
+
+
+def test_nothing_outlives_the_model_and_the_result() -> None:
+    model, x = net(), images().requires_grad_()
+    found = relevance(model, x, Layer("second"))
+    torch.autograd.grad(found.square().sum(), x)
+    watched = [weakref.ref(tensor) for tensor in (*model.parameters(), *model.buffers(), x, found)]
+    assert all(one() is not None for one in watched)
+    del model, x, found
+    gc.collect()
+    assert all(one() is None for one in watched)
