@@ -112,7 +112,8 @@ def test_list_names_all_that_can_be_chosen(command: Command) -> None:
 
 def test_list_says_which_set_an_attack_first_stands_in(command: Command) -> None:
     lines = [words(line) for line in command("list").out.splitlines()]
-    sets = {"papers": PAPERS["jump_relu"], "standard": STANDARD, "full": FULL[len(STANDARD) :]}
+    papers = [spec for specs in PAPERS.values() for spec in specs]
+    sets = {"papers": papers, "standard": STANDARD, "full": FULL[len(STANDARD) :]}
     assert tuple(sets) == SETS
     for name, specs in sets.items():
         shown = [line for line in lines if line.startswith(f"attacks {name} ")]
@@ -423,18 +424,8 @@ BAD: dict[str, tuple[Arguments, str]] = {
 def test_options_reach_the_defence(command: Command, weights: Path, tmp_path: Path) -> None:
     """Numbers as numbers, names as names; with the papers' attacks on the bare network, and every gradient mode."""
     options = ("-o", "sigma=0.5", "-o", "mix=soft_mask", "-o", "passes=2", "-o", "floor=0.25")
-    arguments = [
-        "--weights",
-        weights,
-        "--samples",
-        12,
-        "--curve-samples",
-        0,
-        "--check-samples",
-        0,
-        "--out",
-        tmp_path / "run",
-    ]
+    run_options = ["--attacks", "papers", "--samples", 12, "--check-samples", 0]
+    arguments: Arguments = ["--weights", weights, *run_options, "--out", tmp_path / "run"]
     result = command("evaluate", *HEAT, *options, *arguments)
     assert result.status == 0
     run = json.loads((tmp_path / "run" / "report.json").read_text())["run"]
