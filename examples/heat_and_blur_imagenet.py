@@ -50,6 +50,10 @@ LADDER = tuple(one for one in STANDARD if one.name not in ("APGD targeted", "APG
 """The ladder without what takes longest on natural images; what is left out is named in the output."""
 
 
+USUAL: Options = {"start": "last_conv", "rules": "epsilon_plus_box", "scale": "percentile"}
+"""Where a reading names nothing else; the method's defaults are what this example chose."""
+
+
 def readings(sigmas: tuple[float, ...], sharp: float) -> Iterator[tuple[str, Options]]:
     """Every option of the method, one at a time around a middle, and each way of mixing at each sigma."""
     middle = sigmas[1]
@@ -96,7 +100,7 @@ def attacked_sets(
 
 
 def shown(eps: float) -> str:
-    return f"{round(eps * 255)}/255" if abs(eps * 255 - round(eps * 255)) < 1e-9 else f"{eps:g}"
+    return f"{round(255 * eps)}/255" if eps < 0.05 else f"{eps:g}"
 
 
 def defended_by(classifier: PyTorchClassifier, options: Options) -> PyTorchClassifier:
@@ -142,7 +146,8 @@ def print_ablation(
     print_row("bare network", bare)
     restorer = Restorer(classifier, sets)
     found: dict[str, tuple[float, Options]] = {}
-    for name, options in readings(setting["sigmas"], setting["sharp"]):
+    for name, own in readings(setting["sigmas"], setting["sharp"]):
+        options = USUAL | own
         rates = {key: accuracy(classifier, restorer.restored(options, key), part.y).rate for key in sets}
         print_row(name, rates)
         found[name] = mean_of(rates), options

@@ -60,6 +60,10 @@ BETA = 10.0
 
 TINY = 1e-12
 
+LARGEST_SIGMA, SIDE_OF_SIGMA = 2.0, 24
+"""The blur by default: a sigma of 2 pixels was chosen at 224 pixels; **Convention**: where that would blur small images
+out of sight, one of a 24th of the shorter side."""
+
 
 class HeatAndBlur(RestoringPreprocessor):
     """Blurs an image where the network found nothing relevant.
@@ -83,8 +87,8 @@ class HeatAndBlur(RestoringPreprocessor):
         heat_sigma: blur of the heat itself, in pixels; 0 for none.
         floor: least heat of a pixel, in [0, 1).
         mix: how heat and image meet.
-        sigma: standard deviation of the Gaussian blur, in pixels, > 0. The kernel has 2 ceil(3 sigma) + 1 pixels, and
-            the image is mirrored at its edges.
+        sigma: standard deviation of the Gaussian blur, in pixels, > 0; None for the shorter side / 24, at most 2. The
+            kernel has 2 ceil(3 sigma) + 1 pixels, and the image is mirrored at its edges.
         sharp_sigma: for ``"strength"``.
         gain: for ``"gain"``.
         passes: heats that are averaged: the first of the image, each further one of what the one before restored.
@@ -125,11 +129,11 @@ class HeatAndBlur(RestoringPreprocessor):
         start: str = "last_conv",
         top_k: int = 5,
         rules: str | Composite = "epsilon_plus_box",
-        scale: str = "percentile",
+        scale: str = "max",
         heat_sigma: float = 0.0,
         floor: float = 0.0,
         mix: str = "blend",
-        sigma: float = 1.0,
+        sigma: float | None = None,
         sharp_sigma: float = 0.5,
         gain: float = 1.0,
         passes: int = 1,
@@ -151,21 +155,22 @@ class HeatAndBlur(RestoringPreprocessor):
 
     def mixed(self, x: Tensor, heat: Tensor) -> Tensor:
         """What the network is shown of images (N, C, H, W) whose heat is ``heat`` (N, 1, H, W)."""
+        sigma = self._sigma_for(x)
         if self.mix == "blur":
-            return blurred(x, self.sigma)
+            return blurred(x, sigma)
         mean = self._clipped(self.mean.to(x))
         if self.mix == "blend":
-            return heat * x + (1 - heat) * blurred(x, self.sigma)
+            return heat * x + (1 - heat) * blurred(x, sigma)
         if self.mix == "heat":
             return heat * x + (1 - heat) * mean
         if self.mix == "heat_then_blur":
-            return blurred(heat * x + (1 - heat) * mean, self.sigma)
+            return blurred(heat * x + (1 - heat) * mean, sigma)
         if self.mix == "soft_mask":
-            mask = blurred(heat, self.sigma)
-            return mask * blurred(x, self.sigma) + (1 - mask) * mean
+            mask = blurred(heat, sigma)
+            return mask * blurred(x, sigma) + (1 - mask) * mean
         if self.mix == "strength":
-            return heat * blurred(x, self.sharp_sigma) + (1 - heat) * blurred(x, self.sigma)
-        return self._clipped(mean + (1 + self.gain * heat) * (blurred(x, self.sigma) - mean))  # gain
+            return heat * blurred(x, self.sharp_sigma) + (1 - heat) * blurred(x, sigma)
+        return self._clipped(mean + (1 + self.gain * heat) * (blurred(x, sigma) - mean))  # gain
 
     def restore(self, x: Tensor) -> Tensor:
         return self._restored(x, lambda at: self._heat(at, None))
@@ -193,7 +198,7 @@ class HeatAndBlur(RestoringPreprocessor):
     def _restored(self, x: Tensor, heat_of: Callable[[Tensor], Tensor]) -> Tensor:
         self._check_size(x)
         if self.mix == "blur":
-            return blurred(x, self.sigma)
+            return blurred(x, self._sigma_for(x))
         heats, restored = [], x
         for _ in range(self.passes):
             heats.append(heat_of(restored))
@@ -233,6 +238,9 @@ class HeatAndBlur(RestoringPreprocessor):
             low, high = low.reshape(()), high.reshape(())
         return RULES[self.rules](low, high)
 
+    def _sigma_for(self, x: Tensor) -> float:
+        return min(LARGEST_SIGMA, min(x.shape[2:]) / SIDE_OF_SIGMA) if self.sigma is None else self.sigma
+
     def _clipped(self, x: Tensor) -> Tensor:
         return x.clamp(*self.clip_values)
 
@@ -244,7 +252,7 @@ class HeatAndBlur(RestoringPreprocessor):
             _check_name(name, getattr(self, name), known)
         if not isinstance(self.rules, Composite):
             _check_name("rules", self.rules, tuple(RULES))
-        for name in ("sigma", "sharp_sigma", "gain"):
+        for name in ("sharp_sigma", "gain") if self.sigma is None else ("sigma", "sharp_sigma", "gain"):
             _check_number(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
         _check_number("heat_sigma", self.heat_sigma, "a finite number >= 0", lambda value: value >= 0)
         _check_number("floor", self.floor, "a number from 0 up to 1", lambda value: 0 <= value < 1)
@@ -254,7 +262,7 @@ class HeatAndBlur(RestoringPreprocessor):
             check_start(self._start(), self.model)
 
     def _check_size(self, x: Tensor) -> None:
-        sigmas = [0.0 if self.mix == "heat" else self.sigma, 0.0 if self.mix == "blur" else self.heat_sigma]
+        sigmas = [0.0 if self.mix == "heat" else self._sigma_for(x), 0.0 if self.mix == "blur" else self.heat_sigma]
         used = max(*sigmas, self.sharp_sigma if self.mix == "strength" else 0.0)
         kernel = 2 * math.ceil(3 * used) + 1
         if min(x.shape[2:]) < kernel:

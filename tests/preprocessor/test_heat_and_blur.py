@@ -510,6 +510,7 @@ def test_no_two_modes_give_the_same_gradient(
             ({name: value}, f"{name} is .*; a finite number > 0 was expected")
             for name in ("sigma", "sharp_sigma", "gain")
             for value in (0, -1.0, float("nan"), float("inf"), True, "one", None, [1.0], np.array([1.0, 2.0]))
+            if name != "sigma" or value is not None  # the size of the image decides then
         ),
         *(
             ({"heat_sigma": value}, "heat_sigma is .*; a finite number >= 0 was expected")
@@ -784,3 +785,12 @@ def test_a_report_pictures_what_the_network_is_shown(digits_classifier: PyTorchC
         assert list(example.views) == names
         for image, view in zip((example.clean, example.adversarial), example.views[names[-1]], strict=True):
             assert np.allclose(view, face(image[None])[0][0], atol=1e-6)
+
+
+def test_the_blur_follows_the_size_of_the_image_unless_told() -> None:
+    """Two pixels at 224, less on small images, so that its kernel always fits."""
+    network = nn.Conv2d(1, 2, 3)
+    for side, sigma in ((8, 1 / 3), (28, 28 / 24), (48, 2.0), (224, 2.0)):
+        x = images(1, 1, side, side + 5)
+        expected = HeatAndBlur(network, mix="blur", sigma=sigma)(x)[0]
+        assert torch.equal(HeatAndBlur(network, mix="blur", sigma=None)(x)[0], expected)

@@ -23,8 +23,8 @@ PGD = AttackSpec(
 # Data set, weights, eps, images, clean accuracy at least.
 SETTINGS = {
     "mnist": ("erichson_mnist_lenet_baseline.pkl", 0.2, 50, 0.9),
-    "cifar10": ("erichson_cifar10_resnet20_baseline.pkl", 4 / 255, 20, 0.4),
-    "image_folder": ("squeezenet1_1_torchvision_fp16.pt", 4 / 255, 8, 0.25),
+    "cifar10": ("erichson_cifar10_resnet20_baseline.pkl", 4 / 255, 20, 0.2),
+    "image_folder": ("squeezenet1_1_torchvision_fp16.pt", 4 / 255, 8, 0.1),
 }
 
 
