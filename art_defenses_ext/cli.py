@@ -102,7 +102,7 @@ DEFENCES: dict[str, Choice] = {
 
 
 BLOCK_SIZE = {"image_folder": 32}
-"""Where 256 images at a time do not fit into memory: the gradients of one take VGG-19 130 MB, SqueezeNet 50 MB."""
+"""Where the gradients of 256 images at a time would not fit into memory."""
 
 
 @app.command("evaluate")

@@ -30,8 +30,8 @@ class LinearMap:
     """z = W a + b, of a convolution, a dense layer or an elementwise scale (a batch norm that stands alone).
 
     Weights are constants here: no gradient reaches the parameters of the network. Their parts are made once a pass and
-    go with it: keeping them would save some per cent at best, and not every optimiser tells that it wrote to a weight
-    (fused ones leave the version of a parameter as it was).
+    go with it: not every optimiser tells that it wrote to a weight (fused ones leave the version of a parameter as it
+    was), so kept parts could be stale.
 
     Attributes:
         kind: which of the three.

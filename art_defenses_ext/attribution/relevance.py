@@ -130,7 +130,8 @@ def relevance(
     rules conserve it (biases and stabilisers keep a share).
 
     Args:
-        model: from ``x`` to logits (N, K). It may be in either mode; evaluation semantics hold. It is only read.
+        model: from ``x`` to logits (N, K). It is run in evaluation mode, and put back if it was in
+            training mode; nothing else of it is touched.
         x: images (N, ...), as the model takes them (normalised, if it wants that).
         start: where relevance starts.
         rules: which rule for which layer; by default :func:`epsilon_plus`.

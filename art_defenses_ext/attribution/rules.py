@@ -161,10 +161,8 @@ class WSquare:
         check_positive("stabilizer", self.stabilizer)
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
-        squared = layer.weight.square()
         bias = None if layer.bias is None else layer.bias.square()
-        total = layer(torch.ones_like(a[:1]), squared, bias)
-        return layer.transposed(r / (total + self.stabilizer), squared, a)
+        return _shared(layer, a, r, layer.weight.square(), bias, self.stabilizer)
 
 
 @dataclass(frozen=True)
@@ -181,9 +179,7 @@ class Flat:
         check_positive("stabilizer", self.stabilizer)
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
-        ones = torch.ones_like(layer.weight)
-        total = layer(torch.ones_like(a[:1]), ones, None)
-        return layer.transposed(r / (total + self.stabilizer), ones, a)
+        return _shared(layer, a, r, torch.ones_like(layer.weight), None, self.stabilizer)
 
 
 Z_PLUS = AlphaBeta(1.0, 0.0)
@@ -206,6 +202,12 @@ def positive_part(layer: LinearMap, a: Tensor, nonnegative: bool, shift: float =
     if nonnegative:
         return layer(a, layer.positive, bias)
     return layer(a.clamp(min=0), layer.positive, bias) + layer(a.clamp(max=0), layer.negative, None)
+
+
+def _shared(layer: LinearMap, a: Tensor, r: Tensor, weight: Tensor, bias: Tensor | None, stabilizer: float) -> Tensor:
+    """Relevance shared out by fixed weights >= 0, whatever the inputs are."""
+    total = layer(torch.ones_like(a[:1]), weight, bias)  # the same for all images
+    return layer.transposed(r / (total + stabilizer), weight, a)
 
 
 def _both_signs(layer: LinearMap, a: Tensor, nonnegative: bool, positive: Tensor, negative: Tensor | None) -> Tensor:

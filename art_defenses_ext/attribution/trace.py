@@ -369,7 +369,7 @@ def _smooth_relu(z: Tensor, beta: float) -> Tensor:
     return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
 
-@_handles(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout, nn.Identity)
+@_handles(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 def _dropout(trace: Trace, input: Tensor, *_: Any, **__: Any) -> Tensor:
     return input
 

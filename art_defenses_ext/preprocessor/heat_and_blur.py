@@ -90,7 +90,8 @@ class HeatAndBlur(RestoringPreprocessor):
         sigma: standard deviation of the Gaussian blur, in pixels, > 0; None for the shorter side / 24, at most 2. The
             kernel has 2 ceil(3 sigma) + 1 pixels, and the image is mirrored at its edges.
         sharp_sigma: for ``"strength"``.
-        gain: for ``"gain"``.
+        gain: for ``"gain"``. **Convention**: this, ``sharp_sigma`` and ``top_k`` serve readings that were not chosen;
+            their defaults come from no ablation.
         passes: heats that are averaged: the first of the image, each further one of what the one before restored.
         **options: see :class:`.RestoringPreprocessor`.
 
