@@ -161,7 +161,7 @@ def print_ablation(
     heat_alone = {key: value for key, value in best[1].items() if key not in ("sharp_sigma", "gain")} | {"mix": "heat"}
     same_blur = {"mix": "blur", "sigma": best[1]["sigma"]}
     rows = [("chosen: " + chosen, best[1]), ("its blur alone", same_blur), ("its heat alone", heat_alone)]
-    if blur[1] != same_blur:
+    if blur[1]["sigma"] != same_blur["sigma"]:
         rows.append((f"the best blur alone, sigma {blur[1]['sigma']:g}", blur[1]))
     return best[1], rows
 
