@@ -17,14 +17,37 @@ from art_defenses_ext.validation import InputError
 FORMAT = "art-defenses-ext defence 1"
 
 
-def fingerprint(model: nn.Module) -> str:
-    """A hash of all parameters and buffers of ``model``, by name: the same for the same network, wherever it lies."""
+def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
+    """A hash of tensors by name, or of all parameters and buffers of a network: the same wherever they lie."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors = what.state_dict() if isinstance(what, nn.Module) else what
+    for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy().tobytes() if values.numel() else b"")
+        digest.update(values.flatten().view(torch.uint8).numpy().data if values.numel() else b"")
     return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; whatever happens meanwhile, ``path`` holds all of the former or all of the new one."""
+    part = path.with_name(path.name + ".part")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata)
+    part.replace(path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata, and tensors by name on the CPU, of a safetensors file.
+
+    Raises:
+        InputError: for a file that is missing or no safetensors file.
+    """
+    if not path.is_file():
+        raise InputError(f"path is {str(path)!r}; an existing file was expected")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise InputError(f"path is {str(path)!r}, which is no safetensors file ({error})") from None
 
 
 def save_checkpoint(path: str | Path, kind: str, settings: dict[str, Any], own: nn.Module, model: nn.Module) -> None:
@@ -50,8 +73,7 @@ def save_checkpoint(path: str | Path, kind: str, settings: dict[str, Any], own: 
             f"a setting of {kind} cannot be saved ({error}); numbers, texts and names were expected"
         ) from None
     metadata = {"format": FORMAT, "kind": kind, "settings": text, "model": fingerprint(model)}
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in own.state_dict().items()}
-    save_file(tensors, path, metadata)
+    write_tensors(path, own.state_dict(), metadata)
 
 
 def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -68,15 +90,7 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> tuple[dict
     Raises:
         InputError: for a file that is missing or no such checkpoint, of another defence, or for another network.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"path is {str(path)!r}; an existing file was expected")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except SafetensorError as error:
-        raise InputError(f"path is {str(path)!r}, which is no safetensors file ({error})") from None
+    metadata, tensors = read_tensors(Path(path))
     if metadata.get("format") != FORMAT:
         raise InputError(f"path is {str(path)!r}, which holds no defence of this version ({FORMAT!r} was expected)")
     if metadata["kind"] != kind:

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
-from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11, vgg19
+from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11, vgg16, vgg19
 
 from art_defenses_ext.validation import InputError
 
@@ -274,6 +274,7 @@ _SPECS = (
     ModelSpec("resnet20_a", ResNet20A, "cifar10", (3, 32, 32), 10, _IMAGENET_MEAN, _IMAGENET_STD),
     _imagenet("squeezenet1_1", squeezenet1_1),
     _imagenet("vgg11", vgg11),
+    _imagenet("vgg16", vgg16),
     _imagenet("vgg19", vgg19),
     _imagenet("resnet18", resnet18),
 )

@@ -1,19 +1,153 @@
-"""The one training loop: Adam with a cosine schedule; the same seed gives the same weights."""
+"""The one training loop: Adam with a cosine schedule; the same seed gives the same weights, killed midway or not."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels
+from art_defenses_ext.training_state import Epoch, TrainingState, load_state, save_state
+from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels, check_positive
+
+Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
+"""(images (n, C, H, W), labels (n,), source of randomness on their device) -> terms of the loss by name, each a mean
+over the images; what is minimised is their sum."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to train.
+
+    Attributes:
+        nb_epochs: passes over the images, at least 1.
+        batch_size: the most images in a step.
+        learning_rate: Adam's step size at the start; it falls to 0 along half a cosine, step by step.
+        weight_decay: Adam's, added to the gradient.
+        clip_norm: the gradient of all parameters together is scaled down to this l2 norm; None leaves it.
+        patience: stop after so many epochs without a lower validation loss; None runs them all.
+        seed: of the order of the images and of all that is drawn.
+        mixed_precision: let torch compute in bfloat16 where it deems that safe; None does so on CUDA only.
+    """
+
+    nb_epochs: int
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    clip_norm: float | None = None
+    patience: int | None = None
+    seed: int = 0
+    mixed_precision: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("nb_epochs", self.nb_epochs, 1)
+        _check_whole("batch_size", self.batch_size, 1)
+        _check_whole("seed", self.seed, 0)
+        check_positive("learning_rate", self.learning_rate)
+        if self.weight_decay != 0:
+            check_positive("weight_decay", self.weight_decay)
+        if self.clip_norm is not None:
+            check_positive("clip_norm", self.clip_norm)
+        if self.patience is not None:
+            _check_whole("patience", self.patience, 1)
+        if self.mixed_precision not in (None, True, False):
+            raise InputError(f"mixed_precision is {self.mixed_precision!r}; True, False or None was expected")
+
+
+def train(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    objective: Objective,
+    settings: Settings,
+    *,
+    validation: tuple[Tensor, Tensor] | None = None,
+    checkpoint: Path | None = None,
+    identity: dict[str, Any] | None = None,
+    progress: bool = True,
+) -> list[Epoch]:
+    """Train ``network`` and leave it in evaluation mode.
+
+    Only parameters of ``network`` that require a gradient change, and no ``.grad`` is left behind, also not in other
+    networks that the objective runs.
+
+    Args:
+        network: what is trained; it stays on its device. On CUDA it is in channels-last memory meanwhile.
+        images: (N, C, H, W), on the CPU or the network's device.
+        labels: (N,), likewise.
+        objective: the loss, which runs ``network``.
+        settings: see there.
+        validation: images and labels on which the objective is computed after each epoch, in evaluation mode and with
+            the same random numbers each time; the weights of the epoch with the smallest sum are kept.
+        checkpoint: a file that is written after each epoch. Where it exists already, training goes on from there, and
+            on a CPU ends with the weights of an uninterrupted run.
+        identity: what else, besides the settings, a run must have in common with the one that wrote ``checkpoint``.
+        progress: show a bar with the losses on the standard error, gone at the end.
+
+    Returns:
+        The losses, epoch by epoch.
+
+    Raises:
+        InputError: for a network without parameters to train, a checkpoint of another run, or a loss that is not
+            finite.
+
+    *Source*: Kingma, Ba 2015 (arXiv:1412.6980) for Adam; Loshchilov, Hutter 2017 (arXiv:1608.03983), section 3, for the
+    cosine, here without restarts.
+
+    **Convention**: the batches of an epoch differ by one image at most. A short last one would weigh more per image,
+    and batch normalisation cannot bear a single image.
+    """
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError(f"model is a {type(network).__name__} without a parameter to train; at least one was expected")
+    device = trained[0].device
+    nb_batches = math.ceil(len(images) / settings.batch_size)
+    optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=settings.nb_epochs * nb_batches)
+    state = TrainingState(network, optimiser, schedule, order=torch.Generator().manual_seed(settings.seed))
+    who = {} if checkpoint is None else _identity(images, labels, settings, identity)
+    precision = _precision(settings, device)
+    noise = torch.Generator(device)
+    try:
+        with _seeded(settings.seed, device), _channels_last(network, device), progress_bar(progress) as bar:
+            if checkpoint is not None and checkpoint.exists():
+                load_state(checkpoint, state, who)
+            task = bar.add_task("training", total=settings.nb_epochs * nb_batches, note="")
+            bar.advance(task, len(state.history) * nb_batches)
+            for epoch in range(len(state.history), settings.nb_epochs):
+                if _ran_out(state.history, settings.patience):
+                    break
+                network.train()
+                noise.manual_seed(settings.seed + epoch)  # its own each epoch, so that its state need not be kept
+                sums = _Sums(device)
+                for batch in torch.randperm(len(images), generator=state.order).tensor_split(nb_batches):
+                    with precision():
+                        terms = objective(images[batch].to(device), labels[batch].to(device), noise)
+                    _step(sum(terms.values()), trained, optimiser, settings.clip_norm)  # type: ignore[arg-type]
+                    schedule.step()
+                    sums.add(terms, len(batch))
+                    bar.advance(task)
+                found = Epoch(sums.means(), _validate(network, objective, settings, validation, precision, device))
+                _check_finite(found, settings, epoch)
+                state.finish(found)
+                if checkpoint is not None:
+                    save_state(checkpoint, state, who)
+                bar.update(task, note=_note(found))
+            state.restore_best()
+    finally:
+        optimiser.zero_grad()
+        network.eval()
+    return state.history
 
 
 def train_classifier(
@@ -50,51 +184,15 @@ def train_classifier(
 
     Raises:
         InputError: for a model, images, labels or settings that cannot be used, before any training.
-
-    *Source*: Kingma, Ba 2015 (arXiv:1412.6980) for Adam; Loshchilov, Hutter 2017 (arXiv:1608.03983), section 3, for the
-    cosine, here without restarts.
-
-    **Convention**: the batches of an epoch differ by one image at most. A short last one would weigh more per image,
-    and batch normalisation cannot bear a single image.
     """
-    _check_whole("nb_epochs", nb_epochs, 1)
-    _check_whole("batch_size", batch_size, 1)
-    _check_whole("seed", seed, 0)
-    if not isinstance(learning_rate, (int, float)) or not 0 < learning_rate < math.inf:
-        raise InputError(f"learning_rate is {learning_rate!r}; a finite number above 0 was expected")
+    settings = Settings(nb_epochs, batch_size, learning_rate, seed=seed, mixed_precision=False)
     images, labels = _check_data(model, x, y, mean, std)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
-        raise InputError(f"model is a {type(model).__name__} without a parameter to train; at least one was expected")
 
-    device = _device(model)
-    nb_batches = math.ceil(len(images) / batch_size)
-    nb_steps = nb_epochs * nb_batches
-    optimiser = torch.optim.Adam(trained, lr=learning_rate)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=nb_steps)
-    order = torch.Generator().manual_seed(seed)
-    losses: list[float] = []
-    model.train()
-    try:
-        with _seeded(seed, device), progress_bar(progress) as bar:
-            task = bar.add_task("training", total=nb_steps, note="")
-            for _ in range(nb_epochs):
-                total = torch.zeros((), device=device)  # stays there, so that no step waits for the device
-                for batch in torch.randperm(len(images), generator=order).tensor_split(nb_batches):
-                    logits = model(_normalise(images[batch].to(device), mean, std))
-                    loss = functional.cross_entropy(logits, labels[batch].to(device))
-                    optimiser.zero_grad()
-                    loss.backward()
-                    optimiser.step()
-                    schedule.step()
-                    total += loss.detach() * len(batch)
-                    bar.advance(task)
-                losses.append(float(total) / len(images))
-                bar.update(task, note=f"loss {losses[-1]:.4f}")
-    finally:
-        optimiser.zero_grad()
-        model.eval()
-    return losses
+    def objective(images: Tensor, labels: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        return {"cross-entropy": functional.cross_entropy(model(_normalise(images, mean, std)), labels)}
+
+    history = train(model, images, labels, objective, settings, progress=progress)
+    return [epoch.training["cross-entropy"] for epoch in history]
 
 
 def accuracy(
@@ -131,6 +229,98 @@ def accuracy(
             logits = model(_normalise(images[batch].to(device), mean, std))
             correct += int((logits.argmax(dim=1).cpu() == labels[batch]).sum())
     return correct / len(images)
+
+
+def _identity(images: Tensor, labels: Tensor, settings: Settings, identity: dict[str, Any] | None) -> dict[str, Any]:
+    """What must be the same for a run to go on where another one stopped."""
+    return {"data": fingerprint({"images": images, "labels": labels}), **vars(settings), **(identity or {})}
+
+
+def _ran_out(history: list[Epoch], patience: int | None) -> bool:
+    """Whether the last ``patience`` epochs were all no better than one before them."""
+    losses = [epoch.validation_loss for epoch in history]
+    return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
+
+
+def _step(loss: Tensor, trained: list[nn.Parameter], optimiser: torch.optim.Optimizer, clip_norm: float | None) -> None:
+    # Not loss.backward(), which would fill the .grad of every other network that the objective runs.
+    gradients = torch.autograd.grad(loss, trained, allow_unused=True)
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        parameter.grad = gradient
+    if clip_norm is not None:
+        nn.utils.clip_grad_norm_(trained, clip_norm)
+    optimiser.step()
+
+
+class _Sums:
+    """Sums of loss terms over images; they stay on the device, so that no step waits for it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.zero = torch.zeros((), device=device)
+        self.terms: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, terms: dict[str, Tensor], count: int) -> None:
+        for name, value in terms.items():
+            self.terms[name] = self.terms.get(name, self.zero) + value.detach() * count
+        self.count += count
+
+    def means(self) -> dict[str, float]:
+        return {name: float(total) / self.count for name, total in self.terms.items()}
+
+
+def _validate(
+    network: nn.Module,
+    objective: Objective,
+    settings: Settings,
+    validation: tuple[Tensor, Tensor] | None,
+    precision: Callable[[], Any],
+    device: torch.device,
+) -> dict[str, float]:
+    if validation is None:
+        return {}
+    images, labels = validation
+    noise = torch.Generator(device).manual_seed(settings.seed)
+    sums = _Sums(device)
+    with evaluation_mode(network), torch.no_grad(), precision():
+        for batch in torch.arange(len(images)).tensor_split(math.ceil(len(images) / settings.batch_size)):
+            sums.add(objective(images[batch].to(device), labels[batch].to(device), noise), len(batch))
+    return sums.means()
+
+
+def _check_finite(found: Epoch, settings: Settings, epoch: int) -> None:
+    for part, terms in (("training", found.training), ("validation", found.validation)):
+        for name, value in terms.items():
+            if not math.isfinite(value):
+                raise InputError(
+                    f"learning_rate is {settings.learning_rate}, and the {part} loss {name!r} became {value} in epoch "
+                    f"{epoch + 1}; a step size that keeps it finite was expected"
+                )
+
+
+def _note(found: Epoch) -> str:
+    note = f"loss {sum(found.training.values()):.4f}"
+    return f"{note}, validation {found.validation_loss:.4f}" if found.validation else note
+
+
+def _precision(settings: Settings, device: torch.device) -> Callable[[], Any]:
+    wanted = settings.mixed_precision
+    if wanted or (wanted is None and device.type == "cuda"):
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext
+
+
+@contextmanager
+def _channels_last(network: nn.Module, device: torch.device) -> Iterator[None]:
+    """On CUDA, the memory layout in which convolutions are fastest; the usual one afterwards."""
+    if device.type != "cuda":
+        yield
+        return
+    network.to(memory_format=torch.channels_last)
+    try:
+        yield
+    finally:
+        network.to(memory_format=torch.contiguous_format)
 
 
 def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

@@ -38,6 +38,7 @@ NB_PARAMETERS = {
     # As torchvision's documentation states them.
     "squeezenet1_1": 1_235_496,
     "vgg11": 132_863_336,
+    "vgg16": 138_357_544,
     "vgg19": 143_667_240,
     "resnet18": 11_689_512,
 }
@@ -138,7 +139,7 @@ def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
         build_model(name)
     assert str(caught.value) == (
         f"model is {name!r}; one of digits_cnn, lenet_like, wong_kolter, alex_like, resnet20, resnet20_a, "
-        "squeezenet1_1, vgg11, vgg19, resnet18 or 'package.module:function' was expected"
+        "squeezenet1_1, vgg11, vgg16, vgg19, resnet18 or 'package.module:function' was expected"
     )
 
 

@@ -95,6 +95,39 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: i
         return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), y)
 
 
+def weighted_loss_gradient(
+    model: nn.Module, x: Tensor, weights: Callable[[Tensor], Tensor], *, classes_at_once: int | None = None
+) -> Tensor:
+    """Gradients of weighted sums of a sample's cross-entropies with several classes, each sum for one backward pass.
+
+    With weights w (M, K) and the softmax p, the m-th sum's gradient with respect to the logits is (sum_c w_mc) p - w_m.
+    So a sum over all classes with the weights p has none, whatever the network.
+
+    Args:
+        model: from x to logits (N, K), floating-point.
+        x: inputs (N, ...) as for ``input_gradient``.
+        weights: from logits (N, K) to weights (N, M, K) of M sums a sample. They count as constants in the gradient,
+            and are differentiated through where that is differentiated again.
+        classes_at_once: sums in one vectorised backward pass; None for all M.
+
+    Returns:
+        Gradients (N, M, ...) of the dtype of x.
+
+    Raises:
+        InputError: as ``input_gradient``, and for weights of another shape.
+    """
+    _check_inputs(model, x, None, "weights", classes_at_once)
+    with _recording(model, x) as live:
+        points, logits = _forward(model, live)
+        found = weights(logits)
+        if found.ndim != 3 or (len(found), found.shape[2]) != tuple(logits.shape):
+            count, nb_classes = logits.shape
+            raise InputError(f"weights gives {tuple(found.shape)}; ({count}, M, {nb_classes}) was expected")
+        cotangents = found.sum(dim=2, keepdim=True) * logits.softmax(dim=1).unsqueeze(1) - found  # (N, M, K)
+        gradients = _pull_back(logits, points, cotangents.transpose(0, 1), live.requires_grad, classes_at_once)
+        return gradients.transpose(0, 1)
+
+
 def gradient_x_input(
     model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
 ) -> Tensor:

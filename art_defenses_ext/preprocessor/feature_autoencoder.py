@@ -1,0 +1,149 @@
+"""Feature autoencoder: a denoiser in front of the classifier, trained to get the feature maps of clean images back.
+
+Source: Sivamani 2019, "Feature Losses for Adversarial Robustness" (arXiv:1912.04497). A small perturbation of an image
+grows into a large one of the feature maps; so the loss compares the maps that a frozen network makes of the restored
+and of the clean image, beside the pixels. For any trained classifier, which stays as it is.
+
+**Departure**: in the authors' script the feature terms never depend on the autoencoder, training and test images have
+different ranges, and training images are clean only. Here the terms count, the range is the classifier's, and the
+training images are a choice.
+
+**Convention**: the paper's tables and its network for colour images could not be read. The default network is a small
+U-Net that gives a correction, after Liao et al. 2018 (arXiv:1712.02976, HGD); ``architecture="paper"`` is the authors'
+for 28x28 grey images. Which inputs and losses are the defaults was chosen by an ablation on validation images, whose
+table is in docs/methods/feature_autoencoder.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.validation import InputError, check_count
+
+ARCHITECTURES = ("unet", "paper")
+
+
+class FeatureAutoencoder(TrainedRestorer):
+    """A denoiser trained on pixels and on feature maps of a frozen network.
+
+    Args:
+        model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
+        channels: of the images.
+        architecture: ``"unet"``: a correction of the image, any size; ``"paper"``: the authors' autoencoder, 5,729
+            parameters, whose bottleneck of 32 numbers all that it returns must pass; 28x28 grey images.
+        width: channels of the U-Net's first level; twice as many in the two below.
+        stem: the U-Net's first level sees each block of ``stem`` x ``stem`` pixels as one with as many more channels.
+        **options: see :class:`.TrainedRestorer`.
+
+    Raises:
+        InputError: for an unknown network, and for images that ``"paper"`` does not take.
+    """
+
+    defence_name = "feature_autoencoder"
+    params: ClassVar[list[str]] = [*TrainedRestorer.params, "architecture", "width", "stem"]
+    usual_loss = RestorationLoss(pixel="l2", feature_weight=1.0)
+    usual_inputs = ("clean", "noise", "fgsm", "pgd")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        channels: int,
+        architecture: str = "unet",
+        width: int = 16,
+        stem: int = 2,
+        **options: Any,
+    ) -> None:
+        self.architecture, self.width, self.stem = architecture, width, stem
+        super().__init__(model, channels=channels, **options)
+
+    def _build(self) -> nn.Module:
+        return PaperAutoencoder() if self.architecture == "paper" else UNet(self.channels, self.width, self.stem)
+
+    def _proposed(self, x: Tensor, mode: str) -> Tensor:
+        if self.architecture == "unet":
+            return x + self._run(x)
+        if x.shape[1:] != (1, 28, 28):
+            raise InputError(f"x has images {tuple(x.shape[1:])}; (1, 28, 28) was expected by architecture 'paper'")
+        low, high = self.clip_values
+        return low + (high - low) / 2 * (1 + self._run(2 * (x - low) / (high - low) - 1))
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(f"architecture is {self.architecture!r}; one of {', '.join(ARCHITECTURES)} was expected")
+        if self.architecture == "paper" and self.channels != 1:
+            raise InputError(f"channels is {self.channels}; 1 was expected by architecture 'paper'")
+        check_count("width", self.width)
+        check_count("stem", self.stem)
+
+
+class PaperAutoencoder(nn.Sequential):
+    """The authors' network: images (N, 1, 28, 28) in [-1, 1] to the same.
+
+    *Source*: the authors' code; 5,729 parameters, bottleneck (8, 2, 2).
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 16, 3, stride=3, padding=1),  # (N, 16, 10, 10)
+            nn.ReLU(),
+            nn.MaxPool2d(2),  # (N, 16, 5, 5)
+            nn.Conv2d(16, 8, 3, stride=2, padding=1),  # (N, 8, 3, 3)
+            nn.ReLU(),
+            nn.MaxPool2d(2, stride=1),  # (N, 8, 2, 2)
+            nn.ConvTranspose2d(8, 16, 3, stride=2),  # (N, 16, 5, 5)
+            nn.ReLU(),
+            nn.ConvTranspose2d(16, 8, 5, stride=3, padding=1),  # (N, 8, 15, 15)
+            nn.ReLU(),
+            nn.ConvTranspose2d(8, 1, 2, stride=2, padding=1),  # (N, 1, 28, 28)
+            nn.Tanh(),
+        )
+
+
+class UNet(nn.Module):
+    """Three levels, each half as large as the one above, joined across; images (N, C, H, W) to a correction.
+
+    *Source*: Ronneberger, Fischer, Brox 2015 (arXiv:1505.04597); a correction in place of an image: Liao et al. 2018
+    (arXiv:1712.02976), section 4.2. **Convention**: sizes that fit small images and a CPU; the last layer starts at
+    zero, so that training starts from images as they are.
+    """
+
+    def __init__(self, channels: int, width: int, stem: int) -> None:
+        super().__init__()
+        self.stem = stem
+        blocks = channels * stem**2
+        self.level1 = _double(blocks, width)
+        self.level2 = _double(width, 2 * width, stride=2)
+        self.level3 = _double(2 * width, 2 * width, stride=2)
+        self.up2 = _convolution(4 * width, 2 * width)
+        self.up1 = _convolution(3 * width, width)
+        self.correction = nn.Conv2d(width, blocks, 3, padding=1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        level1 = self.level1(to_blocks(x, self.stem))
+        level2 = self.level2(level1)
+        level3 = self.level3(level2)
+        up2 = self.up2(torch.cat([level2, _sized_as(level2, level3)], dim=1))
+        up1 = self.up1(torch.cat([level1, _sized_as(level1, up2)], dim=1))
+        return from_blocks(self.correction(up1), self.stem, x)
+
+
+def _convolution(nb_in: int, nb_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(nb_in, nb_out, 3, stride=stride, padding=1), nn.ReLU())
+
+
+def _double(nb_in: int, nb_out: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(*_convolution(nb_in, nb_out, stride), *_convolution(nb_out, nb_out))
+
+
+def _sized_as(like: Tensor, x: Tensor) -> Tensor:
+    return functional.interpolate(x, size=like.shape[2:])

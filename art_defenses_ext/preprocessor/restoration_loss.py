@@ -1,0 +1,116 @@
+"""What a restored image is compared by: its pixels, what a network makes of it, and the class that it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.features import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
+from art_defenses_ext.validation import InputError, check_positive
+
+Terms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
+"""(restored images, clean images, labels (n,)) -> terms of the loss by name, weighted, each a mean over the images."""
+
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class RestorationLoss:
+    """A weighted sum of three terms; those of weight 0 are not computed.
+
+    **Convention**: a feature term is the mean square of the difference of two maps over the mean square of the clean
+    image's map, so that weights mean the same for every network and layer, and the layers' terms are averaged.
+
+    Attributes:
+        pixel: ``"l1"`` or ``"l2"`` (squares): how pixels are compared.
+        pixel_weight: of that, averaged over pixels.
+        feature_weight: of the comparison of feature maps.
+        class_weight: of the cross-entropy that the classifier gives the restored image with its label.
+        network: whose feature maps: the ``"classifier"`` behind the restorer, ``"vgg16"`` (torchvision's, trained on
+            ImageNet), or a frozen network of one's own that takes images in the clip range.
+        taps: the layers, by their names in the network; None for three convolutions (``features.usual_taps``), of
+            VGG16 for relu4_2, pool4 and relu5_2.
+    """
+
+    pixel: Literal["l1", "l2"] = "l1"
+    pixel_weight: float = 1.0
+    feature_weight: float = 0.0
+    class_weight: float = 0.0
+    network: str | nn.Module = "classifier"
+    taps: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.pixel not in ("l1", "l2"):
+            raise InputError(f"pixel is {self.pixel!r}; 'l1' or 'l2' was expected")
+        weights = {name: getattr(self, name) for name in ("pixel_weight", "feature_weight", "class_weight")}
+        for name, weight in weights.items():
+            if weight != 0:
+                check_positive(name, weight)
+        if not any(weights.values()):
+            raise InputError("pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected")
+        if not isinstance(self.network, nn.Module) and self.network not in ("classifier", "vgg16"):
+            raise InputError(f"network is {self.network!r}; 'classifier', 'vgg16' or an nn.Module was expected")
+
+    def describe(self) -> dict[str, Any]:
+        """The settings as plain data."""
+        named = dict(vars(self))
+        named["network"] = self.network if isinstance(self.network, str) else type(self.network).__name__
+        named["taps"] = None if self.taps is None else list(self.taps)
+        return named
+
+    def bound_to(self, classifier: nn.Module, normalised: Callable[[Tensor], Tensor]) -> Terms:
+        """The loss for one classifier.
+
+        Args:
+            classifier: from normalised images to logits.
+            normalised: what turns images in the clip range into those.
+
+        Raises:
+            InputError: for VGG16 weights that cannot be downloaded, or a network without convolution and no taps.
+        """
+        if self.feature_weight == 0 or self.network == "classifier":
+            features, prepare = classifier, normalised
+        else:
+            features = VGG16Features() if self.network == "vgg16" else self.network  # type: ignore[assignment]
+            device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
+            features, prepare = features.to(device), _as_is
+        taps = tuple(self.taps or ()) if self.feature_weight else ()
+        if self.feature_weight and not taps:
+            taps = VGG16_TAPS if self.network == "vgg16" else usual_taps(features)
+
+        def terms(restored: Tensor, clean: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            found: dict[str, Tensor] = {}
+            if self.pixel_weight:
+                compare = functional.l1_loss if self.pixel == "l1" else functional.mse_loss
+                found["pixels"] = self.pixel_weight * compare(restored, clean)
+            logits = None
+            if taps:
+                maps, output = feature_maps(features, prepare(restored), taps)
+                with torch.no_grad():
+                    wanted, _ = feature_maps(features, prepare(clean), taps)
+                found["features"] = self.feature_weight * _mean_difference(maps, wanted)
+                logits = output if features is classifier else None
+            if self.class_weight:
+                logits = classifier(normalised(restored)) if logits is None else logits
+                found["class"] = self.class_weight * functional.cross_entropy(logits, labels)
+            return found
+
+        return terms
+
+
+def _as_is(x: Tensor) -> Tensor:
+    return x
+
+
+def _mean_difference(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:
+    """The mean over layers of the mean square of their differences, each relative to what was wanted."""
+    relative = [
+        functional.mse_loss(one, clean) / (clean.square().mean() + TINY)
+        for one, clean in zip(maps, wanted, strict=True)
+    ]
+    return torch.stack(relative).mean()

@@ -1,0 +1,302 @@
+"""Restorers with a network of their own, trained in front of the frozen classifier: what all of them share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.checkpoint import fingerprint
+from art_defenses_ext.preprocessor.base import RestoringPreprocessor
+from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.training import Objective, Settings, train
+from art_defenses_ext.training_inputs import Networks, TrainingInput, mixture
+from art_defenses_ext.training_state import Epoch
+from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_classifier, check_count, check_labels
+
+
+class TrainedRestorer(RestoringPreprocessor):
+    """A restorer that is trained: ``restored = clip(x + correction)``, where a network gives the correction.
+
+    Args:
+        model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
+        channels: of the images.
+        **options: see :class:`.RestoringPreprocessor`.
+
+    Attributes:
+        network: the restorer's own network. It is made with random weights; until ``fit`` or ``load`` has given it
+            better ones, images are refused.
+        history: the losses of the last ``fit``, epoch by epoch.
+        stages: the settings of every ``fit``, in order, as plain data.
+        gradient_modes: ``"exact"`` differentiates everything, ``"smooth"`` lets the gradient pass where a restored
+            pixel was clipped, ``"identity"`` passes it through as if nothing were restored.
+
+    Raises:
+        InputError: for an option that cannot be used, and in ``forward`` before ``fit``.
+    """
+
+    network: nn.Module
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "smooth", "identity")
+    params: ClassVar[list[str]] = [*RestoringPreprocessor.params, "channels"]
+    usual_loss: ClassVar[RestorationLoss]
+    """What ``fit`` minimises by default."""
+    usual_inputs: ClassVar[tuple[str, ...]]
+    """What it trains on by default."""
+
+    def __init__(self, model: nn.Module, *, channels: int, **options: Any) -> None:
+        self.channels = channels
+        super().__init__(model, **options)
+        self._is_fitted = False
+        self.history: list[Epoch] = []
+        self.stages: list[dict[str, Any]] = []
+        self._make_network(seed=0)
+
+    @classmethod
+    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
+        check_classifier(classifier)
+        return super().for_classifier(classifier, **(cls._suited_to(classifier) | options))
+
+    def fit(
+        self,
+        x: FloatArray,
+        y: IntArray | None = None,
+        *,
+        eps: float = 0.1,
+        inputs: Sequence[str | TrainingInput] | None = None,
+        loss: RestorationLoss | None = None,
+        adversarial: bool = False,
+        attack_mode: str = "exact",
+        nb_epochs: int = 10,
+        batch_size: int = 128,
+        learning_rate: float = 2e-3,
+        weight_decay: float = 0.0,
+        clip_norm: float | None = 1.0,
+        patience: int | None = None,
+        validation_split: float = 0.1,
+        seed: int = 0,
+        mixed_precision: bool | None = None,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Train the restorer; the classifier stays as it is. A fitted one is trained on from where it is.
+
+        Args:
+            x: clean images (N, C, H, W), float32, in the clip range.
+            y: class indices (N,) or one-hot rows (N, K); None for the classifier's own predictions.
+            eps: size of the perturbations to train on, in pixel values.
+            inputs: kinds of training images, names out of ``training_inputs.INPUTS`` or functions; by default the
+                method's own, and where ``adversarial`` clean ones and those made end to end.
+            loss: what to minimise; by default the method's own, and where ``adversarial`` the cross-entropy of the
+                classifier, which is what an attacker drives up.
+            adversarial: train on adversarial examples made through the restorer and the classifier together.
+            attack_mode: which of ``gradient_modes`` those are made with.
+            nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, mixed_precision: see
+                :class:`.training.Settings`.
+            validation_split: share of the images that the loss is measured on after each epoch; the weights of the
+                epoch with the smallest are kept. 0 keeps the last ones.
+            seed: of the initial weights, the split, the order and the attacks.
+            checkpoint: a file, written after each epoch, from which an interrupted fit goes on.
+            progress: show a bar.
+
+        Raises:
+            InputError: for images, labels or settings that cannot be used, before any training.
+        """
+        if attack_mode not in self.gradient_modes:
+            raise InputError(f"attack_mode is {attack_mode!r}; one of {', '.join(self.gradient_modes)} was expected")
+        settings = Settings(
+            nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, seed, mixed_precision
+        )
+        inputs = inputs or (("clean", "end_to_end") if adversarial else self.usual_inputs)
+        loss = loss or (RestorationLoss(pixel_weight=0.0, class_weight=1.0) if adversarial else self.usual_loss)
+        make = mixture(inputs, eps)
+        part, held_out = _split(*self._check_training(x, y, batch_size), validation_split, seed)
+        if not self._is_fitted:
+            self._make_network(seed)
+        plan: dict[str, Any] = {"eps": eps, "inputs": [str(one) for one in inputs], "attack_mode": attack_mode}
+        plan |= {"loss": loss.describe(), "validation_split": validation_split}
+        self.network.requires_grad_(True)
+        try:
+            with evaluation_mode(self.model):
+                self.history = train(
+                    self.network,
+                    *part,
+                    self._objective(make, loss, attack_mode),
+                    settings,
+                    validation=held_out,
+                    checkpoint=None if checkpoint is None else Path(checkpoint),
+                    identity=plan | self._identity(),
+                    progress=progress,
+                )
+        finally:
+            self.network.requires_grad_(False)
+        self._is_fitted = True
+        self.stages.append(vars(settings) | plan | {"images": len(part[0]), "epochs": len(self.history)})
+
+    def save(self, path: str | Path) -> None:
+        self._check_fitted()
+        super().save(path)
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        result = super().load_state_dict(*arguments, **options)
+        self._is_fitted = True
+        return result
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        self._check_fitted()
+        return super().forward(x, y)
+
+    def restore(self, x: Tensor) -> Tensor:
+        return self._clipped(self._proposed(x, "exact"))
+
+    def restore_with(self, x: Tensor, mode: str) -> Tensor:
+        if mode == "identity":
+            return super().restore_with(x, mode)
+        proposed = self._proposed(x, mode)
+        return replaced(proposed, self._clipped(proposed).detach()) if mode == "smooth" else self._clipped(proposed)
+
+    def describe(self) -> dict[str, Any]:
+        """The options, and what it was trained on."""
+        own = {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
+        return own | {"trained": self.stages}
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """The restored images."""
+        return {"restored": self.restore(x)}
+
+    # What a method adds
+
+    @abstractmethod
+    def _build(self) -> nn.Module:
+        """A new network with random weights."""
+
+    @abstractmethod
+    def _proposed(self, x: Tensor, mode: str) -> Tensor:
+        """Restored images (n, C, H, W) before they are clipped, with the backward pass ``mode``."""
+
+    @classmethod
+    def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
+        """Options that a classifier decides."""
+        return {"channels": classifier.input_shape[0]}
+
+    # Inside
+
+    def _make_network(self, seed: int) -> None:
+        """A new network with the random weights of ``seed``, on the classifier's device, frozen: whoever attacks the
+        whole would otherwise pay for gradients of its weights, and ART would pile them up."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            self.network = self._build().to(self.device).requires_grad_(False)
+
+    def _hold(self, *arguments: Any, **named: Any) -> None:
+        super()._hold(*arguments, **named)
+        if "network" in self._modules:
+            self.network.to(self.device)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_count("channels", self.channels)
+
+    def _check_images(self, x: Any) -> None:
+        super()._check_images(x)
+        if x.shape[1] != self.channels:
+            raise InputError(f"x has {x.shape[1]} channels; images of {self.channels} were expected")
+
+    def _check_fitted(self) -> None:
+        if not self._is_fitted:
+            raise InputError(f"{type(self).__name__} is not trained yet; fit() or load() first was expected")
+
+    def _run(self, *x: Tensor) -> Tensor:
+        """The network's answer, whatever its dtype, in that of its input."""
+        result: Tensor = self.network(*(as_model_input(one, self.network) for one in x))
+        return result.to(x[0].dtype)
+
+    def _clipped(self, x: Tensor) -> Tensor:
+        return x.clamp(*self.clip_values)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(as_model_input(self._normalised(x), self.model))
+        return logits
+
+    def _objective(self, make: TrainingInput, loss: RestorationLoss, attack_mode: str) -> Objective:
+        terms = loss.bound_to(self.model, self._normalised)
+        networks = Networks(self._logits, lambda x: self._logits(self.restore_with(x, attack_mode)), self.clip_values)
+
+        def objective(clean: Tensor, labels: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+            proposed = self._proposed(make(clean, labels, networks, noise), "frozen")
+            # The derivative as if nothing were clipped: a pixel beyond the range could not learn its way back.
+            return terms(replaced(proposed, self._clipped(proposed).detach()), clean, labels)
+
+        return objective
+
+    def _identity(self) -> dict[str, Any]:
+        """What else decides how a fit ends."""
+        return {
+            "defence": {name: getattr(self, name) for name in self.params},
+            "classifier": fingerprint(self.model),
+            "first weights": fingerprint(self.network),
+        }
+
+    def _check_training(self, x: Any, y: Any, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Images and class indices to train on, as tensors."""
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+            got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
+            raise InputError(f"x is {got}; a numpy array of float32 was expected")
+        if x.ndim != 4 or x.shape[1] != self.channels or len(x) == 0:
+            raise InputError(f"x has shape {x.shape}; (N, {self.channels}, H, W) with N > 0 was expected")
+        low, high = self.clip_values
+        if not (x.min() >= low and x.max() <= high):  # written so that NaN fails too
+            raise InputError(
+                f"x ranges from {x.min():g} to {x.max():g}; values inside [{low:g}, {high:g}] were expected"
+            )
+        if np.ptp(x.reshape(len(x), -1), axis=1).max() == 0:
+            raise InputError("x holds images of a single value each; images with something on them were expected")
+        images = torch.from_numpy(np.ascontiguousarray(x))
+        logits = self._all_logits(images if y is None else images[:1], batch_size)
+        labels = logits.argmax(dim=1).numpy() if y is None else check_labels(y, logits.shape[1], len(x))
+        if len(np.unique(labels)) < 2:
+            raise InputError(f"y holds class {labels[0]} alone; images of at least two classes were expected")
+        return images, torch.from_numpy(labels)
+
+    def _all_logits(self, images: Tensor, batch_size: int) -> Tensor:
+        with evaluation_mode(self.model), torch.no_grad():
+            return torch.cat([self._logits(batch.to(self.device)).cpu() for batch in images.split(batch_size)])
+
+
+def _split(
+    images: Tensor, labels: Tensor, share: float, seed: int
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+    """Images and labels to train on, and those held out; None for a share of 0."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
+        raise InputError(f"validation_split is {share!r}; a share from 0 up to 1 was expected")
+    if share == 0:
+        return (images, labels), None
+    count = int(share * len(images))
+    if count == 0:
+        raise InputError(
+            f"x has {len(images)} images, of which a validation_split of {share:g} holds out none; more images, a "
+            "larger share, or 0 for no validation was expected"
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    held_out, rest = order[:count].sort().values, order[count:].sort().values
+    return (images[rest], labels[rest]), (images[held_out], labels[held_out])
+
+
+def to_blocks(x: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) as (N, C side^2, ceil(H / side), ceil(W / side)), edge pixels repeated where they are too few."""
+    missing = [-length % side for length in x.shape[2:]]
+    padded = functional.pad(x, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else x
+    return functional.pixel_unshuffle(padded, side)
+
+
+def from_blocks(x: Tensor, side: int, like: Tensor) -> Tensor:
+    """Back from :func:`to_blocks` to the size of ``like``."""
+    return functional.pixel_shuffle(x, side)[:, :, : like.shape[2], : like.shape[3]]

@@ -1,0 +1,259 @@
+"""Two-stream Restoration Network (TRN): restores an image from itself and from an estimate of the attacker's gradient.
+
+Source: Hong, Hong, Kong 2022, "An Eye for an Eye: Defending against Gradient-based Attacks with Gradients"
+(arXiv:2202.01117). Gradient-based attacks leave their trace in the classifier's gradient at the adversarial image. At
+test time the attacker's loss and label are unknown, so the Gradient Map Estimation Mechanism estimates the gradient
+from several classes; the image and this map pass one stream each; the Fusion Block joins them; out comes the restored
+image. For any trained classifier, which stays as it is.
+
+**Convention**: which labels, weights and scaling the map has, the layers, losses and sizes could not be read. All
+readings of the map are options here; the defaults were chosen by an ablation on validation images, whose table is in
+docs/methods/two_stream_restoration.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.activation import ReplaceReLU
+from art_defenses_ext.attribution.gradient import weighted_loss_gradient
+from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.validation import InputError, check_count
+
+MAPS = ("stacked", "sum", "predicted")
+
+WEIGHTS = ("uniform", "softmax")
+
+SCALES = ("image", "channel")
+
+STREAMS = ("estimated", "zero", "shuffled")
+
+BETA = 10.0
+"""Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for heatmaps, after
+Dombrowski et al. 2019 (arXiv:1906.07983)."""
+
+TINY = 1e-12
+
+
+class TwoStreamRestoration(TrainedRestorer):
+    """A restorer that sees an image and an estimate of the gradient that an attacker would have followed.
+
+    The gradient map holds derivatives of cross-entropies with respect to the image. ``map`` is one of
+
+    - ``"stacked"``: one for each of the ``top_k`` most likely classes, from the likeliest on: ``top_k`` x C channels;
+    - ``"sum"``: their weighted sum, C channels, for one backward pass;
+    - ``"predicted"``: that of the predicted class alone, which is the wrong one where an attack was successful.
+
+    Args:
+        model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
+        channels: of the images.
+        nb_classes: K.
+        map: what the gradient map holds.
+        top_k: how many classes; None for all, at most 10.
+        weights: of the classes: ``"uniform"``, or their ``"softmax"`` probability.
+        scale: what the map is divided by: the largest absolute value of the ``"image"``'s whole map, or of each
+            ``"channel"``.
+        gradient_stream: ``"estimated"``, or for tests of whether the stream does anything ``"zero"``, or ``"shuffled"``
+            (each image gets the map of the next one in its batch).
+        width: channels of each stream.
+        blocks: residual dense blocks of each stream, and behind the Fusion Block.
+        stem: each block of ``stem`` x ``stem`` pixels is seen as one with as many more channels.
+        **options: see :class:`.TrainedRestorer`.
+
+    Attributes:
+        gradient_modes: ``"exact"`` differentiates the map as well, to second order; ``"frozen"`` holds it constant;
+            ``"smooth"`` takes its derivative from the classifier with softplus in place of ReLU (that of the ReLU
+            network knows the probabilities' curvature only), and lets the gradient pass where a restored pixel was
+            clipped; ``"identity"`` passes gradients through as if nothing were restored.
+
+    Raises:
+        InputError: for an unknown option, more classes than there are, and for the sum over all classes weighted by
+            their softmax, which is zero whatever the image.
+    """
+
+    defence_name = "two_stream_restoration"
+    gradient_modes = ("exact", "frozen", "smooth", "identity")
+    annealable_modes = ("smooth",)
+    params: ClassVar[list[str]] = [
+        *TrainedRestorer.params,
+        "nb_classes",
+        "map",
+        "top_k",
+        "weights",
+        "scale",
+        "gradient_stream",
+        "width",
+        "blocks",
+        "stem",
+    ]
+    usual_loss = RestorationLoss(class_weight=0.1)
+    usual_inputs = ("clean", "fgsm", "pgd", "bim")
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        channels: int,
+        nb_classes: int,
+        map: str = "stacked",
+        top_k: int | None = None,
+        weights: str = "uniform",
+        scale: str = "image",
+        gradient_stream: str = "estimated",
+        width: int = 16,
+        blocks: int = 2,
+        stem: int = 2,
+        **options: Any,
+    ) -> None:
+        self.nb_classes, self.map, self.top_k = nb_classes, map, top_k
+        self.weights, self.scale, self.gradient_stream = weights, scale, gradient_stream
+        self.width, self.blocks, self.stem = width, blocks, stem
+        super().__init__(model, channels=channels, **options)
+
+    def gradient_map(self, x: Tensor) -> Tensor:
+        """The estimate (N, M, H, W), from -1 to 1, of images (N, C, H, W) in the clip range."""
+        self._check_images(x)
+        return self._map(x)
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """The restored images, and the size of the gradient map, its channels' mean."""
+        size = self.gradient_map(x).abs().mean(dim=1, keepdim=True)
+        return super().views(x) | {"gradient map": size / (size.amax(dim=(1, 2, 3), keepdim=True) + TINY)}
+
+    # The method
+
+    def _proposed(self, x: Tensor, mode: str) -> Tensor:
+        if mode == "frozen":
+            found = self._map(x.detach())
+        elif mode == "smooth":
+            found = self._smooth_map(x)
+        else:
+            found = self._map(x)
+        return x + self._run(x, found)
+
+    def _map(self, x: Tensor) -> Tensor:
+        """Gradient Map Estimation."""
+        if self.gradient_stream == "zero":
+            return x.new_zeros(len(x), self._map_channels(), *x.shape[2:])
+        # The derivative by the normalised image: another factor a channel, which scaling takes away or training learns.
+        with torch.autocast(x.device.type, enabled=False):
+            gradients = weighted_loss_gradient(self.model, self._normalised(x), self._class_weights)  # (N, M, C, H, W)
+        found = gradients.flatten(1, 2)  # (N, M C, H, W)
+        largest = found.abs().amax(dim=(2, 3) if self.scale == "channel" else (1, 2, 3), keepdim=True)
+        found = found / (largest + TINY)
+        return found.roll(1, dims=0) if self.gradient_stream == "shuffled" else found
+
+    def _smooth_map(self, x: Tensor) -> Tensor:
+        """The exact map forwards, backwards that of the network with softplus, narrower as an attacker anneals it."""
+        with torch.no_grad():
+            exact = self._map(x)
+        with ReplaceReLU(lambda z, _: functional.softplus(z, beta=BETA / self.surrogate_width)):
+            smooth = self._map(x)
+        return replaced(smooth, exact)
+
+    def _class_weights(self, logits: Tensor) -> Tensor:
+        """Weights (N, M, K) of the cross-entropies in each part of the map."""
+        if self.map == "predicted":
+            return functional.one_hot(logits.argmax(dim=1), self.nb_classes).to(logits)[:, None]
+        chosen = logits.topk(self._nb_top(), dim=1).indices  # (N, k)
+        weights = functional.one_hot(chosen, self.nb_classes).to(logits)  # (N, k, K)
+        if self.weights == "softmax":
+            weights = weights * logits.softmax(dim=1)[:, None]
+        return weights if self.map == "stacked" else weights.sum(dim=1, keepdim=True) / len(chosen[0])
+
+    def _nb_top(self) -> int:
+        return min(10, self.nb_classes) if self.top_k is None else self.top_k
+
+    def _map_channels(self) -> int:
+        return self.channels * (self._nb_top() if self.map == "stacked" else 1)
+
+    def _build(self) -> nn.Module:
+        return TwoStreamNetwork(self.channels, self._map_channels(), self.width, self.blocks, self.stem)
+
+    @classmethod
+    def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
+        return super()._suited_to(classifier) | {"nb_classes": classifier.nb_classes}
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        named = {"map": MAPS, "weights": WEIGHTS, "scale": SCALES, "gradient_stream": STREAMS}
+        for name, known in named.items():
+            if getattr(self, name) not in known:
+                raise InputError(f"{name} is {getattr(self, name)!r}; one of {', '.join(known)} was expected")
+        for name in ("nb_classes", "width", "blocks", "stem"):
+            check_count(name, getattr(self, name))
+        if self.top_k is not None:
+            check_count("top_k", self.top_k)
+        if self._nb_top() > self.nb_classes:
+            raise InputError(f"top_k is {self.top_k}; at most nb_classes, {self.nb_classes}, was expected")
+        if self.map == "sum" and self.weights == "softmax" and self._nb_top() == self.nb_classes:
+            raise InputError(
+                f"map is 'sum' with weights 'softmax' over all {self.nb_classes} classes, which is zero for any image "
+                "(sum_c p_c (p - e_c) = 0); a smaller top_k, or weights 'uniform', was expected"
+            )
+
+
+class ResidualDenseBlock(nn.Module):
+    """Three convolutions, each of which sees all before it; a fifth of what they say is added to the input.
+
+    *Source*: Zhang et al. 2018 (arXiv:1802.08797), section 3.2; the factor: Wang et al. 2018 (arXiv:1809.00219).
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        growth = max(1, width // 2)
+        self.first = nn.Conv2d(width, growth, 3, padding=1)
+        self.second = nn.Conv2d(width + growth, growth, 3, padding=1)
+        self.last = nn.Conv2d(width + 2 * growth, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = torch.cat([x, functional.relu(self.first(x))], dim=1)
+        seen = torch.cat([seen, functional.relu(self.second(seen))], dim=1)
+        return x + 0.2 * self.last(seen)  # type: ignore[no-any-return]
+
+
+class FusionBlock(nn.Module):
+    """Joins the streams: a 1x1 and a 3x3 convolution of both, added to the image's own."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.both = nn.Conv2d(2 * width, width, 1)
+        self.around = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, image: Tensor, gradient: Tensor) -> Tensor:
+        both = functional.relu(self.both(torch.cat([image, gradient], dim=1)))
+        return image + self.around(both)  # type: ignore[no-any-return]
+
+
+class TwoStreamNetwork(nn.Module):
+    """Images (N, C, H, W) and gradient maps (N, M, H, W) to corrections (N, C, H, W).
+
+    **Convention**: sizes that fit small images and a CPU; the last layer starts at zero, so that training starts from
+    images as they are.
+    """
+
+    def __init__(self, channels: int, map_channels: int, width: int, blocks: int, stem: int) -> None:
+        super().__init__()
+        self.stem = stem
+        self.image = _stream(channels * stem**2, width, blocks)
+        self.gradient = _stream(map_channels * stem**2, width, blocks)
+        self.fusion = FusionBlock(width)
+        self.restoration = nn.Sequential(*(ResidualDenseBlock(width) for _ in range(blocks)), nn.ReLU())
+        self.correction = nn.Conv2d(width, channels * stem**2, 3, padding=1)
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor, gradient: Tensor) -> Tensor:
+        fused = self.fusion(self.image(to_blocks(x, self.stem)), self.gradient(to_blocks(gradient, self.stem)))
+        return from_blocks(self.correction(self.restoration(fused)), self.stem, x)
+
+
+def _stream(nb_in: int, width: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(nb_in, width, 3, padding=1), *(ResidualDenseBlock(width) for _ in range(blocks)))

@@ -1,0 +1,136 @@
+"""A training run between two epochs, and the file that it can go on from: tensors and numbers, never pickle."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from art_defenses_ext.checkpoint import read_tensors, write_tensors
+from art_defenses_ext.validation import InputError
+
+FORMAT = "art-defenses-ext training 1"
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """Mean of each term of the loss over an epoch.
+
+    Attributes:
+        training: over the training images, as met during the steps.
+        validation: over the validation images, after the steps; empty without any.
+    """
+
+    training: dict[str, float]
+    validation: dict[str, float]
+
+    @property
+    def validation_loss(self) -> float:
+        return sum(self.validation.values())
+
+
+@dataclass
+class TrainingState:
+    """All that the next epoch depends on, beside the data and the settings.
+
+    Attributes:
+        network: what is trained.
+        optimiser: its optimiser.
+        schedule: the optimiser's schedule.
+        order: draws the order of the images; what else is drawn in training comes from torch's global generators.
+        history: the epochs that are done.
+        best: the weights of the epoch with the smallest validation loss; empty without validation.
+    """
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    schedule: torch.optim.lr_scheduler.LRScheduler
+    order: torch.Generator
+    history: list[Epoch] = field(default_factory=list)
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+    def finish(self, epoch: Epoch) -> None:
+        """Note an epoch's losses, and its weights if they are the best yet."""
+        former = [one.validation_loss for one in self.history]
+        self.history.append(epoch)
+        if epoch.validation and all(epoch.validation_loss < loss for loss in former):
+            self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+    def restore_best(self) -> None:
+        """Put the best weights back, if any were noted."""
+        if self.best:
+            self.network.load_state_dict(self.best)
+
+
+def save_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> None:
+    """Write ``state`` to ``path``, replacing what is there only once all is written.
+
+    Args:
+        path: the file.
+        state: between two epochs.
+        identity: what a run must have in common to go on from here; plain data.
+    """
+    tensors = {"order": state.order.get_state(), "random": torch.get_rng_state()}
+    device = next(state.network.parameters()).device
+    if device.type == "cuda":
+        tensors["random_cuda"] = torch.cuda.get_rng_state(device)
+    tensors |= {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in state.best.items()}
+    moments = state.optimiser.state_dict()["state"]
+    tensors |= {f"moment.{which}.{name}": value for which, held in moments.items() for name, value in held.items()}
+    numbers = {
+        "history": [[epoch.training, epoch.validation] for epoch in state.history],
+        "schedule": state.schedule.state_dict(),
+        "rates": [group["lr"] for group in state.optimiser.param_groups],
+    }
+    metadata = {"format": FORMAT, "identity": _written(identity), "numbers": json.dumps(numbers)}
+    write_tensors(path, tensors, metadata)
+
+
+def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> None:
+    """Bring ``state`` to where the run was that wrote ``path``, torch's global random numbers included.
+
+    Raises:
+        InputError: for a file that is no such state, or that another run wrote.
+    """
+    metadata, tensors = read_tensors(path)
+    if metadata.get("format") != FORMAT:
+        raise InputError(f"checkpoint is {str(path)!r}, which holds no training run of this version ({FORMAT!r})")
+    _check_identity(path, json.loads(metadata["identity"]), json.loads(_written(identity)))
+    numbers = json.loads(metadata["numbers"])
+    state.network.load_state_dict(_part(tensors, "network."))
+    state.best = _part(tensors, "best.")
+    state.history = [Epoch(*terms) for terms in numbers["history"]]
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in _part(tensors, "moment.").items():
+        which, name = key.split(".")
+        moments.setdefault(int(which), {})[name] = value
+    state.optimiser.load_state_dict({**state.optimiser.state_dict(), "state": moments})
+    state.schedule.load_state_dict(numbers["schedule"])
+    for group, rate in zip(state.optimiser.param_groups, numbers["rates"], strict=True):
+        group["lr"] = rate
+    state.order.set_state(tensors["order"])
+    torch.set_rng_state(tensors["random"])
+    if "random_cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random_cuda"], next(state.network.parameters()).device)
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _written(identity: dict[str, Any]) -> str:
+    return json.dumps(identity, sort_keys=True)
+
+
+def _check_identity(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    for name in sorted(there.keys() | here.keys()):
+        if there.get(name) != here.get(name):
+            raise InputError(
+                f"checkpoint is {str(path)!r}, written by a run whose {name} was {there.get(name)!r}, and this one's "
+                f"is {here.get(name)!r}; the same, or another file, was expected"
+            )
