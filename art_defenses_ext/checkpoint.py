@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.validation import InputError
 
-FORMAT = "art-defenses-ext defence 1"
+FORMAT, VERSION = "art-defenses-ext defence", 1
 
 
 def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
@@ -50,7 +53,29 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"path is {str(path)!r}, which is no safetensors file ({error})") from None
 
 
-def save_checkpoint(path: str | Path, kind: str, settings: dict[str, Any], own: nn.Module, model: nn.Module) -> None:
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a defence's file holds.
+
+    Attributes:
+        settings: the defence's constructor arguments.
+        tensors: its parameters and buffers by name, on the CPU.
+        training: the settings of each fit, in order; empty where there was nothing to train.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    training: list[dict[str, Any]]
+
+
+def save_checkpoint(
+    path: str | Path,
+    kind: str,
+    settings: dict[str, Any],
+    own: nn.Module,
+    model: nn.Module,
+    training: Sequence[dict[str, Any]] = (),
+) -> None:
     """Write a defence to ``path``.
 
     Args:
@@ -59,6 +84,7 @@ def save_checkpoint(path: str | Path, kind: str, settings: dict[str, Any], own: 
         settings: its constructor arguments, as JSON can hold them.
         own: whose parameters and buffers to keep: the defence's.
         model: the network that it was built for, which is not kept but recognised.
+        training: the settings of each fit, as JSON can hold them.
 
     Raises:
         InputError: for a setting that JSON cannot hold, or a folder that does not exist.
@@ -67,16 +93,16 @@ def save_checkpoint(path: str | Path, kind: str, settings: dict[str, Any], own: 
     if not path.parent.is_dir():
         raise InputError(f"path is {str(path)!r}; a file in an existing folder was expected")
     try:
-        text = json.dumps(settings, allow_nan=False)
+        texts = {"settings": json.dumps(settings, allow_nan=False), "training": json.dumps(list(training))}
     except (TypeError, ValueError) as error:
         raise InputError(
             f"a setting of {kind} cannot be saved ({error}); numbers, texts and names were expected"
         ) from None
-    metadata = {"format": FORMAT, "kind": kind, "settings": text, "model": fingerprint(model)}
-    write_tensors(path, own.state_dict(), metadata)
+    metadata = {"format": f"{FORMAT} {VERSION}", "kind": kind, "model": fingerprint(model), **texts}
+    write_tensors(path, own.state_dict(), metadata | {"package": version("art-defenses-ext")})
 
 
-def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint:
     """Read what :func:`save_checkpoint` wrote.
 
     Args:
@@ -84,18 +110,26 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> tuple[dict
         kind: the defence that is expected in it.
         model: the network that it must have been built for.
 
-    Returns:
-        Settings, and tensors by name, on the CPU.
-
     Raises:
-        InputError: for a file that is missing or no such checkpoint, of another defence, or for another network.
+        InputError: for a file that is missing or no such checkpoint, of a newer version of this package, of another
+            defence, or for another network.
     """
-    metadata, tensors = read_tensors(Path(path))
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"path is {str(path)!r}, which holds no defence of this version ({FORMAT!r} was expected)")
+    path = Path(path)
+    metadata, tensors = read_tensors(path)
+    check_format(path, metadata, FORMAT, VERSION)
     if metadata["kind"] != kind:
         raise InputError(f"path is {str(path)!r}, which holds a {metadata['kind']}; a {kind} was expected")
     if metadata["model"] != fingerprint(model):
         raise InputError(f"path is {str(path)!r}, whose {kind} was built for another network than the classifier's")
-    settings: dict[str, Any] = json.loads(metadata["settings"])
-    return settings, tensors
+    return Checkpoint(json.loads(metadata["settings"]), tensors, json.loads(metadata["training"]))
+
+
+def check_format(path: Path, metadata: dict[str, str], name: str, known: int) -> None:
+    """Refuse a file whose metadata do not say ``name`` with a version up to ``known``."""
+    written, _, number = metadata.get("format", "").rpartition(" ")
+    if written != name or not number.isdecimal():
+        raise InputError(f"path is {str(path)!r}, which holds no {name!r}; a file that this package wrote was expected")
+    if int(number) > known:
+        raise InputError(
+            f"path is {str(path)!r}, of format {number}; this version of art-defenses-ext reads formats up to {known}"
+        )

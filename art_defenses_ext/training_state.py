@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.checkpoint import read_tensors, write_tensors
+from art_defenses_ext.checkpoint import check_format, read_tensors, write_tensors
 from art_defenses_ext.validation import InputError
 
-FORMAT = "art-defenses-ext training 1"
+FORMAT, VERSION = "art-defenses-ext training", 1
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def save_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
         "schedule": state.schedule.state_dict(),
         "rates": [group["lr"] for group in state.optimiser.param_groups],
     }
-    metadata = {"format": FORMAT, "identity": _written(identity), "numbers": json.dumps(numbers)}
+    metadata = {"format": f"{FORMAT} {VERSION}", "identity": _written(identity), "numbers": json.dumps(numbers)}
     write_tensors(path, tensors, metadata)
 
 
@@ -98,8 +98,7 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
         InputError: for a file that is no such state, or that another run wrote.
     """
     metadata, tensors = read_tensors(path)
-    if metadata.get("format") != FORMAT:
-        raise InputError(f"checkpoint is {str(path)!r}, which holds no training run of this version ({FORMAT!r})")
+    check_format(path, metadata, FORMAT, VERSION)
     _check_identity(path, json.loads(metadata["identity"]), json.loads(_written(identity)))
     numbers = json.loads(metadata["numbers"])
     state.network.load_state_dict(_part(tensors, "network."))

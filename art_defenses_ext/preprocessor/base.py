@@ -94,7 +94,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         Raises:
             InputError: as :func:`.save_checkpoint`.
         """
-        save_checkpoint(path, self.defence_name, {name: getattr(self, name) for name in self.params}, self, self.model)
+        settings = {name: getattr(self, name) for name in self.params}
+        save_checkpoint(path, self.defence_name, settings, self, self.model, self._training_summary())
 
     @classmethod
     def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
@@ -104,9 +105,10 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`.
         """
         check_classifier(classifier)
-        settings, tensors = load_checkpoint(path, cls.defence_name, classifier.model)
-        defence = cls.for_classifier(classifier, **settings)
-        defence.load_state_dict(tensors)
+        saved = load_checkpoint(path, cls.defence_name, classifier.model)
+        defence = cls.for_classifier(classifier, **saved.settings)
+        defence.load_state_dict(saved.tensors)
+        defence._take_summary(saved.training)
         return defence
 
     # What a defence is
@@ -201,6 +203,13 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
                 raise InputError(f"{name} is {getattr(self, name)!r}; True or False was expected")
 
     # Inside
+
+    def _training_summary(self) -> list[dict[str, Any]]:
+        """How it was trained, for its file: plain data."""
+        return []
+
+    def _take_summary(self, training: list[dict[str, Any]]) -> None:
+        """Take back what ``_training_summary`` gave."""
 
     def _hold(self, model: nn.Module, mean: Any, std: Any, clip_values: Any) -> None:
         numbers = {"mean": _numbers("mean", mean), "std": _numbers("std", std)}

@@ -189,6 +189,12 @@ class TrainedRestorer(RestoringPreprocessor):
 
     # Inside
 
+    def _training_summary(self) -> list[dict[str, Any]]:
+        return self.stages
+
+    def _take_summary(self, training: list[dict[str, Any]]) -> None:
+        self.stages = training
+
     def _make_network(self, seed: int) -> None:
         """A new network with the random weights of ``seed``, on the classifier's device, frozen: whoever attacks the
         whole would otherwise pay for gradients of its weights, and ART would pile them up."""
