@@ -53,8 +53,8 @@ def load_classifier(
 
     Raises:
         InputError: for an unknown network, weights that do not fit or cannot be downloaded, a network that does not
-            take the images or knows too few classes, training without training images, or CIFAR-10 without weights:
-            its training takes hours on a CPU, so it must be asked for by ``epochs``.
+            take the images or knows too few classes, training without training images, or CIFAR-10 or SVHN
+            without weights: training takes hours on a CPU, so it must be asked for by ``epochs``.
     """
     check_seed(seed)
     name = DEFAULT_MODEL[dataset.name] if model is None else model

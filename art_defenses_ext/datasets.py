@@ -17,18 +17,19 @@ from dataclasses import dataclass, field
 from functools import cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, MNIST, FashionMNIST
+from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 from torchvision.transforms.functional import center_crop, resize
 
 from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_count
 
-DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "image_folder")
+DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
 ROOT_VARIABLE = "ART_DEFENSES_DATA"
 DEFAULT_ROOT = Path("~/.cache/art-defenses-ext")
@@ -117,9 +118,18 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Published:
-    """Where torchvision expects the files of a data set, below its root."""
+    """Where torchvision expects the files of a data set, below its root.
+
+    Args:
+        loader: reads a part, and downloads the files of both if asked to.
+        call: how torchvision is asked to download them.
+        folder: where they lie, below the root.
+        files: their names.
+        input_shape: shape of an image (C, H, W).
+    """
 
     loader: Callable[..., Any]
+    call: str
     folder: Path
     files: tuple[str, ...]
     input_shape: tuple[int, int, int]
@@ -133,10 +143,31 @@ def _batch_files(loader: Any) -> tuple[str, ...]:
     return (*(name for name, _ in loader.train_list + loader.test_list), loader.meta["filename"])
 
 
+def _mat_files(loader: Any) -> tuple[str, ...]:
+    return tuple(loader.split_list[split][1] for split in ("train", "test"))
+
+
+def _svhn(root: str | Path, train: bool, download: bool) -> SimpleNamespace:
+    """Return a part of torchvision's SVHN in the form of its other data sets, which download both parts at once."""
+    if download:
+        SVHN(root, "train", download=True)
+    part = SVHN(root, "train" if train else "test", download=download)
+    return SimpleNamespace(data=part.data.transpose(0, 2, 3, 1), targets=part.labels)
+
+
 _PUBLISHED = {
-    "mnist": _Published(MNIST, Path("MNIST/raw"), _idx_files(MNIST), (1, 28, 28)),
-    "fashion_mnist": _Published(FashionMNIST, Path("FashionMNIST/raw"), _idx_files(FashionMNIST), (1, 28, 28)),
-    "cifar10": _Published(CIFAR10, Path(CIFAR10.base_folder), _batch_files(CIFAR10), (3, 32, 32)),
+    "mnist": _Published(MNIST, "MNIST(root, download=True)", Path("MNIST/raw"), _idx_files(MNIST), (1, 28, 28)),
+    "fashion_mnist": _Published(
+        FashionMNIST,
+        "FashionMNIST(root, download=True)",
+        Path("FashionMNIST/raw"),
+        _idx_files(FashionMNIST),
+        (1, 28, 28),
+    ),
+    "cifar10": _Published(
+        CIFAR10, "CIFAR10(root, download=True)", Path(CIFAR10.base_folder), _batch_files(CIFAR10), (3, 32, 32)
+    ),
+    "svhn": _Published(_svhn, "SVHN(root, split, download=True)", Path(), _mat_files(SVHN), (3, 32, 32)),
 }
 
 
@@ -162,8 +193,9 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
             images of several sizes that do not reach 224; and, when a part is first asked for, for a file that cannot
             be read or is not the published one, or training images of ``image_folder``.
 
-    *Source*: scikit-learn's ``load_digits``; torchvision's ``MNIST``, ``FashionMNIST`` and ``CIFAR10``; for
-    ``image_folder``, torchvision's ``ImageFolder`` and the evaluation that it publishes with its ImageNet weights.
+    *Source*: scikit-learn's ``load_digits``; torchvision's ``MNIST``, ``FashionMNIST``, ``CIFAR10`` and ``SVHN`` (the
+    cropped digits, without the extra ones; class 0 is the digit 0); for ``image_folder``, torchvision's ``ImageFolder``
+    and the evaluation that it publishes with its ImageNet weights.
 
     **Convention**: ``digits`` needs no files, so it ignores the environment variable; a ``root`` that was passed must
     exist even so.
@@ -271,8 +303,8 @@ def _ensure_files(name: str, root: Path) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         raise InputError(
             f"name is {name!r}, but {', '.join(missing)} are missing and could not be downloaded "
-            f"({_reason(error)}); the files that torchvision.datasets.{published.loader.__name__}(root, download=True) "
-            f"fetches on a machine with network access were expected in {folder}"
+            f"({_reason(error)}); the files that torchvision.datasets.{published.call} fetches on a machine "
+            f"with network access were expected in {folder}"
         ) from error
 
 
@@ -296,8 +328,8 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
     except Exception as error:  # torchvision's readers trip over a damaged file in many ways, by assertions too
         raise _damaged(name, root, _reason(error)) from error
     x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)  # (N, C, H, W)
-    if x.shape[1:] != published.input_shape or len(x) != len(y):
-        raise _damaged(name, root, f"images of shape {x.shape} for {len(y)} labels")
+    if x.shape[1:] != published.input_shape or y.shape != x.shape[:1]:
+        raise _damaged(name, root, f"images of shape {x.shape} for {y.size} labels")
     if len(y) <= (NB_VALIDATION if train else 0) or y.min() < 0 or y.max() >= NB_CLASSES:
         raise _damaged(name, root, f"{len(y)} labels, or some outside 0 to {NB_CLASSES - 1}")
     scaled = np.ascontiguousarray(x, dtype=np.float32)
@@ -306,10 +338,11 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
 
 
 def _damaged(name: str, root: Path, reason: str) -> InputError:
-    folder = root / _PUBLISHED[name].folder
+    published = _PUBLISHED[name]
+    # The folder may be the root, which holds other data too: what to delete is named file by file.
     return InputError(
-        f"name is {name!r}, but the files in {folder} cannot be used ({reason}); "
-        "the published ones were expected: delete the folder to have them downloaded again"
+        f"name is {name!r}, but the files in {root / published.folder} cannot be used ({reason}); "
+        f"the published ones were expected: delete {', '.join(published.files)} to have them downloaded again"
     )
 
 

@@ -286,6 +286,8 @@ DEFAULT_MODEL: dict[str, str] = {
     # With MNIST's normalisation, which goes with the network (see ModelSpec).
     "fashion_mnist": "lenet_like",
     "cifar10": "resnet20",
+    # With CIFAR-10's, likewise.
+    "svhn": "resnet20",
     # The smallest of torchvision's without batch normalisation, and 5 MB of weights.
     "image_folder": "squeezenet1_1",
 }

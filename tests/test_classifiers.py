@@ -334,7 +334,8 @@ def test_what_cannot_be_used_is_refused_in_a_sentence(
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_cifar10_without_weights_is_not_trained_unasked() -> None:
-    colours = Dataset("cifar10", (3, 32, 32), 10, 5_000, unread, unread)
+@pytest.mark.parametrize("name", ["cifar10", "svhn"])
+def test_a_network_for_colours_without_weights_is_not_trained_unasked(name: str) -> None:
+    colours = Dataset(name, (3, 32, 32), 10, 5_000, unread, unread)
     with pytest.raises(InputError, match="resnet20 has no weights; weights, or a number of epochs to train, was expec"):
         load_classifier(colours)

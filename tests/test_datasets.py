@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,8 +16,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.io import savemat
 from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, MNIST, ImageFolder
+from torchvision.datasets import CIFAR10, MNIST, SVHN, ImageFolder
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import to_tensor
 
@@ -40,6 +42,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """Point torchvision at a port where nobody listens."""
     monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")
+    take_for_published(monkeypatch, {"train_32x32.mat": b"", "test_32x32.mat": b""})
 
 
 def idx(array: np.ndarray[Any, Any]) -> bytes:
@@ -56,6 +59,38 @@ def made_up_mnist() -> dict[str, bytes]:
         files[f"{part}-images-idx3-ubyte"] = idx(images)
         files[f"{part}-labels-idx1-ubyte"] = idx((number % 10).astype(np.uint8))
     return files
+
+
+def mat(**arrays: np.ndarray[Any, Any]) -> bytes:
+    """Return arrays in the format of the SVHN files."""
+    file = io.BytesIO()
+    savemat(file, arrays, do_compression=True)
+    return file.getvalue()
+
+
+def made_up_pixels(size: int) -> np.ndarray[Any, Any]:
+    """Return images (N, 3, 32, 32) in which neither the numbers, the channels, the rows nor the columns are alike."""
+    number, channel, row, column = np.ogrid[:size, :3, :32, :32]
+    return np.asarray(number + 70 * channel + 2 * row + 5 * column, dtype=np.uint8)
+
+
+def made_up_svhn() -> dict[str, bytes]:
+    """Return both files by name: image i of each part shows the digit i modulo 10, where 0 is labelled 10."""
+    files = {}
+    for part, size in (("train", NB_TRAINING), ("test", NB_TEST)):
+        digit = np.arange(size) % 10
+        label = np.where(digit == 0, 10, digit).astype(np.uint8)[:, None]
+        files[f"{part}_32x32.mat"] = mat(X=made_up_pixels(size).transpose(2, 3, 1, 0), y=label)
+    return files
+
+
+def take_for_published(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes], address: str = "http://127.0.0.1:9"
+) -> None:
+    """Have torchvision take these SVHN files, by their checksums, for the published ones, and find them there."""
+    parts = {name.partition("_")[0]: (name, hashlib.md5(content).hexdigest()) for name, content in files.items()}
+    split_list = {part: [f"{address}/{name}", name, checksum] for part, (name, checksum) in parts.items()}
+    monkeypatch.setattr(SVHN, "split_list", split_list)
 
 
 def write(folder: Path, files: dict[str, bytes]) -> None:
@@ -167,14 +202,69 @@ def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[dict[str, b
         _ = load_dataset("mnist", tmp_path).test
 
 
+def test_svhn_is_read_as_torchvision_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = made_up_svhn()
+    take_for_published(monkeypatch, files)
+    write(tmp_path, files)
+    dataset = load_dataset("svhn", tmp_path)
+    assert (dataset.name, dataset.input_shape, dataset.nb_classes) == ("svhn", (3, 32, 32), 10)
+    pixels, number = made_up_pixels(NB_TRAINING), np.arange(NB_TRAINING)
+    members = (number[:20], number[20:], number[:NB_TEST])
+    for split, expected in zip(parts(dataset), members, strict=True):
+        assert (split.x.dtype, split.y.dtype) == (np.float32, np.int64)
+        assert split.x.flags.c_contiguous
+        np.testing.assert_array_equal(split.x, pixels[expected].astype(np.float32) / 255)
+        np.testing.assert_array_equal(split.y, expected % 10)  # the label 10 is class 0
+    theirs = SVHN(tmp_path, "test")
+    for index in (0, 10, 17):
+        image, label = theirs[index]
+        np.testing.assert_array_equal(dataset.test.x[index], to_tensor(image).numpy())
+        assert dataset.test.y[index] == label
+
+
+PIXELS = np.zeros((32, 32, 3, NB_TEST), np.uint8)
+LABELS = np.ones((NB_TEST, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Error"),
+        (mat(X=PIXELS), "KeyError: 'y'"),
+        (mat(X=PIXELS[..., 0], y=LABELS), "Error"),
+        (mat(X=PIXELS[:8, :8], y=LABELS), "shape"),
+        (mat(X=PIXELS, y=LABELS[:7]), "for 7 labels"),
+        (mat(X=PIXELS, y=LABELS[:1]), "for 1 labels"),
+        (mat(X=PIXELS, y=LABELS + 10), "outside 0 to 9"),
+    ],
+)
+def test_a_damaged_file_of_svhn_is_refused_and_nothing_else_in_the_root_is_to_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, reason: str
+) -> None:
+    files = {"train_32x32.mat": b"", "test_32x32.mat": content}
+    take_for_published(monkeypatch, files)
+    write(tmp_path, files)
+    message = (
+        f"^name is 'svhn', but the files in {tmp_path} cannot be used .*{reason}.*; the published ones were expected: "
+        "delete train_32x32.mat, test_32x32.mat to have them downloaded again$"
+    )
+    with pytest.raises(InputError, match=message):
+        _ = load_dataset("svhn", tmp_path).test
+
+
+def test_files_of_svhn_that_are_not_the_published_ones_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, made_up_svhn())
+    with pytest.raises(InputError, match=r"cannot be used .*corrupted"):
+        _ = load_dataset("svhn", tmp_path).test
+
+
 # Roots and names
 
 
 def test_an_unknown_name_is_answered_with_the_names() -> None:
-    with pytest.raises(
-        InputError, match=r"^name is 'svhn'; one of digits, mnist, fashion_mnist, cifar10, image_folder was expected$"
-    ):
-        load_dataset("svhn")
+    names = "digits, mnist, fashion_mnist, cifar10, svhn, image_folder"
+    with pytest.raises(InputError, match=f"^name is 'stl10'; one of {names} was expected$"):
+        load_dataset("stl10")
 
 
 @pytest.mark.parametrize("name", DATASETS)
@@ -196,16 +286,22 @@ def test_a_variable_that_names_no_folder_is_blamed_by_its_name(monkeypatch: pyte
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
-    ("name", "folder", "loader"), [("mnist", "MNIST/raw", "MNIST"), ("cifar10", "cifar-10-batches-py", "CIFAR10")]
+    ("name", "folder", "files", "call"),
+    [
+        ("mnist", "MNIST/raw", made_up_mnist(), "MNIST(root, download=True)"),
+        ("cifar10", "cifar-10-batches-py", ["data_batch_1", "test_batch"], "CIFAR10(root, download=True)"),
+        ("svhn", "", ["train_32x32.mat", "test_32x32.mat"], "SVHN(root, split, download=True)"),
+    ],
 )
-def test_without_a_network_the_folder_and_the_way_out_are_named(
-    tmp_path: Path, name: str, folder: str, loader: str
+def test_without_a_network_the_files_the_folder_and_the_way_out_are_named(
+    tmp_path: Path, name: str, folder: str, files: Iterable[str], call: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         load_dataset(name, tmp_path)
     message = str(caught.value)
     assert message.startswith(f"name is {name!r}, but ")
-    assert f"torchvision.datasets.{loader}(root, download=True)" in message
+    assert all(file in message for file in files)
+    assert f"torchvision.datasets.{call}" in message
     assert message.endswith(f"were expected in {tmp_path / folder}")
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
@@ -221,10 +317,11 @@ def test_a_failed_download_leaves_no_trace_of_the_cache(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A web server with the made-up MNIST files, in place of the published ones; the folder that it serves."""
+    """A web server with made-up MNIST and SVHN files, in place of the published ones; the folder that it serves."""
     served = tmp_path / "served"
     archives = {f"{name}.gz": gzip.compress(content) for name, content in made_up_mnist().items()}
-    write(served, archives)
+    svhn = made_up_svhn()
+    write(served, archives | svhn)
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, *_: Any) -> None:
@@ -233,7 +330,9 @@ def mirror(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(served)))
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
-    monkeypatch.setattr(MNIST, "mirrors", [f"http://127.0.0.1:{server.server_port}/"])
+    address = f"http://127.0.0.1:{server.server_port}"
+    take_for_published(monkeypatch, svhn, address)
+    monkeypatch.setattr(MNIST, "mirrors", [f"{address}/"])
     monkeypatch.setattr(
         MNIST,
         "resources",
@@ -269,6 +368,18 @@ def test_a_download_that_breaks_off_leaves_nothing_behind(tmp_path: Path, mirror
     with pytest.raises(InputError, match="HTTP Error 404"):
         load_dataset("mnist", tmp_path / "root")
     assert list((tmp_path / "root").iterdir()) == []
+
+
+def test_both_files_of_svhn_are_downloaded_beside_other_data(tmp_path: Path, mirror: Path) -> None:
+    root = tmp_path / "root"
+    write(root / "MNIST" / "raw", made_up_mnist())
+    dataset = load_dataset("svhn", root)
+    assert sorted(path.name for path in root.iterdir()) == ["MNIST", "test_32x32.mat", "train_32x32.mat"]
+    for name in ("test_32x32.mat", "train_32x32.mat"):
+        assert (root / name).read_bytes() == (mirror / name).read_bytes()
+        (mirror / name).unlink()
+    assert [len(split.y) for split in parts(load_dataset("svhn", root))] == [NB_TRAINING - 5_000, 5_000, NB_TEST]
+    assert (dataset.test.y == np.arange(NB_TEST) % 10).all()
 
 
 # Folders of images: image i is filled with the value i, so that each can be told from the others
@@ -571,9 +682,12 @@ def test_the_images_of_the_nips_2017_competition(data_root: Path) -> None:
         ("mnist", (1, 28, 28), (55_000, 5_000, 10_000)),
         ("fashion_mnist", (1, 28, 28), (55_000, 5_000, 10_000)),
         ("cifar10", (3, 32, 32), (45_000, 5_000, 10_000)),
+        ("svhn", (3, 32, 32), (68_257, 5_000, 26_032)),
     ],
 )
 def test_the_published_files(data_root: Path, name: str, shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    if name == "svhn" and not (data_root / "test_32x32.mat").is_file():
+        pytest.skip("SVHN is not in the folder ART_DEFENSES_DATA")
     dataset = load_dataset(name, data_root)
     assert dataset.input_shape == shape
     for split, size in zip(parts(dataset), sizes, strict=True):

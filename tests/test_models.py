@@ -68,7 +68,7 @@ def test_a_built_in_network_maps_images_to_logits(spec: ModelSpec) -> None:
 def test_each_data_set_has_a_network_that_takes_its_images() -> None:
     assert tuple(DEFAULT_MODEL) == DATASETS
     shapes = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "fashion_mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
-    shapes["image_folder"] = (3, 224, 224)
+    shapes |= {"svhn": (3, 32, 32), "image_folder": (3, 224, 224)}
     assert {dataset: MODELS[name].input_shape for dataset, name in DEFAULT_MODEL.items()} == shapes
 
 
