@@ -5,28 +5,24 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
-from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import DATASETS, Dataset, load_dataset
-from art_defenses_ext.estimator.defend import defend
+from art_defenses_ext.datasets import DATASETS, load_dataset
+from art_defenses_ext.defences import DEFENCES, Wishes
 from art_defenses_ext.evaluation.attacks import FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.records import check_out
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS
-from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
-from art_defenses_ext.transformer.jump_relu import JumpReLU, check_accuracy_drop, per_layer
+from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
 from art_defenses_ext.validation import InputError, check_count, check_samples_of, check_seed
 
 app = typer.Typer(
@@ -39,67 +35,8 @@ app = typer.Typer(
 )
 
 
-@dataclass(frozen=True)
-class Wishes:
-    """What the user asked of a defence.
-
-    Attributes:
-        jump: of the JumpReLU; None: tuned.
-        max_accuracy_drop: what tuning may cost.
-        options: further options of the defence's constructor, by name.
-    """
-
-    jump: float | None
-    max_accuracy_drop: float
-    options: dict[str, Any]
-
-
-Defend = Callable[[PyTorchClassifier, Dataset, Wishes], PyTorchClassifier]
-
-
-def _jump_relu(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
-    defence = JumpReLU(classifier, jump=0.0 if wishes.jump is None else wishes.jump)
-    if wishes.jump is None:
-        defence.fit(dataset.validation.x, dataset.validation.y, max_accuracy_drop=wishes.max_accuracy_drop)
-    return defence()
-
-
-def _heat_and_blur(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
-    return defend(classifier, HeatAndBlur.for_classifier(classifier, **wishes.options))
-
-
-def _bare(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
-    return classifier
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A defence on the command line.
-
-    Attributes:
-        title: the method and its paper.
-        put_on: makes the defended classifier.
-        options: what --option may name.
-        check: refuses wrong options before any work is done.
-    """
-
-    title: str
-    put_on: Defend
-    options: tuple[str, ...] = ()
-    check: Callable[[dict[str, Any]], object] = dict
-
-
-DEFENCES: dict[str, Choice] = {
-    "jump_relu": Choice("JumpReLU: a jump retrofitted to every ReLU (Erichson et al. 2019)", _jump_relu),
-    "heat_and_blur": Choice(
-        "Heat and Blur: what the network found irrelevant is blurred (Brama, Grinshpoun 2020)",
-        _heat_and_blur,
-        tuple(name for name in HeatAndBlur.params if not name.startswith("apply_")),
-        lambda options: HeatAndBlur(nn.Conv2d(1, 1, 1), **options),  # any network with a convolution
-    ),
-    "none": Choice("the bare classifier", _bare),
-}
-
+TRAINED_AGAINST = 0.1
+"""linf eps that a defence is trained against where the threat is none of linf."""
 
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""
@@ -143,6 +80,9 @@ def evaluate_command(
         list[str] | None,
         typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the defence, such as sigma=2."),
     ] = None,
+    fitted: Annotated[
+        Path | None, typer.Option(help="File of a trained defence, as save() writes it; by default it is trained.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of training and of all attacks.")] = 0,
     block_size: Annotated[
         int | None, typer.Option(help="Images attacked at a time. By default 256; of image_folder 32.")
@@ -167,8 +107,12 @@ def evaluate_command(
         if defence != "jump_relu":
             raise InputError(f"jump is {jump}, but defence is {defence!r}; a jump only with jump_relu was expected")
     check_accuracy_drop(max_accuracy_drop)
-    wishes = Wishes(jump, max_accuracy_drop, _options(defence, option or []))
     check_seed(seed)
+    if fitted is not None:
+        _check_fitted(defence, fitted, option)
+    trained_against = eps if norm == "inf" else TRAINED_AGAINST
+    wishes = Wishes(jump, max_accuracy_drop, _options(defence, option or []), trained_against, fitted, seed)
+    DEFENCES[defence].check(wishes, dataset)
     block_size = BLOCK_SIZE.get(dataset, 256) if block_size is None else block_size
     check_count("block_size", block_size)
     check_samples_of("curve_samples", curve_samples)
@@ -268,8 +212,16 @@ def _options(defence: str, given: list[str]) -> dict[str, Any]:
             options[name] = json.loads(text)
         except json.JSONDecodeError:
             options[name] = text
-    DEFENCES[defence].check(options)
     return options
+
+
+def _check_fitted(defence: str, fitted: Path, option: list[str] | None) -> None:
+    if not DEFENCES[defence].trained:
+        raise InputError(f"fitted is {fitted}, but defence {defence} is not trained; no file was expected")
+    if option:
+        raise InputError(f"fitted is {fitted} and option is {option[0]!r}; a file holds its own options")
+    if not fitted.is_file():
+        raise InputError(f"fitted is {fitted}; an existing file was expected")
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

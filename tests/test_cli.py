@@ -18,7 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 from safetensors.torch import save_file
 
-from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext import FeatureAutoencoder, JumpReLU, Linf, evaluate
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
 from art_defenses_ext.datasets import DATASETS, Dataset
@@ -357,8 +357,9 @@ def _broken_module(folder: Path) -> str:
 
 Arguments = list[Any]
 HEAT = ("--defence", "heat_and_blur")
+CODER = ("--defence", "feature_autoencoder")
 BAD: dict[str, tuple[Arguments, str]] = {
-    "unknown data set": (["--dataset", "svhn"], "dataset is 'svhn'; one of digits"),
+    "unknown data set": (["--dataset", "stl10"], "dataset is 'stl10'; one of digits"),
     "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of jump_relu"),
     "unknown attacks": (["--attacks", "strong"], "attacks is 'strong'; one of papers"),
     "unknown norm": (["--norm", "1"], "norm is '1'; inf or 2"),
@@ -408,6 +409,18 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "option of letters": ([*HEAT, "-o", "sigma=wide"], "sigma is 'wide'; a finite number > 0"),
     "unknown reading": ([*HEAT, "-o", "mix=paint"], "mix is 'paint'; one of blend"),
     "option of a defence without any": (["-o", "sigma=1"], "option is 'sigma=1'; none, since jump_relu has no options"),
+    "unknown input": ([*CODER, "-o", 'inputs=["rain"]'], "inputs names 'rain'; one of clean, noise"),
+    "no epoch": ([*CODER, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number from 1"),
+    "unknown attack mode": ([*CODER, "-o", "attack_mode=best"], "attack_mode is 'best'; one of exact"),
+    "adversarial by half": ([*CODER, "-o", "adversarial=0.5"], "adversarial is 0.5; true or false"),
+    "unknown map": (["--defence", "two_stream_restoration", "-o", "map=sea"], "map is 'sea'; one of stacked"),
+    "restorer of long training": (
+        [*CODER, "--dataset", "cifar10"],
+        "feature_autoencoder must be trained, which takes long on cifar10; --fitted FILE",
+    ),
+    "missing fitted file": ([*CODER, "--fitted", "nowhere"], "fitted is nowhere; an existing file"),
+    "fitted file of a defence without training": ([*HEAT, "--fitted", "x"], "heat_and_blur is not trained; no file"),
+    "fitted file and option": ([*CODER, "--fitted", "x", "-o", "width=2"], "a file holds its own options"),
     "negative seed": (["--seed", -1], "seed is -1"),
     "seed beyond 64 bits": (["--seed", 2**64], f"seed is {2**64}"),
     "block size 0": (["--block-size", 0], "block_size is 0"),
@@ -435,6 +448,61 @@ def test_options_reach_the_defence(command: Command, weights: Path, tmp_path: Pa
     assert run["modes"] == ["exact", "frozen", "smooth", "identity"]
     for attack in PAPERS["heat_and_blur"]:
         assert attack.name in result.out
+
+
+RESTORERS = {
+    "feature_autoencoder": (["-o", "width=4"], {"width": 4}, ["exact", "smooth", "identity"]),
+    "two_stream_restoration": (
+        ["-o", "width=4", "-o", "map=sum", "-o", "blocks=1"],
+        {"width": 4, "map": "sum", "blocks": 1},
+        ["exact", "frozen", "smooth", "identity"],
+    ),
+}
+
+
+@pytest.mark.parametrize("defence", RESTORERS)
+def test_a_restorer_is_trained_against_the_threat_and_attacked_in_its_gradient_modes(
+    defence: str, command: Command, weights: Path, tmp_path: Path
+) -> None:
+    options, wanted, modes = RESTORERS[defence]
+    training: Arguments = ["-o", "nb_epochs=1", "-o", 'inputs=["clean", "fgsm"]', "-o", "adversarial=true"]
+    run_options: Arguments = ["--attacks", "papers", "--samples", 12, "--check-samples", 0, "--eps", 0.05]
+    result = command(
+        "evaluate",
+        "--defence",
+        defence,
+        "--weights",
+        weights,
+        *options,
+        *training,
+        *run_options,
+        "--out",
+        tmp_path / "run",
+    )
+    assert result.status == 0, result.err
+    run = json.loads((tmp_path / "run" / "report.json").read_text())["run"]
+    (described,) = run["defences"]
+    assert {name: described[name] for name in wanted} == wanted
+    assert run["modes"] == modes
+    plain, adversarial = described["trained"]
+    assert (plain["eps"], plain["epochs"], plain["inputs"]) == (0.05, 1, ["clean", "fgsm"])
+    assert adversarial["loss"]["class_weight"] == 1
+    for attack in PAPERS[defence]:
+        assert attack.name in result.out
+
+
+@pytest.mark.usefixtures("no_training")
+def test_a_fitted_restorer_comes_from_its_file(
+    command: Command, weights: Path, own_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    restorer = FeatureAutoencoder.for_classifier(own_classifier, width=4)
+    restorer.load_state_dict(restorer.state_dict())
+    restorer.save(tmp_path / "fitted")
+    run_options: Arguments = ["--attacks", "papers", "--samples", 12, "--check-samples", 0, "--out", tmp_path / "run"]
+    arguments: Arguments = ["--defence", "feature_autoencoder", "--weights", weights, "--fitted", tmp_path / "fitted"]
+    assert command("evaluate", *arguments, *run_options).status == 0
+    (described,) = json.loads((tmp_path / "run" / "report.json").read_text())["run"]["defences"]
+    assert described["width"] == 4
 
 
 @pytest.mark.usefixtures("no_training")

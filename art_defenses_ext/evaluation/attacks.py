@@ -232,28 +232,52 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
     )
 
 
-def _heat_and_blur_attacks() -> tuple[AttackSpec, ...]:
-    """FGSM and PGD made on the bare network, which does not know of the defence.
+def _pgd(**steps: Any) -> Build:
+    """ART's PGD, its arguments for a threat of eps 1: what is measured in pixel values grows with eps."""
 
-    **Convention**: the paper's own steps could not be read; ten of eps / 4, without a random start.
-    """
+    def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        options = steps | {"eps_step": steps["eps_step"] * threat.eps, "verbose": False}
+        return ProjectedGradientDescentPyTorch(classifier, threat.norm, threat.eps, **options)
 
-    def pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        options = {"max_iter": 10, "num_random_init": 0, "verbose": False}
-        return ProjectedGradientDescentPyTorch(classifier, threat.norm, threat.eps, threat.eps / 4, **options)
+    return build
 
-    attacks: dict[str, Build] = {"FGSM, gray-box": _fgsm, "PGD-10, gray-box": pgd}
+
+def _gray_box(attacks: dict[str, Build]) -> tuple[AttackSpec, ...]:
+    """A paper's attacks made on the bare network, which does not know of the defence."""
     return tuple(
         AttackSpec(
-            name, build, "the paper's, made on the bare network", source="paper", crafted_on="undefended", samples="all"
+            f"{name}, gray-box",
+            build,
+            "the paper's, made on the bare network",
+            source="paper",
+            crafted_on="undefended",
+            samples="all",
         )
         for name, build in attacks.items()
     )
 
 
+_PGD_10 = _pgd(max_iter=10, eps_step=0.25)
+"""**Convention** for Heat and Blur, whose own steps could not be read; without a random start."""
+
+_PGD_40 = _pgd(max_iter=40, eps_step=0.1, num_random_init=1)
+"""**Convention** for feature losses, whose authors' code takes ART's PGD: forty steps, the usual number on MNIST."""
+
+_TWO_STREAM_ATTACKS = {
+    "FGSM": _fgsm,
+    "FFGSM": _pgd(max_iter=1, eps_step=1.25, num_random_init=1),
+    "BIM": _pgd(max_iter=10, eps_step=0.1),
+    "PGD-40": _PGD_40,
+    "MIM": _pgd(max_iter=10, eps_step=0.1, decay=1.0),
+}
+"""The kinds are the paper's; **Convention**: their steps could not be read, and are those of each attack's authors."""
+
+
 PAPERS: dict[str, tuple[AttackSpec, ...]] = {
     "jump_relu": _jump_relu_attacks(),
-    "heat_and_blur": _heat_and_blur_attacks(),
+    "heat_and_blur": _gray_box({"FGSM": _fgsm, "PGD-10": _PGD_10}),
+    "feature_autoencoder": _gray_box({"FGSM": _fgsm, "PGD-40": _PGD_40}),
+    "two_stream_restoration": _gray_box(_TWO_STREAM_ATTACKS),
 }
 """What each method's own paper ran, by the defence's name."""
 

@@ -1,0 +1,160 @@
+"""A defended classifier from names: what the command line may put on a classifier, and with which options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.estimator.defend import defend
+from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
+from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
+from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestoration
+from art_defenses_ext.training import Settings
+from art_defenses_ext.training_inputs import mixture
+from art_defenses_ext.transformer.jump_relu import JumpReLU
+from art_defenses_ext.validation import InputError
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked of a defence.
+
+    Attributes:
+        jump: of the JumpReLU; None: tuned.
+        max_accuracy_drop: what tuning may cost.
+        options: further options of the defence's constructor and of its training, by name.
+        eps: what a defence is trained against, in pixel values, unless an option says otherwise.
+        fitted: the file of a trained defence; None: trained.
+        seed: of the training.
+    """
+
+    jump: float | None
+    max_accuracy_drop: float
+    options: dict[str, Any]
+    eps: float
+    fitted: Path | None
+    seed: int
+
+
+Defend = Callable[[PyTorchClassifier, Dataset, Wishes], PyTorchClassifier]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A defence on the command line.
+
+    Attributes:
+        title: the method and its paper.
+        put_on: makes the defended classifier.
+        options: what --option may name.
+        check: refuses what cannot be done for a data set of that name, before any work.
+        trained: whether it is trained, or read from a file.
+    """
+
+    title: str
+    put_on: Defend
+    options: tuple[str, ...] = ()
+    check: Callable[[Wishes, str], object] = lambda wishes, dataset: None
+    trained: bool = False
+
+
+GIVEN = ("apply_fit", "apply_predict", "channels", "nb_classes", "batch_size")
+"""Of a restorer's constructor, what the classifier decides, and what would mean two things."""
+
+TRAINING = ("eps", "inputs", "adversarial", "attack_mode", "nb_epochs", "batch_size", "learning_rate")
+"""What --option may name of a restorer's training."""
+
+RESTORER_TRAINING: dict[str, dict[str, Any]] = {
+    "digits": {"nb_epochs": 60, "batch_size": 32},
+    "mnist": {"nb_epochs": 2},
+    "fashion_mnist": {"nb_epochs": 2},
+}
+"""Seconds for digits, minutes for the others on a CPU."""
+
+
+def _jump_relu(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+    defence = JumpReLU(classifier, jump=0.0 if wishes.jump is None else wishes.jump)
+    if wishes.jump is None:
+        defence.fit(dataset.validation.x, dataset.validation.y, max_accuracy_drop=wishes.max_accuracy_drop)
+    return defence()
+
+
+def _heat_and_blur(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+    return defend(classifier, HeatAndBlur.for_classifier(classifier, **wishes.options))
+
+
+def _restorer(face: type[TrainedRestorer], title: str) -> Choice:
+    """A defence that is trained on the training images, or comes from a file."""
+    own = tuple(name for name in face.params if name not in GIVEN)
+
+    def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+        if wishes.fitted is not None:
+            return defend(classifier, face.load(wishes.fitted, classifier=classifier))
+        made, training = _parted(wishes, dataset.name, own)
+        restorer = face.for_classifier(classifier, **made)
+        adversarial = training.pop("adversarial")
+        restorer.fit(dataset.train.x, dataset.train.y, **training)
+        if adversarial:
+            restorer.fit(dataset.train.x, dataset.train.y, **training, adversarial=True)
+        return defend(classifier, restorer)
+
+    def check(wishes: Wishes, dataset: str) -> None:
+        if wishes.fitted is not None:
+            return
+        made, training = _parted(wishes, dataset, own)
+        if "nb_epochs" not in training:
+            raise InputError(
+                f"defence {face.defence_name} must be trained, which takes long on {dataset}; "
+                "--fitted FILE, or -o nb_epochs=NUMBER, was expected"
+            )
+        classes = {"nb_classes": 10} if "nb_classes" in face.params else {}
+        face(nn.Conv2d(1, 1, 1), channels=1, **classes, **made)
+        _check_training(face, training)
+
+    return Choice(title, put_on, own + TRAINING, check, trained=True)
+
+
+def _parted(wishes: Wishes, dataset: str, own: tuple[str, ...]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of a restorer's constructor, and those of its training."""
+    usual = {"eps": wishes.eps, "seed": wishes.seed, "adversarial": False} | RESTORER_TRAINING.get(dataset, {})
+    made = {name: value for name, value in wishes.options.items() if name in own}
+    return made, usual | {name: value for name, value in wishes.options.items() if name in TRAINING}
+
+
+def _check_training(face: type[TrainedRestorer], training: dict[str, Any]) -> None:
+    Settings(**{name: training[name] for name in ("nb_epochs", "batch_size", "learning_rate") if name in training})
+    mixture(training.get("inputs", face.usual_inputs), training["eps"])
+    mode = training.get("attack_mode", "exact")
+    if mode not in face.gradient_modes:
+        raise InputError(f"attack_mode is {mode!r}; one of {', '.join(face.gradient_modes)} was expected")
+    if not isinstance(training["adversarial"], bool):
+        raise InputError(f"adversarial is {training['adversarial']!r}; true or false was expected")
+
+
+def _bare(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+    return classifier
+
+
+DEFENCES: dict[str, Choice] = {
+    "jump_relu": Choice("JumpReLU: a jump retrofitted to every ReLU (Erichson et al. 2019)", _jump_relu),
+    "heat_and_blur": Choice(
+        "Heat and Blur: what the network found irrelevant is blurred (Brama, Grinshpoun 2020)",
+        _heat_and_blur,
+        tuple(name for name in HeatAndBlur.params if not name.startswith("apply_")),
+        lambda wishes, _: HeatAndBlur(nn.Conv2d(1, 1, 1), **wishes.options),  # any network with a convolution
+    ),
+    "feature_autoencoder": _restorer(
+        FeatureAutoencoder, "Feature autoencoder: a denoiser trained on feature losses (Sivamani 2019)"
+    ),
+    "two_stream_restoration": _restorer(
+        TwoStreamRestoration, "TRN: restores from the image and an estimate of the gradient (Hong et al. 2022)"
+    ),
+    "none": Choice("the bare classifier", _bare),
+}

@@ -1,0 +1,329 @@
+"""What the restoration examples share: fits, ablations, the papers' setting, and what survives an adaptive attacker.
+
+Run ``restoration_mnist.py``, ``restoration_fashion_mnist.py`` or ``restoration_cifar10.py``; each says what it does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext import FeatureAutoencoder, Linf, RestorationLoss, TwoStreamRestoration, defend, evaluate
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.datasets import Dataset, Split, load_dataset
+from art_defenses_ext.evaluation.attacks import PAPERS
+from art_defenses_ext.evaluation.judge import predict
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
+from art_defenses_ext.training_inputs import pgd
+from art_defenses_ext.validation import FloatArray
+
+Options = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One data set's example.
+
+    Attributes:
+        dataset: its name.
+        eps: of training and attacks, linf, in pixel values.
+        model: the classifier's name.
+        weights: its weights, below the data folder; None: trained (or --weights).
+        fit: arguments of every fit.
+        adversarial: those of the adversarial stage, in addition.
+        ablation_images: training images of an ablation's fits.
+        ablation_fit: arguments of these.
+    """
+
+    dataset: str
+    eps: float
+    model: str
+    weights: str | None
+    fit: Options
+    adversarial: Options
+    ablation_images: int
+    ablation_fit: Options
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A restorer and how it is trained.
+
+    Attributes:
+        name: of its file.
+        title: of its row.
+        face: its class.
+        options: of its constructor.
+        training: arguments of its fit that differ from the setting's.
+        after: the fit that it goes on from.
+    """
+
+    name: str
+    title: str
+    face: type[TrainedRestorer]
+    options: Options = field(default_factory=dict)
+    training: Options = field(default_factory=dict)
+    after: str | None = None
+
+
+def fits(setting: Setting) -> list[Fit]:
+    """The restorers of the tables, in the order in which they are trained."""
+    adversarial = {"adversarial": True, **setting.adversarial}
+    found = [
+        Fit("autoencoder", "feature autoencoder", FeatureAutoencoder),
+        Fit(
+            "autoencoder_adversarial",
+            "the same, adversarially trained",
+            FeatureAutoencoder,
+            {},
+            adversarial,
+            "autoencoder",
+        ),
+        Fit("two_stream", "TRN", TwoStreamRestoration),
+        Fit("image_only", "TRN trained without gradient map", TwoStreamRestoration, {"gradient_stream": "zero"}),
+        Fit(
+            "two_stream_adversarial", "TRN, adversarially trained", TwoStreamRestoration, {}, adversarial, "two_stream"
+        ),
+    ]
+    if setting.dataset != "cifar10":
+        paper = Fit(
+            "paper", "the paper's autoencoder (5,729 parameters)", FeatureAutoencoder, {"architecture": "paper"}
+        )
+        found.insert(0, paper)
+    return found
+
+
+def trained(
+    one: Fit, classifier: PyTorchClassifier, part: Split, setting: Setting, run: argparse.Namespace
+) -> TrainedRestorer:
+    """The restorer from its file, or trained and saved there; an interrupted fit goes on where it stopped."""
+    path = run.out / f"{one.name}.safetensors"
+    if path.exists():
+        return one.face.load(path, classifier=classifier)
+    if one.after is None:
+        restorer = one.face.for_classifier(classifier, **one.options)
+    else:
+        restorer = one.face.load(run.out / f"{one.after}.safetensors", classifier=classifier)
+    begun = time.perf_counter()
+    arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{one.name}.part"}
+    restorer.fit(part.x, part.y, **arguments | setting.fit | one.training)
+    minutes = (time.perf_counter() - begun) / 60
+    print(
+        f"- {one.title}: {minutes:.1f} minutes, validation loss {restorer.history[-1].validation_loss:.4f}", flush=True
+    )
+    restorer.save(path)
+    return restorer
+
+
+# Ablations
+
+
+def autoencoders() -> Iterator[tuple[str, Options, Options]]:
+    """(name, options, training) of the feature autoencoder's ablation: losses, then training inputs."""
+    losses = {
+        "pixels (l2)": RestorationLoss(pixel="l2"),
+        "pixels (l1)": RestorationLoss(),
+        "features of the classifier": RestorationLoss(pixel_weight=0.0, feature_weight=1.0),
+        "l2 + features": RestorationLoss(pixel="l2", feature_weight=1.0),
+        "l1 + features": RestorationLoss(feature_weight=1.0),
+        "l1 + 0.1 features": RestorationLoss(feature_weight=0.1),
+        "l2 + features + 0.1 class": RestorationLoss(pixel="l2", feature_weight=1.0, class_weight=0.1),
+        "l1 + 0.1 class": RestorationLoss(class_weight=0.1),
+        "class": RestorationLoss(pixel_weight=0.0, class_weight=1.0),
+    }
+    for name, loss in losses.items():
+        yield f"loss: {name}", {}, {"loss": loss}
+    single = ("clean",), ("noise",), ("fgsm",), ("pgd",)
+    several = ("clean", "noise"), ("clean", "fgsm"), ("clean", "pgd"), ("clean", "fgsm", "pgd")
+    for kinds in (*single, *several, ("clean", "noise", "fgsm", "pgd")):
+        yield f"inputs: {', '.join(kinds)}", {}, {"inputs": kinds}
+    yield "the paper's network", {"architecture": "paper"}, {}
+    for width in (8, 32):
+        yield f"width {width}", {"width": width}, {}
+
+
+def tapped(classifier: PyTorchClassifier) -> Iterator[tuple[str, Options, Options]]:
+    """The same for each single convolution of the classifier, the last of each fifth of them if there are many."""
+    names = [name for name, one in classifier.model.named_modules() if isinstance(one, torch.nn.Conv2d)]
+    for at in sorted({len(names) * fifth // 5 for fifth in range(1, 6)} - {0}):
+        loss = RestorationLoss(pixel="l2", feature_weight=1.0, taps=(names[at - 1],))
+        yield f"tap: {names[at - 1]}", {}, {"loss": loss}
+
+
+def two_streams() -> Iterator[tuple[str, Options, Options]]:
+    """The same of TRN: what the gradient map holds, then losses."""
+    yield "image only", {"gradient_stream": "zero"}, {}
+    for scale in ("image", "channel"):
+        yield f"predicted class, by {scale}", {"map": "predicted", "scale": scale}, {}
+        for weights in ("uniform", "softmax"):
+            yield f"stacked, {weights}, by {scale}", {"map": "stacked", "weights": weights, "scale": scale}, {}
+    yield "stacked, top 3, uniform, by channel", {"map": "stacked", "top_k": 3, "scale": "channel"}, {}
+    yield "sum of all, uniform", {"map": "sum"}, {}
+    yield "sum of top 3, uniform", {"map": "sum", "top_k": 3}, {}
+    yield "sum of top 3, softmax", {"map": "sum", "top_k": 3, "weights": "softmax"}, {}
+    losses = {
+        "l1": RestorationLoss(),
+        "l1 + class": RestorationLoss(class_weight=1.0),
+        "l1 + features": RestorationLoss(feature_weight=1.0),
+        "class": RestorationLoss(pixel_weight=0.0, class_weight=1.0),
+    }
+    for name, loss in losses.items():
+        yield f"loss: {name}", {}, {"loss": loss}
+
+
+def print_ablation(
+    title: str,
+    face: type[TrainedRestorer],
+    variants: list[tuple[str, Options, Options]],
+    classifier: PyTorchClassifier,
+    dataset: Dataset,
+    setting: Setting,
+    seed: int,
+) -> None:
+    """A table of short fits, measured on validation images; the mean of the papers' columns is what is chosen by."""
+    part = Split(dataset.train.x[: setting.ablation_images], dataset.train.y[: setting.ablation_images])
+    held_out = Split(dataset.validation.x[:1000], dataset.validation.y[:1000])
+    sets = gray_box(classifier, held_out, setting, ("FGSM", "PGD-40"))
+    print(
+        f"\n## {title}: fits on {len(part.x)} images, accuracy % on {len(held_out.x)} validation images, seed {seed}\n"
+    )
+    print(f"| | {' | '.join(sets)} | mean of these | PGD-20 end to end, exact |")
+    print("|---" * (len(sets) + 3) + "|", flush=True)
+    for name, options, training in [(name, *rest) for name, *rest in variants]:
+        restorer = face.for_classifier(classifier, **options)
+        arguments = {"eps": setting.eps, "seed": seed, "progress": False, "validation_split": 0.0}
+        restorer.fit(part.x, part.y, **arguments | setting.ablation_fit | training)
+        defended = defend(classifier, restorer)
+        rates = [accuracy(defended, x, held_out.y).rate for x in sets.values()]
+        some = slice(0, 300)
+        attack = MarginPGD(defended, np.inf, setting.eps, max_iter=20, gradient_mode="exact", seed=seed)
+        end_to_end = accuracy(defended, attack.generate(held_out.x[some], held_out.y[some]), held_out.y[some]).rate
+        cells = [f"{100 * rate:.1f}" for rate in (*rates, float(np.mean(rates)), end_to_end)]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+# Measurements
+
+
+def gray_box(
+    classifier: PyTorchClassifier, part: Split, setting: Setting, names: tuple[str, ...] | None = None
+) -> dict[str, FloatArray]:
+    """Clean images, and what the papers' attacks make of them on the bare classifier."""
+    one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[part.y]
+    sets = {"clean": part.x}
+    for spec in PAPERS["two_stream_restoration"]:
+        name = spec.name.split(",")[0]
+        if names is None or name in names:
+            np.random.seed(0)  # noqa: NPY002 (ART draws its random starts from there)
+            attack = spec.build(classifier, Linf(setting.eps), 0)
+            attack.set_params(batch_size=256)
+            sets[name] = attack.generate(part.x, one_hot)
+    return sets
+
+
+def accuracy(classifier: PyTorchClassifier, x: FloatArray, y: np.ndarray) -> Proportion:
+    return Proportion.of((predict(classifier, x)[0] == y).tolist())
+
+
+def print_gray_box(
+    classifier: PyTorchClassifier, restorers: dict[str, TrainedRestorer], part: Split, setting: Setting
+) -> None:
+    """The papers' setting, and TRN's second stream switched off and shuffled."""
+    sets = gray_box(classifier, part, setting)
+    print(f"\n## The papers' setting, {len(part.x)} test images, attacks made on the bare network: accuracy %\n")
+    print(f"| | {' | '.join(sets)} |")
+    print("|---" * (len(sets) + 1) + "|", flush=True)
+    print_row("undefended", classifier, sets, part.y)
+    for title, restorer in restorers.items():
+        print_row(title, defend(classifier, restorer), sets, part.y)
+        if isinstance(restorer, TwoStreamRestoration) and restorer.gradient_stream == "estimated":
+            for stream in ("zero", "shuffled"):
+                restorer.set_params(gradient_stream=stream)
+                print_row(f"{title}, its gradient map {stream}", defend(classifier, restorer), sets, part.y)
+            restorer.set_params(gradient_stream="estimated")
+
+
+def print_row(title: str, classifier: PyTorchClassifier, sets: dict[str, FloatArray], y: np.ndarray) -> None:
+    print(f"| {title} | {' | '.join(str(accuracy(classifier, x, y)) for x in sets.values())} |", flush=True)
+
+
+def print_adaptive(
+    classifier: PyTorchClassifier,
+    restorers: dict[str, TrainedRestorer],
+    part: Split,
+    setting: Setting,
+    run: argparse.Namespace,
+) -> None:
+    """The ladder ``standard`` with its checks: the worst case of each image."""
+    print(f"\n## Adaptive attackers, set standard, {len(part.x)} test images, seed {run.seed}: robust accuracy %\n")
+    print("| | clean | paper's attacks | worst case | established | broken by |")
+    print("|---" * 6 + "|", flush=True)
+    for title, restorer in restorers.items():
+        folder = run.out / f"report_{title.replace(' ', '_').replace(',', '').replace('(', '').replace(')', '')}"
+        report = evaluate(
+            defend(classifier, restorer), part.x, part.y, Linf(setting.eps), "standard",
+            seed=run.seed, curve_samples=0, check_samples=run.checks, out=folder, overwrite=True, progress=False,
+        )  # fmt: skip
+        summary = report.summary
+        broke = [f"{row.key} {row.broke}" for row in summary.rows if row.broke and row.source == "ladder"]
+        failed = [check.name for check in summary.checks if check.verdict == "failed"]
+        cells = [title, summary.clean, summary.paper, f"**{summary.worst_case}**", ", ".join(failed) or "yes"]
+        print(f"| {' | '.join(map(str, cells))} | {'; '.join(broke)} |", flush=True)
+
+
+def main(setting: Setting, description: str) -> None:
+    """The command of one example."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--data", required=True, type=Path, help="folder of the data sets, and of weights/")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder of the fits, which are loaded if there, and of reports"
+    )
+    parser.add_argument("--only", choices=("ablation", "fit", "papers", "adaptive"), action="append")
+    parser.add_argument("--fits", help="names of fits with commas; by default all")
+    parser.add_argument("--weights", type=Path, help="of the classifier")
+    parser.add_argument("--measure", type=int, default=10_000, help="test images of the papers' setting")
+    parser.add_argument("--adaptive", type=int, default=1_000, help="test images for the adaptive attackers")
+    parser.add_argument("--checks", type=int, default=100, help="images for the checks of the adaptive attacks")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int)
+    run = parser.parse_args()
+    logging.getLogger("art").setLevel(logging.ERROR)
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    run.out.mkdir(parents=True, exist_ok=True)
+    stages = run.only or ["ablation", "fit", "papers", "adaptive"]
+    dataset = load_dataset(setting.dataset, run.data)
+    weights = run.weights or (run.data / setting.weights if setting.weights else None)
+    classifier = load_classifier(dataset, setting.model, weights, device=run.device, seed=run.seed)
+    if "ablation" in stages:
+        variants = [*autoencoders(), *tapped(classifier)]
+        print_ablation("Feature autoencoder", FeatureAutoencoder, variants, classifier, dataset, setting, run.seed)
+        print_ablation("TRN", TwoStreamRestoration, list(two_streams()), classifier, dataset, setting, run.seed)
+    chosen = [one for one in fits(setting) if run.fits is None or one.name in run.fits.split(",")]
+    if stages == ["ablation"]:
+        return
+    print("\n## Fits\n", flush=True)
+    restorers = {one.title: trained(one, classifier, dataset.train, setting, run) for one in chosen}
+    test = dataset.test
+    if "papers" in stages:
+        print_gray_box(classifier, restorers, Split(test.x[: run.measure], test.y[: run.measure]), setting)
+    if "adaptive" in stages:
+        part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
+        print_adaptive(classifier, restorers, part, setting, run)
+
+
+def end_to_end(eps: float, nb_steps: int) -> list[Any]:
+    """Training inputs of the adversarial stage: half clean, half made through restorer and classifier."""
+    return ["clean", pgd(eps, nb_steps, through="defence")]

@@ -1,0 +1,27 @@
+"""Feature autoencoder and TRN on MNIST: the papers' setting at eps .2, and what survives an adaptive attacker.
+
+    python examples/restoration_mnist.py --data DIR --out OUT [--only ablation|fit|papers|adaptive] [--fits NAME,...]
+
+DIR holds MNIST as torchvision lays it out, and in weights/ the LeNet of the JumpReLU authors (or --weights FILE). OUT
+takes the fits, which a later call loads, and the reports.
+"""
+
+from __future__ import annotations
+
+from restoration import Setting, end_to_end, main
+
+EPS = 0.2
+
+SETTING = Setting(
+    dataset="mnist",
+    eps=EPS,
+    model="lenet_like",
+    weights="weights/erichson_mnist_lenet_baseline.pkl",
+    fit={"nb_epochs": 3},
+    adversarial={"nb_epochs": 4, "inputs": end_to_end(EPS, 10)},
+    ablation_images=12_800,
+    ablation_fit={"nb_epochs": 2},
+)
+
+if __name__ == "__main__":
+    main(SETTING, __doc__ or "")
