@@ -34,7 +34,11 @@ def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Write a safetensors file; whatever happens meanwhile, ``path`` holds all of the former or all of the new one."""
     part = path.with_name(path.name + ".part")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata)
+    # Clones, since the format has no way to say that two weights are one.
+    owned = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    save_file(owned, part, metadata)
     part.replace(path)
 
 
@@ -48,7 +52,9 @@ def read_tensors(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
         raise InputError(f"path is {str(path)!r}; an existing file was expected")
     try:
         with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Clones: the tensors are the file's own pages, and whoever overwrites it would change or end the process.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
     except SafetensorError as error:
         raise InputError(f"path is {str(path)!r}, which is no safetensors file ({error})") from None
 
@@ -93,7 +99,8 @@ def save_checkpoint(
     if not path.parent.is_dir():
         raise InputError(f"path is {str(path)!r}; a file in an existing folder was expected")
     try:
-        texts = {"settings": json.dumps(settings, allow_nan=False), "training": json.dumps(list(training))}
+        named = {"settings": settings, "training": list(training)}
+        texts = {name: json.dumps(held, allow_nan=False) for name, held in named.items()}
     except (TypeError, ValueError) as error:
         raise InputError(
             f"a setting of {kind} cannot be saved ({error}); numbers, texts and names were expected"
@@ -121,7 +128,8 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint
         raise InputError(f"path is {str(path)!r}, which holds a {metadata['kind']}; a {kind} was expected")
     if metadata["model"] != fingerprint(model):
         raise InputError(f"path is {str(path)!r}, whose {kind} was built for another network than the classifier's")
-    return Checkpoint(json.loads(metadata["settings"]), tensors, json.loads(metadata["training"]))
+    training = json.loads(metadata.get("training", "[]"))  # not yet in the first files of this format
+    return Checkpoint(json.loads(metadata["settings"]), tensors, training)
 
 
 def check_format(path: Path, metadata: dict[str, str], name: str, known: int) -> None:

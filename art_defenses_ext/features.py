@@ -82,8 +82,8 @@ def usual_taps(network: nn.Module) -> tuple[str, ...]:
 class VGG16Features(nn.Module):
     """torchvision's VGG16 with the weights that torchvision publishes, for images in [0, 1] of one or three channels.
 
-    **Convention**: a grey image is shown in all three channels. The linear layers are left out, so images of any size
-    from 16 pixels on fit.
+    **Convention**: a grey image is shown in all three channels. What comes after relu5_2 is left out, so images of any
+    size from 16 pixels on fit.
 
     Raises:
         InputError: if the weights cannot be downloaded.
@@ -94,9 +94,10 @@ class VGG16Features(nn.Module):
 
     def __init__(self, progress: bool = True) -> None:
         super().__init__()
-        network = vgg16()
+        with torch.random.fork_rng(devices=[]):  # it is made with random weights
+            network = vgg16()
         load_published(network, "vgg16", progress)
-        self.features = network.features.eval().requires_grad_(False)
+        self.features = network.features[:28].eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1))
         self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(3, 1, 1))
 

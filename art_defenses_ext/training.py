@@ -17,7 +17,7 @@ from torch.nn import functional
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
-from art_defenses_ext.training_state import Epoch, TrainingState, load_state, save_state
+from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
 from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels, check_positive
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
@@ -35,7 +35,8 @@ class Settings:
         learning_rate: Adam's step size at the start; it falls to 0 along half a cosine, step by step.
         weight_decay: Adam's, added to the gradient.
         clip_norm: the gradient of all parameters together is scaled down to this l2 norm; None leaves it.
-        patience: stop after so many epochs without a lower validation loss; None runs them all.
+        patience: stop after so many epochs without a lower validation loss, which takes validation images; None runs
+            them all.
         seed: of the order of the images and of all that is drawn.
         mixed_precision: let torch compute in bfloat16 where it deems that safe; None does so on CUDA only.
     """
@@ -50,6 +51,9 @@ class Settings:
     mixed_precision: bool | None = None
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, np.generic):  # which neither torch's generators nor JSON take
+                object.__setattr__(self, name, value.item())
         _check_whole("nb_epochs", self.nb_epochs, 1)
         _check_whole("batch_size", self.batch_size, 1)
         _check_whole("seed", self.seed, 0)
@@ -98,8 +102,8 @@ def train(
         The losses, epoch by epoch.
 
     Raises:
-        InputError: for a network without parameters to train, a checkpoint of another run, or a loss that is not
-            finite.
+        InputError: for a network without parameters to train, images without labels, patience without validation
+            images, a checkpoint of another run or without a folder, or a loss or weights that are not finite.
 
     *Source*: Kingma, Ba 2015 (arXiv:1412.6980) for Adam; Loshchilov, Hutter 2017 (arXiv:1608.03983), section 3, for the
     cosine, here without restarts.
@@ -110,12 +114,19 @@ def train(
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError(f"model is a {type(network).__name__} without a parameter to train; at least one was expected")
+    _check_pairs("images", images, labels)
+    if validation is not None:
+        _check_pairs("validation", *validation)
+    elif settings.patience is not None:
+        raise InputError(f"patience is {settings.patience} without validation images; some, or None, were expected")
+    if checkpoint is not None and not checkpoint.parent.is_dir():
+        raise InputError(f"checkpoint is {str(checkpoint)!r}; a file in an existing folder was expected")
     device = trained[0].device
     nb_batches = math.ceil(len(images) / settings.batch_size)
     optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=settings.nb_epochs * nb_batches)
     state = TrainingState(network, optimiser, schedule, order=torch.Generator().manual_seed(settings.seed))
-    who = {} if checkpoint is None else _identity(images, labels, settings, identity)
+    who = {} if checkpoint is None else _identity(network, (images, labels), validation, settings, identity)
     precision = _precision(settings, device)
     noise = torch.Generator(device)
     try:
@@ -138,7 +149,7 @@ def train(
                     sums.add(terms, len(batch))
                     bar.advance(task)
                 found = Epoch(sums.means(), _validate(network, objective, settings, validation, precision, device))
-                _check_finite(found, settings, epoch)
+                _check_finite(found, trained, settings, epoch)
                 state.finish(found)
                 if checkpoint is not None:
                     save_state(checkpoint, state, who)
@@ -231,9 +242,34 @@ def accuracy(
     return correct / len(images)
 
 
-def _identity(images: Tensor, labels: Tensor, settings: Settings, identity: dict[str, Any] | None) -> dict[str, Any]:
+def _check_pairs(argument: str, images: Tensor, labels: Tensor) -> None:
+    if len(images) == 0 or len(images) != len(labels):
+        raise InputError(
+            f"{argument} holds {len(images)} images and {len(labels)} labels; as many of both, one at least, were "
+            "expected"
+        )
+
+
+def _identity(
+    network: nn.Module,
+    data: tuple[Tensor, Tensor],
+    validation: tuple[Tensor, Tensor] | None,
+    settings: Settings,
+    identity: dict[str, Any] | None,
+) -> dict[str, Any]:
     """What must be the same for a run to go on where another one stopped."""
-    return {"data": fingerprint({"images": images, "labels": labels}), **vars(settings), **(identity or {})}
+    held = {name: torch.tensor([one.requires_grad, *one.shape]) for name, one in network.named_parameters()}
+    own = {
+        "data": _fingerprint(data),
+        "validation": None if validation is None else _fingerprint(validation),
+        "network": fingerprint(held),
+    }
+    return as_plain(own | vars(settings) | (identity or {}))
+
+
+def _fingerprint(data: tuple[Tensor, Tensor]) -> str:
+    images, labels = data
+    return fingerprint({"images": images, "labels": labels})
 
 
 def _ran_out(history: list[Epoch], patience: int | None) -> bool:
@@ -288,7 +324,7 @@ def _validate(
     return sums.means()
 
 
-def _check_finite(found: Epoch, settings: Settings, epoch: int) -> None:
+def _check_finite(found: Epoch, trained: list[nn.Parameter], settings: Settings, epoch: int) -> None:
     for part, terms in (("training", found.training), ("validation", found.validation)):
         for name, value in terms.items():
             if not math.isfinite(value):
@@ -296,6 +332,11 @@ def _check_finite(found: Epoch, settings: Settings, epoch: int) -> None:
                     f"learning_rate is {settings.learning_rate}, and the {part} loss {name!r} became {value} in epoch "
                     f"{epoch + 1}; a step size that keeps it finite was expected"
                 )
+    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+        raise InputError(
+            f"learning_rate is {settings.learning_rate}, and a weight became NaN or infinite in epoch {epoch + 1}, "
+            "though the loss did not; a loss with a finite gradient was expected"
+        )
 
 
 def _note(found: Epoch) -> str:
@@ -346,7 +387,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _check_whole(argument: str, value: int, least: int) -> None:
-    if not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
         raise InputError(f"{argument} is {value!r}; a whole number from {least} was expected")
 
 

@@ -118,10 +118,16 @@ class SignedGradient:
 def _gradient(network: Logits, x: Tensor, y: Tensor) -> Tensor:
     """Of each image's own cross-entropy."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        loss = functional.cross_entropy(network(x), y, reduction="sum")
+        x = x.detach().requires_grad_()  # cloned below: a network may work in place
+        loss = functional.cross_entropy(network(x.clone()), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
     return gradient
+
+
+def _share(eps: float, nb_steps: int) -> float:
+    check_positive("eps", eps)
+    check_count("nb_steps", nb_steps)
+    return eps / nb_steps
 
 
 def fgsm(eps: float) -> SignedGradient:
@@ -139,18 +145,18 @@ def bim(eps: float, nb_steps: int = 10) -> SignedGradient:
 
     **Departure**: the source steps by one grey level, as often as eps asks for.
     """
-    return SignedGradient(eps, eps / nb_steps, nb_steps)
+    return SignedGradient(eps, _share(eps, nb_steps), nb_steps)
 
 
 def mim(eps: float, nb_steps: int = 10) -> SignedGradient:
     """Steps of eps / nb_steps along a momentum of decay 1. Source: Dong et al. 2018 (arXiv:1710.06081), section 3.1."""
-    return SignedGradient(eps, eps / nb_steps, nb_steps, decay=1.0)
+    return SignedGradient(eps, _share(eps, nb_steps), nb_steps, decay=1.0)
 
 
 def pgd(eps: float, nb_steps: int = 10, through: Literal["classifier", "defence"] = "classifier") -> SignedGradient:
     """Steps of 2.5 eps / nb_steps from a random start. Source: Madry et al. 2018 (arXiv:1706.06083), section 2.1; the
     step is that of their code's successors."""
-    return SignedGradient(eps, 2.5 * eps / nb_steps, nb_steps, random_start=True, through=through)
+    return SignedGradient(eps, 2.5 * _share(eps, nb_steps), nb_steps, random_start=True, through=through)
 
 
 INPUTS: dict[str, Callable[[float], TrainingInput]] = {

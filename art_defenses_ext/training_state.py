@@ -87,7 +87,8 @@ def save_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
         "schedule": state.schedule.state_dict(),
         "rates": [group["lr"] for group in state.optimiser.param_groups],
     }
-    metadata = {"format": f"{FORMAT} {VERSION}", "identity": _written(identity), "numbers": json.dumps(numbers)}
+    identity = as_plain(identity)
+    metadata = {"format": f"{FORMAT} {VERSION}", "identity": json.dumps(identity), "numbers": json.dumps(numbers)}
     write_tensors(path, tensors, metadata)
 
 
@@ -99,7 +100,7 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
     """
     metadata, tensors = read_tensors(path)
     check_format(path, metadata, FORMAT, VERSION)
-    _check_identity(path, json.loads(metadata["identity"]), json.loads(_written(identity)))
+    _check_identity(path, json.loads(metadata["identity"]), as_plain(identity))
     numbers = json.loads(metadata["numbers"])
     state.network.load_state_dict(_part(tensors, "network."))
     state.best = _part(tensors, "best.")
@@ -114,16 +115,28 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
         group["lr"] = rate
     state.order.set_state(tensors["order"])
     torch.set_rng_state(tensors["random"])
-    if "random_cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random_cuda"], next(state.network.parameters()).device)
+    device = next(state.network.parameters()).device
+    if device.type == "cuda" and "random_cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random_cuda"], device)
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _written(identity: dict[str, Any]) -> str:
-    return json.dumps(identity, sort_keys=True)
+def as_plain(identity: dict[str, Any]) -> dict[str, Any]:
+    """``identity`` as it comes back from a file.
+
+    Raises:
+        InputError: for what JSON cannot hold.
+    """
+    try:
+        plain: dict[str, Any] = json.loads(json.dumps(identity))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"checkpoint cannot hold a setting ({error}); numbers, texts and names were expected"
+        ) from None
+    return plain
 
 
 def _check_identity(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:

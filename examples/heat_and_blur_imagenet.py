@@ -1,7 +1,7 @@
 """Heat and Blur on natural images and on MNIST: which of its readings works, and what survives an adaptive attacker.
 
     python examples/heat_and_blur_imagenet.py --data DIR [--dataset image_folder] [--choose 100] [--measure 100]
-        [--adaptive 50] [--model squeezenet1_1 --weights FILE] [--device cuda] [--out DIR]
+        [--adaptive 50] [--defaults] [--model squeezenet1_1 --weights FILE] [--device cuda] [--out DIR]
 
 DIR holds the images: nips2017/ with labels.csv, or MNIST as torchvision lays it out. By default the network is
 SqueezeNet 1.1 (``--model vgg19`` for the paper's), with the weights that torchvision publishes, or with --weights.
@@ -12,7 +12,7 @@ SqueezeNet 1.1 (``--model vgg19`` for the paper's), with the weights that torchv
 2. The choice and its controls on the test half, in the same setting and under FGSM, with NDCG, and the overlap of
    heatmaps.
 3. The choice under adaptive attackers on the test half: the worst case of each image, and PGD (20 steps) on every
-   image in each gradient mode.
+   image in each gradient mode. With --defaults this part alone, on the method's defaults.
 
 Takes about two hours on one core.
 """
@@ -304,6 +304,7 @@ def main() -> None:
     parser.add_argument("--choose", type=int, default=100, help="images of the ablation")
     parser.add_argument("--measure", type=int, default=100, help="images of the paper's setting")
     parser.add_argument("--adaptive", type=int, default=50, help="images for the adaptive attackers")
+    parser.add_argument("--defaults", action="store_true", help="only the adaptive attackers, on the method's defaults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for pictures and for the reports of the adaptive runs")
@@ -313,13 +314,17 @@ def main() -> None:
     setting = SETTINGS[options.dataset]
     dataset = load_dataset(options.dataset, options.data)
     classifier = load_classifier(dataset, options.model, options.weights, device=options.device, seed=options.seed)
+    adaptive = first(dataset.test, options.adaptive)
+    if options.defaults:
+        print_adaptive(classifier, adaptive, [("the defaults", {})], setting, options.seed, options.out)
+        return
     chosen, rows = print_ablation(classifier, first(dataset.validation, options.choose), setting, options.seed)
     sets = print_gray_box(classifier, first(dataset.test, options.measure), rows, setting, options.seed)
     print_overlap(classifier, sets, chosen)
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         draw(classifier, sets, chosen, options.out / "heat.png")
-    print_adaptive(classifier, first(dataset.test, options.adaptive), rows, setting, options.seed, options.out)
+    print_adaptive(classifier, adaptive, rows, setting, options.seed, options.out)
 
 
 if __name__ == "__main__":

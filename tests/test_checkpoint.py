@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import struct
 from copy import deepcopy
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
 from art_defenses_ext import HeatAndBlur
 from art_defenses_ext.attribution.relevance import epsilon_plus
-from art_defenses_ext.checkpoint import fingerprint, load_checkpoint, save_checkpoint
+from art_defenses_ext.checkpoint import (
+    FORMAT,
+    VERSION,
+    Checkpoint,
+    check_format,
+    fingerprint,
+    load_checkpoint,
+    read_tensors,
+    save_checkpoint,
+    write_tensors,
+)
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.validation import InputError
 
@@ -29,12 +46,91 @@ def test_settings_and_tensors_come_back_bit_for_bit(network: nn.Module, tmp_path
     own = nn.Linear(3, 4).to(torch.float64)
     settings = {"name": "é", "numbers": [1, 2.5, None, True]}
     save_checkpoint(tmp_path / "one.safetensors", "kind", settings, own, network)
-    found, tensors = load_checkpoint(tmp_path / "one.safetensors", "kind", network)
-    assert found == settings
-    assert tensors.keys() == own.state_dict().keys()
+    found = load_checkpoint(tmp_path / "one.safetensors", "kind", network)
+    assert found.settings == settings
+    assert found.training == []
+    assert found.tensors.keys() == own.state_dict().keys()
     for name, tensor in own.state_dict().items():
-        assert tensors[name].dtype == tensor.dtype
-        assert torch.equal(tensors[name], tensor)
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name], tensor)
+
+
+def test_the_settings_of_each_fit_come_back_in_order(network: nn.Module, tmp_path: Path) -> None:
+    training = [{"eps": 0.1, "inputs": ["clean", "pgd"], "patience": None}, {"eps": 0.2, "loss": {"taps": ["é"]}}]
+    save_checkpoint(tmp_path / "one", "kind", {}, nn.Identity(), network, training)
+    assert load_checkpoint(tmp_path / "one", "kind", network).training == training
+
+
+def test_a_file_from_before_training_was_noted_holds_none(network: nn.Module, tmp_path: Path) -> None:
+    metadata = {"format": f"{FORMAT} 1", "kind": "kind", "model": fingerprint(network), "settings": "{}"}
+    write_tensors(tmp_path / "one", {}, metadata)
+    assert load_checkpoint(tmp_path / "one", "kind", network) == Checkpoint({}, {}, [])
+
+
+def test_weights_that_are_one_and_views_of_others_can_be_written(tmp_path: Path) -> None:
+    weight = torch.arange(12.0).reshape(3, 4)
+    tensors = {"one": weight, "same": weight, "turned": weight.T, "row": weight[1], "wide": weight[:1].expand(5, 4)}
+    tensors |= {"number": torch.tensor(2), "none": torch.zeros(0, 3), "half": weight.bfloat16(), "flag": weight > 5}
+    write_tensors(tmp_path / "one", tensors, {"a": "é"})
+    metadata, found = read_tensors(tmp_path / "one")
+    assert metadata == {"a": "é"}
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+def test_what_was_read_does_not_change_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "one"
+    write_tensors(path, {"a": torch.ones(5000)}, {})
+    tensors = read_tensors(path)[1]
+    content = path.read_bytes()
+    path.write_bytes(content[:-20000] + bytes(20000))
+    assert torch.equal(tensors["a"], torch.ones(5000))
+    assert torch.equal(read_tensors(path)[1]["a"], torch.zeros(5000))
+
+
+def test_a_file_is_a_header_of_json_and_bare_numbers(network: nn.Module, tmp_path: Path) -> None:
+    """Read without any library: nothing in it is a program."""
+    own = nn.Linear(3, 4)
+    save_checkpoint(tmp_path / "one", "kind", {"a": 1}, own, network, [{"b": 2}])
+    content = (tmp_path / "one").read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, numbers = json.loads(content[8 : 8 + length]), content[8 + length :]
+    metadata = header.pop("__metadata__")
+    assert json.loads(metadata["settings"]) == {"a": 1}
+    assert json.loads(metadata["training"]) == [{"b": 2}]
+    assert header.keys() == {"weight", "bias"}
+    for name, tensor in own.state_dict().items():
+        start, stop = header[name]["data_offsets"]
+        assert np.array_equal(np.frombuffer(numbers[start:stop], np.float32), tensor.numpy().ravel())
+    assert len(numbers) == 4 * 16
+
+
+@pytest.mark.parametrize("fails", ["in the middle of writing", "before the exchange"])
+def test_writing_that_fails_leaves_the_former_file(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one"
+    write_tensors(path, {"a": torch.zeros(3)}, {})
+    before = path.read_bytes()
+
+    def half(tensors: Any, file: Path, metadata: Any) -> None:
+        file.write_bytes(before[: len(before) // 2])
+        raise OSError("no space left")
+
+    def refuse(*_: Any) -> None:
+        raise OSError("no permission")
+
+    if fails == "in the middle of writing":
+        monkeypatch.setattr("art_defenses_ext.checkpoint.save_file", half)
+    else:
+        monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="no "):
+        write_tensors(path, {"a": torch.ones(3)}, {})
+    monkeypatch.undo()
+    assert path.read_bytes() == before
+    write_tensors(path, {"a": torch.ones(3)}, {})  # what was left lying around is in nobody's way
+    assert torch.equal(read_tensors(path)[1]["a"], torch.ones(3))
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("change", ["a weight", "a statistic", "the dtype", "a name"])
@@ -84,11 +180,97 @@ def test_what_cannot_be_used_is_refused_in_words(
     with pytest.raises(InputError, match="no safetensors file"):
         load_checkpoint(tmp_path / "text", "kind", network)
     save_file({"weight": torch.zeros(2)}, tmp_path / "plain")
-    with pytest.raises(InputError, match="holds no defence of this version"):
+    with pytest.raises(InputError, match="holds no 'art-defenses-ext defence'; a file that this package wrote"):
         load_checkpoint(tmp_path / "plain", "kind", network)
+    with pytest.raises(InputError, match="existing file was expected"):
+        load_checkpoint(tmp_path, "kind", network)
+    for setting in (object(), float("nan")):
+        for given_settings, training in (({"a": setting}, []), ({}, [{"a": setting}])):
+            with pytest.raises(InputError, match="a setting of kind cannot be saved"):
+                save_checkpoint(tmp_path / "odd", "kind", given_settings, nn.Identity(), network, training)
+    assert not (tmp_path / "odd").exists()
     with pytest.raises(InputError, match="existing folder"):
         save_checkpoint(tmp_path / "no" / "folder", "kind", {}, nn.Identity(), network)
     face = HeatAndBlur.for_classifier(own_classifier, rules=epsilon_plus())
     with pytest.raises(InputError, match="cannot be saved"):
         face.save(tmp_path / "composite")
     assert not (tmp_path / "composite").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        ("name 3", None),
+        ("name 1", None),
+        ("name 4", "of format 4; this version of art-defenses-ext reads formats up to 3"),
+        ("name 12", "of format 12; this version of art-defenses-ext reads formats up to 3"),
+        ("other 1", "which holds no 'name'; a file that this package wrote was expected"),
+        ("name", "which holds no 'name'"),
+        ("name -1", "which holds no 'name'"),
+        ("name one", "which holds no 'name'"),
+        (None, "which holds no 'name'"),
+    ],
+)
+def test_a_format_is_known_by_its_name_and_up_to_a_version(written: str | None, said: str | None) -> None:
+    metadata = {} if written is None else {"format": written}
+    if said is None:
+        check_format(Path("file"), metadata, "name", 3)
+        return
+    with pytest.raises(InputError) as caught:
+        check_format(Path("file"), metadata, "name", 3)
+    assert str(caught.value).startswith(f"path is 'file', {said}")
+
+
+def test_a_file_of_a_later_version_of_the_package_is_refused(network: nn.Module, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "one", "kind", {}, nn.Identity(), network)
+    metadata, tensors = read_tensors(tmp_path / "one")
+    write_tensors(tmp_path / "one", tensors, metadata | {"format": f"{FORMAT} {VERSION + 1}", "settings": "unheard of"})
+    with pytest.raises(InputError, match=rf"of format {VERSION + 1}; this version .* up to {VERSION}$"):
+        load_checkpoint(tmp_path / "one", "kind", network)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "one"
+    write_tensors(path, nn.Linear(3, 4).state_dict(), {"a": "b"})
+    return path.read_bytes()
+
+
+@settings(max_examples=60)
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_file_that_is_cut_anywhere_is_refused(share: float, whole: bytes) -> None:
+    with NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(InputError, match="which is no safetensors file"):
+            read_tensors(Path(file.name))
+
+
+@settings(max_examples=60)
+@given(content=st.binary(max_size=200))
+def test_any_other_bytes_are_refused(content: bytes) -> None:
+    with NamedTemporaryFile() as file:
+        Path(file.name).write_bytes(content)
+        with pytest.raises(InputError, match="which is no safetensors file"):
+            read_tensors(Path(file.name))
+
+
+class Program:
+    """What a pickle runs as it is read."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.trace,)
+
+
+def test_a_pickle_is_refused_and_does_not_run(network: nn.Module, tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    (tmp_path / "plain").write_bytes(pickle.dumps(Program(trace)))
+    torch.save({"weight": torch.zeros(2), "program": Program(trace)}, tmp_path / "torch")
+    for name in ("plain", "torch"):
+        with pytest.raises(InputError, match="which is no safetensors file"):
+            load_checkpoint(tmp_path / name, "kind", network)
+    assert not trace.exists()
+    pickle.loads((tmp_path / "plain").read_bytes())
+    assert trace.exists()

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_defenses_ext.datasets import Dataset, load_dataset
 from art_defenses_ext.models import MODELS, build_model
-from art_defenses_ext.training import accuracy, train_classifier
+from art_defenses_ext.training import Objective, Settings, accuracy, train, train_classifier
 from art_defenses_ext.validation import FloatArray, InputError, IntArray
 
 SPEC = MODELS["digits_cnn"]
@@ -184,6 +191,280 @@ def test_accuracy_leaves_the_modes_of_the_modules_alone(few: tuple[FloatArray, I
     assert [module.training for module in model.modules()] == [True, True, True, False, True]
 
 
+# Any objective
+
+
+class Scalar(nn.Module):
+    """One weight, so that what happens to it can be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=torch.float64))
+
+
+def some_images(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 8, 8, generator=generator), torch.randint(0, 10, (count,), generator=generator)
+
+
+def run(
+    network: nn.Module, objective: Objective, *, count: int = 30, validation: int = 0, **options: Any
+) -> list[tuple[dict[str, float], dict[str, float]]]:
+    """Train on some images; the losses."""
+    names = ("checkpoint", "identity")
+    given = {name: options.pop(name) for name in names if name in options}
+    held_out = some_images(validation, seed=1) if validation else None
+    history = train(
+        network,
+        *some_images(count),
+        objective,
+        Settings(**({"nb_epochs": 2, "batch_size": 10} | options)),
+        validation=held_out,
+        progress=False,
+        **given,
+    )
+    return [(epoch.training, epoch.validation) for epoch in history]
+
+
+def entropy(network: nn.Module) -> Objective:
+    return lambda x, y, _: {"class": F.cross_entropy(network(x), y)}
+
+
+@contextmanager
+def every_step(look: Callable[[torch.optim.Optimizer], None]) -> Iterator[None]:
+    """Have a look at the gradients just before each step."""
+    hook = register_optimizer_step_pre_hook(lambda optimiser, *_: look(optimiser))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def adam(
+    weight: FloatArray, gradients: Callable[[FloatArray, int], FloatArray], steps: int, settings: Settings
+) -> FloatArray:
+    """Adam with its usual constants, step by step as in the paper, and the learning rate along half a cosine."""
+    first, second = np.zeros_like(weight), np.zeros_like(weight)
+    for t in range(steps):
+        gradient = gradients(weight, t)
+        if settings.clip_norm is not None:
+            gradient = gradient * min(1, settings.clip_norm / (np.linalg.norm(gradient) + 1e-6))
+        gradient = gradient + settings.weight_decay * weight
+        first, second = 0.9 * first + 0.1 * gradient, 0.999 * second + 0.001 * gradient**2
+        rate = settings.learning_rate * (1 + math.cos(math.pi * t / steps)) / 2
+        step = (first / (1 - 0.9 ** (t + 1))) / (np.sqrt(second / (1 - 0.999 ** (t + 1))) + 1e-8)
+        weight = weight - rate * step
+    return weight
+
+
+@pytest.mark.parametrize("options", [{}, {"weight_decay": 0.1}, {"clip_norm": 0.05}], ids=str)
+def test_the_weights_are_those_of_adam_written_out(options: dict[str, Any]) -> None:
+    """The sum of two terms, whose gradient is known: (w x - y) x and w, averaged over the batch."""
+    network, targets = nn.Linear(5, 1, bias=False).double(), torch.randn(20, dtype=torch.float64)
+    images = torch.randn(20, 5, dtype=torch.float64)
+    batches: list[tuple[FloatArray, FloatArray]] = []
+
+    def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        batches.append((x.numpy(), y.numpy()))
+        return {"fit": (network(x)[:, 0] - y).square().mean() / 2, "size": network.weight.square().sum() / 2}
+
+    def gradients(weight: FloatArray, t: int) -> FloatArray:
+        x, y = batches[t]
+        return (x @ weight - y) @ x / len(x) + weight
+
+    start = network.weight.detach().numpy()[0].copy()
+    chosen = Settings(nb_epochs=3, batch_size=6, learning_rate=0.1, **options)
+    train(network, images, targets, objective, chosen, progress=False)
+    assert len(batches) == 12
+    np.testing.assert_allclose(network.weight.detach().numpy()[0], adam(start, gradients, 12, chosen), rtol=1e-9)
+
+
+@settings(max_examples=30)
+@given(count=st.integers(1, 40), batch_size=st.integers(1, 45))
+def test_an_epoch_is_as_few_even_batches_as_hold_each_image_once(count: int, batch_size: int) -> None:
+    network, batches = Scalar(), []
+
+    def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        assert torch.equal(x.flatten(), y.double())
+        batches.append(y.tolist())
+        return {"loss": network.weight * x.mean()}
+
+    labels = torch.arange(count)
+    chosen = Settings(nb_epochs=1, batch_size=batch_size)
+    train(network, labels.double().reshape(count, 1, 1, 1), labels, objective, chosen, progress=False)
+    sizes = [len(batch) for batch in batches]
+    assert sorted(label for batch in batches for label in batch) == list(range(count))
+    assert len(sizes) == math.ceil(count / batch_size)
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_only_weights_that_ask_for_it_change_and_no_gradient_stays_anywhere() -> None:
+    network, other = Dropped(), Recorder().eval()
+    network.layers[2].bias.requires_grad_(False)
+    before, others = {name: tensor.clone() for name, tensor in network.state_dict().items()}, weights(other)
+
+    def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        shown = x + network(x).mean()
+        return {"class": F.cross_entropy(other(shown), y), "size": network.layers[2].weight.square().sum()}
+
+    run(network, objective, validation=8, clip_norm=1.0)
+    changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {"layers.2.weight"}
+    assert torch.equal(weights(other), others)
+    assert all(parameter.requires_grad for parameter in other.parameters())
+    assert all(parameter.grad is None for part in (network, other) for parameter in part.parameters())
+
+
+def test_a_weight_that_the_loss_does_not_depend_on_stays() -> None:
+    network = nn.ModuleList([nn.Linear(64, 10), nn.Linear(64, 10)])
+    before = weights(network[1])
+    run(network, lambda x, y, _: {"class": F.cross_entropy(network[0](x.flatten(1)), y)}, clip_norm=1.0)
+    assert torch.equal(weights(network[1]), before)
+
+
+def test_the_seed_decides_the_noise_which_is_another_one_each_epoch() -> None:
+    def draws(seed: int) -> list[Tensor]:
+        network, found = Scalar(), []
+
+        def objective(x: Tensor, y: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+            found.append(torch.rand(4, generator=noise))
+            return {"loss": network.weight.square()}
+
+        run(network, objective, seed=seed)
+        torch.rand(3)
+        return found
+
+    one, again, other = draws(1), draws(1), draws(5)
+    assert torch.equal(torch.stack(one), torch.stack(again))
+    assert len({tuple(drawn.tolist()) for drawn in one + other}) == 12
+
+
+def test_validation_and_a_checkpoint_leave_the_random_numbers_of_the_caller_alone(tmp_path: Path) -> None:
+    network = Dropped()
+    before = torch.get_rng_state()
+    for _ in range(2):  # writing the file, and going on from it
+        run(network, entropy(network), validation=8, checkpoint=tmp_path / "run")
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_each_validation_sees_the_held_out_images_in_order_in_evaluation_mode_with_the_same_noise() -> None:
+    network, seen = Recorder(), []
+
+    def objective(x: Tensor, y: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        drawn = torch.rand(3, generator=noise)
+        if not network.training:
+            assert not torch.is_grad_enabled()
+            seen.append((x, drawn))
+        return entropy(network)(x, y, noise)
+
+    run(network, objective, validation=25, nb_epochs=3)
+    assert [len(x) for x, _ in seen] == [9, 8, 8] * 3
+    for epoch in (seen[:3], seen[3:6], seen[6:]):
+        assert torch.equal(torch.cat([x for x, _ in epoch]), some_images(25, seed=1)[0])
+        assert torch.equal(torch.stack([drawn for _, drawn in epoch]), torch.stack([drawn for _, drawn in seen[:3]]))
+
+
+def test_the_reported_losses_are_means_over_the_images_term_by_term() -> None:
+    """Batches of 4 and 3 images, whose means must not weigh the same."""
+    network = Scalar()
+
+    def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        return {"images": x.mean() + 0 * network.weight, "labels": y.double().mean()}
+
+    found = run(network, objective, count=7, validation=11, batch_size=4, nb_epochs=1)
+    for terms, (images, labels) in zip(found[0], (some_images(7), some_images(11, seed=1)), strict=True):
+        assert terms == {
+            "images": pytest.approx(images.mean().item(), rel=1e-6),
+            "labels": pytest.approx(labels.double().mean().item(), rel=1e-6),
+        }
+
+
+def losing(network: Scalar, losses: list[float], weights_then: list[float]) -> Objective:
+    """An objective with these validation losses, epoch by epoch, which notes the weight at each of them."""
+
+    def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        if network.training:
+            return {"loss": -network.weight}
+        weights_then.append(network.weight.item())
+        return {"loss": torch.tensor(losses[len(weights_then) - 1])}
+
+    return objective
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"), [([3.0, 1, 2, 4], 1), ([3.0, 2, 1, 0], 3), ([0.0, 1, 2, 3], 0), ([2.0, 1, 1, 1], 1)]
+)
+def test_the_weights_of_the_epoch_with_the_least_validation_loss_are_kept(losses: list[float], best: int) -> None:
+    network, then = Scalar(), []
+    found = run(network, losing(network, losses, then), validation=5, nb_epochs=4)
+    assert [validation["loss"] for _, validation in found] == losses
+    assert sorted(set(then)) == then  # each epoch has another weight
+    assert network.weight.item() == then[best]
+
+
+def test_without_validation_the_last_weights_are_kept() -> None:
+    network = Scalar()
+    assert [validation for _, validation in run(network, lambda *_: {"loss": -network.weight})] == [{}, {}]
+    assert network.weight.item() == pytest.approx(sum(1e-3 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)))
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 4), (3, 7), (None, 7)])
+def test_patience_ends_with_so_many_epochs_that_are_no_better(patience: int | None, epochs: int) -> None:
+    network, then = Scalar(), []
+    losses = [5.0, 4, 4, 4.5, 3, 2, 3]
+    found = run(network, losing(network, losses, then), validation=5, nb_epochs=7, patience=patience)
+    assert len(found) == epochs
+    assert network.weight.item() == then[losses.index(min(losses[:epochs]))]
+
+
+def test_no_step_follows_a_gradient_longer_than_the_clip_norm() -> None:
+    def norms(**options: Any) -> list[float]:
+        network, found = Dropped(), []
+
+        def look(optimiser: torch.optim.Optimizer) -> None:
+            held = [one.grad for group in optimiser.param_groups for one in group["params"]]
+            found.append(torch.stack([one.norm() for one in held]).norm().item())
+
+        with every_step(look):
+            run(network, lambda x, y, noise: {"loss": 10 * entropy(network)(x, y, noise)["class"]}, **options)
+        return found
+
+    free, clipped = norms(), norms(clip_norm=0.5)
+    assert len(free) == len(clipped) == 6
+    assert min(free) > 0.5
+    assert clipped == [pytest.approx(0.5, rel=1e-4)] * 6
+    assert norms(clip_norm=1e6) == free
+
+
+@pytest.mark.parametrize(("wanted", "dtype"), [(True, torch.bfloat16), (False, torch.float32), (None, torch.float32)])
+def test_a_cpu_computes_in_bfloat16_only_if_asked(wanted: bool | None, dtype: torch.dtype) -> None:
+    network, dtypes = Dropped(), set()
+
+    def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+        logits = network(x)
+        dtypes.add(logits.dtype)
+        return {"class": F.cross_entropy(logits, y)}
+
+    run(network, objective, validation=8, mixed_precision=wanted)
+    assert dtypes == {dtype}
+    assert {parameter.dtype for parameter in network.parameters()} == {torch.float32}
+
+
+def test_numbers_of_numpy_do_as_settings(tmp_path: Path) -> None:
+    found = []
+    for kind, whole, number in (
+        ("plain", int, float),
+        ("numpy", np.int64, np.float64),
+        ("small", np.uint8, np.float32),
+    ):
+        network = Dropped()
+        chosen = {"nb_epochs": whole(2), "batch_size": whole(10), "seed": whole(3), "learning_rate": number(0.125)}
+        run(network, entropy(network), checkpoint=tmp_path / kind, **chosen)
+        found.append(weights(network))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 # Errors
 
 
@@ -234,9 +515,10 @@ def test_what_cannot_be_used_is_refused_before_any_work(changes: dict[str, Any],
         ({"nb_epochs": 0}, "nb_epochs is 0; a whole number from 1 was expected"),
         ({"nb_epochs": 1.5}, "nb_epochs is 1.5; a whole number from 1 was expected"),
         ({"seed": -1}, "seed is -1; a whole number from 0 was expected"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number above 0 was expected"),
-        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; a finite number above 0 was expected"),
-        ({"learning_rate": math.inf}, "learning_rate is inf; a finite number above 0 was expected"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 was expected"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; a finite number > 0 was expected"),
+        ({"nb_epochs": True}, "nb_epochs is True; a whole number from 1 was expected"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; a finite number > 0 was expected"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -252,3 +534,69 @@ def test_a_network_with_nothing_to_train_is_refused() -> None:
         InputError, match=r"^model is a Dropped without a parameter to train; at least one was expected$"
     ):
         train_classifier(model, image(), np.arange(4), nb_epochs=1, **NORMALISATION)
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (
+            lambda w, training: {"a": w, "b": w.detach() + math.nan},
+            "the training loss 'b' became nan in epoch 1; a step",
+        ),
+        (lambda w, training: {"a": w / (0 if training else 1)}, "the training loss 'a' became "),
+        (lambda w, training: {"a": w * (1 if training else math.nan)}, "the validation loss 'a' became nan in epoch 1"),
+    ],
+)
+def test_a_loss_that_is_not_finite_is_refused(loss: Callable[..., dict[str, Tensor]], message: str) -> None:
+    network = Scalar()
+    with pytest.raises(InputError) as caught:
+        run(network, lambda *_: loss(network.weight, network.training), validation=5)
+    assert str(caught.value).startswith("learning_rate is 0.001, and ")
+    assert message in str(caught.value)
+    assert not network.training
+    assert network.weight.grad is None
+
+
+def test_weights_that_the_last_step_made_nan_are_refused_though_every_loss_was_finite() -> None:
+    network = Scalar()
+    with pytest.raises(InputError, match="and a weight became NaN or infinite in epoch 1, though the loss did not"):
+        run(network, lambda *_: {"root": (0 * network.weight).sqrt()}, count=10, nb_epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patience": 2}, "patience is 2 without validation images; some, or None, were expected"),
+        ({"patience": 0}, "patience is 0; a whole number from 1 was expected"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; a finite number > 0 was expected"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0; a finite number > 0 was expected"),
+        ({"mixed_precision": "yes"}, "mixed_precision is 'yes'; True, False or None was expected"),
+        ({"count": 0}, "images holds 0 images and 0 labels; as many of both, one at least, were expected"),
+        (
+            {"checkpoint": Path("no", "folder", "run")},
+            "checkpoint is 'no/folder/run'; a file in an existing folder was",
+        ),
+        (
+            {"checkpoint": Path("run"), "identity": {"a": object}},
+            "checkpoint cannot hold a setting (Object of type type is not JSON",
+        ),
+    ],
+)
+def test_a_run_that_makes_no_sense_is_refused_before_any_step(
+    changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = Dropped()
+    before = weights(network)
+    with pytest.raises(InputError) as caught:
+        run(network, entropy(network), **changes)
+    assert str(caught.value).startswith(message)
+    assert torch.equal(weights(network), before)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_labels_for_other_images_are_refused() -> None:
+    network, (x, y) = Dropped(), some_images(8)
+    for images, held_out in (((x[1:], y), (x, y)), ((x, y), (x, y[1:])), ((x, y), (x[:0], y[:0]))):
+        with pytest.raises(InputError, match=r"(images|validation) holds \d images and \d labels; as many of both"):
+            train(network, *images, entropy(network), Settings(1), validation=held_out, progress=False)

@@ -120,9 +120,12 @@ def weighted_loss_gradient(
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
         found = weights(logits)
-        if found.ndim != 3 or (len(found), found.shape[2]) != tuple(logits.shape):
-            count, nb_classes = logits.shape
-            raise InputError(f"weights gives {tuple(found.shape)}; ({count}, M, {nb_classes}) was expected")
+        count, nb_classes = logits.shape
+        shape = tuple(found.shape) if isinstance(found, Tensor) else None
+        if shape is None or len(shape) != 3 or shape != (count, max(1, shape[1]), nb_classes):
+            got = f"a {type(found).__name__}" if shape is None else shape
+            raise InputError(f"weights gives {got}; ({count}, M, {nb_classes}) was expected")
+        found = found.to(logits.dtype)
         cotangents = found.sum(dim=2, keepdim=True) * logits.softmax(dim=1).unsqueeze(1) - found  # (N, M, K)
         gradients = _pull_back(logits, points, cotangents.transpose(0, 1), live.requires_grad, classes_at_once)
         return gradients.transpose(0, 1)

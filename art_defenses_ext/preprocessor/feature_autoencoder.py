@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.preprocessor.trained import TrainedRestorer, check_choice, from_blocks, to_blocks
 from art_defenses_ext.validation import InputError, check_count
 
 ARCHITECTURES = ("unet", "paper")
@@ -47,6 +47,7 @@ class FeatureAutoencoder(TrainedRestorer):
 
     defence_name = "feature_autoencoder"
     params: ClassVar[list[str]] = [*TrainedRestorer.params, "architecture", "width", "stem"]
+    network_params = (*TrainedRestorer.network_params, "architecture", "width", "stem")
     usual_loss = RestorationLoss(pixel="l2", feature_weight=1.0)
     usual_inputs = ("clean", "noise", "fgsm", "pgd")
 
@@ -76,8 +77,7 @@ class FeatureAutoencoder(TrainedRestorer):
 
     def _check_params(self) -> None:
         super()._check_params()
-        if self.architecture not in ARCHITECTURES:
-            raise InputError(f"architecture is {self.architecture!r}; one of {', '.join(ARCHITECTURES)} was expected")
+        check_choice("architecture", self.architecture, ARCHITECTURES)
         if self.architecture == "paper" and self.channels != 1:
             raise InputError(f"channels is {self.channels}; 1 was expected by architecture 'paper'")
         check_count("width", self.width)

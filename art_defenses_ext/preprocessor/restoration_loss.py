@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.features import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
+from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.validation import InputError, check_positive
 
 Terms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
@@ -58,7 +59,7 @@ class RestorationLoss:
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain data."""
-        named = dict(vars(self))
+        named = {name: float(value) if name.endswith("weight") else value for name, value in vars(self).items()}
         named["network"] = self.network if isinstance(self.network, str) else type(self.network).__name__
         named["taps"] = None if self.taps is None else list(self.taps)
         return named
@@ -78,7 +79,7 @@ class RestorationLoss:
         else:
             features = VGG16Features() if self.network == "vgg16" else self.network  # type: ignore[assignment]
             device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
-            features, prepare = features.to(device), _as_is
+            features, prepare = features.to(device), lambda x: as_model_input(x, features)
         taps = tuple(self.taps or ()) if self.feature_weight else ()
         if self.feature_weight and not taps:
             taps = VGG16_TAPS if self.network == "vgg16" else usual_taps(features)
@@ -101,10 +102,6 @@ class RestorationLoss:
             return found
 
         return terms
-
-
-def _as_is(x: Tensor) -> Tensor:
-    return x
 
 
 def _mean_difference(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:

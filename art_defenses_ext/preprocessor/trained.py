@@ -51,6 +51,8 @@ class TrainedRestorer(RestoringPreprocessor):
     """What ``fit`` minimises by default."""
     usual_inputs: ClassVar[tuple[str, ...]]
     """What it trains on by default."""
+    network_params: ClassVar[tuple[str, ...]] = ("channels",)
+    """Those of ``params`` that decide the network's layers and what they are trained to see: they cannot be set."""
 
     def __init__(self, model: nn.Module, *, channels: int, **options: Any) -> None:
         self.channels = channels
@@ -110,19 +112,23 @@ class TrainedRestorer(RestoringPreprocessor):
         Raises:
             InputError: for images, labels or settings that cannot be used, before any training.
         """
-        if attack_mode not in self.gradient_modes:
-            raise InputError(f"attack_mode is {attack_mode!r}; one of {', '.join(self.gradient_modes)} was expected")
+        check_choice("attack_mode", attack_mode, self.gradient_modes)
         settings = Settings(
             nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, seed, mixed_precision
         )
-        inputs = inputs or (("clean", "end_to_end") if adversarial else self.usual_inputs)
-        loss = loss or (RestorationLoss(pixel_weight=0.0, class_weight=1.0) if adversarial else self.usual_loss)
+        if inputs is None:
+            inputs = ("clean", "end_to_end") if adversarial else self.usual_inputs
+        if loss is None:
+            loss = RestorationLoss(pixel_weight=0.0, class_weight=1.0) if adversarial else self.usual_loss
+        elif not isinstance(loss, RestorationLoss):
+            raise InputError(f"loss is {loss!r}; a RestorationLoss was expected")
         make = mixture(inputs, eps)
-        part, held_out = _split(*self._check_training(x, y, batch_size), validation_split, seed)
+        part, held_out = _split(*self._check_training(x, y, settings.batch_size), validation_split, settings.seed)
         if not self._is_fitted:
-            self._make_network(seed)
-        plan: dict[str, Any] = {"eps": eps, "inputs": [str(one) for one in inputs], "attack_mode": attack_mode}
+            self._make_network(settings.seed)
+        plan: dict[str, Any] = {"eps": float(eps), "inputs": [_name(one) for one in inputs], "attack_mode": attack_mode}
         plan |= {"loss": loss.describe(), "validation_split": validation_split}
+        first_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.network.requires_grad_(True)
         try:
             with evaluation_mode(self.model):
@@ -133,13 +139,25 @@ class TrainedRestorer(RestoringPreprocessor):
                     settings,
                     validation=held_out,
                     checkpoint=None if checkpoint is None else Path(checkpoint),
-                    identity=plan | self._identity(),
+                    identity=plan | self._identity(loss),
                     progress=progress,
                 )
+        except BaseException:
+            self.network.load_state_dict(first_weights)  # not those of a fit that broke off
+            raise
         finally:
             self.network.requires_grad_(False)
         self._is_fitted = True
         self.stages.append(vars(settings) | plan | {"images": len(part[0]), "epochs": len(self.history)})
+
+    def set_params(self, **kwargs: Any) -> None:
+        for name in self.network_params:
+            if name in kwargs and kwargs[name] != getattr(self, name):
+                raise InputError(
+                    f"{name} is {kwargs[name]!r}, and the network was made for {getattr(self, name)!r}; a new "
+                    f"{type(self).__name__} was expected"
+                )
+        super().set_params(**kwargs)
 
     def save(self, path: str | Path) -> None:
         self._check_fitted()
@@ -233,7 +251,7 @@ class TrainedRestorer(RestoringPreprocessor):
         return logits
 
     def _objective(self, make: TrainingInput, loss: RestorationLoss, attack_mode: str) -> Objective:
-        terms = loss.bound_to(self.model, self._normalised)
+        terms = loss.bound_to(self.model, lambda x: as_model_input(self._normalised(x), self.model))
         networks = Networks(self._logits, lambda x: self._logits(self.restore_with(x, attack_mode)), self.clip_values)
 
         def objective(clean: Tensor, labels: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
@@ -243,11 +261,14 @@ class TrainedRestorer(RestoringPreprocessor):
 
         return objective
 
-    def _identity(self) -> dict[str, Any]:
+    def _identity(self, loss: RestorationLoss) -> dict[str, Any]:
         """What else decides how a fit ends."""
+        own = loss.network if isinstance(loss.network, nn.Module) else None
         return {
             "defence": {name: getattr(self, name) for name in self.params},
             "classifier": fingerprint(self.model),
+            "normalisation": [self.mean.flatten().tolist(), self.std.flatten().tolist(), list(self.clip_values)],
+            "loss network": None if own is None else fingerprint(own),
             "first weights": fingerprint(self.network),
         }
 
@@ -266,8 +287,17 @@ class TrainedRestorer(RestoringPreprocessor):
         if np.ptp(x.reshape(len(x), -1), axis=1).max() == 0:
             raise InputError("x holds images of a single value each; images with something on them were expected")
         images = torch.from_numpy(np.ascontiguousarray(x))
-        logits = self._all_logits(images if y is None else images[:1], batch_size)
-        labels = logits.argmax(dim=1).numpy() if y is None else check_labels(y, logits.shape[1], len(x))
+        try:
+            logits = self._all_logits(images[:1], batch_size)
+        except Exception as error:  # a network may check its input in any way
+            raise InputError(
+                f"x has images of shape {x.shape[1:]}, which the {type(self.model).__name__} cannot take "
+                f"({' '.join(str(error).split())}); images of the shape that it was made for were expected"
+            ) from error
+        if y is None:
+            labels = self._all_logits(images, batch_size).argmax(dim=1).numpy()
+        else:
+            labels = check_labels(y, logits.shape[1], len(x))
         if len(np.unique(labels)) < 2:
             raise InputError(f"y holds class {labels[0]} alone; images of at least two classes were expected")
         return images, torch.from_numpy(labels)
@@ -275,6 +305,17 @@ class TrainedRestorer(RestoringPreprocessor):
     def _all_logits(self, images: Tensor, batch_size: int) -> Tensor:
         with evaluation_mode(self.model), torch.no_grad():
             return torch.cat([self._logits(batch.to(self.device)).cpu() for batch in images.split(batch_size)])
+
+
+def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse anything but one of the names ``known``."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{argument} is {value!r}; one of {', '.join(known)} was expected")
+
+
+def _name(kind: str | TrainingInput) -> str:
+    """The same in each process, which the address in a function's own text is not."""
+    return getattr(kind, "__qualname__", str(kind))
 
 
 def _split(

@@ -23,7 +23,7 @@ from torch.nn import functional
 from art_defenses_ext.activation import ReplaceReLU
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.preprocessor.trained import TrainedRestorer, check_choice, from_blocks, to_blocks
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_count
 
@@ -61,7 +61,7 @@ class TwoStreamRestoration(TrainedRestorer):
         scale: what the map is divided by: the largest absolute value of the ``"image"``'s whole map, or of each
             ``"channel"``.
         gradient_stream: ``"estimated"``, or for tests of whether the stream does anything ``"zero"``, or ``"shuffled"``
-            (each image gets the map of the next one in its batch).
+            (each image gets the map of the one before it in its batch).
         width: channels of each stream.
         blocks: residual dense blocks of each stream, and behind the Fusion Block.
         stem: each block of ``stem`` x ``stem`` pixels is seen as one with as many more channels.
@@ -93,6 +93,7 @@ class TwoStreamRestoration(TrainedRestorer):
         "blocks",
         "stem",
     ]
+    network_params = (*TrainedRestorer.network_params, "nb_classes", "map", "top_k", "width", "blocks", "stem")
     usual_loss = RestorationLoss(class_weight=0.1)
     usual_inputs = ("clean", "fgsm", "pgd", "bim")
 
@@ -160,6 +161,8 @@ class TwoStreamRestoration(TrainedRestorer):
 
     def _class_weights(self, logits: Tensor) -> Tensor:
         """Weights (N, M, K) of the cross-entropies in each part of the map."""
+        if logits.shape[1] != self.nb_classes:
+            raise InputError(f"model gives {logits.shape[1]} logits; nb_classes, {self.nb_classes}, were expected")
         if self.map == "predicted":
             return functional.one_hot(logits.argmax(dim=1), self.nb_classes).to(logits)[:, None]
         chosen = logits.topk(self._nb_top(), dim=1).indices  # (N, k)
@@ -185,8 +188,7 @@ class TwoStreamRestoration(TrainedRestorer):
         super()._check_params()
         named = {"map": MAPS, "weights": WEIGHTS, "scale": SCALES, "gradient_stream": STREAMS}
         for name, known in named.items():
-            if getattr(self, name) not in known:
-                raise InputError(f"{name} is {getattr(self, name)!r}; one of {', '.join(known)} was expected")
+            check_choice(name, getattr(self, name), known)
         for name in ("nb_classes", "width", "blocks", "stem"):
             check_count(name, getattr(self, name))
         if self.top_k is not None:

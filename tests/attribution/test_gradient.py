@@ -21,6 +21,7 @@ from art_defenses_ext.attribution.gradient import (
     integrated_gradients,
     loss_gradient,
     smooth_grad,
+    weighted_loss_gradient,
 )
 from art_defenses_ext.models import DigitsCNN, ResNet20
 from art_defenses_ext.validation import InputError
@@ -391,6 +392,127 @@ def test_x_of_another_precision_gets_an_explanation_of_its_own(explain: Explain)
         torch.testing.assert_close(actual, explain(model, x, "all").double(), rtol=1e-4, atol=1e-6)
 
 
+# Weighted sums of cross-entropies.
+
+
+def random_weights(logits: Tensor) -> Tensor:
+    """The weights (N, 3, K) of three sums, not of one sign and not summing up to one."""
+    generator = torch.Generator().manual_seed(4)
+    drawn = torch.randn(len(logits), 3, NB_CLASSES, generator=generator, dtype=torch.float64)
+    return drawn.to(logits.dtype)
+
+
+def bent(logits: Tensor) -> Tensor:
+    """Weights (N, 2, K) that depend on the logits, of another sum each."""
+    return torch.stack([logits.sin(), (2 * logits).softmax(dim=1) * logits], dim=1)
+
+
+@shapes
+@pytest.mark.parametrize("weights", [random_weights, bent])
+def test_a_weighted_sum_has_the_gradient_of_its_cross_entropies(
+    shape: tuple[int, ...], weights: Callable[[Tensor], Tensor]
+) -> None:
+    model, x = smooth_net(shape), torch.randn(3, *shape, dtype=torch.float64)
+    constant = weights(model(x)).detach()
+    actual = weighted_loss_gradient(model, x, weights)
+    assert actual.shape == (3, constant.shape[1], *shape)
+
+    def objective(m: int, logits: Tensor) -> Tensor:
+        losses = [F.cross_entropy(logits, torch.full((3,), k), reduction="none") for k in range(NB_CLASSES)]
+        return (constant[:, m] * torch.stack(losses, dim=1)).sum()
+
+    for m in range(constant.shape[1]):
+        expected = by_backward(model, x, lambda logits, m=m: objective(m, logits))
+        torch.testing.assert_close(actual[:, m], expected, rtol=1e-10, atol=1e-14)
+    for at_once in (1, 2, 5):
+        chunks = weighted_loss_gradient(model, x, weights, classes_at_once=at_once)
+        torch.testing.assert_close(chunks, actual, rtol=1e-12, atol=1e-15)
+
+
+def test_the_weight_of_a_single_class_gives_its_loss_gradient() -> None:
+    model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
+    every = weighted_loss_gradient(model, x, lambda logits: torch.eye(NB_CLASSES).expand(3, -1, -1))
+    torch.testing.assert_close(every, loss_gradient(model, x, "all"))
+
+
+@pytest.mark.parametrize("build", [smooth_net, lambda shape: nn.Sequential(ConvNet().double())])
+def test_the_sum_weighted_by_the_softmax_vanishes_where_single_classes_do_not(build: Callable[..., nn.Module]) -> None:
+    """sum_k p_k (p - e_k) = p - p."""
+    model, x = build((3, 8, 8)), torch.randn(4, 3, 8, 8, dtype=torch.float64)
+    vanishing = weighted_loss_gradient(model, x, lambda logits: logits.softmax(dim=1)[:, None])
+    single = weighted_loss_gradient(model, x, lambda logits: logits.softmax(dim=1).diag_embed())
+    assert vanishing.abs().max() < 1e-12
+    assert single.flatten(2).abs().amax(dim=2).min() > 1e-4
+    torch.testing.assert_close(single.sum(dim=1, keepdim=True), vanishing, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("weights", [random_weights, bent])
+def test_a_weighted_sum_has_the_derivative_that_differences_show_with_that_of_its_weights(
+    weights: Callable[[Tensor], Tensor],
+) -> None:
+    model = smooth_net((2, 2))
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: weighted_loss_gradient(model, x, weights), (x,), eps=1e-6, atol=1e-6)
+    assert torch.autograd.gradgradcheck(lambda x: weighted_loss_gradient(model, x, weights), (x,))
+    if weights is bent:
+        held = weights(model(x)).detach()
+        full, without = (
+            torch.autograd.grad(weighted_loss_gradient(model, x, chosen).sum(), x)[0]
+            for chosen in (weights, lambda logits: held)
+        )
+        assert not torch.allclose(full, without, rtol=1e-2)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_a_weighted_sum_costs_one_backward_pass(requires_grad: bool) -> None:
+    passes: list[tuple[int, ...]] = []
+
+    class Counted(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+            passes.append(tuple(grad_outputs[0].shape))
+            return grad_outputs[0]
+
+    model = nn.Sequential(Applied(Counted.apply), smooth_net((8,)))
+    forwards: list[int] = []
+    model.register_forward_hook(lambda *_: forwards.append(1))
+    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=requires_grad)
+    found = weighted_loss_gradient(model, x, lambda logits: logits.softmax(dim=1).roll(1, dims=1)[:, None])
+    assert passes == [(3, 8)]
+    assert len(forwards) == 1
+    assert found.requires_grad == requires_grad
+
+
+def test_weights_may_be_of_any_kind_of_number() -> None:
+    model, x = smooth_net((8,), torch.float32), torch.randn(3, 8)
+    chosen = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]]).expand(3, -1, -1)
+    expected = weighted_loss_gradient(model, x, lambda logits: chosen.to(logits))
+    for given in (chosen, chosen.bool(), chosen.double(), chosen.half()):
+        actual = weighted_loss_gradient(model, x, lambda logits, given=given: given)
+        assert actual.dtype == torch.float32
+        assert torch.equal(actual, expected)
+    assert weighted_loss_gradient(model, x.double(), lambda logits: chosen).dtype == torch.float64
+
+
+def test_a_weighted_sum_leaves_model_and_x_as_they_were() -> None:
+    model, x = ConvNet(), torch.randn(2, 3, 8, 8, requires_grad=True)
+    state = copy.deepcopy(model.state_dict())
+    found = weighted_loss_gradient(model, x, random_weights)
+    assert all(part.training for part in model.modules())
+    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
+    assert x.grad is None
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for context in (torch.no_grad, torch.inference_mode):
+        with context():
+            inside = weighted_loss_gradient(model, x, random_weights)
+        assert not inside.requires_grad
+        torch.testing.assert_close(inside, found.detach())
+
+
 # Operations that cannot be vectorised, and other people's networks.
 
 
@@ -557,6 +679,30 @@ def test_what_cannot_be_explained_is_refused(explain: Explain, arguments: dict[s
 def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         explain(nn.Linear(8, 5), X, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (torch.ones(3, 5), r"weights gives \(3, 5\); \(3, M, 5\) was expected"),
+        (torch.ones(2, 3, 5), r"weights gives \(2, 3, 5\); \(3, M, 5\)"),
+        (torch.ones(3, 5, 1), r"weights gives \(3, 5, 1\)"),
+        (torch.ones(3, 0, 5), r"weights gives \(3, 0, 5\)"),
+        (torch.ones(3, 2, 5, 1), r"weights gives \(3, 2, 5, 1\)"),
+        (torch.tensor(1.0), r"weights gives \(\); \(3, M, 5\)"),
+        (None, r"weights gives a NoneType; \(3, M, 5\)"),
+    ],
+)
+def test_weights_of_another_shape_are_refused(given: Any, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: given)
+
+
+def test_what_no_gradient_can_be_had_of_has_no_weighted_one_either() -> None:
+    with pytest.raises(InputError, match="model passes no gradient to x"):
+        weighted_loss_gradient(Applied(lambda x: x.detach()), X, lambda logits: logits[:, None])
+    with pytest.raises(InputError, match="classes_at_once is 0"):
+        weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: logits[:, None], classes_at_once=0)
 
 
 # Another device.

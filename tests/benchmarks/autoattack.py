@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import platform
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 from art.attacks.evasion import AutoAttack as ArtsEnsemble
 from art.estimators.classification import PyTorchClassifier
+from timing import device_name
 
 from art_defenses_ext import Linf, as_module, evaluate
 from art_defenses_ext.classifiers import load_classifier
@@ -178,12 +178,6 @@ def verdict(value: float, bar: float) -> str:
     return f"{'yes' if value <= bar + 1e-9 else 'NO'} (<= {bar:g})"
 
 
-def processor_name() -> str:
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--autoattack", required=True, type=Path, help="folder that holds the package autoattack")
@@ -200,7 +194,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     logging.getLogger("art").setLevel(logging.ERROR)
 
-    print(f"torch {torch.__version__}, {options.threads} thread(s), {processor_name()}, seeds {options.seeds}  ")
+    machine = device_name(torch.device("cpu"))
+    print(f"torch {torch.__version__}, {options.threads} thread(s), {machine}, seeds {options.seeds}  ")
     print(f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`\n")
     print("Robust accuracy: mean over seeds (least–most). Passes: images forwards / backwards per image.\n")
     print_header(options.art)

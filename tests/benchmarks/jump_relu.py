@@ -9,13 +9,10 @@ medians. "naive" is z * (z > jump) in place of one fused operation.
 from __future__ import annotations
 
 import argparse
-import platform
-import time
 from collections.abc import Callable
-from pathlib import Path
-from statistics import median
 
 import torch
+from timing import Run, device_name, take_turns
 from torch import Tensor, nn
 
 from art_defenses_ext.activation import ReplaceReLU
@@ -28,7 +25,6 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]]
     "LeNetLike": (LeNetLike, (1, 28, 28), 4, 1.0),
     "ResNet20": (ResNet20, (3, 32, 32), 19, 0.05),
 }
-Run = Callable[[], None]
 
 
 class NaiveJump(nn.Module):
@@ -69,38 +65,6 @@ def forward_and_backward(network: nn.Module, x: Tensor) -> Run:
     return run
 
 
-def seconds(run: Run, device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
-def medians(runs: dict[str, Run], device: torch.device, nb_rounds: int) -> dict[str, float]:
-    """Median seconds of each run; the order turns by one from round to round."""
-    for run in runs.values():
-        for _ in range(3):
-            run()
-    names = list(runs)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(nb_rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            times[name].append(seconds(runs[name], device))
-    return {name: median(values) for name, values in times.items()}
-
-
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the jump costs.")
     parser.add_argument("--device", default="cpu")
@@ -118,7 +82,9 @@ def main() -> None:
         x = torch.randn(BATCH, *shape, device=device)
         for label, timed in (("forward", forward), ("forward + backward", forward_and_backward)):
             runs = {which: timed(module, x) for which, module in variants(network, nb_relus, jump).items()}
-            found = medians(runs, device, options.rounds)
+            take_turns(runs, device, 3)  # warms up
+            times = take_turns(runs, device, options.rounds)
+            found = {which: one.median("wall") for which, one in times.items()}
             ratios = [found[column] / found["plain"] for column in columns]
             print(f"{name:<10} {label:<18} {1000 * found['plain']:9.2f}", *(f"{ratio:7.3f}" for ratio in ratios))
 

@@ -13,18 +13,17 @@ from __future__ import annotations
 
 import argparse
 import copy
-import platform
 import shlex
 import sys
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 import torch
 from captum.attr import LRP
 from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule
+from timing import Run, Times, clock_of, device_name, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models import squeezenet1_1, vgg11
@@ -39,7 +38,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "VGG-11": lambda: vgg11(weights=None),
     "SqueezeNet 1.1": lambda: squeezenet1_1(weights=None),
 }
-Run = Callable[[], Tensor]
 
 
 @dataclass(frozen=True)
@@ -59,18 +57,6 @@ RULES = (
     Rules("epsilon-plus", epsilon_plus(), EpsilonPlus, captum_has_it=True, most_passes=2.0, least_gain=1.6),
     Rules("alpha2-beta1", epsilon_alpha2_beta1(), EpsilonAlpha2Beta1, False, most_passes=3.0, least_gain=1.9),
 )
-
-
-@dataclass
-class Times:
-    """Seconds of one variant, by two clocks."""
-
-    processor: list[float] = field(default_factory=list)
-    wall: list[float] = field(default_factory=list)
-
-    def of(self, clock: str) -> list[float]:
-        found: list[float] = getattr(self, clock)
-        return found
 
 
 # What is timed
@@ -137,31 +123,6 @@ def captums(model: nn.Module, x: Tensor) -> Run:
         return heat.detach()
 
     return run
-
-
-# Timing
-
-
-def timed(run: Run, device: torch.device) -> tuple[float, float]:
-    """Seconds of processor time and on the wall."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    wall, processor = time.perf_counter(), time.process_time()
-    run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.process_time() - processor, time.perf_counter() - wall
-
-
-def take_turns(runs: dict[str, Run], device: torch.device, repeats: int) -> dict[str, Times]:
-    names, found = list(runs), {name: Times() for name in runs}
-    for turn in range(repeats):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            processor, wall = timed(runs[name], device)
-            found[name].processor.append(processor)
-            found[name].wall.append(wall)
-    return found
 
 
 def difference(actual: Tensor, expected: Tensor) -> float:
@@ -239,14 +200,6 @@ def compare(
     return take_turns(runs, x.device, repeats), refusal
 
 
-def device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.is_file() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=1)
@@ -257,7 +210,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
-    clock = "wall" if device.type == "cuda" else "processor"
+    clock = clock_of(device)
 
     print(f"torch {torch.__version__}, {options.threads} thread(s), {device_name(device)}  ")
     print(f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`\n")

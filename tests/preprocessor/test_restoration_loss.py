@@ -1,0 +1,273 @@
+"""RestorationLoss: each term against its formula written again, and whether it reaches the restored image."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext.features import VGG16_TAPS
+from art_defenses_ext.preprocessor import restoration_loss
+from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+from art_defenses_ext.validation import InputError
+
+TERMS: dict[str, dict[str, Any]] = {
+    "pixels": {"pixel_weight": 1.0},
+    "features": {"pixel_weight": 0.0, "feature_weight": 1.0},
+    "class": {"pixel_weight": 0.0, "class_weight": 1.0},
+}
+LABELS = torch.tensor([1, 0, 3])
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+@pytest.fixture
+def classifier() -> nn.Module:
+    """Four convolutions, so that three of them are a choice."""
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(1, 3, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(3, 4, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(4, 4, 3, padding=1),
+            nn.Conv2d(4, 5, 3, padding=1),
+            nn.Flatten(),
+            nn.Linear(180, 4),
+        )
+    )
+
+
+@pytest.fixture
+def restored() -> Tensor:
+    return torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+
+
+@pytest.fixture
+def clean() -> Tensor:
+    return torch.rand(3, 1, 6, 6, generator=torch.Generator().manual_seed(2))
+
+
+def normalised(x: Tensor) -> Tensor:
+    return (x - 0.3) / 0.4
+
+
+def relative(one: Tensor, wanted: Tensor) -> Tensor:
+    return (one - wanted).square().mean() / wanted.square().mean()
+
+
+# The terms
+
+
+@pytest.mark.parametrize("weight", [0.25, 3])
+def test_pixels_are_compared_by_mean_differences_or_mean_squares(
+    classifier: nn.Module, restored: Tensor, clean: Tensor, weight: float
+) -> None:
+    for pixel, expected in (("l1", (restored - clean).abs().mean()), ("l2", (restored - clean).square().mean())):
+        found = RestorationLoss(pixel=pixel, pixel_weight=weight).bound_to(classifier, normalised)  # type: ignore[arg-type]
+        terms = found(restored, clean, LABELS)
+        assert list(terms) == ["pixels"]
+        torch.testing.assert_close(terms["pixels"], weight * expected)
+
+
+def test_the_class_term_is_the_cross_entropy_of_the_normalised_image(
+    classifier: nn.Module, restored: Tensor, clean: Tensor
+) -> None:
+    terms = RestorationLoss(pixel_weight=0.0, class_weight=0.5).bound_to(classifier, normalised)
+    found = terms(restored, clean, LABELS)
+    assert list(found) == ["class"]
+    likelihood = classifier((restored - 0.3) / 0.4).log_softmax(dim=1)
+    torch.testing.assert_close(found["class"], -0.5 * likelihood[range(3), LABELS].mean())
+
+
+def test_a_feature_term_is_the_mean_over_layers_of_relative_mean_squares(
+    classifier: nn.Module, restored: Tensor, clean: Tensor
+) -> None:
+    """Of what a layer gives, not of what the next one makes of it in place; by default of three convolutions."""
+    assert isinstance(classifier, nn.Sequential)
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=2.0, taps=("0", "7"))
+    found = loss.bound_to(classifier, normalised)(restored, clean, LABELS)
+    one, wanted = normalised(restored), normalised(clean)
+    first = relative(classifier[0](one), classifier[0](wanted))
+    last = relative(classifier(one), classifier(wanted))
+    torch.testing.assert_close(found["features"], 2 * (first + last) / 2)
+
+    usual = RestorationLoss(pixel_weight=0.0, feature_weight=1.0).bound_to(classifier, normalised)
+    layers = [relative(classifier[:end](one), classifier[:end](wanted)) for end in (1, 3, 6)]
+    torch.testing.assert_close(usual(restored, clean, LABELS)["features"], sum(layers) / 3)
+
+
+def test_a_feature_term_is_the_same_for_a_network_of_any_scale(
+    classifier: nn.Module, restored: Tensor, clean: Tensor
+) -> None:
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, taps=("0",))
+    expected = loss.bound_to(classifier, normalised)(restored, clean, LABELS)["features"]
+    louder = copy.deepcopy(classifier)
+    with torch.no_grad():
+        for parameter in louder.get_submodule("0").parameters():
+            parameter.mul_(50)
+    torch.testing.assert_close(loss.bound_to(louder, normalised)(restored, clean, LABELS)["features"], expected)
+
+
+def test_maps_that_are_zero_for_the_clean_image_give_no_nan(classifier: nn.Module, clean: Tensor) -> None:
+    with torch.no_grad():
+        for parameter in classifier.get_submodule("0").parameters():
+            parameter.zero_()
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, taps=("0",)).bound_to(classifier, normalised)
+    assert loss(clean, clean, LABELS)["features"].item() == 0
+
+
+def test_an_image_that_is_restored_exactly_costs_nothing_but_its_class(classifier: nn.Module, clean: Tensor) -> None:
+    terms = RestorationLoss(feature_weight=1.0, class_weight=1.0).bound_to(classifier, normalised)
+    found = terms(clean, clean, LABELS)
+    assert found["pixels"].item() == found["features"].item() == 0
+    torch.testing.assert_close(found["class"], F.cross_entropy(classifier(normalised(clean)), LABELS))
+
+
+def test_terms_together_are_those_of_each_alone(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
+    everything = RestorationLoss(pixel_weight=0.5, feature_weight=2.0, class_weight=0.1)
+    found = everything.bound_to(classifier, normalised)(restored, clean, LABELS)
+    assert list(found) == list(TERMS)
+    for name, weight in (("pixels", 0.5), ("features", 2.0), ("class", 0.1)):
+        alone = RestorationLoss(**TERMS[name]).bound_to(classifier, normalised)(restored, clean, LABELS)
+        torch.testing.assert_close(found[name], weight * alone[name])
+
+
+# What they are for
+
+
+@pytest.mark.parametrize("network", ["classifier", "another"])
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_pulls_at_the_restored_image(
+    classifier: nn.Module, restored: Tensor, clean: Tensor, term: str, network: str
+) -> None:
+    """In every pixel, as finite differences say; the authors' feature terms did not depend on the restored image."""
+    classifier.double()
+    chosen: Any = network if network == "classifier" else copy.deepcopy(classifier)
+    terms = RestorationLoss(**TERMS[term], network=chosen, taps=("7",)).bound_to(classifier, normalised)
+    at = restored.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: terms(x, clean.double(), LABELS)[term], (at,))
+    (gradient,) = torch.autograd.grad(terms(at, clean.double(), LABELS)[term], at)
+    assert bool((gradient != 0).all())
+
+
+def test_the_clean_image_is_a_constant(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
+    clean.requires_grad_()
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0).bound_to(classifier, normalised)
+    gradient = torch.autograd.grad(loss(restored, clean, LABELS)["features"], clean, allow_unused=True)
+    assert gradient == (None,)
+
+
+def test_only_what_counts_is_computed(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
+    """The classifier runs once for features and class together, and once without graph for the clean features."""
+    calls: list[bool] = []
+    classifier.register_forward_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    for weights, expected in (
+        ((1.0, 0.0, 0.0), []),
+        ((1.0, 0.0, 1.0), [True]),
+        ((0.0, 1.0, 0.0), [True, False]),
+        ((1.0, 1.0, 1.0), [True, False]),
+    ):
+        calls.clear()
+        RestorationLoss("l1", *weights).bound_to(classifier, normalised)(restored, clean, LABELS)
+        assert calls == expected
+
+
+# Whose features
+
+
+def test_a_network_of_one_s_own_sees_images_as_they_are(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
+    own = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.9))).train()
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, network=own, taps=("1",))
+    found = loss.bound_to(classifier, normalised)(restored, clean, LABELS)
+    torch.testing.assert_close(found["features"], relative(own[0](restored), own[0](clean)))  # type: ignore[index]
+    assert all(module.training for module in own.modules())
+
+
+def test_networks_of_another_dtype_are_given_their_own(restored: Tensor, classifier: nn.Module, clean: Tensor) -> None:
+    loss = RestorationLoss(feature_weight=1.0, network=classifier)
+    expected = loss.bound_to(nn.Identity(), normalised)(restored, clean, LABELS)["features"]
+    double = RestorationLoss(feature_weight=1.0, network=copy.deepcopy(classifier).double())
+    found = double.bound_to(nn.Identity(), normalised)(restored, clean, LABELS)["features"]
+    torch.testing.assert_close(found, expected.double(), rtol=1e-4, atol=0)
+
+
+def test_vgg16_is_compared_where_the_authors_cut_it(
+    classifier: nn.Module, restored: Tensor, clean: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Stand(nn.Module):
+        """Layer by layer a tenth more, so that the layer can be told from its map."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.ModuleList(nn.Identity() for _ in range(31))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer, module in enumerate(self.features):
+                x = module(x + 0.1 * layer)
+            return x
+
+    assert VGG16_TAPS == ("features.20", "features.23", "features.27")
+    monkeypatch.setattr(restoration_loss, "VGG16Features", Stand)
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, network="vgg16").bound_to(classifier, normalised)
+    raised = [0.1 * sum(range(layer + 1)) for layer in (20, 23, 27)]
+    expected = sum(relative(restored + more, clean + more) for more in raised) / 3
+    torch.testing.assert_close(loss(restored, clean, LABELS)["features"], expected)
+
+
+def test_a_network_that_is_not_needed_is_not_loaded(classifier: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restoration_loss, "VGG16Features", None)
+    RestorationLoss(network="vgg16").bound_to(classifier, normalised)
+
+
+# Settings
+
+
+def test_settings_are_plain_data(classifier: nn.Module) -> None:
+    loss = RestorationLoss("l2", 1.0, np.float32(0.5), 0.25, network=classifier, taps=["0", "4"])  # type: ignore[arg-type]
+    assert json.loads(json.dumps(loss.describe())) == {
+        "pixel": "l2",
+        "pixel_weight": 1.0,
+        "feature_weight": 0.5,
+        "class_weight": 0.25,
+        "network": "Sequential",
+        "taps": ["0", "4"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"pixel": "huber"}, "pixel is 'huber'; 'l1' or 'l2' was expected"),
+        ({"pixel_weight": 0.0}, "pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected"),
+        *(
+            ({name: value}, f"{name} is .*; a finite number > 0 was expected")
+            for name in ("pixel_weight", "feature_weight", "class_weight")
+            for value in (-1.0, float("nan"), float("inf"), True, "one", None)
+        ),
+        ({"network": "resnet"}, r"network is 'resnet'; 'classifier', 'vgg16' or an nn\.Module was expected"),
+        ({"network": nn.ReLU}, r"network is <class .*; 'classifier', 'vgg16' or an nn\.Module was expected"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        RestorationLoss(**settings)
+
+
+def test_layers_that_are_not_there_are_named(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
+    loss = RestorationLoss(feature_weight=1.0, taps=("0", "conv")).bound_to(classifier, normalised)
+    with pytest.raises(InputError, match="taps names 'conv', which Sequential does not have: one of 0, 1, 2, "):
+        loss(restored, clean, LABELS)
+    with pytest.raises(InputError, match="taps is None and Flatten has no convolution"):
+        RestorationLoss(feature_weight=1.0).bound_to(nn.Flatten(), normalised)

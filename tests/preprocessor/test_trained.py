@@ -1,0 +1,867 @@
+"""TrainedRestorer: how restorers are trained, kept, and met by ART, whatever network they have."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import (
+    AutoProjectedGradientDescent,
+    CarliniL2Method,
+    DeepFool,
+    HopSkipJump,
+    ProjectedGradientDescent,
+    SquareAttack,
+)
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+    ProjectedGradientDescentPyTorch,
+)
+from art.defences.trainer import AdversarialTrainer
+from art.estimators.classification import PyTorchClassifier
+from art.evaluations.security_curve import SecurityCurve
+from art.metrics.gradient_check import loss_gradient_check
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext import (
+    FeatureAutoencoder,
+    HeatAndBlur,
+    RestorationLoss,
+    TwoStreamRestoration,
+    as_module,
+    defend,
+    gradient_mode,
+    gradient_modes,
+    training,
+)
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
+from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.training_inputs import SignedGradient
+from art_defenses_ext.validation import FloatArray, InputError, IntArray
+
+# Each option by name: the defaults are chosen by an ablation and no business of these tests.
+AUTOENCODER: dict[str, Any] = {"architecture": "unet", "width": 8, "stem": 2}
+TWO_STREAM: dict[str, Any] = {
+    "map": "sum",
+    "top_k": None,
+    "weights": "uniform",
+    "scale": "image",
+    "gradient_stream": "estimated",
+    "width": 6,
+    "blocks": 1,
+    "stem": 2,
+}
+KINDS: dict[str, tuple[type[TrainedRestorer], dict[str, Any]]] = {
+    "autoencoder": (FeatureAutoencoder, AUTOENCODER),
+    "two-stream": (TwoStreamRestoration, TWO_STREAM),
+}
+EPS = 0.15
+PIXELS = RestorationLoss(pixel="l2", pixel_weight=1.0)
+HOW: dict[str, Any] = {
+    "eps": EPS,
+    "inputs": ["clean", "fgsm"],
+    "loss": RestorationLoss(pixel="l2", pixel_weight=1.0, feature_weight=1.0, class_weight=0.1),
+    "nb_epochs": 6,
+    "batch_size": 50,
+    "learning_rate": 5e-3,
+    "progress": False,
+}
+BRIEFLY: dict[str, Any] = HOW | {"nb_epochs": 2, "batch_size": 20, "validation_split": 0.2}
+
+Fresh = Callable[..., TrainedRestorer]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
+
+
+@pytest.fixture(scope="module")
+def fresh(kind: str, digits_classifier: PyTorchClassifier) -> Fresh:
+    """Makes an untrained restorer, for the shared classifier unless another one is given."""
+    cls, options = KINDS[kind]
+    return lambda classifier=digits_classifier, **more: cls.for_classifier(classifier, **(options | more))
+
+
+@pytest.fixture(scope="module")
+def trained(fresh: Fresh, digits: Dataset) -> TrainedRestorer:
+    """For all tests to share: whoever changes it takes ``own``."""
+    restorer = fresh()
+    restorer.fit(digits.train.x[:500], digits.train.y[:500], **HOW)
+    return restorer
+
+
+@pytest.fixture
+def own(trained: TrainedRestorer, own_classifier: PyTorchClassifier, fresh: Fresh) -> TrainedRestorer:
+    """The trained restorer for one test alone, before ``own_classifier``."""
+    restorer = fresh(own_classifier)
+    restorer.load_state_dict(trained.state_dict())
+    return restorer
+
+
+@pytest.fixture
+def few(digits: Dataset) -> tuple[FloatArray, IntArray]:
+    return digits.train.x[:60].copy(), digits.train.y[:60].copy()
+
+
+@pytest.fixture
+def x(digits: Dataset) -> FloatArray:
+    return digits.test.x[:23].copy()
+
+
+@pytest.fixture
+def y(digits: Dataset) -> FloatArray:
+    return np.eye(10, dtype=np.float32)[digits.test.y[:23]]
+
+
+def weights(restorer: TrainedRestorer) -> Tensor:
+    return torch.cat([value.flatten().clone() for value in restorer.state_dict().values()])
+
+
+def pgd_accuracy(victim: PyTorchClassifier, source: PyTorchClassifier, digits: Dataset, nb: int = 100) -> float:
+    """Of ``victim`` on images that PGD made on ``source``."""
+    x, y = digits.test.x[:nb], digits.test.y[:nb]
+    attack = ProjectedGradientDescentPyTorch(source, eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False)
+    found = attack.generate(x, np.eye(10, dtype=np.float32)[y])
+    return float((victim.predict(found).argmax(axis=1) == y).mean())
+
+
+# What training achieves
+
+
+def test_training_lowers_the_loss_and_withstands_what_was_made_on_the_bare_classifier(
+    trained: TrainedRestorer, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    losses = [epoch.validation_loss for epoch in trained.history]
+    assert min(losses) < 0.95 * losses[0]
+    assert list(trained.history[0].training) == ["pixels", "features", "class"]
+    defended = defend(digits_classifier, trained)
+    before = pgd_accuracy(digits_classifier, digits_classifier, digits)
+    assert pgd_accuracy(defended, digits_classifier, digits) >= before + 0.15
+    x, y = digits.test.x[:100], digits.test.y[:100]
+    assert (defended.predict(x).argmax(axis=1) == y).mean() >= 0.9
+
+
+def test_training_against_end_to_end_attacks_withstands_them_better_than_denoising(
+    trained: TrainedRestorer, fresh: Fresh, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """Than a restorer that has only seen what was made on the bare classifier."""
+    adversarial = fresh()
+    steps = SignedGradient(EPS, EPS, 2, random_start=True, through="defence")
+    how = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2, "nb_epochs": 12}
+    adversarial.fit(digits.train.x[:700], digits.train.y[:700], **how, adversarial=True)
+    assert list(adversarial.history[0].training) == ["class"]
+    denoised, withstood = (
+        pgd_accuracy(defended, defended, digits, nb=200)
+        for defended in (defend(digits_classifier, one) for one in (trained, adversarial))
+    )
+    assert withstood >= denoised + 0.05
+
+
+def test_training_goes_on_from_where_it_is(
+    own: TrainedRestorer, fresh: Fresh, few: tuple[FloatArray, IntArray]
+) -> None:
+    before = weights(own)
+    own.fit(*few, **BRIEFLY | {"learning_rate": 1e-9})
+    torch.testing.assert_close(weights(own), before, rtol=0, atol=1e-6)
+    own.fit(*few, **BRIEFLY)
+    assert not torch.allclose(weights(own), before, rtol=0, atol=1e-3)
+    assert [stage["learning_rate"] for stage in own.stages] == [1e-9, 5e-3]
+    assert len(own.history) == 2
+
+
+def test_a_pixel_beyond_the_range_learns_its_way_back(own: TrainedRestorer, few: tuple[FloatArray, IntArray]) -> None:
+    """Where everything is clipped, the restored image has no derivative at all."""
+    (*_, bias) = own.network.state_dict().values()  # the correction's
+    bias.fill_(5.0)
+    assert (own(few[0])[0] == 1).all()
+    own.fit(*few, **BRIEFLY | {"loss": PIXELS, "validation_split": 0, "clip_norm": None})
+    assert bool((bias < 5).all())
+
+
+def test_the_weights_of_the_best_epoch_are_kept(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
+    """By the loss on images held out, which training does not see."""
+    how = BRIEFLY | {"nb_epochs": 5, "learning_rate": 0.05, "inputs": ["clean"], "loss": PIXELS}
+    restorer, seen = fresh(), []
+    with pytest.MonkeyPatch.context() as patch:
+        finish = training.TrainingState.finish
+
+        def noted(state: Any, epoch: Any) -> None:
+            finish(state, epoch)
+            seen.append(weights(restorer))
+
+        patch.setattr(training.TrainingState, "finish", noted)
+        restorer.fit(*few, **how)
+    losses = [epoch.validation_loss for epoch in restorer.history]
+    assert losses.index(min(losses)) < 4
+    assert torch.equal(weights(restorer), seen[losses.index(min(losses))])
+    assert restorer.stages[-1]["images"] == 48
+    last = fresh()
+    last.fit(*few, **how | {"validation_split": 0})
+    assert last.stages[-1]["images"] == 60
+    assert not any(epoch.validation for epoch in last.history)
+
+
+def test_patience_ends_training_early(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
+    restorer = fresh()
+    restorer.fit(*few, **BRIEFLY | {"nb_epochs": 30, "learning_rate": 0.05, "inputs": ["clean"]}, patience=1)
+    assert len(restorer.history) < 30
+    assert restorer.stages[-1]["epochs"] == len(restorer.history)
+
+
+def test_training_in_mixed_precision_keeps_the_weights_in_full(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
+    restorer, full = fresh(), fresh()
+    restorer.fit(*few, **BRIEFLY, mixed_precision=True)
+    full.fit(*few, **BRIEFLY, mixed_precision=False)
+    assert weights(restorer).dtype == torch.float32
+    torch.testing.assert_close(weights(restorer), weights(full), rtol=0, atol=0.05)
+    assert not torch.equal(weights(restorer), weights(full))
+
+
+# Which training it is
+
+
+@pytest.mark.parametrize("adversarial", [False, True])
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
+    fresh: Fresh, few: tuple[FloatArray, IntArray], adversarial: bool
+) -> None:
+    """And the caller's random numbers are left alone."""
+    how = BRIEFLY | {"inputs": ["noise", "pgd", "end_to_end"] if adversarial else ["noise", "pgd"]}
+    runs = []
+    for seed in (1, 1, 2):
+        restorer = fresh()
+        before = torch.get_rng_state()
+        restorer.fit(*few, **how, seed=seed, adversarial=adversarial)
+        assert torch.equal(torch.get_rng_state(), before)
+        runs.append((restorer.history, weights(restorer)))
+        torch.rand(5)
+    assert runs[0][0] == runs[1][0] != runs[2][0]
+    assert torch.equal(runs[0][1], runs[1][1])
+    assert not torch.equal(runs[0][1], runs[2][1])
+
+
+def test_labels_may_be_indices_rows_or_the_classifier_s_own(
+    fresh: Fresh, digits_classifier: PyTorchClassifier, few: tuple[FloatArray, IntArray]
+) -> None:
+    x, y = few[0][:, :, ::-1], few[1]  # upside down, where the classifier errs
+    predicted = digits_classifier.predict(np.ascontiguousarray(x)).argmax(axis=1)
+    found = []
+    for labels in (predicted, np.eye(10, dtype=np.float32)[predicted], None, y):
+        restorer = fresh()
+        restorer.fit(x, labels, **BRIEFLY)
+        found.append(weights(restorer))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    assert not torch.equal(found[0], found[3])
+
+
+class Stopped(Exception):
+    """What comes in between."""
+
+
+@pytest.mark.parametrize(("done", "adversarial"), [(1, False), (2, False), (3, False), (1, True)])
+def test_training_that_was_stopped_goes_on_to_the_same_weights(
+    fresh: Fresh,
+    few: tuple[FloatArray, IntArray],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    done: int,
+    adversarial: bool,
+) -> None:
+    """After any epoch, in another process or the same one, for a first stage or a further one."""
+    how: dict[str, Any] = BRIEFLY | {"inputs": ["noise", "end_to_end"] if adversarial else ["noise", "fgsm"]}
+    how |= {"nb_epochs": 2 if adversarial else 3, "adversarial": adversarial}
+    first, whole = BRIEFLY | {"nb_epochs": 1}, fresh()
+    for restorer in (whole, interrupted := fresh(), another := fresh()):
+        restorer.fit(*few, **first)
+    start = weights(interrupted)
+    whole.fit(*few, **how)
+
+    path = tmp_path / "training"
+    stop_after(done, monkeypatch)
+    with pytest.raises(Stopped):
+        interrupted.fit(*few, **how, checkpoint=path)
+    monkeypatch.undo()
+    assert torch.equal(weights(interrupted), start)  # not those of half a training
+    assert not any(parameter.requires_grad for parameter in interrupted.parameters())
+    assert len(interrupted.stages) == 1
+    for restorer in (interrupted, another):
+        restorer.fit(*few, **how, checkpoint=str(path))
+        assert torch.equal(weights(restorer), weights(whole))
+        assert restorer.history == whole.history
+
+
+def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill training right after it has written its file for the ``epochs``-th time."""
+    save, written = training.save_state, []
+
+    def save_and_stop(*arguments: Any) -> None:
+        save(*arguments)
+        written.append(1)
+        if len(written) == epochs:
+            raise Stopped
+
+    monkeypatch.setattr(training, "save_state", save_and_stop)
+
+
+def test_a_first_training_that_was_stopped_goes_on_too(
+    fresh: Fresh, few: tuple[FloatArray, IntArray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, restorer = fresh(), fresh()
+    whole.fit(*few, **BRIEFLY, seed=3)
+    stop_after(1, monkeypatch)
+    with pytest.raises(Stopped):
+        restorer.fit(*few, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
+    with pytest.raises(InputError, match="is not trained yet"):
+        restorer(few[0])
+    restorer.fit(*few, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
+    assert torch.equal(weights(restorer), weights(whole))
+
+
+def by_two(x: Tensor, y: Tensor, networks: Any, noise: torch.Generator) -> Tensor:
+    return x / 2
+
+
+def test_the_file_of_another_training_is_refused(
+    fresh: Fresh, own_classifier: PyTorchClassifier, few: tuple[FloatArray, IntArray], tmp_path: Path
+) -> None:
+    x, y = few
+    path = tmp_path / "training"
+    features = nn.Sequential(nn.Conv2d(1, 2, 3))
+    how = BRIEFLY | {"nb_epochs": 1, "inputs": ["clean", by_two], "checkpoint": path}
+    how["loss"] = RestorationLoss(feature_weight=1.0, network=features)
+    fresh().fit(x, y, **how)
+    written = path.read_bytes()
+    fresh().fit(x, y, **how)
+    with torch.no_grad():
+        other_features = copy.deepcopy(features)
+        other_features[0].weight.add_(1)
+        other_model = copy.deepcopy(own_classifier.model)
+        next(other_model.parameters()).add_(0.01)
+    for restorer, changes, said in (
+        (fresh(), {"x": x[::-1]}, "data"),
+        (fresh(), {"y": (y + 1) % 10}, "data"),
+        (fresh(), {"eps": 0.1}, "eps"),
+        (fresh(), {"inputs": ["clean", "noise"]}, "inputs"),
+        (fresh(), {"learning_rate": 1e-3}, "learning_rate"),
+        (fresh(), {"nb_epochs": 2}, "nb_epochs"),
+        (fresh(), {"seed": 1}, "."),
+        (fresh(), {"attack_mode": "smooth"}, "attack_mode"),
+        (fresh(), {"loss": RestorationLoss(feature_weight=0.5, network=features)}, "loss"),
+        (fresh(), {"loss": RestorationLoss(feature_weight=1.0, network=other_features)}, "loss network"),
+        (fresh(rebuild(own_classifier, preprocessing=(0.5, 0.5))), {}, "normalisation"),
+        (fresh(rebuild(own_classifier, clip_values=(0.0, 2.0))), {}, "normalisation"),
+        (fresh(rebuild(own_classifier, model=other_model)), {}, "classifier"),
+    ):
+        arguments: dict[str, Any] = {"x": x, "y": y} | how | changes
+        with pytest.raises(InputError, match=f"checkpoint is .*, written by a run whose {said}.* was .* was expected"):
+            restorer.fit(**arguments)
+        assert path.read_bytes() == written
+    path.write_bytes(written[:100])
+    with pytest.raises(InputError, match="which is no safetensors file"):
+        fresh().fit(x, y, **how)
+
+
+# What must stay as it is
+
+
+class Everything(nn.Module):
+    """A network whose two modes differ, with statistics that training would change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(256, 10)
+        self.norm, self.dropout = nn.BatchNorm2d(4), nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.out(self.dropout(F.relu(self.norm(self.conv(x))).flatten(1)))
+        return z
+
+
+def wrap(model: nn.Module, shape: tuple[int, ...] = (1, 8, 8), **arguments: Any) -> PyTorchClassifier:
+    settings: dict[str, Any] = {"clip_values": (0.0, 1.0), "preprocessing": (0.3, 0.4), "device_type": "cpu"}
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, **(settings | arguments))
+
+
+def test_training_only_reads_the_classifier(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
+    """Its parameters, statistics, modes, gradients and hooks; and trains before what it is in evaluation mode."""
+    model = Everything()
+    classifier = wrap(model)
+    how = BRIEFLY | {"inputs": ["fgsm", "end_to_end"]}
+    model.eval()
+    restorer = fresh(classifier)
+    restorer.fit(*few, **how)
+    expected = weights(restorer)
+    model.train()
+    model.norm.eval()
+    model.conv.weight.requires_grad_(False)
+    model.out.weight.grad = torch.ones_like(model.out.weight)
+
+    def everything() -> tuple[Any, ...]:
+        return (
+            [one.training for one in model.modules()],
+            [one.requires_grad for one in model.parameters()],
+            [None if one.grad is None else one.grad.clone().tolist() for one in model.parameters()],
+            [[len(hooks) for hooks in (one._forward_hooks, one._forward_pre_hooks)] for one in model.modules()],
+            [value._version for value in model.state_dict().values()],
+        )
+
+    before, state = everything(), copy.deepcopy(model.state_dict())
+    restorer = fresh(classifier)
+    restorer.fit(*few, **how)
+    assert torch.equal(weights(restorer), expected)
+    assert everything() == before
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+def test_a_trained_restorer_is_frozen(own: TrainedRestorer, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
+    """Whoever attacks the whole pays for no gradient of its weights, and ART piles none up."""
+    before = weights(own)
+    defended = defend(own_classifier, own)
+    defended.loss_gradient(x, y)
+    assert all(not one.requires_grad and one.grad is None for one in own.parameters())
+    defended.fit(x, y, batch_size=len(x), nb_epochs=1)
+    assert torch.equal(weights(own), before)
+    assert len(list(own.parameters())) == len(list(own.network.parameters()))  # nothing of the classifier's
+
+
+def test_training_that_breaks_down_leaves_the_former_weights(
+    own: TrainedRestorer, fresh: Fresh, few: tuple[FloatArray, IntArray]
+) -> None:
+    before, restored = weights(own), own(few[0])[0]
+    with pytest.raises(InputError, match=r"^learning_rate is"):
+        own.fit(*few, **BRIEFLY | {"learning_rate": 1e20, "clip_norm": None})
+    assert torch.equal(weights(own), before)
+    np.testing.assert_array_equal(own(few[0])[0], restored)
+    assert own.stages == []
+    assert not any(one.requires_grad for one in own.parameters())
+
+
+# What cannot be trained on
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"x": [[0.0]]}, "x is list; a numpy array of float32 was expected"),
+        ({"x": lambda x: x.astype(np.float64)}, "x is float64; a numpy array of float32 was expected"),
+        ({"x": lambda x: (255 * x).astype(np.uint8)}, "x is uint8; a numpy array of float32 was expected"),
+        ({"x": lambda x: x[:, 0]}, r"x has shape \(60, 8, 8\); \(N, 1, H, W\) with N > 0 was expected"),
+        ({"x": lambda x: x[:0]}, r"x has shape \(0, 1, 8, 8\); \(N, 1, H, W\) with N > 0 was expected"),
+        ({"x": lambda x: x.repeat(3, axis=1)}, r"x has shape \(60, 3, 8, 8\); \(N, 1, H, W\) with"),
+        ({"x": lambda x: x[:, :, :4]}, r"x has images of shape \(1, 4, 8\), which the DigitsCNN cannot take \("),
+        ({"x": lambda x: x + 1}, r"x ranges from 1 to 2; values inside \[0, 1\] were expected"),
+        ({"x": lambda x: x - 1}, r"x ranges from -1 to 0; values inside \[0, 1\] were expected"),
+        ({"x": lambda x: np.where(x > 0.5, np.nan, x).astype(np.float32)}, "x ranges from nan to nan; values inside"),
+        ({"x": lambda x: np.where(x > 0.5, np.inf, x).astype(np.float32)}, "x ranges from 0 to inf; values inside"),
+        ({"x": lambda x: np.full_like(x, 0.5)}, "x holds images of a single value each; images with something on"),
+        ({"y": lambda y: y[:9]}, "y has 9 labels for 60 images; as many were expected"),
+        ({"y": lambda y: np.zeros_like(y)}, "y holds class 0 alone; images of at least two classes were expected"),
+        ({"y": lambda y: np.eye(11)[y]}, "y is one-hot of width 11; 10 classes were expected"),
+        ({"y": lambda y: y + 1}, "y holds labels from 1 to 10; 0 to 9 were expected"),
+        ({"y": lambda y: y / 2}, r"y has shape \(60,\) and dtype float64; class indices"),
+        ({"y": lambda y: y.tolist()}, "y is a list; a numpy array was expected"),
+        ({"validation_split": 0.01}, "x has 60 images, of which a validation_split of 0.01 holds out none; more"),
+        *(
+            ({"validation_split": share}, "validation_split is .*; a share from 0 up to 1 was expected")
+            for share in (1, 1.5, -0.1, float("nan"), True, "half")
+        ),
+        ({"attack_mode": "estimated"}, "attack_mode is 'estimated'; one of exact, .*identity was expected"),
+        ({"attack_mode": None}, "attack_mode is None; one of exact, "),
+        ({"inputs": ["clean", "cw"]}, "inputs names 'cw'; one of clean, .* was expected"),
+        ({"inputs": "clean"}, "inputs is 'clean'; a list of clean, .*, or of functions, was expected"),
+        ({"inputs": []}, r"inputs is \[\]; a list of clean, .*, or of functions, was expected"),
+        ({"inputs": [3]}, "inputs holds 3; one of clean, .*, or a function, was expected"),
+        ({"loss": "l1"}, "loss is 'l1'; a RestorationLoss was expected"),
+        ({"eps": 0.0}, "eps is 0.0; a finite number > 0 was expected"),
+        ({"eps": float("nan")}, "eps is nan; a finite number > 0 was expected"),
+        ({"nb_epochs": 0}, "nb_epochs is 0; a whole number from 1 was expected"),
+        ({"batch_size": 0}, "batch_size is 0; a whole number from 1 was expected"),
+        ({"seed": -1}, "seed is -1; a whole number from 0 was expected"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 was expected"),
+        ({"checkpoint": "nowhere/training"}, "checkpoint is 'nowhere/training'; a file in an existing folder was exp"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_before_any_training(
+    own: TrainedRestorer, few: tuple[FloatArray, IntArray], changes: dict[str, Any], said: str
+) -> None:
+    before = weights(own)
+    arguments: dict[str, Any] = {"x": few[0], "y": few[1]} | BRIEFLY
+    changed = {name: value(arguments[name]) if callable(value) else value for name, value in changes.items()}
+    own.network.register_forward_hook(lambda *_: pytest.fail("the network ran"))
+    with pytest.raises(InputError, match=f"^{said}") as caught:
+        own.fit(**arguments | changed)
+    assert "\n" not in str(caught.value)
+    assert torch.equal(weights(own), before)
+    assert own.stages == []
+    assert not any(one.requires_grad for one in own.parameters())
+
+
+def test_one_constant_image_among_others_is_an_image(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
+    few[0][0] = 0
+    fresh().fit(*few, **BRIEFLY)
+
+
+def test_numbers_of_any_kind_are_numbers(fresh: Fresh, few: tuple[FloatArray, IntArray], tmp_path: Path) -> None:
+    plain, of_numpy = fresh(), fresh()
+    how = BRIEFLY | {"seed": 1, "eps": 0.125}
+    plain.fit(*few, **how)
+    how |= {"seed": np.int64(1), "eps": np.float32(0.125), "nb_epochs": np.int32(2), "batch_size": np.int64(20)}
+    of_numpy.fit(*few, **how, checkpoint=tmp_path / "training")
+    assert torch.equal(weights(of_numpy), weights(plain))
+    assert of_numpy.stages == plain.stages
+    of_numpy.save(tmp_path / "defence")
+
+
+# Before it is trained
+
+
+def test_an_untrained_restorer_refuses_images_and_is_not_saved(
+    fresh: Fresh, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, tmp_path: Path
+) -> None:
+    restorer = fresh()
+    defended = defend(digits_classifier, restorer)
+    for call in (
+        lambda: restorer(x),
+        lambda: restorer(torch.from_numpy(x)),
+        lambda: defended.predict(x),
+        lambda: defended.loss_gradient(x, y),
+        lambda: restorer.save(tmp_path / "defence"),
+    ):
+        with pytest.raises(InputError, match=r"is not trained yet; fit\(\) or load\(\) first was expected"):
+            call()
+    assert not list(tmp_path.iterdir())
+    np.testing.assert_array_equal(restorer.restore(torch.from_numpy(x)), x)
+
+
+# Files
+
+
+def test_it_is_saved_and_loaded_with_how_it_was_trained(
+    own: TrainedRestorer, own_classifier: PyTorchClassifier, few: Any, x: FloatArray, tmp_path: Path
+) -> None:
+    own.set_params(batch_size=5, apply_fit=True)
+    own.fit(*few, **BRIEFLY | {"inputs": ["clean", by_two]})
+    own.fit(*few, **BRIEFLY, adversarial=True, attack_mode="smooth")
+    own.save(tmp_path / "defence")
+    loaded = type(own).load(tmp_path / "defence", classifier=own_classifier)
+    np.testing.assert_array_equal(loaded(x)[0], own(x)[0])
+    assert {name: getattr(loaded, name) for name in own.params} == {name: getattr(own, name) for name in own.params}
+    assert loaded.stages == own.stages
+    assert [stage["inputs"] for stage in loaded.stages] == [["clean", "by_two"], ["clean", "fgsm"]]
+    assert loaded.describe() == own.describe() == json.loads(json.dumps(own.describe()))
+    assert loaded.describe()["width"] == own.width
+    assert not any(one.requires_grad for one in loaded.parameters())
+    loaded.fit(*few, **BRIEFLY)
+    own.fit(*few, **BRIEFLY)
+    assert torch.equal(weights(loaded), weights(own))
+
+
+def test_files_that_hold_something_else_are_refused(
+    trained: TrainedRestorer, digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    path, cls = tmp_path / "defence", type(trained)
+    trained.save(path)
+    other = copy.deepcopy(digits_classifier.model)
+    with torch.no_grad():
+        next(other.parameters()).add_(0.01)
+    with pytest.raises(InputError, match="was built for another network than the classifier's"):
+        cls.load(path, classifier=rebuild(digits_classifier, model=other))
+    with pytest.raises(InputError, match="an ART PyTorchClassifier was expected"):
+        cls.load(path, classifier=digits_classifier.model)
+    for another in {FeatureAutoencoder, TwoStreamRestoration, HeatAndBlur} - {cls}:
+        with pytest.raises(InputError, match=f"which holds a {cls.defence_name}; a {another.defence_name} was exp"):
+            another.load(path, classifier=digits_classifier)
+    written = path.read_bytes()
+    for content in (written[: len(written) // 2], written[:5], b"", pickle.dumps(weights(trained)), b"\x00" * 500):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="which is no safetensors file"):
+            cls.load(path, classifier=digits_classifier)
+    with pytest.raises(InputError, match="an existing file was expected"):
+        cls.load(tmp_path / "nothing", classifier=digits_classifier)
+
+
+# Options
+
+
+def test_what_the_network_was_made_for_cannot_be_set(own: TrainedRestorer, x: FloatArray) -> None:
+    expected = own(x)[0]
+    settings = {name: getattr(own, name) for name in own.params}
+    other = {"architecture": "paper", "map": "stacked", "top_k": 3}
+    for name in own.network_params:
+        value = other.get(name, 7)
+        with pytest.raises(InputError, match=f"^{name} is {value!r}, and the network was made for"):
+            own.set_params(**{"batch_size": 3, name: value})
+        assert {one: getattr(own, one) for one in own.params} == settings
+    own.set_params(**settings)
+    own.set_params(batch_size=3, apply_fit=True, apply_predict=False)
+    assert (own.batch_size, own.apply_fit, own.apply_predict) == (3, True, False)
+    np.testing.assert_allclose(own(x)[0], expected, atol=1e-6)
+
+
+def test_unknown_options_and_bad_values_are_refused(own: TrainedRestorer) -> None:
+    with pytest.raises(InputError, match="history, strength: no parameter of"):
+        own.set_params(batch_size=6, strength=1, history=[])
+    with pytest.raises(InputError, match="batch_size is 0"):
+        own.set_params(batch_size=0)
+    assert own.batch_size != 6
+
+
+def test_images_of_other_channels_are_refused(trained: TrainedRestorer, x: FloatArray) -> None:
+    with pytest.raises(InputError, match="x has 3 channels; images of 1 were expected"):
+        trained(x.repeat(3, axis=1))
+    with pytest.raises(InputError, match="x is empty"):
+        trained(x[:0])
+
+
+# What ART meets
+
+
+def by_hand(restorer: TrainedRestorer, classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """Without our helpers, as an ART user writes it."""
+    return PyTorchClassifier(
+        classifier.model,
+        nn.CrossEntropyLoss(),
+        classifier.input_shape,
+        classifier.nb_classes,
+        optimizer=classifier.optimizer,
+        clip_values=(0.0, 1.0),
+        preprocessing_defences=[restorer],
+        preprocessing=(classifier.preprocessing.mean, classifier.preprocessing.std),
+        device_type="cpu",
+    )
+
+
+BUILDS: dict[str, Callable[[TrainedRestorer, PyTorchClassifier], PyTorchClassifier]] = {
+    "defend": lambda restorer, classifier: defend(classifier, restorer),
+    "by hand": by_hand,
+}
+
+
+@pytest.fixture(params=BUILDS)
+def defended(
+    request: pytest.FixtureRequest, trained: TrainedRestorer, digits_classifier: PyTorchClassifier
+) -> PyTorchClassifier:
+    return BUILDS[request.param](trained, digits_classifier)
+
+
+def test_art_s_gradients_are_those_of_autograd_to_the_last_bit(
+    defended: PyTorchClassifier, x: FloatArray, y: FloatArray
+) -> None:
+    assert gradient_modes(defended)[0] == "exact"
+    gradients = []
+    for mode in gradient_modes(defended):
+        with gradient_mode(defended, mode):
+            images = torch.from_numpy(x).requires_grad_()
+            logits = as_module(defended)(images)
+            loss = F.cross_entropy(logits, torch.from_numpy(y.argmax(axis=1)))
+            (gradient,) = torch.autograd.grad(loss, images, retain_graph=True)
+            rows = [torch.autograd.grad(column.sum(), images, retain_graph=True)[0].numpy() for column in logits.T]
+            np.testing.assert_array_equal(logits.detach().numpy(), defended.predict(x))
+            np.testing.assert_array_equal(gradient.numpy(), defended.loss_gradient(x, y))
+            np.testing.assert_array_equal(np.stack(rows, axis=1), defended.class_gradient(x))
+            gradients.append(gradient.numpy())
+    for i, one in enumerate(gradients):
+        assert np.isfinite(one).all()
+        for other in gradients[:i]:
+            assert np.abs(one - other).max() > 0.01 * np.abs(one).max()
+
+
+def test_the_modes_differ_backwards_alone(trained: TrainedRestorer, x: FloatArray) -> None:
+    with torch.no_grad():
+        expected = trained(torch.from_numpy(x))[0]
+    assert bool((expected != torch.from_numpy(x)).any())
+    for mode in trained.gradient_modes:
+        with gradient_mode(trained, mode):
+            assert torch.equal(trained(torch.from_numpy(x).requires_grad_())[0].detach(), expected)
+            np.testing.assert_array_equal(trained(x)[0], expected)
+            with torch.inference_mode():
+                assert torch.equal(trained(torch.from_numpy(x))[0], expected)
+
+
+def test_the_identity_gives_the_gradient_at_the_restored_image(
+    trained: TrainedRestorer, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
+) -> None:
+    defended = defend(digits_classifier, trained)
+    with gradient_mode(defended, "identity"):
+        found = defended.loss_gradient(x, y)
+    np.testing.assert_array_equal(found, digits_classifier.loss_gradient(trained(x)[0], y))
+
+
+def test_the_size_of_the_batches_does_not_matter(
+    own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
+) -> None:
+    own_classifier.model.double()
+    defended = defend(own_classifier, own)
+    found = []
+    for batch_size in (64, 7, 1):
+        own.set_params(batch_size=batch_size)
+        found.append((own(x)[0], defended.predict(x), defended.loss_gradient(x, y)))
+    for result in found[1:]:
+        for one, expected in zip(result, found[0], strict=True):
+            np.testing.assert_allclose(one, expected, atol=1e-4 * np.abs(expected).max())
+
+
+def test_predict_keeps_nothing_of_a_batch_but_the_result(trained: TrainedRestorer) -> None:
+    """Before each batch there are as many tensors as before the one before, and no bytes more."""
+    restorer = copy.copy(trained)
+    restorer.batch_size = 4
+    alive: list[tuple[int, int]] = []
+    handle = restorer.network.register_forward_pre_hook(lambda *_: alive.append(living_tensors()))
+    gc.collect()
+    gc.disable()  # what only the collector would free counts as kept
+    try:
+        with torch.no_grad():
+            restorer(torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+    finally:
+        gc.enable()
+        handle.remove()
+    assert len(alive) == 8
+    assert len(set(alive[1:])) == 1
+
+
+def living_tensors() -> tuple[int, int]:
+    """How many tensors there are, and the bytes of their memory."""
+    found = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
+    memory = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
+    return len(found), sum(memory.values())
+
+
+@pytest.mark.parametrize("labels", ["one-hot", "indices", "none"])
+def test_it_works_alone_on_arrays(trained: TrainedRestorer, x: FloatArray, y: FloatArray, labels: str) -> None:
+    given = {"one-hot": y, "indices": y.argmax(axis=1), "none": None}[labels]
+    restored, returned = trained(x, given)
+    assert isinstance(restored, np.ndarray)
+    assert (restored.shape, restored.dtype) == (x.shape, np.float32)
+    assert returned is None if given is None else np.array_equal(returned, given)
+    assert restored.min() >= 0
+    assert restored.max() <= 1
+    np.testing.assert_array_equal(trained(x.astype(np.float64))[0], restored)
+
+
+def test_a_float64_classifier_is_defended_and_trained_before(
+    own: TrainedRestorer,
+    own_classifier: PyTorchClassifier,
+    fresh: Fresh,
+    few: tuple[FloatArray, IntArray],
+    x: FloatArray,
+    y: FloatArray,
+) -> None:
+    single = fresh(own_classifier)
+    single.fit(*few, **BRIEFLY)
+    expected = own(x)[0], defend(own_classifier, own).predict(x)
+    own_classifier.model.double()
+    np.testing.assert_allclose(own(x)[0], expected[0], atol=1e-4)
+    defended = defend(own_classifier, own)
+    np.testing.assert_allclose(defended.predict(x), expected[1], rtol=1e-2, atol=1e-2)
+    assert np.isfinite(defended.loss_gradient(x, y)).all()
+    assert own(torch.from_numpy(x))[0].dtype == torch.float64
+    double = fresh(own_classifier)
+    double.fit(*few, **BRIEFLY)
+    assert double.history[-1].validation_loss == pytest.approx(single.history[-1].validation_loss, rel=0.05)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_copied_classifier_s_restorer_is_its_own(
+    own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, duplicate: Any
+) -> None:
+    defended = defend(own_classifier, own)
+    twin = duplicate(defended)
+    (copied,) = twin.preprocessing_defences
+    assert [one.data_ptr() for one in copied.model.parameters()] == [one.data_ptr() for one in twin.model.parameters()]
+    addresses = [{one.data_ptr() for one in face.parameters()} for face in (copied, own)]
+    assert not addresses[0] & addresses[1]
+    np.testing.assert_array_equal(twin.predict(x), defended.predict(x))
+    np.testing.assert_array_equal(twin.loss_gradient(x, y), defended.loss_gradient(x, y))
+    assert copied.stages == own.stages
+    expected = own(x)[0]
+    with torch.no_grad():
+        for parameter in (*copied.parameters(), *twin.model.parameters()):
+            parameter.mul_(0.5)
+    assert not np.array_equal(copied(x)[0], expected)
+    np.testing.assert_array_equal(own(x)[0], expected)
+
+
+def test_a_clone_for_refitting_is_bound_anew(
+    own: TrainedRestorer, own_classifier: PyTorchClassifier, fresh: Fresh, x: FloatArray
+) -> None:
+    """The copy keeps what it has learnt, and looks into the clone."""
+    defended = defend(own_classifier, own)
+    expected = defended.predict(x)
+    clone = defended.clone_for_refitting()
+    bound = copy.copy(own)
+    bound.rebind(clone)
+    clone.set_params(preprocessing_defences=[bound])
+    assert bound.model is clone.model
+    another = fresh(clone)
+    another.load_state_dict(own.state_dict())
+    np.testing.assert_array_equal(clone.predict(x), rebuild(clone, preprocessing_defences=[another]).predict(x))
+    np.testing.assert_array_equal(defended.predict(x), expected)
+
+
+AUTO_PGD = {"eps": 0.2, "eps_step": 0.1, "max_iter": 8, "nb_random_init": 1}
+ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
+    "PGD": (ProjectedGradientDescent, 12, {"eps": 0.2, "eps_step": 0.05, "max_iter": 8}),
+    "PGD in torch": (ProjectedGradientDescentPyTorch, 12, {"eps": 0.2, "eps_step": 0.05, "max_iter": 8}),
+    "Auto-PGD": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "cross_entropy"}),
+    "Auto-PGD, DLR": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "difference_logits_ratio"}),
+    "Square": (SquareAttack, 12, {"eps": 0.3, "max_iter": 30}),
+    "DeepFool": (DeepFool, 4, {"max_iter": 10}),
+    "C&W": (CarliniL2Method, 3, {"max_iter": 8, "binary_search_steps": 1, "learning_rate": 0.1, "initial_const": 10}),
+    "HopSkipJump": (HopSkipJump, 3, {"max_iter": 1, "max_eval": 20, "init_eval": 5, "init_size": 10}),
+}
+"""Attack, number of images, options."""
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_art_s_attacks_run(defended: PyTorchClassifier, x: FloatArray, y: FloatArray, name: str) -> None:
+    attack, nb, options = ATTACKS[name]
+    np.random.seed(0)  # noqa: NPY002 (ART's attacks draw from it)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        found = attack(defended, verbose=False, **options).generate(x[:nb], y[:nb])
+    assert isinstance(found, np.ndarray)
+    assert (found.shape, found.dtype) == (x[:nb].shape, np.float32)
+    assert np.isfinite(found).all()
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert not np.array_equal(found, x[:nb])
+    if "PGD" in name:
+        clean, attacked = (defended.predict(one).argmax(axis=1) == y[:nb].argmax(axis=1) for one in (x[:nb], found))
+        assert attacked.sum() <= clean.sum() - 3
+
+
+def test_art_s_tools_run(defended: PyTorchClassifier, x: FloatArray, y: FloatArray) -> None:
+    assert not loss_gradient_check(defended, x, y, verbose=False).any()
+    curve = SecurityCurve(eps=[0.05, 0.3])
+    _, accuracies, clean = curve.evaluate(defended, x[:6], y[:6], max_iter=5, eps_step=0.05, verbose=False)
+    assert accuracies[1] < clean
+    assert curve.detected_obfuscating_gradients is False
+
+
+@pytest.mark.parametrize("build", BUILDS)
+def test_art_s_adversarial_training_trains_the_classifier_alone(
+    own: TrainedRestorer, own_classifier: PyTorchClassifier, digits: Dataset, build: str
+) -> None:
+    defended = BUILDS[build](own, own_classifier)
+    before, model = weights(own), copy.deepcopy(own_classifier.model.state_dict())
+    attack = ProjectedGradientDescent(defended, eps=EPS, eps_step=EPS / 2, max_iter=3, verbose=False)
+    x, y = digits.train.x[:64], np.eye(10, dtype=np.float32)[digits.train.y[:64]]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        AdversarialTrainer(defended, attack, ratio=0.5).fit(x, y, batch_size=32, nb_epochs=1)
+    assert torch.equal(weights(own), before)
+    assert not all(torch.equal(value, model[key]) for key, value in own_classifier.model.state_dict().items())
+    assert np.isfinite(defended.predict(x)).all()

@@ -1,0 +1,421 @@
+"""TwoStreamRestoration: the gradient map against gradients taken class by class, and what can be differentiated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext import TwoStreamRestoration, gradient_mode
+from art_defenses_ext.attribution.gradient import weighted_loss_gradient
+from art_defenses_ext.gradient_mode import surrogate_width
+from art_defenses_ext.preprocessor.two_stream_restoration import MAPS, SCALES, WEIGHTS, TwoStreamNetwork
+from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.validation import InputError
+
+MODES = ("exact", "frozen", "smooth", "identity")
+MEAN, STD = (0.3, 0.4), (0.5, 0.8)
+
+# Each option by name: the defaults are chosen by an ablation and no business of these tests.
+OPTIONS: dict[str, Any] = {
+    "map": "stacked",
+    "top_k": 3,
+    "weights": "uniform",
+    "scale": "image",
+    "gradient_stream": "estimated",
+    "width": 4,
+    "blocks": 1,
+    "stem": 2,
+}
+READINGS = [dict(zip(("map", "weights", "scale"), one, strict=True)) for one in product(MAPS, WEIGHTS, SCALES)]
+
+
+def seeded(build: Callable[[], nn.Module]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return build()
+
+
+def network_with(activation: Callable[[], nn.Module], classes: int = 6) -> nn.Module:
+    """Two channels of 7x9 pixels, in float64; the same weights whatever the activation."""
+    return seeded(
+        lambda: nn.Sequential(
+            nn.Conv2d(2, 4, 3, padding=1),
+            activation(),
+            nn.Conv2d(4, 4, 3, stride=2, padding=1),
+            activation(),
+            nn.Flatten(),
+            nn.Linear(80, classes),
+        )
+    ).double()
+
+
+@pytest.fixture
+def smooth_network() -> nn.Module:
+    return network_with(nn.Softplus)
+
+
+@pytest.fixture
+def relu_network() -> nn.Module:
+    return network_with(nn.ReLU)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.rand(4, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def with_weights(model: nn.Module, spread: float = 0.2, **options: Any) -> TwoStreamRestoration:
+    """As if it had been trained: random weights, biases included, all over."""
+    settings: dict[str, Any] = {"channels": 2, "nb_classes": 6, "mean": MEAN, "std": STD} | OPTIONS | options
+    defence = TwoStreamRestoration(model, **settings).double()
+    drawn = torch.Generator().manual_seed(1)
+    state = {name: spread * torch.randn(one.shape, generator=drawn) for name, one in defence.state_dict().items()}
+    defence.load_state_dict(state)
+    return defence
+
+
+def normalised(x: Tensor) -> Tensor:
+    return (x - x.new_tensor(MEAN).reshape(-1, 1, 1)) / x.new_tensor(STD).reshape(-1, 1, 1)
+
+
+# The gradient map
+
+
+def map_by_hand(model: nn.Module, x: Tensor, map: str, weights: str, scale: str, top_k: int) -> Tensor:
+    """Image by image and class by class."""
+    rows = []
+    for image in normalised(x):
+        at = image[None].clone().requires_grad_()
+        logits = model(at)
+        likely = logits[0].argsort(descending=True)[: 1 if map == "predicted" else top_k]
+        gradients = []
+        for label in likely:
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), at, retain_graph=True)
+            weight = logits.softmax(dim=1)[0, label].item() if weights == "softmax" and map != "predicted" else 1
+            gradients.append(weight * gradient)
+        rows.append(torch.cat(gradients, dim=1) if map == "stacked" else sum(gradients) / len(gradients))
+    found = torch.cat(rows)
+    return found / found.abs().amax(dim=(2, 3) if scale == "channel" else (1, 2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 5])
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_map_is_the_scaled_gradients_from_the_likeliest_class_on(
+    relu_network: nn.Module, x: Tensor, reading: dict[str, str], top_k: int
+) -> None:
+    defence = with_weights(relu_network, **reading, top_k=top_k)
+    found = defence.gradient_map(x)
+    torch.testing.assert_close(found, map_by_hand(relu_network, x, **reading, top_k=top_k))
+    assert found.shape == (4, 2 * (top_k if reading["map"] == "stacked" else 1), 7, 9)
+    largest = found.abs().amax(dim=(2, 3) if reading["scale"] == "channel" else (1, 2, 3))
+    torch.testing.assert_close(largest, torch.ones_like(largest))
+
+
+@pytest.mark.parametrize(("classes", "counted"), [(6, 6), (12, 10)])
+def test_all_classes_are_at_most_ten(x: Tensor, classes: int, counted: int) -> None:
+    model = network_with(nn.ReLU, classes)
+    defence = with_weights(model, top_k=None, nb_classes=classes)
+    assert defence.gradient_map(x).shape[1] == 2 * counted
+    expected = with_weights(model, top_k=counted, nb_classes=classes)
+    assert torch.equal(defence(x)[0], expected(x)[0])
+
+
+def test_the_map_does_not_depend_on_the_rest_of_the_batch(relu_network: nn.Module, x: Tensor) -> None:
+    defence = with_weights(relu_network)
+    torch.testing.assert_close(torch.cat([defence.gradient_map(one[None]) for one in x]), defence.gradient_map(x))
+
+
+def test_the_network_is_given_the_image_and_the_map(relu_network: nn.Module, x: Tensor) -> None:
+    for stream, expected in (
+        ("estimated", map_by_hand(relu_network, x, "stacked", "uniform", "image", 3)),
+        ("zero", torch.zeros(4, 6, 7, 9, dtype=torch.float64)),
+        ("shuffled", map_by_hand(relu_network, x, "stacked", "uniform", "image", 3)[[3, 0, 1, 2]]),
+    ):
+        defence = with_weights(relu_network, gradient_stream=stream)
+        torch.testing.assert_close(defence.gradient_map(x), expected)
+        torch.testing.assert_close(defence(x)[0], (x + defence.network(x, expected)).clamp(0, 1))
+
+
+def test_a_stream_of_zeros_runs_no_classifier(relu_network: nn.Module, x: Tensor) -> None:
+    relu_network.register_forward_hook(lambda *_: pytest.fail("the classifier ran"))
+    defence = with_weights(relu_network, gradient_stream="zero")
+    for mode in MODES:
+        with gradient_mode(defence, mode):
+            defence(x.clone().requires_grad_())
+
+
+@pytest.mark.parametrize("map", MAPS)
+def test_a_map_costs_one_backward_pass_however_many_classes_it_has(
+    relu_network: nn.Module, x: Tensor, map: str
+) -> None:
+    """A stacked one a vectorised pass; passes of the network forwards: one."""
+    forwards, backwards = [], []
+
+    def count(module: nn.Module, args: Any, output: Tensor) -> None:
+        forwards.append(1)
+        output.register_hook(lambda gradient: backwards.append(1))
+
+    relu_network.get_submodule("0").register_forward_hook(count)
+    defence = with_weights(relu_network, map=map, top_k=5)
+    for context in (torch.no_grad, torch.enable_grad):
+        forwards.clear()
+        backwards.clear()
+        with context():
+            defence(x)
+        assert (len(forwards), len(backwards)) == (1, 1)
+
+
+def test_a_classifier_without_the_faintest_doubt_gives_no_nan(relu_network: nn.Module, x: Tensor) -> None:
+    """Where the softmax is 1 to the last bit, the gradient is 0, and so is the map."""
+    with torch.no_grad():
+        relu_network.get_submodule("5").weight.mul_(1e6)  # type: ignore[operator]
+    defence = with_weights(relu_network, map="predicted")
+    assert bool((defence.gradient_map(x) == 0).all())
+    for mode in MODES:
+        with gradient_mode(defence, mode):
+            at = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(defence(at)[0].square().sum(), at)
+            assert bool(gradient.isfinite().all())
+
+
+def test_the_sum_that_is_refused_is_zero_whatever_the_image(relu_network: nn.Module, x: Tensor) -> None:
+    with pytest.raises(InputError, match=r"map is 'sum' with weights 'softmax' over all 6 classes, which is zero for "):
+        with_weights(relu_network, map="sum", weights="softmax", top_k=None)
+    zero = weighted_loss_gradient(relu_network, normalised(x), lambda logits: logits.softmax(dim=1)[:, None])
+    assert zero.abs().max() < 1e-15
+    assert with_weights(relu_network, map="sum", weights="softmax", top_k=5).gradient_map(x).abs().max() > 0.99
+    with pytest.raises(InputError, match=r"over all 6 classes, which is zero"):
+        with_weights(relu_network, map="sum", top_k=6).set_params(weights="softmax")
+
+
+# Derivatives
+
+
+def assert_derivative(function: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-5) -> None:
+    """Along random directions, to a millionth."""
+    at = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(at), at)
+    drawn = torch.Generator().manual_seed(3)
+    for _ in range(5):
+        direction = torch.randn(x.shape, dtype=x.dtype, generator=drawn)
+        with torch.no_grad():
+            slope = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+        assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("activation", [nn.Softplus, nn.Tanh])
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_exact_derivative_is_the_numerical_one(
+    x: Tensor, reading: dict[str, str], activation: Callable[[], nn.Module]
+) -> None:
+    """Of restored pixels and of defended logits, through the map, its weights, its scale, and clipping."""
+    model = network_with(activation)
+    defence = with_weights(model, **reading)
+    restored = defence(x)[0]
+    assert bool((restored == 1).any() or (restored == 0).any())
+    assert_derivative(lambda x: defence(x)[0].sin().sum(), x)
+    assert_derivative(lambda x: model(normalised(defence(x)[0])).square().sum(), x)
+    assert_derivative(lambda x: defence.gradient_map(x).square().sum(), x)
+
+
+def gradient_in(mode: str, defence: TwoStreamRestoration, x: Tensor, weights: Tensor) -> Tensor:
+    with gradient_mode(defence, mode):
+        at = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((weights * defence(at)[0]).sum(), at)
+    return gradient
+
+
+@pytest.fixture
+def weights() -> Tensor:
+    return torch.randn(4, 2, 7, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_frozen_holds_the_map_constant(
+    smooth_network: nn.Module, x: Tensor, weights: Tensor, reading: dict[str, str]
+) -> None:
+    defence = with_weights(smooth_network, **reading)
+    at, constant = x.clone().requires_grad_(), defence.gradient_map(x)
+    (expected,) = torch.autograd.grad((weights * (at + defence.network(at, constant)).clamp(0, 1)).sum(), at)
+    torch.testing.assert_close(gradient_in("frozen", defence, x, weights), expected)
+    assert not torch.allclose(gradient_in("exact", defence, x, weights), expected, rtol=0.01)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.25])
+@pytest.mark.parametrize("reading", READINGS)
+def test_smooth_has_the_map_of_a_softplus_network_and_no_clipping(
+    relu_network: nn.Module, x: Tensor, weights: Tensor, reading: dict[str, str], width: float
+) -> None:
+    """The derivative alone: at the exact map, and narrower where an attacker anneals it."""
+    defence = with_weights(relu_network, **reading)
+    other = with_weights(network_with(lambda: nn.Softplus(beta=10 / width)), **reading)
+    at = x.clone().requires_grad_()
+    exact = defence.gradient_map(x).requires_grad_()
+    proposed = at + defence.network(at, exact)
+    assert bool(((proposed < 0) | (proposed > 1)).any())
+    by_image, by_map = torch.autograd.grad((weights * proposed).sum(), (at, exact))
+    (through_map,) = torch.autograd.grad((by_map * other.gradient_map(at)).sum(), at)
+    with surrogate_width(defence, width):
+        torch.testing.assert_close(gradient_in("smooth", defence, x, weights), by_image + through_map)
+
+
+def test_a_smooth_map_of_no_width_is_the_exact_one(relu_network: nn.Module, x: Tensor, weights: Tensor) -> None:
+    """A kink meets it nowhere then; in between, a unit close to its kink may count for the more."""
+    defence = with_weights(relu_network, clip_values=(-100.0, 100.0))
+    exact = gradient_in("exact", defence, x, weights)
+    distances = []
+    for width in (1.0, 1e-9):
+        with surrogate_width(defence, width):
+            distances.append((gradient_in("smooth", defence, x, weights) - exact).norm().item())
+    assert distances[0] > 0.01 * exact.norm()
+    assert distances[1] < 1e-6 * exact.norm()
+
+
+def test_the_smooth_map_leaves_the_restorer_s_own_relus_alone(
+    smooth_network: nn.Module, x: Tensor, weights: Tensor
+) -> None:
+    """Before a classifier without ReLU there is nothing to smooth, and the two modes are one."""
+    defence = with_weights(smooth_network, clip_values=(-100.0, 100.0))
+    torch.testing.assert_close(gradient_in("smooth", defence, x, weights), gradient_in("exact", defence, x, weights))
+
+
+def test_the_identity_passes_the_gradient_through(relu_network: nn.Module, x: Tensor, weights: Tensor) -> None:
+    assert torch.equal(gradient_in("identity", with_weights(relu_network), x, weights), weights)
+
+
+@pytest.mark.parametrize("stream", ["estimated", "zero", "shuffled"])
+@pytest.mark.parametrize("reading", READINGS)
+def test_the_modes_differ_backwards_alone(
+    relu_network: nn.Module, x: Tensor, reading: dict[str, str], stream: str
+) -> None:
+    """To the last bit, with gradients and without, in float32 and in float64."""
+    for dtype in (torch.float64, torch.float32):
+        defence = with_weights(copy.deepcopy(relu_network).to(dtype), **reading, gradient_stream=stream).to(dtype)
+        with torch.no_grad():
+            expected = defence(x)[0]
+        assert expected.dtype == dtype
+        for mode in MODES:
+            with gradient_mode(defence, mode):
+                assert torch.equal(defence(x.clone().requires_grad_())[0].detach(), expected)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("mode", MODES)
+def test_functional_transforms_never_give_another_gradient(
+    relu_network: nn.Module, x: Tensor, weights: Tensor, mode: str, map: str
+) -> None:
+    """Some cannot look into a gradient that is taken inside, but none says nothing and leaves it out."""
+    defence = with_weights(relu_network, map=map)
+    expected = gradient_in(mode, defence, x, weights)
+    with gradient_mode(defence, mode):
+        try:
+            found = torch.func.grad(lambda x: (weights * defence(x)[0]).sum())(x).tolist()
+        except RuntimeError:
+            return
+    torch.testing.assert_close(torch.tensor(found, dtype=x.dtype), expected)
+
+
+# The network
+
+
+def test_training_starts_from_images_as_they_are(relu_network: nn.Module, x: Tensor) -> None:
+    defence = TwoStreamRestoration(relu_network, channels=2, nb_classes=6, **OPTIONS)
+    assert torch.equal(defence.restore(x), x)
+    with pytest.raises(InputError, match=r"^TwoStreamRestoration is not trained yet; fit\(\) or load\(\) first was"):
+        defence(x)
+
+
+@pytest.mark.parametrize("stem", [1, 2, 4])
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (28, 28), (3, 3), (50, 3)])
+def test_images_of_any_size_are_corrected(size: tuple[int, int], stem: int) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = TwoStreamNetwork(channels=2, map_channels=4, width=3, blocks=2, stem=stem)
+        nn.init.normal_(network.correction.weight)
+        x, found = torch.rand(2, 2, *size), torch.rand(2, 4, *size)
+    correction = network(x, found)
+    assert correction.shape == x.shape
+    alone = torch.cat([network(x[i : i + 1], found[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(correction, alone)
+
+
+def test_both_streams_and_every_part_have_a_say(relu_network: nn.Module, x: Tensor) -> None:
+    defence = with_weights(relu_network, blocks=2)
+    network = defence.network.requires_grad_(True)
+    loss = network(x, defence.gradient_map(x)).square().sum()
+    for gradient in torch.autograd.grad(loss, list(network.parameters())):
+        assert bool((gradient != 0).any())
+    network.requires_grad_(False)
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_each_stream_has_as_many_blocks_as_asked_for(blocks: int) -> None:
+    network = TwoStreamNetwork(channels=1, map_channels=3, width=4, blocks=blocks, stem=1)
+    for part in (network.image, network.gradient, network.restoration):
+        assert len(part) == blocks + 1
+
+
+# What cannot be used
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"map": "all"}, "map is 'all'; one of stacked, sum, predicted was expected"),
+        ({"weights": None}, "weights is None; one of uniform, softmax was expected"),
+        ({"scale": ["image"]}, r"scale is \['image'\]; one of image, channel was expected"),
+        ({"gradient_stream": 0}, "gradient_stream is 0; one of estimated, zero, shuffled was expected"),
+        ({"top_k": 7}, "top_k is 7; at most nb_classes, 6, was expected"),
+        *(
+            ({name: value}, f"{name} is .*; a whole number of at least 1 was expected")
+            for name in ("nb_classes", "top_k", "width", "blocks", "stem")
+            for value in (0, -1, 1.5, True, "one")
+        ),
+    ],
+)
+def test_options_that_cannot_be_used_are_refused(relu_network: nn.Module, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        with_weights(relu_network, **options)
+
+
+@pytest.mark.parametrize("map", MAPS)
+@pytest.mark.parametrize("classes", [5, 12])
+def test_another_number_of_logits_is_refused(relu_network: nn.Module, x: Tensor, map: str, classes: int) -> None:
+    defence = with_weights(relu_network, map=map, nb_classes=classes, top_k=classes)
+    with pytest.raises(InputError, match=f"^model gives 6 logits; nb_classes, {classes}, were expected$"):
+        defence(x)
+
+
+@pytest.mark.parametrize("x", [torch.zeros(2, 7, 9), torch.zeros(0, 2, 7, 9), torch.zeros(1, 3, 7, 9), [[0.0]]])
+def test_a_map_is_made_of_images_alone(relu_network: nn.Module, x: Any) -> None:
+    with pytest.raises(InputError, match=r"^x "):
+        with_weights(relu_network).gradient_map(x)
+
+
+# Reports
+
+
+@pytest.mark.parametrize("map", MAPS)
+def test_a_report_pictures_the_restored_image_and_the_size_of_the_map(
+    relu_network: nn.Module, x: Tensor, map: str
+) -> None:
+    defence = with_weights(relu_network, map=map)
+    views = defence.views(x)
+    assert list(views) == ["restored", "gradient map"]
+    assert torch.equal(views["restored"], defence(x)[0])
+    size = defence.gradient_map(x).abs().mean(dim=1, keepdim=True)
+    torch.testing.assert_close(views["gradient map"], size / size.amax(dim=(1, 2, 3), keepdim=True))
+
+
+def test_a_classifier_decides_channels_and_classes(digits_classifier: Any) -> None:
+    defence = TwoStreamRestoration.for_classifier(digits_classifier, **OPTIONS)
+    assert (defence.channels, defence.nb_classes) == (1, 10)
+    with pytest.raises(InputError, match="top_k is 11; at most nb_classes, 10, was expected"):
+        TwoStreamRestoration.for_classifier(rebuild(digits_classifier), **OPTIONS | {"top_k": 11})

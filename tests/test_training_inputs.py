@@ -1,0 +1,378 @@
+"""Training images against closed forms on linear networks, a recursion in numpy and ART's own attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentPyTorch
+from art.estimators.classification import PyTorchClassifier
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.models import MODELS
+from art_defenses_ext.training_inputs import (
+    INPUTS,
+    Clean,
+    GaussianNoise,
+    Networks,
+    SignedGradient,
+    TrainingInput,
+    bim,
+    ffgsm,
+    fgsm,
+    mim,
+    mixture,
+    pgd,
+)
+from art_defenses_ext.validation import FloatArray, InputError
+
+SHAPE = (3, 4, 5)
+EPS = 0.1
+
+ATTACKS: dict[str, Callable[[float], SignedGradient]] = {
+    "fgsm": fgsm,
+    "ffgsm": ffgsm,
+    "bim": bim,
+    "mim": mim,
+    "pgd": pgd,
+}
+
+attacks = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+
+
+def noise(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(count: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images that touch both ends of [0, 1], and labels of three classes."""
+    x = torch.rand(count, *SHAPE, generator=noise(seed), dtype=torch.float64)
+    return (1.2 * x - 0.1).clamp(0, 1), torch.arange(count) % 3
+
+
+def around(network: Callable[[Tensor], Tensor], low: float = 0.0, high: float = 1.0) -> Networks:
+    return Networks(network, network, (low, high))
+
+
+def linear(nb_classes: int = 3) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(1)
+        return nn.Sequential(nn.Flatten(), nn.Linear(60, nb_classes)).double()
+
+
+def smooth() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(2)
+        return nn.Sequential(nn.Flatten(), nn.Linear(60, 16), nn.Softplus(), nn.Linear(16, 3)).double()
+
+
+def gradient(network: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Of each image's cross-entropy with a linear network: (p - e_y) W."""
+    weight = network[1].weight
+    return ((network(x).softmax(dim=1) - F.one_hot(y, len(weight))) @ weight).detach().reshape(x.shape)
+
+
+# One step and many
+
+
+def test_clean_images_stay_as_they_are() -> None:
+    x, y = drawn()
+    assert torch.equal(Clean()(x, y, around(linear()), noise()), x)
+
+
+def test_noise_has_the_deviation_asked_for_and_is_clipped() -> None:
+    x = torch.full((2, 3, 100, 100), 0.5)
+    made = GaussianNoise(0.1)(x, torch.zeros(2), around(linear()), noise())
+    assert (made - x).std().item() == pytest.approx(0.1, rel=0.01)
+    assert (made - x).mean().item() == pytest.approx(0, abs=0.002)
+    assert made.dtype == x.dtype
+    clipped = GaussianNoise(0.1)(x, torch.zeros(2), around(linear(), 0.45, 0.6), noise())
+    assert torch.equal(clipped, made.clamp(0.45, 0.6))
+
+
+@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (0.2, 0.7)])
+def test_fgsm_is_one_step_along_the_sign(clip_values: tuple[float, float]) -> None:
+    network, (x, y) = linear(), drawn()
+    x = x.clamp(*clip_values)
+    made = fgsm(EPS)(x, y, around(network, *clip_values), noise())
+    expected = (x + EPS * gradient(network, x, y).sign()).clamp(*clip_values)
+    torch.testing.assert_close(made, expected, rtol=0, atol=1e-15)
+
+
+@attacks
+@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (-1.5, 0.9)])
+def test_every_attack_stays_in_the_ball_and_the_clip_range(
+    attack: Callable[[float], SignedGradient], clip_values: tuple[float, float]
+) -> None:
+    x, y = drawn(30)
+    x = x.clamp(*clip_values)
+    for network in (linear(), smooth()):
+        made = attack(EPS)(x, y, around(network, *clip_values), noise())
+        assert (made - x).abs().max() <= EPS + 1e-15
+        assert made.min() >= clip_values[0]
+        assert made.max() <= clip_values[1]
+        assert not torch.equal(made, x)
+
+
+@attacks
+def test_of_two_classes_on_a_linear_network_every_attack_but_ffgsm_ends_in_the_corner(
+    attack: Callable[[float], SignedGradient],
+) -> None:
+    """The gradient's sign is that of the other class's weights less the own one's, wherever the image is."""
+    network, (x, y) = linear(nb_classes=2), drawn()
+    y = y % 2
+    weight = network[1].weight.detach()
+    corner = (x + EPS * (weight[1 - y] - weight[y]).sign().reshape(x.shape)).clamp(0, 1)
+    made = attack(EPS)(x, y, around(network), noise())
+    if attack is not ffgsm:
+        torch.testing.assert_close(made, corner, rtol=0, atol=1e-15)
+        return
+    # One step of 1.25 eps from anywhere: in 5 of 8 pixels it reaches the corner, and never less than eps / 4.
+    reached = ((made - corner).abs() < 1e-12).double().mean().item()
+    assert 0.5 < reached < 0.8
+    inside = (corner - x).abs() == EPS
+    assert ((made - x) * (corner - x).sign())[inside].min() >= EPS / 4 - 1e-15
+
+
+@pytest.mark.parametrize("decay", [0.3, 1.0])
+def test_mim_is_its_recursion_written_out(decay: float) -> None:
+    """Dong et al. 2018, equations 6 and 7, with the projection of each step."""
+    network, (x, y) = linear(), drawn()
+    weight, bias = (tensor.detach().numpy() for tensor in network[1].parameters())
+    given, labels, steps = x.numpy().reshape(len(x), -1), y.numpy(), 7
+
+    def slope(images: FloatArray) -> FloatArray:
+        logits = images @ weight.T + bias
+        odds = np.exp(logits - logits.max(axis=1, keepdims=True))
+        residuals: FloatArray = odds / odds.sum(axis=1, keepdims=True) - np.eye(3)[labels]
+        return residuals @ weight
+
+    # The weights are scaled up so that the gradient turns on its way, and the momentum matters.
+    weight *= 30
+    current, momentum = given, np.zeros_like(given)
+    for _ in range(steps):
+        found = slope(current)
+        momentum = decay * momentum + found / np.abs(found).sum(axis=1, keepdims=True)
+        current = np.clip(np.clip(current + EPS / steps * np.sign(momentum), given - EPS, given + EPS), 0, 1)
+    made = SignedGradient(EPS, EPS / steps, steps, decay=decay)(x, y, around(network), noise())
+    np.testing.assert_allclose(made.numpy().reshape(len(x), -1), current, rtol=0, atol=1e-14)
+    if decay == 1:
+        assert torch.equal(made, mim(EPS, steps)(x, y, around(network), noise()))
+        assert not torch.allclose(made, bim(EPS, steps)(x, y, around(network), noise()))
+
+
+def test_the_momentum_of_an_image_without_gradient_is_none() -> None:
+    x, y = drawn()
+    made = mim(EPS)(x, y, around(lambda x: 0 * x.flatten(1)[:, :3]), noise())
+    assert torch.equal(made, x)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "bim", "pgd without a start"])
+def test_art_s_attacks_make_the_same_images(name: str, digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:40], digits.test.y[:40]
+    ours, theirs = {
+        "fgsm": (fgsm(EPS), FastGradientMethod(digits_classifier, eps=EPS)),
+        "bim": (bim(EPS, 8), projected(digits_classifier, EPS / 8, 8)),
+        "pgd without a start": (SignedGradient(EPS, 0.03, 9), projected(digits_classifier, 0.03, 9)),
+    }[name]
+    mean, std = MODELS["digits_cnn"].mean[0], MODELS["digits_cnn"].std[0]
+
+    def logits(x: Tensor) -> Tensor:
+        result: Tensor = digits_classifier.model((x - mean) / std)
+        return result
+
+    made = ours(torch.from_numpy(x), torch.from_numpy(y), around(logits), noise()).numpy()
+    expected = theirs.generate(x, np.eye(10, dtype=np.float32)[y])
+    # A sign may differ where float32 cannot tell the gradient from zero, and all that follows in that image with it.
+    agree = np.abs(made - expected).reshape(len(x), -1).max(axis=1) < 1e-6
+    assert agree.mean() >= 0.95
+    assert np.abs(expected - x).max() == pytest.approx(EPS, rel=1e-5)
+
+
+def projected(classifier: PyTorchClassifier, step: float, steps: int) -> ProjectedGradientDescentPyTorch:
+    return ProjectedGradientDescentPyTorch(
+        classifier, norm=np.inf, eps=EPS, eps_step=step, max_iter=steps, num_random_init=0, verbose=False
+    )
+
+
+# Where an attack starts, and through what it goes
+
+
+def test_a_random_start_is_spread_evenly_over_the_ball_and_comes_from_the_given_noise() -> None:
+    start = SignedGradient(EPS, 1e-12, random_start=True)
+    x = torch.full((2, 3, 100, 100), 0.5, dtype=torch.float64)
+    flat = around(lambda x: x.flatten(1)[:, :3])
+    made = start(x, torch.tensor([0, 1]), flat, noise())
+    shift = (made - x).flatten().sort().values
+    torch.testing.assert_close(shift, torch.linspace(-EPS, EPS, len(shift), dtype=torch.float64), rtol=0, atol=0.002)
+    assert torch.equal(start(x, torch.tensor([0, 1]), flat, noise()), made)
+    assert not torch.equal(start(x, torch.tensor([0, 1]), flat, noise(1)), made)
+
+
+def test_an_attack_without_a_random_start_draws_nothing() -> None:
+    x, y = drawn()
+    generator = noise()
+    before = generator.get_state(), torch.get_rng_state()
+    for attack in (fgsm(EPS), bim(EPS), mim(EPS)):
+        attack(x, y, around(linear()), generator)
+    assert torch.equal(generator.get_state(), before[0])
+    pgd(EPS)(x, y, around(linear()), generator)
+    assert not torch.equal(generator.get_state(), before[0])
+    assert torch.equal(torch.get_rng_state(), before[1])
+
+
+def test_end_to_end_means_through_the_defended_network() -> None:
+    network, (x, y) = smooth(), drawn()
+    bare, defended = network, lambda x: network(x.flip(3) ** 2)
+    for steps in (1, 4):
+        through = SignedGradient(EPS, EPS / 2, steps, through="defence")
+        made = through(x, y, Networks(bare, defended, (0, 1)), noise())
+        assert torch.equal(made, SignedGradient(EPS, EPS / 2, steps)(x, y, around(defended), noise()))
+        assert not torch.equal(made, SignedGradient(EPS, EPS / 2, steps)(x, y, around(bare), noise()))
+    slope = torch.autograd.functional.jacobian(lambda x: F.cross_entropy(defended(x), y, reduction="sum"), x)
+    made = SignedGradient(EPS, EPS, through="defence")(x, y, Networks(bare, defended, (0, 1)), noise())
+    torch.testing.assert_close(made, (x + EPS * slope.sign()).clamp(0, 1), rtol=0, atol=1e-15)
+    assert INPUTS["end_to_end"](EPS) == pgd(EPS, through="defence")
+
+
+@attacks
+def test_an_attack_leaves_images_and_networks_as_they_were(attack: Callable[[float], SignedGradient]) -> None:
+    network, (x, y) = smooth(), drawn()
+    values = x.clone()
+    x.requires_grad_()
+    made = attack(EPS)(x, y, around(network), noise())
+    with torch.no_grad():
+        assert torch.equal(attack(EPS)(x, y, around(network), noise()), made)
+    assert torch.equal(x.detach(), values)
+    assert x.grad is None
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@attacks
+def test_a_network_may_work_in_place(attack: Callable[[float], SignedGradient]) -> None:
+    x, y = drawn()
+    x = x - 0.5
+    made, expected = (
+        attack(EPS)(x, y, around(nn.Sequential(nn.ReLU(inplace=inplace), *smooth()), -1, 1), noise())
+        for inplace in (True, False)
+    )
+    assert torch.equal(made, expected)
+
+
+def test_an_image_is_attacked_as_if_it_were_alone() -> None:
+    network, (x, y) = smooth(), drawn()
+    for attack in (fgsm(EPS), bim(EPS), mim(EPS)):
+        together = attack(x, y, around(network), noise())
+        alone = torch.cat([attack(x[i : i + 1], y[i : i + 1], around(network), noise()) for i in range(len(x))])
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("low", [0.0, -1.0])
+def test_what_is_drawn_stays_in_the_clip_range(low: float) -> None:
+    x = torch.full((4, *SHAPE), low)
+    for kind in (ffgsm(EPS), pgd(EPS), GaussianNoise(EPS)):
+        made = kind(x, torch.zeros(4, dtype=torch.long), around(lambda x: x.flatten(1)[:, :3], low, low + 2), noise())
+        assert made.min() >= low
+
+
+def test_the_named_kinds_are_what_their_papers_say() -> None:
+    assert fgsm(0.2) == SignedGradient(0.2, 0.2)
+    assert ffgsm(0.2) == SignedGradient(0.2, 0.25, random_start=True)
+    assert bim(0.2, 4) == SignedGradient(0.2, 0.05, 4)
+    assert mim(0.2, 4) == SignedGradient(0.2, 0.05, 4, decay=1.0)
+    assert pgd(0.2, 4) == SignedGradient(0.2, 0.125, 4, random_start=True)
+    made = {name: make(0.2) for name, make in INPUTS.items()}
+    assert made == {
+        "clean": Clean(),
+        "noise": GaussianNoise(0.2),
+        "fgsm": fgsm(0.2),
+        "ffgsm": ffgsm(0.2),
+        "bim": bim(0.2),
+        "mim": mim(0.2),
+        "pgd": pgd(0.2),
+        "end_to_end": pgd(0.2, through="defence"),
+    }
+
+
+# Mixtures
+
+
+def marked(which: int, seen: dict[int, Tensor] | None = None) -> TrainingInput:
+    """A kind that adds its number to the images, and keeps the labels that it saw."""
+
+    def make(x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
+        assert torch.equal(x.flatten(1)[:, 0], y.double())
+        if seen is not None:
+            seen[which] = y
+        return (x + 100 * which).requires_grad_()
+
+    return make
+
+
+@given(count=st.integers(1, 20), nb_kinds=st.integers(1, 7))
+def test_a_batch_is_dealt_out_evenly_image_by_image(count: int, nb_kinds: int) -> None:
+    labels, seen = torch.arange(count), {}
+    images = labels.double().reshape(-1, 1, 1, 1).expand(-1, *SHAPE)
+    made = mixture([marked(which, seen) for which in range(nb_kinds)], EPS)(images, labels, around(linear()), noise())
+    assert torch.equal(made, images + 100 * (labels % nb_kinds).double().reshape(-1, 1, 1, 1))
+    assert {which: y.tolist() for which, y in seen.items()} == {
+        which: list(range(which, count, nb_kinds)) for which in range(min(count, nb_kinds))
+    }
+    assert not made.requires_grad
+
+
+def test_a_mixture_of_names_makes_what_they_stand_for() -> None:
+    network, (x, y) = smooth(), drawn(7)
+    made = mixture(["clean", "fgsm", mim(2 * EPS)], EPS)(x, y, around(network), noise())
+    assert torch.equal(made[::3], x[::3])
+    assert torch.equal(made[1::3], fgsm(EPS)(x[1::3], y[1::3], around(network), noise()))
+    assert torch.equal(made[2::3], mim(2 * EPS)(x[2::3], y[2::3], around(network), noise()))
+
+
+def test_all_kinds_there_are_mix_also_where_autograd_is_off() -> None:
+    network, (x, y) = smooth(), drawn(16)
+    networks = Networks(network, lambda x: network(x**2), (0.0, 1.0))
+    made = mixture(list(INPUTS), EPS)(x, y, networks, noise())
+    assert made.shape == x.shape
+    assert made.dtype == x.dtype
+    assert (made - x).abs().flatten(1).amax(dim=1)[[0, 8]].max() == 0
+    with torch.no_grad():
+        assert torch.equal(mixture(list(INPUTS), EPS)(x, y, networks, noise()), made)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: GaussianNoise(0.0), "sigma is 0.0; a finite number > 0"),
+        (lambda: SignedGradient(0.0, 0.1), "eps is 0.0; a finite number > 0"),
+        (lambda: SignedGradient(0.1, -1), "step is -1; a finite number > 0"),
+        (lambda: SignedGradient(0.1, float("nan")), "step is nan"),
+        (lambda: SignedGradient(0.1, 0.1, 0), "nb_steps is 0; a whole number"),
+        (lambda: SignedGradient(0.1, 0.1, decay=0), "decay is 0; a finite number > 0"),
+        (lambda: SignedGradient(0.1, 0.1, through="both"), "through is 'both'; 'classifier' or 'defence'"),
+        (lambda: bim(0.1, 0), "nb_steps is 0; a whole number"),
+        (lambda: mim(0.1, 1.5), "nb_steps is 1.5; a whole number"),
+        (lambda: pgd("0.1"), "eps is '0.1'; a finite number > 0"),
+        (lambda: mixture(["clean"], 0.0), "eps is 0.0; a finite number > 0"),
+        (lambda: mixture([], EPS), r"inputs is \[\]; a list of clean, noise, .*, or of functions, was expected"),
+        (lambda: mixture("clean", EPS), "inputs is 'clean'; a list of"),
+        (
+            lambda: mixture(["clean", "cw"], EPS),
+            "inputs names 'cw'; one of clean, noise, fgsm, .*end_to_end was expected",
+        ),
+        (lambda: mixture(["clean", 3], EPS), "inputs holds 3; one of clean, .*, or a function, was expected"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_words(make: Callable[[], Any], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make()

@@ -1,0 +1,397 @@
+"""A run that was killed goes on to the weights of one that was not, and only where it is the same run."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import struct
+import subprocess
+import sys
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from art_defenses_ext.checkpoint import read_tensors, save_checkpoint, write_tensors
+from art_defenses_ext.training import Settings, train
+from art_defenses_ext.training_state import FORMAT, VERSION, Epoch, TrainingState, load_state, save_state
+from art_defenses_ext.validation import InputError
+
+NB_EPOCHS, NB_BATCHES = 5, 3
+
+
+class Killed(Exception):
+    """Something that comes from outside."""
+
+
+def small_network() -> nn.Module:
+    """With random numbers, statistics and a counter of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.Flatten(), nn.Linear(64, 3)
+        )
+
+
+def some_data(count: int = 30, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, 1, 6, 6, generator=generator), torch.randint(0, 3, (count,), generator=generator)
+
+
+def fit(
+    checkpoint: Path | None,
+    *,
+    network: nn.Module | None = None,
+    die_at: int | None = None,
+    kill: bool = False,
+    data: tuple[Tensor, Tensor] | None = None,
+    validation: tuple[Tensor, Tensor] | None = None,
+    identity: dict[str, Any] | None = None,
+    **options: Any,
+) -> tuple[dict[str, Tensor], list[Epoch]]:
+    """Train on noisy images; the weights and the losses.
+
+    Args:
+        die_at: the step, counted in this call, whose objective does not come back.
+        kill: end the whole process there.
+    """
+    network = network or small_network()
+    steps = 0
+
+    def objective(x: Tensor, y: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        nonlocal steps
+        if network.training:
+            if steps == die_at:
+                if kill:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                raise Killed
+            steps += 1
+        x = x + 0.3 * torch.randn(x.shape, generator=noise)
+        return {"class": F.cross_entropy(network(x), y), "size": 1e-3 * network[-1].weight.square().sum()}
+
+    chosen = {"nb_epochs": NB_EPOCHS, "batch_size": 10, "learning_rate": 0.05, "clip_norm": 1.0, "seed": 3} | options
+    history = train(
+        network,
+        *(data or some_data()),
+        objective,
+        Settings(**chosen),
+        validation=validation or some_data(12, seed=3),
+        checkpoint=checkpoint,
+        identity=identity,
+        progress=False,
+    )
+    return network.state_dict(), history
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted() -> tuple[dict[str, Tensor], list[Epoch]]:
+    return fit(None)
+
+
+def test_the_run_of_these_tests_keeps_weights_from_before_its_end(
+    uninterrupted: tuple[dict[str, Tensor], list[Epoch]],
+) -> None:
+    """Else nothing would be known of the best weights' way through the file."""
+    losses = [epoch.validation_loss for epoch in uninterrupted[1]]
+    assert len(losses) == NB_EPOCHS
+    assert 0 < losses.index(min(losses)) < NB_EPOCHS - 1
+
+
+@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("epoch", range(NB_EPOCHS))
+def test_a_run_that_broke_off_in_any_epoch_ends_as_the_uninterrupted_one(
+    epoch: int, step: int, uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", die_at=epoch * NB_BATCHES + step)
+    assert (tmp_path / "run").exists() == (epoch > 0)
+    weights, history = fit(tmp_path / "run")
+    assert same(weights, uninterrupted[0])
+    assert history == uninterrupted[1]
+
+
+def test_a_run_may_break_off_again_and_again(
+    uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path
+) -> None:
+    for _ in range(NB_EPOCHS - 1):  # one epoch further each time
+        with pytest.raises(Killed):
+            fit(tmp_path / "run", die_at=NB_BATCHES + 1)
+        torch.rand(5)  # what the caller draws in between has no say
+    weights, history = fit(tmp_path / "run", die_at=NB_BATCHES)
+    assert same(weights, uninterrupted[0])
+    assert history == uninterrupted[1]
+
+
+@pytest.mark.parametrize("options", [{}, {"patience": 1, "nb_epochs": 40}], ids=str)
+def test_a_run_that_is_done_takes_no_further_step(options: dict[str, Any], tmp_path: Path) -> None:
+    weights, history = fit(tmp_path / "run", **options)
+    assert len(history) == NB_EPOCHS or options
+    assert len(history) < 40
+    again, told = fit(tmp_path / "run", die_at=0, **options)
+    assert same(again, weights)
+    assert told == history
+
+
+def test_frozen_weights_and_ones_without_a_gradient_keep_their_place(tmp_path: Path) -> None:
+    def part() -> nn.Module:
+        network = small_network()
+        network[0].requires_grad_(False)
+        network[1].bias.requires_grad_(False)
+        network[2] = nn.PReLU().requires_grad_(True)
+        network[2].register_parameter("idle", nn.Parameter(torch.zeros(2)))
+        return network
+
+    weights, history = fit(None, network=part())
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", network=part(), die_at=2 * NB_BATCHES + 1)
+    again, told = fit(tmp_path / "run", network=part())
+    assert same(again, weights)
+    assert told == history
+
+
+def fit_that_dies(path: str) -> None:
+    """What the other process does."""
+    torch.set_num_threads(1)
+    fit(Path(path), die_at=2 * NB_BATCHES + 1, kill=True)
+
+
+def test_a_process_that_is_killed_loses_an_epoch_at_most(
+    uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path
+) -> None:
+    program = "import runpy, sys; runpy.run_path(sys.argv[1])['fit_that_dies'](sys.argv[2])"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, __file__, str(tmp_path / "run")], capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    weights, history = fit(tmp_path / "run", die_at=3 * NB_BATCHES)
+    assert same(weights, uninterrupted[0])
+    assert history == uninterrupted[1]
+
+
+# Another run
+
+
+class Other(nn.Sequential):
+    """The small network with one more parameter."""
+
+    def __init__(self) -> None:
+        super().__init__(*small_network())
+        self.extra = nn.Parameter(torch.zeros(1))
+
+
+def partly_frozen() -> nn.Module:
+    network = small_network()
+    network[5].bias.requires_grad_(False)
+    return network
+
+
+def changed(data: tuple[Tensor, Tensor], which: int) -> tuple[Tensor, Tensor]:
+    result = tuple(tensor.clone() for tensor in data)
+    result[which].view(-1)[7] = 1 - result[which].view(-1)[7]
+    return result[0], result[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"seed": 4}, "seed was 3, and this one's is 4;"),
+        ({"learning_rate": 0.06}, "learning_rate was 0.05, and this one's is 0.06;"),
+        ({"nb_epochs": 6}, "nb_epochs was 5, and this one's is 6;"),
+        ({"batch_size": 9}, "batch_size was 10, and this one's is 9;"),
+        ({"weight_decay": 0.1}, "weight_decay was 0.0, and this one's is 0.1;"),
+        ({"clip_norm": None}, "clip_norm was 1.0, and this one's is None;"),
+        ({"patience": 3}, "patience was None, and this one's is 3;"),
+        ({"mixed_precision": False}, "mixed_precision was None, and this one's is False;"),
+        ({"data": changed(some_data(), 0)}, "data was '"),
+        ({"data": changed(some_data(), 1)}, "data was '"),
+        ({"data": some_data(29)}, "data was '"),
+        ({"validation": changed(some_data(12, seed=3), 0)}, "validation was '"),
+        ({"validation": changed(some_data(12, seed=3), 1)}, "validation was '"),
+        ({"identity": {"eps": 0.2, "inputs": ["pgd"]}}, "eps was 0.1, and this one's is 0.2;"),
+        ({"identity": {"eps": 0.1, "inputs": ["bim"]}}, "inputs was ['pgd'], and this one's is ['bim'];"),
+        ({"identity": {"eps": 0.1}}, "inputs was ['pgd'], and this one's is None;"),
+        ({"identity": {"eps": 0.1, "inputs": ["pgd"], "b": 1}}, "b was None, and this one's is 1;"),
+        ({"network": Other()}, "network was '"),
+        ({"network": partly_frozen()}, "network was '"),
+    ],
+)
+def test_a_file_of_another_run_is_refused_with_what_differs(changes: dict[str, Any], name: str, tmp_path: Path) -> None:
+    path, identity = tmp_path / "run", {"eps": 0.1, "inputs": ("pgd",)}
+    with pytest.raises(Killed):
+        fit(path, identity=identity, die_at=NB_BATCHES)
+    content, network = path.read_bytes(), changes.get("network") or small_network()
+    before = deepcopy(network.state_dict())
+    with pytest.raises(InputError) as caught:
+        fit(path, **({"identity": identity} | changes | {"network": network}))
+    said = str(caught.value)
+    assert said.startswith(f"checkpoint is {str(path)!r}, written by a run whose {name}")
+    assert said.endswith("; the same, or another file, was expected")
+    assert same(network.state_dict(), before)
+    assert path.read_bytes() == content
+
+
+def test_any_file_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Killed):
+        fit(path, die_at=NB_BATCHES)
+    content = path.read_bytes()
+    metadata, tensors = read_tensors(path)
+
+    def refused(said: str) -> None:
+        network = small_network()
+        with pytest.raises(InputError, match=said):
+            fit(path, network=network)
+        assert same(network.state_dict(), small_network().state_dict())
+
+    for length in (0, 7, 100, len(content) // 2, len(content) - 1):
+        path.write_bytes(content[:length])
+        refused("which is no safetensors file")
+    path.write_bytes(pickle.dumps({"network": 1}))
+    refused("which is no safetensors file")
+    write_tensors(path, tensors, metadata | {"format": f"{FORMAT} {VERSION + 1}", "numbers": "unheard of"})
+    refused(rf"of format {VERSION + 1}; this version of art-defenses-ext reads formats up to {VERSION}")
+    save_checkpoint(path, "kind", {}, small_network(), small_network())
+    refused(f"which holds no '{FORMAT}'; a file that this package wrote was expected")
+    path.unlink()
+    path.mkdir()
+    refused("an existing file was expected")
+
+
+# The file itself
+
+
+def state_of(network: nn.Module) -> TrainingState:
+    optimiser = torch.optim.Adam(network.parameters(), lr=0.1)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=10)
+    return TrainingState(network, optimiser, schedule, torch.Generator().manual_seed(5))
+
+
+def advanced(losses: list[float]) -> TrainingState:
+    state = state_of(small_network())
+    for loss in losses:
+        state.network(torch.rand(4, 1, 6, 6)).square().sum().backward()
+        state.optimiser.step()
+        state.optimiser.zero_grad()
+        state.schedule.step()
+        torch.randperm(7, generator=state.order)
+        state.finish(Epoch({"a": 2 * loss, "b": 0.1}, {"a": loss, "b": 1 / 3}))
+    return state
+
+
+def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        saved = advanced([3.0, 1.0, 2.0])
+        save_state(tmp_path / "run", saved, {"a": (1, 2.5, None)})
+        drawn = torch.rand(3)
+        found = state_of(small_network())
+        load_state(tmp_path / "run", found, {"a": [1, 2.5, None]})
+        assert torch.equal(torch.rand(3), drawn)
+    assert same(found.network.state_dict(), saved.network.state_dict())
+    assert same(found.best, saved.best)
+    assert not same(found.best, found.network.state_dict())
+    assert found.history == saved.history
+    assert list(found.history[0].training) == ["a", "b"]
+    assert found.schedule.state_dict() == saved.schedule.state_dict()
+    assert torch.equal(torch.rand(3, generator=found.order), torch.rand(3, generator=saved.order))
+    one, other = found.optimiser.state_dict(), saved.optimiser.state_dict()
+    assert one["param_groups"] == other["param_groups"]
+    assert one["state"].keys() == other["state"].keys()
+    assert all(same(one["state"][which], other["state"][which]) for which in other["state"])
+
+
+def test_the_best_weights_are_those_of_the_first_least_loss_and_no_part_of_the_network() -> None:
+    with torch.random.fork_rng(devices=[]):
+        state = advanced([3.0, 1.0])
+        best = deepcopy(state.network.state_dict())
+        for loss in (1.0, 2.0):
+            with torch.no_grad():
+                state.network[5].bias += 1
+            state.finish(Epoch({"a": 0.0}, {"a": loss - 0.0, "b": 1 / 3}))
+    assert not same(state.network.state_dict(), best)
+    state.restore_best()
+    assert same(state.network.state_dict(), best)
+
+
+def test_without_validation_no_weights_are_the_best() -> None:
+    state = state_of(small_network())
+    state.finish(Epoch({"a": 1.0}, {}))
+    before = deepcopy(state.network.state_dict())
+    state.restore_best()
+    assert state.best == {}
+    assert same(state.network.state_dict(), before)
+
+
+def test_a_file_from_a_cuda_device_can_be_gone_on_from_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with torch.random.fork_rng(devices=[]):
+        saved = advanced([1.0])
+        save_state(path, saved, {})
+        metadata, tensors = read_tensors(path)
+        write_tensors(path, tensors | {"random_cuda": torch.zeros(16, dtype=torch.uint8)}, metadata)
+        found = state_of(small_network())
+        load_state(path, found, {})
+    assert same(found.network.state_dict(), saved.network.state_dict())
+
+
+def test_a_network_with_one_weight_in_two_places_goes_on(tmp_path: Path) -> None:
+    def tied() -> nn.Module:
+        network = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 3))
+        network.load_state_dict({name: torch.full_like(t, 0.01) for name, t in network.state_dict().items()})
+        network[2].weight = network[1].weight
+        return network
+
+    weights, _ = fit(None, network=tied())
+    with pytest.raises(Killed):
+        fit(tmp_path / "run", network=tied(), die_at=2 * NB_BATCHES)
+    again = tied()
+    fit(tmp_path / "run", network=again)
+    assert same(again.state_dict(), weights)
+    assert again[2].weight is again[1].weight
+
+
+def test_the_file_holds_numbers_and_json_alone(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    fit(path, identity={"a": "é"})
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
+    assert metadata.keys() == {"format", "identity", "numbers"}
+    assert metadata["format"] == f"{FORMAT} {VERSION}"
+    assert json.loads(metadata["identity"])["a"] == "é"
+    assert json.loads(metadata["numbers"]).keys() == {"history", "schedule", "rates"}
+    names = {name.split(".")[0] for name in load_file(path)}
+    assert names == {"order", "random", "network", "best", "moment"}
+
+
+def test_a_run_that_cannot_write_keeps_the_file_of_the_epoch_before(
+    uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, contents = tmp_path / "run", []
+    replace = Path.replace
+
+    def sometimes(self: Path, target: Path) -> Path:
+        if len(contents) == 2:
+            raise OSError("no space left")
+        replaced = replace(self, target)
+        contents.append(target.read_bytes())
+        return replaced
+
+    monkeypatch.setattr(Path, "replace", sometimes)
+    with pytest.raises(OSError, match="no space left"):
+        fit(path)
+    assert path.read_bytes() == contents[1]
+    monkeypatch.undo()
+    weights, _ = fit(path)
+    assert same(weights, uninterrupted[0])
+    assert list(tmp_path.iterdir()) == [path]
