@@ -20,7 +20,7 @@ SETTING = Setting(
     fit={"nb_epochs": 3},
     adversarial={"nb_epochs": 4, "inputs": end_to_end(EPS, 10)},
     ablation_images=12_800,
-    ablation_fit={"nb_epochs": 2},
+    ablation_fit={"nb_epochs": 2, "learning_rate": 2e-3},
 )
 
 if __name__ == "__main__":

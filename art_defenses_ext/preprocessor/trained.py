@@ -17,7 +17,6 @@ from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode
-from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, mixture
 from art_defenses_ext.training_state import Epoch
@@ -25,11 +24,16 @@ from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_
 
 
 class TrainedRestorer(RestoringPreprocessor):
-    """A restorer that is trained: ``restored = clip(x + correction)``, where a network gives the correction.
+    """A restorer that is trained, with a network of its own.
+
+    Beyond the clip range what it restores goes on with the slope ``leak``. **Departure**: clipped (``leak=0``), a pixel
+    would pass no gradient, which misleads an attacker, and a restorer that is trained on the attacker's examples learns
+    to mislead him instead of to restore; without any bend (``leak=1``) it learns to denoise far more slowly.
 
     Args:
         model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
         channels: of the images.
+        leak: slope of the restored image beyond the clip range, from 0 (clipped) to 1 (as it is).
         **options: see :class:`.RestoringPreprocessor`.
 
     Attributes:
@@ -37,25 +41,25 @@ class TrainedRestorer(RestoringPreprocessor):
             better ones, images are refused.
         history: the losses of the last ``fit``, epoch by epoch.
         stages: the settings of every ``fit``, in order, as plain data.
-        gradient_modes: ``"exact"`` differentiates everything, ``"smooth"`` lets the gradient pass where a restored
-            pixel was clipped, ``"identity"`` passes it through as if nothing were restored.
+        gradient_modes: ``"exact"`` differentiates everything, ``"identity"`` passes the gradient through as if nothing
+            were restored.
 
     Raises:
         InputError: for an option that cannot be used, and in ``forward`` before ``fit``.
     """
 
     network: nn.Module
-    gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "smooth", "identity")
-    params: ClassVar[list[str]] = [*RestoringPreprocessor.params, "channels"]
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "identity")
+    params: ClassVar[list[str]] = [*RestoringPreprocessor.params, "channels", "leak"]
     usual_loss: ClassVar[RestorationLoss]
     """What ``fit`` minimises by default."""
     usual_inputs: ClassVar[tuple[str, ...]]
     """What it trains on by default."""
-    network_params: ClassVar[tuple[str, ...]] = ("channels",)
+    network_params: ClassVar[tuple[str, ...]] = ("channels", "leak")
     """Those of ``params`` that decide the network's layers and what they are trained to see: they cannot be set."""
 
-    def __init__(self, model: nn.Module, *, channels: int, **options: Any) -> None:
-        self.channels = channels
+    def __init__(self, model: nn.Module, *, channels: int, leak: float = 0.05, **options: Any) -> None:
+        self.channels, self.leak = channels, leak
         super().__init__(model, **options)
         self._is_fitted = False
         self.history: list[Epoch] = []
@@ -79,7 +83,7 @@ class TrainedRestorer(RestoringPreprocessor):
         attack_mode: str = "exact",
         nb_epochs: int = 10,
         batch_size: int = 128,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 1e-3,
         weight_decay: float = 0.0,
         clip_norm: float | None = 1.0,
         patience: int | None = None,
@@ -173,13 +177,10 @@ class TrainedRestorer(RestoringPreprocessor):
         return super().forward(x, y)
 
     def restore(self, x: Tensor) -> Tensor:
-        return self._clipped(self._proposed(x, "exact"))
+        return self._bent(self._proposed(x, "exact"))
 
     def restore_with(self, x: Tensor, mode: str) -> Tensor:
-        if mode == "identity":
-            return super().restore_with(x, mode)
-        proposed = self._proposed(x, mode)
-        return replaced(proposed, self._clipped(proposed).detach()) if mode == "smooth" else self._clipped(proposed)
+        return super().restore_with(x, mode) if mode == "identity" else self._bent(self._proposed(x, mode))
 
     def describe(self) -> dict[str, Any]:
         """The options, and what it was trained on."""
@@ -187,8 +188,8 @@ class TrainedRestorer(RestoringPreprocessor):
         return own | {"trained": self.stages}
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """The restored images."""
-        return {"restored": self.restore(x)}
+        """The restored images, clipped."""
+        return {"restored": self.restore(x).clamp(*self.clip_values)}
 
     # What a method adds
 
@@ -198,7 +199,10 @@ class TrainedRestorer(RestoringPreprocessor):
 
     @abstractmethod
     def _proposed(self, x: Tensor, mode: str) -> Tensor:
-        """Restored images (n, C, H, W) before they are clipped, with the backward pass ``mode``."""
+        """Restored images (n, C, H, W) with the backward pass ``mode``, before they are bent into the clip range.
+
+        ``"frozen"`` holds constant what the classifier has told of ``x``: exact for the network's own parameters.
+        """
 
     @classmethod
     def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
@@ -228,6 +232,8 @@ class TrainedRestorer(RestoringPreprocessor):
     def _check_params(self) -> None:
         super()._check_params()
         check_count("channels", self.channels)
+        if isinstance(self.leak, bool) or not isinstance(self.leak, int | float) or not 0 <= self.leak <= 1:
+            raise InputError(f"leak is {self.leak!r}; a number from 0 to 1 was expected")
 
     def _check_images(self, x: Any) -> None:
         super()._check_images(x)
@@ -243,8 +249,9 @@ class TrainedRestorer(RestoringPreprocessor):
         result: Tensor = self.network(*(as_model_input(one, self.network) for one in x))
         return result.to(x[0].dtype)
 
-    def _clipped(self, x: Tensor) -> Tensor:
-        return x.clamp(*self.clip_values)
+    def _bent(self, x: Tensor) -> Tensor:
+        inside = x.clamp(*self.clip_values)
+        return inside if self.leak == 0 else inside + self.leak * (x - inside)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(as_model_input(self._normalised(x), self.model))
@@ -255,9 +262,7 @@ class TrainedRestorer(RestoringPreprocessor):
         networks = Networks(self._logits, lambda x: self._logits(self.restore_with(x, attack_mode)), self.clip_values)
 
         def objective(clean: Tensor, labels: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-            proposed = self._proposed(make(clean, labels, networks, noise), "frozen")
-            # The derivative as if nothing were clipped: a pixel beyond the range could not learn its way back.
-            return terms(replaced(proposed, self._clipped(proposed).detach()), clean, labels)
+            return terms(self.restore_with(make(clean, labels, networks, noise), "frozen"), clean, labels)
 
         return objective
 

@@ -70,8 +70,8 @@ class TwoStreamRestoration(TrainedRestorer):
     Attributes:
         gradient_modes: ``"exact"`` differentiates the map as well, to second order; ``"frozen"`` holds it constant;
             ``"smooth"`` takes its derivative from the classifier with softplus in place of ReLU (that of the ReLU
-            network knows the probabilities' curvature only), and lets the gradient pass where a restored pixel was
-            clipped; ``"identity"`` passes gradients through as if nothing were restored.
+            network knows the probabilities' curvature only); ``"identity"`` passes gradients through as if nothing were
+            restored.
 
     Raises:
         InputError: for an unknown option, more classes than there are, and for the sum over all classes weighted by
