@@ -307,11 +307,13 @@ def main(setting: Setting, description: str) -> None:
     dataset = load_dataset(setting.dataset, run.data)
     weights = run.weights or (run.data / setting.weights if setting.weights else None)
     classifier = load_classifier(dataset, setting.model, weights, device=run.device, seed=run.seed)
-    if "ablation" in stages:
+    wanted = None if run.fits is None else run.fits.split(",")
+    if "ablation" in stages and (wanted is None or "autoencoder" in wanted):
         variants = [*autoencoders(), *tapped(classifier)]
         print_ablation("Feature autoencoder", FeatureAutoencoder, variants, classifier, dataset, setting, run.seed)
+    if "ablation" in stages and (wanted is None or "two_stream" in wanted):
         print_ablation("TRN", TwoStreamRestoration, list(two_streams()), classifier, dataset, setting, run.seed)
-    chosen = [one for one in fits(setting) if run.fits is None or one.name in run.fits.split(",")]
+    chosen = [one for one in fits(setting) if wanted is None or one.name in wanted]
     if stages == ["ablation"]:
         return
     print("\n## Fits\n", flush=True)
