@@ -8,7 +8,7 @@ Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -35,6 +35,19 @@ class Tuning:
     points: list[tuple[float, float]]
 
 
+@dataclass(frozen=True)
+class Training:
+    """One training of a defence.
+
+    Attributes:
+        settings: what it was trained on and how, as plain data.
+        losses: of each epoch, over the training images and over those held out; None where none were.
+    """
+
+    settings: dict[str, Any]
+    losses: list[tuple[float, float | None]]
+
+
 class Defence:
     """Mix-in for the object that runs a defence's forward pass: names its backward passes and holds the chosen one.
 
@@ -45,6 +58,7 @@ class Defence:
         annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which an attacker may anneal.
         surrogate_width: factor on that width; 1 as configured.
         tuning: how its strength was chosen, for the report; None if it was given.
+        trainings: how it was trained, one after the other, for the report; none if there was nothing to train.
     """
 
     defence_name: ClassVar[str]
@@ -52,6 +66,7 @@ class Defence:
     annealable_modes: ClassVar[tuple[str, ...]] = ()
     surrogate_width: float = 1.0
     tuning: Tuning | None = None
+    trainings: Sequence[Training] = ()
     _gradient_mode: str = "exact"
 
     @property

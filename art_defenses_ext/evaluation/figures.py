@@ -17,10 +17,11 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.summary import Curve, Summary
-from art_defenses_ext.evaluation.table import GROUPS, NOT_ESTABLISHED, headlines
+from art_defenses_ext.evaluation.table import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
 from art_defenses_ext.validation import FloatArray, InputError
 
 if TYPE_CHECKING:  # the report imports this module
@@ -138,6 +139,36 @@ def trade_off(summary: Summary) -> Figure:
         axes.set_ylabel("clean accuracy on\nvalidation images, per cent")
         _bare(axes)
         axes.grid(color="#e4e4e4")
+    return figure
+
+
+def losses(summary: Summary) -> Figure:
+    """The losses of each training of a defence, epoch by epoch.
+
+    Args:
+        summary: the figures of a run.
+
+    Raises:
+        InputError: for a run without a defence that was trained.
+    """
+    trainings = summary.run.trainings
+    if not trainings:
+        raise InputError("summary holds no training; a run with a defence that was trained was expected")
+    figure = _figure(6.4, 2.6 * len(trainings))
+    for row, training in enumerate(trainings):
+        axes = figure.add_subplot(len(trainings), 1, row + 1)
+        epochs = range(1, len(training.losses) + 1)
+        for number, name in enumerate(("training", "validation")):
+            values = [both[number] for both in training.losses if both[number] is not None]
+            if values:
+                marker = MARKERS[number] if len(values) < 20 else None
+                axes.plot(epochs, np.array(values), color=PALETTE[number], marker=marker, markersize=4, label=name)
+        axes.set_title(_wrapped(training_in_words(training), 90), fontsize=9, color=INK, loc="left", parse_math=False)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("loss")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(frameon=False, fontsize=9)
+        _bare(axes)
     return figure
 
 

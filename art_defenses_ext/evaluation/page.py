@@ -25,7 +25,8 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
     Args:
         summary: the figures of a run.
         examples: the images that ``figures["examples"]`` shows, in words for those who cannot see them.
-        figures: PNG files; of ``"accuracy"``, ``"curves"``, ``"examples"`` and ``"trade_off"`` those that there are.
+        figures: PNG files; of ``"accuracy"``, ``"curves"``, ``"examples"``, ``"losses"`` and ``"trade_off"`` those that
+            there are.
 
     Returns:
         The whole page. Everything that comes from a run, such as an attack's name, is escaped.
@@ -50,6 +51,7 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         verdict=table.verdict(summary),
         gap=table.shown_gap(summary),
         defences=table.defence_names(summary.run),
+        trainings=[table.training_in_words(training) for training in summary.run.trainings],
         attacker=table.attacker_in_words(summary.run),
         randomness=table.randomness_in_words(summary),
         agreement=table.agreement_in_words(summary),

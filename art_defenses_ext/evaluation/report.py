@@ -18,6 +18,9 @@ from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.evaluation.table import render, verdict
 from art_defenses_ext.validation import FloatArray, InputError
 
+FIGURES = ("accuracy", "curves", "examples", "losses", "trade_off")
+"""The pictures that a report may have."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -77,10 +80,10 @@ class Report:
     def save(self, folder: str | Path) -> None:
         """Write the report into a folder, which is made if need be.
 
-        Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show
-        ``figures/curves.png``, ``figures/examples.png``, ``figures/trade_off.png`` and ``examples.npz`` (arrays
-        ``clean``, ``adversarial``, ``index``, ``label``, ``prediction``, ``attack``). Those that a former report left
-        there and this one has nothing for are removed. Each file appears whole or not at all.
+        Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show the
+        other pictures of ``FIGURES`` and ``examples.npz`` (arrays ``clean``, ``adversarial``, ``index``, ``label``,
+        ``prediction``, ``attack``). Those that a former report left there and this one has nothing for are removed.
+        Each file appears whole or not at all.
 
         Args:
             folder: where to.
@@ -93,7 +96,7 @@ class Report:
             "report.json": _json(self.summary),
             "report.html": render_page(self.summary, self.examples, figures).encode(),
             "examples.npz": _arrays(self.examples) if self.examples else None,
-        } | {f"figures/{name}.png": figures.get(name) for name in ("accuracy", "curves", "examples", "trade_off")}
+        } | {f"figures/{name}.png": figures.get(name) for name in FIGURES}
         try:
             for name, content in contents.items():
                 _replace(Path(folder) / name, content)
@@ -109,6 +112,7 @@ class Report:
             accuracy_curves,
             drawable,
             examples_figure,
+            losses,
             png,
             summary_bars,
             trade_off,
@@ -119,6 +123,8 @@ class Report:
             figures["curves"] = png(accuracy_curves(self.summary))
         if self.examples and drawable(self.examples):
             figures["examples"] = png(examples_figure(self.examples))
+        if self.summary.run.trainings:
+            figures["losses"] = png(losses(self.summary))
         if self.summary.run.tunings:
             figures["trade_off"] = png(trade_off(self.summary))
         return figures

@@ -16,7 +16,7 @@ import torch
 
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.evaluation.attacker import Attacker
-from art_defenses_ext.gradient_mode import Tuning, find_defences
+from art_defenses_ext.gradient_mode import Training, Tuning, find_defences
 from art_defenses_ext.validation import FloatArray, IntArray
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
@@ -57,6 +57,7 @@ class RunDescription:
         settings: the arguments.
         defences: name and options of each defence, in the order in which an image meets them.
         tunings: how their strength was chosen, of those defences that were tuned.
+        trainings: how they were trained, one after the other, of those that were.
         modes: the gradient modes that the attacker tried.
         votes: passes that decided about each image: 1, or more if the defence is random.
         draws: passes that the attacker averaged.
@@ -72,6 +73,7 @@ class RunDescription:
     settings: Settings
     defences: list[dict[str, Any]]
     tunings: list[Tuning]
+    trainings: list[Training]
     modes: list[str]
     votes: int
     draws: int
@@ -92,6 +94,7 @@ def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: 
         settings=settings,
         defences=[{"name": defence.defence_name} | defence.describe() for defence in found],
         tunings=[defence.tuning for defence in found if defence.tuning is not None],
+        trainings=[training for defence in found for training in defence.trainings],
         modes=list(attacker.modes),
         votes=attacker.votes,
         draws=attacker.draws,

@@ -16,9 +16,9 @@ from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecor
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 
-FORMAT = 3
+FORMAT = 4
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
-``worst_agreement``, and ``agreement`` in each of ``rows``."""
+``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``."""
 
 
 @dataclass(frozen=True)

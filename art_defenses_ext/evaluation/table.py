@@ -23,6 +23,7 @@ from art_defenses_ext.evaluation.checks import DOCS, Check
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
+from art_defenses_ext.gradient_mode import Training
 
 NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
 NARROWEST_CHECKS = 60  # columns under which the checks become a list
@@ -243,6 +244,17 @@ def _defence_name(defence: dict[str, Any]) -> str:
     return f"{defence['name']} ({', '.join(options)})" if options else str(defence["name"])
 
 
+def training_in_words(training: Training) -> str:
+    """What a defence was trained on, in a line."""
+    settings = training.settings
+    weights = {name.removesuffix("_weight"): value for name, value in settings["loss"].items() if "_weight" in name}
+    terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value)
+    return (
+        f"{len(training.losses)} epoch(s) on {settings['images']} images: {', '.join(settings['inputs'])} at eps "
+        f"{settings['eps']:g}, seed {settings['seed']}; loss {terms}"
+    )
+
+
 def _option(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
@@ -393,6 +405,8 @@ def _heading(run: RunDescription) -> RenderableType:
     names = defence_names(run) or ["none: a plain network"]
     for number, name in enumerate(names):
         grid.add_row("" if number else ("Defences" if len(names) > 1 else "Defence"), _Prose(name))
+    for number, training in enumerate(run.trainings):
+        grid.add_row("" if number else "Trained", _Prose(training_in_words(training)))
     grid.add_row("Network", _Prose(run.model))
     grid.add_row("Threat", _Prose(threat_in_words(settings)))
     grid.add_row("Attacker", _Prose(attacker_in_words(run)))

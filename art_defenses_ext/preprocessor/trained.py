@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.checkpoint import fingerprint
+from art_defenses_ext.gradient_mode import Training
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode
@@ -40,7 +41,7 @@ class TrainedRestorer(RestoringPreprocessor):
         network: the restorer's own network. It is made with random weights; until ``fit`` or ``load`` has given it
             better ones, images are refused.
         history: the losses of the last ``fit``, epoch by epoch.
-        stages: the settings of every ``fit``, in order, as plain data.
+        trainings: the settings and losses of every ``fit``, in order.
         gradient_modes: ``"exact"`` differentiates everything, ``"identity"`` passes the gradient through as if nothing
             were restored.
 
@@ -63,7 +64,7 @@ class TrainedRestorer(RestoringPreprocessor):
         super().__init__(model, **options)
         self._is_fitted = False
         self.history: list[Epoch] = []
-        self.stages: list[dict[str, Any]] = []
+        self.trainings: list[Training] = []
         self._make_network(seed=0)
 
     @classmethod
@@ -152,7 +153,8 @@ class TrainedRestorer(RestoringPreprocessor):
         finally:
             self.network.requires_grad_(False)
         self._is_fitted = True
-        self.stages.append(vars(settings) | plan | {"images": len(part[0]), "epochs": len(self.history)})
+        losses = [(sum(one.training.values()), one.validation_loss if held_out else None) for one in self.history]
+        self.trainings.append(Training(vars(settings) | plan | {"images": len(part[0])}, losses))
 
     def set_params(self, **kwargs: Any) -> None:
         for name in self.network_params:
@@ -183,9 +185,8 @@ class TrainedRestorer(RestoringPreprocessor):
         return super().restore_with(x, mode) if mode == "identity" else self._bent(self._proposed(x, mode))
 
     def describe(self) -> dict[str, Any]:
-        """The options, and what it was trained on."""
-        own = {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
-        return own | {"trained": self.stages}
+        """The options."""
+        return {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The restored images, clipped."""
@@ -212,10 +213,10 @@ class TrainedRestorer(RestoringPreprocessor):
     # Inside
 
     def _training_summary(self) -> list[dict[str, Any]]:
-        return self.stages
+        return [vars(one) for one in self.trainings]
 
     def _take_summary(self, training: list[dict[str, Any]]) -> None:
-        self.stages = training
+        self.trainings = [Training(one["settings"], [(a, b) for a, b in one["losses"]]) for one in training]
 
     def _make_network(self, seed: int) -> None:
         """A new network with the random weights of ``seed``, on the classifier's device, frozen: whoever attacks the

@@ -20,7 +20,7 @@ from rich.console import Console
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, png, summary_bars, trade_off
+from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, losses, png, summary_bars, trade_off
 from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
@@ -30,7 +30,7 @@ from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.table import headlines, verdict
 from art_defenses_ext.evaluation.threats import Linf
-from art_defenses_ext.gradient_mode import Tuning
+from art_defenses_ext.gradient_mode import Training, Tuning
 from art_defenses_ext.validation import InputError
 
 NB_SAMPLES = 20
@@ -57,6 +57,7 @@ def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
         "settings": Settings("linf", THREAT.eps, "standard", samples, 7, 256, 10, 5, adaptive=True),
         "defences": [{"name": "jump_relu", "jump": 0.5, "width": None}],
         "tunings": [],
+        "trainings": [],
         "modes": ["exact", "relu"],
         "votes": 1,
         "draws": 1,
@@ -687,6 +688,26 @@ def test_the_pictures_open_and_show_something(name: str, tmp_path: Path) -> None
     shown = picture((tmp_path / "figures" / f"{name}.png").read_bytes())
     assert min(shown.shape[:2]) > 300
     assert shown[..., :3].std() > 0.03
+
+
+def test_a_trained_defence_shows_its_losses_and_another_none(tmp_path: Path) -> None:
+    settings = {"images": 898, "inputs": ["clean", "pgd"], "eps": 0.1, "seed": 0}
+    settings["loss"] = {"pixel": "l2", "pixel_weight": 1.0, "feature_weight": 0.0, "class_weight": 0.5}
+    first = Training(settings, [(2.0, 3.0), (1.0, 2.5), (0.5, 2.75)])
+    for trainings in ([first, Training(settings, [(1.0, None)])], []):
+        report = Report(summary_of([(PAPER, 2), (PGD, 3)], trainings=trainings), [], [])
+        report.save(tmp_path)
+        assert (tmp_path / "figures/losses.png").exists() == bool(trainings)
+        page = (tmp_path / "report.html").read_text()
+        assert ("How the defence was trained" in page) == bool(trainings)
+        words = "3 epoch(s) on 898 images: clean, pgd at eps 0.1, seed 0; loss pixel 1, class 0.5"
+        assert (words in page) == (words in " ".join(printed(report.summary, 300).split())) == bool(trainings)
+        written = json.loads((tmp_path / "report.json").read_text())["run"]["trainings"]
+        assert [one["losses"] for one in written] == [[list(both) for both in one.losses] for one in trainings]
+    axes = losses(summary_of([(PGD, 3)], trainings=[first])).axes[0]
+    assert [line.get_ydata().tolist() for line in axes.lines] == [[2, 1, 0.5], [3, 2.5, 2.75]]
+    with pytest.raises(InputError, match="summary holds no training"):
+        losses(summary_of([(PGD, 3)], trainings=[]))
 
 
 def test_a_tuned_defence_shows_its_trade_off_and_an_untuned_one_none(tmp_path: Path) -> None:

@@ -176,7 +176,7 @@ def test_training_goes_on_from_where_it_is(
     torch.testing.assert_close(weights(own), before, rtol=0, atol=1e-6)
     own.fit(*few, **BRIEFLY)
     assert not torch.allclose(weights(own), before, rtol=0, atol=1e-3)
-    assert [stage["learning_rate"] for stage in own.stages] == [1e-9, 5e-3]
+    assert [one.settings["learning_rate"] for one in own.trainings] == [1e-9, 5e-3]
     assert len(own.history) == 2
 
 
@@ -214,10 +214,10 @@ def test_the_weights_of_the_best_epoch_are_kept(fresh: Fresh, few: tuple[FloatAr
     losses = [epoch.validation_loss for epoch in restorer.history]
     assert losses.index(min(losses)) < 4
     assert torch.equal(weights(restorer), seen[losses.index(min(losses))])
-    assert restorer.stages[-1]["images"] == 48
+    assert restorer.trainings[-1].settings["images"] == 48
     last = fresh()
     last.fit(*few, **how | {"validation_split": 0})
-    assert last.stages[-1]["images"] == 60
+    assert last.trainings[-1].settings["images"] == 60
     assert not any(epoch.validation for epoch in last.history)
 
 
@@ -225,7 +225,7 @@ def test_patience_ends_training_early(fresh: Fresh, few: tuple[FloatArray, IntAr
     restorer = fresh()
     restorer.fit(*few, **BRIEFLY | {"nb_epochs": 30, "learning_rate": 0.05, "inputs": ["clean"]}, patience=1)
     assert len(restorer.history) < 30
-    assert restorer.stages[-1]["epochs"] == len(restorer.history)
+    assert len(restorer.trainings[-1].losses) == len(restorer.history)
 
 
 def test_training_in_mixed_precision_keeps_the_weights_in_full(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
@@ -303,7 +303,7 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(
     monkeypatch.undo()
     assert torch.equal(weights(interrupted), start)  # not those of half a training
     assert not any(parameter.requires_grad for parameter in interrupted.parameters())
-    assert len(interrupted.stages) == 1
+    assert len(interrupted.trainings) == 1
     for restorer in (interrupted, another):
         restorer.fit(*few, **how, checkpoint=str(path))
         assert torch.equal(weights(restorer), weights(whole))
@@ -454,7 +454,7 @@ def test_training_that_breaks_down_leaves_the_former_weights(
         own.fit(*few, **BRIEFLY | {"learning_rate": 1e20, "clip_norm": None})
     assert torch.equal(weights(own), before)
     np.testing.assert_array_equal(own(few[0])[0], restored)
-    assert own.stages == []
+    assert own.trainings == []
     assert not any(one.requires_grad for one in own.parameters())
 
 
@@ -514,7 +514,7 @@ def test_what_cannot_be_used_is_refused_before_any_training(
         own.fit(**arguments | changed)
     assert "\n" not in str(caught.value)
     assert torch.equal(weights(own), before)
-    assert own.stages == []
+    assert own.trainings == []
     assert not any(one.requires_grad for one in own.parameters())
 
 
@@ -530,7 +530,7 @@ def test_numbers_of_any_kind_are_numbers(fresh: Fresh, few: tuple[FloatArray, In
     how |= {"seed": np.int64(1), "eps": np.float32(0.125), "nb_epochs": np.int32(2), "batch_size": np.int64(20)}
     of_numpy.fit(*few, **how, checkpoint=tmp_path / "training")
     assert torch.equal(weights(of_numpy), weights(plain))
-    assert of_numpy.stages == plain.stages
+    assert of_numpy.trainings == plain.trainings
     of_numpy.save(tmp_path / "defence")
 
 
@@ -568,8 +568,8 @@ def test_it_is_saved_and_loaded_with_how_it_was_trained(
     loaded = type(own).load(tmp_path / "defence", classifier=own_classifier)
     np.testing.assert_array_equal(loaded(x)[0], own(x)[0])
     assert {name: getattr(loaded, name) for name in own.params} == {name: getattr(own, name) for name in own.params}
-    assert loaded.stages == own.stages
-    assert [stage["inputs"] for stage in loaded.stages] == [["clean", "by_two"], ["clean", "fgsm"]]
+    assert loaded.trainings == own.trainings
+    assert [one.settings["inputs"] for one in loaded.trainings] == [["clean", "by_two"], ["clean", "fgsm"]]
     assert loaded.describe() == own.describe() == json.loads(json.dumps(own.describe()))
     assert loaded.describe()["width"] == own.width
     assert not any(one.requires_grad for one in loaded.parameters())
@@ -792,7 +792,7 @@ def test_a_copied_classifier_s_restorer_is_its_own(
     assert not addresses[0] & addresses[1]
     np.testing.assert_array_equal(twin.predict(x), defended.predict(x))
     np.testing.assert_array_equal(twin.loss_gradient(x, y), defended.loss_gradient(x, y))
-    assert copied.stages == own.stages
+    assert copied.trainings == own.trainings
     expected = own(x)[0]
     with torch.no_grad():
         for parameter in (*copied.parameters(), *twin.model.parameters()):
