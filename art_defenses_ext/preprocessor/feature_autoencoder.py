@@ -48,8 +48,8 @@ class FeatureAutoencoder(TrainedRestorer):
     defence_name = "feature_autoencoder"
     params: ClassVar[list[str]] = [*TrainedRestorer.params, "architecture", "width", "stem"]
     network_params = (*TrainedRestorer.network_params, "architecture", "width", "stem")
-    usual_loss = RestorationLoss(pixel="l2", feature_weight=1.0)
-    usual_inputs = ("clean", "noise", "fgsm", "pgd")
+    usual_loss = RestorationLoss(feature_weight=1.0)
+    usual_inputs = ("clean", "fgsm", "pgd")
 
     def __init__(
         self,
