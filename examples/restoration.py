@@ -9,7 +9,7 @@ import argparse
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Setting:
         adversarial: those of the adversarial stage, in addition.
         ablation_images: training images of an ablation's fits.
         ablation_fit: arguments of these.
+        options: of every restorer's constructor.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Setting:
     adversarial: Options
     ablation_images: int
     ablation_fit: Options
+    options: Options = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def fits(setting: Setting) -> list[Fit]:
             "two_stream_adversarial", "TRN, adversarially trained", TwoStreamRestoration, {}, adversarial, "two_stream"
         ),
     ]
-    if setting.dataset != "cifar10":
+    if setting.dataset in ("mnist", "fashion_mnist"):  # the paper's is for their images
         paper = Fit(
             "paper", "the paper's autoencoder (5,729 parameters)", FeatureAutoencoder, {"architecture": "paper"}
         )
@@ -112,7 +114,7 @@ def trained(
     if path.exists():
         return one.face.load(path, classifier=classifier)
     if one.after is None:
-        restorer = one.face.for_classifier(classifier, **one.options)
+        restorer = one.face.for_classifier(classifier, **setting.options | one.options)
     else:
         restorer = one.face.load(run.out / f"{one.after}.safetensors", classifier=classifier)
     begun = time.perf_counter()
@@ -129,7 +131,7 @@ def trained(
 # Ablations
 
 
-def autoencoders() -> Iterator[tuple[str, Options, Options]]:
+def autoencoders(grey: bool) -> Iterator[tuple[str, Options, Options]]:
     """(name, options, training) of the feature autoencoder's ablation: losses, then training inputs."""
     losses = {
         "pixels (l2)": RestorationLoss(pixel="l2"),
@@ -148,9 +150,12 @@ def autoencoders() -> Iterator[tuple[str, Options, Options]]:
     several = ("clean", "noise"), ("clean", "fgsm"), ("clean", "pgd"), ("clean", "fgsm", "pgd")
     for kinds in (*single, *several, ("clean", "noise", "fgsm", "pgd")):
         yield f"inputs: {', '.join(kinds)}", {}, {"inputs": kinds}
-    yield "the paper's network", {"architecture": "paper"}, {}
+    if grey:
+        yield "the paper's network", {"architecture": "paper"}, {}
     for width in (8, 32):
         yield f"width {width}", {"width": width}, {}
+    for leak in (0.0, 0.2, 1.0):
+        yield f"leak {leak:g}", {"leak": leak}, {}
 
 
 def tapped(classifier: PyTorchClassifier) -> Iterator[tuple[str, Options, Options]]:
@@ -201,7 +206,7 @@ def print_ablation(
     print(f"| | {' | '.join(sets)} | mean of these | PGD-20 end to end, exact |")
     print("|---" * (len(sets) + 3) + "|", flush=True)
     for name, options, training in [(name, *rest) for name, *rest in variants]:
-        restorer = face.for_classifier(classifier, **options)
+        restorer = face.for_classifier(classifier, **setting.options | options)
         arguments = {"eps": setting.eps, "seed": seed, "progress": False, "validation_split": 0.0}
         restorer.fit(part.x, part.y, **arguments | setting.ablation_fit | training)
         defended = defend(classifier, restorer)
@@ -298,7 +303,9 @@ def main(setting: Setting, description: str) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--dataset", default=setting.dataset, help="another one of the same form, with --weights")
     run = parser.parse_args()
+    setting = replace(setting, dataset=run.dataset)
     logging.getLogger("art").setLevel(logging.ERROR)
     if run.threads:
         torch.set_num_threads(run.threads)
@@ -309,7 +316,7 @@ def main(setting: Setting, description: str) -> None:
     classifier = load_classifier(dataset, setting.model, weights, device=run.device, seed=run.seed)
     wanted = None if run.fits is None else run.fits.split(",")
     if "ablation" in stages and (wanted is None or "autoencoder" in wanted):
-        variants = [*autoencoders(), *tapped(classifier)]
+        variants = [*autoencoders(setting.dataset in ("mnist", "fashion_mnist")), *tapped(classifier)]
         print_ablation("Feature autoencoder", FeatureAutoencoder, variants, classifier, dataset, setting, run.seed)
     if "ablation" in stages and (wanted is None or "two_stream" in wanted):
         print_ablation("TRN", TwoStreamRestoration, list(two_streams()), classifier, dataset, setting, run.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext import JumpReLU, as_module, defend, gradient_mode
+from art_defenses_ext import FeatureAutoencoder, JumpReLU, TwoStreamRestoration, as_module, defend, gradient_mode
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
@@ -20,6 +21,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.models import MODELS, ResNet20
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.transformer.jump_relu import jump_relu
 
@@ -247,3 +249,59 @@ def test_a_second_device_is_kept_when_it_is_not_the_current_one(
     assert rebuild(classifier).device == transformed.device == torch.device("cuda", 1)
     x_adv = MarginPGD(transformed, eps=0.2, max_iter=5).generate(digits.test.x[:10], digits.test.y[:10])
     assert x_adv.shape == (10, 1, 8, 8)
+
+
+RESTORERS: dict[str, tuple[type[TrainedRestorer], dict[str, Any]]] = {
+    "autoencoder": (FeatureAutoencoder, {}),
+    **{name: (TwoStreamRestoration, {"map": name, "blocks": 1}) for name in ("stacked", "sum", "predicted")},
+}
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("name", RESTORERS)
+def test_a_restorer_gives_the_images_and_gradients_that_it_gives_on_the_cpu(
+    name: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    face, options = RESTORERS[name]
+    x = torch.from_numpy(digits.test.x[:40])
+    found = []
+    for kind in ("cpu", "gpu"):
+        classifier = on(kind, digits_classifier)
+        restorer = face.for_classifier(classifier, **options)
+        weights = restorer.state_dict()
+        drawn = torch.Generator().manual_seed(1)
+        restorer.load_state_dict(
+            {key: 0.1 * torch.randn(value.shape, generator=drawn) for key, value in sorted(weights.items())}
+        )
+        module = as_module(defend(classifier, restorer))
+        results = [module(x.to(classifier.device)).detach()]
+        for mode in restorer.gradient_modes:
+            with gradient_mode(module, mode):
+                live = x.to(classifier.device).requires_grad_()
+                results.append(torch.autograd.grad(module(live).logsumexp(dim=1).sum(), live)[0])
+        found.append([result.cpu() for result in results])
+    for there, here in zip(*found, strict=True):
+        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4 * float(here.abs().max()))
+
+
+@pytest.mark.parametrize("name", RESTORERS)
+def test_a_restorer_is_trained_there_and_loaded_here(
+    name: str, cuda: torch.device, digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
+) -> None:
+    """In bfloat16 and channels-last, killed midway or not; the parameters come back contiguous and in float32."""
+    face, options = RESTORERS[name]
+    classifier = on("gpu", digits_classifier)
+    restorer = face.for_classifier(classifier, **options)
+    how = {"eps": 0.1, "nb_epochs": 3, "batch_size": 50, "learning_rate": 5e-3, "progress": False}
+    restorer.fit(digits.train.x[:500], digits.train.y[:500], **how, checkpoint=tmp_path / "part")
+    totals = [sum(epoch.training.values()) for epoch in restorer.history]
+    assert totals[-1] < totals[0]
+    for parameter in restorer.network.parameters():
+        assert (parameter.device, parameter.dtype) == (cuda, torch.float32)
+        assert parameter.is_contiguous()
+    restorer.save(tmp_path / "fitted")
+    here = face.load(tmp_path / "fitted", classifier=on("cpu", digits_classifier))
+    there = defend(classifier, restorer).predict(digits.test.x[:100])
+    np.testing.assert_allclose(
+        defend(on("cpu", digits_classifier), here).predict(digits.test.x[:100]), there, atol=1e-3
+    )
