@@ -301,7 +301,6 @@ def test_a_restorer_is_trained_there_and_loaded_here(
         assert parameter.is_contiguous()
     restorer.save(tmp_path / "fitted")
     here = face.load(tmp_path / "fitted", classifier=on("cpu", digits_classifier))
-    there = defend(classifier, restorer).predict(digits.test.x[:100])
-    np.testing.assert_allclose(
-        defend(on("cpu", digits_classifier), here).predict(digits.test.x[:100]), there, atol=1e-3
-    )
+    x = digits.test.x[:100]
+    there = defend(classifier, restorer).predict(x)
+    np.testing.assert_allclose(defend(on("cpu", digits_classifier), here).predict(x), there, atol=1e-3)
