@@ -99,9 +99,8 @@ def fits(setting: Setting) -> list[Fit]:
         ),
     ]
     if setting.dataset in ("mnist", "fashion_mnist"):  # the paper's is for their images
-        paper = Fit(
-            "paper", "the paper's autoencoder (5,729 parameters)", FeatureAutoencoder, {"architecture": "paper"}
-        )
+        options, training = {"architecture": "paper"}, {"nb_epochs": 12, "learning_rate": 1e-3}
+        paper = Fit("paper", "the paper's autoencoder (5,729 parameters)", FeatureAutoencoder, options, training)
         found.insert(0, paper)
     return found
 
@@ -129,6 +128,21 @@ def trained(
 
 
 # Ablations
+
+MIDDLES: dict[type[TrainedRestorer], tuple[Options, Options]] = {
+    FeatureAutoencoder: (
+        {},
+        {
+            "loss": RestorationLoss(pixel="l2", feature_weight=1.0),
+            "inputs": ("clean", "noise", "fgsm", "pgd"),
+        },
+    ),
+    TwoStreamRestoration: (
+        {"map": "stacked", "top_k": 10, "weights": "uniform", "scale": "image"},
+        {"loss": RestorationLoss(class_weight=0.1), "inputs": ("clean", "fgsm", "pgd", "bim")},
+    ),
+}
+"""Options and training where a row names nothing else; the methods' defaults are what the ablations chose."""
 
 
 def autoencoders(grey: bool) -> Iterator[tuple[str, Options, Options]]:
@@ -205,9 +219,10 @@ def print_ablation(
     )
     print(f"| | {' | '.join(sets)} | mean of these | PGD-20 end to end, exact |")
     print("|---" * (len(sets) + 3) + "|", flush=True)
-    for name, options, training in [(name, *rest) for name, *rest in variants]:
-        restorer = face.for_classifier(classifier, **setting.options | options)
-        arguments = {"eps": setting.eps, "seed": seed, "progress": False, "validation_split": 0.0}
+    usual_options, usual_training = MIDDLES[face]
+    for name, options, training in variants:
+        restorer = face.for_classifier(classifier, **setting.options | usual_options | options)
+        arguments = {"eps": setting.eps, "seed": seed, "progress": False, "validation_split": 0.0} | usual_training
         restorer.fit(part.x, part.y, **arguments | setting.ablation_fit | training)
         defended = defend(classifier, restorer)
         rates = [accuracy(defended, x, held_out.y).rate for x in sets.values()]
@@ -296,6 +311,7 @@ def main(setting: Setting, description: str) -> None:
     )
     parser.add_argument("--only", choices=("ablation", "fit", "papers", "adaptive"), action="append")
     parser.add_argument("--fits", help="names of fits with commas; by default all")
+    parser.add_argument("--rows", default="", help="of the ablation, those whose name contains this")
     parser.add_argument("--weights", type=Path, help="of the classifier")
     parser.add_argument("--measure", type=int, default=10_000, help="test images of the papers' setting")
     parser.add_argument("--adaptive", type=int, default=1_000, help="test images for the adaptive attackers")
@@ -317,9 +333,11 @@ def main(setting: Setting, description: str) -> None:
     wanted = None if run.fits is None else run.fits.split(",")
     if "ablation" in stages and (wanted is None or "autoencoder" in wanted):
         variants = [*autoencoders(setting.dataset in ("mnist", "fashion_mnist")), *tapped(classifier)]
+        variants = [one for one in variants if run.rows in one[0]]
         print_ablation("Feature autoencoder", FeatureAutoencoder, variants, classifier, dataset, setting, run.seed)
     if "ablation" in stages and (wanted is None or "two_stream" in wanted):
-        print_ablation("TRN", TwoStreamRestoration, list(two_streams()), classifier, dataset, setting, run.seed)
+        variants = [one for one in two_streams() if run.rows in one[0]]
+        print_ablation("TRN", TwoStreamRestoration, variants, classifier, dataset, setting, run.seed)
     chosen = [one for one in fits(setting) if wanted is None or one.name in wanted]
     if stages == ["ablation"]:
         return

@@ -56,7 +56,7 @@ class TwoStreamRestoration(TrainedRestorer):
         channels: of the images.
         nb_classes: K.
         map: what the gradient map holds.
-        top_k: how many classes; None for all, at most 10.
+        top_k: how many classes; None for the likeliest three, or both of two.
         weights: of the classes: ``"uniform"``, or their ``"softmax"`` probability.
         scale: what the map is divided by: the largest absolute value of the ``"image"``'s whole map, or of each
             ``"channel"``.
@@ -103,7 +103,7 @@ class TwoStreamRestoration(TrainedRestorer):
         *,
         channels: int,
         nb_classes: int,
-        map: str = "stacked",
+        map: str = "sum",
         top_k: int | None = None,
         weights: str = "uniform",
         scale: str = "image",
@@ -172,7 +172,7 @@ class TwoStreamRestoration(TrainedRestorer):
         return weights if self.map == "stacked" else weights.sum(dim=1, keepdim=True) / len(chosen[0])
 
     def _nb_top(self) -> int:
-        return min(10, self.nb_classes) if self.top_k is None else self.top_k
+        return min(3, self.nb_classes) if self.top_k is None else self.top_k
 
     def _map_channels(self) -> int:
         return self.channels * (self._nb_top() if self.map == "stacked" else 1)

@@ -32,7 +32,7 @@ def restorers(model: nn.Module, channels: int) -> dict[str, TrainedRestorer]:
     return {
         "feature autoencoder": FeatureAutoencoder(model, channels=channels),
         **{
-            f"TRN, {name}": TwoStreamRestoration(model, channels=channels, nb_classes=CLASSES, map=name)
+            f"TRN, {name}": TwoStreamRestoration(model, channels=channels, nb_classes=CLASSES, map=name, top_k=CLASSES)
             for name in ("stacked", "sum", "predicted")
         },
     }
@@ -118,7 +118,7 @@ def main() -> None:
     print("|---|---|---|---|---|---|", flush=True)
     for name, (model, x) in networks.items():
         faces = {
-            which: TwoStreamRestoration(model, channels=x.shape[1], nb_classes=CLASSES, map=which)
+            which: TwoStreamRestoration(model, channels=x.shape[1], nb_classes=CLASSES, map=which, top_k=CLASSES)
             for which in ("sum", "stacked")
         }
         runs = {"one": one_class(model, x)} | {which: mapping(face, x) for which, face in faces.items()}
