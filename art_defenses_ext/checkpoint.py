@@ -21,8 +21,13 @@ FORMAT, VERSION = "art-defenses-ext defence", 1
 
 
 def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
-    """A hash of tensors by name, or of all parameters and buffers of a network: the same wherever they lie."""
+    """A hash of tensors by name, or of a network: its parameters, buffers and the classes of its modules.
+
+    It is the same wherever the tensors lie.
+    """
     digest = hashlib.sha256()
+    if isinstance(what, nn.Module):
+        digest.update(" ".join(f"{name} {type(module).__qualname__}" for name, module in what.named_modules()).encode())
     tensors = what.state_dict() if isinstance(what, nn.Module) else what
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
@@ -124,12 +129,20 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint
     path = Path(path)
     metadata, tensors = read_tensors(path)
     check_format(path, metadata, FORMAT, VERSION)
+    missing = [name for name in ("kind", "model", "settings") if name not in metadata]
+    if missing:
+        raise InputError(f"path is {str(path)!r}, which does not say its {missing[0]}; a whole file was expected")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values() if tensor.is_floating_point()):
+        raise InputError(f"path is {str(path)!r}, which holds NaN or infinite weights; finite ones were expected")
     if metadata["kind"] != kind:
         raise InputError(f"path is {str(path)!r}, which holds a {metadata['kind']}; a {kind} was expected")
     if metadata["model"] != fingerprint(model):
         raise InputError(f"path is {str(path)!r}, whose {kind} was built for another network than the classifier's")
-    training = json.loads(metadata.get("training", "[]"))  # not yet in the first files of this format
-    return Checkpoint(json.loads(metadata["settings"]), tensors, training)
+    try:
+        settings, training = (json.loads(metadata.get(name, "[]")) for name in ("settings", "training"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"path is {str(path)!r}, whose settings cannot be read ({error})") from None
+    return Checkpoint(settings, tensors, training)
 
 
 def check_format(path: Path, metadata: dict[str, str], name: str, known: int) -> None:

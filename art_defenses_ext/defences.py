@@ -10,7 +10,7 @@ from typing import Any
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.datasets import NB_CLASSES, Dataset
 from art_defenses_ext.estimator.defend import defend
 from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
 from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
@@ -65,7 +65,7 @@ class Choice:
     trained: bool = False
 
 
-GIVEN = ("apply_fit", "apply_predict", "channels", "nb_classes", "batch_size")
+DECIDED = ("apply_fit", "apply_predict", "channels", "nb_classes", "batch_size")
 """Of a restorer's constructor, what the classifier decides, and what would mean two things."""
 
 TRAINING = ("eps", "inputs", "adversarial", "attack_mode", "nb_epochs", "batch_size", "learning_rate")
@@ -92,7 +92,7 @@ def _heat_and_blur(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wish
 
 def _restorer(face: type[TrainedRestorer], title: str) -> Choice:
     """A defence that is trained on the training images, or comes from a file."""
-    own = tuple(name for name in face.params if name not in GIVEN)
+    own = tuple(name for name in face.params if name not in DECIDED)
 
     def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
         if wishes.fitted is not None:
@@ -102,6 +102,7 @@ def _restorer(face: type[TrainedRestorer], title: str) -> Choice:
         adversarial = training.pop("adversarial")
         restorer.fit(dataset.train.x, dataset.train.y, **training)
         if adversarial:
+            training.pop("inputs", None)  # the first stage's; the second's are made through the defence
             restorer.fit(dataset.train.x, dataset.train.y, **training, adversarial=True)
         return defend(classifier, restorer)
 
@@ -114,8 +115,11 @@ def _restorer(face: type[TrainedRestorer], title: str) -> Choice:
                 f"defence {face.defence_name} must be trained, which takes long on {dataset}; "
                 "--fitted FILE, or -o nb_epochs=NUMBER, was expected"
             )
-        classes = {"nb_classes": 10} if "nb_classes" in face.params else {}
-        face(nn.Conv2d(1, 1, 1), channels=1, **classes, **made)
+        grey = dataset in ("digits", "mnist", "fashion_mnist")
+        classes = (
+            {"nb_classes": 1000 if dataset == "image_folder" else NB_CLASSES} if "nb_classes" in face.params else {}
+        )
+        face(nn.Conv2d(1, 1, 1), channels=1 if grey else 3, **classes, **made)
         _check_training(face, training)
 
     return Choice(title, put_on, own + TRAINING, check, trained=True)

@@ -347,7 +347,8 @@ def _note(found: Epoch) -> str:
 def _precision(settings: Settings, device: torch.device) -> Callable[[], Any]:
     wanted = settings.mixed_precision
     if wanted or (wanted is None and device.type == "cuda"):
-        return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
+        # No cache: weights first met under no_grad, as an attack may, would stay without gradient in it.
+        return lambda: torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
     return nullcontext
 
 

@@ -97,6 +97,13 @@ class SignedGradient:
         if self.through not in ("classifier", "defence"):
             raise InputError(f"through is {self.through!r}; 'classifier' or 'defence' was expected")
 
+    def __str__(self) -> str:
+        extras = [" from a random start"] * self.random_start + [f" with momentum {self.decay}"] * (
+            self.decay is not None
+        )
+        where = " through the defence" if self.through == "defence" else ""
+        return f"{self.nb_steps} signed step(s) of {self.step:.4g} within {self.eps:.4g}{''.join(extras)}{where}"
+
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         network = networks.classifier if self.through == "classifier" else networks.defended
         low, high = networks.clip_values
@@ -170,6 +177,15 @@ INPUTS: dict[str, Callable[[float], TrainingInput]] = {
     "end_to_end": lambda eps: pgd(eps, through="defence"),
 }
 """Kinds of training images by name, for a given eps; ``"noise"`` has it as standard deviation."""
+
+
+def may_be_end_to_end(kind: str | TrainingInput) -> bool:
+    """Whether a kind of training images is made through the defence; of a function of one's own nobody knows."""
+    if isinstance(kind, str):
+        return kind == "end_to_end"
+    return (
+        kind.through == "defence" if isinstance(kind, SignedGradient) else not isinstance(kind, Clean | GaussianNoise)
+    )
 
 
 def mixture(kinds: Sequence[str | TrainingInput], eps: float) -> TrainingInput:

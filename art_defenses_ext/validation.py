@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,3 +134,9 @@ def check_samples_of(argument: str, count: Any) -> int:
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
         raise InputError(f"{argument} is {count!r}; a whole number >= 0 was expected")
     return count
+
+
+def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse anything but one of the names ``known``."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{argument} is {value!r}; one of {', '.join(known)} was expected")

@@ -109,15 +109,15 @@ def trained(
     one: Fit, classifier: PyTorchClassifier, part: Split, setting: Setting, run: argparse.Namespace
 ) -> TrainedRestorer:
     """The restorer from its file, or trained and saved there; an interrupted fit goes on where it stopped."""
-    path = run.out / f"{one.name}.safetensors"
+    path = run.out / f"{one.name}-{run.seed}.safetensors"
     if path.exists():
         return one.face.load(path, classifier=classifier)
     if one.after is None:
         restorer = one.face.for_classifier(classifier, **setting.options | one.options)
     else:
-        restorer = one.face.load(run.out / f"{one.after}.safetensors", classifier=classifier)
+        restorer = one.face.load(run.out / f"{one.after}-{run.seed}.safetensors", classifier=classifier)
     begun = time.perf_counter()
-    arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{one.name}.part"}
+    arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{one.name}-{run.seed}.part"}
     restorer.fit(part.x, part.y, **arguments | setting.fit | one.training)
     minutes = (time.perf_counter() - begun) / 60
     print(
@@ -185,8 +185,8 @@ def two_streams() -> Iterator[tuple[str, Options, Options]]:
     yield "image only", {"gradient_stream": "zero"}, {}
     for scale in ("image", "channel"):
         yield f"predicted class, by {scale}", {"map": "predicted", "scale": scale}, {}
-        for weights in ("uniform", "softmax"):
-            yield f"stacked, {weights}, by {scale}", {"map": "stacked", "weights": weights, "scale": scale}, {}
+        yield f"stacked, by {scale}", {"map": "stacked", "scale": scale}, {}
+    yield "stacked, softmax, by image", {"map": "stacked", "weights": "softmax"}, {}  # by channel, weights go away
     yield "stacked, top 3, uniform, by channel", {"map": "stacked", "top_k": 3, "scale": "channel"}, {}
     yield "sum of all, uniform", {"map": "sum"}, {}
     yield "sum of top 3, uniform", {"map": "sum", "top_k": 3}, {}
@@ -321,6 +321,8 @@ def main(setting: Setting, description: str) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--dataset", default=setting.dataset, help="another one of the same form, with --weights")
     run = parser.parse_args()
+    if run.dataset != setting.dataset and run.weights is None:
+        parser.error(f"--dataset {run.dataset} needs --weights: the usual ones are for {setting.dataset}")
     setting = replace(setting, dataset=run.dataset)
     logging.getLogger("art").setLevel(logging.ERROR)
     if run.threads:

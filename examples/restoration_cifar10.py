@@ -21,7 +21,7 @@ SETTING = Setting(
     eps=EPS,
     model="resnet20",
     weights="weights/erichson_cifar10_resnet20_baseline.pkl",
-    # MIM and FFGSM are kept out of training.
+    # BIM, MIM and FFGSM are kept out of training.
     fit={"nb_epochs": 20, "learning_rate": 2e-3, "inputs": ["clean", "fgsm", pgd(EPS, 5)]},
     adversarial={"nb_epochs": 10, "learning_rate": 1e-3, "inputs": end_to_end(EPS, 5)},
     ablation_images=12_800,

@@ -488,7 +488,8 @@ def test_a_restorer_is_trained_against_the_threat_and_attacked_in_its_gradient_m
     assert (plain["eps"], plain["nb_epochs"], plain["inputs"]) == (0.05, 1, ["clean", "fgsm"])
     assert adversarial["loss"]["class_weight"] == 1
     assert (tmp_path / "run" / "figures" / "losses.png").is_file()
-    assert "1 epoch(s) on 898 images: clean, fgsm at eps 0.05" in words(result.out)
+    assert adversarial["inputs"] == ["clean", "end_to_end"]
+    assert "1 epoch(s) on 898 images: clean; fgsm; eps 0.05" in words(result.out)
     for attack in PAPERS[defence]:
         assert attack.name in result.out
 

@@ -106,8 +106,8 @@ def weighted_loss_gradient(
     Args:
         model: from x to logits (N, K), floating-point.
         x: inputs (N, ...) as for ``input_gradient``.
-        weights: from logits (N, K) to weights (N, M, K) of M sums a sample. They count as constants in the gradient,
-            and are differentiated through where that is differentiated again.
+        weights: from logits (N, K), in float64, to weights (N, M, K) of M sums a sample. They count as constants in
+            the gradient, and are differentiated through where that is differentiated again.
         classes_at_once: sums in one vectorised backward pass; None for all M.
 
     Returns:
@@ -119,15 +119,17 @@ def weighted_loss_gradient(
     _check_inputs(model, x, None, "weights", classes_at_once)
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
-        found = weights(logits)
+        wide = logits.double()  # a sure network's probabilities differ from 0 and 1 by less than float32 can say
+        found = weights(wide)
         count, nb_classes = logits.shape
-        shape = tuple(found.shape) if isinstance(found, Tensor) else None
-        if shape is None or len(shape) != 3 or shape != (count, max(1, shape[1]), nb_classes):
-            got = f"a {type(found).__name__}" if shape is None else shape
+        shape = tuple(found.shape) if isinstance(found, Tensor) else ()
+        if len(shape) != 3 or shape[1] < 1 or (shape[0], shape[2]) != (count, nb_classes):
+            got = shape if isinstance(found, Tensor) else f"a {type(found).__name__}"
             raise InputError(f"weights gives {got}; ({count}, M, {nb_classes}) was expected")
-        found = found.to(logits.dtype)
-        cotangents = found.sum(dim=2, keepdim=True) * logits.softmax(dim=1).unsqueeze(1) - found  # (N, M, K)
-        gradients = _pull_back(logits, points, cotangents.transpose(0, 1), live.requires_grad, classes_at_once)
+        found = found.to(wide.dtype)
+        cotangents = found.sum(dim=2, keepdim=True) * wide.softmax(dim=1).unsqueeze(1) - found  # (N, M, K)
+        cotangents = cotangents.transpose(0, 1).to(logits.dtype)
+        gradients = _pull_back(logits, points, cotangents, live.requires_grad, classes_at_once)
         return gradients.transpose(0, 1)
 
 

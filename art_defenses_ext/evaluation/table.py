@@ -247,11 +247,13 @@ def _defence_name(defence: dict[str, Any]) -> str:
 def training_in_words(training: Training) -> str:
     """What a defence was trained on, in a line."""
     settings = training.settings
-    weights = {name.removesuffix("_weight"): value for name, value in settings["loss"].items() if "_weight" in name}
-    terms = ", ".join(f"{name} {value:g}" for name, value in weights.items() if value)
+    loss = settings["loss"]
+    names = {"pixel_weight": f"pixels ({loss['pixel']})", "feature_weight": f"features ({loss['network']})"}
+    names["class_weight"] = "class"
+    terms = ", ".join(f"{loss[key]:g} {name}" for key, name in names.items() if loss[key])
     return (
-        f"{len(training.losses)} epoch(s) on {settings['images']} images: {', '.join(settings['inputs'])} at eps "
-        f"{settings['eps']:g}, seed {settings['seed']}; loss {terms}"
+        f"{len(training.losses)} epoch(s) on {settings['images']} images: {'; '.join(settings['inputs'])}; eps "
+        f"{settings['eps']:g}, attacks made in mode {settings['attack_mode']}, seed {settings['seed']}; loss {terms}"
     )
 
 

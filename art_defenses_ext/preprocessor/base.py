@@ -28,6 +28,9 @@ from art_defenses_ext.validation import InputError, check_classifier, check_coun
 
 Numbers = float | Sequence[float]
 
+MADE_FOR = "made for"
+"""Under this name a file says for which clip values, mean and deviation."""
+
 
 class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
     """A defence in front of a network that it looks into: ART's preprocessor outside, a torch module inside.
@@ -95,6 +98,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             InputError: as :func:`.save_checkpoint`.
         """
         settings = {name: getattr(self, name) for name in self.params}
+        settings[MADE_FOR] = self._range_and_normalisation()
         save_checkpoint(path, self.defence_name, settings, self, self.model, self._training_summary())
 
     @classmethod
@@ -106,9 +110,22 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         """
         check_classifier(classifier)
         saved = load_checkpoint(path, cls.defence_name, classifier.model)
-        defence = cls.for_classifier(classifier, **saved.settings)
-        defence.load_state_dict(saved.tensors)
-        defence._take_summary(saved.training)
+        settings = dict(saved.settings)
+        made_for = settings.pop(MADE_FOR, None)
+        try:
+            defence = cls.for_classifier(classifier, **settings)
+            defence.load_state_dict(saved.tensors)
+            defence._take_summary(saved.training)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"path is {str(path)!r}, from which no {cls.__name__} of this version can be built "
+                f"({' '.join(str(error).split())})"
+            ) from error
+        if made_for != defence._range_and_normalisation():
+            raise InputError(
+                f"path is {str(path)!r}, made for {made_for}, and the classifier has "
+                f"{defence._range_and_normalisation()} (clip values, mean, std); the same were expected"
+            )
         return defence
 
     # What a defence is
@@ -203,6 +220,11 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
                 raise InputError(f"{name} is {getattr(self, name)!r}; True or False was expected")
 
     # Inside
+
+    def _range_and_normalisation(self) -> list[list[float]]:
+        """Clip values, mean, std, in float32 as a file may have been written on any device."""
+        numbers = (torch.tensor(self.clip_values), self.mean, self.std)
+        return [one.flatten().float().tolist() for one in numbers]
 
     def _training_summary(self) -> list[dict[str, Any]]:
         """How it was trained, for its file: plain data."""

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.trained import TrainedRestorer, check_choice, from_blocks, to_blocks
-from art_defenses_ext.validation import InputError, check_count
+from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.validation import InputError, check_choice, check_count
 
 ARCHITECTURES = ("unet", "paper")
 

@@ -64,12 +64,18 @@ class RestorationLoss:
         named["taps"] = None if self.taps is None else list(self.taps)
         return named
 
-    def bound_to(self, classifier: nn.Module, normalised: Callable[[Tensor], Tensor]) -> Terms:
+    def bound_to(
+        self,
+        classifier: nn.Module,
+        normalised: Callable[[Tensor], Tensor],
+        clip_values: tuple[float, float] = (0.0, 1.0),
+    ) -> Terms:
         """The loss for one classifier.
 
         Args:
             classifier: from normalised images to logits.
             normalised: what turns images in the clip range into those.
+            clip_values: the clip range.
 
         Raises:
             InputError: for VGG16 weights that cannot be downloaded, or a network without convolution and no taps.
@@ -79,7 +85,8 @@ class RestorationLoss:
         else:
             features = VGG16Features() if self.network == "vgg16" else self.network  # type: ignore[assignment]
             device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
-            features, prepare = features.to(device), lambda x: as_model_input(x, features)
+            low, width = (clip_values[0], clip_values[1] - clip_values[0]) if self.network == "vgg16" else (0.0, 1.0)
+            features, prepare = features.to(device), lambda x: as_model_input((x - low) / width, features)
         taps = tuple(self.taps or ()) if self.feature_weight else ()
         if self.feature_weight and not taps:
             taps = VGG16_TAPS if self.network == "vgg16" else usual_taps(features)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,9 +20,17 @@ from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode
 from art_defenses_ext.training import Objective, Settings, train
-from art_defenses_ext.training_inputs import Networks, TrainingInput, mixture
+from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_classifier, check_count, check_labels
+from art_defenses_ext.validation import (
+    FloatArray,
+    InputError,
+    IntArray,
+    check_choice,
+    check_classifier,
+    check_count,
+    check_labels,
+)
 
 
 class TrainedRestorer(RestoringPreprocessor):
@@ -39,7 +48,7 @@ class TrainedRestorer(RestoringPreprocessor):
 
     Attributes:
         network: the restorer's own network. It is made with random weights; until ``fit`` or ``load`` has given it
-            better ones, images are refused.
+            better ones, ``forward`` refuses images.
         history: the losses of the last ``fit``, epoch by epoch.
         trainings: the settings and losses of every ``fit``, in order.
         gradient_modes: ``"exact"`` differentiates everything, ``"identity"`` passes the gradient through as if nothing
@@ -104,7 +113,8 @@ class TrainedRestorer(RestoringPreprocessor):
                 method's own, and where ``adversarial`` clean ones and those made end to end.
             loss: what to minimise; by default the method's own, and where ``adversarial`` the cross-entropy of the
                 classifier, which is what an attacker drives up.
-            adversarial: train on adversarial examples made through the restorer and the classifier together.
+            adversarial: train on adversarial examples made through the restorer and the classifier together, which
+                ``inputs``, if given, must name.
             attack_mode: which of ``gradient_modes`` those are made with.
             nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, mixed_precision: see
                 :class:`.training.Settings`.
@@ -128,9 +138,24 @@ class TrainedRestorer(RestoringPreprocessor):
         elif not isinstance(loss, RestorationLoss):
             raise InputError(f"loss is {loss!r}; a RestorationLoss was expected")
         make = mixture(inputs, eps)
+        if adversarial and not any(may_be_end_to_end(one) for one in inputs):
+            raise InputError(
+                f"inputs is {inputs!r}, but adversarial is True; one made through the defence was expected"
+            )
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"checkpoint is {str(path)!r}; a file in an existing folder was expected")
         part, held_out = _split(*self._check_training(x, y, settings.batch_size), validation_split, settings.seed)
+        nb_least = len(part[0]) // -(-len(part[0]) // settings.batch_size)
+        if nb_least < len(inputs):
+            raise InputError(
+                f"batch_size is {batch_size}, which makes batches of {nb_least} of {len(part[0])} images; at least as "
+                f"many as the {len(inputs)} kinds of inputs were expected"
+            )
         if not self._is_fitted:
             self._make_network(settings.seed)
+        objective = self._objective(make, loss, attack_mode)
+        self._try(objective, part)
         plan: dict[str, Any] = {"eps": float(eps), "inputs": [_name(one) for one in inputs], "attack_mode": attack_mode}
         plan |= {"loss": loss.describe(), "validation_split": validation_split}
         first_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
@@ -140,10 +165,10 @@ class TrainedRestorer(RestoringPreprocessor):
                 self.history = train(
                     self.network,
                     *part,
-                    self._objective(make, loss, attack_mode),
+                    objective,
                     settings,
                     validation=held_out,
-                    checkpoint=None if checkpoint is None else Path(checkpoint),
+                    checkpoint=path,
                     identity=plan | self._identity(loss),
                     progress=progress,
                 )
@@ -169,10 +194,25 @@ class TrainedRestorer(RestoringPreprocessor):
         self._check_fitted()
         super().save(path)
 
-    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
-        result = super().load_state_dict(*arguments, **options)
-        self._is_fitted = True
-        return result
+    def rebind(self, classifier: PyTorchClassifier) -> None:
+        """As :meth:`.RestoringPreprocessor.rebind`; the new classifier must have as many channels and classes."""
+        check_classifier(classifier)
+        for name, value in self._suited_to(classifier).items():
+            if getattr(self, name) != value:
+                raise InputError(f"classifier has {name} {value}; {getattr(self, name)} was expected")
+        super().rebind(classifier)
+
+    def __copy__(self) -> Self:
+        """With a network of its own, so that training or moving the copy leaves the original alone."""
+        copied = type(self).__new__(type(self))
+        copied.__dict__.update(self.__dict__)
+        copied.__dict__["_modules"] = {name: deepcopy(module) for name, module in self._modules.items()}
+        copied.__dict__["trainings"] = list(self.trainings)
+        return copied
+
+    def _load_from_state_dict(self, *arguments: Any, **options: Any) -> None:
+        super()._load_from_state_dict(*arguments, **options)
+        self._is_fitted = True  # also where a module around it loads
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         self._check_fitted()
@@ -259,13 +299,27 @@ class TrainedRestorer(RestoringPreprocessor):
         return logits
 
     def _objective(self, make: TrainingInput, loss: RestorationLoss, attack_mode: str) -> Objective:
-        terms = loss.bound_to(self.model, lambda x: as_model_input(self._normalised(x), self.model))
+        terms = loss.bound_to(self.model, lambda x: as_model_input(self._normalised(x), self.model), self.clip_values)
         networks = Networks(self._logits, lambda x: self._logits(self.restore_with(x, attack_mode)), self.clip_values)
 
         def objective(clean: Tensor, labels: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
             return terms(self.restore_with(make(clean, labels, networks, noise), "frozen"), clean, labels)
 
         return objective
+
+    def _try(self, objective: Objective, part: tuple[Tensor, Tensor]) -> None:
+        """The loss of two images, so that what cannot be computed is refused before any training."""
+        images, labels = (one[:2].to(self.device) for one in part)
+        try:
+            with evaluation_mode(self.model), torch.no_grad():
+                objective(images, labels, torch.Generator(self.device).manual_seed(0))
+        except InputError:
+            raise
+        except Exception as error:  # a network may check its input in any way
+            raise InputError(
+                f"x has images of shape {tuple(images.shape[1:])}, on which the loss cannot be computed "
+                f"({' '.join(str(error).split())}); images that all networks of the loss take were expected"
+            ) from error
 
     def _identity(self, loss: RestorationLoss) -> dict[str, Any]:
         """What else decides how a fit ends."""
@@ -313,15 +367,10 @@ class TrainedRestorer(RestoringPreprocessor):
             return torch.cat([self._logits(batch.to(self.device)).cpu() for batch in images.split(batch_size)])
 
 
-def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
-    """Refuse anything but one of the names ``known``."""
-    if not isinstance(value, str) or value not in known:
-        raise InputError(f"{argument} is {value!r}; one of {', '.join(known)} was expected")
-
-
 def _name(kind: str | TrainingInput) -> str:
     """The same in each process, which the address in a function's own text is not."""
-    return getattr(kind, "__qualname__", str(kind))
+    name = str(getattr(kind, "__qualname__", kind))
+    return type(kind).__qualname__ if " at 0x" in name else name
 
 
 def _split(

@@ -13,6 +13,7 @@ docs/methods/two_stream_restoration.md.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -23,9 +24,9 @@ from torch.nn import functional
 from art_defenses_ext.activation import ReplaceReLU
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.trained import TrainedRestorer, check_choice, from_blocks, to_blocks
+from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_count
+from art_defenses_ext.validation import InputError, check_choice, check_count
 
 MAPS = ("stacked", "sum", "predicted")
 
@@ -59,9 +60,9 @@ class TwoStreamRestoration(TrainedRestorer):
         top_k: how many classes; None for the likeliest three, or both of two.
         weights: of the classes: ``"uniform"``, or their ``"softmax"`` probability.
         scale: what the map is divided by: the largest absolute value of the ``"image"``'s whole map, or of each
-            ``"channel"``.
+            ``"channel"``, which takes the weights of a stacked map away.
         gradient_stream: ``"estimated"``, or for tests of whether the stream does anything ``"zero"``, or ``"shuffled"``
-            (each image gets the map of the one before it in its batch).
+            (each image gets the map of the one before it in its batch, alone its own).
         width: channels of each stream.
         blocks: residual dense blocks of each stream, and behind the Fusion Block.
         stem: each block of ``stem`` x ``stem`` pixels is seen as one with as many more channels.
@@ -93,7 +94,10 @@ class TwoStreamRestoration(TrainedRestorer):
         "blocks",
         "stem",
     ]
-    network_params = (*TrainedRestorer.network_params, "nb_classes", "map", "top_k", "width", "blocks", "stem")
+    network_params = (
+        *TrainedRestorer.network_params,
+        *("nb_classes", "map", "top_k", "weights", "scale", "width", "blocks", "stem"),
+    )
     usual_loss = RestorationLoss(class_weight=0.1)
     usual_inputs = ("clean", "fgsm", "pgd", "bim")
 
@@ -113,7 +117,8 @@ class TwoStreamRestoration(TrainedRestorer):
         stem: int = 2,
         **options: Any,
     ) -> None:
-        self.nb_classes, self.map, self.top_k = nb_classes, map, top_k
+        check_count("nb_classes", nb_classes)
+        self.nb_classes, self.map, self.top_k = nb_classes, map, min(3, nb_classes) if top_k is None else top_k
         self.weights, self.scale, self.gradient_stream = weights, scale, gradient_stream
         self.width, self.blocks, self.stem = width, blocks, stem
         super().__init__(model, channels=channels, **options)
@@ -139,43 +144,57 @@ class TwoStreamRestoration(TrainedRestorer):
             found = self._map(x)
         return x + self._run(x, found)
 
-    def _map(self, x: Tensor) -> Tensor:
-        """Gradient Map Estimation."""
+    def _map(self, x: Tensor, classes: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Gradient Map Estimation; ``classes``: from logits (N, K) to the classes (N, k) that count."""
         if self.gradient_stream == "zero":
             return x.new_zeros(len(x), self._map_channels(), *x.shape[2:])
         # The derivative by the normalised image: another factor a channel, which scaling takes away or training learns.
+        classes = self._likeliest if classes is None else classes
         with torch.autocast(x.device.type, enabled=False):
-            gradients = weighted_loss_gradient(self.model, self._normalised(x), self._class_weights)  # (N, M, C, H, W)
+            gradients = weighted_loss_gradient(
+                self.model, self._normalised(x), lambda logits: self._class_weights(logits, classes(logits))
+            )  # (N, M, C, H, W)
         found = gradients.flatten(1, 2)  # (N, M C, H, W)
         largest = found.abs().amax(dim=(2, 3) if self.scale == "channel" else (1, 2, 3), keepdim=True)
         found = found / (largest + TINY)
         return found.roll(1, dims=0) if self.gradient_stream == "shuffled" else found
 
     def _smooth_map(self, x: Tensor) -> Tensor:
-        """The exact map forwards, backwards that of the network with softplus, narrower as an attacker anneals it."""
+        """The exact map forwards, backwards that of the network with softplus, narrower as an attacker anneals it.
+
+        Both are about the same classes, the exact network's: softplus may rank them otherwise.
+        """
+        found: list[Tensor] = []
+
+        def noted(logits: Tensor) -> Tensor:
+            found.append(self._likeliest(logits))
+            return found[0]
+
         with torch.no_grad():
-            exact = self._map(x)
+            exact = self._map(x, noted)
+        if self.gradient_stream == "zero":
+            return exact
         with ReplaceReLU(lambda z, _: functional.softplus(z, beta=BETA / self.surrogate_width)):
-            smooth = self._map(x)
+            smooth = self._map(x, lambda logits: found[0])
         return replaced(smooth, exact)
 
-    def _class_weights(self, logits: Tensor) -> Tensor:
-        """Weights (N, M, K) of the cross-entropies in each part of the map."""
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        """The classes (N, k) that count, from the likeliest on."""
         if logits.shape[1] != self.nb_classes:
             raise InputError(f"model gives {logits.shape[1]} logits; nb_classes, {self.nb_classes}, were expected")
+        return logits.topk(1 if self.map == "predicted" else self.top_k, dim=1).indices
+
+    def _class_weights(self, logits: Tensor, classes: Tensor) -> Tensor:
+        """Weights (N, M, K) of the cross-entropies in each part of the map."""
+        weights = functional.one_hot(classes, self.nb_classes).to(logits)  # (N, k, K)
         if self.map == "predicted":
-            return functional.one_hot(logits.argmax(dim=1), self.nb_classes).to(logits)[:, None]
-        chosen = logits.topk(self._nb_top(), dim=1).indices  # (N, k)
-        weights = functional.one_hot(chosen, self.nb_classes).to(logits)  # (N, k, K)
+            return weights
         if self.weights == "softmax":
             weights = weights * logits.softmax(dim=1)[:, None]
-        return weights if self.map == "stacked" else weights.sum(dim=1, keepdim=True) / len(chosen[0])
-
-    def _nb_top(self) -> int:
-        return min(3, self.nb_classes) if self.top_k is None else self.top_k
+        return weights if self.map == "stacked" else weights.sum(dim=1, keepdim=True) / classes.shape[1]
 
     def _map_channels(self) -> int:
-        return self.channels * (self._nb_top() if self.map == "stacked" else 1)
+        return self.channels * (self.top_k if self.map == "stacked" else 1)
 
     def _build(self) -> nn.Module:
         return TwoStreamNetwork(self.channels, self._map_channels(), self.width, self.blocks, self.stem)
@@ -191,11 +210,10 @@ class TwoStreamRestoration(TrainedRestorer):
             check_choice(name, getattr(self, name), known)
         for name in ("nb_classes", "width", "blocks", "stem"):
             check_count(name, getattr(self, name))
-        if self.top_k is not None:
-            check_count("top_k", self.top_k)
-        if self._nb_top() > self.nb_classes:
+        check_count("top_k", self.top_k)
+        if self.top_k > self.nb_classes:
             raise InputError(f"top_k is {self.top_k}; at most nb_classes, {self.nb_classes}, was expected")
-        if self.map == "sum" and self.weights == "softmax" and self._nb_top() == self.nb_classes:
+        if self.map == "sum" and self.weights == "softmax" and self.top_k == self.nb_classes:
             raise InputError(
                 f"map is 'sum' with weights 'softmax' over all {self.nb_classes} classes, which is zero for any image "
                 "(sum_c p_c (p - e_c) = 0); a smaller top_k, or weights 'uniform', was expected"

@@ -691,8 +691,9 @@ def test_the_pictures_open_and_show_something(name: str, tmp_path: Path) -> None
 
 
 def test_a_trained_defence_shows_its_losses_and_another_none(tmp_path: Path) -> None:
-    settings = {"images": 898, "inputs": ["clean", "pgd"], "eps": 0.1, "seed": 0}
-    settings["loss"] = {"pixel": "l2", "pixel_weight": 1.0, "feature_weight": 0.0, "class_weight": 0.5}
+    settings = {"images": 898, "inputs": ["clean", "pgd"], "eps": 0.1, "seed": 0, "attack_mode": "exact"}
+    weights = {"pixel_weight": 1.0, "feature_weight": 0.0, "class_weight": 0.5}
+    settings["loss"] = {"pixel": "l2", "network": "classifier"} | weights
     first = Training(settings, [(2.0, 3.0), (1.0, 2.5), (0.5, 2.75)])
     for trainings in ([first, Training(settings, [(1.0, None)])], []):
         report = Report(summary_of([(PAPER, 2), (PGD, 3)], trainings=trainings), [], [])
@@ -700,7 +701,8 @@ def test_a_trained_defence_shows_its_losses_and_another_none(tmp_path: Path) -> 
         assert (tmp_path / "figures/losses.png").exists() == bool(trainings)
         page = (tmp_path / "report.html").read_text()
         assert ("How the defence was trained" in page) == bool(trainings)
-        words = "3 epoch(s) on 898 images: clean, pgd at eps 0.1, seed 0; loss pixel 1, class 0.5"
+        words = "3 epoch(s) on 898 images: clean; pgd; eps 0.1, attacks made in mode exact, seed 0; "
+        words += "loss 1 pixels (l2), 0.5 class"
         assert (words in page) == (words in " ".join(printed(report.summary, 300).split())) == bool(trainings)
         written = json.loads((tmp_path / "report.json").read_text())["run"]["trainings"]
         assert [one["losses"] for one in written] == [[list(both) for both in one.losses] for one in trainings]

@@ -34,6 +34,7 @@ from torch.nn import functional as F
 from art_defenses_ext import (
     FeatureAutoencoder,
     HeatAndBlur,
+    JumpReLU,
     RestorationLoss,
     TwoStreamRestoration,
     as_module,
@@ -45,7 +46,7 @@ from art_defenses_ext import (
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.training_inputs import SignedGradient
+from art_defenses_ext.training_inputs import SignedGradient, pgd
 from art_defenses_ext.validation import FloatArray, InputError, IntArray
 
 # Each option by name: the defaults are chosen by an ablation and no business of these tests.
@@ -563,13 +564,13 @@ def test_it_is_saved_and_loaded_with_how_it_was_trained(
 ) -> None:
     own.set_params(batch_size=5, apply_fit=True)
     own.fit(*few, **BRIEFLY | {"inputs": ["clean", by_two]})
-    own.fit(*few, **BRIEFLY, adversarial=True, attack_mode="identity")
+    own.fit(*few, **BRIEFLY | {"inputs": ["clean", "end_to_end"]}, adversarial=True, attack_mode="identity")
     own.save(tmp_path / "defence")
     loaded = type(own).load(tmp_path / "defence", classifier=own_classifier)
     np.testing.assert_array_equal(loaded(x)[0], own(x)[0])
     assert {name: getattr(loaded, name) for name in own.params} == {name: getattr(own, name) for name in own.params}
     assert loaded.trainings == own.trainings
-    assert [one.settings["inputs"] for one in loaded.trainings] == [["clean", "by_two"], ["clean", "fgsm"]]
+    assert [one.settings["inputs"] for one in loaded.trainings] == [["clean", "by_two"], ["clean", "end_to_end"]]
     assert loaded.describe() == own.describe() == json.loads(json.dumps(own.describe()))
     assert loaded.describe()["width"] == own.width
     assert not any(one.requires_grad for one in loaded.parameters())
@@ -605,10 +606,60 @@ def test_files_that_hold_something_else_are_refused(
 # Options
 
 
+def test_a_copy_has_a_network_of_its_own(own: TrainedRestorer, few: Any) -> None:
+    before, copied = weights(own), copy.copy(own)
+    assert torch.equal(weights(copied), before)
+    copied.fit(*few, **BRIEFLY)
+    assert torch.equal(weights(own), before)
+    assert not torch.equal(weights(copied), before)
+    assert (len(own.trainings), len(copied.trainings)) == (0, 1)
+
+
+def test_it_is_fitted_by_a_module_around_it_that_loads(own: TrainedRestorer, fresh: Fresh, x: FloatArray) -> None:
+    other = fresh()
+    nn.ModuleDict({"defence": other}).load_state_dict(nn.ModuleDict({"defence": own}).state_dict())
+    np.testing.assert_array_equal(other(x)[0], own(x)[0])
+
+
+def test_a_file_belongs_to_one_range_and_normalisation(
+    own: TrainedRestorer, own_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    own.save(tmp_path / "defence")
+    for changed in ({"preprocessing": (0.1, 0.4)}, {"clip_values": (0.0, 2.0)}):
+        with pytest.raises(InputError, match=r"made for .*\(clip values, mean, std\); the same were expected"):
+            type(own).load(tmp_path / "defence", classifier=rebuild(own_classifier, **changed))
+    jumping = JumpReLU(own_classifier, jump=1.0)()
+    with pytest.raises(InputError, match="was built for another network"):
+        type(own).load(tmp_path / "defence", classifier=jumping)
+
+
+def test_an_adversarial_fit_needs_inputs_made_through_the_defence(own: TrainedRestorer, few: Any) -> None:
+    with pytest.raises(InputError, match="but adversarial is True; one made through the defence was expected"):
+        own.fit(*few, **BRIEFLY | {"inputs": ["clean", pgd(EPS, 2)]}, adversarial=True)
+
+
+def test_a_batch_holds_each_kind_of_input(own: TrainedRestorer, few: Any) -> None:
+    kinds = ["clean", "noise", "fgsm", "bim"]
+    with pytest.raises(
+        InputError, match=r"batch_size is 3, .* at least as many as the 4 kinds of inputs were expected"
+    ):
+        own.fit(*few, **BRIEFLY | {"inputs": kinds, "batch_size": 3})
+
+
+def test_rebind_refuses_a_classifier_of_another_shape(own: TrainedRestorer, own_classifier: PyTorchClassifier) -> None:
+    colour = PyTorchClassifier(
+        nn.Conv2d(3, 10, 8), nn.CrossEntropyLoss(), (3, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    with pytest.raises(InputError, match="classifier has channels 3; 1 was expected"):
+        own.rebind(colour)
+    assert own.model is own_classifier.model
+
+
 def test_what_the_network_was_made_for_cannot_be_set(own: TrainedRestorer, x: FloatArray) -> None:
     expected = own(x)[0]
     settings = {name: getattr(own, name) for name in own.params}
-    other = {"architecture": "paper", "map": "stacked", "top_k": 3}
+    other = {"architecture": "paper", "map": "stacked", "top_k": 5, "weights": "softmax", "scale": "channel"}
+    other = {name: value for name, value in other.items() if getattr(own, name, None) != value}
     for name in own.network_params:
         value = other.get(name, 7)
         with pytest.raises(InputError, match=f"^{name} is {value!r}, and the network was made for"):
