@@ -298,7 +298,13 @@ def print_adaptive(
         summary = report.summary
         broke = [f"{row.key} {row.broke}" for row in summary.rows if row.broke and row.source == "ladder"]
         failed = [check.name for check in summary.checks if check.verdict == "failed"]
-        cells = [title, summary.clean, summary.paper, f"**{summary.worst_case}**", ", ".join(failed) or "yes"]
+        cells = [
+            title,
+            summary.clean,
+            summary.paper,
+            f"{'at most ' * bool(failed)}**{summary.worst_case}**",
+            f"no: {', '.join(failed)}" if failed else "yes",
+        ]
         print(f"| {' | '.join(map(str, cells))} | {'; '.join(broke)} |", flush=True)
 
 

@@ -163,7 +163,7 @@ def losses(summary: Summary) -> Figure:
             if values:
                 marker = MARKERS[number] if len(values) < 20 else None
                 axes.plot(epochs, np.array(values), color=PALETTE[number], marker=marker, markersize=4, label=name)
-        axes.set_title(_wrapped(training_in_words(training), 90), fontsize=9, color=INK, loc="left", parse_math=False)
+        axes.set_title(_wrapped(training_in_words(training), 78), fontsize=9, color=INK, loc="left", parse_math=False)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
