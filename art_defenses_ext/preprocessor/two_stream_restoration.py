@@ -7,9 +7,9 @@ from several classes; the image and this map pass one stream each; the Fusion Bl
 image. For any trained classifier, which stays as it is.
 
 **Convention**: which labels, weights and scaling the map has, the layers, losses and sizes could not be read. All
-readings of the map are options here; docs/methods/two_stream_restoration.md says what is known of them. The defaults
-are the cheapest kind of map (one backward pass), l1 with a tenth of the class term, and the attacks of the paper but
-for MIM and FFGSM, which stay unseen.
+readings of the map are options here. The default map was chosen by the ablation in
+docs/methods/two_stream_restoration.md: the best of those that cost one backward pass. The default loss, l1 with a
+tenth of the class term, and the inputs, the attacks of the paper but for MIM and FFGSM, which stay unseen, are a start.
 """
 
 from __future__ import annotations
