@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,7 +22,7 @@ from art_defenses_ext.evaluation.records import check_out
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
-from art_defenses_ext.validation import InputError, check_count, check_samples_of, check_seed
+from art_defenses_ext.validation import InputError, check_choice, check_count, check_samples_of, check_seed
 
 app = typer.Typer(
     add_completion=False,
@@ -97,9 +96,9 @@ def evaluate_command(
 ) -> None:
     """Attack a defended classifier with everything in a set of attacks; print what is left, worst case first."""
     threat = _threat(norm, eps)
-    _check_name("dataset", dataset, DATASETS)
-    _check_name("defence", defence, DEFENCES)
-    _check_name("attacks", attacks, SETS)
+    check_choice("dataset", dataset, DATASETS)
+    check_choice("defence", defence, list(DEFENCES))
+    check_choice("attacks", attacks, SETS)
     if attacks == "papers" and defence == "none":
         raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
     if jump is not None:
@@ -189,12 +188,6 @@ def _threat(norm: str, eps: float) -> Threat:
     if norm not in ("inf", "2"):
         raise InputError(f"norm is {norm!r}; inf or 2 was expected")
     return Linf(eps) if norm == "inf" else L2(eps)
-
-
-def _check_name(option: str, name: str, known: Iterable[str]) -> None:
-    names = list(known)
-    if name not in names:
-        raise InputError(f"{option} is {name!r}; one of {', '.join(names)} was expected")
 
 
 def _options(defence: str, given: list[str]) -> dict[str, Any]:

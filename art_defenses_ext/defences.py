@@ -19,7 +19,7 @@ from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestor
 from art_defenses_ext.training import Settings
 from art_defenses_ext.training_inputs import mixture
 from art_defenses_ext.transformer.jump_relu import JumpReLU
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_choice
 
 
 @dataclass(frozen=True)
@@ -135,9 +135,7 @@ def _parted(wishes: Wishes, dataset: str, own: tuple[str, ...]) -> tuple[dict[st
 def _check_training(face: type[TrainedRestorer], training: dict[str, Any]) -> None:
     Settings(**{name: training[name] for name in ("nb_epochs", "batch_size", "learning_rate") if name in training})
     mixture(training.get("inputs", face.usual_inputs), training["eps"])
-    mode = training.get("attack_mode", "exact")
-    if mode not in face.gradient_modes:
-        raise InputError(f"attack_mode is {mode!r}; one of {', '.join(face.gradient_modes)} was expected")
+    check_choice("attack_mode", training.get("attack_mode", "exact"), face.gradient_modes)
     if not isinstance(training["adversarial"], bool):
         raise InputError(f"adversarial is {training['adversarial']!r}; true or false was expected")
 

@@ -36,7 +36,7 @@ from art_defenses_ext.attribution.relevance import (
 )
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_count
+from art_defenses_ext.validation import InputError, check_choice, check_count
 
 STARTS = ("last_conv", "predicted", "top_k", "positive")
 
@@ -250,9 +250,9 @@ class HeatAndBlur(RestoringPreprocessor):
     def _check_params(self) -> None:
         super()._check_params()
         for name, known in (("start", STARTS), ("scale", SCALES), ("mix", MIXES)):
-            _check_name(name, getattr(self, name), known)
+            check_choice(name, getattr(self, name), known)
         if not isinstance(self.rules, Composite):
-            _check_name("rules", self.rules, tuple(RULES))
+            check_choice("rules", self.rules, tuple(RULES))
         for name in ("sharp_sigma", "gain") if self.sigma is None else ("sigma", "sharp_sigma", "gain"):
             _check_number(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
         _check_number("heat_sigma", self.heat_sigma, "a finite number >= 0", lambda value: value >= 0)
@@ -288,8 +288,3 @@ def _check_number(argument: str, value: Any, expected: str, holds: Callable[[flo
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if not (is_number and math.isfinite(value) and holds(value)):
         raise InputError(f"{argument} is {value!r}; {expected} was expected")
-
-
-def _check_name(argument: str, value: Any, known: tuple[str, ...]) -> None:
-    if not isinstance(value, str) or value not in known:
-        raise InputError(f"{argument} is {value!r}; one of {', '.join(known)} was expected")
