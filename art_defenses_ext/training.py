@@ -86,7 +86,7 @@ def train(
     networks that the objective runs.
 
     Args:
-        network: what is trained; it stays on its device. On CUDA it is in channels-last memory meanwhile.
+        network: what is trained; it stays on its device, meanwhile in channels-last memory.
         images: (N, C, H, W), on the CPU or the network's device.
         labels: (N,), likewise.
         objective: the loss, which runs ``network``.
@@ -130,7 +130,7 @@ def train(
     precision = _precision(settings, device)
     noise = torch.Generator(device)
     try:
-        with _seeded(settings.seed, device), _channels_last(network, device), progress_bar(progress) as bar:
+        with _seeded(settings.seed, device), _channels_last(network), progress_bar(progress) as bar:
             if checkpoint is not None and checkpoint.exists():
                 load_state(checkpoint, state, who)
             task = bar.add_task("training", total=settings.nb_epochs * nb_batches, note="")
@@ -353,11 +353,8 @@ def _precision(settings: Settings, device: torch.device) -> Callable[[], Any]:
 
 
 @contextmanager
-def _channels_last(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """On CUDA, the memory layout in which convolutions are fastest; the usual one afterwards."""
-    if device.type != "cuda":
-        yield
-        return
+def _channels_last(network: nn.Module) -> Iterator[None]:
+    """The memory layout in which convolutions are fastest; the usual one afterwards."""
     network.to(memory_format=torch.channels_last)
     try:
         yield

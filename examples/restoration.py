@@ -18,6 +18,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import FeatureAutoencoder, Linf, RestorationLoss, TwoStreamRestoration, defend, evaluate
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import Dataset, Split, load_dataset
@@ -118,7 +119,8 @@ def trained(
         restorer = one.face.load(run.out / f"{one.after}-{run.seed}.safetensors", classifier=classifier)
     begun = time.perf_counter()
     arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{one.name}-{run.seed}.part"}
-    restorer.fit(part.x, part.y, **arguments | setting.fit | one.training)
+    epochs = {} if run.epochs is None else {"nb_epochs": run.epochs}
+    restorer.fit(part.x, part.y, **arguments | setting.fit | one.training | epochs)
     minutes = (time.perf_counter() - begun) / 60
     print(
         f"- {one.title}: {minutes:.1f} minutes, validation loss {restorer.history[-1].validation_loss:.4f}", flush=True
@@ -181,7 +183,7 @@ def tapped(classifier: PyTorchClassifier) -> Iterator[tuple[str, Options, Option
 
 
 def two_streams() -> Iterator[tuple[str, Options, Options]]:
-    """The same of TRN: what the gradient map holds, then losses."""
+    """The same of TRN: what the gradient map holds, then losses with the map that was chosen."""
     yield "image only", {"gradient_stream": "zero"}, {}
     for scale in ("image", "channel"):
         yield f"predicted class, by {scale}", {"map": "predicted", "scale": scale}, {}
@@ -198,7 +200,7 @@ def two_streams() -> Iterator[tuple[str, Options, Options]]:
         "class": RestorationLoss(pixel_weight=0.0, class_weight=1.0),
     }
     for name, loss in losses.items():
-        yield f"loss: {name}", {}, {"loss": loss}
+        yield f"loss: {name}", {"map": "sum", "top_k": 3}, {"loss": loss}
 
 
 def print_ablation(
@@ -231,6 +233,46 @@ def print_ablation(
         end_to_end = accuracy(defended, attack.generate(held_out.x[some], held_out.y[some]), held_out.y[some]).rate
         cells = [f"{100 * rate:.1f}" for rate in (*rates, float(np.mean(rates)), end_to_end)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def adversarial_stages(setting: Setting) -> Iterator[tuple[str, Options]]:
+    """(name, training) of the adversarial stage's ablation; where a row names nothing else, it is the setting's."""
+    for rate in (1e-3, 3e-3, 1e-2):
+        yield f"learning rate {rate:g}", {"learning_rate": rate}
+    yield "batches of 64", {"batch_size": 64}
+    yield (
+        "no clean images, half the epochs",
+        {
+            "inputs": setting.adversarial["inputs"][1:],
+            "nb_epochs": setting.adversarial["nb_epochs"] // 2,
+        },
+    )
+
+
+def print_adversarial_ablation(
+    classifier: PyTorchClassifier, dataset: Dataset, setting: Setting, run: argparse.Namespace
+) -> None:
+    """A table of short adversarial stages of the feature autoencoder, measured on validation images."""
+    part = Split(dataset.train.x[: setting.ablation_images], dataset.train.y[: setting.ablation_images])
+    held_out = Split(dataset.validation.x[:1000], dataset.validation.y[:1000])
+    some = slice(0, 500)
+    print(
+        f"\n## Feature autoencoder, adversarial stage: fits on {len(part.x)} images, accuracy % on {len(held_out.x)} "
+        f"validation images ({some.stop} under attack), seed {run.seed}\n"
+    )
+    print("| | clean | APGD on margin and cross-entropy, 50 steps each, exact |\n|---|---|---|", flush=True)
+    for name, training in adversarial_stages(setting):
+        restorer = FeatureAutoencoder.load(run.out / f"autoencoder-{run.seed}.safetensors", classifier=classifier)
+        arguments = {"eps": setting.eps, "seed": run.seed, "progress": False, "validation_split": 0.0}
+        restorer.fit(part.x, part.y, adversarial=True, **arguments | setting.adversarial | training)
+        defended = defend(classifier, restorer)
+        kept = np.ones(some.stop, dtype=bool)
+        for loss in ("margin", "cross_entropy"):
+            attack = AutoPGD(defended, np.inf, setting.eps, max_iter=50, loss=loss, seed=run.seed)
+            x = attack.generate(held_out.x[some], held_out.y[some])
+            kept &= predict(defended, x).classes == held_out.y[some]
+        clean = accuracy(defended, held_out.x, held_out.y).rate
+        print(f"| {name} | {100 * clean:.1f} | {100 * kept.mean():.1f} |", flush=True)
 
 
 # Measurements
@@ -319,6 +361,7 @@ def main(setting: Setting, description: str) -> None:
     parser.add_argument("--fits", help="names of fits with commas; by default all")
     parser.add_argument("--rows", default="", help="of the ablation, those whose name contains this")
     parser.add_argument("--weights", type=Path, help="of the classifier")
+    parser.add_argument("--epochs", type=int, help="of every fit, instead of the example's own numbers")
     parser.add_argument("--measure", type=int, default=10_000, help="test images of the papers' setting")
     parser.add_argument("--adaptive", type=int, default=1_000, help="test images for the adaptive attackers")
     parser.add_argument("--checks", type=int, default=100, help="images for the checks of the adaptive attacks")
@@ -346,6 +389,8 @@ def main(setting: Setting, description: str) -> None:
     if "ablation" in stages and (wanted is None or "two_stream" in wanted):
         variants = [one for one in two_streams() if run.rows in one[0]]
         print_ablation("TRN", TwoStreamRestoration, variants, classifier, dataset, setting, run.seed)
+    if "ablation" in stages and "autoencoder_adversarial" in (wanted or ()):  # goes on from a fit
+        print_adversarial_ablation(classifier, dataset, setting, run)
     chosen = [one for one in fits(setting) if wanted is None or one.name in wanted]
     if stages == ["ablation"]:
         return

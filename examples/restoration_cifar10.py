@@ -26,7 +26,7 @@ SETTING = Setting(
     adversarial={"nb_epochs": 10, "learning_rate": 1e-3, "inputs": end_to_end(EPS, 5)},
     ablation_images=12_800,
     ablation_fit={"nb_epochs": 2, "learning_rate": 2e-3},
-    options={"width": 32, "stem": 1},
+    options={"width": 32},
 )
 
 if __name__ == "__main__":

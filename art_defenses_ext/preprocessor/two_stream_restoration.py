@@ -8,8 +8,8 @@ image. For any trained classifier, which stays as it is.
 
 **Convention**: which labels, weights and scaling the map has, the layers, losses and sizes could not be read. All
 readings of the map are options here. The default map was chosen by the ablation in
-docs/methods/two_stream_restoration.md: the best of those that cost one backward pass. The default loss, l1 with a
-tenth of the class term, and the inputs, the attacks of the paper but for MIM and FFGSM, which stay unseen, are a start.
+docs/methods/two_stream_restoration.md: the best of those that cost one backward pass; so was the loss. The inputs, the
+attacks of the paper but for MIM and FFGSM, which stay unseen, are a start.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class TwoStreamRestoration(TrainedRestorer):
         *TrainedRestorer.network_params,
         *("nb_classes", "map", "top_k", "weights", "scale", "width", "blocks", "stem"),
     )
-    usual_loss = RestorationLoss(class_weight=0.1)
+    usual_loss = RestorationLoss(class_weight=1.0)
     usual_inputs = ("clean", "fgsm", "pgd", "bim")
 
     def __init__(
