@@ -71,6 +71,23 @@ class LeNetLike(nn.Module):
         return self.fc3(x)  # type: ignore[no-any-return]
 
 
+class KoLim(nn.Sequential):
+    """The network for 28x28 grey images that the explanation reconstructor's authors watched.
+
+    *Source*: the code of Ko, Lim 2021 (arXiv:2107.10480), which trains it with Adam for ten epochs in batches of 32.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            nn.Conv2d(1, 32, kernel_size=3),  # (N, 32, 26, 26)
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(32 * 26 * 26, 128),
+            nn.ReLU(),
+            nn.Linear(128, 10),
+        )
+
+
 class WongKolter(nn.Sequential):
     """The small network for 28x28 grey images of the defence by the convex outer adversarial polytope.
 
@@ -268,6 +285,7 @@ _SPECS = (
     ModelSpec("digits_cnn", DigitsCNN, "digits", (1, 8, 8), 10, (0.3048,), (0.3757,)),
     ModelSpec("lenet_like", LeNetLike, "mnist", (1, 28, 28), 10, (0.1307,), (0.3081,)),
     # Trained on images as they are, in [0, 1].
+    ModelSpec("ko_lim", KoLim, "mnist", (1, 28, 28), 10, (0.0,), (1.0,)),
     ModelSpec("wong_kolter", WongKolter, "mnist", (1, 28, 28), 10, (0.0,), (1.0,)),
     ModelSpec("alex_like", AlexLike, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ModelSpec("resnet20", ResNet20, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),

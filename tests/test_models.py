@@ -31,6 +31,7 @@ NB_PARAMETERS = {
     # Counted by hand from the shapes of the papers' layers; He et al. 2016, table 6, give 0.27 million for ResNet-20.
     "digits_cnn": 160 + 4_640 + 32_832 + 650,
     "lenet_like": 260 + 5_020 + 38_520 + 10_890 + 910,
+    "ko_lim": 320 + 2_769_024 + 1_290,
     "wong_kolter": 272 + 8_224 + 156_900 + 1_010,
     "alex_like": 1_792 + 36_928 + 73_856 + 147_584 + 819_456 + 65_792 + 2_570,
     "resnet20": 269_722 + 16 * 32 + 64 + 32 * 64 + 128,
@@ -138,7 +139,7 @@ def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
     with pytest.raises(InputError) as caught:
         build_model(name)
     assert str(caught.value) == (
-        f"model is {name!r}; one of digits_cnn, lenet_like, wong_kolter, alex_like, resnet20, resnet20_a, "
+        f"model is {name!r}; one of digits_cnn, lenet_like, ko_lim, wong_kolter, alex_like, resnet20, resnet20_a, "
         "squeezenet1_1, vgg11, vgg16, vgg19, resnet18 or 'package.module:function' was expected"
     )
 

@@ -20,12 +20,13 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere
-from art_defenses_ext.estimator.defend import Step, as_module
+from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.attacker import smoothed
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import gradient_mode
+from art_defenses_ext.pipeline import Step
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import FloatArray
 

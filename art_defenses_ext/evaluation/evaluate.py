@@ -13,7 +13,6 @@ import numpy.typing as npt
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import rebuild
-from art_defenses_ext.estimator.defend import check_differentiable
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
 from art_defenses_ext.evaluation.binarization import binarization_test
@@ -31,6 +30,7 @@ from art_defenses_ext.evaluation.summary import summarise
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.gradient_mode import gradient_mode
+from art_defenses_ext.pipeline import check_differentiable
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.validation import (
     FloatArray,

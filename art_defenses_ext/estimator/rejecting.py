@@ -1,0 +1,109 @@
+"""A classifier and a detector as one ordinary classifier with one class more, which means "rejected".
+
+ART's only estimator that knows of a detector has no loss gradient, so its attacks cannot see both. Here both are one
+network, and any attack runs on it.
+
+Source: Carlini, Wagner 2017, "Adversarial Examples Are Not Easily Detected" (arXiv:1705.07263), the attack with
+perfect knowledge of a detector.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from art.defences.detector.evasion import BinaryInputDetector
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.pipeline import Pipeline, check_differentiable
+from art_defenses_ext.rebuild import rebuild, record_undefended
+from art_defenses_ext.validation import InputError
+
+
+class RejectingNetwork(nn.Module):
+    """Images (N, *input_shape) in the clip range to logits (N, K + 1), the last the largest where they are rejected.
+
+    With the classifier's logits Z and the detector's word D, above zero for "adversarial", the last logit is
+    max Z + D (max Z - min Z + 1).
+
+    **Departure**: the source has (1 + D) max Z, which rejects the wrong inputs where max Z < 0. Moving all logits by
+    1 - min Z, which changes no prediction, keeps the largest above zero; here the others are moved back.
+
+    Args:
+        classifier: whose preprocessing runs in torch.
+        detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``, such as
+            :class:`.ExplanationReconstructor`.
+
+    Raises:
+        InputError: for a detector of another kind or for other images, or without a gradient.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
+        super().__init__()
+        self.pipeline = Pipeline(classifier)
+        self.detection = Pipeline(check_detector(detector, classifier))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, excess = self.parts(x)
+        largest, smallest = logits.amax(dim=1), logits.amin(dim=1)
+        rejected = largest + excess * (largest - smallest + 1)
+        return torch.cat([logits, rejected[:, None]], dim=1)
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The classifier's logits (N, K), and the detector's excess D (N,): above zero where ``x`` is rejected."""
+        logits: Tensor = self.pipeline(x)
+        found: Tensor = self.detection(x)  # (N, 2)
+        return logits, (found[:, 1] - found[:, 0]).to(logits.dtype)
+
+
+def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
+    """A classifier with one class more, the last, for what ``detector`` rejects.
+
+    Our attacks know what the last class means: an image is broken only where another class than its own is predicted
+    and it is not rejected. To other attacks it is a class like any other: run them targeted.
+
+    Args:
+        classifier: whose preprocessing runs in torch, defended or not; it is recorded as the undefended one.
+        detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``.
+
+    Returns:
+        A plain ``PyTorchClassifier`` with ``nb_classes`` + 1 outputs that shares the model and preprocesses nothing
+        outside its network.
+
+    Raises:
+        InputError: as :class:`RejectingNetwork`.
+    """
+    whole = rebuild(
+        classifier,
+        model=RejectingNetwork(classifier, detector).eval(),
+        nb_classes=classifier.nb_classes + 1,
+        optimizer=None,
+        preprocessing_defences=None,
+        preprocessing=(0.0, 1.0),
+    )
+    return record_undefended(whole, classifier)
+
+
+def rejects(classifier: PyTorchClassifier) -> bool:
+    """Whether the last class of ``classifier`` means "rejected"."""
+    return isinstance(classifier.model, RejectingNetwork)
+
+
+def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """The two-output classifier of ``detector``, if gradients pass through it and it takes the same images.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(detector, BinaryInputDetector):
+        raise InputError(f"detector is a {type(detector).__name__}; an ART BinaryInputDetector was expected")
+    found = check_differentiable(detector.detector, "detector.detector")
+    if found.nb_classes != 2:
+        raise InputError(f"detector.detector has {found.nb_classes} outputs; two were expected")
+    if tuple(found.input_shape) != tuple(classifier.input_shape):
+        raise InputError(
+            f"detector takes images {tuple(found.input_shape)} and classifier {tuple(classifier.input_shape)}; "
+            "the same were expected"
+        )
+    return found

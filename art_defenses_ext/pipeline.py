@@ -1,0 +1,101 @@
+"""A classifier with all its preprocessing as one differentiable network: what explanations, attacks and judges run.
+
+It stands below the faces, since a detector explains a classifier as it is, defended or not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
+from torch import Tensor, nn
+
+from art_defenses_ext.rebuild import as_model_input
+from art_defenses_ext.validation import InputError, check_classifier
+
+
+def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
+    """Return ``classifier`` if gradients pass through all of it.
+
+    Raises:
+        InputError: for numpy preprocessing or a postprocessor, and as :func:`.check_classifier`.
+    """
+    check_classifier(classifier, argument)
+    if classifier.postprocessing_defences:
+        raise InputError(f"{argument} has postprocessing defences, which work on numpy arrays; none were expected")
+    for preprocessor in classifier.preprocessing_operations:
+        if not isinstance(preprocessor, PreprocessorPyTorch):
+            raise InputError(
+                f"{argument} has the preprocessor {type(preprocessor).__name__}, which works on numpy arrays; "
+                "a PreprocessorPyTorch was expected"
+            )
+    checked: PyTorchClassifier = classifier
+    return checked
+
+
+class Pipeline(nn.Module):
+    """Preprocessors in their order, then the model: images (N, *input_shape) in the clip range to logits (N, K).
+
+    It shares the model, in the mode that this is in, and holds every defence among its ``modules()``.
+
+    Args:
+        classifier: a classifier whose preprocessing runs in torch and that has no postprocessing.
+
+    Raises:
+        InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier) -> None:
+        super().__init__()
+        check_differentiable(classifier)
+        operations = [p for p in classifier.preprocessing_operations if p.apply_predict]
+        device = next((tensor.device for tensor in classifier.model.parameters()), classifier.device)
+        # The steps before the model: modules() then lists the defences in the order in which an image meets them.
+        self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape, device) for operation in operations)
+        self.model = classifier.model
+
+    def forward(self, x: Tensor) -> Tensor:
+        for step in self.steps:
+            x = step(x)
+        logits: Tensor = self.model(as_model_input(x, self.model))
+        return logits
+
+
+class Step(nn.Module):
+    """An ART preprocessor as a module; one that is a module itself stays reachable as a child."""
+
+    def __init__(self, preprocessor: PreprocessorPyTorch) -> None:
+        super().__init__()
+        self.preprocessor = preprocessor
+
+    def forward(self, x: Tensor) -> Tensor:
+        restored: Tensor = self.preprocessor.forward(x)[0]
+        return restored
+
+
+class _Standardisation(nn.Module):
+    """ART's (x - mean) / std, with buffers that follow the module to its device and dtype."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, preprocessor: StandardisationMeanStdPyTorch, input_shape: tuple[int, ...], device: torch.device
+    ) -> None:
+        super().__init__()
+        mean, std = broadcastable_mean_std(torch.empty(1, *input_shape), preprocessor.mean, preprocessor.std)
+        self.register_buffer("mean", torch.as_tensor(mean, device=device), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std, device=device), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.std
+
+
+def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:
+    if type(operation) is StandardisationMeanStdPyTorch:
+        return _Standardisation(operation, input_shape, device)
+    return Step(operation)
