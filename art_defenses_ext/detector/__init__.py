@@ -1,0 +1,1 @@
+"""Detectors: faces of ART's ``art.defences.detector.evasion``."""

@@ -1,0 +1,655 @@
+"""Explanation reconstructor: flags images whose explanation cannot be reconstructed as benign ones of their class can.
+
+Source: Ko, Lim 2021, "Unsupervised Detection of Adversarial Examples with Model Explanations" (arXiv:2107.10480), and
+the authors' published code. A network explains its prediction of class c by phi(x); one autoencoder g_c per class has
+learnt to reconstruct the explanations of benign images predicted as c; an image whose reconstruction error exceeds t_c
+is flagged. No adversarial example takes part in training.
+
+The score depends on the derivative of a derivative of the classifier, which is zero almost everywhere in a ReLU
+network. So whoever attacks the score needs the gradient mode ``"smooth"``: a softplus copy of the classifier for the
+explanation's backward pass, after Dombrowski et al. 2019 (arXiv:1906.07983).
+
+**Departure** from the authors' code: there the threshold is the best one in hindsight, chosen with the adversarial
+scores; here it is a quantile of the scores of held-out benign images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from art.defences.detector.evasion import BinaryInputDetector
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.activation import ReplaceReLU
+from art_defenses_ext.attribution import gradient
+from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
+from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
+from art_defenses_ext.gradient_mode import Defence, Training
+from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.training import Settings, train
+from art_defenses_ext.validation import (
+    FloatArray,
+    InputError,
+    IntArray,
+    check_choice,
+    check_classifier,
+    check_count,
+    check_images,
+)
+
+Explanation = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(network, images (n, C, H, W), their predicted classes (n,)) -> attributions (n, C, H, W), differentiable."""
+
+EXPLANATIONS: dict[str, Explanation] = {
+    "input_gradient": gradient.input_gradient,
+    "gradient_x_input": gradient.gradient_x_input,
+    "smooth_grad": lambda model, x, classes: gradient.smooth_grad(model, x, classes, samples=SAMPLES),
+    "integrated_gradients": lambda model, x, classes: gradient.integrated_gradients(model, x, classes, steps=SAMPLES),
+    "relevance": lambda model, x, classes: relevance(model, x, classes, epsilon_plus()),
+    "loss_gradient": gradient.loss_gradient,
+}
+"""By name. The authors' is the input gradient of the predicted class's logit; ``loss_gradient`` is that of its
+cross-entropy, whose size tells how sure the network is."""
+
+SAMPLES = 10
+"""Noisy copies of SmoothGrad, steps of integrated gradients. **Convention**: fewer than their papers', for speed."""
+
+SCALINGS = ("image", "benign")
+
+BETA = 10.0
+"""Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for TRN's maps; an
+attacker grows it to ten times as much."""
+
+PERCENTILE = 0.99
+"""Of an image's explanation, which becomes 1. Source: the authors' code."""
+
+TINY = 1e-12
+
+
+class ExplanationReconstructor(BinaryInputDetector):
+    """A detector that is fitted on benign images alone; ART's detector outside, a differentiable network inside.
+
+    Args:
+        classifier: the classifier to watch, with all its preprocessing, defended or not; it stays as it is.
+        explanation: a name out of ``EXPLANATIONS``, or several, whose maps are reconstructed together.
+        scaling: ``"image"``: an explanation's least value becomes 0 and its 99th percentile 1, as in the authors' code,
+            which takes its magnitude away; ``"benign"``: what the least and the 99.9th percentile of benign images'
+            logarithms are, which keeps it.
+        score: ``"above_median"``: the mean of the absolute errors above the image's own median, the others taken as
+            zero, as in the authors' code; ``"l1"``: their mean; ``"l2"``: the mean of their squares.
+        hidden: units between encoder and decoder of each class.
+        false_positive_rate: share of benign images of each predicted class that may be flagged.
+
+    Attributes:
+        detector: a two-output ``PyTorchClassifier`` over images in the clip range, with logits [0, score - threshold of
+            the predicted class]; ART's attacks run on it.
+        network: its network, whose ``scores`` is differentiable.
+        training: how it was fitted; None before ``fit``.
+
+    Raises:
+        InputError: for an unknown option, and for scores before ``fit``.
+    """
+
+    defence_params: ClassVar[list[str]] = ["explanation", "scaling", "score", "hidden", "false_positive_rate"]
+    made_with: ClassVar[tuple[str, ...]] = ("explanation", "scaling", "score", "hidden")
+    """Those that the network is made with: they cannot be set."""
+
+    def __init__(
+        self,
+        classifier: PyTorchClassifier,
+        *,
+        explanation: str | Sequence[str] = "input_gradient",
+        scaling: str = "image",
+        score: str = "above_median",
+        hidden: int = 64,
+        false_positive_rate: float = 0.05,
+    ) -> None:
+        check_classifier(classifier)
+        self.classifier = classifier
+        self.explanation = explanation if isinstance(explanation, str) else list(explanation)
+        self.scaling, self.score, self.hidden = scaling, score, hidden
+        self.false_positive_rate = false_positive_rate
+        self.training: Training | None = None
+        self._check_params()
+        names = self._explanations
+        shape, pipeline = tuple(classifier.input_shape), Pipeline(classifier)
+        self.network = DetectorNetwork(pipeline, classifier.nb_classes, shape, names, scaling, score, hidden)
+        self.network.to(_device(classifier)).requires_grad_(False).eval()
+        super().__init__(self._as_classifier())
+
+    def fit(
+        self,
+        x: FloatArray,
+        y: IntArray | None = None,
+        batch_size: int = 32,
+        nb_epochs: int = 10,
+        *,
+        learning_rate: float = 1e-3,
+        validation_split: float = 0.1,
+        seed: int = 0,
+        checkpoint: str | Path | None = None,
+        progress: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """Learn what explanations of benign images look like, and set the thresholds on those held out.
+
+        Args:
+            x: benign images (N, *input_shape), float32, in the clip range.
+            y: ART's 0/1 labels (N,) or one-hot (N, 2), 1 for adversarial; only zeros are taken. None for all benign.
+            batch_size: images of each class in a step, in the mean: the autoencoders of all classes are trained
+                together.
+            nb_epochs: passes over the images.
+            learning_rate: Adam's step size at the start. **Convention**: it falls to 0 along a cosine, as everywhere
+                here; the authors keep it.
+            validation_split: share of each predicted class's images that only the thresholds are set on.
+            seed: of initial weights, split and order.
+            checkpoint: a file, written after each epoch, from which an interrupted fit goes on.
+            progress: show a bar.
+
+        Raises:
+            InputError: for images that cannot be used, a label 1, a class that no image is predicted as, too few images
+                to set a threshold on, explanations that are all constant, or settings of no use; before any training.
+        """
+        if kwargs:
+            raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; see its documentation")
+        check_count("batch_size", batch_size)
+        x = check_images(x, self.classifier)
+        _check_benign(y, len(x))
+        nb_classes = self.classifier.nb_classes
+        settings = Settings(nb_epochs, batch_size * nb_classes, learning_rate, seed=seed)
+        raw, classes = self._explained(x)
+        held_out = _held_out(classes, nb_classes, validation_split, self.false_positive_rate, seed)
+        if torch.equal(raw.flatten(2).amax(dim=2), raw.flatten(2).amin(dim=2)):
+            raise InputError("x has explanations of a single value each; ones with something on them were expected")
+        network = self.network
+        network.calibrate(raw[~held_out])
+        maps = network.scaled(raw.to(network.device)).cpu()
+        reconstructors = network.new_reconstructors(seed).to(network.device)
+
+        def objective(maps: Tensor, classes: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+            return {"reconstruction": functional.mse_loss(reconstructors(maps.flatten(1), classes), maps.flatten(1))}
+
+        history = train(
+            reconstructors,
+            maps[~held_out],
+            classes[~held_out],
+            objective,
+            settings,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            identity={"explanation": self.explanation, "scaling": self.scaling},
+            progress=progress,
+        )
+        network.reconstructors = reconstructors.requires_grad_(False)
+        with torch.no_grad():
+            errors = [
+                network.score_of(some.to(network.device), of.to(network.device))
+                for some, of in zip(maps[held_out].split(AT_ONCE), classes[held_out].split(AT_ONCE), strict=True)
+            ]
+        network.keep(torch.cat(errors), classes[held_out], self.false_positive_rate)
+        plan = vars(settings) | {"images": int((~held_out).sum()), "validation_split": validation_split}
+        self.training = Training(plan, [(sum(one.training.values()), None) for one in history])
+        network.trainings = [self.training]
+
+    def scores(self, x: FloatArray, batch_size: int = 128) -> npt.NDArray[np.float32]:
+        """How badly each image's explanation is reconstructed.
+
+        Args:
+            x: images (N, *input_shape), float32, in the clip range; read batch by batch, so a memory-mapped array of
+                any length will do.
+            batch_size: images at a time.
+
+        Returns:
+            Scores (N,), from 0 on.
+
+        Raises:
+            InputError: before ``fit``, and for images that cannot be used.
+        """
+        scores: npt.NDArray[np.float32] = self._measured(x, batch_size)["scores"]
+        return scores
+
+    def detect(
+        self, x: FloatArray, batch_size: int = 128, **kwargs: Any
+    ) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+        """Which images are flagged.
+
+        Args:
+            x, batch_size: as for :meth:`scores`.
+
+        Returns:
+            A report and flags (N,). The report holds ``predictions``, the logits (N, 2) of ``detector``, as ART's
+            detectors have it, ``scores`` (N,), ``thresholds`` (N,) and ``classes`` (N,), the predicted ones.
+
+        Raises:
+            InputError: as :meth:`scores`.
+        """
+        if kwargs:
+            raise InputError(f"detect has no argument {sorted(kwargs)[0]!r}; x and batch_size were expected")
+        found = self._measured(x, batch_size)
+        flagged = found["scores"] > found["thresholds"]
+        excess = found["scores"] - found["thresholds"]
+        return {"predictions": np.stack([np.zeros_like(excess), excess], axis=1), **found}, flagged
+
+    def set_params(self, **kwargs: Any) -> None:
+        """Set ``false_positive_rate``, and with it the thresholds; what the network is made with cannot be set.
+
+        Raises:
+            InputError: for another name or value; nothing changes then.
+        """
+        for name in kwargs:
+            if name not in self.defence_params:
+                raise InputError(f"{name}: no parameter of {type(self).__name__}; it has {self.defence_params}")
+            if name in self.made_with and kwargs[name] != getattr(self, name):
+                raise InputError(
+                    f"{name} is {kwargs[name]!r}, and the detector was made for {getattr(self, name)!r}; a new one was "
+                    "expected"
+                )
+        rate = kwargs.get("false_positive_rate", self.false_positive_rate)
+        _check_rate(rate)
+        if self.network.is_fitted:
+            self.network.set_rate(rate)
+        self.false_positive_rate = rate
+
+    def save(self, path: str | Path) -> None:
+        """Write options, autoencoders and thresholds to one safetensors file, together with a hash of the classifier.
+
+        Raises:
+            InputError: before ``fit``, and as :func:`.save_checkpoint`.
+        """
+        self.network.check_fitted()
+        settings = {name: getattr(self, name) for name in self.defence_params} | {
+            "made for": _made_for(self.classifier)
+        }
+        training = [] if self.training is None else [vars(self.training)]
+        save_checkpoint(path, DetectorNetwork.defence_name, settings, self.network, self.network.pipeline, training)
+
+    @classmethod
+    def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
+        """The detector that was saved to ``path``, for the classifier that it was fitted for.
+
+        Raises:
+            InputError: as :func:`.load_checkpoint`, and for a classifier with other preprocessing.
+        """
+        check_classifier(classifier)
+        saved = load_checkpoint(path, DetectorNetwork.defence_name, Pipeline(classifier))
+        settings = dict(saved.settings)
+        made_for = settings.pop("made for", None)
+        if made_for != _made_for(classifier):
+            raise InputError(
+                f"path is {str(path)!r}, made for {made_for}, and the classifier has {_made_for(classifier)} (clip "
+                "values, mean, std); the same were expected"
+            )
+        try:
+            detector = cls(classifier, **settings)
+            detector.network.load(saved.tensors)
+        except (KeyError, TypeError, RuntimeError) as error:
+            raise InputError(
+                f"path is {str(path)!r}, from which no {cls.__name__} of this version can be built "
+                f"({' '.join(str(error).split())})"
+            ) from error
+        if saved.training:
+            held = saved.training[0]
+            detector.training = Training(held["settings"], [(a, b) for a, b in held["losses"]])
+            detector.network.trainings = [detector.training]
+        return detector
+
+    # Inside
+
+    @property
+    def _explanations(self) -> list[str]:
+        return [self.explanation] if isinstance(self.explanation, str) else self.explanation
+
+    def _as_classifier(self) -> PyTorchClassifier:
+        return PyTorchClassifier(
+            self.network,
+            loss=nn.CrossEntropyLoss(),
+            input_shape=self.classifier.input_shape,
+            nb_classes=2,
+            clip_values=self.classifier.clip_values,
+            device_type="gpu" if self.classifier.device.type == "cuda" else "cpu",
+        )
+
+    def _explained(self, x: FloatArray) -> tuple[Tensor, Tensor]:
+        """Unscaled maps (N, M, H, W) and predicted classes (N,) of images, on the CPU."""
+        network = self.network
+        maps, classes = [], []
+        with torch.no_grad():
+            for start in range(0, len(x), AT_ONCE):
+                batch = torch.from_numpy(x[start : start + AT_ONCE]).to(network.device)
+                predicted = network.predicted(batch)
+                maps.append(network.explained(batch, predicted).cpu())
+                classes.append(predicted.cpu())
+        return torch.cat(maps), torch.cat(classes)
+
+    def _measured(self, x: FloatArray, batch_size: int) -> dict[str, Any]:
+        """Scores, thresholds and predicted classes (N,), by name."""
+        self.network.check_fitted()
+        check_count("batch_size", batch_size)
+        if not isinstance(x, np.ndarray) or x.ndim == 0 or len(x) == 0:
+            check_images(x, self.classifier)  # says what is wrong
+        found: dict[str, npt.NDArray[Any]] = {
+            "scores": np.empty(len(x), np.float32),
+            "thresholds": np.empty(len(x), np.float32),
+            "classes": np.empty(len(x), np.int64),
+        }
+        for start in range(0, len(x), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = torch.tensor(check_images(x[rows], self.classifier), device=self.network.device)
+            with torch.no_grad():
+                scores, classes = self.network.scores(batch)
+                thresholds = self.network.thresholds[classes]
+            for name, values in (("scores", scores), ("thresholds", thresholds), ("classes", classes)):
+                found[name][rows] = values.cpu().numpy()
+        return found
+
+    def _check_params(self) -> None:
+        names = self._explanations
+        if not names or len(set(names)) < len(names):
+            raise InputError(
+                f"explanation is {self.explanation!r}; distinct ones of {', '.join(EXPLANATIONS)} were expected"
+            )
+        for name in names:
+            check_choice("explanation", name, list(EXPLANATIONS))
+        check_choice("scaling", self.scaling, SCALINGS)
+        check_choice("score", self.score, list(SCORES))
+        check_count("hidden", self.hidden)
+        _check_rate(self.false_positive_rate)
+
+
+AT_ONCE = 128
+"""Images explained at a time in ``fit``."""
+
+
+class DetectorNetwork(nn.Module, Defence):
+    """Images (n, C, H, W) in the clip range to logits (n, 2): [0, score - threshold of the predicted class].
+
+    The classifier's pipeline is no submodule: the detector's parameters, state and mode are its own.
+
+    Attributes:
+        thresholds: (K,), of each class.
+        gradient_modes: ``"exact"`` differentiates the explanation itself; ``"smooth"`` takes the explanation's
+            derivative from the classifier with softplus in place of ReLU.
+    """
+
+    defence_name = "explanation_reconstructor"
+    gradient_modes = ("exact", "smooth")
+    annealable_modes = ("smooth",)
+    thresholds: Tensor
+    low: Tensor
+    high: Tensor
+    held_out_scores: Tensor
+    held_out_classes: Tensor
+
+    def __init__(
+        self,
+        pipeline: nn.Module,
+        nb_classes: int,
+        image_shape: tuple[int, ...],
+        explanations: list[str],
+        scaling: str,
+        score: str,
+        hidden: int,
+    ) -> None:
+        super().__init__()
+        self._held = (pipeline,)  # in a tuple, which nn.Module does not look into
+        self.nb_classes, self.image_shape, self.hidden = nb_classes, image_shape, hidden
+        self.explanations, self.scaling, self.scoring = explanations, scaling, score
+        self.register_buffer("thresholds", torch.full((nb_classes,), torch.nan))
+        self.register_buffer("low", torch.zeros(len(explanations), 1, 1))
+        self.register_buffer("high", torch.ones(len(explanations), 1, 1))
+        self.register_buffer("held_out_scores", torch.zeros(0))
+        self.register_buffer("held_out_classes", torch.zeros(0, dtype=torch.long))
+        self.reconstructors = self.new_reconstructors(seed=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores, classes = self.scores(x)
+        excess = scores - self.thresholds[classes]
+        return torch.stack([torch.zeros_like(excess), excess], dim=1)
+
+    # The method
+
+    def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Reconstruction errors (n,), differentiable, and predicted classes (n,) of images (n, C, H, W)."""
+        self.check_fitted()
+        classes = self.predicted(x)
+        maps = self.scaled(self._explained_as_attacked(x, classes))
+        return self.score_of(maps, classes).to(x.dtype), classes
+
+    def predicted(self, x: Tensor) -> Tensor:
+        """The classes (n,) that the classifier predicts."""
+        with torch.no_grad(), evaluation_mode(self.pipeline):
+            logits: Tensor = self.pipeline(x.detach())
+        if logits.shape[1] != self.nb_classes:
+            raise InputError(f"classifier gives {logits.shape[1]} logits; nb_classes, {self.nb_classes}, were expected")
+        return logits.argmax(dim=1)
+
+    def explained(self, x: Tensor, classes: Tensor) -> Tensor:
+        """Explanations phi (n, M, H, W) of the given classes: absolute attributions summed over colours, unscaled."""
+        found = [EXPLANATIONS[name](self.pipeline, x, classes) for name in self.explanations]
+        return torch.stack([one.abs().sum(dim=1) for one in found], dim=1)
+
+    def scaled(self, maps: Tensor) -> Tensor:
+        """Maps (n, M, H, W) as the autoencoders see them, from 0 to 1."""
+        if self.scaling == "benign":
+            return ((maps + TINY).log() - self.low) / (self.high - self.low)
+        flat = maps.flatten(2)  # (n, M, H W)
+        least = flat.amin(dim=2)[..., None, None]
+        high = torch.quantile(flat, PERCENTILE, dim=2)[..., None, None]
+        return ((maps - least) / (high - least + TINY)).clamp(0, 1)
+
+    def score_of(self, maps: Tensor, classes: Tensor) -> Tensor:
+        """Reconstruction errors (n,) of scaled maps (n, M, H, W) by the autoencoders of the given classes."""
+        flat = maps.flatten(1).to(self.reconstructors.encoder.dtype)
+        return SCORES[self.scoring](flat - self.reconstructors(flat, classes))
+
+    def _explained_as_attacked(self, x: Tensor, classes: Tensor) -> Tensor:
+        if self.gradient_mode == "exact" or not torch.is_grad_enabled():
+            return self.explained(x, classes)
+        with torch.no_grad():
+            exact = self.explained(x, classes)
+        with ReplaceReLU(lambda z, _: functional.softplus(z, beta=BETA / self.surrogate_width)):
+            smooth = self.explained(x, classes)
+        return replaced(smooth, exact)
+
+    # What fit settles
+
+    def new_reconstructors(self, seed: int) -> ClassAutoencoders:
+        """Autoencoders with the random weights of ``seed``."""
+        size = len(self.explanations) * math.prod(self.image_shape[1:])
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            return ClassAutoencoders(self.nb_classes, size, self.hidden)
+
+    def calibrate(self, maps: Tensor) -> None:
+        """Set what ``"benign"`` scales by, from unscaled maps (N, M, H, W) of benign images."""
+        for number, one in enumerate(maps.unbind(dim=1)):
+            logarithms = np.log(one.flatten().numpy() + TINY)  # torch's quantile takes no more than 16 million values
+            self.low[number] = float(np.quantile(logarithms, 0.001))
+            self.high[number] = float(np.quantile(logarithms, 0.999))
+
+    def keep(self, scores: Tensor, classes: Tensor, rate: float) -> None:
+        """Hold the scores (n,) of benign images that took no part in training, and set the thresholds on them."""
+        self.held_out_scores, self.held_out_classes = scores.to(self.device), classes.to(self.device)
+        self.set_rate(rate)
+
+    def set_rate(self, rate: float) -> None:
+        """Thresholds at which at most the share ``rate`` of benign images of each predicted class is flagged.
+
+        *Source*: the quantile with one more than there are, Vovk, Gammerman, Shafer 2005 (conformal prediction), for
+        which the share holds in the mean whatever the scores' distribution.
+        """
+        for number in range(self.nb_classes):
+            mine = self.held_out_scores[self.held_out_classes == number].sort().values
+            place = math.ceil((len(mine) + 1) * (1 - rate) - 1e-9)
+            if place > len(mine):
+                raise InputError(
+                    f"false_positive_rate is {rate}, for which class {number} has too few images held out "
+                    f"({len(mine)}); at least {needed(rate)} were expected"
+                )
+            self.thresholds[number] = mine[max(place, 1) - 1]
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Take what ``state_dict`` gave."""
+        for name in ("held_out_scores", "held_out_classes"):
+            setattr(self, name, torch.empty_like(tensors[name], device=self.device))
+        self.load_state_dict(tensors)
+
+    # What else others ask
+
+    @property
+    def pipeline(self) -> nn.Module:
+        """The classifier with its preprocessing."""
+        return self._held[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.thresholds.device
+
+    @property
+    def is_fitted(self) -> bool:
+        return len(self.held_out_scores) > 0
+
+    def check_fitted(self) -> None:
+        if not self.is_fitted:
+            raise InputError("ExplanationReconstructor is not fitted yet; fit() or load() first was expected")
+
+    def describe(self) -> dict[str, Any]:
+        """The options."""
+        return {
+            "explanation": " + ".join(self.explanations),
+            "scaling": self.scaling,
+            "score": self.scoring,
+            "hidden": self.hidden,
+        }
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """The explanation and its reconstruction."""
+        with torch.no_grad():
+            classes = self.predicted(x)
+            maps = self.scaled(self.explained(x, classes))
+            again = self.reconstructors(maps.flatten(1), classes).reshape(maps.shape)
+        return {"explanation": maps[:, :1].clamp(0, 1), "reconstruction": again[:, :1]}
+
+
+class ClassAutoencoders(nn.Module):
+    """One autoencoder a class, all in one pass: d - hidden ReLU - d sigmoid.
+
+    *Source*: the authors' code. **Convention**: torch's initial weights for dense layers.
+    """
+
+    def __init__(self, nb_classes: int, size: int, hidden: int) -> None:
+        super().__init__()
+        self.encoder = nn.Parameter(_uniform(size, nb_classes, size, hidden))
+        self.encoder_bias = nn.Parameter(_uniform(size, nb_classes, 1, hidden))
+        self.decoder = nn.Parameter(_uniform(hidden, nb_classes, hidden, size))
+        self.decoder_bias = nn.Parameter(_uniform(hidden, nb_classes, 1, size))
+
+    def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
+        """Reconstructions (n, d) of maps (n, d), each by the autoencoder of its class (n,)."""
+        nb_classes = len(self.encoder)
+        seen_before = functional.one_hot(classes, nb_classes).cumsum(dim=0).gather(1, classes[:, None]).squeeze(1)
+        # On a GPU, room for all in each class: how many there are would have to be asked, and waited for.
+        room = len(maps) if maps.is_cuda else int(torch.bincount(classes, minlength=nb_classes).max())
+        places = (classes, seen_before - 1)
+        grouped = maps.new_zeros(nb_classes, room, maps.shape[1]).index_put(places, maps)  # (K, room, d)
+        hidden = torch.baddbmm(self.encoder_bias, grouped, self.encoder).relu()  # (K, room, hidden)
+        reconstructed = torch.baddbmm(self.decoder_bias, hidden, self.decoder).sigmoid()  # (K, room, d)
+        mine: Tensor = reconstructed[places]
+        return mine
+
+
+def _uniform(nb_in: int, *shape: int) -> Tensor:
+    return (2 * torch.rand(shape) - 1) / nb_in**0.5
+
+
+def _above_median(errors: Tensor) -> Tensor:
+    size = errors.abs()
+    above = size > torch.quantile(size.detach(), 0.5, dim=1, keepdim=True)
+    return torch.where(above, size, 0.0).mean(dim=1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "above_median": _above_median,
+    "l1": lambda errors: errors.abs().mean(dim=1),
+    "l2": lambda errors: errors.square().mean(dim=1),
+}
+"""From errors (n, d) to scores (n,)."""
+
+
+def needed(rate: float) -> int:
+    """How many images a class needs for a threshold that flags the share ``rate`` of benign ones at most."""
+    return math.ceil(1 / rate - 1e-9) - 1
+
+
+def _held_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed: int) -> Tensor:
+    """Which images (N,) the thresholds are set on: the same share of each predicted class."""
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+        raise InputError(f"validation_split is {share!r}; a share between 0 and 1 was expected")
+    counts = torch.bincount(classes, minlength=nb_classes)
+    missing = [number for number in range(nb_classes) if counts[number] == 0]
+    if missing:
+        raise InputError(
+            f"x has no image that is predicted as class {_listed(missing)}; some of each class were expected"
+        )
+    few = [number for number in range(nb_classes) if int(share * counts[number]) < needed(rate)]
+    if few:
+        raise InputError(
+            f"x has {int(counts[few[0]])} images predicted as class {few[0]}, of which a validation_split of {share:g} "
+            f"holds out {int(share * counts[few[0]])} (too few in class {_listed(few)}); at least {needed(rate)} held "
+            f"out of each class were expected for a false_positive_rate of {rate:g}"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros(len(classes), dtype=torch.bool)
+    for number in range(nb_classes):
+        mine = (classes == number).nonzero().squeeze(1)
+        chosen[mine[torch.randperm(len(mine), generator=generator)[: int(share * len(mine))]]] = True
+    return chosen
+
+
+def _listed(numbers: list[int]) -> str:
+    return ", ".join(map(str, numbers))
+
+
+def _check_benign(y: Any, count: int) -> None:
+    """Refuse labels with a 1 among them."""
+    if y is None:
+        return
+    labels = np.asarray(y)
+    if labels.ndim == 2 and labels.shape[1] == 2:
+        labels = labels.argmax(axis=1)
+    if labels.shape != (count,) or not np.isin(labels, (0, 1)).all():
+        raise InputError(f"y has shape {np.shape(y)}; 0/1 labels ({count},), or one-hot ({count}, 2), were expected")
+    if labels.any():
+        raise InputError(
+            f"y holds {int(labels.sum())} labels 1 (adversarial); only zeros were expected: the detector learns from "
+            "benign images alone"
+        )
+
+
+def _check_rate(rate: Any) -> None:
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
+        raise InputError(f"false_positive_rate is {rate!r}; a number between 0 and 1 was expected")
+
+
+def _made_for(classifier: PyTorchClassifier) -> list[Any]:
+    """Clip values, mean and std, as JSON holds them."""
+    clip = classifier.clip_values
+    numbers = [None if clip is None else [np.asarray(end).tolist() for end in clip]]
+    for name in ("mean", "std"):
+        value = getattr(classifier.preprocessing, name, None)
+        numbers.append(None if value is None else np.asarray(value, dtype=np.float32).ravel().tolist())
+    return numbers
+
+
+def _device(classifier: PyTorchClassifier) -> torch.device:
+    device: torch.device = next((tensor.device for tensor in classifier.model.parameters()), classifier.device)
+    return device
