@@ -23,7 +23,7 @@ SETTING = Setting(
     weights="weights/erichson_cifar10_resnet20_baseline.pkl",
     # BIM, MIM and FFGSM are kept out of training.
     fit={"nb_epochs": 20, "learning_rate": 2e-3, "inputs": ["clean", "fgsm", pgd(EPS, 5)]},
-    adversarial={"nb_epochs": 10, "learning_rate": 1e-3, "inputs": end_to_end(EPS, 5)},
+    adversarial={"nb_epochs": 10, "learning_rate": 2e-3, "inputs": end_to_end(EPS, 5)},
     ablation_images=12_800,
     ablation_fit={"nb_epochs": 2, "learning_rate": 2e-3},
     options={"width": 32},

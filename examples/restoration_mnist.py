@@ -18,7 +18,7 @@ SETTING = Setting(
     model="lenet_like",
     weights="weights/erichson_mnist_lenet_baseline.pkl",
     fit={"nb_epochs": 3, "learning_rate": 2e-3},
-    adversarial={"nb_epochs": 4, "learning_rate": 1e-3, "inputs": end_to_end(EPS, 7)},
+    adversarial={"nb_epochs": 4, "learning_rate": 3e-3, "inputs": end_to_end(EPS, 7)},
     ablation_images=12_800,
     ablation_fit={"nb_epochs": 2, "learning_rate": 2e-3},
 )
