@@ -20,6 +20,12 @@ from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.detector.explanation_reconstructor import (
+    EXPLANATIONS,
+    ClassAutoencoders,
+    ExplanationReconstructor,
+)
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.models import MODELS, ResNet20
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.rebuild import rebuild
@@ -304,3 +310,95 @@ def test_a_restorer_is_trained_there_and_loaded_here(
     x = digits.test.x[:100]
     there = defend(classifier, restorer).predict(x)
     np.testing.assert_allclose(defend(on("cpu", digits_classifier), here).predict(x), there, atol=1e-3)
+
+
+def detectors(like: PyTorchClassifier, x: Any, **options: Any) -> list[ExplanationReconstructor]:
+    """The same one on both, fitted on the CPU."""
+    found = [ExplanationReconstructor(on(kind, like), false_positive_rate=0.1, **options) for kind in ("cpu", "gpu")]
+    found[0].fit(x, nb_epochs=3, learning_rate=3e-3, progress=False)
+    found[1].network.load(found[0].network.state_dict())
+    return found
+
+
+@pytest.mark.usefixtures("cuda")
+@pytest.mark.parametrize("name", EXPLANATIONS)
+def test_a_detector_gives_the_scores_and_gradients_that_it_gives_on_the_cpu(
+    name: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """In float64, where rounding decides of no unit, percentile or median; scores in float32 as well."""
+    x = digits.test.x[:100]
+    single = detectors(digits_classifier, digits.train.x, explanation=name)
+    double = detectors(
+        rebuild(digits_classifier, model=copy.deepcopy(digits_classifier.model).double()),
+        digits.train.x,
+        explanation=name,
+    )
+    there, here = (one.detect(x)[0] for one in reversed(single))
+    assert_close(there["scores"], here["scores"], share=0.97)
+    np.testing.assert_array_equal(there["classes"], here["classes"])
+    for mode in ("exact", "smooth"):
+        found = []
+        for one in double:
+            network = one.network.double()
+            with gradient_mode(one.detector, mode):
+                live = torch.from_numpy(x).double().to(network.device).requires_grad_()
+                scores, _ = network.scores(live)
+                (gradient,) = torch.autograd.grad(scores.sum(), live)
+            assert scores.device == gradient.device == network.device
+            found.append((scores.detach().cpu().numpy(), gradient.cpu().numpy()))
+        for there, here in zip(*reversed(found), strict=True):
+            np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4 * np.abs(here).max())
+
+
+@pytest.mark.usefixtures("cuda")
+def test_the_autoencoders_of_all_classes_agree(cuda: torch.device) -> None:
+    """Though there each class has room for every image."""
+    torch.manual_seed(0)
+    here, maps, classes = ClassAutoencoders(5, 30, 8), torch.rand(40, 30), torch.randint(4, (40,))
+    there = copy.deepcopy(here).to(cuda)
+    results = []
+    for one in (here, there):
+        device = one.encoder.device
+        live = maps.to(device).requires_grad_()
+        answer = one(live, classes.to(device))
+        gradients = torch.autograd.grad(answer.square().sum(), [live, *one.parameters()])
+        results.append([value.detach().cpu() for value in (answer, *gradients)])
+    for found, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_a_detector_is_fitted_there_and_loaded_here(
+    cuda: torch.device, digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
+) -> None:
+    """In bfloat16; weights and thresholds come back in float32, and a copy stays on the device."""
+    detector = ExplanationReconstructor(on("gpu", digits_classifier), scaling="benign", false_positive_rate=0.1)
+    how = {"nb_epochs": 5, "learning_rate": 3e-3, "progress": False, "checkpoint": tmp_path / "part"}
+    detector.fit(digits.train.x, **how)
+    assert detector.training is not None
+    losses = [loss for loss, _ in detector.training.losses]
+    assert losses[-1] < losses[0]
+    for one in (detector, copy.deepcopy(detector)):
+        assert {tensor.device for tensor in one.network.state_dict().values()} == {cuda}
+        assert {parameter.dtype for parameter in one.network.parameters()} == {torch.float32}
+        assert one.detector.device == cuda
+    x = digits.test.x[:100]
+    expected, flagged = detector.detect(x)
+    np.testing.assert_allclose(detector.detector.predict(x), expected["predictions"], atol=1e-5)
+    detector.save(tmp_path / "fitted")
+    here = ExplanationReconstructor.load(tmp_path / "fitted", classifier=on("cpu", digits_classifier))
+    assert_close(here.scores(x), expected["scores"], share=0.97)
+    assert (here.detect(x)[1] == flagged).mean() > 0.97
+
+
+@pytest.mark.usefixtures("cuda")
+def test_a_rejecting_classifier_agrees(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:100], np.eye(11, dtype=np.float32)[digits.test.y[:100]]
+    double = rebuild(digits_classifier, model=copy.deepcopy(digits_classifier.model).double())
+    both = detectors(double, digits.train.x)
+    for one in both:
+        one.network.double()
+    here, there = (rejecting(one.classifier, one) for one in both)
+    for mode in ("exact", "smooth"):
+        with gradient_mode(here, mode), gradient_mode(there, mode):
+            assert_close(there.predict(x), here.predict(x))
+            assert_close(there.loss_gradient(x, y), here.loss_gradient(x, y))

@@ -15,8 +15,10 @@ scores; here it is a quantile of the scores of held-out benign images.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -32,9 +34,9 @@ from art_defenses_ext.activation import ReplaceReLU
 from art_defenses_ext.attribution import gradient
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
-from art_defenses_ext.gradient_mode import Defence, Training
+from art_defenses_ext.gradient_mode import Defence, Training, find_defences, gradient_mode
 from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.rebuild import evaluation_mode, rebuild
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.training import Settings, train
 from art_defenses_ext.validation import (
@@ -47,22 +49,55 @@ from art_defenses_ext.validation import (
     check_images,
 )
 
-Explanation = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(network, images (n, C, H, W), their predicted classes (n,)) -> attributions (n, C, H, W), differentiable."""
+Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
+"""(classifier, images (n, C, H, W), their predicted classes (n,), beta of the softplus that replaces each ReLU or None)
+-> attributions (n, C, H, W), differentiable."""
+
+
+def _by_gradient(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explanation:
+    def explanation(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
+        with nullcontext() if beta is None else ReplaceReLU(lambda z, _: functional.softplus(z, beta=beta)):
+            return explain(pipeline, x, classes)
+
+    return explanation
+
+
+def _smooth_grad(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    """SmoothGrad with the same noise for every image: no score depends on its neighbours, or on the device."""
+    drawn = torch.Generator().manual_seed(0)
+    total = torch.zeros_like(x)
+    for _ in range(SAMPLES):
+        noise = torch.randn(1, *x.shape[1:], generator=drawn)
+        total = total + gradient.input_gradient(model, x + SIGMA * noise.to(x), classes)
+    return total / SAMPLES
+
+
+def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
+    """Of what the model is shown: the steps before it need be no layers, and mean and deviation pass relevance on."""
+    with evaluation_mode(pipeline):
+        for step in pipeline.steps:
+            x = step(x)
+    return relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
+
 
 EXPLANATIONS: dict[str, Explanation] = {
-    "input_gradient": gradient.input_gradient,
-    "gradient_x_input": gradient.gradient_x_input,
-    "smooth_grad": lambda model, x, classes: gradient.smooth_grad(model, x, classes, samples=SAMPLES),
-    "integrated_gradients": lambda model, x, classes: gradient.integrated_gradients(model, x, classes, steps=SAMPLES),
-    "relevance": lambda model, x, classes: relevance(model, x, classes, epsilon_plus()),
-    "loss_gradient": gradient.loss_gradient,
+    "input_gradient": _by_gradient(gradient.input_gradient),
+    "gradient_x_input": _by_gradient(gradient.gradient_x_input),
+    "smooth_grad": _by_gradient(_smooth_grad),
+    "integrated_gradients": _by_gradient(
+        lambda model, x, classes: gradient.integrated_gradients(model, x, classes, steps=SAMPLES)
+    ),
+    "relevance": _by_relevance,
+    "loss_gradient": _by_gradient(gradient.loss_gradient),
 }
 """By name. The authors' is the input gradient of the predicted class's logit; ``loss_gradient`` is that of its
 cross-entropy, whose size tells how sure the network is."""
 
 SAMPLES = 10
 """Noisy copies of SmoothGrad, steps of integrated gradients. **Convention**: fewer than their papers', for speed."""
+
+SIGMA = 0.15
+"""Standard deviation of SmoothGrad's noise, in pixel values."""
 
 SCALINGS = ("image", "benign")
 
@@ -83,8 +118,8 @@ class ExplanationReconstructor(BinaryInputDetector):
         classifier: the classifier to watch, with all its preprocessing, defended or not; it stays as it is.
         explanation: a name out of ``EXPLANATIONS``, or several, whose maps are reconstructed together.
         scaling: ``"image"``: an explanation's least value becomes 0 and its 99th percentile 1, as in the authors' code,
-            which takes its magnitude away; ``"benign"``: what the least and the 99.9th percentile of benign images'
-            logarithms are, which keeps it.
+            which takes its magnitude away; ``"benign"``: the logarithm of its values, of which the 0.1th percentile
+            over benign images becomes 0 and the 99.9th 1, which keeps it; beyond them it goes on.
         score: ``"above_median"``: the mean of the absolute errors above the image's own median, the others taken as
             zero, as in the authors' code; ``"l1"``: their mean; ``"l2"``: the mean of their squares.
         hidden: units between encoder and decoder of each class.
@@ -116,15 +151,12 @@ class ExplanationReconstructor(BinaryInputDetector):
     ) -> None:
         check_classifier(classifier)
         self.classifier = classifier
-        self.explanation = explanation if isinstance(explanation, str) else list(explanation)
+        self.explanation = list(explanation) if isinstance(explanation, list | tuple) else explanation
         self.scaling, self.score, self.hidden = scaling, score, hidden
         self.false_positive_rate = false_positive_rate
         self.training: Training | None = None
         self._check_params()
-        names = self._explanations
-        shape, pipeline = tuple(classifier.input_shape), Pipeline(classifier)
-        self.network = DetectorNetwork(pipeline, classifier.nb_classes, shape, names, scaling, score, hidden)
-        self.network.to(_device(classifier)).requires_grad_(False).eval()
+        self.network = self._new_network()
         super().__init__(self._as_classifier())
 
     def fit(
@@ -142,6 +174,8 @@ class ExplanationReconstructor(BinaryInputDetector):
         **kwargs: Any,
     ) -> None:
         """Learn what explanations of benign images look like, and set the thresholds on those held out.
+
+        A fit that breaks off leaves the detector as it was.
 
         Args:
             x: benign images (N, *input_shape), float32, in the clip range.
@@ -165,16 +199,19 @@ class ExplanationReconstructor(BinaryInputDetector):
         check_count("batch_size", batch_size)
         x = check_images(x, self.classifier)
         _check_benign(y, len(x))
+        _check_share("validation_split", validation_split)
         nb_classes = self.classifier.nb_classes
         settings = Settings(nb_epochs, batch_size * nb_classes, learning_rate, seed=seed)
+        path = None if checkpoint is None else Path(checkpoint)
+        if path is not None and not path.parent.is_dir():
+            raise InputError(f"checkpoint is {str(path)!r}; a file in an existing folder was expected")
         raw, classes = self._explained(x)
-        held_out = _held_out(classes, nb_classes, validation_split, self.false_positive_rate, seed)
-        if torch.equal(raw.flatten(2).amax(dim=2), raw.flatten(2).amin(dim=2)):
-            raise InputError("x has explanations of a single value each; ones with something on them were expected")
-        network = self.network
+        held_out = _held_out(classes, nb_classes, validation_split, self.false_positive_rate, settings.seed)
+        _check_maps(raw, self._explanations)
+        network = self._new_network()  # its own, so that whatever comes in between leaves the former one whole
         network.calibrate(raw[~held_out])
-        maps = network.scaled(raw.to(network.device)).cpu()
-        reconstructors = network.new_reconstructors(seed).to(network.device)
+        maps = torch.cat([network.scaled(some.to(network.device)).cpu() for some in raw.split(AT_ONCE)])
+        reconstructors = network.reconstructors = network.new_reconstructors(settings.seed).to(network.device)
 
         def objective(maps: Tensor, classes: Tensor, _: torch.Generator) -> dict[str, Tensor]:
             return {"reconstruction": functional.mse_loss(reconstructors(maps.flatten(1), classes), maps.flatten(1))}
@@ -185,20 +222,20 @@ class ExplanationReconstructor(BinaryInputDetector):
             classes[~held_out],
             objective,
             settings,
-            checkpoint=None if checkpoint is None else Path(checkpoint),
+            checkpoint=path,
             identity={"explanation": self.explanation, "scaling": self.scaling},
             progress=progress,
         )
-        network.reconstructors = reconstructors.requires_grad_(False)
         with torch.no_grad():
             errors = [
                 network.score_of(some.to(network.device), of.to(network.device))
                 for some, of in zip(maps[held_out].split(AT_ONCE), classes[held_out].split(AT_ONCE), strict=True)
             ]
         network.keep(torch.cat(errors), classes[held_out], self.false_positive_rate)
+        self.network.load(network.state_dict())
         plan = vars(settings) | {"images": int((~held_out).sum()), "validation_split": validation_split}
         self.training = Training(plan, [(sum(one.training.values()), None) for one in history])
-        network.trainings = [self.training]
+        self.network.trainings = [self.training]
 
     def scores(self, x: FloatArray, batch_size: int = 128) -> npt.NDArray[np.float32]:
         """How badly each image's explanation is reconstructed.
@@ -235,7 +272,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         if kwargs:
             raise InputError(f"detect has no argument {sorted(kwargs)[0]!r}; x and batch_size were expected")
         found = self._measured(x, batch_size)
-        flagged = found["scores"] > found["thresholds"]
+        flagged = ~(found["scores"] <= found["thresholds"])  # a score that is NaN is flagged, as ART's argmax has it
         excess = found["scores"] - found["thresholds"]
         return {"predictions": np.stack([np.zeros_like(excess), excess], axis=1), **found}, flagged
 
@@ -248,13 +285,14 @@ class ExplanationReconstructor(BinaryInputDetector):
         for name in kwargs:
             if name not in self.defence_params:
                 raise InputError(f"{name}: no parameter of {type(self).__name__}; it has {self.defence_params}")
-            if name in self.made_with and kwargs[name] != getattr(self, name):
+            given = list(kwargs[name]) if isinstance(kwargs[name], tuple) else kwargs[name]
+            if name in self.made_with and given != getattr(self, name):
                 raise InputError(
                     f"{name} is {kwargs[name]!r}, and the detector was made for {getattr(self, name)!r}; a new one was "
                     "expected"
                 )
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
-        _check_rate(rate)
+        _check_share("false_positive_rate", rate)
         if self.network.is_fitted:
             self.network.set_rate(rate)
         self.false_positive_rate = rate
@@ -277,7 +315,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         """The detector that was saved to ``path``, for the classifier that it was fitted for.
 
         Raises:
-            InputError: as :func:`.load_checkpoint`, and for a classifier with other preprocessing.
+            InputError: as :func:`.load_checkpoint`, and for a classifier with other preprocessing or defences.
         """
         check_classifier(classifier)
         saved = load_checkpoint(path, DetectorNetwork.defence_name, Pipeline(classifier))
@@ -286,7 +324,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         if made_for != _made_for(classifier):
             raise InputError(
                 f"path is {str(path)!r}, made for {made_for}, and the classifier has {_made_for(classifier)} (clip "
-                "values, mean, std); the same were expected"
+                "values, mean, std, then its defences); the same were expected"
             )
         try:
             detector = cls(classifier, **settings)
@@ -306,16 +344,37 @@ class ExplanationReconstructor(BinaryInputDetector):
 
     @property
     def _explanations(self) -> list[str]:
-        return [self.explanation] if isinstance(self.explanation, str) else self.explanation
+        return self.explanation if isinstance(self.explanation, list) else [self.explanation]  # type: ignore[list-item]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without ``detector``, which ART would copy with another network inside than ``network``."""
+        return {name: value for name, value in vars(self).items() if name != "detector"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # ART's copies of a classifier have a module of their own around its parameters, and choose their device.
+        self.network.look_into(Pipeline(self.classifier))
+        self.network.to(_device(self.classifier))
+        self.detector = self._as_classifier()
+
+    def _new_network(self) -> DetectorNetwork:
+        classifier = self.classifier
+        shape, names = tuple(classifier.input_shape), list(self._explanations)
+        network = DetectorNetwork(
+            Pipeline(classifier), classifier.nb_classes, shape, names, self.scaling, self.score, self.hidden
+        )
+        return network.to(_device(classifier)).requires_grad_(False).eval()
 
     def _as_classifier(self) -> PyTorchClassifier:
-        return PyTorchClassifier(
-            self.network,
+        return rebuild(
+            self.classifier,
+            model=self.network,
             loss=nn.CrossEntropyLoss(),
-            input_shape=self.classifier.input_shape,
             nb_classes=2,
-            clip_values=self.classifier.clip_values,
-            device_type="gpu" if self.classifier.device.type == "cuda" else "cpu",
+            optimizer=None,
+            use_amp=False,
+            preprocessing_defences=None,
+            preprocessing=(0.0, 1.0),
         )
 
     def _explained(self, x: FloatArray) -> tuple[Tensor, Tensor]:
@@ -324,7 +383,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         maps, classes = [], []
         with torch.no_grad():
             for start in range(0, len(x), AT_ONCE):
-                batch = torch.from_numpy(x[start : start + AT_ONCE]).to(network.device)
+                batch = torch.tensor(x[start : start + AT_ONCE], device=network.device)
                 predicted = network.predicted(batch)
                 maps.append(network.explained(batch, predicted).cpu())
                 classes.append(predicted.cpu())
@@ -352,17 +411,16 @@ class ExplanationReconstructor(BinaryInputDetector):
         return found
 
     def _check_params(self) -> None:
-        names = self._explanations
-        if not names or len(set(names)) < len(names):
+        for name in self._explanations:
+            check_choice("explanation", name, list(EXPLANATIONS))
+        if not 0 < len(self._explanations) == len(set(self._explanations)):
             raise InputError(
                 f"explanation is {self.explanation!r}; distinct ones of {', '.join(EXPLANATIONS)} were expected"
             )
-        for name in names:
-            check_choice("explanation", name, list(EXPLANATIONS))
         check_choice("scaling", self.scaling, SCALINGS)
         check_choice("score", self.score, list(SCORES))
         check_count("hidden", self.hidden)
-        _check_rate(self.false_positive_rate)
+        _check_share("false_positive_rate", self.false_positive_rate)
 
 
 AT_ONCE = 128
@@ -391,7 +449,7 @@ class DetectorNetwork(nn.Module, Defence):
 
     def __init__(
         self,
-        pipeline: nn.Module,
+        pipeline: Pipeline,
         nb_classes: int,
         image_shape: tuple[int, ...],
         explanations: list[str],
@@ -400,7 +458,7 @@ class DetectorNetwork(nn.Module, Defence):
         hidden: int,
     ) -> None:
         super().__init__()
-        self._held = (pipeline,)  # in a tuple, which nn.Module does not look into
+        self.look_into(pipeline)
         self.nb_classes, self.image_shape, self.hidden = nb_classes, image_shape, hidden
         self.explanations, self.scaling, self.scoring = explanations, scaling, score
         self.register_buffer("thresholds", torch.full((nb_classes,), torch.nan))
@@ -422,7 +480,9 @@ class DetectorNetwork(nn.Module, Defence):
         self.check_fitted()
         classes = self.predicted(x)
         maps = self.scaled(self._explained_as_attacked(x, classes))
-        return self.score_of(maps, classes).to(x.dtype), classes
+        scores = self.score_of(maps, classes).to(x.dtype)
+        # A linear classifier's explanation has no x in it: its gradient is zero, which autograd would call an error.
+        return scores + 0 * x.flatten(1).sum(dim=1), classes
 
     def predicted(self, x: Tensor) -> Tensor:
         """The classes (n,) that the classifier predicts."""
@@ -433,18 +493,22 @@ class DetectorNetwork(nn.Module, Defence):
         return logits.argmax(dim=1)
 
     def explained(self, x: Tensor, classes: Tensor) -> Tensor:
-        """Explanations phi (n, M, H, W) of the given classes: absolute attributions summed over colours, unscaled."""
-        found = [EXPLANATIONS[name](self.pipeline, x, classes) for name in self.explanations]
-        return torch.stack([one.abs().sum(dim=1) for one in found], dim=1)
+        """Explanations phi (n, M, H, W) of the given classes: absolute attributions summed over colours, unscaled.
+
+        They are made of exact derivatives, whatever the gradient mode of a defence inside the classifier.
+        """
+        with gradient_mode(self.pipeline, "exact"):
+            return self._explained_with(x, classes, None)
 
     def scaled(self, maps: Tensor) -> Tensor:
-        """Maps (n, M, H, W) as the autoencoders see them, from 0 to 1."""
+        """Maps (n, M, H, W) as the autoencoders see them: from 0 to 1, ``"benign"`` also beyond."""
         if self.scaling == "benign":
             return ((maps + TINY).log() - self.low) / (self.high - self.low)
         flat = maps.flatten(2)  # (n, M, H W)
         least = flat.amin(dim=2)[..., None, None]
         high = torch.quantile(flat, PERCENTILE, dim=2)[..., None, None]
-        return ((maps - least) / (high - least + TINY)).clamp(0, 1)
+        span = high - least
+        return ((maps - least) / torch.where(span > 0, span, 1.0)).clamp(0, 1)
 
     def score_of(self, maps: Tensor, classes: Tensor) -> Tensor:
         """Reconstruction errors (n,) of scaled maps (n, M, H, W) by the autoencoders of the given classes."""
@@ -452,13 +516,18 @@ class DetectorNetwork(nn.Module, Defence):
         return SCORES[self.scoring](flat - self.reconstructors(flat, classes))
 
     def _explained_as_attacked(self, x: Tensor, classes: Tensor) -> Tensor:
-        if self.gradient_mode == "exact" or not torch.is_grad_enabled():
+        """The exact explanations; backwards those that the gradient modes make, the defences' inside included."""
+        modes = {self.gradient_mode} | {one.gradient_mode for one in find_defences(self.pipeline)}
+        if modes == {"exact"} or not torch.is_grad_enabled():
             return self.explained(x, classes)
         with torch.no_grad():
             exact = self.explained(x, classes)
-        with ReplaceReLU(lambda z, _: functional.softplus(z, beta=BETA / self.surrogate_width)):
-            smooth = self.explained(x, classes)
-        return replaced(smooth, exact)
+        beta = None if self.gradient_mode == "exact" else BETA / self.surrogate_width
+        return replaced(self._explained_with(x, classes, beta), exact)
+
+    def _explained_with(self, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
+        found = [EXPLANATIONS[name](self.pipeline, x, classes, beta) for name in self.explanations]
+        return torch.stack([one.abs().sum(dim=1) for one in found], dim=1)
 
     # What fit settles
 
@@ -471,10 +540,17 @@ class DetectorNetwork(nn.Module, Defence):
 
     def calibrate(self, maps: Tensor) -> None:
         """Set what ``"benign"`` scales by, from unscaled maps (N, M, H, W) of benign images."""
+        if self.scaling != "benign":
+            return
         for number, one in enumerate(maps.unbind(dim=1)):
             logarithms = np.log(one.flatten().numpy() + TINY)  # torch's quantile takes no more than 16 million values
-            self.low[number] = float(np.quantile(logarithms, 0.001))
-            self.high[number] = float(np.quantile(logarithms, 0.999))
+            low, high = np.quantile(logarithms, [0.001, 0.999])
+            if not low < high:
+                raise InputError(
+                    f"x has {self.explanations[number]} explanations whose values are all but 0.2 % the same; ones "
+                    'that differ, or scaling="image", were expected'
+                )
+            self.low[number], self.high[number] = float(low), float(high)
 
     def keep(self, scores: Tensor, classes: Tensor, rate: float) -> None:
         """Hold the scores (n,) of benign images that took no part in training, and set the thresholds on them."""
@@ -487,6 +563,7 @@ class DetectorNetwork(nn.Module, Defence):
         *Source*: the quantile with one more than there are, Vovk, Gammerman, Shafer 2005 (conformal prediction), for
         which the share holds in the mean whatever the scores' distribution.
         """
+        found = []
         for number in range(self.nb_classes):
             mine = self.held_out_scores[self.held_out_classes == number].sort().values
             place = math.ceil((len(mine) + 1) * (1 - rate) - 1e-9)
@@ -495,7 +572,8 @@ class DetectorNetwork(nn.Module, Defence):
                     f"false_positive_rate is {rate}, for which class {number} has too few images held out "
                     f"({len(mine)}); at least {needed(rate)} were expected"
                 )
-            self.thresholds[number] = mine[max(place, 1) - 1]
+            found.append(mine[max(place, 1) - 1])
+        self.thresholds.copy_(torch.stack(found))  # all at once, so that nothing has changed where one is refused
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what ``state_dict`` gave."""
@@ -506,9 +584,13 @@ class DetectorNetwork(nn.Module, Defence):
     # What else others ask
 
     @property
-    def pipeline(self) -> nn.Module:
+    def pipeline(self) -> Pipeline:
         """The classifier with its preprocessing."""
         return self._held[0]
+
+    def look_into(self, pipeline: Pipeline) -> None:
+        """Explain this classifier from now on."""
+        self._held = (pipeline,)  # in a tuple, which nn.Module does not look into
 
     @property
     def device(self) -> torch.device:
@@ -535,7 +617,7 @@ class DetectorNetwork(nn.Module, Defence):
         """The explanation and its reconstruction."""
         with torch.no_grad():
             classes = self.predicted(x)
-            maps = self.scaled(self.explained(x, classes))
+            maps = self.scaled(self.explained(x, classes)).to(self.reconstructors.encoder.dtype)
             again = self.reconstructors(maps.flatten(1), classes).reshape(maps.shape)
         return {"explanation": maps[:, :1].clamp(0, 1), "reconstruction": again[:, :1]}
 
@@ -568,7 +650,8 @@ class ClassAutoencoders(nn.Module):
 
 
 def _uniform(nb_in: int, *shape: int) -> Tensor:
-    return (2 * torch.rand(shape) - 1) / nb_in**0.5
+    drawn: Tensor = 2 * torch.rand(shape) - 1
+    return drawn / math.sqrt(nb_in)
 
 
 def _above_median(errors: Tensor) -> Tensor:
@@ -592,26 +675,31 @@ def needed(rate: float) -> int:
 
 def _held_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed: int) -> Tensor:
     """Which images (N,) the thresholds are set on: the same share of each predicted class."""
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-        raise InputError(f"validation_split is {share!r}; a share between 0 and 1 was expected")
-    counts = torch.bincount(classes, minlength=nb_classes)
+    counts = torch.bincount(classes, minlength=nb_classes).tolist()
+    kept = [int(share * count + 1e-9) for count in counts]  # so that 0.29 of 100 are 29
     missing = [number for number in range(nb_classes) if counts[number] == 0]
     if missing:
         raise InputError(
             f"x has no image that is predicted as class {_listed(missing)}; some of each class were expected"
         )
-    few = [number for number in range(nb_classes) if int(share * counts[number]) < needed(rate)]
+    few = [number for number in range(nb_classes) if kept[number] < needed(rate)]
     if few:
         raise InputError(
-            f"x has {int(counts[few[0]])} images predicted as class {few[0]}, of which a validation_split of {share:g} "
-            f"holds out {int(share * counts[few[0]])} (too few in class {_listed(few)}); at least {needed(rate)} held "
-            f"out of each class were expected for a false_positive_rate of {rate:g}"
+            f"x has {counts[few[0]]} images predicted as class {few[0]}, of which a validation_split of {share:g} "
+            f"holds out {kept[few[0]]} (too few in class {_listed(few)}); at least {needed(rate)} held out of each "
+            f"class were expected for a false_positive_rate of {rate:g}"
+        )
+    unlearnt = [number for number in range(nb_classes) if kept[number] >= counts[number]]
+    if unlearnt:
+        raise InputError(
+            f"validation_split is {share!r}, which leaves no image of class {_listed(unlearnt)} to learn from; a "
+            "smaller one was expected"
         )
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(classes), dtype=torch.bool)
     for number in range(nb_classes):
         mine = (classes == number).nonzero().squeeze(1)
-        chosen[mine[torch.randperm(len(mine), generator=generator)[: int(share * len(mine))]]] = True
+        chosen[mine[torch.randperm(len(mine), generator=generator)[: kept[number]]]] = True
     return chosen
 
 
@@ -623,11 +711,16 @@ def _check_benign(y: Any, count: int) -> None:
     """Refuse labels with a 1 among them."""
     if y is None:
         return
+    expected = f"0/1 labels ({count},), or one-hot ({count}, 2), were expected"
+    if not isinstance(y, np.ndarray | list | tuple):
+        raise InputError(f"y is a {type(y).__name__}; {expected}")
     labels = np.asarray(y)
-    if labels.ndim == 2 and labels.shape[1] == 2:
-        labels = labels.argmax(axis=1)
-    if labels.shape != (count,) or not np.isin(labels, (0, 1)).all():
-        raise InputError(f"y has shape {np.shape(y)}; 0/1 labels ({count},), or one-hot ({count}, 2), were expected")
+    if labels.shape not in ((count,), (count, 2)):
+        raise InputError(f"y has shape {labels.shape}; {expected}")
+    if not np.isin(labels, (0, 1)).all() or (labels.ndim == 2 and (labels.sum(axis=1) != 1).any()):
+        raise InputError(f"y holds other values than 0 and 1, or rows without a single 1; {expected}")
+    if labels.ndim == 2:
+        labels = labels[:, 1]
     if labels.any():
         raise InputError(
             f"y holds {int(labels.sum())} labels 1 (adversarial); only zeros were expected: the detector learns from "
@@ -635,19 +728,34 @@ def _check_benign(y: Any, count: int) -> None:
         )
 
 
-def _check_rate(rate: Any) -> None:
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < 1:
-        raise InputError(f"false_positive_rate is {rate!r}; a number between 0 and 1 was expected")
+def _check_maps(maps: Tensor, explanations: list[str]) -> None:
+    """Refuse unscaled maps (N, M, H, W) from which nothing can be learnt."""
+    for name, one in zip(explanations, maps.flatten(2).unbind(dim=1), strict=True):
+        if not bool(one.isfinite().all()):
+            raise InputError(f"x has {name} explanations that hold NaN or infinite values; finite ones were expected")
+        if torch.equal(one.amax(dim=1), one.amin(dim=1)):
+            raise InputError(
+                f"x has {name} explanations of a single value each; ones with something on them were expected"
+            )
+
+
+def _check_share(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise InputError(f"{argument} is {value!r}; a number between 0 and 1 was expected")
 
 
 def _made_for(classifier: PyTorchClassifier) -> list[Any]:
-    """Clip values, mean and std, as JSON holds them."""
+    """Clip values, mean, std, and what else of the defences no weight tells, as JSON holds them."""
     clip = classifier.clip_values
     numbers = [None if clip is None else [np.asarray(end).tolist() for end in clip]]
     for name in ("mean", "std"):
         value = getattr(classifier.preprocessing, name, None)
         numbers.append(None if value is None else np.asarray(value, dtype=np.float32).ravel().tolist())
-    return numbers
+    others = [one for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)]
+    numbers += [[type(one).__name__, {name: getattr(one, name) for name in one.params}] for one in others]
+    numbers += [[one.defence_name, one.describe()] for one in find_defences(classifier)]
+    plain: list[Any] = json.loads(json.dumps(numbers, default=str))
+    return plain
 
 
 def _device(classifier: PyTorchClassifier) -> torch.device:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
@@ -25,7 +26,7 @@ class RejectingNetwork(nn.Module):
     """Images (N, *input_shape) in the clip range to logits (N, K + 1), the last the largest where they are rejected.
 
     With the classifier's logits Z and the detector's word D, above zero for "adversarial", the last logit is
-    max Z + D (max Z - min Z + 1).
+    max Z + D (max Z - min Z + 1), and the next number above max Z where a small D > 0 would be lost in rounding.
 
     **Departure**: the source has (1 + D) max Z, which rejects the wrong inputs where max Z < 0. Moving all logits by
     1 - min Z, which changes no prediction, keeps the largest above zero; here the others are moved back.
@@ -36,7 +37,7 @@ class RejectingNetwork(nn.Module):
             :class:`.ExplanationReconstructor`.
 
     Raises:
-        InputError: for a detector of another kind or for other images, or without a gradient.
+        InputError: for a detector of another kind, for other images or in another range, or without a gradient.
     """
 
     def __init__(self, classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
@@ -48,6 +49,10 @@ class RejectingNetwork(nn.Module):
         logits, excess = self.parts(x)
         largest, smallest = logits.amax(dim=1), logits.amin(dim=1)
         rejected = largest + excess * (largest - smallest + 1)
+        with torch.no_grad():
+            above = torch.nextafter(largest, torch.full_like(largest, torch.inf))
+            missing = torch.where(excess > 0, (above - rejected).clamp(min=0), 0.0)
+        rejected = rejected + missing
         return torch.cat([logits, rejected[:, None]], dim=1)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +69,8 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
     and it is not rejected. To other attacks it is a class like any other: run them targeted.
 
     Args:
-        classifier: whose preprocessing runs in torch, defended or not; it is recorded as the undefended one.
+        classifier: whose preprocessing runs in torch, defended or not; it, or what it records as such, is recorded as
+            the undefended one.
         detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``.
 
     Returns:
@@ -106,4 +112,14 @@ def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClass
             f"detector takes images {tuple(found.input_shape)} and classifier {tuple(classifier.input_shape)}; "
             "the same were expected"
         )
+    ranges = [None if one.clip_values is None else [*map(np.ravel, one.clip_values)] for one in (found, classifier)]
+    if None not in ranges and not all(np.all(a == b) for a, b in zip(*ranges, strict=True)):
+        raise InputError(
+            f"detector takes values in {_range(found)} and classifier in {_range(classifier)}; the same were expected"
+        )
     return found
+
+
+def _range(classifier: PyTorchClassifier) -> str:
+    low, high = classifier.clip_values
+    return f"[{np.min(low):g}, {np.max(high):g}]"

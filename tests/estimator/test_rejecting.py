@@ -1,0 +1,415 @@
+"""rejecting: one network out of a classifier and a detector, whose last class means "rejected"."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
+from art.defences.detector.evasion import BinaryInputDetector
+from art.defences.preprocessor import FeatureSqueezing
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from torch import Tensor, nn
+
+from art_defenses_ext import HeatAndBlur, as_module, defend, gradient_mode, gradient_modes
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejecting, rejects
+from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.validation import FloatArray, InputError
+
+SHAPE, NB_CLASSES = (2, 3, 4), 5
+
+
+class Given(nn.Module):
+    """An image's first values are its logits, from ``start`` on."""
+
+    def __init__(self, start: int, count: int) -> None:
+        super().__init__()
+        self.start, self.count = start, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1)[:, self.start : self.start + self.count]
+
+
+def wrap(model: nn.Module, nb_classes: int = NB_CLASSES, shape: tuple[int, ...] = SHAPE, **more: Any) -> Any:
+    settings: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu"} | more
+    return PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), shape, nb_classes, **settings)
+
+
+def network(nb_outputs: int, seed: int, shape: tuple[int, ...] = SHAPE) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        size = int(np.prod(shape))
+        return nn.Sequential(nn.Flatten(), nn.Linear(size, 12), nn.Tanh(), nn.Linear(12, nb_outputs))
+
+
+MEAN, STD = np.array([0.2, 0.4], np.float32), np.array([0.5, 0.3], np.float32)
+
+
+@pytest.fixture
+def classifier() -> PyTorchClassifier:
+    return wrap(network(NB_CLASSES, seed=0), preprocessing=(MEAN, STD))
+
+
+@pytest.fixture
+def detector() -> BinaryInputDetector:
+    """ART's own, over another network with a preprocessing of its own, which rejects about half of all images."""
+    two = wrap(network(2, seed=1), 2, preprocessing=(MEAN + 0.1, 2 * STD))
+    with torch.no_grad():
+        two.model[-1].bias.sub_(torch.from_numpy(np.median(two.predict(images(500)), axis=0)))
+    return BinaryInputDetector(two)
+
+
+def images(count: int = 40, seed: int = 0) -> FloatArray:
+    return np.random.default_rng(seed).random((count, *SHAPE), dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def reconstructor(digits_classifier: PyTorchClassifier, digits: Dataset) -> ExplanationReconstructor:
+    found = ExplanationReconstructor(digits_classifier, false_positive_rate=0.1)
+    found.fit(digits.train.x, nb_epochs=10, learning_rate=3e-3, progress=False)
+    return found
+
+
+# What the last class means
+
+
+AS_GIVEN = RejectingNetwork(
+    wrap(Given(0, NB_CLASSES), preprocessing=None),
+    BinaryInputDetector(wrap(Given(NB_CLASSES, 2), 2, preprocessing=None)),
+)
+NUMBERS = st.one_of(
+    st.floats(-1e6, 1e6, width=32),
+    st.floats(-(2.0**-20), 2.0**-20, width=32),
+    st.sampled_from([0.0, 1e-45, -1e-45, 1e-30, -1e-30, 1e-8, -1e-8, 1e15, -1e15]),
+)
+
+
+@given(
+    logits=arrays(np.float32, st.tuples(st.integers(1, 4), st.just(NB_CLASSES)), elements=NUMBERS),
+    shift=NUMBERS,
+    words=st.lists(NUMBERS, min_size=8, max_size=8),
+)
+def test_the_last_class_is_the_largest_exactly_where_the_detector_says_so(
+    logits: Any, shift: float, words: list[float]
+) -> None:
+    """For logits of any sign and size, equal ones, and however little the detector finds; else as without it."""
+    logits = logits + np.float32(shift)
+    count = len(logits)
+    found = np.array(words[: 2 * count], np.float32).reshape(count, 2)
+    x = np.zeros((count, *SHAPE), np.float32)
+    flat = x.reshape(count, -1)
+    flat[:, :NB_CLASSES], flat[:, NB_CLASSES : NB_CLASSES + 2] = logits, found
+    with torch.no_grad():
+        answer = AS_GIVEN(torch.from_numpy(x))
+    assert answer.shape == (count, NB_CLASSES + 1)
+    np.testing.assert_array_equal(answer[:, :NB_CLASSES], logits)
+    flagged = found[:, 1] > found[:, 0]
+    expected = np.where(flagged, NB_CLASSES, logits.argmax(axis=1))
+    np.testing.assert_array_equal(answer.argmax(dim=1), expected)
+    np.testing.assert_array_equal(answer.numpy().argmax(axis=1), expected)
+    largest = answer[:, :NB_CLASSES].amax(dim=1).numpy()
+    np.testing.assert_array_equal(answer[:, -1].numpy() > largest, flagged)  # not on the strength of the order
+
+
+def test_the_last_logit_is_carlini_and_wagner_s_after_a_shift(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    """(1 + D) max Z of logits that are moved so that the smallest is 1, moved back."""
+    x = images()
+    answer = rejecting(classifier, detector).predict(x)
+    logits, found = classifier.predict(x).astype(np.float64), detector.detector.predict(x).astype(np.float64)
+    moved = logits - logits.min(axis=1, keepdims=True) + 1
+    word = found[:, 1] - found[:, 0]
+    expected = (1 + word) * moved.max(axis=1) + logits.min(axis=1) - 1
+    np.testing.assert_allclose(answer[:, -1], expected, rtol=1e-4, atol=1e-5)
+    assert 0.2 < (word > 0).mean() < 0.8
+
+
+def test_it_rejects_what_art_s_detector_flags_and_keeps_the_classifier_s_logits(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    """To the last bit, with a preprocessing of each one's own."""
+    x = images()
+    whole = rejecting(classifier, detector)
+    answer, (_, flagged) = whole.predict(x), detector.detect(x)
+    np.testing.assert_array_equal(answer[:, :NB_CLASSES], classifier.predict(x))
+    np.testing.assert_array_equal(answer.argmax(axis=1) == NB_CLASSES, flagged)
+    kept = answer[~flagged].argmax(axis=1)
+    np.testing.assert_array_equal(kept, classifier.predict(x)[~flagged].argmax(axis=1))
+    assert 0 < flagged.sum() < len(x)
+
+
+def test_a_word_that_is_no_number_rejects(classifier: PyTorchClassifier) -> None:
+    class NaN(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.full((len(x), 2), torch.nan) + 0 * x.flatten(1)[:, :2]
+
+    whole = rejecting(classifier, BinaryInputDetector(wrap(NaN(), 2)))
+    np.testing.assert_array_equal(whole.predict(images()).argmax(axis=1), NB_CLASSES)
+
+
+# The one network
+
+
+def test_the_module_and_the_classifier_are_one(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
+    x = torch.from_numpy(images())
+    whole, module = rejecting(classifier, detector), as_module(classifier, detector)
+    assert isinstance(module, RejectingNetwork)
+    assert not module.training
+    assert torch.equal(module(x), torch.from_numpy(whole.predict(images())))
+    logits, word = module.parts(x)
+    assert torch.equal(logits, module(x)[:, :NB_CLASSES])
+    assert torch.equal(word > 0, module(x).argmax(dim=1) == NB_CLASSES)
+    assert rejects(whole)
+    assert not rejects(classifier)
+    assert not rejects(detector.detector)
+
+
+def test_it_is_a_plain_classifier_of_the_same_model(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    whole = rejecting(classifier, detector)
+    assert type(whole) is PyTorchClassifier
+    assert isinstance(whole, BaseEstimator)
+    assert (whole.nb_classes, whole.input_shape) == (NB_CLASSES + 1, SHAPE)
+    np.testing.assert_array_equal(whole.clip_values, [0, 1])
+    assert whole.loss is classifier.loss
+    assert not whole.preprocessing_defences
+    shared = {id(one) for one in whole.model.parameters()}
+    assert {id(one) for one in classifier.model.parameters()} <= shared
+    assert undefended(whole) is classifier
+    assert undefended(rejecting(rebuild(whole.undefended), detector)) is not classifier
+    first = defend(classifier, HeatAndBlur(nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten(), nn.Linear(6, 5))))
+    assert undefended(rejecting(first, detector)) is classifier
+
+
+def test_the_gradient_is_that_of_finite_differences(detector: BinaryInputDetector) -> None:
+    """Of every logit, the last too, in float64, where images are rejected and where not."""
+    classifier = wrap(network(NB_CLASSES, seed=0).double(), preprocessing=(MEAN, STD))
+    detector.detector.model.double()
+    module = as_module(classifier, detector).double()
+    x = torch.from_numpy(images(6)).double().requires_grad_()
+    assert 0 < int((module.parts(x)[1] > 0).sum()) < 6
+    assert torch.autograd.gradcheck(module, x)
+    (gradient,) = torch.autograd.grad(module(x)[:, -1].sum(), x)
+    assert bool((gradient.flatten(1).norm(dim=1) > 1e-3).all())
+
+
+def test_a_word_too_small_for_the_last_digit_keeps_its_gradient() -> None:
+    """Where rounding would lose it, the value is lifted; the derivative is that of the formula."""
+    x = torch.zeros(1, *SHAPE)
+    x.flatten(1)[0, : NB_CLASSES + 2] = torch.tensor([1000.0, 0, 1, 2, 3, 0, 1e-9])
+    x.requires_grad_()
+    answer = AS_GIVEN(x)
+    assert answer.argmax(dim=1).item() == NB_CLASSES
+    (gradient,) = torch.autograd.grad(answer[:, -1].sum(), x)
+    expected = [1.0, 0, 0, 0, 0, -1001, 1001]
+    np.testing.assert_allclose(gradient.flatten()[: NB_CLASSES + 2], expected, atol=1e-5)
+
+
+def test_art_s_gradients_are_those_of_autograd(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
+    whole, x = rejecting(classifier, detector), images()
+    labels = np.arange(len(x)) % (NB_CLASSES + 1)
+    live = torch.from_numpy(x).requires_grad_()
+    loss = nn.functional.cross_entropy(whole.model(live), torch.from_numpy(labels))
+    (gradient,) = torch.autograd.grad(loss, live)
+    found = whole.loss_gradient(x, np.eye(NB_CLASSES + 1, dtype=np.float32)[labels])
+    np.testing.assert_array_equal(found, gradient.numpy())
+
+
+@pytest.mark.parametrize("name", ["fast gradient", "pgd"])
+def test_art_s_attacks_run_targeted_on_it(
+    name: str, classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    """At a class that is not the rejected one, they bring images there past the detector."""
+    whole, x = rejecting(classifier, detector), images(60)
+    targets = (classifier.predict(x).argmax(axis=1) + 1) % NB_CLASSES
+    wanted = np.eye(NB_CLASSES + 1, dtype=np.float32)[targets]
+    attack: Any
+    if name == "pgd":
+        attack = ProjectedGradientDescent(whole, eps=1.0, eps_step=0.05, max_iter=60, targeted=True, verbose=False)
+    else:
+        attack = FastGradientMethod(whole, eps=0.2, targeted=True)
+    x_adv = attack.generate(x, wanted)
+
+    def share(of: FloatArray) -> float:
+        return float(((classifier.predict(of).argmax(axis=1) == targets) & ~detector.detect(of)[1]).mean())
+
+    assert share(x) == 0
+    np.testing.assert_allclose((whole.predict(x_adv).argmax(axis=1) == targets).mean(), share(x_adv))
+    assert share(x_adv) > (0.3 if name == "pgd" else 0.02)
+
+
+# With this package's detector
+
+
+def test_it_finds_all_defences_and_combines_their_modes(
+    own_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
+) -> None:
+    restorer = HeatAndBlur.for_classifier(own_classifier, sigma=0.8)
+    defended = defend(own_classifier, restorer)
+    detector = ExplanationReconstructor(defended, false_positive_rate=0.1)
+    detector.network.load(reconstructor.network.state_dict())
+    whole = rejecting(defended, detector)
+    expected = [restorer, detector.network]
+    combined = tuple(f"{one}+{other}" for one in restorer.gradient_modes for other in ("exact", "smooth"))
+    for target in (whole, as_module(whole), as_module(defended, detector)):
+        assert find_defences(target) == expected
+        assert gradient_modes(target) == combined
+        with gradient_mode(target, "identity+smooth"):
+            assert [one.gradient_mode for one in expected] == ["identity", "smooth"]
+        assert [one.gradient_mode for one in expected] == ["exact", "exact"]
+    x = digits.test.x[:20]
+    answers, gradients = [], []
+    for mode in ("exact+exact", "exact+smooth", "identity+exact"):
+        with gradient_mode(whole, mode):
+            answers.append(whole.predict(x))
+            gradients.append(whole.class_gradient(x, label=10))
+    for i in range(3):
+        np.testing.assert_array_equal(answers[i], answers[0])
+        for j in range(i):
+            assert np.abs(gradients[i] - gradients[j]).max() > 1e-4
+    np.testing.assert_array_equal(answers[0].argmax(axis=1) == 10, detector.detect(x)[1])
+    np.testing.assert_array_equal(answers[0][:, :10], defended.predict(x))
+
+
+def test_it_follows_the_detector(own_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    """To other thresholds, and to another fit."""
+    detector = ExplanationReconstructor(own_classifier, false_positive_rate=0.1)
+    whole = rejecting(own_classifier, detector)
+    x = digits.test.x[:100]
+    with pytest.raises(InputError, match=r"not fitted yet; fit\(\) or load\(\) first was expected"):
+        whole.predict(x)
+    for seed, rate in ((0, 0.1), (0, 0.6), (1, 0.6)):
+        detector.set_params(false_positive_rate=rate)
+        detector.fit(digits.train.x, nb_epochs=2, learning_rate=3e-3, progress=False, seed=seed)
+        np.testing.assert_array_equal(whole.predict(x).argmax(axis=1) == 10, detector.detect(x)[1])
+
+
+def test_a_targeted_attack_on_both_passes_both(
+    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
+) -> None:
+    x, y = digits.test.x[:20], digits.test.y[:20]
+    targets = (y + 1) % 10
+    whole = rejecting(digits_classifier, reconstructor)
+    with gradient_mode(whole, "smooth"):
+        attack = ProjectedGradientDescent(whole, eps=0.4, eps_step=0.03, max_iter=40, targeted=True, verbose=False)
+        x_adv = attack.generate(x, np.eye(11, dtype=np.float32)[targets])
+    fooled = digits_classifier.predict(x_adv).argmax(axis=1) != y
+    missed = ~reconstructor.detect(x_adv)[1]
+    np.testing.assert_array_equal(~missed, whole.predict(x_adv).argmax(axis=1) == 10)
+    assert (fooled & missed).mean() > 0.5
+
+
+COPIES: dict[str, Callable[[Any], Any]] = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+}
+
+
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_are_whole_and_independent(
+    way: str, own_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
+) -> None:
+    detector = ExplanationReconstructor(own_classifier, false_positive_rate=0.1)
+    detector.network.load(reconstructor.network.state_dict())
+    whole, x = rejecting(own_classifier, detector), digits.test.x[:50]
+    expected = whole.predict(x)
+    copied = COPIES[way](whole)
+    np.testing.assert_array_equal(copied.predict(x), expected)
+    assert rejects(copied)
+    (copied_defence,) = find_defences(copied)
+    assert copied_defence is not detector.network
+    with gradient_mode(copied, "smooth"):
+        assert detector.network.gradient_mode == "exact"
+        np.testing.assert_array_equal(copied.predict(x), expected)
+    with torch.no_grad():
+        for one in copied.model.parameters():
+            one.mul_(0.5)
+    assert np.abs(copied.predict(x) - expected).max() > 1e-3
+    np.testing.assert_array_equal(whole.predict(x), expected)
+    seen = undefended(copied)
+    assert seen is not None
+    np.testing.assert_array_equal(seen.predict(x), copied.predict(x)[:, :10])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "said"),
+    [
+        (lambda detector: None, "detector is a NoneType; an ART BinaryInputDetector was expected"),
+        (
+            lambda detector: detector.detector,
+            "detector is a PyTorchClassifier; an ART BinaryInputDetector was expected",
+        ),
+        (lambda detector: nn.Identity(), "detector is a Identity; an ART BinaryInputDetector was expected"),
+        (
+            lambda detector: BinaryInputDetector(detector.detector.model),
+            "detector.detector is a Sequential; an ART PyTorchClassifier was expected",
+        ),
+        (
+            lambda detector: BinaryInputDetector(wrap(network(3, 0), 3)),
+            "detector.detector has 3 outputs; two were expected",
+        ),
+        (
+            lambda detector: BinaryInputDetector(wrap(network(2, 0, (2, 4, 3)), 2, (2, 4, 3))),
+            r"detector takes images \(2, 4, 3\) and classifier \(2, 3, 4\); the same were expected",
+        ),
+        (
+            lambda detector: BinaryInputDetector(rebuild(detector.detector, clip_values=(0, 255))),
+            r"detector takes values in \[0, 255\] and classifier in \[0, 1\]; the same were expected",
+        ),
+        (
+            lambda detector: BinaryInputDetector(
+                rebuild(
+                    detector.detector,
+                    preprocessing=None,
+                    preprocessing_defences=[FeatureSqueezing(clip_values=(0, 1))],
+                )
+            ),
+            "detector.detector has the preprocessor FeatureSqueezing, which works on numpy arrays; a Prepro.* was exp",
+        ),
+    ],
+)
+def test_a_detector_that_cannot_be_joined_is_refused(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector, spoilt: Callable[[Any], Any], said: str
+) -> None:
+    joins: tuple[Callable[..., Any], ...] = (rejecting, RejectingNetwork)
+    for join in joins:
+        with pytest.raises(InputError, match=f"^{said}"):
+            join(classifier, spoilt(detector))
+    with pytest.raises(InputError, match=f"^{said}"):
+        check_detector(spoilt(detector), classifier)
+
+
+def test_a_detector_may_take_any_range(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
+    """Where it or the classifier names none, or one for each pixel that says the same."""
+    anywhere = BinaryInputDetector(rebuild(detector.detector, clip_values=None))
+    assert check_detector(anywhere, classifier) is anywhere.detector
+    each = rebuild(classifier, clip_values=(np.zeros(SHAPE), np.ones(SHAPE)))
+    assert check_detector(detector, each) is detector.detector
+
+
+def test_a_classifier_that_leaves_torch_is_refused(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    squeezed = rebuild(classifier, preprocessing=None, preprocessing_defences=[FeatureSqueezing(clip_values=(0, 1))])
+    for join in (rejecting, as_module):
+        with pytest.raises(
+            InputError, match=r"^classifier has the preprocessor FeatureSqueezing, which works on numpy"
+        ):
+            join(squeezed, detector)
