@@ -117,13 +117,17 @@ def trained(
         restorer = one.face.for_classifier(classifier, **setting.options | one.options)
     else:
         restorer = one.face.load(run.out / f"{one.after}-{run.seed}.safetensors", classifier=classifier)
-    begun = time.perf_counter()
+    begun = time.perf_counter(), time.process_time()
     arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{one.name}-{run.seed}.part"}
     epochs = {} if run.epochs is None else {"nb_epochs": run.epochs}
     restorer.fit(part.x, part.y, **arguments | setting.fit | one.training | epochs)
-    minutes = (time.perf_counter() - begun) / 60
+    wall, processor = (
+        (end - start) / 60 for end, start in zip((time.perf_counter(), time.process_time()), begun, strict=True)
+    )
     print(
-        f"- {one.title}: {minutes:.1f} minutes, validation loss {restorer.history[-1].validation_loss:.4f}", flush=True
+        f"- {one.title}: {wall:.1f} minutes, {processor:.1f} of processor time, validation loss "
+        f"{restorer.history[-1].validation_loss:.4f}",
+        flush=True,
     )
     restorer.save(path)
     return restorer
