@@ -1,6 +1,8 @@
 """Defences against adversarial examples that can be attacked honestly: a plugin for ART in PyTorch."""
 
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.estimator.defend import as_module, defend
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.threats import L2, Linf
 from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
@@ -13,6 +15,7 @@ from art_defenses_ext.transformer.jump_relu import JumpReLU
 
 __all__ = [
     "L2",
+    "ExplanationReconstructor",
     "FeatureAutoencoder",
     "HeatAndBlur",
     "JumpReLU",
@@ -25,4 +28,5 @@ __all__ = [
     "evaluate",
     "gradient_mode",
     "gradient_modes",
+    "rejecting",
 ]

@@ -16,7 +16,7 @@ from rich.table import Table
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import DATASETS, load_dataset
 from art_defenses_ext.defences import DEFENCES, Wishes
-from art_defenses_ext.evaluation.attacks import FULL, PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.evaluate import evaluate
 from art_defenses_ext.evaluation.records import check_out
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
@@ -175,6 +175,8 @@ def list_command() -> None:
             table.add_row("attacks papers", one.name, f"{method}: {one.purpose}")
     for one in FULL:
         table.add_row(f"attacks {'standard' if one in STANDARD else 'full'}", one.name, one.purpose)
+    for one in DETECTOR_LADDER:
+        table.add_row("attacks detector", one.name, one.purpose)
     Console().print(table)
 
 

@@ -1,4 +1,7 @@
-"""A defended classifier from names: what the command line may put on a classifier, and with which options."""
+"""A defended classifier from names: what the command line may put on a classifier, and with which options.
+
+A detector comes joined to the classifier, as one that rejects: then all is one classifier, whatever the defence.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.datasets import NB_CLASSES, Dataset
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.estimator.defend import defend
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
 from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
@@ -44,6 +49,7 @@ class Wishes:
 
 
 Defend = Callable[[PyTorchClassifier, Dataset, Wishes], PyTorchClassifier]
+"""(classifier, data set, wishes) -> the classifier with the defence on it; with a detector one that rejects."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,17 @@ RESTORER_TRAINING: dict[str, dict[str, Any]] = {
 }
 """Seconds for digits, minutes for the others on a CPU."""
 
+DETECTOR_OPTIONS = ("nb_epochs", "batch_size", "validation_split")
+"""What --option may name of a detector's training."""
+
+DETECTOR_TRAINING: dict[str, dict[str, Any]] = {
+    "digits": {"nb_epochs": 60, "validation_split": 0.25},  # of a hundred images a class: the thresholds need nineteen
+    "mnist": {},
+    "fashion_mnist": {},
+    "cifar10": {},
+}
+"""Where its own settings take no more than minutes on a CPU."""
+
 
 def _jump_relu(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
     defence = JumpReLU(classifier, jump=0.0 if wishes.jump is None else wishes.jump)
@@ -110,11 +127,7 @@ def _restorer(face: type[TrainedRestorer], title: str) -> Choice:
         if wishes.fitted is not None:
             return
         made, training = _parted(wishes, dataset, own)
-        if "nb_epochs" not in training:
-            raise InputError(
-                f"defence {face.defence_name} must be trained, which takes long on {dataset}; "
-                "--fitted FILE, or -o nb_epochs=NUMBER, was expected"
-            )
+        _check_affordable(face.defence_name, dataset, "nb_epochs" in training)
         grey = dataset in ("digits", "mnist", "fashion_mnist")
         classes = (
             {"nb_classes": 1000 if dataset == "image_folder" else NB_CLASSES} if "nb_classes" in face.params else {}
@@ -132,12 +145,59 @@ def _parted(wishes: Wishes, dataset: str, own: tuple[str, ...]) -> tuple[dict[st
     return made, usual | {name: value for name, value in wishes.options.items() if name in TRAINING}
 
 
+def _check_affordable(defence: str, dataset: str, known: bool) -> None:
+    """Refuse a training of which nobody said how long it may take."""
+    if not known:
+        raise InputError(
+            f"defence {defence} must be trained, which takes long on {dataset}; "
+            "--fitted FILE, or -o nb_epochs=NUMBER, was expected"
+        )
+
+
 def _check_training(face: type[TrainedRestorer], training: dict[str, Any]) -> None:
     Settings(**{name: training[name] for name in ("nb_epochs", "batch_size", "learning_rate") if name in training})
     mixture(training.get("inputs", face.usual_inputs), training["eps"])
     check_choice("attack_mode", training.get("attack_mode", "exact"), face.gradient_modes)
     if not isinstance(training["adversarial"], bool):
         raise InputError(f"adversarial is {training['adversarial']!r}; true or false was expected")
+
+
+def _explanation_reconstructor() -> Choice:
+    """A detector that is fitted on the training images, or comes from a file."""
+    own = tuple(ExplanationReconstructor.defence_params)
+
+    def parted(wishes: Wishes, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        made = {name: value for name, value in wishes.options.items() if name in own}
+        training = {name: value for name, value in wishes.options.items() if name not in own}
+        return made, {"seed": wishes.seed} | DETECTOR_TRAINING.get(dataset, {}) | training
+
+    def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
+        if wishes.fitted is not None:
+            return rejecting(classifier, ExplanationReconstructor.load(wishes.fitted, classifier=classifier))
+        made, training = parted(wishes, dataset.name)
+        detector = ExplanationReconstructor(classifier, **made)
+        detector.fit(dataset.train.x, **training)
+        return rejecting(classifier, detector)
+
+    def check(wishes: Wishes, dataset: str) -> None:
+        if wishes.fitted is not None:
+            return
+        made, training = parted(wishes, dataset)
+        _check_affordable("explanation_reconstructor", dataset, dataset in DETECTOR_TRAINING or "nb_epochs" in training)
+        network = nn.Sequential(nn.Flatten(), nn.Linear(4, NB_CLASSES))  # any will do
+        ExplanationReconstructor(PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), NB_CLASSES), **made)
+        Settings(**{name: training[name] for name in ("nb_epochs", "batch_size") if name in training})
+        share = training.get("validation_split", 0.1)
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
+            raise InputError(f"validation_split is {share!r}; a number between 0 and 1 was expected")
+
+    return Choice(
+        "Explanation reconstructor: a detector of explanations that look like no benign one's (Ko, Lim 2021)",
+        put_on,
+        own + DETECTOR_OPTIONS,
+        check,
+        trained=True,
+    )
 
 
 def _bare(classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> PyTorchClassifier:
@@ -158,5 +218,6 @@ DEFENCES: dict[str, Choice] = {
     "two_stream_restoration": _restorer(
         TwoStreamRestoration, "TRN: restores from the image and an estimate of the gradient (Hong et al. 2022)"
     ),
+    "explanation_reconstructor": _explanation_reconstructor(),
     "none": Choice("the bare classifier", _bare),
 }

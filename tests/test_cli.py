@@ -18,11 +18,11 @@ from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 from safetensors.torch import save_file
 
-from art_defenses_ext import FeatureAutoencoder, JumpReLU, Linf, evaluate
+from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
 from art_defenses_ext.datasets import DATASETS, Dataset
-from art_defenses_ext.evaluation.attacks import FULL, PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.records import RunDirectory
 from art_defenses_ext.models import MODELS, build_model
 from art_defenses_ext.validation import InputError
@@ -104,7 +104,7 @@ def test_list_names_all_that_can_be_chosen(command: Command) -> None:
     result = command("list")
     assert (result.status, result.err) == (0, "")
     lines = [f"{line} " for line in result.out.splitlines()]
-    attacks = [spec.name for specs in (*PAPERS.values(), FULL) for spec in specs]
+    attacks = [spec.name for specs in (*PAPERS.values(), FULL, DETECTOR_LADDER) for spec in specs]
     for name in (*DEFENCES, *DATASETS, *MODELS, *attacks):
         assert any(f" {name} " in line for line in lines), name
     assert max(map(len, result.out.splitlines())) <= 80
@@ -358,6 +358,7 @@ def _broken_module(folder: Path) -> str:
 Arguments = list[Any]
 HEAT = ("--defence", "heat_and_blur")
 CODER = ("--defence", "feature_autoencoder")
+WATCH = ("--defence", "explanation_reconstructor")
 BAD: dict[str, tuple[Arguments, str]] = {
     "unknown data set": (["--dataset", "stl10"], "dataset is 'stl10'; one of digits"),
     "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of jump_relu"),
@@ -417,6 +418,18 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "restorer of long training": (
         [*CODER, "--dataset", "cifar10"],
         "feature_autoencoder must be trained, which takes long on cifar10; --fitted FILE",
+    ),
+    "an attack mode of a detector": (
+        [*WATCH, "-o", "eps=0.1"],
+        "option is 'eps=0.1'; NAME=VALUE with one of explanation",
+    ),
+    "unknown explanation": ([*WATCH, "-o", "explanation=words"], "explanation is 'words'; one of input_gradient"),
+    "no epoch of a detector": ([*WATCH, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number from 1"),
+    "half a batch": ([*WATCH, "-o", "batch_size=0.5"], "batch_size is 0.5; a whole number"),
+    "all held out": ([*WATCH, "-o", "validation_split=1"], "validation_split is 1; a number between 0 and 1"),
+    "detector of long training": (
+        [*WATCH, "--dataset", "image_folder"],
+        "explanation_reconstructor must be trained, which takes long on image_folder; --fitted FILE",
     ),
     "missing fitted file": ([*CODER, "--fitted", "nowhere"], "fitted is nowhere; an existing file"),
     "fitted file of a defence without training": ([*HEAT, "--fitted", "x"], "heat_and_blur is not trained; no file"),
@@ -506,6 +519,34 @@ def test_a_fitted_restorer_comes_from_its_file(
     assert command("evaluate", *arguments, *run_options).status == 0
     (described,) = json.loads((tmp_path / "run" / "report.json").read_text())["run"]["defences"]
     assert described["width"] == 4
+
+
+def test_a_detector_is_fitted_on_the_training_images_or_comes_from_its_file(
+    command: Command, weights: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    options: Arguments = ["-o", "nb_epochs=3", "-o", "hidden=16", "-o", "score=l1", "--seed", 1]
+    run_options: Arguments = ["--weights", weights, "--attacks", "papers", "--samples", 12, "--check-samples", 0]
+    result = command("evaluate", *WATCH, *run_options, *options, "--out", tmp_path / "a")
+    assert (result.status, result.err) == (0, "")
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    (described,) = report["run"]["defences"]
+    assert (described["name"], described["hidden"], described["score"]) == ("explanation_reconstructor", 16, "l1")
+    (training,) = report["run"]["trainings"]
+    assert (training["settings"]["nb_epochs"], training["settings"]["seed"]) == (3, 1)
+    assert 700 < training["settings"]["images"] < len(digits.train.x)  # a quarter sets the thresholds
+    assert "At its own threshold the detector rejects" in words(result.out)
+    for attack in PAPERS["explanation_reconstructor"]:
+        assert attack.name in result.out
+    assert {row["knows"] for row in report["detection"]["rows"]} == {"zero"}
+
+    classifier = load_classifier(digits, weights=weights)
+    detector = ExplanationReconstructor(classifier, hidden=16, score="l1")
+    detector.fit(digits.train.x, nb_epochs=3, validation_split=0.25, seed=1, progress=False)
+    detector.save(tmp_path / "fitted")
+    result = command("evaluate", *WATCH, *run_options, "--seed", 1, "--fitted", tmp_path / "fitted", "--out", "b")
+    assert (result.status, result.err) == (0, "")
+    records = [(tmp_path / name / RunDirectory.RECORDS).read_bytes() for name in "ab"]
+    assert records[0] == records[1]
 
 
 @pytest.mark.usefixtures("no_training")

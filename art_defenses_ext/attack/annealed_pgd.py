@@ -84,12 +84,17 @@ class AnnealedPGD(TensorAttack):
     def _margins(self, module: nn.Module, points: Tensor, y: Tensor) -> Tensor:
         batches = zip(points.split(self.batch_size), y.split(self.batch_size), strict=True)
         with torch.no_grad():
-            return torch.cat([margin(module(batch), labels) for batch, labels in batches])
+            return torch.cat([margin(self.logits(module, batch, labels), labels) for batch, labels in batches])
 
     def _check_params(self) -> None:
         super()._check_params()
-        if not isinstance(self.factors, tuple | list) or not self.factors:
-            raise InputError(f"factors is {self.factors!r}; a sequence of numbers > 0 was expected")
-        for factor in self.factors:
-            check_positive("factors", factor)
+        check_factors(self.factors)
         self._run()  # refuses the rest
+
+
+def check_factors(factors: Any, argument: str = "factors") -> None:
+    """Refuse anything but finite numbers above zero, at least one, in a tuple or list."""
+    if not isinstance(factors, tuple | list) or not factors:
+        raise InputError(f"{argument} is {factors!r}; a sequence of numbers > 0 was expected")
+    for factor in factors:
+        check_positive(argument, factor)

@@ -8,6 +8,7 @@ progress stalls, and a return to the best point at each halving.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,8 +94,13 @@ class AutoPGD(TensorAttack):
         """The class that each run of each sample heads for (N, runs); only targeted losses look at it."""
         if not self.loss.endswith("_targeted"):
             return y[:, None].expand(-1, self.nb_runs)
-        batches = x.split(self.batch_size)
-        return torch.cat([nearest_rivals(module, batch, self.norm, self.nb_runs) for batch in batches])
+        batches = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
+        return torch.cat(
+            [
+                nearest_rivals(partial(self.logits, module, y=labels), images, self.norm, self.nb_runs)
+                for images, labels in batches
+            ]
+        )
 
     def _admit(
         self, runs: _Runs | None, waiting: Tensor, block: _Block, generator: torch.Generator
@@ -168,7 +174,7 @@ class AutoPGD(TensorAttack):
         sums: list[Tensor] = []
         for _ in range(self.eot):
             x = x.detach().requires_grad_()
-            logits = module(x)
+            logits = self.logits(module, x, y)
             losses = LOSSES[self.loss](logits, y, target)
             if self.targeted:
                 losses = -losses
@@ -187,9 +193,9 @@ class AutoPGD(TensorAttack):
             check_count(argument, getattr(self, argument))
         if self.loss not in LOSSES:
             raise InputError(f"loss is {self.loss!r}; one of {', '.join(LOSSES)} was expected")
-        if self.estimator.nb_classes < MIN_CLASSES.get(self.loss, 2):
+        if self.nb_labels < MIN_CLASSES.get(self.loss, 2):
             least = MIN_CLASSES[self.loss]
-            raise InputError(f"loss {self.loss} needs {least} classes; the classifier has {self.estimator.nb_classes}")
+            raise InputError(f"loss {self.loss} needs {least} classes; the classifier has {self.nb_labels}")
         if self.targeted and self.loss.endswith("_targeted"):
             raise InputError(f"loss {self.loss} chooses its targets; with targeted another loss was expected")
 

@@ -14,14 +14,17 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.losses import merge_rejection
 from art_defenses_ext.attack.norms import into_range, per_sample
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.validation import (
     FloatArray,
     InputError,
+    IntArray,
     check_classifier,
     check_count,
     check_images,
@@ -32,6 +35,9 @@ from art_defenses_ext.validation import (
 
 class TensorAttack(EvasionAttack):
     """An evasion attack on a torch classifier with all its preprocessing, by true gradients of the whole.
+
+    On a classifier that rejects (:func:`.rejecting`) an image is broken only where another class is predicted and the
+    image is not rejected.
 
     Args:
         estimator: the classifier under attack, defended or not.
@@ -66,7 +72,8 @@ class TensorAttack(EvasionAttack):
 
         Args:
             x: images (N, *input_shape), float32, in the classifier's clip range.
-            y: labels to move away from, indices (N,) or one-hot (N, nb_classes); None for the predicted ones.
+            y: labels to move away from, indices (N,) or one-hot (N, nb_classes); None for the predicted ones, of a
+                rejected image the one that would be predicted otherwise. "Rejected" is no label.
 
         Returns:
             float32 images of the shape of ``x``, in the clip range.
@@ -79,16 +86,19 @@ class TensorAttack(EvasionAttack):
         block = self.batch_size * self.batches_per_block
         starts = range(0, len(x), block)
         results = []
-        mode = nullcontext() if self.gradient_mode is None else gradient_mode(self.estimator, self.gradient_mode)
+        mode = nullcontext() if (name := self._mode()) is None else gradient_mode(self.estimator, name)
         with evaluation_mode(self.estimator.model), mode, progress_bar(self.verbose) as bar:
             module = as_module(self.estimator)
             task = bar.add_task(type(self).__name__, total=len(starts), note="")
-            labels = None if y is None else check_labels(y, self.estimator.nb_classes, len(x))
+            labels = self._labels(y, len(x))
             for start in starts:
                 rows = slice(start, start + block)
                 images = torch.tensor(x[rows], device=device)
-                targets = predict(module, images) if labels is None else torch.tensor(labels[rows], device=device)
-                results.append(self.perturb(module, images, targets, generator).cpu().numpy())
+                if labels is None:
+                    own = predict(module, images, self.nb_labels)
+                else:
+                    own = torch.tensor(labels[rows], device=device)
+                results.append(self.perturb(module, images, own, generator).cpu().numpy())
                 bar.advance(task)
         return np.concatenate(results)
 
@@ -107,6 +117,36 @@ class TensorAttack(EvasionAttack):
         """``x`` moved into the classifier's clip range."""
         return into_range(x, self.estimator.clip_values)
 
+    def logits(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        """What every loss, margin and verdict is taken from: the network's logits at images (n, ...).
+
+        Where the network rejects and ``y`` (n,) are labels to leave, rejection is merged into the label's logit, see
+        :func:`.merge_rejection`. Where they are classes to reach, "rejected" stays: one more class that is not reached.
+        """
+        found: Tensor = module(x)
+        return merge_rejection(found, y) if rejects(self.estimator) and not self.targeted else found
+
+    @property
+    def nb_labels(self) -> int:
+        """The classes that an image may belong to: "rejected" is none of them."""
+        classes: int = self.estimator.nb_classes
+        return classes - 1 if rejects(self.estimator) else classes
+
+    def _mode(self) -> str | None:
+        """The gradient mode to attack under; None for the one in force."""
+        return self.gradient_mode
+
+    def _labels(self, y: Any, nb_samples: int) -> IntArray | None:
+        """``y`` as indices (N,) of classes that an image may belong to, or None."""
+        if y is None:
+            return None
+        labels = check_labels(y, self.estimator.nb_classes, nb_samples)
+        if (labels >= self.nb_labels).any():
+            raise InputError(
+                f"y holds the label {labels.max()}, which means rejected; 0 to {self.nb_labels - 1} were expected"
+            )
+        return labels
+
     def _check_params(self) -> None:
         check_classifier(self.estimator, "estimator")
         modes = gradient_modes(self.estimator)
@@ -116,10 +156,10 @@ class TensorAttack(EvasionAttack):
         check_seed(self.seed)
 
 
-def predict(module: nn.Module, x: Tensor) -> Tensor:
-    """Predicted classes (N,) of images (N, ...)."""
+def predict(module: nn.Module, x: Tensor, nb_labels: int | None = None) -> Tensor:
+    """Predicted classes (N,) of images (N, ...), among the first ``nb_labels`` where that is given."""
     with torch.no_grad():
-        classes: Tensor = module(x).argmax(dim=1)
+        classes: Tensor = module(x)[:, :nb_labels].argmax(dim=1)
     return classes
 
 

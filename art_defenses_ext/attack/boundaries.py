@@ -5,14 +5,18 @@ Source: Moosavi-Dezfooli, Fawzi, Frossard 2016 (arXiv:1511.04599), equation 8 fo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_defenses_ext.attack.losses import gradient_of
 from art_defenses_ext.attack.norms import Norm, size
+
+Network = Callable[[Tensor], Tensor]
+"""Images (n, ...) -> logits (n, K)."""
 
 
 class Linearised(NamedTuple):
@@ -36,18 +40,18 @@ class Linearised(NamedTuple):
         return torch.where(slope > 0, gap / slope, torch.inf)
 
 
-def linearise(module: nn.Module, x: Tensor, count: int) -> Linearised:
+def linearise(network: Network, x: Tensor, count: int) -> Linearised:
     """Linearise a network at images (n, ...) for its ``count`` largest logits: that many backward passes."""
     x = x.detach().requires_grad_()
-    logits = module(x)
+    logits = network(x)
     largest, classes = logits.topk(min(count, logits.shape[1]), dim=1)
     last = largest.shape[1] - 1
     gradients = [gradient_of(one, x, retain_graph=rank < last) for rank, one in enumerate(largest.unbind(dim=1))]
     return Linearised(classes, largest.detach().to(x.dtype), torch.stack(gradients))
 
 
-def nearest_rivals(module: nn.Module, x: Tensor, norm: Norm, count: int) -> Tensor:
+def nearest_rivals(network: Network, x: Tensor, norm: Norm, count: int) -> Tensor:
     """The ``count`` classes (n, count) whose boundaries seem nearest to images (n, ...), the nearest first."""
-    at = linearise(module, x, 2 * count + 1)  # of many classes only those of a large logit can be near
+    at = linearise(network, x, 2 * count + 1)  # of many classes only those of a large logit can be near
     order = at.distances(norm).argsort(dim=0)[:count]  # (count, n)
     return at.classes[:, 1:].gather(1, order.T)

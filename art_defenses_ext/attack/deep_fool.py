@@ -7,6 +7,7 @@ multiplies each step, and an image is left alone once it is misclassified. ART's
 
 from __future__ import annotations
 
+from functools import partial
 from numbers import Real
 from typing import Any
 
@@ -61,7 +62,7 @@ class DeepFoolLp(TensorAttack):
         scale = torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            at = linearise(module, images, self.nb_grads)
+            at = linearise(partial(self.logits, module, y=labels), images, self.nb_grads)
             unbroken = at.classes[:, 0] == labels
             moved = self.clip(images + scale * self._to_nearest_boundary(at._replace(gradients=at.gradients * scale)))
             return torch.where(per_sample(unbroken, images), moved, images), unbroken

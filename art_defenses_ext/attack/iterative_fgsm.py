@@ -62,7 +62,7 @@ class IterativeFGSM(TensorAttack):
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             images = images.detach().requires_grad_()
-            logits = module(images)
+            logits = self.logits(module, images, labels)
             gradient = gradient_of(F.cross_entropy(logits, labels, reduction="none"), images)
             unbroken = logits.argmax(dim=1) == labels
             moved = self.clip(images.detach() + size * steepest(gradient, self.norm))

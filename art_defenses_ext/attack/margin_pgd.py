@@ -79,7 +79,7 @@ class MarginPGD(TensorAttack):
         step = self.eps / 4 if self.eps_step is None else self.eps_step
         for done in range(self.max_iter):
             current = current.detach().requires_grad_()
-            margins = margin(module(current), y[rows])
+            margins = margin(self.logits(module, current, y[rows]), y[rows])
             gradient = gradient_of(margins, current)
             current = current.detach()
             best.offer(current, margins.detach(), rows)
@@ -91,7 +91,7 @@ class MarginPGD(TensorAttack):
             moved = current - step * steepest(gradient, self.norm)
             current = self.clip(x[rows] + project(moved - x[rows], self.eps, self.norm))
         with torch.no_grad():
-            best.offer(current, margin(module(current), y[rows]), rows)
+            best.offer(current, margin(self.logits(module, current, y[rows]), y[rows]), rows)
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -50,7 +50,7 @@ class RandomNoise(TensorAttack):
         for _ in range(self.nb_draws):
             drawn = self.clip(x + random_in_ball(x, self.eps, self.norm, generator))
             with torch.no_grad():
-                best.offer(drawn, margin(module(drawn), y))
+                best.offer(drawn, margin(self.logits(module, drawn, y), y))
         return best.points
 
     def _check_params(self) -> None:

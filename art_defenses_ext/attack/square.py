@@ -88,7 +88,7 @@ class Square(TensorAttack):
     def _judge(self, module: nn.Module, planes: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The margin (n,) that the search lowers: below zero where the attack succeeded."""
         with torch.no_grad():
-            margins = margin(module(planes.reshape(-1, *x.shape[1:])), y)
+            margins = margin(self.logits(module, planes.reshape(-1, *x.shape[1:]), y), y)
         return -margins if self.targeted else margins
 
     def _side(self, query: int, planes: Tensor) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +11,12 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, rejects
+from art_defenses_ext.evaluation.judge import parts
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import Defence, annealable_modes, gradient_modes
+from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.surrogate import Surrogate
 from art_defenses_ext.validation import FloatArray
@@ -103,7 +107,7 @@ def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
 
     Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
     """
-    return _whole(classifier, _Averaged(as_module(classifier), draws))
+    return _whole(classifier, lambda module: _Averaged(module, draws))
 
 
 def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:
@@ -115,14 +119,47 @@ def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier
     standard deviation of 8/255 at an eps of 8/255. **Convention**: hence eps in general, for l2 spread over the pixels.
     """
     per_pixel = threat.eps if threat.norm == np.inf else threat.eps / float(np.prod(classifier.input_shape)) ** 0.5
-    surrogate = Surrogate(as_module(classifier), "estimated", sigma=per_pixel, samples=SMOOTHING_PAIRS)
-    surrogate.gradient_mode = "surrogate"
-    return _whole(classifier, surrogate)
+
+    def estimated(module: nn.Module) -> nn.Module:
+        surrogate = Surrogate(module, "estimated", sigma=per_pixel, samples=SMOOTHING_PAIRS)
+        surrogate.gradient_mode = "surrogate"
+        return surrogate
+
+    return _whole(classifier, estimated)
 
 
-def _whole(classifier: PyTorchClassifier, module: nn.Module) -> PyTorchClassifier:
-    """A classifier whose model is ``module`` from images in the clip range to logits, and that preprocesses nothing."""
-    return rebuild(classifier, model=module.eval(), preprocessing_defences=None, preprocessing=(0.0, 1.0))
+def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
+    """A classifier that preprocesses nothing, with all of ``classifier`` wrapped in its model.
+
+    Of one that rejects, logits and excess are wrapped, and joined again outside: it still rejects.
+    """
+    pipeline = Pipeline(classifier)
+    model = _Rejoined(wrap(_Parts(pipeline))) if rejects(classifier) else wrap(pipeline)
+    return rebuild(classifier, model=model.eval(), preprocessing_defences=None, preprocessing=(0.0, 1.0))
+
+
+class _Parts(nn.Module):
+    """Images (N, ...) to the classifier's logits and the detector's excess beside each other (N, K + 1)."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, excess = parts(self.pipeline, x)
+        return torch.cat([logits, excess[:, None]], dim=1)
+
+
+class _Rejoined(RejectingNetwork):
+    """A network that rejects, out of a module that gives logits and excess beside each other (N, K + 1)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        beside: Tensor = self.module(x)
+        return beside[:, :-1], beside[:, -1]
 
 
 class _Averaged(nn.Module):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,9 +20,12 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import find_defences
 from art_defenses_ext.rebuild import rebuild
@@ -50,11 +54,14 @@ class AttackSpec:
         crafted_on: the network that the attacker differentiates or queries; what comes out is always judged on the
             defended one. ``"smoothed"`` is that with an estimated gradient, and is attacked only where the gradient
             of the defended one misleads.
-        modes: the gradient modes to run it under: ``"exact"``, ``"all"``, or ``"annealable"``, those that have a width.
+        modes: the gradient modes to run it under: ``"exact"``, ``"all"``, ``"annealable"``, those that have a width,
+            or ``"smoothest"``, these where there are any, else all.
         samples: ``"all"``, or ``"survivors"``: those correctly classified that nothing earlier broke.
         curve: also run at several eps, for the curve of accuracy against eps.
         bounded: keeps to the threat's ball. False for attacks that look for the smallest perturbation, whatever its
             size; they count as successes where that size is inside the ball.
+        labels: what the attack is told to move away from: the ``"true"`` classes, or those ``"predicted"`` by the
+            network that it is made on.
     """
 
     name: str
@@ -63,10 +70,11 @@ class AttackSpec:
     source: Literal["paper", "ladder"] = "ladder"
     kind: Kind = "other"
     crafted_on: CraftedOn = "defended"
-    modes: Literal["exact", "all", "annealable"] = "exact"
+    modes: Literal["exact", "all", "annealable", "smoothest"] = "exact"
     samples: Literal["all", "survivors"] = "survivors"
     curve: bool = False
     bounded: bool = True
+    labels: Literal["true", "predicted"] = "true"
 
 
 def _auto_pgd(loss: str, **options: Any) -> Build:
@@ -80,8 +88,9 @@ def _annealed(**options: Any) -> Build:
 
 
 def _targeted(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    loss = "dlr_targeted" if classifier.nb_classes > 3 else "margin_targeted"  # the former needs four logits
-    runs = min(9, classifier.nb_classes - 1)
+    count = nb_labels(classifier)
+    loss = "dlr_targeted" if count > 3 else "margin_targeted"  # the former needs four logits
+    runs = min(9, count - 1)
     return AutoPGD(classifier, threat.norm, threat.eps, loss=loss, nb_runs=runs, seed=seed)
 
 
@@ -201,6 +210,30 @@ FULL = (
 """The ladder and what takes longer."""
 
 
+def _evading(attack: Callable[..., EvasionAttack]) -> Build:
+    """One run that serves every threshold: it goes on lowering the detector's word where that is below already."""
+
+    def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        mode = "+".join(defence.gradient_mode for defence in find_defences(classifier)) or "exact"
+        return attack(classifier, threat.norm, threat.eps, stop_below=-np.inf, gradient_mode=mode, seed=seed)
+
+    return build
+
+
+DETECTOR_LADDER = tuple(
+    AttackSpec(name, _evading(attack), purpose, kind="white-box", modes="smoothest", samples="all")
+    for name, attack, purpose in (
+        ("selective PGD", SelectivePGD, "white-box, against classifier and detector in turn: 100 steps"),
+        ("orthogonal PGD", OrthogonalPGD, "white-box: the same, each step orthogonal to the other's gradient"),
+        ("Lagrangian PGD", LagrangianPGD, "white-box: a weighted sum of both, for several weights"),
+    )
+)
+"""What the ladder tries besides where a detector rejects, on all samples: figures of the detector come from it."""
+
+BLIND = ("C&W", "HopSkipJump")
+"""ART's attacks in ``FULL``: to them "rejected" is a class like any other, and they would stop there."""
+
+
 def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
     """What the JumpReLU authors ran: gray-box (made on the plain network) and white-box (native derivative)."""
 
@@ -242,7 +275,7 @@ def _pgd(**steps: Any) -> Build:
     return build
 
 
-def _gray_box(attacks: dict[str, Build]) -> tuple[AttackSpec, ...]:
+def _gray_box(attacks: dict[str, Build], labels: Literal["true", "predicted"] = "true") -> tuple[AttackSpec, ...]:
     """A paper's attacks made on the bare network, which does not know of the defence."""
     return tuple(
         AttackSpec(
@@ -252,6 +285,7 @@ def _gray_box(attacks: dict[str, Build]) -> tuple[AttackSpec, ...]:
             source="paper",
             crafted_on="undefended",
             samples="all",
+            labels=labels,
         )
         for name, build in attacks.items()
     )
@@ -273,11 +307,34 @@ _TWO_STREAM_ATTACKS = {
 """The kinds are the paper's; **Convention**: their steps could not be read, and are those of each attack's authors."""
 
 
+def _pixel_steps(step: float, **options: Any) -> Build:
+    """ART's PGD without a random start and with steps of so many pixel values, whatever eps is.
+
+    **Convention** for l2, which the paper does not know: the same share of eps as at its eps of 0.1.
+    """
+
+    def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        eps_step = step if threat.norm == np.inf else step / 0.1 * threat.eps
+        return ProjectedGradientDescentPyTorch(
+            classifier, threat.norm, threat.eps, eps_step=eps_step, verbose=False, **options
+        )
+
+    return build
+
+
+_EXPLANATION_ATTACKS = {
+    "FGSM": _fgsm,
+    "PGD-40": _pixel_steps(0.01, max_iter=40),
+    "MIM": _pixel_steps(0.06, max_iter=10, decay=1.0),
+}
+"""Steps, and that they leave the predicted class: the authors' code."""
+
 PAPERS: dict[str, tuple[AttackSpec, ...]] = {
     "jump_relu": _jump_relu_attacks(),
     "heat_and_blur": _gray_box({"FGSM": _fgsm, "PGD-10": _PGD_10}),
     "feature_autoencoder": _gray_box({"FGSM": _fgsm, "PGD-40": _PGD_40}),
     "two_stream_restoration": _gray_box(_TWO_STREAM_ATTACKS),
+    "explanation_reconstructor": _gray_box(_EXPLANATION_ATTACKS, labels="predicted"),
 }
 """What each method's own paper ran, by the defence's name."""
 
@@ -303,19 +360,36 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
     if isinstance(attacks, str):
         if attacks not in SETS:
             raise InputError(f"attacks is {attacks!r}; one of {', '.join(SETS)}, or a list of AttackSpec, was expected")
-        names = dict.fromkeys(defence.defence_name for defence in find_defences(classifier))
-        papers = tuple(spec for name in names for spec in PAPERS.get(name, ()))
+        papers = _of_papers(classifier)
         if attacks == "papers" and not papers:
             raise InputError(
                 "attacks is 'papers', but the classifier has no defence that a paper attacks; use 'standard'"
             )
-        return LADDERS.get(attacks, ()) + papers
+        ladder = LADDERS.get(attacks, ())
+        return (_with_detector(ladder) if rejects(classifier) and ladder else ladder) + papers
     chosen: tuple[AttackSpec, ...] = tuple(attacks) if isinstance(attacks, list | tuple) else ()
     if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
         raise InputError(f"attacks is {attacks!r}; a set's name or a list of AttackSpec was expected")
     if len({spec.name for spec in chosen}) < len(chosen):
         raise InputError("attacks holds two of one name; distinct names were expected")
     return chosen
+
+
+def _of_papers(classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
+    """What the papers of the defences ran; names that two of them use get the method's behind them."""
+    methods = dict.fromkeys(defence.defence_name for defence in find_defences(classifier))
+    found = [(method, spec) for method in methods for spec in PAPERS.get(method, ())]
+    uses = Counter(spec.name for _, spec in found)
+    return tuple(
+        spec if uses[spec.name] == 1 else replace(spec, name=f"{spec.name}, {method}") for method, spec in found
+    )
+
+
+def _with_detector(ladder: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
+    """The ladder for a classifier that rejects: the detector's rungs follow the white-box ones."""
+    seeing = [spec for spec in ladder if spec.name not in BLIND]
+    white = max(place for place, spec in enumerate(seeing) if spec.kind == "white-box" and spec in STANDARD)
+    return (*seeing[: white + 1], *DETECTOR_LADDER, *seeing[white + 1 :])
 
 
 def normalisation_scale(classifier: PyTorchClassifier) -> Any:

@@ -12,10 +12,12 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import Kind
 from art_defenses_ext.evaluation.binarization import Binarization
 from art_defenses_ext.evaluation.gradient_health import FAITHFUL_SHARE, GradientHealth
+from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
@@ -130,17 +132,19 @@ def _late(kind: Kind, breaks: str) -> Callable[[str, Evidence], Check]:
 
 
 def _larger_eps(name: str, evidence: Evidence) -> Check:
-    """Success grows with eps, and where every image can be turned grey nothing is better than chance."""
+    """Success grows with eps, and where nothing can be robust nothing is better than chance."""
     at_limit = evidence.keys(role="limit")
     reached = evidence.among(at_limit)
     if not reached:
         return Check(name, "not run", "the attack was not run at an eps without hope")
     limit = next(run.threat.eps for run in evidence.plan if run.role == "limit")
     left = Proportion.of(record.correct and _holds(record, at_limit) for record in reached)
-    chance = 1 / evidence.attacker.classifier.nb_classes
+    classifier = evidence.attacker.classifier
+    chance = 1 / nb_labels(classifier)
     rise, where = _largest_rise(evidence)
     bad = left.interval[0] > chance or _too_many(rise)
-    finding = f"{_of(left)} images stay correct at eps {limit:g}, where all can be turned grey"
+    reach = "where each can be turned into any other" if rejects(classifier) else "where all can be turned grey"
+    finding = f"{_of(left)} images stay correct{_or_rejected(evidence)} at eps {limit:g}, {reach}"
     if rise.count:
         finding += f"; {_of(rise)} images {where} were broken only by the smaller eps"
     return Check(name, _judged(bad), finding, {"left at the limit": left, "eps": limit, "accuracy rises": rise})
@@ -236,6 +240,9 @@ def _white(run: AttackRun) -> bool:
 def _binarization(name: str, evidence: Evidence) -> Check:
     """The attack finds examples that are known to exist."""
     test = evidence.binarization
+    if rejects(evidence.attacker.classifier):
+        reason = "it replaces the classifier's last layer, and a detector does not look at what comes in its place"
+        return Check(name, "not run", reason)
     if test is None:
         return Check(name, "not run", "the network ends in no linear layer that the test could replace")
     figures = {"found": test.found, "by chance": test.by_chance, "built": test.built}
@@ -243,6 +250,10 @@ def _binarization(name: str, evidence: Evidence) -> Check:
     if test.by_chance.rate > TOO_EASY:
         return Check(name, "not run", f"{finding}: too easy to tell", figures)
     return Check(name, _judged(test.found.interval[1] < MUST_FIND), finding, figures)
+
+
+def _or_rejected(evidence: Evidence) -> str:
+    return " or rejected" if rejects(evidence.attacker.classifier) else ""
 
 
 def _of(share: Proportion) -> str:

@@ -13,6 +13,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.estimator.rejecting import RejectingNetwork
+
 
 @dataclass
 class Cost:
@@ -61,7 +63,13 @@ def measured(classifier: PyTorchClassifier) -> Iterator[Cost]:
 
 
 def _entrance(model: nn.Module) -> nn.Module:
-    """The module that each pass calls once: ART calls the children of a Sequential, not the Sequential itself."""
+    """The module that each pass calls once.
+
+    ART calls the children of a Sequential, not the Sequential itself. Of a network that rejects, some attacks call the
+    parts: those passes count that go through the classifier.
+    """
+    if isinstance(model, RejectingNetwork):
+        return model.pipeline
     return next(iter(model.children())) if isinstance(model, nn.Sequential) else model
 
 

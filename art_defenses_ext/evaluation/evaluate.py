@@ -10,16 +10,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import rebuild
+from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
 from art_defenses_ext.evaluation.binarization import binarization_test
 from art_defenses_ext.evaluation.checks import Check, Evidence, run_checks
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.evaluation.gradient_health import GradientHealth, examine_gradients
-from art_defenses_ext.evaluation.judge import Judgement, classes, judge, predict
+from art_defenses_ext.evaluation.judge import Judgement, classes, judge, nb_labels, predict
 from art_defenses_ext.evaluation.metrics import Scores, recorded
 from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, RunDirectory, SampleRecord, check_out
@@ -55,6 +57,7 @@ def evaluate(
     attacks: str | Sequence[AttackSpec] = "standard",
     *,
     undefended: PyTorchClassifier | None = None,
+    detector: BinaryInputDetector | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
     seed: int = 0,
@@ -71,6 +74,9 @@ def evaluate(
     (docs/checks.md). Preprocessors of other people are given a surrogate gradient, and a random defence is averaged
     over its randomness by the attacker and judged by a vote.
 
+    With a detector, classifier and detector are attacked and judged as one network. A clean image is right if it is
+    classified correctly and accepted; an attack succeeds if its image is misclassified and accepted.
+
     The samples are worked through in blocks; the seed of each attack is made from ``seed``, the attack's name and the
     block, so a block's records do not depend on the others. Only two things are found out beforehand for all blocks:
     whether the defence is random (from the first block) and whether its gradients mislead (from the first 100 images).
@@ -83,7 +89,10 @@ def evaluate(
         attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), ``"full"`` (and what takes longer), or a
             list of :class:`AttackSpec`.
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
-            our defences recorded. Without either, the rows that need it say "not run".
+            our defences recorded. Without either, the rows that need it say "not run"; with a detector it is
+            ``classifier`` then, or what that recorded.
+        detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
+            :class:`.ExplanationReconstructor`; None for none, or where ``classifier`` rejects by itself.
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None writes nothing.
         overwrite: replace an earlier run in ``out``.
         seed: of all randomness.
@@ -102,8 +111,9 @@ def evaluate(
         InputError: for anything unusable, before any work is done or file is written.
     """
     check_differentiable(classifier)
+    classifier = classifier if detector is None else _joined(classifier, detector)
     x = check_images(x, classifier)
-    labels = check_labels(y, classifier.nb_classes, len(x))
+    labels = check_labels(y, nb_labels(classifier), len(x))
     if not isinstance(threat, Linf | L2):
         raise InputError(f"threat is {threat!r}; Linf(eps) or L2(eps) was expected")
     undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
@@ -220,9 +230,11 @@ class _Work:
                 label=int(labels[i]),
                 clean=int(clean.classes[i]),
                 undefended_clean=None if plain is None else int(plain.classes[i]),
-                clean_misses=None if clean.misses is None else int(clean.misses[i]),
+                clean_misses=_clean_misses(clean, i),
                 clean_ndcg=ndcgs[i],
                 clean_reciprocal_rank=ranks[i],
+                clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
+                clean_excess=_excess(clean, i),
             )
             for i in range(len(x))
         ]
@@ -239,7 +251,7 @@ class _Work:
         ]
         images = x[: min(BINARIZED, self.settings.check_samples)]
         test, costs = None, []
-        if tries:
+        if tries and not rejects(self.classifier):
             with measured(self.classifier) as cost:
                 test = binarization_test(self.attacker.attacked, images, self.threat, tries, self.settings.seed)
             costs = [CostRecord(0, "binarization", len(images), cost)]
@@ -278,12 +290,13 @@ class _Work:
         seed = derived_seed(self.settings.seed, run.key, block.start)
         x = block.x[rows]
         one_hot = np.eye(target.nb_classes, dtype=np.float32)[block.labels[rows]]
+        given = None if run.spec.labels == "predicted" else one_hot
         mode = run.mode if run.spec.crafted_on == "defended" else "exact"
         # The network itself, whatever is wrapped around it.
         counted = target if run.spec.crafted_on == "undefended" else self.classifier
         forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
         with seeded(seed), forms, measured(counted) as cost:
-            adversarial = run.spec.build(target, run.threat, seed).generate(x, one_hot)
+            adversarial = run.spec.build(target, run.threat, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
         outcomes = self._outcomes(run, rows, block, adversarial, usable)
         for i, row in enumerate(rows):
@@ -302,21 +315,23 @@ class _Work:
             plain = classes(self.undefended, adversarial)
         delta = (adversarial - block.x[rows]).reshape(len(rows), -1).astype(np.float64)
         sizes = {"linf": np.abs(delta).max(axis=1), "l2": np.linalg.norm(delta, axis=1)}
-        missed = judged.classes != labels
+        broken = judged.broken(labels)
         inside = usable & np.array([self.threat.allows(float(size)) for size in sizes[self.threat.norm_name]])
         ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
         return [
             Outcome(
                 prediction=int(judged.classes[i]),
-                misclassified=bool(missed[i]),
+                misclassified=bool(broken[i]),
                 linf=round(float(sizes["linf"][i]), 7),
                 l2=round(float(sizes["l2"][i]), 7),
-                success=bool(missed[i] and inside[i]),
+                success=bool(broken[i] and inside[i]),
                 usable=bool(usable[i]),
                 undefended_prediction=None if plain is None else int(plain[i]),
                 misses=None if judged.misses is None else int(judged.misses[i]),
                 ndcg=ndcgs[i],
                 reciprocal_rank=ranks[i],
+                rejected=None if judged.rejected is None else bool(judged.rejected[i]),
+                excess=_excess(judged, i),
             )
             for i in range(len(rows))
         ]
@@ -348,10 +363,34 @@ def _check_examples(
     return np.where(usable.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x), usable
 
 
+def _clean_misses(clean: Judgement, i: int) -> int | None:
+    """In how many passes the label of a clean image was missed, or the image rejected."""
+    if clean.misses is None:
+        return None
+    return int(clean.misses[i]) + (0 if clean.rejections is None else int(clean.rejections[i]))
+
+
+def _excess(judged: Judgement, i: int) -> float | None:
+    """The detector's excess as records keep it: as many digits as float32 has, so that its sign is kept."""
+    if judged.excess is None or not np.isfinite(judged.excess[i]):
+        return None
+    return float(f"{judged.excess[i]:.7g}")
+
+
+def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
+    """Both as one classifier that rejects; the modes of their networks stay as they are."""
+    if rejects(classifier):
+        raise InputError("detector was given, and classifier rejects by itself; one of both was expected")
+    with rebuild.evaluation_mode(classifier.model):
+        return rejecting(classifier, detector)
+
+
 def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """Refuse a classifier that takes other images or knows other classes than the defended one."""
+    """Refuse a classifier that takes other images or knows other classes than the defended one, or that rejects."""
     check_differentiable(undefended, "undefended")
-    mine, others = ((one.input_shape, one.nb_classes) for one in (classifier, undefended))
+    if rejects(undefended):
+        raise InputError("undefended rejects images; the classifier without its detector was expected")
+    mine, others = ((one.input_shape, nb_labels(one)) for one in (classifier, undefended))
     if mine != others:
         raise InputError(f"undefended takes {others[0]} to {others[1]} classes; {mine[0]} to {mine[1]} was expected")
     return undefended

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: headline figures, accuracy against eps, examples.
+"""Pictures of an evaluation: headline figures, accuracy against eps, what a detector tells, examples.
 
 Made with matplotlib's ``Figure`` alone: no pyplot, no state, no window.
 """
@@ -19,9 +19,12 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from art_defenses_ext.evaluation.detection import DetectionRow, clean_excesses, fooled_excesses, roc
 from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.summary import Curve, Summary
 from art_defenses_ext.evaluation.table import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
+from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.validation import FloatArray, InputError
 
 if TYPE_CHECKING:  # the report imports this module
@@ -33,6 +36,7 @@ MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = {"ladder": "-", "paper": "--"}
 INK, FAINT = "#222222", "#8a8a8a"
 WORST, OTHER = "#D55E00", "#0072B2"
+KNOWLEDGE = {"zero": "knows the network alone", "perfect": "knows network and detector"}
 
 
 def png(figure: Figure) -> bytes:
@@ -69,7 +73,7 @@ def summary_bars(summary: Summary) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 114)  # room for the number beside a full bar
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("classified correctly, in per cent, with 95 % intervals")
+    axes.set_xlabel(f"classified correctly{_or_rejected(summary)}, in per cent, with 95 % intervals")
     _bare(axes)
     axes.grid(axis="x", color="#e4e4e4")
     return figure
@@ -112,8 +116,99 @@ def accuracy_curves(summary: Summary) -> Figure:
     meaning = f"at most: {NOT_ESTABLISHED}" if summary.established is False else "robust accuracy"
     legend.append((star, f"{100 * worst.rate:5.1f} %  {meaning}"))
     _finish(axes, summary)
-    _legend(figure, legend)
+    _legend(figure, legend, "accuracy at the marked eps")
     return figure
+
+
+def roc_curves(summary: Summary, records: list[SampleRecord]) -> Figure:
+    """What share of an attack's images the detector tells against what share of clean ones it flags, for each attack.
+
+    Attacks with zero knowledge are dashed, those with perfect knowledge solid.
+
+    Args:
+        summary: the figures of a run with a detector.
+        records: its samples.
+
+    Raises:
+        InputError: if no attack that ran on all samples fooled the classifier.
+    """
+    rows = _fooling(summary)
+    figure = _figure(9.5, max(4.6, 0.3 * len(rows) + 0.8))
+    axes = figure.add_subplot()
+    _title(axes, summary)
+    axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1, linestyle=":")
+    clean = clean_excesses(records)
+    legend: list[tuple[Line2D, str]] = []
+    for knows, name in KNOWLEDGE.items():
+        if any(row.knows == knows for row in rows):
+            legend.append((_invisible(), name))
+        for number, row in enumerate(rows):
+            if row.knows == knows:
+                false, true = roc(clean, fooled_excesses(row.key, records, _threat(summary)))
+                (line,) = axes.plot(
+                    100 * false,
+                    100 * true,
+                    color=PALETTE[number % len(PALETTE)],
+                    linestyle="--" if knows == "zero" else "-",
+                    linewidth=1.6,
+                )
+                legend.append((line, f"{row.auc:.4f}  {_wrapped(row.key, 30)}"))
+    axes.set_xlim(0, 100)
+    axes.set_ylim(0, 100)
+    axes.set_xlabel("clean images flagged, in per cent")
+    axes.set_ylabel("attacked images flagged, in per cent")
+    _bare(axes)
+    axes.grid(color="#ececec")
+    _legend(figure, legend, "area under the curve")
+    return figure
+
+
+def excess_histograms(summary: Summary, records: list[SampleRecord]) -> Figure:
+    """The detector's excess for clean images, and for what each attack fooled the classifier with.
+
+    Args:
+        summary: the figures of a run with a detector.
+        records: its samples.
+
+    Raises:
+        InputError: if no attack that ran on all samples fooled the classifier.
+    """
+    rows = _fooling(summary)
+    figure = _figure(8.0, 1.5 + 1.15 * len(rows))
+    figure.suptitle(_wrapped(_subject(summary), 90), fontsize=10, color=INK, parse_math=False)
+    clean = clean_excesses(records)
+    attacked = [fooled_excesses(row.key, records, _threat(summary)) for row in rows]
+    everything = np.concatenate([clean, *attacked])
+    known = everything[np.isfinite(everything)]
+    low, high = (float(known.min()), float(known.max())) if len(known) else (-1.0, 1.0)
+    bins = np.linspace(min(low, 0.0), max(high, low + 1e-12, 0.0), 41)
+    grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False)
+    for axes, row, excesses in zip(grid[:, 0], rows, attacked, strict=True):
+        for values, colour, label in ((clean, OTHER, "clean"), (excesses, WORST, "attacked")):
+            shown = values.clip(bins[0], bins[-1])  # what is infinite stands at the end
+            share = np.full(len(shown), 100 / len(shown))
+            axes.hist(shown, bins=bins, weights=share, color=colour, alpha=0.55, label=label)
+        axes.axvline(0, color=INK, linewidth=1, linestyle=":")
+        axes.set_title(f"{row.key} ({KNOWLEDGE[row.knows]})", fontsize=9, color=INK, loc="left", parse_math=False)
+        _bare(axes)
+    grid[0, 0].legend(frameon=False, fontsize=9)
+    grid[-1, 0].set_xlabel("score less threshold: what lies right of the dotted line is rejected")
+    figure.supylabel("images, in per cent", fontsize=10)
+    return figure
+
+
+def _fooling(summary: Summary) -> list[DetectionRow]:
+    """The attacks that there is something to show of."""
+    rows = [row for row in summary.detection.rows if row.fooled.count] if summary.detection else []
+    if not rows:
+        raise InputError(
+            "summary holds no attack that fooled a classifier beside a detector; at least one was expected"
+        )
+    return rows
+
+
+def _threat(summary: Summary) -> Threat:
+    return named_threat(summary.run.settings.threat, summary.run.settings.eps)
 
 
 def trade_off(summary: Summary) -> Figure:
@@ -221,10 +316,17 @@ def _figure(width: float, height: float) -> Figure:
 
 def _title(axes: Axes, summary: Summary, pad: float = 8) -> None:
     """What was evaluated: the picture may travel without its report."""
+    axes.set_title(_wrapped(_subject(summary), 90), loc="left", fontsize=10, color=INK, pad=pad, parse_math=False)
+
+
+def _subject(summary: Summary) -> str:
     run = summary.run
     defences = " + ".join(str(defence["name"]) for defence in run.defences) or "no defence"
-    text = f"{defences} on {run.model}, {run.settings.threat} {run.settings.eps:.4g}, {run.settings.samples} images"
-    axes.set_title(_wrapped(text, 90), loc="left", fontsize=10, color=INK, pad=pad, parse_math=False)
+    return f"{defences} on {run.model}, {run.settings.threat} {run.settings.eps:.4g}, {run.settings.samples} images"
+
+
+def _or_rejected(summary: Summary) -> str:
+    return " or rejected" if summary.run.rejects else ""
 
 
 def _bare(axes: Axes) -> None:
@@ -284,17 +386,17 @@ def _finish(axes: Axes, summary: Summary) -> None:
     axes.set_ylim(0, 100)
     axes.set_yticks(range(0, 101, 20))
     axes.set_xlabel(f"eps, {summary.run.settings.threat} norm, in pixel values")
-    axes.set_ylabel("classified correctly, in per cent")
+    axes.set_ylabel(f"classified correctly{_or_rejected(summary)}, in per cent")
     _bare(axes)
     axes.grid(color="#ececec")
 
 
-def _legend(figure: Figure, entries: list[tuple[Line2D, str]]) -> None:
+def _legend(figure: Figure, entries: list[tuple[Line2D, str]], title: str) -> None:
     legend = figure.legend(
         [handle for handle, _ in entries],
         [label for _, label in entries],
         loc="outside right upper",
-        title="accuracy at the marked eps",
+        title=title,
         alignment="left",
         frameon=False,
         fontsize=9,

@@ -8,9 +8,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.attack.losses import margin, merge_rejection
 from art_defenses_ext.attack.norms import into_range, per_sample, random_in_ball, size, steepest
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.rejecting import RejectingNetwork
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
@@ -40,6 +41,8 @@ plain network's is at nearly all, the JumpReLU's own derivative is not (tests/ev
 @dataclass(frozen=True)
 class GradientHealth:
     """The margin's gradient under one gradient mode, at clean images and at random points of their balls.
+
+    Where the network rejects, the margin is that with the rejection merged into the label's logit.
 
     Attributes:
         mode: the gradient mode.
@@ -112,9 +115,9 @@ def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) ->
 
     step = STEP * threat.eps * steepest(torch.where(per_sample(finite, gradient), gradient, 0), threat.norm)
     with seeded(seed), torch.no_grad():
-        above = margin(module(x + step), y)
+        above = _margin(module, x + step, y)
     with seeded(seed), torch.no_grad():
-        below = margin(module(x - step), y)
+        below = _margin(module, x - step, y)
     ratio = (above - below) / (2 * STEP * threat.eps * slope)
     faithful = finite & ~zero & (ratio >= FAITHFUL_FROM) & (ratio <= FAITHFUL_TO)
     return {
@@ -130,11 +133,17 @@ def _differentiate(module: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[
     """Margins (n,) and their gradient (n, ...) as it is: zero only where none passes, NaN where it is NaN."""
     x = x.detach().requires_grad_()
     with seeded(seed):
-        margins = margin(module(x), y)
+        margins = _margin(module, x, y)
     if not margins.requires_grad:
         return margins, torch.zeros_like(x)
     (gradient,) = torch.autograd.grad(margins.sum(), x, allow_unused=True)
     return margins.detach(), torch.zeros_like(x) if gradient is None else gradient
+
+
+def _margin(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Margins (n,) of images (n, ...), above zero where the label is predicted or the image is rejected."""
+    logits = module(x)
+    return margin(merge_rejection(logits, y) if isinstance(module.model, RejectingNetwork) else logits, y)
 
 
 def _merge(mode: str, looks: list[dict[str, Tensor]]) -> GradientHealth:

@@ -25,8 +25,7 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
     Args:
         summary: the figures of a run.
         examples: the images that ``figures["examples"]`` shows, in words for those who cannot see them.
-        figures: PNG files; of ``"accuracy"``, ``"curves"``, ``"examples"``, ``"losses"`` and ``"trade_off"`` those that
-            there are.
+        figures: PNG files by name; of ``FIGURES`` (see the report) those that there are.
 
     Returns:
         The whole page. Everything that comes from a run, such as an attack's name, is escaped.
@@ -55,6 +54,10 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         attacker=table.attacker_in_words(summary.run),
         randomness=table.randomness_in_words(summary),
         agreement=table.agreement_in_words(summary),
+        detection=table.detection_in_words(summary.detection),
+        detection_columns=table.DETECTION_COLUMNS,
+        detection_rows=table.detection_rows(summary.detection) if summary.detection else [],
+        legend_with_detector=table.LEGEND_WITH_DETECTOR,
         not_established=table.NOT_ESTABLISHED,
         threat=table.threat_in_words(summary.run.settings),
         groups=table.grouped(summary.rows),

@@ -10,6 +10,7 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import WHITE_BOX, AttackSpec
 from art_defenses_ext.evaluation.threats import Threat
@@ -93,15 +94,23 @@ def make_plan(
 
 
 def _unrolled(specs: Sequence[AttackSpec], attacker: Attacker, threat: Threat) -> list[AttackRun]:
-    modes = {"exact": ("exact",), "all": attacker.modes, "annealable": attacker.annealable}
+    modes = {
+        "exact": ("exact",),
+        "all": attacker.modes,
+        "annealable": attacker.annealable,
+        "smoothest": attacker.annealable or attacker.modes,
+    }
     return [AttackRun(spec, mode, threat) for spec in specs for mode in modes[spec.modes]]
 
 
 def hopeless(threat: Threat, classifier: PyTorchClassifier) -> Threat:
-    """The ball in which every image can be turned grey, so that no classifier can do better than chance.
+    """The ball in which nothing can be robust: every image can be turned grey, so no classifier is better than chance.
+
+    A detector may reject grey. So where there is one, the ball holds every image: a clean one of another class too.
 
     Source: Carlini et al. 2019 (arXiv:1902.06705), section 4.3: at unbounded distortion accuracy must reach zero.
     """
     low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
-    half = float(np.max(np.asarray(high) - np.asarray(low))) / 2
-    return threat.at(half if threat.norm == np.inf else half * float(np.prod(classifier.input_shape)) ** 0.5)
+    most = float(np.max(np.asarray(high) - np.asarray(low)))
+    change = most if rejects(classifier) else most / 2
+    return threat.at(change if threat.norm == np.inf else change * float(np.prod(classifier.input_shape)) ** 0.5)

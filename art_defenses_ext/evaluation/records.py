@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.validation import InputError
 
 
@@ -18,17 +19,22 @@ class Outcome:
     """What one attack did to one sample.
 
     Attributes:
-        prediction: the defended classifier's class for the adversarial image, by majority if it is random.
-        misclassified: whether that is not the label.
+        prediction: the defended classifier's class for the adversarial image, by majority if it is random; of a
+            rejected image the one that it would have.
+        misclassified: whether that is not the label, and the image is not rejected.
         linf: largest change of a pixel value.
         l2: Euclidean length of the change.
         success: misclassified inside the threat's ball.
         usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
         undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
-        misses: in how many passes a random defence missed the label; None for one that is not random.
+        misses: in how many passes a random defence missed the label and did not reject; None for one that is not
+            random.
         ndcg: agreement of its softmax list with the sample's reference (``evaluation/metrics.py``), six decimal
             places; None where the image is unusable or outside the threat's ball, or a list is not finite.
         reciprocal_rank: likewise.
+        rejected: whether the detector rejects it, by majority if it is random; None without a detector.
+        excess: how far the detector's score is above its threshold, seven significant digits; None also where that is
+            not finite.
     """
 
     prediction: int
@@ -41,6 +47,12 @@ class Outcome:
     misses: int | None = None
     ndcg: float | None = None
     reciprocal_rank: float | None = None
+    rejected: bool | None = None
+    excess: float | None = None
+
+    def fooled(self, label: int, threat: Threat) -> bool:
+        """Whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
+        return self.prediction != label and self.usable and threat.allows(getattr(self, threat.norm_name))
 
 
 @dataclass
@@ -50,12 +62,14 @@ class SampleRecord:
     Attributes:
         index: position in the data set.
         label: true class.
-        clean: the defended classifier's class for the clean image.
+        clean: the defended classifier's class for the clean image; of a rejected image the one that it would have.
         undefended_clean: the undefended classifier's, where there is one.
-        clean_misses: in how many passes a random defence missed the label of the clean image.
+        clean_misses: in how many passes a random defence missed the label of the clean image, or rejected it.
         clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended
             classifier's list for the clean image, where there is one, else this very list.
         clean_reciprocal_rank: likewise.
+        clean_rejected: whether the detector rejects the clean image; None without a detector.
+        clean_excess: how far the detector's score is above its threshold for it, as in ``Outcome``.
         attacks: outcomes by the attack's key; only of those that ran on this sample.
     """
 
@@ -66,12 +80,18 @@ class SampleRecord:
     clean_misses: int | None = None
     clean_ndcg: float | None = None
     clean_reciprocal_rank: float | None = None
+    clean_rejected: bool | None = None
+    clean_excess: float | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)
 
     @property
     def correct(self) -> bool:
-        """Whether the clean image is classified as labelled."""
-        return self.clean == self.label
+        """Whether the clean image is classified as labelled and not rejected.
+
+        *Source* for the latter: Tramer 2022, "Detecting Adversarial Examples Is (Nearly) As Hard As Classifying Them"
+        (arXiv:2107.11630).
+        """
+        return self.clean == self.label and not self.clean_rejected
 
     def robust(self, keys: Collection[str] | None = None) -> bool:
         """Whether the sample is classified correctly and no attack (of those with ``keys``) succeeded on it."""

@@ -18,7 +18,7 @@ from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.evaluation.table import render, verdict
 from art_defenses_ext.validation import FloatArray, InputError
 
-FIGURES = ("accuracy", "curves", "examples", "losses", "trade_off")
+FIGURES = ("accuracy", "curves", "examples", "excesses", "losses", "roc", "trade_off")
 """The pictures that a report may have."""
 
 
@@ -112,13 +112,18 @@ class Report:
             accuracy_curves,
             drawable,
             examples_figure,
+            excess_histograms,
             losses,
             png,
+            roc_curves,
             summary_bars,
             trade_off,
         )
 
         figures = {"accuracy": png(summary_bars(self.summary))}
+        if self.summary.detection and any(row.fooled.count for row in self.summary.detection.rows):
+            figures["roc"] = png(roc_curves(self.summary, self.records))
+            figures["excesses"] = png(excess_histograms(self.summary, self.records))
         if self.summary.curves:
             figures["curves"] = png(accuracy_curves(self.summary))
         if self.examples and drawable(self.examples):

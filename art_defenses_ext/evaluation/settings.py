@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.checkpoint import fingerprint
+from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.gradient_mode import Training, Tuning, find_defences
 from art_defenses_ext.validation import FloatArray, IntArray
@@ -55,7 +57,8 @@ class RunDescription:
 
     Attributes:
         settings: the arguments.
-        defences: name and options of each defence, in the order in which an image meets them.
+        defences: name and options of each defence, in the order in which an image meets them; of a detector that is
+            none of ours, the class of its network.
         tunings: how their strength was chosen, of those defences that were tuned.
         trainings: how they were trained, one after the other, of those that were.
         modes: the gradient modes that the attacker tried.
@@ -68,6 +71,7 @@ class RunDescription:
         threads: threads of torch on the CPU.
         command: the command line of the process.
         versions: Python's and the packages'.
+        rejects: whether a detector rejects images.
     """
 
     settings: Settings
@@ -84,6 +88,7 @@ class RunDescription:
     threads: int
     command: str
     versions: dict[str, str]
+    rejects: bool = False
 
 
 def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: IntArray) -> RunDescription:
@@ -92,20 +97,34 @@ def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: 
     found = find_defences(classifier)
     return RunDescription(
         settings=settings,
-        defences=[{"name": defence.defence_name} | defence.describe() for defence in found],
+        defences=[{"name": defence.defence_name} | defence.describe() for defence in found] + _foreign(classifier),
         tunings=[defence.tuning for defence in found if defence.tuning is not None],
         trainings=[training for defence in found for training in defence.trainings],
         modes=list(attacker.modes),
         votes=attacker.votes,
         draws=attacker.draws,
-        model=type(getattr(classifier.model, "network", classifier.model)).__name__,
+        model=_network_name(classifier),
         model_sha256=fingerprint(classifier.model),
         data_sha256=_sha256([x, labels]),
         device=_device_name(classifier.device),
         threads=torch.get_num_threads(),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        rejects=rejects(classifier),
     )
+
+
+def _network_name(classifier: PyTorchClassifier) -> str:
+    """The class of the network that all defences stand around."""
+    model = classifier.model.pipeline.model if rejects(classifier) else classifier.model
+    return type(getattr(model, "network", model)).__name__
+
+
+def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
+    """The detector, where it is none of our defences."""
+    if not rejects(classifier) or find_defences(classifier.model.detection):
+        return []
+    return [{"name": "detector", "network": type(classifier.model.detection.model).__name__}]
 
 
 def _sha256(arrays: Any) -> str:

@@ -10,15 +10,17 @@ from typing import Any, Literal
 
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.detection import Detection, detection
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
-from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.evaluation.threats import Threat, named_threat
 
-FORMAT = 4
+FORMAT = 5
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
-``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``."""
+``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
+``detection``, and ``run`` holds ``rejects``."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,9 @@ class Randomness:
 class Summary:
     """The figures of a run.
 
+    With a detector, a clean image is right if it is classified correctly and accepted, and after an attack, if it is
+    classified correctly or rejected.
+
     Attributes:
         run: what was run.
         clean: accuracy on clean images.
@@ -134,6 +139,7 @@ class Summary:
         clean_agreement: of the clean images' lists with the reference; None if none was recorded.
         worst_agreement: the least of each sample, over its clean image and all attacks inside the ball; none of them
             looked for it, so it is an upper bound.
+        detection: what the detector is worth; None without one.
         rows: the attacks.
         curves: accuracy against eps.
         total: cost of everything.
@@ -150,6 +156,7 @@ class Summary:
     reference: Literal["undefended", "own"]
     clean_agreement: Agreement | None
     worst_agreement: Agreement | None
+    detection: Detection | None
     rows: list[AttackRow]
     curves: list[Curve]
     total: Cost
@@ -214,6 +221,7 @@ def summarise(
         reference="undefended" if has_undefended else "own",
         clean_agreement=Agreement.of((r.clean_ndcg for r in records), (r.clean_reciprocal_rank for r in records)),
         worst_agreement=_worst_agreement(records),
+        detection=detection(plan, records, named_threat(run.settings.threat, run.settings.eps)),
         rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
         + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
         curves=_curves(run, plan, records),
@@ -260,7 +268,7 @@ def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
 
 SIDE_ROWS: dict[Role, tuple[str, str]] = {
     "effort": ("the checks' effort", "300 steps from two starts, on what was left of the checks' samples"),
-    "limit": ("the checks' limit", "an eps at which every image can be turned grey, on the checks' samples"),
+    "limit": ("the checks' limit", "an eps at which nothing can be robust, on the checks' samples"),
     "curve": ("the curve's runs", "the attacks of the curve at its eps, on its samples only"),
 }
 """Name and purpose of the lines that stand for all runs of a role, in the order in which they ran."""
@@ -360,7 +368,7 @@ def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleReco
 
 def _within(one: AttackRun, records: list[SampleRecord], eps: float) -> Proportion:
     """Accuracy where only perturbations of at most ``eps`` count, read off their sizes."""
-    ball = {"linf": Linf, "l2": L2}[one.threat.norm_name](eps) if eps else None
+    ball = named_threat(one.threat.norm_name, eps) if eps else None
     return Proportion.of(
         record.correct
         and not (
@@ -376,7 +384,7 @@ def _randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness 
     """The passes of a random defence, counted one by one instead of by their majority."""
     if run.votes == 1:
         return None
-    ball = {"linf": Linf, "l2": L2}[run.settings.threat](run.settings.eps)
+    ball = named_threat(run.settings.threat, run.settings.eps)
     worst = [_most_misses(record, ball) for record in records]
     right = Mean.of(1 - misses / run.votes for misses in worst)
     return Randomness(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from art_defenses_ext.evaluation.checks import DOCS, Check
+from art_defenses_ext.evaluation.detection import FALSE_POSITIVES, PASSING, At, Detection
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
@@ -46,6 +47,17 @@ LEGEND = (
     ("passes", "images through the network per attacked image, forwards/backwards"),
 )
 """What the columns of the attack table mean, a line each."""
+
+LEGEND_WITH_DETECTOR = (
+    ("rejected", "after an attack it counts as correct, of a clean image as wrong"),
+    ("knows", "'zero': made on the bare network; 'perfect': on network and detector"),
+    ("fooled", "of m images, k are wrong for the network alone and lie in the ball"),
+    ("AUC", "of fooled against clean images; mean: class by class, as papers print"),
+    ("flagged", "of the fooled, where so many per cent of clean images are flagged"),
+    ("past", "of images right when clean: fooled and not flagged, likewise"),
+    ("% rejected", "of the fooled, at its own threshold; for all: whatever fooled them"),
+)
+"""And of the table of the detector, where there is one."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +86,21 @@ def headlines(summary: Summary) -> list[Headline]:
             "worst_case",
             "Robust accuracy over all attacks",
             summary.worst_case,
-            _warning(summary),
+            _remarks(_counted_right(summary), _warning(summary)),
             established=summary.established is not False,
         ),
-        Headline("paper", "After the paper's own attacks", summary.paper, "" if summary.paper else "none was run"),
+        Headline(
+            "paper",
+            "After the paper's own attacks",
+            summary.paper,
+            _counted_right(summary) if summary.paper else "none was run",
+        ),
     ]
     clean = Headline(
-        "clean", "Defended network, clean images" if summary.run.defences else "Clean images", summary.clean
+        "clean",
+        "Defended network, clean images" if summary.run.defences else "Clean images",
+        summary.clean,
+        "correct and accepted" if summary.run.rejects else "",
     )
     if summary.undefended_clean is None:
         return [
@@ -96,6 +116,15 @@ def headlines(summary: Summary) -> list[Headline]:
         Headline("undefended_clean", "Undefended network, clean images", summary.undefended_clean),
         clean,
     ]
+
+
+def _counted_right(summary: Summary) -> str:
+    """What an attacked image must be."""
+    return "correct or rejected" if summary.run.rejects else ""
+
+
+def _remarks(*remarks: str) -> str:
+    return "; ".join(one for one in remarks if one)
 
 
 Tried = Literal["nothing", "papers only", "no gradient", "adaptive", "nothing left"]
@@ -137,7 +166,12 @@ def _warning(summary: Summary) -> str:
 
 def verdict(summary: Summary) -> str:
     """What the figures say, in a few sentences that hold whatever they are."""
-    parts = (_verdict_on_checks(summary), _verdict_on_defence(summary), _verdict_on_undefended(summary))
+    parts = (
+        _verdict_on_checks(summary),
+        _verdict_on_defence(summary),
+        _verdict_on_detector(summary),
+        _verdict_on_undefended(summary),
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -151,23 +185,30 @@ def _verdict_on_checks(summary: Summary) -> str:
 def _verdict_on_defence(summary: Summary) -> str:
     how_far, left = tried(summary), percent(summary.worst_case)
     target = "defence" if summary.run.defences else "network"
+    correct, accepted = ("correct or rejected", " and accepted") if summary.run.rejects else ("correct", "")
     if how_far == "nothing":
-        return f"No attack was run: that {left} of the images are classified correctly says nothing about robustness."
+        return (
+            f"No attack was run: that {left} of the images are classified correctly{accepted} says nothing about "
+            "robustness."
+        )
     if summary.paper is None:
         none = " None of a paper's own attacks was run." if summary.run.defences else ""
         if how_far == "adaptive":
-            return f"An attacker who knows the {target} leaves {left} correct.{none}"
-        return f"The attacks that were run leave {left} correct, but none followed the gradient of the {target}.{none}"
+            return f"An attacker who knows the {target} leaves {left} {correct}.{none}"
+        return (
+            f"The attacks that were run leave {left} {correct}, but none followed the gradient of the {target}.{none}"
+        )
     paper = f"the paper's own attacks, counted in the same ball, leave {percent(summary.paper)}"
     if how_far == "adaptive":
-        return f"An attacker who knows the {target} leaves {left} correct; {_compared(summary, paper)}."
+        return f"An attacker who knows the {target} leaves {left} {correct}; {_compared(summary, paper)}."
     if how_far == "no gradient":
         return (
-            f"With attacks that follow no gradient of the {target}, {left} stay correct; {_compared(summary, paper)}. "
-            f"An attacker who knows the {target} was not tried and may leave far less."
+            f"With attacks that follow no gradient of the {target}, {left} stay {correct}; "
+            f"{_compared(summary, paper)}. An attacker who knows the {target} was not tried and may leave far less."
         )
     if how_far == "nothing left":
-        return f"{_capital(paper)}, and no correctly classified image was left to attack further."
+        left_over = "correctly classified and accepted" if summary.run.rejects else "correctly classified"
+        return f"{_capital(paper)}, and no {left_over} image was left to attack further."
     return f"{_capital(paper)}. Nobody who knows the {target} has attacked it yet: that number is still unknown."
 
 
@@ -178,6 +219,94 @@ def _compared(summary: Summary, paper: str) -> str:
     if gap == 0:
         return f"{paper} too: nothing else broke an image that they had left"
     return f"{paper}, which is {points(gap / summary.paper.total)} more ({images(gap)})"
+
+
+def _verdict_on_detector(summary: Summary) -> str:
+    """Who gets past it."""
+    pools = {pool.knows: pool for pool in summary.detection.pools} if summary.detection else {}
+    if not any(pool.success for pool in pools.values()):
+        return ""
+    names = {"zero": "an attacker who does not know the detector", "perfect": "one who does"}
+    past = " and ".join(
+        f"{names[knows] if len(pools) > 1 else 'the best attack of each image'} gets {percent(pool.success[0].share)}"
+        for knows, pool in pools.items()
+        if pool.success
+    )
+    flagged = f"{100 * PASSING[0]:g}{NO_BREAK}%"
+    return f"At a threshold that flags {flagged} of clean images, {past} of the images past network and detector."
+
+
+def detection_in_words(detection: Detection | None) -> str:
+    """What the detector does at its own threshold; empty without one."""
+    if detection is None:
+        return ""
+    found = detection.false_positives
+    text = f"At its own threshold the detector rejects {percent(found)} {interval(found)} of the clean images."
+    for pool in detection.pools:
+        if pool.mead is not None:
+            whose = {"zero": "an attack that does not know it", "perfect": "any attack"}[pool.knows]
+            text += (
+                f" Of the images on which {whose} fooled the network, it rejects {percent(pool.mead)} "
+                f"{interval(pool.mead)} whatever the attack."
+            )
+    return text
+
+
+DETECTION_COLUMNS = (
+    "knows",
+    "fooled\nk of m",
+    "mean\nAUC",
+    "AUC",
+    *(f"% flagged\nat {100 * share:g} %" for share in FALSE_POSITIVES),
+    *(f"% past\nat {100 * share:g} %" for share in PASSING),
+    "%\nrejected",
+)
+"""Headings of the detector's table, after the attack's name."""
+
+
+def detection_rows(detection: Detection) -> list[tuple[str, list[str]]]:
+    """The detector's table: a name and the cells under ``DETECTION_COLUMNS``; the last lines are of all attacks."""
+    return [
+        *(
+            (
+                row.key,
+                [
+                    row.knows,
+                    _count(row.fooled),
+                    _auc(row.mean_auc),
+                    _auc(row.auc),
+                    *_shares(row.true_positives, len(FALSE_POSITIVES)),
+                    *_shares(row.success, len(PASSING)),
+                    _bare_percent(row.detected),
+                ],
+            )
+            for row in detection.rows
+        ),
+        *(
+            (
+                {"zero": "all that do not know it", "perfect": "all attacks"}[pool.knows],
+                [
+                    pool.knows,
+                    *["-"] * (3 + len(FALSE_POSITIVES)),
+                    *_shares(pool.success, len(PASSING)),
+                    _bare_percent(pool.mead),
+                ],
+            )
+            for pool in detection.pools
+        ),
+    ]
+
+
+def _auc(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _shares(found: list[At], count: int) -> list[str]:
+    return [_bare_percent(at.share) for at in found] or ["-"] * count
+
+
+def _bare_percent(share: Proportion | None) -> str:
+    return percent(share).removesuffix(f"{NO_BREAK}%")
 
 
 def _verdict_on_undefended(summary: Summary) -> str:
@@ -247,6 +376,12 @@ def _defence_name(defence: dict[str, Any]) -> str:
 def training_in_words(training: Training) -> str:
     """What a defence was trained on, in a line."""
     settings = training.settings
+    if "loss" not in settings:  # a detector's
+        return (
+            f"{len(training.losses)} epoch(s) on {settings['images']} benign images in batches of "
+            f"{settings['batch_size']}, seed {settings['seed']}; thresholds set on a share of "
+            f"{settings['validation_split']:g} held out"
+        )
     loss = settings["loss"]
     names = {"pixel_weight": f"pixels ({loss['pixel']})", "feature_weight": f"features ({loss['network']})"}
     names["class_weight"] = "class"
@@ -361,10 +496,13 @@ def render(summary: Summary) -> RenderableType:
         parts += [_Prose(agreement_in_words(summary)), ""]
     if summary.checks:
         parts += [_Checks(summary.checks), ""]
+    if summary.detection:
+        parts += [_Detection(summary.detection), ""]
     parts += [_Attacks(summary), ""]
     if notes(summary.rows):
         parts += [*(_Prose(line, indent="  ") for line in notes(summary.rows)), ""]
-    parts += [_Prose(f"{term}: {meaning}", style="dim", indent="  ") for term, meaning in LEGEND]
+    terms = (*LEGEND, *LEGEND_WITH_DETECTOR) if summary.detection else LEGEND
+    parts += [_Prose(f"{term}: {meaning}", style="dim", indent="  ") for term, meaning in terms]
     return Group(*parts, "", _Prose(f"In all {_total(summary)}."))
 
 
@@ -495,6 +633,42 @@ def _style(check: Check) -> str:
     return {"passed": "green", "failed": "bold red", "not run": "dim"}[check.verdict]
 
 
+class _Detection:
+    """What the detector tells and whom it lets past: one table, two where that is too wide, or a list."""
+
+    def __init__(self, detection: Detection) -> None:
+        self.detection = detection
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield _text("The detector", "bold")
+        yield _Prose(detection_in_words(self.detection))
+        at_thresholds = range(4, len(DETECTION_COLUMNS) - 1)
+        others = [number for number in range(len(DETECTION_COLUMNS)) if number not in at_thresholds]
+        for parts in ([range(len(DETECTION_COLUMNS))], [others, at_thresholds]):
+            tables = [self._table(part) for part in parts]
+            if all(_width(table, console, options) <= options.max_width for table in tables):
+                yield tables[0]
+                for table in tables[1:]:
+                    yield ""
+                    yield table
+                return
+        for name, cells in detection_rows(self.detection):
+            named = zip((header.replace("\n", " ") for header in DETECTION_COLUMNS), cells, strict=True)
+            told = "; ".join(f"{header} {cell}" for header, cell in named if cell != "-")
+            yield _Prose(f"  {name}: {told}", indent="    ")
+
+    def _table(self, columns: Sequence[int]) -> Table:
+        """The attacks with some of the columns."""
+        table = Table(box=box.SIMPLE_HEAD, header_style="dim", show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        table.add_column("attack", no_wrap=True, vertical="bottom")
+        for number in columns:
+            justify: Literal["left", "right"] = "right" if number else "left"
+            table.add_column(DETECTION_COLUMNS[number], justify=justify, no_wrap=True, vertical="bottom")
+        for name, cells in detection_rows(self.detection):
+            table.add_row(_text(name), *(_text(cells[number]) for number in columns))
+        return table
+
+
 @dataclass(frozen=True)
 class _Column:
     """A column of the attack table: its heading, the text of a row in it, and where that stands."""
@@ -509,8 +683,8 @@ def _results(norm: str) -> list[_Column]:
         _Column("made on", lambda row: row.crafted_on, "left"),
         _Column("given", given, "left"),
         _Column("broke\nk of m", broke),
-        _Column("% in\nball", lambda row: percent(row.robust).removesuffix(f"{NO_BREAK}%")),
-        _Column("% any\nsize", lambda row: percent(row.accuracy).removesuffix(f"{NO_BREAK}%")),
+        _Column("% in\nball", lambda row: _bare_percent(row.robust)),
+        _Column("% any\nsize", lambda row: _bare_percent(row.accuracy)),
         _Column(f"median\n{norm}", lambda row: size(median_size(row, norm))),
     ]
 

@@ -51,3 +51,8 @@ class L2(Threat):
     """The perturbation's Euclidean length is at most ``eps``."""
 
     norm, norm_name = 2, "l2"
+
+
+def named_threat(norm_name: str, eps: float) -> Threat:
+    """The threat of that name, ``"linf"`` or ``"l2"``."""
+    return {"linf": Linf, "l2": L2}[norm_name](eps)

@@ -9,8 +9,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.report import Example
 from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.validation import FloatArray
 
@@ -26,11 +28,23 @@ def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> li
 
 def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatArray]:
     """By name, of one image (C, H, W); each defence sees what the one before it restored."""
+    whole = Pipeline(classifier).eval()
+    # A detector stands beside the classifier: it sees the image, not what a preprocessor made of it.
+    pipelines = [whole.model.pipeline, whole.model.detection] if rejects(classifier) else [whole]
     found: dict[str, Tensor] = {}
     with torch.no_grad():
         x = as_model_input(torch.tensor(image[None], device=classifier.device), classifier.model)
-        for preprocessor in classifier.preprocessing_defences or []:
-            if isinstance(preprocessor, Defence):
-                found |= preprocessor.views(x)
-            x = preprocessor.forward(x)[0]
+        for pipeline in pipelines:
+            found |= _views_on_the_way(pipeline, x)
     return {name: view[0].float().cpu().numpy() for name, view in found.items()}
+
+
+def _views_on_the_way(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
+    """By name, of what a pipeline's preprocessors and its model see of images (N, ...)."""
+    found: dict[str, Tensor] = {}
+    for step in pipeline.steps:
+        seeing = getattr(step, "preprocessor", None)
+        if isinstance(seeing, Defence):
+            found |= seeing.views(x)
+        x = step(x)
+    return found | (pipeline.model.views(x) if isinstance(pipeline.model, Defence) else {})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from art_defenses_ext.attack.base import predict
 from art_defenses_ext.attack.losses import LOSSES
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.validation import InputError
 
@@ -201,6 +203,36 @@ def test_a_loss_that_needs_more_classes_is_refused(at_distance: Problem) -> None
     classifier, *_ = at_distance((8,), 2, 0.1)
     with pytest.raises(InputError, match="loss dlr needs 3 classes; the classifier has 2"):
         AutoPGD(classifier, loss="dlr")
+
+
+def with_detector(classifier: PyTorchClassifier, linear_classifier: Callable[..., PyTorchClassifier]) -> Any:
+    """Rejects the half of the images that is brighter than the other."""
+    weight = np.stack([np.zeros(64), np.ones(64)]).astype(np.float32)
+    return rejecting(
+        classifier, BinaryInputDetector(linear_classifier(weight, np.array([0, -20], np.float32), (1, 8, 8)))
+    )
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_rejected_is_no_target(
+    norm: float, digits_classifier: PyTorchClassifier, digits: Dataset, linear_classifier: Any
+) -> None:
+    """Each of the nine runs heads for another class, and none stays."""
+    whole = with_detector(digits_classifier, linear_classifier)
+    x, y = torch.from_numpy(digits.test.x[:40]), torch.from_numpy(digits.test.y[:40])
+    rejected = predict(as_module(whole), x) == 10
+    assert 5 < rejected.sum() < 35
+    right = rejected | (predict(as_module(whole), x) == y)
+    targets = AutoPGD(whole, norm, loss="margin_targeted", nb_runs=9)._targets(as_module(whole), x[right], y[right])
+    everything = torch.cat([targets, y[right, None]], dim=1).sort(dim=1).values
+    assert (everything == torch.arange(10)).all()
+
+
+def test_rejected_counts_as_no_class_for_a_loss(at_distance: Problem, linear_classifier: Any) -> None:
+    weight = np.stack([np.zeros(8), np.ones(8)]).astype(np.float32)
+    detector = BinaryInputDetector(linear_classifier(weight, np.zeros(2, np.float32), (8,)))
+    with pytest.raises(InputError, match="loss dlr needs 3 classes; the classifier has 2"):
+        AutoPGD(rejecting(at_distance((8,), 2, 0.1)[0], detector), loss="dlr")
 
 
 class Tied(nn.Module):

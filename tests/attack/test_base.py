@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.attack import EvasionAttack
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,11 +24,12 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.base import BestPoints, TensorAttack, iterate_until_broken, predict
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
-from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.attack.losses import LOSSES, margin
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.validation import InputError
 
 # Name -> (class, settings, norm and radius of the ball in which the examples must lie).
@@ -439,6 +441,86 @@ def test_gradients_beat_noise(digits_classifier: PyTorchClassifier, digits: Data
         noisy = RandomNoise(digits_classifier, norm, eps, nb_draws=50).generate(x, y)
         attacked = MarginPGD(digits_classifier, norm, eps, max_iter=20).generate(x, y)
         assert right(digits_classifier, attacked, y) < 0.5 * right(digits_classifier, noisy, y)
+
+
+# Rejection
+
+Build = Callable[..., PyTorchClassifier]
+
+
+@pytest.fixture
+def guarded(linear_classifier: Build) -> PyTorchClassifier:
+    """Four classes; the first four pixels' mean lifts class 1 over class 0 at .56, that of the others rejects at .53.
+
+    From an image of class 0 that is grey all over, rejection is nearer than class 1, by logits and by distance.
+    """
+    first, second = np.repeat(np.eye(2, dtype=np.float32), 4, axis=1) / 4
+    zero = np.zeros(8, np.float32)
+    bias = np.array([0, -5.6, -3, -3.1], np.float32)
+    classifier = linear_classifier(np.stack([zero, 10 * first, zero, zero]), bias, (1, 2, 4))
+    detector = linear_classifier(np.stack([zero, 5 * second]), np.array([0, -2.65], np.float32), (1, 2, 4))
+    return rejecting(classifier, BinaryInputDetector(detector))
+
+
+def greys(second: float) -> Any:
+    """Images (16, 1, 2, 4) of mean .5 in their first row and of a given mean in the second, noisy: all of class 0."""
+    noise = np.random.default_rng(0).uniform(-0.02, 0.02, size=(16, 1, 2, 4))
+    x = np.array([[0.5], [second]]) + noise - noise.mean(axis=3, keepdims=True)
+    return x.astype(np.float32)
+
+
+REJECTION: dict[str, Callable[[PyTorchClassifier], TensorAttack]] = {
+    **{name: lambda classifier, name=name: attack(name, classifier) for name in GRADIENT},  # type: ignore[misc]
+    **{
+        f"auto pgd {loss}": lambda classifier, loss=loss: AutoPGD(classifier, eps=0.15, max_iter=40, loss=loss)  # type: ignore[misc]
+        for loss in LOSSES
+    },
+    "noise": lambda classifier: RandomNoise(classifier, eps=0.3, nb_draws=300),
+    "square": lambda classifier: Square(classifier, eps=0.15, max_queries=500),
+}
+every_attack_on_rejection = pytest.mark.parametrize("make", REJECTION.values(), ids=REJECTION)
+
+
+@every_attack_on_rejection
+@pytest.mark.parametrize("second", [0.52, 0.56])
+def test_an_image_is_broken_only_where_it_is_not_rejected(
+    make: Callable[[PyTorchClassifier], TensorAttack], second: float, guarded: PyTorchClassifier
+) -> None:
+    x, y = greys(second), np.zeros(16, int)
+    assert (guarded.predict(x).argmax(axis=1) == (4 if second > 0.53 else 0)).all()
+    assert (guarded.predict(make(guarded).generate(x, y)).argmax(axis=1) == 1).all()
+
+
+@every_attack_on_rejection
+def test_a_rejected_image_is_attacked_as_the_class_it_would_have(
+    make: Callable[[PyTorchClassifier], TensorAttack], guarded: PyTorchClassifier
+) -> None:
+    x = greys(0.56)
+    np.testing.assert_array_equal(make(guarded).generate(x), make(guarded).generate(x, np.zeros(16, int)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda classifier: AutoPGD(classifier, eps=0.15, max_iter=40, targeted=True),
+        lambda classifier: Square(classifier, eps=0.15, max_queries=500, targeted=True),
+    ],
+    ids=["auto pgd", "square"],
+)
+def test_a_class_to_reach_is_reached_where_it_is_not_rejected(
+    make: Callable[[PyTorchClassifier], TensorAttack], guarded: PyTorchClassifier
+) -> None:
+    found = make(guarded).generate(greys(0.56), np.ones(16, int))
+    assert (guarded.predict(found).argmax(axis=1) == 1).all()
+
+
+def test_rejected_is_no_label(guarded: PyTorchClassifier) -> None:
+    said = "y holds the label 4, which means rejected; 0 to 3 were expected"
+    for labels in (np.full(16, 4), np.eye(5)[np.full(16, 4)]):
+        with pytest.raises(InputError, match=said):
+            MarginPGD(guarded).generate(greys(0.52), labels)
+    with pytest.raises(InputError, match=said):
+        AutoPGD(guarded, targeted=True).generate(greys(0.52), np.full(16, 4))
 
 
 # The parts

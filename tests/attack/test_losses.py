@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from art_defenses_ext.attack.losses import LOSSES, gradient_of
+from art_defenses_ext.attack.losses import LOSSES, gradient_of, margin, merge_rejection
 
 
 def test_each_image_gets_the_gradient_of_its_own_loss() -> None:
@@ -32,3 +32,23 @@ def test_losses_rise_towards_another_class() -> None:
     towards = logits + 0.5 * F.one_hot(target, 6) - 0.5 * F.one_hot(y, 6)
     for name in ("cross_entropy", "margin", "margin_targeted"):
         assert (LOSSES[name](towards, y, target) >= LOSSES[name](logits, y, target)).all()
+
+
+def test_with_rejection_merged_the_margin_is_negative_only_for_another_class_that_is_not_rejected() -> None:
+    torch.manual_seed(0)
+    logits, y = torch.randn(500, 4), torch.randint(3, (500,))
+    before = logits.clone()
+    merged = merge_rejection(logits, y)
+    predicted = logits.argmax(dim=1)
+    assert merged.shape == (500, 3)
+    assert torch.equal(logits, before)
+    assert torch.equal(margin(merged, y) < 0, (predicted != y) & (predicted != 3))
+    others = F.one_hot(y, 3) == 0
+    assert torch.equal(merged[others], logits[:, :3][others])
+
+
+def test_the_gradient_of_a_merged_logit_goes_to_the_larger_of_the_two() -> None:
+    logits = torch.tensor([[1.0, 0.0, 2.0], [1.0, 0.0, 0.5]], requires_grad=True)
+    merge_rejection(logits, torch.tensor([0, 0]))[:, 0].sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.tolist() == [[0, 0, 1], [1, 0, 0]]

@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
-from art_defenses_ext import L2, JumpReLU, Linf, Surrogate, as_module, defend, gradient_mode
+from art_defenses_ext import L2, JumpReLU, Linf, Surrogate, as_module, defend, gradient_mode, rejecting
 from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import (
     EOT_DRAWS,
     VOTES,
@@ -120,3 +122,31 @@ def test_the_smoothed_network_predicts_the_same_and_spreads_its_noise_like_the_t
     x = torch.tensor(digits.test.x[:5], requires_grad=True)
     (gradient,) = torch.autograd.grad(as_module(smooth)(x)[:, 0].sum(), x)
     assert (gradient.flatten(1).norm(dim=1) > 0).all()  # through the rounding, where autograd finds none
+
+
+class Stepped(nn.Module):
+    """A detector whose word is a step of the pixels' mean: no gradient passes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        word = torch.sign(x.flatten(1).mean(dim=1) - 0.3)
+        return torch.stack([torch.zeros_like(word), word], dim=1)
+
+
+def test_a_classifier_that_rejects_still_does_averaged_and_smoothed(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """With the same logits, and its detector's word smoothed by itself: the last logit would be of another kind."""
+    two = PyTorchClassifier(Stepped(), nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
+    joined = rejecting(digits_classifier, BinaryInputDetector(two))
+    x = digits.test.x[:40]
+    said = logits(joined, x)
+    assert 0 < (said.argmax(dim=1) == 10).sum() < len(x)
+    for stand_in in (averaged(joined, 3), smoothed(joined, Linf(0.3))):
+        assert rejects(stand_in)
+        assert torch.allclose(logits(stand_in, x), said, rtol=1e-4, atol=1e-4)
+    network = smoothed(joined, Linf(0.3)).model
+    images = torch.tensor(x).requires_grad_()
+    _, excess = network.parts(images)
+    (slope,) = torch.autograd.grad(excess.sum(), images)
+    assert slope.abs().sum() > 0
+    assert (slope.flatten(1).mean(dim=1) > 0).float().mean() > 0.6  # brighter is more suspicious

@@ -9,16 +9,20 @@ import numpy.typing as npt
 import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, defend, rejecting
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacks import (
+    DETECTOR_LADDER,
     FULL,
     PAPERS,
     SETS,
@@ -142,6 +146,64 @@ def test_the_full_ladder_is_the_standard_one_and_what_takes_longer() -> None:
     assert longer
     assert all(spec.crafted_on == "defended" and spec.samples == "survivors" for spec in longer)
     assert {spec.name for spec in longer if not spec.bounded} == {"DeepFool", "C&W", "HopSkipJump"}
+
+
+# With a detector
+
+
+@pytest.fixture(scope="module")
+def beside(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """A classifier and a detector that says what it likes."""
+    return rejecting(digits_classifier, BinaryInputDetector(wrap((1, 8, 8), (0.0, 1.0))))
+
+
+def test_a_detector_s_rungs_follow_the_other_white_box_ones(beside: PyTorchClassifier) -> None:
+    for name, ladder in (("standard", STANDARD), ("full", FULL)):
+        found = attack_set(name, beside)
+        names = [spec.name for spec in found]
+        expected = [spec.name for spec in ladder if spec.name not in ("C&W", "HopSkipJump")]
+        assert [one for one in names if one not in [spec.name for spec in DETECTOR_LADDER]] == expected
+        first = names.index("selective PGD")
+        assert found[first : first + 3] == DETECTOR_LADDER
+        assert all(spec.kind == "white-box" for spec in found[: first + 3])
+        assert names[first + 3] == "transfer PGD-40"
+        assert len(set(names)) == len(names)
+
+
+def test_a_detector_s_rungs_serve_every_threshold(beside: PyTorchClassifier) -> None:
+    kinds = {"selective PGD": SelectivePGD, "orthogonal PGD": OrthogonalPGD, "Lagrangian PGD": LagrangianPGD}
+    for spec in DETECTOR_LADDER:
+        assert (spec.samples, spec.crafted_on, spec.source) == ("all", "defended", "ladder")
+        attack: Any = spec.build(beside, L2(0.4), 5)
+        assert type(attack) is kinds[spec.name]
+        assert (attack.norm, attack.eps, attack.seed) == (2, 0.4, 5)
+        assert attack.stop_below == -np.inf  # so that no run ends before its last step
+        assert attack.gradient_mode == "exact"
+
+
+def test_the_papers_of_the_reconstructor_take_steps_of_the_authors_sizes(digits_classifier: PyTorchClassifier) -> None:
+    specs = PAPERS["explanation_reconstructor"]
+    assert [spec.name.split(",")[0] for spec in specs] == ["FGSM", "PGD-40", "MIM"]
+    for spec in specs:
+        assert (spec.source, spec.crafted_on, spec.samples, spec.labels) == ("paper", "undefended", "all", "predicted")
+    for eps in (0.05, 0.3):
+        _, pgd, mim = (spec.build(digits_classifier, Linf(eps), 0) for spec in specs)
+        assert (pgd.eps, pgd.eps_step, pgd.max_iter, pgd.num_random_init) == (eps, 0.01, 40, 0)
+        assert pgd.decay is None
+        assert (mim.eps, mim.eps_step, mim.max_iter, mim.num_random_init, mim.decay) == (eps, 0.06, 10, 0, 1.0)
+    assert [spec.build(digits_classifier, L2(2.0), 0).eps_step for spec in specs[1:]] == pytest.approx([0.2, 1.2])
+
+
+def test_papers_of_two_defences_never_share_a_name(digits_classifier: PyTorchClassifier) -> None:
+    """The one would stand in the other's place in the records."""
+    defended = defend(digits_classifier, HeatAndBlur.for_classifier(digits_classifier))
+    stacked = rejecting(defended, ExplanationReconstructor(defended))
+    papers = attack_set("papers", stacked)
+    names = [spec.name for spec in papers]
+    assert "FGSM, gray-box, heat_and_blur" in names
+    assert "FGSM, gray-box, explanation_reconstructor" in names
+    assert "PGD-10, gray-box" in names
+    assert len(set(names)) == len(names) == 5
 
 
 # The attacks built

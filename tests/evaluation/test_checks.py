@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
+from art_defenses_ext import rejecting
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import STANDARD, AttackSpec
 from art_defenses_ext.evaluation.binarization import Binarization
@@ -183,6 +186,21 @@ def test_planted_examples_must_be_found_but_not_by_chance(
 
 def test_without_the_test_binarization_is_not_run(attacker: Attacker) -> None:
     assert one(evidence(attacker, binarization=None), "binarization").verdict == "not run"
+
+
+def test_beside_a_detector_the_words_are_others_and_binarization_is_not_run(
+    attacker: Attacker, digits_classifier: PyTorchClassifier
+) -> None:
+    two = PyTorchClassifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1)
+    )
+    joined = replace(attacker, classifier=rejecting(digits_classifier, BinaryInputDetector(two)))
+    test = Binarization(Proportion(50, 50), Proportion(0, 50), Proportion(50, 50))
+    found = one(evidence(joined, binarization=test), "binarization")
+    assert found.verdict == "not run"
+    assert "a detector does not look at" in found.finding
+    assert "stay correct or rejected at" in one(evidence(joined), "larger eps").finding
+    assert "turned grey" not in one(evidence(joined), "larger eps").finding
 
 
 def test_without_white_box_attacks_nothing_is_checked(attacker: Attacker) -> None:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod, SquareAttack
+from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.postprocessor import Rounded
 from art.defences.preprocessor import FeatureSqueezing
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
@@ -23,13 +24,13 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 from torch import nn
 
-from art_defenses_ext import JumpReLU, defend, evaluate, gradient_mode
+from art_defenses_ext import ExplanationReconstructor, JumpReLU, defend, evaluate, gradient_mode, rejecting
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacker import EOT_DRAWS, VOTES, Attacker
-from art_defenses_ext.evaluation.attacks import PAPERS, STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, PAPERS, STANDARD, WHITE_BOX, AttackSpec
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.evaluation.plan import CURVE_FACTORS, EFFORT, make_plan
 from art_defenses_ext.evaluation.proportion import Proportion
@@ -910,6 +911,221 @@ def test_without_one_its_rows_say_not_run(defended: PyTorchClassifier, x: FloatA
     assert report.summary.undefended_clean is report.summary.undefended_robust is None
 
 
+# With a detector
+
+
+class Word(nn.Module):
+    """A detector of five lines: the mean of the pixels times ``slope``, less ``threshold``, in noise if asked for."""
+
+    def __init__(self, slope: float, threshold: float, noise: float = 0.0) -> None:
+        super().__init__()
+        self.slope, self.threshold, self.noise = slope, threshold, noise
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        excess = self.slope * x.flatten(1).mean(dim=1) - self.threshold
+        excess = excess + self.noise * torch.randn_like(excess) if self.noise else excess
+        return torch.stack([torch.zeros_like(excess), excess], dim=1)
+
+
+def word(slope: float, threshold: float, noise: float = 0.0) -> BinaryInputDetector:
+    network = Word(slope, threshold, noise)
+    return BinaryInputDetector(
+        PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
+    )
+
+
+@pytest.fixture(scope="module")
+def reconstructor(digits_classifier: PyTorchClassifier, digits: Dataset) -> ExplanationReconstructor:
+    detector = ExplanationReconstructor(digits_classifier)
+    detector.fit(digits.train.x, nb_epochs=8, validation_split=0.25, progress=False)
+    return detector
+
+
+# Whatever knows what the last class means: none of ART's own.
+SEEING = [spec for spec in ATTACKS[len(PAPERS["jump_relu"]) :] if spec.name in ("PGD", "transfer", "noise")]
+
+
+def test_a_detector_that_flags_nothing_changes_no_figure(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    plain, beside = (
+        evaluate(defended, x, y, Linf(EPS), SEEING, curve_samples=0, detector=detector)
+        for detector in (None, word(0.0, 1.0))
+    )
+    for mine, theirs in zip(beside.records, plain.records, strict=True):
+        assert (mine.clean_rejected, mine.clean_excess) == (False, -1.0)
+        bare = {key: replace(one, rejected=None, excess=None) for key, one in mine.attacks.items()}
+        assert replace(mine, clean_rejected=None, clean_excess=None, attacks=bare) == theirs
+        assert all((one.rejected, one.excess) == (False, -1.0) for one in mine.attacks.values())
+    for name in ("clean", "worst_case", "undefended_clean", "undefended_robust", "clean_agreement", "worst_agreement"):
+        assert getattr(beside.summary, name) == getattr(plain.summary, name), name
+    assert 0 < plain.robust_accuracy < plain.summary.clean.rate  # or this test shows little
+    assert plain.summary.detection is None
+    assert beside.summary.detection is not None
+    assert beside.summary.detection.false_positives.count == 0
+    for one in beside.summary.detection.rows:
+        assert one.detected == Proportion(0, one.fooled.count)
+
+
+def test_a_detector_that_flags_everything_leaves_no_image_right_and_no_attack_succeeds(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    everything = [replace(spec, samples="all") for spec in SEEING]
+    report = evaluate(defended, x, y, Linf(0.3), everything, curve_samples=0, detector=word(0.0, -1.0))
+    assert report.summary.clean.count == report.summary.worst_case.count == 0
+    outcomes = [one for record in report.records for one in record.attacks.values()]
+    assert not any(one.success or one.misclassified for one in outcomes)
+    assert any(one.prediction != record.label for record in report.records for one in record.attacks.values())
+    detection = report.summary.detection
+    assert detection is not None
+    assert detection.false_positives == Proportion(len(x), len(x))
+    assert all(one.detected == Proportion(one.fooled.count, one.fooled.count) for one in detection.rows)
+
+
+def test_the_records_are_what_classifier_and_detector_say_by_themselves(
+    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
+) -> None:
+    calls: list[Call] = []
+    attacks = [overheard(replace(spec, samples="all"), calls) for spec in SEEING]
+    report = evaluate(digits_classifier, x, y, Linf(0.2), attacks, curve_samples=0, detector=reconstructor)
+
+    def check(images: FloatArray, found: list[tuple[Any, Any, Any]]) -> None:
+        scores, flagged = reconstructor.detect(images)
+        assert [prediction for prediction, _, _ in found] == predicted(digits_classifier, images).tolist()
+        assert [rejected for _, rejected, _ in found] == flagged.tolist()
+        np.testing.assert_allclose([excess for *_, excess in found], scores["predictions"][:, 1], atol=1e-6)
+
+    check(x, [(record.clean, record.clean_rejected, record.clean_excess) for record in report.records])
+    for call in calls:
+        check(
+            call.returned,
+            [
+                (one.prediction, one.rejected, one.excess)
+                for record in report.records
+                if (one := record.attacks[call.key])
+            ],
+        )
+    right = [record.clean == record.label and not record.clean_rejected for record in report.records]
+    assert report.summary.clean == Proportion.of(right)
+    for record in report.records:
+        for one in record.attacks.values():
+            assert one.misclassified == (one.prediction != record.label and not one.rejected)
+            assert one.success == (one.misclassified and one.linf <= 0.2 + 1e-5)
+    assert report.summary.undefended_clean is not None  # the classifier without its detector
+    assert report.summary.undefended_clean.rate == np.mean(predicted(digits_classifier, x) == y)
+    assert [call.estimator for call in calls if call.key == "transfer"] == [digits_classifier]
+    assert report.summary.run.model == "DigitsCNN"
+    assert [one["name"] for one in report.summary.run.defences] == ["explanation_reconstructor"]
+
+
+def test_a_classifier_that_rejects_is_evaluated_like_a_classifier_and_its_detector(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    detector = word(1.0, 0.35)
+    evaluate(defended, x, y, Linf(EPS), SEEING, curve_samples=0, detector=detector, out=tmp_path / "a")
+    report = evaluate(rejecting(defended, detector), x, y, Linf(EPS), SEEING, curve_samples=0)
+    assert 0 < sum(bool(record.clean_rejected) for record in report.records) < len(x)
+    assert read_records(tmp_path / "a") == report.records
+    assert report.summary.run.defences[-1] == {"name": "detector", "network": "Word"}
+    data = json.loads((tmp_path / "a" / "report.json").read_text())
+    assert data["run"]["rejects"]
+    assert len(data["detection"]["rows"]) == 1
+    assert (tmp_path / "a" / "figures" / "roc.png").is_file()
+    assert (tmp_path / "a" / "figures" / "excesses.png").is_file()
+
+
+def test_the_standard_set_beside_a_detector(
+    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
+) -> None:
+    """Every attack runs, those against the detector on all images and on the surrogate; the naive one has it not."""
+    brief = [replace(spec, build=lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 2, seed=seed)) for spec in STANDARD]
+    attacks = [*brief, *PAPERS["explanation_reconstructor"], *DETECTOR_LADDER[:1]]
+    report = evaluate(
+        digits_classifier, x[:6], y[:6], Linf(EPS), attacks, curve_samples=2, check_samples=0, detector=reconstructor
+    )
+    assert report.summary.run.modes == ["exact", "smooth"]
+    selective = row(report, "selective PGD [smooth]")
+    assert (selective.attacked, selective.samples, selective.forward, selective.backward) == (6, "all", 101, 100)
+    assert report.summary.detection is not None
+    knows = {one.key: one.knows for one in report.summary.detection.rows}
+    papers = [spec.name for spec in PAPERS["explanation_reconstructor"]]
+    assert knows == {"transfer PGD-40": "zero", **dict.fromkeys(papers, "zero"), "selective PGD [smooth]": "perfect"}
+    assert {name for one in report.examples for name in one.views} <= {"explanation", "reconstruction"}
+    naive = evaluate(
+        digits_classifier,
+        x[:2],
+        y[:2],
+        Linf(EPS),
+        DETECTOR_LADDER[:1],
+        curve_samples=0,
+        check_samples=0,
+        detector=reconstructor,
+        adaptive=False,
+    )
+    assert [one.key for one in naive.summary.rows] == ["selective PGD [exact]"]
+
+
+def test_examples_show_what_the_detector_sees(
+    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
+) -> None:
+    attack = own("dark", lambda x, y: x * np.float32(0.2), samples="all")
+    report = evaluate(digits_classifier, x, y, Linf(1.0), [attack], curve_samples=0, detector=reconstructor)
+    (example,) = report.examples
+    assert set(example.views) == {"explanation", "reconstruction"}
+    assert all(view.shape == (1, 8, 8) for both in example.views.values() for view in both)
+
+
+def test_the_papers_of_the_reconstructor_leave_the_class_that_the_bare_network_predicts(
+    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
+) -> None:
+    """So what the network has wrong is not dug into, but moved away from."""
+    wrong = (predicted(digits_classifier, x) + 1) % 10  # another class than the one predicted, for each image
+    fgsm = PAPERS["explanation_reconstructor"][0]
+    records = [
+        evaluate(digits_classifier, x, labels, Linf(EPS), [fgsm], curve_samples=0, detector=reconstructor).records
+        for labels in (y, wrong)
+    ]
+    for mine, other in zip(*records, strict=True):
+        assert mine.attacks[fgsm.name].l2 == other.attacks[fgsm.name].l2
+        assert mine.attacks[fgsm.name].excess == other.attacks[fgsm.name].excess
+
+
+def test_a_random_detector_is_averaged_by_its_attacker_and_votes(
+    digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    calls: list[Call] = []
+    attacks = [overheard(replace(spec, samples="all"), calls) for spec in SEEING[:1]]
+    detector = word(1.0, 0.35, noise=0.02)
+    report = evaluate(digits_classifier, x, y, Linf(EPS), attacks, curve_samples=0, detector=detector)
+    assert (report.summary.run.votes, report.summary.run.draws) == (VOTES, EOT_DRAWS)
+    rejected = [record.clean_misses for record in report.records if record.clean_rejected]
+    accepted = [record.clean_misses for record in report.records if record.correct]
+    assert rejected
+    assert all(misses is not None and misses > VOTES / 2 for misses in rejected)
+    assert accepted
+    assert all(misses is not None and misses < VOTES / 2 for misses in accepted)
+    assert {*rejected, *accepted} - {0, VOTES}  # or this test shows little
+    for record in report.records:
+        for one in record.attacks.values():
+            assert one.misses is not None
+            if one.prediction == record.label:
+                assert not one.misclassified
+    assert report.summary.randomness is not None
+    # It still rejects, and its excess is the mean of many.
+    (attacked,) = {id(call.estimator): call.estimator for call in calls}.values()
+    assert attacked.predict(x).shape == (len(x), 11)
+    said = np.array([(attacked.predict(x).argmax(axis=1) == 10).mean() for _ in range(3)])
+    assert np.ptp(said) < 0.2
+
+
+def test_a_network_in_training_mode_is_judged_beside_its_detector_as_it_predicts(
+    own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    own_classifier.model.train()
+    evaluate(own_classifier, x[:4], y[:4], Linf(EPS), SEEING[-1:], curve_samples=0, detector=word(1.0, 0.35))
+    assert all(module.training for module in own_classifier.model.modules())
+
+
 # Attacks that return what cannot be used
 
 
@@ -1068,6 +1284,13 @@ BAD: dict[str, Callable[[PyTorchClassifier, FloatArray, Any], dict[str, Any]]] =
     "undefended with numpy preprocessing": lambda c, x, y: {"undefended": _numpy_preprocessor(c)},
     "undefended for other images": lambda c, x, y: {"undefended": _of_shape((3, 8, 8), 10)},
     "undefended of other classes": lambda c, x, y: {"undefended": _of_shape((1, 8, 8), 3)},
+    "undefended that rejects": lambda c, x, y: {"undefended": rejecting(c, word(1, 0.5))},
+    "a network as detector": lambda c, x, y: {"detector": Word(1, 0.5)},
+    "a detector of three classes": lambda c, x, y: {"detector": BinaryInputDetector(_of_shape((1, 8, 8), 3))},
+    "a detector of other images": lambda c, x, y: {"detector": BinaryInputDetector(_of_shape((3, 8, 8), 2))},
+    "a detector that is not fitted": lambda c, x, y: {"detector": ExplanationReconstructor(c)},
+    "two detectors": lambda c, x, y: {"classifier": rejecting(c, word(1, 0.5)), "detector": word(1, 0.5)},
+    "rejected as a label": lambda c, x, y: {"detector": word(1, 0.5), "y": _labels_with(y, 10)},
 }
 
 

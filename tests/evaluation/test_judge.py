@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 import torch
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from scipy.special import softmax
 from torch import Tensor, nn
 
 from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.judge import classes, judge, predict
+from art_defenses_ext.estimator.rejecting import rejecting
+from art_defenses_ext.evaluation.judge import Judgement, classes, judge, nb_labels, predict
 
 
 class Scripted(nn.Module):
@@ -86,3 +88,109 @@ def test_unlikely_classes_keep_their_order() -> None:
     classifier = PyTorchClassifier(Sure(), nn.CrossEntropyLoss(), (2,), 3, device_type="cpu")
     (found,) = predict(classifier, np.zeros((1, 2), np.float32)).softmax
     assert found[0] > found[2] > found[1] > 0
+
+
+# With a detector
+
+
+class Read(nn.Module):
+    """What an image holds from one of its values on, as logits."""
+
+    def __init__(self, start: int, count: int) -> None:
+        super().__init__()
+        self.start, self.count = start, count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.start : self.start + self.count]
+
+
+class ScriptedWord(nn.Module):
+    """A detector that says one excess after the other, pass by pass."""
+
+    def __init__(self, script: list[list[float]]) -> None:
+        super().__init__()
+        self.script = script
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        excess = torch.tensor(self.script[self.passes % len(self.script)])
+        self.passes += 1
+        return torch.stack([torch.zeros_like(excess), excess], dim=1)
+
+
+def beside(classifier: PyTorchClassifier, detector: nn.Module) -> PyTorchClassifier:
+    two = PyTorchClassifier(detector, nn.CrossEntropyLoss(), classifier.input_shape, 2, device_type="cpu")
+    return rejecting(classifier, BinaryInputDetector(two))
+
+
+def reading() -> PyTorchClassifier:
+    """Images of five values: three logits, then what the detector weighs against each other."""
+    plain = PyTorchClassifier(Read(0, 3), nn.CrossEntropyLoss(), (5,), 3, device_type="cpu")
+    return beside(plain, Read(3, 2))
+
+
+def test_a_rejected_image_keeps_the_class_and_the_probabilities_that_the_classifier_gives_it() -> None:
+    classifier = reading()
+    assert (classifier.nb_classes, nb_labels(classifier)) == (4, 3)
+    x = np.array([[5, 1, 0, 2, 1.5], [5, 1, 0, 2, 2], [5, 1, 0, 2, 2.5], [0, 1, 0, 0, 3]], np.float32)
+    said = predict(classifier, x, batch_size=3)
+    assert said.classes.tolist() == [0, 0, 0, 1]
+    assert said.rejected is not None
+    assert said.rejected.tolist() == [False, False, True, True]  # on the threshold itself an image is accepted
+    assert said.excess is not None
+    assert said.excess.tolist() == [-0.5, 0, 0.5, 3]
+    np.testing.assert_allclose(said.softmax, softmax(x[:, :3].astype(np.float64), axis=1))
+    np.testing.assert_array_equal(said.rejected, classifier.predict(x).argmax(axis=1) == 3)
+    judged = judge(classifier, x, np.array([0, 1, 1, 1]), 1, 0)
+    assert (judged.misses, judged.rejections) == (None, None)
+    assert judged.broken(np.array([0, 1, 1, 1])).tolist() == [False, True, False, False]
+
+
+def test_an_excess_that_is_no_number_rejects() -> None:
+    x = np.array([[5, 1, 0, 0, np.nan]], np.float32)
+    said = predict(reading(), x)
+    assert said.rejected is not None
+    assert said.rejected.all()
+    assert reading().predict(x).argmax() == 3
+
+
+def test_what_stands_before_a_network_that_rejects_is_seen_by_both_of_its_parts() -> None:
+    """A mean and deviation, here of all five values."""
+    plain = reading()
+    standardised = PyTorchClassifier(
+        plain.model, nn.CrossEntropyLoss(), (5,), 4, preprocessing=(0.5, 2.0), device_type="cpu"
+    )
+    x = np.array([[5, 1, 0, 2, 2.5], [0, 1, 0, 3, 0]], np.float32)
+    mine, theirs = predict(standardised, x), predict(plain, (x - np.float32(0.5)) / 2)
+    np.testing.assert_allclose(mine.softmax, theirs.softmax)
+    np.testing.assert_allclose(mine.excess, theirs.excess)  # type: ignore[arg-type]
+
+
+def test_without_a_detector_there_is_no_word_of_it(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    said = predict(digits_classifier, digits.test.x[:3])
+    assert said.rejected is said.excess is None
+    judged = judge(digits_classifier, digits.test.x[:3], digits.test.y[:3], 3, 0)
+    assert judged.rejected is judged.excess is judged.rejections is None
+
+
+def test_rejected_is_a_class_that_is_voted_for() -> None:
+    """Four images of class 0, five passes each.
+
+    Mostly rejected; twice rejected, twice right, once wrong, which is a tie against the label; as often wrong as
+    rejected, which is a tie against the detector; mostly right.
+    """
+    said = [[0, 0, 2, 0], [0, 0, 2, 0], [1, 1, 2, 0], [1, 0, 2, 3], [0, 0, 0, 2]]
+    word = [[1.0, -1, -1, -1], [1, -1, -1, -1], [1, -1, 1, -1], [-1, 1, 1, -1], [-1, 1, -1, 1]]
+    classifier = beside(scripted(said), ScriptedWord(word))
+    labels = np.zeros(4, np.int64)
+    judged = judge(classifier, np.zeros((4, 2), np.float32), labels, 5, 0)
+    assert isinstance(judged, Judgement)
+    assert judged.rejected is not None
+    assert judged.rejections is not None
+    assert judged.misses is not None
+    assert judged.rejected.tolist() == [True, True, False, False]
+    assert judged.classes.tolist() == [0, 0, 2, 0]
+    assert judged.rejections.tolist() == [3, 2, 2, 1]
+    assert judged.misses.tolist() == [1, 1, 2, 1]  # neither the label nor rejected
+    assert judged.broken(labels).tolist() == [False, False, True, False]
+    np.testing.assert_allclose(judged.excess, np.mean(word, axis=0))  # type: ignore[arg-type]

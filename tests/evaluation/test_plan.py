@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 from art.attacks.attack import EvasionAttack
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext import rejecting
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacker import Attacker
@@ -142,6 +144,25 @@ def test_in_the_hopeless_ball_every_image_can_be_turned_grey(clip_values: Any) -
         limit = hopeless(threat, classifier)
         assert type(limit) is type(threat)
         assert np.linalg.norm(distance, ord=threat.norm, axis=1) == pytest.approx(limit.eps)
+
+
+def test_where_a_detector_may_reject_grey_the_hopeless_ball_holds_every_image() -> None:
+    def flat(nb_classes: int) -> PyTorchClassifier:
+        model = nn.Sequential(nn.Flatten(), nn.Linear(48, nb_classes))
+        return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 4, 4), nb_classes, clip_values=(-1.0, 3.0))
+
+    joined = rejecting(flat(3), BinaryInputDetector(flat(2)))
+    apart = np.full(48, 4.0)  # no two images are farther from each other
+    for threat in (Linf(0.1), L2(0.5)):
+        assert hopeless(threat, joined).eps == pytest.approx(np.linalg.norm(apart, ord=threat.norm))
+
+
+def test_what_needs_the_smoothest_gradient_gets_the_modes_with_a_width_or_all_there_are(
+    attacker: Attacker, of_a_plain_network: Attacker
+) -> None:
+    smoothest = AttackSpec("smoothest", never, "", modes="smoothest")
+    for one, modes in ((attacker, ["smooth"]), (of_a_plain_network, ["exact"])):
+        assert [run.mode for run in make_plan((smoothest,), one, Linf(0.1), with_curve=False)] == modes
 
 
 # Names

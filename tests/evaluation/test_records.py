@@ -21,6 +21,7 @@ from art_defenses_ext.evaluation.records import (
     check_out,
     read_records,
 )
+from art_defenses_ext.evaluation.threats import L2, Linf
 from art_defenses_ext.validation import InputError
 
 BROKEN = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True, undefended_prediction=5)
@@ -28,6 +29,7 @@ HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=Fals
 FAR = Outcome(prediction=2, misclassified=True, linf=0.5, l2=2.0, success=False)
 UNUSABLE = Outcome(prediction=7, misclassified=False, linf=0.0, l2=0.0, success=False, usable=False)
 
+CAUGHT = Outcome(prediction=3, misclassified=False, linf=0.05, l2=0.25, success=False, rejected=True, excess=1.5)
 RANDOM = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False, misses=5)
 
 RECORDS = [
@@ -35,6 +37,7 @@ RECORDS = [
     SampleRecord(1, 7, 3, clean_ndcg=0.63093, clean_reciprocal_rank=0.333333),
     SampleRecord(2, 7, 7, 1, attacks={"FGSM [exact]": FAR, "PGD @ 0.1": UNUSABLE}),
     SampleRecord(3, 7, 7, clean_misses=2, attacks={"FGSM [exact]": RANDOM}),
+    SampleRecord(4, 7, 7, clean_rejected=False, clean_excess=-0.125, attacks={"FGSM [exact]": CAUGHT}),
 ]
 COSTS = [CostRecord(0, "FGSM [exact]", 3, Cost(forward=6, backward=3, seconds=0.125, peak_memory=1024))]
 
@@ -67,6 +70,24 @@ def test_robustness_can_be_asked_of_some_attacks_only() -> None:
     assert not SampleRecord(0, 7, 3, attacks={"a": HELD}).robust({"a"})
 
 
+def test_a_clean_image_that_is_rejected_is_not_right() -> None:
+    assert SampleRecord(0, 7, 7, clean_rejected=False).correct
+    assert not SampleRecord(0, 7, 7, clean_rejected=True).correct
+    assert not SampleRecord(0, 7, 3, clean_rejected=False).correct
+    assert SampleRecord(0, 7, 7, clean_rejected=False, attacks={"a": CAUGHT}).robust()
+    assert not SampleRecord(0, 7, 7, clean_rejected=True, attacks={"a": CAUGHT}).robust()
+
+
+def test_the_classifier_alone_is_fooled_by_what_is_inside_the_ball_and_usable() -> None:
+    assert BROKEN.fooled(7, Linf(0.1))
+    assert CAUGHT.fooled(7, Linf(0.1))  # rejected or not
+    assert CAUGHT.fooled(7, Linf(0.05))
+    assert not CAUGHT.fooled(7, Linf(0.04))
+    assert not CAUGHT.fooled(7, L2(0.2))
+    assert not CAUGHT.fooled(3, Linf(0.1))
+    assert not replace(BROKEN, usable=False).fooled(7, Linf(0.1))
+
+
 # A folder
 
 
@@ -82,7 +103,7 @@ def test_what_is_appended_comes_back(tmp_path: Path) -> None:
 def test_there_is_a_line_of_json_for_each_sample_and_cost(tmp_path: Path) -> None:
     RunDirectory(tmp_path).append(RECORDS, COSTS)
     lines = (tmp_path / RunDirectory.RECORDS).read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3]
+    assert [json.loads(line)["index"] for line in lines] == [0, 1, 2, 3, 4]
     (line,) = (tmp_path / RunDirectory.COSTS).read_text(encoding="utf-8").splitlines()
     cost = {"forward": 6, "backward": 3, "seconds": 0.125, "peak_memory": 1024}
     assert json.loads(line) == {"block": 0, "attack": "FGSM [exact]", "samples": 3, **cost}

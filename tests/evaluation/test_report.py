@@ -20,7 +20,16 @@ from rich.console import Console
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.figures import accuracy_curves, examples_figure, losses, png, summary_bars, trade_off
+from art_defenses_ext.evaluation.figures import (
+    accuracy_curves,
+    examples_figure,
+    excess_histograms,
+    losses,
+    png,
+    roc_curves,
+    summary_bars,
+    trade_off,
+)
 from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
@@ -28,7 +37,7 @@ from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecor
 from art_defenses_ext.evaluation.report import Example, Report
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
-from art_defenses_ext.evaluation.table import headlines, verdict
+from art_defenses_ext.evaluation.table import DETECTION_COLUMNS, detection_rows, headlines, training_in_words, verdict
 from art_defenses_ext.evaluation.threats import Linf
 from art_defenses_ext.gradient_mode import Training, Tuning
 from art_defenses_ext.validation import InputError
@@ -260,6 +269,123 @@ def test_without_an_adaptive_attacker_no_gap_is_claimed() -> None:
     assert "no adaptive attack was run" in printed(alone, 80)
     assert "Gap" not in printed(alone, 80)
     assert "Gap" not in page(alone)
+
+
+# With a detector
+
+
+def detected_report(samples: int = NB_SAMPLES) -> Report:
+    """A detector that flags one clean image of twenty; the paper's attack fools the network on the first ten, of which
+    it tells eight, ours on the first twelve, of which it tells three."""
+    records = [
+        SampleRecord(i, 0, 0, 0, clean_rejected=i == 19, clean_excess=0.5 if i == 19 else -0.1 - i / 100)
+        for i in range(samples)
+    ]
+    gray = spec("PGD-40", source="paper", crafted_on="undefended", samples="all")
+    plan = [AttackRun(one, "exact", THREAT) for one in (spec("selective PGD", samples="all"), gray)]
+    for run, fooled, told in zip(plan, (12, 10), (3, 8), strict=True):
+        for record in records:
+            hit, rejected = record.index < fooled, record.index < told
+            excess = 0.2 + record.index / 100 if rejected else -0.3 - record.index / 100
+            record.attacks[run.key] = Outcome(
+                int(hit), hit and not rejected, 0.15, 1.5, hit and not rejected, rejected=rejected, excess=excess
+            )
+    costs = [CostRecord(0, run.key, samples, Cost(2 * samples, 2 * samples, 0.5, 10**6)) for run in plan]
+    trainings = [Training({"images": 700, "batch_size": 320, "seed": 3, "validation_split": 0.25}, [(0.5, None)] * 2)]
+    described = a_run(
+        samples, rejects=True, trainings=trainings, defences=[{"name": "explanation_reconstructor", "hidden": 64}]
+    )
+    return Report(summarise(described, plan, records, costs, []), records, [])
+
+
+DETECTED = detected_report()
+OF_A_DETECTOR = (
+    "An attacker who knows the defence leaves 50.0 % correct or rejected; the paper's own attacks, counted in the same "
+    "ball, leave 85.0 %, which is 35.0 points more (7 images). At a threshold that flags 5 % of clean images, an "
+    "attacker who does not know the detector gets 10.0 % and one who does gets 45.0 % of the images past network and "
+    "detector.",
+    "At its own threshold the detector rejects 5.0 % [0.9, 23.6] of the clean images. Of the images on which an attack "
+    "that does not know it fooled the network, it rejects 80.0 % [49.0, 94.3] whatever the attack. Of the images on "
+    "which any attack fooled the network, it rejects 25.0 % [8.9, 53.2] whatever the attack.",
+)
+
+
+def test_with_a_detector_the_words_say_what_counts_as_right() -> None:
+    found = {line.key: line for line in headlines(DETECTED.summary)}
+    assert found["worst_case"].value == Proportion(10, 20)  # images 3 to 11, and the one rejected from the start
+    assert (found["worst_case"].remark, found["clean"].remark) == ("correct or rejected", "correct and accepted")
+    assert str(DETECTED).startswith(OF_A_DETECTOR[0])
+    assert str(detected_with(established=False)).startswith("Robustness is not established")
+    assert headlines(detected_with(established=False).summary)[0].remark.startswith("correct or rejected; at most")
+    for line in headlines(full_report().summary):
+        assert "rejected" not in line.remark
+
+
+def detected_with(established: bool) -> Report:
+    checks = [] if established else CHECKS
+    return replace(DETECTED, summary=replace(DETECTED.summary, checks=list(checks)))
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_terminal_shows_the_detector_at_any_width(width: int) -> None:
+    text = printed(DETECTED.summary, width)
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    for sentence in OF_A_DETECTOR:
+        assert sentence in words
+    assert "selective PGD" in words
+    assert "all that do not know it" in words
+    assert "fooled: of m images" in words
+    assert "The detector" not in printed(full_report().summary, width)
+
+
+def test_the_page_shows_the_detector_with_its_pictures(tmp_path: Path) -> None:
+    DETECTED.save(tmp_path)
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    read = read_html(text)
+    for sentence in OF_A_DETECTOR:
+        assert sentence in " ".join(read.text.split())
+    sources = [attrs["src"] for tag, attrs in read.tags if tag == "img"]
+    assert len(sources) == len(set(sources)) == 4  # bars, both of the detector, losses
+    for name in ("roc", "excesses"):
+        picture = matplotlib.image.imread(tmp_path / "figures" / f"{name}.png")
+        assert picture.std() > 0.01
+    full_report().save(tmp_path)  # of a run without a detector they are removed
+    assert not (tmp_path / "figures" / "roc.png").exists()
+    assert "The detector" not in read_html((tmp_path / "report.html").read_text(encoding="utf-8")).text
+
+
+def test_zero_and_perfect_knowledge_stand_side_by_side() -> None:
+    detection = DETECTED.summary.detection
+    assert detection is not None
+    rows = dict(detection_rows(detection))
+    assert list(rows) == ["selective PGD", "PGD-40", "all that do not know it", "all attacks"]
+    assert all(len(cells) == len(DETECTION_COLUMNS) for cells in rows.values())
+    assert rows["PGD-40"][:2] == ["zero", "10 of 20"]
+    assert rows["selective PGD"][:2] == ["perfect", "12 of 20"]
+    assert [rows[name][-1] for name in rows] == ["25.0", "80.0", "80.0", "25.0"]
+    data = json.loads(json.dumps(DETECTED.summary.as_dict(), allow_nan=False))["detection"]
+    assert [row["knows"] for row in data["rows"]] == ["perfect", "zero"]
+    assert data["pools"][1]["success"][0]["false_positives"] == 0.05
+    assert data["pools"][1]["success"][0]["share"]["count"] == 9
+
+
+def test_a_detector_s_training_is_told_in_words() -> None:
+    told = "2 epoch(s) on 700 benign images in batches of 320, seed 3; thresholds set on a share of 0.25 held out"
+    assert training_in_words(DETECTED.summary.run.trainings[0]) == told
+    assert told in " ".join(printed(DETECTED.summary, 140).replace("│", " ").split())
+
+
+def test_pictures_of_a_detector_need_one_that_was_attacked() -> None:
+    for draw in (roc_curves, excess_histograms):
+        with pytest.raises(InputError, match="summary holds no attack that fooled"):
+            draw(full_report().summary, [])
+
+
+def test_what_is_infinite_is_drawn_at_the_end() -> None:
+    records = [replace(record, clean_excess=None) for record in DETECTED.records]
+    assert png(excess_histograms(DETECTED.summary, records))
+    assert png(roc_curves(DETECTED.summary, records))
 
 
 # Whether the attacks worked

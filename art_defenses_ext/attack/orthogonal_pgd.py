@@ -1,0 +1,315 @@
+"""Projected gradient descent on a classifier and on the detector beside it, at once.
+
+An attacker of both must be misclassified and stay below the detector's threshold. A sum of two losses can trade one for
+the other and get stuck between them. The selective attack follows one gradient per sample and step: the classifier's
+until the image is misclassified, then the detector's. The orthogonal one first takes out of it the component along the
+other gradient, so that a step undoes as little as it can of what was reached. The Lagrangian one does follow the sum.
+
+Source: Bryniarski, Hingun, Pachuca, Wang, Carlini 2022, "Evading Adversarial Example Detection Defenses with Orthogonal
+Projected Gradient Descent" (arXiv:2106.15023); for the sum, Carlini, Wagner 2017, "Adversarial Examples Are Not Easily
+Detected" (arXiv:1705.07263).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from numbers import Real
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.annealed_pgd import check_factors
+from art_defenses_ext.attack.base import BestPoints, TensorAttack
+from art_defenses_ext.attack.losses import gradient_of, margin
+from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, rejects
+from art_defenses_ext.gradient_mode import annealable_modes, find_defences, surrogate_width
+from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.rebuild import as_model_input
+from art_defenses_ext.validation import InputError, IntArray, check_count, check_positive
+
+FACTORS = (1.0, 0.5, 0.25, 0.1)
+WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
+PERIOD = 5  # steps from one look at which samples are done to the next: each costs a wait for the device
+
+_TINY = 1e-12  # keeps a zero vector zero instead of NaN
+
+
+class Place(NamedTuple):
+    """What an attacker learns from one forward and two backward passes at images (n, ...).
+
+    Attributes:
+        gap: what is left to misclassification, in logits (n,): below zero where the image is misclassified.
+        excess: the detector's word (n,): above zero where the image is rejected.
+        gap_slope: the gradient of ``gap`` (n, ...).
+        excess_slope: the gradient of ``excess`` (n, ...).
+    """
+
+    gap: Tensor
+    excess: Tensor
+    gap_slope: Tensor
+    excess_slope: Tensor
+
+
+class RejectionAttack(TensorAttack):
+    """What the attacks on a classifier that rejects share: steepest descent of one gradient made of two.
+
+    What comes back is the misclassified image of lowest excess that was seen, judged by the forward pass, which is
+    exact in every gradient mode; without any, the one nearest to misclassification.
+
+    Args:
+        estimator: a classifier that rejects, from :func:`.rejecting`.
+        norm: 2 or inf.
+        eps: radius of the ball, in pixel values.
+        eps_step: step size in pixel values; None for eps / 10.
+        max_iter: steps a run.
+        random_start: begin at a random point of the ball instead of at the image.
+        stop_below: a sample is done once it is misclassified with an excess below this; -inf never stops, for the
+            lowest excess that can be found.
+        switch_margin: how far beyond the boundary, in logits, an image must be for the detector's turn to come.
+        factors: of the width of the defences' smooth surrogates, one for each of as many equal phases of a run; without
+            such a surrogate they make no difference.
+        targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
+        **options: see :class:`TensorAttack`; but with ``gradient_mode`` None every defence that has a mode whose
+            surrogate has a width is attacked under that one, and the others under ``"exact"``.
+
+    Raises:
+        InputError: for a classifier that does not reject.
+    """
+
+    attack_params = [  # noqa: RUF012
+        *TensorAttack.attack_params,
+        *("norm", "eps", "eps_step", "max_iter", "random_start", "stop_below", "switch_margin", "factors", "targeted"),
+    ]
+    weights: tuple[float, ...] = (1.0,)  # one for each run
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        norm: Norm | str = np.inf,
+        eps: float = 0.3,
+        eps_step: float | None = None,
+        max_iter: int = 100,
+        random_start: bool = False,
+        stop_below: float = 0.0,
+        switch_margin: float = 0.05,
+        factors: tuple[float, ...] = FACTORS,
+        targeted: bool = False,
+        **options: Any,
+    ) -> None:
+        super().__init__(estimator, **options)
+        self.norm = check_norm(norm)
+        self.eps = eps
+        self.eps_step = eps_step
+        self.max_iter = max_iter
+        self.random_start = random_start
+        self.stop_below = stop_below
+        self.switch_margin = switch_margin
+        self.factors = factors
+        self.targeted = targeted
+        self._check_params()
+
+    @abstractmethod
+    def direction(self, at: Place, weight: float) -> Tensor:
+        """What to descend (n, ...); ``weight`` is the run's."""
+
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        seen = _Seen(x)
+        left = torch.arange(len(x), device=x.device)
+        for weight in self.weights:
+            start = x[left]
+            if self.random_start:
+                start = self.clip(start + random_in_ball(start, self.eps, self.norm, generator))
+            self._descend(module, x, y, start, left, seen, weight)
+            left = left[seen.lowest_excess[left] >= self.stop_below]
+            if len(left) == 0:
+                break
+        return seen.points
+
+    def _descend(
+        self, module: nn.Module, x: Tensor, y: Tensor, current: Tensor, rows: Tensor, seen: _Seen, weight: float
+    ) -> None:
+        """One run of the images ``rows`` of ``x`` from ``current``; every point on the way is offered to ``seen``."""
+        step = self.eps / 10 if self.eps_step is None else self.eps_step
+        for done in self._phases(module):
+            at = self._look(module, current, y[rows])
+            seen.offer(current, at, rows)
+            towards = self.direction(at, weight)
+            if self.stop_below > -np.inf and done % PERIOD == PERIOD - 1:
+                left = (seen.lowest_excess[rows] >= self.stop_below).nonzero().squeeze(1)
+                rows, current, towards = rows[left], current[left], towards[left]
+                if len(rows) == 0:
+                    return
+            moved = current - step * steepest(towards, self.norm)
+            current = self.clip(x[rows] + project(moved - x[rows], self.eps, self.norm))
+        with torch.no_grad():
+            seen.offer(current, self._look(module, current, y[rows]), rows)
+
+    def _phases(self, module: nn.Module) -> Iterator[int]:
+        """The steps' numbers, each handed out while the surrogates have the width of its phase."""
+        limits = [number * self.max_iter // len(self.factors) for number in range(len(self.factors) + 1)]
+        for factor, first, end in zip(self.factors, limits[:-1], limits[1:], strict=True):
+            with surrogate_width(module, factor):
+                yield from range(first, end)
+
+    def _look(self, module: nn.Module, x: Tensor, y: Tensor) -> Place:
+        """The network's two answers at images (n, ...) and, where gradients are on, their slopes."""
+        x = x.detach().requires_grad_()
+        logits, excess = _parts(module, x)
+        gap = -margin(logits, y) if self.targeted else margin(logits, y)
+        slopes = gradient_of(gap, x, retain_graph=True), gradient_of(excess, x)
+        return Place(gap.detach(), excess.detach(), *slopes)
+
+    def _mode(self) -> str | None:
+        if self.gradient_mode is not None or not annealable_modes(self.estimator):
+            return self.gradient_mode
+        return "+".join((*defence.annealable_modes, "exact")[0] for defence in find_defences(self.estimator))
+
+    def _labels(self, y: Any, nb_samples: int) -> IntArray | None:
+        if y is None and self.targeted:
+            raise InputError("y is None; with targeted the classes to reach were expected")
+        return super()._labels(y, nb_samples)
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        if not rejects(self.estimator):
+            raise InputError(
+                f"estimator is a classifier over a {type(self.estimator.model).__name__}, which rejects nothing; "
+                "one from rejecting(classifier, detector) was expected"
+            )
+        check_positive("eps", self.eps)
+        if self.eps_step is not None:
+            check_positive("eps_step", self.eps_step)
+        check_count("max_iter", self.max_iter)
+        check_factors(self.factors)
+        for argument in ("random_start", "targeted"):
+            if not isinstance(getattr(self, argument), bool):
+                raise InputError(f"{argument} is {getattr(self, argument)!r}; True or False was expected")
+        if not _is_number(self.stop_below):
+            raise InputError(f"stop_below is {self.stop_below!r}; a number was expected")
+        if not _is_number(self.switch_margin) or not 0 <= self.switch_margin < np.inf:
+            raise InputError(f"switch_margin is {self.switch_margin!r}; a finite number >= 0 was expected")
+
+
+class SelectivePGD(RejectionAttack):
+    """Descend the classifier's margin until the image is misclassified, the detector's excess once it is.
+
+    Args:
+        **options: see :class:`RejectionAttack`.
+
+    Source: Bryniarski et al. 2022 (arXiv:2106.15023), the selective attack.
+    """
+
+    def direction(self, at: Place, weight: float) -> Tensor:
+        return self._turn(at, at.gap_slope, at.excess_slope)
+
+    def _turn(self, at: Place, until_missed: Tensor, afterwards: Tensor) -> Tensor:
+        """Whose turn it is, sample by sample."""
+        return torch.where(per_sample(at.gap > -self.switch_margin, until_missed), until_missed, afterwards)
+
+
+class OrthogonalPGD(SelectivePGD):
+    """The selective attack on gradients without their component along each other.
+
+    A step of l2 then changes the other loss in no first order. **Convention**, the source's: the sign of a linf step is
+    taken after the projection, and does not keep it.
+
+    Args:
+        **options: see :class:`RejectionAttack`.
+
+    Source: Bryniarski et al. 2022 (arXiv:2106.15023), the orthogonal attack.
+    """
+
+    def direction(self, at: Place, weight: float) -> Tensor:
+        one, other = at.gap_slope, at.excess_slope
+        return self._turn(at, without_component(one, other), without_component(other, one))
+
+
+class LagrangianPGD(RejectionAttack):
+    """Descend the sum of both losses, each until it is met, in one run for each weight of the detector's.
+
+    Runs after the first are for the samples that are not done. **Departure** from the source: both gradients are
+    brought to unit length (in the dual norm) before they are added, so that a weight means the same for every detector;
+    and the weights are swept, not searched.
+
+    Args:
+        estimator, norm, eps: see :class:`RejectionAttack`.
+        weights: of the detector's gradient, in the order of the runs.
+        **options: see :class:`RejectionAttack`.
+
+    Source: Carlini, Wagner 2017 (arXiv:1705.07263).
+    """
+
+    attack_params = [*RejectionAttack.attack_params, "weights"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        estimator: PyTorchClassifier,
+        norm: Norm | str = np.inf,
+        eps: float = 0.3,
+        *,
+        weights: tuple[float, ...] = WEIGHTS,
+        **options: Any,
+    ) -> None:
+        self.weights = weights
+        super().__init__(estimator, norm, eps, **options)
+
+    def direction(self, at: Place, weight: float) -> Tensor:
+        dual = 1 if self.norm == np.inf else 2
+        missing = _unit(at.gap_slope, dual) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
+        passing = _unit(at.excess_slope, dual) * per_sample(at.excess >= self.stop_below, at.excess_slope)
+        return missing + weight * passing
+
+    def _check_params(self) -> None:
+        super()._check_params()
+        check_factors(self.weights, "weights")
+
+
+class _Seen:
+    """The best that was seen of each image of ``x`` (N, ...)."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._missed, self._nearest = BestPoints(x), BestPoints(x)
+
+    def offer(self, points: Tensor, at: Place, rows: Tensor) -> None:
+        """Take what is better of ``points`` (n, ...), which belong to the images ``rows`` (n,)."""
+        self._missed.offer(points, torch.where(at.gap < 0, at.excess, torch.inf), rows)
+        self._nearest.offer(points, at.gap, rows)
+
+    @property
+    def lowest_excess(self) -> Tensor:
+        """Of the misclassified points (N,); inf without any."""
+        return self._missed.margins
+
+    @property
+    def points(self) -> Tensor:
+        """The misclassified point of lowest excess, or without any the one nearest to misclassification (N, ...)."""
+        found = self._missed.points
+        return torch.where(per_sample(self.lowest_excess < torch.inf, found), found, self._nearest.points)
+
+
+def without_component(gradient: Tensor, other: Tensor) -> Tensor:
+    """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
+    along = steepest(other, 2)
+    return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along
+
+
+def _parts(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (n, K) and excess (n,) from a :class:`.Pipeline` whose model is a :class:`.RejectingNetwork`."""
+    assert isinstance(module, Pipeline)
+    assert isinstance(module.model, RejectingNetwork)
+    for step in module.steps:
+        x = step(x)
+    return module.model.parts(as_model_input(x, module.model))
+
+
+def _unit(gradient: Tensor, norm: Norm) -> Tensor:
+    return gradient / per_sample(size(gradient, norm).clamp_min(_TINY), gradient)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(float(value))

@@ -1,0 +1,281 @@
+"""What a detector is worth: its figures against other people's formulas, and counted by hand."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score, roc_curve
+
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.detection import (
+    FALSE_POSITIVES,
+    PASSING,
+    Detection,
+    DetectionRow,
+    auc,
+    clean_excesses,
+    detection,
+    fooled_excesses,
+    roc,
+    runs_on_all,
+    threshold,
+)
+from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.records import Outcome, SampleRecord
+from art_defenses_ext.evaluation.threats import Linf, Threat
+
+THREAT = Linf(0.1)
+Numbers = npt.NDArray[np.float64]
+
+
+def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    raise AssertionError("figures come from records")
+
+
+def run(name: str, **options: Any) -> AttackRun:
+    return AttackRun(AttackSpec(name, never, "by hand", samples="all", **options), "exact", THREAT)
+
+
+ZERO, PERFECT = run("zero", crafted_on="undefended"), run("perfect")
+PLAN = [ZERO, PERFECT]
+
+
+def outcome(prediction: int, excess: float | None, label: int = 0, linf: float = 0.1, usable: bool = True) -> Outcome:
+    rejected = excess is None or excess > 0
+    missed = prediction != label and not rejected
+    success = missed and usable and linf <= 0.1
+    return Outcome(prediction, missed, linf, 2 * linf, success, usable, rejected=rejected, excess=excess)
+
+
+def sample(index: int, excess: float | None, label: int = 0, clean: int | None = None, **attacks: Outcome) -> Any:
+    return SampleRecord(
+        index,
+        label,
+        label if clean is None else clean,
+        clean_rejected=excess is None or excess > 0,
+        clean_excess=excess,
+        attacks=attacks,
+    )
+
+
+def found(records: list[SampleRecord], plan: list[AttackRun] = PLAN) -> Detection:
+    result = detection(plan, records, THREAT)
+    assert result is not None
+    return result
+
+
+def row(records: list[SampleRecord], key: str) -> DetectionRow:
+    (one,) = [one for one in found(records).rows if one.key == key]
+    return one
+
+
+def random_records(seed: int, count: int = 120, nb_classes: int = 4) -> list[SampleRecord]:
+    """Excesses with many ties; images that are classified wrongly, that no attack moved, that left the ball."""
+    generator = np.random.default_rng(seed)
+
+    def draw(label: int, shift: float) -> Outcome:
+        return outcome(
+            int(generator.integers(nb_classes)),
+            round(float(generator.normal(shift)), 1),
+            label,
+            linf=float(generator.choice([0.05, 0.1, 0.3], p=[0.4, 0.5, 0.1])),
+            usable=bool(generator.random() > 0.1),
+        )
+
+    records = []
+    for index in range(count):
+        label = int(generator.integers(nb_classes))
+        clean = label if generator.random() > 0.2 else int(generator.integers(nb_classes))
+        excess = round(float(generator.normal(-1)), 1)
+        records.append(sample(index, excess, label, clean, zero=draw(label, 0.8), perfect=draw(label, -0.5)))
+    return records
+
+
+# The area under the curve
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(-5, 5) | st.sampled_from([-1e9, 1e9])), min_size=2, max_size=40))
+def test_the_area_is_scikit_learn_s_also_with_ties(drawn: list[tuple[bool, float]]) -> None:
+    labels, excesses = np.array([one for one, _ in drawn]), np.array([float(one) for _, one in drawn])
+    area = auc(excesses[~labels], excesses[labels])
+    if labels.all() or not labels.any():
+        assert area is None
+        return
+    assert area == pytest.approx(roc_auc_score(labels, excesses), abs=1e-12)
+    infinite = np.where(np.abs(excesses) == 1e9, np.copysign(np.inf, excesses), excesses)
+    assert auc(infinite[~labels], infinite[labels]) == area  # which scikit-learn refuses
+
+
+def test_the_curve_is_scikit_learn_s_and_the_area_under_it_is_the_area() -> None:
+    records = random_records(0)
+    clean, fooled = clean_excesses(records), fooled_excesses("zero", records, THREAT)
+    false, true = roc(clean, fooled)
+    labels = np.repeat([0, 1], [len(clean), len(fooled)])
+    theirs = roc_curve(labels, np.concatenate([clean, fooled]), drop_intermediate=False)
+    np.testing.assert_allclose(np.unique(np.stack([false, true]), axis=1), np.unique(np.stack(theirs[:2]), axis=1))
+    assert np.trapezoid(true, false) == pytest.approx(row(records, "zero").auc, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_areas_of_classes_and_of_all_are_those_of_the_paper_s_protocol(seed: int) -> None:
+    records = random_records(seed)
+    for key in ("zero", "perfect"):
+        areas = []
+        fooled = [
+            (record.label, one.prediction, one.excess)
+            for record in records
+            if (one := record.attacks[key]).prediction != record.label and one.usable and one.linf <= 0.1 + 1e-6
+        ]
+        for number in range(4):
+            negatives = [record.clean_excess for record in records if record.label == number]
+            positives = [excess for _, prediction, excess in fooled if prediction == number]
+            labels = np.repeat([0, 1], [len(negatives), len(positives)])
+            areas.append(roc_auc_score(labels, [*negatives, *positives]))
+        mine = row(records, key)
+        assert mine.class_aucs == pytest.approx(areas)
+        assert mine.mean_auc == pytest.approx(np.mean(areas))
+        assert (mine.left_out, mine.fooled) == (0, Proportion(len(fooled), len(records)))
+        clean = [record.clean_excess for record in records]
+        labels = np.repeat([0, 1], [len(clean), len(fooled)])
+        assert mine.auc == pytest.approx(roc_auc_score(labels, [*clean, *(excess for *_, excess in fooled)]))
+        assert mine.knows == key
+
+
+def test_a_class_that_no_image_was_moved_to_is_left_out_and_counted() -> None:
+    records = [
+        sample(0, -1.0, label=0, zero=outcome(1, 2.0, label=0), perfect=outcome(0, 3.0, label=0)),
+        sample(1, -2.0, label=1, zero=outcome(1, 5.0, label=1), perfect=outcome(1, 3.0, label=1)),
+        sample(2, -3.0, label=2, zero=outcome(1, -9.0, label=2), perfect=outcome(2, 3.0, label=2)),
+    ]
+    mine = row(records, "zero")
+    assert (mine.class_aucs, mine.left_out, mine.mean_auc) == ([None, 0.5, None], 2, 0.5)
+    nobody = row(records, "perfect")
+    assert (nobody.mean_auc, nobody.auc, nobody.left_out, nobody.detected) == (None, None, 3, None)
+    assert nobody.fooled == Proportion(0, 3)
+    assert nobody.true_positives == []
+    assert [at.share for at in nobody.success] == [Proportion(0, 3)] * 2
+
+
+# Thresholds, by hand
+
+
+@given(st.lists(st.integers(-20, 20), min_size=1, max_size=60), st.sampled_from([*FALSE_POSITIVES, *PASSING]))
+def test_no_lower_threshold_would_flag_so_few_clean_images(drawn: list[int], share: float) -> None:
+    clean = np.array(drawn, dtype=float)
+    limit = threshold(clean, share)
+    assert (clean > limit).mean() <= share + 1e-9
+    assert limit in clean
+    lower = clean[clean < limit]
+    assert len(lower) == 0 or (clean > lower.max()).mean() > share
+
+
+def test_true_positives_and_success_counted_by_hand() -> None:
+    """Twenty clean images with excesses -1 to -20: one of them lies above the threshold of 5 %, two above that of 10 %.
+
+    The attack fools the classifier on four of class 0 with excesses 1, -1.5, -2 and -15, and on one that the classifier
+    had wrong from the start.
+    """
+    moved = {0: 1.0, 1: -1.5, 2: -2.0, 3: -15.0, 4: -15.0}
+    records = [
+        sample(
+            index,
+            -1.0 - index,
+            clean=1 if index == 4 else 0,
+            zero=outcome(1, moved[index]) if index in moved else outcome(0, 9.0),
+            perfect=outcome(0, -9.0),
+        )
+        for index in range(20)
+    ]
+    summary = found(records)
+    assert dict(summary.thresholds) == {0.01: -1.0, 0.05: -2.0, 0.1: -3.0, 0.5: -11.0}
+    assert summary.false_positives == Proportion(0, 20)
+    mine = row(records, "zero")
+    told = {at.false_positives: at.share for at in mine.true_positives}
+    assert told == {0.01: Proportion(1, 5), 0.05: Proportion(2, 5), 0.1: Proportion(3, 5)}
+    past = {at.false_positives: at.share for at in mine.success}
+    assert past == {0.05: Proportion(2, 19), 0.5: Proportion(1, 19)}  # of those that the classifier gets right
+    assert mine.detected == Proportion(1, 5)
+
+
+def test_the_detector_s_own_threshold_rejects_clean_images() -> None:
+    records = [sample(index, excess) for index, excess in enumerate([-1.0, 0.5, 0.0, 2.0])]
+    assert found(records, []).false_positives == Proportion(2, 4)  # at the threshold itself nothing is rejected
+    assert not found(records, []).pools
+
+
+def test_what_left_the_ball_or_is_unusable_fooled_nobody() -> None:
+    records = [
+        sample(0, -1.0, zero=outcome(1, -5.0, linf=0.2), perfect=outcome(1, -5.0, usable=False)),
+        sample(1, -1.0, zero=outcome(1, -5.0), perfect=outcome(0, -5.0)),
+    ]
+    assert row(records, "zero").fooled == Proportion(1, 2)
+    assert row(records, "perfect").fooled == Proportion(0, 2)
+
+
+def test_an_excess_that_is_not_finite_is_above_or_below_all_others() -> None:
+    records = [
+        sample(0, None, zero=outcome(1, None)),
+        sample(1, -1.0, zero=outcome(1, -2.0)),
+    ]
+    assert clean_excesses(records).tolist() == [np.inf, -1.0]
+    assert fooled_excesses("zero", records, THREAT).tolist() == [np.inf, -2.0]
+    summary = found(records, [ZERO])
+    assert dict(summary.thresholds)[0.01] is None  # no finite one is high enough
+    json.dumps([vars(one.success[0]) | {"share": one.success[0].share.as_dict()} for one in summary.rows])
+
+
+# All attacks together
+
+
+def test_an_image_is_detected_if_it_is_under_every_attack_that_fooled_the_classifier() -> None:
+    records = [
+        sample(0, -1.0, zero=outcome(1, 1.0), perfect=outcome(2, 2.0)),  # told both times
+        sample(1, -1.0, zero=outcome(1, 1.0), perfect=outcome(2, -2.0)),  # told without knowledge only
+        sample(2, -1.0, zero=outcome(0, -1.0), perfect=outcome(2, 1.0)),  # the failed attack says nothing
+        sample(3, -1.0, zero=outcome(0, 1.0), perfect=outcome(0, -1.0)),  # no attack fooled the classifier
+        sample(4, -1.0, clean=1, zero=outcome(1, -1.0), perfect=outcome(1, -1.0)),  # wrong from the start
+    ]
+    zero, perfect = found(records).pools
+    assert (zero.knows, zero.mead) == ("zero", Proportion(2, 2))
+    assert (perfect.knows, perfect.mead) == ("perfect", Proportion(2, 3))
+    assert [at.share for at in zero.success] == [Proportion(0, 4)] * 2
+    assert [at.share for at in perfect.success] == [Proportion(1, 4)] * 2
+
+
+def test_an_attacker_takes_the_best_of_his_attacks_for_each_image() -> None:
+    records = random_records(7)
+    summary = found(records)
+    for number in range(len(PASSING)):
+        zero, perfect = (pool.success[number].share.count for pool in summary.pools)
+        rows = {one.key: one.success[number].share.count for one in summary.rows}
+        assert zero == rows["zero"]
+        assert max(rows.values()) <= perfect <= sum(rows.values())
+    at_own = sum(record.clean == record.label and any(o.success for o in record.attacks.values()) for record in records)
+    mead = summary.pools[-1].mead
+    assert mead is not None
+    assert mead.total - mead.count == at_own  # what is not told under every attack was a success of one
+
+
+def test_attacks_that_ran_on_a_part_have_no_line_but_count_for_all() -> None:
+    part = AttackRun(AttackSpec("part", never, "by hand"), "exact", THREAT)
+    records = [
+        sample(0, -1.0, zero=outcome(0, -1.0), part=outcome(1, -1.0)),
+        sample(1, -1.0, zero=outcome(0, -1.0)),
+    ]
+    assert runs_on_all([ZERO, part], records) == runs_on_all([ZERO, part], records[:1]) == [ZERO]
+    summary = found(records, [ZERO, part])
+    assert [one.key for one in summary.rows] == ["zero"]
+    assert summary.pools[1].success[0].share == Proportion(1, 2)
+
+
+def test_without_a_detector_there_is_nothing_to_say() -> None:
+    assert detection(PLAN, [SampleRecord(0, 0, 0)], THREAT) is None
