@@ -26,10 +26,8 @@ from art_defenses_ext.attack.annealed_pgd import check_factors
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
-from art_defenses_ext.estimator.rejecting import RejectingNetwork, rejects
+from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.gradient_mode import annealable_modes, find_defences, surrogate_width
-from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.validation import InputError, IntArray, check_count, check_positive
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)
@@ -159,7 +157,7 @@ class RejectionAttack(TensorAttack):
     def _look(self, module: nn.Module, x: Tensor, y: Tensor) -> Place:
         """The network's two answers at images (n, ...) and, where gradients are on, their slopes."""
         x = x.detach().requires_grad_()
-        logits, excess = _parts(module, x)
+        logits, excess = parts_of(module, x)
         gap = -margin(logits, y) if self.targeted else margin(logits, y)
         slopes = gradient_of(gap, x, retain_graph=True), gradient_of(excess, x)
         return Place(gap.detach(), excess.detach(), *slopes)
@@ -296,15 +294,6 @@ def without_component(gradient: Tensor, other: Tensor) -> Tensor:
     """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
     along = steepest(other, 2)
     return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along
-
-
-def _parts(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, K) and excess (n,) from a :class:`.Pipeline` whose model is a :class:`.RejectingNetwork`."""
-    assert isinstance(module, Pipeline)
-    assert isinstance(module.model, RejectingNetwork)
-    for step in module.steps:
-        x = step(x)
-    return module.model.parts(as_model_input(x, module.model))
 
 
 def _unit(gradient: Tensor, norm: Norm) -> Tensor:

@@ -18,7 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.pipeline import Pipeline, check_differentiable
-from art_defenses_ext.rebuild import rebuild, record_undefended
+from art_defenses_ext.rebuild import as_model_input, rebuild, record_undefended
 from art_defenses_ext.validation import InputError
 
 
@@ -94,6 +94,20 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
 def rejects(classifier: PyTorchClassifier) -> bool:
     """Whether the last class of ``classifier`` means "rejected"."""
     return isinstance(classifier.model, RejectingNetwork)
+
+
+def parts_of(whole: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The classifier's logits (n, K) and the detector's excess (n,) of images (n, ...) in the clip range.
+
+    Args:
+        whole: a rejecting classifier :func:`.as_module`: the steps that ART puts before a network, then this.
+        x: the images.
+    """
+    assert isinstance(whole, Pipeline)
+    assert isinstance(whole.model, RejectingNetwork)
+    for step in whole.steps:
+        x = step(x)
+    return whole.model.parts(as_model_input(x, whole.model))
 
 
 def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:

@@ -11,8 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.estimator.defend import as_module
-from art_defenses_ext.estimator.rejecting import RejectingNetwork, rejects
-from art_defenses_ext.evaluation.judge import parts
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rejects
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import Defence, annealable_modes, gradient_modes
@@ -146,7 +145,7 @@ class _Parts(nn.Module):
         self.pipeline = pipeline
 
     def forward(self, x: Tensor) -> Tensor:
-        logits, excess = parts(self.pipeline, x)
+        logits, excess = parts_of(self.pipeline, x)
         return torch.cat([logits, excess[:, None]], dim=1)
 
 

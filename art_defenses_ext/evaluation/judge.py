@@ -10,11 +10,10 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.evaluation.metrics import Scores
 from art_defenses_ext.evaluation.seeding import seeded
-from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.validation import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -108,12 +107,12 @@ def _majority(draws: IntArray, labels: IntArray, count: int) -> tuple[IntArray, 
 
 def predict(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> Prediction:
     """Classes and probabilities of images (N, ...) in one pass, by the same path that attacks differentiate."""
-    module = Pipeline(classifier).eval()
+    module = as_module(classifier)
     batches = torch.tensor(x).split(batch_size)
     with torch.no_grad():
         if not rejects(classifier):
             return Prediction(*_named(torch.cat([module(batch.to(classifier.device)).cpu() for batch in batches])))
-        said = [parts(module, batch.to(classifier.device)) for batch in batches]
+        said = [parts_of(module, batch.to(classifier.device)) for batch in batches]
     logits, excesses = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
     excess = excesses.double().numpy()  # (N,)
     return Prediction(*_named(logits), rejected=~(excess <= 0), excess=excess)  # NaN is rejected, as an argmax has it
@@ -122,19 +121,6 @@ def predict(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256)
 def _named(logits: Tensor) -> tuple[IntArray, Scores]:
     """Classes (N,) and probabilities (N, K) from logits (N, K)."""
     return logits.argmax(dim=1).numpy(), logits.double().softmax(dim=1).numpy()
-
-
-def parts(pipeline: Pipeline, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier's own logits (n, K) and the detector's excess (n,) of images (n, ...).
-
-    Args:
-        pipeline: a rejecting classifier with its preprocessing.
-        x: images in the clip range.
-    """
-    for step in pipeline.steps:
-        x = step(x)
-    found: tuple[Tensor, Tensor] = pipeline.model.parts(as_model_input(x, pipeline.model))
-    return found
 
 
 def classes(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> IntArray:
