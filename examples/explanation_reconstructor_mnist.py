@@ -129,27 +129,16 @@ def print_paper(pairs: dict[int, tuple[PyTorchClassifier, ExplanationReconstruct
 def evading(nb_steps: int) -> list[AttackSpec]:
     """The attacks that know of the detector, with so many steps; the last follows the network of N + 1 classes."""
 
-    def build(attack: Callable[..., Any]) -> Callable[..., Any]:
+    def build(attack: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         return lambda classifier, threat, seed: attack(
-            classifier,
-            threat.norm,
-            threat.eps,
-            max_iter=nb_steps,
-            stop_below=-np.inf,
-            gradient_mode="smooth",
-            seed=seed,
+            classifier, threat.norm, threat.eps, max_iter=nb_steps, seed=seed, **options
         )
 
-    def on_all_classes(classifier: PyTorchClassifier, threat: Any, seed: int) -> AutoPGD:
-        return AutoPGD(classifier, threat.norm, threat.eps, max_iter=nb_steps, gradient_mode="smooth", seed=seed)
-
-    specs = [
-        AttackSpec(name, build(attack), "knows of the detector", kind="white-box", modes="last", samples="all")
-        for name, attack in EVADING.items()
-    ]
+    builds = {name: build(attack, stop_below=-np.inf) for name, attack in EVADING.items()}
+    builds["APGD, N + 1 classes"] = build(AutoPGD)
     return [
-        *specs,
-        AttackSpec("APGD, N + 1 classes", on_all_classes, "margin", kind="white-box", modes="last", samples="all"),
+        AttackSpec(name, made, "knows of the detector", kind="white-box", modes="smoothest", samples="all")
+        for name, made in builds.items()
     ]
 
 
@@ -178,11 +167,19 @@ def print_adaptive(
                 print_success(f"eps {eps:g}, {nb_steps} steps, {count} images", found.rows)
 
 
+class Binary(LeNetLike):
+    """The JumpReLU authors' LeNet with two outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc3 = nn.Linear(90, 2)
+
+
 def print_binary(classifier: PyTorchClassifier, train: Split, test: Split, run: argparse.Namespace, seed: int) -> None:
     """ART's own detector, trained on FGSM examples, under the same attacks."""
     eps, some = 0.3, slice(0, 10_000)
     attacked = FastGradientMethod(classifier, eps=eps, batch_size=256).generate(train.x[some])
-    twice = network_as(lambda: Binary(), seed, run.device)
+    twice = network_as(Binary, seed, run.device)
     x = np.concatenate([train.x[some], attacked])
     y = np.concatenate([np.zeros(len(attacked), dtype=np.int64), np.ones(len(attacked), dtype=np.int64)])
     train_classifier(twice.model, x, y, nb_epochs=3, mean=[0.0], std=[1.0], seed=seed)
@@ -193,32 +190,10 @@ def print_binary(classifier: PyTorchClassifier, train: Split, test: Split, run: 
     print(f"\n## ART's BinaryInputDetector trained on FGSM, eps {eps}, {len(part.x)} images, seed {seed}\n")
     print("| setting | attack | misclassified | and undetected, FPR 5 % | and undetected, FPR 50 % |")
     print("|---" * 5 + "|", flush=True)
-    for attacks in (list(PAPERS["explanation_reconstructor"]), evading_binary(100)):
+    for attacks in (list(PAPERS["explanation_reconstructor"]), evading(100)):
         print_success(
             "BinaryInputDetector", measured(classifier, BinaryInputDetector(two), part, eps, attacks, seed).rows
         )
-
-
-class Binary(LeNetLike):
-    """The JumpReLU authors' LeNet with two outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fc3 = nn.Linear(90, 2)
-
-
-def evading_binary(nb_steps: int) -> list[AttackSpec]:
-    """As :func:`evading`, for a detector whose own gradient is useful."""
-
-    def build(attack: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda classifier, threat, seed: attack(
-            classifier, threat.norm, threat.eps, max_iter=nb_steps, stop_below=-np.inf, seed=seed
-        )
-
-    return [
-        AttackSpec(name, build(attack), "knows of the detector", kind="white-box", samples="all")
-        for name, attack in EVADING.items()
-    ]
 
 
 def main() -> None:
