@@ -57,7 +57,7 @@ def test_a_short_fit_restores_what_the_papers_attack_made(
     defended, attacked = defend(classifier, restorer), gray_box(classifier, mnist)
     assert accuracy(classifier, attacked, mnist) <= 0.1
     assert accuracy(defended, attacked, mnist) >= 0.85
-    assert accuracy(defended, mnist.test.x[:1_000], mnist) >= 0.98
+    assert accuracy(defended, mnist.test.x[:1_000], mnist) >= 0.95
 
 
 def test_an_end_to_end_stage_holds_against_an_attacker_who_knows_of_it(
