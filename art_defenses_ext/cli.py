@@ -1,4 +1,4 @@
-"""The command ``art-defenses``: evaluate a defended classifier, or list what there is."""
+"""The command ``art-defenses``: evaluate a defended classifier, join, compare and publish results."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import DATASETS, load_dataset
 from art_defenses_ext.defences import DEFENCES, Wishes
 from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
-from art_defenses_ext.evaluation.evaluate import evaluate
-from art_defenses_ext.evaluation.records import check_out
+from art_defenses_ext.evaluation.compare import compare
+from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
+from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.leaderboard import Entry, leaderboard
+from art_defenses_ext.evaluation.merge import merge
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import check_out, check_settings
+from art_defenses_ext.evaluation.settings import Settings
+from art_defenses_ext.evaluation.shard import Shard, local_rank
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
@@ -55,7 +62,9 @@ def evaluate_command(
     ] = "standard",
     samples: Annotated[int | None, typer.Option(help="Test images, from the first on. By default all.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the report, its records and pictures.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier run in --out, instead of going on.")
+    ] = False,
     data: Annotated[
         Path | None,
         typer.Option(help="Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."),
@@ -91,6 +100,12 @@ def evaluate_command(
     naive: Annotated[
         bool, typer.Option("--naive", help="Give the attacker the exact gradient alone, to see what that hides.")
     ] = False,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="i/n: do the i-th of n parts, to be merged. By default what torchrun or srun says, else everything."
+        ),
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. By default torch's own number.")] = None,
 ) -> None:
@@ -116,18 +131,26 @@ def evaluate_command(
     check_count("block_size", block_size)
     check_samples_of("curve_samples", curve_samples)
     check_samples_of("check_samples", check_samples)
+    part = Shard.of_process() if shard is None else Shard.named(shard)
     if out is not None:
-        check_out(out, overwrite)
+        check_out(out if part.is_whole else out / part.folder, overwrite)
+    elif not part.is_whole:
+        raise InputError(f"out is missing, but this is the part {part} of an evaluation; a folder was expected")
     if threads is not None:
         if threads < 1:
             raise InputError(f"threads is {threads}; at least 1 was expected")
         torch.set_num_threads(threads)
+    if device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
     if data is not None and not data.is_dir():
         raise InputError(f"data is {data}; an existing folder was expected")
     images = load_dataset(dataset, data, size=_size(dataset, model))
     count = len(images.test.x) if samples is None else samples
     if not 1 <= count <= len(images.test.x):
         raise InputError(f"samples is {count}; from 1 to {dataset}'s {len(images.test.x)} test images was expected")
+    if out is not None and not overwrite:
+        settings = Settings.of(threat, attacks, count, seed, block_size, curve_samples, check_samples, not naive)
+        check_settings(out if part.is_whole else out / part.folder, settings)
     classifier = load_classifier(
         images,
         model,
@@ -139,20 +162,91 @@ def evaluate_command(
         seed=seed,
     )
     defended = DEFENCES[defence].put_on(classifier, images, wishes)
-    report = evaluate(
-        defended,
-        images.test.x[:count],
-        images.test.y[:count],
-        threat,
-        attacks,
-        out=out,
-        overwrite=overwrite,
-        seed=seed,
-        block_size=block_size,
-        curve_samples=curve_samples,
-        check_samples=check_samples,
-        adaptive=not naive,
-    )
+    options: dict[str, Any] = {
+        "overwrite": overwrite,
+        "seed": seed,
+        "block_size": block_size,
+        "curve_samples": curve_samples,
+        "check_samples": check_samples,
+        "adaptive": not naive,
+    }
+    x, y = images.test.x[:count], images.test.y[:count]
+    if out is not None and not part.is_whole:
+        folder = evaluate_shard(defended, x, y, threat, attacks, shard=part, out=out, **options)
+        Console().print(f"Part {part}: {folder}; when all are done: art-defenses merge {out}", soft_wrap=True)
+        return
+    _show(evaluate(defended, x, y, threat, attacks, out=out, **options), out)
+
+
+@app.command("merge")
+def merge_command(
+    folders: Annotated[list[Path], typer.Argument(help="Folders that --shard wrote to, or of single parts.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the whole. By default the only one given.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run in --out.")] = False,
+    mixed: Annotated[
+        bool, typer.Option("--mixed", help="Join parts from different devices, versions or numbers of threads, too.")
+    ] = False,
+) -> None:
+    """Join the parts of an evaluation that several processes shared; print and write its report."""
+    if out is None:
+        if len(folders) > 1:
+            raise InputError(f"out is missing, and {len(folders)} folders were given; a folder was expected")
+        (out,) = folders
+    _show(merge(folders, out, overwrite=overwrite, mixed=mixed), out)
+
+
+@app.command("compare")
+def compare_command(
+    folders: Annotated[
+        list[Path], typer.Argument(help="Folders of finished runs; the first is what others are held against.")
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder for the table (JSON, Markdown) and a picture.")] = None,
+) -> None:
+    """Put runs beside each other, image by image where they attacked the same ones."""
+    comparison = compare(folders)
+    comparison.print()
+    if out is not None:
+        comparison.save(out)
+
+
+@app.command("entry")
+def entry_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option(help="JSON file to write.")],
+    dataset: Annotated[str, typer.Option(help="Name of the data set.")],
+    name: Annotated[str | None, typer.Option(help="Of the line. By default the defences with their options.")] = None,
+    link: Annotated[str | None, typer.Option(help="To the paper.")] = None,
+    reported: Annotated[float | None, typer.Option(help="Robust accuracy that the paper prints, in per cent.")] = None,
+    external: Annotated[
+        float | None, typer.Option(help="A lower one that somebody else has shown, in per cent.")
+    ] = None,
+    command: Annotated[
+        str | None, typer.Option(help="That made the run, as others can type it. By default as it was typed.")
+    ] = None,
+) -> None:
+    """Write the line of a run for a page of results."""
+    report = Report.load(folder)
+    options = {"name": name, "link": link, "reported": reported, "external": external, "command": command}
+    Entry.of(report, dataset, **options).save(out)  # type: ignore[arg-type]
+
+
+@app.command("leaderboard")
+def leaderboard_command(
+    folder: Annotated[Path, typer.Argument(help="Folder of entries, as the command entry writes them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Markdown file to write. By default README.md in the folder.")
+    ] = None,
+) -> None:
+    """Write the page of all results in a folder."""
+    page = leaderboard(folder)
+    target = folder / "README.md" if out is None else out
+    try:
+        replace_file(target, page.encode())
+    except OSError as error:
+        raise InputError(f"out is {target}, which cannot be written ({error.strerror}); a file was expected") from None
+
+
+def _show(report: Report, out: Path | None) -> None:
     report.print()
     if out is not None:
         Console().print(f"Report: {out / 'report.html'}", soft_wrap=True)

@@ -23,7 +23,7 @@ from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
 from art_defenses_ext.datasets import DATASETS, Dataset
 from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
-from art_defenses_ext.evaluation.records import RunDirectory
+from art_defenses_ext.evaluation.run_directory import RECORDS
 from art_defenses_ext.models import MODELS, build_model
 from art_defenses_ext.validation import InputError
 
@@ -150,7 +150,7 @@ def test_evaluate_prints_and_writes_its_report(command: Command, quick: list[str
     assert f"{100 * report['worst_case']['rate']:.1f}" in result.out
     assert str(tmp_path / "run" / "report.html") in result.out
     assert all(spec.name in result.out for spec in PAPERS["jump_relu"])
-    assert len((tmp_path / "run" / RunDirectory.RECORDS).read_text().splitlines()) == 20
+    assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 20
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
     assert report["run"]["command"].startswith("art-defenses evaluate --weights")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -164,7 +164,7 @@ def test_it_is_the_evaluation_of_the_library(
     defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
     x, y = digits.test.x[:20], digits.test.y[:20]
     evaluate(defended, x, y, Linf(0.08), "papers", seed=3, block_size=8, out=tmp_path / "b")
-    files = [(tmp_path / name / RunDirectory.RECORDS).read_bytes() for name in "ab"]
+    files = [(tmp_path / name / RECORDS).read_bytes() for name in "ab"]
     assert files[0] == files[1]
     settings = [json.loads((tmp_path / name / "report.json").read_text())["run"]["settings"] for name in "ab"]
     assert settings[0] == settings[1]
@@ -321,7 +321,55 @@ def test_an_earlier_run_is_replaced_only_when_asked(command: Command, quick: lis
     assert "overwrite" in refused.err
     assert tree(tmp_path) == before
     assert command(*quick, "--samples", 3, "--out", "run", "--overwrite").status == 0
-    assert len((tmp_path / "run" / RunDirectory.RECORDS).read_text().splitlines()) == 3
+    assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 3
+
+
+# Shared, compared, published
+
+
+def test_parts_are_merged_into_the_run_of_one_process(command: Command, quick: list[str], tmp_path: Path) -> None:
+    cut = [*quick, "--samples", 7, "--block-size", 2]
+    assert command(*cut, "--out", "whole").status == 0
+    for number in (2, 1):
+        part = command(*cut, "--out", "run", "--shard", f"{number}/2")
+        assert (part.status, part.err) == (0, "")
+        assert "art-defenses merge run" in part.out
+    assert not (tmp_path / "run" / "report.json").exists()
+    merged = command("merge", "run")
+    assert (merged.status, merged.err) == (0, "")
+    assert "run/report.html" in merged.out
+    assert (tmp_path / "run" / RECORDS).read_bytes() == (tmp_path / "whole" / RECORDS).read_bytes()
+
+
+def test_a_launcher_says_which_part_to_do(
+    command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    assert command(*quick, "--samples", 4, "--block-size", 1, "--out", "run").status == 0
+    assert len((tmp_path / "run" / "shards" / "2-of-3" / RECORDS).read_text().splitlines()) == 1
+    assert command(*quick, "--samples", 4, "--out", "all", "--shard", "1/1").status == 0
+    assert (tmp_path / "all" / "report.json").exists()
+    refused = command(*quick, "--samples", 4)
+    assert refused.status == 2
+    assert "out is missing" in refused.err
+
+
+def test_runs_are_compared_and_published(command: Command, quick: list[str], tmp_path: Path) -> None:
+    for name, more in (("a", []), ("b", ["--jump", 0.5])):
+        arguments = [*quick, *more, "--attacks", "standard", "--samples", 4, "--curve-samples", 0]
+        arguments += ["--check-samples", 1, "--out", name]
+        assert command(*arguments).status == 0
+    compared = command("compare", "a", "b", "--out", "both")
+    assert (compared.status, compared.err) == (0, "")
+    assert {path.name for path in (tmp_path / "both").iterdir()} == {"compare.json", "compare.md", "compare.png"}
+    for name in "ab":
+        entry = command("entry", name, "--out", f"results/{name}.json", "--dataset", "digits", "--command", "make it")
+        assert (entry.status, entry.err) == (0, "")
+    assert command("leaderboard", "results").status == 0
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert "## digits, linf, eps 0.1" in page
+    assert page.count("make it") == 2
 
 
 # What a user gets wrong
@@ -340,7 +388,9 @@ def _other_weights(folder: Path) -> Path:
 
 
 def _earlier_run(folder: Path) -> Path:
-    return RunDirectory(folder / "earlier").path
+    (folder / "earlier").mkdir()
+    (folder / "earlier" / RECORDS).write_text("")
+    return folder / "earlier"
 
 
 def _without_relu(folder: Path) -> str:
@@ -379,6 +429,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "out below a file": (["--out", lambda folder: _text_file(folder) / "run"], "out is "),
     "out too long": (["--out", "x" * 300], "out is "),
     "an earlier run": (["--out", _earlier_run], "out is "),
+    "no part": (["--shard", "3/2"], "shard is "),
     "unknown network": (["--model", "alexnet"], "model is 'alexnet'"),
     "network for other images": (["--model", "resnet20"], "model resnet20 takes images (3, 32, 32)"),
     "no module": (["--model", "nowhere_at_all:build"], "model is 'nowhere_at_all:build'"),
@@ -545,7 +596,7 @@ def test_a_detector_is_fitted_on_the_training_images_or_comes_from_its_file(
     detector.save(tmp_path / "fitted")
     result = command("evaluate", *WATCH, *run_options, "--seed", 1, "--fitted", tmp_path / "fitted", "--out", "b")
     assert (result.status, result.err) == (0, "")
-    records = [(tmp_path / name / RunDirectory.RECORDS).read_bytes() for name in "ab"]
+    records = [(tmp_path / name / RECORDS).read_bytes() for name in "ab"]
     assert records[0] == records[1]
 
 

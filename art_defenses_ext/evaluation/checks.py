@@ -12,16 +12,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
-from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import Kind
 from art_defenses_ext.evaluation.binarization import Binarization
 from art_defenses_ext.evaluation.gradient_health import FAITHFUL_SHARE, GradientHealth
-from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
-from art_defenses_ext.evaluation.settings import Settings
+from art_defenses_ext.evaluation.settings import RunDescription
 
 TOLERATED = 0.01
 """The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's
@@ -67,18 +64,16 @@ class Evidence:
     """What the checks look at.
 
     Attributes:
-        attacker: what the attacker was given.
+        run: what was run.
         plan: the runs.
         records: what they did.
-        settings: of the evaluation.
         health: of the gradients, one for each mode.
         binarization: None if it was not run.
     """
 
-    attacker: Attacker
+    run: RunDescription
     plan: list[AttackRun]
     records: list[SampleRecord]
-    settings: Settings
     health: list[GradientHealth]
     binarization: Binarization | None
 
@@ -139,11 +134,10 @@ def _larger_eps(name: str, evidence: Evidence) -> Check:
         return Check(name, "not run", "the attack was not run at an eps without hope")
     limit = next(run.threat.eps for run in evidence.plan if run.role == "limit")
     left = Proportion.of(record.correct and _holds(record, at_limit) for record in reached)
-    classifier = evidence.attacker.classifier
-    chance = 1 / nb_labels(classifier)
+    chance = 1 / evidence.run.labels
     rise, where = _largest_rise(evidence)
     bad = left.interval[0] > chance or _too_many(rise)
-    reach = "where each can be turned into any other" if rejects(classifier) else "where all can be turned grey"
+    reach = "where each can be turned into any other" if evidence.run.rejects else "where all can be turned grey"
     finding = f"{_of(left)} images stay correct{_or_rejected(evidence)} at eps {limit:g}, {reach}"
     if rise.count:
         finding += f"; {_of(rise)} images {where} were broken only by the smaller eps"
@@ -205,26 +199,26 @@ def _gradients(name: str, evidence: Evidence) -> Check:
 
 def _randomness(name: str, evidence: Evidence) -> Check:
     """A random defence is averaged by its attacker."""
-    attacker = evidence.attacker
-    figures = {"random": attacker.random, "draws": attacker.draws, "votes": attacker.votes}
-    if not attacker.random:
+    run = evidence.run
+    figures = {"random": run.random, "draws": run.draws, "votes": run.votes}
+    if not run.random:
         return Check(name, "passed", "two passes of the same images agree", figures)
-    if attacker.draws > 1:
-        return Check(name, "passed", f"passes differ; the attacker averaged {attacker.draws} of them", figures)
+    if run.draws > 1:
+        return Check(name, "passed", f"passes differ; the attacker averaged {run.draws} of them", figures)
     return Check(name, "failed", "passes differ, and the attacker followed the gradient of single ones", figures)
 
 
 def _modes(name: str, evidence: Evidence) -> Check:
     """Every gradient mode was tried; what the exact gradient alone would have hidden."""
-    attacker = evidence.attacker
-    if attacker.withheld:
-        withheld = f"the attacker was not given the modes {', '.join(attacker.withheld)}"
-        return Check(name, "failed", withheld, {"withheld": list(attacker.withheld)})
-    all_modes = [run for run in evidence.plan if _white(run) and run.spec.modes == "all"]
-    exact = [run.key for run in all_modes if set(run.mode.split("+")) == {"exact"}]
-    others = [run.key for run in evidence.plan if _white(run) and run.key not in exact]
+    run = evidence.run
+    if run.withheld:
+        withheld = f"the attacker was not given the modes {', '.join(run.withheld)}"
+        return Check(name, "failed", withheld, {"withheld": run.withheld})
+    all_modes = [one for one in evidence.plan if _white(one) and one.spec.modes == "all"]
+    exact = [one.key for one in all_modes if set(one.mode.split("+")) == {"exact"}]
+    others = [one.key for one in evidence.plan if _white(one) and one.key not in exact]
     left = [record for record in evidence.among(exact) if record.robust(exact)]
-    if len(attacker.modes) == 1:
+    if len(run.modes) == 1:
         return Check(name, "passed", "the exact gradient is the only one there is", {})
     if not left:
         return Check(name, "passed", "the exact gradient left no image to the other modes", {})
@@ -240,7 +234,7 @@ def _white(run: AttackRun) -> bool:
 def _binarization(name: str, evidence: Evidence) -> Check:
     """The attack finds examples that are known to exist."""
     test = evidence.binarization
-    if rejects(evidence.attacker.classifier):
+    if evidence.run.rejects:
         reason = "it replaces the classifier's last layer, and a detector does not look at what comes in its place"
         return Check(name, "not run", reason)
     if test is None:
@@ -253,7 +247,7 @@ def _binarization(name: str, evidence: Evidence) -> Check:
 
 
 def _or_rejected(evidence: Evidence) -> str:
-    return " or rejected" if rejects(evidence.attacker.classifier) else ""
+    return " or rejected" if evidence.run.rejects else ""
 
 
 def _of(share: Proportion) -> str:

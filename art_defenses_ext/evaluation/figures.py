@@ -28,7 +28,8 @@ from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.validation import FloatArray, InputError
 
 if TYPE_CHECKING:  # the report imports this module
-    from art_defenses_ext.evaluation.report import Example
+    from art_defenses_ext.evaluation.compare import Comparison
+    from art_defenses_ext.evaluation.examples import Example
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -117,6 +118,39 @@ def accuracy_curves(summary: Summary) -> Figure:
     legend.append((star, f"{100 * worst.rate:5.1f} %  {meaning}"))
     _finish(axes, summary)
     _legend(figure, legend, "accuracy at the marked eps")
+    return figure
+
+
+def comparison_bars(comparison: Comparison) -> Figure:
+    """The worst case of each run with its 95 % interval, and marks where the paper's attacks and clean images lie.
+
+    Args:
+        comparison: the runs.
+    """
+    runs = comparison.runs
+    figure = _figure(9.0, 1.6 + 0.6 * len(runs))
+    axes = figure.add_subplot()
+    for row, one in enumerate(runs):
+        worst = one.summary.worst_case
+        bound = one.summary.established is False
+        axes.barh(row, 100 * worst.rate, height=0.55, color=WORST, alpha=0.45 if bound else 0.85)
+        low, high = worst.interval
+        axes.plot([100 * low, 100 * high], [row, row], color=INK, linewidth=1.6, marker="|", markersize=9)
+        if one.summary.paper is not None:
+            axes.plot([100 * one.summary.paper.rate], [row], MARKERS[2], color=OTHER, markersize=8, clip_on=False)
+        axes.plot([100 * one.summary.clean.rate], [row], MARKERS[0], color=FAINT, markersize=8, clip_on=False)
+    names = [
+        _wrapped(f"{one.name}: {one.defences}{', an upper bound' * (one.summary.established is False)}", 34)
+        for one in runs
+    ]
+    axes.set_yticks(range(len(runs)), names, fontsize=10, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 100)
+    axes.set_xlabel(
+        "in per cent: bar, the worst case with its 95 % interval; diamond, after the paper's attacks; dot, clean"
+    )
+    _bare(axes)
+    axes.grid(axis="x", color="#e4e4e4")
     return figure
 
 

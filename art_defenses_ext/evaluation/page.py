@@ -14,7 +14,7 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.summary import Summary
 
 if TYPE_CHECKING:  # the report imports this module
-    from art_defenses_ext.evaluation.report import Example
+    from art_defenses_ext.evaluation.examples import Example
 
 TEMPLATE = "report.html.j2"
 

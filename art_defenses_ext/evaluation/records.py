@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from sys import intern
 from typing import Any
 
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.validation import InputError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Outcome:
     """What one attack did to one sample.
 
@@ -55,7 +53,7 @@ class Outcome:
         return self.prediction != label and self.usable and threat.allows(getattr(self, threat.norm_name))
 
 
-@dataclass
+@dataclass(slots=True)
 class SampleRecord:
     """One sample and all that was tried on it.
 
@@ -102,7 +100,14 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """What one attack on one block of samples cost."""
+    """What one attack on one block of samples cost.
+
+    Attributes:
+        block: index of the block's first sample.
+        attack: the attack's key.
+        samples: how many it attacked.
+        cost: passes, seconds, memory.
+    """
 
     block: int
     attack: str
@@ -110,75 +115,42 @@ class CostRecord:
     cost: Cost
 
 
-def check_out(path: str | Path, overwrite: bool = False) -> Path:
-    """The folder of a run, if one can be written there; nothing is written yet.
+def as_line(record: SampleRecord | CostRecord) -> str:
+    """A record as a line of JSON.
 
     Raises:
-        InputError: if it cannot be written, or holds an earlier run and ``overwrite`` is not set.
+        ValueError: for a number that JSON has none for.
     """
-    folder = Path(path)
-    try:
-        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-        usable = usable and not any((folder / name).is_dir() for name in (RunDirectory.RECORDS, RunDirectory.COSTS))
-    except OSError:  # such as a name too long
-        usable = False
-    if not usable:
-        raise InputError(f"out is {path}, which cannot be written; a folder that can was expected")
-    if (folder / RunDirectory.RECORDS).exists() and not overwrite:
-        raise InputError(f"out is {path}, which holds an earlier run; another folder, or overwrite, was expected")
-    return folder
-
-
-class RunDirectory:
-    """The folder of a run: records and costs are appended block by block as it goes.
-
-    Args:
-        path: folder to write to; made if need be.
-        overwrite: replace the files of an earlier run there.
-
-    Raises:
-        InputError: as :func:`check_out`.
-    """
-
-    RECORDS, COSTS = "records.jsonl", "costs.jsonl"
-    RESULTS = ("report.json", "report.html", "examples.npz")
-
-    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
-        self.path = check_out(path, overwrite)
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            for name in self.RESULTS:  # or they would stand beside the records of another run
-                (self.path / name).unlink(missing_ok=True)
-            for name in (self.RECORDS, self.COSTS):
-                (self.path / name).write_text("", encoding="utf-8")
-        except OSError as error:
-            raise InputError(
-                f"out is {path}, which cannot be written ({error.strerror}); a folder was expected"
-            ) from None
-
-    def append(self, records: list[SampleRecord], costs: list[CostRecord]) -> None:
-        """Add the lines of one finished block."""
-        self._write(self.RECORDS, [asdict(record) for record in records])
-        self._write(self.COSTS, [_flat(record) for record in costs])
-
-    def _write(self, name: str, rows: list[dict[str, Any]]) -> None:
-        lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-        with (self.path / name).open("a", encoding="utf-8") as file:
-            file.write(lines)
-
-
-def _flat(record: CostRecord) -> dict[str, Any]:
     row = asdict(record)
-    cost: dict[str, Any] = row.pop("cost")
-    return row | cost
+    if isinstance(record, CostRecord):
+        cost: dict[str, Any] = row.pop("cost")
+        row |= cost
+    return json.dumps(row, allow_nan=False) + "\n"
 
 
-def read_records(path: str | Path) -> list[SampleRecord]:
-    """The sample records of a run's folder."""
-    lines = (Path(path) / RunDirectory.RECORDS).read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return [
-        SampleRecord(**(row | {"attacks": {key: Outcome(**outcome) for key, outcome in row["attacks"].items()}}))
-        for row in rows
-    ]
+def sample_of(line: str) -> SampleRecord:
+    """The sample's record of a line.
+
+    Raises:
+        ValueError: for a line that is none.
+    """
+    try:
+        row = json.loads(line)
+        outcomes = {intern(key): Outcome(**outcome) for key, outcome in row.pop("attacks").items()}
+        return SampleRecord(**row, attacks=outcomes)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def cost_of(line: str) -> CostRecord:
+    """The cost's record of a line.
+
+    Raises:
+        ValueError: for a line that is none.
+    """
+    try:
+        row = json.loads(line)
+        block, attack, samples = (row.pop(name) for name in ("block", "attack", "samples"))
+        return CostRecord(block, intern(attack), samples, Cost(**row))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(str(error)) from None

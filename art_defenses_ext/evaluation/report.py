@@ -2,47 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 from rich.console import Console
 
+from art_defenses_ext.evaluation.checks import Evidence, run_checks
+from art_defenses_ext.evaluation.examples import Example, written
+from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.page import render_page
-from art_defenses_ext.evaluation.records import SampleRecord
-from art_defenses_ext.evaluation.summary import Summary
+from art_defenses_ext.evaluation.records import CostRecord, SampleRecord
+from art_defenses_ext.evaluation.run_directory import (
+    Findings,
+    read_costs,
+    read_findings,
+    read_kept_examples,
+    read_manifest,
+    read_records,
+)
+from art_defenses_ext.evaluation.summary import Summary, summarise
 from art_defenses_ext.evaluation.table import render, verdict
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.validation import InputError
 
 FIGURES = ("accuracy", "curves", "examples", "excesses", "losses", "roc", "trade_off")
 """The pictures that a report may have."""
-
-
-@dataclass(frozen=True)
-class Example:
-    """An image that was classified correctly until an attack moved it.
-
-    Attributes:
-        index: position in the data set.
-        label: true class.
-        prediction: class after the attack.
-        attack: the attack's key.
-        clean: image (C, H, W) in the clip range.
-        adversarial: likewise.
-        views: what the defences make of both, (of the clean image, of the attacked one) by name; images.
-    """
-
-    index: int
-    label: int
-    prediction: int
-    attack: str
-    clean: FloatArray
-    adversarial: FloatArray
-    views: dict[str, tuple[FloatArray, FloatArray]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -55,6 +40,40 @@ class Report:
     summary: Summary
     records: list[SampleRecord] = field(repr=False)
     examples: list[Example] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        records: list[SampleRecord],
+        costs: list[CostRecord],
+        findings: Findings,
+        examples: list[Example],
+    ) -> Report:
+        """The report of what a run found."""
+        run, plan = manifest.run, manifest.plan
+        evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
+        checks = run_checks(evidence) if run.settings.check_samples else []
+        return cls(summarise(run, plan, records, costs + findings.costs, checks), records, examples)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """The report of a finished run, computed anew from its folder, which may come from another machine.
+
+        Raises:
+            InputError: for a folder that holds no run, an unfinished one, a part of one, or one of another version.
+        """
+        path = Path(folder)
+        manifest = read_manifest(path)
+        if not manifest.shard.is_whole:
+            raise InputError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
+        records = read_records(path)
+        if len(records) < manifest.run.settings.samples:
+            raise InputError(
+                f"folder is {folder}, which holds {len(records)} of {manifest.run.settings.samples} samples; "
+                "a finished run was expected: the command that began it goes on with it"
+            )
+        return cls.of(manifest, records, read_costs(path), read_findings(path), read_kept_examples(path))
 
     @property
     def robust_accuracy(self) -> float:
@@ -81,9 +100,8 @@ class Report:
         """Write the report into a folder, which is made if need be.
 
         Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show the
-        other pictures of ``FIGURES`` and ``examples.npz`` (arrays ``clean``, ``adversarial``, ``index``, ``label``,
-        ``prediction``, ``attack``). Those that a former report left there and this one has nothing for are removed.
-        Each file appears whole or not at all.
+        other pictures of ``FIGURES`` and ``examples.npz`` (``evaluation/examples.py``). Those that a former report left
+        there and this one has nothing for are removed. Each file appears whole or not at all.
 
         Args:
             folder: where to.
@@ -95,11 +113,11 @@ class Report:
         contents: dict[str, bytes | None] = {
             "report.json": _json(self.summary),
             "report.html": render_page(self.summary, self.examples, figures).encode(),
-            "examples.npz": _arrays(self.examples) if self.examples else None,
+            "examples.npz": written(self.examples) if self.examples else None,
         } | {f"figures/{name}.png": figures.get(name) for name in FIGURES}
         try:
             for name, content in contents.items():
-                _replace(Path(folder) / name, content)
+                replace_file(Path(folder) / name, content)
         except OSError as error:
             raise InputError(
                 f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
@@ -137,32 +155,3 @@ class Report:
 
 def _json(summary: Summary) -> bytes:
     return (json.dumps(summary.as_dict(), indent=1, allow_nan=False) + "\n").encode()
-
-
-def _arrays(examples: Sequence[Example]) -> bytes:
-    """The examples as a ``.npz`` file that numpy reads without pickle."""
-    buffer = io.BytesIO()
-    np.savez(
-        buffer,
-        clean=np.stack([one.clean for one in examples]),
-        adversarial=np.stack([one.adversarial for one in examples]),
-        index=np.array([one.index for one in examples]),
-        label=np.array([one.label for one in examples]),
-        prediction=np.array([one.prediction for one in examples]),
-        attack=np.array([one.attack for one in examples]),
-    )
-    return buffer.getvalue()
-
-
-def _replace(path: Path, content: bytes | None) -> None:
-    """Put ``content`` at ``path`` in one step, so that a crash leaves the old file or the new; None removes it."""
-    if content is None:
-        path.unlink(missing_ok=True)
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

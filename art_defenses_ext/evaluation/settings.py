@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,10 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
-from art_defenses_ext.gradient_mode import Training, Tuning, find_defences
+from art_defenses_ext.evaluation.judge import nb_labels
+from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.gradient_mode import Defence, Training, Tuning, find_defences
+from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.validation import FloatArray, IntArray
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
@@ -50,6 +53,22 @@ class Settings:
     check_samples: int
     adaptive: bool
 
+    @classmethod
+    def of(
+        cls,
+        threat: Threat,
+        attacks: str | list[str],
+        samples: int,
+        seed: int,
+        block_size: int,
+        curve_samples: int,
+        check_samples: int,
+        adaptive: bool,
+    ) -> Settings:
+        """From the arguments of an evaluation, of which some count samples that there may not be."""
+        curve, check = min(curve_samples, samples), min(check_samples, samples)
+        return cls(threat.norm_name, threat.eps, attacks, samples, seed, block_size, curve, check, adaptive)
+
 
 @dataclass(frozen=True)
 class RunDescription:
@@ -66,12 +85,19 @@ class RunDescription:
         draws: passes that the attacker averaged.
         model: class name of the network.
         model_sha256: of its parameters and buffers.
+        pipeline_sha256: of those of the whole defended classifier: preprocessing, model, detector.
+        undefended_sha256: of those of the undefended classifier; None without one.
+        foreign: preprocessors that are none of our defences, with their parameters as far as these are plain.
+        labels: number of classes that an image may belong to.
+        random: whether the defence is random.
+        withheld: gradient modes that there are and that the attacker did not try.
         data_sha256: of images and labels.
         device: the processor or GPU by name.
         threads: threads of torch on the CPU.
         command: the command line of the process.
         versions: Python's and the packages'.
         rejects: whether a detector rejects images.
+        environments: devices, threads and versions of parts that ran elsewhere, where they differ.
     """
 
     settings: Settings
@@ -83,15 +109,24 @@ class RunDescription:
     draws: int
     model: str
     model_sha256: str
+    pipeline_sha256: str
+    undefended_sha256: str | None
+    foreign: list[str]
+    labels: int
+    random: bool
+    withheld: list[str]
     data_sha256: str
     device: str
     threads: int
     command: str
     versions: dict[str, str]
     rejects: bool = False
+    environments: list[dict[str, Any]] = field(default_factory=list)
 
 
-def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: IntArray) -> RunDescription:
+def describe_run(
+    attacker: Attacker, undefended: PyTorchClassifier | None, settings: Settings, x: FloatArray, labels: IntArray
+) -> RunDescription:
     """Describe a run that is about to start."""
     classifier = attacker.classifier
     found = find_defences(classifier)
@@ -105,6 +140,12 @@ def describe_run(attacker: Attacker, settings: Settings, x: FloatArray, labels: 
         draws=attacker.draws,
         model=_network_name(classifier),
         model_sha256=fingerprint(classifier.model),
+        pipeline_sha256=_pipeline_sha256(classifier),
+        undefended_sha256=None if undefended is None else _pipeline_sha256(undefended),
+        foreign=[_named(one) for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)],
+        labels=nb_labels(classifier),
+        random=attacker.random,
+        withheld=list(attacker.withheld),
         data_sha256=_sha256([x, labels]),
         device=_device_name(classifier.device),
         threads=torch.get_num_threads(),
@@ -118,6 +159,19 @@ def _network_name(classifier: PyTorchClassifier) -> str:
     """The class of the network that all defences stand around."""
     model = classifier.model.pipeline.model if rejects(classifier) else classifier.model
     return type(getattr(model, "network", model)).__name__
+
+
+def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
+    """Of all tensors that an image meets, mean and deviation of ART's standardisation included."""
+    whole = Pipeline(classifier)
+    return fingerprint(dict(whole.named_parameters()) | dict(whole.named_buffers()))
+
+
+def _named(preprocessor: Any) -> str:
+    """Class and plain parameters of an ART preprocessor."""
+    found = {name: getattr(preprocessor, name, None) for name in preprocessor.params}
+    plain = (f"{name}={value!r}" for name, value in found.items() if isinstance(value, bool | int | float | str))
+    return f"{type(preprocessor).__name__}({', '.join(plain)})"
 
 
 def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:

@@ -17,10 +17,11 @@ from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecor
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 
-FORMAT = 5
+FORMAT = 6
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
-``detection``, and ``run`` holds ``rejects``."""
+``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
+(``evaluation/manifest.py``)."""
 
 
 @dataclass(frozen=True)

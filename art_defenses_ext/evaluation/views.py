@@ -10,7 +10,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.evaluation.report import Example
+from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.gradient_mode import Defence
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import as_model_input

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
@@ -21,7 +22,7 @@ from art_defenses_ext.evaluation.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import Outcome, SampleRecord
-from art_defenses_ext.evaluation.settings import Settings
+from art_defenses_ext.evaluation.settings import Settings, describe_run
 from art_defenses_ext.evaluation.threats import Linf
 
 THREAT, LIMIT = Linf(0.1), Linf(0.5)
@@ -66,7 +67,9 @@ def evidence(attacker: Attacker, broken: dict[str, int] | None = None, **changes
                 record.attacks[run.key] = outcome(hit)
         records.append(record)
     test = Binarization(Proportion(49, 50), Proportion(0, 50), Proportion(50, 50))
-    whole = Evidence(attacker, plan, records, SETTINGS, [HEALTHY], test)
+    images = np.zeros((1, *attacker.classifier.input_shape), np.float32)
+    run_as_it_was = describe_run(attacker, None, SETTINGS, images, np.zeros(1, np.int64))
+    whole = Evidence(run_as_it_was, plan, records, [HEALTHY], test)
     return replace(whole, **changes)
 
 

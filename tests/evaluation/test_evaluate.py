@@ -34,8 +34,8 @@ from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, PAPERS, STANDAR
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.evaluation.plan import CURVE_FACTORS, EFFORT, make_plan
 from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.records import RunDirectory, read_records
 from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import COSTS, RECORDS, read_records
 from art_defenses_ext.evaluation.summary import AttackRow, summarise
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.gradient_mode import find_defences
@@ -191,7 +191,7 @@ def row(report: Report, key: str) -> AttackRow:
 
 
 def lines(folder: Path) -> list[str]:
-    return (folder / RunDirectory.RECORDS).read_text(encoding="utf-8").splitlines()
+    return (folder / RECORDS).read_text(encoding="utf-8").splitlines()
 
 
 # The numbers follow from the records
@@ -299,7 +299,7 @@ def test_a_second_run_writes_the_same_bytes(
     one_hot = np.eye(10, dtype=np.float32)[y]
     with unsettled(1):
         evaluate(defended, x, one_hot, Linf(EPS), ATTACKS, out=tmp_path, block_size=BLOCK, curve_samples=0)
-    assert (tmp_path / RunDirectory.RECORDS).read_bytes() == (run.folder / RunDirectory.RECORDS).read_bytes()
+    assert (tmp_path / RECORDS).read_bytes() == (run.folder / RECORDS).read_bytes()
 
 
 def test_a_blocks_records_do_not_depend_on_the_other_blocks(
@@ -610,7 +610,7 @@ def test_costs_are_those_of_the_attack_alone(
     report = evaluate(defended, x, y, Linf(EPS), attacks, out=tmp_path, block_size=BLOCK, curve_samples=0)
     for key in "ab":
         assert (row(report, key).forward, row(report, key).backward) == (2, 1)
-    costs = [json.loads(line) for line in (tmp_path / RunDirectory.COSTS).read_text().splitlines()]
+    costs = [json.loads(line) for line in (tmp_path / COSTS).read_text().splitlines()]
     correct = predicted(defended, x) == y
     expected = [
         (start, key, BLOCK if key == "a" else int(correct[start : start + BLOCK].sum()))
@@ -779,7 +779,7 @@ def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_fa
     """The first rung of the ladder and its checks on more than a block, with fewer steps than they take."""
     folder = tmp_path_factory.mktemp("checked") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("art_defenses_ext.evaluation.evaluate.BINARIZED", 4)
+        patch.setattr("art_defenses_ext.evaluation.work.BINARIZED", 4)
         patch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
         report = evaluate(
             defended, x, y, Linf(0.05), [WHITE_BOX], out=folder, block_size=BLOCK, curve_samples=0, check_samples=20
@@ -1314,14 +1314,17 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("kind", ["a file", "an earlier run"])
+@pytest.mark.parametrize("kind", ["a file", "an older version's run", "another run"])
 def test_a_folder_that_cannot_be_used_is_refused_before_any_work(
     kind: str, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
 ) -> None:
     if kind == "a file":
         (tmp_path / "run").write_text("in the way")
+    elif kind == "an older version's run":
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / RECORDS).write_text("")
     else:
-        RunDirectory(tmp_path / "run")
+        evaluate(defended, x[:4], y[:4], Linf(2 * EPS), [own("white", lambda x, y: x)], out=tmp_path / "run")
     before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
     with pytest.raises(InputError, match=r"out is .* expected"):
         evaluate(defended, x, y, Linf(EPS), [own("white", untouchable)], out=tmp_path / "run")
@@ -1409,7 +1412,8 @@ def test_more_attacks_never_leave_more(run: Run, defended: PyTorchClassifier, x:
 
 def test_the_folder_holds_what_was_promised(run: Run) -> None:
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
-    promised = {"records.jsonl", "costs.jsonl", "report.json", "report.html", "figures/accuracy.png"}
+    promised = {"manifest.json", "records.jsonl", "costs.jsonl", "findings.json"}
+    promised |= {"report.json", "report.html", "figures/accuracy.png"}
     assert promised <= files
     assert all((run.folder / name).stat().st_size > 0 for name in promised)
     assert not any(Path(name).name.startswith(".") for name in files)  # nothing half-written
@@ -1443,7 +1447,7 @@ def test_records_grow_block_by_block(defended: PyTorchClassifier, x: FloatArray,
     seen[:] = [0, 0]
     evaluate(defended, x[:BLOCK], y[:BLOCK], Linf(EPS), attacks, out=tmp_path / "b", block_size=BLOCK, curve_samples=0)
     assert lines(tmp_path / "a") == lines(tmp_path / "b")
-    costs = [json.loads(line) for line in (tmp_path / "a" / RunDirectory.COSTS).read_text().splitlines()]
+    costs = [json.loads(line) for line in (tmp_path / "a" / COSTS).read_text().splitlines()]
     assert [(one["block"], one["attack"]) for one in costs] == [(0, "still"), (0, "fails")]
     assert not (tmp_path / "a" / "report.json").exists()
 

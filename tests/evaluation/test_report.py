@@ -20,6 +20,7 @@ from rich.console import Console
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.figures import (
     accuracy_curves,
     examples_figure,
@@ -34,7 +35,7 @@ from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
-from art_defenses_ext.evaluation.report import Example, Report
+from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.table import DETECTION_COLUMNS, detection_rows, headlines, training_in_words, verdict
@@ -72,6 +73,12 @@ def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
         "draws": 1,
         "model": "LeNetLike",
         "model_sha256": "1" * 64,
+        "pipeline_sha256": "3" * 64,
+        "undefended_sha256": None,
+        "foreign": [],
+        "labels": 10,
+        "random": False,
+        "withheld": [],
         "data_sha256": "2" * 64,
         "device": "CPU",
         "threads": 1,

@@ -45,6 +45,12 @@ RUN = RunDescription(
     draws=1,
     model="ByHand",
     model_sha256="",
+    pipeline_sha256="",
+    undefended_sha256=None,
+    foreign=[],
+    labels=10,
+    random=False,
+    withheld=[],
     data_sha256="",
     device="paper",
     threads=1,
@@ -531,7 +537,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
     result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT == 5
+    assert data["format"] == FORMAT == 6
     assert data["established"] is False
     assert data["checks"][0] == {
         "link": "docs/checks.md#more-effort",

@@ -1,0 +1,241 @@
+"""Runs beside each other: what each leaves, and whether one leaves more than another on the same images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+
+from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.summary import Summary
+from art_defenses_ext.evaluation.table import NOT_ESTABLISHED, defence_names, percent
+from art_defenses_ext.validation import InputError
+
+NORMAL = 1.959964
+"""The normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs on the same images, image by image.
+
+    Attributes:
+        both: images that are robust in both.
+        gained: that are robust in the second alone.
+        lost: that are robust in the first alone.
+        neither: that are robust in none.
+    """
+
+    both: int
+    gained: int
+    lost: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> Paired:
+        """From the verdicts on each image (N,) of both runs.
+
+        Raises:
+            InputError: for none, or different numbers of images.
+        """
+        if len(first) != len(second) or not first:
+            raise InputError(f"the runs have {len(first)} and {len(second)} images; equally many were expected")
+        counts = Counter(zip(map(bool, first), map(bool, second), strict=True))
+        return cls(counts[True, True], counts[False, True], counts[True, False], counts[False, False])
+
+    @property
+    def total(self) -> int:
+        """All images."""
+        return self.both + self.gained + self.lost + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Robust accuracy of the second less that of the first, from -1 to 1."""
+        return (self.gained - self.lost) / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference, which lies in [-1, 1].
+
+        Source: Agresti, Min 2005 (Statistics in Medicine 24), the Wald interval after half an image was added to each
+        of the four counts.
+        """
+        total, gained, lost = self.total + 2, self.gained + 0.5, self.lost + 0.5
+        middle = (gained - lost) / total
+        half = NORMAL * ((gained + lost) - (gained - lost) ** 2 / total) ** 0.5 / total
+        return max(middle - half, -1.0), min(middle + half, 1.0)
+
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test: how likely images that differ would fall so unevenly, were the runs equally good."""
+        differing = self.gained + self.lost
+        return float(binomtest(self.gained, differing).pvalue) if differing else 1.0
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts and statistics, for JSON."""
+        return vars(self) | {"difference": self.difference, "interval": list(self.interval), "p_value": self.p_value}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the runs.
+
+    Attributes:
+        name: of its folder.
+        summary: its figures.
+        against_first: its robust images against those of the first run; None of the first itself, and where images or
+            threat are others.
+    """
+
+    name: str
+    summary: Summary
+    against_first: Paired | None
+
+    @property
+    def defences(self) -> str:
+        """In words."""
+        return " + ".join(defence_names(self.summary.run)) or "none"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs beside each other.
+
+    Attributes:
+        runs: the first is what the others are compared with.
+    """
+
+    runs: list[Compared]
+
+    HEADS = ("run", "defences", "threat", "images", "worst case", "paper's attacks", "clean", "less the first", "p")
+
+    def rows(self) -> list[list[str]]:
+        """A line a run, under ``HEADS``."""
+        found = []
+        for one in self.runs:
+            settings, pair = one.summary.run.settings, one.against_first
+            found.append(
+                [
+                    one.name,
+                    one.defences,
+                    f"{settings.threat} {settings.eps:.4g}",
+                    str(settings.samples),
+                    _worst(one.summary),
+                    percent(one.summary.paper),
+                    percent(one.summary.clean),
+                    str(pair) if pair else "",
+                    f"{pair.p_value:.2g}" if pair else "",
+                ]
+            )
+        return found
+
+    def print(self, console: Console | None = None) -> None:
+        """Show the table in the terminal."""
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for head in self.HEADS:
+            table.add_column(head)
+        for row in self.rows():
+            table.add_row(*row)
+        (Console() if console is None else console).print(table)
+
+    def as_markdown(self) -> str:
+        """The table, and what its last columns mean."""
+        lines = [self.HEADS, ["---"] * len(self.HEADS), *self.rows()]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return (
+            f"{table}\n\n*Less the first*: robust accuracy less that of the first run, in points, with its 95 % "
+            "interval over the pairs of one image (Agresti, Min 2005); *p* of McNemar's exact test. Empty where images "
+            "or threat are others.\n"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "runs": [
+                {
+                    "name": one.name,
+                    "defences": one.defences,
+                    "settings": vars(one.summary.run.settings),
+                    "worst_case": one.summary.worst_case.as_dict(),
+                    "established": one.summary.established,
+                    "paper": None if one.summary.paper is None else one.summary.paper.as_dict(),
+                    "clean": one.summary.clean.as_dict(),
+                    "against_first": None if one.against_first is None else one.against_first.as_dict(),
+                }
+                for one in self.runs
+            ]
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``compare.json``, ``compare.md`` and ``compare.png`` into a folder, which is made if need be.
+
+        Raises:
+            InputError: if it cannot be written to.
+        """
+        from art_defenses_ext.evaluation.figures import comparison_bars, png  # matplotlib takes long to import
+
+        contents = {
+            "compare.json": (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
+            "compare.md": self.as_markdown().encode(),
+            "compare.png": png(comparison_bars(self)),
+        }
+        try:
+            for name, content in contents.items():
+                replace_file(Path(folder) / name, content)
+        except OSError as error:
+            raise InputError(
+                f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
+            ) from None
+
+
+def compare(folders: Sequence[str | Path]) -> Comparison:
+    """Compare finished runs, image by image where they attacked the same images in the same ball.
+
+    Args:
+        folders: of the runs; the others are compared with the first.
+
+    Raises:
+        InputError: for fewer than two, or folders without a finished run.
+    """
+    if len(folders) < 2:
+        raise InputError(f"folders holds {len(folders)}; two or more runs were expected")
+    reports = [Report.load(folder) for folder in folders]
+    first = reports[0]
+    return Comparison(
+        [
+            Compared(name, report.summary, None if report is first else _paired(first, report))
+            for name, report in zip(_names(folders), reports, strict=True)
+        ]
+    )
+
+
+def _paired(first: Report, second: Report) -> Paired | None:
+    mine, other = first.summary.run, second.summary.run
+    same_ball = (mine.settings.threat, mine.settings.eps) == (other.settings.threat, other.settings.eps)
+    if mine.data_sha256 != other.data_sha256 or not same_ball:
+        return None
+    return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
+
+
+def _names(folders: Sequence[str | Path]) -> list[str]:
+    """The folders' last names, or all of their paths where two have one name."""
+    last = [Path(folder).resolve().name for folder in folders]
+    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+
+
+def _worst(summary: Summary) -> str:
+    share: Proportion = summary.worst_case
+    return f"at most {percent(share)} ({NOT_ESTABLISHED})" if summary.established is False else percent(share)

@@ -1,0 +1,22 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def replace_file(path: Path, content: bytes | None) -> None:
+    """Put ``content`` at ``path`` in one step, so that a crash leaves the old file or the new; None removes it."""
+    if content is None:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())  # or the name may be on the disk before the bytes are
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,157 @@
+"""The parts of an evaluation, done by several processes, as one run."""
+
+from __future__ import annotations
+
+import heapq
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from art_defenses_ext.evaluation.examples import Example
+from art_defenses_ext.evaluation.manifest import ENVIRONMENT, Manifest
+from art_defenses_ext.evaluation.records import CostRecord
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import (
+    Block,
+    RunDirectory,
+    examples_by_block,
+    finished_blocks,
+    read_costs,
+    read_findings,
+    read_manifest,
+)
+from art_defenses_ext.evaluation.shard import WHOLE
+from art_defenses_ext.validation import InputError
+
+
+@dataclass(frozen=True)
+class Part:
+    """One process's part of an evaluation.
+
+    Attributes:
+        path: its folder.
+        manifest: what it is a part of.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @cached_property
+    def costs(self) -> dict[int, list[CostRecord]]:
+        """By the index of a block's first sample."""
+        found: dict[int, list[CostRecord]] = defaultdict(list)
+        for one in read_costs(self.path):
+            found[one.block].append(one)
+        return found
+
+    @cached_property
+    def examples(self) -> dict[int, list[Example]]:
+        """Likewise."""
+        return examples_by_block(self.path)
+
+
+def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, mixed: bool = False) -> Report:
+    """Join the parts of an evaluation and write its report.
+
+    Args:
+        folders: of the parts, or of what holds them, as :func:`.evaluate_shard` was given it.
+        out: folder of the whole; may be the one that holds the parts.
+        overwrite: replace an earlier run in ``out``.
+        mixed: join parts from different devices, versions or numbers of threads, too. Their records may differ by
+            rounding from those of a single process.
+
+    Returns:
+        The report, as :func:`.evaluate` returns it.
+
+    Raises:
+        InputError: for parts of different runs, samples that are missing or that two parts hold, and folders that
+            cannot be read or written; nothing is written then.
+    """
+    parts = [Part(path, read_manifest(path)) for folder in folders for path in _parts_in(Path(folder))]
+    if not parts:
+        raise InputError("folders is empty; at least one folder was expected")
+    _check_same(parts, mixed)
+    holders = _holders(parts)
+    first = parts[holders[0]]
+    findings = read_findings(first.path)
+    with RunDirectory(out, overwrite) as directory:
+        manifest = _whole(parts, first)
+        directory.check_same(manifest)
+        directory.begin(manifest)
+        for part, block in _in_order(parts):
+            if block.start not in directory.done:
+                directory.append_block(block, part.costs.get(block.start, []), part.examples.get(block.start, []))
+        directory.finish(findings)
+        report = Report.load(directory.path)
+        report.save(directory.path)
+    return report
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    """The parts below a folder, or the folder itself."""
+    found = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
+    return found or [folder]
+
+
+def _check_same(parts: list[Part], mixed: bool) -> None:
+    first = parts[0]
+    for part in parts[1:]:
+        difference = first.manifest.difference(part.manifest, but=ENVIRONMENT if mixed else ())
+        if difference is not None:
+            hint = ", or mixed," if first.manifest.difference(part.manifest, but=ENVIRONMENT) is None else ""
+            raise InputError(
+                f"{first.path} and {part.path} are parts of different runs: {difference}; "
+                f"parts of one run{hint} were expected"
+            )
+
+
+def _holders(parts: list[Part]) -> dict[int, int]:
+    """Which part holds the block that begins at each index; every block has one."""
+    holders: dict[int, int] = {}
+    for number, part in enumerate(parts):
+        for block in finished_blocks(part.path, part.manifest):
+            if block.start in holders:
+                raise InputError(
+                    f"{parts[holders[block.start]].path} and {part.path} both hold the samples from {block.start} on; "
+                    "each only once was expected"
+                )
+            holders[block.start] = number
+    settings = parts[0].manifest.run.settings
+    missing = [start for start in WHOLE.starts(settings.samples, settings.block_size) if start not in holders]
+    if missing:
+        raise InputError(
+            f"folders hold {len(holders)} of {len(holders) + len(missing)} blocks of {settings.block_size} samples; "
+            f"the one from sample {missing[0]} on is missing: {_who(parts, missing[0])}"
+        )
+    return holders
+
+
+def _who(parts: list[Part], start: int) -> str:
+    """Who was to do a block."""
+    settings = parts[0].manifest.run.settings
+    for part in parts:
+        if start in part.manifest.shard.starts(settings.samples, settings.block_size):
+            return f"{part.path} is not finished"
+    return f"no folder of the part that does it was given, only {', '.join(str(one.manifest.shard) for one in parts)}"
+
+
+def _in_order(parts: list[Part]) -> Iterator[tuple[Part, Block]]:
+    """All blocks in their order; of each part, one at a time is held."""
+    streams = [_tagged(number, part) for number, part in enumerate(parts)]
+    for _, number, block in heapq.merge(*streams):
+        yield parts[number], block
+
+
+def _tagged(number: int, part: Part) -> Iterator[tuple[int, int, Block]]:
+    for block in finished_blocks(part.path, part.manifest):
+        yield block.start, number, block
+
+
+def _whole(parts: list[Part], first: Part) -> Manifest:
+    """The manifest of the joined run; it names every environment that took part."""
+    own = first.manifest.environment
+    others = [part.manifest.environment for part in parts if part.manifest.environment != own]
+    distinct = [one for place, one in enumerate(others) if one not in others[:place]]
+    return first.manifest.whole(environments=distinct)

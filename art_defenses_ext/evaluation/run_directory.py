@@ -1,0 +1,393 @@
+"""The folder of a run: written block by block, continued after a kill, never by two at once.
+
+    manifest.json    what the run is (``manifest.py``); written before the first block
+    records.jsonl    a line a sample, whole blocks in their order; the same bytes however often the run was killed
+    costs.jsonl      a line an attack and block; seconds and memory, which are never the same
+    examples/        attacked images for the report, a file a block that has some
+    findings.json    what was found out about the attacks once for all blocks
+    lock             held while a process is at work
+
+A block counts as done when its last record's line has ended; what stands after that is cut off before a run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+
+from art_defenses_ext.evaluation.binarization import Binarization
+from art_defenses_ext.evaluation.examples import Example, first_of_each, read_examples, written
+from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.manifest import Manifest
+from art_defenses_ext.evaluation.records import CostRecord, SampleRecord, as_line, cost_of, sample_of
+from art_defenses_ext.evaluation.settings import Settings
+from art_defenses_ext.validation import InputError
+
+MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
+EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
+RESULTS = ("report.json", "report.html", "examples.npz")
+
+ONE_MORE_TIME = "; finished blocks stay, and the same command goes on after them"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about the attacks once for all blocks.
+
+    Attributes:
+        binarization: None if the test was not run.
+        costs: of finding out.
+    """
+
+    binarization: Binarization | None = None
+    costs: list[CostRecord] = field(default_factory=list)
+
+
+class Block(NamedTuple):
+    """A finished block as it stands in a file.
+
+    Attributes:
+        start: index of its first sample.
+        lines: of its records.
+    """
+
+    start: int
+    lines: list[bytes]
+
+
+def check_out(path: str | Path, overwrite: bool = False) -> Path:
+    """The folder of a run, if one can be written there; nothing is written yet.
+
+    Whether a run that lies there can be continued is seen when the folder is opened.
+
+    Raises:
+        InputError: if it cannot be written, or holds a run of an older version and ``overwrite`` is not set.
+    """
+    folder = Path(path)
+    try:
+        existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+        usable = usable and not any((folder / name).is_dir() for name in (MANIFEST, RECORDS, COSTS, FINDINGS, LOCK))
+    except OSError:  # such as a name too long
+        usable = False
+    if not usable:
+        raise InputError(f"out is {path}, which cannot be written; a folder that can was expected")
+    if (folder / RECORDS).exists() and not (folder / MANIFEST).exists() and not overwrite:
+        raise InputError(
+            f"out is {path}, which holds a run of an older version, without a manifest; "
+            "another folder, or overwrite, was expected"
+        )
+    return folder
+
+
+def check_settings(path: str | Path, settings: Settings) -> None:
+    """Refuse early, before anything is trained or attacked, to go on with a run of other settings.
+
+    Raises:
+        InputError: that names the first difference, or for a manifest that cannot be read.
+    """
+    if not (Path(path) / MANIFEST).exists():
+        return
+    difference = read_manifest(Path(path)).other_settings(settings)
+    if difference is not None:
+        raise InputError(_another_run(path, difference))
+
+
+def _another_run(path: str | Path, difference: str) -> str:
+    return (
+        f"out is {path}, which holds another run: {difference}; "
+        "the same settings, another folder, or overwrite, was expected"
+    )
+
+
+class RunDirectory:
+    """The folder of a run, and the lock on it.
+
+    Args:
+        path: folder to write to; made if need be.
+        overwrite: remove the files of an earlier run there.
+
+    Attributes:
+        manifest: of the run that lies there; None where none has begun.
+        done: the indices of the first samples of the blocks that are finished, once :meth:`begin` was called.
+
+    Raises:
+        InputError: as :func:`check_out`, and if another process is at work there.
+    """
+
+    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+        self.path = check_out(path, overwrite)
+        self.done: set[int] = set()
+        with _writing(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(self.path / LOCK)
+            try:
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                raise InputError(
+                    f"out is {path}, where another process is at work; another folder, or patience, was expected"
+                ) from None
+        try:
+            if overwrite:
+                self._clear()
+            self.manifest = read_manifest(self.path) if (self.path / MANIFEST).exists() else None
+        except InputError:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def check_same(self, manifest: Manifest) -> None:
+        """Refuse to go on with a run that is another one.
+
+        Raises:
+            InputError: that names the first difference.
+        """
+        if self.manifest is None:
+            return
+        difference = self.manifest.difference(manifest)
+        if difference is None and self.manifest.shard != manifest.shard:
+            difference = f"shard {self.manifest.shard}, not {manifest.shard}"
+        if difference is not None:
+            raise InputError(_another_run(self.path, difference))
+
+    def begin(self, manifest: Manifest) -> None:
+        """Write the manifest, or see what is done and cut off what a killed run has left unfinished.
+
+        Raises:
+            InputError: if the folder cannot be written, or records were changed by another hand.
+        """
+        with _writing(self.path):
+            for name in RESULTS:  # or they would stand beside unfinished records
+                (self.path / name).unlink(missing_ok=True)
+            if self.manifest is None:
+                for name in (RECORDS, COSTS):
+                    (self.path / name).write_bytes(b"")
+                replace_file(self.path / MANIFEST, manifest.as_json().encode())
+                self.manifest = manifest
+            self._cut_off(self.manifest)
+
+    def _cut_off(self, manifest: Manifest) -> None:
+        end = 0
+        for block in finished_blocks(self.path, manifest):
+            self.done.add(block.start)
+            end += sum(map(len, block.lines))
+        os.truncate(self.path / RECORDS, end)
+        kept = [as_line(one) for one in read_costs(self.path) if one.block in self.done]
+        replace_file(self.path / COSTS, "".join(kept).encode())
+        for path in _example_files(self.path):
+            if int(path.stem) not in self.done:
+                path.unlink()
+
+    def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
+        """Add one finished block.
+
+        Raises:
+            InputError: if it cannot be written, such as on a full disk.
+            ValueError: for a number that JSON has none for; nothing is written.
+        """
+        lines = [as_line(record).encode() for record in records]
+        self.append_block(Block(records[0].index, lines), costs, examples)
+
+    def append_block(self, block: Block, costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
+        """The same for records that are lines already. They come last: a block that has them has everything."""
+        spent = [as_line(one).encode() for one in costs]
+        with _writing(self.path, ONE_MORE_TIME):
+            if examples:
+                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", written(examples))
+            for name, lines in ((COSTS, spent), (RECORDS, block.lines)):
+                with (self.path / name).open("ab") as file:
+                    file.write(b"".join(lines))
+                    file.flush()
+                    os.fsync(file.fileno())
+
+    def finish(self, findings: Findings) -> None:
+        """Note what was found out once for all blocks."""
+        with _writing(self.path, ONE_MORE_TIME):
+            replace_file(self.path / FINDINGS, (json.dumps(asdict(findings), indent=1) + "\n").encode())
+
+    @property
+    def examples(self) -> list[Example]:
+        """Images for the report so far."""
+        return read_kept_examples(self.path)
+
+    @property
+    def has_findings(self) -> bool:
+        """Whether that was noted before."""
+        return (self.path / FINDINGS).exists()
+
+    def _clear(self) -> None:
+        with _writing(self.path):
+            for name in (MANIFEST, RECORDS, COSTS, FINDINGS, *RESULTS):
+                (self.path / name).unlink(missing_ok=True)
+            for path in _example_files(self.path):
+                path.unlink()
+
+
+class Memory:
+    """The same in memory, for a run that writes nothing.
+
+    Attributes:
+        manifest: what the run is; None before it has begun.
+        done: the indices of the first samples of the blocks that are finished.
+        records, costs, examples, findings: what was found so far.
+        has_findings: whether there are any of the latter.
+    """
+
+    def __init__(self) -> None:
+        self.manifest: Manifest | None = None
+        self.done: set[int] = set()
+        self.records: list[SampleRecord] = []
+        self.costs: list[CostRecord] = []
+        self.examples: list[Example] = []
+        self.findings, self.has_findings = Findings(), False
+
+    def check_same(self, manifest: Manifest) -> None:
+        """Nothing to compare with."""
+
+    def begin(self, manifest: Manifest) -> None:
+        """Keep what the run is."""
+        self.manifest = manifest
+
+    def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
+        """Add one finished block."""
+        self.done.add(records[0].index)
+        self.records += records
+        self.costs += costs
+        self.examples += examples
+
+    def finish(self, findings: Findings) -> None:
+        """Keep what was found out once for all blocks."""
+        self.findings, self.has_findings = findings, True
+
+
+@contextmanager
+def _writing(path: Path, hint: str = "") -> Iterator[None]:
+    """Say in words what the system has against writing."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"out is {path}, which cannot be written ({error.strerror}); a folder that can was expected{hint}"
+        ) from None
+
+
+# Reading
+
+
+def read_manifest(path: Path) -> Manifest:
+    """What the run in a folder is.
+
+    Raises:
+        InputError: for a folder without a run, or with one of another version.
+    """
+    if (path / RECORDS).exists() and not (path / MANIFEST).exists():
+        raise InputError(f"{path} holds a run of an older version, without a manifest; evaluate again")
+    return Manifest.read(path / MANIFEST)
+
+
+def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
+    """The blocks of a part of a run that are done, in their order, as far as they go without a gap.
+
+    Raises:
+        InputError: where the lines are not those of the part.
+    """
+    settings, file = manifest.run.settings, path / RECORDS
+    with _reading(path), file.open("rb") as lines:
+        for start in manifest.shard.starts(settings.samples, settings.block_size):
+            found = []
+            for index in range(start, min(start + settings.block_size, settings.samples)):
+                line = lines.readline()
+                if not line.endswith(b"\n"):
+                    return
+                _check_index(line, index, file)
+                found.append(line)
+            yield Block(start, found)
+        if lines.readline():
+            raise InputError(f"{file} goes on after its last sample; it was changed by another hand")
+
+
+def _check_index(line: bytes, index: int, file: Path) -> None:
+    try:
+        found = json.loads(line)["index"]
+    except (ValueError, KeyError, TypeError):
+        found = "none"
+    if found != index:
+        raise InputError(f"{file} holds sample {found} where {index} was expected; it was changed by another hand")
+
+
+def read_records(path: str | Path) -> list[SampleRecord]:
+    """The sample records in a run's folder.
+
+    Raises:
+        InputError: for a line that is none.
+    """
+    return _read_lines(Path(path) / RECORDS, sample_of)
+
+
+def read_costs(path: str | Path) -> list[CostRecord]:
+    """The costs in a run's folder; likewise."""
+    return _read_lines(Path(path) / COSTS, cost_of)
+
+
+def read_findings(path: Path) -> Findings:
+    """What was found out once for all blocks of the run in a folder.
+
+    Raises:
+        InputError: if that was not done yet, or cannot be read.
+    """
+    try:
+        return TypeAdapter(Findings).validate_json((path / FINDINGS).read_bytes())
+    except (OSError, ValueError):
+        raise InputError(f"{path / FINDINGS} is missing or broken; a run that came to its end was expected") from None
+
+
+def read_kept_examples(path: Path) -> list[Example]:
+    """The examples for the report of the run in a folder."""
+    return first_of_each(one for file in _example_files(path) for one in read_examples(file))
+
+
+def examples_by_block(path: Path) -> dict[int, list[Example]]:
+    """The examples of the run in a folder, by the index of their block's first sample."""
+    return {int(file.stem): read_examples(file) for file in _example_files(path)}
+
+
+def _example_files(path: Path) -> list[Path]:
+    return sorted((path / EXAMPLES).glob("*.npz"))
+
+
+One = TypeVar("One")
+
+
+def _read_lines(file: Path, parse: Callable[[str], One]) -> list[One]:
+    """Each finished line of a file; the last one may have been cut off by a kill."""
+    found = []
+    with _reading(file.parent), file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith("\n"):
+                break
+            try:
+                found.append(parse(line))
+            except ValueError as error:
+                raise InputError(f"{file}, line {number}, cannot be read ({error}); a record was expected") from None
+    return found
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read ({error}); the folder of a run was expected") from None

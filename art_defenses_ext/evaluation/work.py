@@ -1,0 +1,268 @@
+"""The attacks of a plan, carried out on one block of samples after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.attacker import Attacker
+from art_defenses_ext.evaluation.binarization import binarization_test
+from art_defenses_ext.evaluation.costs import measured
+from art_defenses_ext.evaluation.examples import NB_EXAMPLES, Example
+from art_defenses_ext.evaluation.judge import Judgement, classes, judge, predict
+from art_defenses_ext.evaluation.metrics import Scores, recorded
+from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.run_directory import Findings
+from art_defenses_ext.evaluation.seeding import derived_seed, seeded
+from art_defenses_ext.evaluation.settings import Settings
+from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.evaluation.views import with_views
+from art_defenses_ext.gradient_mode import gradient_mode
+from art_defenses_ext.validation import FloatArray, InputError, IntArray
+
+BINARIZED = 50  # images of the binarization test, at most: an attack each, one image at a time
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block after all attacks.
+
+    Attributes:
+        records: of each sample.
+        costs: of each attack.
+        examples: images for the report, of attacks that broke none before.
+    """
+
+    records: list[SampleRecord]
+    costs: list[CostRecord]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive samples that are attacked together.
+
+    Attributes:
+        start: index of the first.
+        x: clean images (n, ...).
+        labels: true classes (n,).
+        reference: the softmax lists (n, K) that all others are compared with.
+        records: of each sample; the attacks' outcomes are noted there.
+        examples: for the report.
+    """
+
+    start: int
+    x: FloatArray
+    labels: IntArray
+    reference: Scores
+    records: list[SampleRecord]
+    examples: list[Example] = field(default_factory=list)
+
+
+class Work:
+    """The attacks of a plan, carried out block by block.
+
+    Args:
+        attacker: what the attacker is given.
+        undefended: the classifier without defences, if there is one.
+        plan: the runs.
+        threat: the ball that counts.
+        settings: of the evaluation.
+        misled: whether no gradient mode leads where it says.
+        shown: attacks of which there is an example already.
+    """
+
+    def __init__(
+        self,
+        attacker: Attacker,
+        undefended: PyTorchClassifier | None,
+        plan: list[AttackRun],
+        threat: Threat,
+        settings: Settings,
+        misled: bool,
+        shown: Collection[str] = (),
+    ) -> None:
+        self.attacker, self.classifier, self.undefended = attacker, attacker.classifier, undefended
+        self.plan, self.threat, self.settings, self.misled = plan, threat, settings, misled
+        self.shown = set(shown)
+
+    def block(self, start: int, x: FloatArray, labels: IntArray, announce: Callable[[str], None]) -> Done:
+        """Attack the samples ``x`` (n, ...), which begin at index ``start``."""
+        block = self._clean(start, x, labels)
+        costs = []
+        for run in self.plan:
+            announce(run.key)
+            rows = self._rows(run, block.records)
+            if len(rows):
+                costs.append(self._attack(run, rows, block))
+        return Done(block.records, costs, with_views(self.classifier, block.examples))
+
+    def _clean(self, start: int, x: FloatArray, labels: IntArray) -> _Block:
+        """The block before any attack: what both classifiers say of the clean images."""
+        clean = self._judge("clean", start, x, labels)
+        plain = None if self.undefended is None else predict(self.undefended, x)
+        reference = clean.softmax if plain is None else plain.softmax
+        ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
+        records = [
+            SampleRecord(
+                index=start + i,
+                label=int(labels[i]),
+                clean=int(clean.classes[i]),
+                undefended_clean=None if plain is None else int(plain.classes[i]),
+                clean_misses=_clean_misses(clean, i),
+                clean_ndcg=ndcgs[i],
+                clean_reciprocal_rank=ranks[i],
+                clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
+                clean_excess=_excess(clean, i),
+            )
+            for i in range(len(x))
+        ]
+        return _Block(start, x, labels, reference, records)
+
+    def find_out(self, x: FloatArray) -> Findings:
+        """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
+        tries = [
+            (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
+            for run in self.plan
+            if run.role == "ladder"
+            and run.spec.kind == "white-box"
+            and (run.spec.crafted_on == "defended" or self.misled)
+        ]
+        if not tries or rejects(self.classifier) or not self.settings.check_samples:
+            return Findings()
+        images = x[: min(BINARIZED, self.settings.check_samples)]
+        with measured(self.classifier) as cost:
+            test = binarization_test(self.attacker.attacked, images, self.threat, tries, self.settings.seed)
+        return Findings(test, [CostRecord(0, "binarization", len(images), cost)])
+
+    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray) -> Judgement:
+        seed = derived_seed(self.settings.seed, f"judge {key}", start)
+        return judge(self.classifier, x, labels, self.attacker.votes, seed)
+
+    def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
+        """Which samples of the block the run attacks."""
+        if self._target(run) is None:
+            return np.array([], dtype=np.int64)
+        chosen = range(len(records))
+        if run.role != "ladder":
+            first = self.settings.curve_samples if run.role == "curve" else self.settings.check_samples
+            chosen = range(sum(record.index < first for record in records))
+        if run.role == "effort" or (run.role == "ladder" and run.spec.samples == "survivors"):
+            return np.array([i for i in chosen if records[i].robust()], dtype=np.int64)
+        return np.array(chosen, dtype=np.int64)
+
+    def _target(self, run: AttackRun) -> PyTorchClassifier | None:
+        """The classifier that the attack is made on; None if there is none, or no need to."""
+        if run.spec.crafted_on == "undefended":
+            return self.undefended
+        if run.spec.crafted_on == "smoothed":
+            return self.attacker.smoothed if self.misled else None
+        # What a paper ran is run as it was: without our surrogates and averages.
+        return self.classifier if run.spec.source == "paper" else self.attacker.attacked
+
+    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> CostRecord:
+        """Run one attack on some samples of a block, and note in their records what it did."""
+        target = self._target(run)
+        assert target is not None  # _rows left nothing to attack otherwise
+        seed = derived_seed(self.settings.seed, run.key, block.start)
+        x = block.x[rows]
+        one_hot = np.eye(target.nb_classes, dtype=np.float32)[block.labels[rows]]
+        given = None if run.spec.labels == "predicted" else one_hot
+        mode = run.mode if run.spec.crafted_on == "defended" else "exact"
+        # The network itself, whatever is wrapped around it.
+        counted = target if run.spec.crafted_on == "undefended" else self.classifier
+        forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
+        with seeded(seed), forms, measured(counted) as cost:
+            adversarial = run.spec.build(target, run.threat, seed).generate(x, given)
+        adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
+        outcomes = self._outcomes(run, rows, block, adversarial, usable)
+        for i, row in enumerate(rows):
+            self._keep_example(block, block.records[row], run, outcomes[i], x[i], adversarial[i])
+            block.records[row].attacks[run.key] = outcomes[i]
+        return CostRecord(block.start, run.key, len(rows), cost)
+
+    def _outcomes(
+        self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
+    ) -> list[Outcome]:
+        """What the images that an attack made of some samples are worth."""
+        labels = block.labels[rows]
+        judged = self._judge(run.key, block.start, adversarial, labels)
+        plain = None
+        if run.spec.crafted_on == "undefended" and self.undefended is not None:
+            plain = classes(self.undefended, adversarial)
+        delta = (adversarial - block.x[rows]).reshape(len(rows), -1).astype(np.float64)
+        sizes = {"linf": np.abs(delta).max(axis=1), "l2": np.linalg.norm(delta, axis=1)}
+        broken = judged.broken(labels)
+        inside = usable & np.array([self.threat.allows(float(size)) for size in sizes[self.threat.norm_name]])
+        ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
+        return [
+            Outcome(
+                prediction=int(judged.classes[i]),
+                misclassified=bool(broken[i]),
+                linf=round(float(sizes["linf"][i]), 7),
+                l2=round(float(sizes["l2"][i]), 7),
+                success=bool(broken[i] and inside[i]),
+                usable=bool(usable[i]),
+                undefended_prediction=None if plain is None else int(plain[i]),
+                misses=None if judged.misses is None else int(judged.misses[i]),
+                ndcg=ndcgs[i],
+                reciprocal_rank=ranks[i],
+                rejected=None if judged.rejected is None else bool(judged.rejected[i]),
+                excess=_excess(judged, i),
+            )
+            for i in range(len(rows))
+        ]
+
+    def _keep_example(
+        self,
+        block: _Block,
+        record: SampleRecord,
+        run: AttackRun,
+        outcome: Outcome,
+        clean: FloatArray,
+        adversarial: FloatArray,
+    ) -> None:
+        if outcome.success and record.robust() and run.key not in self.shown and len(self.shown) < NB_EXAMPLES:
+            self.shown.add(run.key)
+            block.examples.append(
+                Example(record.index, record.label, outcome.prediction, run.key, clean.copy(), adversarial.copy())
+            )
+
+
+def _check_examples(
+    adversarial: Any, key: str, x: FloatArray, classifier: PyTorchClassifier
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """What an attack returned, with the clean image where that is unusable, and which ones are usable (n,)."""
+    if not isinstance(adversarial, np.ndarray):
+        raise InputError(f"the attack {key!r} returned a {type(adversarial).__name__}; a numpy array was expected")
+    if adversarial.shape != x.shape:
+        raise InputError(f"the attack {key!r} returned shape {adversarial.shape}; {x.shape} was expected")
+    adversarial = adversarial.astype(np.float32)
+    inside = np.isfinite(adversarial)
+    if classifier.clip_values is not None:
+        low, high = classifier.clip_values
+        inside &= (adversarial >= low) & (adversarial <= high)
+    usable: npt.NDArray[np.bool_] = inside.reshape(len(x), -1).all(axis=1)
+    return np.where(usable.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x), usable
+
+
+def _clean_misses(clean: Judgement, i: int) -> int | None:
+    """In how many passes the label of a clean image was missed, or the image rejected."""
+    if clean.misses is None:
+        return None
+    return int(clean.misses[i]) + (0 if clean.rejections is None else int(clean.rejections[i]))
+
+
+def _excess(judged: Judgement, i: int) -> float | None:
+    """The detector's excess as records keep it: as many digits as float32 has, so that its sign is kept."""
+    if judged.excess is None or not np.isfinite(judged.excess[i]):
+        return None
+    return float(f"{judged.excess[i]:.7g}")

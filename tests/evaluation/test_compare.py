@@ -1,0 +1,136 @@
+"""Runs beside each other: the statistics of pairs, and who is paired with whom."""
+
+from __future__ import annotations
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from art.estimators.classification import PyTorchClassifier
+from scipy.stats import binom
+
+from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.compare import Paired, compare
+from art_defenses_ext.validation import InputError
+
+PGD = [AttackSpec("PGD", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed), "a")]
+
+
+# Pairs
+
+
+def test_images_are_counted_in_pairs() -> None:
+    pair = Paired.of([True, True, True, False, False], [True, False, False, True, False])
+    assert pair == Paired(both=1, gained=1, lost=2, neither=1)
+    assert pair.total == 5
+    assert pair.difference == -0.2
+
+
+def test_mcnemar_asks_how_unevenly_the_differing_images_fall() -> None:
+    """By brute force over all ways in which they might."""
+    for gained, lost in product(range(6), range(6)):
+        count = gained + lost
+        as_likely = [binom.pmf(k, count, 0.5) for k in range(count + 1)]
+        expected = sum(one for one in as_likely if one <= as_likely[gained] * (1 + 1e-9))
+        assert Paired(3, gained, lost, 7).p_value == pytest.approx(expected)
+
+
+def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
+    generator = np.random.default_rng(0)
+    for shares in ([0.5, 0.1, 0.05, 0.35], [0.02, 0.01, 0.2, 0.77], [0.9, 0.05, 0.05, 0.0]):
+        truth = shares[1] - shares[2]
+        inside = 0
+        for both, gained, lost, neither in generator.multinomial(200, shares, size=2000):
+            low, high = Paired(int(both), int(gained), int(lost), int(neither)).interval
+            inside += low <= truth <= high
+        assert 0.94 <= inside / 2000 <= 0.98
+
+
+def test_pairs_tell_more_than_two_means() -> None:
+    """60 and 64 % of 500 images: apart only if it is known that hardly an image changed sides."""
+    low, _ = Paired(both=299, gained=21, lost=1, neither=179).interval
+    assert low > 0
+    low, _ = Paired(both=200, gained=120, lost=100, neither=80).interval
+    assert low < 0
+
+
+def test_turning_the_runs_round_turns_the_interval_round() -> None:
+    one, other = Paired(5, 3, 9, 2), Paired(5, 9, 3, 2)
+    assert one.interval == pytest.approx(tuple(-end for end in reversed(other.interval)))
+    assert one.p_value == other.p_value
+    assert -1 <= Paired(0, 0, 1, 0).interval[0] <= Paired(0, 0, 1, 0).interval[1] <= 1
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
+def test_what_cannot_be_paired_is_refused(first: list[bool], second: list[bool]) -> None:
+    with pytest.raises(InputError, match="equally many were expected"):
+        Paired.of(first, second)
+
+
+# Runs
+
+
+@pytest.fixture(scope="module")
+def runs(digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs `bare`, `jump`, and one of other images and one in another ball."""
+    folder = tmp_path_factory.mktemp("compare")
+    jump = JumpReLU(digits_classifier, 1.0)()
+    x, y = digits.test.x, digits.test.y
+    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    for name, classifier, part, eps in (
+        ("bare", digits_classifier, slice(0, 40), 0.1),
+        ("jump", jump, slice(0, 40), 0.1),
+        ("others", jump, slice(40, 80), 0.1),
+        ("ball", jump, slice(0, 40), 0.2),
+    ):
+        evaluate(classifier, x[part], y[part], Linf(eps), PGD, out=folder / name, **options)
+    return folder
+
+
+def test_the_same_images_in_the_same_ball_are_paired(runs: Path) -> None:
+    comparison = compare([runs / name for name in ("bare", "jump", "others", "ball")])
+    paired = [one.against_first is not None for one in comparison.runs]
+    assert paired == [False, True, False, False]
+    pair = comparison.runs[1].against_first
+    assert pair is not None
+    rates = [one.summary.worst_case.rate for one in comparison.runs]
+    assert pair.difference == pytest.approx(rates[1] - rates[0])
+    assert pair.both + pair.lost == comparison.runs[0].summary.worst_case.count
+
+
+def test_a_run_against_itself_differs_in_nothing(runs: Path) -> None:
+    pair = compare([runs / "jump", runs / "jump"]).runs[1].against_first
+    assert pair is not None
+    assert (pair.gained, pair.lost, pair.p_value) == (0, 0, 1.0)
+
+
+def test_the_files_say_what_the_comparison_says(runs: Path, tmp_path: Path) -> None:
+    comparison = compare([runs / "bare", runs / "jump"])
+    comparison.save(tmp_path / "out")
+    data = json.loads((tmp_path / "out" / "compare.json").read_text())
+    pair = comparison.runs[1].against_first
+    assert pair is not None
+    assert data["runs"][1]["against_first"] == json.loads(json.dumps(pair.as_dict()))
+    assert [one["name"] for one in data["runs"]] == ["bare", "jump"]
+    text = (tmp_path / "out" / "compare.md").read_text()
+    assert str(pair) in text
+    assert "jump_relu (jump 1" in text
+    assert (tmp_path / "out" / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_one_name_go_by_their_paths(runs: Path) -> None:
+    names = [one.name for one in compare([runs / "bare", runs / "jump" / ".." / "bare"]).runs]
+    assert len(set(names)) == 2
+
+
+def test_one_run_or_none_is_refused(runs: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="two or more runs were expected"):
+        compare([runs / "bare"])
+    with pytest.raises(InputError, match="cannot be read"):
+        compare([runs / "bare", tmp_path])

@@ -1,0 +1,128 @@
+"""Entries and their page: the figures of a run, and nothing that is none."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.leaderboard import FORMAT, Entry, leaderboard
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.validation import InputError
+
+
+@pytest.fixture(scope="module")
+def report(digits: Dataset, digits_classifier: PyTorchClassifier) -> Report:
+    defended = JumpReLU(digits_classifier, 1.0)()
+    attacks = [
+        AttackSpec(
+            "PGD",
+            lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed),
+            "a",
+            kind="white-box",
+            modes="all",
+        ),
+        AttackSpec(
+            "PGD, bare",
+            lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed),
+            "b",
+            source="paper",
+            crafted_on="undefended",
+            samples="all",
+        ),
+    ]
+    x, y = digits.test.x[:30], digits.test.y[:30]
+    return evaluate(defended, x, y, Linf(0.1), attacks, curve_samples=0, check_samples=5, progress=False)
+
+
+@pytest.fixture
+def entry(report: Report) -> Entry:
+    return Entry.of(report, "digits", command="art-defenses evaluate --dataset digits")
+
+
+def test_an_entry_holds_the_figures_of_its_run(entry: Entry, report: Report) -> None:
+    summary = report.summary
+    assert summary.paper is not None
+    assert entry.robust_acc == pytest.approx(100 * summary.worst_case.rate, abs=0.005)
+    assert entry.paper_acc == pytest.approx(100 * summary.paper.rate, abs=0.005)
+    assert entry.clean_acc == pytest.approx(100 * summary.clean.rate, abs=0.005)
+    assert entry.robust_interval == pytest.approx([100 * end for end in summary.worst_case.interval], abs=0.005)
+    assert entry.unreliable == (not summary.established)
+    assert entry.failed_checks == summary.failed_checks
+    assert entry.seconds == pytest.approx(summary.total.seconds / 30, abs=1e-4)
+    assert (entry.dataset, entry.threat, entry.eps, entry.samples) == ("digits", "linf", 0.1, 30)
+    assert "jump_relu (jump 1" in entry.name
+    assert entry.pipeline_sha256 == summary.run.pipeline_sha256
+
+
+def test_an_entry_comes_back(entry: Entry, tmp_path: Path) -> None:
+    entry.save(tmp_path / "deep" / "a.json")
+    assert Entry.read(tmp_path / "deep" / "a.json") == entry
+    assert {"clean_acc", "reported", "external", "unreliable"} <= set(
+        json.loads((tmp_path / "deep" / "a.json").read_text())
+    )
+
+
+def test_the_best_known_is_the_least(entry: Entry) -> None:
+    assert replace(entry, robust_acc=50.0).best_known == 50
+    assert replace(entry, robust_acc=50.0, external=40.0).best_known == 40
+    assert replace(entry, robust_acc=50.0, external=60.0).best_known == 50
+
+
+@pytest.mark.parametrize("bad", [{"reported": -1}, {"reported": 101.0}, {"external": float("nan")}])
+def test_what_is_no_share_is_refused(bad: dict[str, Any], report: Report) -> None:
+    with pytest.raises(InputError, match="from 0 to 100 per cent"):
+        Entry.of(report, "digits", **bad)
+
+
+def test_a_run_without_checks_makes_no_entry(report: Report) -> None:
+    unchecked = replace(report, summary=replace(report.summary, checks=[]))
+    with pytest.raises(InputError, match="has no checks"):
+        Entry.of(unchecked, "digits")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', json.dumps({"format": FORMAT, "name": 3})])
+def test_what_is_no_entry_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(InputError, match=r"a\.json cannot be read .* expected") as caught:
+        leaderboard(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_folder_without_entries_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no entries"):
+        leaderboard(tmp_path)
+
+
+def test_the_page_ranks_by_what_is_known_and_marks_bounds_and_pairs(entry: Entry, tmp_path: Path) -> None:
+    entries = {
+        "low": replace(entry, name="low", robust_acc=10.0, unreliable=False),
+        "shown": replace(
+            entry, name="shown", robust_acc=90.0, unreliable=False, external=5.0, link="https://example.org"
+        ),
+        "bound": replace(entry, name="bound", robust_acc=60.0, unreliable=True),
+        "pair": replace(entry, name="pair", robust_acc=50.0, defences=entry.defences * 2),
+        "mnist": replace(entry, name="other data", dataset="mnist"),
+    }
+    for name, one in entries.items():
+        one.save(tmp_path / one.dataset / f"{name}.json")
+    page = leaderboard(tmp_path)
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings == ["## digits, linf, eps 0.1", "## mnist, linf, eps 0.1"]
+    digits = page.split("## ")[1].splitlines()
+    rows = [line for line in digits if line.startswith("|")][2:]
+    assert ["bound" in rows[0], "pair: pair" in rows[1], "low" in rows[2], "shown" in rows[3]] == [True] * 4
+    assert "at most **60.0**" in rows[0]
+    assert "at most" not in rows[2]
+    assert "[shown](https://example.org)" in rows[3]
+    assert "elsewhere 5.0" in rows[3]
+    assert "(digits/low.json)" in rows[2]
+    assert page.count("art-defenses evaluate --dataset digits") == 5

@@ -1,0 +1,403 @@
+"""A run that was killed, or shared by several processes, is the run that one process does in one go."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from art.estimators.classification import PyTorchClassifier
+from safetensors.torch import save_file
+
+from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.square import Square
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation import evaluate as module
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.evaluate import evaluate_shard
+from art_defenses_ext.evaluation.merge import merge
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import EXAMPLES, FINDINGS, MANIFEST, RECORDS
+from art_defenses_ext.evaluation.shard import WHOLE, Shard
+from art_defenses_ext.validation import FloatArray, InputError, IntArray
+
+SAMPLES, BLOCK, EPS = 23, 4, 0.1
+
+ATTACKS = [
+    AttackSpec(
+        "PGD, bare network",
+        lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed),
+        "transfer",
+        source="paper",
+        crafted_on="undefended",
+        samples="all",
+    ),
+    AttackSpec("Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=20, seed=seed), "b", kind="queries"),
+    AttackSpec(
+        "APGD",
+        lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=5, seed=seed),
+        "c",
+        kind="white-box",
+        modes="all",
+        curve=True,
+    ),
+]
+
+OPTIONS: dict[str, Any] = {"block_size": BLOCK, "curve_samples": 6, "check_samples": 5, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def defended(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return JumpReLU(digits_classifier, 1.0)()
+
+
+@pytest.fixture(scope="module")
+def x(digits: Dataset) -> FloatArray:
+    return digits.test.x[:SAMPLES].copy()
+
+
+@pytest.fixture(scope="module")
+def y(digits: Dataset) -> IntArray:
+    return digits.test.y[:SAMPLES].copy()
+
+
+@pytest.fixture(scope="module")
+def whole(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run in one go."""
+    folder = tmp_path_factory.mktemp("merge") / "whole"
+    evaluate(defended, x, y, Linf(EPS), ATTACKS, out=folder, **OPTIONS)
+    return folder
+
+
+def share(
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    out: Path,
+    count: int,
+    numbers: Sequence[int] = (),
+    **changes: Any,
+) -> list[Path]:
+    """Do some parts of the run, by default all."""
+    options = OPTIONS | changes
+    attacks, eps = options.pop("attacks", ATTACKS), options.pop("eps", EPS)
+    return [
+        evaluate_shard(defended, x, y, Linf(eps), attacks, shard=Shard(number, count), out=out, **options)
+        for number in numbers or range(1, count + 1)
+    ]
+
+
+def same_run(a: Path, b: Path) -> None:
+    """Byte for byte, but for seconds and memory."""
+    assert (a / RECORDS).read_bytes() == (b / RECORDS).read_bytes()
+    names = [sorted(path.name for path in (folder / EXAMPLES).iterdir()) for folder in (a, b)]
+    left, right = Report.load(a), Report.load(b)
+    assert [(one.index, one.attack) for one in left.examples] == [(one.index, one.attack) for one in right.examples]
+    assert names[0] == names[1] or len(names[0]) < len(names[1])  # a part may keep one that another part had before
+    for one, other in zip(left.examples, right.examples, strict=True):
+        assert np.array_equal(one.adversarial, other.adversarial)
+    assert left.records == right.records
+    assert [replace(row, seconds=0) for row in left.summary.rows] == [
+        replace(row, seconds=0) for row in right.summary.rows
+    ]
+    assert left.summary.checks == right.summary.checks
+    assert left.summary.curves == right.summary.curves
+
+
+# Parts
+
+
+def test_the_run_is_not_trivial(whole: Path) -> None:
+    report = Report.load(whole)
+    assert 0 < report.summary.worst_case.count < report.summary.clean.count
+    assert len(report.examples) >= 2
+    assert len([row for row in report.summary.rows if row.broke]) >= 2
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_parts_give_the_bytes_of_the_whole(
+    count: int, whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    """Of an odd number of samples; seven parts of six blocks, one of them empty."""
+    folders = share(defended, x, y, tmp_path, count)
+    report = merge([tmp_path], tmp_path)
+    same_run(whole, tmp_path)
+    assert report.robust_accuracy == Report.load(whole).robust_accuracy
+    assert (tmp_path / "report.html").stat().st_size > 0
+    assert all((folder / RECORDS).exists() for folder in folders)
+
+
+def test_folders_may_come_one_by_one_and_in_any_order(
+    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    folders = [share(defended, x, y, tmp_path / name, 2, [number])[0] for name, number in (("a", 2), ("b", 1))]
+    merge(folders, tmp_path / "out")
+    same_run(whole, tmp_path / "out")
+    merge(list(reversed(folders)), tmp_path / "again")
+    same_run(whole, tmp_path / "again")
+
+
+def test_parts_of_different_sizes_join_if_they_fit(
+    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    share(defended, x, y, tmp_path, 2, [1])
+    share(defended, x, y, tmp_path, 4, [2, 4])
+    merge([tmp_path], tmp_path / "out")
+    same_run(whole, tmp_path / "out")
+
+
+def test_merging_again_changes_nothing_and_goes_on_after_a_kill(
+    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    share(defended, x, y, tmp_path, 2)
+    merge([tmp_path], tmp_path)
+    merge([tmp_path], tmp_path)
+    same_run(whole, tmp_path)
+    records = tmp_path / RECORDS
+    records.write_bytes(records.read_bytes()[:-100])
+    merge([tmp_path], tmp_path)
+    same_run(whole, tmp_path)
+
+
+def test_a_finished_run_is_merged_with_nothing(whole: Path, tmp_path: Path) -> None:
+    merge([whole], tmp_path / "copy")
+    same_run(whole, tmp_path / "copy")
+
+
+def test_a_report_opens_elsewhere(whole: Path, tmp_path: Path) -> None:
+    """Without data, network or the machine that wrote it."""
+    shutil.copytree(whole, tmp_path / "elsewhere")
+    report = Report.load(tmp_path / "elsewhere")
+    assert report.summary.run == Report.load(whole).summary.run
+    report.save(tmp_path / "elsewhere")
+    for name in ("report.json", "report.html"):
+        assert (tmp_path / "elsewhere" / name).read_bytes() == (whole / name).read_bytes()
+    assert str(whole) not in (whole / "report.html").read_text()
+
+
+# What does not fit
+
+
+def refused(folders: Sequence[Path], out: Path, words: str, **options: Any) -> None:
+    with pytest.raises(InputError, match=words) as caught:
+        merge(folders, out, **options)
+    assert len(str(caught.value).splitlines()) == 1
+    assert not out.exists()
+
+
+def test_gaps_are_refused(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path) -> None:
+    folders = share(defended, x, y, tmp_path / "parts", 3, [1, 3])
+    refused(folders, tmp_path / "out", r"4 of 6 blocks .* from sample 4 on is missing: no folder .* only 1/3, 3/3")
+    folders += share(defended, x, y, tmp_path / "parts", 3, [2])
+    (middle,) = [folder for folder in folders if folder.name == "2-of-3"]
+    lines = (middle / RECORDS).read_text().splitlines(keepends=True)
+    (middle / RECORDS).write_text("".join(lines[:BLOCK]))
+    refused(folders, tmp_path / "out", r"5 of 6 blocks .* from sample 16 on is missing: .*2-of-3 is not finished")
+
+
+def test_duplicates_are_refused(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path) -> None:
+    folders = share(defended, x, y, tmp_path / "parts", 2)
+    refused([*folders, folders[0]], tmp_path / "out", "both hold the samples from 0 on")
+    share(defended, x, y, tmp_path / "parts", 4, [2])
+    refused([tmp_path / "parts"], tmp_path / "out", "both hold the samples from 4 on")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 1}, "settings seed 0, not 1"),
+        ({"eps": 0.2}, "settings eps 0.1, not 0.2"),
+        ({"attacks": ATTACKS[:1]}, "settings attacks"),
+    ],
+)
+def test_foreign_parts_are_refused(
+    changes: dict[str, Any], words: str, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    folders = share(defended, x, y, tmp_path / "a", 2, [1]) + share(defended, x, y, tmp_path / "b", 2, [2], **changes)
+    refused(folders, tmp_path / "out", f"different runs: {words}")
+
+
+def test_other_images_or_another_network_are_foreign(
+    defended: PyTorchClassifier, own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    first = share(defended, x, y, tmp_path / "a", 2, [1])
+    darker = share(defended, x * np.float32(0.5), y, tmp_path / "b", 2, [2])
+    refused(first + darker, tmp_path / "out", "data_sha256")
+    last = list(own_classifier.model.parameters())[-1]
+    last.data += 0.1
+    other = share(JumpReLU(own_classifier, 1.0)(), x, y, tmp_path / "c", 2, [2])
+    refused(first + other, tmp_path / "out", "model_sha256")
+    jump = share(JumpReLU(own_classifier, 0.5)(), x, y, tmp_path / "d", 2, [2])
+    refused(first + jump, tmp_path / "out", "defences 1 jump")
+
+
+def test_other_machines_join_only_when_asked(
+    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    folders = share(defended, x, y, tmp_path / "parts", 2)
+    manifest = folders[1] / MANIFEST
+    manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 4'))
+    refused(folders, tmp_path / "out", "different runs: threads 1, not 4; parts of one run, or mixed, were expected")
+    report = merge(folders, tmp_path / "out", mixed=True)
+    assert [one["threads"] for one in report.summary.run.environments] == [4]
+    assert (tmp_path / "out" / RECORDS).read_bytes() == (whole / RECORDS).read_bytes()
+
+
+def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    folders = share(defended, x, y, tmp_path / "parts", 2)
+    (folders[0] / FINDINGS).unlink()
+    refused(folders, tmp_path / "out", "came to its end")
+
+
+def test_no_folder_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
+    refused([], tmp_path / "out", "at least one folder was expected")
+    refused([tmp_path / "nothing"], tmp_path / "out", "cannot be read")
+
+
+def test_a_part_or_an_unfinished_run_is_no_report(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, whole: Path, tmp_path: Path
+) -> None:
+    (folder,) = share(defended, x, y, tmp_path, 2, [1])
+    with pytest.raises(InputError, match="part 1/2 of a run; merge"):
+        Report.load(folder)
+    shutil.copytree(whole, tmp_path / "cut")
+    lines = (tmp_path / "cut" / RECORDS).read_text().splitlines(keepends=True)
+    (tmp_path / "cut" / RECORDS).write_text("".join(lines[:-1]))
+    with pytest.raises(InputError, match="22 of 23 samples"):
+        Report.load(tmp_path / "cut")
+
+
+# Again
+
+
+def test_the_same_call_goes_on_without_repeating_a_block(
+    whole: Path,
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    block, began = module.Work.block, []
+
+    def failing(self: Any, start: int, *arguments: Any) -> Any:
+        began.append(start)
+        if len(began) == 3:
+            raise KeyboardInterrupt
+        return block(self, start, *arguments)
+
+    monkeypatch.setattr(module.Work, "block", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path, **OPTIONS)
+    evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path, **OPTIONS)
+    assert began == [0, 4, 8, 8, 12, 16, 20]
+    same_run(whole, tmp_path)
+    evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path, **OPTIONS)
+    assert len(began) == 7  # nothing was left to do
+    same_run(whole, tmp_path)
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    whole: Path,
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = random.Random(0)
+    monkeypatch.setattr(time, "time", lambda: generator.uniform(0, 4e9))
+    monkeypatch.setattr(time, "time_ns", lambda: generator.randrange(4 * 10**18))
+    report = evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path, **OPTIONS)
+    same_run(whole, tmp_path)
+    assert all(0 <= row.seconds < 600 for row in report.summary.rows)
+
+
+# Killed
+
+KILLED = '''
+import os, random, signal, sys, time
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from test_merge import ATTACKS, EPS
+from art_defenses_ext import JumpReLU, Linf
+from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.datasets import load_dataset
+from art_defenses_ext.evaluation.evaluate import evaluate_shard
+from art_defenses_ext.evaluation.shard import WHOLE
+
+weights, out = map(Path, sys.argv[2:4])
+digits = load_dataset("digits")
+defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
+x, y = digits.test.x[:11], digits.test.y[:11]
+options = {"shard": WHOLE, "block_size": 2, "curve_samples": 0, "check_samples": 0, "progress": False}
+
+def child(folder):
+    """Evaluate in a process of its own; its number."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        evaluate_shard(defended, x, y, Linf(EPS), ATTACKS, out=folder, **options)
+        status = 0
+    finally:
+        os._exit(status)
+
+began = time.perf_counter()
+assert os.waitpid(child(out / "undisturbed"), 0)[1] == 0
+length = time.perf_counter() - began
+generator, kills = random.Random(0), 0
+for number in range(20):
+    for attempt in range(50):
+        pid = child(out / str(number))
+        # Twice at least, at any moment of what it takes.
+        deadline = time.perf_counter() + (generator.uniform(0.02, 1.0) * length if attempt < 2 else 1e9)
+        while time.perf_counter() < deadline:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                break
+            time.sleep(0.002)
+        else:
+            os.kill(pid, signal.SIGKILL)
+            status = os.waitpid(pid, 0)[1]
+            kills += os.WIFSIGNALED(status)
+            continue
+        assert status == 0, status
+        if attempt >= 2:
+            break
+print(kills)
+'''
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forks of one that has loaded everything")
+def test_twenty_runs_killed_at_random_moments_end_in_the_same_bytes(
+    digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    save_file(digits_classifier.model.state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "killed.py").write_text(KILLED)
+    arguments = [tmp_path / "killed.py", Path(__file__).parent, tmp_path / "weights.safetensors", tmp_path / "runs"]
+    done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) >= 20
+    folders = [tmp_path / "runs" / name / WHOLE.folder for name in ("undisturbed", *map(str, range(20)))]
+    found = {(folder / RECORDS).read_bytes() for folder in folders}
+    assert len(found) == 1
+    pictures = {tuple(path.read_bytes() for path in sorted((folder / EXAMPLES).iterdir())) for folder in folders}
+    assert len(pictures) == 1
+    assert merge(folders[-1:], tmp_path / "out").summary.run.settings.samples == 11

@@ -1,0 +1,532 @@
+"""The folder of a run: what goes in comes out, a kill costs a block at most, and nothing foreign gets in."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from art_defenses_ext.evaluation import run_directory
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.binarization import Binarization
+from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.examples import Example
+from art_defenses_ext.evaluation.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.manifest import FORMAT, Manifest
+from art_defenses_ext.evaluation.plan import AttackRun
+from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.run_directory import (
+    COSTS,
+    EXAMPLES,
+    LOCK,
+    MANIFEST,
+    RECORDS,
+    Findings,
+    RunDirectory,
+    check_out,
+    finished_blocks,
+    read_costs,
+    read_findings,
+    read_kept_examples,
+    read_manifest,
+    read_records,
+)
+from art_defenses_ext.evaluation.settings import RunDescription, Settings
+from art_defenses_ext.evaluation.shard import WHOLE, Shard
+from art_defenses_ext.evaluation.threats import L2, Linf
+from art_defenses_ext.gradient_mode import Training, Tuning
+from art_defenses_ext.validation import InputError
+
+SAMPLES, BLOCK = 7, 3
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("no attack is to be made")
+
+
+def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
+    settings = Settings("linf", 0.1, "standard", SAMPLES, 0, BLOCK, 2, 2, adaptive=True)
+    values: dict[str, Any] = {
+        "settings": settings,
+        "defences": [{"name": "jump_relu", "jump": [0.5, 1.0]}],
+        "tunings": [Tuning("jump", 0.5, [(0.0, 0.99), (0.5, 0.98)])],
+        "trainings": [Training({"nb_epochs": 2}, [(0.5, None), (0.25, 0.3)])],
+        "modes": ["exact", "smooth"],
+        "votes": 1,
+        "draws": 1,
+        "model": "ByHand",
+        "model_sha256": "1" * 64,
+        "pipeline_sha256": "2" * 64,
+        "undefended_sha256": None,
+        "foreign": ["JpegCompression(quality=50)"],
+        "labels": 10,
+        "random": False,
+        "withheld": [],
+        "data_sha256": "3" * 64,
+        "device": "CPU x86_64",
+        "threads": 1,
+        "command": "art-defenses evaluate",
+        "versions": {"python": "3.11.0", "torch": "2.8.0"},
+    }
+    plan = [
+        AttackRun(AttackSpec("white", never, "a", kind="white-box", modes="all"), "smooth", Linf(0.1)),
+        AttackRun(AttackSpec("curve", never, "b", source="paper", curve=True), "exact", L2(0.5), "curve"),
+    ]
+    health = [GradientHealth("exact", 2, not_finite=0, zero=1, vanishing=0, faithful=1, useful=(True, False))]
+    return Manifest(RunDescription(**(values | changes)), plan, health, shard)
+
+
+def records(start: int, count: int = BLOCK) -> list[SampleRecord]:
+    outcome = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True)
+    return [SampleRecord(start + i, 7, 7, attacks={"white [smooth] @ 0.1": outcome}) for i in range(count)]
+
+
+def costs(start: int, seconds: float = 0.125) -> list[CostRecord]:
+    return [CostRecord(start, "white [smooth] @ 0.1", BLOCK, Cost(6, 3, seconds, 1024))]
+
+
+def example(index: int, attack: str = "white [smooth] @ 0.1") -> Example:
+    image = np.full((1, 2, 2), index / 8, np.float32)
+    return Example(index, 7, 3, attack, image, image + 0.05, {"heat map": (image, image * 2)})
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file below a folder with what is in it."""
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def begun(path: Path, done: int = 0, shard: Shard = WHOLE) -> RunDirectory:
+    """A folder with so many finished blocks."""
+    directory = RunDirectory(path)
+    directory.begin(manifest(shard))
+    for start in list(shard.starts(SAMPLES, BLOCK))[:done]:
+        directory.append(records(start, min(BLOCK, SAMPLES - start)), costs(start), [example(start)])
+    return directory
+
+
+# What goes in comes out
+
+
+def test_what_is_appended_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run"
+    with begun(path) as directory:
+        assert read_records(path) == []
+        directory.append(records(0), costs(0), [example(0)])
+        assert read_records(path) == records(0)
+        directory.append(records(3), costs(3))
+    assert read_records(str(path)) == records(0) + records(3)
+    assert read_costs(path) == costs(0) + costs(3)
+    (kept,) = read_kept_examples(path)
+    wanted = example(0)
+    assert (kept.index, kept.label, kept.prediction, kept.attack) == (0, 7, 3, wanted.attack)
+    assert np.array_equal(kept.adversarial, wanted.adversarial)
+    assert np.array_equal(kept.views["heat map"], wanted.views["heat map"])
+
+
+def test_the_manifest_comes_back(tmp_path: Path) -> None:
+    begun(tmp_path)
+    back, wanted = read_manifest(tmp_path), manifest()
+    assert back.run == wanted.run
+    assert back.health == wanted.health
+    assert back.shard == WHOLE
+    assert [run.key for run in back.plan] == [run.key for run in wanted.plan]
+    assert [replace(run.spec, build=never) for run in back.plan] == [run.spec for run in wanted.plan]
+    assert [run.threat for run in back.plan] == [run.threat for run in wanted.plan]
+    assert back.difference(wanted) is None
+    with pytest.raises(InputError, match="what it did, not how"):
+        back.plan[0].spec.build(None, Linf(0.1), 0)
+
+
+@pytest.mark.parametrize("test", [None, Binarization(Proportion(4, 5), Proportion(0, 5), Proportion(5, 5))])
+def test_findings_come_back(tmp_path: Path, test: Binarization | None) -> None:
+    with begun(tmp_path) as directory:
+        assert not directory.has_findings
+        with pytest.raises(InputError, match="came to its end"):
+            read_findings(tmp_path)
+        directory.finish(Findings(test, costs(0)))
+        assert directory.has_findings
+    assert read_findings(tmp_path) == Findings(test, costs(0))
+
+
+def test_one_example_an_attack_is_kept_and_eight_in_all(tmp_path: Path) -> None:
+    with begun(tmp_path) as directory:
+        directory.append(records(0), costs(0), [example(0, "a"), example(1, "b")])
+        directory.append(records(3), costs(3), [example(3, "b"), *(example(3, f"c{i}") for i in range(9))])
+    kept = [(one.index, one.attack) for one in read_kept_examples(tmp_path)]
+    assert kept == [(0, "a"), (1, "b"), *((3, f"c{i}") for i in range(6))]
+
+
+def test_seconds_stay_out_of_the_records(tmp_path: Path) -> None:
+    """The records are the part of a run that must come out the same byte for byte."""
+    for name, seconds in (("a", 0.125), ("b", 9.0)):
+        with begun(tmp_path / name) as directory:
+            directory.append(records(0), costs(0, seconds))
+    files = [(tmp_path / name / RECORDS).read_bytes() for name in "ab"]
+    assert files[0] == files[1]
+
+
+def test_what_is_no_json_is_refused_and_leaves_the_former_blocks(tmp_path: Path) -> None:
+    with begun(tmp_path, done=1) as directory:
+        before = contents(tmp_path)
+        broken = records(3)
+        broken[1].attacks["a"] = replace(broken[1].attacks["white [smooth] @ 0.1"], l2=math.nan)
+        with pytest.raises(ValueError, match="JSON"):
+            directory.append(broken, costs(3))
+        assert contents(tmp_path) == before
+
+
+def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    begun(tmp_path, done=1).__exit__()
+    RunDirectory(tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+# After a kill
+
+
+def resumed(path: Path) -> set[int]:
+    with RunDirectory(path) as directory:
+        directory.check_same(manifest())
+        directory.begin(manifest())
+        return directory.done
+
+
+def test_finished_blocks_stay(tmp_path: Path) -> None:
+    begun(tmp_path, done=2).__exit__()
+    before = contents(tmp_path)
+    assert resumed(tmp_path) == {0, 3}
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("keep", [-1, -2, -40, -150, -200])
+def test_what_a_kill_left_of_a_block_is_cut_off(tmp_path: Path, keep: int) -> None:
+    begun(tmp_path, done=1).__exit__()
+    before = contents(tmp_path)
+    begun_again = RunDirectory(tmp_path)
+    begun_again.begin(manifest())
+    begun_again.append(records(3), costs(3), [example(3, "new")])
+    begun_again.__exit__()
+    file = tmp_path / RECORDS
+    file.write_bytes(file.read_bytes()[:keep])
+    assert resumed(tmp_path) == {0}
+    assert contents(tmp_path) == before
+
+
+def test_costs_and_examples_of_a_block_without_records_go(tmp_path: Path) -> None:
+    """They are written first."""
+    begun(tmp_path, done=1).__exit__()
+    before = contents(tmp_path)
+    with (tmp_path / COSTS).open("a") as file:
+        file.write('{"block": 3, "attack": "a", "samples": 3, "forward": 1, "backward": 1, "seconds": 1, "pe')
+    (tmp_path / EXAMPLES / "00000003.npz").write_bytes((tmp_path / EXAMPLES / "00000000.npz").read_bytes())
+    assert resumed(tmp_path) == {0}
+    assert contents(tmp_path) == before
+
+
+def test_a_kill_before_the_first_block_leaves_a_run_to_begin(tmp_path: Path) -> None:
+    begun(tmp_path).__exit__()
+    assert resumed(tmp_path) == set()
+
+
+def test_a_report_does_not_stay_beside_unfinished_records(tmp_path: Path) -> None:
+    begun(tmp_path, done=1).__exit__()
+    (tmp_path / "report.json").write_text("{}")
+    resumed(tmp_path)
+    assert not (tmp_path / "report.json").exists()
+
+
+@pytest.mark.parametrize("shard", [Shard(1, 2), Shard(2, 2), Shard(3, 3), Shard(4, 4)], ids=str)
+def test_a_part_holds_its_own_blocks_alone(tmp_path: Path, shard: Shard) -> None:
+    with begun(tmp_path, done=3, shard=shard):
+        found = [block.start for block in finished_blocks(tmp_path, manifest(shard))]
+    assert found == list(shard.starts(SAMPLES, BLOCK))
+
+
+# What another hand did
+
+
+def _swap(lines: list[str]) -> list[str]:
+    return [lines[1], lines[0], *lines[2:]]
+
+
+CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
+    "swapped": _swap,
+    "one lost": lambda lines: lines[1:],
+    "one twice": lambda lines: [lines[0], *lines],
+    "no json": lambda lines: ["{\n", *lines[1:]],
+    "no record": lambda lines: ["3\n", *lines[1:]],
+    "empty": lambda lines: ["\n", *lines[1:]],
+    "too many": lambda lines: [*lines, '{"index": 7}\n'],
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_changed_records_are_refused_and_kept(tmp_path: Path, change: Callable[[list[str]], list[str]]) -> None:
+    begun(tmp_path, done=3).__exit__()
+    file = tmp_path / RECORDS
+    file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
+    before = file.read_bytes()
+    with pytest.raises(InputError, match="changed by another hand"):
+        resumed(tmp_path)
+    assert file.read_bytes() == before
+
+
+def test_a_cost_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
+    begun(tmp_path, done=2).__exit__()
+    lines = (tmp_path / COSTS).read_text().splitlines(keepends=True)
+    (tmp_path / COSTS).write_text(lines[0] + "{}\n" + lines[1])
+    with pytest.raises(InputError, match=r"costs\.jsonl, line 2, cannot be read"):
+        read_costs(tmp_path)
+
+
+DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
+    "eps": ({"settings": replace(manifest().run.settings, eps=0.2)}, "settings eps 0.1, not 0.2"),
+    "data": ({"data_sha256": "4" * 64}, r"data_sha256 33333333\.\.\., not 44444444"),
+    "network": ({"pipeline_sha256": "4" * 64}, r"pipeline_sha256 22222222\.\.\., not 44444444"),
+    "undefended": ({"undefended_sha256": "4" * 64}, r"undefended_sha256 None, not 44444444"),
+    "option": ({"defences": [{"name": "jump_relu", "jump": [0.5, 2.0]}]}, "defences 1 jump 2 1.0, not 2.0"),
+    "defences": ({"defences": []}, "defences a list of 1, not a list of 0"),
+    "foreign": ({"foreign": ["JpegCompression(quality=60)"]}, "foreign 1 .*quality=60"),
+    "threads": ({"threads": 2}, "threads 1, not 2"),
+    "versions": ({"versions": {"python": "3.11.0", "torch": "2.9.0"}}, "versions torch '2.8.0', not '2.9.0'"),
+}
+
+
+@pytest.mark.parametrize(("changes", "words"), DIFFERENT.values(), ids=DIFFERENT)
+def test_another_run_is_refused_and_nothing_is_changed(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    begun(tmp_path, done=1).__exit__()
+    before = contents(tmp_path)
+    with RunDirectory(tmp_path) as directory, pytest.raises(InputError, match=rf"another run: {words}.*expected"):
+        directory.check_same(manifest(**changes))
+    assert contents(tmp_path) == before
+
+
+def test_another_attack_or_another_part_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path).__exit__()
+    other = manifest()
+    other.plan[0] = replace(other.plan[0], spec=replace(other.plan[0].spec, kind="queries"))
+    with RunDirectory(tmp_path) as directory:
+        with pytest.raises(InputError, match="attack 1 spec kind 'white-box', not 'queries'"):
+            directory.check_same(other)
+        with pytest.raises(InputError, match="shard 1/1, not 2/3"):
+            directory.check_same(manifest(Shard(2, 3)))
+
+
+def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> None:
+    begun(tmp_path).__exit__()
+    with RunDirectory(tmp_path) as directory:
+        directory.check_same(manifest(command="another", tunings=[], trainings=[]))
+
+
+# Versions
+
+
+def test_a_run_without_a_manifest_is_of_an_older_version(tmp_path: Path) -> None:
+    (tmp_path / RECORDS).write_text("")
+    before = contents(tmp_path)
+    for refused in (check_out, RunDirectory, read_manifest):
+        with pytest.raises(InputError, match="older version"):
+            refused(tmp_path)
+    assert contents(tmp_path) == before
+    with RunDirectory(tmp_path, overwrite=True) as directory:
+        assert directory.manifest is None
+
+
+@pytest.mark.parametrize("version", [0, FORMAT + 1, "1", None])
+def test_a_manifest_of_another_version_is_refused_in_words(tmp_path: Path, version: Any) -> None:
+    begun(tmp_path).__exit__()
+    plain = json.loads((tmp_path / MANIFEST).read_text()) | {"format": version}
+    (tmp_path / MANIFEST).write_text(json.dumps(plain))
+    with pytest.raises(InputError, match=f"format {version!r}; {FORMAT} was expected"):
+        RunDirectory(tmp_path)
+    RunDirectory(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "run": {}, "plan": 3}'])
+def test_a_broken_manifest_is_refused_in_words(tmp_path: Path, text: str) -> None:
+    (tmp_path / MANIFEST).write_text(text)
+    with pytest.raises(InputError, match=r"manifest.* expected") as caught:
+        RunDirectory(tmp_path)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+# Two at once
+
+
+def _hold(path: Path, held: Any, release: Any) -> None:
+    with RunDirectory(path):
+        held.set()
+        release.wait(60)
+
+
+def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, release))
+    other.start()
+    try:
+        assert held.wait(60)
+        for overwrite in (False, True):
+            with pytest.raises(InputError, match="another process is at work"):
+                RunDirectory(tmp_path, overwrite)
+    finally:
+        release.set()
+        other.join(60)
+    RunDirectory(tmp_path)
+
+
+def test_a_killed_process_does_not_lock_the_folder_for_ever(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    held, release = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(tmp_path, held, release))
+    other.start()
+    assert held.wait(60)
+    other.kill()
+    other.join(60)
+    assert (tmp_path / LOCK).exists()
+    RunDirectory(tmp_path)
+
+
+def test_the_lock_is_given_back_after_a_refusal(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("{")
+    for _ in range(2):
+        with pytest.raises(InputError, match="manifest"):
+            RunDirectory(tmp_path)
+    (tmp_path / MANIFEST).unlink()
+    RunDirectory(tmp_path)
+
+
+# A full disk
+
+
+@pytest.mark.parametrize("full", [COSTS, RECORDS])
+def test_a_full_disk_is_said_and_costs_the_block_at_work(
+    tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = begun(tmp_path, done=1)
+    before = contents(tmp_path)
+    sync = os.fsync
+
+    def no_space(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink() if Path("/proc/self/fd").exists() else None
+        if path is None or path.name == full:
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size - 10)  # part of it was written
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(run_directory.os, "fsync", no_space)
+    with pytest.raises(InputError, match=r"No space left on device.*finished blocks stay"):
+        directory.append(records(3), costs(3), [example(3)])
+    directory.__exit__()
+    monkeypatch.undo()
+    assert resumed(tmp_path) == {0}
+    assert contents(tmp_path) == before
+
+
+# Where nothing can be written
+
+
+def test_checking_writes_nothing(tmp_path: Path) -> None:
+    assert check_out(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    assert check_out(str(tmp_path / "a")) == tmp_path / "a"
+    assert contents(tmp_path) == {}
+
+
+def test_a_relative_folder_is_taken_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    RunDirectory("run")
+    assert sorted(contents(tmp_path)) == ["run", f"run/{LOCK}"]
+
+
+def _file(root: Path) -> Path:
+    (root / "file").write_text("in the way")
+    return root / "file"
+
+
+def _below_a_file(root: Path) -> Path:
+    return _file(root) / "run"
+
+
+def _dangling_link(root: Path) -> Path:
+    (root / "link").symlink_to(root / "nowhere")
+    return root / "link"
+
+
+def _circular_link(root: Path) -> Path:
+    (root / "circle").symlink_to(root / "circle")
+    return root / "circle"
+
+
+def _name_too_long(root: Path) -> Path:
+    return root / ("x" * 300)
+
+
+def _below_a_name_too_long(root: Path) -> Path:
+    return _name_too_long(root) / "run"
+
+
+def _folder_for_records(root: Path) -> Path:
+    (root / RECORDS).mkdir()
+    return root
+
+
+def _folder_for_costs(root: Path) -> Path:
+    (root / COSTS).mkdir()
+    return root
+
+
+def _where_nothing_can_be_made(root: Path) -> Path:
+    return Path("/proc/self/run")
+
+
+UNWRITABLE: list[Callable[[Path], Path]] = [
+    _file,
+    _below_a_file,
+    _dangling_link,
+    _circular_link,
+    _name_too_long,
+    _below_a_name_too_long,
+    _folder_for_records,
+    _folder_for_costs,
+    pytest.param(
+        _where_nothing_can_be_made, marks=pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="Linux only")
+    ),
+]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("make", UNWRITABLE)
+def test_what_cannot_be_written_is_refused_and_left_as_it_was(
+    tmp_path: Path, make: Callable[[Path], Path], overwrite: bool
+) -> None:
+    out = make(tmp_path)
+    before = contents(tmp_path)
+    with pytest.raises(InputError, match=r"out is .*expected") as caught:
+        RunDirectory(out, overwrite)
+    assert len(str(caught.value).splitlines()) == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("below", ["", "run"])
+def test_a_folder_without_permission_is_refused(tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions bind no superuser, so the answer of the system is given here."""
+
+    def denied(path: Any, mode: int) -> bool:
+        assert Path(path) == tmp_path
+        return not mode & os.W_OK
+
+    monkeypatch.setattr(os, "access", denied)
+    with pytest.raises(InputError, match="which cannot be written; a folder that can was expected"):
+        RunDirectory(tmp_path / below)
+    assert contents(tmp_path) == {}
