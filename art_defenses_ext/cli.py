@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from pathlib import Path
@@ -14,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 
 from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.cli_options import check_defences, check_file, files_of, options_of
 from art_defenses_ext.datasets import DATASETS, load_dataset
-from art_defenses_ext.defences import DEFENCES, Wishes
+from art_defenses_ext.defences import DEFENCES, Wishes, put_on
 from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.compare import compare
 from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
@@ -51,7 +51,13 @@ BLOCK_SIZE = {"image_folder": 32}
 @app.command("evaluate")
 def evaluate_command(
     dataset: Annotated[str, typer.Option(help=f"Images to attack: {', '.join(DATASETS)}.")] = "digits",
-    defence: Annotated[str, typer.Option(help=f"Defence to put on: {', '.join(DEFENCES)}.")] = "jump_relu",
+    defence: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Defence to put on: {', '.join(DEFENCES)}. By default jump_relu. Several: in this order, each fitted "
+            "to what stands already."
+        ),
+    ] = None,
     norm: Annotated[str, typer.Option(help="What the attacker's change is measured by: inf or 2.")] = "inf",
     eps: Annotated[float, typer.Option(help="How much he may change; pixel values are from 0 to 1.")] = 0.1,
     attacks: Annotated[
@@ -86,10 +92,19 @@ def evaluate_command(
     ] = 0.01,
     option: Annotated[
         list[str] | None,
-        typer.Option("--option", "-o", metavar="NAME=VALUE", help="An option of the defence, such as sigma=2."),
+        typer.Option(
+            "--option",
+            "-o",
+            metavar="NAME=VALUE",
+            help="An option of the defence, such as sigma=2; of one of several, such as heat_and_blur.sigma=2.",
+        ),
     ] = None,
     fitted: Annotated[
-        Path | None, typer.Option(help="File of a trained defence, as save() writes it; by default it is trained.")
+        list[str] | None,
+        typer.Option(
+            metavar="FILE",
+            help="File of a trained defence, as save() writes it; of one of several, DEFENCE=FILE. By default trained.",
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of training and of all attacks.")] = 0,
     block_size: Annotated[
@@ -112,21 +127,24 @@ def evaluate_command(
     """Attack a defended classifier with everything in a set of attacks; print what is left, worst case first."""
     threat = _threat(norm, eps)
     check_choice("dataset", dataset, DATASETS)
-    check_choice("defence", defence, list(DEFENCES))
+    names = check_defences(defence or ["jump_relu"])
     check_choice("attacks", attacks, SETS)
-    if attacks == "papers" and defence == "none":
+    if attacks == "papers" and names == ["none"]:
         raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
     if jump is not None:
         per_layer(jump, 1)
-        if defence != "jump_relu":
-            raise InputError(f"jump is {jump}, but defence is {defence!r}; a jump only with jump_relu was expected")
+        if "jump_relu" not in names:
+            raise InputError(f"jump is {jump}, but defence is {names[0]!r}; a jump only with jump_relu was expected")
     check_accuracy_drop(max_accuracy_drop)
     check_seed(seed)
-    if fitted is not None:
-        _check_fitted(defence, fitted, option)
+    options, files = options_of(names, option or []), files_of(names, fitted or [])
     trained_against = eps if norm == "inf" else TRAINED_AGAINST
-    wishes = Wishes(jump, max_accuracy_drop, _options(defence, option or []), trained_against, fitted, seed)
-    DEFENCES[defence].check(wishes, dataset)
+    wishes = {
+        name: Wishes(jump, max_accuracy_drop, options[name], trained_against, files.get(name), seed) for name in names
+    }
+    for name in names:
+        check_file(name, wishes[name])
+        DEFENCES[name].check(wishes[name], dataset)
     block_size = BLOCK_SIZE.get(dataset, 256) if block_size is None else block_size
     check_count("block_size", block_size)
     check_samples_of("curve_samples", curve_samples)
@@ -161,8 +179,8 @@ def evaluate_command(
         device=device,
         seed=seed,
     )
-    defended = DEFENCES[defence].put_on(classifier, images, wishes)
-    options: dict[str, Any] = {
+    defended = put_on(classifier, images, wishes)
+    arguments: dict[str, Any] = {
         "overwrite": overwrite,
         "seed": seed,
         "block_size": block_size,
@@ -172,10 +190,10 @@ def evaluate_command(
     }
     x, y = images.test.x[:count], images.test.y[:count]
     if out is not None and not part.is_whole:
-        folder = evaluate_shard(defended, x, y, threat, attacks, shard=part, out=out, **options)
+        folder = evaluate_shard(defended, x, y, threat, attacks, shard=part, out=out, **arguments)
         Console().print(f"Part {part}: {folder}; when all are done: art-defenses merge {out}", soft_wrap=True)
         return
-    _show(evaluate(defended, x, y, threat, attacks, out=out, **options), out)
+    _show(evaluate(defended, x, y, threat, attacks, out=out, **arguments), out)
 
 
 @app.command("merge")
@@ -284,33 +302,6 @@ def _threat(norm: str, eps: float) -> Threat:
     if norm not in ("inf", "2"):
         raise InputError(f"norm is {norm!r}; inf or 2 was expected")
     return Linf(eps) if norm == "inf" else L2(eps)
-
-
-def _options(defence: str, given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs as arguments; a value is a number, true, false or null where it reads as one, else text."""
-    known = DEFENCES[defence].options
-    options: dict[str, Any] = {}
-    for pair in given:
-        name, equals, text = pair.partition("=")
-        if not equals or name not in known:
-            expected = (
-                f"NAME=VALUE with one of {', '.join(known)}" if known else f"none, since {defence} has no options,"
-            )
-            raise InputError(f"option is {pair!r}; {expected} was expected")
-        try:
-            options[name] = json.loads(text)
-        except json.JSONDecodeError:
-            options[name] = text
-    return options
-
-
-def _check_fitted(defence: str, fitted: Path, option: list[str] | None) -> None:
-    if not DEFENCES[defence].trained:
-        raise InputError(f"fitted is {fitted}, but defence {defence} is not trained; no file was expected")
-    if option:
-        raise InputError(f"fitted is {fitted} and option is {option[0]!r}; a file holds its own options")
-    if not fitted.is_file():
-        raise InputError(f"fitted is {fitted}; an existing file was expected")
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -221,3 +221,13 @@ DEFENCES: dict[str, Choice] = {
     "explanation_reconstructor": _explanation_reconstructor(),
     "none": Choice("the bare classifier", _bare),
 }
+
+
+def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: dict[str, Wishes]) -> PyTorchClassifier:
+    """The classifier with defences by name, put on in their order, each fitted to what stands already.
+
+    Images meet preprocessors in that order, whatever stands between them.
+    """
+    for name, one in wishes.items():
+        classifier = DEFENCES[name].put_on(classifier, dataset, one)
+    return classifier

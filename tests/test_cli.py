@@ -482,6 +482,16 @@ BAD: dict[str, tuple[Arguments, str]] = {
         [*WATCH, "--dataset", "image_folder"],
         "explanation_reconstructor must be trained, which takes long on image_folder; --fitted FILE",
     ),
+    "one defence twice": ([*HEAT, *HEAT], "defence is 'heat_and_blur' twice"),
+    "none beside another": ([*HEAT, "--defence", "none"], "'none' only alone"),
+    "something after a detector": ([*WATCH, *HEAT], "the detector as the last"),
+    "an option of nobody": (
+        [*HEAT, *WATCH, "-o", "sigma=2"],
+        "option is 'sigma=2'; DEFENCE.NAME=VALUE with one of heat",
+    ),
+    "an option of another": ([*HEAT, "-o", "jump_relu.sigma=2"], "option is 'jump_relu.sigma=2'; NAME=VALUE"),
+    "a file of nobody": ([*CODER, *WATCH, "--fitted", "x"], "fitted is x; DEFENCE=FILE"),
+    "a file of another": ([*CODER, "--fitted", "jump_relu=x"], "jump_relu is not among the defences"),
     "missing fitted file": ([*CODER, "--fitted", "nowhere"], "fitted is nowhere; an existing file"),
     "fitted file of a defence without training": ([*HEAT, "--fitted", "x"], "heat_and_blur is not trained; no file"),
     "fitted file and option": ([*CODER, "--fitted", "x", "-o", "width=2"], "a file holds its own options"),
@@ -556,6 +566,36 @@ def test_a_restorer_is_trained_against_the_threat_and_attacked_in_its_gradient_m
     assert "1 epoch(s) on 898 images: clean; fgsm; eps 0.05" in words(result.out)
     for attack in PAPERS[defence]:
         assert attack.name in result.out
+
+
+def test_several_defences_are_put_on_one_after_the_other(
+    command: Command, weights: Path, digits: Dataset, tmp_path: Path
+) -> None:
+    """Each is fitted to what stands already; their options and files go by their names."""
+    jumping = JumpReLU(load_classifier(digits, weights=weights), 0.5)()
+    restorer = FeatureAutoencoder.for_classifier(jumping, width=4)
+    restorer.fit(digits.train.x[:64], digits.train.y[:64], eps=0.1, nb_epochs=1, progress=False)
+    restorer.save(tmp_path / "fitted")
+    pair: Arguments = [
+        "--weights",
+        weights,
+        "--defence",
+        "jump_relu",
+        "--jump",
+        0.5,
+        "--defence",
+        "feature_autoencoder",
+    ]
+    run: Arguments = ["--attacks", "papers", "--samples", 4, "--out", "run"]
+    assert command("evaluate", *pair, "--fitted", f"feature_autoencoder={tmp_path / 'fitted'}", *run).status == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert [one["name"] for one in report["run"]["defences"]] == ["feature_autoencoder", "jump_relu"]  # as images go
+    assert report["run"]["modes"][0] == "exact+exact"
+    assert report["undefended_clean"]["total"] == 4
+    trained: Arguments = ["-o", "feature_autoencoder.width=4", "-o", "feature_autoencoder.nb_epochs=1"]
+    assert command("evaluate", *pair, *trained, *run, "--overwrite").status == 0
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert report["run"]["defences"][0]["width"] == 4
 
 
 @pytest.mark.usefixtures("no_training")
