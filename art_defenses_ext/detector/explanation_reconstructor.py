@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -30,15 +29,20 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.activation import ReplaceReLU
-from art_defenses_ext.attribution import gradient
-from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
+from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS, TINY, maps, statistics
+from art_defenses_ext.detector.reconstructors import (
+    SCORES,
+    ClassAutoencoders,
+    ClassGaussians,
+    ConvolutionalAutoencoder,
+)
 from art_defenses_ext.gradient_mode import Defence, Training, find_defences, gradient_mode
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import evaluation_mode, rebuild
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.training import Settings, train
+from art_defenses_ext.training_state import Epoch
 from art_defenses_ext.validation import (
     FloatArray,
     InputError,
@@ -49,57 +53,9 @@ from art_defenses_ext.validation import (
     check_images,
 )
 
-Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
-"""(classifier, images (n, C, H, W), their predicted classes (n,), beta of the softplus that replaces each ReLU or None)
--> attributions (n, C, H, W), differentiable."""
-
-
-def _by_gradient(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explanation:
-    def explanation(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-        with nullcontext() if beta is None else ReplaceReLU(lambda z, _: functional.softplus(z, beta=beta)):
-            return explain(pipeline, x, classes)
-
-    return explanation
-
-
-def _smooth_grad(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """SmoothGrad with the same noise for every image: no score depends on its neighbours, or on the device."""
-    drawn = torch.Generator().manual_seed(0)
-    total = torch.zeros_like(x)
-    for _ in range(SAMPLES):
-        noise = torch.randn(1, *x.shape[1:], generator=drawn)
-        total = total + gradient.input_gradient(model, x + SIGMA * noise.to(x), classes)
-    return total / SAMPLES
-
-
-def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """Of what the model is shown: the steps before it need be no layers, and mean and deviation pass relevance on."""
-    with evaluation_mode(pipeline):
-        for step in pipeline.steps:
-            x = step(x)
-    return relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
-
-
-EXPLANATIONS: dict[str, Explanation] = {
-    "input_gradient": _by_gradient(gradient.input_gradient),
-    "gradient_x_input": _by_gradient(gradient.gradient_x_input),
-    "smooth_grad": _by_gradient(_smooth_grad),
-    "integrated_gradients": _by_gradient(
-        lambda model, x, classes: gradient.integrated_gradients(model, x, classes, steps=SAMPLES)
-    ),
-    "relevance": _by_relevance,
-    "loss_gradient": _by_gradient(gradient.loss_gradient),
-}
-"""By name. The authors' is the input gradient of the predicted class's logit; ``loss_gradient`` is that of its
-cross-entropy, whose size tells how sure the network is."""
-
-SAMPLES = 10
-"""Noisy copies of SmoothGrad, steps of integrated gradients. **Convention**: fewer than their papers', for speed."""
-
-SIGMA = 0.15
-"""Standard deviation of SmoothGrad's noise, in pixel values."""
-
 SCALINGS = ("image", "benign")
+
+RECONSTRUCTORS = ("autoencoder", "convolutional", "statistics")
 
 BETA = 10.0
 """Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for TRN's maps; an
@@ -108,21 +64,25 @@ attacker grows it to ten times as much."""
 PERCENTILE = 0.99
 """Of an image's explanation, which becomes 1. Source: the authors' code."""
 
-TINY = 1e-12
-
 
 class ExplanationReconstructor(BinaryInputDetector):
     """A detector that is fitted on benign images alone; ART's detector outside, a differentiable network inside.
 
     Args:
         classifier: the classifier to watch, with all its preprocessing, defended or not; it stays as it is.
-        explanation: a name out of ``EXPLANATIONS``, or several, whose maps are reconstructed together.
+        explanation: a name out of ``EXPLANATIONS``, or several, whose maps are reconstructed together; with
+            ``reconstructor="statistics"`` also ``"noise_response"``, how the logits answer to noise.
         scaling: ``"image"``: an explanation's least value becomes 0 and its 99th percentile 1, as in the authors' code,
             which takes its magnitude away; ``"benign"``: the logarithm of its values, of which the 0.1th percentile
             over benign images becomes 0 and the 99.9th 1, which keeps it; beyond them it goes on.
         score: ``"above_median"``: the mean of the absolute errors above the image's own median, the others taken as
             zero, as in the authors' code; ``"l1"``: their mean; ``"l2"``: the mean of their squares.
-        hidden: units between encoder and decoder of each class.
+        hidden: units between encoder and decoder of each class; the convolutional one has a sixteenth as many
+            channels.
+        reconstructor: ``"autoencoder"``: a dense one for each class, as in the authors' code; ``"convolutional"``: one
+            for all classes with biases of each class's own; ``"statistics"``: no map is reconstructed, but each
+            explanation's size and its share of high frequencies are held against their Gaussian for the class:
+            ``scaling``, ``score`` and ``hidden`` play no part.
         false_positive_rate: share of benign images of each predicted class that may be flagged.
 
     Attributes:
@@ -135,9 +95,9 @@ class ExplanationReconstructor(BinaryInputDetector):
         InputError: for an unknown option, and for scores before ``fit``.
     """
 
-    defence_params: ClassVar[list[str]] = ["explanation", "scaling", "score", "hidden", "false_positive_rate"]
-    made_with: ClassVar[tuple[str, ...]] = ("explanation", "scaling", "score", "hidden")
-    """Those that the network is made with: they cannot be set."""
+    made_with: ClassVar[tuple[str, ...]] = ("explanation", "scaling", "score", "hidden", "reconstructor")
+    """Options that the network is made with: they cannot be set."""
+    defence_params: ClassVar[list[str]] = [*made_with, "false_positive_rate"]
 
     def __init__(
         self,
@@ -147,12 +107,13 @@ class ExplanationReconstructor(BinaryInputDetector):
         scaling: str = "image",
         score: str = "above_median",
         hidden: int = 64,
+        reconstructor: str = "autoencoder",
         false_positive_rate: float = 0.05,
     ) -> None:
         check_classifier(classifier)
         self.classifier = classifier
         self.explanation = list(explanation) if isinstance(explanation, list | tuple) else explanation
-        self.scaling, self.score, self.hidden = scaling, score, hidden
+        self.scaling, self.score, self.hidden, self.reconstructor = scaling, score, hidden, reconstructor
         self.false_positive_rate = false_positive_rate
         self.training: Training | None = None
         self._check_params()
@@ -210,32 +171,51 @@ class ExplanationReconstructor(BinaryInputDetector):
         _check_maps(raw, self._explanations)
         network = self._new_network()  # its own, so that whatever comes in between leaves the former one whole
         network.calibrate(raw[~held_out])
-        maps = torch.cat([network.scaled(some.to(network.device)).cpu() for some in raw.split(AT_ONCE)])
-        reconstructors = network.reconstructors = network.new_reconstructors(settings.seed).to(network.device)
-
-        def objective(maps: Tensor, classes: Tensor, _: torch.Generator) -> dict[str, Tensor]:
-            return {"reconstruction": functional.mse_loss(reconstructors(maps.flatten(1), classes), maps.flatten(1))}
-
-        history = train(
-            reconstructors,
-            maps[~held_out],
-            classes[~held_out],
-            objective,
-            settings,
-            checkpoint=path,
-            identity={"explanation": self.explanation, "scaling": self.scaling},
-            progress=progress,
-        )
+        scaled = torch.cat([network.scaled(some.to(network.device)).cpu() for some in raw.split(AT_ONCE)])
+        network.reconstructors = network.new_reconstructors(settings.seed).to(network.device)
+        part = scaled[~held_out], classes[~held_out]
+        if isinstance(network.reconstructors, ClassGaussians):
+            network.reconstructors.fit(part[0].flatten(1), part[1])
+            history = []
+        else:
+            history = self._trained(network.reconstructors, *part, settings, path, progress)
         with torch.no_grad():
             errors = [
                 network.score_of(some.to(network.device), of.to(network.device))
-                for some, of in zip(maps[held_out].split(AT_ONCE), classes[held_out].split(AT_ONCE), strict=True)
+                for some, of in zip(scaled[held_out].split(AT_ONCE), classes[held_out].split(AT_ONCE), strict=True)
             ]
         network.keep(torch.cat(errors), classes[held_out], self.false_positive_rate)
         self.network.load(network.state_dict())
-        plan = vars(settings) | {"images": int((~held_out).sum()), "validation_split": validation_split}
+        plan = vars(settings) if history else {"seed": settings.seed}  # a Gaussian is not trained
+        plan = plan | {"images": int((~held_out).sum()), "validation_split": validation_split}
         self.training = Training(plan, [(sum(one.training.values()), None) for one in history])
         self.network.trainings = [self.training]
+
+    def _trained(
+        self,
+        reconstructors: nn.Module,
+        scaled: Tensor,
+        classes: Tensor,
+        settings: Settings,
+        checkpoint: Path | None,
+        progress: bool,
+    ) -> list[Epoch]:
+        """Train autoencoders on scaled maps (N, M, H, W) of classes (N,)."""
+
+        def objective(batch: Tensor, classes: Tensor, _: torch.Generator) -> dict[str, Tensor]:
+            return {"reconstruction": functional.mse_loss(reconstructors(batch.flatten(1), classes), batch.flatten(1))}
+
+        identity = {name: getattr(self, name) for name in self.made_with if name != "score"}
+        return train(
+            reconstructors,
+            scaled,
+            classes,
+            objective,
+            settings,
+            checkpoint=checkpoint,
+            identity=identity,
+            progress=progress,
+        )
 
     def scores(self, x: FloatArray, batch_size: int = 128) -> npt.NDArray[np.float32]:
         """How badly each image's explanation is reconstructed.
@@ -360,9 +340,8 @@ class ExplanationReconstructor(BinaryInputDetector):
     def _new_network(self) -> DetectorNetwork:
         classifier = self.classifier
         shape, names = tuple(classifier.input_shape), list(self._explanations)
-        network = DetectorNetwork(
-            Pipeline(classifier), classifier.nb_classes, shape, names, self.scaling, self.score, self.hidden
-        )
+        options = self.scaling, self.score, self.hidden, self.reconstructor
+        network = DetectorNetwork(Pipeline(classifier), classifier.nb_classes, shape, names, *options)
         return network.to(_device(classifier)).requires_grad_(False).eval()
 
     def _as_classifier(self) -> PyTorchClassifier:
@@ -411,12 +390,12 @@ class ExplanationReconstructor(BinaryInputDetector):
         return found
 
     def _check_params(self) -> None:
+        check_choice("reconstructor", self.reconstructor, RECONSTRUCTORS)
+        known = STATISTICS if self.reconstructor == "statistics" else tuple(EXPLANATIONS)
         for name in self._explanations:
-            check_choice("explanation", name, list(EXPLANATIONS))
+            check_choice("explanation", name, known)
         if not 0 < len(self._explanations) == len(set(self._explanations)):
-            raise InputError(
-                f"explanation is {self.explanation!r}; distinct ones of {', '.join(EXPLANATIONS)} were expected"
-            )
+            raise InputError(f"explanation is {self.explanation!r}; distinct ones of {', '.join(known)} were expected")
         check_choice("scaling", self.scaling, SCALINGS)
         check_choice("score", self.score, list(SCORES))
         check_count("hidden", self.hidden)
@@ -456,9 +435,11 @@ class DetectorNetwork(nn.Module, Defence):
         scaling: str,
         score: str,
         hidden: int,
+        reconstructor: str = "autoencoder",
     ) -> None:
         super().__init__()
         self.look_into(pipeline)
+        self.reconstructor = reconstructor
         self.nb_classes, self.image_shape, self.hidden = nb_classes, image_shape, hidden
         self.explanations, self.scaling, self.scoring = explanations, scaling, score
         self.register_buffer("thresholds", torch.full((nb_classes,), torch.nan))
@@ -501,7 +482,9 @@ class DetectorNetwork(nn.Module, Defence):
             return self._explained_with(x, classes, None)
 
     def scaled(self, maps: Tensor) -> Tensor:
-        """Maps (n, M, H, W) as the autoencoders see them: from 0 to 1, ``"benign"`` also beyond."""
+        """Maps (n, M, H, W) as the autoencoders see them: from 0 to 1, ``"benign"`` also beyond; statistics as is."""
+        if self.reconstructor == "statistics":
+            return maps
         if self.scaling == "benign":
             return ((maps + TINY).log() - self.low) / (self.high - self.low)
         flat = maps.flatten(2)  # (n, M, H W)
@@ -511,9 +494,13 @@ class DetectorNetwork(nn.Module, Defence):
         return ((maps - least) / torch.where(span > 0, span, 1.0)).clamp(0, 1)
 
     def score_of(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Reconstruction errors (n,) of scaled maps (n, M, H, W) by the autoencoders of the given classes."""
-        flat = maps.flatten(1).to(self.reconstructors.encoder.dtype)
-        return SCORES[self.scoring](flat - self.reconstructors(flat, classes))
+        """Reconstruction errors (n,) of scaled maps (n, M, H, W) by the autoencoders of the given classes.
+
+        Of statistics (n, M, 1, 2) the squared Mahalanobis distance, over their number.
+        """
+        flat = maps.flatten(1).to(self.reconstructors.dtype)
+        found = self.reconstructors(flat, classes)
+        return SCORES["l2"](found) if self.reconstructor == "statistics" else SCORES[self.scoring](flat - found)
 
     def _explained_as_attacked(self, x: Tensor, classes: Tensor) -> Tensor:
         """The exact explanations; backwards those that the gradient modes make, the defences' inside included."""
@@ -526,21 +513,25 @@ class DetectorNetwork(nn.Module, Defence):
         return replaced(self._explained_with(x, classes, beta), exact)
 
     def _explained_with(self, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-        found = [EXPLANATIONS[name](self.pipeline, x, classes, beta) for name in self.explanations]
-        return torch.stack([one.abs().sum(dim=1) for one in found], dim=1)
+        look = statistics if self.reconstructor == "statistics" else maps
+        return look(self.explanations, self.pipeline, x, classes, beta)
 
     # What fit settles
 
-    def new_reconstructors(self, seed: int) -> ClassAutoencoders:
-        """Autoencoders with the random weights of ``seed``."""
-        size = len(self.explanations) * math.prod(self.image_shape[1:])
+    def new_reconstructors(self, seed: int) -> ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians:
+        """Autoencoders with the random weights of ``seed``, or Gaussians."""
+        count, (height, width) = len(self.explanations), self.image_shape[1:]
+        if self.reconstructor == "statistics":
+            return ClassGaussians(self.nb_classes, 2 * count)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            return ClassAutoencoders(self.nb_classes, size, self.hidden)
+            if self.reconstructor == "convolutional":
+                return ConvolutionalAutoencoder(self.nb_classes, (count, height, width), self.hidden)
+            return ClassAutoencoders(self.nb_classes, count * height * width, self.hidden)
 
     def calibrate(self, maps: Tensor) -> None:
         """Set what ``"benign"`` scales by, from unscaled maps (N, M, H, W) of benign images."""
-        if self.scaling != "benign":
+        if self.scaling != "benign" or self.reconstructor == "statistics":
             return
         for number, one in enumerate(maps.unbind(dim=1)):
             logarithms = np.log(one.flatten().numpy() + TINY)  # torch's quantile takes no more than 16 million values
@@ -606,66 +597,20 @@ class DetectorNetwork(nn.Module, Defence):
 
     def describe(self) -> dict[str, Any]:
         """The options."""
-        return {
-            "explanation": " + ".join(self.explanations),
-            "scaling": self.scaling,
-            "score": self.scoring,
-            "hidden": self.hidden,
-        }
+        options = {"explanation": " + ".join(self.explanations), "reconstructor": self.reconstructor}
+        if self.reconstructor == "statistics":
+            return options
+        return options | {"scaling": self.scaling, "score": self.scoring, "hidden": self.hidden}
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """The explanation and its reconstruction."""
+        """The explanation and its reconstruction, where that is a picture."""
+        if self.reconstructor == "statistics":
+            return {}
         with torch.no_grad():
             classes = self.predicted(x)
-            maps = self.scaled(self.explained(x, classes)).to(self.reconstructors.encoder.dtype)
+            maps = self.scaled(self.explained(x, classes)).to(self.reconstructors.dtype)
             again = self.reconstructors(maps.flatten(1), classes).reshape(maps.shape)
         return {"explanation": maps[:, :1].clamp(0, 1), "reconstruction": again[:, :1]}
-
-
-class ClassAutoencoders(nn.Module):
-    """One autoencoder a class, all in one pass: d - hidden ReLU - d sigmoid.
-
-    *Source*: the authors' code. **Convention**: torch's initial weights for dense layers.
-    """
-
-    def __init__(self, nb_classes: int, size: int, hidden: int) -> None:
-        super().__init__()
-        self.encoder = nn.Parameter(_uniform(size, nb_classes, size, hidden))
-        self.encoder_bias = nn.Parameter(_uniform(size, nb_classes, 1, hidden))
-        self.decoder = nn.Parameter(_uniform(hidden, nb_classes, hidden, size))
-        self.decoder_bias = nn.Parameter(_uniform(hidden, nb_classes, 1, size))
-
-    def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Reconstructions (n, d) of maps (n, d), each by the autoencoder of its class (n,)."""
-        nb_classes = len(self.encoder)
-        seen_before = functional.one_hot(classes, nb_classes).cumsum(dim=0).gather(1, classes[:, None]).squeeze(1)
-        # On a GPU, room for all in each class: how many there are would have to be asked, and waited for.
-        room = len(maps) if maps.is_cuda else int(torch.bincount(classes, minlength=nb_classes).max())
-        places = (classes, seen_before - 1)
-        grouped = maps.new_zeros(nb_classes, room, maps.shape[1]).index_put(places, maps)  # (K, room, d)
-        hidden = torch.baddbmm(self.encoder_bias, grouped, self.encoder).relu()  # (K, room, hidden)
-        reconstructed = torch.baddbmm(self.decoder_bias, hidden, self.decoder).sigmoid()  # (K, room, d)
-        mine: Tensor = reconstructed[places]
-        return mine
-
-
-def _uniform(nb_in: int, *shape: int) -> Tensor:
-    drawn: Tensor = 2 * torch.rand(shape) - 1
-    return drawn / math.sqrt(nb_in)
-
-
-def _above_median(errors: Tensor) -> Tensor:
-    size = errors.abs()
-    above = size > torch.quantile(size.detach(), 0.5, dim=1, keepdim=True)
-    return torch.where(above, size, 0.0).mean(dim=1)
-
-
-SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "above_median": _above_median,
-    "l1": lambda errors: errors.abs().mean(dim=1),
-    "l2": lambda errors: errors.square().mean(dim=1),
-}
-"""From errors (n, d) to scores (n,)."""
 
 
 def needed(rate: float) -> int:

@@ -19,7 +19,8 @@ from art.estimators.classification import PyTorchClassifier
 from timing import Run, clock_of, device_name, take_turns
 from torch import Tensor, nn
 
-from art_defenses_ext.detector.explanation_reconstructor import EXPLANATIONS, ExplanationReconstructor
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
+from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradient_mode import gradient_mode
 from art_defenses_ext.models import KoLim, LeNetLike, ResNet20

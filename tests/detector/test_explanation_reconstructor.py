@@ -28,16 +28,9 @@ from art_defenses_ext.attribution.gradient import smooth_grad
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.detector import explanation_reconstructor
-from art_defenses_ext.detector.explanation_reconstructor import (
-    EXPLANATIONS,
-    SAMPLES,
-    SCORES,
-    SIGMA,
-    ClassAutoencoders,
-    DetectorNetwork,
-    ExplanationReconstructor,
-    needed,
-)
+from art_defenses_ext.detector.explanation_reconstructor import DetectorNetwork, ExplanationReconstructor, needed
+from art_defenses_ext.detector.explanations import EXPLANATIONS, SAMPLES, SIGMA
+from art_defenses_ext.detector.reconstructors import SCORES, ClassAutoencoders
 from art_defenses_ext.gradient_mode import annealable_modes, find_defences, gradient_modes, surrogate_width
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import FloatArray, InputError
@@ -786,6 +779,7 @@ def test_it_is_one_of_arts_detectors(detector: ExplanationReconstructor) -> None
         "scaling": "image",
         "score": "above_median",
         "hidden": 64,
+        "reconstructor": "autoencoder",
         "false_positive_rate": RATE,
     }
 
@@ -1205,7 +1199,12 @@ def test_a_classifier_with_fewer_logits_than_classes_is_refused() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"explanation": ["input_gradient", "gradient_x_input"], "scaling": "benign", "score": "l2", "hidden": 7}],
+    [
+        {},
+        {"explanation": ["input_gradient", "gradient_x_input"], "scaling": "benign", "score": "l2", "hidden": 7},
+        {"reconstructor": "convolutional", "hidden": 32},
+        {"reconstructor": "statistics", "explanation": ["input_gradient", "noise_response"]},
+    ],
 )
 def test_it_is_saved_and_loaded_whole(options: dict[str, Any], tmp_path: Path) -> None:
     classifier, x = small((3, 4, 4)), images((3, 4, 4), seed=1)

@@ -1,0 +1,146 @@
+"""What has learnt how benign explanations of each class look, and says how far another one is from that."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.validation import InputError
+
+
+class ClassAutoencoders(nn.Module):
+    """One autoencoder a class, all in one pass: d - hidden ReLU - d sigmoid.
+
+    *Source*: the authors' code. **Convention**: torch's initial weights for dense layers.
+    """
+
+    def __init__(self, nb_classes: int, size: int, hidden: int) -> None:
+        super().__init__()
+        self.encoder = nn.Parameter(_uniform(size, nb_classes, size, hidden))
+        self.encoder_bias = nn.Parameter(_uniform(size, nb_classes, 1, hidden))
+        self.decoder = nn.Parameter(_uniform(hidden, nb_classes, hidden, size))
+        self.decoder_bias = nn.Parameter(_uniform(hidden, nb_classes, 1, size))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.encoder.dtype
+
+    def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
+        """Reconstructions (n, d) of maps (n, d), each by the autoencoder of its class (n,)."""
+        nb_classes = len(self.encoder)
+        seen_before = functional.one_hot(classes, nb_classes).cumsum(dim=0).gather(1, classes[:, None]).squeeze(1)
+        # On a GPU, room for all in each class: how many there are would have to be asked, and waited for.
+        room = len(maps) if maps.is_cuda else int(torch.bincount(classes, minlength=nb_classes).max())
+        places = (classes, seen_before - 1)
+        grouped = maps.new_zeros(nb_classes, room, maps.shape[1]).index_put(places, maps)  # (K, room, d)
+        hidden = torch.baddbmm(self.encoder_bias, grouped, self.encoder).relu()  # (K, room, hidden)
+        reconstructed = torch.baddbmm(self.decoder_bias, hidden, self.decoder).sigmoid()  # (K, room, d)
+        mine: Tensor = reconstructed[places]
+        return mine
+
+
+def _uniform(nb_in: int, *shape: int) -> Tensor:
+    drawn: Tensor = 2 * torch.rand(shape) - 1
+    return drawn / math.sqrt(nb_in)
+
+
+def _above_median(errors: Tensor) -> Tensor:
+    size = errors.abs()
+    above = size > torch.quantile(size.detach(), 0.5, dim=1, keepdim=True)
+    return torch.where(above, size, 0.0).mean(dim=1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "above_median": _above_median,
+    "l1": lambda errors: errors.abs().mean(dim=1),
+    "l2": lambda errors: errors.square().mean(dim=1),
+}
+"""From errors (n, d) to scores (n,)."""
+
+
+class ConvolutionalAutoencoder(nn.Module):
+    """One convolutional autoencoder for the maps of all classes, with biases of each class's own.
+
+    Two halvings to a sixteenth of ``hidden`` channels, two doublings back. **Departure** from the authors' dense ones:
+    neighbouring pixels are seen as neighbours, and what all classes have in common is learnt once.
+    """
+
+    WIDTH = 32
+
+    def __init__(self, nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> None:
+        super().__init__()
+        self.map_shape, narrow = map_shape, max(1, hidden // 16)
+        height, width = map_shape[1:]
+        self.sizes = ((-(-height // 2), -(-width // 2)), (height, width))
+        self.first = nn.Conv2d(map_shape[0], self.WIDTH, 3, stride=2, padding=1)
+        self.second = nn.Conv2d(self.WIDTH, narrow, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(narrow, self.WIDTH, 3, padding=1)
+        self.last = nn.Conv2d(self.WIDTH, map_shape[0], 3, padding=1)
+        self.of_class = nn.Embedding(nb_classes, 2 * self.WIDTH)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.last.weight.dtype
+
+    def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
+        """Reconstructions (n, d) of maps (n, d), each as one of its class (n,)."""
+        inner, outer = self.of_class(classes)[:, :, None, None].chunk(2, dim=1)
+        seen = (self.first(maps.unflatten(1, self.map_shape)) + inner).relu()
+        narrow = self.second(seen).relu()
+        back = (self.third(functional.interpolate(narrow, self.sizes[0])) + outer).relu()
+        restored: Tensor = self.last(functional.interpolate(back, self.sizes[1])).sigmoid().flatten(1)
+        return restored
+
+
+class ClassGaussians(nn.Module):
+    """A Gaussian for the statistics of each class; how far a point is from its class is its Mahalanobis distance.
+
+    *Source*: Lee, Lee, Lee, Shin 2018 (arXiv:1807.03888), who take features of the network for what is taken here of
+    its explanations. **Convention**: the covariance is of each class's own, with a millionth of its mean variance
+    added.
+    """
+
+    mean: Tensor
+    whitening: Tensor
+
+    def __init__(self, nb_classes: int, size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(nb_classes, size))
+        self.register_buffer("whitening", torch.eye(size).repeat(nb_classes, 1, 1))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.mean.dtype
+
+    def fit(self, points: Tensor, classes: Tensor) -> None:
+        """Learn from points (N, d) of classes (N,), on any device; each class has more points than ``d``.
+
+        Raises:
+            InputError: for a class with fewer, or whose points lie in a plane.
+        """
+        for number in range(len(self.mean)):
+            mine = points[classes == number].double()
+            if len(mine) <= mine.shape[1]:
+                raise InputError(
+                    f"x has {len(mine)} images predicted as class {number} to learn from; more than the "
+                    f"{mine.shape[1]} statistics were expected"
+                )
+            covariance = mine.T.cov()
+            covariance = covariance + 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
+            factor, failed = torch.linalg.cholesky_ex(covariance)
+            if failed or not bool(factor.isfinite().all()):
+                raise InputError(
+                    f"x has statistics of class {number} that are all the same; ones that differ were expected"
+                )
+            unit = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+            self.mean[number] = mine.mean(dim=0)
+            self.whitening[number] = torch.linalg.solve_triangular(factor, unit, upper=False)
+
+    def forward(self, points: Tensor, classes: Tensor) -> Tensor:
+        """What is left of points (n, d) after their class's mean, in its standard deviations: white if benign."""
+        left: Tensor = (self.whitening[classes] @ (points - self.mean[classes])[:, :, None]).squeeze(2)
+        return left
