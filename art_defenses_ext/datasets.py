@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import hashlib
+import math
 import os
 import sys
 import tempfile
@@ -27,7 +29,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 from torchvision.transforms.functional import center_crop, resize
 
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_count
+from art_defenses_ext.validation import FloatArray, InputError, IntArray, StoredImages, check_count
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
@@ -50,7 +52,8 @@ IMAGENET_SIZE = 224
 IMAGENET_RESIZE = 256
 IMAGES_SEED = 0
 MAX_PART_BYTES = 4 * 2**30
-"""A part of an image folder is one array in memory: 7,133 images of 224 x 224."""
+"""The validation images of a folder are one array in memory, and so are test images up to this size: 7,133 of
+224 x 224. More test images are read as an evaluation comes to them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +61,7 @@ class Split:
     """One part of a data set.
 
     Args:
-        x: images (N, C, H, W), float32, in [0, 1].
+        x: images (N, C, H, W), float32, in [0, 1]; test images of a large folder are read when they are asked for.
         y: class indices (N,), int64.
     """
 
@@ -370,7 +373,6 @@ def _image_folder(root: Path, size: int | None) -> Dataset:
     if len(images.files) < 2:
         raise _no_use(images.folder, "holds a single image; two or more, to tune on one half, were expected")
     height, width = _common_size(images) if size is None else (size, size)
-    _check_memory(images, height, width)
     return Dataset(
         name="image_folder",
         input_shape=(3, height, width),
@@ -516,26 +518,52 @@ def _common_size(images: _Labelled) -> tuple[int, int]:
     return IMAGENET_SIZE, IMAGENET_SIZE
 
 
-def _check_memory(images: _Labelled, height: int, width: int) -> None:
-    most = 2 * (MAX_PART_BYTES // (4 * 3 * height * width))
-    if len(images.files) > most:
-        raise _no_use(
-            images.folder,
-            f"holds {len(images.files)} images, more than fit into memory at {height} x {width} pixels; "
-            f"at most {most} were expected",
-        )
-
-
 def _read_half(images: _Labelled, first: int, height: int, width: int) -> Split:
     """Return every other image from ``first`` on, in the mixed order."""
     chosen = np.arange(first, len(images.files), 2)
     # RandomState's stream is frozen for good, where that of default_rng may change with a release of NumPy.
     chosen = np.random.RandomState(IMAGES_SEED).permutation(chosen)
-    x = np.empty((len(chosen), 3, height, width), dtype=np.float32)
-    for place, index in enumerate(chosen):
-        x[place] = _open(images.files[index], partial(_pixels, height=height, width=width))
-    x /= 255
-    return Split(x, np.array(images.labels, dtype=np.int64)[chosen])
+    stored = ImageFiles([images.files[index] for index in chosen], height, width)
+    labels = np.array(images.labels, dtype=np.int64)[chosen]
+    if 4 * math.prod(stored.shape) <= MAX_PART_BYTES:
+        return Split(np.asarray(stored), labels)
+    if first == 1:
+        raise _no_use(
+            images.folder,
+            f"holds {len(images.files)} images, of which the {len(chosen)} for validation do not fit into memory at "
+            f"{height} x {width} pixels; a defence that needs none, or fewer images, were expected",
+        )
+    return Split(stored, labels)  # type: ignore[arg-type]
+
+
+class ImageFiles(StoredImages):
+    """Image files, decoded when they are asked for.
+
+    Args:
+        files: their paths.
+        height, width: of each image, to which it is cropped if it has another size.
+    """
+
+    def __init__(self, files: Sequence[Path], height: int, width: int) -> None:
+        self.files, self.shape = files, (len(files), 3, height, width)
+
+    def __getitem__(self, rows: slice) -> ImageFiles:
+        return ImageFiles(self.files[rows], *self.shape[2:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
+        x = np.empty(self.shape, dtype=np.float32)
+        height, width = self.shape[2:]
+        for place, file in enumerate(self.files):
+            x[place] = _open(file, partial(_pixels, height=height, width=width))
+        x /= 255
+        return x
+
+    def fingerprint(self) -> str:
+        """A hash of the files' bytes, in their order, and of the size."""
+        digest = hashlib.sha256(str(self.shape).encode())
+        for file in self.files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
 
 
 def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,38 @@ from torch import nn
 
 FloatArray = npt.NDArray[np.float32]
 IntArray = npt.NDArray[np.int64]
+
+
+class StoredImages(ABC):
+    """Images that are read when they are asked for, where all of them at once would not fit into memory.
+
+    ``np.asarray`` reads them; a slice is read no sooner.
+
+    Attributes:
+        shape: (N, C, H, W).
+        dtype: float32.
+    """
+
+    shape: tuple[int, ...]
+    dtype = np.dtype(np.float32)
+
+    @abstractmethod
+    def __getitem__(self, rows: slice) -> StoredImages:
+        """Some of them."""
+
+    @abstractmethod
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
+        """All of them, in memory."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash of what they are read from."""
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+
+Images = FloatArray | StoredImages
 
 
 class InputError(ValueError):
@@ -35,6 +68,15 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
             "which ART ignores; make it a plain nn.Module"
         )
     return classifier
+
+
+def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:
+    """The same as :func:`check_images`, also for images that are still to be read: of those the shape alone."""
+    if not isinstance(x, StoredImages):
+        return check_images(x, classifier)
+    if x.shape[1:] != tuple(classifier.input_shape) or len(x) == 0:
+        raise InputError(f"x has shape {x.shape}; (N, {', '.join(map(str, classifier.input_shape))}) was expected")
+    return x
 
 
 def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> FloatArray:

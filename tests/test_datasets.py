@@ -23,7 +23,7 @@ from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import to_tensor
 
 from art_defenses_ext import datasets
-from art_defenses_ext.datasets import DATASETS, Dataset, Split, load_dataset
+from art_defenses_ext.datasets import DATASETS, Dataset, ImageFiles, Split, load_dataset
 from art_defenses_ext.validation import InputError
 
 NB_TRAINING, NB_TEST = 5_020, 30
@@ -648,13 +648,42 @@ def test_an_image_whose_pixels_cannot_be_read_is_named(
         _ = dataset.test
 
 
-def test_more_images_than_fit_into_memory_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_test_images_that_do_not_fit_into_memory_are_read_when_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labelled_folder(tmp_path, 7)
-    monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5)
-    assert len(load_dataset("image_folder", tmp_path).test.y) == 4
+    whole = load_dataset("image_folder", tmp_path).test
     monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5 - 1)
-    with pytest.raises(InputError, match="holds 7 images, more than fit into memory at 6 x 5 pixels; at most 6 were"):
-        load_dataset("image_folder", tmp_path)
+    stored = load_dataset("image_folder", tmp_path).test
+    assert isinstance(stored.x, ImageFiles)
+    np.testing.assert_array_equal(stored.y, whole.y)
+    assert (len(stored.x), stored.x.shape, stored.x.dtype) == (4, whole.x.shape, np.float32)
+    for rows in (slice(None), slice(1, 3), slice(3, 9), slice(0, 4, 2)):
+        np.testing.assert_array_equal(np.asarray(stored.x[rows]), whole.x[rows])
+        np.testing.assert_array_equal(np.asarray(stored.x[1:][rows]), whole.x[1:][rows])
+
+
+def test_a_hash_of_files_is_of_their_bytes_and_order_and_size(tmp_path: Path) -> None:
+    labelled_folder(tmp_path, 4)
+    files = sorted(tmp_path.glob("*.png"))
+    hashes = [
+        ImageFiles(some, *size).fingerprint() for some in (files, files[::-1], files[:3]) for size in ((6, 5), (5, 5))
+    ]
+    assert len(set(hashes)) == 6
+    assert ImageFiles(list(files), 6, 5).fingerprint() == hashes[0]
+    Image.new("RGB", (5, 6), (1, 2, 3)).save(files[0])
+    assert ImageFiles(files, 6, 5).fingerprint() not in hashes
+
+
+def test_validation_images_that_do_not_fit_into_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    labelled_folder(tmp_path, 7)
+    monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 3 * 3 * 6 * 5 - 1)
+    dataset = load_dataset("image_folder", tmp_path)
+    with pytest.raises(InputError, match="the 3 for validation do not fit into memory at 6 x 5 pixels"):
+        _ = dataset.validation
+    assert len(dataset.test.y) == 4
 
 
 # The real files

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
@@ -28,11 +29,11 @@ from art_defenses_ext.evaluation.work import Work
 from art_defenses_ext.pipeline import check_differentiable
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.validation import (
-    FloatArray,
+    Images,
     InputError,
     IntArray,
     check_count,
-    check_images,
+    check_evaluated,
     check_labels,
     check_samples_of,
     check_seed,
@@ -41,7 +42,7 @@ from art_defenses_ext.validation import (
 
 def evaluate(
     classifier: PyTorchClassifier,
-    x: FloatArray,
+    x: Images,
     y: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
@@ -73,7 +74,8 @@ def evaluate(
 
     Args:
         classifier: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
-        x: images (N, *input_shape), float32, in the clip range.
+        x: images (N, *input_shape), float32, in the clip range; or :class:`.StoredImages`, which are read block by
+            block.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)`` or ``L2(eps)``.
         attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), ``"full"`` (and what takes longer), or a
@@ -133,7 +135,7 @@ def evaluate(
 
 def evaluate_shard(
     classifier: PyTorchClassifier,
-    x: FloatArray,
+    x: Images,
     y: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
@@ -177,7 +179,7 @@ class _Task:
 
     classifier: PyTorchClassifier
     undefended: PyTorchClassifier | None
-    x: FloatArray
+    x: Images
     labels: IntArray
     threat: Threat
     specs: tuple[AttackSpec, ...]
@@ -187,7 +189,7 @@ class _Task:
     def of(
         cls,
         classifier: PyTorchClassifier,
-        x: FloatArray,
+        x: Images,
         y: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec],
@@ -203,7 +205,7 @@ class _Task:
         """Check the arguments of :func:`evaluate`."""
         check_differentiable(classifier)
         classifier = classifier if detector is None else _joined(classifier, detector)
-        x = check_images(x, classifier)
+        x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))
         if not isinstance(threat, Linf | L2):
             raise InputError(f"threat is {threat!r}; Linf(eps) or L2(eps) was expected")
@@ -216,7 +218,7 @@ class _Task:
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.of(threat, named, len(x), seed, block_size, curve_samples, check_samples, adaptive)
         with rebuild.evaluation_mode(classifier.model), seeded(seed):
-            predict(classifier, x[:1])  # what cannot be run, such as a detector that is not fitted, says so
+            predict(classifier, np.asarray(x[:1]))  # what cannot be run, such as a detector that is not fitted, says so
         return cls(classifier, undefended, x, labels, threat, specs, settings)
 
     def carry_out(self, store: RunDirectory | Memory, shard: Shard, progress: bool) -> None:
@@ -225,7 +227,7 @@ class _Task:
         models = [one.model for one in (self.classifier, self.undefended) if one is not None]
         with rebuild.evaluation_mode(*models), progress_bar(progress) as bar:
             attacker = Attacker.of(
-                self.classifier, x[: settings.block_size], self.threat, settings.adaptive, settings.seed
+                self.classifier, np.asarray(x[: settings.block_size]), self.threat, settings.adaptive, settings.seed
             )
             manifest = self._begin(store, attacker, shard)
             misled = not any(one.is_faithful for one in manifest.health)
@@ -245,7 +247,9 @@ class _Task:
                     bar.update(task, advance=len(manifest.plan))
                     continue
                 rows = slice(start, start + settings.block_size)
-                found = work.block(start, x[rows], self.labels[rows], lambda key: bar.update(task, advance=1, note=key))
+                found = work.block(
+                    start, np.asarray(x[rows]), self.labels[rows], lambda key: bar.update(task, advance=1, note=key)
+                )
                 store.append(found.records, found.costs, found.examples)
             if shard.number == 1 and not store.has_findings:
                 store.finish(work.find_out(x))

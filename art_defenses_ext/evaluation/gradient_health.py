@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import gradient_mode
-from art_defenses_ext.validation import FloatArray, IntArray
+from art_defenses_ext.validation import Images, IntArray
 
 SAMPLES = 100
 """Images that the gradients are looked at for."""
@@ -74,7 +75,7 @@ class GradientHealth:
 
 
 def examine_gradients(
-    classifier: PyTorchClassifier, x: FloatArray, labels: IntArray, threat: Threat, modes: tuple[str, ...], seed: int
+    classifier: PyTorchClassifier, x: Images, labels: IntArray, threat: Threat, modes: tuple[str, ...], seed: int
 ) -> list[GradientHealth]:
     """Look at the gradients of ``classifier`` under each mode, for the first ``SAMPLES`` images.
 
@@ -87,7 +88,7 @@ def examine_gradients(
         seed: of the random points; a random defence draws the same numbers in both passes that are compared.
     """
     device = classifier.device
-    clean, y = torch.tensor(x[:SAMPLES], device=device), torch.tensor(labels[:SAMPLES], device=device)
+    clean, y = torch.tensor(np.asarray(x[:SAMPLES]), device=device), torch.tensor(labels[:SAMPLES], device=device)
     generator = torch.Generator(device).manual_seed(derived_seed(seed, "gradients", 0))
     drawn = clean + random_in_ball(clean, threat.eps, threat.norm, generator)
     points = [clean, into_range(drawn, classifier.clip_values)]

@@ -6,6 +6,7 @@ import hashlib
 import platform
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +23,7 @@ from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.gradient_mode import Defence, Training, Tuning, find_defences
 from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.validation import FloatArray, IntArray
+from art_defenses_ext.validation import Images, IntArray, StoredImages
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
 
@@ -125,7 +126,7 @@ class RunDescription:
 
 
 def describe_run(
-    attacker: Attacker, undefended: PyTorchClassifier | None, settings: Settings, x: FloatArray, labels: IntArray
+    attacker: Attacker, undefended: PyTorchClassifier | None, settings: Settings, x: Images, labels: IntArray
 ) -> RunDescription:
     """Describe a run that is about to start."""
     classifier = attacker.classifier
@@ -181,9 +182,12 @@ def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
     return [{"name": "detector", "network": type(classifier.model.detection.model).__name__}]
 
 
-def _sha256(arrays: Any) -> str:
+def _sha256(arrays: Sequence[Images | IntArray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
+        if isinstance(array, StoredImages):
+            digest.update(array.fingerprint().encode())
+            continue
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()

@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.gradient_mode import gradient_mode
-from art_defenses_ext.validation import FloatArray, InputError, IntArray
+from art_defenses_ext.validation import FloatArray, Images, InputError, IntArray
 
 BINARIZED = 50  # images of the binarization test, at most: an attack each, one image at a time
 
@@ -127,7 +127,7 @@ class Work:
         ]
         return _Block(start, x, labels, reference, records)
 
-    def find_out(self, x: FloatArray) -> Findings:
+    def find_out(self, x: Images) -> Findings:
         """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
         tries = [
             (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
@@ -138,7 +138,7 @@ class Work:
         ]
         if not tries or rejects(self.classifier) or not self.settings.check_samples:
             return Findings()
-        images = x[: min(BINARIZED, self.settings.check_samples)]
+        images = np.asarray(x[: min(BINARIZED, self.settings.check_samples)])
         with measured(self.classifier) as cost:
             test = binarization_test(self.attacker.attacked, images, self.threat, tries, self.settings.seed)
         return Findings(test, [CostRecord(0, "binarization", len(images), cost)])

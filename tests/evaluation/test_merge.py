@@ -30,7 +30,7 @@ from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import EXAMPLES, FINDINGS, MANIFEST, RECORDS
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
-from art_defenses_ext.validation import FloatArray, InputError, IntArray
+from art_defenses_ext.validation import FloatArray, InputError, IntArray, StoredImages
 
 SAMPLES, BLOCK, EPS = 23, 4, 0.1
 
@@ -184,6 +184,35 @@ def test_a_report_opens_elsewhere(whole: Path, tmp_path: Path) -> None:
     for name in ("report.json", "report.html"):
         assert (tmp_path / "elsewhere" / name).read_bytes() == (whole / name).read_bytes()
     assert str(whole) not in (whole / "report.html").read_text()
+
+
+class Stored(StoredImages):
+    """An array that says when it is read."""
+
+    def __init__(self, x: FloatArray, read: list[int]) -> None:
+        self.x, self.shape, self.read = x, x.shape, read
+
+    def __getitem__(self, rows: slice) -> Stored:
+        return Stored(self.x[rows], self.read)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
+        self.read.append(len(self.x))
+        return self.x.copy()
+
+    def fingerprint(self) -> str:
+        return "stored"
+
+
+def test_images_may_be_read_block_by_block(
+    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    read: list[int] = []
+    evaluate(defended, Stored(x, read), y, Linf(EPS), ATTACKS, out=tmp_path / "out", **OPTIONS)
+    assert (tmp_path / "out" / RECORDS).read_bytes() == (whole / RECORDS).read_bytes()
+    # The gradients are looked at on a hundred images, of which there are no more than these.
+    assert sorted(read) == sorted([1, BLOCK, SAMPLES, 5, *[BLOCK] * 5, 3])
+    with pytest.raises(InputError, match=r"x has shape \(23, 1, 8, 7\); \(N, 1, 8, 8\) was expected"):
+        evaluate(defended, Stored(x[..., :7], read), y, Linf(EPS), ATTACKS, **OPTIONS)
 
 
 # What does not fit

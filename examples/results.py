@@ -1,0 +1,177 @@
+"""The table of all defences: every run behind docs/results, one after the other, each gone on with where it stopped.
+
+    python examples/results.py --data DIR --out OUT [--only NAME,...] [--list] [--dry]
+
+DIR holds the data sets as torchvision lays them out and weights/; OUT takes fits and runs. A line is an `art-defenses
+evaluate` command, printed before it runs; a finished one is not repeated. Entries and the page go to docs/results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
+
+PAPERS = {
+    "jump_relu": "https://arxiv.org/abs/1904.03750",
+    "heat_and_blur": "https://arxiv.org/abs/2003.07573",
+    "feature_autoencoder": "https://arxiv.org/abs/1912.04497",
+    "two_stream_restoration": "https://arxiv.org/abs/2202.01117",
+    "explanation_reconstructor": "https://arxiv.org/abs/2107.10480",
+}
+
+SOFT_MASK = ("-o", "heat_and_blur.mix=soft_mask", "-o", "heat_and_blur.sigma=1.5")
+"""The reading of Heat and Blur that keeps most of grey digits (docs/methods/heat_and_blur.md)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Attributes:
+        dataset: its name.
+        name: of the run and its entry.
+        title: of the line.
+        defences: in the order in which they are put on.
+        options: further words of the command.
+        fits: the example that makes its files, and their names there.
+        network: the file below the data folder whose weights are loaded; None: trained.
+    """
+
+    dataset: str
+    name: str
+    title: str
+    defences: tuple[str, ...]
+    options: tuple[str, ...] = ()
+    fits: tuple[str, ...] = ()
+    network: str | None = None
+
+
+EPS = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1}
+SAMPLES = {"digits": 500, "mnist": 1000, "fashion_mnist": 1000}
+FITTING = {"mnist": "restoration_mnist.py", "fashion_mnist": "restoration_fashion_mnist.py"}
+BASE = {"mnist": "weights/erichson_mnist_lenet_baseline.pkl"}
+ROBUST = {"mnist": "weights/erichson_mnist_lenet_robust.pkl"}
+
+
+def restored(dataset: str, face: str, fit: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The words that put a restorer on, and the fits that must be there: of digits it is trained by the command."""
+    if dataset in FITTING:
+        return ("--fitted", f"{face}=OUT/{dataset}/{fit}-0.safetensors"), (fit.removesuffix("_adversarial"), fit)
+    return (("-o", f"{face}.adversarial=true") if fit.endswith("_adversarial") else ()), ()
+
+
+def lines() -> Iterator[Line]:
+    """All lines, the quick ones of each data set first."""
+    for dataset in EPS:
+        base, robust = BASE.get(dataset), ROBUST.get(dataset)
+        yield Line(dataset, "bare", "bare network", ("none",), network=base)
+        yield Line(dataset, "jump_relu", "JumpReLU, jump 1", ("jump_relu",), ("--jump", "1"), network=base)
+        for face, name, fit in (
+            ("feature_autoencoder", "Feature autoencoder", "autoencoder"),
+            ("two_stream_restoration", "TRN", "two_stream"),
+        ):
+            words, fits = restored(dataset, face, fit)
+            yield Line(dataset, face, name, (face,), words, fits, base)
+            words, fits = restored(dataset, face, f"{fit}_adversarial")
+            title = f"{name}, adversarially trained"
+            yield Line(dataset, f"{face}_adversarial", title, (face,), words, fits, base)
+        watch = "explanation_reconstructor"
+        yield Line(dataset, watch, "Explanation reconstructor", (watch,), network=base)
+        options = () if dataset == "digits" else SOFT_MASK
+        yield Line(dataset, "heat_and_blur", "Heat and Blur", ("heat_and_blur",), options, network=base)
+        words, fits = restored(dataset, "feature_autoencoder", "autoencoder_adversarial")
+        title = "adversarially trained feature autoencoder, explanation reconstructor"
+        yield Line(dataset, "pair_autoencoder_detector", title, ("feature_autoencoder", watch), words, fits, base)
+        yield from on_robust(dataset, robust)
+
+
+def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
+    """Defences on an adversarially trained network, where there is one; a restorer is fitted to it by the command."""
+    if network is None:
+        return
+    yield Line(dataset, "robust_bare", "adversarially trained network", ("none",), network=network)
+    yield Line(
+        dataset, "robust_jump_relu", "JumpReLU, adversarially trained network", ("jump_relu",), ("--jump", "1"),
+        network=network,
+    )  # fmt: skip
+    yield Line(
+        dataset, "pair_robust_jump_autoencoder", "feature autoencoder before JumpReLU, adversarially trained network",
+        ("jump_relu", "feature_autoencoder"), ("--jump", "1"), network=network,
+    )  # fmt: skip
+
+
+def command_of(line: Line) -> list[str]:
+    """The command as others can type it, with DIR and OUT for the folders."""
+    words = ["art-defenses", "evaluate", "--dataset", line.dataset, "--data", "DIR"]
+    words += [word for name in line.defences for word in ("--defence", name)]
+    words += ["--weights", f"DIR/{line.network}"] if line.network else []
+    words += [*line.options, "--eps", str(EPS[line.dataset]), "--samples", str(SAMPLES[line.dataset])]
+    return [*words, "--curve-samples", "0", "--threads", "1", "--out", f"OUT/runs/{line.dataset}/{line.name}"]
+
+
+def fitting_of(line: Line) -> list[str] | None:
+    """The command that makes the fits of a line."""
+    if not line.fits:
+        return None
+    names = ",".join(dict.fromkeys(line.fits))
+    example = f"examples/{FITTING[line.dataset]}"
+    return ["python", example, "--data", "DIR", "--out", f"OUT/{line.dataset}", "--fits", names, "--only", "fit"]
+
+
+def here(words: list[str], run: argparse.Namespace) -> list[str]:
+    """The same words for this machine."""
+    programs = {"art-defenses": [sys.executable, "-m", "art_defenses_ext"], "python": [sys.executable]}
+    rest = [word.replace("DIR", str(run.data), 1).replace("OUT", str(run.out), 1) for word in words[1:]]
+    if words[0] == "python":
+        rest[0] = str(RESULTS.parents[1] / rest[0])
+        rest += ["--threads", "1"]
+    return [*programs[words[0]], *rest]
+
+
+def carry_out(line: Line, run: argparse.Namespace) -> None:
+    """Fit, evaluate, write the entry."""
+    commands = [one for one in (fitting_of(line), command_of(line)) if one is not None]
+    typed = "\n".join(shlex.join(one) for one in commands)
+    print(f"\n# {line.dataset}: {line.title}\n{typed}", flush=True)
+    if run.dry:
+        return
+    folder = run.out / "runs" / line.dataset / line.name
+    for words in commands:
+        if words[0] == "art-defenses" and (folder / "report.json").exists():
+            continue
+        subprocess.run(here(words, run), check=True)
+    entry = ["art-defenses", "entry", str(folder), "--dataset", line.dataset, "--name", line.title]
+    entry += ["--command", typed.replace("\n", "; "), "--out", str(RESULTS / line.dataset / f"{line.name}.json")]
+    link = PAPERS.get(line.defences[0]) if len(line.defences) == 1 else None
+    subprocess.run(here(entry + (["--link", link] if link else []), run), check=True)
+    subprocess.run(here(["art-defenses", "leaderboard", str(RESULTS)], run), check=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, default=Path("DIR"), help="folder of the data sets, and of weights/")
+    parser.add_argument("--out", type=Path, default=Path("OUT"), help="folder of fits and runs")
+    parser.add_argument("--only", help="names of lines with commas, such as mnist/jump_relu, or of data sets")
+    parser.add_argument("--list", action="store_true", help="print the names of all lines")
+    parser.add_argument("--dry", action="store_true", help="print the commands without running them")
+    run = parser.parse_args()
+    wanted = None if run.only is None else set(run.only.split(","))
+    for line in lines():
+        name = f"{line.dataset}/{line.name}"
+        if wanted is not None and not {name, line.dataset} & wanted:
+            continue
+        if run.list:
+            print(name)
+        else:
+            carry_out(line, run)
+
+
+if __name__ == "__main__":
+    main()
