@@ -1,17 +1,25 @@
-"""Defences against adversarial examples that can be attacked honestly: a plugin for ART in PyTorch."""
+"""Defences against adversarial examples that can be attacked honestly: a plugin for ART in PyTorch.
 
-from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
-from art_defenses_ext.estimator.defend import as_module, defend
-from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.evaluate import evaluate
-from art_defenses_ext.evaluation.threats import L2, Linf
-from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
-from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
-from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
-from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestoration
-from art_defenses_ext.surrogate import Surrogate
-from art_defenses_ext.transformer.jump_relu import JumpReLU
+Names are imported when they are first asked for: torch and ART take seconds, and whoever has this package's pytest
+plugin installed should not wait for them in a suite that attacks nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
+    from art_defenses_ext.estimator.defend import as_module, defend
+    from art_defenses_ext.estimator.rejecting import rejecting
+    from art_defenses_ext.evaluation.evaluate import evaluate
+    from art_defenses_ext.evaluation.threats import L2, Linf
+    from art_defenses_ext.modes import gradient_mode, gradient_modes
+    from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
+    from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
+    from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+    from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestoration
+    from art_defenses_ext.surrogate import Surrogate
+    from art_defenses_ext.transformer.jump_relu import JumpReLU
 
 __all__ = [
     "L2",
@@ -30,3 +38,34 @@ __all__ = [
     "gradient_modes",
     "rejecting",
 ]
+
+_HOMES = {
+    "L2": "evaluation.threats",
+    "ExplanationReconstructor": "detector.explanation_reconstructor",
+    "FeatureAutoencoder": "preprocessor.feature_autoencoder",
+    "HeatAndBlur": "preprocessor.heat_and_blur",
+    "JumpReLU": "transformer.jump_relu",
+    "Linf": "evaluation.threats",
+    "RestorationLoss": "preprocessor.restoration_loss",
+    "Surrogate": "surrogate",
+    "TwoStreamRestoration": "preprocessor.two_stream_restoration",
+    "as_module": "estimator.defend",
+    "defend": "estimator.defend",
+    "evaluate": "evaluation.evaluate",
+    "gradient_mode": "modes",
+    "gradient_modes": "modes",
+    "rejecting": "estimator.rejecting",
+}
+"""Where each name comes from."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

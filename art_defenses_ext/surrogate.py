@@ -14,7 +14,7 @@ import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 
-from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.modes import Defence
 from art_defenses_ext.validation import InputError, check_count, check_positive
 
 ROWS_AT_ONCE = 512  # of the noisy copies that an estimate passes through the wrapped one

@@ -18,7 +18,7 @@ from art_defenses_ext.attack.losses import merge_rejection
 from art_defenses_ext.attack.norms import into_range, per_sample
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.gradient_mode import gradient_mode, gradient_modes
+from art_defenses_ext.modes import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.validation import (

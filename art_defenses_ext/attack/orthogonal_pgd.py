@@ -27,7 +27,7 @@ from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
-from art_defenses_ext.gradient_mode import annealable_modes, find_defences, surrogate_width
+from art_defenses_ext.modes import annealable_modes, find_defences, surrogate_width
 from art_defenses_ext.validation import InputError, IntArray, check_count, check_positive
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)

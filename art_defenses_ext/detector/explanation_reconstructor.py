@@ -37,7 +37,7 @@ from art_defenses_ext.detector.reconstructors import (
     ClassGaussians,
     ConvolutionalAutoencoder,
 )
-from art_defenses_ext.gradient_mode import Defence, Training, find_defences, gradient_mode
+from art_defenses_ext.modes import Defence, Training, find_defences, gradient_mode
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import evaluation_mode, rebuild
 from art_defenses_ext.surrogate import replaced

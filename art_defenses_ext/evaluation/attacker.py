@@ -14,7 +14,7 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rejects
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import Defence, annealable_modes, gradient_modes
+from art_defenses_ext.modes import Defence, annealable_modes, gradient_modes
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.surrogate import Surrogate

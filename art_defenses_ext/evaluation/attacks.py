@@ -27,7 +27,7 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import InputError
 

@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.attacker import smoothed
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import gradient_mode
+from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.pipeline import Step
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import FloatArray

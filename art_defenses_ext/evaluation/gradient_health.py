@@ -16,7 +16,7 @@ from art_defenses_ext.estimator.rejecting import RejectingNetwork
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import gradient_mode
+from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.validation import Images, IntArray
 
 SAMPLES = 100

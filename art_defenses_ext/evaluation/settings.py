@@ -21,7 +21,7 @@ from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import Defence, Training, Tuning, find_defences
+from art_defenses_ext.modes import Defence, Training, Tuning, find_defences
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.validation import Images, IntArray, StoredImages
 

@@ -24,7 +24,7 @@ from art_defenses_ext.evaluation.detection import FALSE_POSITIVES, PASSING, At, 
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
-from art_defenses_ext.gradient_mode import Training
+from art_defenses_ext.modes import Training
 
 NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
 NARROWEST_CHECKS = 60  # columns under which the checks become a list

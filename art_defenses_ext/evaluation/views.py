@@ -11,7 +11,7 @@ from torch import Tensor
 
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.examples import Example
-from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.modes import Defence
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.validation import FloatArray

@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.evaluation.views import with_views
-from art_defenses_ext.gradient_mode import gradient_mode
+from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.validation import FloatArray, Images, InputError, IntArray
 
 BINARIZED = 50  # images of the binarization test, at most: an attack each, one image at a time

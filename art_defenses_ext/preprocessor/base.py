@@ -21,7 +21,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
-from art_defenses_ext.gradient_mode import Defence
+from art_defenses_ext.modes import Defence
 from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_classifier, check_count

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.checkpoint import fingerprint
-from art_defenses_ext.gradient_mode import Training
+from art_defenses_ext.modes import Training
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode

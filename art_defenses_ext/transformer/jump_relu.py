@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
-from art_defenses_ext.gradient_mode import Defence, Tuning
+from art_defenses_ext.modes import Defence, Tuning
 from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
 from art_defenses_ext.validation import (
     FloatArray,

@@ -15,7 +15,7 @@ from art_defenses_ext import JumpReLU
 from art_defenses_ext.attack.annealed_pgd import FACTORS, AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.modes import find_defences
 from art_defenses_ext.validation import InputError
 
 Problem = Callable[..., tuple[PyTorchClassifier, Any, Any, Any]]

@@ -26,7 +26,7 @@ from art_defenses_ext.attack.orthogonal_pgd import (
 )
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.gradient_mode import Defence, find_defences
+from art_defenses_ext.modes import Defence, find_defences
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError
 

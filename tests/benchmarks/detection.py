@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.gradient_mode import gradient_mode
 from art_defenses_ext.models import KoLim, LeNetLike, ResNet20
+from art_defenses_ext.modes import gradient_mode
 
 NETWORKS = {"KoLim": (KoLim, (1, 28, 28)), "LeNetLike": (LeNetLike, (1, 28, 28)), "ResNet20": (ResNet20, (3, 32, 32))}
 CLASSES = 10

@@ -31,7 +31,7 @@ from art_defenses_ext.detector import explanation_reconstructor
 from art_defenses_ext.detector.explanation_reconstructor import DetectorNetwork, ExplanationReconstructor, needed
 from art_defenses_ext.detector.explanations import EXPLANATIONS, SAMPLES, SIGMA
 from art_defenses_ext.detector.reconstructors import SCORES, ClassAutoencoders
-from art_defenses_ext.gradient_mode import annealable_modes, find_defences, gradient_modes, surrogate_width
+from art_defenses_ext.modes import annealable_modes, find_defences, gradient_modes, surrogate_width
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import FloatArray, InputError
 

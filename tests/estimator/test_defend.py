@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.estimator.defend import as_module, defend
-from art_defenses_ext.gradient_mode import Defence, find_defences, gradient_mode, gradient_modes
+from art_defenses_ext.modes import Defence, find_defences, gradient_mode, gradient_modes
 from art_defenses_ext.rebuild import rebuild, undefended
 from art_defenses_ext.validation import InputError
 

@@ -24,7 +24,7 @@ from art_defenses_ext import HeatAndBlur, as_module, defend, gradient_mode, grad
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejecting, rejects
-from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild, undefended
 from art_defenses_ext.validation import FloatArray, InputError
 

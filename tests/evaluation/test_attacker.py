@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.attacker import (
     with_surrogates,
 )
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.gradient_mode import find_defences, gradient_modes
+from art_defenses_ext.modes import find_defences, gradient_modes
 
 THREAT = Linf(0.1)
 

@@ -38,7 +38,7 @@ from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import COSTS, RECORDS, read_records
 from art_defenses_ext.evaluation.summary import AttackRow, summarise
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
-from art_defenses_ext.gradient_mode import find_defences
+from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild, undefended
 from art_defenses_ext.validation import FloatArray, InputError, IntArray
 

@@ -40,7 +40,7 @@ from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.table import DETECTION_COLUMNS, detection_rows, headlines, training_in_words, verdict
 from art_defenses_ext.evaluation.threats import Linf
-from art_defenses_ext.gradient_mode import Training, Tuning
+from art_defenses_ext.modes import Training, Tuning
 from art_defenses_ext.validation import InputError
 
 NB_SAMPLES = 20

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext import as_module, defend
 from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.gradient_mode import find_defences, gradient_mode, gradient_modes
+from art_defenses_ext.modes import find_defences, gradient_mode, gradient_modes
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
 from art_defenses_ext.rebuild import rebuild, undefended

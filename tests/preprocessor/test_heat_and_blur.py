@@ -33,8 +33,8 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attribution import relevance as lrp
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.gradient_mode import annealable_modes, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.models import MODELS, build_model
+from art_defenses_ext.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS, blurred
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.validation import FloatArray, InputError, IntArray

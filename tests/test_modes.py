@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU
-from art_defenses_ext.gradient_mode import (
+from art_defenses_ext.modes import (
     Defence,
     annealable_modes,
     find_defences,
