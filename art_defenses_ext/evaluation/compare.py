@@ -17,7 +17,7 @@ from art_defenses_ext.evaluation.files import replace_file
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.summary import Summary
-from art_defenses_ext.evaluation.table import NOT_ESTABLISHED, defence_names, percent
+from art_defenses_ext.evaluation.table import NOT_ESTABLISHED, defence_names
 from art_defenses_ext.validation import InputError
 
 NORMAL = 1.959964
@@ -134,8 +134,8 @@ class Comparison:
                     f"{settings.threat} {settings.eps:.4g}",
                     str(settings.samples),
                     _worst(one.summary),
-                    percent(one.summary.paper),
-                    percent(one.summary.clean),
+                    "" if one.summary.paper is None else str(one.summary.paper),
+                    str(one.summary.clean),
                     str(pair) if pair else "",
                     f"{pair.p_value:.2g}" if pair else "",
                 ]
@@ -238,4 +238,4 @@ def _names(folders: Sequence[str | Path]) -> list[str]:
 
 def _worst(summary: Summary) -> str:
     share: Proportion = summary.worst_case
-    return f"at most {percent(share)} ({NOT_ESTABLISHED})" if summary.established is False else percent(share)
+    return f"at most {share} ({NOT_ESTABLISHED})" if summary.established is False else str(share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,25 @@ def evaluate_shard(
         return directory.path
 
 
+def run_key(
+    classifier: PyTorchClassifier,
+    x: Images,
+    y: Any,
+    threat: Threat,
+    attacks: str | Sequence[AttackSpec] = "standard",
+    **options: Any,
+) -> str:
+    """A hash of everything that an evaluation's records depend on: equal keys, equal records.
+
+    Args:
+        classifier, x, y, threat, attacks, options: as :func:`evaluate`, but for where it writes and what it shows.
+
+    Raises:
+        InputError: as :func:`evaluate`.
+    """
+    return _Task.of(classifier, x, y, threat, attacks, **options).key()
+
+
 @dataclass(frozen=True)
 class _Task:
     """An evaluation whose arguments have been checked."""
@@ -224,11 +244,8 @@ class _Task:
     def carry_out(self, store: RunDirectory | Memory, shard: Shard, progress: bool) -> None:
         """Attack the blocks of a part that the store does not hold yet."""
         settings, x = self.settings, self.x
-        models = [one.model for one in (self.classifier, self.undefended) if one is not None]
-        with rebuild.evaluation_mode(*models), progress_bar(progress) as bar:
-            attacker = Attacker.of(
-                self.classifier, np.asarray(x[: settings.block_size]), self.threat, settings.adaptive, settings.seed
-            )
+        with self._evaluating(), progress_bar(progress) as bar:
+            attacker = self._attacker()
             manifest = self._begin(store, attacker, shard)
             misled = not any(one.is_faithful for one in manifest.health)
             work = Work(
@@ -254,15 +271,31 @@ class _Task:
             if shard.number == 1 and not store.has_findings:
                 store.finish(work.find_out(x))
 
-    def _begin(self, store: RunDirectory | Memory, attacker: Attacker, shard: Shard) -> Manifest:
-        """What is to be done, after a look at what the store holds of it."""
+    def key(self) -> str:
+        """A hash of what the records depend on."""
+        with self._evaluating():
+            return self._manifest(self._attacker(), WHOLE).key()
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return rebuild.evaluation_mode(*(one.model for one in (self.classifier, self.undefended) if one is not None))
+
+    def _attacker(self) -> Attacker:
+        some = np.asarray(self.x[: self.settings.block_size])
+        return Attacker.of(self.classifier, some, self.threat, self.settings.adaptive, self.settings.seed)
+
+    def _manifest(self, attacker: Attacker, shard: Shard) -> Manifest:
+        """What is to be done, without a look at gradients yet."""
         settings = self.settings
         limit = hopeless(self.threat, self.classifier) if settings.check_samples else None
         plan = make_plan(self.specs, attacker, self.threat, with_curve=settings.curve_samples > 0, limit=limit)
-        manifest = Manifest(describe_run(attacker, self.undefended, settings, self.x, self.labels), plan, [], shard)
+        return Manifest(describe_run(attacker, self.undefended, settings, self.x, self.labels), plan, [], shard)
+
+    def _begin(self, store: RunDirectory | Memory, attacker: Attacker, shard: Shard) -> Manifest:
+        """What is to be done, after a look at what the store holds of it."""
+        manifest = self._manifest(attacker, shard)
         if store.manifest is None:
             health = examine_gradients(
-                attacker.attacked, self.x, self.labels, self.threat, attacker.modes, settings.seed
+                attacker.attacked, self.x, self.labels, self.threat, attacker.modes, self.settings.seed
             )
         else:
             store.check_same(manifest)

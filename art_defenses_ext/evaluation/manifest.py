@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -53,12 +54,15 @@ class Manifest:
             other: the other run; gradients and parts are not compared.
             but: attributes of the run's description that may differ.
         """
-        mine, others = (
-            {name: value for name, value in one._plain_run().items() if name not in {*FREE, *but}}
-            | {"attack": [_plain(run) for run in one.plan]}
-            for one in (self, other)
-        )
-        return next(_differences(mine, others), None)
+        return next(_differences(self._identity(but), other._identity(but)), None)
+
+    def key(self) -> str:
+        """A hash of all that the records depend on."""
+        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+
+    def _identity(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
+        plain = {name: value for name, value in self._plain_run().items() if name not in {*FREE, *but}}
+        return plain | {"attack": [_plain(run) for run in self.plan]}
 
     def other_settings(self, settings: Settings) -> str | None:
         """The first setting in which a run differs from this one, in words; None if there is none."""

@@ -1,0 +1,275 @@
+"""Statements about robustness that hold or raise: what the pytest plugin's fixtures are made of.
+
+Each evaluates, or finds the finished evaluation of the same networks, images and settings again, and says in the
+failure which attack broke which images and where their pictures lie.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from art.defences.detector.evasion import BinaryInputDetector
+from art.estimators.classification import PyTorchClassifier
+from filelock import FileLock
+
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.compare import Paired
+from art_defenses_ext.evaluation.evaluate import evaluate, run_key
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import read_manifest
+from art_defenses_ext.evaluation.threats import Threat, named_threat
+from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.validation import FloatArray, InputError, check_choice
+
+SHOWN = 10
+"""Indices of broken images in a failure's message, for each attack."""
+
+SURE = 0.05
+"""The p value under which a run is called worse than its baseline."""
+
+
+@dataclass
+class Suite:
+    """How statements are checked.
+
+    Attributes:
+        cache: folder of finished evaluations, one for each key.
+        attacks: set of attacks in place of those that a statement names; None for its own.
+        samples: so many of the images, from the first on; None for all.
+        device: ``"cpu"`` or ``"cuda"``; None for that of the classifier.
+        reports: folder that reports are copied to; None for none.
+        notes: a line for each statement that was checked.
+    """
+
+    cache: Path
+    attacks: str | None = None
+    samples: int | None = None
+    device: str | None = None
+    reports: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def evaluated(
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        *,
+        detector: BinaryInputDetector | None = None,
+        **options: Any,
+    ) -> tuple[Report, Path]:
+        """The report of an evaluation and its folder; one that was finished before is not made again.
+
+        That holds for the named sets: what attacks of one's own do is known to nobody, so they run each time.
+
+        Args:
+            name: of the folder among ``reports``.
+            classifier, x, y, threat, attacks, detector, options: as :func:`.evaluate`.
+        """
+        classifier = classifier if self.device is None else on_device(classifier, self.device)
+        attacks = attacks if self.attacks is None else self.attacks
+        x, y = x[: self.samples], y[: self.samples]
+        options = {"curve_samples": 0} | options
+        key = run_key(classifier, x, y, threat, attacks, detector=detector, **options)
+        folder = self.cache / key[:16]
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with FileLock(self.cache / f"{key[:16]}.lock"):  # another worker may be at it
+            if isinstance(attacks, str) and (folder / "report.json").exists():
+                report = Report.load(folder)
+            else:
+                options |= {"out": folder, "overwrite": not isinstance(attacks, str), "progress": False}
+                report = evaluate(classifier, x, y, threat, attacks, detector=detector, **options)
+            if self.reports is not None:
+                folder = Path(shutil.copytree(folder, self.reports / name, dirs_exist_ok=True))
+        return report, folder
+
+    def is_robust(
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        at_least: float,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        *,
+        established: bool = True,
+        **options: Any,
+    ) -> Report:
+        """Robust accuracy is at least so large, and established.
+
+        Args:
+            name, classifier, x, y, threat, attacks, options: as :meth:`evaluated`.
+            at_least: from 0 to 1.
+            established: the attacks must also pass their own checks.
+
+        Raises:
+            AssertionError: if that does not hold.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        _check_share("at_least", at_least)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **options)
+        worst = report.summary.worst_case
+        self._note(name, f"robust accuracy {worst}, at least {100 * at_least:g} % wanted")
+        if worst.rate < at_least:
+            raise AssertionError(
+                f"robust accuracy is {worst} under {threat}; at least {100 * at_least:g} % was wanted\n"
+                f"{_who_broke(report)}\n{_where(folder)}"
+            )
+        if established and report.established is False:
+            raise AssertionError(
+                f"robust accuracy is at most {worst} under {threat}: the attacks fail their own checks, so "
+                f"that {100 * at_least:g} % is not established\n{_failed(report)}\n{_where(folder)}"
+            )
+        return report
+
+    def masks_nothing(
+        self, name: str, classifier: PyTorchClassifier, x: FloatArray, y: Any, threat: Threat, **options: Any
+    ) -> Report:
+        """The attacks pass their own checks: no gradient is hidden from them.
+
+        Raises:
+            AssertionError: if one fails.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        report, folder = self.evaluated(name, classifier, x, y, threat, **options)
+        failed = report.summary.failed_checks
+        self._note(name, f"checks failed: {', '.join(failed) or 'none'}")
+        if failed:
+            raise AssertionError(f"the attacks fail checks of their own\n{_failed(report)}\n{_where(folder)}")
+        return report
+
+    def detects(
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        detector: BinaryInputDetector,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        at_least: float,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        *,
+        false_positives: float = 0.05,
+        **options: Any,
+    ) -> Report:
+        """Of the images that the classifier gets right, at least so many let no attacker past both.
+
+        Args:
+            name, classifier, detector, x, y, threat, attacks, options: as :meth:`evaluated`.
+            at_least: from 0 to 1.
+            false_positives: share of clean images that the detector may flag: .05 or .5.
+
+        Raises:
+            AssertionError: if that does not hold.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        _check_share("at_least", at_least)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **options)
+        assert report.summary.detection is not None
+        pool = report.summary.detection.pools[-1]  # the attacker who knows most
+        found = {one.false_positives: one.share for one in pool.success}
+        if false_positives not in found:
+            known = ", ".join(f"{share:g}" for share in found) or "none: no image is classified correctly"
+            raise InputError(f"false_positives is {false_positives}; one of {known} was expected")
+        past = found[false_positives]
+        self._note(name, f"past the detector {past}, at most {100 * (1 - at_least):g} % wanted")
+        if 1 - past.rate < at_least:
+            raise AssertionError(
+                f"{past} of the images get past classifier and detector where {100 * false_positives:g} % of "
+                f"clean ones are flagged, under {threat}; at most {100 * (1 - at_least):g} % was wanted\n"
+                f"{_who_broke(report)}\n{_where(folder)}"
+            )
+        return report
+
+    def is_not_worse_than(
+        self, name: str, baseline: str | Path, classifier: PyTorchClassifier, x: FloatArray, y: Any, **options: Any
+    ) -> Report:
+        """No image-by-image evidence that fewer images are robust than in an earlier run.
+
+        The same images are attacked in the same ball by the same set, and compared with the baseline's records by
+        McNemar's exact test.
+
+        Args:
+            name, classifier, x, y, options: as :meth:`evaluated`.
+            baseline: folder of the earlier run.
+
+        Raises:
+            AssertionError: if it is worse, with p < .05.
+            InputError: if the baseline is of other images.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        earlier = Report.load(baseline)
+        run = read_manifest(Path(baseline)).run
+        settings = run.settings
+        if not isinstance(settings.attacks, str) and "attacks" not in options:
+            raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
+        chosen = {"attacks": settings.attacks, "seed": settings.seed} | options
+        threat = named_threat(settings.threat, settings.eps)
+        report, folder = self.evaluated(name, classifier, x, y, threat, **chosen)
+        if report.summary.run.data_sha256 != run.data_sha256:
+            raise InputError(f"baseline is {baseline}, which is of other images; a run of the same ones was expected")
+        pair = Paired.of(*([record.robust() for record in one.records] for one in (earlier, report)))
+        self._note(name, f"against the baseline {pair} points, p {pair.p_value:.2g}")
+        if pair.lost > pair.gained and pair.p_value < SURE:
+            raise AssertionError(
+                f"robust accuracy is {report.summary.worst_case} under {threat}, that of {baseline} "
+                f"{earlier.summary.worst_case}: {pair.lost} images were lost and {pair.gained} gained, "
+                f"{pair} points, p {pair.p_value:.2g}\n{_who_broke(report)}\n{_where(folder)}"
+            )
+        return report
+
+    def _note(self, name: str, text: str) -> None:
+        self.notes.append(f"{name}: {text}")
+
+
+def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
+    """The classifier on another device, where its network is moved to.
+
+    Raises:
+        InputError: for another word than cpu or cuda, or where there is no GPU.
+    """
+    import torch
+
+    check_choice("device", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', and torch finds none; 'cpu' was expected")
+    return rebuild(classifier, device_type="gpu" if device == "cuda" else "cpu")
+
+
+def _who_broke(report: Report) -> str:
+    """The attacks in their order, with the images that each was the first to break."""
+    broken: dict[str, list[int]] = {}
+    for record in report.records:
+        if record.correct:
+            first = next((key for key, outcome in record.attacks.items() if outcome.success), None)
+            if first is not None:
+                broken.setdefault(first, []).append(record.index)
+    wrong = [record.index for record in report.records if not record.correct]
+    lines = [f"  wrong without an attack: {_listed(wrong)}"] if wrong else []
+    return "\n".join(lines + [f"  broken by {key}: {_listed(indices)}" for key, indices in broken.items()])
+
+
+def _listed(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:SHOWN]))
+    return f"{len(indices)} (images {shown}{', ...' * (len(indices) > SHOWN)})"
+
+
+def _failed(report: Report) -> str:
+    failed = (check for check in report.summary.checks if check.verdict == "failed")
+    return "\n".join(f"  {check.name}: {check.finding} ({check.link})" for check in failed)
+
+
+def _where(folder: Path) -> str:
+    return f"  report: {folder / 'report.html'}, attacked images: {folder / 'examples.npz'}"
+
+
+def _check_share(argument: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise InputError(f"{argument} is {value!r}; a number from 0 to 1 was expected")

@@ -1,0 +1,252 @@
+"""The pytest plugin: a suite that its user would write, run in a folder of its own."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from safetensors.torch import save_file
+
+from art_defenses_ext import Linf, evaluate
+from art_defenses_ext.datasets import Dataset
+
+pytest_plugins = ["pytester"]
+
+HEAD = """
+import torch
+from art.estimators.classification import PyTorchClassifier
+from safetensors.torch import load_file
+from art_defenses_ext import ExplanationReconstructor, JumpReLU, Linf
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.classifiers import load_classifier
+from art_defenses_ext.datasets import load_dataset
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from pathlib import Path
+
+torch.set_num_threads(1)
+digits = load_dataset("digits")
+x, y = digits.test.x[:12], digits.test.y[:12]
+
+def network():
+    return load_classifier(digits, weights=Path("weights.safetensors"))
+
+PGD = [
+    AttackSpec(
+        "PGD",
+        lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=s),
+        "a",
+        kind="white-box",
+        modes="all",
+    )
+]
+QUICK = {"attacks": PGD, "check_samples": 0}
+"""
+
+
+@pytest.fixture
+def suite(pytester: pytest.Pytester, digits_classifier: PyTorchClassifier) -> pytest.Pytester:
+    """An empty folder with the weights of the digits network."""
+    save_file(digits_classifier.model.state_dict(), pytester.path / "weights.safetensors")
+    return pytester
+
+
+def run(suite: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
+    suite.makepyfile(test_suite=HEAD + tests)
+    return suite.runpytest_inprocess("-p", "no:xdist", "-p", "no:randomly", *options)
+
+
+ROBUST = """
+def test_it_holds(assert_robust):
+    report = assert_robust(network(), x, y, threat=Linf(0.02), at_least=0.5, **QUICK)
+    assert report.robust_accuracy >= 0.5
+
+def test_it_does_not(assert_robust):
+    assert_robust(network(), x, y, threat=Linf(0.4), at_least=0.5, **QUICK)
+"""
+
+
+def test_a_statement_holds_or_says_who_broke_what(suite: pytest.Pytester) -> None:
+    result = run(suite, ROBUST)
+    result.assert_outcomes(passed=1, failed=1)
+    text = result.stdout.str()
+    result.stdout.fnmatch_lines(
+        [
+            "*AssertionError: robust accuracy is * % * under linf 0.4; at least 50 % was wanted",
+            "*broken by PGD*images 0*",
+        ]
+    )
+    result.stdout.fnmatch_lines(["*report: *report.html, attacked images: *examples.npz"])
+    result.stdout.fnmatch_lines(
+        ["*= robustness =*", "*test_it_holds: robust accuracy*", "*test_it_does_not: robust acc*"]
+    )
+    assert (
+        "is_robust" not in text.split("AssertionError")[0].split("def test_it_does_not")[-1]
+    )  # the user's lines alone
+
+
+def test_a_weaker_network_turns_the_suite_red(suite: pytest.Pytester) -> None:
+    """The same file; only the weights are others."""
+    tests = "\ndef test_it_holds(assert_robust):\n    assert_robust(network(), x, y, Linf(0.02), 0.5, **QUICK)\n"
+    run(suite, tests).assert_outcomes(passed=1)
+    weights = {name: torch.randn_like(one) for name, one in _weights(suite).items()}
+    save_file(weights, suite.path / "weights.safetensors")
+    result = run(suite, tests)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*wrong without an attack: *"])
+
+
+def _weights(suite: pytest.Pytester) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(suite.path / "weights.safetensors")
+
+
+CACHED = """
+def test_it(assert_robust):
+    assert_robust(JumpReLU(network(), 1.0)(), x[:4], y[:4], Linf(0.05), 0, "papers", check_samples=0, seed=SEED)
+"""
+
+
+def test_an_unchanged_network_is_not_attacked_again(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Not by `from ... import`: the modules that an inner run imports are forgotten afterwards.
+    assertions = importlib.import_module("art_defenses_ext.evaluation.assertions")
+    calls: list[int] = []
+    monkeypatch.setattr(assertions, "evaluate", lambda *a, **k: calls.append(k["seed"]) or evaluate(*a, **k))
+    for seed in (0, 0, 1):
+        run(suite, CACHED.replace("SEED", str(seed))).assert_outcomes(passed=1)
+    assert calls == [0, 1]
+    run(suite, CACHED.replace("SEED", "0"), "--cache-clear").assert_outcomes(passed=1)
+    assert calls == [0, 1, 0]
+
+
+def test_options_override_what_tests_say(suite: pytest.Pytester) -> None:
+    tests = """
+def test_it(assert_robust):
+    report = assert_robust(JumpReLU(network(), 1.0)(), x, y, Linf(0.05), 0, check_samples=0)
+    settings = report.summary.run.settings
+    assert (settings.samples, settings.attacks) == (2, "papers")
+"""
+    options = ["--robustness-attacks", "papers", "--robustness-samples", "2", "--robustness-report", "reports"]
+    run(suite, tests, *options, "--robustness-device", "cpu").assert_outcomes(passed=1)
+    (folder,) = (suite.path / "reports").iterdir()
+    assert "test_it" in folder.name
+    assert (folder / "report.html").stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--robustness-attacks", "all"], "--robustness-attacks is 'all'; one of papers, standard, full was expected"),
+        (["--robustness-samples", "0"], "--robustness-samples is 0; a whole number of at least 1 was expected"),
+    ],
+)
+def test_options_of_no_use_are_refused(options: list[str], words: str, suite: pytest.Pytester) -> None:
+    result = run(suite, ROBUST, *options)
+    result.assert_outcomes(errors=2)
+    assert words in result.stdout.str()
+
+
+def test_checks_that_fail_are_masking_and_not_established(suite: pytest.Pytester) -> None:
+    """An attacker without the smooth derivative: the report itself says that it was withheld."""
+    tests = """
+DEFENDED = JumpReLU(network(), 1.0)()
+NAIVE = {"attacks": PGD, "check_samples": 2, "adaptive": False}
+
+def test_masking(assert_no_masking):
+    assert_no_masking(DEFENDED, x, y, Linf(0.02), **NAIVE)
+
+def test_not_established(assert_robust):
+    assert_robust(DEFENDED, x, y, Linf(0.02), 0.1, **NAIVE)
+
+def test_whatever(assert_robust):
+    assert_robust(DEFENDED, x, y, Linf(0.02), 0.1, established=False, **NAIVE)
+"""
+    result = run(suite, tests)
+    result.assert_outcomes(passed=1, failed=2)
+    result.stdout.fnmatch_lines(
+        ["*AssertionError: the attacks fail checks of their own", "*gradient modes: *was not given the modes*"]
+    )
+    result.stdout.fnmatch_lines(["*the attacks fail their own checks, so that 10 % is not established"])
+
+
+def test_a_detector_is_asked_who_gets_past(suite: pytest.Pytester) -> None:
+    tests = """
+import numpy as np
+DETECTOR = ExplanationReconstructor(network(), false_positive_rate=0.1)
+DETECTOR.fit(digits.train.x, nb_epochs=2, progress=False)
+ALL = [AttackSpec("PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=s), "a", samples="all")]
+HOW = {"attacks": ALL, "check_samples": 0}
+
+def test_nobody(assert_detects):
+    assert_detects(network(), DETECTOR, x, y, Linf(0.001), at_least=0.9, **HOW)
+
+def test_most(assert_detects):
+    assert_detects(network(), DETECTOR, x, y, Linf(0.4), at_least=0.99, **HOW)
+"""
+    result = run(suite, tests)
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        ["*of the images get past classifier and detector where 5 % of clean ones are flagged*"]
+    )
+
+
+BASELINE = """
+import pytest
+
+def test_it(assert_not_worse_than):
+    assert_not_worse_than("baseline", WHICH, digits.test.x[:30], digits.test.y[:30], attacks=PGD, check_samples=0)
+"""
+
+
+def test_a_baseline_is_compared_image_by_image(
+    suite: pytest.Pytester, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    from art_defenses_ext.attack.margin_pgd import MarginPGD
+    from art_defenses_ext.evaluation.attacks import AttackSpec
+
+    pgd = [
+        AttackSpec(
+            "PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=s), "a", kind="white-box", modes="all"
+        )
+    ]
+    part = digits.test.x[:30], digits.test.y[:30]
+    options = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    evaluate(digits_classifier, *part, Linf(0.05), pgd, out=suite.path / "baseline", **options)
+    run(suite, BASELINE.replace("WHICH", "network()")).assert_outcomes(passed=1)
+    weaker = "load_classifier(digits, epochs=1, progress=False)"
+    result = run(suite, BASELINE.replace("WHICH", weaker))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*images were lost and * gained*"])
+    result = run(suite, BASELINE.replace("WHICH", "network()").replace("[:30]", "[:31]"))
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*baseline is baseline, which is of other images*"])
+
+
+def test_the_marker_leaves_them_out(suite: pytest.Pytester) -> None:
+    tests = ROBUST + "\ndef test_quick():\n    pass\n"
+    run(suite, tests, "-m", "not robustness").assert_outcomes(passed=1, deselected=2)
+
+
+def test_nothing_heavy_is_imported_before_a_fixture_is_used(tmp_path: Path) -> None:
+    (tmp_path / "test_light.py").write_text(
+        "import sys\ndef test_light():\n    assert not {'torch', 'art', 'matplotlib', 'scipy'} & set(sys.modules)\n"
+    )
+    arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run([*arguments, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+def test_workers_share_the_cache_and_report_together(suite: pytest.Pytester) -> None:
+    """Under pytest-xdist; as a process, since workers are."""
+    suite.makepyfile(
+        test_suite=HEAD + CACHED.replace("SEED", "0") + CACHED.replace("SEED", "0").replace("test_it", "test_b")
+    )
+    result = suite.runpytest_subprocess("-n", "2")
+    result.assert_outcomes(passed=2)
+    result.stdout.fnmatch_lines(["*= robustness =*"])
+    assert len(list((suite.path / ".pytest_cache" / "d" / "robustness").glob("*/report.json"))) == 1
