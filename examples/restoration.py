@@ -46,6 +46,7 @@ class Setting:
         ablation_images: training images of an ablation's fits.
         ablation_fit: arguments of these.
         options: of every restorer's constructor.
+        tried: further fits, which ``--fits`` must name: what was tried and found wanting.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Setting:
     ablation_images: int
     ablation_fit: Options
     options: Options = field(default_factory=dict)
+    tried: tuple[Fit, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,9 @@ def fits(setting: Setting) -> list[Fit]:
             "two_stream_adversarial", "TRN, adversarially trained", TwoStreamRestoration, {}, adversarial, "two_stream"
         ),
     ]
+    smooth = adversarial | {"attack_mode": "smooth"}  # the exact derivative hides what the smooth one finds
+    title = "TRN, adversarially trained along the smooth derivative"
+    found.append(Fit("two_stream_smooth", title, TwoStreamRestoration, {}, smooth, "two_stream"))
     if setting.dataset in ("mnist", "fashion_mnist"):  # the paper's is for their images
         options, training = {"architecture": "paper"}, {"nb_epochs": 12, "learning_rate": 1e-3}
         paper = Fit("paper", "the paper's autoencoder (5,729 parameters)", FeatureAutoencoder, options, training)
@@ -396,6 +401,7 @@ def main(setting: Setting, description: str) -> None:
     if "ablation" in stages and "autoencoder_adversarial" in (wanted or ()):  # goes on from a fit
         print_adversarial_ablation(classifier, dataset, setting, run)
     chosen = [one for one in fits(setting) if wanted is None or one.name in wanted]
+    chosen += [one for one in setting.tried if wanted is not None and one.name in wanted]
     if stages == ["ablation"]:
         return
     print("\n## Fits\n", flush=True)

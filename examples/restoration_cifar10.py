@@ -10,12 +10,13 @@ on where it stopped.
 
 from __future__ import annotations
 
-from restoration import Setting, end_to_end, main
+from restoration import Fit, Setting, end_to_end, main
 
-from art_defenses_ext import RestorationLoss
+from art_defenses_ext import FeatureAutoencoder, RestorationLoss
 from art_defenses_ext.training_inputs import pgd
 
 EPS = 8 / 255
+THIRDS = ["clean", "fgsm", pgd(EPS, 5)]
 
 SETTING = Setting(
     dataset="cifar10",
@@ -34,6 +35,20 @@ SETTING = Setting(
     ablation_images=12_800,
     ablation_fit={"nb_epochs": 2, "learning_rate": 2e-3},
     options={"width": 32},
+    tried=(
+        Fit(
+            "autoencoder_features",
+            "feature autoencoder, loss without class, a third of the images clean",
+            FeatureAutoencoder,
+            training={"loss": RestorationLoss(feature_weight=1.0), "inputs": THIRDS},
+        ),
+        Fit(
+            "autoencoder_thirds",
+            "feature autoencoder, a third of the images clean",
+            FeatureAutoencoder,
+            training={"inputs": THIRDS},
+        ),
+    ),
 )
 
 if __name__ == "__main__":
