@@ -9,13 +9,15 @@ from typing import Annotated, Any, NoReturn
 
 import torch
 import typer
+from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from rich.table import Table
 
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli_options import check_defences, check_file, files_of, options_of
-from art_defenses_ext.datasets import DATASETS, load_dataset
+from art_defenses_ext.datasets import DATASETS, data_found, load_dataset
 from art_defenses_ext.defences import DEFENCES, Wishes, put_on
+from art_defenses_ext.doctor import TRAPS, check_kind, environment, examine
 from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
 from art_defenses_ext.evaluation.compare import compare
 from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
@@ -27,7 +29,7 @@ from art_defenses_ext.evaluation.run_directory import check_out, check_settings
 from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.shard import Shard, local_rank
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
-from art_defenses_ext.models import DEFAULT_MODEL, MODELS
+from art_defenses_ext.models import DEFAULT_MODEL, MODELS, call_factory
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
 from art_defenses_ext.validation import InputError, check_choice, check_count, check_samples_of, check_seed
 
@@ -268,6 +270,42 @@ def _show(report: Report, out: Path | None) -> None:
     report.print()
     if out is not None:
         Console().print(f"Report: {out / 'report.html'}", soft_wrap=True)
+
+
+@app.command("doctor")
+def doctor_command(
+    classifier: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FUNCTION",
+            help="Your function that returns an ART PyTorchClassifier, to be examined.",
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data sets. By default ART_DEFENSES_DATA, else a cache.")
+    ] = None,
+) -> None:
+    """Say what is installed and found here, and which of ART's traps a classifier of yours holds."""
+    traps = None if classifier is None else examine(_own_classifier(classifier))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, text in environment().items():
+        table.add_row(name, text)
+    for name, there in data_found(data).items():
+        table.add_row(name, "found" if there else "not there")
+    console = Console()
+    console.print(table)
+    for trap in traps or ():
+        said = f"{trap.name}: {trap.finding}; {trap.advice} (docs/traps.md)"
+        console.print(said, style="red", highlight=False, markup=False, soft_wrap=True)
+    if traps is not None:
+        console.print(f"{len(traps)} of {len(TRAPS)} traps found")
+
+
+def _own_classifier(text: str) -> PyTorchClassifier:
+    module, colon, attribute = text.partition(":")
+    if not (module and colon and attribute):
+        raise InputError(f"classifier is {text!r}; 'package.module:function' was expected")
+    return check_kind(call_factory(text, module, attribute, "classifier"), text)
 
 
 @app.command("list")

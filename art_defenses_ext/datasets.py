@@ -233,6 +233,18 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
     return _published(name, _find_root(root))
 
 
+def data_found(root: str | Path | None = None) -> dict[str, bool]:
+    """Which published data sets lie below a folder, by name; nothing is downloaded.
+
+    Args:
+        root: as for :func:`load_dataset`.
+    """
+    if root is not None:
+        _check_folder(root, "root")
+    at = _find_root(root)
+    return {name: all((at / one.folder / file).is_file() for file in one.files) for name, one in _PUBLISHED.items()}
+
+
 def _check_folder(root: str | Path, argument: str) -> None:
     # Path("") is the current directory, which nobody means by an empty name.
     if not isinstance(root, (str, Path)) or not str(root) or not Path(root).expanduser().is_dir():

@@ -330,8 +330,7 @@ def build_model(model: str) -> nn.Module:
     module, colon, attribute = str(model).partition(":")
     if not (module and colon and attribute):
         raise InputError(f"model is {model!r}; one of {', '.join(MODELS)} or 'package.module:function' was expected")
-    with _current_directory_importable():
-        built = _call_factory(model, module, attribute)
+    built = call_factory(model, module, attribute)
     if not isinstance(built, nn.Module):
         raise InputError(f"model is {model!r}, which returns a {type(built).__name__}; an nn.Module was expected")
     return built
@@ -349,8 +348,23 @@ def _current_directory_importable() -> Iterator[None]:
         sys.path.remove(entry)
 
 
-def _call_factory(model: str, module: str, attribute: str) -> Any:
-    said = f"model is {model!r}"
+def call_factory(text: str, module: str, attribute: str, argument: str = "model") -> Any:
+    """What a user's function returns, called without arguments.
+
+    Args:
+        text: what the user typed, to blame.
+        module: imported, from the current directory too.
+        attribute: the function's name in it.
+        argument: what the text was given as.
+
+    Raises:
+        InputError: for a module that is missing or fails, and a function that is missing, is none, or fails.
+    """
+    with _current_directory_importable():
+        return _called(f"{argument} is {text!r}", module, attribute)
+
+
+def _called(said: str, module: str, attribute: str) -> Any:
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module runs any code at all, scripts that end by sys.exit included

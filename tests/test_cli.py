@@ -372,6 +372,25 @@ def test_runs_are_compared_and_published(command: Command, quick: list[str], tmp
     assert page.count("make it") == 2
 
 
+def test_the_doctor_says_what_is_here_and_examines_a_classifier(command: Command, tmp_path: Path) -> None:
+    plain = command("doctor", "--data", tmp_path)
+    assert (plain.status, plain.err) == (0, "")
+    assert torch.__version__.partition("+")[0] in plain.out
+    assert "mnist" in plain.out
+    assert "not there" in plain.out
+    (tmp_path / "own_for_doctor.py").write_text(
+        "import torch\nfrom art.estimators.classification import PyTorchClassifier as C\n"
+        "def build():\n    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))\n"
+        "    return C(network, torch.nn.CrossEntropyLoss(), (1, 2, 2), 2)\n"
+    )
+    found = command("doctor", "--classifier", "own_for_doctor:build")
+    assert found.status == 0
+    assert "no clip values" in found.out
+    assert "docs/traps.md" in found.out
+    for bad in ("nothing", "own_for_doctor:absent", "own_for_doctor:torch.Generator"):
+        assert_one_sentence(command("doctor", "--classifier", bad))
+
+
 # What a user gets wrong
 
 

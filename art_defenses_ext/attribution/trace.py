@@ -404,6 +404,16 @@ def _reshape(function: Callable[..., Tensor]) -> Handler:
     return handler
 
 
+def _cast(function: Callable[..., Tensor]) -> Handler:
+    """A copy, or the same values in another dtype or on another device; the very input where nothing changes."""
+
+    def handler(trace: Trace, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        output = function(input, *args, **kwargs)
+        return output if output is input else trace.step([input], output, lambda r: (r.to(input),))
+
+    return handler
+
+
 def _view(function: Callable[..., Tensor]) -> Handler:
     """A route that may share its input's memory."""
     route = _route(function)
@@ -475,6 +485,18 @@ _RESHAPES: tuple[Any, ...] = (
     Tensor.contiguous,
 )
 HANDLERS |= {one: _reshape(one) for one in _RESHAPES}
+_CASTS: tuple[Any, ...] = (
+    Tensor.to,
+    Tensor.type,
+    Tensor.type_as,
+    Tensor.float,
+    Tensor.double,
+    Tensor.half,
+    Tensor.bfloat16,
+    Tensor.clone,
+    torch.clone,
+)
+HANDLERS |= {one: _cast(one) for one in _CASTS}
 _VIEWS: tuple[Any, ...] = (
     torch.permute,
     Tensor.permute,

@@ -131,6 +131,8 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "adaptive average": lambda x: F.adaptive_avg_pool2d(x, (4, None)),
     "adaptive average, upwards": lambda x: F.adaptive_avg_pool2d(x, 7),
     "identity": nn.Identity(),
+    "a cast to what it is": lambda x: x.to(torch.float64).type_as(x),
+    "a copy": lambda x: torch.clone(x).clone(),
     "hard limits, not reached": lambda x: F.hardtanh(F.relu6(x), 0.0, 9.0),
 }
 
@@ -140,6 +142,17 @@ def test_each_operation_without_weights(operation: Callable[[Tensor], Tensor]) -
     x = images(size=6)
     model = Written(operation, x)
     assert_near(relevance(model, x, 2, UNSTABILISED), gradient_x_input(model, x, 2))
+
+
+def test_a_cast_on_the_way_changes_the_dtype_alone() -> None:
+    """A network of float32 that is handed float64 and casts by itself, as ART under NumPy 2 makes necessary."""
+    x = images(size=6)
+    plain = Written(torch.relu, x.float()).float()
+    casting = Written(lambda x: torch.relu(x.to(torch.float32)), x.float()).float()
+    casting.load_state_dict(plain.state_dict())
+    found, expected = relevance(casting, x, 2), relevance(plain, x.float(), 2)
+    assert found.dtype == torch.float64
+    assert_near(found, expected.double(), 1e-6)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -1,0 +1,178 @@
+"""What may be wrong with a classifier before it is attacked: ART's traps behind numbers that look strong."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext.evaluation.settings import PACKAGES
+from art_defenses_ext.modes import Defence
+from art_defenses_ext.validation import FloatArray, InputError
+
+IMAGES = 4
+"""Random images that are tried."""
+
+
+@dataclass(frozen=True)
+class Trap:
+    """Something that makes attacks fail, crash or mean less than they seem to.
+
+    Attributes:
+        name: in a few words.
+        finding: what is the case.
+        advice: what to do.
+    """
+
+    name: str
+    finding: str
+    advice: str
+
+
+def examine(classifier: PyTorchClassifier) -> list[Trap]:
+    """The traps that a classifier holds, looked for with a few random images; none if all is well.
+
+    Args:
+        classifier: an ART ``PyTorchClassifier`` with whatever stands before and after its network.
+    """
+    x = np.random.default_rng(0).random((IMAGES, *classifier.input_shape), dtype=np.float32)
+    if classifier.clip_values is not None:
+        low, high = (np.float32(end) for end in classifier.clip_values)
+        x = low + x * (high - low)
+    found = (Trap(name, finding, advice) for name, (look, advice) in TRAPS.items() if (finding := look(classifier, x)))
+    return list(found)
+
+
+def _subclass(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    if type(classifier) is PyTorchClassifier:
+        return None
+    return f"it is a {type(classifier).__name__}, and several of ART's attacks rebuild a plain one from its parts"
+
+
+def _sequential(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    kind = type(_network(classifier))
+    if not issubclass(kind, nn.Sequential) or kind.forward is nn.Sequential.forward:
+        return None
+    return f"the network's class {kind.__name__} is an nn.Sequential with a forward of its own, which ART ignores"
+
+
+def _numpy(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    found = [one for one in classifier.preprocessing_operations if not isinstance(one, PreprocessorPyTorch)]
+    if not found:
+        return None
+    return f"{_names(found)} work on numpy arrays: gradients stop there, or are replaced by a guess"
+
+
+def _postprocessing(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    found = classifier.postprocessing_defences
+    return f"{_names(found)} change the output on numpy arrays, which no gradient passes" if found else None
+
+
+def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    """Preprocessors through which no gradient, or one of zero, passes."""
+    found = []
+    for one in classifier.preprocessing_operations:
+        if isinstance(one, PreprocessorPyTorch) and one.apply_predict:
+            live = torch.tensor(x, device=classifier.device, requires_grad=True)
+            out = one.forward(live)[0]
+            (gradient,) = torch.autograd.grad(out.sum(), live, allow_unused=True) if out.requires_grad else (None,)
+            if gradient is None or not bool(gradient.any()):
+                found.append(one)
+    mine = [one for one in found if not isinstance(one, Defence)]
+    return f"no gradient passes {_names(mine)}: attacks see a flat network" if mine else None
+
+
+def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    labels = np.eye(classifier.nb_classes, dtype=np.float32)[np.arange(IMAGES) % classifier.nb_classes]
+    try:
+        gradient = classifier.loss_gradient(x, labels)
+    except Exception as error:  # whatever an attack would meet
+        return f"the loss has no gradient: {type(error).__name__}: {_line(error)}"
+    if not np.isfinite(gradient).all():
+        return "the loss's gradient holds NaN or infinite values"
+    if not gradient.any():
+        return "the loss's gradient is zero everywhere: something on the way is frozen, detached or made of steps"
+    return None
+
+
+def _double(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    try:
+        classifier.predict(x.astype(np.float64))
+    except RuntimeError as error:
+        return f"float64 images are refused ({_line(error)}), and under NumPy 2 several of ART's attacks send them"
+    return None
+
+
+def _random(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    first, second = classifier.predict(x), classifier.predict(x)
+    same = np.allclose(first, second, rtol=1e-4, atol=1e-5)
+    return None if same else "two passes of the same images differ: an attack that follows one of them is misled"
+
+
+def _unclipped(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    return (
+        None if classifier.clip_values is not None else "there are no clip values, which several of ART's attacks need"
+    )
+
+
+def _logits(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    out = classifier.predict(x)
+    if out.shape != (IMAGES, classifier.nb_classes):
+        return f"the network gives {out.shape[1:]} numbers an image, and nb_classes is {classifier.nb_classes}"
+    if (out >= 0).all() and np.allclose(out.sum(axis=1), 1, atol=1e-3):
+        return (
+            "the network gives probabilities, not logits: the loss takes a softmax of a softmax, and gradients vanish"
+        )
+    return None
+
+
+TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
+    "subclass": (_subclass, "put what it does into the network or a PreprocessorPyTorch"),
+    "sequential with a forward": (_sequential, "make it a plain nn.Module"),
+    "numpy preprocessing": (_numpy, "write it as a PreprocessorPyTorch, or attack through Surrogate"),
+    "postprocessing": (_postprocessing, "attack the classifier without it: it hides gradients, not errors"),
+    "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),
+    "no gradient": (_no_gradient, "look for torch.no_grad, detach, argmax or rounding between image and loss"),
+    "float64": (_double, "cast in the network's forward: x = x.to(next(self.parameters()).dtype)"),
+    "random": (_random, "let evaluate average over it, and judge by a vote"),
+    "no clip values": (_unclipped, "pass clip_values=(0, 1), or whatever the pixels' range is"),
+    "output": (_logits, "return logits, one for each class"),
+}
+"""By name: (what looks for it, what to do)."""
+
+
+def environment() -> dict[str, str]:
+    """Versions, devices and threads of this machine."""
+    found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    return found | {"GPU": ", ".join(gpus) or "none that torch finds", "CPU threads": str(torch.get_num_threads())}
+
+
+def check_kind(built: Any, typed: str) -> PyTorchClassifier:
+    """What a user's function returned, if it is a classifier of ART's for torch."""
+    if not isinstance(built, PyTorchClassifier):
+        raise InputError(
+            f"classifier is {typed!r}, which returns a {type(built).__name__}; a PyTorchClassifier was expected"
+        )
+    return built
+
+
+def _network(classifier: PyTorchClassifier) -> nn.Module:
+    network: nn.Module = classifier.model
+    return network
+
+
+def _names(found: list[object]) -> str:
+    return ", ".join(type(one).__name__ for one in found)
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [""])[0]

@@ -1,0 +1,134 @@
+"""The doctor: each trap is found where it is set, and nothing in a classifier that is well."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from art.defences.postprocessor import ReverseSigmoid
+from art.defences.preprocessor import FeatureSqueezing
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext import HeatAndBlur, JumpReLU, defend
+from art_defenses_ext.doctor import TRAPS, environment, examine
+
+
+class Network(nn.Module):
+    """A convolution and a dense layer, and something in between."""
+
+    def __init__(self, between: Callable[[Tensor], Tensor] = torch.relu, double: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.out = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4 * 36, 3)
+        self.between, self.double = between, double
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.out.weight.dtype) if self.double else x
+        logits: Tensor = self.out(self.between(self.conv(x)).flatten(1))
+        return logits
+
+
+class Own(nn.Sequential):
+    """A sequential network with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = super().forward(2 * x)
+        return out
+
+
+class Sub(PyTorchClassifier):
+    """A subclass."""
+
+
+class Stopping(PreprocessorPyTorch):
+    """A preprocessor that detaches."""
+
+    params: ClassVar[list[str]] = []
+
+    def __init__(self) -> None:
+        super().__init__(device_type="cpu", apply_fit=False, apply_predict=True)
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return x.detach(), y
+
+
+def wrap(network: nn.Module, kind: type[PyTorchClassifier] = PyTorchClassifier, **options: Any) -> PyTorchClassifier:
+    arguments: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu", "nb_classes": 3} | options
+    return kind(network.eval(), nn.CrossEntropyLoss(), (1, 6, 6), **arguments)
+
+
+def sequential() -> nn.Sequential:
+    return Own(nn.Flatten(), nn.Linear(36, 3))
+
+
+CASES: dict[str, Callable[[], PyTorchClassifier]] = {
+    "subclass": lambda: wrap(Network(), Sub),
+    "sequential with a forward": lambda: wrap(sequential()),
+    "numpy preprocessing": lambda: wrap(Network(), preprocessing_defences=FeatureSqueezing(clip_values=(0, 1))),
+    "postprocessing": lambda: wrap(Network(), postprocessing_defences=ReverseSigmoid()),
+    "detached preprocessing": lambda: wrap(Network(), preprocessing_defences=Stopping()),
+    "no gradient": lambda: wrap(Network(lambda x: x.round().detach())),
+    "float64": lambda: wrap(Network(double=False)),
+    "random": lambda: wrap(Network(lambda x: x + torch.randn_like(x))),
+    "no clip values": lambda: wrap(Network(), clip_values=None),
+    "output": lambda: wrap(Network(), nb_classes=4),
+}
+
+
+def names(classifier: PyTorchClassifier) -> set[str]:
+    return {trap.name for trap in examine(classifier)}
+
+
+@pytest.mark.parametrize("trap", CASES)
+def test_each_trap_is_found(trap: str) -> None:
+    assert trap in names(CASES[trap]())
+
+
+def test_every_trap_has_a_case() -> None:
+    assert set(CASES) == set(TRAPS)
+
+
+def test_every_trap_has_a_paragraph() -> None:
+    text = (Path(__file__).parents[1] / "docs" / "traps.md").read_text()
+    assert re.findall(r"^## (.*)$", text, re.MULTILINE) == list(TRAPS)
+
+
+def test_probabilities_are_no_logits() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Softmax(dim=1))
+    (trap,) = [one for one in examine(wrap(network)) if one.name == "output"]
+    assert "probabilities" in trap.finding
+
+
+def test_a_classifier_that_is_well_holds_none() -> None:
+    assert names(wrap(Network())) == set()
+    assert names(wrap(Network(), preprocessing=(0.5, 0.5))) == set()
+
+
+def test_our_defences_are_no_traps() -> None:
+    classifier = wrap(Network())
+    assert names(JumpReLU(classifier, 0.01)()) == set()
+    assert names(defend(classifier, HeatAndBlur.for_classifier(classifier))) == set()
+
+
+def test_looking_changes_nothing() -> None:
+    classifier = wrap(Network())
+    before = {name: tensor.clone() for name, tensor in classifier.model.state_dict().items()}
+    x = np.random.default_rng(0).random((2, 1, 6, 6), dtype=np.float32)
+    logits = classifier.predict(x)
+    examine(classifier)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in classifier.model.state_dict().items())
+    np.testing.assert_array_equal(classifier.predict(x), logits)
+
+
+def test_the_environment_names_what_a_report_of_an_error_needs() -> None:
+    found = environment()
+    assert found["torch"] == torch.__version__.partition("+")[0]
+    assert {"python", "adversarial-robustness-toolbox", "GPU", "CPU threads"} <= set(found)
