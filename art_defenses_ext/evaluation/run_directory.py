@@ -172,11 +172,11 @@ class RunDirectory:
         with _writing(self.path):
             for name in RESULTS:  # or they would stand beside unfinished records
                 (self.path / name).unlink(missing_ok=True)
-            if self.manifest is None:
-                for name in (RECORDS, COSTS):
-                    (self.path / name).write_bytes(b"")
+            if self.manifest is None:  # it comes first: records without one are those of an older version
                 replace_file(self.path / MANIFEST, manifest.as_json().encode())
                 self.manifest = manifest
+            for name in (RECORDS, COSTS):
+                (self.path / name).touch()
             self._cut_off(self.manifest)
 
     def _cut_off(self, manifest: Manifest) -> None:

@@ -239,6 +239,15 @@ def test_a_kill_before_the_first_block_leaves_a_run_to_begin(tmp_path: Path) -> 
     assert resumed(tmp_path) == set()
 
 
+@pytest.mark.parametrize("missing", [[COSTS], [RECORDS, COSTS]])
+def test_a_kill_right_after_the_manifest_leaves_a_run_to_begin(tmp_path: Path, missing: list[str]) -> None:
+    begun(tmp_path).__exit__()
+    for name in missing:
+        (tmp_path / name).unlink()
+    assert resumed(tmp_path) == set()
+    assert read_records(tmp_path) == []
+
+
 def test_a_report_does_not_stay_beside_unfinished_records(tmp_path: Path) -> None:
     begun(tmp_path, done=1).__exit__()
     (tmp_path / "report.json").write_text("{}")
