@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OUT ?= out/digits
 
-.PHONY: evaluate test test-data lint constraints clean
+.PHONY: evaluate test test-data docs lint constraints clean
 
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm inf --eps 0.1 --out $(OUT) --overwrite
@@ -14,6 +14,10 @@ test: $(INSTALLED)  ## the test suite; tests of real data skip unless ART_DEFENS
 
 test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFENSES_DATA names
 	$(BIN)/python -m pytest -m data
+
+docs: $(INSTALLED)  ## the documentation site, into out/docs; a warning is an error
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

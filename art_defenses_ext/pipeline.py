@@ -38,7 +38,7 @@ def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTor
 
 
 class Pipeline(nn.Module):
-    """Preprocessors in their order, then the model: images (N, *input_shape) in the clip range to logits (N, K).
+    """Preprocessors in their order, then the model: images ``(N, *input_shape)`` in the clip range to logits (N, K).
 
     It shares the model, in the mode that this is in, and holds every defence among its ``modules()``.
 

@@ -83,7 +83,7 @@ def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> 
     """Return ``x`` if it is a batch of images that ``classifier`` takes: float32, finite, in its clip range.
 
     Args:
-        x: images (N, *classifier.input_shape), float32, inside ``classifier.clip_values``.
+        x: images ``(N, *classifier.input_shape)``, float32, inside ``classifier.clip_values``.
         classifier: gives the shape of an image and the clip values.
         argument: the name to blame.
 

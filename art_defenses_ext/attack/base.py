@@ -71,7 +71,7 @@ class TensorAttack(EvasionAttack):
         """Adversarial examples for ``x``.
 
         Args:
-            x: images (N, *input_shape), float32, in the classifier's clip range.
+            x: images ``(N, *input_shape)``, float32, in the classifier's clip range.
             y: labels to move away from, indices (N,) or one-hot (N, nb_classes); None for the predicted ones, of a
                 rejected image the one that would be predicted otherwise. "Rejected" is no label.
 

@@ -139,7 +139,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         A fit that breaks off leaves the detector as it was.
 
         Args:
-            x: benign images (N, *input_shape), float32, in the clip range.
+            x: benign images ``(N, *input_shape)``, float32, in the clip range.
             y: ART's 0/1 labels (N,) or one-hot (N, 2), 1 for adversarial; only zeros are taken. None for all benign.
             batch_size: images of each class in a step, in the mean: the autoencoders of all classes are trained
                 together.
@@ -221,8 +221,8 @@ class ExplanationReconstructor(BinaryInputDetector):
         """How badly each image's explanation is reconstructed.
 
         Args:
-            x: images (N, *input_shape), float32, in the clip range; read batch by batch, so a memory-mapped array of
-                any length will do.
+            x: images ``(N, *input_shape)``, float32, in the clip range; read batch by batch, so a memory-mapped array
+                of any length will do.
             batch_size: images at a time.
 
         Returns:

@@ -49,8 +49,8 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
         detector: what rejects inputs beside it, see :func:`.rejecting`.
 
     Returns:
-        A module from images (N, *input_shape) in the clip range to logits (N, nb_classes); with a detector one more,
-        the last, which is the largest where an image is rejected.
+        A module from images ``(N, *input_shape)`` in the clip range to logits (N, nb_classes); with a detector one
+        more, the last, which is the largest where an image is rejected.
 
     Raises:
         InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.

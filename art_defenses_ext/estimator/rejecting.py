@@ -23,7 +23,7 @@ from art_defenses_ext.validation import InputError
 
 
 class RejectingNetwork(nn.Module):
-    """Images (N, *input_shape) in the clip range to logits (N, K + 1), the last the largest where they are rejected.
+    """Images ``(N, *input_shape)`` in the clip range to logits (N, K + 1), the last the largest where one is rejected.
 
     With the classifier's logits Z and the detector's word D, above zero for "adversarial", the last logit is
     max Z + D (max Z - min Z + 1), and the next number above max Z where a small D > 0 would be lost in rounding.

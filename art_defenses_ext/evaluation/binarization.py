@@ -74,7 +74,7 @@ def binarization_test(
 
     Args:
         classifier: what the attacker differentiates: the defended classifier, averaged if it is random.
-        x: images (n, *input_shape).
+        x: images ``(n, *input_shape)``.
         threat: the ball.
         tries: the attacks to try in turn; one success is enough, as in the evaluation.
         seed: of points and attacks.

@@ -75,7 +75,7 @@ def evaluate(
 
     Args:
         classifier: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
-        x: images (N, *input_shape), float32, in the clip range; or :class:`.StoredImages`, which are read block by
+        x: images ``(N, *input_shape)``, float32, in the clip range; or :class:`.StoredImages`, which are read block by
             block.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)`` or ``L2(eps)``.

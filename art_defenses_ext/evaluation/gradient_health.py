@@ -81,7 +81,7 @@ def examine_gradients(
 
     Args:
         classifier: what the attacker differentiates.
-        x: images (N, *input_shape).
+        x: images ``(N, *input_shape)``.
         labels: their classes (N,).
         threat: the ball.
         modes: gradient modes of ``classifier``.

@@ -271,7 +271,7 @@ class JumpReLU(Transformer):
         that were looked at, in ascending order. Use validation images: the choice is a form of training.
 
         Args:
-            x: validation images (N, *input_shape), float32, in the clip range.
+            x: validation images ``(N, *input_shape)``, float32, in the clip range.
             y: their labels, indices (N,) or one-hot (N, nb_classes).
             max_accuracy_drop: accepted loss of clean accuracy, a fraction in [0, 1).
             jumps: ascending jumps > 0 to look at. None: twenty equal steps up to the first of
