@@ -19,10 +19,11 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate
+from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
 from art_defenses_ext.datasets import DATASETS, Dataset
-from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
+from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD, AttackSpec
 from art_defenses_ext.evaluation.run_directory import RECORDS
 from art_defenses_ext.models import MODELS, build_model
 from art_defenses_ext.validation import InputError
@@ -355,11 +356,15 @@ def test_a_launcher_says_which_part_to_do(
     assert "out is missing" in refused.err
 
 
-def test_runs_are_compared_and_published(command: Command, quick: list[str], tmp_path: Path) -> None:
-    for name, more in (("a", []), ("b", ["--jump", 0.5])):
-        arguments = [*quick, *more, "--attacks", "standard", "--samples", 4, "--curve-samples", 0]
-        arguments += ["--check-samples", 1, "--out", name]
-        assert command(*arguments).status == 0
+def test_runs_are_compared_and_published(command: Command, weights: Path, digits: Dataset, tmp_path: Path) -> None:
+    def pgd(classifier: PyTorchClassifier, threat: Linf, seed: int) -> MarginPGD:
+        return MarginPGD(classifier, threat.norm, threat.eps, max_iter=3, seed=seed)
+
+    attacks = [AttackSpec("PGD", pgd, "a few steps", kind="white-box", modes="all")]
+    for name, jump in (("a", 1.0), ("b", 0.5)):
+        defended = JumpReLU(load_classifier(digits, weights=weights), jump)()
+        part = digits.test.x[:6], digits.test.y[:6]
+        evaluate(defended, *part, Linf(0.1), attacks, out=tmp_path / name, curve_samples=0, check_samples=1)
     compared = command("compare", "a", "b", "--out", "both")
     assert (compared.status, compared.err) == (0, "")
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"compare.json", "compare.md", "compare.png"}

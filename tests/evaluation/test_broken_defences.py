@@ -17,7 +17,7 @@ from art_defenses_ext.datasets import Dataset, load_dataset
 from art_defenses_ext.evaluation.checks import CHECKS
 from art_defenses_ext.evaluation.report import Report
 
-SAMPLES = 40
+SAMPLES, FEW = 40, 24
 
 
 class Foreign(PreprocessorPyTorch):
@@ -106,12 +106,13 @@ def test_the_ladder_breaks_what_is_broken_and_the_checks_catch_who_does_not(
     digits_classifier: PyTorchClassifier,
 ) -> None:
     broken = winners_take_all(digits) if name not in CHANGES else defend(digits_classifier, Foreign(CHANGES[name]))
-    report = attacked(broken, digits, Linf(eps), adaptive=True, samples=SAMPLES)
+    samples = SAMPLES if name == "winners take all" else FEW  # what the others show is clearer
+    report = attacked(broken, digits, Linf(eps), adaptive=True, samples=samples)
     assert report.summary.clean.rate >= 0.85
     assert white_box_accuracy(report) <= at_most
     assert report.established, report.summary.failed_checks
 
-    naive = attacked(broken, digits, Linf(eps), adaptive=False, samples=SAMPLES)
+    naive = attacked(broken, digits, Linf(eps), adaptive=False, samples=samples)
     assert white_box_accuracy(naive) >= naive_at_least
     assert caught_by <= set(naive.summary.failed_checks)
     assert naive.established is False
