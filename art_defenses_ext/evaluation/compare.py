@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest
 
-from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.files import write_files
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.summary import Summary
@@ -192,13 +192,7 @@ class Comparison:
             "compare.md": self.as_markdown().encode(),
             "compare.png": png(comparison_bars(self)),
         }
-        try:
-            for name, content in contents.items():
-                replace_file(Path(folder) / name, content)
-        except OSError as error:
-            raise InputError(
-                f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
-            ) from None
+        write_files(folder, contents)
 
 
 def compare(folders: Sequence[str | Path]) -> Comparison:

@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from art_defenses_ext.validation import InputError
+
+
+def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> None:
+    """Put files into a folder, which is made if need be; those whose content is None are removed.
+
+    Raises:
+        InputError: if it cannot be written to.
+    """
+    try:
+        for name, content in contents.items():
+            replace_file(Path(folder) / name, content)
+    except OSError as error:
+        raise InputError(
+            f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
+        ) from None
 
 
 def replace_file(path: Path, content: bytes | None) -> None:

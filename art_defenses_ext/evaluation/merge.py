@@ -72,6 +72,8 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
     parts = [Part(path, read_manifest(path)) for folder in folders for path in _parts_in(Path(folder))]
     if not parts:
         raise InputError("folders is empty; at least one folder was expected")
+    if overwrite and any(part.path.resolve() == Path(out).resolve() for part in parts):
+        raise InputError(f"overwrite is set, and out is {out}, which is to be merged; another folder was expected")
     _check_same(parts, mixed)
     holders = _holders(parts)
     first = parts[holders[0]]

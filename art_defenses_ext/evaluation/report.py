@@ -10,7 +10,7 @@ from rich.console import Console
 
 from art_defenses_ext.evaluation.checks import Evidence, run_checks
 from art_defenses_ext.evaluation.examples import Example, written
-from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.files import write_files
 from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.records import CostRecord, SampleRecord
@@ -115,13 +115,7 @@ class Report:
             "report.html": render_page(self.summary, self.examples, figures).encode(),
             "examples.npz": written(self.examples) if self.examples else None,
         } | {f"figures/{name}.png": figures.get(name) for name in FIGURES}
-        try:
-            for name, content in contents.items():
-                replace_file(Path(folder) / name, content)
-        except OSError as error:
-            raise InputError(
-                f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
-            ) from None
+        write_files(folder, contents)
 
     def _figures(self) -> dict[str, bytes]:
         """The pictures that there is something to show in, as PNG files."""

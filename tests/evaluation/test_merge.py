@@ -175,6 +175,16 @@ def test_a_finished_run_is_merged_with_nothing(whole: Path, tmp_path: Path) -> N
     same_run(whole, tmp_path / "copy")
 
 
+def test_a_run_is_not_overwritten_by_itself(whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    before = (tmp_path / "run" / RECORDS).read_bytes()
+    with pytest.raises(InputError, match="which is to be merged"):
+        merge([tmp_path / "run"], tmp_path / "run", overwrite=True)
+    assert (tmp_path / "run" / RECORDS).read_bytes() == before
+    merge([tmp_path / "run"], tmp_path / "run")
+    same_run(whole, tmp_path / "run")
+
+
 def test_a_report_opens_elsewhere(whole: Path, tmp_path: Path) -> None:
     """Without data, network or the machine that wrote it."""
     shutil.copytree(whole, tmp_path / "elsewhere")
