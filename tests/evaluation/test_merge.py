@@ -368,7 +368,7 @@ def test_a_clock_that_jumps_changes_nothing(
 # Killed
 
 KILLED = '''
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -398,29 +398,36 @@ def child(folder):
     finally:
         os._exit(status)
 
+def finishes(pid, within):
+    """Whether a process ends by itself in so many seconds; if not, it is killed."""
+    deadline = time.perf_counter() + within
+    while time.perf_counter() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            assert status == 0, status
+            return True
+        time.sleep(0.002)
+    os.kill(pid, signal.SIGKILL)
+    return not os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
 began = time.perf_counter()
-assert os.waitpid(child(out / "undisturbed"), 0)[1] == 0
+assert finishes(child(out / "undisturbed"), 1e9)
 length = time.perf_counter() - began
-generator, kills = random.Random(0), 0
+generator = random.Random(0)
 for number in range(20):
-    for attempt in range(50):
-        pid = child(out / str(number))
-        # Twice at least, at any moment of what it takes.
-        deadline = time.perf_counter() + (generator.uniform(0.02, 1.0) * length if attempt < 2 else 1e9)
-        while time.perf_counter() < deadline:
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
-                break
-            time.sleep(0.002)
+    kills = 0
+    while kills < 2:
+        # At any moment of what it takes.
+        if not finishes(child(out / str(number)), generator.uniform(0.02, 1.0) * length):
+            kills += 1
+        elif kills == 0:
+            # The machine has become faster than at first: again, and sooner.
+            shutil.rmtree(out / str(number))
+            length *= 0.7
         else:
-            os.kill(pid, signal.SIGKILL)
-            status = os.waitpid(pid, 0)[1]
-            kills += os.WIFSIGNALED(status)
-            continue
-        assert status == 0, status
-        if attempt >= 2:
             break
-print(kills)
+    assert finishes(child(out / str(number)), 1e9)
+    print(kills)
 '''
 
 
@@ -433,7 +440,8 @@ def test_twenty_runs_killed_at_random_moments_end_in_the_same_bytes(
     arguments = [tmp_path / "killed.py", Path(__file__).parent, tmp_path / "weights.safetensors", tmp_path / "runs"]
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) >= 20
+    kills = [int(line) for line in done.stdout.split()]
+    assert len(kills) == 20 and min(kills) >= 1 and sum(kills) > 20
     folders = [tmp_path / "runs" / name / WHOLE.folder for name in ("undisturbed", *map(str, range(20)))]
     found = {(folder / RECORDS).read_bytes() for folder in folders}
     assert len(found) == 1
