@@ -441,7 +441,9 @@ def test_twenty_runs_killed_at_random_moments_end_in_the_same_bytes(
     done = subprocess.run([sys.executable, *map(str, arguments)], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr[-2000:]
     kills = [int(line) for line in done.stdout.split()]
-    assert len(kills) == 20 and min(kills) >= 1 and sum(kills) > 20
+    assert len(kills) == 20
+    assert min(kills) >= 1
+    assert sum(kills) > 20
     folders = [tmp_path / "runs" / name / WHOLE.folder for name in ("undisturbed", *map(str, range(20)))]
     found = {(folder / RECORDS).read_bytes() for folder in folders}
     assert len(found) == 1
