@@ -352,12 +352,13 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
 
 
 def main() -> NoReturn:
-    """Run the command; what a user got wrong is one sentence and exit status 2."""
+    """Run the command; what a user got wrong is one sentence, and the page that helps, and exit status 2."""
     # ART warns about its own optional frameworks on import and about each small thing while attacking.
     logging.getLogger("art").setLevel(logging.ERROR)
     try:
         app()
     except InputError as error:
-        Console(stderr=True).print(f"Error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        said = "\n".join([f"Error: {error}", *getattr(error, "__notes__", [])])
+        Console(stderr=True).print(said, style="red", highlight=False, markup=False, soft_wrap=True)
         sys.exit(2)
     sys.exit(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -47,8 +48,73 @@ class StoredImages(ABC):
 Images = FloatArray | StoredImages
 
 
+PAGES = {
+    "activation": "methods/jump_relu.md",
+    "attack": "evaluation.md",
+    "attribution": "attribution.md",
+    "checkpoint": "restoration.md",
+    "classifiers": "data.md",
+    "datasets": "data.md",
+    "detector": "methods/explanation_reconstructor.md",
+    "doctor": "traps.md",
+    "estimator": "traps.md",
+    "evaluation": "evaluation.md",
+    "evaluation.assertions": "testing.md",
+    "evaluation.compare": "scale.md",
+    "evaluation.files": "scale.md",
+    "evaluation.leaderboard": "scale.md",
+    "evaluation.manifest": "scale.md",
+    "evaluation.merge": "scale.md",
+    "evaluation.report": "scale.md",
+    "evaluation.run_directory": "scale.md",
+    "evaluation.shard": "scale.md",
+    "features": "restoration.md",
+    "models": "data.md",
+    "modes": "evaluation.md",
+    "pipeline": "traps.md",
+    "preprocessor.base": "traps.md",
+    "preprocessor.feature_autoencoder": "methods/feature_autoencoder.md",
+    "preprocessor.heat_and_blur": "methods/heat_and_blur.md",
+    "preprocessor.restoration_loss": "restoration.md",
+    "preprocessor.trained": "restoration.md",
+    "preprocessor.two_stream_restoration": "methods/two_stream_restoration.md",
+    "pytest_plugin": "testing.md",
+    "surrogate": "traps.md",
+    "training": "restoration.md",
+    "training_inputs": "restoration.md",
+    "training_state": "restoration.md",
+    "transformer": "methods/jump_relu.md",
+}
+"""The page below docs/ that helps with what a module, or all of a folder, refuses. The command line has its --help."""
+
+
 class InputError(ValueError):
-    """An argument that cannot be used; the message names it, its value and what was expected."""
+    """An argument that cannot be used; the message names it, its value and what was expected.
+
+    A note below it, which Python prints with the message, names the page that helps.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        page = _page_of(_refusing_module())
+        if page is not None:
+            self.add_note(f"See docs/{page}.")
+
+
+def _refusing_module() -> str:
+    """The module that refuses something, by itself or through one of the checks of this file."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"] == __name__:
+        frame = frame.f_back
+    return str(frame.f_globals["__name__"])
+
+
+def _page_of(module: str) -> str | None:
+    """The page of a module, else of its folder; None outside the package, or where none would help."""
+    package, _, name = module.partition(".")
+    if package != __name__.partition(".")[0]:
+        return None
+    return PAGES.get(name) or PAGES.get(name.rpartition(".")[0])
 
 
 def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:

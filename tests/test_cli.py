@@ -684,7 +684,9 @@ def test_it_is_one_sentence_status_2_and_nothing_is_written(
 def assert_one_sentence(result: Result) -> None:
     assert result.status == 2
     assert result.out == ""
-    (line,) = result.err.splitlines()
+    line, *page = result.err.splitlines()
+    assert len(page) <= 1
+    assert all(one.startswith("See docs/") for one in page)
     assert line.startswith("Error: ")
     assert "Traceback" not in line
 

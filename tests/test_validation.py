@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from art_defenses_ext.validation import InputError, check_classifier, check_images, check_labels, check_samples_of
+import art_defenses_ext
+from art_defenses_ext import Linf, defend, evaluate
+from art_defenses_ext.evaluation.shard import Shard
+from art_defenses_ext.validation import (
+    PAGES,
+    InputError,
+    check_classifier,
+    check_images,
+    check_labels,
+    check_samples_of,
+)
 
 
 class OwnForward(nn.Sequential):
@@ -193,3 +205,43 @@ def test_any_other_number_of_samples_is_named(count: Any) -> None:
     with pytest.raises(InputError) as caught:
         check_samples_of("few", count)
     assert str(caught.value) == f"few is {count!r}; a whole number >= 0 was expected"
+
+
+def test_a_refusal_names_the_page_that_helps(classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError) as caught:
+        evaluate(classifier, np.zeros((1, 3, 2, 2), np.uint8), np.zeros(1, np.int64), Linf(0.1))
+    assert caught.value.__notes__ == ["See docs/evaluation.md."]
+    with pytest.raises(InputError) as caught:
+        defend(classifier, "nothing")
+    assert caught.value.__notes__ == ["See docs/traps.md."]
+    with pytest.raises(InputError) as caught:
+        check_samples_of("count", -1)  # called from outside the package
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_refusal_survives_pickling_with_its_page() -> None:
+    with pytest.raises(InputError) as caught:
+        Shard(3, 2)
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert (str(again), again.__notes__) == (str(caught.value), ["See docs/scale.md."])
+
+
+ROOT = Path(art_defenses_ext.__file__).parent
+
+
+@pytest.mark.parametrize("name", sorted(set(PAGES.values())))
+def test_the_pages_that_refusals_name_are_there(name: str) -> None:
+    assert (ROOT.parent / "docs" / name).is_file()
+
+
+def test_every_module_that_refuses_has_a_page() -> None:
+    """The command line, where ``--help`` helps, and what both share are the exceptions."""
+    refusing = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in ROOT.rglob("*.py")
+        if "InputError(" in path.read_text()
+    }
+    without = {name for name in refusing if name not in PAGES and name.rpartition(".")[0] not in PAGES}
+    assert without == {"cli", "cli_options", "defences", "validation"}
+    gone = {name for name in PAGES if not (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
+    assert gone == {"attack", "attribution", "detector", "estimator", "evaluation", "transformer"}
