@@ -71,6 +71,7 @@ class Defence:
 
     @property
     def gradient_mode(self) -> str:
+        """What whoever differentiates the defence gets: one of ``gradient_modes``."""
         return self._gradient_mode
 
     @gradient_mode.setter

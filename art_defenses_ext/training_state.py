@@ -30,6 +30,7 @@ class Epoch:
 
     @property
     def validation_loss(self) -> float:
+        """The sum of all terms on the held-out samples."""
         return sum(self.validation.values())
 
 

@@ -280,6 +280,9 @@ class ExplanationReconstructor(BinaryInputDetector):
     def save(self, path: str | Path) -> None:
         """Write options, autoencoders and thresholds to one safetensors file, together with a hash of the classifier.
 
+        Args:
+            path: the file, which is replaced as a whole if it is there.
+
         Raises:
             InputError: before ``fit``, and as :func:`.save_checkpoint`.
         """
@@ -585,13 +588,20 @@ class DetectorNetwork(nn.Module, Defence):
 
     @property
     def device(self) -> torch.device:
+        """Of the thresholds, and so of the classifier."""
         return self.thresholds.device
 
     @property
     def is_fitted(self) -> bool:
+        """Whether there are benign scores to take thresholds from."""
         return len(self.held_out_scores) > 0
 
     def check_fitted(self) -> None:
+        """Refuse to answer before a fit.
+
+        Raises:
+            InputError: if neither ``fit`` nor ``load`` was called.
+        """
         if not self.is_fitted:
             raise InputError("ExplanationReconstructor is not fitted yet; fit() or load() first was expected")
 

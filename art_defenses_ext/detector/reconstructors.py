@@ -27,6 +27,7 @@ class ClassAutoencoders(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its numbers."""
         return self.encoder.dtype
 
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
@@ -84,6 +85,7 @@ class ConvolutionalAutoencoder(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its numbers."""
         return self.last.weight.dtype
 
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
@@ -114,6 +116,7 @@ class ClassGaussians(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
+        """Of its numbers."""
         return self.mean.dtype
 
     def fit(self, points: Tensor, classes: Tensor) -> None:

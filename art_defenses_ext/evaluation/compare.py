@@ -187,10 +187,11 @@ class Comparison:
         """
         from art_defenses_ext.evaluation.figures import comparison_bars, png  # matplotlib takes long to import
 
+        bars = comparison_bars([(f"{one.name}: {one.defences}", one.summary) for one in self.runs])
         contents = {
             "compare.json": (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
             "compare.md": self.as_markdown().encode(),
-            "compare.png": png(comparison_bars(self)),
+            "compare.png": png(bars),
         }
         write_files(folder, contents)
 

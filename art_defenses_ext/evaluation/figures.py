@@ -10,7 +10,7 @@ import textwrap
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,16 +20,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from art_defenses_ext.evaluation.detection import DetectionRow, clean_excesses, fooled_excesses, roc
+from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.summary import Curve, Summary
 from art_defenses_ext.evaluation.table import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.validation import FloatArray, InputError
-
-if TYPE_CHECKING:  # the report imports this module
-    from art_defenses_ext.evaluation.compare import Comparison
-    from art_defenses_ext.evaluation.examples import Example
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -121,28 +118,24 @@ def accuracy_curves(summary: Summary) -> Figure:
     return figure
 
 
-def comparison_bars(comparison: Comparison) -> Figure:
+def comparison_bars(runs: Sequence[tuple[str, Summary]]) -> Figure:
     """The worst case of each run with its 95 % interval, and marks where the paper's attacks and clean images lie.
 
     Args:
-        comparison: the runs.
+        runs: their names and figures.
     """
-    runs = comparison.runs
     figure = _figure(9.0, 1.6 + 0.6 * len(runs))
     axes = figure.add_subplot()
-    for row, one in enumerate(runs):
-        worst = one.summary.worst_case
-        bound = one.summary.established is False
+    for row, (_, summary) in enumerate(runs):
+        worst = summary.worst_case
+        bound = summary.established is False
         axes.barh(row, 100 * worst.rate, height=0.55, color=WORST, alpha=0.45 if bound else 0.85)
         low, high = worst.interval
         axes.plot([100 * low, 100 * high], [row, row], color=INK, linewidth=1.6, marker="|", markersize=9)
-        if one.summary.paper is not None:
-            axes.plot([100 * one.summary.paper.rate], [row], MARKERS[2], color=OTHER, markersize=8, clip_on=False)
-        axes.plot([100 * one.summary.clean.rate], [row], MARKERS[0], color=FAINT, markersize=8, clip_on=False)
-    names = [
-        _wrapped(f"{one.name}: {one.defences}{', an upper bound' * (one.summary.established is False)}", 34)
-        for one in runs
-    ]
+        if summary.paper is not None:
+            axes.plot([100 * summary.paper.rate], [row], MARKERS[2], color=OTHER, markersize=8, clip_on=False)
+        axes.plot([100 * summary.clean.rate], [row], MARKERS[0], color=FAINT, markersize=8, clip_on=False)
+    names = [_wrapped(f"{name}{', an upper bound' * (summary.established is False)}", 34) for name, summary in runs]
     axes.set_yticks(range(len(runs)), names, fontsize=10, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)

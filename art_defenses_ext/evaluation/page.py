@@ -5,16 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
 from art_defenses_ext.evaluation import table
+from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.summary import Summary
-
-if TYPE_CHECKING:  # the report imports this module
-    from art_defenses_ext.evaluation.examples import Example
 
 TEMPLATE = "report.html.j2"
 

@@ -146,16 +146,28 @@ class HeatAndBlur(RestoringPreprocessor):
         super().__init__(model, **options)
 
     def heatmap(self, x: Tensor) -> Tensor:
-        """Heat (N, 1, H, W) in [0, 1] of images (N, C, H, W) in the clip range.
+        """Heat: relevance cut at zero, summed over the channels and divided by its 99th percentile or its maximum.
 
-        Relevance is cut at zero, summed over the channels and divided by its 99th percentile or its maximum.
+        Args:
+            x: images (N, C, H, W) in the clip range.
+
+        Returns:
+            (N, 1, H, W) in [0, 1].
         """
         self._check_images(x)
         self._check_size(x)
         return self._heat(x, None)
 
     def mixed(self, x: Tensor, heat: Tensor) -> Tensor:
-        """What the network is shown of images (N, C, H, W) whose heat is ``heat`` (N, 1, H, W)."""
+        """What the network is shown.
+
+        Args:
+            x: images (N, C, H, W) in the clip range.
+            heat: theirs, (N, 1, H, W) in [0, 1].
+
+        Returns:
+            (N, C, H, W) in the clip range.
+        """
         sigma = self._sigma_for(x)
         if self.mix == "blur":
             return blurred(x, sigma)

@@ -125,7 +125,14 @@ class TwoStreamRestoration(TrainedRestorer):
         super().__init__(model, channels=channels, **options)
 
     def gradient_map(self, x: Tensor) -> Tensor:
-        """The estimate (N, M, H, W), from -1 to 1, of images (N, C, H, W) in the clip range."""
+        """The estimate that the second stream sees.
+
+        Args:
+            x: images (N, C, H, W) in the clip range.
+
+        Returns:
+            (N, M, H, W), from -1 to 1; M is C, for a stacked map C times ``top_k``.
+        """
         self._check_images(x)
         return self._map(x)
 

@@ -1,0 +1,146 @@
+"""The house is as docs/architecture.md draws it: each file on the plan, imports downward, public names explained."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import re
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import art_defenses_ext
+
+PACKAGE = "art_defenses_ext"
+ROOT = Path(art_defenses_ext.__file__).parent
+PLAN = ROOT.parent / "docs" / "architecture.md"
+
+LAYERS = (
+    {"__main__", "cli", "cli_options", "pytest_plugin"},
+    {"classifiers", "defences", "doctor", "evaluation"},
+    {"attack"},
+    {"estimator"},
+    {"detector", "preprocessor", "transformer"},
+    {
+        "activation", "attribution", "checkpoint", "datasets", "features", "models", "modes", "pipeline", "progress",
+        "rebuild", "surrogate", "training", "training_inputs", "training_state",
+    },
+    {"validation"},
+)  # fmt: skip
+"""From the top down: each imports from its own and from what stands below."""
+
+FACES = LAYERS[4]
+"""These know nothing of what stands above them, and ``estimator`` nothing of them."""
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+PATHS = {name_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+MODULES = [name for name in PATHS if not name.endswith("__main__")]
+
+
+def imported(name: str) -> set[str]:
+    """Modules of the package that a module imports anywhere, also inside functions and for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(PATHS[name].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return (found & set(PATHS)) - {name}
+
+
+def layer_of(name: str) -> int:
+    top = name.split(".")[1]
+    (layer,) = [number for number, names in enumerate(LAYERS) if top in names]
+    return layer
+
+
+def test_there_is_no_import_cycle() -> None:
+    below = {name: imported(name) - {PACKAGE} for name in PATHS}
+    list(TopologicalSorter(below).static_order())  # a CycleError names the cycle
+
+
+@pytest.mark.parametrize("name", [name for name in PATHS if "." in name])
+def test_imports_go_down_only(name: str) -> None:
+    others = [other for other in imported(name) if "." in other]
+    above = [other for other in others if layer_of(other) < layer_of(name)]
+    assert not above
+    if name.split(".")[1] == "estimator":
+        assert not [other for other in others if other.split(".")[1] in FACES]
+
+
+def planned() -> set[str]:
+    """The files on the plan, as paths below the package."""
+    text = PLAN.read_text()
+    tree = text[text.index(f"    {PACKAGE}/") : text.index("The folders mirror")]
+    found, folder, indent_of_folder = set(), "", 0
+    for line in tree.splitlines()[1:]:
+        indent = len(line) - len(line.lstrip())
+        if opened := re.match(r"\s+(\w+)/(?:\s|$)", line):
+            folder, indent_of_folder = f"{opened[1]}/", indent
+            continue
+        if indent <= indent_of_folder:
+            folder = ""
+        words = re.match(r"\s*((?:[\w/]+\.(?:py|j2|html\.j2)(?:,\s*)?)+)", line)
+        found |= {folder + word for word in re.findall(r"[\w/.]+\.py", words[1])} if words else set()
+    return found
+
+
+def test_every_file_is_on_the_plan() -> None:
+    there = {str(path.relative_to(ROOT)) for path in PATHS.values()}
+    assert planned() == {name for name in there if not name.endswith("/__init__.py")}
+
+
+def members(module: ModuleType) -> Iterator[tuple[str, Any]]:
+    """Public functions, classes and their methods, where they are defined."""
+    for name, value in vars(module).items():
+        if name.startswith("_") or getattr(value, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(value):
+            yield name, value
+        elif inspect.isclass(value):
+            yield name, value
+            for inner, method in vars(value).items():
+                plain = method.fget if isinstance(method, property) else getattr(method, "__func__", method)
+                if not inner.startswith("_") and inspect.isfunction(plain):
+                    yield f"{name}.{inner}", getattr(value, inner)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_name_is_explained(name: str) -> None:
+    module = importlib.import_module(name)
+    assert inspect.getdoc(module) or not vars(module).get("__all__")
+    without = [inner for inner, value in members(module) if not inspect.getdoc(value)]
+    assert not without
+
+
+@pytest.mark.parametrize("name", art_defenses_ext.__all__)
+def test_top_level_names_say_what_they_take(name: str) -> None:
+    """Every argument of a function, of a class's construction and of its public methods is spoken of.
+
+    A method that a base class has explained needs no second explanation.
+    """
+    value = getattr(art_defenses_ext, name)
+    callables = [(name, value)]
+    if inspect.isclass(value):
+        inherited = {inner for base in value.__mro__[1:] for inner in vars(base)}
+        own = [inner for inner in vars(value) if not inner.startswith("_") and inner not in inherited]
+        callables += [(f"{name}.{inner}", getattr(value, inner)) for inner in own]
+    for where, one in callables:
+        if not callable(one):
+            continue
+        text = inspect.getdoc(one) or ""
+        if one is value and inspect.isclass(one):
+            text += "\n" + (inspect.getdoc(one.__init__) or "")
+        names = [each for each in inspect.signature(one).parameters if each not in ("self", "args", "kwargs")]
+        missing = [each for each in names if not re.search(rf"\b{each}\b", text)]
+        assert not missing, where
