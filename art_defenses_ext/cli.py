@@ -15,7 +15,7 @@ from rich.table import Table
 
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli_options import check_defences, check_file, files_of, options_of
-from art_defenses_ext.datasets import DATASETS, data_found, load_dataset
+from art_defenses_ext.datasets import DATASETS, Dataset, data_found, load_dataset
 from art_defenses_ext.defences import DEFENCES, Wishes, put_on
 from art_defenses_ext.doctor import TRAPS, check_kind, environment, examine
 from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
@@ -129,45 +129,20 @@ def evaluate_command(
     """Attack a defended classifier with everything in a set of attacks; print what is left, worst case first."""
     threat = _threat(norm, eps)
     check_choice("dataset", dataset, DATASETS)
-    names = check_defences(defence or ["jump_relu"])
     check_choice("attacks", attacks, SETS)
-    if attacks == "papers" and names == ["none"]:
-        raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
-    if jump is not None:
-        per_layer(jump, 1)
-        if "jump_relu" not in names:
-            raise InputError(f"jump is {jump}, but defence is {names[0]!r}; a jump only with jump_relu was expected")
-    check_accuracy_drop(max_accuracy_drop)
-    check_seed(seed)
-    options, files = options_of(names, option or []), files_of(names, fitted or [])
     trained_against = eps if norm == "inf" else TRAINED_AGAINST
-    wishes = {
-        name: Wishes(jump, max_accuracy_drop, options[name], trained_against, files.get(name), seed) for name in names
-    }
-    for name in names:
-        check_file(name, wishes[name])
-        DEFENCES[name].check(wishes[name], dataset)
+    wishes = _wishes(defence, jump, max_accuracy_drop, option, fitted, trained_against, seed)
+    if attacks == "papers" and list(wishes) == ["none"]:
+        raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
+    for name, wish in wishes.items():
+        DEFENCES[name].check(wish, dataset)
     block_size = BLOCK_SIZE.get(dataset, 256) if block_size is None else block_size
     check_count("block_size", block_size)
     check_samples_of("curve_samples", curve_samples)
     check_samples_of("check_samples", check_samples)
-    part = Shard.of_process() if shard is None else Shard.named(shard)
-    if out is not None:
-        check_out(out if part.is_whole else out / part.folder, overwrite)
-    elif not part.is_whole:
-        raise InputError(f"out is missing, but this is the part {part} of an evaluation; a folder was expected")
-    if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads is {threads}; at least 1 was expected")
-        torch.set_num_threads(threads)
-    if device == "cuda" and torch.cuda.is_available():
-        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
-    if data is not None and not data.is_dir():
-        raise InputError(f"data is {data}; an existing folder was expected")
-    images = load_dataset(dataset, data, size=_size(dataset, model))
-    count = len(images.test.x) if samples is None else samples
-    if not 1 <= count <= len(images.test.x):
-        raise InputError(f"samples is {count}; from 1 to {dataset}'s {len(images.test.x)} test images was expected")
+    part = _part(shard, out, overwrite)
+    _prepare_machine(device, threads)
+    images, count = _images(dataset, data, model, samples)
     if out is not None and not overwrite:
         settings = Settings.of(threat, attacks, count, seed, block_size, curve_samples, check_samples, not naive)
         check_settings(out if part.is_whole else out / part.folder, settings)
@@ -196,6 +171,63 @@ def evaluate_command(
         Console().print(f"Part {part}: {folder}; when all are done: art-defenses merge {out}", soft_wrap=True)
         return
     _show(evaluate(defended, x, y, threat, attacks, out=out, **arguments), out)
+
+
+def _wishes(
+    defence: list[str] | None,
+    jump: float | None,
+    max_accuracy_drop: float,
+    option: list[str] | None,
+    fitted: list[str] | None,
+    trained_against: float,
+    seed: int,
+) -> dict[str, Wishes]:
+    """What is wanted of each defence, by its name, in the order in which they are put on."""
+    names = check_defences(defence or ["jump_relu"])
+    if jump is not None:
+        per_layer(jump, 1)
+        if "jump_relu" not in names:
+            raise InputError(f"jump is {jump}, but defence is {names[0]!r}; a jump only with jump_relu was expected")
+    check_accuracy_drop(max_accuracy_drop)
+    check_seed(seed)
+    options, files = options_of(names, option or []), files_of(names, fitted or [])
+    wishes = {
+        name: Wishes(jump, max_accuracy_drop, options[name], trained_against, files.get(name), seed) for name in names
+    }
+    for name, wish in wishes.items():
+        check_file(name, wish)
+    return wishes
+
+
+def _part(shard: str | None, out: Path | None, overwrite: bool) -> Shard:
+    """Which part of the evaluation is this process's, if it can be written."""
+    part = Shard.of_process() if shard is None else Shard.named(shard)
+    if out is not None:
+        check_out(out if part.is_whole else out / part.folder, overwrite)
+    elif not part.is_whole:
+        raise InputError(f"out is missing, but this is the part {part} of an evaluation; a folder was expected")
+    return part
+
+
+def _prepare_machine(device: str, threads: int | None) -> None:
+    """Torch's threads, and the GPU of this process among those that a launcher started."""
+    if threads is not None:
+        if threads < 1:
+            raise InputError(f"threads is {threads}; at least 1 was expected")
+        torch.set_num_threads(threads)
+    if device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+
+
+def _images(dataset: str, data: Path | None, model: str | None, samples: int | None) -> tuple[Dataset, int]:
+    """The data set, and how many of its test images are attacked."""
+    if data is not None and not data.is_dir():
+        raise InputError(f"data is {data}; an existing folder was expected")
+    images = load_dataset(dataset, data, size=_size(dataset, model))
+    count = len(images.test.x) if samples is None else samples
+    if not 1 <= count <= len(images.test.x):
+        raise InputError(f"samples is {count}; from 1 to {dataset}'s {len(images.test.x)} test images was expected")
+    return images, count
 
 
 @app.command("merge")
