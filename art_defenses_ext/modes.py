@@ -3,7 +3,8 @@
 The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) always comes first;
 the other modes are surrogates, for where the exact derivative misleads: backward-pass differentiable approximation.
 
-Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security", section 4.1 (BPDA).
+Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
+4.1 (BPDA).
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ stabiliser eps keeps denominators away from zero: z moves by eps in the directio
 
 Sources: Bach et al. 2015 (doi:10.1371/journal.pone.0130140; epsilon, alpha-beta); Montavon et al. 2017
 (arXiv:1512.02479; z+, z-box, w-square); Montavon et al. 2019 (doi:10.1007/978-3-030-28954-6_10; gamma); Andeol et al.
-2021 (arXiv:2111.14760; gamma for inputs of any sign); Lapuschkin et al. 2019 (arXiv:1902.10178; flat).
+2021 (arXiv:2106.04923; gamma for inputs of any sign); Lapuschkin et al. 2019 (arXiv:1902.10178; flat).
 
 **Convention**: biases take part in the denominators and keep their share of the relevance, as in Bach et al. and in
 the common implementations; flat and z-box know no bias by construction.
