@@ -107,6 +107,13 @@ def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
     """Every mode that ``target`` can be attacked under; ``("exact",)`` without a defence.
 
     With several defences stacked, all combinations, written in their order with a plus: ``"identity+smooth"``.
+
+    >>> from art_defenses_ext import HeatAndBlur, JumpReLU, defend, gradient_modes
+    >>> gradient_modes(classifier), gradient_modes(JumpReLU(classifier)())
+    (('exact',), ('exact', 'relu', 'smooth'))
+    >>> both = defend(JumpReLU(classifier)(), HeatAndBlur.for_classifier(classifier))
+    >>> len(gradient_modes(both)), gradient_modes(both)[1]
+    (12, 'exact+relu')
     """
     per_defence = [defence.gradient_modes for defence in find_defences(target)]
     return tuple("+".join(combination) for combination in product(*per_defence)) if per_defence else ("exact",)
@@ -132,6 +139,15 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
 
     Raises:
         InputError: for a mode that the defences do not offer.
+
+    >>> import numpy as np
+    >>> from art_defenses_ext import JumpReLU, gradient_mode
+    >>> defended = JumpReLU(classifier)()
+    >>> exact = defended.loss_gradient(x, np.eye(10)[y])
+    >>> with gradient_mode(defended, "smooth"):
+    ...     smooth = defended.loss_gradient(x, np.eye(10)[y])
+    >>> bool((exact == smooth).all())
+    False
     """
     defences = find_defences(target)
     chosen = ["exact"] * len(defences) if mode == "exact" else mode.split("+")

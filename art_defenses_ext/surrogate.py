@@ -40,6 +40,21 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
 
     Raises:
         InputError: for anything else.
+
+    >>> import numpy as np
+    >>> from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+    >>> class Rounding(PreprocessorPyTorch):
+    ...     def __init__(self):
+    ...         super().__init__(device_type="cpu", apply_fit=False, apply_predict=True)
+    ...     def forward(self, x, y=None):
+    ...         return (x * 7).round() / 7, y
+    >>> from art_defenses_ext import Surrogate, defend, gradient_mode
+    >>> defended = defend(classifier, Surrogate(Rounding()))
+    >>> bool(defended.loss_gradient(x, np.eye(10)[y]).any())  # rounding has a derivative of zero
+    False
+    >>> with gradient_mode(defended, "surrogate"):
+    ...     bool(defended.loss_gradient(x, np.eye(10)[y]).any())
+    True
     """
 
     defence_name = "surrogate"

@@ -93,6 +93,13 @@ class ExplanationReconstructor(BinaryInputDetector):
 
     Raises:
         InputError: for an unknown option, and for scores before ``fit``.
+
+    >>> from art_defenses_ext import ExplanationReconstructor
+    >>> detector = ExplanationReconstructor(classifier)
+    >>> detector.fit(x_train, nb_epochs=1, validation_split=0.25, progress=False)
+    >>> report, is_adversarial = detector.detect(x)
+    >>> is_adversarial.shape, sorted(report)
+    ((8,), ['classes', 'predictions', 'scores', 'thresholds'])
     """
 
     made_with: ClassVar[tuple[str, ...]] = ("explanation", "scaling", "score", "hidden", "reconstructor")

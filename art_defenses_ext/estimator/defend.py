@@ -26,6 +26,11 @@ def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -
     Raises:
         InputError: for no preprocessor, or one that is not a ``PreprocessorPyTorch``: ART cannot mix numpy with
             torch preprocessing, and no gradient would pass.
+
+    >>> from art_defenses_ext import HeatAndBlur, defend
+    >>> defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
+    >>> defended.model is classifier.model, len(defended.preprocessing_defences)
+    (True, 1)
     """
     check_classifier(classifier)
     if not preprocessors:
@@ -54,5 +59,11 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
 
     Raises:
         InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
+
+    >>> import torch
+    >>> from art_defenses_ext import HeatAndBlur, as_module, defend
+    >>> network = as_module(defend(classifier, HeatAndBlur.for_classifier(classifier)))
+    >>> network(torch.tensor(x)).shape
+    torch.Size([8, 10])
     """
     return (Pipeline(classifier) if detector is None else RejectingNetwork(classifier, detector)).eval()

@@ -79,6 +79,12 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
 
     Raises:
         InputError: as :class:`RejectingNetwork`.
+
+    >>> from art_defenses_ext import ExplanationReconstructor, rejecting
+    >>> detector = ExplanationReconstructor(classifier)
+    >>> detector.fit(x_train, nb_epochs=1, validation_split=0.25, progress=False)
+    >>> rejecting(classifier, detector).predict(x).shape  # ten classes, and "rejected"
+    (8, 11)
     """
     whole = rebuild(
         classifier,

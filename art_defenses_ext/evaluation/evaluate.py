@@ -103,6 +103,12 @@ def evaluate(
 
     Raises:
         InputError: for anything unusable, before any work is done or file is written.
+
+    >>> from art_defenses_ext import JumpReLU, Linf, evaluate
+    >>> defended = JumpReLU(classifier)()
+    >>> report = evaluate(defended, x_test, y_test, Linf(0.3), "papers", progress=False)
+    >>> report.robust_accuracy <= report.summary.clean.rate, len(report.records)
+    (True, 4)
     """
     if out is not None:
         check_out(out, overwrite)

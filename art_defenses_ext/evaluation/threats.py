@@ -42,13 +42,23 @@ class Threat:
 
 
 class Linf(Threat):
-    """Each pixel value may change by at most ``eps``."""
+    """Each pixel value may change by at most ``eps``.
+
+    >>> from art_defenses_ext import Linf
+    >>> str(Linf(8 / 255)), Linf(0.1).allows(0.2)
+    ('linf 0.0313725', False)
+    """
 
     norm, norm_name = np.inf, "linf"
 
 
 class L2(Threat):
-    """The perturbation's Euclidean length is at most ``eps``."""
+    """The perturbation's Euclidean length is at most ``eps``.
+
+    >>> from art_defenses_ext import L2
+    >>> str(L2(0.5)), L2(0.5).allows(0.2)
+    ('l2 0.5', True)
+    """
 
     norm, norm_name = 2, "l2"
 

@@ -43,6 +43,12 @@ class FeatureAutoencoder(TrainedRestorer):
 
     Raises:
         InputError: for an unknown network, and for images that ``"paper"`` does not take.
+
+    >>> from art_defenses_ext import FeatureAutoencoder, defend
+    >>> restorer = FeatureAutoencoder.for_classifier(classifier, width=4)
+    >>> restorer.fit(x_train[:100], y_train[:100], eps=0.1, nb_epochs=1, progress=False)
+    >>> defend(classifier, restorer).predict(x).shape
+    (8, 10)
     """
 
     defence_name = "feature_autoencoder"

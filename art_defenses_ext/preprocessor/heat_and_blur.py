@@ -103,6 +103,14 @@ class HeatAndBlur(RestoringPreprocessor):
     Raises:
         InputError: for an unknown option, a number out of range, a model without convolution for ``"last_conv"``, and
             in ``forward`` for images smaller than the kernel.
+
+    >>> from art_defenses_ext import HeatAndBlur, defend
+    >>> face = HeatAndBlur.for_classifier(classifier, sigma=1.0)
+    >>> shown, _ = face(x)
+    >>> shown.shape == x.shape
+    True
+    >>> defend(classifier, face).predict(x).shape
+    (8, 10)
     """
 
     defence_name = "heat_and_blur"

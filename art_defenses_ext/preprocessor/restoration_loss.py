@@ -36,6 +36,11 @@ class RestorationLoss:
             ImageNet), or a frozen network of one's own that takes images in the clip range.
         taps: the layers, by their names in the network; None for three convolutions (``features.usual_taps``), of
             VGG16 for relu4_2, pool4 and relu5_2.
+
+    >>> from art_defenses_ext import FeatureAutoencoder, RestorationLoss
+    >>> loss = RestorationLoss(pixel="l2", feature_weight=1.0, class_weight=0.1)
+    >>> restorer = FeatureAutoencoder.for_classifier(classifier, width=4)
+    >>> restorer.fit(x_train[:100], y_train[:100], eps=0.1, loss=loss, nb_epochs=1, progress=False)
     """
 
     pixel: Literal["l1", "l2"] = "l1"

@@ -78,6 +78,13 @@ class TwoStreamRestoration(TrainedRestorer):
     Raises:
         InputError: for an unknown option, more classes than there are, and for the sum over all classes weighted by
             their softmax, which is zero whatever the image.
+
+    >>> import torch
+    >>> from art_defenses_ext import TwoStreamRestoration
+    >>> restorer = TwoStreamRestoration.for_classifier(classifier, width=4, blocks=1)
+    >>> restorer.gradient_map(torch.tensor(x)).shape  # three classes' gradients, each of one channel
+    torch.Size([8, 3, 8, 8])
+    >>> restorer.fit(x_train[:100], y_train[:100], eps=0.1, nb_epochs=1, progress=False)
     """
 
     defence_name = "two_stream_restoration"

@@ -211,6 +211,13 @@ class JumpReLU(Transformer):
         InputError: for a jump below zero or not finite, a network without a ReLU, or one that hides them.
 
     Source: arXiv:1904.03750; the equation in the authors' code is z * H(z - kappa).
+
+    >>> from art_defenses_ext import JumpReLU, gradient_modes
+    >>> defence = JumpReLU(classifier)
+    >>> defence.fit(x_validation, y_validation, max_accuracy_drop=0.01)
+    >>> defended = defence()
+    >>> defence.jump > 0, gradient_modes(defended)
+    (True, ('exact', 'relu', 'smooth'))
     """
 
     params: list[str] = ["jump", "width", "copy"]  # noqa: RUF012 (ART's convention)
