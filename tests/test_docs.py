@@ -1,0 +1,256 @@
+"""The documentation does what it says: its code runs, its commands parse, its papers are listed.
+
+Each page, and each module whose docstrings hold examples, is one test. Its blocks run from top to bottom in one
+namespace, in an empty folder. What a page speaks of without making it (`classifier`, `x_test`) comes from `names`. A
+block marked `text` holds what the Python block before it prints: words must be the same, numbers near. A function
+`test_...` in a page is run like pytest would.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import shlex
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+from unittest import SkipTest
+
+import numpy as np
+import pytest
+import typer.main
+from art.estimators.classification import PyTorchClassifier
+from sybil import Document, Example, Sybil
+from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.rest import DocTestParser
+
+import art_defenses_ext
+from art_defenses_ext.cli import app
+from art_defenses_ext.cli_options import check_defences, options_of
+from art_defenses_ext.datasets import DATASETS, Dataset
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.evaluation.attacks import SETS
+from art_defenses_ext.models import MODELS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SOURCES = sorted((ROOT / "art_defenses_ext").rglob("*.py"))
+BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
+TRAINING = ("docs/restoration.md", "docs/methods/feature_autoencoder.md", "docs/methods/two_stream_restoration.md")
+"""Pages that train for epochs, on few images."""
+FLAGS = ELLIPSIS | NORMALIZE_WHITESPACE
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
+NEAR = 10
+
+
+def short(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+# Code
+
+
+@pytest.fixture
+def names(digits: Dataset, digits_classifier: PyTorchClassifier) -> dict[str, Any]:
+    """What pages and docstrings may speak of: a trained digits classifier and a few images."""
+    test = digits.test
+    logits = np.sort(digits_classifier.predict(test.x), axis=1)
+    right = digits_classifier.predict(test.x).argmax(axis=1) == test.y
+    order = np.argsort(np.where(right, logits[:, -1] - logits[:, -2], np.inf))
+    order = order[: right.sum()]  # from the image nearest to a boundary to the one farthest from it
+    weak, sure = order[:4], order[-8:]  # soon broken, so that a page takes seconds; not broken by what pages allow
+    return {
+        "__name__": "documentation",
+        "classifier": digits_classifier,
+        "model": digits_classifier.model,
+        "my_network": lambda: as_module(digits_classifier),
+        "mean": MODELS["digits_cnn"].mean,
+        "std": MODELS["digits_cnn"].std,
+        "low": 0.0,
+        "high": 1.0,
+        "x_train": np.tile(digits.train.x, (2, 1, 1, 1)),  # each class has enough for a detector's threshold
+        "y_train": np.tile(digits.train.y, 2),
+        "x_validation": digits.validation.x,
+        "y_validation": digits.validation.y,
+        "x_test": test.x[weak],
+        "y_test": test.y[weak],
+        "x": test.x[sure],
+        "y": test.y[sure],
+        "missing": lambda package: find_spec(package) is None,
+    }
+
+
+class Runner:
+    """Runs a page's blocks."""
+
+    def __init__(self, request: pytest.FixtureRequest) -> None:
+        self.request = request
+        self.printed = ""
+        self.tested: set[str] = set()
+        self.sybil = Sybil(
+            [
+                PythonCodeBlockParser(doctest_optionflags=FLAGS),
+                CodeBlockParser("text", self.compare),
+                SkipParser(),
+            ]
+        )
+
+    def run(self, document: Document) -> list[str]:
+        """Run all blocks; the reasons of those that were left out."""
+        skipped = []
+        for example in document:
+            try:
+                with redirect_stdout(io.StringIO()) as out:
+                    example.evaluate()
+                    self.run_tests(document.namespace)
+                self.printed = out.getvalue()
+            except SkipTest as reason:
+                skipped.append(str(reason))
+        return skipped
+
+    def run_tests(self, namespace: dict[str, Any]) -> None:
+        """Run the tests that a page has defined, with pytest's own fixtures."""
+        for name in [name for name in namespace if name.startswith("test_") and name not in self.tested]:
+            self.tested.add(name)
+            wanted = inspect.signature(namespace[name]).parameters
+            namespace[name](**{fixture: self.request.getfixturevalue(fixture) for fixture in wanted})
+
+    def compare(self, example: Example) -> str | None:
+        """A page shows what is printed: the same words; numbers differ a little between machines."""
+        shown, printed = (text.split() for text in (example.parsed, self.printed))
+        if [NUMBER.sub("#", word) for word in shown] != [NUMBER.sub("#", word) for word in printed]:
+            return f"it prints:\n{self.printed}"
+        pairs = zip(NUMBER.findall(example.parsed), NUMBER.findall(self.printed), strict=True)
+        far = [(one, other) for one, other in pairs if abs(float(one) - float(other)) > NEAR]
+        return f"{far} (shown, printed) are more than {NEAR} apart; it prints:\n{self.printed}" if far else None
+
+
+@pytest.fixture(autouse=True)
+def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages write files, and print as wide as a terminal is."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "120")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=short)
+def test_the_code_of_a_page_runs(page: Path, request: pytest.FixtureRequest, names: dict[str, Any]) -> None:
+    runner = Runner(request)
+    document = runner.sybil.parse(page)
+    document.namespace.update(names)
+    if short(page) in TRAINING:
+        document.namespace.update(x_train=names["x_train"][:200], y_train=names["y_train"][:200])
+    skipped = runner.run(document)
+    if skipped:
+        pytest.skip(f"all but {len(skipped)} blocks ran: {'; '.join(skipped)}")
+
+
+@pytest.mark.parametrize("source", [source for source in SOURCES if ">>> " in source.read_text()], ids=short)
+def test_the_examples_in_docstrings_run(source: Path, names: dict[str, Any]) -> None:
+    document = Sybil([DocTestParser(FLAGS)]).parse(source)
+    document.namespace.update(names)
+    for example in document:
+        example.evaluate()
+
+
+@pytest.mark.parametrize("name", art_defenses_ext.__all__)
+def test_what_users_import_has_an_example(name: str) -> None:
+    assert ">>> " in (getattr(art_defenses_ext, name).__doc__ or "")
+
+
+# Commands
+
+COMMAND = re.compile(r"art-defenses |-m art_defenses_ext |python (?:examples|tests)/")
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Each command that a page shows, in a block or in a line, as words; ``...`` stands for what is left out."""
+    text = page.read_text().replace("\\\n", " ").replace('"..."', "TEXT")
+    block = re.compile(r"^```(?:bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = [line for found in block.findall(text) for line in found.splitlines()]
+    lines += [
+        " ".join(found.split())
+        for found in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    ]
+    for line in lines:
+        if COMMAND.search(line):
+            lexer = shlex.shlex(line, posix=True, punctuation_chars=";&|")
+            lexer.whitespace_split = True
+            yield from split([word for word in lexer if word != "..."])
+
+
+def split(words: list[str]) -> Iterator[list[str]]:
+    """Commands with ``;`` or ``&&`` between."""
+    ends = [place for place, word in enumerate(words) if set(word) <= set(";&|")]
+    for start, end in zip([-1, *ends], [*ends, len(words)], strict=True):
+        yield words[start + 1 : end]
+
+
+SHOWN = [
+    pytest.param(words, id=f"{short(page)}: {' '.join(words)}") for page in PAGES for words in commands(page) if words
+]
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_a_command_is_understood(words: list[str]) -> None:
+    for start in ("art-defenses", "art_defenses_ext"):
+        if start in words:
+            check_command(words[words.index(start) + 1 :])
+            return
+    script = (ROOT / next(word for word in words if word.endswith(".py"))).read_text()
+    shared = [ROOT / "examples" / f"{name}.py" for name in re.findall(r"^from (\w+) import", script, re.MULTILINE)]
+    text = "".join([script, *(path.read_text() for path in shared if path.is_file())])
+    assert [word for word in words if word.startswith("--") and f'"{word}"' not in text] == []
+
+
+def check_command(words: list[str]) -> None:
+    """Let the command's own parser read the words, and look at the names among their values."""
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    if not words or (len(words) == 1 and words[0] in known):
+        return  # a mention
+    name, *arguments = words
+    found = known[name].make_context(name, arguments).params
+    if name == "evaluate":
+        defences = check_defences(found["defence"] or ["jump_relu"])
+        options_of(defences, found["option"])
+        assert found["dataset"] in (*DATASETS, "NAME")
+        assert found["attacks"] in SETS
+        assert found["model"] is None or found["model"] in MODELS or ":" in found["model"]
+
+
+def test_a_misspelt_option_is_not_understood() -> None:
+    with pytest.raises(Exception, match="No such option"):
+        check_command(["evaluate", "--defense", "jump_relu"])
+    with pytest.raises(Exception, match="sigma_"):
+        check_command(["evaluate", "--defence", "heat_and_blur", "-o", "sigma_=2"])
+
+
+# Papers
+
+PAPER = re.compile(r"(?:arXiv:|arxiv\.org/abs/)(\d{4}\.\d{4,5})|doi(?:\.org/|:)(10\.\d+/[\w.()-]*\w)")
+
+
+def cited(path: Path) -> set[str]:
+    return {arxiv or doi for arxiv, doi in PAPER.findall(path.read_text())}
+
+
+def test_the_bibliography_lists_what_is_cited_and_where() -> None:
+    listed = {}
+    for row in BIBLIOGRAPHY.read_text().splitlines():
+        if row.startswith("| ") and PAPER.search(row):
+            _, paper, places, _ = row.split("|")
+            (number,) = {arxiv or doi for arxiv, doi in PAPER.findall(paper)}
+            listed[number] = set(re.findall(r"`([^`]+)`", places))
+    modules = {
+        source: ".".join(source.relative_to(ROOT / "art_defenses_ext").with_suffix("").parts) for source in SOURCES
+    }
+    used: dict[str, set[str]] = {}
+    for path in [*SOURCES, *PAGES]:
+        for number in cited(path) if path != BIBLIOGRAPHY else ():
+            used.setdefault(number, set())
+            if path in modules:
+                used[number].add(modules[path])
+    assert listed == used
