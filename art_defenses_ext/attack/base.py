@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.losses import merge_rejection
+from art_defenses_ext.attack.losses import merge_rejection, only_pair
 from art_defenses_ext.attack.norms import into_range, per_sample
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.modes import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
@@ -122,9 +124,16 @@ class TensorAttack(EvasionAttack):
 
         Where the network rejects and ``y`` (n,) are labels to leave, rejection is merged into the label's logit, see
         :func:`.merge_rejection`. Where they are classes to reach, "rejected" stays: one more class that is not reached.
+        Of a :class:`.PairedNetwork` only the two classes of the label's problem count.
         """
         found: Tensor = module(x)
+        if self._paired:
+            return only_pair(found, y)
         return merge_rejection(found, y) if rejects(self.estimator) and not self.targeted else found
+
+    @cached_property
+    def _paired(self) -> bool:
+        return paired(self.estimator)
 
     @property
     def nb_labels(self) -> int:

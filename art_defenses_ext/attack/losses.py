@@ -37,6 +37,12 @@ def merge_rejection(logits: Tensor, y: Tensor) -> Tensor:
     return logits[:, :-1].scatter(1, y[:, None], kept[:, None])
 
 
+def only_pair(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits (n, 2 B) of which only the pair of classes counts that ``y`` (n,) belongs to: 2 i and 2 i + 1."""
+    classes = torch.arange(logits.shape[1], device=logits.device)
+    return logits.masked_fill(classes // 2 != y[:, None] // 2, -torch.inf)
+
+
 def gradient_of(losses: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
     """The gradient of each of ``losses`` (n,) with respect to its own image of ``x`` (n, ...).
 

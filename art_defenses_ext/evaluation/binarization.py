@@ -13,14 +13,17 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.paired import PairedNetwork
 from art_defenses_ext.evaluation.attacker import smoothed
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
@@ -28,7 +31,7 @@ from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.pipeline import Step
 from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import FloatArray
+from art_defenses_ext.validation import FloatArray, IntArray
 
 INNER_POINTS = 999
 """Points inside the ball, of the image's class. **Convention**: with the surface point a thousand."""
@@ -69,6 +72,7 @@ def binarization_test(
     threat: Threat,
     tries: Sequence[Try],
     seed: int,
+    at_once: int = 256,
 ) -> Binarization | None:
     """Try attacks on classifiers with an example that is known to exist, one for each image.
 
@@ -78,6 +82,7 @@ def binarization_test(
         threat: the ball.
         tries: the attacks to try in turn; one success is enough, as in the evaluation.
         seed: of points and attacks.
+        at_once: images attacked at a time.
 
     Returns:
         The outcome; None if the network has no last linear layer to replace, or if no classifier could be built.
@@ -85,17 +90,18 @@ def binarization_test(
     layer = last_linear(classifier, x[:1])
     if layer is None:
         return None
-    found, chance, built = [], [], []
-    for index, image in enumerate(x):
-        one_seed = derived_seed(seed, "binarization", index)
-        with seeded(one_seed):
-            binary = _binary_classifier(classifier, layer, image, threat, one_seed)
-            built.append(binary is not None)
-            if binary is None:
-                continue
-            found.append(any(_breaks(binary, image, threat, one, one_seed) for one in tries))
-            chance.append(_breaks_by_chance(binary, image, threat, one_seed))
-    return Binarization(Proportion.of(found), Proportion.of(chance), Proportion.of(built)) if found else None
+    seeds = [derived_seed(seed, "binarization", index) for index in range(len(x))]
+    heads = [_head(classifier, layer, image, threat, one) for image, one in zip(x, seeds, strict=True)]
+    rows = [index for index, head in enumerate(heads) if head is not None]
+    found: list[bool] = []
+    chance: list[bool] = []
+    for start in range(0, len(rows), at_once):
+        some = rows[start : start + at_once]
+        binary = _binary(classifier, layer, [head for head in (heads[row] for row in some) if head is not None])
+        found += _broken(binary, x[some], threat, tries, seeds[some[0]])
+        chance += [_breaks_by_chance(binary, i, x[row], threat, seeds[row]) for i, row in enumerate(some)]
+    built = Proportion(len(rows), len(x))
+    return Binarization(Proportion.of(found), Proportion.of(chance), built) if rows else None
 
 
 def last_linear(classifier: PyTorchClassifier, x: FloatArray) -> nn.Linear | None:
@@ -115,18 +121,26 @@ def last_linear(classifier: PyTorchClassifier, x: FloatArray) -> nn.Linear | Non
     return seen[-1][0]
 
 
-class _Binary(nn.Module):
-    """Two logits, 0 and a linear score of the features that the network hands to its last layer."""
+Head = tuple[FloatArray, float]
+"""Weights (F,) and bias of a score of the features that a network hands to its last layer."""
 
-    def __init__(self, module: nn.Module, layer: nn.Linear, weight: Tensor, bias: float) -> None:
+
+class _Binary(PairedNetwork):
+    """For each head two logits, 0 and its score."""
+
+    weights: Tensor
+    biases: Tensor
+
+    def __init__(self, module: nn.Module, layer: nn.Linear, weights: Tensor, biases: Tensor) -> None:
+        """``weights`` (F, B) and ``biases`` (B,)."""
         super().__init__()
         self.features = _Features(module, layer)
-        self.register_buffer("weight", weight)
-        self.bias = bias
+        self.register_buffer("weights", weights)
+        self.register_buffer("biases", biases)
 
     def forward(self, x: Tensor) -> Tensor:
-        score = self.features(x) @ self.weight + self.bias
-        return torch.stack([torch.zeros_like(score), score], dim=1)
+        scores = self.features(x) @ self.weights + self.biases  # (n, B)
+        return torch.stack([torch.zeros_like(scores), scores], dim=2).flatten(1)
 
 
 class _Features(nn.Module):
@@ -137,6 +151,11 @@ class _Features(nn.Module):
         self.module = module
         self._layer = [layer]  # in a list, so that it is no child twice
 
+    @property
+    def layer(self) -> nn.Linear:
+        """The last layer."""
+        return self._layer[0]
+
     def forward(self, x: Tensor) -> Tensor:
         seen: list[Tensor] = []
         preprocessing: list[nn.Module] = []
@@ -145,7 +164,7 @@ class _Features(nn.Module):
             if not preprocessing:  # a defence that looks into the network runs it, too
                 seen.append(inputs[0])
 
-        handles = [self._layer[0].register_forward_pre_hook(note)]
+        handles = [self.layer.register_forward_pre_hook(note)]
         for step in self.module.modules():
             if isinstance(step, Step):
                 handles.append(step.register_forward_pre_hook(lambda step, _: preprocessing.append(step)))
@@ -158,27 +177,28 @@ class _Features(nn.Module):
         return torch.stack(seen).mean(dim=0)
 
 
-def _binary_classifier(
-    classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, threat: Threat, seed: int
-) -> PyTorchClassifier | None:
-    """A classifier that says 1 of a point on the surface of the image's ball and 0 of all points drawn inside."""
-    module, device = as_module(classifier), classifier.device
-    generator = torch.Generator(device).manual_seed(seed)
-    clean = torch.tensor(image, device=device)[None]
+def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, threat: Threat, seed: int) -> Head | None:
+    """A score above zero at a point on the surface of the image's ball, and at no point that is drawn inside."""
+    generator = torch.Generator(classifier.device).manual_seed(seed)
+    clean = torch.tensor(image, device=classifier.device)[None]
     inside = clean.expand(INNER_POINTS, *image.shape)
     inside = inside + random_in_ball(inside, INNER_RADIUS * threat.eps, threat.norm, generator)
     surface = _on_surface(clean, threat, generator)
     points = into_range(torch.cat([surface, clean, inside]), classifier.clip_values)
-    extract = _Features(module, layer)
-    with torch.no_grad():
+    extract = _Features(as_module(classifier), layer)
+    with seeded(seed), torch.no_grad():
         features = torch.cat([extract(batch) for batch in points.split(256)]).double()
-    fitted = _separate(features.cpu().numpy())
-    if fitted is None:
-        return None
-    weight, bias = fitted
-    dtype = next(layer.parameters()).dtype
-    binary = _Binary(module, layer, torch.tensor(weight, device=device, dtype=dtype), bias)
-    return rebuild(classifier, model=binary.eval(), nb_classes=2, preprocessing_defences=None, preprocessing=(0.0, 1.0))
+    return _separate(features.cpu().numpy())
+
+
+def _binary(classifier: PyTorchClassifier, layer: nn.Linear, heads: Sequence[Head]) -> PyTorchClassifier:
+    """The classifier with so many two-class problems in place of its last layer."""
+    like = {"device": classifier.device, "dtype": next(layer.parameters()).dtype}
+    weights = torch.tensor(np.stack([weight for weight, _ in heads], axis=1), **like)
+    model = _Binary(as_module(classifier), layer, weights, torch.tensor([bias for _, bias in heads], **like))
+    return rebuild(
+        classifier, model=model.eval(), nb_classes=2 * len(heads), preprocessing_defences=None, preprocessing=(0.0, 1.0)
+    )
 
 
 def _on_surface(clean: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
@@ -187,7 +207,7 @@ def _on_surface(clean: Tensor, threat: Threat, generator: torch.Generator) -> Te
     return clean + (threat.eps * point.sign() if threat.norm == np.inf else point)
 
 
-def _separate(features: FloatArray) -> tuple[FloatArray, float] | None:
+def _separate(features: FloatArray) -> Head | None:
     """Weights (F,) and bias of a score that is above zero for the first row of ``features`` alone; None if none is."""
     spread = features.std(axis=0)
     centre, scale = features.mean(axis=0), np.where(spread > 0, spread, 1.0)
@@ -203,24 +223,54 @@ def _separate(features: FloatArray) -> tuple[FloatArray, float] | None:
     return weight / gap, float(-centre @ weight / gap - scores[1:].max() / gap - CLOSENESS)
 
 
-def _breaks(binary: PyTorchClassifier, image: FloatArray, threat: Threat, one: Try, seed: int) -> bool:
-    """Whether the attack turns class 0 into 1 inside the ball, starting from the clean image."""
+def _broken(binary: PyTorchClassifier, x: FloatArray, threat: Threat, tries: Sequence[Try], seed: int) -> list[bool]:
+    """Whether some attack finds an example of class 1 of its problem in the ball of each image (B, ...)."""
+    broken = np.zeros(len(x), dtype=bool)
+    for one in tries:
+        left = np.flatnonzero(~broken)
+        if len(left):
+            with seeded(seed):
+                broken[left] = _breaks(binary, x[left], left, threat, one, seed)
+    return broken.tolist()
+
+
+def _breaks(
+    binary: PyTorchClassifier, x: FloatArray, problems: IntArray, threat: Threat, one: Try, seed: int
+) -> npt.NDArray[np.bool_]:
+    """Whether an attack turns class 0 of images (n, ...), each of its problem (n,), into 1 inside the ball."""
     build, mode = one
-    label = np.array([[1.0, 0.0]], dtype=np.float32)
-    target = smoothed(binary, threat) if mode is None else binary
+    attack = build(smoothed(binary, threat) if mode is None else binary, threat, seed)
+    if not isinstance(attack, TensorAttack) and binary.nb_classes > 2:  # it would confuse the problems
+        alone = [_only(binary, problem) for problem in problems]
+        found = [_breaks(alone[i], x[i : i + 1], np.zeros(1, np.int64), threat, one, seed) for i in range(len(x))]
+        return np.concatenate(found)
     with nullcontext() if mode is None else gradient_mode(binary, mode):
-        adversarial = build(target, threat, seed).generate(image[None], label)
-    inside = threat.allows(float(np.linalg.norm((adversarial - image[None]).ravel(), ord=threat.norm)))
-    return inside and _says_one(binary, torch.tensor(adversarial, device=binary.device))
+        adversarial = attack.generate(x, np.eye(binary.nb_classes, dtype=np.float32)[2 * problems])
+    sizes = [float(np.linalg.norm(change.ravel(), ord=threat.norm)) for change in adversarial - x]
+    inside = np.array([threat.allows(size) for size in sizes])
+    scores = _scores(binary, torch.tensor(adversarial, device=binary.device))
+    return inside & (scores[np.arange(len(x)), problems] > 0)
 
 
-def _breaks_by_chance(binary: PyTorchClassifier, image: FloatArray, threat: Threat, seed: int) -> bool:
+def _only(binary: PyTorchClassifier, problem: int) -> PyTorchClassifier:
+    """A single one of the problems."""
+    network: _Binary = binary.model
+    chosen = slice(problem, problem + 1)
+    weights, biases = network.weights[:, chosen], network.biases[chosen]
+    model = _Binary(network.features.module, network.features.layer, weights, biases)
+    return rebuild(binary, model=model.eval(), nb_classes=2)
+
+
+def _breaks_by_chance(binary: PyTorchClassifier, problem: int, image: FloatArray, threat: Threat, seed: int) -> bool:
     generator = torch.Generator(binary.device).manual_seed(seed + 1)
     clean = torch.tensor(image, device=binary.device).expand(RANDOM_DRAWS, *image.shape)
     drawn = clean + random_in_ball(clean, threat.eps, threat.norm, generator)
-    return _says_one(binary, into_range(drawn, binary.clip_values))
+    with seeded(seed):
+        return bool((_scores(binary, into_range(drawn, binary.clip_values))[:, problem] > 0).any())
 
 
-def _says_one(binary: PyTorchClassifier, images: Tensor) -> bool:
+def _scores(binary: PyTorchClassifier, images: Tensor) -> FloatArray:
+    """The scores (n, B) of all problems."""
     with torch.no_grad():
-        return bool((as_module(binary)(images).argmax(dim=1) == 1).any())
+        scores: FloatArray = as_module(binary)(images)[:, 1::2].cpu().numpy()
+    return scores

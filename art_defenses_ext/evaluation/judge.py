@@ -11,6 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.evaluation.metrics import Scores
 from art_defenses_ext.evaluation.seeding import seeded
@@ -65,8 +66,8 @@ class Prediction(NamedTuple):
 
 
 def nb_labels(classifier: PyTorchClassifier) -> int:
-    """The classes that an image may belong to: "rejected" is none of them."""
-    count: int = classifier.nb_classes - rejects(classifier)
+    """How many classes an image may belong to: "rejected" is none of them, and of many problems only one counts."""
+    count: int = 2 if paired(classifier) else classifier.nb_classes - rejects(classifier)
     return count
 
 

@@ -28,7 +28,7 @@ from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.validation import FloatArray, Images, InputError, IntArray
 
-BINARIZED = 50  # images of the binarization test, at most: an attack each, one image at a time
+BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,9 @@ class Work:
             return Findings()
         images = np.asarray(x[: min(BINARIZED, self.settings.check_samples)])
         with measured(self.classifier) as cost:
-            test = binarization_test(self.attacker.attacked, images, self.threat, tries, self.settings.seed)
+            test = binarization_test(
+                self.attacker.attacked, images, self.threat, tries, self.settings.seed, self.settings.block_size
+            )
         return Findings(test, [CostRecord(0, "binarization", len(images), cost)])
 
     def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray) -> Judgement:

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.attack import EvasionAttack
+from art.attacks.evasion import ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext import L2, JumpReLU, Linf
+from art_defenses_ext.attack.losses import margin, only_pair
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation import binarization
@@ -51,6 +53,46 @@ def test_examples_outside_the_ball_do_not_count(digits_classifier: PyTorchClassi
     assert found.found.count < 3
 
 
+def heads_of(classifier: PyTorchClassifier, x: Any) -> tuple[nn.Linear, list[binarization.Head]]:
+    layer = last_linear(classifier, x[:1])
+    assert layer is not None
+    heads = [binarization._head(classifier, layer, image, Linf(0.1), seed) for seed, image in enumerate(x)]
+    assert None not in heads
+    return layer, [head for head in heads if head is not None]
+
+
+@pytest.mark.parametrize("attack", ["ours", "smoothed", "ART's"])
+def test_problems_solved_side_by_side_do_not_mix(
+    attack: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """Every other problem is put out of reach: just those stay unsolved, and a single one is what it was among all."""
+    x = digits.test.x[:6]
+    layer, heads = heads_of(digits_classifier, x)
+    heads = [(weight, bias - 1e3 * (i % 2)) for i, (weight, bias) in enumerate(heads)]
+    binary = binarization._binary(digits_classifier, layer, heads)
+    tries: dict[str, binarization.Try] = {
+        "ours": WHITE,
+        "smoothed": (WHITE_BOX.build, None),
+        "ART's": (lambda c, t, s: ProjectedGradientDescent(c, t.norm, t.eps, t.eps / 5, 40, verbose=False), "exact"),
+    }
+    broken = binarization._broken(binary, x, Linf(0.1), [tries[attack]], 0)
+    assert broken[1::2] == [False] * 3
+    assert sum(broken) >= 2
+    alone, images = binarization._only(binary, 4), torch.tensor(x)
+    among_all = binarization._scores(binary, images)[:, 4]
+    np.testing.assert_allclose(binarization._scores(alone, images)[:, 0], among_all, rtol=1e-4)
+
+
+def test_a_pair_is_all_that_counts() -> None:
+    logits = torch.tensor([[1.0, 2.0, 9.0, -3.0], [1.0, 2.0, 9.0, -3.0]], requires_grad=True)
+    y = torch.tensor([0, 3])
+    found = only_pair(logits, y)
+    assert margin(found, y).tolist() == [-1.0, -12.0]
+    torch.nn.functional.cross_entropy(found, y).backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 2:].tolist() == logits.grad[1, :2].tolist() == [0.0, 0.0]
+
+
 @pytest.mark.parametrize("threat", THREATS)
 def test_the_planted_point_alone_crosses_the_boundary(
     threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
@@ -59,8 +101,9 @@ def test_the_planted_point_alone_crosses_the_boundary(
     image = digits.test.x[0]
     layer = last_linear(digits_classifier, image[None])
     assert layer is not None
-    binary = binarization._binary_classifier(digits_classifier, layer, image, threat, seed=5)
-    assert binary is not None
+    head = binarization._head(digits_classifier, layer, image, threat, seed=5)
+    assert head is not None
+    binary = binarization._binary(digits_classifier, layer, [head])
     generator = torch.Generator().manual_seed(5)
     clean = torch.tensor(image)[None]
     inside = clean.expand(binarization.INNER_POINTS, *image.shape)
