@@ -1,0 +1,243 @@
+"""The examples run as their docstrings say, and what they print holds."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from art.estimators.classification import PyTorchClassifier
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+from art_defenses_ext import Linf, defend, evaluate
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import WHITE_BOX
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+SHARED = {"restoration.py"}
+"""What other examples import; it is no command."""
+COMMANDS = sorted(path.name for path in EXAMPLES.glob("*.py") if path.name not in SHARED)
+
+SHARE = r"(\d+\.\d) % \[\d+\.\d, \d+\.\d\]"
+"""A rate with its interval, as printed."""
+
+
+def run(example: str, *options: str) -> str:
+    """What an example prints, on one thread as all tests."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    command = [sys.executable, str(EXAMPLES / example), *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(text: str) -> list[dict[str, str]]:
+    """The lines of the one table in ``text``, by heading."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    head, _, *body = lines
+    return [dict(zip(head, cells, strict=True)) for cells in body]
+
+
+def rate(text: str) -> float:
+    """The first rate in ``text``, in percent."""
+    found = re.search(SHARE, text)
+    assert found, text
+    return float(found[1])
+
+
+def docstring(example: str) -> str:
+    return ast.get_docstring(ast.parse((EXAMPLES / example).read_text())) or ""
+
+
+# Every example
+
+
+def told(example: str, *options: str) -> str:
+    """What an example prints that does no work; in this process, since each new one would import torch anew."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", [example, *options])
+        patch.syspath_prepend(str(EXAMPLES))
+        with contextlib.suppress(SystemExit):  # --help ends so
+            runpy.run_path(str(EXAMPLES / example), run_name="__main__")
+    return printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, str]:
+    """What each command says of its options."""
+    return {name: told(name, "--help") for name in COMMANDS if takes_options(name)}
+
+
+def takes_options(example: str) -> bool:
+    return "--" in docstring(example)
+
+
+@pytest.mark.parametrize("example", COMMANDS)
+def test_the_commands_in_a_docstring_name_options_that_there_are(example: str, helps: dict[str, str]) -> None:
+    # A long command goes on in lines of further options.
+    commands = re.findall(r"^ *(python .*(?:\n +[\[-].*)*)", docstring(example), re.MULTILINE)
+    assert commands
+    for command in commands:
+        words = shlex.split(re.sub(r"[\[\]]", " ", command))
+        assert words[1] == f"examples/{example}"
+        for word in words[2:]:
+            assert not word.startswith("--") or re.search(rf"{word}\b", helps[example]), (command, word)
+
+
+@pytest.mark.parametrize("example", [name for name in COMMANDS if takes_options(name)])
+def test_help_says_what_an_example_shows(example: str, helps: dict[str, str]) -> None:
+    first = docstring(example).splitlines()[0]
+    assert " ".join(first.split()) in " ".join(helps[example].split())
+
+
+# One by one
+
+
+def test_a_defence_of_ones_own_hides_its_gradient_from_the_naive_alone(
+    digits: Dataset, digits_classifier: PyTorchClassifier
+) -> None:
+    own = runpy.run_path(str(EXAMPLES / "custom_defence.py"))["GreyLevels"]
+    defended = defend(digits_classifier, own.for_classifier(digits_classifier))
+    x, y = digits.test.x[:30], digits.test.y[:30]
+    naive, adaptive = (
+        evaluate(
+            defended, x, y, Linf(0.1), [WHITE_BOX], adaptive=adaptive, curve_samples=0, check_samples=0, progress=False
+        )
+        for adaptive in (False, True)
+    )
+    assert adaptive.robust_accuracy < naive.robust_accuracy - 0.2
+
+
+def test_the_results_list_their_lines_and_print_their_commands(tmp_path: Path) -> None:
+    names = told("results.py", "--list").split()
+    assert len(names) == len(set(names))
+    assert {"mnist/jump_relu", "digits/bare"} <= set(names)
+    commands = told("results.py", "--dry", "--only", "mnist/feature_autoencoder", "--out", str(tmp_path))
+    assert "--defence feature_autoencoder" in commands
+    assert "python examples/restoration_mnist.py" in commands
+    assert not any(tmp_path.iterdir())
+
+
+def test_one_workflow_in_art_ends_in_one_table(tmp_path: Path) -> None:
+    settings = ["--samples", "10", "--check-samples", "0", "--epochs", "8", "--hardening-epochs", "1"]
+    table = rows(run("art_workflow.py", *settings, "--out", str(tmp_path)))
+    assert [row["run"] for row in table] == [
+        "undefended",
+        "JumpReLU",
+        "autoencoder",
+        "autoencoder, adversarially trained",
+        "ART's adversarial training",
+    ]
+    for row in table:
+        assert rate(row["worst case"]) <= rate(row["ART, all modes"]) <= rate(row["ART, exact gradient"])
+        assert rate(row["ART, exact gradient"]) <= rate(row["clean"])
+        assert (tmp_path / row["run"] / "report.html").is_file()
+    first, *others = table
+    assert first["less the undefended"] == first["p"] == ""
+    for row in others:
+        difference = float(row["less the undefended"].split()[0])
+        assert difference == pytest.approx(rate(row["worst case"]) - rate(first["worst case"]), abs=0.05)
+        assert 0 <= float(row["p"]) <= 1
+
+
+@pytest.fixture(scope="module")
+def toolboxes() -> str:
+    return run("other_toolboxes.py", "--samples", "40", "--steps", "10")
+
+
+def test_other_toolboxes_find_more_under_another_gradient_mode(toolboxes: str) -> None:
+    table = rows(toolboxes)
+    assert {"ART", "ours"} <= {row["library"] for row in table}
+    for row in table:
+        modes = [rate(row[mode]) for mode in ("exact", "relu", "smooth")]
+        assert rate(row["all modes, worst case"]) <= min(modes)
+    pgd = next(row for row in table if (row["attack"], row["library"]) == ("PGD", "ART"))
+    assert rate(pgd["smooth"]) < rate(pgd["exact"])
+
+
+@pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
+def test_a_toolbox_is_compared_or_named_as_missing(toolboxes: str, library: str) -> None:
+    missing = f"{library} is missing and left out: pip install" in toolboxes
+    assert missing != any(row["library"] == library for row in rows(toolboxes))
+
+
+def test_libraries_that_run_the_same_pgd_agree_on_every_image(toolboxes: str) -> None:
+    pytest.importorskip("foolbox", exc_type=ImportError)
+    lines = [line for line in toolboxes.splitlines() if line.startswith("- PGD, ")]
+    assert "- PGD, foolbox and ART: exact 0 of 40, relu 0 of 40, smooth 0 of 40" in lines
+
+
+# The notebook
+
+
+@pytest.fixture(scope="module")
+def tour() -> NotebookNode:
+    """The tour on fewer images, run from the top; a cell that fails raises."""
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    first = next(one for one in notebook.cells if one.id == "imports")
+    assert "SAMPLES = 0.1, 50" in first.source
+    first.source = first.source.replace("SAMPLES = 0.1, 50", "SAMPLES = 0.1, 25")
+    NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
+    return notebook
+
+
+def printed(notebook: NotebookNode, cell: str) -> str:
+    """What a cell prints."""
+    outputs = next(one for one in notebook.cells if one.id == cell).outputs
+    return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
+
+
+def test_the_tour_is_kept_without_outputs() -> None:
+    notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
+    nbformat.validate(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(not cell.outputs and cell.execution_count is None for cell in cells)
+    links = re.findall(r"\]\(([^)]+)\)", "\n".join(cell.source for cell in notebook.cells))
+    assert links
+    assert all((EXAMPLES / link).exists() for link in links)
+
+
+def test_the_tour_shows_that_less_survives_than_the_paper_prints(tour: NotebookNode) -> None:
+    lines = [line for line in printed(tour, "evaluate").splitlines() if re.search(SHARE, line)]
+    found = dict(line.split(":", 1) for line in lines)
+    assert rate(found["what survives"]) < rate(found["the paper's number"])
+    modes = {line.split(":")[0].strip(): rate(line) for line in printed(tour, "modes").splitlines()}
+    assert modes["smooth"] < modes["exact"]
+
+
+def test_the_tour_shows_the_checks(tour: NotebookNode) -> None:
+    lines = printed(tour, "checks").splitlines()
+    assert len(lines) == 11
+    assert all(line.split()[0] in ("passed", "failed", "not") for line in lines[:-1])
+    assert lines[-1] == "established: True"
+
+
+def test_the_tour_shows_what_a_defence_makes_of_images(tour: NotebookNode) -> None:
+    outputs = next(one for one in tour.cells if one.id == "heat").outputs
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+
+
+def test_the_tour_shows_a_restorer_that_learns(tour: NotebookNode) -> None:
+    before, after = printed(tour, "restorer").splitlines()
+    for line in (before, after):
+        assert rate(line.split("survives")[1]) <= rate(line.split("paper's number")[1])
+    assert rate(after.split("survives")[1]) >= rate(before.split("survives")[1])
+
+
+def test_the_tour_shows_an_attacker_who_knows_of_the_detector(tour: NotebookNode) -> None:
+    lines = {line.split(":")[0].strip(): line for line in printed(tour, "detector").splitlines()}
+    flagged = {name: rate(line.split("flagged")[1]) for name, line in lines.items() if "PGD" in name}
+    ignorant = flagged.pop("transfer PGD-40")
+    assert len(flagged) == 2
+    assert max(flagged.values()) < ignorant / 2
