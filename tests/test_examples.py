@@ -183,11 +183,11 @@ def test_libraries_that_run_the_same_pgd_agree_on_every_image(toolboxes: str) ->
 
 @pytest.fixture(scope="module")
 def tour() -> NotebookNode:
-    """The tour on fewer images, run from the top; a cell that fails raises."""
+    """The tour on fewer images and in fewer epochs, run from the top; a cell that fails raises."""
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     first = next(one for one in notebook.cells if one.id == "imports")
-    assert "SAMPLES = 0.1, 50" in first.source
-    first.source = first.source.replace("SAMPLES = 0.1, 50", "SAMPLES = 0.1, 25")
+    assert "EPOCHS = 0.1, 50, 20, 15" in first.source
+    first.source = first.source.replace("EPOCHS = 0.1, 50, 20, 15", "EPOCHS = 0.1, 25, 10, 5")
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     return notebook
 
