@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -36,6 +37,8 @@ from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import load_dataset
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.threats import Linf
+
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # Foolbox imports GitPython, which else insists on the program git
 
 DEFENCES: dict[str, Callable[[PyTorchClassifier], PyTorchClassifier]] = {
     "jump_relu": lambda classifier: JumpReLU(classifier, 1.0)(),

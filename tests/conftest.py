@@ -25,6 +25,8 @@ from art_defenses_ext.training import train_classifier
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # Foolbox imports GitPython, which else insists on the program git
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _art_writes_to_a_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:

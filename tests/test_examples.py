@@ -156,6 +156,7 @@ def toolboxes() -> str:
     return run("other_toolboxes.py", "--samples", "40", "--steps", "10")
 
 
+@pytest.mark.xdist_group("toolboxes")
 def test_other_toolboxes_find_more_under_another_gradient_mode(toolboxes: str) -> None:
     table = rows(toolboxes)
     assert {"ART", "ours"} <= {row["library"] for row in table}
@@ -166,12 +167,14 @@ def test_other_toolboxes_find_more_under_another_gradient_mode(toolboxes: str) -
     assert rate(pgd["smooth"]) < rate(pgd["exact"])
 
 
+@pytest.mark.xdist_group("toolboxes")
 @pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
 def test_a_toolbox_is_compared_or_named_as_missing(toolboxes: str, library: str) -> None:
     missing = f"{library} is missing and left out: pip install" in toolboxes
     assert missing != any(row["library"] == library for row in rows(toolboxes))
 
 
+@pytest.mark.xdist_group("toolboxes")
 def test_libraries_that_run_the_same_pgd_agree_on_every_image(toolboxes: str) -> None:
     pytest.importorskip("foolbox", exc_type=ImportError)
     lines = [line for line in toolboxes.splitlines() if line.startswith("- PGD, ")]
@@ -208,6 +211,7 @@ def test_the_tour_is_kept_without_outputs() -> None:
     assert all((EXAMPLES / link).exists() for link in links)
 
 
+@pytest.mark.xdist_group("tour")
 def test_the_tour_shows_that_less_survives_than_the_paper_prints(tour: NotebookNode) -> None:
     lines = [line for line in printed(tour, "evaluate").splitlines() if re.search(SHARE, line)]
     found = dict(line.split(":", 1) for line in lines)
@@ -216,6 +220,7 @@ def test_the_tour_shows_that_less_survives_than_the_paper_prints(tour: NotebookN
     assert modes["smooth"] < modes["exact"]
 
 
+@pytest.mark.xdist_group("tour")
 def test_the_tour_shows_the_checks(tour: NotebookNode) -> None:
     lines = printed(tour, "checks").splitlines()
     assert len(lines) == 11
@@ -223,11 +228,13 @@ def test_the_tour_shows_the_checks(tour: NotebookNode) -> None:
     assert lines[-1] == "established: True"
 
 
+@pytest.mark.xdist_group("tour")
 def test_the_tour_shows_what_a_defence_makes_of_images(tour: NotebookNode) -> None:
     outputs = next(one for one in tour.cells if one.id == "heat").outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
+@pytest.mark.xdist_group("tour")
 def test_the_tour_shows_a_restorer_that_learns(tour: NotebookNode) -> None:
     before, after = printed(tour, "restorer").splitlines()
     for line in (before, after):
@@ -235,6 +242,7 @@ def test_the_tour_shows_a_restorer_that_learns(tour: NotebookNode) -> None:
     assert rate(after.split("survives")[1]) >= rate(before.split("survives")[1])
 
 
+@pytest.mark.xdist_group("tour")
 def test_the_tour_shows_an_attacker_who_knows_of_the_detector(tour: NotebookNode) -> None:
     lines = {line.split(":")[0].strip(): line for line in printed(tour, "detector").splitlines()}
     flagged = {name: rate(line.split("flagged")[1]) for name, line in lines.items() if "PGD" in name}

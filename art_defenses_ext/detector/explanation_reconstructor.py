@@ -649,7 +649,7 @@ def _held_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed:
         raise InputError(
             f"x has {counts[few[0]]} images predicted as class {few[0]}, of which a validation_split of {share:g} "
             f"holds out {kept[few[0]]} (too few in class {_listed(few)}); at least {needed(rate)} held out of each "
-            f"class were expected for a false_positive_rate of {rate:g}"
+            f"class were expected for a false_positive_rate of {rate:g}{_larger_split(min(counts), rate)}"
         )
     unlearnt = [number for number in range(nb_classes) if kept[number] >= counts[number]]
     if unlearnt:
@@ -663,6 +663,12 @@ def _held_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed:
         mine = (classes == number).nonzero().squeeze(1)
         chosen[mine[torch.randperm(len(mine), generator=generator)[: kept[number]]]] = True
     return chosen
+
+
+def _larger_split(count: int, rate: float) -> str:
+    """What to do where the smallest class has so many images, if it has enough."""
+    share = math.ceil(100 * needed(rate) / count) / 100
+    return f": validation_split={share:g} holds out so many" if share <= 0.5 else ""
 
 
 def _listed(numbers: list[int]) -> str:

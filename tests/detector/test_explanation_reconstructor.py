@@ -415,8 +415,10 @@ def test_too_few_images_for_a_quantile_are_refused_with_the_numbers() -> None:
         rf"^x has {counts.min()} images predicted as class {counts.argmin()}, of which a validation_split of .* holds "
         rf"out 18 \(too few in class .*\); at least 19 held out of each class were expected for a false_pos.* of 0.05"
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=said) as caught:
         detector.fit(x, **BRIEFLY, validation_split=split)
+    suggested = float(str(caught.value).split("validation_split=")[1].split()[0])
+    assert 19 <= suggested * counts.min() < 19 + counts.min() / 100
     with pytest.raises(InputError, match=r"^validation_split is .*, which leaves no image of class .* to learn from"):
         detector.fit(x, **BRIEFLY, validation_split=1 - 1e-12)
 
