@@ -46,7 +46,7 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def data_root() -> Path:
     """The folder of the real data sets."""
     root = os.environ.get("ART_DEFENSES_DATA")
