@@ -15,7 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.evaluation.settings import PACKAGES
-from art_defenses_ext.modes import Defence
+from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
 from art_defenses_ext.validation import FloatArray, InputError
 
 IMAGES = 4
@@ -91,6 +91,20 @@ def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    """What is wrong with the loss's gradient, and under which gradient modes nothing is."""
+    found = _wrong_gradient(classifier, x)
+    if found is None:
+        return None
+    modes = []
+    for mode in gradient_modes(classifier):
+        with gradient_mode(classifier, mode):
+            if _wrong_gradient(classifier, x) is None:
+                modes.append(mode)
+    known = f" (not under gradient_mode {' or '.join(modes)}, which evaluate attacks by itself)" if modes else ""
+    return found + known
+
+
+def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     labels = np.eye(classifier.nb_classes, dtype=np.float32)[np.arange(IMAGES) % classifier.nb_classes]
     try:
         gradient = classifier.loss_gradient(x, labels)

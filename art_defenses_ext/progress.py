@@ -2,16 +2,56 @@
 
 from __future__ import annotations
 
+import sys
+import time
+from typing import Any
+
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+PERIOD = 30.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class _Lines(Progress):
+    """No bar, but a line now and then, so that a log tells slow from hung."""
+
+    def __init__(self) -> None:
+        super().__init__(disable=True)
+        self.last = time.monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        now = time.monotonic()
+        if now - self.last >= PERIOD:
+            self.last, task = now, self._tasks[task_id]
+            done = f"{task.completed:g} of {task.total:g}" if task.total else f"{task.completed:g}"
+            print(f"{task.description} {done} {task.fields.get('note', '')}".rstrip(), file=sys.stderr, flush=True)
 
 
 def progress_bar(show: bool = True) -> Progress:
-    """A bar on the standard error, gone at the end; silent unless that is a terminal, so that logs stay readable.
+    """A bar on the standard error, gone at the end; where that is no terminal, a line each half minute.
 
     Each task's fields: ``description`` before the bar, ``note`` behind it.
     """
     console = Console(stderr=True)
+    if show and not console.is_terminal:
+        return _Lines()
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -21,5 +61,5 @@ def progress_bar(show: bool = True) -> Progress:
         TextColumn("{task.fields[note]}"),
         console=console,
         transient=True,
-        disable=not (show and console.is_terminal),
+        disable=not show,
     )

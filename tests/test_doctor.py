@@ -16,7 +16,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import HeatAndBlur, JumpReLU, defend
+from art_defenses_ext import HeatAndBlur, JumpReLU, Surrogate, defend
 from art_defenses_ext.doctor import TRAPS, environment, examine
 
 
@@ -116,6 +116,13 @@ def test_our_defences_are_no_traps() -> None:
     classifier = wrap(Network())
     assert names(JumpReLU(classifier, 0.01)()) == set()
     assert names(defend(classifier, HeatAndBlur.for_classifier(classifier))) == set()
+
+
+def test_a_gradient_under_another_mode_is_named() -> None:
+    """A surrogate is there, but not for who attacks with the exact gradient."""
+    (trap,) = examine(defend(wrap(Network()), Surrogate(Stopping(), backward="identity")))
+    assert trap.name == "no gradient"
+    assert "(not under gradient_mode surrogate, which evaluate attacks by itself)" in trap.finding
 
 
 def test_looking_changes_nothing() -> None:

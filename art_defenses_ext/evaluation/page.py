@@ -56,6 +56,7 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         detection_rows=table.detection_rows(summary.detection) if summary.detection else [],
         legend_with_detector=table.LEGEND_WITH_DETECTOR,
         not_established=table.NOT_ESTABLISHED,
+        title=table.title(summary),
         threat=table.threat_in_words(summary.run.settings),
         groups=table.grouped(summary.rows),
         median_size=table.median_size,

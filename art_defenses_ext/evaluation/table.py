@@ -164,6 +164,15 @@ def _warning(summary: Summary) -> str:
     }.get(tried(summary), "")
 
 
+def title(summary: Summary) -> str:
+    """The result in two or three words."""
+    if summary.established is False:
+        return NOT_ESTABLISHED
+    if tried(summary) in ("nothing", "papers only", "no gradient"):
+        return "robustness unknown"
+    return f"{percent(summary.worst_case)} robust"
+
+
 def verdict(summary: Summary) -> str:
     """What the figures say, in a few sentences that hold whatever they are."""
     parts = (

@@ -343,8 +343,8 @@ class _Tuning:
         return self.known[jump]
 
     def acceptable(self, jump: float) -> bool:
-        # Half a sample of slack, or the rounding of the two means would decide.
-        return self.accuracy(jump) >= self.required - 0.5 / len(self.x)
+        # The slack is for the rounding of the two means alone.
+        return self.accuracy(jump) >= self.required - 1e-9
 
     def upper_limit(self) -> float:
         """The first of .01, .02, .04, ... that costs too much; the end of the search where none does."""

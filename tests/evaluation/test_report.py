@@ -38,7 +38,14 @@ from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecor
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
-from art_defenses_ext.evaluation.table import DETECTION_COLUMNS, detection_rows, headlines, training_in_words, verdict
+from art_defenses_ext.evaluation.table import (
+    DETECTION_COLUMNS,
+    detection_rows,
+    headlines,
+    title,
+    training_in_words,
+    verdict,
+)
 from art_defenses_ext.evaluation.threats import Linf
 from art_defenses_ext.modes import Training, Tuning
 from art_defenses_ext.validation import InputError
@@ -475,8 +482,15 @@ def test_the_verdict_begins_with_the_checks_that_failed() -> None:
     assert passed.startswith("An attacker who knows the defence leaves 25.0 % correct; ")
 
 
+def test_the_title_knows_nothing_where_nobody_who_knows_the_defence_attacked() -> None:
+    summary = checked_report([]).summary
+    assert title(summary).replace("\xa0", " ") == "25.0 % robust"
+    papers_only = replace(summary, rows=[row for row in summary.rows if row.source == "paper"])
+    assert title(papers_only) == "robustness unknown"
+
+
 def test_pictures_and_the_title_call_nothing_robust_that_is_not_established(tmp_path: Path) -> None:
-    for checks, title, bar, star, alternative in (
+    for checks, said, bar, star, alternative in (
         (
             CHECKS,
             "not established",
@@ -490,7 +504,7 @@ def test_pictures_and_the_title_call_nothing_robust_that_is_not_established(tmp_
         report = checked_report(checks)
         report.save(tmp_path)
         read = read_html((tmp_path / "report.html").read_text(encoding="utf-8"))
-        assert read.text.startswith(f"{title}: jump_relu (jump 0.5) on LeNetLike, linf 0.2 ")
+        assert read.text.startswith(f"{said}: jump_relu (jump 0.5) on LeNetLike, linf 0.2 ")
         words = next(attrs["alt"] for tag, attrs in read.tags if tag == "img")
         assert f"Bars: Robust accuracy over all attacks {alternative}25.0 %; After" in str(words).replace("\xa0", " ")
         assert summary_bars(report.summary).axes[0].texts[0].get_text() == bar
