@@ -225,7 +225,7 @@ def test_a_file_of_a_later_version_of_the_package_is_refused(network: nn.Module,
     save_checkpoint(tmp_path / "one", "kind", {}, nn.Identity(), network)
     metadata, tensors = read_tensors(tmp_path / "one")
     write_tensors(tmp_path / "one", tensors, metadata | {"format": f"{FORMAT} {VERSION + 1}", "settings": "unheard of"})
-    with pytest.raises(InputError, match=rf"of format {VERSION + 1}; this version .* up to {VERSION}$"):
+    with pytest.raises(InputError, match=rf"(?m)of format {VERSION + 1}; this version .* up to {VERSION}$"):
         load_checkpoint(tmp_path / "one", "kind", network)
 
 

@@ -140,7 +140,7 @@ def test_the_parts_of_digits_are_the_same_on_every_machine() -> None:
 def test_digits_ignores_the_variable_but_not_a_root_that_was_passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ART_DEFENSES_DATA", "/nowhere")
     assert len(load_dataset("digits").test.y) == 500
-    with pytest.raises(InputError, match=r"^root is '/nowhere'; an existing folder was expected$"):
+    with pytest.raises(InputError, match=r"(?m)^root is '/nowhere'; an existing folder was expected$"):
         load_dataset("digits", "/nowhere")
 
 
@@ -245,7 +245,8 @@ def test_a_damaged_file_of_svhn_is_refused_and_nothing_else_in_the_root_is_to_be
     take_for_published(monkeypatch, files)
     write(tmp_path, files)
     message = (
-        f"^name is 'svhn', but the files in {tmp_path} cannot be used .*{reason}.*; the published ones were expected: "
+        f"(?m)^name is 'svhn', but the files in {tmp_path} cannot be used .*{reason}.*; "
+        "the published ones were expected: "
         "delete train_32x32.mat, test_32x32.mat to have them downloaded again$"
     )
     with pytest.raises(InputError, match=message):
@@ -263,20 +264,20 @@ def test_files_of_svhn_that_are_not_the_published_ones_are_refused(tmp_path: Pat
 
 def test_an_unknown_name_is_answered_with_the_names() -> None:
     names = "digits, mnist, fashion_mnist, cifar10, svhn, image_folder"
-    with pytest.raises(InputError, match=f"^name is 'stl10'; one of {names} was expected$"):
+    with pytest.raises(InputError, match=f"(?m)^name is 'stl10'; one of {names} was expected$"):
         load_dataset("stl10")
 
 
 @pytest.mark.parametrize("name", DATASETS)
 @pytest.mark.parametrize("root", ["/nowhere", Path("/nowhere"), "", 3])
 def test_a_root_that_does_not_exist_is_refused(name: str, root: Any) -> None:
-    with pytest.raises(InputError, match=r"^root is '?.*'?; an existing folder was expected$"):
+    with pytest.raises(InputError, match=r"(?m)^root is '?.*'?; an existing folder was expected$"):
         load_dataset(name, root)
 
 
 def test_a_variable_that_names_no_folder_is_blamed_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ART_DEFENSES_DATA", "/nowhere")
-    message = r"^the environment variable ART_DEFENSES_DATA is '/nowhere'; an existing folder was expected$"
+    message = r"(?m)^the environment variable ART_DEFENSES_DATA is '/nowhere'; an existing folder was expected$"
     with pytest.raises(InputError, match=message):
         load_dataset("cifar10")
 

@@ -531,7 +531,7 @@ def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], messag
 def test_a_network_with_nothing_to_train_is_refused() -> None:
     model = Dropped().requires_grad_(False)
     with pytest.raises(
-        InputError, match=r"^model is a Dropped without a parameter to train; at least one was expected$"
+        InputError, match=r"(?m)^model is a Dropped without a parameter to train; at least one was expected$"
     ):
         train_classifier(model, image(), np.arange(4), nb_epochs=1, **NORMALISATION)
 

@@ -82,8 +82,8 @@ class TwoStreamRestoration(TrainedRestorer):
     >>> import torch
     >>> from art_defenses_ext import TwoStreamRestoration
     >>> restorer = TwoStreamRestoration.for_classifier(classifier, width=4, blocks=1)
-    >>> restorer.gradient_map(torch.tensor(x)).shape  # three classes' gradients, each of one channel
-    torch.Size([8, 3, 8, 8])
+    >>> restorer.gradient_map(torch.tensor(x)).shape  # one channel, for grey images
+    torch.Size([8, 1, 8, 8])
     >>> restorer.fit(x_train[:100], y_train[:100], eps=0.1, nb_epochs=1, progress=False)
     """
 

@@ -398,7 +398,7 @@ def test_options_that_cannot_be_used_are_refused(relu_network: nn.Module, option
 @pytest.mark.parametrize("classes", [5, 12])
 def test_another_number_of_logits_is_refused(relu_network: nn.Module, x: Tensor, map: str, classes: int) -> None:
     defence = with_weights(relu_network, map=map, nb_classes=classes, top_k=classes)
-    with pytest.raises(InputError, match=f"^model gives 6 logits; nb_classes, {classes}, were expected$"):
+    with pytest.raises(InputError, match=f"(?m)^model gives 6 logits; nb_classes, {classes}, were expected$"):
         defence(x)
 
 
