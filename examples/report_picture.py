@@ -12,9 +12,11 @@ import io
 from pathlib import Path
 
 from rich.console import Console
+from rich.segment import Segment, Segments
 from rich.terminal_theme import DIMMED_MONOKAI
 
 from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.table import render
 
 # Rich's own frame around a terminal, without the web font that it would load: pages that show pictures block that.
 FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -34,10 +36,11 @@ FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http
 """
 
 
-def picture(report: Report, title: str, width: int) -> str:
-    """A report as an SVG, so many columns wide."""
+def picture(report: Report, title: str, width: int, height: int) -> str:
+    """The first lines of a report as an SVG, so many columns wide."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
-    report.print(console)
+    for line in console.render_lines(render(report.summary), pad=False)[:height]:
+        console.print(Segments([*line, Segment.line()]), end="")
     svg = console.export_svg(title=title, theme=DIMMED_MONOKAI, code_format=FRAME, unique_id="report")
     return "\n".join(line.rstrip() for line in svg.splitlines()) + "\n"
 
@@ -48,9 +51,10 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="SVG file to write")
     parser.add_argument("--title", default="make evaluate", help="in the window's frame")
     parser.add_argument("--width", type=int, default=100, help="columns")
+    parser.add_argument("--height", type=int, default=48, help="lines, from the top")
     run = parser.parse_args()
     run.out.parent.mkdir(parents=True, exist_ok=True)
-    run.out.write_text(picture(Report.load(run.run), run.title, run.width))
+    run.out.write_text(picture(Report.load(run.run), run.title, run.width, run.height))
 
 
 if __name__ == "__main__":
