@@ -151,13 +151,7 @@ def test_one_workflow_in_art_ends_in_one_table(tmp_path: Path) -> None:
         assert 0 <= float(row["p"]) <= 1
 
 
-@pytest.fixture(scope="module")
-def toolboxes() -> str:
-    return run("other_toolboxes.py", "--samples", "40", "--steps", "10")
-
-
-@pytest.mark.xdist_group("toolboxes")
-def test_other_toolboxes_find_more_under_another_gradient_mode(toolboxes: str) -> None:
+def find_more_under_another_gradient_mode(toolboxes: str) -> None:
     table = rows(toolboxes)
     assert {"ART", "ours"} <= {row["library"] for row in table}
     for row in table:
@@ -167,25 +161,29 @@ def test_other_toolboxes_find_more_under_another_gradient_mode(toolboxes: str) -
     assert rate(pgd["smooth"]) < rate(pgd["exact"])
 
 
-@pytest.mark.xdist_group("toolboxes")
-@pytest.mark.parametrize("library", ["torchattacks", "foolbox"])
-def test_a_toolbox_is_compared_or_named_as_missing(toolboxes: str, library: str) -> None:
+def is_compared_or_named_as_missing(toolboxes: str, library: str) -> None:
     missing = f"{library} is missing and left out: pip install" in toolboxes
     assert missing != any(row["library"] == library for row in rows(toolboxes))
 
 
-@pytest.mark.xdist_group("toolboxes")
-def test_libraries_that_run_the_same_pgd_agree_on_every_image(toolboxes: str) -> None:
-    pytest.importorskip("foolbox", exc_type=ImportError)
+def libraries_that_run_the_same_pgd_agree_on_every_image(toolboxes: str) -> None:
     lines = [line for line in toolboxes.splitlines() if line.startswith("- PGD, ")]
     assert "- PGD, foolbox and ART: exact 0 of 40, relu 0 of 40, smooth 0 of 40" in lines
+
+
+def test_other_toolboxes_side_by_side() -> None:
+    """In one test, since parallel runs would print the table once a worker."""
+    printed = run("other_toolboxes.py", "--samples", "40", "--steps", "10")
+    find_more_under_another_gradient_mode(printed)
+    for library in ("torchattacks", "foolbox"):
+        is_compared_or_named_as_missing(printed, library)
+    libraries_that_run_the_same_pgd_agree_on_every_image(printed)
 
 
 # The notebook
 
 
-@pytest.fixture(scope="module")
-def tour() -> NotebookNode:
+def run_tour() -> NotebookNode:
     """The tour on fewer images and in fewer epochs, run from the top; a cell that fails raises."""
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
     first = next(one for one in notebook.cells if one.id == "imports")
@@ -211,8 +209,7 @@ def test_the_tour_is_kept_without_outputs() -> None:
     assert all((EXAMPLES / link).exists() for link in links)
 
 
-@pytest.mark.xdist_group("tour")
-def test_the_tour_shows_that_less_survives_than_the_paper_prints(tour: NotebookNode) -> None:
+def shows_that_less_survives_than_the_paper_prints(tour: NotebookNode) -> None:
     lines = [line for line in printed(tour, "evaluate").splitlines() if re.search(SHARE, line)]
     found = dict(line.split(":", 1) for line in lines)
     assert rate(found["what survives"]) < rate(found["the paper's number"])
@@ -220,32 +217,38 @@ def test_the_tour_shows_that_less_survives_than_the_paper_prints(tour: NotebookN
     assert modes["smooth"] < modes["exact"]
 
 
-@pytest.mark.xdist_group("tour")
-def test_the_tour_shows_the_checks(tour: NotebookNode) -> None:
+def shows_the_checks(tour: NotebookNode) -> None:
     lines = printed(tour, "checks").splitlines()
     assert len(lines) == 11
     assert all(line.split()[0] in ("passed", "failed", "not") for line in lines[:-1])
     assert lines[-1] == "established: True"
 
 
-@pytest.mark.xdist_group("tour")
-def test_the_tour_shows_what_a_defence_makes_of_images(tour: NotebookNode) -> None:
+def shows_what_a_defence_makes_of_images(tour: NotebookNode) -> None:
     outputs = next(one for one in tour.cells if one.id == "heat").outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
-@pytest.mark.xdist_group("tour")
-def test_the_tour_shows_a_restorer_that_learns(tour: NotebookNode) -> None:
+def shows_a_restorer_that_learns(tour: NotebookNode) -> None:
     before, after = printed(tour, "restorer").splitlines()
     for line in (before, after):
         assert rate(line.split("survives")[1]) <= rate(line.split("paper's number")[1])
     assert rate(after.split("survives")[1]) >= rate(before.split("survives")[1])
 
 
-@pytest.mark.xdist_group("tour")
-def test_the_tour_shows_an_attacker_who_knows_of_the_detector(tour: NotebookNode) -> None:
+def shows_an_attacker_who_knows_of_the_detector(tour: NotebookNode) -> None:
     lines = {line.split(":")[0].strip(): line for line in printed(tour, "detector").splitlines()}
     flagged = {name: rate(line.split("flagged")[1]) for name, line in lines.items() if "PGD" in name}
     ignorant = flagged.pop("transfer PGD-40")
     assert len(flagged) == 2
     assert max(flagged.values()) < ignorant / 2
+
+
+def test_the_tour_runs_and_shows_what_it_says() -> None:
+    """In one test, since parallel runs would execute the notebook once a worker."""
+    tour = run_tour()
+    shows_that_less_survives_than_the_paper_prints(tour)
+    shows_the_checks(tour)
+    shows_what_a_defence_makes_of_images(tour)
+    shows_a_restorer_that_learns(tour)
+    shows_an_attacker_who_knows_of_the_detector(tour)
