@@ -91,13 +91,14 @@ def binarization_test(
     if layer is None:
         return None
     seeds = [derived_seed(seed, "binarization", index) for index in range(len(x))]
-    heads = [_head(classifier, layer, image, threat, one) for image, one in zip(x, seeds, strict=True)]
-    rows = [index for index, head in enumerate(heads) if head is not None]
+    tried = [_head(classifier, layer, image, threat, one) for image, one in zip(x, seeds, strict=True)]
+    heads = {index: head for index, head in enumerate(tried) if head is not None}
+    rows = list(heads)
     found: list[bool] = []
     chance: list[bool] = []
     for start in range(0, len(rows), at_once):
         some = rows[start : start + at_once]
-        binary = _binary(classifier, layer, [head for head in (heads[row] for row in some) if head is not None])
+        binary = _binary(classifier, layer, [heads[row] for row in some])
         found += _broken(binary, x[some], threat, tries, seeds[some[0]])
         chance += [_breaks_by_chance(binary, i, x[row], threat, seeds[row]) for i, row in enumerate(some)]
     built = Proportion(len(rows), len(x))

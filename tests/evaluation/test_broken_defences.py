@@ -17,7 +17,7 @@ from art_defenses_ext.datasets import Dataset, load_dataset
 from art_defenses_ext.evaluation.checks import CHECKS
 from art_defenses_ext.evaluation.report import Report
 
-SAMPLES, FEW, CHECKED = 40, 24, 12  # the binarization test attacks each image by itself, which takes most of the time
+SAMPLES, FEW, CHECKED = 40, 24, 12  # the binarization test takes a thousand points and a fit for each image checked
 
 
 class Foreign(PreprocessorPyTorch):
