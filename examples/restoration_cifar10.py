@@ -48,6 +48,14 @@ SETTING = Setting(
             FeatureAutoencoder,
             training={"inputs": THIRDS},
         ),
+        # A second, smaller cosine (SGDR), for a fit that was cut to what a CPU can do.
+        Fit(
+            "autoencoder_further",
+            "feature autoencoder, three epochs more",
+            FeatureAutoencoder,
+            training={"nb_epochs": 3, "learning_rate": 5e-4},
+            after="autoencoder",
+        ),
     ),
 )
 
