@@ -171,9 +171,10 @@ def print_adaptive(
     print(f"\n## Attackers who know of the detector, seed {seed}: misclassified and not detected, %\n")
     print("| setting | attack | misclassified | of those right: past FPR 5 % |\n|---|---|---|---|", flush=True)
     for eps in (0.1, 0.3):
-        part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
-        unaware = measured(classifier, detector, part, eps, list(PAPERS["explanation_reconstructor"]), seed)
-        print_success(f"eps {eps:g}, {len(part.x)} images", unaware.rows)
+        if run.adaptive:
+            part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
+            unaware = measured(classifier, detector, part, eps, list(PAPERS["explanation_reconstructor"]), seed)
+            print_success(f"eps {eps:g}, {len(part.x)} images", unaware.rows)
         for nb_steps, count in ((100, run.adaptive), (1000, run.long)):
             if count:
                 part = Split(test.x[:count], test.y[:count])
@@ -216,8 +217,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("paper", "adaptive", "binary"), action="append")
     parser.add_argument("--seeds", default="0,1,2", help="of classifiers and detectors; the first one's is attacked")
     parser.add_argument("--measure", type=int, default=2_000, help="test images of the paper's setting")
-    parser.add_argument("--adaptive", type=int, default=1_000, help="test images for attacks of 100 steps")
-    parser.add_argument("--long", type=int, default=200, help="test images for attacks of 1,000 steps")
+    parser.add_argument("--adaptive", type=int, default=1_000, help="test images for attacks of 100 steps; 0 for none")
+    parser.add_argument("--long", type=int, default=200, help="test images for attacks of 1,000 steps; 0 for none")
     parser.add_argument("--epochs", type=int, default=10, help="of the classifiers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int)
