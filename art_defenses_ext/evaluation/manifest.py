@@ -13,7 +13,8 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from pydantic import TypeAdapter, ValidationError
 
-from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.attacks import AttackSpec, Build
+from art_defenses_ext.evaluation.code_hash import code_hash
 from art_defenses_ext.evaluation.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
@@ -122,18 +123,33 @@ class Manifest:
 
 
 def _plain(run: AttackRun) -> dict[str, Any]:
-    """A run as plain data, but for what makes its attack."""
-    spec = {name: value for name, value in vars(run.spec).items() if name != "build"}
+    """A run as plain data, with a hash for what makes its attack."""
+    spec = vars(run.spec) | {"build": _build_hash(run.spec.build)}
     return {"spec": spec, "mode": run.mode, "role": run.role, "norm": run.threat.norm_name, "eps": run.threat.eps}
 
 
 def _run_of(plain: dict[str, Any]) -> AttackRun:
-    spec = TypeAdapter(AttackSpec).validate_python(plain["spec"] | {"build": _read_only})
+    build = _ReadOnly(plain["spec"].get("build"))
+    spec = TypeAdapter(AttackSpec).validate_python(plain["spec"] | {"build": build})
     return AttackRun(spec, plain["mode"], named_threat(plain["norm"], plain["eps"]), plain["role"])
 
 
-def _read_only(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    raise InputError("this attack was read from a run's folder, which says what it did, not how; its results alone")
+def _build_hash(build: Build) -> str | None:
+    """A hash of what makes an attack; None for the package's own, which the versions stand for."""
+    if isinstance(build, _ReadOnly):
+        return build.sha256
+    package = getattr(build, "__module__", "").partition(".")[0]
+    return None if package == __package__.partition(".")[0] else code_hash(build)
+
+
+@dataclass(frozen=True)
+class _ReadOnly:
+    """What stands for the maker of an attack that was read from a run's folder."""
+
+    sha256: str | None
+
+    def __call__(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        raise InputError("this attack was read from a run's folder, which says what it did, not how; its results alone")
 
 
 def _differences(mine: Any, others: Any, path: str = "") -> Iterator[str]:

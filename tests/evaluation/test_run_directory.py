@@ -332,6 +332,18 @@ def test_another_attack_or_another_part_is_refused(tmp_path: Path) -> None:
             directory.check_same(manifest(Shard(2, 3)))
 
 
+def test_an_attack_of_ones_own_that_does_something_else_is_refused(tmp_path: Path) -> None:
+    begun(tmp_path).__exit__()
+    other = manifest()
+    changed = replace(other.plan[1].spec, build=lambda classifier, threat, seed: never(classifier, threat, seed + 1))
+    other.plan[1] = replace(other.plan[1], spec=changed)
+    with (
+        RunDirectory(tmp_path) as directory,
+        pytest.raises(InputError, match=r"attack 2 spec build \w{8}\.\.\., not \w{8}\.\.\."),
+    ):
+        directory.check_same(other)
+
+
 def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> None:
     begun(tmp_path).__exit__()
     with RunDirectory(tmp_path) as directory:

@@ -1,0 +1,131 @@
+"""What a function does, as a hash."""
+
+import functools
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import FastGradientMethod
+
+from art_defenses_ext.evaluation.code_hash import code_hash
+
+STEP = 0.1
+
+
+def with_default(x: float, step: float = 0.1) -> float:
+    return x + step
+
+
+def closing(step: Any) -> Callable[[float], Any]:
+    return lambda x: x * step
+
+
+def of_global(x: float) -> float:
+    return x + STEP
+
+
+def calling(x: float) -> float:
+    return of_global(x) + 1
+
+
+def even(n: int) -> bool:
+    return n == 0 or odd(n - 1)
+
+
+def odd(n: int) -> bool:
+    return n > 0 and even(n - 1)
+
+
+class Attack(FastGradientMethod):
+    def __init__(self, eps: float) -> None:
+        self.by = eps
+
+    def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+        return x + self.by
+
+
+SAME = {
+    "a lambda made twice": lambda: closing(2.0),
+    "an array in a closure": lambda: closing(np.arange(3)),
+    "a tensor in a closure": lambda: closing(torch.arange(3)),
+    "options": lambda: closing({"b": [1, 2], "a": {3, 4}, "c": None}),
+    "a function that calls itself by another one": lambda: even,
+    "part of a function": lambda: functools.partial(with_default, step=2.0),
+    "a class of one's own": lambda: lambda classifier: Attack(0.1),
+    "a method": lambda: Attack(0.1).generate,
+    "ART's attack": lambda: lambda classifier: FastGradientMethod(classifier, eps=0.1),
+    "a network": lambda: closing(torch.nn.Flatten()),
+}
+
+
+@pytest.mark.parametrize("make", SAME.values(), ids=SAME.keys())
+def test_what_does_the_same_has_one_hash(make: Callable[[], Any]) -> None:
+    first, second = code_hash(make()), code_hash(make())
+    assert first == second
+    assert len(first) == 64
+
+
+def line(x: float) -> float:
+    return x + 1
+
+
+def other_line(x: float) -> float:
+    return x + 2
+
+
+OTHER = {
+    "a constant": (line, other_line),
+    "what a closure holds": (closing(1.0), closing(2.0)),
+    "an option of it": (closing({"a": 1}), closing({"a": 2})),
+    "an array of it": (closing(np.zeros(2)), closing(np.ones(2))),
+    "its dtype": (closing(np.zeros(2, np.float32)), closing(np.zeros(2, np.int32))),
+    "a function of it": (closing(line), closing(other_line)),
+    "an option of a part": (functools.partial(line, x=1.0), functools.partial(line, x=2.0)),
+    "what the object of a method holds": (Attack(0.1).generate, Attack(0.2).generate),
+    "the class": (lambda c: FastGradientMethod(c), lambda c: Attack(c)),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), OTHER.values(), ids=OTHER.keys())
+def test_what_does_something_else_has_another_hash(one: Any, other: Any) -> None:
+    assert code_hash(one) != code_hash(other)
+
+
+def test_a_default_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_hash(with_default)
+    monkeypatch.setattr(with_default, "__defaults__", (0.2,))
+    assert code_hash(with_default) != before
+
+
+@pytest.mark.parametrize("function", [of_global, calling])
+def test_a_global_counts_also_below_what_is_called(
+    function: Callable[[float], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = code_hash(function)
+    monkeypatch.setitem(of_global.__globals__, "STEP", 0.2)
+    assert code_hash(function) != before
+
+
+def test_a_method_of_ones_own_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_hash(lambda: Attack(0.1))
+    monkeypatch.setattr(Attack, "generate", lambda self, x: x)
+    assert code_hash(lambda: Attack(0.1)) != before
+
+
+def test_another_process_finds_the_same() -> None:
+    # Sets and hashes of text differ between processes, addresses too.
+    code = """
+from art.attacks.evasion import FastGradientMethod
+from art_defenses_ext.evaluation.code_hash import code_hash
+
+def build(classifier, threat, seed, chosen={"a", "b", "c"}, of=FastGradientMethod):
+    return of(classifier, eps=threat.eps, options={"x": object, "y": build})
+
+print(code_hash(build))
+"""
+    outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in "ab"]
+    assert outputs[0].stdout == outputs[1].stdout != ""
