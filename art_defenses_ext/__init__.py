@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
+    from art_defenses_ext.evaluation.attacks import AttackSpec
+    from art_defenses_ext.evaluation.compare import compare
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.threats import L2, Linf
     from art_defenses_ext.modes import gradient_mode, gradient_modes
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "L2",
+    "AttackSpec",
     "ExplanationReconstructor",
     "FeatureAutoencoder",
     "HeatAndBlur",
@@ -32,6 +35,7 @@ __all__ = [
     "Surrogate",
     "TwoStreamRestoration",
     "as_module",
+    "compare",
     "defend",
     "evaluate",
     "gradient_mode",
@@ -40,6 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "AttackSpec": "evaluation.attacks",
     "L2": "evaluation.threats",
     "ExplanationReconstructor": "detector.explanation_reconstructor",
     "FeatureAutoencoder": "preprocessor.feature_autoencoder",
@@ -50,6 +55,7 @@ _HOMES = {
     "Surrogate": "surrogate",
     "TwoStreamRestoration": "preprocessor.two_stream_restoration",
     "as_module": "estimator.defend",
+    "compare": "evaluation.compare",
     "defend": "estimator.defend",
     "evaluate": "evaluation.evaluate",
     "gradient_mode": "modes",

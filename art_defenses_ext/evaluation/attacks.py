@@ -62,6 +62,15 @@ class AttackSpec:
             size; they count as successes where that size is inside the ball.
         labels: what the attack is told to move away from: the ``"true"`` classes, or those ``"predicted"`` by the
             network that it is made on.
+
+    >>> from art.attacks.evasion import FastGradientMethod
+    >>> from art_defenses_ext import AttackSpec, Linf, evaluate
+    >>> def fgsm(classifier, threat, seed):
+    ...     return FastGradientMethod(classifier, threat.norm, threat.eps)
+    >>> mine = AttackSpec("FGSM", fgsm, "a single step", kind="single step")
+    >>> report = evaluate(classifier, x_test, y_test, Linf(0.1), [mine], check_samples=0, progress=False)
+    >>> [row.key for row in report.summary.rows]
+    ['FGSM']
     """
 
     name: str
