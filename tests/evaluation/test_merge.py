@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,6 +98,26 @@ def share(
     ]
 
 
+Parted = Callable[..., list[Path]]
+"""(folder, count, numbers) -> the folders of these parts of the run, or of all."""
+
+
+@pytest.fixture(scope="module")
+def parted(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Parted:
+    """Parts of the run, each of which is done once and copied from then on."""
+    done = tmp_path_factory.mktemp("parts")
+
+    def copied(out: Path, count: int, numbers: Sequence[int] = ()) -> list[Path]:
+        folders = []
+        for part in (Shard(number, count) for number in numbers or range(1, count + 1)):
+            if not (done / part.folder).exists():
+                share(defended, x, y, done, count, [part.number])
+            folders.append(Path(shutil.copytree(done / part.folder, out / part.folder)))
+        return folders
+
+    return copied
+
+
 def same_run(a: Path, b: Path) -> None:
     """Byte for byte, but for seconds and memory."""
     assert (a / RECORDS).read_bytes() == (b / RECORDS).read_bytes()
@@ -126,11 +146,9 @@ def test_the_run_is_not_trivial(whole: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_parts_give_the_bytes_of_the_whole(
-    count: int, whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
-) -> None:
+def test_parts_give_the_bytes_of_the_whole(parted: Parted, count: int, whole: Path, tmp_path: Path) -> None:
     """Of an odd number of samples; seven parts of six blocks, one of them empty."""
-    folders = share(defended, x, y, tmp_path, count)
+    folders = parted(tmp_path, count)
     report = merge([tmp_path], tmp_path)
     same_run(whole, tmp_path)
     assert report.robust_accuracy == Report.load(whole).robust_accuracy
@@ -138,29 +156,23 @@ def test_parts_give_the_bytes_of_the_whole(
     assert all((folder / RECORDS).exists() for folder in folders)
 
 
-def test_folders_may_come_one_by_one_and_in_any_order(
-    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
-) -> None:
-    folders = [share(defended, x, y, tmp_path / name, 2, [number])[0] for name, number in (("a", 2), ("b", 1))]
+def test_folders_may_come_one_by_one_and_in_any_order(parted: Parted, whole: Path, tmp_path: Path) -> None:
+    folders = [parted(tmp_path / name, 2, [number])[0] for name, number in (("a", 2), ("b", 1))]
     merge(folders, tmp_path / "out")
     same_run(whole, tmp_path / "out")
     merge(list(reversed(folders)), tmp_path / "again")
     same_run(whole, tmp_path / "again")
 
 
-def test_parts_of_different_sizes_join_if_they_fit(
-    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
-) -> None:
-    share(defended, x, y, tmp_path, 2, [1])
-    share(defended, x, y, tmp_path, 4, [2, 4])
+def test_parts_of_different_sizes_join_if_they_fit(parted: Parted, whole: Path, tmp_path: Path) -> None:
+    parted(tmp_path, 2, [1])
+    parted(tmp_path, 4, [2, 4])
     merge([tmp_path], tmp_path / "out")
     same_run(whole, tmp_path / "out")
 
 
-def test_merging_again_changes_nothing_and_goes_on_after_a_kill(
-    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
-) -> None:
-    share(defended, x, y, tmp_path, 2)
+def test_merging_again_changes_nothing_and_goes_on_after_a_kill(parted: Parted, whole: Path, tmp_path: Path) -> None:
+    parted(tmp_path, 2)
     merge([tmp_path], tmp_path)
     merge([tmp_path], tmp_path)
     same_run(whole, tmp_path)
@@ -235,20 +247,20 @@ def refused(folders: Sequence[Path], out: Path, words: str, **options: Any) -> N
     assert not out.exists()
 
 
-def test_gaps_are_refused(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path) -> None:
-    folders = share(defended, x, y, tmp_path / "parts", 3, [1, 3])
+def test_gaps_are_refused(parted: Parted, tmp_path: Path) -> None:
+    folders = parted(tmp_path / "parts", 3, [1, 3])
     refused(folders, tmp_path / "out", r"4 of 6 blocks .* from sample 4 on is missing: no folder .* only 1/3, 3/3")
-    folders += share(defended, x, y, tmp_path / "parts", 3, [2])
+    folders += parted(tmp_path / "parts", 3, [2])
     (middle,) = [folder for folder in folders if folder.name == "2-of-3"]
     lines = (middle / RECORDS).read_text().splitlines(keepends=True)
     (middle / RECORDS).write_text("".join(lines[:BLOCK]))
     refused(folders, tmp_path / "out", r"5 of 6 blocks .* from sample 16 on is missing: .*2-of-3 is not finished")
 
 
-def test_duplicates_are_refused(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path) -> None:
-    folders = share(defended, x, y, tmp_path / "parts", 2)
+def test_duplicates_are_refused(parted: Parted, tmp_path: Path) -> None:
+    folders = parted(tmp_path / "parts", 2)
     refused([*folders, folders[0]], tmp_path / "out", "both hold the samples from 0 on")
-    share(defended, x, y, tmp_path / "parts", 4, [2])
+    parted(tmp_path / "parts", 4, [2])
     refused([tmp_path / "parts"], tmp_path / "out", "both hold the samples from 4 on")
 
 
@@ -261,16 +273,27 @@ def test_duplicates_are_refused(defended: PyTorchClassifier, x: FloatArray, y: I
     ],
 )
 def test_foreign_parts_are_refused(
-    changes: dict[str, Any], words: str, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+    parted: Parted,
+    changes: dict[str, Any],
+    words: str,
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
 ) -> None:
-    folders = share(defended, x, y, tmp_path / "a", 2, [1]) + share(defended, x, y, tmp_path / "b", 2, [2], **changes)
+    folders = parted(tmp_path / "a", 2, [1]) + share(defended, x, y, tmp_path / "b", 2, [2], **changes)
     refused(folders, tmp_path / "out", f"different runs: {words}")
 
 
 def test_other_images_or_another_network_are_foreign(
-    defended: PyTorchClassifier, own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+    parted: Parted,
+    defended: PyTorchClassifier,
+    own_classifier: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
 ) -> None:
-    first = share(defended, x, y, tmp_path / "a", 2, [1])
+    first = parted(tmp_path / "a", 2, [1])
     darker = share(defended, x * np.float32(0.5), y, tmp_path / "b", 2, [2])
     refused(first + darker, tmp_path / "out", "data_sha256")
     last = list(own_classifier.model.parameters())[-1]
@@ -281,10 +304,8 @@ def test_other_images_or_another_network_are_foreign(
     refused(first + jump, tmp_path / "out", "defences 1 jump")
 
 
-def test_other_machines_join_only_when_asked(
-    whole: Path, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
-) -> None:
-    folders = share(defended, x, y, tmp_path / "parts", 2)
+def test_other_machines_join_only_when_asked(parted: Parted, whole: Path, tmp_path: Path) -> None:
+    folders = parted(tmp_path / "parts", 2)
     manifest = folders[1] / MANIFEST
     manifest.write_text(manifest.read_text().replace('"threads": 1', '"threads": 4'))
     refused(folders, tmp_path / "out", "different runs: threads 1, not 4; parts of one run, or mixed, were expected")
@@ -293,10 +314,8 @@ def test_other_machines_join_only_when_asked(
     assert (tmp_path / "out" / RECORDS).read_bytes() == (whole / RECORDS).read_bytes()
 
 
-def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
-) -> None:
-    folders = share(defended, x, y, tmp_path / "parts", 2)
+def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(parted: Parted, tmp_path: Path) -> None:
+    folders = parted(tmp_path / "parts", 2)
     (folders[0] / FINDINGS).unlink()
     refused(folders, tmp_path / "out", "came to its end")
 
@@ -306,10 +325,8 @@ def test_no_folder_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> Non
     refused([tmp_path / "nothing"], tmp_path / "out", "cannot be read")
 
 
-def test_a_part_or_an_unfinished_run_is_no_report(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, whole: Path, tmp_path: Path
-) -> None:
-    (folder,) = share(defended, x, y, tmp_path, 2, [1])
+def test_a_part_or_an_unfinished_run_is_no_report(parted: Parted, whole: Path, tmp_path: Path) -> None:
+    (folder,) = parted(tmp_path, 2, [1])
     with pytest.raises(InputError, match="part 1/2 of a run; merge"):
         Report.load(folder)
     shutil.copytree(whole, tmp_path / "cut")
