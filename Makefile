@@ -10,7 +10,7 @@ evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the repor
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm inf --eps 0.1 --out $(OUT) --overwrite
 
 test: $(INSTALLED)  ## the test suite; tests of real data skip unless ART_DEFENSES_DATA is set
-	$(BIN)/python -m pytest -n auto -m "not data"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data"
 
 test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFENSES_DATA names
 	$(BIN)/python -m pytest -m data

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import logging
+import math
 import re
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 from safetensors.torch import save_file
 
-from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate
+from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate, progress
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
@@ -50,6 +51,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     monkeypatch.chdir(tmp_path)
     for name in ("FORCE_COLOR", "COLUMNS", "TERMINAL_WIDTH", "ART_DEFENSES_DATA"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(progress, "PERIOD", math.inf)  # on a busy machine lines of progress would come in between
     level, threads = logging.getLogger("art").level, torch.get_num_threads()
 
     def run(*arguments: object) -> Result:

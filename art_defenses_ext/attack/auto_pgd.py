@@ -30,8 +30,9 @@ FIRST_WINDOW, SHORTER, LAST_WINDOW = 0.22, 0.03, 0.06  # the checkpoints, in sha
 class AutoPGD(TensorAttack):
     """Auto-PGD on any loss of :mod:`.losses`, from several starts or towards several targets.
 
-    A sample leaves the batch once it is broken or its runs are done, and the next of the block takes its place. What
-    comes back is the image of lowest margin that was seen: broken, or the nearest to it.
+    A sample leaves the batch once it is broken or its runs are done, and the next of the block takes its place. Its
+    later runs begin when the first has come a quarter of its way, all of them at once where there is room. What comes
+    back is the image of lowest margin that was seen: broken, or the nearest to it.
 
     Args:
         estimator: the classifier under attack.
@@ -82,10 +83,11 @@ class AutoPGD(TensorAttack):
     ) -> Tensor:
         """As :meth:`TensorAttack.perturb`; ``start`` (N, ...): where the first run begins instead of at random."""
         block = _Block(x, y, self._targets(module, x, y), BestPoints(x), start)
-        period = max(step for step in range(1, 11) if self.max_iter % step == 0)
         runs, waiting = self._admit(None, torch.arange(len(x), device=x.device), block, generator)
         while len(runs.sample):
-            for _ in range(period):  # no step waits for the device; who leaves and who enters is settled in between
+            for _ in range(
+                self._period
+            ):  # no step waits for the device; who leaves and who enters is settled in between
                 self._step(module, runs, block)
             runs, waiting = self._admit(runs, waiting, block, generator)
         return block.best.points
@@ -105,23 +107,34 @@ class AutoPGD(TensorAttack):
     def _admit(
         self, runs: _Runs | None, waiting: Tensor, block: _Block, generator: torch.Generator
     ) -> tuple[_Runs, Tensor]:
-        """The runs that go on, the next runs of those samples that need one, and new samples in the free places."""
-        again = number = waiting[:0]
+        """The runs that go on, with the next ones in the free places, and those that still wait.
+
+        ``waiting`` holds run r of sample i as r N + i.
+        """
+        nb_samples, margins = len(block.x), block.best.margins
         if runs is not None:
-            goes_on = block.best.margins[runs.sample] >= 0
+            goes_on = margins[runs.sample] >= 0
             ended = runs.clock >= self.max_iter
-            next_run = goes_on & ended & (runs.number + 1 < block.targets.shape[1])
-            again, number = runs.sample[next_run], runs.number[next_run] + 1
+            quarter = -(-self.max_iter // 4)  # most samples that break at all do so before, and need no other run
+            there = (quarter <= runs.clock) & (runs.clock < quarter + self._period)
+            first = runs.sample[goes_on & there & (runs.number == 0)]
+            later = torch.arange(1, block.targets.shape[1], device=first.device)
+            waiting = torch.cat([waiting, (later[:, None] * nb_samples + first).flatten()])
             runs = runs.only(goes_on & ~ended)
-        free = self.batch_size - len(again) - (0 if runs is None else len(runs.sample))
-        samples = torch.cat([again, waiting[:free]])
-        numbers = torch.cat([number, torch.zeros_like(waiting[:free])])
+        waiting = waiting[margins[waiting % nb_samples] >= 0]
+        free = self.batch_size - (0 if runs is None else len(runs.sample))
+        samples, numbers = waiting[:free] % nb_samples, waiting[:free] // nb_samples
         clean = block.x[samples]
         start = self.clip(clean + random_on_sphere(clean, self.eps, self.norm, generator))
         if block.start is not None:
             start = torch.where(per_sample(numbers == 0, start), block.start[samples], start)
         fresh = _Runs.new(samples, numbers, start, 2 * self.eps, self._windows[0])
         return fresh if runs is None else runs.plus(fresh), waiting[free:]
+
+    @property
+    def _period(self) -> int:
+        """Steps between two looks at who leaves and who enters."""
+        return max(step for step in range(1, 11) if self.max_iter % step == 0)
 
     @property
     def _windows(self) -> tuple[int, int, int]:
@@ -212,7 +225,7 @@ class _Block(NamedTuple):
 
 @dataclass
 class _Runs:
-    """The runs in the batch, one for each of several samples; the first axis of every tensor is theirs (b, ...)."""
+    """The runs in the batch, each of one sample; the first axis of every tensor is theirs (b, ...)."""
 
     sample: Tensor  # position in the block
     number: Tensor  # which of the sample's runs

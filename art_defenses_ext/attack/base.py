@@ -184,12 +184,29 @@ class BestPoints:
         self.margins = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
 
     def offer(self, points: Tensor, margins: Tensor, rows: Tensor | None = None) -> None:
-        """Take ``points`` (n, ...) where their ``margins`` (n,) are the lowest yet; ``rows`` (n,): whose they are."""
-        at = slice(None) if rows is None else rows
+        """Take ``points`` (n, ...) where their ``margins`` (n,) are the lowest yet.
+
+        Args:
+            points: one for each image, or for each of ``rows``.
+            margins: theirs; a NaN is never the lowest.
+            rows: whose they are (n,); the same image several times will do, and of equal margins the first counts.
+        """
         margins = margins.to(self.margins.dtype)
-        better = margins < self.margins[at]
-        self.points[at] = torch.where(per_sample(better, points), points, self.points[at])
-        self.margins[at] = torch.where(better, margins, self.margins[at])
+        if rows is None:
+            better = margins < self.margins
+            self.points = torch.where(per_sample(better, points), points, self.points)
+            self.margins = torch.where(better, margins, self.margins)
+            return
+        # Where an image stands several times, all of them write the same: the order of writing is not defined.
+        margins = torch.where(margins.isnan(), torch.inf, margins)
+        lowest = self.margins.scatter_reduce(0, rows, margins, "amin")[rows]
+        places = torch.arange(len(rows), device=rows.device)
+        wins = (margins < self.margins[rows]) & (margins == lowest)
+        nobody = torch.full_like(self.margins, len(rows), dtype=torch.long)
+        winner = nobody.scatter_reduce(0, rows, torch.where(wins, places, len(rows)), "amin")[rows]
+        taken = per_sample(winner < len(rows), points)
+        self.points[rows] = torch.where(taken, points[winner.clamp(max=len(rows) - 1)], self.points[rows])
+        self.margins[rows] = lowest
 
 
 Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

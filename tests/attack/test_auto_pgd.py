@@ -40,10 +40,12 @@ def test_one_per_cent_around_the_closed_form_distance_decides(
 ) -> None:
     distance = 0.2 if norm == 2 else 0.03
     classifier, x, y, _ = at_distance(shape, norm, distance)
+    few = {1: 2, 3: 5, 64: 16}[batch_size]  # a batch of one is refilled once, one of three too, the last holds them all
+    x, y = x[:few], y[:few]
     for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
         x_adv = AutoPGD(classifier, norm, eps, loss=loss, batch_size=batch_size).generate(x, y)
         assert (missed(classifier, x_adv, y) == broken).all()
-        assert (np.linalg.norm((x_adv - x).reshape(16, -1), ord=norm, axis=1) <= eps * (1 + 1e-5)).all()
+        assert (np.linalg.norm((x_adv - x).reshape(few, -1), ord=norm, axis=1) <= eps * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -110,6 +112,27 @@ def test_runs_begin_only_for_samples_that_are_left(digits_classifier: PyTorchCla
         AutoPGD(digits_classifier, np.inf, 0.1, max_iter=20, nb_runs=3).generate(x, y)
     assert 0 < left < 32
     assert cost.backward <= 20 * (32 + 2 * left)
+
+
+@pytest.mark.parametrize(
+    ("max_iter", "batch_size", "sizes"),
+    [
+        (40, 256, [4] * 10 + [36] * 30 + [32] * 10),
+        (10, 256, [4] * 10 + [32] * 10),
+        (10, 20, [4] * 10 + [20] * 10 + [12] * 10),
+        (1, 256, [4, 32]),
+    ],
+)
+def test_later_runs_begin_when_the_first_has_come_a_quarter_of_its_way(
+    max_iter: int, batch_size: int, sizes: list[int], digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """In a ball in which nothing breaks: four samples, nine runs of each."""
+    seen: list[int] = []
+    handle = digits_classifier.model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    attack = AutoPGD(digits_classifier, np.inf, 1e-4, max_iter, "dlr_targeted", nb_runs=9, batch_size=batch_size)
+    attack.generate(digits.test.x[:4], digits.test.y[:4])
+    handle.remove()
+    assert seen[-len(sizes) :] == sizes  # before them the targets are chosen
 
 
 class NoisyLinear(nn.Module):

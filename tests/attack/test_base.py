@@ -550,9 +550,9 @@ def test_the_best_point_of_each_image_is_kept(seed: int) -> None:
     best = BestPoints(torch.full((4, 2), -1.0))
     lowest = {row: (np.inf, [-1.0, -1.0]) for row in range(4)}
     for _ in range(6):
-        rows = np.flatnonzero(random.random(4) < 0.5)
+        rows = random.integers(0, 4, random.integers(0, 6))  # an image may stand several times
         points = random.random((len(rows), 2), dtype=np.float32)
-        margins = random.integers(-2, 4, len(rows)).astype(np.float32)
+        margins = random.choice(np.array([-2, -1, 0, 1, 2, 3, np.nan], np.float32), len(rows))
         best.offer(torch.from_numpy(points), torch.from_numpy(margins), torch.from_numpy(rows))
         for row, point, value in zip(rows, points, margins, strict=True):
             if value < lowest[row][0]:
