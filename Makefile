@@ -4,13 +4,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OUT ?= out/digits
 
-.PHONY: evaluate test test-data docs lint constraints clean
+.PHONY: evaluate test test-data coverage docs lint constraints clean
 
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm inf --eps 0.1 --out $(OUT) --overwrite
 
 test: $(INSTALLED)  ## the test suite; tests of real data skip unless ART_DEFENSES_DATA is set
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data"
+
+coverage: $(INSTALLED)  ## the test suite once more, and which lines of the package it does not reach
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data" --cov=art_defenses_ext --cov-report=term-missing:skip-covered
 
 test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFENSES_DATA names
 	$(BIN)/python -m pytest -m data
