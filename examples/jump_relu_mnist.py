@@ -108,7 +108,7 @@ def print_adaptive_table(
                 summary = evaluate(classifier, x, y, Linf(eps), [*STANDARD, PGD], **options).summary
                 found = {row.key: row.robust for row in summary.rows}
                 cells = [found.get(f"PGD-40 [{mode}]") for mode in modes] + [found["transfer PGD-40"]]
-                shown = " | ".join("" if cell is None else f"{100 * cell.rate:.1f}" for cell in cells)
+                shown = " | ".join("" if cell is None else str(cell) for cell in cells)
                 checks = "passed" if summary.established else ", ".join(summary.failed_checks)
                 model = f"{name}, jump {jump:g} | {eps:g}"
                 print(f"| {model} | {shown} | **{summary.worst_case}** | {checks} |", flush=True)
