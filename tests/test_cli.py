@@ -184,7 +184,7 @@ def test_without_out_nothing_is_written(command: Command, quick: list[str], tmp_
 def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
     command: Command, weights: Path, tmp_path: Path
 ) -> None:
-    arguments = ["evaluate", "--defence", "none", "--norm", 2, "--eps", 0.5, "--samples", 4]
+    arguments = ["evaluate", "--defence", "none", "--norm", 2, "--eps", 5, "--samples", 4]
     arguments += ["--curve-samples", 2, "--check-samples", 1]
     torch.set_num_threads(2)
     result = command(*arguments, "--weights", weights, "--out", tmp_path / "run", "--threads", 1)
@@ -195,7 +195,7 @@ def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
     del settings["seed"], settings["block_size"]
     assert settings == {
         "threat": "l2",
-        "eps": 0.5,
+        "eps": 5.0,
         "attacks": "standard",
         "samples": 4,
         "curve_samples": 2,
@@ -209,7 +209,7 @@ def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
 
 
 def test_a_naive_attackers_result_is_not_established(command: Command, weights: Path, tmp_path: Path) -> None:
-    arguments = ["evaluate", "--weights", weights, "--jump", 1, "--samples", 2, "--curve-samples", 0]
+    arguments = ["evaluate", "--weights", weights, "--jump", 1, "--eps", 0.5, "--samples", 2, "--curve-samples", 0]
     arguments += ["--check-samples", 1, "--naive", "--out", tmp_path / "run"]
     result = command(*arguments)
     assert (result.status, result.err) == (0, "")

@@ -127,5 +127,7 @@ def build(classifier, threat, seed, chosen={"a", "b", "c"}, of=FastGradientMetho
 
 print(code_hash(build))
 """
-    outputs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in "ab"]
-    assert outputs[0].stdout == outputs[1].stdout != ""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    here: dict[str, Any] = {"__name__": "__main__"}
+    exec(code.replace("print(", "found = ("), here)
+    assert done.stdout.strip() == here["found"]

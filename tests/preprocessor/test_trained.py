@@ -159,7 +159,7 @@ def test_training_against_end_to_end_attacks_withstands_them_better_than_denoisi
     """Than a restorer that has only seen what was made on the bare classifier."""
     adversarial = fresh()
     steps = SignedGradient(EPS, EPS, 2, random_start=True, through="defence")
-    how = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2, "nb_epochs": 12}
+    how = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2, "nb_epochs": 8}
     adversarial.fit(digits.train.x[:700], digits.train.y[:700], **how, adversarial=True)
     assert list(adversarial.history[0].training) == ["class"]
     denoised, withstood = (
@@ -784,11 +784,11 @@ def test_predict_keeps_nothing_of_a_batch_but_the_result(trained: TrainedRestore
     gc.disable()  # what only the collector would free counts as kept
     try:
         with torch.no_grad():
-            restorer(torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
+            restorer(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     finally:
         gc.enable()
         handle.remove()
-    assert len(alive) == 8
+    assert len(alive) == 4
     assert len(set(alive[1:])) == 1
 
 
