@@ -30,7 +30,7 @@ def replace_file(path: Path, content: bytes | None) -> None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # what a kill leaves of it, leftovers finds
     try:
         temporary.write_bytes(content)
         with temporary.open("rb") as file:
@@ -38,3 +38,8 @@ def replace_file(path: Path, content: bytes | None) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def leftovers(folder: Path, name: str) -> list[Path]:
+    """What is left in ``folder`` of files called ``name`` (a pattern) whose writers were killed."""
+    return [path for path in folder.glob(f".{name}.*") if path.suffix[1:].isdigit()]

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -25,7 +26,7 @@ from pydantic import TypeAdapter
 
 from art_defenses_ext.evaluation.binarization import Binarization
 from art_defenses_ext.evaluation.examples import Example, first_of_each, read_examples, written
-from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.files import leftovers, replace_file
 from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.records import CostRecord, SampleRecord, as_line, cost_of, sample_of
 from art_defenses_ext.evaluation.settings import Settings
@@ -190,6 +191,9 @@ class RunDirectory:
         for path in _example_files(self.path):
             if int(path.stem) not in self.done:
                 path.unlink()
+        half = [leftovers(self.path, name) for name in (MANIFEST, COSTS, FINDINGS, *RESULTS)]
+        for path in chain(*half, leftovers(self.path / EXAMPLES, "*.npz")):
+            path.unlink()
 
     def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
         """Add one finished block.

@@ -20,6 +20,7 @@ from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.binarization import Binarization
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.examples import Example
+from art_defenses_ext.evaluation.files import replace_file
 from art_defenses_ext.evaluation.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.manifest import FORMAT, Manifest
 from art_defenses_ext.evaluation.plan import AttackRun
@@ -230,6 +231,20 @@ def test_costs_and_examples_of_a_block_without_records_go(tmp_path: Path) -> Non
     with (tmp_path / COSTS).open("a") as file:
         file.write('{"block": 3, "attack": "a", "samples": 3, "forward": 1, "backward": 1, "seconds": 1, "pe')
     (tmp_path / EXAMPLES / "00000003.npz").write_bytes((tmp_path / EXAMPLES / "00000000.npz").read_bytes())
+    assert resumed(tmp_path) == {0}
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", [MANIFEST, COSTS, "report.html", f"{EXAMPLES}/00000003.npz"])
+def test_a_file_that_a_kill_left_half_written_goes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun(tmp_path, done=1).__exit__()
+    (tmp_path / f".{MANIFEST}.old").write_text("mine")
+    before = contents(tmp_path)
+    monkeypatch.setattr(Path, "replace", lambda *_: None)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if killed before either
+    replace_file(tmp_path / name, b"half")
+    monkeypatch.undo()
+    assert len(contents(tmp_path)) == len(before) + 1
     assert resumed(tmp_path) == {0}
     assert contents(tmp_path) == before
 
