@@ -148,9 +148,10 @@ def carry_out(line: Line, run: argparse.Namespace) -> None:
             continue
         subprocess.run(here(words, run), check=True)
     entry = ["art-defenses", "entry", str(folder), "--dataset", line.dataset, "--name", line.title]
-    entry += ["--command", typed.replace("\n", "; "), "--out", str(RESULTS / line.dataset / f"{line.name}.json")]
+    entry += ["--out", str(RESULTS / line.dataset / f"{line.name}.json")]
     link = PAPERS.get(line.defences[0]) if len(line.defences) == 1 else None
-    subprocess.run(here(entry + (["--link", link] if link else []), run), check=True)
+    words = here(entry + (["--link", link] if link else []), run)
+    subprocess.run([*words, "--command", typed.replace("\n", "; ")], check=True)  # as others type it, with DIR and OUT
     subprocess.run(here(["art-defenses", "leaderboard", str(RESULTS)], run), check=True)
 
 
