@@ -85,9 +85,7 @@ class AutoPGD(TensorAttack):
         block = _Block(x, y, self._targets(module, x, y), BestPoints(x), start)
         runs, waiting = self._admit(None, torch.arange(len(x), device=x.device), block, generator)
         while len(runs.sample):
-            for _ in range(
-                self._period
-            ):  # no step waits for the device; who leaves and who enters is settled in between
+            for _ in range(self._period):  # no step waits for the device; who leaves and enters is settled in between
                 self._step(module, runs, block)
             runs, waiting = self._admit(runs, waiting, block, generator)
         return block.best.points

@@ -73,10 +73,16 @@ def _numbers(value: Any) -> tuple[str, ...]:
 
 def _function(value: types.FunctionType, seen: dict[int, Any]) -> tuple[Any, ...]:
     cells = [_content(cell) for cell in value.__closure__ or ()]
-    used = {name: value.__globals__[name] for name in value.__code__.co_names if name in value.__globals__}
+    used = {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
     return tuple(
         _described(one, seen) for one in (value.__code__, value.__defaults__, value.__kwdefaults__, cells, used)
     )
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """What the code and the functions written inside it refer to by name."""
+    inner = (_names(one) for one in code.co_consts if isinstance(one, types.CodeType))
+    return set(code.co_names).union(*inner)
 
 
 def _content(cell: types.CellType) -> Any:

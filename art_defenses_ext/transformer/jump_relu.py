@@ -103,7 +103,7 @@ class _SmoothJump(torch.autograd.Function):
 
 
 for _function in (_ReLUJump, _SmoothJump):
-    # torch asks for it at each call; to find it out anew takes a twentieth of a small network's step.
+    # torch asks for it at each call, and to find it out anew is dear where the network is small.
     vars(_function.forward)["__signature__"] = inspect.signature(_function.forward)
 
 

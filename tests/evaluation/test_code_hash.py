@@ -32,6 +32,10 @@ def calling(x: float) -> float:
     return of_global(x) + 1
 
 
+def inside(x: float) -> Callable[[], float]:
+    return lambda: x + STEP
+
+
 def even(n: int) -> bool:
     return n == 0 or odd(n - 1)
 
@@ -101,9 +105,9 @@ def test_a_default_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code_hash(with_default) != before
 
 
-@pytest.mark.parametrize("function", [of_global, calling])
+@pytest.mark.parametrize("function", [of_global, calling, inside])
 def test_a_global_counts_also_below_what_is_called(
-    function: Callable[[float], float], monkeypatch: pytest.MonkeyPatch
+    function: Callable[[float], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = code_hash(function)
     monkeypatch.setitem(of_global.__globals__, "STEP", 0.2)
