@@ -42,6 +42,7 @@ class Line:
         options: further words of the command.
         fits: the example that makes its files, and their names there.
         network: the file below the data folder whose weights are loaded; None: trained.
+        samples: images; None for the data set's number.
     """
 
     dataset: str
@@ -51,10 +52,16 @@ class Line:
     options: tuple[str, ...] = ()
     fits: tuple[str, ...] = ()
     network: str | None = None
+    samples: int | None = None
 
 
 EPS = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1}
 SAMPLES = {"digits": 500, "mnist": 1000, "fashion_mnist": 1000}
+"""Of digits all that its test part has."""
+
+FEWER = 200
+"""Of an adversarially trained TRN: three gradient modes, a passage through the classifier in each of their steps."""
+
 FITTING = {"mnist": "restoration_mnist.py", "fashion_mnist": "restoration_fashion_mnist.py"}
 BASE = {"mnist": "weights/erichson_mnist_lenet_baseline.pkl"}
 ROBUST = {"mnist": "weights/erichson_mnist_lenet_robust.pkl"}
@@ -81,7 +88,8 @@ def lines() -> Iterator[Line]:
             yield Line(dataset, face, name, (face,), words, fits, base)
             words, fits = restored(dataset, face, f"{fit}_adversarial")
             title = f"{name}, adversarially trained"
-            yield Line(dataset, f"{face}_adversarial", title, (face,), words, fits, base)
+            fewer = FEWER if fit == "two_stream" else None
+            yield Line(dataset, f"{face}_adversarial", title, (face,), words, fits, base, fewer)
         watch = "explanation_reconstructor"
         yield Line(dataset, watch, "Explanation reconstructor", (watch,), network=base)
         options = () if dataset == "digits" else SOFT_MASK
@@ -109,10 +117,11 @@ def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
 
 def command_of(line: Line) -> list[str]:
     """The command as others can type it, with DIR and OUT for the folders."""
+    samples = line.samples or SAMPLES[line.dataset]
     words = ["art-defenses", "evaluate", "--dataset", line.dataset, "--data", "DIR"]
     words += [word for name in line.defences for word in ("--defence", name)]
     words += ["--weights", f"DIR/{line.network}"] if line.network else []
-    words += [*line.options, "--eps", str(EPS[line.dataset]), "--samples", str(SAMPLES[line.dataset])]
+    words += [*line.options, "--eps", str(EPS[line.dataset]), "--samples", str(samples)]
     return [*words, "--curve-samples", "0", "--threads", "1", "--out", f"OUT/runs/{line.dataset}/{line.name}"]
 
 
