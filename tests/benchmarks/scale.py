@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import load_dataset
 from art_defenses_ext.evaluation.attacks import PAPERS
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
+from art_defenses_ext.evaluation.run_directory import read_records
 from art_defenses_ext.evaluation.shard import Shard
 
 BAR = 1.7
@@ -71,12 +73,21 @@ def finished(processes: list[subprocess.Popen[str]]) -> list[tuple[float, float,
     return found
 
 
-def seconds(weights: Path, count: int, samples: int) -> float:
+def seconds(weights: Path, count: int, samples: int, folder: Path) -> float:
     """From the start of the first part to the end of the last."""
-    with tempfile.TemporaryDirectory() as folder:
-        parts = [Shard(number, count) for number in range(1, count + 1)]
-        found = finished([started(weights, Path(folder), part, samples, "standard") for part in parts])
+    parts = [Shard(number, count) for number in range(1, count + 1)]
+    found = finished([started(weights, folder, part, samples, "standard") for part in parts])
     return max(ended for _, ended, _ in found) - min(begun for begun, _, _ in found)
+
+
+def bytes_of_records(folder: Path, samples: int) -> float:
+    """What a report holds of each sample, as the run of one process in ``folder`` left it."""
+    tracemalloc.start()
+    records = read_records(folder / Shard(1, 1).folder)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(records) == samples
+    return held / samples
 
 
 def peak(weights: Path, samples: int) -> int:
@@ -103,7 +114,10 @@ def main() -> None:
         times: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(options.repeats):
             for count, taken in times.items():
-                taken.append(seconds(weights, count, options.samples))
+                with tempfile.TemporaryDirectory() as out:
+                    taken.append(seconds(weights, count, options.samples, Path(out)))
+                    if count == 1:
+                        of_records = bytes_of_records(Path(out), options.samples)
         one, two = (statistics.median(taken) for taken in times.values())
         print(f"| processes | seconds, median of {options.repeats} | times as fast | holds |\n|---|---|---|---|")
         print(f"| 1 | {one:.1f} | 1 | |")
@@ -113,7 +127,8 @@ def main() -> None:
         for count, mark in zip(MEMORY, marks, strict=True):
             print(f"| {count:,} | {mark / 2**20:.0f} |")
         a_sample = (marks[1] - marks[0]) / (MEMORY[1] - MEMORY[0])
-        print(f"\n{a_sample:.0f} bytes a sample, of which {8 * 8 * 4 + 8} are the image and its label.")
+        print(f"\n{a_sample:.0f} bytes a sample, of which {8 * 8 * 4 + 8} are the image and its label.  ")
+        print(f"A report holds {of_records:.0f} bytes of records a sample.")
 
 
 if __name__ == "__main__":
