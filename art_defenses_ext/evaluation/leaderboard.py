@@ -210,7 +210,7 @@ def leaderboard(folder: str | Path) -> str:
         groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
     parts = ["# Results", LEGEND]
     for (dataset, threat, eps), some in sorted(groups.items()):
-        parts += [f"## {dataset}, {threat}, eps {eps:.4g}", _table(some), "Commands:", _commands(some)]
+        parts += [f"## {dataset}, {threat}, eps {eps:.4g}", _table(some), *_failed(some), "Commands:", _commands(some)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -255,6 +255,12 @@ def _row(path: Path, entry: Entry) -> list[str]:
         f"{entry.seconds:.2g}",
         f"[{path.stem}]({path.as_posix()})",
     ]
+
+
+def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
+    """Which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
+    found = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
+    return [f"Checks that the attacks failed: {'; '.join(found)}."] if found else []
 
 
 def _commands(entries: Sequence[tuple[Path, Entry]]) -> str:

@@ -103,14 +103,15 @@ def test_a_folder_without_entries_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_page_ranks_by_what_is_known_and_marks_bounds_and_pairs(entry: Entry, tmp_path: Path) -> None:
+    sound = replace(entry, unreliable=False, failed_checks=[])
     entries = {
-        "low": replace(entry, name="low", robust_acc=10.0, unreliable=False),
-        "shown": replace(
-            entry, name="shown", robust_acc=90.0, unreliable=False, external=5.0, link="https://example.org"
+        "low": replace(sound, name="low", robust_acc=10.0),
+        "shown": replace(sound, name="shown", robust_acc=90.0, external=5.0, link="https://example.org"),
+        "bound": replace(
+            entry, name="bound", robust_acc=60.0, unreliable=True, failed_checks=["queries", "single step"]
         ),
-        "bound": replace(entry, name="bound", robust_acc=60.0, unreliable=True),
-        "pair": replace(entry, name="pair", robust_acc=50.0, defences=entry.defences * 2),
-        "mnist": replace(entry, name="other data", dataset="mnist"),
+        "pair": replace(sound, name="pair", robust_acc=50.0, defences=entry.defences * 2),
+        "mnist": replace(sound, name="other data", dataset="mnist"),
     }
     for name, one in entries.items():
         one.save(tmp_path / one.dataset / f"{name}.json")
@@ -125,4 +126,6 @@ def test_the_page_ranks_by_what_is_known_and_marks_bounds_and_pairs(entry: Entry
     assert "[shown](https://example.org)" in rows[3]
     assert "elsewhere 5.0" in rows[3]
     assert "(digits/low.json)" in rows[2]
+    failed = [line for line in page.splitlines() if line.startswith("Checks that the attacks failed")]
+    assert failed == ["Checks that the attacks failed: bound (queries, single step)."]
     assert page.count("art-defenses evaluate --dataset digits") == 5
