@@ -72,7 +72,7 @@ def load_classifier(
     if min(std) <= 0:
         raise InputError(f"std is {list(std)}; numbers > 0 were expected")
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named, or torch warns of several
         torch.manual_seed(seed)
         network = build_model(name)
     if weights is not None:

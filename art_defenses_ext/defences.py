@@ -189,7 +189,8 @@ def _explanation_reconstructor() -> Choice:
         made, training = parted(wishes, dataset)
         _check_affordable("explanation_reconstructor", dataset, dataset in DETECTOR_TRAINING or "nb_epochs" in training)
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, NB_CLASSES))  # any will do
-        ExplanationReconstructor(PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), NB_CLASSES), **made)
+        classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), NB_CLASSES, device_type="cpu")
+        ExplanationReconstructor(classifier, **made)
         Settings(**{name: training[name] for name in ("nb_epochs", "batch_size") if name in training})
         share = training.get("validation_split", 0.1)
         if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:

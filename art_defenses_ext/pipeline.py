@@ -92,7 +92,7 @@ class _Standardisation(nn.Module):
         self.register_buffer("std", torch.as_tensor(std, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) / self.std
+        return (x - self.mean.to(x.device)) / self.std.to(x.device)  # of a classifier that ART has moved since
 
 
 def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:

@@ -95,9 +95,13 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
         return (result, y) if self.is_preprocessor else result
 
     def describe(self) -> dict[str, Any]:
-        """What is wrapped, and its other backward pass."""
+        """What is wrapped, with its plain parameters, and its other backward pass."""
         rule = self.backward_rule
-        return {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)}
+        names = [name for name in getattr(self.wrapped, "params", ()) if not name.startswith("apply_")]
+        named = {name: getattr(self.wrapped, name, None) for name in names}
+        plain = {name: one for name, one in named.items() if isinstance(one, bool | int | float | str)}
+        estimate = {"sigma": self.sigma, "samples": self.samples} if rule == "estimated" else {}
+        return plain | {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)} | estimate
 
     def _follows_original(self) -> bool:
         # Not x.requires_grad: inside torch.func transforms it is False, and the attacker would get the other mode.

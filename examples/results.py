@@ -9,6 +9,7 @@ evaluate` command, printed before it runs; a finished one is not repeated. Entri
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+PROGRAM = [sys.executable, "-m", "art_defenses_ext"]
 RESULTS = Path(__file__).resolve().parents[1] / "docs" / "results"
 
 PAPERS = {
@@ -136,12 +138,12 @@ def fitting_of(line: Line) -> list[str] | None:
 
 def here(words: list[str], run: argparse.Namespace) -> list[str]:
     """The same words for this machine."""
-    programs = {"art-defenses": [sys.executable, "-m", "art_defenses_ext"], "python": [sys.executable]}
-    rest = [word.replace("DIR", str(run.data), 1).replace("OUT", str(run.out), 1) for word in words[1:]]
+    folders = {"DIR": run.data, "OUT": run.out}
+    rest = [re.sub(r"\b(DIR|OUT)\b", lambda found: str(folders[found[1]]), word) for word in words[1:]]
     if words[0] == "python":
         rest[0] = str(RESULTS.parents[1] / rest[0])
         rest += ["--threads", "1"]
-    return [*programs[words[0]], *rest]
+    return [*(PROGRAM if words[0] == "art-defenses" else [sys.executable]), *rest]
 
 
 def carry_out(line: Line, run: argparse.Namespace) -> None:
@@ -156,12 +158,12 @@ def carry_out(line: Line, run: argparse.Namespace) -> None:
         if words[0] == "art-defenses" and (folder / "report.json").exists():
             continue
         subprocess.run(here(words, run), check=True)
-    entry = ["art-defenses", "entry", str(folder), "--dataset", line.dataset, "--name", line.title]
+    entry = ["entry", str(folder), "--dataset", line.dataset, "--name", line.title]
     entry += ["--out", str(RESULTS / line.dataset / f"{line.name}.json")]
+    entry += ["--command", typed.replace("\n", "; ")]  # as others type it, with DIR and OUT
     link = PAPERS.get(line.defences[0]) if len(line.defences) == 1 else None
-    words = here(entry + (["--link", link] if link else []), run)
-    subprocess.run([*words, "--command", typed.replace("\n", "; ")], check=True)  # as others type it, with DIR and OUT
-    subprocess.run(here(["art-defenses", "leaderboard", str(RESULTS)], run), check=True)
+    subprocess.run([*PROGRAM, *entry, *(["--link", link] if link else [])], check=True)
+    subprocess.run([*PROGRAM, "leaderboard", str(RESULTS)], check=True)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import io
@@ -127,6 +128,23 @@ def test_the_results_list_their_lines_and_print_their_commands(tmp_path: Path) -
     assert "--defence feature_autoencoder" in commands
     assert "python examples/restoration_mnist.py" in commands
     assert not any(tmp_path.iterdir())
+
+
+def test_a_published_command_is_typed_here_with_this_machine_s_folders() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(EXAMPLES))
+        here = runpy.run_path(str(EXAMPLES / "results.py"))["here"]
+    folders = argparse.Namespace(data=Path("/a/OUT"), out=Path("/DIR/b"))
+    typed = ["art-defenses", "evaluate", "--data", "DIR", "--fitted", "x=OUT/fit", "--out", "OUT/runs"]
+    assert here(typed, folders)[3:] == [
+        "evaluate",
+        "--data",
+        "/a/OUT",
+        "--fitted",
+        "x=/DIR/b/fit",
+        "--out",
+        "/DIR/b/runs",
+    ]
 
 
 def test_one_workflow_in_art_ends_in_one_table(tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_it(assert_robust):
     report = assert_robust(JumpReLU(network(), 1.0)(), x, y, Linf(0.05), 0, check_samples=0)
     settings = report.summary.run.settings
     assert (settings.samples, settings.attacks) == (2, "papers")
+    assert any("gray-box" in key for record in report.records for key in record.attacks)  # the plain network is known
 """
     options = ["--robustness-attacks", "papers", "--robustness-samples", "2", "--robustness-report", "reports"]
     run(suite, tests, *options, "--robustness-device", "cpu").assert_outcomes(passed=1)
@@ -225,6 +226,24 @@ def test_a_baseline_is_compared_image_by_image(
     result = run(suite, BASELINE.replace("WHICH", "network()").replace("[:30]", "[:31]"))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*baseline is baseline, which is of other images*"])
+
+
+def test_a_baseline_is_compared_with_the_same_attacker(
+    suite: pytest.Pytester, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """A naive attacker's run with a naive attacker's, whose blocks have the same seeds."""
+    options = {"curve_samples": 0, "check_samples": 0, "adaptive": False, "block_size": 2, "progress": False}
+    evaluate(
+        digits_classifier, digits.test.x[:4], digits.test.y[:4], Linf(0.05), "standard",
+        out=suite.path / "baseline", **options,
+    )  # fmt: skip
+    tests = """
+def test_it(assert_not_worse_than):
+    report = assert_not_worse_than("baseline", network(), x[:4], y[:4], check_samples=0)
+    settings = report.summary.run.settings
+    assert (settings.adaptive, settings.block_size, settings.attacks) == (False, 2, "standard")
+"""
+    run(suite, tests).assert_outcomes(passed=1)
 
 
 def test_the_marker_leaves_them_out(suite: pytest.Pytester) -> None:

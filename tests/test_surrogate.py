@@ -155,6 +155,23 @@ def test_a_report_says_what_is_wrapped() -> None:
     assert Surrogate(nn.ReLU(), nn.Softplus()).describe() == {"wrapped": "ReLU", "backward": "Softplus"}
 
 
+def test_a_report_tells_settings_apart() -> None:
+    """A run is continued, or found in a cache, by what the defences say of themselves."""
+
+    class Levels(Rounding):
+        params = ["levels", "apply_fit"]  # noqa: RUF012 (ART's convention)
+
+        def __init__(self, levels: int) -> None:
+            super().__init__()
+            self.levels = levels
+
+    described = [Surrogate(Levels(levels)).describe() for levels in (2, 3)]
+    assert [one["levels"] for one in described] == [2, 3]
+    estimates = [Surrogate(nn.ReLU(), "estimated", sigma=sigma, samples=4).describe() for sigma in (0.1, 0.2)]
+    assert estimates[0] != estimates[1]
+    assert estimates[0]["samples"] == 4
+
+
 def test_the_ladder_tries_both_modes(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     defended = defend(digits_classifier, Surrogate(Rounding()))
     x, y = digits.test.x[:20], digits.test.y[:20]

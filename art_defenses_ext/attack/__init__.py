@@ -1,1 +1,1 @@
-
+"""Attacks in ART's interface that differentiate the whole of preprocessing and network."""

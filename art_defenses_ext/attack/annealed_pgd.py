@@ -38,6 +38,9 @@ class AnnealedPGD(TensorAttack):
         max_iter: gradients a run.
         loss: a name out of ``losses.LOSSES``.
         **options: see :class:`TensorAttack`.
+
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
     attack_params = [*TensorAttack.attack_params, "norm", "eps", "factors", "max_iter", "loss"]  # noqa: RUF012

@@ -46,6 +46,9 @@ class AutoPGD(TensorAttack):
         targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
         **options: see :class:`TensorAttack`.
 
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
+
     **Departure** from the published code: a run ends as soon as its sample is broken, and each sample keeps its own
     clock, so that another can take its place.
     """
@@ -90,9 +93,14 @@ class AutoPGD(TensorAttack):
             runs, waiting = self._admit(runs, waiting, block, generator)
         return block.best.points
 
+    @property
+    def _loss(self) -> str:
+        """The name of the loss; of two classes that count there is no third logit to divide by."""
+        return self.loss.replace("dlr", "margin") if self._paired else self.loss
+
     def _targets(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         """The class that each run of each sample heads for (N, runs); only targeted losses look at it."""
-        if not self.loss.endswith("_targeted"):
+        if not self._loss.endswith("_targeted"):
             return y[:, None].expand(-1, self.nb_runs)
         batches = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
         return torch.cat(
@@ -186,7 +194,7 @@ class AutoPGD(TensorAttack):
         for _ in range(self.eot):
             x = x.detach().requires_grad_()
             logits = self.logits(module, x, y)
-            losses = LOSSES[self.loss](logits, y, target)
+            losses = LOSSES[self._loss](logits, y, target)
             if self.targeted:
                 losses = -losses
             found = [logits.detach(), losses.detach(), gradient_of(losses, x)]
@@ -204,8 +212,8 @@ class AutoPGD(TensorAttack):
             check_count(argument, getattr(self, argument))
         if self.loss not in LOSSES:
             raise InputError(f"loss is {self.loss!r}; one of {', '.join(LOSSES)} was expected")
-        if self.nb_labels < MIN_CLASSES.get(self.loss, 2):
-            least = MIN_CLASSES[self.loss]
+        least = MIN_CLASSES.get(self._loss, 2)
+        if self.nb_labels < least:
             raise InputError(f"loss {self.loss} needs {least} classes; the classifier has {self.nb_labels}")
         if self.targeted and self.loss.endswith("_targeted"):
             raise InputError(f"loss {self.loss} chooses its targets; with targeted another loss was expected")

@@ -43,7 +43,7 @@ class TensorAttack(EvasionAttack):
 
     Args:
         estimator: the classifier under attack, defended or not.
-        gradient_mode: which backward passes of its defences to differentiate, see :mod:`.gradient_mode`; None for the
+        gradient_mode: which backward passes of its defences to differentiate, see :mod:`.modes`; None for the
             one in force when ``generate`` is called.
         batch_size: images attacked at a time.
         seed: of the attack's randomness; the same seed gives the same examples.
@@ -79,6 +79,9 @@ class TensorAttack(EvasionAttack):
 
         Returns:
             float32 images of the shape of ``x``, in the clip range.
+
+        Raises:
+            InputError: for images or labels that do not fit the estimator, or, where ``targeted``, no labels.
         """
         if kwargs:
             raise InputError(f"generate has no argument {sorted(kwargs)[0]!r}; x and y were expected")
@@ -97,7 +100,8 @@ class TensorAttack(EvasionAttack):
                 rows = slice(start, start + block)
                 images = torch.tensor(x[rows], device=device)
                 if labels is None:
-                    own = predict(module, images, self.nb_labels)
+                    parts = images.split(self.batch_size)
+                    own = torch.cat([predict(module, part, self.nb_labels) for part in parts])
                 else:
                     own = torch.tensor(labels[rows], device=device)
                 results.append(self.perturb(module, images, own, generator).cpu().numpy())
@@ -148,6 +152,8 @@ class TensorAttack(EvasionAttack):
     def _labels(self, y: Any, nb_samples: int) -> IntArray | None:
         """``y`` as indices (N,) of classes that an image may belong to, or None."""
         if y is None:
+            if self.targeted:
+                raise InputError("y is None; with targeted the classes to reach were expected")
             return None
         labels = check_labels(y, self.estimator.nb_classes, nb_samples)
         if (labels >= self.nb_labels).any():

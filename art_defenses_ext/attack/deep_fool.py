@@ -36,6 +36,9 @@ class DeepFoolLp(TensorAttack):
         nb_grads: how many classes to consider, those of the largest logits.
         scale: pixel values per unit of distance, as in :class:`.IterativeFGSM`.
         **options: see :class:`TensorAttack`.
+
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
     attack_params = [*TensorAttack.attack_params, "norm", "max_iter", "overshoot", "nb_grads", "scale"]  # noqa: RUF012

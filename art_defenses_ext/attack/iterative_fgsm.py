@@ -37,6 +37,9 @@ class IterativeFGSM(TensorAttack):
             standard deviations (C, 1, 1) for steps in normalised space.
         norm: 2 or inf.
         **options: see :class:`TensorAttack`.
+
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
     attack_params = [*TensorAttack.attack_params, "eps_step", "max_iter", "scale", "norm"]  # noqa: RUF012

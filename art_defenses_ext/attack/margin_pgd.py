@@ -31,6 +31,9 @@ class MarginPGD(TensorAttack):
         stop_when_broken: leave an image alone once it is misclassified. False digs deeper, for transfer.
         **options: see :class:`TensorAttack`.
 
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
+
     Source: Madry et al. 2018 (arXiv:1706.06083) for the descent; Carlini, Wagner 2017 (arXiv:1608.04644), f6, for
     the margin.
     """

@@ -28,7 +28,7 @@ from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.modes import annealable_modes, find_defences, surrogate_width
-from art_defenses_ext.validation import InputError, IntArray, check_count, check_positive
+from art_defenses_ext.validation import InputError, check_count, check_positive
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
@@ -166,11 +166,6 @@ class RejectionAttack(TensorAttack):
         if self.gradient_mode is not None or not annealable_modes(self.estimator):
             return self.gradient_mode
         return "+".join((*defence.annealable_modes, "exact")[0] for defence in find_defences(self.estimator))
-
-    def _labels(self, y: Any, nb_samples: int) -> IntArray | None:
-        if y is None and self.targeted:
-            raise InputError("y is None; with targeted the classes to reach were expected")
-        return super()._labels(y, nb_samples)
 
     def _check_params(self) -> None:
         super()._check_params()

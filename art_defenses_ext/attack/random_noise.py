@@ -25,6 +25,9 @@ class RandomNoise(TensorAttack):
         nb_draws: draws per image.
         **options: see :class:`TensorAttack`.
 
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
+
     Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), section 4.3: gradient
     attacks must beat random noise.
     """

@@ -34,6 +34,9 @@ class Square(TensorAttack):
         targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
         **options: see :class:`TensorAttack`; gradient modes make no difference here.
 
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
+
     **Departure** from the published code: squares are drawn for each image, and can reach its last row and column;
     the schedule of their size is always stretched to ``max_queries``; images need not be square, and may have one or
     two dimensions; a square that would change nothing gets the opposite sign. For l2, a bump is added to what the

@@ -14,15 +14,17 @@ from typing import Any
 
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from filelock import FileLock
 
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.compare import Paired
 from art_defenses_ext.evaluation.evaluate import evaluate, run_key
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import read_manifest
 from art_defenses_ext.evaluation.threats import Threat, named_threat
-from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.rebuild import rebuild, record_undefended, undefended
 from art_defenses_ext.validation import FloatArray, InputError, check_choice
 
 SHOWN = 10
@@ -66,13 +68,16 @@ class Suite:
     ) -> tuple[Report, Path]:
         """The report of an evaluation and its folder; one that was finished before is not made again.
 
-        That holds for the named sets: what attacks of one's own do is known to nobody, so they run each time.
+        That holds for the named sets; attacks of one's own run each time.
 
         Args:
             name: of the folder among ``reports``.
             classifier, x, y, threat, attacks, detector, options: as :func:`.evaluate`.
         """
-        classifier = classifier if self.device is None else on_device(classifier, self.device)
+        if self.device is not None:
+            classifier, detector = on_device(_joined(classifier, detector), self.device), None
+            if options.get("undefended") is not None:
+                options["undefended"] = on_device(options["undefended"], self.device)
         attacks = attacks if self.attacks is None else self.attacks
         x, y = x[: self.samples], y[: self.samples]
         options = {"curve_samples": 0} | options
@@ -210,7 +215,8 @@ class Suite:
         settings = run.settings
         if not isinstance(settings.attacks, str) and "attacks" not in options:
             raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
-        chosen = {"attacks": settings.attacks, "seed": settings.seed} | options
+        same = {name: getattr(settings, name) for name in ("attacks", "seed", "block_size", "adaptive")}
+        chosen: dict[str, Any] = same | options
         threat = named_threat(settings.threat, settings.eps)
         report, folder = self.evaluated(name, classifier, x, y, threat, **chosen)
         if report.summary.run.data_sha256 != run.data_sha256:
@@ -229,8 +235,15 @@ class Suite:
         self.notes.append(f"{name}: {text}")
 
 
+def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector | None) -> PyTorchClassifier:
+    return classifier if detector is None else rejecting(classifier, detector)
+
+
 def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
-    """The classifier on another device, where its network is moved to.
+    """The classifier on another device, and what it records as undefended.
+
+    Their network is moved there, not copied: ``classifier`` itself, which still sends images to its own device, is of
+    no use afterwards.
 
     Raises:
         InputError: for another word than cpu or cuda, or where there is no GPU.
@@ -240,7 +253,13 @@ def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
     check_choice("device", device, ("cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', and torch finds none; 'cpu' was expected")
-    return rebuild(classifier, device_type="gpu" if device == "cuda" else "cpu")
+    if classifier.device.type == device:
+        return classifier
+    parts: dict[str, Any] = {"device_type": "gpu" if device == "cuda" else "cpu"}
+    if isinstance(classifier.preprocessing, StandardisationMeanStdPyTorch):  # it keeps tensors on its own device
+        parts["preprocessing"] = classifier.preprocessing.mean, classifier.preprocessing.std
+    moved, plain = rebuild(classifier, **parts), undefended(classifier)
+    return moved if plain is None else record_undefended(moved, on_device(plain, device))
 
 
 def _who_broke(report: Report) -> str:

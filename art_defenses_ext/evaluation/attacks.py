@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 from art.attacks.attack import EvasionAttack
@@ -28,8 +28,8 @@ from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import find_defences
-from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.validation import InputError, check_choice
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
 """(classifier to attack, threat, seed) -> attack, whose ``generate`` takes images and one-hot true labels."""
@@ -63,6 +63,9 @@ class AttackSpec:
         labels: what the attack is told to move away from: the ``"true"`` classes, or those ``"predicted"`` by the
             network that it is made on.
 
+    Raises:
+        InputError: for another word than these, or a ``build`` that cannot be called.
+
     >>> from art.attacks.evasion import FastGradientMethod
     >>> from art_defenses_ext import AttackSpec, Linf, evaluate
     >>> def fgsm(classifier, threat, seed):
@@ -84,6 +87,16 @@ class AttackSpec:
     curve: bool = False
     bounded: bool = True
     labels: Literal["true", "predicted"] = "true"
+
+    def __post_init__(self) -> None:
+        for argument, choices in CHOICES.items():
+            check_choice(argument, getattr(self, argument), choices)
+        if not callable(self.build):
+            raise InputError(f"build is {self.build!r}; a function (classifier, threat, seed) -> attack was expected")
+
+
+CHOICES = {name: get_args(kind) for name, kind in get_type_hints(AttackSpec).items() if get_origin(kind) is Literal}
+"""The words that each of an attack's properties may be."""
 
 
 def _auto_pgd(loss: str, **options: Any) -> Build:
@@ -403,5 +416,8 @@ def _with_detector(ladder: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
 
 def normalisation_scale(classifier: PyTorchClassifier) -> Any:
     """Pixel values per unit of the network's normalised input: its standard deviation, shaped to fit an image."""
+    inner = undefended(classifier)
+    if rejects(classifier) and inner is not None:  # the whole normalises inside its network
+        classifier = inner
     std = np.asarray(getattr(classifier.preprocessing, "std", 1.0), dtype=np.float32)
     return std.reshape(-1, 1, 1) if std.ndim == 1 else std

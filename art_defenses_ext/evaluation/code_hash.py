@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import sys
 import types
 from typing import Any
 
 import numpy as np
 import torch
 
-RELEASED = {"art", "art_defenses_ext", "builtins", "functools", "numpy", "torch", "torchvision"}
-"""Packages whose versions a run's manifest names: their code is known by where it comes from."""
+RELEASED = {"art", "art_defenses_ext", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
+"""Packages whose versions a run's manifest names, Python's own among them: their code is known by its name."""
 
 
 def code_hash(function: Any) -> str:
@@ -30,7 +31,11 @@ def code_hash(function: Any) -> str:
     return hashlib.sha256(repr(_described(function, {})).encode()).hexdigest()
 
 
-def _described(value: Any, seen: dict[int, Any]) -> Any:
+Seen = dict[int, tuple[int, Any]]
+"""By id: in which place a value was met first, and the value, kept so that nothing else gets its id meanwhile."""
+
+
+def _described(value: Any, seen: Seen) -> Any:
     """``value`` as nested tuples of text that are the same in every process."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return repr(value)
@@ -39,12 +44,12 @@ def _described(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, types.ModuleType):
         return "module", value.__name__
     if id(value) in seen:
-        return ("seen before",)
-    seen[id(value)] = value  # kept, so that nothing else gets its id meanwhile
+        return "seen before", seen[id(value)][0]
+    seen[id(value)] = len(seen), value
     return _held(value, seen)
 
 
-def _held(value: Any, seen: dict[int, Any]) -> Any:
+def _held(value: Any, seen: Seen) -> Any:
     """The same of what holds other values, and may hold itself."""
     if isinstance(value, list | tuple):
         return "sequence", *(_described(one, seen) for one in value)
@@ -53,9 +58,14 @@ def _held(value: Any, seen: dict[int, Any]) -> Any:
     if isinstance(value, set | frozenset):
         return "set", *sorted(repr(one) for one in value)
     if isinstance(value, types.CodeType):
-        return value.co_code.hex(), value.co_names, _described(value.co_consts, seen)
+        return value.co_code.hex(), value.co_exceptiontable.hex(), value.co_names, _described(value.co_consts, seen)
     if isinstance(value, types.MethodType):
         return _described(value.__func__, seen), _described(value.__self__, seen)
+    if isinstance(value, staticmethod | classmethod):
+        return type(value).__name__, _described(value.__func__, seen)
+    if isinstance(value, property | functools.cached_property):
+        parts = [getattr(value, name, None) for name in ("fget", "fset", "fdel", "func")]
+        return type(value).__name__, _described(parts, seen)
     if isinstance(value, functools.partial):
         return _described(value.func, seen), _described(value.args, seen), _described(value.keywords, seen)
     if isinstance(value, types.FunctionType | type):
@@ -71,7 +81,7 @@ def _numbers(value: Any) -> tuple[str, ...]:
     return "array", str(array.dtype), str(array.shape), hashlib.sha256(array.tobytes()).hexdigest()
 
 
-def _function(value: types.FunctionType, seen: dict[int, Any]) -> tuple[Any, ...]:
+def _function(value: types.FunctionType, seen: Seen) -> tuple[Any, ...]:
     cells = [_content(cell) for cell in value.__closure__ or ()]
     used = {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
     return tuple(
@@ -92,6 +102,13 @@ def _content(cell: types.CellType) -> Any:
         return "empty"
 
 
-def _class(value: type, seen: dict[int, Any]) -> tuple[Any, ...]:
-    own = {name: one for name, one in vars(value).items() if isinstance(one, types.FunctionType)}
+UNTOLD = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"),
+    *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
+}
+"""What a class holds that says nothing of what it does."""
+
+
+def _class(value: type, seen: Seen) -> tuple[Any, ...]:
+    own = {name: one for name, one in vars(value).items() if name not in UNTOLD and not name.startswith("_abc_")}
     return _described(own, seen), *(_described(base, seen) for base in value.__bases__ if base is not object)

@@ -273,9 +273,9 @@ def losses(summary: Summary) -> Figure:
     Raises:
         InputError: for a run without a defence that was trained.
     """
-    trainings = summary.run.trainings
+    trainings = [one for one in summary.run.trainings if one.losses]
     if not trainings:
-        raise InputError("summary holds no training; a run with a defence that was trained was expected")
+        raise InputError("summary holds no training; a run with a defence that was trained in epochs was expected")
     figure = _figure(6.4, 2.6 * len(trainings))
     for row, training in enumerate(trainings):
         axes = figure.add_subplot(len(trainings), 1, row + 1)

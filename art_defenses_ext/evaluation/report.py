@@ -140,7 +140,7 @@ class Report:
             figures["curves"] = png(accuracy_curves(self.summary))
         if self.examples and drawable(self.examples):
             figures["examples"] = png(examples_figure(self.examples))
-        if self.summary.run.trainings:
+        if any(training.losses for training in self.summary.run.trainings):
             figures["losses"] = png(losses(self.summary))
         if self.summary.run.tunings:
             figures["trade_off"] = png(trade_off(self.summary))

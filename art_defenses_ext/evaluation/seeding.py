@@ -22,9 +22,9 @@ def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that ART's attacks and random defences draw from, and restore them on exit."""
     state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what ART uses)
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named, or torch warns of several
             torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
+            np.random.seed(seed % 2**32)  # noqa: NPY002 (it takes no more)
             random.seed(seed)
             yield
     finally:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.estimator.rejecting import rejects
@@ -165,7 +166,16 @@ def _network_name(classifier: PyTorchClassifier) -> str:
 def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
     """Of all tensors that an image meets, mean and deviation of ART's standardisation included."""
     whole = Pipeline(classifier)
-    return fingerprint(dict(whole.named_parameters()) | dict(whole.named_buffers()))
+    tensors = dict(whole.named_parameters()) | dict(whole.named_buffers())
+    for number, network in enumerate(_looked_into(classifier)):
+        tensors |= {f"looked into {number}.{name}": tensor for name, tensor in network.state_dict().items()}
+    return fingerprint(tensors)
+
+
+def _looked_into(classifier: PyTorchClassifier) -> list[nn.Module]:
+    """The networks that defences look into and that are not the one behind them."""
+    networks = [getattr(defence, "model", None) for defence in find_defences(classifier)]
+    return [one for one in networks if isinstance(one, nn.Module) and one is not classifier.model]
 
 
 def _named(preprocessor: Any) -> str:

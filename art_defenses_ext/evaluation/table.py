@@ -386,11 +386,11 @@ def training_in_words(training: Training) -> str:
     """What a defence was trained on, in a line."""
     settings = training.settings
     if "loss" not in settings:  # a detector's
-        return (
-            f"{len(training.losses)} epoch(s) on {settings['images']} benign images in batches of "
-            f"{settings['batch_size']}, seed {settings['seed']}; thresholds set on a share of "
-            f"{settings['validation_split']:g} held out"
-        )
+        images = f"{settings['images']} benign images"
+        trained = f"{len(training.losses)} epoch(s) on {images} in batches of {settings.get('batch_size')}"
+        how = trained if training.losses else f"fitted to {images}"
+        share = f"thresholds set on a share of {settings['validation_split']:g} held out"
+        return f"{how}, seed {settings['seed']}; {share}"
     loss = settings["loss"]
     names = {"pixel_weight": f"pixels ({loss['pixel']})", "feature_weight": f"features ({loss['network']})"}
     names["class_weight"] = "class"

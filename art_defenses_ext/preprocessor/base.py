@@ -145,6 +145,11 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             return replaced(x, restored.detach())
         return self.restore(x)
 
+    def describe(self) -> dict[str, Any]:
+        """The options: what ``params`` names beyond those of every defence; of an object its class."""
+        named = {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
+        return {name: value if _is_plain(value) else type(value).__name__ for name, value in named.items()}
+
     # What ART and torch call
 
     @property
@@ -275,6 +280,12 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
                 f"x is on {x.device} and the defence's network on {self.device}; one device was expected: build the "
                 "defence for the classifier that it stands before, or rebind() it"
             )
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, bool | int | float | str)
 
 
 def _numbers(argument: str, value: Any) -> Tensor:

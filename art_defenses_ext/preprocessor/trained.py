@@ -224,10 +224,6 @@ class TrainedRestorer(RestoringPreprocessor):
     def restore_with(self, x: Tensor, mode: str) -> Tensor:
         return super().restore_with(x, mode) if mode == "identity" else self._bent(self._proposed(x, mode))
 
-    def describe(self) -> dict[str, Any]:
-        """The options."""
-        return {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
-
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The restored images, clipped."""
         return {"restored": self.restore(x).clamp(*self.clip_values)}
@@ -288,6 +284,8 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def _run(self, *x: Tensor) -> Tensor:
         """The network's answer, whatever its dtype, in that of its input."""
+        if next(self.network.parameters()).device != x[0].device:  # ART has moved the classifier's network since
+            self.network.to(x[0].device)
         result: Tensor = self.network(*(as_model_input(one, self.network) for one in x))
         return result.to(x[0].dtype)
 

@@ -514,6 +514,24 @@ def test_a_class_to_reach_is_reached_where_it_is_not_rejected(
     assert (guarded.predict(found).argmax(axis=1) == 1).all()
 
 
+@pytest.mark.parametrize("kind", [AutoPGD, Square])
+def test_without_a_class_to_reach_a_targeted_attack_is_refused(
+    kind: type[TensorAttack], digits_classifier: PyTorchClassifier, x: Any
+) -> None:
+    with pytest.raises(InputError, match="y is None; with targeted"):
+        kind(digits_classifier, targeted=True).generate(x)
+
+
+def test_own_labels_are_found_in_batches_of_the_size_asked_for(digits_classifier: PyTorchClassifier, x: Any) -> None:
+    sizes = []
+    handle = digits_classifier.model.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
+    try:
+        AutoPGD(digits_classifier, eps=0.01, max_iter=1, batch_size=2).generate(x)
+    finally:
+        handle.remove()
+    assert max(sizes) == 2
+
+
 def test_rejected_is_no_label(guarded: PyTorchClassifier) -> None:
     said = "y holds the label 4, which means rejected; 0 to 3 were expected"
     for labels in (np.full(16, 4), np.eye(5)[np.full(16, 4)]):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,27 @@ def test_the_full_ladder_is_the_standard_one_and_what_takes_longer() -> None:
     assert {spec.name for spec in longer if not spec.bounded} == {"DeepFool", "C&W", "HopSkipJump"}
 
 
+@pytest.mark.parametrize(
+    ("argument", "word"),
+    [
+        *(("kind", "whitebox"), ("crafted_on", "undefend"), ("modes", "every"), ("samples", "survivor")),
+        *(("source", "papers"), ("labels", None), ("build", "PGD")),
+    ],
+)
+def test_a_property_that_no_attack_has_is_refused(argument: str, word: Any) -> None:
+    with pytest.raises(InputError, match=f"^{argument} is {word!r}"):
+        replace(WHITE_BOX, **{argument: word})
+
+
 # With a detector
+
+
+def test_the_papers_of_jump_relu_step_as_far_beside_a_detector() -> None:
+    inner = wrap((1, 8, 8), ((0.5,), (0.25,)))
+    whole = rejecting(inner, BinaryInputDetector(wrap((1, 8, 8), (0.0, 1.0))))
+    for spec in JUMP_RELU:
+        attack: Any = spec.build(whole, Linf(0.1), 0)
+        assert np.allclose(attack.scale, 0.25)
 
 
 @pytest.fixture(scope="module")

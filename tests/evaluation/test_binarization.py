@@ -13,6 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext import L2, JumpReLU, Linf
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.losses import margin, only_pair
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
@@ -45,6 +46,17 @@ def test_a_working_attack_finds_what_is_planted_and_a_blind_one_does_not(
     assert works.built.rate == 1
     assert works.found.rate >= 0.9
     assert max(works.by_chance.rate, fails.found.rate, fails.by_chance.rate) <= 0.1
+
+
+@pytest.mark.parametrize("images", [1, 12])
+def test_a_loss_of_three_logits_is_one_of_two_where_two_count(
+    images: int, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """Else it would divide by an infinite spread, and a good attack of one's own be called too weak."""
+    tries: list[binarization.Try] = [(lambda c, t, s: AutoPGD(c, t.norm, t.eps, loss="dlr", seed=s), "exact")]
+    found = binarization_test(digits_classifier, digits.test.x[:images], Linf(0.1), tries, 0)
+    assert found is not None
+    assert found.found.rate >= 0.9
 
 
 def test_examples_outside_the_ball_do_not_count(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:

@@ -52,6 +52,28 @@ class Attack(FastGradientMethod):
         return x + self.by
 
 
+class Counting:
+    """Holds what it does in all ways that a class has."""
+
+    steps = 1
+
+    @staticmethod
+    def sized(x: float) -> float:
+        return x
+
+    @classmethod
+    def made(cls) -> float:
+        return 1.0
+
+    @property
+    def size(self) -> float:
+        return 1.0
+
+
+def choosing() -> Any:
+    return line(0.0), other_line(0.0), PICK(0.0)
+
+
 SAME = {
     "a lambda made twice": lambda: closing(2.0),
     "an array in a closure": lambda: closing(np.arange(3)),
@@ -60,6 +82,7 @@ SAME = {
     "a function that calls itself by another one": lambda: even,
     "part of a function": lambda: functools.partial(with_default, step=2.0),
     "a class of one's own": lambda: lambda classifier: Attack(0.1),
+    "a class with all that one may hold": lambda: Counting,
     "a method": lambda: Attack(0.1).generate,
     "ART's attack": lambda: lambda classifier: FastGradientMethod(classifier, eps=0.1),
     "a network": lambda: closing(torch.nn.Flatten()),
@@ -79,6 +102,9 @@ def line(x: float) -> float:
 
 def other_line(x: float) -> float:
     return x + 2
+
+
+PICK = line
 
 
 OTHER = {
@@ -112,6 +138,29 @@ def test_a_global_counts_also_below_what_is_called(
     before = code_hash(function)
     monkeypatch.setitem(of_global.__globals__, "STEP", 0.2)
     assert code_hash(function) != before
+
+
+PARTS = {
+    "steps": 2,
+    "sized": staticmethod(lambda x: x + 1),
+    "made": classmethod(lambda cls: 2.0),
+    "size": property(lambda self: 2.0),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_whatever_a_class_holds_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = code_hash(Counting)
+    monkeypatch.setattr(Counting, name, PARTS[name])
+    assert code_hash(Counting) != before
+
+
+def test_which_of_two_functions_a_third_name_means_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    hashes = set()
+    for picked in (line, other_line):
+        monkeypatch.setitem(globals(), "PICK", picked)
+        hashes.add(code_hash(choosing))
+    assert len(hashes) == 2
 
 
 def test_a_method_of_ones_own_class_counts(monkeypatch: pytest.MonkeyPatch) -> None:

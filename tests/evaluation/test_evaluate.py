@@ -355,6 +355,13 @@ def test_the_global_generators_are_seeded_for_an_attack(
     assert sizes[0][0] != sizes[0][1]  # another attack draws other numbers
 
 
+def test_every_seed_that_is_accepted_can_be_used(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
+    attacks = [own("a", drawing, samples="all")]
+    for seed in (2**32, 2**63 - 1):
+        report = evaluate(defended, x[:2], y[:2], Linf(1.0), attacks, seed=seed, curve_samples=0, check_samples=0)
+        assert report.summary.run.settings.seed == seed
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_callers_generators_go_on_as_if_nothing_had_been(
     fails: bool, defended: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch

@@ -390,6 +390,18 @@ def test_a_detector_s_training_is_told_in_words() -> None:
     assert told in " ".join(printed(DETECTED.summary, 140).replace("│", " ").split())
 
 
+def test_a_detector_that_was_fitted_without_epochs_has_no_losses_to_draw(tmp_path: Path) -> None:
+    fitted = Training({"seed": 3, "images": 700, "validation_split": 0.25}, [])
+    run = replace(DETECTED.summary.run, trainings=[fitted])
+    report = replace(DETECTED, summary=replace(DETECTED.summary, run=run))
+    told = "fitted to 700 benign images, seed 3; thresholds set on a share of 0.25 held out"
+    assert training_in_words(fitted) == told
+    assert told in " ".join(printed(report.summary, 140).replace("│", " ").split())
+    report.save(tmp_path)
+    assert told in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert not (tmp_path / "figures" / "losses.png").exists()
+
+
 def test_pictures_of_a_detector_need_one_that_was_attacked() -> None:
     for draw in (roc_curves, excess_histograms):
         with pytest.raises(InputError, match="summary holds no attack that fooled"):

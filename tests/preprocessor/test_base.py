@@ -17,8 +17,10 @@ from art.preprocessing.standardisation_mean_std.numpy import StandardisationMean
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext import as_module, defend
+from art_defenses_ext import Linf, as_module, defend
 from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import WHITE_BOX
+from art_defenses_ext.evaluation.evaluate import run_key
 from art_defenses_ext.modes import find_defences, gradient_mode, gradient_modes
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
@@ -792,3 +794,32 @@ def test_mean_and_deviation_of_each_channel_are_applied() -> None:
 
 def test_the_defended_classifier_remembers_the_bare_one(before: Defended, digits_classifier: PyTorchClassifier) -> None:
     assert undefended(before(digits_classifier)) is digits_classifier
+
+
+# What a run is known by
+
+
+def test_runs_of_other_options_or_of_another_network_to_look_into_are_told_apart(
+    digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
+) -> None:
+    """Else a cached result could be that of another defence."""
+
+    def key(defence: RestoringPreprocessor) -> str:
+        defended = defend(digits_classifier, defence)
+        return run_key(defended, x, y, Linf(0.1), [WHITE_BOX], curve_samples=0, check_samples=0)
+
+    model = digits_classifier.model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        other = type(model)().eval()
+    defences = [Pushed(model), Pushed(model), Pushed(model, step=0.2), Pushed(other)]
+    keys = [key(defence) for defence in defences]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3
+
+
+def test_an_option_that_is_an_object_is_told_by_its_class(digits_classifier: PyTorchClassifier) -> None:
+    odd = Pushed(digits_classifier.model)
+    assert odd.describe() == {"step": 0.1}
+    odd.step = np.float32(1)  # type: ignore[assignment]
+    assert odd.describe() == {"step": "float32"}
