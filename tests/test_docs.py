@@ -32,14 +32,17 @@ from sybil.parsers.rest import DocTestParser
 import art_defenses_ext
 from art_defenses_ext.cli import app
 from art_defenses_ext.cli_options import check_defences, options_of
-from art_defenses_ext.datasets import DATASETS, Dataset
+from art_defenses_ext.datasets import DATASETS, Dataset, load_dataset
+from art_defenses_ext.defences import DEFENCES
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.attacks import SETS
+from art_defenses_ext.evaluation.leaderboard import Entry, leaderboard
 from art_defenses_ext.models import MODELS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SOURCES = sorted((ROOT / "art_defenses_ext").rglob("*.py"))
+RESULTS = ROOT / "docs" / "results"
 BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
 TRAINING = ("docs/restoration.md", "docs/methods/feature_autoencoder.md", "docs/methods/two_stream_restoration.md")
 """Pages that train for epochs, on few images."""
@@ -253,3 +256,34 @@ def test_the_bibliography_lists_what_is_cited_and_where() -> None:
             if path in modules:
                 used[number].add(modules[path])
     assert listed == used
+
+
+# Results
+
+
+def entries() -> list[tuple[str, Entry]]:
+    return [(path.parent.name, Entry.read(path)) for path in sorted(RESULTS.rglob("*.json"))]
+
+
+def test_the_page_of_results_is_made_of_its_entries() -> None:
+    assert (RESULTS / "README.md").read_text() == leaderboard(RESULTS)
+
+
+@pytest.mark.parametrize("dataset", ["digits", "mnist", "fashion_mnist"])
+def test_every_defence_has_a_result_on_enough_images(dataset: str) -> None:
+    at_least = min(1000, len(load_dataset("digits").test.x)) if dataset == "digits" else 1000
+    alone = {
+        entry.defences[0]["name"]
+        for folder, entry in entries()
+        if folder == dataset and len(entry.defences) == 1 and entry.samples >= at_least and entry.attacks == "standard"
+    }
+    assert alone == set(DEFENCES) - {"none"}
+
+
+def test_a_result_is_of_its_folder_and_repeated_by_its_command() -> None:
+    for folder, entry in entries():
+        assert entry.dataset == folder
+        last = shlex.split(entry.command.split("; ")[-1])
+        assert last[:4] == ["art-defenses", "evaluate", "--dataset", folder]
+        assert last[last.index("--samples") + 1] == str(entry.samples)
+        assert float(last[last.index("--eps") + 1]) == entry.eps
