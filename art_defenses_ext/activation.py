@@ -8,6 +8,7 @@ the forward pass sees each call, in the order of execution, without touching the
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -98,6 +99,11 @@ class ReplaceReLU(TorchFunctionMode):
         if call.ceiling is not None:
             answer = answer.clamp(max=call.ceiling)
         return call.z.copy_(answer) if call.inplace else answer
+
+
+def softplus_for_relu(beta: float | None) -> AbstractContextManager[object]:
+    """Every ReLU is answered by softplus(beta z) / beta inside the block; with None by itself."""
+    return nullcontext() if beta is None else ReplaceReLU(lambda z, _: F.softplus(z, beta=beta))
 
 
 def check_replaceable(model: nn.Module) -> None:

@@ -24,7 +24,7 @@ from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestor
 from art_defenses_ext.training import Settings
 from art_defenses_ext.training_inputs import mixture
 from art_defenses_ext.transformer.jump_relu import JumpReLU
-from art_defenses_ext.validation import InputError, check_choice
+from art_defenses_ext.validation import InputError, check_choice, check_inner_share
 
 
 @dataclass(frozen=True)
@@ -192,9 +192,7 @@ def _explanation_reconstructor() -> Choice:
         classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), NB_CLASSES, device_type="cpu")
         ExplanationReconstructor(classifier, **made)
         Settings(**{name: training[name] for name in ("nb_epochs", "batch_size") if name in training})
-        share = training.get("validation_split", 0.1)
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share < 1:
-            raise InputError(f"validation_split is {share!r}; a number between 0 and 1 was expected")
+        check_inner_share("validation_split", training.get("validation_split", 0.1))
 
     return Choice(
         "Explanation reconstructor: a detector of explanations that look like no benign one's (Ko, Lim 2021)",

@@ -9,14 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import vgg16
 
-from art_defenses_ext.models import load_published
+from art_defenses_ext.models import IMAGENET_MEAN, IMAGENET_STD, load_published
 from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.validation import InputError
 
 VGG16_TAPS = ("features.20", "features.23", "features.27")
 """relu4_2, pool4 and relu5_2 of torchvision's VGG16: where the authors' code of feature losses cuts it."""
-
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def feature_maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[list[Tensor], Any]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11, vgg16, vgg19
 
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, one_line
 
 _KEYS_SHOWN = 3
 
@@ -272,12 +272,12 @@ class ModelSpec:
     published: bool = False
 
 
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def _imagenet(name: str, build: Callable[[], nn.Module]) -> ModelSpec:
     """A network of torchvision's, whose functions return it untrained unless they are asked for weights."""
-    return ModelSpec(name, build, "image_folder", (3, 224, 224), 1000, _IMAGENET_MEAN, _IMAGENET_STD, published=True)
+    return ModelSpec(name, build, "image_folder", (3, 224, 224), 1000, IMAGENET_MEAN, IMAGENET_STD, published=True)
 
 
 _SPECS = (
@@ -289,7 +289,7 @@ _SPECS = (
     ModelSpec("wong_kolter", WongKolter, "mnist", (1, 28, 28), 10, (0.0,), (1.0,)),
     ModelSpec("alex_like", AlexLike, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
     ModelSpec("resnet20", ResNet20, "cifar10", (3, 32, 32), 10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    ModelSpec("resnet20_a", ResNet20A, "cifar10", (3, 32, 32), 10, _IMAGENET_MEAN, _IMAGENET_STD),
+    ModelSpec("resnet20_a", ResNet20A, "cifar10", (3, 32, 32), 10, IMAGENET_MEAN, IMAGENET_STD),
     _imagenet("squeezenet1_1", squeezenet1_1),
     _imagenet("vgg11", vgg11),
     _imagenet("vgg16", vgg16),
@@ -369,7 +369,7 @@ def _called(said: str, module: str, attribute: str) -> Any:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module runs any code at all, scripts that end by sys.exit included
         raise InputError(
-            f"{said}, whose module cannot be imported ({_reason(error)}); an importable module was expected"
+            f"{said}, whose module cannot be imported ({one_line(error)}); an importable module was expected"
         ) from error
     try:
         factory = operator.attrgetter(attribute)(imported)
@@ -381,7 +381,7 @@ def _called(said: str, module: str, attribute: str) -> Any:
         return factory()
     except (Exception, SystemExit) as error:
         raise InputError(
-            f"{said}, which failed ({_reason(error)}); a function that builds a network without arguments was expected"
+            f"{said}, which failed ({one_line(error)}); a function that builds a network without arguments was expected"
         ) from error
 
 
@@ -429,7 +429,7 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise InputError(
             f"model {name} was given no weights, and the published ones could not be downloaded or read "
-            f"({_reason(error)}); a file of weights, or {published.url} saved in {folder}, was expected"
+            f"({one_line(error)}); a file of weights, or {published.url} saved in {folder}, was expected"
         ) from error
     _check_fit(state, model, published.url)
     model.load_state_dict(state, strict=False)
@@ -495,8 +495,3 @@ def _some(keys: list[str]) -> str:
         return "no keys"
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
     return ", ".join(keys[:_KEYS_SHOWN]) + more
-
-
-def _reason(error: BaseException) -> str:
-    """Return the type of an error and its text on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

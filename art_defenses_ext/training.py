@@ -18,7 +18,7 @@ from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels, check_positive
+from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels, check_positive, one_line
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
 """(images (n, C, H, W), labels (n,), source of randomness on their device) -> terms of the loss by name, each a mean
@@ -430,7 +430,7 @@ def _nb_classes(model: nn.Module, image: Tensor, mean: Sequence[float], std: Seq
     except Exception as error:  # a model may check its input in any way
         raise InputError(
             f"x has images of shape {tuple(image.shape[1:])}, which the {type(model).__name__} cannot take "
-            f"({_reason(error)}); images of the shape that it was made for were expected"
+            f"({one_line(error)}); images of the shape that it was made for were expected"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:
         shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
@@ -438,8 +438,3 @@ def _nb_classes(model: nn.Module, image: Tensor, mean: Sequence[float], std: Seq
             f"model is a {type(model).__name__} that returns {shown} for an image; logits (1, nb_classes) were expected"
         )
     return logits.shape[1]
-
-
-def _reason(error: Exception) -> str:
-    """Return the type of an error and its text on one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())

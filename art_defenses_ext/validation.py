@@ -213,6 +213,17 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
     return indices
 
 
+def one_line(error: BaseException) -> str:
+    """The type of an error and its text on one line, for a message that goes on."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def check_inner_share(argument: str, value: Any) -> None:
+    """Refuse anything but a number between 0 and 1, both left out."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
+        raise InputError(f"{argument} is {value!r}; a number between 0 and 1 was expected")
+
+
 def check_count(argument: str, value: Any) -> None:
     """Refuse anything but a whole number of at least one."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

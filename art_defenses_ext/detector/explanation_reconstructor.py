@@ -51,6 +51,7 @@ from art_defenses_ext.validation import (
     check_classifier,
     check_count,
     check_images,
+    check_inner_share,
 )
 
 SCALINGS = ("image", "benign")
@@ -167,7 +168,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         check_count("batch_size", batch_size)
         x = check_images(x, self.classifier)
         _check_benign(y, len(x))
-        _check_share("validation_split", validation_split)
+        check_inner_share("validation_split", validation_split)
         nb_classes = self.classifier.nb_classes
         settings = Settings(nb_epochs, batch_size * nb_classes, learning_rate, seed=seed)
         path = None if checkpoint is None else Path(checkpoint)
@@ -279,7 +280,7 @@ class ExplanationReconstructor(BinaryInputDetector):
                     "expected"
                 )
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
-        _check_share("false_positive_rate", rate)
+        check_inner_share("false_positive_rate", rate)
         if self.network.is_fitted:
             self.network.set_rate(rate)
         self.false_positive_rate = rate
@@ -409,7 +410,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         check_choice("scaling", self.scaling, SCALINGS)
         check_choice("score", self.score, list(SCORES))
         check_count("hidden", self.hidden)
-        _check_share("false_positive_rate", self.false_positive_rate)
+        check_inner_share("false_positive_rate", self.false_positive_rate)
 
 
 AT_ONCE = 128
@@ -705,11 +706,6 @@ def _check_maps(maps: Tensor, explanations: list[str]) -> None:
             raise InputError(
                 f"x has {name} explanations of a single value each; ones with something on them were expected"
             )
-
-
-def _check_share(argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise InputError(f"{argument} is {value!r}; a number between 0 and 1 was expected")
 
 
 def _made_for(classifier: PyTorchClassifier) -> list[Any]:

@@ -7,13 +7,12 @@ of it is of high frequency; or, of the surface around the image, how the logits 
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.activation import ReplaceReLU
+from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.attribution import gradient
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.pipeline import Pipeline
@@ -26,7 +25,7 @@ Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
 
 def _by_gradient(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explanation:
     def explanation(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-        with nullcontext() if beta is None else ReplaceReLU(lambda z, _: functional.softplus(z, beta=beta)):
+        with softplus_for_relu(beta):
             return explain(pipeline, x, classes)
 
     return explanation
@@ -120,7 +119,7 @@ def _answer_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float
     for every image.
     """
     drawn = torch.Generator().manual_seed(0)
-    with nullcontext() if beta is None else ReplaceReLU(lambda z, _: functional.softplus(z, beta=beta)):
+    with softplus_for_relu(beta):
         clean = pipeline(x)
         noisy = [pipeline(x + NOISE * torch.randn(1, *x.shape[1:], generator=drawn).to(x)) for _ in range(DRAWS)]
     change = torch.stack(noisy).mean(dim=0) - clean  # (n, K)

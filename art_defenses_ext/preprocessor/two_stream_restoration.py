@@ -22,7 +22,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.activation import ReplaceReLU
+from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
@@ -189,7 +189,7 @@ class TwoStreamRestoration(TrainedRestorer):
             exact = self._map(x, noted)
         if self.gradient_stream == "zero":
             return exact
-        with ReplaceReLU(lambda z, _: functional.softplus(z, beta=BETA / self.surrogate_width)):
+        with softplus_for_relu(BETA / self.surrogate_width):
             smooth = self._map(x, lambda logits: found[0])
         return replaced(smooth, exact)
 
