@@ -191,7 +191,8 @@ def _explanation_reconstructor() -> Choice:
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, NB_CLASSES))  # any will do
         classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), NB_CLASSES, device_type="cpu")
         ExplanationReconstructor(classifier, **made)
-        Settings(**{name: training[name] for name in ("nb_epochs", "batch_size") if name in training})
+        told = {name: training[name] for name in ("nb_epochs", "batch_size") if name in training}
+        Settings(**({"nb_epochs": 1} | told))  # the fit has a default, which needs no check
         check_inner_share("validation_split", training.get("validation_split", 0.1))
 
     return Choice(

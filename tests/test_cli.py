@@ -25,6 +25,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli import DEFENCES, evaluate_command, main
 from art_defenses_ext.datasets import DATASETS, Dataset
+from art_defenses_ext.defences import DETECTOR_TRAINING, Wishes
 from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD, AttackSpec
 from art_defenses_ext.evaluation.run_directory import RECORDS
 from art_defenses_ext.models import MODELS, build_model
@@ -737,3 +738,10 @@ def test_the_process_fails_in_a_sentence(tmp_path: Path) -> None:
     result = process("evaluate", "--eps", 0, "--out", "run", cwd=tmp_path)
     assert_one_sentence(result)
     assert tree(tmp_path) == {}
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_a_defence_is_wished_for_without_options_wherever_its_training_takes_minutes(name: str) -> None:
+    wishes = Wishes(jump=None, max_accuracy_drop=0.01, options={}, eps=0.1, fitted=None, seed=0)
+    for dataset in ("digits", *(DETECTOR_TRAINING if name == "explanation_reconstructor" else ())):
+        DEFENCES[name].check(wishes, dataset)
