@@ -191,8 +191,9 @@ def _explanation_reconstructor() -> Choice:
         network = nn.Sequential(nn.Flatten(), nn.Linear(4, NB_CLASSES))  # any will do
         classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 2, 2), NB_CLASSES, device_type="cpu")
         ExplanationReconstructor(classifier, **made)
-        told = {name: training[name] for name in ("nb_epochs", "batch_size") if name in training}
-        Settings(**({"nb_epochs": 1} | told))  # the fit has a default, which needs no check
+        told: dict[str, Any] = {"nb_epochs": 1}  # the fit has a default, which needs no check
+        told |= {name: training[name] for name in ("nb_epochs", "batch_size") if name in training}
+        Settings(**told)
         check_inner_share("validation_split", training.get("validation_split", 0.1))
 
     return Choice(

@@ -553,7 +553,7 @@ def test_options_reach_the_defence(command: Command, weights: Path, tmp_path: Pa
 
 
 RESTORERS = {
-    "feature_autoencoder": (["-o", "width=4"], {"width": 4}, ["exact", "identity"]),
+    "feature_autoencoder": (["-o", "width=4"], {"width": 4}, ["exact", "smooth", "identity"]),
     "two_stream_restoration": (
         ["-o", "width=4", "-o", "map=sum", "-o", "blocks=1"],
         {"width": 4, "map": "sum", "blocks": 1},

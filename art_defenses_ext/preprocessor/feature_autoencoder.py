@@ -22,11 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_choice, check_count
 
 ARCHITECTURES = ("unet", "paper")
+
+BETA = 10.0
+"""Of the softplus in the smooth surrogate, for an attacker to anneal. **Convention**: as for TRN and heatmaps."""
 
 
 class FeatureAutoencoder(TrainedRestorer):
@@ -39,6 +44,9 @@ class FeatureAutoencoder(TrainedRestorer):
             parameters, whose bottleneck of 32 numbers all that it returns must pass; 28x28 grey images.
         width: channels of the U-Net's first level; twice as many in the two below.
         stem: the U-Net's first level sees each block of ``stem`` x ``stem`` pixels as one with as many more channels.
+        gradient_modes: ``"exact"`` differentiates everything; ``"smooth"`` the restorer with softplus in place of its
+            ReLUs, narrower as an attacker anneals it, which finds what its kinks hide; ``"identity"`` passes the
+            gradient through as if nothing were restored.
         **options: see :class:`.TrainedRestorer`.
 
     Raises:
@@ -52,6 +60,8 @@ class FeatureAutoencoder(TrainedRestorer):
     """
 
     defence_name = "feature_autoencoder"
+    gradient_modes = ("exact", "smooth", "identity")
+    annealable_modes = ("smooth",)
     params: ClassVar[list[str]] = [*TrainedRestorer.params, "architecture", "width", "stem"]
     network_params = (*TrainedRestorer.network_params, "architecture", "width", "stem")
     usual_loss = RestorationLoss(feature_weight=1.0)
@@ -74,6 +84,15 @@ class FeatureAutoencoder(TrainedRestorer):
         return PaperAutoencoder() if self.architecture == "paper" else UNet(self.channels, self.width, self.stem)
 
     def _proposed(self, x: Tensor, mode: str) -> Tensor:
+        if mode != "smooth":
+            return self._answer(x)
+        with torch.no_grad():
+            exact = self._answer(x)
+        with softplus_for_relu(BETA / self.surrogate_width):
+            smooth = self._answer(x)
+        return replaced(smooth, exact)
+
+    def _answer(self, x: Tensor) -> Tensor:
         if self.architecture == "unet":
             return x + self._run(x)
         if x.shape[1:] != (1, 28, 28):

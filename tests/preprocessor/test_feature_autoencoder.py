@@ -11,11 +11,12 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import FeatureAutoencoder, as_module, defend, gradient_mode
+from art_defenses_ext.modes import surrogate_width
 from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder, UNet
 from art_defenses_ext.preprocessor.trained import from_blocks, to_blocks
 from art_defenses_ext.validation import InputError
 
-MODES = ("exact", "identity")
+MODES = ("exact", "smooth", "identity")
 SMALL: dict[str, Any] = {"architecture": "unet", "width": 4, "stem": 2}
 PAPER: dict[str, Any] = {"architecture": "paper"}
 
@@ -183,6 +184,29 @@ def test_the_identity_passes_the_gradient_through() -> None:
             (gradients[mode],) = torch.autograd.grad((weights * defence(at)[0]).sum(), at)
     assert torch.equal(gradients["identity"], weights)
     assert not torch.allclose(gradients["exact"], weights, rtol=0.01)
+
+
+@pytest.mark.parametrize("width", [1.0, 0.1])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_smooth_mode_has_the_derivative_of_the_restorer_with_softplus(architecture: str, width: float) -> None:
+    """As sharp as an attacker anneals it."""
+    side = 28 if architecture == "paper" else 9
+    defence = with_weights(nn.Identity(), leak=1.0, **(SMALL | {"architecture": architecture}))
+    x, weights = images(2, 1, side, side), torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(2))
+
+    def slope() -> Tensor:
+        at = x.clone().requires_grad_()
+        return torch.autograd.grad((weights * defence(at)[0]).sum(), at)[0]
+
+    exact = slope()
+    with gradient_mode(defence, "smooth"), surrogate_width(defence, width):
+        smooth = slope()
+    for name, module in list(defence.network.named_modules()):
+        if isinstance(module, nn.ReLU):
+            parent, _, last = name.rpartition(".")
+            setattr(defence.network.get_submodule(parent), last, nn.Softplus(beta=10.0 / width, threshold=20.0))
+    torch.testing.assert_close(smooth, slope())
+    assert not torch.allclose(smooth, exact, rtol=0.01)
 
 
 @pytest.mark.parametrize("mode", MODES)
