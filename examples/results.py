@@ -65,7 +65,8 @@ SAMPLES = {"digits": 500, "mnist": 1000, "fashion_mnist": 1000}
 """Of digits all that its test part has."""
 
 FEWER = 200
-"""Of an adversarially trained TRN: three gradient modes, a passage through the classifier in each of their steps."""
+"""Of pairs, all of whose gradient modes are combined, and of an adversarially trained TRN: three modes and a passage
+through the classifier in each of their steps."""
 
 FITTING = {"mnist": "restoration_mnist.py", "fashion_mnist": "restoration_fashion_mnist.py"}
 BASE = {"mnist": "weights/erichson_mnist_lenet_baseline.pkl"}
@@ -77,6 +78,11 @@ def restored(dataset: str, face: str, fit: str) -> tuple[tuple[str, ...], tuple[
     if dataset in FITTING:
         return ("--fitted", f"{face}=OUT/{dataset}/{fit}-0.safetensors"), (fit.removesuffix("_adversarial"), fit)
     return (("-o", f"{face}.adversarial=true") if fit.endswith("_adversarial") else ()), ()
+
+
+def trained(dataset: str) -> tuple[str, ...]:
+    """The words that train a feature autoencoder before a network with jumps, which no example's fits are for."""
+    return ("-o", "feature_autoencoder.nb_epochs=3") if dataset in FITTING else ()
 
 
 def lines() -> Iterator[Line]:
@@ -99,9 +105,13 @@ def lines() -> Iterator[Line]:
         yield Line(dataset, watch, "Explanation reconstructor", (watch,), network=base)
         options = () if dataset == "digits" else SOFT_MASK
         yield Line(dataset, "heat_and_blur", "Heat and Blur", ("heat_and_blur",), options, network=base)
+        pair = ("jump_relu", "feature_autoencoder")
+        title = "feature autoencoder before JumpReLU"
+        yield Line(dataset, "pair_jump_autoencoder", title, pair, ("--jump", "1", *trained(dataset)), (), base, FEWER)
         words, fits = restored(dataset, "feature_autoencoder", "autoencoder_adversarial")
         title = "adversarially trained feature autoencoder, explanation reconstructor"
-        yield Line(dataset, "pair_autoencoder_detector", title, ("feature_autoencoder", watch), words, fits, base)
+        pair = ("feature_autoencoder", watch)
+        yield Line(dataset, "pair_autoencoder_detector", title, pair, words, fits, base, FEWER)
         yield from on_robust(dataset, robust)
 
 
@@ -116,7 +126,7 @@ def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
     )  # fmt: skip
     yield Line(
         dataset, "pair_robust_jump_autoencoder", "feature autoencoder before JumpReLU, adversarially trained network",
-        ("jump_relu", "feature_autoencoder"), ("--jump", "1"), network=network,
+        ("jump_relu", "feature_autoencoder"), ("--jump", "1", *trained(dataset)), (), network, FEWER,
     )  # fmt: skip
 
 
