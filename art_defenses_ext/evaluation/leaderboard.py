@@ -218,8 +218,9 @@ LEGEND = """Written by `art-defenses leaderboard`. *Robust*: the mean over image
 set, with its 95 % interval; *at most* where the attacks failed a check of their own, so that the figure is an upper
 bound. *Paper's attacks*: after those alone that the method's authors ran, run by us; *reported*: what their paper
 prints, for its own setting. *Gap*: how much of the paper's attacks' figure does not survive. *Passes* and *seconds* are
-per image, over all attacks, on the machine that the entry names. Pairs are of several defences at once. Each line is a
-JSON file beside this page, with versions and hashes."""
+per image, over all attacks, on the machine that the entry names. A network with a detector withstands an attacked
+image also by rejecting it, and is right about a clean one only if it accepts it. Pairs are of several defences at once.
+Each line is a JSON file beside this page, with versions and hashes."""
 
 HEADS = (
     "defence", "network", "robust, %", "paper's attacks, %", "reported, %", "gap", "clean, %", "bare network, %",
