@@ -200,7 +200,10 @@ BASELINE = """
 import pytest
 
 def test_it(assert_not_worse_than):
-    assert_not_worse_than("baseline", WHICH, digits.test.x[:30], digits.test.y[:30], attacks=PGD, check_samples=0)
+    images, labels = digits.test.x[:30], digits.test.y[:30]
+    report = assert_not_worse_than("baseline", WHICH, images, labels, attacks=PGD, check_samples=0)
+    settings = report.summary.run.settings
+    assert (settings.adaptive, settings.block_size) == (False, 16)  # the same attacker as the baseline's
 """
 
 
@@ -216,7 +219,7 @@ def test_a_baseline_is_compared_image_by_image(
         )
     ]
     part = digits.test.x[:30], digits.test.y[:30]
-    options = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    options = {"curve_samples": 0, "check_samples": 0, "adaptive": False, "block_size": 16, "progress": False}
     evaluate(digits_classifier, *part, Linf(0.05), pgd, out=suite.path / "baseline", **options)
     run(suite, BASELINE.replace("WHICH", "network()")).assert_outcomes(passed=1)
     weaker = "load_classifier(digits, epochs=1, progress=False)"
@@ -226,24 +229,6 @@ def test_a_baseline_is_compared_image_by_image(
     result = run(suite, BASELINE.replace("WHICH", "network()").replace("[:30]", "[:31]"))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*baseline is baseline, which is of other images*"])
-
-
-def test_a_baseline_is_compared_with_the_same_attacker(
-    suite: pytest.Pytester, digits_classifier: PyTorchClassifier, digits: Dataset
-) -> None:
-    """A naive attacker's run with a naive attacker's, whose blocks have the same seeds."""
-    options = {"curve_samples": 0, "check_samples": 0, "adaptive": False, "block_size": 2, "progress": False}
-    evaluate(
-        digits_classifier, digits.test.x[:4], digits.test.y[:4], Linf(0.05), "standard",
-        out=suite.path / "baseline", **options,
-    )  # fmt: skip
-    tests = """
-def test_it(assert_not_worse_than):
-    report = assert_not_worse_than("baseline", network(), x[:4], y[:4], check_samples=0)
-    settings = report.summary.run.settings
-    assert (settings.adaptive, settings.block_size, settings.attacks) == (False, 2, "standard")
-"""
-    run(suite, tests).assert_outcomes(passed=1)
 
 
 def test_the_marker_leaves_them_out(suite: pytest.Pytester) -> None:
