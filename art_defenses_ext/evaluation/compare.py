@@ -17,7 +17,7 @@ from art_defenses_ext.evaluation.files import write_files
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.summary import Summary
-from art_defenses_ext.evaluation.table import NOT_ESTABLISHED, defence_names
+from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, defence_names
 from art_defenses_ext.validation import InputError
 
 NORMAL = 1.959964

@@ -24,8 +24,8 @@ from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.summary import Curve, Summary
-from art_defenses_ext.evaluation.table import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
 from art_defenses_ext.evaluation.threats import Threat, named_threat
+from art_defenses_ext.evaluation.words import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
 from art_defenses_ext.validation import FloatArray, InputError
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.

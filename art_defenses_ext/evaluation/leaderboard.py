@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 from art_defenses_ext.evaluation.files import replace_file
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.table import defence_names
+from art_defenses_ext.evaluation.words import defence_names
 from art_defenses_ext.validation import InputError
 
 FORMAT = "art-defenses-ext entry 1"

@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from jinja2 import Environment, StrictUndefined
 
-from art_defenses_ext.evaluation import table
+from art_defenses_ext.evaluation import words
 from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.summary import Summary
@@ -29,13 +29,13 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
     environment.filters |= {
-        "percent": table.percent,
+        "percent": words.percent,
         "interval": _interval,
-        "amount": table.amount,
-        "seconds": table.seconds,
-        "size": table.size,
-        "ndcg": table.ndcg,
-        "reciprocal_rank": table.reciprocal_rank,
+        "amount": words.amount,
+        "seconds": words.seconds,
+        "size": words.size,
+        "ndcg": words.ndcg,
+        "reciprocal_rank": words.reciprocal_rank,
         "short": _short,
     }
     source = files("art_defenses_ext.evaluation").joinpath(TEMPLATE).read_text(encoding="utf-8")
@@ -43,24 +43,24 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         summary=summary,
         run=summary.run,
         settings=summary.run.settings,
-        headlines=table.headlines(summary),
-        verdict=table.verdict(summary),
-        gap=table.shown_gap(summary),
-        defences=table.defence_names(summary.run),
-        trainings=[table.training_in_words(training) for training in summary.run.trainings],
-        attacker=table.attacker_in_words(summary.run),
-        randomness=table.randomness_in_words(summary),
-        agreement=table.agreement_in_words(summary),
-        detection=table.detection_in_words(summary.detection),
-        detection_columns=table.DETECTION_COLUMNS,
-        detection_rows=table.detection_rows(summary.detection) if summary.detection else [],
-        legend_with_detector=table.LEGEND_WITH_DETECTOR,
-        not_established=table.NOT_ESTABLISHED,
-        title=table.title(summary),
-        threat=table.threat_in_words(summary.run.settings),
-        groups=table.grouped(summary.rows),
-        median_size=table.median_size,
-        counted=table.counted,
+        headlines=words.headlines(summary),
+        verdict=words.verdict(summary),
+        gap=words.shown_gap(summary),
+        defences=words.defence_names(summary.run),
+        trainings=[words.training_in_words(training) for training in summary.run.trainings],
+        attacker=words.attacker_in_words(summary.run),
+        randomness=words.randomness_in_words(summary),
+        agreement=words.agreement_in_words(summary),
+        detection=words.detection_in_words(summary.detection),
+        detection_columns=words.DETECTION_COLUMNS,
+        detection_rows=words.detection_rows(summary.detection) if summary.detection else [],
+        legend_with_detector=words.LEGEND_WITH_DETECTOR,
+        not_established=words.NOT_ESTABLISHED,
+        title=words.title(summary),
+        threat=words.threat_in_words(summary.run.settings),
+        groups=words.grouped(summary.rows),
+        median_size=words.median_size,
+        counted=words.counted,
         grid=_grid(summary),
         curve_rows=_curve_rows(summary),
         examples=examples,
@@ -70,7 +70,7 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
 
 def _interval(share: Proportion) -> str:
     low, high = share.interval
-    return f"{100 * low:.1f} to {100 * high:.1f}{table.NO_BREAK}%"
+    return f"{100 * low:.1f} to {100 * high:.1f}{words.NO_BREAK}%"
 
 
 def _short(value: float) -> str:

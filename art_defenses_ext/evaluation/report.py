@@ -23,7 +23,8 @@ from art_defenses_ext.evaluation.run_directory import (
     read_records,
 )
 from art_defenses_ext.evaluation.summary import Summary, summarise
-from art_defenses_ext.evaluation.table import render, verdict
+from art_defenses_ext.evaluation.table import render
+from art_defenses_ext.evaluation.words import verdict
 from art_defenses_ext.validation import InputError
 
 FIGURES = ("accuracy", "curves", "examples", "excesses", "losses", "roc", "trade_off")

@@ -1,15 +1,11 @@
-"""The figures of a report in words, and their picture in a terminal.
-
-All text here is ASCII, so that it survives any pipe and any locale.
-"""
+"""A report in a terminal of any width: tables where there is room, lists where there is none."""
 
 from __future__ import annotations
 
-import re
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from rich import box
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -20,473 +16,49 @@ from rich.table import Table
 from rich.text import Text
 
 from art_defenses_ext.evaluation.checks import DOCS, Check
-from art_defenses_ext.evaluation.detection import FALSE_POSITIVES, PASSING, At, Detection
-from art_defenses_ext.evaluation.proportion import Mean, Proportion
-from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
-from art_defenses_ext.modes import Training
+from art_defenses_ext.evaluation.detection import Detection
+from art_defenses_ext.evaluation.settings import RunDescription
+from art_defenses_ext.evaluation.summary import AttackRow, Summary
+from art_defenses_ext.evaluation.words import (
+    DETECTION_COLUMNS,
+    LEGEND,
+    LEGEND_WITH_DETECTOR,
+    NO_BREAK,
+    NOT_ESTABLISHED,
+    agreement_in_words,
+    attacker_in_words,
+    bare_percent,
+    broke,
+    capital,
+    count_of,
+    counted,
+    defence_names,
+    detection_in_words,
+    detection_rows,
+    given,
+    grouped,
+    headlines,
+    interval,
+    median_size,
+    ndcg,
+    notes,
+    passes,
+    percent,
+    points,
+    randomness_in_words,
+    reciprocal_rank,
+    row_in_words,
+    seconds,
+    shown_gap,
+    size,
+    threat_in_words,
+    training_in_words,
+    unbroken,
+    verdict,
+)
 
-NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
 NARROWEST_CHECKS = 60  # columns under which the checks become a list
 NARROWEST_NAME = 18  # columns that an attack's name gets, at least, before the tables give way to a list
-GROUPS = {"ladder": "the ladder", "paper": "the paper's attacks", "side": "curves and checks"}
-"""Headings of the attack table, by the rows' ``source``, in the order in which they ran."""
-
-NOT_ESTABLISHED = "not established"
-"""What stands in place of a robust accuracy whose attacks fail their checks."""
-
-LEGEND = (
-    ("broke k of m", "of m images given, k were correct and became wrong in the ball"),
-    ("given", "'all' images, or 'left': the correct ones that nothing above broke"),
-    ("in ball", "accuracy after it, if only changes inside the threat's ball count"),
-    ("any size", "accuracy after it, whatever the changes' size: what papers print"),
-    ("median", "size of the changes that led to a wrong class, in the ball or not"),
-    ("NDCG", "agreement with the ranking of classes for the clean image, 1 at best"),
-    ("1/rank", "of the class that leads that ranking, after the attack"),
-    ("counted", "images in the ball, which these two are means over"),
-    ("passes", "images through the network per attacked image, forwards/backwards"),
-)
-"""What the columns of the attack table mean, a line each."""
-
-LEGEND_WITH_DETECTOR = (
-    ("rejected", "after an attack it counts as correct, of a clean image as wrong"),
-    ("knows", "'zero': made on the bare network; 'perfect': on network and detector"),
-    ("fooled", "of m images, k are wrong for the network alone and lie in the ball"),
-    ("AUC", "of fooled against clean images; mean: class by class, as papers print"),
-    ("flagged", "of the fooled, where so many per cent of clean images are flagged"),
-    ("past", "of images right when clean: fooled and not flagged, likewise"),
-    ("% rejected", "of the fooled, at its own threshold; for all: whatever fooled them"),
-)
-"""And of the table of the detector, where there is one."""
-
-
-@dataclass(frozen=True)
-class Headline:
-    """One of the few figures to take away.
-
-    Attributes:
-        key: ``"worst_case"``, ``"paper"``, ``"undefended_robust"``, ``"undefended_clean"`` or ``"clean"``.
-        label: what it is, in plain words.
-        value: the figure; None if it was not measured.
-        remark: what to know with it, or why it was not measured.
-        established: False if the figure is only an upper bound, since the attacks fail their checks.
-    """
-
-    key: str
-    label: str
-    value: Proportion | None
-    remark: str = ""
-    established: bool = True
-
-
-def headlines(summary: Summary) -> list[Headline]:
-    """The headline figures in their order: what survives comes first, the paper's number after it."""
-    found = [
-        Headline(
-            "worst_case",
-            "Robust accuracy over all attacks",
-            summary.worst_case,
-            _remarks(_counted_right(summary), _warning(summary)),
-            established=summary.established is not False,
-        ),
-        Headline(
-            "paper",
-            "After the paper's own attacks",
-            summary.paper,
-            _counted_right(summary) if summary.paper else "none was run",
-        ),
-    ]
-    clean = Headline(
-        "clean",
-        "Defended network, clean images" if summary.run.defences else "Clean images",
-        summary.clean,
-        "correct and accepted" if summary.run.rejects else "",
-    )
-    if summary.undefended_clean is None:
-        return [
-            *found,
-            Headline("undefended_clean", "Undefended network", None, "not run: none is known"),
-            clean,
-        ]
-    fewer = "fewer attacks than on the defended" if tried(summary) == "adaptive" else ""
-    remark = fewer if summary.undefended_robust else "not run"
-    return [
-        *found,
-        Headline("undefended_robust", "Undefended network, attacks made on it", summary.undefended_robust, remark),
-        Headline("undefended_clean", "Undefended network, clean images", summary.undefended_clean),
-        clean,
-    ]
-
-
-def _counted_right(summary: Summary) -> str:
-    """What an attacked image must be."""
-    return "correct or rejected" if summary.run.rejects else ""
-
-
-def _remarks(*remarks: str) -> str:
-    return "; ".join(one for one in remarks if one)
-
-
-Tried = Literal["nothing", "papers only", "no gradient", "adaptive", "nothing left"]
-
-
-def tried(summary: Summary) -> Tried:
-    """How far the attackers went: the honest reading of the worst case depends on it.
-
-    Returns:
-        ``"adaptive"`` if an attack of the ladder followed the gradient of the defended network; ``"no gradient"``
-        if the ladder only transferred or queried; ``"nothing left"`` if the ladder had no image left to attack;
-        ``"papers only"`` without a ladder; ``"nothing"`` if no attack ran.
-    """
-    if not any(row.attacked for row in summary.rows):
-        return "nothing"
-    ladder = [row for row in summary.rows if row.source == "ladder"]
-    if any(row.attacked and row.crafted_on == "defended" and row.backward > 0 for row in ladder):
-        return "adaptive"
-    if any(row.attacked for row in ladder):
-        return "no gradient"
-    return "nothing left" if any(row.crafted_on == "defended" for row in ladder) else "papers only"
-
-
-def shown_gap(summary: Summary) -> float | None:
-    """The gap, from 0 to 1; None also where it is 0 only because nobody but the paper's own attackers tried."""
-    return None if tried(summary) == "papers only" else summary.gap
-
-
-def _warning(summary: Summary) -> str:
-    if summary.established is False:
-        most = f"{percent(summary.worst_case)} {interval(summary.worst_case)}"
-        return f"at most {most}; failed checks: {', '.join(summary.failed_checks)}"
-    return {
-        "nothing": "no attack was run",
-        "papers only": "no adaptive attack was run",
-        "no gradient": "no adaptive attack was run",
-    }.get(tried(summary), "")
-
-
-def title(summary: Summary) -> str:
-    """The result in two or three words."""
-    if summary.established is False:
-        return NOT_ESTABLISHED
-    if tried(summary) in ("nothing", "papers only", "no gradient"):
-        return "robustness unknown"
-    return f"{percent(summary.worst_case)} robust"
-
-
-def verdict(summary: Summary) -> str:
-    """What the figures say, in a few sentences that hold whatever they are."""
-    parts = (
-        _verdict_on_checks(summary),
-        _verdict_on_defence(summary),
-        _verdict_on_detector(summary),
-        _verdict_on_undefended(summary),
-    )
-    return " ".join(part for part in parts if part)
-
-
-def _verdict_on_checks(summary: Summary) -> str:
-    if summary.established is not False:
-        return ""
-    failed = ", ".join(summary.failed_checks)
-    return f"Robustness is not established: the attacks fail their own checks ({failed}), so others may break more."
-
-
-def _verdict_on_defence(summary: Summary) -> str:
-    how_far, left = tried(summary), percent(summary.worst_case)
-    target = "defence" if summary.run.defences else "network"
-    correct, accepted = ("correct or rejected", " and accepted") if summary.run.rejects else ("correct", "")
-    if how_far == "nothing":
-        return (
-            f"No attack was run: that {left} of the images are classified correctly{accepted} says nothing about "
-            "robustness."
-        )
-    if summary.paper is None:
-        none = " None of a paper's own attacks was run." if summary.run.defences else ""
-        if how_far == "adaptive":
-            return f"An attacker who knows the {target} leaves {left} {correct}.{none}"
-        return (
-            f"The attacks that were run leave {left} {correct}, but none followed the gradient of the {target}.{none}"
-        )
-    paper = f"the paper's own attacks, counted in the same ball, leave {percent(summary.paper)}"
-    if how_far == "adaptive":
-        return f"An attacker who knows the {target} leaves {left} {correct}; {_compared(summary, paper)}."
-    if how_far == "no gradient":
-        return (
-            f"With attacks that follow no gradient of the {target}, {left} stay {correct}; "
-            f"{_compared(summary, paper)}. An attacker who knows the {target} was not tried and may leave far less."
-        )
-    if how_far == "nothing left":
-        left_over = "correctly classified and accepted" if summary.run.rejects else "correctly classified"
-        return f"{_capital(paper)}, and no {left_over} image was left to attack further."
-    return f"{_capital(paper)}. Nobody who knows the {target} has attacked it yet: that number is still unknown."
-
-
-def _compared(summary: Summary, paper: str) -> str:
-    """The paper's number beside the one that survives."""
-    assert summary.paper is not None
-    gap = summary.paper.count - summary.worst_case.count
-    if gap == 0:
-        return f"{paper} too: nothing else broke an image that they had left"
-    return f"{paper}, which is {points(gap / summary.paper.total)} more ({images(gap)})"
-
-
-def _verdict_on_detector(summary: Summary) -> str:
-    """Who gets past it."""
-    pools = {pool.knows: pool for pool in summary.detection.pools} if summary.detection else {}
-    if not any(pool.success for pool in pools.values()):
-        return ""
-    names = {"zero": "an attacker who does not know the detector", "perfect": "one who does"}
-    past = " and ".join(
-        f"{names[knows] if len(pools) > 1 else 'the best attack of each image'} gets {percent(pool.success[0].share)}"
-        for knows, pool in pools.items()
-        if pool.success
-    )
-    flagged = f"{100 * PASSING[0]:g}{NO_BREAK}%"
-    return f"At a threshold that flags {flagged} of clean images, {past} of the images past network and detector."
-
-
-def detection_in_words(detection: Detection | None) -> str:
-    """What the detector does at its own threshold; empty without one."""
-    if detection is None:
-        return ""
-    found = detection.false_positives
-    text = f"At its own threshold the detector rejects {percent(found)} {interval(found)} of the clean images."
-    for pool in detection.pools:
-        if pool.mead is not None:
-            whose = {"zero": "an attack that does not know it", "perfect": "any attack"}[pool.knows]
-            text += (
-                f" Of the images on which {whose} fooled the network, it rejects {percent(pool.mead)} "
-                f"{interval(pool.mead)} whatever the attack."
-            )
-    return text
-
-
-DETECTION_COLUMNS = (
-    "knows",
-    "fooled\nk of m",
-    "mean\nAUC",
-    "AUC",
-    *(f"% flagged\nat {100 * share:g} %" for share in FALSE_POSITIVES),
-    *(f"% past\nat {100 * share:g} %" for share in PASSING),
-    "%\nrejected",
-)
-"""Headings of the detector's table, after the attack's name."""
-
-
-def detection_rows(detection: Detection) -> list[tuple[str, list[str]]]:
-    """The detector's table: a name and the cells under ``DETECTION_COLUMNS``; the last lines are of all attacks."""
-    return [
-        *(
-            (
-                row.key,
-                [
-                    row.knows,
-                    _count(row.fooled),
-                    _auc(row.mean_auc),
-                    _auc(row.auc),
-                    *_shares(row.true_positives, len(FALSE_POSITIVES)),
-                    *_shares(row.success, len(PASSING)),
-                    _bare_percent(row.detected),
-                ],
-            )
-            for row in detection.rows
-        ),
-        *(
-            (
-                {"zero": "all that do not know it", "perfect": "all attacks"}[pool.knows],
-                [
-                    pool.knows,
-                    *["-"] * (3 + len(FALSE_POSITIVES)),
-                    *_shares(pool.success, len(PASSING)),
-                    _bare_percent(pool.mead),
-                ],
-            )
-            for pool in detection.pools
-        ),
-    ]
-
-
-def _auc(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
-
-
-def _shares(found: list[At], count: int) -> list[str]:
-    return [_bare_percent(at.share) for at in found] or ["-"] * count
-
-
-def _bare_percent(share: Proportion | None) -> str:
-    return percent(share).removesuffix(f"{NO_BREAK}%")
-
-
-def _verdict_on_undefended(summary: Summary) -> str:
-    if summary.undefended_clean is None:
-        return "No undefended network was there to compare with." if summary.run.defences else ""
-    if summary.undefended_robust is None:
-        return "The undefended network was not attacked."
-    kept = percent(summary.undefended_robust)
-    fewer = ", which are fewer" if tried(summary) == "adaptive" else ""
-    return f"The undefended network keeps {kept} under attacks made on it{fewer}."
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def percent(share: Proportion | None) -> str:
-    """``"26.7 %"`` on one line; ``"-"`` for None."""
-    return "-" if share is None else f"{100 * share.rate:.1f}{NO_BREAK}%"
-
-
-def interval(share: Proportion) -> str:
-    """Its 95 % interval in per cent, ``"[22.0, 31.9]"``."""
-    low, high = share.interval
-    return f"[{100 * low:.1f},{NO_BREAK}{100 * high:.1f}]"
-
-
-def points(gap: float) -> str:
-    """A difference of two accuracies, ``"62.0 points"``."""
-    return f"{100 * gap:.1f}{NO_BREAK}points"
-
-
-def images(count: int) -> str:
-    """So many images, on one line."""
-    return f"{count}{NO_BREAK}image{'' if count == 1 else 's'}"
-
-
-def amount(value: float) -> str:
-    """A number of passes, no finer than it is worth reading."""
-    return f"{value:.1f}".removesuffix(".0") if value < 100 else f"{value:.0f}"
-
-
-def seconds(value: float) -> str:
-    """Seconds, likewise; without the unit."""
-    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def size(value: float | None) -> str:
-    """The size of a perturbation."""
-    return "-" if value is None else f"{value:.3g}"
-
-
-def defence_names(run: RunDescription) -> list[str]:
-    """Each defence with its settings, ``"jump_relu (jump 1, relus 4)"``; settings that are None are left out."""
-    return [_defence_name(defence) for defence in run.defences]
-
-
-def _defence_name(defence: dict[str, Any]) -> str:
-    options = [
-        f"{key.replace('_', ' ')} {_option(value)}"
-        for key, value in defence.items()
-        if key != "name" and value is not None
-    ]
-    return f"{defence['name']} ({', '.join(options)})" if options else str(defence["name"])
-
-
-def training_in_words(training: Training) -> str:
-    """What a defence was trained on, in a line."""
-    settings = training.settings
-    if "loss" not in settings:  # a detector's
-        images = f"{settings['images']} benign images"
-        trained = f"{len(training.losses)} epoch(s) on {images} in batches of {settings.get('batch_size')}"
-        how = trained if training.losses else f"fitted to {images}"
-        share = f"thresholds set on a share of {settings['validation_split']:g} held out"
-        return f"{how}, seed {settings['seed']}; {share}"
-    loss = settings["loss"]
-    names = {"pixel_weight": f"pixels ({loss['pixel']})", "feature_weight": f"features ({loss['network']})"}
-    names["class_weight"] = "class"
-    terms = ", ".join(f"{loss[key]:g} {name}" for key, name in names.items() if loss[key])
-    return (
-        f"{len(training.losses)} epoch(s) on {settings['images']} images: {'; '.join(settings['inputs'])}; eps "
-        f"{settings['eps']:g}, attacks made in mode {settings['attack_mode']}, seed {settings['seed']}; loss {terms}"
-    )
-
-
-def _option(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(_option(one) for one in value) + "]"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def threat_in_words(settings: Settings) -> str:
-    """What the attacker may do."""
-    rule = {
-        "linf": "each pixel value may change by at most",
-        "l2": "the change's Euclidean length is at most",
-    }[settings.threat]
-    return f"{settings.threat}: {rule} {settings.eps:g}"
-
-
-def grouped(rows: list[AttackRow]) -> list[tuple[str, list[AttackRow]]]:
-    """The rows under their headings, in the order of ``GROUPS``; no heading without rows."""
-    groups = [(title, [row for row in rows if row.source == source]) for source, title in GROUPS.items()]
-    return [(title, chosen) for title, chosen in groups if chosen]
-
-
-def notes(rows: list[AttackRow]) -> list[str]:
-    """A line for each thing that is to be said of attacks, such as why they did not run."""
-    found = dict.fromkeys(row.note for row in rows if row.note)
-    return [f"{note}: {', '.join(row.key for row in rows if row.note == note)}" for note in found]
-
-
-def median_size(row: AttackRow, norm: str) -> float | None:
-    """The median size of its perturbations in the threat's norm."""
-    return row.median_linf if norm == "linf" else row.median_l2
-
-
-def randomness_in_words(summary: Summary) -> str:
-    """What a random defence's passes say beside their majority's vote; empty for one that is not random."""
-    found = summary.randomness
-    if found is None:
-        return ""
-    low, high = (f"{100 * end:.1f}" for end in found.mean_interval)
-    return (
-        f"The defence is random. Each image was judged by {found.votes} passes, and the figures are their majority's "
-        f"vote. Mean over the passes: {100 * found.mean:.1f}{NO_BREAK}% [{low},{NO_BREAK}{high}] robust; never wrong "
-        f"in any of them: {percent(found.worst)} {interval(found.worst)}."
-    )
-
-
-def agreement_in_words(summary: Summary) -> str:
-    """The agreement of softmax lists, of clean images and in the worst case; empty if none was recorded."""
-    clean, worst = summary.clean_agreement, summary.worst_agreement
-    if clean is None or worst is None:
-        return ""
-    whose = {"undefended": "the undefended network's", "own": "its own"}[summary.reference]
-    return (
-        f"The network's ranking of all classes, compared with {whose} of the clean image (1 is the same): "
-        f"mean NDCG {_mean(clean.ndcg)} on clean images, {_mean(worst.ndcg)} in the worst case of each; "
-        f"mean reciprocal rank {_mean(clean.reciprocal_rank)} and {_mean(worst.reciprocal_rank)}."
-    )
-
-
-def _mean(of: Mean) -> str:
-    low, high = of.interval
-    return f"{of.mean:.3f}{NO_BREAK}[{low:.3f},{NO_BREAK}{high:.3f}]"
-
-
-def ndcg(agreement: Agreement | None) -> str:
-    """Its mean NDCG, ``"0.412"``; ``"-"`` for None."""
-    return "-" if agreement is None else f"{agreement.ndcg.mean:.3f}"
-
-
-def reciprocal_rank(agreement: Agreement | None) -> str:
-    """Its mean reciprocal rank, likewise."""
-    return "-" if agreement is None else f"{agreement.reciprocal_rank.mean:.3f}"
-
-
-def counted(row: AttackRow) -> str:
-    """How many of its images both are means over: those inside the ball; ``"-"`` for none."""
-    return "-" if row.agreement is None else str(row.agreement.ndcg.total)
-
-
-def attacker_in_words(run: RunDescription) -> str:
-    """Which gradients the attacker was given."""
-    given = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
-    if run.draws > 1:
-        given += f", averaged over {run.draws} passes"
-    return given if run.settings.adaptive else f"naive: {given} alone"
 
 
 def render(summary: Summary) -> RenderableType:
@@ -587,7 +159,7 @@ class _Headlines:
             elif not line.established:
                 table.add_row(_text(line.label, style), _text(NOT_ESTABLISHED, style))
             else:
-                cells = (line.label, percent(line.value), interval(line.value), _count(line.value))
+                cells = (line.label, percent(line.value), interval(line.value), count_of(line.value))
                 table.add_row(*[_text(cell, style) for cell in cells])
             if line.remark:
                 table.add_row(_text(f"  {line.remark}", "dim"))
@@ -607,10 +179,6 @@ class _Headlines:
             yield _Prose(f"Gap between the first two: {points(gap)}", indent="  ")
 
 
-def _count(share: Proportion) -> str:
-    return f"{share.count} of {share.total}"
-
-
 class _Checks:
     """The checks: verdict, name and finding; wrapped findings stay in their column."""
 
@@ -621,21 +189,16 @@ class _Checks:
         yield _text("Did the attacks work?", "bold")
         if options.max_width < NARROWEST_CHECKS:
             for check in self.checks:
-                yield _Prose(f"{check.verdict}: {check.name}: {_unbroken(check.finding)}", _style(check), "  ")
+                yield _Prose(f"{check.verdict}: {check.name}: {unbroken(check.finding)}", _style(check), "  ")
             return
         table = Table.grid(padding=(0, 2, 0, 0))
         for _ in range(3):
             table.add_column()
         for check in self.checks:
-            cells = (_text(f"  {check.verdict}", _style(check)), _text(check.name), _Prose(_unbroken(check.finding)))
+            cells = (_text(f"  {check.verdict}", _style(check)), _text(check.name), _Prose(unbroken(check.finding)))
             table.add_row(*cells)
         yield table
         yield _Prose(f"What each one means, and what to do where it fails: {DOCS}", "dim")
-
-
-def _unbroken(finding: str) -> str:
-    """With ``"3 of 20"`` and ``"90 %"`` kept on one line."""
-    return re.sub(r"(?<=\d) of (?=\d)|(?<=\d) (?=%)", lambda found: found[0].replace(" ", NO_BREAK), finding)
 
 
 def _style(check: Check) -> str:
@@ -692,8 +255,8 @@ def _results(norm: str) -> list[_Column]:
         _Column("made on", lambda row: row.crafted_on, "left"),
         _Column("given", given, "left"),
         _Column("broke\nk of m", broke),
-        _Column("% in\nball", lambda row: _bare_percent(row.robust)),
-        _Column("% any\nsize", lambda row: _bare_percent(row.accuracy)),
+        _Column("% in\nball", lambda row: bare_percent(row.robust)),
+        _Column("% any\nsize", lambda row: bare_percent(row.accuracy)),
         _Column(f"median\n{norm}", lambda row: size(median_size(row, norm))),
     ]
 
@@ -708,23 +271,9 @@ def _agreements() -> list[_Column]:
 
 def _costs() -> list[_Column]:
     return [
-        _Column("passes", _passes),
+        _Column("passes", passes),
         _Column("s", lambda row: seconds(row.seconds) if row.attacked else "-"),
     ]
-
-
-def given(row: AttackRow) -> str:
-    """Which images it attacked."""
-    return "all" if row.samples == "all" else "left"
-
-
-def broke(row: AttackRow) -> str:
-    """``"52 of 251"``, or that it did not run."""
-    return f"{row.broke} of {row.attacked}" if row.attacked else "not run"
-
-
-def _passes(row: AttackRow) -> str:
-    return f"{amount(row.forward)}/{amount(row.backward)}" if row.attacked else "-"
 
 
 class _Attacks:
@@ -766,21 +315,9 @@ class _Attacks:
 
     def _lines(self) -> Iterator[RenderableType]:
         for title, rows in grouped(self.summary.rows):
-            yield _Prose(f"{_capital(title)}:", "bold")
+            yield _Prose(f"{capital(title)}:", "bold")
             for row in rows:
-                yield _Prose(f"  {row.key}: {_in_words(row)}", indent="    ")
-
-
-def _in_words(row: AttackRow) -> str:
-    if not row.attacked:
-        return row.note
-    target = "both networks" if row.crafted_on == "both" else f"the {row.crafted_on} network"
-    text = f"made on {target}; broke {broke(row).replace(' ', NO_BREAK)}"
-    if row.robust is not None:
-        text += f"; leaves {percent(row.robust)} in the ball, {percent(row.accuracy)} at any size"
-    if row.agreement is not None:
-        text += f"; NDCG{NO_BREAK}{ndcg(row.agreement)}, 1/rank{NO_BREAK}{reciprocal_rank(row.agreement)}"
-    return f"{text}; {_passes(row)} passes; {seconds(row.seconds)}{NO_BREAK}s"
+                yield _Prose(f"  {row.key}: {row_in_words(row)}", indent="    ")
 
 
 def _width(table: Table, console: Console, options: ConsoleOptions) -> int:

@@ -38,7 +38,8 @@ from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecor
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
-from art_defenses_ext.evaluation.table import (
+from art_defenses_ext.evaluation.threats import Linf
+from art_defenses_ext.evaluation.words import (
     DETECTION_COLUMNS,
     detection_rows,
     headlines,
@@ -46,7 +47,6 @@ from art_defenses_ext.evaluation.table import (
     training_in_words,
     verdict,
 )
-from art_defenses_ext.evaluation.threats import Linf
 from art_defenses_ext.modes import Training, Tuning
 from art_defenses_ext.validation import InputError
 
