@@ -8,13 +8,10 @@ which files to put where.
 from __future__ import annotations
 
 import contextlib
-import csv
-import hashlib
-import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from http.client import HTTPException
@@ -24,12 +21,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
-from torchvision.transforms.functional import center_crop, resize
 
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, StoredImages, check_count
+from art_defenses_ext.arrays import FloatArray, IntArray
+from art_defenses_ext.image_folder import LabelledFiles, common_size, find_images, read_half
+from art_defenses_ext.validation import InputError, check_count, last_line
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
@@ -42,18 +39,6 @@ NB_VALIDATION = 5_000
 DIGITS_SEED = 0
 DIGITS_VALIDATION = 300
 DIGITS_TEST = 500
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-LABELS_FILE = "labels.csv"
-FILE_COLUMNS = ("file", "image_id")
-LABEL_COLUMNS = ("label", "class_index")
-NIPS2017_FOLDER = "nips2017"
-IMAGENET_SIZE = 224
-IMAGENET_RESIZE = 256
-IMAGES_SEED = 0
-MAX_PART_BYTES = 4 * 2**30
-"""The validation images of a folder are one array in memory, and so are test images up to this size: 7,133 of
-224 x 224. More test images are read as an evaluation comes to them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +303,7 @@ def _ensure_files(name: str, root: Path) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         raise InputError(
             f"name is {name!r}, but {', '.join(missing)} are missing and could not be downloaded "
-            f"({_reason(error)}); the files that torchvision.datasets.{published.call} fetches on a machine "
+            f"({last_line(error)}); the files that torchvision.datasets.{published.call} fetches on a machine "
             f"with network access were expected in {folder}"
         ) from error
 
@@ -341,7 +326,7 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
         data = published.loader(root, train=train, download=False)
         x, y = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
     except Exception as error:  # torchvision's readers trip over a damaged file in many ways, by assertions too
-        raise _damaged(name, root, _reason(error)) from error
+        raise _damaged(name, root, last_line(error)) from error
     x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)  # (N, C, H, W)
     if x.shape[1:] != published.input_shape or y.shape != x.shape[:1]:
         raise _damaged(name, root, f"images of shape {x.shape} for {y.size} labels")
@@ -361,44 +346,24 @@ def _damaged(name: str, root: Path, reason: str) -> InputError:
     )
 
 
-@dataclass(frozen=True)
-class _Labelled:
-    """The images of a folder in the order of their names.
-
-    Args:
-        folder: where they lie.
-        files: their paths.
-        labels: their class indices.
-        nb_classes: how many classes these show that there are.
-        open_classes: whether there may be more.
-    """
-
-    folder: Path
-    files: tuple[Path, ...]
-    labels: tuple[int, ...]
-    nb_classes: int
-    open_classes: bool
-
-
 def _image_folder(root: Path, size: int | None) -> Dataset:
-    images = _find_images(root)
-    if len(images.files) < 2:
-        raise _no_use(images.folder, "holds a single image; two or more, to tune on one half, were expected")
-    height, width = _common_size(images) if size is None else (size, size)
+    images = find_images(root)
+    height, width = common_size(images) if size is None else (size, size)
     return Dataset(
         name="image_folder",
         input_shape=(3, height, width),
         nb_classes=images.nb_classes,
         nb_validation=len(images.files) // 2,
         read_training=_refuse_training,
-        read_test=partial(_read_half, images, 0, height, width),
-        read_validation=partial(_read_half, images, 1, height, width),
+        read_test=partial(_half, images, 0, height, width),
+        read_validation=partial(_half, images, 1, height, width),
         open_classes=images.open_classes,
     )
 
 
-def _no_use(folder: Path, problem: str) -> InputError:
-    return InputError(f"name is 'image_folder', but {folder} {problem}")
+def _half(images: LabelledFiles, first: int, height: int, width: int) -> Split:
+    x, y = read_half(images, first, height, width)
+    return Split(x, y)  # type: ignore[arg-type]  # stored images only where an evaluation reads them
 
 
 def _refuse_training() -> Split:
@@ -406,203 +371,3 @@ def _refuse_training() -> Split:
         "the data set is image_folder, whose images serve validation and testing only; "
         "a data set with training images was expected"
     )
-
-
-def _find_images(root: Path) -> _Labelled:
-    """Return the images of ``root`` itself, else of ``nips2017`` in it, else of a folder in it for each class."""
-    if not root.is_dir():
-        raise _no_use(root, "is no folder; one with images and their labels was expected")
-    for folder in (root, root / NIPS2017_FOLDER):
-        if (folder / LABELS_FILE).is_file() or (folder.is_dir() and _images_in(folder)):
-            return _with_labels_file(folder)
-    return _with_class_folders(root)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-    return _by_name(path for path in found if path.is_file())
-
-
-def _by_name(paths: Iterable[Path]) -> list[Path]:
-    # Paths themselves compare otherwise on Windows, where letters have no case.
-    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
-
-
-def _with_class_folders(root: Path) -> _Labelled:
-    folders = _by_name(path for path in root.iterdir() if path.is_dir())
-    inside = [_images_in(folder) for folder in folders]
-    if not any(inside):
-        raise _no_use(
-            root,
-            f"holds no images; {', '.join(IMAGE_ENDINGS)} files with a {LABELS_FILE}, or in a folder for each class, "
-            "were expected",
-        )
-    for folder, files in zip(folders, inside, strict=True):
-        if not files:
-            raise _no_use(root, f"holds the folder {folder.name} without an image; images of a class were expected")
-    if len(folders) < 2:
-        raise _no_use(root, f"holds {folders[0].name} as its only class; two or more classes were expected")
-    labels = [label for label, files in enumerate(inside) for _ in files]
-    return _Labelled(root, tuple(file for files in inside for file in files), tuple(labels), len(folders), False)
-
-
-def _with_labels_file(folder: Path) -> _Labelled:
-    files = _images_in(folder)
-    if not files:
-        raise _no_use(folder, f"holds a {LABELS_FILE} and no images; {', '.join(IMAGE_ENDINGS)} files were expected")
-    if not (folder / LABELS_FILE).is_file():
-        raise _no_use(
-            folder,
-            f"holds images and no {LABELS_FILE}; one with the columns {FILE_COLUMNS[0]} and {LABEL_COLUMNS[0]} was "
-            "expected",
-        )
-    labels = _match(_read_labels(folder / LABELS_FILE), files, folder)
-    return _Labelled(folder, tuple(files), tuple(labels), max(labels) + 1, True)
-
-
-def _read_labels(path: Path) -> list[tuple[str, int]]:
-    """Return the names and class indices that a file of labels lists."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark before the first column
-            reader = csv.DictReader(lines)
-            columns = [_column(reader.fieldnames or (), known, path) for known in (FILE_COLUMNS, LABEL_COLUMNS)]
-            # A line that is too short holds None.
-            rows = [(reader.line_num, [(row[column] or "").strip() for column in columns]) for row in reader]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise _no_use(
-            path, f"cannot be read ({_reason(error)}); a file of comma-separated values was expected"
-        ) from error
-    return [(name, _class_index(text, line, path)) for line, (name, text) in rows]
-
-
-def _column(names: Sequence[str], known: Sequence[str], path: Path) -> str:
-    found = [name for name in names if name in known]
-    if len(found) != 1:
-        raise _no_use(
-            path, f"has the columns {', '.join(names) or 'of an empty file'}; one {' or '.join(known)} was expected"
-        )
-    return found[0]
-
-
-def _class_index(text: str, line: int, path: Path) -> int:
-    # isdecimal takes the digits of all scripts; a number of ten places is no class either.
-    if not (text.isascii() and text.isdecimal() and len(text) < 10):
-        raise _no_use(path, f"says {text!r} in line {line}; a class index, a whole number from 0, was expected")
-    return int(text)
-
-
-def _match(listed: list[tuple[str, int]], files: list[Path], folder: Path) -> list[int]:
-    """Return the label of each file; a name without its ending stands for the only file that it can mean."""
-    meant: dict[str, list[Path]] = {}
-    for file in files:
-        meant.setdefault(file.name, []).append(file)
-        meant.setdefault(file.stem, []).append(file)
-    labels: dict[Path, int] = {}
-    for name, label in listed:
-        found = meant.get(name, [])
-        if len(found) != 1:
-            raise _no_use(folder, f"holds {len(found)} images {name!r} of {LABELS_FILE}; exactly one was expected")
-        if found[0] in labels:
-            raise _no_use(folder, f"has a {LABELS_FILE} that lists {found[0].name} twice; one label each was expected")
-        labels[found[0]] = label
-    missing = [file.name for file in files if file not in labels]
-    if missing:
-        raise _no_use(
-            folder,
-            f"has a {LABELS_FILE} without {missing[0]} ({len(missing)} such); a label for each image was expected",
-        )
-    return [labels[file] for file in files]
-
-
-def _common_size(images: _Labelled) -> tuple[int, int]:
-    """Return the height and width of all images, else the size to which all can be cropped."""
-    sizes: dict[Path, tuple[int, int]] = {file: _open(file, _size) for file in images.files}
-    if len(set(sizes.values())) == 1:
-        return next(iter(sizes.values()))
-    smallest = min(images.files, key=lambda file: min(sizes[file]))
-    if min(sizes[smallest]) < IMAGENET_SIZE:
-        height, width = sizes[smallest]
-        raise _no_use(
-            images.folder,
-            f"holds images of several sizes, of which {smallest.name} has {height} x {width} pixels; one size, or at "
-            f"least {IMAGENET_SIZE} x {IMAGENET_SIZE} to be cropped to, was expected",
-        )
-    return IMAGENET_SIZE, IMAGENET_SIZE
-
-
-def _read_half(images: _Labelled, first: int, height: int, width: int) -> Split:
-    """Return every other image from ``first`` on, in the mixed order."""
-    chosen = np.arange(first, len(images.files), 2)
-    # RandomState's stream is frozen for good, where that of default_rng may change with a release of NumPy.
-    chosen = np.random.RandomState(IMAGES_SEED).permutation(chosen)
-    stored = ImageFiles([images.files[index] for index in chosen], height, width)
-    labels = np.array(images.labels, dtype=np.int64)[chosen]
-    if 4 * math.prod(stored.shape) <= MAX_PART_BYTES:
-        return Split(np.asarray(stored), labels)
-    if first == 1:
-        raise _no_use(
-            images.folder,
-            f"holds {len(images.files)} images, of which the {len(chosen)} for validation do not fit into memory at "
-            f"{height} x {width} pixels; a defence that needs none, or fewer images, were expected",
-        )
-    return Split(stored, labels)  # type: ignore[arg-type]
-
-
-class ImageFiles(StoredImages):
-    """Image files, decoded when they are asked for.
-
-    Args:
-        files: their paths.
-        height, width: of each image, to which it is cropped if it has another size.
-    """
-
-    def __init__(self, files: Sequence[Path], height: int, width: int) -> None:
-        self.files, self.shape = files, (len(files), 3, height, width)
-
-    def __getitem__(self, rows: slice) -> ImageFiles:
-        return ImageFiles(self.files[rows], *self.shape[2:])
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
-        x = np.empty(self.shape, dtype=np.float32)
-        height, width = self.shape[2:]
-        for place, file in enumerate(self.files):
-            x[place] = _open(file, partial(_pixels, height=height, width=width))
-        x /= 255
-        return x
-
-    def fingerprint(self) -> str:
-        """A hash of the files' bytes, in their order, and of the size."""
-        digest = hashlib.sha256(str(self.shape).encode())
-        for file in self.files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-        return digest.hexdigest()
-
-
-def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
-    """Return what ``use`` makes of an image; a file that is none is blamed by its name."""
-    try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
-            return use(image)
-    except Exception as error:  # Pillow trips over a damaged file in many ways, by SyntaxError and struct.error too
-        raise _no_use(file, f"cannot be used ({_reason(error)}); a JPEG or PNG image was expected") from error
-
-
-def _size(image: Image.Image) -> tuple[int, int]:
-    return image.height, image.width
-
-
-def _pixels(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
-    """Return the image (3, height, width), cropped if it has another size."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError("pixels of more than 8 bits, whose white is not known")
-    colours = image.convert("RGB")
-    if _size(colours) != (height, width):
-        shorter = round(min(height, width) * IMAGENET_RESIZE / IMAGENET_SIZE)
-        colours = center_crop(resize(colours, shorter), [height, width])
-    return np.asarray(colours).transpose(2, 0, 1)
-
-
-def _reason(error: BaseException) -> str:
-    """Return the type of an error and the last line of its text: torchvision lists what it tried, the cause last."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

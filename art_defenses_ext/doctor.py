@@ -14,9 +14,10 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.evaluation.settings import PACKAGES
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.validation import InputError
 
 IMAGES = 4
 """Random images that are tried."""

@@ -11,42 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import product
 from typing import Any, ClassVar
 
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.provenance import Training, Tuning
 from art_defenses_ext.validation import InputError
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How a defence's strength was chosen on validation images.
-
-    Attributes:
-        parameter: what was tuned, such as ``"jump"``.
-        chosen: its value.
-        points: (value, clean accuracy from 0 to 1) pairs that were looked at, in ascending order.
-    """
-
-    parameter: str
-    chosen: float
-    points: list[tuple[float, float]]
-
-
-@dataclass(frozen=True)
-class Training:
-    """One training of a defence.
-
-    Attributes:
-        settings: what it was trained on and how, as plain data.
-        losses: of each epoch, over the training images and over those held out; None where none were.
-    """
-
-    settings: dict[str, Any]
-    losses: list[tuple[float, float | None]]
 
 
 class Defence:

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, check_labels, check_positive, one_line
+from art_defenses_ext.validation import InputError, check_labels, check_positive, one_line
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
 """(images (n, C, H, W), labels (n,), source of randomness on their device) -> terms of the loss by name, each a mean
@@ -111,16 +112,7 @@ def train(
     **Convention**: the batches of an epoch differ by one image at most. A short last one would weigh more per image,
     and batch normalisation cannot bear a single image.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    if not trained:
-        raise InputError(f"model is a {type(network).__name__} without a parameter to train; at least one was expected")
-    _check_pairs("images", images, labels)
-    if validation is not None:
-        _check_pairs("validation", *validation)
-    elif settings.patience is not None:
-        raise InputError(f"patience is {settings.patience} without validation images; some, or None, were expected")
-    if checkpoint is not None and not checkpoint.parent.is_dir():
-        raise InputError(f"checkpoint is {str(checkpoint)!r}; a file in an existing folder was expected")
+    trained = _check_run(network, images, labels, settings, validation, checkpoint)
     device = trained[0].device
     nb_batches = math.ceil(len(images) / settings.batch_size)
     optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
@@ -240,6 +232,28 @@ def accuracy(
             logits = model(_normalise(images[batch].to(device), mean, std))
             correct += int((logits.argmax(dim=1).cpu() == labels[batch]).sum())
     return correct / len(images)
+
+
+def _check_run(
+    network: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    settings: Settings,
+    validation: tuple[Tensor, Tensor] | None,
+    checkpoint: Path | None,
+) -> list[nn.Parameter]:
+    """The parameters to train, if there is something to train and to train on."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    if not trained:
+        raise InputError(f"model is a {type(network).__name__} without a parameter to train; at least one was expected")
+    _check_pairs("images", images, labels)
+    if validation is not None:
+        _check_pairs("validation", *validation)
+    elif settings.patience is not None:
+        raise InputError(f"patience is {settings.patience} without validation images; some, or None, were expected")
+    if checkpoint is not None and not checkpoint.parent.is_dir():
+        raise InputError(f"checkpoint is {str(checkpoint)!r}; a file in an existing folder was expected")
+    return trained
 
 
 def _check_pairs(argument: str, images: Tensor, labels: Tensor) -> None:

@@ -3,50 +3,14 @@
 from __future__ import annotations
 
 import sys
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-FloatArray = npt.NDArray[np.float32]
-IntArray = npt.NDArray[np.int64]
-
-
-class StoredImages(ABC):
-    """Images that are read when they are asked for, where all of them at once would not fit into memory.
-
-    ``np.asarray`` reads them; a slice is read no sooner.
-
-    Attributes:
-        shape: (N, C, H, W).
-        dtype: float32.
-    """
-
-    shape: tuple[int, ...]
-    dtype = np.dtype(np.float32)
-
-    @abstractmethod
-    def __getitem__(self, rows: slice) -> StoredImages:
-        """Some of them."""
-
-    @abstractmethod
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
-        """All of them, in memory."""
-
-    @abstractmethod
-    def fingerprint(self) -> str:
-        """A hash of what they are read from."""
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-
-Images = FloatArray | StoredImages
-
+from art_defenses_ext.arrays import FloatArray, Images, IntArray, StoredImages
 
 PAGES = {
     "activation": "methods/jump_relu.md",
@@ -69,6 +33,7 @@ PAGES = {
     "evaluation.run_directory": "scale.md",
     "evaluation.shard": "scale.md",
     "features": "restoration.md",
+    "image_folder": "data.md",
     "models": "data.md",
     "modes": "evaluation.md",
     "pipeline": "traps.md",
@@ -216,6 +181,12 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
 def one_line(error: BaseException) -> str:
     """The type of an error and its text on one line, for a message that goes on."""
     return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def last_line(error: BaseException) -> str:
+    """The type of an error and the last line of its text: torchvision lists what it tried, the cause last."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
 def check_inner_share(argument: str, value: Any) -> None:

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from art_defenses_ext import ExplanationReconstructor, Linf, as_module, evaluate, rejecting
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.datasets import Split, load_dataset
@@ -33,7 +34,6 @@ from art_defenses_ext.evaluation.detection import Detection, DetectionRow
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.models import KoLim, LeNetLike
 from art_defenses_ext.training import train_classifier
-from art_defenses_ext.validation import FloatArray
 
 GRID = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
 

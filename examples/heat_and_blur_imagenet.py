@@ -31,6 +31,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.datasets import Split, load_dataset
@@ -38,7 +39,6 @@ from art_defenses_ext.evaluation.attacks import PAPERS, STANDARD, AttackSpec, at
 from art_defenses_ext.evaluation.judge import predict
 from art_defenses_ext.evaluation.metrics import ndcg
 from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.validation import FloatArray
 
 Options = dict[str, Any]
 

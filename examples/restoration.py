@@ -18,6 +18,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import FeatureAutoencoder, Linf, RestorationLoss, TwoStreamRestoration, defend, evaluate
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.classifiers import load_classifier
@@ -27,7 +28,6 @@ from art_defenses_ext.evaluation.judge import predict
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training_inputs import pgd
-from art_defenses_ext.validation import FloatArray
 
 Options = dict[str, Any]
 

@@ -27,10 +27,10 @@ LAYERS = (
     {"estimator"},
     {"detector", "preprocessor", "transformer"},
     {
-        "activation", "attribution", "checkpoint", "datasets", "features", "models", "modes", "pipeline", "progress",
-        "rebuild", "surrogate", "training", "training_inputs", "training_state",
+        "activation", "attribution", "checkpoint", "datasets", "features", "image_folder", "models", "modes",
+        "pipeline", "progress", "provenance", "rebuild", "surrogate", "training", "training_inputs", "training_state",
     },
-    {"validation"},
+    {"arrays", "validation"},
 )  # fmt: skip
 """From the top down: each imports from its own and from what stands below."""
 

@@ -22,8 +22,9 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, ImageFolder
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import to_tensor
 
-from art_defenses_ext import datasets
-from art_defenses_ext.datasets import DATASETS, Dataset, ImageFiles, Split, load_dataset
+from art_defenses_ext import image_folder
+from art_defenses_ext.datasets import DATASETS, Dataset, Split, load_dataset
+from art_defenses_ext.image_folder import ImageFiles
 from art_defenses_ext.validation import InputError
 
 NB_TRAINING, NB_TEST = 5_020, 30
@@ -654,7 +655,7 @@ def test_test_images_that_do_not_fit_into_memory_are_read_when_asked_for(
 ) -> None:
     labelled_folder(tmp_path, 7)
     whole = load_dataset("image_folder", tmp_path).test
-    monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5 - 1)
+    monkeypatch.setattr(image_folder, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5 - 1)
     stored = load_dataset("image_folder", tmp_path).test
     assert isinstance(stored.x, ImageFiles)
     np.testing.assert_array_equal(stored.y, whole.y)
@@ -680,7 +681,7 @@ def test_validation_images_that_do_not_fit_into_memory_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labelled_folder(tmp_path, 7)
-    monkeypatch.setattr(datasets, "MAX_PART_BYTES", 4 * 3 * 3 * 6 * 5 - 1)
+    monkeypatch.setattr(image_folder, "MAX_PART_BYTES", 4 * 3 * 3 * 6 * 5 - 1)
     dataset = load_dataset("image_folder", tmp_path)
     with pytest.raises(InputError, match="the 3 for validation do not fit into memory at 6 x 5 pixels"):
         _ = dataset.validation

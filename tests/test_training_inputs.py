@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.models import MODELS
 from art_defenses_ext.training_inputs import (
@@ -31,7 +32,7 @@ from art_defenses_ext.training_inputs import (
     mixture,
     pgd,
 )
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.validation import InputError
 
 SHAPE = (3, 4, 5)
 EPS = 0.1

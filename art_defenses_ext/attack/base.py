@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.losses import merge_rejection, only_pair
 from art_defenses_ext.attack.norms import into_range, per_sample
 from art_defenses_ext.estimator.defend import as_module
@@ -24,9 +25,7 @@ from art_defenses_ext.modes import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
 from art_defenses_ext.validation import (
-    FloatArray,
     InputError,
-    IntArray,
     check_classifier,
     check_count,
     check_images,

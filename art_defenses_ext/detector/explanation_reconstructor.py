@@ -29,6 +29,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS, TINY, maps, statistics
 from art_defenses_ext.detector.reconstructors import (
@@ -37,16 +38,15 @@ from art_defenses_ext.detector.reconstructors import (
     ClassGaussians,
     ConvolutionalAutoencoder,
 )
-from art_defenses_ext.modes import Defence, Training, find_defences, gradient_mode
+from art_defenses_ext.modes import Defence, find_defences, gradient_mode
 from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.provenance import Training
 from art_defenses_ext.rebuild import evaluation_mode, rebuild
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.training import Settings, train
 from art_defenses_ext.training_state import Epoch
 from art_defenses_ext.validation import (
-    FloatArray,
     InputError,
-    IntArray,
     check_choice,
     check_classifier,
     check_count,

@@ -17,6 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from filelock import FileLock
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.compare import Paired
@@ -25,7 +26,7 @@ from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import read_manifest
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.rebuild import rebuild, record_undefended, undefended
-from art_defenses_ext.validation import FloatArray, InputError, check_choice
+from art_defenses_ext.validation import InputError, check_choice
 
 SHOWN = 10
 """Indices of broken images in a failure's message, for each attack."""

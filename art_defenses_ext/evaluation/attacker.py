@@ -10,6 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rejects
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
@@ -18,7 +19,6 @@ from art_defenses_ext.modes import Defence, annealable_modes, gradient_modes
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.surrogate import Surrogate
-from art_defenses_ext.validation import FloatArray
 
 EOT_DRAWS = 16
 """Passes that an attacker averages over a random defence. **Convention**: Athalye et al. 2018 name no number."""

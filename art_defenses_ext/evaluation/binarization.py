@@ -20,6 +20,7 @@ from art.estimators.classification import PyTorchClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere
 from art_defenses_ext.estimator.defend import as_module
@@ -31,7 +32,6 @@ from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.pipeline import Step
 from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import FloatArray, IntArray
 
 INNER_POINTS = 999
 """Points inside the ball, of the image's class. **Convention**: with the surface point a thousand."""

@@ -13,6 +13,7 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import rebuild
+from art_defenses_ext.arrays import Images, IntArray
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
@@ -30,9 +31,7 @@ from art_defenses_ext.evaluation.work import Work
 from art_defenses_ext.pipeline import check_differentiable
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.validation import (
-    Images,
     InputError,
-    IntArray,
     check_count,
     check_evaluated,
     check_labels,

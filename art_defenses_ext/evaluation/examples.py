@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.validation import InputError
 
 NB_EXAMPLES = 8
 """How many a report shows, at most: one an attack, the first that it broke."""

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.evaluation.detection import DetectionRow, clean_excesses, fooled_excesses, roc
 from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.proportion import Proportion
@@ -26,7 +27,7 @@ from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.summary import Curve, Summary
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.evaluation.words import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.validation import InputError
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

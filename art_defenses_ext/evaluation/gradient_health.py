@@ -9,6 +9,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.arrays import Images, IntArray
 from art_defenses_ext.attack.losses import margin, merge_rejection
 from art_defenses_ext.attack.norms import into_range, per_sample, random_in_ball, size, steepest
 from art_defenses_ext.estimator.defend import as_module
@@ -17,7 +18,6 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import gradient_mode
-from art_defenses_ext.validation import Images, IntArray
 
 SAMPLES = 100
 """Images that the gradients are looked at for."""

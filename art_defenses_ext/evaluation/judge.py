@@ -10,12 +10,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.evaluation.metrics import Scores
 from art_defenses_ext.evaluation.seeding import seeded
-from art_defenses_ext.validation import FloatArray, IntArray
 
 BoolArray = npt.NDArray[np.bool_]
 

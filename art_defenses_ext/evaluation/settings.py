@@ -17,14 +17,15 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext.arrays import Images, IntArray, StoredImages
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.modes import Defence, Training, Tuning, find_defences
+from art_defenses_ext.modes import Defence, find_defences
 from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.validation import Images, IntArray, StoredImages
+from art_defenses_ext.provenance import Training, Tuning
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
 

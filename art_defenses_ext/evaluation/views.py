@@ -9,12 +9,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import as_model_input
-from art_defenses_ext.validation import FloatArray
 
 
 def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> list[Example]:

@@ -13,7 +13,7 @@ from art_defenses_ext.evaluation.detection import FALSE_POSITIVES, PASSING, At, 
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
-from art_defenses_ext.modes import Training
+from art_defenses_ext.provenance import Training
 
 NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
 GROUPS = {"ladder": "the ladder", "paper": "the paper's attacks", "side": "curves and checks"}

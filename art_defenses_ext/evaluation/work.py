@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.binarization import binarization_test
@@ -26,7 +27,7 @@ from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.modes import gradient_mode
-from art_defenses_ext.validation import FloatArray, Images, InputError, IntArray
+from art_defenses_ext.validation import InputError
 
 BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -14,23 +15,16 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
-from art_defenses_ext.modes import Training
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+from art_defenses_ext.provenance import Training
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
-from art_defenses_ext.validation import (
-    FloatArray,
-    InputError,
-    IntArray,
-    check_choice,
-    check_classifier,
-    check_count,
-    check_labels,
-)
+from art_defenses_ext.validation import InputError, check_choice, check_classifier, check_count, check_labels
 
 
 class TrainedRestorer(RestoringPreprocessor):
@@ -131,12 +125,7 @@ class TrainedRestorer(RestoringPreprocessor):
         settings = Settings(
             nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, seed, mixed_precision
         )
-        if inputs is None:
-            inputs = ("clean", "end_to_end") if adversarial else self.usual_inputs
-        if loss is None:
-            loss = RestorationLoss(pixel_weight=0.0, class_weight=1.0) if adversarial else self.usual_loss
-        elif not isinstance(loss, RestorationLoss):
-            raise InputError(f"loss is {loss!r}; a RestorationLoss was expected")
+        inputs, loss = self._usual(inputs, loss, adversarial)
         make = mixture(inputs, eps)
         if adversarial and not any(may_be_end_to_end(one) for one in inputs):
             raise InputError(
@@ -146,37 +135,24 @@ class TrainedRestorer(RestoringPreprocessor):
         if path is not None and not path.parent.is_dir():
             raise InputError(f"checkpoint is {str(path)!r}; a file in an existing folder was expected")
         part, held_out = _split(*self._check_training(x, y, settings.batch_size), validation_split, settings.seed)
-        nb_least = len(part[0]) // -(-len(part[0]) // settings.batch_size)
-        if nb_least < len(inputs):
-            raise InputError(
-                f"batch_size is {batch_size}, which makes batches of {nb_least} of {len(part[0])} images; at least as "
-                f"many as the {len(inputs)} kinds of inputs were expected"
-            )
+        _check_batches(len(part[0]), settings.batch_size, len(inputs))
         if not self._is_fitted:
             self._make_network(settings.seed)
         objective = self._objective(make, loss, attack_mode)
         self._try(objective, part)
         plan: dict[str, Any] = {"eps": float(eps), "inputs": [_name(one) for one in inputs], "attack_mode": attack_mode}
         plan |= {"loss": loss.describe(), "validation_split": validation_split}
-        first_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
-        self.network.requires_grad_(True)
-        try:
-            with evaluation_mode(self.model):
-                self.history = train(
-                    self.network,
-                    *part,
-                    objective,
-                    settings,
-                    validation=held_out,
-                    checkpoint=path,
-                    identity=plan | self._identity(loss),
-                    progress=progress,
-                )
-        except BaseException:
-            self.network.load_state_dict(first_weights)  # not those of a fit that broke off
-            raise
-        finally:
-            self.network.requires_grad_(False).to(memory_format=torch.channels_last)
+        with self._trainable(), evaluation_mode(self.model):
+            self.history = train(
+                self.network,
+                *part,
+                objective,
+                settings,
+                validation=held_out,
+                checkpoint=path,
+                identity=plan | self._identity(loss),
+                progress=progress,
+            )
         self._is_fitted = True
         losses = [(sum(one.training.values()), one.validation_loss if held_out else None) for one in self.history]
         self.trainings.append(Training(vars(settings) | plan | {"images": len(part[0])}, losses))
@@ -247,6 +223,31 @@ class TrainedRestorer(RestoringPreprocessor):
         return {"channels": classifier.input_shape[0]}
 
     # Inside
+
+    def _usual(
+        self, inputs: Sequence[str | TrainingInput] | None, loss: RestorationLoss | None, adversarial: bool
+    ) -> tuple[Sequence[str | TrainingInput], RestorationLoss]:
+        """What to train on and what to minimise, by default where nothing was named."""
+        if inputs is None:
+            inputs = ("clean", "end_to_end") if adversarial else self.usual_inputs
+        if loss is None:
+            loss = RestorationLoss(pixel_weight=0.0, class_weight=1.0) if adversarial else self.usual_loss
+        elif not isinstance(loss, RestorationLoss):
+            raise InputError(f"loss is {loss!r}; a RestorationLoss was expected")
+        return inputs, loss
+
+    @contextmanager
+    def _trainable(self) -> Iterator[None]:
+        """The network's weights can be trained meanwhile; a fit that breaks off leaves those that it found."""
+        first_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
+        self.network.requires_grad_(True)
+        try:
+            yield
+        except BaseException:
+            self.network.load_state_dict(first_weights)
+            raise
+        finally:
+            self.network.requires_grad_(False).to(memory_format=torch.channels_last)
 
     def _training_summary(self) -> list[dict[str, Any]]:
         return [vars(one) for one in self.trainings]
@@ -364,6 +365,16 @@ class TrainedRestorer(RestoringPreprocessor):
     def _all_logits(self, images: Tensor, batch_size: int) -> Tensor:
         with evaluation_mode(self.model), torch.no_grad():
             return torch.cat([self._logits(batch.to(self.device)).cpu() for batch in images.split(batch_size)])
+
+
+def _check_batches(nb_images: int, batch_size: int, nb_kinds: int) -> None:
+    """Refuse batches with fewer images than there are kinds of them."""
+    nb_least = nb_images // -(-nb_images // batch_size)
+    if nb_least < nb_kinds:
+        raise InputError(
+            f"batch_size is {batch_size}, which makes batches of {nb_least} of {nb_images} images; at least as "
+            f"many as the {nb_kinds} kinds of inputs were expected"
+        )
 
 
 def _name(kind: str | TrainingInput) -> str:

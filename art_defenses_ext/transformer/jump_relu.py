@@ -24,16 +24,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
-from art_defenses_ext.modes import Defence, Tuning
+from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.modes import Defence
+from art_defenses_ext.provenance import Tuning
 from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
-from art_defenses_ext.validation import (
-    FloatArray,
-    InputError,
-    check_classifier,
-    check_count,
-    check_images,
-    check_labels,
-)
+from art_defenses_ext.validation import InputError, check_classifier, check_count, check_images, check_labels
 
 Jump = float | Sequence[float]
 

@@ -21,12 +21,13 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from art_defenses_ext import HeatAndBlur, as_module, defend, gradient_mode, gradient_modes
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejecting, rejects
 from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.validation import InputError
 
 SHAPE, NB_CLASSES = (2, 3, 4), 5
 

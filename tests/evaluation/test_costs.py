@@ -11,10 +11,10 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.costs import Cost, measured
 from art_defenses_ext.transformer.jump_relu import JumpReLU
-from art_defenses_ext.validation import FloatArray
 
 NB_CLASSES = 4
 SHAPE = (1, 6, 6)

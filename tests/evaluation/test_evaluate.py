@@ -25,6 +25,7 @@ from art.estimators.estimator import BaseEstimator
 from torch import nn
 
 from art_defenses_ext import ExplanationReconstructor, JumpReLU, defend, evaluate, gradient_mode, rejecting
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
@@ -40,7 +41,7 @@ from art_defenses_ext.evaluation.summary import AttackRow, summarise
 from art_defenses_ext.evaluation.threats import L2, Linf, Threat
 from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import FloatArray, InputError, IntArray
+from art_defenses_ext.validation import InputError
 
 EPS = 0.1
 BLOCK = 16

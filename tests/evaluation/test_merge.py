@@ -19,6 +19,7 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.arrays import FloatArray, IntArray, StoredImages
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
@@ -30,7 +31,7 @@ from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import EXAMPLES, FINDINGS, MANIFEST, RECORDS
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
-from art_defenses_ext.validation import FloatArray, InputError, IntArray, StoredImages
+from art_defenses_ext.validation import InputError
 
 SAMPLES, BLOCK, EPS = 23, 4, 0.1
 

@@ -24,6 +24,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, evaluate
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation import metrics
 from art_defenses_ext.evaluation.attacker import VOTES
@@ -32,7 +33,7 @@ from art_defenses_ext.evaluation.metrics import ndcg, reciprocal_rank, recorded
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.threats import Linf
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import FloatArray, InputError, IntArray
+from art_defenses_ext.validation import InputError
 
 Rational = Sequence[Fraction]
 

@@ -47,7 +47,7 @@ from art_defenses_ext.evaluation.words import (
     training_in_words,
     verdict,
 )
-from art_defenses_ext.modes import Training, Tuning
+from art_defenses_ext.provenance import Training, Tuning
 from art_defenses_ext.validation import InputError
 
 NB_SAMPLES = 20

@@ -45,7 +45,7 @@ from art_defenses_ext.evaluation.run_directory import (
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.threats import L2, Linf
-from art_defenses_ext.modes import Training, Tuning
+from art_defenses_ext.provenance import Training, Tuning
 from art_defenses_ext.validation import InputError
 
 SAMPLES, BLOCK = 7, 3

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import Linf, as_module, defend
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacks import WHITE_BOX
 from art_defenses_ext.evaluation.evaluate import run_key
@@ -25,7 +26,7 @@ from art_defenses_ext.modes import find_defences, gradient_mode, gradient_modes
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import FloatArray, InputError
+from art_defenses_ext.validation import InputError
 
 # Each option by name: the defaults are no business of these tests.
 OPTIONS: dict[str, Any] = {

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate
+from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attribution import relevance as lrp
@@ -37,7 +38,7 @@ from art_defenses_ext.models import MODELS, build_model
 from art_defenses_ext.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS, blurred
 from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import FloatArray, InputError, IntArray
+from art_defenses_ext.validation import InputError
 
 MODES = ("exact", "frozen", "smooth", "identity")
 
