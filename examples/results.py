@@ -60,16 +60,25 @@ class Line:
     samples: int | None = None
 
 
-EPS = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1}
-SAMPLES = {"digits": 500, "mnist": 1000, "fashion_mnist": 1000}
-"""Of digits all that its test part has."""
+EPS = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1, "cifar10": 8 / 255}
+SAMPLES = {"digits": 500, "mnist": 1000, "fashion_mnist": 1000, "cifar10": 200}
+"""Of digits all that its test part has; of CIFAR-10 what a CPU gets through."""
 
 FEWER = 200
 """Of pairs, all of whose gradient modes are combined, and of an adversarially trained TRN: three modes and a passage
 through the classifier in each of their steps."""
 
-FITTING = {"mnist": "restoration_mnist.py", "fashion_mnist": "restoration_fashion_mnist.py"}
-BASE = {"mnist": "weights/erichson_mnist_lenet_baseline.pkl"}
+FITTING = {
+    "mnist": ("restoration_mnist.py",),
+    "fashion_mnist": ("restoration_fashion_mnist.py",),
+    "cifar10": ("restoration_cifar10.py", "--epochs", "10"),
+}
+"""The example that fits a data set's restorers, and what it is told: on CIFAR-10 half the epochs of a GPU."""
+
+BASE = {
+    "mnist": "weights/erichson_mnist_lenet_baseline.pkl",
+    "cifar10": "weights/erichson_cifar10_resnet20_baseline.pkl",
+}
 ROBUST = {"mnist": "weights/erichson_mnist_lenet_robust.pkl"}
 
 
@@ -87,7 +96,7 @@ def trained(dataset: str) -> tuple[str, ...]:
 
 def lines() -> Iterator[Line]:
     """All lines, the quick ones of each data set first."""
-    for dataset in EPS:
+    for dataset in ("digits", "mnist", "fashion_mnist"):
         base, robust = BASE.get(dataset), ROBUST.get(dataset)
         yield Line(dataset, "bare", "bare network", ("none",), network=base)
         yield Line(dataset, "jump_relu", "JumpReLU, jump 1", ("jump_relu",), ("--jump", "1"), network=base)
@@ -113,6 +122,7 @@ def lines() -> Iterator[Line]:
         pair = ("feature_autoencoder", watch)
         yield Line(dataset, "pair_autoencoder_detector", title, pair, words, fits, base, FEWER)
         yield from on_robust(dataset, robust)
+    yield from on_cifar10()
 
 
 def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
@@ -130,6 +140,16 @@ def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
     )  # fmt: skip
 
 
+def on_cifar10() -> Iterator[Line]:
+    """What a CPU can fit and attack on CIFAR-10 within an hour a line."""
+    base = BASE["cifar10"]
+    yield Line("cifar10", "bare", "bare network", ("none",), network=base)
+    yield Line("cifar10", "jump_relu", "JumpReLU, jump tuned", ("jump_relu",), network=base)
+    yield Line("cifar10", "heat_and_blur", "Heat and Blur", ("heat_and_blur",), network=base)
+    words, fits = restored("cifar10", "feature_autoencoder", "autoencoder")
+    yield Line("cifar10", "feature_autoencoder", "Feature autoencoder", ("feature_autoencoder",), words, fits, base)
+
+
 def command_of(line: Line) -> list[str]:
     """The command as others can type it, with DIR and OUT for the folders."""
     samples = line.samples or SAMPLES[line.dataset]
@@ -145,8 +165,9 @@ def fitting_of(line: Line) -> list[str] | None:
     if not line.fits:
         return None
     names = ",".join(dict.fromkeys(line.fits))
-    example = f"examples/{FITTING[line.dataset]}"
-    return ["python", example, "--data", "DIR", "--out", f"OUT/{line.dataset}", "--fits", names, "--only", "fit"]
+    example, *told = FITTING[line.dataset]
+    words = ["python", f"examples/{example}", "--data", "DIR", "--out", f"OUT/{line.dataset}", "--fits", names]
+    return [*words, *told, "--only", "fit"]
 
 
 def here(words: list[str], run: argparse.Namespace) -> list[str]:
