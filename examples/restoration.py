@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from inspect import getmodule
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from art_defenses_ext.datasets import Dataset, Split, load_dataset
 from art_defenses_ext.evaluation.attacks import PAPERS
 from art_defenses_ext.evaluation.judge import predict
 from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.modes import surrogate_width
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training_inputs import pgd
 
@@ -329,6 +331,38 @@ def print_row(title: str, classifier: PyTorchClassifier, sets: dict[str, FloatAr
     print(f"| {title} | {' | '.join(str(accuracy(classifier, x, y)) for x in sets.values())} |", flush=True)
 
 
+BETAS = (3.0, 10.0, 20.0, 40.0)
+"""Of the softplus in the surrogates that are compared; the methods' own is among them."""
+
+
+def print_surrogates(
+    classifier: PyTorchClassifier, restorers: dict[str, TrainedRestorer], part: Split, setting: Setting, seed: int
+) -> None:
+    """What attackers leave along the exact derivative and along smooth ones of several widths: least is strongest."""
+    print(
+        f"\n## Surrogates: accuracy % on {len(part.x)} validation images, seed {seed}, after APGD on margin and on "
+        f"cross-entropy, 100 steps each\n\n| | exact | {' | '.join(f'softplus, beta {beta:g}' for beta in BETAS)} |"
+    )
+    print("|---" * (len(BETAS) + 2) + "|", flush=True)
+    for title, restorer in restorers.items():
+        defended = defend(classifier, restorer)
+        own = getmodule(type(restorer)).BETA  # type: ignore[union-attr]
+        cells = [kept(defended, part, setting, "exact", seed)]
+        for beta in BETAS:
+            with surrogate_width(defended, own / beta):
+                cells.append(kept(defended, part, setting, "smooth", seed))
+        print(f"| {title} | {' | '.join(map(str, cells))} |", flush=True)
+
+
+def kept(defended: PyTorchClassifier, part: Split, setting: Setting, mode: str, seed: int) -> Proportion:
+    """The images that withstand both attacks."""
+    withstood = np.ones(len(part.x), dtype=bool)
+    for loss in ("margin", "cross_entropy"):
+        attack = AutoPGD(defended, np.inf, setting.eps, max_iter=100, loss=loss, gradient_mode=mode, seed=seed)
+        withstood &= predict(defended, attack.generate(part.x, part.y)).classes == part.y
+    return Proportion.of(withstood.tolist())
+
+
 def print_adaptive(
     classifier: PyTorchClassifier,
     restorers: dict[str, TrainedRestorer],
@@ -366,7 +400,7 @@ def main(setting: Setting, description: str) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, help="folder of the fits, which are loaded if there, and of reports"
     )
-    parser.add_argument("--only", choices=("ablation", "fit", "papers", "adaptive"), action="append")
+    parser.add_argument("--only", choices=("ablation", "fit", "surrogates", "papers", "adaptive"), action="append")
     parser.add_argument("--fits", help="names of fits with commas; by default all")
     parser.add_argument("--rows", default="", help="of the ablation, those whose name contains this")
     parser.add_argument("--weights", type=Path, help="of the classifier")
@@ -406,6 +440,9 @@ def main(setting: Setting, description: str) -> None:
         return
     print("\n## Fits\n", flush=True)
     restorers = {one.title: trained(one, classifier, dataset.train, setting, run) for one in chosen}
+    if "surrogates" in stages:
+        part = Split(dataset.validation.x[: run.adaptive], dataset.validation.y[: run.adaptive])
+        print_surrogates(classifier, restorers, part, setting, run.seed)
     test = dataset.test
     if "papers" in stages:
         print_gray_box(classifier, restorers, Split(test.x[: run.measure], test.y[: run.measure]), setting)

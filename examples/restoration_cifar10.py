@@ -1,7 +1,8 @@
 """Feature autoencoder and TRN on CIFAR-10: the papers' setting at 8/255, and what survives an adaptive attacker.
 
-    python examples/restoration_cifar10.py --data DIR --out OUT [--only ablation|fit|papers|adaptive] [--fits NAME,...]
-        [--device cuda] [--measure 1000] [--dataset svhn --weights FILE]
+    python examples/restoration_cifar10.py --data DIR --out OUT [--fits NAME,...]
+        [--only ablation|fit|surrogates|papers|adaptive] [--device cuda] [--measure 1000]
+        [--dataset svhn --weights FILE]
 
 DIR holds CIFAR-10 as torchvision lays it out, and in weights/ the ResNet-20 of the JumpReLU authors (or --weights
 FILE). OUT takes the fits, which a later call loads, and the reports. On a CPU a fit takes hours; interrupted, it goes
