@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray, StoredImages
 
@@ -80,6 +80,15 @@ def _page_of(module: str) -> str | None:
     if package != __name__.partition(".")[0]:
         return None
     return PAGES.get(name) or PAGES.get(name.rpartition(".")[0])
+
+
+def may_look(values: Any) -> bool:
+    """Whether a check may read values: numbers, and tensors on the CPU.
+
+    On an accelerator a look waits until all that was asked for before is done, which would hold up every step of an
+    attack; a class index out of range stops its kernels by itself.
+    """
+    return not isinstance(values, Tensor) or values.device.type == "cpu"
 
 
 def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode
-from art_defenses_ext.validation import InputError, check_count, check_positive, check_seed
+from art_defenses_ext.validation import InputError, check_count, check_positive, check_seed, may_look
 
 ROWS_AT_ONCE = 512  # of the noisy copies or steps that share one pass of the model
 
@@ -49,8 +49,8 @@ def input_gradient(
         model: from x to logits (N, K), floating-point.
         x: inputs (N, ...), floating-point, on the device of the model, of any finite value.
         classes: whose logit: a class index from 0 to K - 1 for all samples, indices (N,) of any integer dtype, indices
-            (N, M) for M explanations a sample, ``"all"`` for K, None for the class with the largest logit. Checking
-            the range of a tensor waits for the device; the other forms do not.
+            (N, M) for M explanations a sample, ``"all"`` for K, None for the class with the largest logit. Tensors
+            on an accelerator are not checked for their range, which would wait for it.
         classes_at_once: classes in one vectorised backward pass, which takes that many times the memory of a plain
             one; None for all of them.
 
@@ -345,10 +345,11 @@ def _chosen(classes: Classes, logits: Tensor, argument: str) -> Tensor:
     every = torch.arange(nb_classes, device=logits.device)
     if isinstance(classes, str):
         return every.expand(count, -1)
-    low, high = (classes, classes) if isinstance(classes, int) else (int(classes.min()), int(classes.max()))
-    if low < 0 or high >= nb_classes:
-        held = f"is {classes}" if isinstance(classes, int) else f"holds indices from {low} to {high}"
-        raise InputError(f"{argument} {held}; class indices from 0 to {nb_classes - 1} were expected")
+    if may_look(classes):
+        low, high = (classes, classes) if isinstance(classes, int) else (int(classes.min()), int(classes.max()))
+        if low < 0 or high >= nb_classes:
+            held = f"is {classes}" if isinstance(classes, int) else f"holds indices from {low} to {high}"
+            raise InputError(f"{argument} {held}; class indices from 0 to {nb_classes - 1} were expected")
     if isinstance(classes, int):
         return every[classes].expand(count, 1)
     return classes.long().reshape(count, -1)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import InputError, check_count, check_positive, may_look
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _chosen(start: Start, logits: Tensor) -> Tensor:
     integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if not integers or classes.shape not in ((), (len(logits),)):
         raise InputError(f"start has shape {tuple(classes.shape)} and {classes.dtype}; a class or (N,) was expected")
-    if bool(((classes < 0) | (classes >= nb_classes)).any()):
+    if may_look(start) and bool(((classes < 0) | (classes >= nb_classes)).any()):
         raise InputError(f"start is {start}; classes from 0 to {nb_classes - 1} were expected")
     return torch.zeros_like(logits).scatter(1, classes.long().expand(len(logits))[:, None], 1.0)
 

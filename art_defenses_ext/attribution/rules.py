@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from art_defenses_ext.attribution.linear_map import LinearMap
-from art_defenses_ext.validation import InputError, check_positive
+from art_defenses_ext.validation import InputError, check_positive, may_look
 
 STABILIZER = 1e-6
 
@@ -134,7 +134,8 @@ class ZBox:
 
     def __post_init__(self) -> None:
         check_positive("stabilizer", self.stabilizer)
-        if not bool(torch.all(torch.as_tensor(self.low < self.high))):
+        readable = may_look(self.low) and may_look(self.high)
+        if readable and not bool(torch.all(torch.as_tensor(self.low < self.high))):
             raise InputError(f"low is {self.low} and high is {self.high}; low < high was expected")
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:

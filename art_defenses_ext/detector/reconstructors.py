@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, may_look
 
 
 class ClassAutoencoders(nn.Module):
@@ -35,7 +35,7 @@ class ClassAutoencoders(nn.Module):
         nb_classes = len(self.encoder)
         seen_before = functional.one_hot(classes, nb_classes).cumsum(dim=0).gather(1, classes[:, None]).squeeze(1)
         # On a GPU, room for all in each class: how many there are would have to be asked, and waited for.
-        room = len(maps) if maps.is_cuda else int(torch.bincount(classes, minlength=nb_classes).max())
+        room = int(torch.bincount(classes, minlength=nb_classes).max()) if may_look(maps) else len(maps)
         places = (classes, seen_before - 1)
         grouped = maps.new_zeros(nb_classes, room, maps.shape[1]).index_put(places, maps)  # (K, room, d)
         hidden = torch.baddbmm(self.encoder_bias, grouped, self.encoder).relu()  # (K, room, hidden)
