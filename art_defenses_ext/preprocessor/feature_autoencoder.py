@@ -31,7 +31,8 @@ from art_defenses_ext.validation import InputError, check_choice, check_count
 ARCHITECTURES = ("unet", "paper")
 
 BETA = 10.0
-"""Of the softplus in the smooth surrogate, for an attacker to anneal. **Convention**: as for TRN and heatmaps."""
+"""Of the softplus in the smooth surrogate. **Convention**: an annealed attack leaves least from there on, by the table in
+docs/methods/feature_autoencoder.md."""
 
 
 class FeatureAutoencoder(TrainedRestorer):
