@@ -31,7 +31,7 @@ from art_defenses_ext.validation import InputError, check_choice, check_count
 ARCHITECTURES = ("unet", "paper")
 
 BETA = 10.0
-"""Of the softplus in the smooth surrogate. **Convention**: an annealed attack leaves least from there on, by the table in
+"""Of the smooth surrogate's softplus. **Convention**: an annealed attack leaves least from there on; the table is in
 docs/methods/feature_autoencoder.md."""
 
 
