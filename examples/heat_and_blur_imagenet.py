@@ -198,7 +198,7 @@ def print_gray_box(
         one = classifier if options is None else defended_by(classifier, options)
         cells = []
         for x in sets.values():
-            classes, probabilities = predict(one, x)
+            classes, probabilities = predict(one, x)[:2]
             right = Proportion.of((classes == part.y).tolist())
             cells.append(f"{right} ({ndcg(clean, probabilities).mean():.2f})")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)

@@ -174,8 +174,8 @@ def print_ablation(models: dict[str, PyTorchClassifier], data: Dataset, samples:
     for name, plain in models.items():
         defence = JumpReLU(plain)
         defence.fit(data.validation.x, data.validation.y, max_accuracy_drop=0.01, jumps=grid)
-        cells = {point.jump: f"{100 * point.accuracy:.2f}" for point in defence.curve}
-        print(f"| {name} | {' | '.join(cells.get(jump, '') for jump in [0.0, *grid])} | {defence.jump:g} |")
+        found = {point.jump: f"{100 * point.accuracy:.2f}" for point in defence.curve}
+        print(f"| {name} | {' | '.join(found.get(jump, '') for jump in [0.0, *grid])} | {defence.jump:g} |")
 
 
 def main() -> None:

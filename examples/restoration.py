@@ -349,8 +349,7 @@ def print_surrogates(
     for title, restorer in restorers.items():
         defended = defend(classifier, restorer)
         options = {"norm": np.inf, "eps": setting.eps, "seed": seed, "loss": "margin"}
-        cells = kept(AutoPGD(defended, **options), part)
-        print(f"| {title} | exact | {cells} | |", flush=True)
+        print(f"| {title} | exact | {kept(AutoPGD(defended, **options), part)} | |", flush=True)
         own = getmodule(type(restorer)).BETA  # type: ignore[union-attr]
         for beta in BETAS:
             with surrogate_width(defended, own / beta):
