@@ -6,13 +6,16 @@ OUT ?= out/digits
 # What examples may do: hand on dictionaries of options, and what ART, which has no types, returns.
 RELAXED := --allow-subclassing-any $(addprefix --disable-error-code=,arg-type no-any-return unused-ignore)
 
-.PHONY: evaluate test test-data coverage docs lint constraints clean
+.PHONY: evaluate test test-long test-data coverage docs lint constraints clean
 
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm inf --eps 0.1 --out $(OUT) --overwrite
 
-test: $(INSTALLED)  ## the test suite; tests of real data skip unless ART_DEFENSES_DATA is set
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data"
+test: $(INSTALLED)  ## the test suite, without what takes longest and what needs real data
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data and not long"
+
+test-long: $(INSTALLED)  ## the notebook and the workflow of the examples, run from end to end
+	$(BIN)/python -m pytest -m "long"
 
 coverage: $(INSTALLED)  ## the test suite once more, and which lines of the package it does not reach
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data" --cov=art_defenses_ext --cov-report=term-missing:skip-covered

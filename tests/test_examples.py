@@ -147,6 +147,7 @@ def test_a_published_command_is_typed_here_with_this_machine_s_folders() -> None
     ]
 
 
+@pytest.mark.long
 def test_one_workflow_in_art_ends_in_one_table(tmp_path: Path) -> None:
     settings = ["--samples", "8", "--eps", "0.18", "--check-samples", "0", "--epochs", "8", "--hardening-epochs", "1"]
     table = rows(run("art_workflow.py", *settings, "--out", str(tmp_path)))
@@ -265,6 +266,7 @@ def shows_an_attacker_who_knows_of_the_detector(tour: NotebookNode) -> None:
     assert max(flagged.values()) < ignorant / 2
 
 
+@pytest.mark.long
 def test_the_tour_runs_and_shows_what_it_says() -> None:
     """In one test, since parallel runs would execute the notebook once a worker."""
     tour = run_tour()

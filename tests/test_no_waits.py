@@ -26,7 +26,7 @@ from art_defenses_ext.attribution.relevance import relevance
 from art_defenses_ext.attribution.rules import ZBox
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.detector.explanations import EXPLANATIONS
-from art_defenses_ext.preprocessor.heat_and_blur import RULES, SCALES, STARTS
+from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.validation import InputError
 
@@ -47,8 +47,7 @@ def assert_waits_for_nothing(network: nn.Module) -> None:
     [
         *({"rules": name} for name in RULES),
         *({"start": name} for name in STARTS),
-        *({"scale": name} for name in SCALES),
-        {"mix": "soft_mask", "passes": 2, "heat_sigma": 1.0},
+        {"mix": "soft_mask", "scale": "percentile", "passes": 2, "heat_sigma": 1.0},
     ],
     ids=str,
 )
