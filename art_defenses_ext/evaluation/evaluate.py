@@ -270,7 +270,11 @@ class _Task:
                     continue
                 rows = slice(start, start + settings.block_size)
                 found = work.block(
-                    start, np.asarray(x[rows]), self.labels[rows], lambda key: bar.update(task, advance=1, note=key)
+                    start,
+                    np.asarray(x[rows]),
+                    self.labels[rows],
+                    lambda key: bar.update(task, advance=1, note=key),
+                    store,
                 )
                 store.append(found.records, found.costs, found.examples)
             if shard.number == 1 and not store.has_findings:

@@ -115,7 +115,24 @@ class CostRecord:
     cost: Cost
 
 
-def as_line(record: SampleRecord | CostRecord) -> str:
+@dataclass(frozen=True)
+class Attempt:
+    """What one attack did to samples of one block, all that it ran on.
+
+    Attributes:
+        cost: of the attack; it names attack and block.
+        rows: the samples' places in the block.
+        outcomes: of each of them.
+        pictured: index of the sample of which the attack left an image for the report; None if it left none.
+    """
+
+    cost: CostRecord
+    rows: list[int]
+    outcomes: list[Outcome]
+    pictured: int | None = None
+
+
+def as_line(record: SampleRecord | CostRecord | Attempt) -> str:
     """A record as a line of JSON.
 
     Raises:
@@ -152,5 +169,21 @@ def cost_of(line: str) -> CostRecord:
         row = json.loads(line)
         block, attack, samples = (row.pop(name) for name in ("block", "attack", "samples"))
         return CostRecord(block, intern(attack), samples, Cost(**row))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(str(error)) from None
+
+
+def attempt_of(line: str) -> Attempt:
+    """The attempt of a line.
+
+    Raises:
+        ValueError: for a line that is none.
+    """
+    try:
+        row = json.loads(line)
+        cost = row.pop("cost")
+        outcomes = [Outcome(**outcome) for outcome in row.pop("outcomes")]
+        spent = CostRecord(cost["block"], intern(cost["attack"]), cost["samples"], Cost(**cost["cost"]))
+        return Attempt(spent, outcomes=outcomes, **row)
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(str(error)) from None

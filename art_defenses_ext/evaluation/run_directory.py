@@ -5,6 +5,7 @@
     costs.jsonl      a line an attack and block; seconds and memory, which are never the same
     examples/        attacked images for the report, a file a block that has some
     findings.json    what was found out about the attacks once for all blocks
+    unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
 
 A block counts as done when its last record's line has ended; what stands after that is cut off before a run goes on.
@@ -28,15 +29,16 @@ from art_defenses_ext.evaluation.binarization import Binarization
 from art_defenses_ext.evaluation.examples import Example, first_of_each, read_examples, written
 from art_defenses_ext.evaluation.files import leftovers, replace_file
 from art_defenses_ext.evaluation.manifest import Manifest
-from art_defenses_ext.evaluation.records import CostRecord, SampleRecord, as_line, cost_of, sample_of
+from art_defenses_ext.evaluation.records import Attempt, CostRecord, SampleRecord, as_line, cost_of, sample_of
 from art_defenses_ext.evaluation.settings import Settings
+from art_defenses_ext.evaluation.unfinished import Attempts, Unfinished
 from art_defenses_ext.validation import InputError
 
 MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
 RESULTS = ("report.json", "report.html", "examples.npz")
 
-ONE_MORE_TIME = "; finished blocks stay, and the same command goes on after them"
+ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ class RunDirectory:
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         self.path = check_out(path, overwrite)
         self.done: set[int] = set()
+        self._unfinished = Unfinished(self.path)
         with _writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / LOCK)
@@ -191,9 +194,23 @@ class RunDirectory:
         for path in _example_files(self.path):
             if int(path.stem) not in self.done:
                 path.unlink()
+        self._unfinished.mend(self.done)
         half = [leftovers(self.path, name) for name in (MANIFEST, COSTS, FINDINGS, *RESULTS)]
         for path in chain(*half, leftovers(self.path / EXAMPLES, "*.npz")):
             path.unlink()
+
+    def attempts(self, start: int) -> Attempts:
+        """What attacks did to the block that begins at ``start`` before the run was killed."""
+        return self._unfinished.attempts(start)
+
+    def note(self, attempt: Attempt, example: Example | None = None) -> None:
+        """Keep what an attack did to the block at work, and its image for the report.
+
+        Raises:
+            InputError: if it cannot be written, such as on a full disk.
+        """
+        with _writing(self.path, ONE_MORE_TIME):
+            self._unfinished.add(attempt, example)
 
     def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
         """Add one finished block.
@@ -216,6 +233,7 @@ class RunDirectory:
                     file.write(b"".join(lines))
                     file.flush()
                     os.fsync(file.fileno())
+            self._unfinished.remove()
 
     def finish(self, findings: Findings) -> None:
         """Note what was found out once for all blocks."""
@@ -238,6 +256,7 @@ class RunDirectory:
                 (self.path / name).unlink(missing_ok=True)
             for path in _example_files(self.path):
                 path.unlink()
+            self._unfinished.remove()
 
 
 class Memory:
@@ -264,6 +283,13 @@ class Memory:
     def begin(self, manifest: Manifest) -> None:
         """Keep what the run is."""
         self.manifest = manifest
+
+    def attempts(self, _start: int) -> Attempts:
+        """Nothing: no block was begun before."""
+        return {}
+
+    def note(self, attempt: Attempt, example: Example | None = None) -> None:
+        """Nothing to keep: the block comes whole, or not at all."""
 
     def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
         """Add one finished block."""

@@ -20,8 +20,8 @@ from art_defenses_ext.evaluation.examples import NB_EXAMPLES, Example
 from art_defenses_ext.evaluation.judge import Judgement, classes, judge, predict
 from art_defenses_ext.evaluation.metrics import Scores, recorded
 from art_defenses_ext.evaluation.plan import AttackRun
-from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
-from art_defenses_ext.evaluation.run_directory import Findings
+from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.run_directory import Findings, Memory, RunDirectory
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.threats import Threat
@@ -67,6 +67,13 @@ class _Block:
     records: list[SampleRecord]
     examples: list[Example] = field(default_factory=list)
 
+    def note(self, attempt: Attempt, example: Example | None) -> None:
+        """Write into the samples' records what an attack did, and keep its image for the report."""
+        for row, outcome in zip(attempt.rows, attempt.outcomes, strict=True):
+            self.records[row].attacks[attempt.cost.attack] = outcome
+        if example is not None:
+            self.examples.append(example)
+
 
 class Work:
     """The attacks of a plan, carried out block by block.
@@ -95,16 +102,34 @@ class Work:
         self.plan, self.threat, self.settings, self.misled = plan, threat, settings, misled
         self.shown = set(shown)
 
-    def block(self, start: int, x: FloatArray, labels: IntArray, announce: Callable[[str], None]) -> Done:
-        """Attack the samples ``x`` (n, ...), which begin at index ``start``."""
+    def block(
+        self,
+        start: int,
+        x: FloatArray,
+        labels: IntArray,
+        announce: Callable[[str], None],
+        store: RunDirectory | Memory,
+    ) -> Done:
+        """Attack the samples ``x`` (n, ...), which begin at index ``start``.
+
+        What the store holds of the block already is not done again; each further attack is handed to it at its end.
+        """
         block = self._clean(start, x, labels)
-        costs = []
+        earlier, costs = store.attempts(start), []
         for run in self.plan:
             announce(run.key)
             rows = self._rows(run, block.records)
-            if len(rows):
-                costs.append(self._attack(run, rows, block))
-        return Done(block.records, costs, with_views(self.classifier, block.examples))
+            if not len(rows):
+                continue
+            attempt, example = earlier.get(run.key, (None, None))
+            if attempt is None or attempt.rows != rows.tolist():
+                attempt, example = self._attack(run, rows, block)
+                store.note(attempt, example)
+            block.note(attempt, example)
+            self.shown |= set() if example is None else {run.key}
+            costs.append(attempt.cost)
+        with seeded(derived_seed(self.settings.seed, "views", start)):
+            return Done(block.records, costs, with_views(self.classifier, block.examples))
 
     def _clean(self, start: int, x: FloatArray, labels: IntArray) -> _Block:
         """The block before any attack: what both classifiers say of the clean images."""
@@ -171,8 +196,8 @@ class Work:
         # What a paper ran is run as it was: without our surrogates and averages.
         return self.classifier if run.spec.source == "paper" else self.attacker.attacked
 
-    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> CostRecord:
-        """Run one attack on some samples of a block, and note in their records what it did."""
+    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None]:
+        """Run one attack on some samples of a block: what it did, and an image for the report."""
         target = self._target(run)
         assert target is not None  # _rows left nothing to attack otherwise
         seed = derived_seed(self.settings.seed, run.key, block.start)
@@ -187,10 +212,9 @@ class Work:
             adversarial = run.spec.build(target, run.threat, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
         outcomes = self._outcomes(run, rows, block, adversarial, usable)
-        for i, row in enumerate(rows):
-            self._keep_example(block, block.records[row], run, outcomes[i], x[i], adversarial[i])
-            block.records[row].attacks[run.key] = outcomes[i]
-        return CostRecord(block.start, run.key, len(rows), cost)
+        example = self._example(run, rows, block, outcomes, adversarial)
+        spent = CostRecord(block.start, run.key, len(rows), cost)
+        return Attempt(spent, rows.tolist(), outcomes, None if example is None else example.index), example
 
     def _outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
@@ -224,20 +248,18 @@ class Work:
             for i in range(len(rows))
         ]
 
-    def _keep_example(
-        self,
-        block: _Block,
-        record: SampleRecord,
-        run: AttackRun,
-        outcome: Outcome,
-        clean: FloatArray,
-        adversarial: FloatArray,
-    ) -> None:
-        if outcome.success and record.robust() and run.key not in self.shown and len(self.shown) < NB_EXAMPLES:
-            self.shown.add(run.key)
-            block.examples.append(
-                Example(record.index, record.label, outcome.prediction, run.key, clean.copy(), adversarial.copy())
-            )
+    def _example(
+        self, run: AttackRun, rows: IntArray, block: _Block, outcomes: list[Outcome], adversarial: FloatArray
+    ) -> Example | None:
+        """The first image that nothing broke before the attack, of attacks that have none in the report yet."""
+        if run.key in self.shown or len(self.shown) >= NB_EXAMPLES:
+            return None
+        for row, outcome, attacked in zip(rows, outcomes, adversarial, strict=True):
+            record = block.records[row]
+            if outcome.success and record.robust():
+                clean = block.x[row].copy()
+                return Example(record.index, record.label, outcome.prediction, run.key, clean, attacked.copy())
+        return None
 
 
 def _check_examples(

@@ -28,8 +28,9 @@ from art_defenses_ext.evaluation import evaluate as module
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
+from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.run_directory import EXAMPLES, FINDINGS, MANIFEST, RECORDS
+from art_defenses_ext.evaluation.run_directory import EXAMPLES, FINDINGS, MANIFEST, RECORDS, read_costs
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
 from art_defenses_ext.validation import InputError
 
@@ -365,6 +366,39 @@ def test_the_same_call_goes_on_without_repeating_a_block(
     evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path, **OPTIONS)
     assert len(began) == 7  # nothing was left to do
     same_run(whole, tmp_path)
+
+
+@pytest.mark.parametrize("ended", [1, 4, 7])
+def test_the_same_call_goes_on_without_repeating_an_attack(
+    ended: int,
+    defended: PyTorchClassifier,
+    x: FloatArray,
+    y: IntArray,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A block may take hours. The 23 samples are one here, so that only finished attacks can be gone on from."""
+    options = OPTIONS | {"block_size": SAMPLES}
+    evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path / "whole", **options)
+    attack, made = module.Work._attack, []
+
+    def failing(self: Any, run: AttackRun, *arguments: Any) -> Any:
+        if len(made) == ended and KeyboardInterrupt not in made:
+            made.append(KeyboardInterrupt)
+            raise KeyboardInterrupt
+        made.append(run.key)
+        return attack(self, run, *arguments)
+
+    monkeypatch.setattr(module.Work, "_attack", failing)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path / "killed", **options)
+    assert (tmp_path / "killed" / RECORDS).read_bytes() == b""
+    evaluate(defended, x, y, Linf(EPS), ATTACKS, out=tmp_path / "killed", **options)
+    made.remove(KeyboardInterrupt)
+    assert made == [one.attack for one in read_costs(tmp_path / "whole")]  # each once
+    same_run(tmp_path / "whole", tmp_path / "killed")
+    names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("whole", "killed")]
+    assert names[0] == names[1]
 
 
 def test_a_clock_that_jumps_changes_nothing(

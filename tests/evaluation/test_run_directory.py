@@ -1,4 +1,4 @@
-"""The folder of a run: what goes in comes out, a kill costs a block at most, and nothing foreign gets in."""
+"""The folder of a run: what goes in comes out, a kill costs an attack at most, and nothing foreign gets in."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.manifest import FORMAT, Manifest
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.run_directory import (
     COSTS,
     EXAMPLES,
@@ -446,6 +446,27 @@ def test_the_lock_is_given_back_after_a_refusal(tmp_path: Path) -> None:
 # A full disk
 
 
+def test_a_full_disk_costs_the_attack_at_work_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (spent,) = costs(3)
+    outcomes = list(records(3)[0].attacks.values())
+    directory = begun(tmp_path, done=1)
+    directory.note(Attempt(spent, [0], outcomes, 3), example(3))
+    before = contents(tmp_path)
+
+    def no_space(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run_directory.os, "fsync", no_space)
+    with pytest.raises(InputError, match=r"No space left on device.*what was finished stays"):
+        directory.note(Attempt(replace(spent, attack="another"), [0], outcomes, 4), example(4, "another"))
+    directory.__exit__()
+    monkeypatch.undo()
+    assert resumed(tmp_path) == {0}
+    assert contents(tmp_path) == before
+    with RunDirectory(tmp_path, overwrite=True):
+        assert sorted(contents(tmp_path)) == [EXAMPLES, LOCK]
+
+
 @pytest.mark.parametrize("full", [COSTS, RECORDS])
 def test_a_full_disk_is_said_and_costs_the_block_at_work(
     tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
@@ -462,7 +483,7 @@ def test_a_full_disk_is_said_and_costs_the_block_at_work(
         sync(descriptor)
 
     monkeypatch.setattr(run_directory.os, "fsync", no_space)
-    with pytest.raises(InputError, match=r"No space left on device.*finished blocks stay"):
+    with pytest.raises(InputError, match=r"No space left on device.*what was finished stays"):
         directory.append(records(3), costs(3), [example(3)])
     directory.__exit__()
     monkeypatch.undo()
