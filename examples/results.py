@@ -117,10 +117,13 @@ def lines() -> Iterator[Line]:
         pair = ("jump_relu", "feature_autoencoder")
         title = "feature autoencoder before JumpReLU"
         yield Line(dataset, "pair_jump_autoencoder", title, pair, ("--jump", "1", *trained(dataset)), (), base, FEWER)
-        words, fits = restored(dataset, "feature_autoencoder", "autoencoder_adversarial")
-        title = "adversarially trained feature autoencoder, explanation reconstructor"
-        pair = ("feature_autoencoder", watch)
-        yield Line(dataset, "pair_autoencoder_detector", title, pair, words, fits, base, FEWER)
+        for name, title, fit in (
+            ("pair_plain_autoencoder_detector", "feature autoencoder", "autoencoder"),
+            ("pair_autoencoder_detector", "adversarially trained feature autoencoder", "autoencoder_adversarial"),
+        ):
+            words, fits = restored(dataset, "feature_autoencoder", fit)
+            pair, title = ("feature_autoencoder", watch), f"{title}, explanation reconstructor"
+            yield Line(dataset, name, title, pair, words, fits, base, FEWER)
         yield from on_robust(dataset, robust)
     yield from on_cifar10()
 
