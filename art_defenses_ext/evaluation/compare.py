@@ -122,6 +122,11 @@ class Comparison:
 
     HEADS = ("run", "defences", "threat", "images", "worst case", "paper's attacks", "clean", "less the first", "p")
 
+    NOTE = (
+        "Less the first: robust accuracy less that of the first run, in points, with its 95 % interval over the pairs "
+        "of one image (Agresti, Min 2005); p of McNemar's exact test. Empty where images or threat are others."
+    )
+
     def rows(self) -> list[list[str]]:
         """A line a run, under ``HEADS``."""
         found = []
@@ -143,23 +148,23 @@ class Comparison:
         return found
 
     def print(self, console: Console | None = None) -> None:
-        """Show the table in the terminal."""
+        """Show the runs by numbers in the terminal: what they are, and the table, which their names would crowd."""
+        console = Console() if console is None else console
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for head in self.HEADS:
+        for head in ("", *self.HEADS[4:]):
             table.add_column(head)
-        for row in self.rows():
-            table.add_row(*row)
-        (Console() if console is None else console).print(table)
+        for number, (name, defences, threat, images, *figures) in enumerate(self.rows(), 1):
+            console.print(f"{number}  {name}: {threat}, {images} images; {defences}", highlight=False, markup=False)
+            table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
+        console.print()
+        console.print(table)
+        console.print(f"\n{self.NOTE}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
         """The table, and what its last columns mean."""
         lines = [self.HEADS, ["---"] * len(self.HEADS), *self.rows()]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return (
-            f"{table}\n\n*Less the first*: robust accuracy less that of the first run, in points, with its 95 % "
-            "interval over the pairs of one image (Agresti, Min 2005); *p* of McNemar's exact test. Empty where images "
-            "or threat are others.\n"
-        )
+        return f"{table}\n\n{self.NOTE}\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from art.estimators.classification import PyTorchClassifier
+from rich.console import Console
 from scipy.stats import binom
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
@@ -108,6 +111,23 @@ def test_a_run_against_itself_differs_in_nothing(runs: Path) -> None:
     pair = compare([runs / "jump", runs / "jump"]).runs[1].against_first
     assert pair is not None
     assert (pair.gained, pair.lost, pair.p_value) == (0, 0, 1.0)
+
+
+def test_the_terminal_tells_runs_with_long_names_apart(runs: Path, tmp_path: Path) -> None:
+    for name in ("bare", "jump", "others"):
+        shutil.copytree(runs / name, tmp_path / f"a_name_that_fills_the_lines_of_a_narrow_terminal_{name}")
+    comparison = compare(sorted(tmp_path.iterdir()))
+    console = Console(width=80, file=io.StringIO())
+    comparison.print(console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in shown
+    table = shown.partition("worst case")[2]
+    for number, one in enumerate(comparison.runs, 1):
+        assert f"{number}  {one.name}: linf 0.1, 40 images" in " ".join(shown.split("\n"))
+        assert f"\n{number}  {one.summary.worst_case.rate:.1%}".replace("%", " %") in table
+    pair = comparison.runs[1].against_first
+    assert pair is not None
+    assert f"{100 * pair.difference:+.1f}" in table
 
 
 def test_the_files_say_what_the_comparison_says(runs: Path, tmp_path: Path) -> None:
