@@ -96,8 +96,8 @@ class Compared:
     Attributes:
         name: of its folder.
         summary: its figures.
-        against_first: its robust images against those of the first run; None of the first itself, and where images or
-            threat are others.
+        against_first: its robust images against those of the first run, where they attacked the same ones in the same
+            ball; None of the first itself, and where there are none.
     """
 
     name: str
@@ -124,7 +124,8 @@ class Comparison:
 
     NOTE = (
         "Less the first: robust accuracy less that of the first run, in points, with its 95 % interval over the pairs "
-        "of one image (Agresti, Min 2005); p of McNemar's exact test. Empty where images or threat are others."
+        "of one image (Agresti, Min 2005), of those that both attacked; p of McNemar's exact test. Empty where there "
+        "are none, or the threat is another."
     )
 
     def rows(self) -> list[list[str]]:
@@ -141,7 +142,7 @@ class Comparison:
                     _worst(one.summary),
                     "" if one.summary.paper is None else str(one.summary.paper),
                     str(one.summary.clean),
-                    str(pair) if pair else "",
+                    _against(pair, one, self.runs[0]) if pair else "",
                     f"{pair.p_value:.2g}" if pair else "",
                 ]
             )
@@ -230,11 +231,24 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
 
 
 def _paired(first: Report, second: Report) -> Paired | None:
+    """The verdicts on what both attacked in the same ball: everything, or images that have one hash and label."""
     mine, other = first.summary.run, second.summary.run
-    same_ball = (mine.settings.threat, mine.settings.eps) == (other.settings.threat, other.settings.eps)
-    if mine.data_sha256 != other.data_sha256 or not same_ball:
+    if (mine.settings.threat, mine.settings.eps) != (other.settings.threat, other.settings.eps):
         return None
-    return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
+    if mine.data_sha256 == other.data_sha256:
+        return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
+    left, right = (
+        {(record.image, record.label): record.robust() for record in report.records if record.image is not None}
+        for report in (first, second)
+    )
+    shared = [image for image in left if image in right]
+    return Paired.of([left[one] for one in shared], [right[one] for one in shared]) if shared else None
+
+
+def _against(pair: Paired, *runs: Compared) -> str:
+    """The difference, and on how many images where one of the runs attacked more."""
+    whole = all(one.summary.run.settings.samples == pair.total for one in runs)
+    return str(pair) if whole else f"{pair} ({pair.total} images)"
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:

@@ -68,6 +68,8 @@ class SampleRecord:
         clean_reciprocal_rank: likewise.
         clean_rejected: whether the detector rejects the clean image; None without a detector.
         clean_excess: how far the detector's score is above its threshold for it, as in ``Outcome``.
+        image: the first sixteen hexadecimal digits of the SHA-256 of its pixels, by which runs of other samples find
+            those that they share; None in runs of older versions.
         attacks: outcomes by the attack's key; only of those that ran on this sample.
     """
 
@@ -80,6 +82,7 @@ class SampleRecord:
     clean_reciprocal_rank: float | None = None
     clean_rejected: bool | None = None
     clean_excess: float | None = None
+    image: str | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)
 
     @property

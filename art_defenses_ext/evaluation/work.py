@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ class Work:
                 clean_reciprocal_rank=ranks[i],
                 clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
                 clean_excess=_excess(clean, i),
+                image=hashlib.sha256(x[i].tobytes()).hexdigest()[:16],
             )
             for i in range(len(x))
         ]

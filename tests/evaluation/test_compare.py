@@ -20,6 +20,8 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.compare import Paired, compare
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import RECORDS
 from art_defenses_ext.validation import InputError
 
 PGD = [AttackSpec("PGD", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed), "a")]
@@ -90,6 +92,7 @@ def runs(digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory
         ("bare", digits_classifier, slice(0, 40), 0.1),
         ("jump", jump, slice(0, 40), 0.1),
         ("others", jump, slice(40, 80), 0.1),
+        ("some", jump, slice(28, 52), 0.1),
         ("ball", jump, slice(0, 40), 0.2),
     ):
         evaluate(classifier, x[part], y[part], Linf(eps), PGD, out=folder / name, **options)
@@ -105,6 +108,27 @@ def test_the_same_images_in_the_same_ball_are_paired(runs: Path) -> None:
     rates = [one.summary.worst_case.rate for one in comparison.runs]
     assert pair.difference == pytest.approx(rates[1] - rates[0])
     assert pair.both + pair.lost == comparison.runs[0].summary.worst_case.count
+
+
+def test_runs_of_other_samples_are_paired_on_those_that_they_share(runs: Path) -> None:
+    """By what an image is, wherever it stands: the last 12 of the one run are the first 12 of the other."""
+    comparison = compare([runs / "bare", runs / "some"])
+    pair = comparison.runs[1].against_first
+    records = [Report.load(runs / name).records for name in ("bare", "some")]
+    assert pair == Paired.of(*([one.robust() for one in part] for part in (records[0][28:], records[1][:12])))
+    assert comparison.rows()[1][-2] == f"{pair} (12 images)"
+
+
+def test_an_image_of_another_label_or_without_a_hash_is_no_pair(runs: Path, tmp_path: Path) -> None:
+    for name, change in (("label", {"label": 9}), ("older", {"image": None})):
+        shutil.copytree(runs / "some", tmp_path / name)
+        lines = (tmp_path / name / RECORDS).read_text().splitlines()
+        changed = [json.dumps(json.loads(line) | (change if i >= 6 else {})) + "\n" for i, line in enumerate(lines)]
+        (tmp_path / name / RECORDS).write_text("".join(changed))
+        pair = compare([runs / "bare", tmp_path / name]).runs[1].against_first
+        assert pair is not None
+        nines = sum(one.label == 9 for one in Report.load(runs / "some").records[6:12])
+        assert pair.total == 6 + (nines if name == "label" else 0)
 
 
 def test_a_run_against_itself_differs_in_nothing(runs: Path) -> None:
