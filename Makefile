@@ -14,7 +14,7 @@ evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the repor
 test: $(INSTALLED)  ## the test suite, without what takes longest and what needs real data
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data and not long"
 
-test-long: $(INSTALLED)  ## the notebook and the workflow of the examples, run from end to end
+test-long: $(INSTALLED)  ## what takes longest: whole examples, twenty killed runs, defences known to be broken
 	$(BIN)/python -m pytest -m "long"
 
 coverage: $(INSTALLED)  ## the test suite once more, and which lines of the package it does not reach

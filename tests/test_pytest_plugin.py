@@ -245,6 +245,7 @@ def test_nothing_heavy_is_imported_before_a_fixture_is_used(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.long
 def test_workers_share_the_cache_and_report_together(suite: pytest.Pytester) -> None:
     """Under pytest-xdist; as a process, since workers are."""
     suite.makepyfile(

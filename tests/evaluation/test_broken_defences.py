@@ -92,8 +92,10 @@ def white_box_accuracy(report: Report) -> float:
 BROKEN = [
     ("rounding", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
     ("detaching", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
-    ("noise", 0.2, 0.05, 0.0, {"randomness"}),
-    ("winners take all", 0.1, 0.25, 0.35, {"queries", "gradients", "binarization"}),
+    pytest.param("noise", 0.2, 0.05, 0.0, {"randomness"}, marks=pytest.mark.long),
+    pytest.param(
+        *("winners take all", 0.1, 0.25, 0.35, {"queries", "gradients", "binarization"}), marks=pytest.mark.long
+    ),
 ]
 
 

@@ -477,6 +477,7 @@ for number in range(20):
 '''
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forks of one that has loaded everything")
 def test_twenty_runs_killed_at_random_moments_end_in_the_same_bytes(
     digits_classifier: PyTorchClassifier, tmp_path: Path

@@ -154,6 +154,7 @@ def test_training_lowers_the_loss_and_withstands_what_was_made_on_the_bare_class
     assert (defended.predict(x).argmax(axis=1) == y).mean() >= 0.9
 
 
+@pytest.mark.long
 def test_training_against_end_to_end_attacks_withstands_them_better_than_denoising(
     trained: TrainedRestorer, fresh: Fresh, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
