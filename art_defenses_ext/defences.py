@@ -24,7 +24,7 @@ from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestor
 from art_defenses_ext.training import Settings
 from art_defenses_ext.training_inputs import mixture
 from art_defenses_ext.transformer.jump_relu import JumpReLU
-from art_defenses_ext.validation import InputError, check_choice, check_inner_share
+from art_defenses_ext.validation import InputError, check_choice, check_flag, check_inner_share
 
 
 @dataclass(frozen=True)
@@ -162,8 +162,7 @@ def _check_training(face: type[TrainedRestorer], training: dict[str, Any]) -> No
     Settings(**{name: training[name] for name in ("nb_epochs", "batch_size", "learning_rate") if name in training})
     mixture(training.get("inputs", face.usual_inputs), training["eps"])
     check_choice("attack_mode", training.get("attack_mode", "exact"), face.gradient_modes)
-    if not isinstance(training["adversarial"], bool):
-        raise InputError(f"adversarial is {training['adversarial']!r}; true or false was expected")
+    check_flag("adversarial", training["adversarial"])
 
 
 def _explanation_reconstructor() -> Choice:

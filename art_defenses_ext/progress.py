@@ -11,11 +11,15 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
+
+from art_defenses_ext.text import for_terminal
 
 PERIOD = 30.0
 """Seconds between two lines where there is no terminal."""
@@ -41,7 +45,15 @@ class _Lines(Progress):
         if now - self.last >= PERIOD:
             self.last, task = now, self._tasks[task_id]
             done = f"{task.completed:g} of {task.total:g}" if task.total else f"{task.completed:g}"
-            print(f"{task.description} {done} {task.fields.get('note', '')}".rstrip(), file=sys.stderr, flush=True)
+            line = f"{task.description} {done} {task.fields.get('note', '')}".rstrip()
+            print(for_terminal(line), file=sys.stderr, flush=True)
+
+
+class _Words(TextColumn):
+    """A column of a task's words, as they are: names may hold what rich or a terminal would act on."""
+
+    def render(self, task: Task) -> Text:
+        return Text(for_terminal(self.text_format.format(task=task)))
 
 
 def progress_bar(show: bool = True) -> Progress:
@@ -53,12 +65,12 @@ def progress_bar(show: bool = True) -> Progress:
     if show and not console.is_terminal:
         return _Lines()
     return Progress(
-        TextColumn("{task.description}"),
+        _Words("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
+        _Words("{task.fields[note]}"),
         console=console,
         transient=True,
         disable=not show,

@@ -18,8 +18,9 @@ from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.text import shown
 from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
-from art_defenses_ext.validation import InputError, check_labels, check_positive, one_line
+from art_defenses_ext.validation import InputError, check_flag, check_labels, check_number, check_positive, one_line
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
 """(images (n, C, H, W), labels (n,), source of randomness on their device) -> terms of the loss by name, each a mean
@@ -59,14 +60,13 @@ class Settings:
         _check_whole("batch_size", self.batch_size, 1)
         _check_whole("seed", self.seed, 0)
         check_positive("learning_rate", self.learning_rate)
-        if self.weight_decay != 0:
-            check_positive("weight_decay", self.weight_decay)
+        check_number("weight_decay", self.weight_decay, "a finite number >= 0", lambda value: value >= 0)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
         if self.patience is not None:
             _check_whole("patience", self.patience, 1)
-        if self.mixed_precision not in (None, True, False):
-            raise InputError(f"mixed_precision is {self.mixed_precision!r}; True, False or None was expected")
+        if self.mixed_precision is not None:
+            check_flag("mixed_precision", self.mixed_precision)
 
 
 def train(
@@ -400,7 +400,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 def _check_whole(argument: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
-        raise InputError(f"{argument} is {value!r}; a whole number from {least} was expected")
+        raise InputError(f"{argument} is {shown(value)}; a whole number from {least} was expected")
 
 
 def _check_data(

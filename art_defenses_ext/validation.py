@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from numbers import Real
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray, StoredImages
+from art_defenses_ext.text import for_terminal, shown
 
 PAGES = {
     "activation": "methods/jump_relu.md",
@@ -56,11 +61,12 @@ PAGES = {
 class InputError(ValueError):
     """An argument that cannot be used; the message names it, its value and what was expected.
 
-    A note below it, which Python prints with the message, names the page that helps.
+    It stands on one line and holds nothing that a terminal obeys, whatever the value. A note below it, which Python
+    prints with the message, names the page that helps.
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
+        super().__init__(for_terminal(message))
         page = _page_of(_refusing_module())
         if page is not None:
             self.add_note(f"See docs/{page}.")
@@ -198,30 +204,64 @@ def last_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
 
+def check_number(argument: str, value: Any, expected: str, holds: Callable[[float], bool] = lambda _: True) -> float:
+    """The number ``value``, if it is a finite real one for which ``holds`` is true; what ``expected`` names else."""
+    if isinstance(value, Real) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer or a fraction beyond floating point
+            number = math.inf
+        if math.isfinite(number) and holds(number):
+            return number
+    raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+
+
 def check_inner_share(argument: str, value: Any) -> None:
     """Refuse anything but a number between 0 and 1, both left out."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
-        raise InputError(f"{argument} is {value!r}; a number between 0 and 1 was expected")
+    check_number(argument, value, "a number between 0 and 1", lambda number: 0 < number < 1)
 
 
-def check_count(argument: str, value: Any) -> None:
-    """Refuse anything but a whole number of at least one."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{argument} is {value!r}; a whole number of at least 1 was expected")
+def check_share(argument: str, value: Any) -> None:
+    """Refuse anything but a number from 0 to 1."""
+    check_number(argument, value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def check_count(argument: str, value: Any, least: int = 1) -> None:
+    """Refuse anything but a whole number of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{argument} is {shown(value)}; a whole number of at least {least} was expected")
 
 
 def check_positive(argument: str, value: Any) -> None:
+    """Refuse anything but a finite number above zero."""
+    check_number(argument, value, "a finite number > 0", lambda number: number > 0)
+
+
+def check_all_positive(argument: str, value: Any) -> None:
     """Refuse anything but finite numbers above zero, one or an array of them."""
-    numbers = np.asarray(value)
-    real = np.issubdtype(numbers.dtype, np.floating) or np.issubdtype(numbers.dtype, np.integer)
-    if not (real and numbers.size and np.isfinite(numbers).all() and (numbers > 0).all()):
-        raise InputError(f"{argument} is {value!r}; a finite number > 0 was expected")
+    if isinstance(value, np.ndarray):
+        real = np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)
+        if not (real and value.size and np.isfinite(value).all() and (value > 0).all()):
+            raise InputError(f"{argument} is {shown(value)}; finite numbers > 0 were expected")
+    else:
+        check_positive(argument, value)
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """The flag ``value``: True or False; Python would take any word, ``"no"`` too, for true.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{argument} is {shown(value)}; True or False was expected")
+    return bool(value)
 
 
 def check_seed(value: Any) -> None:
     """Refuse anything but a whole number that every generator takes."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InputError(f"seed is {value!r}; a whole number from 0 to 2**63 - 1 was expected")
+        raise InputError(f"seed is {shown(value)}; a whole number from 0 to 2**63 - 1 was expected")
 
 
 def check_samples_of(argument: str, count: Any) -> int:
@@ -231,11 +271,40 @@ def check_samples_of(argument: str, count: Any) -> int:
         InputError: for anything but a whole number >= 0.
     """
     if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise InputError(f"{argument} is {count!r}; a whole number >= 0 was expected")
+        raise InputError(f"{argument} is {shown(count)}; a whole number >= 0 was expected")
     return count
 
 
 def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
     """Refuse anything but one of the names ``known``."""
     if not isinstance(value, str) or value not in known:
-        raise InputError(f"{argument} is {value!r}; one of {', '.join(known)} was expected")
+        raise InputError(f"{argument} is {shown(value)}; one of {', '.join(known)} was expected")
+
+
+def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
+    """The path ``value``: a text that is not empty, or a path object.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(value, str | os.PathLike) and value != "":
+        text = os.fspath(value)
+        if isinstance(text, str) and "\0" not in text:
+            return Path(text)
+    raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+
+
+def check_target(argument: str, value: Any) -> Path:
+    """The path of a file that can be written: in an existing folder, and none itself.
+
+    Raises:
+        InputError: for anything else.
+    """
+    expected = "a file in an existing folder"
+    path = check_path(argument, value, expected)
+    try:
+        if path.parent.is_dir() and not path.is_dir():
+            return path
+    except OSError:  # such as a name too long
+        pass
+    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")

@@ -569,9 +569,9 @@ def test_weights_that_the_last_step_made_nan_are_refused_though_every_loss_was_f
     [
         ({"patience": 2}, "patience is 2 without validation images; some, or None, were expected"),
         ({"patience": 0}, "patience is 0; a whole number from 1 was expected"),
-        ({"weight_decay": -1.0}, "weight_decay is -1.0; a finite number > 0 was expected"),
+        ({"weight_decay": -1.0}, "weight_decay is -1.0; a finite number >= 0 was expected"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0; a finite number > 0 was expected"),
-        ({"mixed_precision": "yes"}, "mixed_precision is 'yes'; True, False or None was expected"),
+        ({"mixed_precision": "yes"}, "mixed_precision is 'yes'; True or False was expected"),
         ({"count": 0}, "images holds 0 images and 0 labels; as many of both, one at least, were expected"),
         (
             {"checkpoint": Path("no", "folder", "run")},

@@ -23,9 +23,12 @@ from art_defenses_ext.validation import (
     PAGES,
     InputError,
     check_classifier,
+    check_flag,
     check_images,
     check_labels,
+    check_positive,
     check_samples_of,
+    check_target,
 )
 
 
@@ -245,3 +248,52 @@ def test_every_module_that_refuses_has_a_page() -> None:
     assert without == {"cli", "cli_options", "defences", "validation"}
     gone = {name for name in PAGES if not (ROOT / name.replace(".", "/")).with_suffix(".py").exists()}
     assert gone == {"attack", "attribution", "detector", "estimator", "evaluation", "transformer"}
+
+
+NO_FLAGS = ["no", "", 0, 1, None, np.array([True]), [], float("nan")]
+
+
+@pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
+def test_a_flag_is_true_or_false_and_nothing_that_python_would_take_for_it(value: Any) -> None:
+    with pytest.raises(InputError, match=r"^overwrite is .*; True or False was expected$"):
+        check_flag("overwrite", value)
+
+
+def test_a_flag_may_come_from_numpy() -> None:
+    assert [check_flag("overwrite", value) for value in (True, False, np.True_, np.False_)] == [True, False] * 2
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, float("inf"), float("nan"), True, "1", None, [0.5], np.array([0.5, 0.5]), 1j], ids=type
+)
+def test_a_number_is_one_finite_real_one(value: Any) -> None:
+    with pytest.raises(InputError, match="eps is .*; a finite number > 0 was expected"):
+        check_positive("eps", value)
+
+
+def test_a_message_is_one_line_of_printable_characters_whatever_the_value() -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            return "\x1b]0;title\x07\x9b2J\u202e\n"
+
+    class Raising:
+        def __repr__(self) -> str:
+            raise RuntimeError
+
+    for value in (Hostile(), Raising(), 10**5000, "x" * 10**6):
+        with pytest.raises(InputError) as refused:
+            check_flag("overwrite", value)
+        assert str(refused.value).isprintable()
+        assert len(str(refused.value)) < 300
+
+
+@pytest.mark.parametrize("value", [None, "", b"x", 1, "a\0b", Path("missing") / "file", "x" * 5000])
+def test_a_file_to_write_lies_in_an_existing_folder(value: Any) -> None:
+    with pytest.raises(InputError, match="path is .*; a file in an existing folder was expected"):
+        check_target("path", value)
+
+
+def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="a file in an existing folder was expected"):
+        check_target("path", tmp_path)
+    assert check_target("path", str(tmp_path / "file")) == tmp_path / "file"

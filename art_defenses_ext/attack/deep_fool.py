@@ -8,7 +8,6 @@ multiplies each step, and an image is left alone once it is misclassified. ART's
 from __future__ import annotations
 
 from functools import partial
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import check_all_positive, check_count, check_number
 
 _PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
 
@@ -83,8 +82,6 @@ class DeepFoolLp(TensorAttack):
     def _check_params(self) -> None:
         super()._check_params()
         check_count("max_iter", self.max_iter)
-        check_positive("scale", self.scale)
-        if isinstance(self.overshoot, bool) or not isinstance(self.overshoot, Real) or not 0 <= self.overshoot < np.inf:
-            raise InputError(f"overshoot is {self.overshoot!r}; a finite number >= 0 was expected")
-        if isinstance(self.nb_grads, bool) or not isinstance(self.nb_grads, int) or self.nb_grads < 2:
-            raise InputError(f"nb_grads is {self.nb_grads!r}; a whole number of at least 2 was expected")
+        check_all_positive("scale", self.scale)
+        check_number("overshoot", self.overshoot, "a finite number >= 0", lambda value: value >= 0)
+        check_count("nb_grads", self.nb_grads, least=2)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.losses import gradient_of
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
-from art_defenses_ext.validation import check_count, check_positive
+from art_defenses_ext.validation import check_all_positive, check_count, check_positive
 
 
 class IterativeFGSM(TensorAttack):
@@ -76,5 +76,5 @@ class IterativeFGSM(TensorAttack):
     def _check_params(self) -> None:
         super()._check_params()
         check_positive("eps_step", self.eps_step)
-        check_positive("scale", self.scale)
+        check_all_positive("scale", self.scale)
         check_count("max_iter", self.max_iter)

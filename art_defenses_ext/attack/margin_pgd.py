@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, project, random_in_ball, steepest
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import check_count, check_flag, check_positive
 
 
 class MarginPGD(TensorAttack):
@@ -103,5 +103,4 @@ class MarginPGD(TensorAttack):
             check_positive("eps_step", self.eps_step)
         check_count("max_iter", self.max_iter)
         check_count("nb_starts", self.nb_starts)
-        if not isinstance(self.stop_when_broken, bool):
-            raise InputError(f"stop_when_broken is {self.stop_when_broken!r}; True or False was expected")
+        check_flag("stop_when_broken", self.stop_when_broken)

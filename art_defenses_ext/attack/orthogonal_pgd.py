@@ -28,7 +28,7 @@ from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.modes import annealable_modes, find_defences, surrogate_width
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import InputError, check_count, check_flag, check_positive
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
@@ -180,8 +180,7 @@ class RejectionAttack(TensorAttack):
         check_count("max_iter", self.max_iter)
         check_factors(self.factors)
         for argument in ("random_start", "targeted"):
-            if not isinstance(getattr(self, argument), bool):
-                raise InputError(f"{argument} is {getattr(self, argument)!r}; True or False was expected")
+            check_flag(argument, getattr(self, argument))
         if not _is_number(self.stop_below):
             raise InputError(f"stop_below is {self.stop_below!r}; a number was expected")
         if not _is_number(self.switch_margin) or not 0 <= self.switch_margin < np.inf:

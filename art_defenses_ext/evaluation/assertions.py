@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import read_manifest
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.rebuild import rebuild, record_undefended, undefended
-from art_defenses_ext.validation import InputError, check_choice
+from art_defenses_ext.validation import InputError, check_choice, check_share
 
 SHOWN = 10
 """Indices of broken images in a failure's message, for each attack."""
@@ -119,7 +119,7 @@ class Suite:
             AssertionError: if that does not hold.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
-        _check_share("at_least", at_least)
+        check_share("at_least", at_least)
         report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **options)
         worst = report.summary.worst_case
         self._note(name, f"robust accuracy {worst}, at least {100 * at_least:g} % wanted")
@@ -176,7 +176,7 @@ class Suite:
             AssertionError: if that does not hold.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
-        _check_share("at_least", at_least)
+        check_share("at_least", at_least)
         report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **options)
         assert report.summary.detection is not None
         pool = report.summary.detection.pools[-1]  # the attacker who knows most
@@ -288,8 +288,3 @@ def _failed(report: Report) -> str:
 
 def _where(folder: Path) -> str:
     return f"  report: {folder / 'report.html'}, attacked images: {folder / 'examples.npz'}"
-
-
-def _check_share(argument: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-        raise InputError(f"{argument} is {value!r}; a number from 0 to 1 was expected")

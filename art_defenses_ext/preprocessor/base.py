@@ -24,7 +24,7 @@ from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_classifier, check_count
+from art_defenses_ext.validation import InputError, check_classifier, check_count, check_flag
 
 Numbers = float | Sequence[float]
 
@@ -221,8 +221,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
     def _check_params(self) -> None:
         check_count("batch_size", self.batch_size)
         for name in ("apply_fit", "apply_predict"):
-            if not isinstance(getattr(self, name), bool):
-                raise InputError(f"{name} is {getattr(self, name)!r}; True or False was expected")
+            check_flag(name, getattr(self, name))
 
     # Inside
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,7 +35,7 @@ from art_defenses_ext.attribution.relevance import (
 )
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_choice, check_count
+from art_defenses_ext.validation import InputError, check_choice, check_count, check_number
 
 STARTS = ("last_conv", "predicted", "top_k", "positive")
 
@@ -274,9 +273,9 @@ class HeatAndBlur(RestoringPreprocessor):
         if not isinstance(self.rules, Composite):
             check_choice("rules", self.rules, tuple(RULES))
         for name in ("sharp_sigma", "gain") if self.sigma is None else ("sigma", "sharp_sigma", "gain"):
-            _check_number(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
-        _check_number("heat_sigma", self.heat_sigma, "a finite number >= 0", lambda value: value >= 0)
-        _check_number("floor", self.floor, "a number from 0 up to 1", lambda value: 0 <= value < 1)
+            check_number(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
+        check_number("heat_sigma", self.heat_sigma, "a finite number >= 0", lambda value: value >= 0)
+        check_number("floor", self.floor, "a number from 0 up to 1", lambda value: 0 <= value < 1)
         for name in ("top_k", "passes"):
             check_count(name, getattr(self, name))
         if self.mix != "blur":
@@ -302,9 +301,3 @@ def blurred(x: Tensor, sigma: float) -> Tensor:
     padded = functional.pad(x, (radius,) * 4, mode="reflect")
     across = functional.conv2d(padded, kernel[:, :, None, :], groups=x.shape[1])
     return functional.conv2d(across, kernel[:, :, :, None], groups=x.shape[1])
-
-
-def _check_number(argument: str, value: Any, expected: str, holds: Callable[[float], bool]) -> None:
-    is_number = isinstance(value, Real) and not isinstance(value, bool)
-    if not (is_number and math.isfinite(value) and holds(value)):
-        raise InputError(f"{argument} is {value!r}; {expected} was expected")

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from art_defenses_ext.features import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
 from art_defenses_ext.rebuild import as_model_input
-from art_defenses_ext.validation import InputError, check_positive
+from art_defenses_ext.text import shown
+from art_defenses_ext.validation import InputError, check_choice, check_number
 
 Terms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 """(restored images, clean images, labels (n,)) -> terms of the loss by name, weighted, each a mean over the images."""
@@ -51,16 +52,15 @@ class RestorationLoss:
     taps: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        if self.pixel not in ("l1", "l2"):
-            raise InputError(f"pixel is {self.pixel!r}; 'l1' or 'l2' was expected")
+        check_choice("pixel", self.pixel, ("l1", "l2"))
         weights = {name: getattr(self, name) for name in ("pixel_weight", "feature_weight", "class_weight")}
         for name, weight in weights.items():
-            if weight != 0:
-                check_positive(name, weight)
+            check_number(name, weight, "a finite number >= 0", lambda value: value >= 0)
         if not any(weights.values()):
             raise InputError("pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected")
-        if not isinstance(self.network, nn.Module) and self.network not in ("classifier", "vgg16"):
-            raise InputError(f"network is {self.network!r}; 'classifier', 'vgg16' or an nn.Module was expected")
+        named = isinstance(self.network, str) and self.network in ("classifier", "vgg16")
+        if not named and not isinstance(self.network, nn.Module):
+            raise InputError(f"network is {shown(self.network)}; 'classifier', 'vgg16' or an nn.Module was expected")
 
     def describe(self) -> dict[str, Any]:
         """The settings as plain data."""

@@ -24,7 +24,15 @@ from art_defenses_ext.rebuild import as_model_input, evaluation_mode
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
-from art_defenses_ext.validation import InputError, check_choice, check_classifier, check_count, check_labels
+from art_defenses_ext.validation import (
+    InputError,
+    check_choice,
+    check_classifier,
+    check_count,
+    check_labels,
+    check_number,
+    check_share,
+)
 
 
 class TrainedRestorer(RestoringPreprocessor):
@@ -271,8 +279,7 @@ class TrainedRestorer(RestoringPreprocessor):
     def _check_params(self) -> None:
         super()._check_params()
         check_count("channels", self.channels)
-        if isinstance(self.leak, bool) or not isinstance(self.leak, int | float) or not 0 <= self.leak <= 1:
-            raise InputError(f"leak is {self.leak!r}; a number from 0 to 1 was expected")
+        check_share("leak", self.leak)
 
     def _check_images(self, x: Any) -> None:
         super()._check_images(x)
@@ -387,8 +394,7 @@ def _split(
     images: Tensor, labels: Tensor, share: float, seed: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
     """Images and labels to train on, and those held out; None for a share of 0."""
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share < 1:
-        raise InputError(f"validation_split is {share!r}; a share from 0 up to 1 was expected")
+    check_number("validation_split", share, "a share from 0 up to 1", lambda value: 0 <= value < 1)
     if share == 0:
         return (images, labels), None
     count = int(share * len(images))

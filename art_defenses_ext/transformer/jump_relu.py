@@ -28,7 +28,14 @@ from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.provenance import Tuning
 from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
-from art_defenses_ext.validation import InputError, check_classifier, check_count, check_images, check_labels
+from art_defenses_ext.validation import (
+    InputError,
+    check_classifier,
+    check_count,
+    check_flag,
+    check_images,
+    check_labels,
+)
 
 Jump = float | Sequence[float]
 
@@ -319,8 +326,7 @@ class JumpReLU(Transformer):
 
     def _check_params(self) -> None:
         check_width(self.width)
-        if not isinstance(self.copy, bool):
-            raise InputError(f"copy is {self.copy!r}; True or False was expected")
+        check_flag("copy", self.copy)
         per_layer(self.jump, _relus_of(self.classifier))
 
 

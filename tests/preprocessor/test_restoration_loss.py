@@ -249,10 +249,10 @@ def test_settings_are_plain_data(classifier: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"pixel": "huber"}, "pixel is 'huber'; 'l1' or 'l2' was expected"),
+        ({"pixel": "huber"}, "pixel is 'huber'; one of l1, l2 was expected"),
         ({"pixel_weight": 0.0}, "pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected"),
         *(
-            ({name: value}, f"{name} is .*; a finite number > 0 was expected")
+            ({name: value}, f"{name} is .*; a finite number >= 0 was expected")
             for name in ("pixel_weight", "feature_weight", "class_weight")
             for value in (-1.0, float("nan"), float("inf"), True, "one", None)
         ),
