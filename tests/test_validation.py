@@ -267,7 +267,7 @@ def test_a_flag_may_come_from_numpy() -> None:
     "value", [10**400, float("inf"), float("nan"), True, "1", None, [0.5], np.array([0.5, 0.5]), 1j], ids=type
 )
 def test_a_number_is_one_finite_real_one(value: Any) -> None:
-    with pytest.raises(InputError, match="eps is .*; a finite number > 0 was expected"):
+    with pytest.raises(InputError, match=r"eps is .*; a finite number > 0 was expected"):
         check_positive("eps", value)
 
 
@@ -289,7 +289,7 @@ def test_a_message_is_one_line_of_printable_characters_whatever_the_value() -> N
 
 @pytest.mark.parametrize("value", [None, "", b"x", 1, "a\0b", Path("missing") / "file", "x" * 5000])
 def test_a_file_to_write_lies_in_an_existing_folder(value: Any) -> None:
-    with pytest.raises(InputError, match="path is .*; a file in an existing folder was expected"):
+    with pytest.raises(InputError, match=r"path is .*; a file in an existing folder was expected"):
         check_target("path", value)
 
 
