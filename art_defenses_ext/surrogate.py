@@ -15,6 +15,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 
 from art_defenses_ext.modes import Defence
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_count, check_positive
 
 ROWS_AT_ONCE = 512  # of the noisy copies that an estimate passes through the wrapped one
@@ -71,10 +72,10 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
     ) -> None:
         if not isinstance(wrapped, PreprocessorPyTorch | nn.Module):
             raise InputError(f"wrapped is a {type(wrapped).__name__}; a PreprocessorPyTorch or nn.Module was expected")
-        if backward not in ("identity", "estimated") and not callable(backward):
-            raise InputError(f"backward is {backward!r}; 'identity', 'estimated' or a function was expected")
-        check_positive("sigma", sigma)
-        check_count("samples", samples)
+        named = isinstance(backward, str) and backward in ("identity", "estimated")
+        if not named and not callable(backward):
+            raise InputError(f"backward is {shown(backward)}; 'identity', 'estimated' or a function was expected")
+        sigma, samples = check_positive("sigma", sigma), check_count("samples", samples)
         nn.Module.__init__(self)
         is_preprocessor = isinstance(wrapped, PreprocessorPyTorch)
         PreprocessorPyTorch.__init__(

@@ -18,9 +18,17 @@ from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
-from art_defenses_ext.text import shown
 from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
-from art_defenses_ext.validation import InputError, check_flag, check_labels, check_number, check_positive, one_line
+from art_defenses_ext.validation import (
+    InputError,
+    check_count,
+    check_flag,
+    check_labels,
+    check_number,
+    check_positive,
+    check_seed,
+    one_line,
+)
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
 """(images (n, C, H, W), labels (n,), source of randomness on their device) -> terms of the loss by name, each a mean
@@ -56,15 +64,15 @@ class Settings:
         for name, value in vars(self).items():
             if isinstance(value, np.generic):  # which neither torch's generators nor JSON take
                 object.__setattr__(self, name, value.item())
-        _check_whole("nb_epochs", self.nb_epochs, 1)
-        _check_whole("batch_size", self.batch_size, 1)
-        _check_whole("seed", self.seed, 0)
+        check_count("nb_epochs", self.nb_epochs)
+        check_count("batch_size", self.batch_size)
+        check_seed(self.seed)
         check_positive("learning_rate", self.learning_rate)
         check_number("weight_decay", self.weight_decay, "a finite number >= 0", lambda value: value >= 0)
         if self.clip_norm is not None:
             check_positive("clip_norm", self.clip_norm)
         if self.patience is not None:
-            _check_whole("patience", self.patience, 1)
+            check_count("patience", self.patience)
         if self.mixed_precision is not None:
             check_flag("mixed_precision", self.mixed_precision)
 
@@ -222,7 +230,7 @@ def accuracy(
     Raises:
         InputError: for images, labels or settings that cannot be used.
     """
-    _check_whole("batch_size", batch_size, 1)
+    check_count("batch_size", batch_size)
     images, labels = _check_data(model, x, y, mean, std)
     device = _device(model)
     correct = 0
@@ -396,11 +404,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def _check_whole(argument: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value < 2**63:
-        raise InputError(f"{argument} is {shown(value)}; a whole number from {least} was expected")
 
 
 def _check_data(

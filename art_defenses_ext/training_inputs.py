@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import InputError, check_choice, check_count, check_flag, check_positive
 
 Logits = Callable[[Tensor], Tensor]
 """From images (n, C, H, W) in the clip range to logits (n, K), differentiable."""
@@ -92,10 +92,10 @@ class SignedGradient:
         check_positive("eps", self.eps)
         check_positive("step", self.step)
         check_count("nb_steps", self.nb_steps)
+        check_flag("random_start", self.random_start)
         if self.decay is not None:
             check_positive("decay", self.decay)
-        if self.through not in ("classifier", "defence"):
-            raise InputError(f"through is {self.through!r}; 'classifier' or 'defence' was expected")
+        check_choice("through", self.through, ("classifier", "defence"))
 
     def __str__(self) -> str:
         extras = [" from a random start"] * self.random_start + [f" with momentum {self.decay}"] * (

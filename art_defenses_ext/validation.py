@@ -6,7 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -216,25 +216,31 @@ def check_number(argument: str, value: Any, expected: str, holds: Callable[[floa
     raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
 
 
-def check_inner_share(argument: str, value: Any) -> None:
+def check_whole(argument: str, value: Any, least: int, expected: str) -> int:
+    """The whole number ``value``, numpy's too, from ``least`` on that 64 bits hold; what ``expected`` names else."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+        raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+    return int(value)
+
+
+def check_inner_share(argument: str, value: Any) -> float:
     """Refuse anything but a number between 0 and 1, both left out."""
-    check_number(argument, value, "a number between 0 and 1", lambda number: 0 < number < 1)
+    return check_number(argument, value, "a number between 0 and 1", lambda number: 0 < number < 1)
 
 
-def check_share(argument: str, value: Any) -> None:
+def check_share(argument: str, value: Any) -> float:
     """Refuse anything but a number from 0 to 1."""
-    check_number(argument, value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+    return check_number(argument, value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
 
 
-def check_count(argument: str, value: Any, least: int = 1) -> None:
+def check_count(argument: str, value: Any, least: int = 1) -> int:
     """Refuse anything but a whole number of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InputError(f"{argument} is {shown(value)}; a whole number of at least {least} was expected")
+    return check_whole(argument, value, least, f"a whole number of at least {least}")
 
 
-def check_positive(argument: str, value: Any) -> None:
+def check_positive(argument: str, value: Any) -> float:
     """Refuse anything but a finite number above zero."""
-    check_number(argument, value, "a finite number > 0", lambda number: number > 0)
+    return check_number(argument, value, "a finite number > 0", lambda number: number > 0)
 
 
 def check_all_positive(argument: str, value: Any) -> None:
@@ -258,10 +264,9 @@ def check_flag(argument: str, value: Any) -> bool:
     return bool(value)
 
 
-def check_seed(value: Any) -> None:
+def check_seed(value: Any) -> int:
     """Refuse anything but a whole number that every generator takes."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
-        raise InputError(f"seed is {shown(value)}; a whole number from 0 to 2**63 - 1 was expected")
+    return check_whole("seed", value, 0, "a whole number from 0 to 2**63 - 1")
 
 
 def check_samples_of(argument: str, count: Any) -> int:
@@ -270,9 +275,7 @@ def check_samples_of(argument: str, count: Any) -> int:
     Raises:
         InputError: for anything but a whole number >= 0.
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise InputError(f"{argument} is {shown(count)}; a whole number >= 0 was expected")
-    return count
+    return check_whole(argument, count, 0, "a whole number >= 0")
 
 
 def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:

@@ -490,9 +490,9 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "unknown reading": ([*HEAT, "-o", "mix=paint"], "mix is 'paint'; one of blend"),
     "option of a defence without any": (["-o", "sigma=1"], "option is 'sigma=1'; none, since jump_relu has no options"),
     "unknown input": ([*CODER, "-o", 'inputs=["rain"]'], "inputs names 'rain'; one of clean, noise"),
-    "no epoch": ([*CODER, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number from 1"),
+    "no epoch": ([*CODER, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number of at least 1"),
     "unknown attack mode": ([*CODER, "-o", "attack_mode=best"], "attack_mode is 'best'; one of exact"),
-    "adversarial by half": ([*CODER, "-o", "adversarial=0.5"], "adversarial is 0.5; true or false"),
+    "adversarial by half": ([*CODER, "-o", "adversarial=0.5"], "adversarial is 0.5; True or False"),
     "unknown map": (["--defence", "two_stream_restoration", "-o", "map=sea"], "map is 'sea'; one of stacked"),
     "restorer of long training": (
         [*CODER, "--dataset", "cifar10"],
@@ -503,7 +503,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
         "option is 'eps=0.1'; NAME=VALUE with one of explanation",
     ),
     "unknown explanation": ([*WATCH, "-o", "explanation=words"], "explanation is 'words'; one of input_gradient"),
-    "no epoch of a detector": ([*WATCH, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number from 1"),
+    "no epoch of a detector": ([*WATCH, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number of at least 1"),
     "half a batch": ([*WATCH, "-o", "batch_size=0.5"], "batch_size is 0.5; a whole number"),
     "all held out": ([*WATCH, "-o", "validation_split=1"], "validation_split is 1; a number between 0 and 1"),
     "detector of long training": (

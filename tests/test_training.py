@@ -494,7 +494,7 @@ def image(**changes: Any) -> FloatArray:
         ({"mean": 0.1}, "mean is 0.1; finite numbers"),
         ({"model": len}, "model is a builtin_function_or_method; an nn.Module was expected"),
         ({"mean": (math.nan,)}, "mean is (nan,); finite numbers"),
-        ({"batch_size": 0}, "batch_size is 0; a whole number from 1 was expected"),
+        ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1 was expected"),
         ({"model": nn.Conv2d(1, 10, 3)}, "model is a Conv2d that returns (1, 10, 6, 6) for an image; logits"),
     ],
 )
@@ -513,12 +513,12 @@ def test_what_cannot_be_used_is_refused_before_any_work(changes: dict[str, Any],
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"nb_epochs": 0}, "nb_epochs is 0; a whole number from 1 was expected"),
-        ({"nb_epochs": 1.5}, "nb_epochs is 1.5; a whole number from 1 was expected"),
-        ({"seed": -1}, "seed is -1; a whole number from 0 was expected"),
+        ({"nb_epochs": 0}, "nb_epochs is 0; a whole number of at least 1 was expected"),
+        ({"nb_epochs": 1.5}, "nb_epochs is 1.5; a whole number of at least 1 was expected"),
+        ({"seed": -1}, "seed is -1; a whole number from 0 to 2**63 - 1 was expected"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 was expected"),
         ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; a finite number > 0 was expected"),
-        ({"nb_epochs": True}, "nb_epochs is True; a whole number from 1 was expected"),
+        ({"nb_epochs": True}, "nb_epochs is True; a whole number of at least 1 was expected"),
         ({"learning_rate": math.inf}, "learning_rate is inf; a finite number > 0 was expected"),
     ],
 )
@@ -568,7 +568,7 @@ def test_weights_that_the_last_step_made_nan_are_refused_though_every_loss_was_f
     ("changes", "message"),
     [
         ({"patience": 2}, "patience is 2 without validation images; some, or None, were expected"),
-        ({"patience": 0}, "patience is 0; a whole number from 1 was expected"),
+        ({"patience": 0}, "patience is 0; a whole number of at least 1 was expected"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; a finite number >= 0 was expected"),
         ({"clip_norm": 0.0}, "clip_norm is 0.0; a finite number > 0 was expected"),
         ({"mixed_precision": "yes"}, "mixed_precision is 'yes'; True or False was expected"),

@@ -360,7 +360,7 @@ def test_all_kinds_there_are_mix_also_where_autograd_is_off() -> None:
         (lambda: SignedGradient(0.1, float("nan")), "step is nan"),
         (lambda: SignedGradient(0.1, 0.1, 0), "nb_steps is 0; a whole number"),
         (lambda: SignedGradient(0.1, 0.1, decay=0), "decay is 0; a finite number > 0"),
-        (lambda: SignedGradient(0.1, 0.1, through="both"), "through is 'both'; 'classifier' or 'defence'"),
+        (lambda: SignedGradient(0.1, 0.1, through="both"), "through is 'both'; one of classifier, defence"),
         (lambda: bim(0.1, 0), "nb_steps is 0; a whole number"),
         (lambda: mim(0.1, 1.5), "nb_steps is 1.5; a whole number"),
         (lambda: pgd("0.1"), "eps is '0.1'; a finite number > 0"),

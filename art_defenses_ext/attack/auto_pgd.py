@@ -20,7 +20,7 @@ from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.boundaries import nearest_rivals
 from art_defenses_ext.attack.losses import LOSSES, MIN_CLASSES, gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_on_sphere, steepest
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import InputError, check_choice, check_count, check_flag, check_positive
 
 MOMENTUM = 0.75  # alpha of equation 1: share of the new step; the rest goes on in the former direction
 RHO = 0.75  # a step that raises the loss less often than this is too long
@@ -210,8 +210,8 @@ class AutoPGD(TensorAttack):
         check_positive("eps", self.eps)
         for argument in ("max_iter", "nb_runs", "eot"):
             check_count(argument, getattr(self, argument))
-        if self.loss not in LOSSES:
-            raise InputError(f"loss is {self.loss!r}; one of {', '.join(LOSSES)} was expected")
+        check_flag("targeted", self.targeted)
+        check_choice("loss", self.loss, list(LOSSES))
         least = MIN_CLASSES.get(self._loss, 2)
         if self.nb_labels < least:
             raise InputError(f"loss {self.loss} needs {least} classes; the classifier has {self.nb_labels}")

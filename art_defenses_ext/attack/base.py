@@ -24,10 +24,12 @@ from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.modes import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
     InputError,
     check_classifier,
     check_count,
+    check_flag,
     check_images,
     check_labels,
     check_seed,
@@ -162,12 +164,17 @@ class TensorAttack(EvasionAttack):
         return labels
 
     def _check_params(self) -> None:
+        for name in self.attack_params:
+            if isinstance(getattr(self, name, None), np.generic):  # which torch's generators do not take
+                setattr(self, name, getattr(self, name).item())
         check_classifier(self.estimator, "estimator")
         modes = gradient_modes(self.estimator)
-        if self.gradient_mode not in (None, "exact", *modes):
-            raise InputError(f"gradient mode {self.gradient_mode!r}: one of {', '.join(modes)} was expected")
+        mode = self.gradient_mode
+        if mode is not None and (not isinstance(mode, str) or mode not in ("exact", *modes)):
+            raise InputError(f"gradient mode {shown(mode)}: one of {', '.join(modes)} was expected")
         check_count("batch_size", self.batch_size)
         check_seed(self.seed)
+        check_flag("verbose", self.verbose)
 
 
 def predict(module: nn.Module, x: Tensor, nb_labels: int | None = None) -> Tensor:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError
 
 Norm = float
@@ -18,11 +20,12 @@ _TINY = 1e-12  # keeps a zero vector zero instead of NaN
 
 def check_norm(norm: Norm | str) -> Norm:
     """The norm as a number: 2 or inf, also from ART's spelling ``"inf"``."""
-    if norm in (2, "2"):
-        return 2
-    if norm in (np.inf, "inf"):
-        return np.inf
-    raise InputError(f"norm is {norm!r}; 2 or inf was expected")
+    if isinstance(norm, str | Real) and not isinstance(norm, bool):  # an array is no word, and has no truth value
+        if norm in (2, "2"):
+            return 2
+        if norm in (np.inf, "inf"):
+            return np.inf
+    raise InputError(f"norm is {shown(norm)}; 2 or inf was expected")
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

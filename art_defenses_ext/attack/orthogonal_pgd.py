@@ -28,7 +28,7 @@ from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.modes import annealable_modes, find_defences, surrogate_width
-from art_defenses_ext.validation import InputError, check_count, check_flag, check_positive
+from art_defenses_ext.validation import InputError, check_count, check_flag, check_number, check_positive
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
@@ -181,10 +181,9 @@ class RejectionAttack(TensorAttack):
         check_factors(self.factors)
         for argument in ("random_start", "targeted"):
             check_flag(argument, getattr(self, argument))
-        if not _is_number(self.stop_below):
-            raise InputError(f"stop_below is {self.stop_below!r}; a number was expected")
-        if not _is_number(self.switch_margin) or not 0 <= self.switch_margin < np.inf:
-            raise InputError(f"switch_margin is {self.switch_margin!r}; a finite number >= 0 was expected")
+        if not (isinstance(self.stop_below, Real) and self.stop_below in (-np.inf, np.inf)):
+            check_number("stop_below", self.stop_below, "a number")
+        check_number("switch_margin", self.switch_margin, "a finite number >= 0", lambda value: value >= 0)
 
 
 class SelectivePGD(RejectionAttack):
@@ -292,7 +291,3 @@ def without_component(gradient: Tensor, other: Tensor) -> Tensor:
 
 def _unit(gradient: Tensor, norm: Norm) -> Tensor:
     return gradient / per_sample(size(gradient, norm).clamp_min(_TINY), gradient)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and not np.isnan(float(value))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, size
-from art_defenses_ext.validation import InputError, check_count, check_positive
+from art_defenses_ext.validation import check_count, check_flag, check_number, check_positive
 
 HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
 SMALLEST_SCALE = 0.01  # of an l2 bump, in units of eps
@@ -138,8 +138,8 @@ class Square(TensorAttack):
         super()._check_params()
         check_positive("eps", self.eps)
         check_count("max_queries", self.max_queries)
-        if not 0 < self.p_init <= 1:
-            raise InputError(f"p_init is {self.p_init!r}; a share above 0 and up to 1 was expected")
+        check_number("p_init", self.p_init, "a share above 0 and up to 1", lambda share: 0 < share <= 1)
+        check_flag("targeted", self.targeted)
 
 
 class _Window(NamedTuple):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from art_defenses_ext.attribution.linear_map import LinearMap
-from art_defenses_ext.validation import InputError, check_positive, may_look
+from art_defenses_ext.validation import InputError, check_number, check_positive, may_look
 
 STABILIZER = 1e-6
 
@@ -73,7 +73,9 @@ class AlphaBeta:
 
     def __post_init__(self) -> None:
         check_positive("stabilizer", self.stabilizer)
-        if not (self.beta >= 0 and self.alpha - self.beta == 1):
+        for argument in ("alpha", "beta"):
+            check_number(argument, getattr(self, argument), "a finite number")
+        if self.beta < 0 or self.alpha - self.beta != 1:
             raise InputError(f"alpha is {self.alpha} and beta is {self.beta}; beta >= 0 and alpha = 1 + beta expected")
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:

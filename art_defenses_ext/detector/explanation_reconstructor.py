@@ -165,10 +165,10 @@ class ExplanationReconstructor(BinaryInputDetector):
         """
         if kwargs:
             raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; see its documentation")
-        check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
         x = check_images(x, self.classifier)
         _check_benign(y, len(x))
-        check_inner_share("validation_split", validation_split)
+        validation_split = check_inner_share("validation_split", validation_split)
         nb_classes = self.classifier.nb_classes
         settings = Settings(nb_epochs, batch_size * nb_classes, learning_rate, seed=seed)
         path = None if checkpoint is None else Path(checkpoint)
@@ -280,7 +280,7 @@ class ExplanationReconstructor(BinaryInputDetector):
                     "expected"
                 )
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
-        check_inner_share("false_positive_rate", rate)
+        rate = check_inner_share("false_positive_rate", rate)
         if self.network.is_fitted:
             self.network.set_rate(rate)
         self.false_positive_rate = rate
@@ -409,8 +409,8 @@ class ExplanationReconstructor(BinaryInputDetector):
             raise InputError(f"explanation is {self.explanation!r}; distinct ones of {', '.join(known)} were expected")
         check_choice("scaling", self.scaling, SCALINGS)
         check_choice("score", self.score, list(SCORES))
-        check_count("hidden", self.hidden)
-        check_inner_share("false_positive_rate", self.false_positive_rate)
+        self.hidden = check_count("hidden", self.hidden)
+        self.false_positive_rate = check_inner_share("false_positive_rate", self.false_positive_rate)
 
 
 AT_ONCE = 128

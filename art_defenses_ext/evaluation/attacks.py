@@ -29,7 +29,7 @@ from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import InputError, check_choice
+from art_defenses_ext.validation import InputError, check_choice, check_flag
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
 """(classifier to attack, threat, seed) -> attack, whose ``generate`` takes images and one-hot true labels."""
@@ -91,6 +91,8 @@ class AttackSpec:
     def __post_init__(self) -> None:
         for argument, choices in CHOICES.items():
             check_choice(argument, getattr(self, argument), choices)
+        for argument in ("curve", "bounded"):
+            object.__setattr__(self, argument, check_flag(argument, getattr(self, argument)))
         if not callable(self.build):
             raise InputError(f"build is {self.build!r}; a function (classifier, threat, seed) -> attack was expected")
 

@@ -34,6 +34,7 @@ from art_defenses_ext.validation import (
     InputError,
     check_count,
     check_evaluated,
+    check_flag,
     check_labels,
     check_samples_of,
     check_seed,
@@ -236,10 +237,10 @@ class _Task:
             raise InputError(f"threat is {threat!r}; Linf(eps) or L2(eps) was expected")
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
         specs = attack_set(attacks, classifier)
-        check_count("block_size", block_size)
-        check_seed(seed)
-        check_samples_of("curve_samples", curve_samples)
-        check_samples_of("check_samples", check_samples)
+        block_size, seed = check_count("block_size", block_size), check_seed(seed)
+        curve_samples = check_samples_of("curve_samples", curve_samples)
+        check_samples = check_samples_of("check_samples", check_samples)
+        adaptive = check_flag("adaptive", adaptive)
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.of(threat, named, len(x), seed, block_size, curve_samples, check_samples, adaptive)
         with rebuild.evaluation_mode(classifier.model), seeded(seed):

@@ -10,13 +10,12 @@ the plain reciprocal rank of the information retrieval literature does not.
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_number
 
 Lists = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
@@ -63,8 +62,7 @@ def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
     array([0.893])
     """
     clean, other = _check_lists(clean, other)
-    if isinstance(mass, bool) or not isinstance(mass, Real) or not 0 < float(mass) <= 1:
-        raise InputError(f"mass is {mass!r}; a number above 0 and at most 1 was expected")
+    mass = check_number("mass", mass, "a number above 0 and at most 1", lambda share: 0 < share <= 1)
     clean_ranks, other_ranks = _ranks(clean), _ranks(other)  # (N, K)
     gains = np.where(_kept(clean, clean_ranks, mass), np.exp2(clean) - 1, 0.0)  # (N, K)
     found = np.where(_kept(other, other_ranks, mass), gains, 0.0)  # (N, K)

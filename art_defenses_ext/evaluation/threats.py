@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import ClassVar
 
 import numpy as np
 
 from art_defenses_ext.attack.norms import Norm
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import check_positive
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,7 @@ class Threat:
     norm_name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        if isinstance(self.eps, bool) or not isinstance(self.eps, Real) or not 0 < float(self.eps) < np.inf:
-            raise InputError(f"eps is {self.eps!r}; a finite number > 0 was expected")
-        object.__setattr__(self, "eps", float(self.eps))
+        object.__setattr__(self, "eps", check_positive("eps", self.eps))
 
     def __str__(self) -> str:
         return f"{self.norm_name} {self.eps:g}"

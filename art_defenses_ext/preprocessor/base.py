@@ -219,6 +219,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         self._set(kwargs)
 
     def _check_params(self) -> None:
+        self._set({name: getattr(self, name) for name in self.params if isinstance(getattr(self, name), np.generic)})
         check_count("batch_size", self.batch_size)
         for name in ("apply_fit", "apply_predict"):
             check_flag(name, getattr(self, name))
@@ -249,6 +250,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
 
     def _set(self, params: dict[str, Any]) -> None:
         for name, value in params.items():
+            value = value.item() if isinstance(value, np.generic) else value  # JSON takes no other numbers
             setattr(self, f"_{name}" if name.startswith("apply_") else name, value)  # ART's are properties
 
     def _without_gradient(self, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from art_defenses_ext.validation import (
     check_choice,
     check_classifier,
     check_count,
+    check_flag,
     check_labels,
     check_number,
     check_share,
@@ -130,6 +131,7 @@ class TrainedRestorer(RestoringPreprocessor):
             InputError: for images, labels or settings that cannot be used, before any training.
         """
         check_choice("attack_mode", attack_mode, self.gradient_modes)
+        check_flag("adversarial", adversarial)
         settings = Settings(
             nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, seed, mixed_precision
         )
@@ -394,7 +396,7 @@ def _split(
     images: Tensor, labels: Tensor, share: float, seed: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
     """Images and labels to train on, and those held out; None for a share of 0."""
-    check_number("validation_split", share, "a share from 0 up to 1", lambda value: 0 <= value < 1)
+    share = check_number("validation_split", share, "a share from 0 up to 1", lambda value: 0 <= value < 1)
     if share == 0:
         return (images, labels), None
     count = int(share * len(images))

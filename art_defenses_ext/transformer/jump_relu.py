@@ -35,6 +35,7 @@ from art_defenses_ext.validation import (
     check_flag,
     check_images,
     check_labels,
+    check_number,
 )
 
 Jump = float | Sequence[float]
@@ -382,8 +383,7 @@ def per_layer(jump: Jump, nb_relus: int) -> tuple[float, ...]:
     if len(jumps) != nb_relus:
         raise InputError(f"jump has {len(jumps)} values; one, or one for each of the {nb_relus} ReLUs, was expected")
     for one in jumps:
-        if isinstance(one, bool) or not isinstance(one, Real) or not 0 <= float(one) < float("inf"):
-            raise InputError(f"jump is {one!r}; a finite number >= 0 was expected")
+        check_number("jump", one, "a finite number >= 0", lambda value: value >= 0)
     return tuple(float(one) for one in jumps)
 
 
@@ -391,15 +391,12 @@ def check_width(width: float | None) -> float | None:
     """The width of the smooth backward rule, checked: None or a finite number > 0."""
     if width is None:
         return None
-    if isinstance(width, bool) or not isinstance(width, Real) or not 0 < float(width) < float("inf"):
-        raise InputError(f"width is {width!r}; a finite number > 0, or None, was expected")
-    return float(width)
+    return check_number("width", width, "a finite number > 0, or None,", lambda value: value > 0)
 
 
-def check_accuracy_drop(drop: Any) -> None:
+def check_accuracy_drop(drop: Any) -> float:
     """Refuse anything but a fraction in [0, 1)."""
-    if isinstance(drop, bool) or not isinstance(drop, Real) or not 0 <= float(drop) < 1:
-        raise InputError(f"max_accuracy_drop is {drop!r}; a fraction from 0 up to 1 was expected")
+    return check_number("max_accuracy_drop", drop, "a fraction from 0 up to 1", lambda value: 0 <= value < 1)
 
 
 def _check_grid(jumps: Any) -> list[float]:
