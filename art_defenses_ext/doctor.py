@@ -16,6 +16,7 @@ from torch import nn
 
 from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.evaluation.settings import PACKAGES
+from art_defenses_ext.layout import contradiction
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
 from art_defenses_ext.validation import InputError
 
@@ -63,6 +64,11 @@ def _sequential(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     if not issubclass(kind, nn.Sequential) or kind.forward is nn.Sequential.forward:
         return None
     return f"the network's class {kind.__name__} is an nn.Sequential with a forward of its own, which ART ignores"
+
+
+def _layout(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    wrong = contradiction(classifier.input_shape, classifier.channels_first)
+    return None if wrong is None else f"it has {wrong}"
 
 
 def _numpy(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
@@ -152,6 +158,7 @@ def _logits(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
     "subclass": (_subclass, "put what it does into the network or a PreprocessorPyTorch"),
     "sequential with a forward": (_sequential, "make it a plain nn.Module"),
+    "channels": (_layout, "pass channels_first to PyTorchClassifier: the defences and Square look at rows and columns"),
     "numpy preprocessing": (_numpy, "write it as a PreprocessorPyTorch, or attack through Surrogate"),
     "postprocessing": (_postprocessing, "attack the classifier without it: it hides gradients, not errors"),
     "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),

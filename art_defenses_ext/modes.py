@@ -58,7 +58,10 @@ class Defence:
         return {}
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """What the defence sees and makes of images (N, ...), as images by name (N, ...), for a report's pictures."""
+        """What the defence sees and makes of images (N, ...), as images by name (N, C, H, W), for a report's pictures.
+
+        The channels of what it returns are in front, wherever those of the images are.
+        """
         return {}
 
 

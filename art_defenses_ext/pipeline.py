@@ -14,6 +14,7 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
 from torch import Tensor, nn
 
+from art_defenses_ext.layout import channels_to_back, has_channels_behind
 from art_defenses_ext.rebuild import as_model_input
 from art_defenses_ext.validation import InputError, check_classifier
 
@@ -44,12 +45,16 @@ class Pipeline(nn.Module):
 
     Args:
         classifier: a classifier whose preprocessing runs in torch and that has no postprocessing.
+        channels_in_front: take images (N, C, H, W), also for a classifier whose images are (N, H, W, C).
+
+    Attributes:
+        turns: whether images are turned from the former to the latter on their way.
 
     Raises:
         InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
     """
 
-    def __init__(self, classifier: PyTorchClassifier) -> None:
+    def __init__(self, classifier: PyTorchClassifier, *, channels_in_front: bool = False) -> None:
         super().__init__()
         check_differentiable(classifier)
         operations = [p for p in classifier.preprocessing_operations if p.apply_predict]
@@ -57,12 +62,18 @@ class Pipeline(nn.Module):
         # The steps before the model: modules() then lists the defences in the order in which an image meets them.
         self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape, device) for operation in operations)
         self.model = classifier.model
+        self.turns = channels_in_front and has_channels_behind(classifier)
 
     def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(as_model_input(self.before_model(x), self.model))
+        return logits
+
+    def before_model(self, x: Tensor) -> Tensor:
+        """What the model is given of images, before that is cast to its dtype."""
+        x = channels_to_back(x) if self.turns else x
         for step in self.steps:
             x = step(x)
-        logits: Tensor = self.model(as_model_input(x, self.model))
-        return logits
+        return x
 
 
 class Step(nn.Module):

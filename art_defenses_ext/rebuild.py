@@ -64,6 +64,15 @@ def model_dtype(model: nn.Module) -> torch.dtype | None:
     return None
 
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Of so few digits that a share of a sum, or a small constant added to it, is lost."""
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """``x``, in float32 if its dtype has fewer digits."""
+    return x.float() if x.dtype in HALVES else x
+
+
 def as_model_input(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
     """``x`` in the model's dtype: under NumPy 2 several ART attacks send float64, and ART does not cast."""
     dtype = model_dtype(model)

@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray, StoredImages
+from art_defenses_ext.layout import contradiction
 from art_defenses_ext.text import for_terminal, shown
 
 PAGES = {
@@ -102,8 +103,9 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
 
     Raises:
         InputError: if it is no ``PyTorchClassifier``, or a subclass (what that does differently would be lost: ART's
-            attacks and our defences build plain ones from its parts), or if its model is a subclass of
-            ``nn.Sequential`` with a ``forward`` of its own, which ART ignores (it calls the children one by one).
+            attacks and our defences build plain ones from its parts), if its model is a subclass of
+            ``nn.Sequential`` with a ``forward`` of its own, which ART ignores (it calls the children one by one), or
+            if its ``channels_first`` cannot be true of its ``input_shape``.
     """
     if type(classifier) is not PyTorchClassifier:
         raise InputError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
@@ -113,6 +115,9 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
             f"{argument}: the model's class {type(model).__name__} is an nn.Sequential with a forward of its own, "
             "which ART ignores; make it a plain nn.Module"
         )
+    wrong = contradiction(classifier.input_shape, classifier.channels_first)
+    if wrong is not None:
+        raise InputError(f"{argument} has {wrong}")
     return classifier
 
 

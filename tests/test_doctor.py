@@ -72,6 +72,7 @@ def sequential() -> nn.Sequential:
 CASES: dict[str, Callable[[], PyTorchClassifier]] = {
     "subclass": lambda: wrap(Network(), Sub),
     "sequential with a forward": lambda: wrap(sequential()),
+    "channels": lambda: wrap(Network(), channels_first=False),
     "numpy preprocessing": lambda: wrap(Network(), preprocessing_defences=FeatureSqueezing(clip_values=(0, 1))),
     "postprocessing": lambda: wrap(Network(), postprocessing_defences=ReverseSigmoid()),
     "detached preprocessing": lambda: wrap(Network(), preprocessing_defences=Stopping()),

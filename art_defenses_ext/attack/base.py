@@ -23,7 +23,7 @@ from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.modes import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.rebuild import at_least_float32, evaluation_mode
 from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
     InputError,
@@ -131,7 +131,7 @@ class TensorAttack(EvasionAttack):
         :func:`.merge_rejection`. Where they are classes to reach, "rejected" stays: one more class that is not reached.
         Of a :class:`.PairedNetwork` only the two classes of the label's problem count.
         """
-        found: Tensor = module(x)
+        found: Tensor = at_least_float32(module(x))
         if self._paired:
             return only_pair(found, y)
         return merge_rejection(found, y) if rejects(self.estimator) and not self.targeted else found

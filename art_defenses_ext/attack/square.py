@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, size
+from art_defenses_ext.layout import channels_to_back, channels_to_front
 from art_defenses_ext.validation import check_count, check_flag, check_number, check_positive
 
 HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
@@ -70,28 +71,28 @@ class Square(TensorAttack):
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         found = x.clone()
         active = torch.arange(len(x), device=x.device)
-        clean, current = _planes(x), _planes(self.clip(x + self._first(_planes(x), generator).reshape(x.shape)))
+        clean = self._planes(x)
+        current = self._clipped(clean + self._first(clean, generator), x)
         lowest = self._judge(module, current, x, y)
         for query in range(1, self.max_queries):
             if query % 10 == 0:  # finding the broken ones costs a wait for the device
-                found[active] = current.reshape(-1, *x.shape[1:])
+                found[active] = self._images(current, x)
                 left = (lowest >= 0).nonzero().squeeze(1)
                 active, clean, current, lowest = active[left], clean[left], current[left], lowest[left]
                 if len(active) == 0:
                     return found
-            proposed = self._propose(clean, current, self._side(query, clean), generator)
-            proposed = _planes(self.clip(proposed.reshape(-1, *x.shape[1:])))
+            proposed = self._clipped(self._propose(clean, current, x, self._side(query, clean), generator), x)
             margins = self._judge(module, proposed, x, y[active])
             better = margins < lowest
             current = torch.where(per_sample(better, current), proposed, current)
             lowest = torch.where(better, margins, lowest)
-        found[active] = current.reshape(-1, *x.shape[1:])
+        found[active] = self._images(current, x)
         return found
 
     def _judge(self, module: nn.Module, planes: Tensor, x: Tensor, y: Tensor) -> Tensor:
         """The margin (n,) that the search lowers: below zero where the attack succeeded."""
         with torch.no_grad():
-            margins = margin(self.logits(module, planes.reshape(-1, *x.shape[1:]), y), y)
+            margins = margin(self.logits(module, self._images(planes, x), y), y)
         return -margins if self.targeted else margins
 
     def _side(self, query: int, planes: Tensor) -> tuple[int, int]:
@@ -112,14 +113,16 @@ class Square(TensorAttack):
         tiles = tiles.repeat_interleave(5, 2).repeat_interleave(5, 3)[:, :, :height, :width]
         return self.eps * tiles / per_sample(size(tiles, 2), tiles)
 
-    def _propose(self, clean: Tensor, current: Tensor, side: tuple[int, int], generator: torch.Generator) -> Tensor:
+    def _propose(
+        self, clean: Tensor, current: Tensor, x: Tensor, side: tuple[int, int], generator: torch.Generator
+    ) -> Tensor:
         """The next points to query (n, C, H, W), not yet in the clip range."""
         window = _Window.draw(current, side, generator)
         signs = _signs((*current.shape[:2], 1, 1), current, generator)
         if self.norm == 2:
             return self._propose_l2(clean, current, window, signs, generator)
         proposed = torch.where(window.mask, clean + self.eps * signs, current)
-        idle = (self.clip(proposed) == current).flatten(1).all(dim=1)
+        idle = (self._clipped(proposed, x) == current).flatten(1).all(dim=1)
         flipped = torch.where(window.mask, clean - self.eps * signs, current)
         return torch.where(per_sample(idle, current), flipped, proposed)
 
@@ -133,6 +136,22 @@ class Square(TensorAttack):
         scale = per_sample(self.eps * SMALLEST_SCALE ** draw[:, 1], current)
         moved = torch.where(clear, 0, delta) + scale * signs * window.bump
         return clean + self.eps * moved / per_sample(size(moved, 2).clamp_min(1e-12), moved)
+
+    def _planes(self, x: Tensor) -> Tensor:
+        """Images (n, ...) of one to three dimensions as (n, C, H, W)."""
+        if x.ndim == 4 and not self.estimator.channels_first:
+            return channels_to_front(x)
+        return x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
+
+    def _images(self, planes: Tensor, x: Tensor) -> Tensor:
+        """The way back, to images like ``x``."""
+        if x.ndim == 4 and not self.estimator.channels_first:
+            return channels_to_back(planes)
+        return planes.reshape(-1, *x.shape[1:])
+
+    def _clipped(self, planes: Tensor, x: Tensor) -> Tensor:
+        """Planes (n, C, H, W) moved into the clip range of images like ``x``."""
+        return self._planes(self.clip(self._images(planes, x)))
 
     def _check_params(self) -> None:
         super()._check_params()
@@ -170,11 +189,6 @@ class _Window(NamedTuple):
         start = torch.randint(0, like.shape[axis] - length + 1, (len(like), 1), generator=generator, device=like.device)
         middle = start + (length - 1) / 2
         return (1 - (places - middle).abs() / ((length + 1) / 2)).clamp_min(0).to(like.dtype)
-
-
-def _planes(x: Tensor) -> Tensor:
-    """Images (n, ...) of one to three dimensions as (n, C, H, W)."""
-    return x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
 
 
 def _signs(shape: tuple[int, ...], like: Tensor, generator: torch.Generator) -> Tensor:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.attribution.second_order import plain_attention
+from art_defenses_ext.rebuild import HALVES, as_model_input, at_least_float32, evaluation_mode
 from art_defenses_ext.validation import InputError, check_count, check_positive, check_seed, may_look
 
 ROWS_AT_ONCE = 512  # of the noisy copies or steps that share one pass of the model
@@ -91,7 +92,8 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: i
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
         # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its own derivative counts as well.
-        cotangents = logits.softmax(dim=1) - _one_hot(_chosen(y, logits, "y"), logits)  # (M, N, K)
+        probabilities = at_least_float32(logits).softmax(dim=1)
+        cotangents = probabilities - _one_hot(_chosen(y, logits, "y"), probabilities)  # (M, N, K)
         return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), y)
 
 
@@ -128,7 +130,7 @@ def weighted_loss_gradient(
             raise InputError(f"weights gives {got}; ({count}, M, {nb_classes}) was expected")
         found = found.to(wide.dtype)
         cotangents = found.sum(dim=2, keepdim=True) * wide.softmax(dim=1).unsqueeze(1) - found  # (N, M, K)
-        cotangents = cotangents.transpose(0, 1).to(logits.dtype)
+        cotangents = cotangents.transpose(0, 1).to(at_least_float32(logits).dtype)
         gradients = _pull_back(logits, points, cotangents, live.requires_grad, classes_at_once)
         return gradients.transpose(0, 1)
 
@@ -284,7 +286,7 @@ def _mean_gradient(
 def _recording(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
     """Evaluation mode and autograd inside the block; x itself where the result shall be part of its graph, else cut."""
     again = torch.is_grad_enabled() and x.requires_grad
-    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad():
+    with evaluation_mode(model), plain_attention(), torch.inference_mode(False), torch.enable_grad():
         yield x if again else x.detach()
 
 
@@ -305,6 +307,11 @@ def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _pull_back(logits: Tensor, points: Tensor, cotangents: Tensor, again: bool, at_once: int | None) -> Tensor:
     """d sum(cotangent * logits) / d points, (M, n, ...), for each of ``cotangents`` (M, n, K)."""
+    if logits.dtype in HALVES:  # there small numbers become zero: the largest of each sample's is made 1 meanwhile
+        size = cotangents.detach().abs().amax(dim=2, keepdim=True)
+        size = torch.where(size > 0, size, 1.0)
+        gradients = _pull_back(at_least_float32(logits), points, cotangents / size, again, at_once)
+        return gradients * size.reshape(*size.shape[:2], *[1] * (points.ndim - 1)).to(points.dtype)
     if len(cotangents) == 1:
         return _vjp(logits, points, cotangents[0], again, retain=again)[None]
     try:

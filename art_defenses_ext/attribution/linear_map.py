@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from art_defenses_ext.rebuild import at_least_float32
 
 Kind = Literal["convolution", "linear", "scale"]
 
@@ -96,6 +98,12 @@ class LinearMap:
     def positive_bias(self) -> Tensor | None:
         """b+, or None without a bias."""
         return None if self.bias is None else self.bias.clamp(min=0)
+
+
+def widened(layer: LinearMap) -> LinearMap:
+    """``layer`` with numbers of float32 at least."""
+    bias = None if layer.bias is None else at_least_float32(layer.bias)
+    return replace(layer, weight=at_least_float32(layer.weight), bias=bias)
 
 
 def scaled(layer: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:

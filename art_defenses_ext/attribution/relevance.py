@@ -22,9 +22,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from art_defenses_ext.attribution.first_layer import entrance
+from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace
-from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.rebuild import as_model_input, at_least_float32, evaluation_mode
 from art_defenses_ext.validation import InputError, check_count, check_positive, may_look
 
 
@@ -36,7 +38,9 @@ class Composite:
         convolution: for convolutions.
         linear: for dense layers.
         first: for the first layer with weights, in the order of execution; None: as the others.
-        scale: for a batch norm that cannot be folded into a layer before it. **Convention**: epsilon.
+        scale: for a batch norm that cannot be folded into a layer before it. **Convention**: epsilon. One before the
+            first layer with weights is a normalisation of the image and passes relevance on, as one does that is
+            written as arithmetic.
         stabilizer: of averages and sums.
     """
 
@@ -158,7 +162,7 @@ def relevance(
     where = _watched(seen, start) if isinstance(start, Layer) else None
     trace.fold(keep=logits if where is None else where)
     beginning, initial = _begin(start, logits, trace.steps, where)
-    return _send_back(trace, rules, beginning, initial).to(x.dtype)
+    return _send_back(trace, rules, beginning, at_least_float32(initial)).to(x.dtype)
 
 
 def check_start(start: Any, model: nn.Module) -> None:
@@ -226,19 +230,45 @@ def _send_back(trace: Trace, rules: Composite, beginning: Tensor, initial: Tenso
         r = found.pop(id(step.output), None)
         if r is None:
             continue
-        for one, share in zip(step.inputs, _back(step, rules, r, step is first), strict=True):
+        for one, share in zip(step.inputs, _back(trace, step, rules, r, first), strict=True):
             before = found.get(id(one))
             found[id(one)] = share if before is None else before + share
     result = found.get(id(trace.x))
     return torch.zeros_like(trace.x) if result is None else result
 
 
-def _back(step: Step, rules: Composite, r: Tensor, is_first: bool) -> tuple[Tensor, ...]:
+def _back(trace: Trace, step: Step, rules: Composite, r: Tensor, first: Step) -> tuple[Tensor, ...]:
     if step.layer is None:
         assert step.back is not None
         return step.back(r)
-    rule = rules.rule(step.layer.kind, is_first)
-    return (rule(step.layer, step.inputs[0], step.output, r, step.nonnegative),)
+    if step.layer.kind == "scale" and first not in trace.steps:
+        return (r,)  # a normalisation of the image, which passes relevance on wherever it is written
+    rule = rules.rule(step.layer.kind, step is first)
+    # The network's own activations, but shares of relevance are smaller than half precision can say.
+    layer, a, z = widened(step.layer), at_least_float32(step.inputs[0]), at_least_float32(step.output)
+    if step is first and isinstance(rule, ZBox):
+        low, high = _box(trace, rule, first.inputs[0])
+        return (rule.between(at_least_float32(low), at_least_float32(high), layer, a, z, r),)
+    return (rule(layer, a, z, r, step.nonnegative),)
+
+
+def _box(trace: Trace, rule: ZBox, entering: Tensor) -> tuple[Tensor, Tensor]:
+    """The range of what enters the first layer, each end (1, ...), given that of the network's input.
+
+    Raises:
+        InputError: where it cannot be told, since a value there depends on several of the image.
+    """
+    ends = rule.ends(trace.x.detach())
+    if entering is trace.x:
+        return ends
+    reached = entrance(trace.model, torch.cat(ends), trace.softplus)
+    if reached is None or not reached.elementwise:
+        raise InputError(
+            "the model adds or subtracts values of its input before the first layer with weights, so the range of what "
+            "enters that is not known; rules without a box (such as epsilon_plus or epsilon_plus_flat) were expected"
+        )
+    low, high = reached.values.aminmax(dim=0, keepdim=True)
+    return low, high
 
 
 @contextmanager

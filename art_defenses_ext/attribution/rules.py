@@ -122,7 +122,9 @@ class Gamma:
 class ZBox:
     """R_j = sum_k (x_j W_jk - l_j W_jk+ - h_j W_jk-) R_k / (the same summed over j), for inputs in [l, h].
 
-    For the first layer: it tells how far each pixel is from the end of its range that the weight favours least.
+    For the first layer: it tells how far each pixel is from the end of its range that the weight favours least. As
+    the first layer's rule (:class:`.Composite`) it is told the range of the network's input; what a network does to
+    that before its first layer, such as a normalisation, it does to the range as well.
 
     Args:
         low: l, the least value of an input; a number, or a tensor that broadcasts against one image (C, H, W).
@@ -141,9 +143,15 @@ class ZBox:
             raise InputError(f"low is {self.low} and high is {self.high}; low < high was expected")
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
-        # One image's worth of each end, since they are the same for all.
-        low, high = (torch.as_tensor(end, dtype=a.dtype, device=a.device) for end in (self.low, self.high))
-        low, high = low.expand(a[:1].shape), high.expand(a[:1].shape)
+        return self.between(*self.ends(a), layer, a, z, r)
+
+    def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The least and the largest values, each as one image (1, ...) like those of ``x``."""
+        low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in (self.low, self.high))
+        return low.expand(x[:1].shape), high.expand(x[:1].shape)
+
+    def between(self, low: Tensor, high: Tensor, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor) -> Tensor:
+        """The rule for inputs ``a`` (N, ...) of the layer between ``low`` and ``high`` (1, ...)."""
         ends = layer(low, layer.positive, layer.bias) + layer(high, layer.negative, None)
         s = r / stabilised(z - ends, self.stabilizer)
         from_low, from_high = (layer.transposed(s, part, a) for part in (layer.positive, layer.negative))

@@ -23,6 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.attribution.linear_map import Geometry, LinearMap, scaled
 from art_defenses_ext.attribution.rules import stabilised
+from art_defenses_ext.rebuild import at_least_float32
 from art_defenses_ext.validation import InputError
 
 Back = Callable[[Tensor], tuple[Tensor, ...]]
@@ -359,7 +360,8 @@ def _softplus(trace: Trace, input: Tensor, beta: float = 1.0, threshold: float =
     def back(r: Tensor) -> tuple[Tensor]:
         # Relevance as gradient times input, as a ReLU has it too: softplus is not zero below zero, so passing all of
         # the relevance on would be divided by pre-activations near zero further down.
-        return (r / stabilised(output, trace.stabilizer) * torch.sigmoid(beta * input) * input,)
+        z = at_least_float32(input)
+        return (r / stabilised(at_least_float32(output), trace.stabilizer) * torch.sigmoid(beta * z) * z,)
 
     return trace.step([input], output, back, nonnegative=True)
 
@@ -409,7 +411,7 @@ def _cast(function: Callable[..., Tensor]) -> Handler:
 
     def handler(trace: Trace, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = function(input, *args, **kwargs)
-        return output if output is input else trace.step([input], output, lambda r: (r.to(input),))
+        return output if output is input else trace.step([input], output, lambda r: (r.to(at_least_float32(input)),))
 
     return handler
 
@@ -432,7 +434,7 @@ def _average(function: Callable[..., Tensor]) -> Handler:
         output = function(input, *args, **kwargs)
 
         def back(r: Tensor) -> tuple[Tensor]:
-            share = r / stabilised(output, trace.stabilizer)
+            share = r / stabilised(at_least_float32(output), trace.stabilizer)
             return (input * _pulled_back(lambda a: function(a, *args, **kwargs), input, share),)
 
         return trace.step([input], output, back)
@@ -503,10 +505,19 @@ _VIEWS: tuple[Any, ...] = (
     torch.transpose,
     Tensor.transpose,
     Tensor.__getitem__,
+    torch.movedim,
+    Tensor.movedim,
+    torch.moveaxis,
+    Tensor.moveaxis,
+    torch.swapaxes,
+    Tensor.swapaxes,
+    torch.swapdims,
+    Tensor.swapdims,
     torch.narrow,
     Tensor.narrow,
 )
 HANDLERS |= {one: _view(one) for one in _VIEWS}
+HANDLERS |= {one: _route(one) for one in (torch.flip, Tensor.flip)}
 _AVERAGES: tuple[Any, ...] = (
     F.avg_pool1d,
     F.avg_pool2d,
@@ -551,7 +562,7 @@ def _sum_of_two(sign: int) -> Handler:
             return NotImplemented
 
         def back(r: Tensor) -> tuple[Tensor, ...]:
-            share = r / stabilised(output, trace.stabilizer)
+            share = r / stabilised(at_least_float32(output), trace.stabilizer)
             return tuple(times * one * share if times != 1 else one * share for one, times in parts)
 
         return trace.step([input, other], output, back, nonnegative=None if factor >= 0 else False)
@@ -604,7 +615,7 @@ def _pulled_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangent: Te
 
     All that comes here is linear or picks values, so its derivative depends on ``at`` at most in steps.
     """
-    pull: Any = torch.func.vjp(function, at.detach())[1]
+    pull: Any = torch.func.vjp(function, at.detach().to(cotangent.dtype))[1]
     (pulled,) = pull(cotangent)
     result: Tensor = pulled
     return result

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.arrays import FloatArray, IntArray
+from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS, TINY, maps, statistics
 from art_defenses_ext.detector.reconstructors import (
@@ -38,6 +39,7 @@ from art_defenses_ext.detector.reconstructors import (
     ClassGaussians,
     ConvolutionalAutoencoder,
 )
+from art_defenses_ext.layout import channels_to_front, shape_with_channels_in_front
 from art_defenses_ext.modes import Defence, find_defences, gradient_mode
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.provenance import Training
@@ -93,7 +95,8 @@ class ExplanationReconstructor(BinaryInputDetector):
         training: how it was fitted; None before ``fit``.
 
     Raises:
-        InputError: for an unknown option, and for scores before ``fit``.
+        InputError: for an unknown option, a network that torch cannot differentiate twice, and for scores before
+            ``fit``.
 
     >>> from art_defenses_ext import ExplanationReconstructor
     >>> detector = ExplanationReconstructor(classifier)
@@ -126,6 +129,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         self.training: Training | None = None
         self._check_params()
         self.network = self._new_network()
+        self._check_second_derivative()
         super().__init__(self._as_classifier())
 
     def fit(
@@ -309,7 +313,7 @@ class ExplanationReconstructor(BinaryInputDetector):
             InputError: as :func:`.load_checkpoint`, and for a classifier with other preprocessing or defences.
         """
         check_classifier(classifier)
-        saved = load_checkpoint(path, DetectorNetwork.defence_name, Pipeline(classifier))
+        saved = load_checkpoint(path, DetectorNetwork.defence_name, _pipeline(classifier))
         settings = dict(saved.settings)
         made_for = settings.pop("made for", None)
         if made_for != _made_for(classifier):
@@ -344,16 +348,25 @@ class ExplanationReconstructor(BinaryInputDetector):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         # ART's copies of a classifier have a module of their own around its parameters, and choose their device.
-        self.network.look_into(Pipeline(self.classifier))
+        self.network.look_into(_pipeline(self.classifier))
         self.network.to(_device(self.classifier))
         self.detector = self._as_classifier()
 
     def _new_network(self) -> DetectorNetwork:
         classifier = self.classifier
-        shape, names = tuple(classifier.input_shape), list(self._explanations)
+        shape, names = shape_with_channels_in_front(classifier), list(self._explanations)
         options = self.scaling, self.score, self.hidden, self.reconstructor
-        network = DetectorNetwork(Pipeline(classifier), classifier.nb_classes, shape, names, *options)
+        network = DetectorNetwork(_pipeline(classifier), classifier.nb_classes, shape, names, *options)
         return network.to(_device(classifier)).requires_grad_(False).eval()
+
+    def _check_second_derivative(self) -> None:
+        """Refuse a network whose explanation has no derivative: tried on two images of noise."""
+        network, shape = self.network, tuple(self.classifier.input_shape)
+        low, high = (0.0, 1.0) if self.classifier.clip_values is None else map(np.float32, self.classifier.clip_values)
+        noise = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
+        x = torch.tensor(low + (high - low) * noise, device=network.device)
+        classes = network.predicted(x)
+        check_second_derivative(lambda at: network.explained(at, classes), self.classifier.model, x)
 
     def _as_classifier(self) -> PyTorchClassifier:
         return rebuild(
@@ -418,8 +431,9 @@ AT_ONCE = 128
 
 
 class DetectorNetwork(nn.Module, Defence):
-    """Images (n, C, H, W) in the clip range to logits (n, 2): [0, score - threshold of the predicted class].
+    """Images in the clip range to logits (n, 2): [0, score - threshold of the predicted class].
 
+    They come as the classifier takes them, (n, C, H, W) or (n, H, W, C); explanations have the channels in front.
     The classifier's pipeline is no submodule: the detector's parameters, state and mode are its own.
 
     Attributes:
@@ -468,7 +482,7 @@ class DetectorNetwork(nn.Module, Defence):
     # The method
 
     def scores(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction errors (n,), differentiable, and predicted classes (n,) of images (n, C, H, W)."""
+        """Reconstruction errors (n,), differentiable, and predicted classes (n,) of images (n, ...)."""
         self.check_fitted()
         classes = self.predicted(x)
         maps = self.scaled(self._explained_as_attacked(x, classes))
@@ -479,7 +493,7 @@ class DetectorNetwork(nn.Module, Defence):
     def predicted(self, x: Tensor) -> Tensor:
         """The classes (n,) that the classifier predicts."""
         with torch.no_grad(), evaluation_mode(self.pipeline):
-            logits: Tensor = self.pipeline(x.detach())
+            logits: Tensor = self.pipeline(self._turned(x.detach()))
         if logits.shape[1] != self.nb_classes:
             raise InputError(f"classifier gives {logits.shape[1]} logits; nb_classes, {self.nb_classes}, were expected")
         return logits.argmax(dim=1)
@@ -525,7 +539,11 @@ class DetectorNetwork(nn.Module, Defence):
 
     def _explained_with(self, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
         look = statistics if self.reconstructor == "statistics" else maps
-        return look(self.explanations, self.pipeline, x, classes, beta)
+        return look(self.explanations, self.pipeline, self._turned(x), classes, beta)
+
+    def _turned(self, x: Tensor) -> Tensor:
+        """Images with the channels in front, as the pipeline takes them."""
+        return channels_to_front(x) if self.pipeline.turns else x
 
     # What fit settles
 
@@ -587,7 +605,7 @@ class DetectorNetwork(nn.Module, Defence):
 
     @property
     def pipeline(self) -> Pipeline:
-        """The classifier with its preprocessing."""
+        """The classifier with its preprocessing, from images with the channels in front."""
         return self._held[0]
 
     def look_into(self, pipeline: Pipeline) -> None:
@@ -720,6 +738,10 @@ def _made_for(classifier: PyTorchClassifier) -> list[Any]:
     numbers += [[one.defence_name, one.describe()] for one in find_defences(classifier)]
     plain: list[Any] = json.loads(json.dumps(numbers, default=str))
     return plain
+
+
+def _pipeline(classifier: PyTorchClassifier) -> Pipeline:
+    return Pipeline(classifier, channels_in_front=True)
 
 
 def _device(classifier: PyTorchClassifier) -> torch.device:

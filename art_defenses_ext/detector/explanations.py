@@ -15,6 +15,7 @@ from torch.nn import functional
 from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.attribution import gradient
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
+from art_defenses_ext.layout import channels_to_front
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import evaluation_mode
 
@@ -44,9 +45,9 @@ def _smooth_grad(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
     """Of what the model is shown: the steps before it need be no layers, and mean and deviation pass relevance on."""
     with evaluation_mode(pipeline):
-        for step in pipeline.steps:
-            x = step(x)
-    return relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
+        x = pipeline.before_model(x)
+    found = relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
+    return channels_to_front(found) if pipeline.turns else found
 
 
 EXPLANATIONS: dict[str, Explanation] = {

@@ -17,7 +17,7 @@ from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import Defence, annealable_modes, gradient_modes
 from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild
 from art_defenses_ext.surrogate import Surrogate
 
 EOT_DRAWS = 16
@@ -74,7 +74,7 @@ class Attacker:
         modes = gradient_modes(exposed)
         return cls(
             classifier=classifier,
-            attacked=averaged(exposed, draws) if draws > 1 else exposed,
+            attacked=for_any_attack(averaged(exposed, draws) if draws > 1 else exposed),
             smoothed=smoothed(exposed, threat),
             modes=modes if adaptive else ("exact",),
             annealable=annealable_modes(exposed) if adaptive else (),
@@ -83,6 +83,37 @@ class Attacker:
             draws=draws,
             votes=VOTES if random else 1,
         )
+
+
+def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """The classifier as attacks of ART's can run it too, which send float32 images and climb ``classifier.loss``.
+
+    A network of another dtype gets a cast before and behind it. A loss that is no mean of cross-entropies is replaced
+    by that: it is what the papers' attacks climb, and of other losses not all take ART's labels.
+    """
+    loss = classifier.loss
+    suits = type(loss) is nn.CrossEntropyLoss and loss.reduction != "none"
+    casts = model_dtype(classifier.model) not in (None, torch.float32) and not rejects(classifier)
+    if suits and not casts:
+        return classifier
+    return rebuild(
+        classifier,
+        model=_Float32Boundary(classifier.model).eval() if casts else classifier.model,
+        loss=loss if suits else nn.CrossEntropyLoss(),
+        optimizer=None,
+    )
+
+
+class _Float32Boundary(nn.Module):
+    """A network of any dtype that takes images of any and gives logits in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(as_model_input(x, self.network))
+        return logits.float()
 
 
 def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:

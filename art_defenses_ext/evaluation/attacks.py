@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
+import torch
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, HopSkipJump
 from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
@@ -15,6 +16,7 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
@@ -23,11 +25,14 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attribution.first_layer import normalisation_of
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.judge import nb_labels
 from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.layout import has_channels_behind, shape_with_channels_in_front
 from art_defenses_ext.modes import find_defences
+from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import rebuild, undefended
 from art_defenses_ext.validation import InputError, check_choice, check_flag
 
@@ -262,7 +267,9 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
     """What the JumpReLU authors ran: gray-box (made on the plain network) and white-box (native derivative)."""
 
     def iterations(classifier: PyTorchClassifier) -> int:
-        return 40 if classifier.input_shape[0] == 1 else 7  # the authors' figures for MNIST and CIFAR-10
+        return (
+            40 if shape_with_channels_in_front(classifier)[0] == 1 else 7
+        )  # the authors' figures for MNIST and CIFAR-10
 
     def ifgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
         return IterativeFGSM(classifier, 0.01, iterations(classifier), scale=normalisation_scale(classifier))
@@ -422,4 +429,21 @@ def normalisation_scale(classifier: PyTorchClassifier) -> Any:
     if rejects(classifier) and inner is not None:  # the whole normalises inside its network
         classifier = inner
     std = np.asarray(getattr(classifier.preprocessing, "std", 1.0), dtype=np.float32)
-    return std.reshape(-1, 1, 1) if std.ndim == 1 else std
+    inner = _inner_std(classifier)
+    if inner is not None:
+        std = std.reshape(-1) * inner
+    return std.reshape(-1, 1, 1) if std.ndim == 1 and not has_channels_behind(classifier) else std
+
+
+def _inner_std(classifier: PyTorchClassifier) -> FloatArray | None:
+    """The deviation (C,) by which the network itself divides what it takes; None where it does not."""
+    if len(classifier.input_shape) != 3 or classifier.clip_values is None:
+        return None
+    standardised = Pipeline(rebuild(classifier, preprocessing_defences=None, postprocessing_defences=None))
+    shape, device = (1, *classifier.input_shape), classifier.device
+    low, high = (
+        standardised.before_model(torch.full(shape, float(limit(end)), device=device))[0]
+        for limit, end in zip((np.min, np.max), classifier.clip_values, strict=True)
+    )
+    inner = normalisation_of(classifier.model, low, high, 2 if has_channels_behind(classifier) else 0)
+    return None if inner is None else np.abs(inner.std.cpu().numpy())

@@ -29,7 +29,7 @@ class Example:
         label: true class.
         prediction: class after the attack.
         attack: the attack's key.
-        clean: image (C, H, W) in the clip range.
+        clean: image (C, H, W) in the clip range; while its block is at work, as the classifier takes it.
         adversarial: likewise.
         views: what the defences make of both, by name; images.
     """

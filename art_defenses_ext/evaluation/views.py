@@ -12,22 +12,30 @@ from torch import Tensor
 from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.examples import Example
+from art_defenses_ext.layout import has_channels_behind
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import as_model_input
 
 
 def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> list[Example]:
-    """The examples, each with what the classifier's preprocessing defences make of its clean and attacked image."""
+    """The examples, each with what the classifier's preprocessing defences make of its clean and attacked image.
+
+    As pictures all have their channels in front, wherever the classifier has them.
+    """
     pictured = []
     for example in examples:
         clean, adversarial = (_views(classifier, image) for image in (example.clean, example.adversarial))
-        pictured.append(replace(example, views={name: (clean[name], adversarial[name]) for name in clean}))
+        views = {name: (clean[name], adversarial[name]) for name in clean}
+        if has_channels_behind(classifier):
+            attacked = example.adversarial.transpose(2, 0, 1)
+            example = replace(example, clean=example.clean.transpose(2, 0, 1), adversarial=attacked)
+        pictured.append(replace(example, views=views))
     return pictured
 
 
 def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatArray]:
-    """By name, of one image (C, H, W); each defence sees what the one before it restored."""
+    """By name, of one image as the classifier takes it; each defence sees what the one before it restored."""
     whole = Pipeline(classifier).eval()
     # A detector stands beside the classifier: it sees the image, not what a preprocessor made of it.
     pipelines = [whole.model.pipeline, whole.model.detection] if rejects(classifier) else [whole]

@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.evaluation.attacker import Attacker
+from art_defenses_ext.evaluation.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.binarization import binarization_test
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.evaluation.examples import NB_EXAMPLES, Example
@@ -192,11 +192,11 @@ class Work:
     def _target(self, run: AttackRun) -> PyTorchClassifier | None:
         """The classifier that the attack is made on; None if there is none, or no need to."""
         if run.spec.crafted_on == "undefended":
-            return self.undefended
+            return None if self.undefended is None else for_any_attack(self.undefended)
         if run.spec.crafted_on == "smoothed":
             return self.attacker.smoothed if self.misled else None
         # What a paper ran is run as it was: without our surrogates and averages.
-        return self.classifier if run.spec.source == "paper" else self.attacker.attacked
+        return for_any_attack(self.classifier) if run.spec.source == "paper" else self.attacker.attacked
 
     def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None]:
         """Run one attack on some samples of a block: what it did, and an image for the report."""

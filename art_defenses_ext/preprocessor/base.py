@@ -20,9 +20,11 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
+from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
 from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
+from art_defenses_ext.layout import channels_to_back, channels_to_front, shape_with_channels_in_front
 from art_defenses_ext.modes import Defence
-from art_defenses_ext.rebuild import as_model_input
+from art_defenses_ext.rebuild import HALVES, model_dtype
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_classifier, check_count, check_flag
 
@@ -46,6 +48,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             defence that runs the network applies it itself.
         std: likewise.
         clip_values: least and largest pixel value.
+        channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
         batch_size: images restored at a time.
         apply_fit: whether ART applies the defence when it trains the classifier.
         apply_predict: whether ART applies it otherwise.
@@ -65,6 +68,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         mean: Numbers = 0.0,
         std: Numbers = 1.0,
         clip_values: tuple[float, float] = (0.0, 1.0),
+        channels_first: bool = True,
         batch_size: int = 64,
         apply_fit: bool = False,
         apply_predict: bool = True,
@@ -73,7 +77,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         PreprocessorPyTorch.__init__(self, is_fitted=True)
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
-        self._hold(model, mean, std, clip_values)
+        self._hold(model, mean, std, clip_values, channels_first)
         self.batch_size = batch_size
         self._apply_fit, self._apply_predict = apply_fit, apply_predict  # ART would make a bool of anything
         self._check_params()
@@ -134,7 +138,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
     def restore(self, x: Tensor) -> Tensor:
         """Restored images, of the shape of ``x`` (n, C, H, W); differentiable exactly where gradients are enabled.
 
-        Where they are not, ``x`` requires none.
+        Where they are not, ``x`` requires none. Channels are first whatever the network takes, and numbers are of the
+        network's dtype, of float32 at least.
         """
 
     def restore_with(self, x: Tensor, mode: str) -> Tensor:
@@ -173,21 +178,24 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         """Restore images.
 
         Args:
-            x: images (N, C, H, W) in the clip range, any floating-point dtype.
+            x: images (N, C, H, W) in the clip range, any floating-point dtype; (N, H, W, C) without
+                ``channels_first``.
             y: labels, returned as they are.
 
         Returns:
-            Restored images, of the shape of ``x`` and the network's dtype, and ``y``.
+            Restored images, of the shape of ``x`` and the network's dtype, and ``y``. **Convention**: float32 for a
+            network of bfloat16, which numpy does not have, and through numpy goes ART's ``predict``.
 
         Raises:
             InputError: for what is no batch of images, or lies on another device than the network.
         """
         self._check_images(x)
-        x = as_model_input(x, self.model)
+        x = self._inside(x)
         # Not x.requires_grad: inside torch.func's transforms it is False, and the attacker would get no gradient.
         if not torch.is_grad_enabled():
-            return self._without_gradient(x), y
-        return torch.cat([self.restore_with(batch, self.gradient_mode) for batch in x.split(self.batch_size)]), y
+            return self._outside(self._without_gradient(x)), y
+        restored = torch.cat([self.restore_with(batch, self.gradient_mode) for batch in x.split(self.batch_size)])
+        return self._outside(restored), y
 
     def rebind(self, classifier: PyTorchClassifier) -> None:
         """Look into another classifier's network from now on, such as one that ART has cloned for refitting.
@@ -238,11 +246,14 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
     def _take_summary(self, training: list[dict[str, Any]]) -> None:
         """Take back what ``_training_summary`` gave."""
 
-    def _hold(self, model: nn.Module, mean: Any, std: Any, clip_values: Any) -> None:
+    def _hold(self, model: nn.Module, mean: Any, std: Any, clip_values: Any, channels_first: Any) -> None:
         numbers = {"mean": _numbers("mean", mean), "std": _numbers("std", std)}
         if bool((numbers["std"] <= 0).any()):
             raise InputError(f"std is {std!r}; numbers > 0 were expected")
+        if not isinstance(channels_first, bool):
+            raise InputError(f"channels_first is {channels_first!r}; True or False was expected")
         self.clip_values = _range(clip_values)
+        self.channels_first = channels_first
         self._held = (model,)  # in a tuple, which nn.Module does not look into
         self._buffers = dict(self._buffers)  # which a copy.copy shares with its original
         for name, values in numbers.items():
@@ -261,20 +272,48 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             restored[rows] = self.restore(x[rows].detach()).detach()
         return restored
 
+    def _inside(self, x: Tensor) -> Tensor:
+        """Images as ART hands them over, as a method works on them: (N, C, H, W), with digits enough."""
+        return self._with_digits(x if self.channels_first else channels_to_front(x))
+
+    def _with_digits(self, x: Tensor) -> Tensor:
+        dtype = model_dtype(self.model)
+        return x if dtype is None else x.to(torch.float32 if dtype in HALVES else dtype)
+
+    def _outside(self, x: Tensor) -> Tensor:
+        """The way back."""
+        x = x.half() if model_dtype(self.model) == torch.float16 else x
+        return x if self.channels_first else channels_to_back(x)
+
     def _normalised(self, x: Tensor) -> Tensor:
-        """``x`` as the network takes it."""
-        return (x - self.mean.to(x)) / self.std.to(x)
+        """Images (n, C, H, W) as the network takes them."""
+        normalised = (x - self.mean.to(x)) / self.std.to(x)
+        return normalised if self.channels_first else channels_to_back(normalised)
+
+    def _probes(self, classifier: PyTorchClassifier) -> Tensor:
+        """Two images of noise (2, C, H, W), to try what a network can do."""
+        shape = shape_with_channels_in_front(classifier)
+        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        low, high = self.clip_values
+        return self._with_digits((low + (high - low) * noise).to(self.device))
+
+    def _inner_normalisation(self, x: Tensor) -> Normalisation | None:
+        """What the network does to such images (n, C, H, W), normalised, before its first layer; None for nothing."""
+        low, high = (self._normalised(torch.full_like(x[:1], end))[0] for end in self.clip_values)
+        return normalisation_of(self.model, low, high, 0 if self.channels_first else 2)
 
     def _check_images(self, x: Any) -> None:
         if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4:
             what = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise InputError(f"x is {what}; images (N, C, H, W) of floating-point values were expected")
+            axes = "(N, C, H, W)" if self.channels_first else "(N, H, W, C)"
+            raise InputError(f"x is {what}; images {axes} of floating-point values were expected")
         if len(x) == 0:
             raise InputError("x is empty; at least one image was expected")
+        nb_channels = x.shape[1 if self.channels_first else 3]
         for numbers in (self.mean, self.std):
-            if len(numbers) not in (1, x.shape[1]):
+            if len(numbers) not in (1, nb_channels):
                 raise InputError(
-                    f"x has {x.shape[1]} channels, mean or std {len(numbers)} values; as many were expected"
+                    f"x has {nb_channels} channels, mean or std {len(numbers)} values; as many were expected"
                 )
         if x.device != self.device:
             raise InputError(
@@ -312,7 +351,7 @@ def _range(clip_values: Any) -> tuple[float, float]:
 
 
 def _taken_from(classifier: PyTorchClassifier) -> dict[str, Any]:
-    """Model, clip values, and the mean and deviation that ART applies after the defences."""
+    """Model, clip values, layout, and the mean and deviation that ART applies after the defences."""
     check_classifier(classifier)
     if classifier.clip_values is None:
         raise InputError("classifier has no clip_values; the range of its pixel values was expected")
@@ -320,4 +359,10 @@ def _taken_from(classifier: PyTorchClassifier) -> dict[str, Any]:
     if not (preprocessing is None or isinstance(preprocessing, StandardisationMeanStdPyTorch)):
         raise InputError(f"classifier has the preprocessing {type(preprocessing).__name__}; mean and std were expected")
     mean, std = (0.0, 1.0) if preprocessing is None else (preprocessing.mean, preprocessing.std)
-    return {"model": classifier.model, "mean": mean, "std": std, "clip_values": classifier.clip_values}
+    return {
+        "model": classifier.model,
+        "mean": mean,
+        "std": std,
+        "clip_values": classifier.clip_values,
+        "channels_first": classifier.channels_first,
+    }

@@ -33,6 +33,7 @@ from art_defenses_ext.attribution.relevance import (
     epsilon_plus_flat,
     relevance,
 )
+from art_defenses_ext.layout import channels_to_front
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_choice, check_count, check_number
@@ -46,7 +47,7 @@ RULES: dict[str, Callable[[Tensor, Tensor], Composite]] = {
     "epsilon_alpha2_beta1": lambda low, high: epsilon_alpha2_beta1(),
     "epsilon_gamma_box": epsilon_gamma_box,
 }
-"""Composites by name; (least, largest value of a normalised pixel, one number or (C, 1, 1)) -> composite."""
+"""Composites by name; (least, largest value of a normalised pixel, to broadcast against an image) -> composite."""
 
 SCALES = ("percentile", "max")
 
@@ -156,12 +157,13 @@ class HeatAndBlur(RestoringPreprocessor):
         """Heat: relevance cut at zero, summed over the channels and divided by its 99th percentile or its maximum.
 
         Args:
-            x: images (N, C, H, W) in the clip range.
+            x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
 
         Returns:
             (N, 1, H, W) in [0, 1].
         """
         self._check_images(x)
+        x = self._inside(x)
         self._check_size(x)
         return self._heat(x, None)
 
@@ -169,18 +171,23 @@ class HeatAndBlur(RestoringPreprocessor):
         """What the network is shown.
 
         Args:
-            x: images (N, C, H, W) in the clip range.
+            x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
             heat: theirs, (N, 1, H, W) in [0, 1].
 
         Returns:
-            (N, C, H, W) in the clip range.
+            Images of the shape of ``x`` in the clip range.
         """
+        return self._outside(self._mixed(self._inside(x), heat))
+
+    def _mixed(self, x: Tensor, heat: Tensor) -> Tensor:
         sigma = self._sigma_for(x)
         if self.mix == "blur":
             return blurred(x, sigma)
-        mean = self._clipped(self.mean.to(x))
         if self.mix == "blend":
             return heat * x + (1 - heat) * blurred(x, sigma)
+        if self.mix == "strength":
+            return heat * blurred(x, self.sharp_sigma) + (1 - heat) * blurred(x, sigma)
+        mean = self._mean_pixel(x)
         if self.mix == "heat":
             return heat * x + (1 - heat) * mean
         if self.mix == "heat_then_blur":
@@ -188,8 +195,6 @@ class HeatAndBlur(RestoringPreprocessor):
         if self.mix == "soft_mask":
             mask = blurred(heat, sigma)
             return mask * blurred(x, sigma) + (1 - mask) * mean
-        if self.mix == "strength":
-            return heat * blurred(x, self.sharp_sigma) + (1 - heat) * blurred(x, sigma)
         return self._clipped(mean + (1 + self.gain * heat) * (blurred(x, sigma) - mean))  # gain
 
     def restore(self, x: Tensor) -> Tensor:
@@ -210,7 +215,7 @@ class HeatAndBlur(RestoringPreprocessor):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The heatmap, where there is one, and what the network is shown."""
-        shown = {"what the network is shown": self.restore(x)}
+        shown = {"what the network is shown": self.restore(self._inside(x))}
         return shown if self.mix == "blur" else {"heat": self.heatmap(x)} | shown
 
     # The method
@@ -222,11 +227,12 @@ class HeatAndBlur(RestoringPreprocessor):
         heats, restored = [], x
         for _ in range(self.passes):
             heats.append(heat_of(restored))
-            restored = self.mixed(x, torch.stack(heats).mean(dim=0))
+            restored = self._mixed(x, torch.stack(heats).mean(dim=0))
         return restored
 
     def _heat(self, x: Tensor, softplus: float | None) -> Tensor:
         found = relevance(self.model, self._normalised(x), self._start(), self._composite(), softplus=softplus)
+        found = found if self.channels_first else channels_to_front(found)
         heat = found.clamp(min=0).sum(dim=1, keepdim=True)  # (N, 1, H, W)
         heat = heat / (self._scale_of(heat) + TINY)
         if self.heat_sigma > 0:
@@ -254,9 +260,14 @@ class HeatAndBlur(RestoringPreprocessor):
         if isinstance(self.rules, Composite):
             return self.rules
         low, high = ((end - self.mean) / self.std for end in self.clip_values)  # (C, 1, 1)
-        if len(low) == 1:  # the same for all channels: fits a network, too, that lays images flat at once
-            low, high = low.reshape(()), high.reshape(())
+        if not self.channels_first:
+            low, high = low.reshape(-1), high.reshape(-1)  # broadcast against (H, W, C)
         return RULES[self.rules](low, high)
+
+    def _mean_pixel(self, x: Tensor) -> Tensor:
+        """The colour (C, 1, 1) that the first layer sees as zero, wherever the normalisation is written."""
+        mean, inner = self.mean.to(x), self._inner_normalisation(x)
+        return self._clipped(mean if inner is None else mean + self.std.to(x) * inner.mean.reshape(-1, 1, 1))
 
     def _sigma_for(self, x: Tensor) -> float:
         return min(LARGEST_SIGMA, min(x.shape[2:]) / SIDE_OF_SIGMA) if self.sigma is None else self.sigma

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from art_defenses_ext.features import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
-from art_defenses_ext.rebuild import as_model_input
+from art_defenses_ext.rebuild import as_model_input, at_least_float32
 from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_choice, check_number
 
@@ -110,7 +110,7 @@ class RestorationLoss:
                 logits = output if features is classifier else None
             if self.class_weight:
                 logits = classifier(normalised(restored)) if logits is None else logits
-                found["class"] = self.class_weight * functional.cross_entropy(logits, labels)
+                found["class"] = self.class_weight * functional.cross_entropy(at_least_float32(logits), labels)
             return found
 
         return terms
@@ -118,8 +118,6 @@ class RestorationLoss:
 
 def _mean_difference(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:
     """The mean over layers of the mean square of their differences, each relative to what was wanted."""
-    relative = [
-        functional.mse_loss(one, clean) / (clean.square().mean() + TINY)
-        for one, clean in zip(maps, wanted, strict=True)
-    ]
+    pairs = [(at_least_float32(one), at_least_float32(clean)) for one, clean in zip(maps, wanted, strict=True)]
+    relative = [functional.mse_loss(one, clean) / (clean.square().mean() + TINY) for one, clean in pairs]
     return torch.stack(relative).mean()

@@ -17,10 +17,11 @@ from torch.nn import functional
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
+from art_defenses_ext.layout import shape_with_channels_in_front
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.provenance import Training
-from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.rebuild import as_model_input, at_least_float32, evaluation_mode, model_dtype
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
@@ -109,7 +110,7 @@ class TrainedRestorer(RestoringPreprocessor):
         """Train the restorer; the classifier stays as it is. A fitted one is trained on from where it is.
 
         Args:
-            x: clean images (N, C, H, W), float32, in the clip range.
+            x: clean images (N, C, H, W), float32, in the clip range; (N, H, W, C) without ``channels_first``.
             y: class indices (N,) or one-hot rows (N, K); None for the classifier's own predictions.
             eps: size of the perturbations to train on, in pixel values.
             inputs: kinds of training images, names out of ``training_inputs.INPUTS`` or functions; by default the
@@ -212,7 +213,7 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The restored images, clipped."""
-        return {"restored": self.restore(x).clamp(*self.clip_values)}
+        return {"restored": self.restore(self._inside(x)).clamp(*self.clip_values)}
 
     # What a method adds
 
@@ -230,7 +231,7 @@ class TrainedRestorer(RestoringPreprocessor):
     @classmethod
     def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
         """Options that a classifier decides."""
-        return {"channels": classifier.input_shape[0]}
+        return {"channels": shape_with_channels_in_front(classifier)[0]}
 
     # Inside
 
@@ -285,8 +286,9 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def _check_images(self, x: Any) -> None:
         super()._check_images(x)
-        if x.shape[1] != self.channels:
-            raise InputError(f"x has {x.shape[1]} channels; images of {self.channels} were expected")
+        nb_channels = x.shape[1 if self.channels_first else 3]
+        if nb_channels != self.channels:
+            raise InputError(f"x has {nb_channels} channels; images of {self.channels} were expected")
 
     def _check_fitted(self) -> None:
         if not self._is_fitted:
@@ -305,7 +307,7 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(as_model_input(self._normalised(x), self.model))
-        return logits
+        return at_least_float32(logits)
 
     def _objective(self, make: TrainingInput, loss: RestorationLoss, attack_mode: str) -> Objective:
         terms = loss.bound_to(self.model, lambda x: as_model_input(self._normalised(x), self.model), self.clip_values)
@@ -343,11 +345,17 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def _check_training(self, x: Any, y: Any, batch_size: int) -> tuple[Tensor, Tensor]:
         """Images and class indices to train on, as tensors."""
+        if model_dtype(self.model) == torch.float16:
+            raise InputError(
+                "model is in float16, in which small gradients become zero; float32 or bfloat16 was expected for "
+                "training: fit the restorer before the network in float32, then rebind() it"
+            )
         if not isinstance(x, np.ndarray) or x.dtype != np.float32:
             got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
             raise InputError(f"x is {got}; a numpy array of float32 was expected")
-        if x.ndim != 4 or x.shape[1] != self.channels or len(x) == 0:
-            raise InputError(f"x has shape {x.shape}; (N, {self.channels}, H, W) with N > 0 was expected")
+        if x.ndim != 4 or x.shape[1 if self.channels_first else 3] != self.channels or len(x) == 0:
+            axes = f"{self.channels}, H, W" if self.channels_first else f"H, W, {self.channels}"
+            raise InputError(f"x has shape {x.shape}; (N, {axes}) with N > 0 was expected")
         low, high = self.clip_values
         if not (x.min() >= low and x.max() <= high):  # written so that NaN fails too
             raise InputError(
@@ -355,7 +363,7 @@ class TrainedRestorer(RestoringPreprocessor):
             )
         if np.ptp(x.reshape(len(x), -1), axis=1).max() == 0:
             raise InputError("x holds images of a single value each; images with something on them were expected")
-        images = torch.from_numpy(np.ascontiguousarray(x))
+        images = torch.from_numpy(np.ascontiguousarray(x if self.channels_first else x.transpose(0, 3, 1, 2)))
         try:
             logits = self._all_logits(images[:1], batch_size)
         except Exception as error:  # a network may check its input in any way

@@ -15,7 +15,8 @@ attacks of the paper but for MIM and FFGSM, which stay unseen, are a start.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from copy import copy
+from typing import Any, ClassVar, Self
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -24,9 +25,11 @@ from torch.nn import functional
 
 from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
+from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
 from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.training import Objective
 from art_defenses_ext.validation import InputError, check_choice, check_count
 
 MAPS = ("stacked", "sum", "predicted")
@@ -131,17 +134,35 @@ class TwoStreamRestoration(TrainedRestorer):
         self.width, self.blocks, self.stem = width, blocks, stem
         super().__init__(model, channels=channels, **options)
 
+    @classmethod
+    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
+        """As :meth:`.RestoringPreprocessor.for_classifier`.
+
+        Raises:
+            InputError: as there, and for a network that torch cannot differentiate twice.
+        """
+        defence = super().for_classifier(classifier, **options)
+        defence._check_second_derivative(defence._probes(classifier))
+        return defence
+
+    def rebind(self, classifier: PyTorchClassifier) -> None:
+        """As :meth:`.TrainedRestorer.rebind`; the new network must have a second derivative."""
+        tried = copy(self)
+        super(TwoStreamRestoration, tried).rebind(classifier)
+        tried._check_second_derivative(tried._probes(classifier))
+        super().rebind(classifier)
+
     def gradient_map(self, x: Tensor) -> Tensor:
         """The estimate that the second stream sees.
 
         Args:
-            x: images (N, C, H, W) in the clip range.
+            x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
 
         Returns:
             (N, M, H, W), from -1 to 1; M is C, for a stacked map C times ``top_k``.
         """
         self._check_images(x)
-        return self._map(x)
+        return self._map(self._inside(x))
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The restored images, and the size of the gradient map, its channels' mean."""
@@ -163,12 +184,16 @@ class TwoStreamRestoration(TrainedRestorer):
         """Gradient Map Estimation; ``classes``: from logits (N, K) to the classes (N, k) that count."""
         if self.gradient_stream == "zero":
             return x.new_zeros(len(x), self._map_channels(), *x.shape[2:])
-        # The derivative by the normalised image: another factor a channel, which scaling takes away or training learns.
+        # The derivative by what the first layer sees, wherever the normalisation is written.
         classes = self._likeliest if classes is None else classes
         with torch.autocast(x.device.type, enabled=False):
             gradients = weighted_loss_gradient(
                 self.model, self._normalised(x), lambda logits: self._class_weights(logits, classes(logits))
-            )  # (N, M, C, H, W)
+            )
+        gradients = gradients if self.channels_first else gradients.movedim(4, 2)  # (N, M, C, H, W)
+        inner = self._inner_normalisation(x)
+        if inner is not None:
+            gradients = gradients * inner.std.reshape(-1, 1, 1)
         found = gradients.flatten(1, 2)  # (N, M C, H, W)
         largest = found.abs().amax(dim=(2, 3) if self.scale == "channel" else (1, 2, 3), keepdim=True)
         found = found / (largest + TINY)
@@ -217,6 +242,14 @@ class TwoStreamRestoration(TrainedRestorer):
     @classmethod
     def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
         return super()._suited_to(classifier) | {"nb_classes": classifier.nb_classes}
+
+    def _try(self, objective: Objective, part: tuple[Tensor, Tensor]) -> None:
+        super()._try(objective, part)
+        self._check_second_derivative(part[0][:2].to(self.device))
+
+    def _check_second_derivative(self, x: Tensor) -> None:
+        """Refuse a network whose gradient map has no derivative at images (n, C, H, W)."""
+        check_second_derivative(self._map, self.model, x)
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -310,10 +310,6 @@ def after_an_activation(net: Lone, x: Tensor) -> Tensor:
     return F.relu(net.norm(F.relu(net.layer(x))))
 
 
-def in_front(net: Lone, x: Tensor) -> Tensor:
-    return F.relu(net.layer(net.norm(x)))
-
-
 def of_each_place(net: Lone, x: Tensor) -> Tensor:
     """The norm's channels are the second dimension, the dense layer's units the last, here as many."""
     return F.relu(net.norm(net.layer(x[:, 0, :4])))
@@ -322,7 +318,6 @@ def of_each_place(net: Lone, x: Tensor) -> Tensor:
 LONE: dict[str, tuple[Callable[[Lone, Tensor], Tensor], Callable[[], nn.Module], Callable[[], nn.Module]]] = {
     "of what others read": (what_others_read, lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(4)),
     "after an activation": (after_an_activation, lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(4)),
-    "in front": (in_front, lambda: nn.Conv2d(3, 4, 3), lambda: nn.BatchNorm2d(3)),
     "of each place": (of_each_place, lambda: nn.Linear(10, 4), lambda: nn.BatchNorm1d(4)),
 }
 

@@ -1,0 +1,126 @@
+"""What stands between a network's input and its first layer with weights: a normalisation, as a rule.
+
+The same function can be written with its normalisation outside the network, as its first module or in its ``forward``.
+Whatever depends on the values that the first layer sees asks here, so that all three give the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from art_defenses_ext.attribution.linear_map import LinearMap
+from art_defenses_ext.attribution.trace import Back, Trace
+from art_defenses_ext.rebuild import as_model_input, evaluation_mode
+from art_defenses_ext.validation import InputError
+
+
+class Entrance(NamedTuple):
+    """What enters the first layer with weights.
+
+    Attributes:
+        values: of each of the images that were asked for (n, ...).
+        elementwise: whether each value is a rising or falling function of a single value of the image, as far as it
+            depends on the image.
+    """
+
+    values: Tensor
+    elementwise: bool
+
+
+class Normalisation(NamedTuple):
+    """What enters the first layer is (x - mean) / std, channel by channel.
+
+    Attributes:
+        mean: the colour (C,) that becomes zero, as nearly as one can.
+        std: (C,), below zero where a channel is turned upside down.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+def entrance(model: nn.Module, x: Tensor, softplus: float | None = None) -> Entrance | None:
+    """What enters the first layer with weights of ``model`` for the images ``x`` (n, ...).
+
+    The network runs up to there and no further.
+
+    Args:
+        model: any network; it is run in evaluation mode.
+        x: what it takes.
+        softplus: as for :func:`.relevance`.
+
+    Returns:
+        The values, without a gradient; None where the first layer sees ``x`` itself.
+
+    Raises:
+        InputError: for a network whose first layer cannot be found, or with an operation before it that
+            :mod:`.trace` does not know.
+    """
+    trace = _UpToFirstLayer(as_model_input(x, model), model, softplus, 0.0)
+    try:
+        with torch.no_grad(), evaluation_mode(model), trace:
+            model(trace.x)
+    except _Reached as reached:
+        return None if reached.values is trace.x else Entrance(reached.values, trace.elementwise)
+    raise InputError("the model has no layer with weights that its input could be followed to")
+
+
+def normalisation_of(model: nn.Module, low: Tensor, high: Tensor, channel: int = 0) -> Normalisation | None:
+    """The normalisation that a network does by itself before its first layer.
+
+    Args:
+        model: the network.
+        low: an image as the network takes it, of the least pixel value everywhere.
+        high: likewise, of the largest.
+        channel: which axis of an image the colours are.
+
+    Returns:
+        In the units of what the network takes; None where it does none, or where it cannot be told.
+    """
+    nb_channels = low.shape[channel]
+    is_channel = torch.eye(nb_channels, dtype=torch.bool, device=low.device)
+    mask = is_channel.reshape(nb_channels, *(nb_channels if axis == channel else 1 for axis in range(low.ndim)))
+    corners = torch.cat([low[None], torch.where(mask, high, low)])  # (C + 1, ...)
+    try:
+        reached = entrance(model, corners)
+    except InputError:
+        return None
+    if reached is None:
+        return None
+    values = reached.values.flatten(1).double()
+    rise = (values[1:] - values[0]).T  # (D, C)
+    share = torch.linalg.lstsq(rise, -values[0][:, None]).solution.squeeze(1)  # of the way from low to high
+    touched = (rise != 0).sum(dim=0)
+    ends = [end.movedim(channel, 0).flatten(1).double().mean(dim=1) for end in (low, high)]
+    slope = rise.sum(dim=0) / touched / (ends[1] - ends[0])
+    mean = ends[0] + share * (ends[1] - ends[0])
+    if not bool((touched > 0).all() and (slope != 0).all() and mean.isfinite().all()):
+        return None
+    return Normalisation(mean.to(low.dtype), (1 / slope).to(low.dtype))
+
+
+class _Reached(BaseException):
+    """Leaves a forward pass at its first layer; no exception that a ``forward`` would catch."""
+
+    def __init__(self, values: Tensor) -> None:
+        super().__init__()
+        self.values = values
+
+
+class _UpToFirstLayer(Trace):
+    """A pass that ends where the first layer with weights would begin."""
+
+    elementwise = True
+
+    def linear(self, a: Tensor, layer: LinearMap, z: Tensor) -> Tensor:
+        if layer.kind != "scale":  # a batch norm in front is a normalisation
+            raise _Reached(a)
+        return super().linear(a, layer, z)
+
+    def step(self, inputs: Any, output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
+        if len(inputs) > 1 and output.shape == inputs[0].shape:  # a sum, of what may rise and what may fall
+            self.elementwise = False
+        return super().step(inputs, output, back, nonnegative=nonnegative)

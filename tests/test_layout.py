@@ -1,0 +1,290 @@
+"""Twins: one function of images, once with the channels in front and once behind. All that looks at images agrees."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from art_defenses_ext import (
+    ExplanationReconstructor,
+    FeatureAutoencoder,
+    HeatAndBlur,
+    JumpReLU,
+    Linf,
+    TwoStreamRestoration,
+    as_module,
+    defend,
+    evaluate,
+)
+from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.attack.square import Square
+from art_defenses_ext.doctor import examine
+from art_defenses_ext.evaluation.attacks import AttackSpec, normalisation_scale
+from art_defenses_ext.layout import contradiction
+from art_defenses_ext.modes import gradient_mode, gradient_modes
+from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES
+from art_defenses_ext.validation import InputError
+
+Images = npt.NDArray[np.float32]
+
+CLASSES, MEAN, STD = 4, (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
+
+
+class Behind(nn.Module):
+    """The same network, of images (N, H, W, C)."""
+
+    def __init__(self, network: nn.Module, how: str = "permute") -> None:
+        super().__init__()
+        self.network, self.how = network, how
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.permute(0, 3, 1, 2) if self.how == "permute" else x.movedim(-1, 1).contiguous()
+        return self.network(x)
+
+
+def network() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3, stride=2, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(128, CLASSES),
+        ).eval()
+
+
+def wrap(model: nn.Module, shape: tuple[int, ...], **arguments: Any) -> PyTorchClassifier:
+    settings: dict[str, Any] = {
+        "clip_values": (0.0, 1.0),
+        "preprocessing": (np.array(MEAN, np.float32), np.array(STD, np.float32)),
+        "device_type": "cpu",
+    }
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, CLASSES, **(settings | arguments))
+
+
+@pytest.fixture
+def x() -> Images:
+    """Images that no transposition leaves alone: taller than wide."""
+    smooth = gaussian_filter(np.random.default_rng(0).random((40, 3, 14, 10)), sigma=(0, 0, 1.2, 1.2))
+    smooth -= smooth.min(axis=(1, 2, 3), keepdims=True)
+    images: Images = (smooth / smooth.max(axis=(1, 2, 3), keepdims=True)).astype(np.float32)
+    return images
+
+
+def behind(x: Images) -> Images:
+    return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+
+def in_front(x: Images) -> Images:
+    return x.transpose(0, 3, 1, 2)
+
+
+@pytest.fixture(params=["permute", "movedim"])
+def twins(request: pytest.FixtureRequest) -> tuple[PyTorchClassifier, PyTorchClassifier]:
+    model = network()
+    turned = Behind(model, request.param)
+    return wrap(model, (3, 14, 10)), wrap(turned, (14, 10, 3), channels_first=False)
+
+
+def fitted(kind: type, classifier: PyTorchClassifier, x: Images) -> Any:
+    restorer = kind.for_classifier(classifier, width=4)
+    restorer.fit(x, eps=0.1, nb_epochs=1, batch_size=8, progress=False)
+    return restorer
+
+
+def same(first: Any, second: Any) -> None:
+    np.testing.assert_allclose(np.asarray(second), np.asarray(first), rtol=1e-4, atol=1e-5)
+
+
+def assert_twins(first: PyTorchClassifier, second: PyTorchClassifier, x: Images) -> None:
+    """Logits, and the gradient of their squares in each gradient mode."""
+    same(as_module(first)(torch.tensor(x)).detach(), as_module(second)(torch.tensor(behind(x))).detach())
+    same(first.predict(x), second.predict(behind(x)))
+    assert gradient_modes(first) == gradient_modes(second)
+    for mode in gradient_modes(first):
+        with gradient_mode(first, mode), gradient_mode(second, mode):
+            found = []
+            for one, images in ((first, x), (second, behind(x))):
+                live = torch.tensor(images, requires_grad=True)
+                (gradient,) = torch.autograd.grad(as_module(one)(live).square().sum(), live)
+                found.append(gradient.numpy())
+        assert np.abs(found[0]).max() > 0
+        np.testing.assert_allclose(in_front(found[1]), found[0], rtol=1e-3, atol=1e-4 * np.abs(found[0]).max())
+
+
+@pytest.mark.parametrize("rules", list(RULES))
+def test_heat_and_blur(rules: str, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
+    faces = [HeatAndBlur.for_classifier(one, rules=rules, sigma=1.0) for one in twins]
+    restored = [face(images)[0] for face, images in zip(faces, (x, behind(x)), strict=True)]
+    assert np.abs(restored[0] - x).max() > 0.05
+    same(restored[0], in_front(restored[1]))
+    same(faces[0].heatmap(torch.tensor(x)), faces[1].heatmap(torch.tensor(behind(x))))
+    assert_twins(*(defend(one, face) for one, face in zip(twins, faces, strict=True)), x[:6])
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_every_mix(mix: str, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
+    faces = [HeatAndBlur.for_classifier(one, mix=mix, sigma=1.0) for one in twins]
+    same(faces[0](x)[0], in_front(faces[1](behind(x))[0]))
+    heat = torch.rand(len(x), 1, 14, 10)
+    mixed = [face.mixed(torch.tensor(images), heat) for face, images in zip(faces, (x, behind(x)), strict=True)]
+    same(mixed[0], in_front(mixed[1].numpy()))
+
+
+@pytest.mark.parametrize("kind", [FeatureAutoencoder, TwoStreamRestoration])
+def test_trained_restorers(kind: type, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
+    restorers = [fitted(kind, one, images) for one, images in zip(twins, (x, behind(x)), strict=True)]
+    restored = [one(images)[0] for one, images in zip(restorers, (x, behind(x)), strict=True)]
+    assert np.abs(restored[0] - x).max() > 1e-3
+    same(restored[0], in_front(restored[1]))
+    assert_twins(*(defend(one, restorer) for one, restorer in zip(twins, restorers, strict=True)), x[:6])
+
+
+def test_jump_relu(twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
+    assert_twins(*(JumpReLU(one, 0.2)() for one in twins), x[:6])
+
+
+@pytest.mark.parametrize("defended", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"explanation": "input_gradient"},
+        {"explanation": "smooth_grad", "scaling": "benign"},
+        {"explanation": "relevance", "reconstructor": "convolutional"},
+        {"explanation": ["loss_gradient", "noise_response"], "reconstructor": "statistics"},
+    ],
+)
+def test_explanation_reconstructor(
+    options: dict[str, Any], defended: bool, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images
+) -> None:
+    watched = [copy.copy(one) for one in twins]
+    if defended:
+        watched = [defend(one, HeatAndBlur.for_classifier(one, sigma=1.0)) for one in watched]
+    random = np.random.default_rng(1)
+    many = random.random((300, 3, 14, 10), dtype=np.float32)
+    many[:40] = x
+    kept = np.bincount(watched[0].predict(many).argmax(axis=1), minlength=CLASSES)
+    detectors = [ExplanationReconstructor(one, false_positive_rate=0.5, hidden=4, **options) for one in watched]
+    if kept.min() < 20:  # the random network leaves a class out: balance it
+        for one in twins:
+            last = [m for m in one.model.modules() if isinstance(m, nn.Linear)][-1]
+            logits = torch.tensor(twins[0].predict(many))
+        with torch.no_grad():
+            last.bias -= logits.mean(dim=0)
+    for detector, images in zip(detectors, (many, behind(many)), strict=True):
+        detector.fit(images, nb_epochs=1, batch_size=16, validation_split=0.3, progress=False)
+    scores = [one.scores(images) for one, images in zip(detectors, (x, behind(x)), strict=True)]
+    assert np.ptp(scores[0]) > 0
+    np.testing.assert_allclose(scores[1], scores[0], rtol=2e-3)
+    gradients = []
+    for detector, images in zip(detectors, (x, behind(x)), strict=True):
+        live = torch.tensor(images[:4], requires_grad=True)
+        detector.network.gradient_mode = "smooth"
+        (gradient,) = torch.autograd.grad(detector.network.scores(live)[0].sum(), live)
+        gradients.append(gradient.numpy())
+    largest = np.abs(gradients[0]).max()
+    assert largest > 0
+    np.testing.assert_allclose(in_front(gradients[1]), gradients[0], atol=2e-3 * largest)
+
+
+ATTACKS: dict[str, Any] = {
+    "square linf": lambda one: Square(one, np.inf, 0.1, max_queries=60),
+    "square l2": lambda one: Square(one, 2, 1.0, max_queries=60),
+    "fgsm": lambda one: IterativeFGSM(one, 0.01, 5, scale=normalisation_scale(one)),
+    "deep fool": lambda one: DeepFoolLp(one, 2, 5, scale=normalisation_scale(one)),
+}
+
+
+@pytest.mark.parametrize("name", list(ATTACKS))
+def test_attacks(name: str, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
+    """Of those that draw, Square draws places and signs of planes: the same for both."""
+    found = [ATTACKS[name](one).generate(images) for one, images in zip(twins, (x, behind(x)), strict=True)]
+    assert np.abs(found[0] - x).max() > 0.005
+    same(found[0], in_front(found[1]))
+
+
+def test_squares_are_squares(x: Images) -> None:
+    """After one query of a network that nothing breaks, the start: stripes that run down the rows."""
+    constant = nn.Sequential(nn.Flatten(), nn.Linear(420, CLASSES)).eval()
+    with torch.no_grad():
+        constant[1].weight.zero_()
+        constant[1].bias[:] = torch.arange(CLASSES, dtype=torch.float32)
+    one = wrap(constant, (14, 10, 3), channels_first=False, preprocessing=None)
+    grey = np.full((5, 14, 10, 3), 0.5, np.float32)
+    change = Square(one, np.inf, 0.1, max_queries=1).generate(grey) - grey
+    assert (change == change[:, :1]).all()
+    assert not (change == change[:, :, :1]).all()
+
+
+def test_a_report_draws_both_the_same(x: Images) -> None:
+    model = network()
+    twins = wrap(model, (3, 14, 10)), wrap(Behind(model), (14, 10, 3), channels_first=False)
+
+    def build(classifier: PyTorchClassifier, threat: Any, seed: int) -> IterativeFGSM:
+        return IterativeFGSM(classifier, threat.eps, 1, norm=threat.norm)
+
+    spec = AttackSpec("FGSM", build, "a single step", kind="single step")
+    reports = []
+    for one, images in zip(twins, (x, behind(x)), strict=True):
+        defended = defend(one, HeatAndBlur.for_classifier(one, sigma=1.0))
+        labels = defended.predict(images).argmax(axis=1)
+        reports.append(evaluate(defended, images, labels, Linf(0.3), [spec], check_samples=0, progress=False))
+    assert reports[0].robust_accuracy == reports[1].robust_accuracy
+    assert reports[0].examples
+    for first, second in zip(*(one.examples for one in reports), strict=True):
+        assert second.clean.shape == (3, 14, 10)
+        same(first.clean, second.clean)
+        same(first.adversarial, second.adversarial)
+        assert first.views.keys() == second.views.keys() == {"heat", "what the network is shown"}
+        for name in first.views:
+            same(first.views[name], second.views[name])
+
+
+@pytest.mark.parametrize(
+    ("shape", "channels_first", "wrong"),
+    [
+        ((32, 32, 3), True, True),
+        ((32, 32, 3), False, False),
+        ((3, 32, 32), True, False),
+        ((3, 32, 32), False, True),
+        ((480, 640, 3), True, True),
+        ((28, 28, 1), True, True),
+        ((9, 128, 1), True, False),  # a signal of nine channels
+        ((3, 2, 3), True, False),
+        ((3, 100), True, False),
+        ((10,), False, False),
+    ],
+)
+def test_what_contradicts_itself(shape: tuple[int, ...], channels_first: bool, wrong: bool) -> None:
+    assert (contradiction(shape, channels_first) is not None) == wrong
+
+
+def test_images_that_art_was_not_told_of_are_refused(x: Images) -> None:
+    untold = wrap(Behind(network()), (14, 10, 3))
+    expected = r"input_shape \(14, 10, 3\) and channels_first True, which .*; channels_first=False was expected"
+    labels = np.zeros(len(x), np.int64)
+    for build in (
+        lambda: HeatAndBlur.for_classifier(untold),
+        lambda: FeatureAutoencoder.for_classifier(untold),
+        lambda: TwoStreamRestoration.for_classifier(untold),
+        lambda: ExplanationReconstructor(untold),
+        lambda: JumpReLU(untold),
+        lambda: Square(untold),
+        lambda: evaluate(untold, behind(x), labels, Linf(0.1)),
+    ):
+        with pytest.raises(InputError, match=expected):
+            build()
+    assert "channels" in [trap.name for trap in examine(untold)]
+    assert "channels" not in [trap.name for trap in examine(wrap(network(), (3, 14, 10)))]
