@@ -28,7 +28,7 @@ from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import check_out, check_settings
 from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.shard import Shard, local_rank
-from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.evaluation.threats import Linf, check_radius, named_threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS, call_factory
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
 from art_defenses_ext.validation import InputError, check_choice, check_count, check_samples_of, check_seed
@@ -46,6 +46,9 @@ app = typer.Typer(
 TRAINED_AGAINST = 0.1
 """linf eps that a defence is trained against where the threat is none of linf."""
 
+CLIP_VALUES = (0.0, 1.0)
+"""Of all data sets that the command knows."""
+
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""
 
@@ -60,8 +63,13 @@ def evaluate_command(
             "to what stands already."
         ),
     ] = None,
-    norm: Annotated[str, typer.Option(help="What the attacker's change is measured by: inf or 2.")] = "inf",
-    eps: Annotated[float, typer.Option(help="How much he may change; pixel values are from 0 to 1.")] = 0.1,
+    norm: Annotated[str, typer.Option(help="What the attacker's change is measured by: linf or l2.")] = "linf",
+    eps: Annotated[
+        str, typer.Option(help="How much may be changed, such as 0.1 or 8/255; pixel values are from 0 to 1.")
+    ] = "0.1",
+    allow_large_eps: Annotated[
+        bool, typer.Option("--allow-large-eps", help="Accept an eps at which every image can be turned grey.")
+    ] = False,
     attacks: Annotated[
         str,
         typer.Option(
@@ -127,10 +135,10 @@ def evaluate_command(
     threads: Annotated[int | None, typer.Option(help="Threads on the CPU. By default torch's own number.")] = None,
 ) -> None:
     """Attack a defended classifier with everything in a set of attacks; print what is left, worst case first."""
-    threat = _threat(norm, eps)
+    threat = named_threat(norm, eps)
     check_choice("dataset", dataset, DATASETS)
     check_choice("attacks", attacks, SETS)
-    trained_against = eps if norm == "inf" else TRAINED_AGAINST
+    trained_against = threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST
     wishes = _wishes(defence, jump, max_accuracy_drop, option, fitted, trained_against, seed)
     if attacks == "papers" and list(wishes) == ["none"]:
         raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
@@ -143,6 +151,7 @@ def evaluate_command(
     part = _part(shard, out, overwrite)
     _prepare_machine(device, threads)
     images, count = _images(dataset, data, model, samples)
+    check_radius(threat, CLIP_VALUES, images.test.x.shape[1:], allow_large_eps)
     if out is not None and not overwrite:
         settings = Settings.of(threat, attacks, count, seed, block_size, curve_samples, check_samples, not naive)
         check_settings(out if part.is_whole else out / part.folder, settings)
@@ -164,6 +173,7 @@ def evaluate_command(
         "curve_samples": curve_samples,
         "check_samples": check_samples,
         "adaptive": not naive,
+        "allow_large_eps": allow_large_eps,
     }
     x, y = images.test.x[:count], images.test.y[:count]
     if out is not None and not part.is_whole:
@@ -366,12 +376,6 @@ def _size(dataset: str, model: str | None) -> int | None:
     """The size to which the images of a folder are cropped: the built-in network's; None for their own."""
     spec = MODELS.get(DEFAULT_MODEL[dataset] if model is None else model)
     return spec.input_shape[1] if spec is not None and dataset == "image_folder" else None
-
-
-def _threat(norm: str, eps: float) -> Threat:
-    if norm not in ("inf", "2"):
-        raise InputError(f"norm is {norm!r}; inf or 2 was expected")
-    return Linf(eps) if norm == "inf" else L2(eps)
 
 
 def _numbers(option: str, text: str | None) -> list[float] | None:

@@ -15,10 +15,15 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.settings import PACKAGES
 from art_defenses_ext.layout import contradiction
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
+from art_defenses_ext.rebuild import gradients_enabled
 from art_defenses_ext.validation import InputError
+
+NO_GRAPH = "no graph leads from the logits back to the image"
+"""Another thing than a gradient of zero: none is computed at all."""
 
 IMAGES = 4
 """Random images that are tried."""
@@ -39,6 +44,7 @@ class Trap:
     advice: str
 
 
+@gradients_enabled()
 def examine(classifier: PyTorchClassifier) -> list[Trap]:
     """The traps that a classifier holds, looked for with a few random images; none if all is well.
 
@@ -116,12 +122,26 @@ def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     try:
         gradient = classifier.loss_gradient(x, labels)
     except Exception as error:  # whatever an attack would meet
+        if _has_no_graph(classifier, x):
+            return f"{NO_GRAPH}: something on the way runs under torch.no_grad, or detaches"
         return f"the loss has no gradient: {type(error).__name__}: {_line(error)}"
     if not np.isfinite(gradient).all():
         return "the loss's gradient holds NaN or infinite values"
     if not gradient.any():
-        return "the loss's gradient is zero everywhere: something on the way is frozen, detached or made of steps"
+        return "the loss's gradient is zero everywhere: something on the way is saturated, or made of steps"
     return None
+
+
+def _has_no_graph(classifier: PyTorchClassifier, x: FloatArray) -> bool:
+    """Whether the logits are computed, but not from the image as autograd sees it."""
+    live = torch.tensor(x, device=classifier.device, requires_grad=True)
+    try:
+        logits = as_module(classifier)(live)
+        if not logits.requires_grad:
+            return True
+        return torch.autograd.grad(logits.sum(), live, allow_unused=True)[0] is None
+    except Exception:  # it has another flaw, which is named instead
+        return False
 
 
 def _double(classifier: PyTorchClassifier, x: FloatArray) -> str | None:

@@ -58,9 +58,10 @@ class Defence:
         return {}
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """What the defence sees and makes of images (N, ...), as images by name (N, C, H, W), for a report's pictures.
+        """What the defence sees and makes of images (N, ...), by name, for a report's pictures.
 
-        The channels of what it returns are in front, wherever those of the images are.
+        As images (N, C, H, W), channels in front wherever those of the images are, with values from 0 (black) to 1
+        (white) whatever the range of pixel values.
         """
         return {}
 

@@ -15,15 +15,16 @@ from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_
 from torch import Tensor, nn
 
 from art_defenses_ext.layout import channels_to_back, has_channels_behind
-from art_defenses_ext.rebuild import as_model_input
-from art_defenses_ext.validation import InputError, check_classifier
+from art_defenses_ext.rebuild import as_model_input, gradients_enabled
+from art_defenses_ext.validation import InputError, check_classifier, check_differentiable_tensors
 
 
 def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
     """Return ``classifier`` if gradients pass through all of it.
 
     Raises:
-        InputError: for numpy preprocessing or a postprocessor, and as :func:`.check_classifier`.
+        InputError: for numpy preprocessing or a postprocessor, for tensors made under ``torch.inference_mode``, and as
+            :func:`.check_classifier`.
     """
     check_classifier(classifier, argument)
     if classifier.postprocessing_defences:
@@ -34,6 +35,9 @@ def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTor
                 f"{argument} has the preprocessor {type(preprocessor).__name__}, which works on numpy arrays; "
                 "a PreprocessorPyTorch was expected"
             )
+        if isinstance(preprocessor, nn.Module):
+            check_differentiable_tensors(preprocessor, f"{argument}'s {type(preprocessor).__name__}")
+    check_differentiable_tensors(classifier.model, argument)
     checked: PyTorchClassifier = classifier
     return checked
 
@@ -41,7 +45,8 @@ def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTor
 class Pipeline(nn.Module):
     """Preprocessors in their order, then the model: images ``(N, *input_shape)`` in the clip range to logits (N, K).
 
-    It shares the model, in the mode that this is in, and holds every defence among its ``modules()``.
+    It shares the model, in the mode that this is in, and holds every defence among its ``modules()``. What it is given
+    it leaves as it is, even where a preprocessor or the model writes into its own input (``x -= mean``).
 
     Args:
         classifier: a classifier whose preprocessing runs in torch and that has no postprocessing.
@@ -69,8 +74,8 @@ class Pipeline(nn.Module):
         return logits
 
     def before_model(self, x: Tensor) -> Tensor:
-        """What the model is given of images, before that is cast to its dtype."""
-        x = channels_to_back(x) if self.turns else x
+        """What the model is given of images, before it is cast to its dtype: a new tensor, which it may write into."""
+        x = (channels_to_back(x) if self.turns else x).clone()  # also since torch writes into no leaf with a gradient
         for step in self.steps:
             x = step(x)
         return x
@@ -99,8 +104,9 @@ class _Standardisation(nn.Module):
     ) -> None:
         super().__init__()
         mean, std = broadcastable_mean_std(torch.empty(1, *input_shape), preprocessor.mean, preprocessor.std)
-        self.register_buffer("mean", torch.as_tensor(mean, device=device), persistent=False)
-        self.register_buffer("std", torch.as_tensor(std, device=device), persistent=False)
+        with gradients_enabled():
+            self.register_buffer("mean", torch.as_tensor(mean, device=device), persistent=False)
+            self.register_buffer("std", torch.as_tensor(std, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean.to(x.device)) / self.std.to(x.device)  # of a classifier that ART has moved since

@@ -90,3 +90,10 @@ def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, training in former:
             part.training = training
+
+
+@contextmanager
+def gradients_enabled() -> Iterator[None]:
+    """Gradients inside the block, even where the caller's own code runs under ``no_grad`` or ``inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -17,11 +17,12 @@ from torch.nn import functional
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
 from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled
 from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
 from art_defenses_ext.validation import (
     InputError,
     check_count,
+    check_differentiable_tensors,
     check_flag,
     check_labels,
     check_number,
@@ -77,6 +78,7 @@ class Settings:
             check_flag("mixed_precision", self.mixed_precision)
 
 
+@gradients_enabled()
 def train(
     network: nn.Module,
     images: Tensor,
@@ -120,6 +122,7 @@ def train(
     **Convention**: the batches of an epoch differ by one image at most. A short last one would weigh more per image,
     and batch normalisation cannot bear a single image.
     """
+    check_differentiable_tensors(network, "network")
     trained = _check_run(network, images, labels, settings, validation, checkpoint)
     device = trained[0].device
     nb_batches = math.ceil(len(images) / settings.batch_size)

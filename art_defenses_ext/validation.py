@@ -6,6 +6,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,16 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
     if wrong is not None:
         raise InputError(f"{argument} has {wrong}")
     return classifier
+
+
+def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
+    """Refuse a module some of whose tensors can never be part of a graph, since inference mode made them."""
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_inference():
+            raise InputError(
+                f"{argument} has the tensor {name}, which was made under torch.inference_mode and lets no gradient "
+                "pass; a network that is built or loaded outside of it was expected"
+            )
 
 
 def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:

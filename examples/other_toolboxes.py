@@ -80,8 +80,9 @@ class Target:
 
     def robust(self, adversarial: np.ndarray) -> np.ndarray:
         """Which images (N,) are still classified correctly; what lies outside the ball changes nothing."""
-        sizes = np.abs(adversarial - self.x).reshape(len(self.x), -1).max(axis=1)
-        inside = np.array([Linf(self.eps).allows(float(size)) for size in sizes])
+        ball = Linf(self.eps)
+        sizes = ball.sizes(self.x, adversarial, self.classifier.clip_values)
+        inside = np.array([ball.allows(float(size)) for size in sizes])
         clean, attacked = (self.classifier.predict(one).argmax(axis=1) == self.y for one in (self.x, adversarial))
         return clean & (attacked | ~inside)
 

@@ -185,7 +185,7 @@ def test_without_out_nothing_is_written(command: Command, quick: list[str], tmp_
 def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
     command: Command, weights: Path, tmp_path: Path
 ) -> None:
-    arguments = ["evaluate", "--defence", "none", "--norm", 2, "--eps", 5, "--samples", 4]
+    arguments = ["evaluate", "--defence", "none", "--norm", "l2", "--eps", 5, "--allow-large-eps", "--samples", 4]
     arguments += ["--curve-samples", 2, "--check-samples", 1]
     torch.set_num_threads(2)
     result = command(*arguments, "--weights", weights, "--out", tmp_path / "run", "--threads", 1)
@@ -441,12 +441,16 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "unknown data set": (["--dataset", "stl10"], "dataset is 'stl10'; one of digits"),
     "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of jump_relu"),
     "unknown attacks": (["--attacks", "strong"], "attacks is 'strong'; one of papers"),
-    "unknown norm": (["--norm", "1"], "norm is '1'; inf or 2"),
+    "unknown norm": (["--norm", "1"], "norm is '1'; linf or l2"),
     "papers of no defence": (["--defence", "none", "--attacks", "papers"], "attacks is 'papers', but"),
-    "eps 0": (["--eps", 0], "eps is 0.0"),
-    "negative eps": (["--eps", -0.1], "eps is -0.1"),
-    "eps nan": (["--eps", "nan"], "eps is nan"),
-    "eps inf": (["--eps", "inf"], "eps is inf"),
+    "eps 0": (["--eps", 0], "eps is '0'"),
+    "negative eps": (["--eps", -0.1], "eps is '-0.1'"),
+    "eps nan": (["--eps", "nan"], "eps is 'nan'"),
+    "eps inf": (["--eps", "inf"], "eps is 'inf'"),
+    "eps in words": (["--eps", "much"], "eps is 'much'; a finite number > 0, or a fraction such as '8/255'"),
+    "eps over zero": (["--eps", "8/0"], "eps is '8/0'"),
+    "eps of other units": (["--eps", 8], "eps is 8, beyond half the clip range (0.5 in linf)"),
+    "eps of other units in l2": (["--norm", "l2", "--eps", 255], "eps is 255, beyond half the clip range (4 in l2)"),
     "no samples": (["--samples", 0], "samples is 0; from 1 to digits's 500"),
     "negative samples": (["--samples", -1], "samples is -1"),
     "no images": (["--dataset", "image_folder", "--data", "."], "holds no images; .jpg"),
@@ -698,7 +702,6 @@ def assert_one_sentence(result: Result) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["evaluate", "--eps", "much"],
         ["evaluate", "--samples", "1.5"],
         ["evaluate", "--unknown"],
         ["evaluate", "--eps"],

@@ -31,7 +31,7 @@ class AnnealedPGD(TensorAttack):
 
     Args:
         estimator: the classifier under attack.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         eps: radius of the ball, in pixel values.
         factors: of the surrogates' width, one for each run. **Convention**: from the width itself to a twentieth; the
             table in docs/methods/jump_relu.md compares schedules.

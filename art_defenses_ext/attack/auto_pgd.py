@@ -36,7 +36,7 @@ class AutoPGD(TensorAttack):
 
     Args:
         estimator: the classifier under attack.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         eps: radius of the ball, in pixel values.
         max_iter: gradients a run.
         loss: a name out of ``losses.LOSSES``.

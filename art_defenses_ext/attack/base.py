@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.losses import merge_rejection, only_pair
-from art_defenses_ext.attack.norms import into_range, per_sample
+from art_defenses_ext.attack.norms import Norm, into_range, per_sample
+from art_defenses_ext.attack.rounding import moved_inside
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.modes import gradient_mode, gradient_modes
 from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.rebuild import at_least_float32, evaluation_mode
+from art_defenses_ext.rebuild import at_least_float32, evaluation_mode, gradients_enabled
 from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
     InputError,
@@ -54,6 +55,7 @@ class TensorAttack(EvasionAttack):
     attack_params = [*EvasionAttack.attack_params, "gradient_mode", "batch_size", "seed", "verbose"]  # noqa: RUF012
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
     batches_per_block = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch from the block
+    norm: Norm  # of attacks that have one
 
     def __init__(
         self,
@@ -79,7 +81,7 @@ class TensorAttack(EvasionAttack):
                 rejected image the one that would be predicted otherwise. "Rejected" is no label.
 
         Returns:
-            float32 images of the shape of ``x``, in the clip range.
+            float32 images of the shape of ``x``, in the clip range and, after the rounding to float32, in the ball.
 
         Raises:
             InputError: for images or labels that do not fit the estimator, or, where ``targeted``, no labels.
@@ -93,7 +95,7 @@ class TensorAttack(EvasionAttack):
         starts = range(0, len(x), block)
         results = []
         mode = nullcontext() if (name := self._mode()) is None else gradient_mode(self.estimator, name)
-        with evaluation_mode(self.estimator.model), mode, progress_bar(self.verbose) as bar:
+        with gradients_enabled(), evaluation_mode(self.estimator.model), mode, progress_bar(self.verbose) as bar:
             module = as_module(self.estimator)
             task = bar.add_task(type(self).__name__, total=len(starts), note="")
             labels = self._labels(y, len(x))
@@ -105,7 +107,8 @@ class TensorAttack(EvasionAttack):
                     own = torch.cat([predict(module, part, self.nb_labels) for part in parts])
                 else:
                     own = torch.tensor(labels[rows], device=device)
-                results.append(self.perturb(module, images, own, generator).cpu().numpy())
+                adversarial = self.perturb(module, images, own, generator).detach().cpu().numpy()
+                results.append(self._inside(x[rows], adversarial))
                 bar.advance(task)
         return np.concatenate(results)
 
@@ -119,6 +122,18 @@ class TensorAttack(EvasionAttack):
             y: labels (N,) to move away from.
             generator: the attack's source of randomness, on the same device.
         """
+
+    @property
+    def ball(self) -> tuple[Norm, float] | None:
+        """Norm and radius of the ball that the attack keeps to; None for one that keeps to none."""
+        eps = getattr(self, "eps", None)
+        return None if eps is None else (self.norm, float(eps))
+
+    def _inside(self, x: FloatArray, adversarial: FloatArray) -> FloatArray:
+        """What was made of images (n, ...), moved into the attack's ball where rounding left it outside."""
+        return (
+            adversarial if self.ball is None else moved_inside(x, adversarial, *self.ball, self.estimator.clip_values)
+        )
 
     def clip(self, x: Tensor) -> Tensor:
         """``x`` moved into the classifier's clip range."""

@@ -29,7 +29,7 @@ class DeepFoolLp(TensorAttack):
 
     Args:
         estimator: the classifier under attack.
-        norm: 2 or inf: which distance is "nearest".
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2: which distance is "nearest".
         max_iter: steps at most.
         overshoot: each step is 1 + overshoot times as long as the linearised distance; the authors' 1.02 is .02 here.
         nb_grads: how many classes to consider, those of the largest logits.

@@ -35,7 +35,7 @@ class IterativeFGSM(TensorAttack):
         max_iter: steps at most.
         scale: pixel values per unit of the step: a number, or an array that broadcasts against an image, such as the
             standard deviations (C, 1, 1) for steps in normalised space.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         **options: see :class:`TensorAttack`.
 
     Raises:
@@ -59,6 +59,11 @@ class IterativeFGSM(TensorAttack):
         self.scale = scale
         self.norm = check_norm(norm)
         self._check_params()
+
+    @property
+    def ball(self) -> tuple[Norm, float] | None:
+        """What so many steps of one length cannot leave; None where pixels have scales of their own."""
+        return (self.norm, self.max_iter * self.eps_step * float(self.scale)) if np.ndim(self.scale) == 0 else None
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         size = self.eps_step * torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)

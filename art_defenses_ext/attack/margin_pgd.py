@@ -23,7 +23,7 @@ class MarginPGD(TensorAttack):
 
     Args:
         estimator: the classifier under attack.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         eps: radius of the ball, in pixel values.
         eps_step: step size in pixel values; None for eps / 4.
         max_iter: steps a start.

@@ -15,17 +15,23 @@ from art_defenses_ext.validation import InputError
 Norm = float
 """2 or numpy's inf."""
 
-_TINY = 1e-12  # keeps a zero vector zero instead of NaN
+_TINY = 1e-12  # keeps a zero vector zero instead of NaN; shorter vectors are scaled up before
+
+NAMES: dict[str, Norm] = {"linf": np.inf, "inf": np.inf, "l2": 2, "2": 2}
+"""Norms as users write them; as ART does, too."""
 
 
 def check_norm(norm: Norm | str) -> Norm:
-    """The norm as a number: 2 or inf, also from ART's spelling ``"inf"``."""
-    if isinstance(norm, str | Real) and not isinstance(norm, bool):  # an array is no word, and has no truth value
-        if norm in (2, "2"):
-            return 2
-        if norm in (np.inf, "inf"):
-            return np.inf
-    raise InputError(f"norm is {shown(norm)}; 2 or inf was expected")
+    """The norm as a number, 2 or inf, from that number or one of ``NAMES``.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(norm, str) and norm.lower() in NAMES:
+        return NAMES[norm.lower()]
+    if isinstance(norm, Real) and not isinstance(norm, bool) and norm in (2, np.inf):
+        return 2 if norm == 2 else np.inf
+    raise InputError(f"norm is {shown(norm)}; linf or l2 was expected")
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
@@ -43,15 +49,23 @@ def project(delta: Tensor, eps: float, norm: Norm) -> Tensor:
     """The nearest point of the ball of radius ``eps`` to each sample of ``delta`` (N, ...)."""
     if norm == np.inf:
         return delta.clamp(-eps, eps)
-    factor = (eps / size(delta, 2).clamp_min(_TINY)).clamp_max(1)
+    factor = (eps / size(delta, 2).clamp_min(torch.finfo(delta.dtype).tiny)).clamp_max(1)
     return delta * per_sample(factor, delta)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The step of size one along which a loss with this ``gradient`` (N, ...) rises fastest."""
-    if norm == np.inf:
-        return gradient.sign()
-    return gradient / per_sample(size(gradient, 2).clamp_min(_TINY), gradient)
+    return gradient.sign() if norm == np.inf else unit(gradient, 2)
+
+
+def unit(vector: Tensor, norm: float) -> Tensor:
+    """Each sample of ``vector`` (N, ...) brought to size one, however short it is; a zero one stays zero."""
+    length = size(vector, norm)
+    largest = vector.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(vector.dtype).tiny)
+    # The squares of values below 1e-19 vanish in float32, and a pixel unit may make every gradient so small.
+    short = length < _TINY
+    vector = torch.where(per_sample(short, vector), vector / per_sample(largest, vector), vector)
+    return vector / per_sample(torch.where(short, size(vector, norm), length).clamp_min(_TINY), vector)
 
 
 def into_range(x: Tensor, clip_values: tuple[Any, Any] | None) -> Tensor:

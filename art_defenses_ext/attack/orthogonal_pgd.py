@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.annealed_pgd import check_factors
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, size, steepest
+from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, steepest, unit
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.modes import annealable_modes, find_defences, surrogate_width
 from art_defenses_ext.validation import InputError, check_count, check_flag, check_number, check_positive
@@ -33,8 +33,6 @@ from art_defenses_ext.validation import InputError, check_count, check_flag, che
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
 PERIOD = 5  # steps from one look at which samples are done to the next: each costs a wait for the device
-
-_TINY = 1e-12  # keeps a zero vector zero instead of NaN
 
 
 class Place(NamedTuple):
@@ -61,7 +59,7 @@ class RejectionAttack(TensorAttack):
 
     Args:
         estimator: a classifier that rejects, from :func:`.rejecting`.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         eps: radius of the ball, in pixel values.
         eps_step: step size in pixel values; None for eps / 10.
         max_iter: steps a run.
@@ -251,8 +249,8 @@ class LagrangianPGD(RejectionAttack):
 
     def direction(self, at: Place, weight: float) -> Tensor:
         dual = 1 if self.norm == np.inf else 2
-        missing = _unit(at.gap_slope, dual) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
-        passing = _unit(at.excess_slope, dual) * per_sample(at.excess >= self.stop_below, at.excess_slope)
+        missing = unit(at.gap_slope, dual) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
+        passing = unit(at.excess_slope, dual) * per_sample(at.excess >= self.stop_below, at.excess_slope)
         return missing + weight * passing
 
     def _check_params(self) -> None:
@@ -287,7 +285,3 @@ def without_component(gradient: Tensor, other: Tensor) -> Tensor:
     """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
     along = steepest(other, 2)
     return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along
-
-
-def _unit(gradient: Tensor, norm: Norm) -> Tensor:
-    return gradient / per_sample(size(gradient, norm).clamp_min(_TINY), gradient)

@@ -20,7 +20,7 @@ class RandomNoise(TensorAttack):
 
     Args:
         estimator: the classifier under attack.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         eps: radius of the ball, in pixel values.
         nb_draws: draws per image.
         **options: see :class:`TensorAttack`.

@@ -28,7 +28,7 @@ class Square(TensorAttack):
 
     Args:
         estimator: the classifier under attack.
-        norm: 2 or inf.
+        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
         eps: radius of the ball, in pixel values.
         max_queries: forward passes an image.
         p_init: share of the image that a square covers at the start.
@@ -135,7 +135,7 @@ class Square(TensorAttack):
         clear = other.mask & per_sample(draw[:, 0] < 0.5, current).bool()
         scale = per_sample(self.eps * SMALLEST_SCALE ** draw[:, 1], current)
         moved = torch.where(clear, 0, delta) + scale * signs * window.bump
-        return clean + self.eps * moved / per_sample(size(moved, 2).clamp_min(1e-12), moved)
+        return clean + self.eps * moved / per_sample(size(moved, 2).clamp_min(torch.finfo(moved.dtype).tiny), moved)
 
     def _planes(self, x: Tensor) -> Tensor:
         """Images (n, ...) of one to three dimensions as (n, C, H, W)."""

@@ -43,7 +43,7 @@ from art_defenses_ext.layout import channels_to_front, shape_with_channels_in_fr
 from art_defenses_ext.modes import Defence, find_defences, gradient_mode
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.provenance import Training
-from art_defenses_ext.rebuild import evaluation_mode, rebuild
+from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled, rebuild
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.training import Settings, train
 from art_defenses_ext.training_state import Epoch
@@ -132,6 +132,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         self._check_second_derivative()
         super().__init__(self._as_classifier())
 
+    @gradients_enabled()
     def fit(
         self,
         x: FloatArray,

@@ -111,9 +111,7 @@ def parts_of(whole: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """
     assert isinstance(whole, Pipeline)
     assert isinstance(whole.model, RejectingNetwork)
-    for step in whole.steps:
-        x = step(x)
-    return whole.model.parts(as_model_input(x, whole.model))
+    return whole.model.parts(as_model_input(whole.before_model(x), whole.model))
 
 
 def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:

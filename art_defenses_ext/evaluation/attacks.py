@@ -206,7 +206,7 @@ def _carlini(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Evasio
 
 
 def _deep_fool(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return DeepFoolLp(classifier, threat.norm, 100)
+    return DeepFoolLp(classifier, threat.norm, 100, scale=clip_width(classifier))
 
 
 def _hop_skip_jump(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -339,13 +339,13 @@ _TWO_STREAM_ATTACKS = {
 
 
 def _pixel_steps(step: float, **options: Any) -> Build:
-    """ART's PGD without a random start and with steps of so many pixel values, whatever eps is.
+    """ART's PGD without a random start and with steps of a share of the clip range, whatever eps is.
 
     **Convention** for l2, which the paper does not know: the same share of eps as at its eps of 0.1.
     """
 
     def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        eps_step = step if threat.norm == np.inf else step / 0.1 * threat.eps
+        eps_step = step * clip_width(classifier) if threat.norm == np.inf else step / 0.1 * threat.eps
         return ProjectedGradientDescentPyTorch(
             classifier, threat.norm, threat.eps, eps_step=eps_step, verbose=False, **options
         )
@@ -424,15 +424,28 @@ def _with_detector(ladder: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
 
 
 def normalisation_scale(classifier: PyTorchClassifier) -> Any:
-    """Pixel values per unit of the network's normalised input: its standard deviation, shaped to fit an image."""
+    """Pixel values per unit of the network's normalised input: its standard deviation, shaped to fit an image.
+
+    **Convention**: where ART normalises nothing, the width of the clip range.
+    """
     inner = undefended(classifier)
     if rejects(classifier) and inner is not None:  # the whole normalises inside its network
         classifier = inner
     std = np.asarray(getattr(classifier.preprocessing, "std", 1.0), dtype=np.float32)
-    inner = _inner_std(classifier)
+    mean, inner = getattr(classifier.preprocessing, "mean", 0.0), _inner_std(classifier)
     if inner is not None:
         std = std.reshape(-1) * inner
+    elif np.all(std == 1) and not np.any(mean):
+        return clip_width(classifier)
     return std.reshape(-1, 1, 1) if std.ndim == 1 and not has_channels_behind(classifier) else std
+
+
+def clip_width(classifier: PyTorchClassifier) -> float:
+    """From the least pixel value to the largest; 1 without clip values."""
+    if classifier.clip_values is None:
+        return 1.0
+    low, high = classifier.clip_values
+    return float(np.max(np.asarray(high, dtype=np.float64) - low))
 
 
 def _inner_std(classifier: PyTorchClassifier) -> FloatArray | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,8 @@ from torch import Tensor, nn
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.base import TensorAttack
-from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere
+from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere, size
+from art_defenses_ext.attack.rounding import ClipValues, moved_inside
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import PairedNetwork
 from art_defenses_ext.evaluation.attacker import smoothed
@@ -184,8 +186,8 @@ def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, th
     clean = torch.tensor(image, device=classifier.device)[None]
     inside = clean.expand(INNER_POINTS, *image.shape)
     inside = inside + random_in_ball(inside, INNER_RADIUS * threat.eps, threat.norm, generator)
-    surface = _on_surface(clean, threat, generator)
-    points = into_range(torch.cat([surface, clean, inside]), classifier.clip_values)
+    surface = _on_surface(clean, threat, classifier.clip_values, generator)
+    points = torch.cat([surface, into_range(torch.cat([clean, inside]), classifier.clip_values)])
     extract = _Features(as_module(classifier), layer)
     with seeded(seed), torch.no_grad():
         features = torch.cat([extract(batch) for batch in points.split(256)]).double()
@@ -202,10 +204,39 @@ def _binary(classifier: PyTorchClassifier, layer: nn.Linear, heads: Sequence[Hea
     )
 
 
-def _on_surface(clean: Tensor, threat: Threat, generator: torch.Generator) -> Tensor:
-    """A corner of the cube for linf, a point of the sphere for l2."""
-    point = random_on_sphere(clean, threat.eps, threat.norm, generator)
-    return clean + (threat.eps * point.sign() if threat.norm == np.inf else point)
+HALVINGS = 100
+"""Of the interval in which a factor is looked for, until float64 tells its ends apart no more."""
+
+
+def _on_surface(clean: Tensor, threat: Threat, clip_values: ClipValues, generator: torch.Generator) -> Tensor:
+    """A point of the clip range on the surface of the ball around an image (1, ...), a corner of the cube for linf.
+
+    In a random direction, where the clip range reaches so far there; else towards its corner that is furthest from the
+    image, and in that corner if it lies inside the ball.
+    """
+    drawn = random_on_sphere(clean, threat.eps, threat.norm, generator)
+    way = (threat.eps * drawn.sign() if threat.norm == np.inf else drawn).double().cpu()
+    start = clean.double().cpu()
+    change = way if clip_values is None else _within_range(start, way, threat, clip_values)
+    point = into_range((start + change).float(), clip_values).numpy()
+    return torch.from_numpy(moved_inside(clean.cpu().numpy(), point, threat.norm, threat.eps, clip_values)).to(clean)
+
+
+def _within_range(start: Tensor, way: Tensor, threat: Threat, clip_values: tuple[Any, Any]) -> Tensor:
+    """A change of size eps, or the largest that there is, along ``way`` (1, ...) and the walls of the clip range."""
+    low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in clip_values)
+    above, below = high - start, start - low
+    room, length = torch.where(way > 0, above, below), way.abs()
+    if float(size(room, threat.norm)) < threat.eps:
+        way, room = torch.where(above >= below, length, -length), torch.maximum(above, below)
+    factor = 1.0
+    if threat.norm == 2 and bool((length > room).any()):
+        shortest, factor = 0.0, 2 * float((room / length).max())
+        for _ in range(HALVINGS):
+            middle = (shortest + factor) / 2
+            reaches = float(size(torch.minimum(middle * length, room), 2)) >= threat.eps
+            shortest, factor = (shortest, middle) if reaches else (middle, factor)
+    return way.sign() * torch.minimum(factor * length, room)
 
 
 def _separate(features: FloatArray) -> Head | None:
@@ -247,8 +278,7 @@ def _breaks(
         return np.concatenate(found)
     with nullcontext() if mode is None else gradient_mode(binary, mode):
         adversarial = attack.generate(x, np.eye(binary.nb_classes, dtype=np.float32)[2 * problems])
-    sizes = [float(np.linalg.norm(change.ravel(), ord=threat.norm)) for change in adversarial - x]
-    inside = np.array([threat.allows(size) for size in sizes])
+    inside = np.array([threat.allows(size) for size in threat.sizes(x, adversarial, binary.clip_values)])
     scores = _scores(binary, torch.tensor(adversarial, device=binary.device))
     return inside & (scores[np.arange(len(x)), problems] > 0)
 

@@ -130,6 +130,9 @@ def _larger_eps(name: str, evidence: Evidence) -> Check:
     """Success grows with eps, and where nothing can be robust nothing is better than chance."""
     at_limit = evidence.keys(role="limit")
     reached = evidence.among(at_limit)
+    if evidence.run.clip_values is None:
+        reason = "without clip values no eps is known from which every image can be turned grey"
+        return Check(name, "not run", reason)
     if not reached:
         return Check(name, "not run", "the attack was not run at an eps without hope")
     limit = next(run.threat.eps for run in evidence.plan if run.role == "limit")
@@ -185,6 +188,10 @@ def _gradients(name: str, evidence: Evidence) -> Check:
         f"no useful gradient at {_of(useless)} points",
         f"the best mode, {best.mode}, foretells a small step at {_of(Proportion(best.faithful, best.points))}",
     ]
+    blocked = min(health, key=lambda one: one.no_graph)
+    if blocked.no_graph:
+        cut = "no graph leads from the logits back to the image (something runs under torch.no_grad, or detaches)"
+        parts.append(f"at {_of(Proportion(blocked.no_graph, blocked.points))} points {cut}")
     if misled:
         parts.append(
             f"fewer than {100 * FAITHFUL_SHARE:.0f} %, so the smoothed network was attacked as well"

@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.run_directory import Memory, RunDirectory, chec
 from art_defenses_ext.evaluation.seeding import seeded
 from art_defenses_ext.evaluation.settings import Settings, describe_run
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
-from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.evaluation.threats import Threat, check_threat
 from art_defenses_ext.evaluation.work import Work
 from art_defenses_ext.pipeline import check_differentiable
 from art_defenses_ext.progress import progress_bar
@@ -41,6 +41,7 @@ from art_defenses_ext.validation import (
 )
 
 
+@rebuild.gradients_enabled()
 def evaluate(
     classifier: PyTorchClassifier,
     x: Images,
@@ -57,6 +58,7 @@ def evaluate(
     curve_samples: int = 200,
     check_samples: int = 100,
     adaptive: bool = True,
+    allow_large_eps: bool = False,
     progress: bool = True,
 ) -> Report:
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
@@ -78,7 +80,7 @@ def evaluate(
         x: images ``(N, *input_shape)``, float32, in the clip range; or :class:`.StoredImages`, which are read block by
             block.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
-        threat: ``Linf(eps)`` or ``L2(eps)``.
+        threat: ``Linf(eps)`` or ``L2(eps)``, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), ``"full"`` (and what takes longer), or a
             list of :class:`AttackSpec`.
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
@@ -96,6 +98,8 @@ def evaluate(
             0 for no checks.
         adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
             hides.
+        allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
+            most often one is in other units than the pixels.
         progress: show a progress bar.
 
     Returns:
@@ -125,6 +129,7 @@ def evaluate(
         curve_samples=curve_samples,
         check_samples=check_samples,
         adaptive=adaptive,
+        allow_large_eps=allow_large_eps,
     )
     if out is None:
         memory = Memory()
@@ -140,6 +145,7 @@ def evaluate(
     return report
 
 
+@rebuild.gradients_enabled()
 def evaluate_shard(
     classifier: PyTorchClassifier,
     x: Images,
@@ -180,6 +186,7 @@ def evaluate_shard(
         return directory.path
 
 
+@rebuild.gradients_enabled()
 def run_key(
     classifier: PyTorchClassifier,
     x: Images,
@@ -227,14 +234,14 @@ class _Task:
         curve_samples: int = 200,
         check_samples: int = 100,
         adaptive: bool = True,
+        allow_large_eps: bool = False,
     ) -> _Task:
         """Check the arguments of :func:`evaluate`."""
         check_differentiable(classifier)
         classifier = classifier if detector is None else _joined(classifier, detector)
         x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))
-        if not isinstance(threat, Linf | L2):
-            raise InputError(f"threat is {threat!r}; Linf(eps) or L2(eps) was expected")
+        check_threat(threat, classifier, x, allow_large_eps)
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
         specs = attack_set(attacks, classifier)
         block_size, seed = check_count("block_size", block_size), check_seed(seed)
@@ -296,8 +303,14 @@ class _Task:
     def _manifest(self, attacker: Attacker, shard: Shard) -> Manifest:
         """What is to be done, without a look at gradients yet."""
         settings = self.settings
-        limit = hopeless(self.threat, self.classifier) if settings.check_samples else None
-        plan = make_plan(self.specs, attacker, self.threat, with_curve=settings.curve_samples > 0, limit=limit)
+        plan = make_plan(
+            self.specs,
+            attacker,
+            self.threat,
+            with_curve=settings.curve_samples > 0,
+            with_checks=settings.check_samples > 0,
+            limit=hopeless(self.threat, self.classifier),
+        )
         return Manifest(describe_run(attacker, self.undefended, settings, self.x, self.labels), plan, [], shard)
 
     def _begin(self, store: RunDirectory | Memory, attacker: Attacker, shard: Shard) -> Manifest:

@@ -295,12 +295,14 @@ def losses(summary: Summary) -> Figure:
     return figure
 
 
-def examples_figure(examples: Sequence[Example]) -> Figure:
+def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float] | None = None) -> Figure:
     """Clean images, what an attack made of them, the difference, and what the defences make of both.
 
     Args:
         examples: with images (C, H, W) or (H, W); see :func:`drawable`. Three channels are colours, any other number
             is averaged into grey.
+        clip_values: the pixel values shown as black and white; None for what the images span, or [0, 1] if that holds
+            them all.
 
     Raises:
         InputError: if there is none, or one that is no image.
@@ -310,7 +312,7 @@ def examples_figure(examples: Sequence[Example]) -> Figure:
     views = list(examples[0].views)
     figure = _figure(1.0 + 1.75 * len(examples), 6.2 + 3.8 * len(views))
     grid = figure.subplots(3 + 2 * len(views), len(examples), squeeze=False)
-    low, high = _value_range(examples)
+    low, high = _value_range(examples) if clip_values is None else clip_values
     for column, example in enumerate(examples):
         clean, adversarial = _pixels(example.clean), _pixels(example.adversarial)
         change = adversarial - clean
@@ -450,7 +452,7 @@ def _value_range(examples: Sequence[Example]) -> tuple[float, float]:
     """The pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
     low = min(float(min(one.clean.min(), one.adversarial.min())) for one in examples)
     high = max(float(max(one.clean.max(), one.adversarial.max())) for one in examples)
-    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, max(high, low + 1e-12))
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
 
 
 def _pixels(image: FloatArray) -> Any:

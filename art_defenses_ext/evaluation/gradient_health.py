@@ -18,6 +18,7 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import gradient_mode
+from art_defenses_ext.rebuild import gradients_enabled
 
 SAMPLES = 100
 """Images that the gradients are looked at for."""
@@ -39,6 +40,10 @@ FAITHFUL_SHARE = 0.75
 plain network's is at nearly all, the JumpReLU's own derivative is not (tests/evaluation/test_gradient_health.py)."""
 
 
+VERDICTS = ("not_finite", "zero", "no_graph", "vanishing", "faithful")
+"""What is counted of the gradients."""
+
+
 @dataclass(frozen=True)
 class GradientHealth:
     """The margin's gradient under one gradient mode, at clean images and at random points of their balls.
@@ -50,6 +55,8 @@ class GradientHealth:
         points: how many were looked at.
         not_finite: where the gradient holds NaN or infinity.
         zero: where it is zero, or none passes.
+        no_graph: of these, where none passes: no graph leads from the logits back to the image, as where the network
+            runs under ``torch.no_grad`` or detaches.
         vanishing: where it is finite and not zero, but too small to matter.
         faithful: where a small step along it changes the margin about as much as it says.
         useful: which points have a finite gradient that does not vanish.
@@ -59,6 +66,7 @@ class GradientHealth:
     points: int
     not_finite: int
     zero: int
+    no_graph: int
     vanishing: int
     faithful: int
     useful: tuple[bool, ...]
@@ -70,10 +78,11 @@ class GradientHealth:
 
     def as_dict(self) -> dict[str, str | int]:
         """The counts, for JSON."""
-        counts = ("mode", "points", "not_finite", "zero", "vanishing", "faithful")
+        counts = ("mode", "points", *VERDICTS)
         return {name: getattr(self, name) for name in counts}
 
 
+@gradients_enabled()
 def examine_gradients(
     classifier: PyTorchClassifier, x: Images, labels: IntArray, threat: Threat, modes: tuple[str, ...], seed: int
 ) -> list[GradientHealth]:
@@ -107,7 +116,8 @@ def examine_gradients(
 
 def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Tensor]:
     """What the gradient is at each of ``x`` (n, ...), as verdicts (n,)."""
-    margins, gradient = _differentiate(module, x, y, seed)
+    margins, slopes = _differentiate(module, x, y, seed)
+    gradient = torch.zeros_like(x) if slopes is None else slopes
     flat = gradient.flatten(1)
     finite = flat.isfinite().all(dim=1)
     zero = finite & (flat == 0).all(dim=1)
@@ -124,21 +134,22 @@ def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) ->
     return {
         "not_finite": ~finite,
         "zero": zero,
+        "no_graph": torch.full_like(zero, slopes is None),
         "vanishing": vanishing,
         "faithful": faithful,
         "useful": finite & ~zero & ~vanishing,
     }
 
 
-def _differentiate(module: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Margins (n,) and their gradient (n, ...) as it is: zero only where none passes, NaN where it is NaN."""
+def _differentiate(module: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Margins (n,) and their gradient (n, ...) as it is, NaN where it is NaN; None if no graph leads to the image."""
     x = x.detach().requires_grad_()
     with seeded(seed):
         margins = _margin(module, x, y)
     if not margins.requires_grad:
-        return margins, torch.zeros_like(x)
+        return margins, None
     (gradient,) = torch.autograd.grad(margins.sum(), x, allow_unused=True)
-    return margins.detach(), torch.zeros_like(x) if gradient is None else gradient
+    return margins.detach(), gradient
 
 
 def _margin(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -149,6 +160,6 @@ def _margin(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 def _merge(mode: str, looks: list[dict[str, Tensor]]) -> GradientHealth:
     verdicts = {name: torch.cat([look[name] for look in looks]) for name in looks[0]}
-    counts = {name: int(verdicts[name].sum()) for name in ("not_finite", "zero", "vanishing", "faithful")}
+    counts = {name: int(verdicts[name].sum()) for name in VERDICTS}
     useful = tuple(verdicts["useful"].tolist())
     return GradientHealth(mode, points=len(useful), useful=useful, **counts)

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import WHITE_BOX, AttackSpec
-from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.evaluation.threats import Threat, radius_to_grey
 
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Where the curve of accuracy against eps is measured, in units of the threat's eps."""
@@ -67,6 +66,7 @@ def make_plan(
     threat: Threat,
     *,
     with_curve: bool,
+    with_checks: bool = False,
     limit: Threat | None = None,
 ) -> list[AttackRun]:
     """All runs of an evaluation in their order.
@@ -76,16 +76,18 @@ def make_plan(
         attacker: whose gradient modes to try.
         threat: the ball.
         with_curve: also run some at other eps.
-        limit: the ball in which nothing can be robust, for the checks; None without checks.
+        with_checks: also run what the checks ask for.
+        limit: of these, the ball in which nothing can be robust; None where none is known.
     """
     runs = _unrolled(specs, attacker, threat)
     plan = list(runs)
-    if limit is not None and WHITE_BOX in specs:
+    if with_checks and WHITE_BOX in specs:
         plan += [replace(run, role="effort") for run in _unrolled((EFFORT,), attacker, threat)]
-        plan += [replace(run, threat=limit, role="limit") for run in _unrolled((WHITE_BOX,), attacker, threat)]
+        if limit is not None:
+            plan += [replace(run, threat=limit, role="limit") for run in _unrolled((WHITE_BOX,), attacker, threat)]
     if with_curve:
         plan += [
-            replace(run, threat=threat.at(round(threat.eps * factor, 10)), role="curve")
+            replace(run, threat=threat.at(float(f"{threat.eps * factor:.10g}")), role="curve")
             for run in runs
             if run.spec.curve
             for factor in CURVE_FACTORS
@@ -103,14 +105,15 @@ def _unrolled(specs: Sequence[AttackSpec], attacker: Attacker, threat: Threat) -
     return [AttackRun(spec, mode, threat) for spec in specs for mode in modes[spec.modes]]
 
 
-def hopeless(threat: Threat, classifier: PyTorchClassifier) -> Threat:
+def hopeless(threat: Threat, classifier: PyTorchClassifier) -> Threat | None:
     """The ball in which nothing can be robust: every image can be turned grey, so no classifier is better than chance.
 
     A detector may reject grey. So where there is one, the ball holds every image: a clean one of another class too.
+    None without clip values: then no ball is known to hold any of these.
 
     Source: Carlini et al. 2019 (arXiv:1902.06705), section 4.3: at unbounded distortion accuracy must reach zero.
     """
-    low, high = (0.0, 1.0) if classifier.clip_values is None else classifier.clip_values
-    most = float(np.max(np.asarray(high) - np.asarray(low)))
-    change = most if rejects(classifier) else most / 2
-    return threat.at(change if threat.norm == np.inf else change * float(np.prod(classifier.input_shape)) ** 0.5)
+    grey = radius_to_grey(threat, classifier.clip_values, tuple(classifier.input_shape))
+    if grey is None:
+        return None
+    return threat.at(2 * grey if rejects(classifier) else grey)

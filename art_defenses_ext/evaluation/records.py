@@ -20,8 +20,9 @@ class Outcome:
         prediction: the defended classifier's class for the adversarial image, by majority if it is random; of a
             rejected image the one that it would have.
         misclassified: whether that is not the label, and the image is not rejected.
-        linf: largest change of a pixel value.
-        l2: Euclidean length of the change.
+        linf: largest change of a pixel value; of an attack in a linf ball that this exceeds by the rounding of float32
+            alone, the ball's radius. Nine significant digits.
+        l2: Euclidean length of the change; likewise.
         success: misclassified inside the threat's ball.
         usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
         undefended_prediction: the undefended classifier's class for it, where the attack was made on that.

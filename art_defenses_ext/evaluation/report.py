@@ -140,7 +140,7 @@ class Report:
         if self.summary.curves:
             figures["curves"] = png(accuracy_curves(self.summary))
         if self.examples and drawable(self.examples):
-            figures["examples"] = png(examples_figure(self.examples))
+            figures["examples"] = png(examples_figure(self.examples, self.summary.run.clip_values))
         if any(training.losses for training in self.summary.run.trainings):
             figures["losses"] = png(losses(self.summary))
         if self.summary.run.tunings:

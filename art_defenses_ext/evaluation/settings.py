@@ -92,6 +92,7 @@ class RunDescription:
         undefended_sha256: of those of the undefended classifier; None without one.
         foreign: preprocessors that are none of our defences, with their parameters as far as these are plain.
         labels: number of classes that an image may belong to.
+        clip_values: least and largest pixel value; None without clip values.
         random: whether the defence is random.
         withheld: gradient modes that there are and that the attacker did not try.
         data_sha256: of images and labels.
@@ -116,6 +117,7 @@ class RunDescription:
     undefended_sha256: str | None
     foreign: list[str]
     labels: int
+    clip_values: tuple[float, float] | None
     random: bool
     withheld: list[str]
     data_sha256: str
@@ -147,6 +149,7 @@ def describe_run(
         undefended_sha256=None if undefended is None else _pipeline_sha256(undefended),
         foreign=[_named(one) for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)],
         labels=nb_labels(classifier),
+        clip_values=_clip_values(classifier),
         random=attacker.random,
         withheld=list(attacker.withheld),
         data_sha256=_sha256([x, labels]),
@@ -156,6 +159,14 @@ def describe_run(
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         rejects=rejects(classifier),
     )
+
+
+def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
+    """Least and largest of them, where they differ from channel to channel."""
+    if classifier.clip_values is None:
+        return None
+    low, high = classifier.clip_values
+    return float(np.min(low)), float(np.max(high))
 
 
 def _network_name(classifier: PyTorchClassifier) -> str:

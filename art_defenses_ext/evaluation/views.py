@@ -53,6 +53,6 @@ def _views_on_the_way(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
     for step in pipeline.steps:
         seeing = getattr(step, "preprocessor", None)
         if isinstance(seeing, Defence):
-            found |= seeing.views(x)
-        x = step(x)
+            found |= seeing.views(x.clone())  # it may run a network that writes into its input
+        x = step(x.clone())
     return found | (pipeline.model.views(x) if isinstance(pipeline.model, Defence) else {})

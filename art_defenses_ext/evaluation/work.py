@@ -13,6 +13,7 @@ import numpy.typing as npt
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.attack.rounding import sizes as sizes_of
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.binarization import binarization_test
@@ -29,6 +30,9 @@ from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.validation import InputError
+
+SIZE_DIGITS = 9
+"""Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
 
 BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
 
@@ -227,17 +231,16 @@ class Work:
         plain = None
         if run.spec.crafted_on == "undefended" and self.undefended is not None:
             plain = classes(self.undefended, adversarial)
-        delta = (adversarial - block.x[rows]).reshape(len(rows), -1).astype(np.float64)
-        sizes = {"linf": np.abs(delta).max(axis=1), "l2": np.linalg.norm(delta, axis=1)}
+        sizes = self._sizes(run, block.x[rows], adversarial)
         broken = judged.broken(labels)
-        inside = usable & np.array([self.threat.allows(float(size)) for size in sizes[self.threat.norm_name]])
+        inside = usable & np.array([self.threat.allows(size) for size in sizes[self.threat.norm_name]])
         ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
         return [
             Outcome(
                 prediction=int(judged.classes[i]),
                 misclassified=bool(broken[i]),
-                linf=round(float(sizes["linf"][i]), 7),
-                l2=round(float(sizes["l2"][i]), 7),
+                linf=sizes["linf"][i],
+                l2=sizes["l2"][i],
                 success=bool(broken[i] and inside[i]),
                 usable=bool(usable[i]),
                 undefended_prediction=None if plain is None else int(plain[i]),
@@ -249,6 +252,13 @@ class Work:
             )
             for i in range(len(rows))
         ]
+
+    def _sizes(self, run: AttackRun, x: FloatArray, adversarial: FloatArray) -> dict[str, list[float]]:
+        """The sizes of changes of images (n, ...) by norm, as records keep them; judged by the run's own ball."""
+        delta = adversarial.astype(np.float64) - x
+        found = {"linf": sizes_of(delta, np.inf), "l2": sizes_of(delta, 2)}
+        found[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
+        return {name: [float(f"{size:.{SIZE_DIGITS}g}") for size in sizes] for name, sizes in found.items()}
 
     def _example(
         self, run: AttackRun, rows: IntArray, block: _Block, outcomes: list[Outcome], adversarial: FloatArray

@@ -155,6 +155,11 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         named = {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
         return {name: value if _is_plain(value) else type(value).__name__ for name, value in named.items()}
 
+    def shown(self, x: Tensor) -> Tensor:
+        """Images (N, ...) in the clip range as a report shows them: from 0 to 1."""
+        low, high = self.clip_values
+        return (x.clamp(low, high) - low) / (high - low)
+
     # What ART and torch call
 
     @property

@@ -215,7 +215,7 @@ class HeatAndBlur(RestoringPreprocessor):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The heatmap, where there is one, and what the network is shown."""
-        shown = {"what the network is shown": self.restore(self._inside(x))}
+        shown = {"what the network is shown": self.shown(self.restore(self._inside(x)))}
         return shown if self.mix == "blur" else {"heat": self.heatmap(x)} | shown
 
     # The method

@@ -21,7 +21,13 @@ from art_defenses_ext.layout import shape_with_channels_in_front
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.provenance import Training
-from art_defenses_ext.rebuild import as_model_input, at_least_float32, evaluation_mode, model_dtype
+from art_defenses_ext.rebuild import (
+    as_model_input,
+    at_least_float32,
+    evaluation_mode,
+    gradients_enabled,
+    model_dtype,
+)
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
@@ -85,6 +91,7 @@ class TrainedRestorer(RestoringPreprocessor):
         check_classifier(classifier)
         return super().for_classifier(classifier, **(cls._suited_to(classifier) | options))
 
+    @gradients_enabled()
     def fit(
         self,
         x: FloatArray,
@@ -213,7 +220,7 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The restored images, clipped."""
-        return {"restored": self.restore(self._inside(x)).clamp(*self.clip_values)}
+        return {"restored": self.shown(self.restore(self._inside(x)))}
 
     # What a method adds
 

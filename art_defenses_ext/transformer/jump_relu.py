@@ -27,7 +27,7 @@ from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_re
 from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.provenance import Tuning
-from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended
+from art_defenses_ext.rebuild import as_model_input, gradients_enabled, model_dtype, rebuild, record_undefended
 from art_defenses_ext.validation import (
     InputError,
     check_classifier,
@@ -271,6 +271,7 @@ class JumpReLU(Transformer):
         shared = [*classifier.model.parameters(), *classifier.model.buffers(), classifier.optimizer]
         return {id(one): one for one in shared}
 
+    @gradients_enabled()
     def fit(
         self,
         x: FloatArray,

@@ -24,15 +24,19 @@ def drawn(seed: int, *shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("given_as", "norm"), [(2, 2), (2.0, 2), ("2", 2), (np.inf, np.inf), (float("inf"), np.inf), ("inf", np.inf)]
+    ("given_as", "norm"),
+    [
+        *[(2, 2), (2.0, 2), (np.int64(2), 2), ("2", 2), ("l2", 2), ("L2", 2)],
+        *[(np.inf, np.inf), (np.float32(np.inf), np.inf), ("inf", np.inf), ("linf", np.inf), ("Linf", np.inf)],
+    ],
 )
 def test_a_norm_may_be_spelt_as_art_spells_it(given_as: Any, norm: float) -> None:
     assert check_norm(given_as) == norm
 
 
-@pytest.mark.parametrize("norm", [1, 0, 3, "l2", "Linf", None, -np.inf, float("nan"), True])
+@pytest.mark.parametrize("norm", [1, 0, 3, "l1", "", None, -np.inf, float("nan"), True, [2]])
 def test_another_norm_is_refused(norm: Any) -> None:
-    with pytest.raises(InputError, match=r"norm is .*; 2 or inf was expected"):
+    with pytest.raises(InputError, match=r"norm is .*; linf or l2 was expected"):
         check_norm(norm)
 
 
@@ -83,6 +87,13 @@ def test_the_steepest_step_gains_the_dual_norm(norm: float, shape: tuple[int, ..
     step = steepest(gradient, norm)
     torch.testing.assert_close(size(step, norm), torch.ones(9))
     torch.testing.assert_close((gradient * step).flatten(1).sum(dim=1), size(gradient, 1 if norm == np.inf else 2))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-13, 1e6])
+def test_the_steepest_step_does_not_depend_on_the_unit_of_pixels(scale: float) -> None:
+    """In a range a million times as wide every gradient is a million times as small."""
+    gradient = drawn(2, 9, 4, 6)
+    torch.testing.assert_close(steepest(scale * gradient, 2), steepest(gradient, 2))
 
 
 @pytest.mark.parametrize("norm", NORMS)

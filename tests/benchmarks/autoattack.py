@@ -115,7 +115,7 @@ def judged(
     classifier: PyTorchClassifier, x: FloatArray, y: IntArray, adversarial: FloatArray, eps: float
 ) -> Proportion:
     """Robust accuracy by the rules of :func:`evaluate`: only images in the ball and in [0, 1] count as successes."""
-    sizes = np.abs(adversarial - x).reshape(len(x), -1).max(axis=1).astype(np.float64)
+    sizes = Linf(eps).sizes(x, adversarial, classifier.clip_values)
     in_range = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(x), -1).all(axis=1)
     in_ball = np.array([Linf(eps).allows(size) for size in sizes])
     broken = in_range & in_ball & (classes(classifier, adversarial) != y)

@@ -122,11 +122,52 @@ def test_the_planted_point_alone_crosses_the_boundary(
     inside = inside + binarization.random_in_ball(
         inside, binarization.INNER_RADIUS * threat.eps, threat.norm, generator
     )
-    surface = binarization._on_surface(clean, threat, generator)
+    surface = binarization._on_surface(clean, threat, (0.0, 1.0), generator)
     points = torch.cat([surface, clean, inside]).clamp(0, 1).numpy()
+    np.testing.assert_array_equal(points[:1], surface)
     assert binary.predict(points).argmax(axis=1).tolist() == [1] + [0] * (1 + binarization.INNER_POINTS)
     size = np.linalg.norm((surface.numpy() - image).ravel(), ord=threat.norm)
-    assert size == pytest.approx(threat.eps, rel=1e-4)
+    assert size == pytest.approx(threat.eps, rel=1e-6)
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.6), L2(2.0)], ids=str)
+@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (0.0, 255.0), (-1024.0, 3071.0), None], ids=str)
+def test_the_planted_point_lies_on_the_surface_and_in_the_clip_range(
+    clip_values: tuple[float, float] | None, threat: Threat, digits: Dataset
+) -> None:
+    """Most pixels of a digit are black or white, and half of all directions lead out of the range there."""
+    low, high = clip_values or (0.0, 1.0)
+    images = torch.tensor(low + (high - low) * digits.test.x[:10]).float()
+    ball = threat.at(threat.eps * (high - low))
+    for seed, image in enumerate(images):
+        clean = image[None]
+        point = binarization._on_surface(clean, ball, clip_values, torch.Generator().manual_seed(seed))
+        if clip_values is not None:
+            assert low <= point.min()
+            assert point.max() <= high
+        size = np.linalg.norm((point.double() - clean.double()).numpy().ravel(), ord=ball.norm)
+        assert size == pytest.approx(ball.eps, rel=1e-5)
+        assert size <= ball.eps
+
+
+def test_where_the_clip_range_ends_inside_the_ball_the_furthest_corner_is_planted() -> None:
+    """From (.2, .5, .9) the corner (1, 0 or 1, 0) is sqrt(.8^2 + .5^2 + .9^2) = 1.304 away, and all others nearer."""
+    clean = torch.tensor([[0.2, 0.5, 0.9]])
+    for threat in (L2(1.31), L2(5.0), Linf(0.95)):
+        for seed in range(8):
+            point = binarization._on_surface(clean, threat, (0.0, 1.0), torch.Generator().manual_seed(seed))
+            assert point[0, [0, 2]].tolist() == [1.0, 0.0]
+            assert point[0, 1].item() in (0.0, 1.0)
+
+
+def test_of_two_sides_the_one_that_reaches_the_surface_is_taken() -> None:
+    """At .9 of [0, 1] a change by .5 leads down only, wherever the direction that is drawn leads."""
+    for threat in (Linf(0.5), L2(0.5)):
+        for seed in range(8):
+            point = binarization._on_surface(
+                torch.tensor([[0.9]]), threat, (0.0, 1.0), torch.Generator().manual_seed(seed)
+            )
+            assert point.item() == pytest.approx(0.4)
 
 
 def test_gradient_modes_and_smoothing_reach_the_defence_inside(

@@ -27,7 +27,9 @@ from art_defenses_ext.evaluation.threats import Linf
 
 THREAT, LIMIT = Linf(0.1), Linf(0.5)
 SAMPLES = 100
-HEALTHY = GradientHealth("exact", 200, not_finite=0, zero=0, vanishing=0, faithful=198, useful=(True,) * 200)
+HEALTHY = GradientHealth(
+    "exact", 200, not_finite=0, zero=0, no_graph=0, vanishing=0, faithful=198, useful=(True,) * 200
+)
 SETTINGS = Settings("linf", 0.1, "standard", SAMPLES, 0, 256, SAMPLES, SAMPLES, adaptive=True)
 LATE = {"single step": "FGSM [exact]", "transfer": "transfer PGD-40", "queries": "Square", "noise": "noise"}
 
@@ -48,7 +50,7 @@ def evidence(attacker: Attacker, broken: dict[str, int] | None = None, **changes
 
     At the limit every sample is broken; the curve falls by ten samples from eps to eps.
     """
-    plan = make_plan(STANDARD, attacker, THREAT, with_curve=True, limit=LIMIT)
+    plan = make_plan(STANDARD, attacker, THREAT, with_curve=True, with_checks=True, limit=LIMIT)
     records = []
     for index in range(SAMPLES):
         record = SampleRecord(index, 0, 0, undefended_clean=0)

@@ -349,7 +349,9 @@ def test_the_global_generators_are_seeded_for_an_attack(
     sizes = []
     for outside, seed in ((1, 0), (2, 0), (1, 5)):
         with unsettled(outside):
-            report = evaluate(defended, x, y, Linf(1.0), attacks, seed=seed, block_size=BLOCK, curve_samples=0)
+            report = evaluate(
+                defended, x, y, Linf(1.0), attacks, seed=seed, block_size=BLOCK, curve_samples=0, allow_large_eps=True
+            )
         sizes.append([[record.attacks[name].l2 for record in report.records] for name in "ab"])
     assert sizes[0] == sizes[1]
     assert sizes[0] != sizes[2]
@@ -359,7 +361,17 @@ def test_the_global_generators_are_seeded_for_an_attack(
 def test_every_seed_that_is_accepted_can_be_used(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
     attacks = [own("a", drawing, samples="all")]
     for seed in (2**32, 2**63 - 1):
-        report = evaluate(defended, x[:2], y[:2], Linf(1.0), attacks, seed=seed, curve_samples=0, check_samples=0)
+        report = evaluate(
+            defended,
+            x[:2],
+            y[:2],
+            Linf(1.0),
+            attacks,
+            seed=seed,
+            curve_samples=0,
+            allow_large_eps=True,
+            check_samples=0,
+        )
         assert report.summary.run.settings.seed == seed
 
 
@@ -521,7 +533,14 @@ def test_the_ladder_sees_only_what_nothing_broke_before(
         own("last", breaking(strangers)),
     ]
     report = evaluate(
-        defended, x, y, Linf(1.0), [overheard(one, calls) for one in attacks], block_size=BLOCK, curve_samples=0
+        defended,
+        x,
+        y,
+        Linf(1.0),
+        [overheard(one, calls) for one in attacks],
+        block_size=BLOCK,
+        curve_samples=0,
+        allow_large_eps=True,
     )
     correct = predicted(defended, x) == y
     met = {
@@ -552,7 +571,7 @@ def test_an_attack_with_no_sample_left_is_not_run(
         raise AssertionError("nothing was left to attack")
 
     attacks = [own("all", breaking(strangers, *range(10))), own("idle", never)]
-    report = evaluate(defended, x, y, Linf(1.0), attacks, curve_samples=0)
+    report = evaluate(defended, x, y, Linf(1.0), attacks, curve_samples=0, allow_large_eps=True)
     assert report.robust_accuracy == 0
     assert row(report, "idle").note == "not run: no sample was left"
 
@@ -1077,7 +1096,9 @@ def test_examples_show_what_the_detector_sees(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
 ) -> None:
     attack = own("dark", lambda x, y: x * np.float32(0.2), samples="all")
-    report = evaluate(digits_classifier, x, y, Linf(1.0), [attack], curve_samples=0, detector=reconstructor)
+    report = evaluate(
+        digits_classifier, x, y, Linf(1.0), [attack], curve_samples=0, allow_large_eps=True, detector=reconstructor
+    )
     (example,) = report.examples
     assert set(example.views) == {"explanation", "reconstruction"}
     assert all(view.shape == (1, 8, 8) for both in example.views.values() for view in both)
@@ -1151,7 +1172,7 @@ def test_an_unusable_image_is_never_a_success(
         moved[::2, 0, 3, 3] = value
         return moved
 
-    report = evaluate(defended, x, y, Linf(2.0), [own("a", act, samples="all")], curve_samples=0)
+    report = evaluate(defended, x, y, Linf(2.0), [own("a", act, samples="all")], curve_samples=0, allow_large_eps=True)
     clean = predicted(defended, x)
     for record in report.records:
         outcome = record.attacks["a"]

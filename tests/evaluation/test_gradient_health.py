@@ -64,9 +64,34 @@ def test_each_flaw_is_counted_at_every_point(flaw: str, bend: Any) -> None:
     assert not health.is_faithful
 
 
-def test_a_network_that_detaches_has_a_zero_gradient() -> None:
+def test_a_network_that_detaches_has_no_gradient() -> None:
     (health,) = examine_gradients(bent(torch.detach), X, Y, Linf(0.1), ("exact",), 0)
-    assert health.zero == health.points
+    assert health.zero == health.no_graph == health.points
+
+
+def test_a_gradient_of_zero_is_told_from_none_at_all() -> None:
+    """Rounding hands a zero on; a forward pass under no_grad, or beside the image, hands on nothing."""
+
+    def without(z: Tensor) -> Tensor:
+        with torch.no_grad():
+            return 2 * z
+
+    bias = nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
+
+    def beside(z: Tensor) -> Tensor:
+        return torch.zeros_like(z) + bias
+
+    for bend, count in ((FLAWS["zero"], 0), (without, 40), (beside, 40)):
+        (health,) = examine_gradients(bent(bend), X, Y, Linf(0.1), ("exact",), 0)
+        assert (health.zero, health.no_graph) == (40, count)
+
+
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_there_under_the_caller_s_no_grad(off: Any) -> None:
+    classifier = bent(lambda z: z)
+    with off():
+        (health,) = examine_gradients(classifier, X, Y, Linf(0.1), ("exact",), 0)
+    assert (health.zero, health.no_graph) == (0, 0)
 
 
 def test_a_gradient_of_the_wrong_size_is_not_faithful() -> None:

@@ -103,7 +103,7 @@ def test_the_curve_rises_through_the_threat_itself() -> None:
 def test_the_checks_runs_come_between_the_ladder_and_the_curve(attacker: Attacker) -> None:
     """More steps on what is left at the threat's eps, then the first rung at the limit; in every mode."""
     specs = (WHITE_BOX, ONCE)
-    plan = make_plan(specs, attacker, Linf(0.1), with_curve=True, limit=LIMIT)
+    plan = make_plan(specs, attacker, Linf(0.1), with_curve=True, with_checks=True, limit=LIMIT)
     ladder = make_plan(specs, attacker, Linf(0.1), with_curve=False)
     curve = make_plan(specs, attacker, Linf(0.1), with_curve=True)[len(ladder) :]
     assert plan[: len(ladder)] == ladder
@@ -115,12 +115,24 @@ def test_the_checks_runs_come_between_the_ladder_and_the_curve(attacker: Attacke
     ]
 
 
-@pytest.mark.parametrize(("specs", "limit"), [((ONCE, BOTH), LIMIT), ((WHITE_BOX,), None)])
+@pytest.mark.parametrize(("specs", "with_checks"), [((ONCE, BOTH), True), ((WHITE_BOX,), False)])
 def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
-    specs: tuple[AttackSpec, ...], limit: Threat | None, attacker: Attacker
+    specs: tuple[AttackSpec, ...], with_checks: bool, attacker: Attacker
 ) -> None:
-    plan = make_plan(specs, attacker, Linf(0.1), with_curve=False, limit=limit)
+    plan = make_plan(specs, attacker, Linf(0.1), with_curve=False, with_checks=with_checks, limit=LIMIT)
     assert {run.role for run in plan} == {"ladder"}
+
+
+def test_without_a_known_limit_the_other_checks_keep_their_runs(attacker: Attacker) -> None:
+    plan = make_plan((WHITE_BOX,), attacker, Linf(0.1), with_curve=False, with_checks=True)
+    assert {run.role for run in plan} == {"ladder", "effort"}
+
+
+@pytest.mark.parametrize("eps", [0.3, 1e-9, 1e5])
+def test_the_curve_keeps_its_factors_whatever_the_unit(eps: float, of_a_plain_network: Attacker) -> None:
+    plan = make_plan((CURVED,), of_a_plain_network, Linf(eps), with_curve=True)
+    factors = [run.threat.eps / eps for run in plan if run.role == "curve"]
+    assert factors == pytest.approx(list(CURVE_FACTORS), rel=1e-8)
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
@@ -133,17 +145,23 @@ def test_more_effort_is_six_times_that_of_the_first_rung(threat: Threat, attacke
         assert getattr(effort, setting) == getattr(rung, setting)
 
 
-@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (-1.0, 3.0), None], ids=str)
+@pytest.mark.parametrize("clip_values", [(0.0, 1.0), (-1.0, 3.0)], ids=str)
 def test_in_the_hopeless_ball_every_image_can_be_turned_grey(clip_values: Any) -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 4, 4), 2, clip_values=clip_values)
-    low, high = clip_values or (0.0, 1.0)
+    low, high = clip_values
     corners = np.random.default_rng(0).choice([low, high], size=(20, 48))  # no image is farther from grey
     distance = corners - (low + high) / 2
     for threat in (Linf(0.1), L2(0.5)):
         limit = hopeless(threat, classifier)
+        assert limit is not None
         assert type(limit) is type(threat)
         assert np.linalg.norm(distance, ord=threat.norm, axis=1) == pytest.approx(limit.eps)
+
+
+def test_without_clip_values_no_ball_is_known_to_be_hopeless() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
+    assert hopeless(Linf(0.1), PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 4, 4), 2)) is None
 
 
 def test_where_a_detector_may_reject_grey_the_hopeless_ball_holds_every_image() -> None:
@@ -154,7 +172,9 @@ def test_where_a_detector_may_reject_grey_the_hopeless_ball_holds_every_image() 
     joined = rejecting(flat(3), BinaryInputDetector(flat(2)))
     apart = np.full(48, 4.0)  # no two images are farther from each other
     for threat in (Linf(0.1), L2(0.5)):
-        assert hopeless(threat, joined).eps == pytest.approx(np.linalg.norm(apart, ord=threat.norm))
+        limit = hopeless(threat, joined)
+        assert limit is not None
+        assert limit.eps == pytest.approx(np.linalg.norm(apart, ord=threat.norm))
 
 
 def test_what_needs_the_smoothest_gradient_gets_the_modes_with_a_width_or_all_there_are(
@@ -171,7 +191,7 @@ def test_what_needs_the_smoothest_gradient_gets_the_modes_with_a_width_or_all_th
 @pytest.mark.parametrize("specs", [(WHITE_BOX, ONCE, IN_ALL_MODES, CURVED, BOTH, ANNEALED), STANDARD])
 def test_each_run_has_a_key_of_its_own(specs: tuple[AttackSpec, ...], attacker: Attacker) -> None:
     for threat in (Linf(0.1), Linf(LIMIT.eps / 2)):  # of the latter the curve passes through the limit
-        plan = make_plan(specs, attacker, threat, with_curve=True, limit=LIMIT)
+        plan = make_plan(specs, attacker, threat, with_curve=True, with_checks=True, limit=LIMIT)
         assert len({run.key for run in plan}) == len(plan)
 
 

@@ -84,6 +84,7 @@ def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
         "undefended_sha256": None,
         "foreign": [],
         "labels": 10,
+        "clip_values": (0.0, 1.0),
         "random": False,
         "withheld": [],
         "data_sha256": "2" * 64,

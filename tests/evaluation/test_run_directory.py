@@ -71,6 +71,7 @@ def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
         "undefended_sha256": None,
         "foreign": ["JpegCompression(quality=50)"],
         "labels": 10,
+        "clip_values": (0.0, 1.0),
         "random": False,
         "withheld": [],
         "data_sha256": "3" * 64,
@@ -83,7 +84,9 @@ def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
         AttackRun(AttackSpec("white", never, "a", kind="white-box", modes="all"), "smooth", Linf(0.1)),
         AttackRun(AttackSpec("curve", never, "b", source="paper", curve=True), "exact", L2(0.5), "curve"),
     ]
-    health = [GradientHealth("exact", 2, not_finite=0, zero=1, vanishing=0, faithful=1, useful=(True, False))]
+    health = [
+        GradientHealth("exact", 2, not_finite=0, zero=1, no_graph=0, vanishing=0, faithful=1, useful=(True, False))
+    ]
     return Manifest(RunDescription(**(values | changes)), plan, health, shard)
 
 

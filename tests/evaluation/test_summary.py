@@ -49,6 +49,7 @@ RUN = RunDescription(
     undefended_sha256=None,
     foreign=[],
     labels=10,
+    clip_values=(0.0, 1.0),
     random=False,
     withheld=[],
     data_sha256="",

@@ -1,0 +1,107 @@
+"""The unit of pixels is a matter of taste: the same problem in other ranges has the same answers, and the true ones."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext import L2, Linf, evaluate
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.threats import Threat
+
+UNIT = (0.0, 1.0)
+OTHERS = [(0.0, 255.0), (-1024.0, 3071.0), (0.0, 1e6)]
+SHAPE = (1, 6, 6)
+SHARE = 3.3 / 4095
+"""eps of the linear problems in units of the clip range: 3.3 Hounsfield units."""
+
+
+def linear_problem(clip_values: tuple[float, float] | None, norm: float, span: tuple[float, float]) -> Any:
+    """A linear classifier, 24 images, their labels, and each one's distance to the boundary in units of the range.
+
+    The distance of an image to a hyperplane is its gap over the dual norm of the weights. The images lie in the middle
+    of the range, so that its ends are no matter.
+    """
+    random = np.random.default_rng(0)
+    low, width = span[0], span[1] - span[0]
+    weight = random.normal(size=36) / width  # per pixel value
+    x = 0.5 + 0.1 * random.uniform(-1, 1, size=(24, 36))
+    distances = SHARE * np.linspace(0.5, 1.5, 24)
+    labels = np.arange(24) % 2
+    dual = np.linalg.norm(weight * width, ord=1 if norm == np.inf else 2)
+    wanted = np.where(labels == 1, 1, -1) * distances * dual
+    unit = weight * width
+    x += ((wanted - (x - 0.5) @ unit) / (unit @ unit))[:, None] * unit
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor(np.stack([np.zeros(36), weight])))
+        model[1].bias.copy_(torch.tensor([0.0, -weight @ np.full(36, low + width / 2)]))
+    classifier = PyTorchClassifier(
+        model.double(), nn.CrossEntropyLoss(), SHAPE, 2, clip_values=clip_values, device_type="cpu"
+    )
+    return classifier, (low + width * x).astype(np.float32).reshape(24, *SHAPE), labels, distances
+
+
+@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("clipped", [True, False])
+@pytest.mark.parametrize("span", [UNIT, *OTHERS], ids=str)
+def test_a_linear_network_is_as_robust_as_its_closed_form_says(
+    span: tuple[float, float], clipped: bool, kind: type[Threat]
+) -> None:
+    """Half of the images lie within eps of the boundary; attacks that rounding put outside would leave them all."""
+    classifier, x, y, distances = linear_problem(span if clipped else None, kind.norm, span)
+    threat = kind(SHARE * (span[1] - span[0]))
+    report = evaluate(classifier, x, y, threat, curve_samples=0, check_samples=0, progress=False)
+    assert report.summary.clean.rate == 1
+    assert [record.robust() for record in report.records] == (distances > SHARE).tolist()
+    outcomes = [outcome for record in report.records for outcome in record.attacks.values()]
+    assert all(getattr(outcome, threat.norm_name) <= threat.eps * (1 + 1e-8) for outcome in outcomes)
+
+
+class Rescaled(nn.Module):
+    """A network of [0, 1] behind the way there from another range."""
+
+    def __init__(self, model: nn.Module, span: tuple[float, float]) -> None:
+        super().__init__()
+        self.model, self.low, self.width = model, span[0], span[1] - span[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model((x - self.low) / self.width)
+        return logits
+
+
+@pytest.fixture(scope="module")
+def in_unit_range(digits_classifier: PyTorchClassifier, digits: Dataset) -> Report:
+    return digits_in(UNIT, Linf(0.1), digits_classifier, digits)
+
+
+def digits_in(span: tuple[float, float], threat: Threat, classifier: PyTorchClassifier, digits: Dataset) -> Report:
+    """``standard`` on 16 digits, with checks, where black and white are the ends of ``span``."""
+    low, width = span[0], span[1] - span[0]
+
+    model = nn.Sequential(Rescaled(deepcopy(classifier.model), span))
+    other = PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=span, device_type="cpu")
+    x = (low + width * digits.test.x[:16].astype(np.float64)).astype(np.float32)
+    return evaluate(
+        other, x, digits.test.y[:16], threat.at(threat.eps * width), curve_samples=16, check_samples=16, progress=False
+    )
+
+
+@pytest.mark.parametrize("span", [(0.0, 255.0), (-1024.0, 3071.0)], ids=str)
+def test_standard_and_its_checks_say_the_same_in_every_unit(
+    span: tuple[float, float], in_unit_range: Report, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    other = digits_in(span, Linf(0.1), digits_classifier, digits)
+    assert 0 < in_unit_range.summary.worst_case.count < 16
+    assert [r.robust() for r in other.records] == [r.robust() for r in in_unit_range.records]
+    for row, unit_row in zip(other.summary.rows, in_unit_range.summary.rows, strict=True):
+        assert row.broke == unit_row.broke, row.key
+    verdicts = [[(one.name, one.verdict) for one in report.summary.checks] for report in (other, in_unit_range)]
+    assert verdicts[0] == verdicts[1]
