@@ -12,6 +12,7 @@ import typer
 from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from art_defenses_ext.classifiers import load_classifier
 from art_defenses_ext.cli_options import check_defences, check_file, files_of, options_of
@@ -30,6 +31,7 @@ from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.shard import Shard, local_rank
 from art_defenses_ext.evaluation.threats import Linf, check_radius, named_threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS, call_factory
+from art_defenses_ext.text import for_terminal
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
 from art_defenses_ext.validation import InputError, check_choice, check_count, check_samples_of, check_seed
 
@@ -178,7 +180,7 @@ def evaluate_command(
     x, y = images.test.x[:count], images.test.y[:count]
     if out is not None and not part.is_whole:
         folder = evaluate_shard(defended, x, y, threat, attacks, shard=part, out=out, **arguments)
-        Console().print(f"Part {part}: {folder}; when all are done: art-defenses merge {out}", soft_wrap=True)
+        _say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
         return
     _show(evaluate(defended, x, y, threat, attacks, out=out, **arguments), out)
 
@@ -311,7 +313,12 @@ def leaderboard_command(
 def _show(report: Report, out: Path | None) -> None:
     report.print()
     if out is not None:
-        Console().print(f"Report: {out / 'report.html'}", soft_wrap=True)
+        _say(f"Report: {out / 'report.html'}")
+
+
+def _say(line: str) -> None:
+    """A line for whoever typed the command, with names as they are and nothing that a terminal would obey."""
+    Console().print(for_terminal(line), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command("doctor")
@@ -331,14 +338,14 @@ def doctor_command(
     traps = None if classifier is None else examine(_own_classifier(classifier))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, text in environment().items():
-        table.add_row(name, text)
+        table.add_row(name, Text(for_terminal(text)))
     for name, there in data_found(data).items():
         table.add_row(name, "found" if there else "not there")
     console = Console()
     console.print(table)
     for trap in traps or ():
         said = f"{trap.name}: {trap.finding}; {trap.advice} (docs/traps.md)"
-        console.print(said, style="red", highlight=False, markup=False, soft_wrap=True)
+        console.print(for_terminal(said), style="red", highlight=False, markup=False, soft_wrap=True)
     if traps is not None:
         console.print(f"{len(traps)} of {len(TRAPS)} traps found")
 

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11, vgg16, vgg19
 
-from art_defenses_ext.validation import InputError, one_line
+from art_defenses_ext.checkpoint import check_kinds
+from art_defenses_ext.validation import InputError, check_file, one_line
 
 _KEYS_SHOWN = 3
 
@@ -392,7 +393,8 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         model: the network; it stays on its device and is unchanged if anything fails.
         path: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads. The state dict may lie
             under ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``). Numbers of
-            another precision, such as half, are converted to the model's.
+            another precision, such as half, are converted to the model's; those of another kind, such as integers, are
+            refused.
 
     Raises:
         InputError: for a missing file, one that is neither, a pickle that holds more than plain data, or keys, shapes
@@ -401,7 +403,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     **Convention**: the counters ``num_batches_tracked`` of batch normalisation may be missing, since networks saved
     by old versions of PyTorch have none and they matter to no prediction.
     """
-    state = _strip_prefix(_read_state(Path(path)), model)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
+    state = _strip_prefix(_read_state(path), model)
     _check_fit(state, model, path)
     # Tensors that fit cannot fail to load, while strict loading by itself would load some and then raise.
     model.load_state_dict(state, strict=False)
@@ -435,9 +439,8 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _read_state(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"weights is {str(path)!r}; an existing file of weights was expected")
+def _read_state(path: str | Path) -> dict[str, Any]:
+    path = check_file("weights", path, "an existing file of weights")
     if path.suffix == ".safetensors":
         return dict(_attempt(path, load_file, "which is no safetensors file"))
     state = _attempt(path, _load_torch, "which is no file of PyTorch weights, or holds more than plain data")
@@ -482,12 +485,10 @@ def _check_fit(state: dict[str, Any], model: nn.Module, path: str | Path) -> Non
             f"{said}: missing {_some(missing)}, unexpected {_some(unexpected)}; its own keys were expected"
         )
     for key, value in state.items():
-        if not isinstance(value, Tensor):
-            raise InputError(f"{said}: {key} is a {type(value).__name__}; a tensor was expected")
-        if value.shape != expected[key].shape:
-            raise InputError(f"{said}: {key} has shape {tuple(value.shape)}; {tuple(expected[key].shape)} was expected")
-        if not torch.isfinite(value).all():
-            raise InputError(f"{said}: {key} holds NaN or infinite values; finite values were expected")
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        if shape is not None and shape != tuple(expected[key].shape):
+            raise InputError(f"{said}: {key} has shape {shape}; {tuple(expected[key].shape)} was expected")
+    check_kinds(said, state, expected)
 
 
 def _some(keys: list[str]) -> str:

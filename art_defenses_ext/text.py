@@ -40,6 +40,11 @@ def _shown_character(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
+def for_terminal_lines(text: str) -> str:
+    """The same of each line of ``text``; where the line ends are not the product's own, clean first."""
+    return "\n".join(map(for_terminal, text.split("\n")))
+
+
 def for_markdown(text: str) -> str:
     """``text`` as it is to be read, in a line or a table's cell of Markdown: no link, code, HTML, formula or cell."""
     shown = for_terminal(text)
@@ -67,7 +72,7 @@ def is_web_address(text: str) -> bool:
 def markdown_link(text: str, target: str) -> str:
     """A link to a web address or to a file beside the page."""
     if not is_web_address(target):
-        target = "./" + quote(target, safe="/-._~")  # a file's name may look like the scheme of an address
+        return f"[{for_markdown(text)}]({quote(target, safe='/-._~')})"  # no colon: a name may look like a scheme
     return f"[{for_markdown(text)}]({quote(target, safe=':/?#@!$&*+,;=%~-._')})"
 
 

@@ -28,6 +28,7 @@ from art_defenses_ext.validation import (
     check_number,
     check_positive,
     check_seed,
+    check_target,
     one_line,
 )
 
@@ -262,8 +263,8 @@ def _check_run(
         _check_pairs("validation", *validation)
     elif settings.patience is not None:
         raise InputError(f"patience is {settings.patience} without validation images; some, or None, were expected")
-    if checkpoint is not None and not checkpoint.parent.is_dir():
-        raise InputError(f"checkpoint is {str(checkpoint)!r}; a file in an existing folder was expected")
+    if checkpoint is not None:
+        check_target("checkpoint", checkpoint)
     return trained
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.checkpoint import check_format, read_tensors, write_tensors
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.checkpoint import check_format, check_kinds, from_json, read_tensors, write_tensors
+from art_defenses_ext.validation import InputError, one_line
 
 FORMAT, VERSION = "art-defenses-ext training", 1
 
@@ -90,7 +90,7 @@ def save_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
     }
     identity = as_plain(identity)
     metadata = {"format": f"{FORMAT} {VERSION}", "identity": json.dumps(identity), "numbers": json.dumps(numbers)}
-    write_tensors(path, tensors, metadata)
+    write_tensors(path, tensors, metadata, "checkpoint")
 
 
 def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> None:
@@ -99,10 +99,23 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
     Raises:
         InputError: for a file that is no such state, or that another run wrote.
     """
-    metadata, tensors = read_tensors(path)
+    metadata, tensors = read_tensors(path, "checkpoint")
     check_format(path, metadata, FORMAT, VERSION)
-    _check_identity(path, json.loads(metadata["identity"]), as_plain(identity))
-    numbers = json.loads(metadata["numbers"])
+    there = from_json(path, "identity", metadata.get("identity", "null"), dict, "checkpoint")
+    _check_identity(path, there, as_plain(identity))
+    numbers = from_json(path, "numbers", metadata.get("numbers", "null"), dict, "checkpoint")
+    own = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
+    check_kinds(f"checkpoint is {str(path)!r}", tensors, own)
+    try:
+        _go_on(state, numbers, tensors)
+    except Exception as error:  # of whatever torch finds missing, or of another shape
+        raise InputError(
+            f"checkpoint is {str(path)!r}, from which no training can go on ({one_line(error)}); a whole file was "
+            "expected"
+        ) from error
+
+
+def _go_on(state: TrainingState, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     state.network.load_state_dict(_part(tensors, "network."))
     state.best = _part(tensors, "best.")
     state.history = [Epoch(*terms) for terms in numbers["history"]]

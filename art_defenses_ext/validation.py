@@ -300,6 +300,17 @@ def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
         raise InputError(f"{argument} is {shown(value)}; one of {', '.join(known)} was expected")
 
 
+def check_text(argument: str, value: Any) -> str:
+    """The text ``value``, if it says something and can be printed on one line.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise InputError(f"{argument} is {shown(value)}; a text of printable characters was expected")
+    return value
+
+
 def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
     """The path ``value``: a text that is not empty, or a path object.
 
@@ -311,6 +322,21 @@ def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
         if isinstance(text, str) and "\0" not in text:
             return Path(text)
     raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+
+
+def check_file(argument: str, value: Any, expected: str = "an existing file") -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        InputError: for anything else.
+    """
+    path = check_path(argument, value, expected)
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # such as a name too long
+        pass
+    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
 
 
 def check_target(argument: str, value: Any) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import struct
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -19,13 +20,14 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from art_defenses_ext import HeatAndBlur
+from art_defenses_ext import FeatureAutoencoder, HeatAndBlur
 from art_defenses_ext.attribution.relevance import epsilon_plus
 from art_defenses_ext.checkpoint import (
     FORMAT,
     VERSION,
     Checkpoint,
     check_format,
+    check_kinds,
     fingerprint,
     load_checkpoint,
     read_tensors,
@@ -124,7 +126,7 @@ def test_writing_that_fails_leaves_the_former_file(fails: str, tmp_path: Path, m
         monkeypatch.setattr("art_defenses_ext.checkpoint.save_file", half)
     else:
         monkeypatch.setattr(Path, "replace", refuse)
-    with pytest.raises(OSError, match="no "):
+    with pytest.raises(InputError, match=r"path is .*, which cannot be written \(OSError: no .*\); a file"):
         write_tensors(path, {"a": torch.ones(3)}, {})
     monkeypatch.undo()
     assert path.read_bytes() == before
@@ -274,3 +276,91 @@ def test_a_pickle_is_refused_and_does_not_run(network: nn.Module, tmp_path: Path
     assert not trace.exists()
     pickle.loads((tmp_path / "plain").read_bytes())
     assert trace.exists()
+
+
+# Weights of another kind, and places that nothing can be written to
+
+KINDS: dict[str, Callable[[], Any]] = {
+    "int64": lambda: torch.zeros(4, 3, dtype=torch.int64),
+    "bool": lambda: torch.zeros(4, 3, dtype=torch.bool),
+    "complex64": lambda: torch.ones(4, 3, dtype=torch.complex64) * 1j,
+    "float8": lambda: torch.zeros(4, 3).to(torch.float8_e4m3fn),
+    "meta": lambda: torch.zeros(4, 3, device="meta"),
+    "sparse": lambda: torch.eye(4, 3).to_sparse(),
+    "quantised": lambda: torch.quantize_per_tensor(torch.zeros(4, 3), 0.1, 0, torch.quint8),
+    "no tensor": lambda: np.zeros((4, 3)),
+    "NaN": lambda: torch.full((4, 3), torch.nan),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_another_kind_are_refused(kind: str) -> None:
+    with pytest.raises(InputError, match=r"^file is 'a': weight (is|holds) .* (was|were) expected"):
+        check_kinds("file is 'a'", {"weight": KINDS[kind]()}, {"weight": torch.zeros(4, 3)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floating_point_numbers_of_another_width_are_taken(dtype: torch.dtype) -> None:
+    check_kinds("file is 'a'", {"weight": torch.zeros(4, 3, dtype=dtype)}, {"weight": torch.zeros(4, 3)})
+
+
+@pytest.mark.parametrize("kind", ["meta", "sparse", "quantised"])
+def test_tensors_without_plain_values_are_not_saved(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"weight is a tensor of .*; a dense tensor with values was expected"):
+        write_tensors(tmp_path / "one", {"weight": KINDS[kind]()}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", ["int64", "complex64", "float8"])
+def test_a_defence_does_not_load_weights_of_another_kind(
+    kind: str, own_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    restorer = FeatureAutoencoder.for_classifier(own_classifier, width=2)
+    restorer._is_fitted = True
+    restorer.save(tmp_path / "one")
+    metadata, tensors = read_tensors(tmp_path / "one")
+    name = next(iter(tensors))
+    tensors[name] = tensors[name].to(KINDS[kind]().dtype)
+    write_tensors(tmp_path / "one", tensors, metadata)
+    with pytest.raises(InputError, match=f"{name} is a tensor of .* was expected"):
+        FeatureAutoencoder.load(tmp_path / "one", classifier=own_classifier)
+
+
+@pytest.mark.parametrize("where", [None, "", 3, "a folder", "missing/one", "a\0b", "x" * 300])
+def test_a_place_that_holds_no_file_is_refused_and_nothing_is_left(
+    where: Any, own_classifier: PyTorchClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a folder").mkdir()
+    defence = HeatAndBlur.for_classifier(own_classifier)
+    with pytest.raises(InputError, match=r"path is .* expected"):
+        defence.save(where)
+    assert [path.name for path in tmp_path.iterdir()] == ["a folder"]
+
+
+def test_a_full_disk_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "one"
+    write_tensors(path, {"a": torch.zeros(3)}, {})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow beyond
+    try:
+        with pytest.raises(InputError, match=r"path is .*, which cannot be written"):
+            write_tensors(path, {"a": torch.zeros(100_000)}, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", ["null", "3", '"a"', "[", "[" * 100_000])
+@pytest.mark.parametrize("name", ["settings", "training"])
+def test_settings_that_are_none_are_refused(
+    name: str, text: str, own_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    HeatAndBlur.for_classifier(own_classifier).save(tmp_path / "one")
+    metadata, tensors = read_tensors(tmp_path / "one")
+    write_tensors(tmp_path / "one", tensors, metadata | {name: text})
+    with pytest.raises(InputError, match=f"path is .*, whose {name} .* was expected"):
+        HeatAndBlur.load(tmp_path / "one", classifier=own_classifier)

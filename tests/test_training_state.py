@@ -265,7 +265,7 @@ def test_any_file_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     refused(f"which holds no '{FORMAT}'; a file that this package wrote was expected")
     path.unlink()
     path.mkdir()
-    refused("an existing file was expected")
+    refused("a file in an existing folder was expected")
 
 
 # The file itself
@@ -388,7 +388,7 @@ def test_a_run_that_cannot_write_keeps_the_file_of_the_epoch_before(
         return replaced
 
     monkeypatch.setattr(Path, "replace", sometimes)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(InputError, match=r"checkpoint is .*, which cannot be written \(OSError: no space left\)"):
         fit(path)
     assert path.read_bytes() == contents[1]
     monkeypatch.undo()

@@ -31,7 +31,7 @@ from torch.nn import functional
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attribution.second_order import check_second_derivative
-from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
+from art_defenses_ext.checkpoint import check_kinds, load_checkpoint, save_checkpoint
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS, TINY, maps, statistics
 from art_defenses_ext.detector.reconstructors import (
     SCORES,
@@ -54,6 +54,7 @@ from art_defenses_ext.validation import (
     check_count,
     check_images,
     check_inner_share,
+    check_target,
 )
 
 SCALINGS = ("image", "benign")
@@ -176,9 +177,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         validation_split = check_inner_share("validation_split", validation_split)
         nb_classes = self.classifier.nb_classes
         settings = Settings(nb_epochs, batch_size * nb_classes, learning_rate, seed=seed)
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"checkpoint is {str(path)!r}; a file in an existing folder was expected")
+        path = None if checkpoint is None else check_target("checkpoint", checkpoint)
         raw, classes = self._explained(x)
         held_out = _held_out(classes, nb_classes, validation_split, self.false_positive_rate, settings.seed)
         _check_maps(raw, self._explanations)
@@ -324,16 +323,19 @@ class ExplanationReconstructor(BinaryInputDetector):
             )
         try:
             detector = cls(classifier, **settings)
+            check_kinds(f"path is {str(path)!r}", saved.tensors, detector.network.state_dict())
             detector.network.load(saved.tensors)
-        except (KeyError, TypeError, RuntimeError) as error:
+            if saved.training:
+                held = saved.training[0]
+                detector.training = Training(held["settings"], [(a, b) for a, b in held["losses"]])
+                detector.network.trainings = [detector.training]
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"path is {str(path)!r}, from which no {cls.__name__} of this version can be built "
                 f"({' '.join(str(error).split())})"
             ) from error
-        if saved.training:
-            held = saved.training[0]
-            detector.training = Training(held["settings"], [(a, b) for a, b in held["losses"]])
-            detector.network.trainings = [detector.training]
         return detector
 
     # Inside

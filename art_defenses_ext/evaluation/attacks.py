@@ -34,7 +34,7 @@ from art_defenses_ext.layout import has_channels_behind, shape_with_channels_in_
 from art_defenses_ext.modes import find_defences
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import InputError, check_choice, check_flag
+from art_defenses_ext.validation import InputError, check_choice, check_flag, check_text
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
 """(classifier to attack, threat, seed) -> attack, whose ``generate`` takes images and one-hot true labels."""
@@ -69,7 +69,8 @@ class AttackSpec:
             network that it is made on.
 
     Raises:
-        InputError: for another word than these, or a ``build`` that cannot be called.
+        InputError: for another word than these, a ``build`` that cannot be called, or a name or purpose with characters
+            that cannot be printed.
 
     >>> from art.attacks.evasion import FastGradientMethod
     >>> from art_defenses_ext import AttackSpec, Linf, evaluate
@@ -94,6 +95,9 @@ class AttackSpec:
     labels: Literal["true", "predicted"] = "true"
 
     def __post_init__(self) -> None:
+        check_text("name", self.name)
+        if self.purpose != "":
+            check_text("purpose", self.purpose)
         for argument, choices in CHOICES.items():
             check_choice(argument, getattr(self, argument), choices)
         for argument in ("curve", "bounded"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, one_line
 
 NB_EXAMPLES = 8
 """How many a report shows, at most: one an attack, the first that it broke."""
@@ -87,12 +86,15 @@ def read_examples(path: Path) -> list[Example]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return [_example(number, arrays) for number in range(len(arrays["index"]))]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} cannot be read ({error}); a run's examples were expected") from None
+    except Exception as error:  # zipfile, zlib and numpy trip over a damaged file in a dozen ways
+        raise InputError(f"{path} cannot be read ({one_line(error)}); a run's examples were expected") from None
 
 
 def _example(number: int, arrays: dict[str, np.ndarray]) -> Example:
     start = f"view {number} "
+    for name in ("clean", "adversarial"):
+        if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
+            raise ValueError(f"{name} holds no images")
     views = {name.removeprefix(start): (pair[0], pair[1]) for name, pair in arrays.items() if name.startswith(start)}
     return Example(
         index=int(arrays["index"][number]),

@@ -27,6 +27,7 @@ from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.summary import Curve, Summary
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.evaluation.words import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
+from art_defenses_ext.text import for_picture, for_terminal
 from art_defenses_ext.validation import InputError
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
@@ -217,7 +218,9 @@ def excess_histograms(summary: Summary, records: list[SampleRecord]) -> Figure:
             share = np.full(len(shown), 100 / len(shown))
             axes.hist(shown, bins=bins, weights=share, color=colour, alpha=0.55, label=label)
         axes.axvline(0, color=INK, linewidth=1, linestyle=":")
-        axes.set_title(f"{row.key} ({KNOWLEDGE[row.knows]})", fontsize=9, color=INK, loc="left", parse_math=False)
+        axes.set_title(
+            f"{for_terminal(row.key)} ({KNOWLEDGE[row.knows]})", fontsize=9, color=INK, loc="left", parse_math=False
+        )
         _bare(axes)
     grid[0, 0].legend(frameon=False, fontsize=9)
     grid[-1, 0].set_xlabel("score less threshold: what lies right of the dotted line is rejected")
@@ -257,8 +260,9 @@ def trade_off(summary: Summary) -> Figure:
         values, accuracies = zip(*tuning.points, strict=True)
         axes.plot(values, [100 * accuracy for accuracy in accuracies], color=OTHER, marker="o", markersize=4)
         axes.axvline(tuning.chosen, color=WORST, linewidth=1.2, linestyle=":")
-        axes.set_title(f"chosen {tuning.parameter}: {tuning.chosen:.4g}", fontsize=10, color=INK, loc="left")
-        axes.set_xlabel(tuning.parameter)
+        parameter = for_picture(tuning.parameter)
+        axes.set_title(f"chosen {parameter}: {tuning.chosen:.4g}", fontsize=10, color=INK, loc="left")
+        axes.set_xlabel(parameter)
         axes.set_ylabel("clean accuracy on\nvalidation images, per cent")
         _bare(axes)
         axes.grid(color="#e4e4e4")
@@ -285,7 +289,14 @@ def losses(summary: Summary) -> Figure:
             values = [both[number] for both in training.losses if both[number] is not None]
             if values:
                 marker = MARKERS[number] if len(values) < 20 else None
-                axes.plot(epochs, np.array(values), color=PALETTE[number], marker=marker, markersize=4, label=name)
+                axes.plot(
+                    epochs,
+                    np.array(values),
+                    color=PALETTE[number],
+                    marker=marker,
+                    markersize=4,
+                    label=for_picture(name),
+                )
         axes.set_title(_wrapped(training_in_words(training), 78), fontsize=9, color=INK, loc="left", parse_math=False)
         axes.set_xlabel("epoch")
         axes.set_ylabel("loss")
@@ -329,7 +340,7 @@ def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float
     for row, label in enumerate(("clean", "adversarial", f"difference\n({unchanged}: unchanged)")):
         grid[row, 0].set_ylabel(label, fontsize=10)
     for row, (name, of) in enumerate(product(views, ("clean", "adversarial")), start=3):
-        grid[row, 0].set_ylabel(f"{_wrapped(name, 18)}\n({of})", fontsize=10)
+        grid[row, 0].set_ylabel(f"{_wrapped(name, 18)}\n({of})", fontsize=10, parse_math=False)
     return figure
 
 
@@ -445,7 +456,7 @@ def _invisible() -> Line2D:
 
 
 def _wrapped(text: str, width: int) -> str:
-    return textwrap.fill(text, width, break_on_hyphens=False)
+    return textwrap.fill(for_terminal(text), width, break_on_hyphens=False)
 
 
 def _value_range(examples: Sequence[Example]) -> tuple[float, float]:

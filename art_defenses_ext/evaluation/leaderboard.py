@@ -19,7 +19,8 @@ from art_defenses_ext.evaluation.files import replace_file
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.words import defence_names
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.text import code_block, for_markdown, is_web_address, markdown_link, shown
+from art_defenses_ext.validation import InputError, check_number, check_path, check_text
 
 FORMAT = "art-defenses-ext entry 1"
 
@@ -122,8 +123,13 @@ class Entry:
         if summary.established is None:
             raise InputError("the run has no checks; one with check_samples > 0 was expected")
         for argument, share in (("reported", reported), ("external", external)):
-            if share is not None and not 0 <= share <= 100:
-                raise InputError(f"{argument} is {share}; a share from 0 to 100 per cent was expected")
+            if share is not None:
+                check_number(argument, share, "a share from 0 to 100 per cent", lambda value: 0 <= value <= 100)
+        check_text("dataset", dataset)
+        for argument, text in (("name", name), ("command", command)):
+            if text is not None:
+                check_text(argument, text)
+        _check_link(link)
         settings, total = run.settings, summary.total
         low, high = summary.worst_case.interval
         return cls(
@@ -165,8 +171,9 @@ class Entry:
         Raises:
             InputError: if it cannot be written.
         """
+        path = check_path("path", path, "a file")
         try:
-            replace_file(Path(path), (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
+            replace_file(path, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
         except OSError as error:
             raise InputError(
                 f"path is {path}, which cannot be written ({error.strerror}); a file was expected"
@@ -180,12 +187,16 @@ class Entry:
             InputError: for another file.
         """
         try:
-            plain = json.loads(Path(path).read_text(encoding="utf-8"))
+            plain = json.loads(check_path("path", path, "a file").read_text(encoding="utf-8"))
             found = plain.get("format") if isinstance(plain, dict) else None
             if found != FORMAT:
                 raise ValueError(f"format {found!r}")
-            return TypeAdapter(cls).validate_python(plain)
-        except (OSError, ValueError) as error:
+            entry = TypeAdapter(cls).validate_python(plain)
+            _check_link(entry.link)
+            return entry
+        except InputError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"{path} cannot be read ({reason}); an entry of format {FORMAT!r} was expected") from None
 
@@ -195,14 +206,20 @@ class Entry:
         return self.robust_acc if self.external is None else min(self.robust_acc, self.external)
 
 
+def _check_link(link: str | None) -> None:
+    """Refuse a link to anything but a page on the web: whoever reads a page of results clicks on it."""
+    if link is not None and not (isinstance(link, str) and is_web_address(link)):
+        raise InputError(f"link is {shown(link)}; an address that begins with http:// or https:// was expected")
+
+
 def leaderboard(folder: str | Path) -> str:
     """A page in Markdown of all entries below a folder: a table for each data set and threat, the most robust first.
 
     Raises:
         InputError: for a folder without entries, or a JSON file in it that is none.
     """
-    root = Path(folder)
-    entries = [(path.relative_to(root), Entry.read(path)) for path in sorted(root.rglob("*.json"))]
+    root = check_path("folder", folder, "a folder")
+    entries = [(path.relative_to(root), Entry.read(path)) for path in _files_below(root)]
     if not entries:
         raise InputError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
     groups: dict[tuple[str, str, float], list[tuple[Path, Entry]]] = defaultdict(list)
@@ -210,8 +227,16 @@ def leaderboard(folder: str | Path) -> str:
         groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
     parts = ["# Results", LEGEND]
     for (dataset, threat, eps), some in sorted(groups.items()):
-        parts += [f"## {dataset}, {threat}, eps {eps:.4g}", _table(some), *_failed(some), "Commands:", _commands(some)]
+        heading = for_markdown(f"{dataset}, {threat}, eps {eps:.4g}")
+        parts += [f"## {heading}", _table(some), *_failed(some), "Commands:", _commands(some)]
     return "\n\n".join(parts) + "\n"
+
+
+def _files_below(root: Path) -> list[Path]:
+    try:
+        return sorted(root.rglob("*.json"))
+    except OSError as error:
+        raise InputError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
 LEGEND = """Written by `art-defenses leaderboard`. *Robust*: the mean over images of the minimum over all attacks of the
@@ -239,33 +264,33 @@ def _row(path: Path, entry: Entry) -> list[str]:
     robust = f"{'at most ' * entry.unreliable}**{entry.robust_acc:.1f}** [{low:.1f}, {high:.1f}]"
     if entry.external is not None:
         robust += f", elsewhere {entry.external:.1f}"
-    name = entry.name if entry.link is None else f"[{entry.name}]({entry.link})"
+    name = for_markdown(entry.name) if entry.link is None else markdown_link(entry.name, entry.link)
     return [
         f"{'pair: ' * (len(entry.defences) > 1)}{name}",
-        entry.architecture,
+        for_markdown(entry.architecture),
         robust,
         _or_none(entry.paper_acc),
         _or_none(entry.reported),
         _or_none(None if entry.paper_acc is None else entry.paper_acc - entry.best_known),
         f"{entry.clean_acc:.1f}",
         _or_none(entry.undefended_acc),
-        entry.attacks if isinstance(entry.attacks, str) else f"{len(entry.attacks)} of its own",
+        for_markdown(entry.attacks) if isinstance(entry.attacks, str) else f"{len(entry.attacks)} of its own",
         str(entry.samples),
         str(entry.seed),
         f"{entry.forward:.0f} / {entry.backward:.0f}",
         f"{entry.seconds:.2g}",
-        f"[{path.stem}]({path.as_posix()})",
+        markdown_link(path.stem, path.as_posix()),
     ]
 
 
 def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
     """Which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
     found = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
-    return [f"Checks that the attacks failed: {'; '.join(found)}."] if found else []
+    return [f"Checks that the attacks failed: {for_markdown('; '.join(found))}."] if found else []
 
 
 def _commands(entries: Sequence[tuple[Path, Entry]]) -> str:
-    return "```\n" + "\n".join(f"# {path.stem}\n{entry.command}" for path, entry in entries) + "\n```"
+    return code_block([line for path, entry in entries for line in (f"# {path.stem}", entry.command)])
 
 
 def _or_none(share: float | None) -> str:

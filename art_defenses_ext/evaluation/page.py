@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
@@ -12,6 +13,7 @@ from art_defenses_ext.evaluation import words
 from art_defenses_ext.evaluation.examples import Example
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.summary import Summary
+from art_defenses_ext.text import for_terminal
 
 TEMPLATE = "report.html.j2"
 
@@ -25,9 +27,12 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         figures: PNG files by name; of ``FIGURES`` (see the report) those that there are.
 
     Returns:
-        The whole page. Everything that comes from a run, such as an attack's name, is escaped.
+        The whole page. Everything that comes from a run, such as an attack's name, is escaped, and rid of characters
+        that have no shape or reorder what is read.
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    environment = Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_printable
+    )
     environment.filters |= {
         "percent": words.percent,
         "interval": _interval,
@@ -66,6 +71,11 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         examples=examples,
         images={name: _data_uri(content) for name, content in figures.items()},
     )
+
+
+def _printable(value: Any) -> Any:
+    """What the template writes; markup of its own as it is."""
+    return value if hasattr(value, "__html__") or not isinstance(value, str) else for_terminal(value)
 
 
 def _interval(share: Proportion) -> str:

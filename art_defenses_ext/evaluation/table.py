@@ -56,6 +56,7 @@ from art_defenses_ext.evaluation.words import (
     unbroken,
     verdict,
 )
+from art_defenses_ext.text import for_terminal, for_terminal_lines
 
 NARROWEST_CHECKS = 60  # columns under which the checks become a list
 NARROWEST_NAME = 18  # columns that an attack's name gets, at least, before the tables give way to a list
@@ -105,8 +106,8 @@ class _Prose:
     indent: str = ""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        lines = textwrap.wrap(self.text, max(options.max_width, 1), subsequent_indent=self.indent)
-        yield _text("\n".join(lines), self.style)
+        lines = textwrap.wrap(for_terminal(self.text), max(options.max_width, 1), subsequent_indent=self.indent)
+        yield Text("\n".join(lines).replace(NO_BREAK, " "), style=self.style)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         longest_word = max(map(len, textwrap.wrap(self.text, 1, break_long_words=False)), default=0)
@@ -114,8 +115,8 @@ class _Prose:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Text as it stands: a name such as ``FGSM [exact]`` holds no markup."""
-    return Text(text.replace(NO_BREAK, " "), style=style)
+    """Text as it stands: a name such as ``FGSM [exact]`` holds no markup, and none what a terminal would obey."""
+    return Text(for_terminal(text).replace(NO_BREAK, " "), style=style)
 
 
 def _heading(run: RunDescription) -> RenderableType:
@@ -304,7 +305,9 @@ class _Attacks:
         indent = 2
         table.add_column("attack", width=max(name_width, NARROWEST_NAME) + indent, vertical="bottom")
         for column in columns:
-            table.add_column(column.header, justify=column.justify, no_wrap=True, vertical="bottom")
+            table.add_column(
+                Text(for_terminal_lines(column.header)), justify=column.justify, no_wrap=True, vertical="bottom"
+            )
         for title, rows in grouped(self.summary.rows):
             table.add_row(_text(title, "bold"))
             for row in rows:

@@ -21,12 +21,12 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
-from art_defenses_ext.checkpoint import load_checkpoint, save_checkpoint
+from art_defenses_ext.checkpoint import check_kinds, load_checkpoint, save_checkpoint
 from art_defenses_ext.layout import channels_to_back, channels_to_front, shape_with_channels_in_front
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.rebuild import HALVES, model_dtype
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_classifier, check_count, check_flag
+from art_defenses_ext.validation import InputError, check_classifier, check_count, check_flag, may_look
 
 Numbers = float | Sequence[float]
 
@@ -118,9 +118,12 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         made_for = settings.pop(MADE_FOR, None)
         try:
             defence = cls.for_classifier(classifier, **settings)
+            check_kinds(f"path is {str(path)!r}", saved.tensors, defence.state_dict())
             defence.load_state_dict(saved.tensors)
             defence._take_summary(saved.training)
-        except (KeyError, TypeError, RuntimeError) as error:
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise InputError(
                 f"path is {str(path)!r}, from which no {cls.__name__} of this version can be built "
                 f"({' '.join(str(error).split())})"
@@ -174,10 +177,25 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         return torch.device("cpu") if found is None else found
 
     def __call__(self, x: Any, y: Any = None) -> Any:
-        """ART's way with numpy arrays, torch's with tensors; (restored images, labels as they came)."""
-        if isinstance(x, Tensor):
-            return nn.Module.__call__(self, x, y)
-        return PreprocessorPyTorch.__call__(self, x, y)
+        """ART's way with numpy arrays, torch's with tensors; (restored images, labels as they came).
+
+        Args:
+            x: images (N, C, H, W) in the clip range, but for rounding: an array of floating-point numbers, however it
+                lies in memory, or a tensor as :meth:`forward` takes it.
+            y: labels, returned as they are.
+
+        Raises:
+            InputError: as :meth:`forward`, for an array of anything else, and for NaN and values outside the clip
+                range. Of tensors these are looked for where that costs no wait and stands in no attacker's way: on the
+                CPU, where no gradient is asked for.
+        """
+        if not isinstance(x, Tensor):
+            x = check_restorable(x, self.clip_values, self._axes)
+            return PreprocessorPyTorch.__call__(self, x, y)
+        self._check_images(x)
+        if may_look(x) and not x.requires_grad and type(x) is Tensor and not torch.compiler.is_compiling():
+            check_pixels(x, self.clip_values)
+        return nn.Module.__call__(self, x, y)
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         """Restore images.
@@ -255,8 +273,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         numbers = {"mean": _numbers("mean", mean), "std": _numbers("std", std)}
         if bool((numbers["std"] <= 0).any()):
             raise InputError(f"std is {std!r}; numbers > 0 were expected")
-        if not isinstance(channels_first, bool):
-            raise InputError(f"channels_first is {channels_first!r}; True or False was expected")
+        check_flag("channels_first", channels_first)
         self.clip_values = _range(clip_values)
         self.channels_first = channels_first
         self._held = (model,)  # in a tuple, which nn.Module does not look into
@@ -307,11 +324,15 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         low, high = (self._normalised(torch.full_like(x[:1], end))[0] for end in self.clip_values)
         return normalisation_of(self.model, low, high, 0 if self.channels_first else 2)
 
+    @property
+    def _axes(self) -> str:
+        return "(N, C, H, W)" if self.channels_first else "(N, H, W, C)"
+
     def _check_images(self, x: Any) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim != 4:
-            what = f"{tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            axes = "(N, C, H, W)" if self.channels_first else "(N, H, W, C)"
-            raise InputError(f"x is {what}; images {axes} of floating-point values were expected")
+        dense = isinstance(x, Tensor) and x.layout == torch.strided
+        if not dense or not x.is_floating_point() or x.itemsize == 1 or x.ndim != 4:
+            what = f"{tuple(x.shape)} of {x.dtype}" if dense else f"a {getattr(x, 'layout', type(x).__name__)}"
+            raise InputError(f"x is {what}; images {self._axes} of floating-point values were expected")
         if len(x) == 0:
             raise InputError("x is empty; at least one image was expected")
         nb_channels = x.shape[1 if self.channels_first else 3]
@@ -325,6 +346,33 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
                 f"x is on {x.device} and the defence's network on {self.device}; one device was expected: build the "
                 "defence for the classifier that it stands before, or rebind() it"
             )
+
+
+def check_restorable(x: Any, clip_values: tuple[float, float], axes: str) -> Any:
+    """Images as torch reads them: native floating-point numbers, without negative strides.
+
+    Raises:
+        InputError: for anything else, NaN, and values outside ``clip_values``.
+    """
+    if not isinstance(x, np.ndarray) or x.ndim != 4 or x.dtype.kind != "f" or x.dtype.itemsize > 8:
+        what = f"{x.shape} of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
+        raise InputError(f"x is {what}; images {axes} of floating-point values were expected")
+    if x.size == 0:
+        raise InputError("x is empty; at least one image was expected")
+    check_pixels(x, clip_values)
+    return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+
+
+def check_pixels(x: Any, clip_values: tuple[float, float]) -> None:
+    """Refuse images, an array or a tensor, with NaN or with values outside ``clip_values`` by more than rounding."""
+    low, high = clip_values
+    slack = 4 * np.finfo(np.float32).eps * max(abs(low), abs(high))
+    try:
+        least, most = float(x.min()), float(x.max())
+    except RuntimeError:  # inside torch.func.vmap, where no value can be looked at
+        return
+    if not (low - slack <= least and most <= high + slack):  # written so that NaN fails too
+        raise InputError(f"x ranges from {least:g} to {most:g}; values inside [{low:g}, {high:g}] were expected")
 
 
 def _is_plain(value: Any) -> bool:

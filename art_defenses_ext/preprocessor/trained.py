@@ -40,6 +40,7 @@ from art_defenses_ext.validation import (
     check_labels,
     check_number,
     check_share,
+    check_target,
 )
 
 
@@ -149,9 +150,7 @@ class TrainedRestorer(RestoringPreprocessor):
             raise InputError(
                 f"inputs is {inputs!r}, but adversarial is True; one made through the defence was expected"
             )
-        path = None if checkpoint is None else Path(checkpoint)
-        if path is not None and not path.parent.is_dir():
-            raise InputError(f"checkpoint is {str(path)!r}; a file in an existing folder was expected")
+        path = None if checkpoint is None else check_target("checkpoint", checkpoint)
         part, held_out = _split(*self._check_training(x, y, settings.batch_size), validation_split, settings.seed)
         _check_batches(len(part[0]), settings.batch_size, len(inputs))
         if not self._is_fitted:

@@ -752,7 +752,7 @@ def test_other_models_and_classifiers_are_refused(kind: Any, own_classifier: PyT
         (torch.rand(1, 8, 8), r"x is \(1, 8, 8\) of torch.float32; images \(N, C, H, W\)"),
         (torch.rand(2, 1, 1, 8, 8), r"x is \(2, 1, 1, 8, 8\)"),
         (torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "x is .* of torch.uint8; .* floating-point"),
-        (np.zeros((2, 1, 8, 8), dtype=np.int64), "x is .* of torch.int64; .* floating-point"),
+        (np.zeros((2, 1, 8, 8), dtype=np.int64), "x is .* of int64; .* floating-point"),
         (torch.zeros(0, 1, 8, 8), "x is empty; at least one image was expected"),
         (torch.rand(2, 1, 8, 8, device="meta"), r"x is on meta and the defence's network on cpu; .* rebind\(\)"),
         (torch.rand(2, 3, 8, 8), None),
@@ -824,3 +824,59 @@ def test_an_option_that_is_an_object_is_told_by_its_class(digits_classifier: PyT
     assert odd.describe() == {"step": 0.1}
     odd.step = np.float32(1)  # type: ignore[assignment]
     assert odd.describe() == {"step": "float32"}
+
+
+# Called directly
+
+VIEWS = {
+    "mirrored": lambda x: x[..., ::-1],
+    "upside down": lambda x: x[:, :, ::-1],
+    "backwards": lambda x: x[::-1],
+    "transposed": lambda x: x.transpose(0, 1, 3, 2),
+    "big-endian": lambda x: x.astype(">f4"),
+    "Fortran": np.asfortranarray,
+    "double": lambda x: x.astype(np.float64),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_an_array_is_read_however_it_lies_in_memory(kind: Any, own_classifier: PyTorchClassifier, view: str) -> None:
+    cls, options = kind
+    defence = cls(own_classifier.model, **options)
+    x = VIEWS[view](np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32))
+    plain = torch.tensor(np.array(x, dtype=np.float32, order="C"))
+    np.testing.assert_allclose(defence(x)[0], defence.forward(plain)[0].detach().numpy(), atol=1e-6)
+
+
+SPOILED = {
+    "NaN": lambda x: np.where(x == x.max(), np.nan, x),
+    "infinite": lambda x: np.where(x == x.max(), np.inf, x),
+    "0 to 255": lambda x: 255 * x,
+    "-1 to 1": lambda x: 2 * x - 1,
+}
+
+
+@pytest.mark.parametrize("how", SPOILED)
+@pytest.mark.parametrize("tensor", [False, True])
+def test_pixels_that_are_none_are_refused(kind: Any, own_classifier: PyTorchClassifier, how: str, tensor: bool) -> None:
+    cls, options = kind
+    defence = cls(own_classifier.model, **options)
+    x = SPOILED[how](np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)).astype(np.float32)
+    with pytest.raises(InputError, match=r"x ranges from .* to .*; values inside \[0, 1\] were expected"):
+        defence(torch.tensor(x) if tensor else x)
+
+
+def test_rounding_at_the_ends_of_the_range_is_none(kind: Any, own_classifier: PyTorchClassifier) -> None:
+    cls, options = kind
+    x = np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)
+    x[0, 0, 0, 0], x[1, 0, 0, 0] = np.nextafter(np.float32(1), np.float32(2)), -1e-7
+    assert np.isfinite(cls(own_classifier.model, **options)(x)[0]).all()
+
+
+def test_an_attacker_is_not_stopped_beyond_the_range(kind: Any, own_classifier: PyTorchClassifier) -> None:
+    """An attack may smooth with noise that leaves it, and asks for a gradient; so does ART, which calls forward."""
+    cls, options = kind
+    defence = cls(own_classifier.model, **options)
+    x = torch.full((2, 1, 8, 8), 1.5, requires_grad=True)
+    assert defence(x)[0].requires_grad
+    assert defence.forward(x.detach())[0].shape == x.shape
