@@ -35,7 +35,7 @@ class Wishes:
         jump: of the JumpReLU; None: tuned.
         max_accuracy_drop: what tuning may cost.
         options: further options of the defence's constructor and of its training, by name.
-        eps: what a defence is trained against, in pixel values, unless an option says otherwise.
+        eps: what a defence is trained against, as a share of the clip range, unless an option says otherwise.
         fitted: the file of a trained defence; None: trained.
         seed: of the training.
     """

@@ -20,7 +20,7 @@ from art_defenses_ext.evaluation.settings import PACKAGES
 from art_defenses_ext.layout import contradiction
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
 from art_defenses_ext.rebuild import gradients_enabled
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, has_ignored_hooks
 
 NO_GRAPH = "no graph leads from the logits back to the image"
 """Another thing than a gradient of zero: none is computed at all."""
@@ -70,6 +70,12 @@ def _sequential(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     if not issubclass(kind, nn.Sequential) or kind.forward is nn.Sequential.forward:
         return None
     return f"the network's class {kind.__name__} is an nn.Sequential with a forward of its own, which ART ignores"
+
+
+def _hooks(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    if not has_ignored_hooks(_network(classifier)):
+        return None
+    return "the network is an nn.Sequential with a hook of its own, which ART ignores: it calls the layers one by one"
 
 
 def _layout(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
@@ -178,6 +184,7 @@ def _logits(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
     "subclass": (_subclass, "put what it does into the network or a PreprocessorPyTorch"),
     "sequential with a forward": (_sequential, "make it a plain nn.Module"),
+    "sequential with a hook": (_hooks, "put an nn.Module around it"),
     "channels": (_layout, "pass channels_first to PyTorchClassifier: the defences and Square look at rows and columns"),
     "numpy preprocessing": (_numpy, "write it as a PreprocessorPyTorch, or attack through Surrogate"),
     "postprocessing": (_postprocessing, "attack the classifier without it: it hides gradients, not errors"),

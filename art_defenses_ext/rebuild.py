@@ -10,6 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext.validation import InputError
+
 
 def rebuild(classifier: PyTorchClassifier, **parts: Any) -> PyTorchClassifier:
     """A new classifier with every constructor argument of ``classifier``, but for the ones given.
@@ -43,6 +45,58 @@ def rebuild(classifier: PyTorchClassifier, **parts: Any) -> PyTorchClassifier:
     }
     with torch.cuda.device(classifier.device) if on_cuda else nullcontext():
         return PyTorchClassifier(**(arguments | parts))
+
+
+class NoOptimizer:
+    """Stands where a classifier's optimizer would, and refuses to train in words.
+
+    Not every way of training asks for training mode, where a network could refuse: ART's FBF trainer steps the
+    optimizer of a network in evaluation mode.
+
+    Args:
+        parameters: unused; whoever clones an optimizer hands them over.
+        reason: what is refused and what was expected.
+    """
+
+    def __init__(self, parameters: Any = (), *, reason: str) -> None:
+        self.defaults = {"reason": reason}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Refuses.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(self.defaults["reason"])
+
+    def step(self, closure: Any = None) -> None:
+        """Refuses.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(self.defaults["reason"])
+
+    @property
+    def param_groups(self) -> Any:
+        """Refuses, as those who set a learning rate ask for them.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(self.defaults["reason"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: ART saves a classifier's optimizer beside its network."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes back nothing."""
+
+
+def without_training(classifier: PyTorchClassifier, reason: str) -> NoOptimizer | None:
+    """An optimizer that refuses for ``reason``, in place of that of ``classifier``; None where that has none."""
+    return None if classifier.optimizer is None else NoOptimizer(reason=reason)
 
 
 def undefended(classifier: PyTorchClassifier) -> PyTorchClassifier | None:

@@ -26,6 +26,7 @@ from art_defenses_ext.validation import (
     check_flag,
     check_labels,
     check_number,
+    check_outputs,
     check_positive,
     check_seed,
     check_target,
@@ -453,9 +454,4 @@ def _nb_classes(model: nn.Module, image: Tensor, mean: Sequence[float], std: Seq
             f"x has images of shape {tuple(image.shape[1:])}, which the {type(model).__name__} cannot take "
             f"({one_line(error)}); images of the shape that it was made for were expected"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
-        shown = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(
-            f"model is a {type(model).__name__} that returns {shown} for an image; logits (1, nb_classes) were expected"
-        )
-    return logits.shape[1]
+    return check_outputs(logits, 1, argument=f"model, a {type(model).__name__},").shape[1]

@@ -1,7 +1,8 @@
 """What a restorer is trained on: clean images, noisy ones, and adversarial ones made as training goes on.
 
 The attacks here are the ones that fit into a training step: a few steps along the sign of the cross-entropy's gradient,
-on the device. To measure a defence there are others, under ``attack/``.
+on the device. To measure a defence there are others, under ``attack/``. Their sizes are shares of the clip range, so
+that images in [0, 255] are trained on as the same images in [0, 1] are.
 """
 
 from __future__ import annotations
@@ -34,6 +35,11 @@ class Networks:
     defended: Logits
     clip_values: tuple[float, float]
 
+    @property
+    def width(self) -> float:
+        """Of the clip range: what shares of it are multiplied by."""
+        return self.clip_values[1] - self.clip_values[0]
+
 
 class TrainingInput(Protocol):
     """Makes a kind of training images."""
@@ -55,7 +61,7 @@ class GaussianNoise:
     """Images under white noise, clipped.
 
     Attributes:
-        sigma: its standard deviation, in pixel values.
+        sigma: its standard deviation, as a share of the clip range.
     """
 
     sigma: float
@@ -65,7 +71,7 @@ class GaussianNoise:
 
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         drawn = torch.randn(x.shape, generator=noise, device=x.device, dtype=x.dtype)
-        return (x + self.sigma * drawn).clamp(*networks.clip_values)
+        return (x + self.sigma * networks.width * drawn).clamp(*networks.clip_values)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class SignedGradient:
     """Images moved up the cross-entropy inside an linf ball, by steps along the sign of its gradient.
 
     Attributes:
-        eps: radius of the ball, in pixel values.
+        eps: radius of the ball, as a share of the clip range, up to 1.
         step: size of a step, likewise.
         nb_steps: how many.
         random_start: begin at a uniformly drawn point of the ball, not at the image.
@@ -89,7 +95,7 @@ class SignedGradient:
     through: Literal["classifier", "defence"] = "classifier"
 
     def __post_init__(self) -> None:
-        check_positive("eps", self.eps)
+        _check_eps(self.eps)
         check_positive("step", self.step)
         check_count("nb_steps", self.nb_steps)
         check_flag("random_start", self.random_start)
@@ -107,18 +113,19 @@ class SignedGradient:
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         network = networks.classifier if self.through == "classifier" else networks.defended
         low, high = networks.clip_values
-        least, most = (x - self.eps).clamp(min=low), (x + self.eps).clamp(max=high)
+        eps, step = self.eps * networks.width, self.step * networks.width
+        least, most = (x - eps).clamp(min=low), (x + eps).clamp(max=high)
         current, momentum = x, torch.zeros_like(x)
         if self.random_start:
             drawn = torch.rand(x.shape, generator=noise, device=x.device, dtype=x.dtype)
-            current = torch.clamp(x + (2 * drawn - 1) * self.eps, low, high)
+            current = torch.clamp(x + (2 * drawn - 1) * eps, low, high)
         for _ in range(self.nb_steps):
             direction = _gradient(network, current, y)
             if self.decay is not None:
                 size = direction.abs().flatten(1).mean(dim=1).clamp(min=torch.finfo(x.dtype).tiny)
                 momentum = self.decay * momentum + direction / size.reshape(-1, 1, 1, 1)
                 direction = momentum
-            current = torch.clamp(current + self.step * direction.sign(), least, most)
+            current = torch.clamp(current + step * direction.sign(), least, most)
         return current
 
 
@@ -131,8 +138,14 @@ def _gradient(network: Logits, x: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-def _share(eps: float, nb_steps: int) -> float:
+def _check_eps(eps: float) -> None:
     check_positive("eps", eps)
+    if eps > 1:
+        raise InputError(f"eps is {eps!r}; a share of the clip range, at most 1, was expected: 8/255, not 8")
+
+
+def _share(eps: float, nb_steps: int) -> float:
+    _check_eps(eps)
     check_count("nb_steps", nb_steps)
     return eps / nb_steps
 
@@ -193,12 +206,12 @@ def mixture(kinds: Sequence[str | TrainingInput], eps: float) -> TrainingInput:
 
     Args:
         kinds: names out of ``INPUTS``, or functions of one's own; at least one.
-        eps: for the named ones, in pixel values.
+        eps: for the named ones, as a share of the clip range, up to 1.
 
     Raises:
-        InputError: for an unknown name, or none at all.
+        InputError: for an unknown name, or none at all, and for a larger ``eps``.
     """
-    check_positive("eps", eps)
+    _check_eps(eps)
     if isinstance(kinds, str) or not kinds:
         raise InputError(f"inputs is {kinds!r}; a list of {', '.join(INPUTS)}, or of functions, was expected")
     made: list[TrainingInput] = []

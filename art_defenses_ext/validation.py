@@ -51,6 +51,7 @@ PAGES = {
     "preprocessor.trained": "restoration.md",
     "preprocessor.two_stream_restoration": "methods/two_stream_restoration.md",
     "pytest_plugin": "testing.md",
+    "rebuild": "traps.md",
     "surrogate": "traps.md",
     "training": "restoration.md",
     "training_inputs": "restoration.md",
@@ -104,9 +105,9 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
 
     Raises:
         InputError: if it is no ``PyTorchClassifier``, or a subclass (what that does differently would be lost: ART's
-            attacks and our defences build plain ones from its parts), if its model is a subclass of
-            ``nn.Sequential`` with a ``forward`` of its own, which ART ignores (it calls the children one by one), or
-            if its ``channels_first`` cannot be true of its ``input_shape``.
+            attacks and our defences build plain ones from its parts), if its model is an ``nn.Sequential`` with hooks,
+            or a subclass with a ``forward``, of its own, which ART ignores (it calls the children one by one), or if
+            its ``channels_first`` or its clip values cannot be true of its ``input_shape``.
     """
     if type(classifier) is not PyTorchClassifier:
         raise InputError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
@@ -116,9 +117,15 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
             f"{argument}: the model's class {type(model).__name__} is an nn.Sequential with a forward of its own, "
             "which ART ignores; make it a plain nn.Module"
         )
+    if has_ignored_hooks(model):
+        raise InputError(
+            f"{argument}: the model is an nn.Sequential with a hook of its own, which ART ignores (it calls the layers "
+            "one by one); an nn.Module around it was expected"
+        )
     wrong = contradiction(classifier.input_shape, classifier.channels_first)
     if wrong is not None:
         raise InputError(f"{argument} has {wrong}")
+    _check_clip_values(classifier, argument)
     return classifier
 
 
@@ -130,6 +137,63 @@ def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
                 f"{argument} has the tensor {name}, which was made under torch.inference_mode and lets no gradient "
                 "pass; a network that is built or loaded outside of it was expected"
             )
+
+
+def has_ignored_hooks(model: nn.Module) -> bool:
+    """Whether hooks of the network act where it is called, and not where ART runs it, layer by layer."""
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
+    return isinstance(model, nn.Sequential) and any(hooks)
+
+
+def _check_clip_values(classifier: PyTorchClassifier, argument: str) -> None:
+    """Refuse clip values that do not broadcast against an image, such as (3,) for images (3, H, W)."""
+    if classifier.clip_values is None:
+        return
+    shape = tuple(classifier.input_shape)
+    for end in classifier.clip_values:
+        try:
+            fits = np.broadcast_shapes(np.shape(end), shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            ones = [1] * (len(shape) - 1)
+            example = (shape[0], *ones) if classifier.channels_first else (*ones, shape[-1])
+            raise InputError(
+                f"{argument} has clip_values of shape {np.shape(end)} for images {shape}; numbers, or arrays that "
+                f"broadcast against an image, such as {example}, were expected"
+            )
+
+
+def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, argument: str = "classifier") -> Tensor:
+    """Return what a network gave for some images if it is logits: floating-point, (n, K), K at least 2.
+
+    Args:
+        outputs: what the network returned.
+        nb_images: n.
+        nb_classes: K; None for any number from 2 on.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for anything else.
+    """
+    count = "K >= 2" if nb_classes is None else str(nb_classes)
+    expected = f"logits ({nb_images}, {count}) of floating-point values were expected"
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"{argument} gives a {type(outputs).__name__} for {nb_images} images; {expected}")
+    if tuple(outputs.shape[:1]) != (nb_images,) or outputs.ndim != 2 or not outputs.is_floating_point():
+        what = f"{tuple(outputs.shape)} of {str(outputs.dtype).removeprefix('torch.')}"
+        raise InputError(f"{argument} gives {what} for {nb_images} images; {expected}")
+    width = outputs.shape[1]
+    if width < 2:
+        raise InputError(
+            f"{argument} gives one output an image; at least two, one for each class, were expected: for a single "
+            "logit z the two are 0 and z"
+        )
+    if nb_classes is not None and width != nb_classes:
+        raise InputError(
+            f"{argument} gives {width} outputs an image and has nb_classes {nb_classes}; as many were expected"
+        )
+    return outputs
 
 
 def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:
@@ -155,7 +219,7 @@ def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> 
     if not isinstance(x, np.ndarray):
         raise InputError(f"{argument} is a {type(x).__name__}; a numpy array was expected")
     if x.dtype == np.uint8:
-        raise InputError(f"{argument} is uint8; float32 was expected: {argument}.astype(np.float32) / 255")
+        raise InputError(f"{argument} is uint8; float32 was expected{_scaled(argument, classifier.clip_values)}")
     if x.dtype != np.float32:
         raise InputError(f"{argument} is {x.dtype}; float32 was expected: {argument}.astype(np.float32)")
     expected = tuple(classifier.input_shape)
@@ -166,14 +230,49 @@ def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> 
     if not np.isfinite(x).all():
         raise InputError(f"{argument} holds NaN or infinite values; finite values were expected")
     if classifier.clip_values is not None:
-        low, high = classifier.clip_values
-        if (x < low).any() or (x > high).any():
-            raise InputError(
-                f"{argument} ranges from {x.min():g} to {x.max():g}; "
-                f"values inside the clip values [{np.min(low):g}, {np.max(high):g}] were expected"
-            )
+        x = into_clip_values(x, classifier.clip_values, argument)
     contiguous: FloatArray = np.ascontiguousarray(x)  # torch reads no mirrored arrays
     return contiguous
+
+
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""By how much of their largest absolute value pixels may lie beyond the clip values: a few roundings of float32, as
+resizing or scaling leaves them."""
+
+
+def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str = "x") -> FloatArray:
+    """Return ``x`` inside the clip values, into which it is moved where rounding alone took it beyond them.
+
+    Args:
+        x: images (N, ...), float32.
+        clip_values: numbers, or arrays that broadcast against an image.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for pixels further beyond them than rounding leaves, or NaN.
+    """
+    low, high = clip_values
+    if bool(((x >= low) & (x <= high)).all()):
+        return x
+    allowed = ROUNDING * max(float(np.max(np.abs(low))), float(np.max(np.abs(high))))
+    if not bool(((x >= low - allowed) & (x <= high + allowed)).all()):
+        raise InputError(
+            f"{argument} ranges from {x.min():.9g} to {x.max():.9g}; "
+            f"values inside the clip values [{np.min(low):.9g}, {np.max(high):.9g}] were expected"
+        )
+    clipped: FloatArray = np.clip(x, low, high).astype(np.float32)
+    return clipped
+
+
+def _scaled(argument: str, clip_values: Any) -> str:
+    """How grey levels from 0 to 255 become pixels in the clip range, where that is one of the usual ones."""
+    ends = None if clip_values is None else (float(np.min(clip_values[0])), float(np.max(clip_values[1])))
+    usual = {(0.0, 1.0): " / 255", (0.0, 255.0): "", (-1.0, 1.0): " / 127.5 - 1", (-0.5, 0.5): " / 255 - 0.5"}
+    if ends is None:
+        return f": {argument}.astype(np.float32), scaled as in training"
+    if ends not in usual:
+        return f", inside the clip values [{ends[0]:g}, {ends[1]:g}], scaled as in training"
+    return f": {argument}.astype(np.float32){usual[ends]}"
 
 
 def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") -> IntArray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from art.attacks.evasion import (
     ProjectedGradientDescent,
     SquareAttack,
 )
-from art.defences.trainer import AdversarialTrainer
+from art.defences.trainer import AdversarialTrainer, AdversarialTrainerFBFPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.evaluations.security_curve import SecurityCurve
 from art.metrics import empirical_robustness, loss_gradient_check
@@ -27,6 +28,7 @@ from art.metrics import empirical_robustness, loss_gradient_check
 from art_defenses_ext import JumpReLU, gradient_mode
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.rebuild import undefended
+from art_defenses_ext.validation import InputError
 
 NB_IMAGES = 8
 JUMP = 0.5
@@ -142,6 +144,36 @@ def test_art_s_gradient_attacks_follow_the_gradient_mode(defended: PyTorchClassi
     assert not np.array_equal(results[0], results[1])
     assert not np.array_equal(results[0], results[2])
     assert not np.array_equal(results[1], results[2])
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+def test_a_trainer_that_never_asks_for_training_mode_moves_no_shared_weights(
+    own: bool, own_classifier: PyTorchClassifier, x: Any, y: Any
+) -> None:
+    """FBF steps the optimizer of a network in evaluation mode."""
+    before = copy.deepcopy(own_classifier.model.state_dict())
+    transformed = JumpReLU(own_classifier, JUMP, copy=own)()
+    first = copy.deepcopy(transformed.model.state_dict())
+    trainer = AdversarialTrainerFBFPyTorch(transformed, eps=0.1)
+    if own:
+        trainer.fit(x, one_hot(y), nb_epochs=3)
+    else:
+        with pytest.raises(InputError, match=r"cannot be trained; JumpReLU\(classifier, copy=True\) was expected"):
+            trainer.fit(x, one_hot(y), nb_epochs=3)
+    moved = any(not torch.equal(first[name], tensor) for name, tensor in transformed.model.state_dict().items())
+    assert moved == own
+    assert all(torch.equal(before[name], tensor) for name, tensor in own_classifier.model.state_dict().items())
+
+
+def test_a_transformed_classifier_is_saved_and_copied_by_art_as_before(
+    defended: PyTorchClassifier, x: Any, tmp_path: Any
+) -> None:
+    predicted = defended.predict(x)
+    defended.save("network", str(tmp_path))
+    for again in (copy.deepcopy(defended), pickle.loads(pickle.dumps(defended))):
+        np.testing.assert_array_equal(again.predict(x), predicted)
+        with pytest.raises(InputError, match="cannot be trained"):
+            AdversarialTrainerFBFPyTorch(again, eps=0.1).fit(x, one_hot(np.zeros(len(x), int)), nb_epochs=1)
 
 
 def test_predictions_in_float64_are_those_in_float32(defended: PyTorchClassifier, x: Any) -> None:

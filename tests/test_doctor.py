@@ -69,9 +69,16 @@ def sequential() -> nn.Sequential:
     return Own(nn.Flatten(), nn.Linear(36, 3))
 
 
+def hooked() -> nn.Sequential:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    network.register_forward_hook(lambda module, inputs, output: output + torch.tensor([17.0, 0, 0]))
+    return network
+
+
 CASES: dict[str, Callable[[], PyTorchClassifier]] = {
     "subclass": lambda: wrap(Network(), Sub),
     "sequential with a forward": lambda: wrap(sequential()),
+    "sequential with a hook": lambda: wrap(hooked()),
     "channels": lambda: wrap(Network(), channels_first=False),
     "numpy preprocessing": lambda: wrap(Network(), preprocessing_defences=FeatureSqueezing(clip_values=(0, 1))),
     "postprocessing": lambda: wrap(Network(), postprocessing_defences=ReverseSigmoid()),

@@ -495,7 +495,7 @@ def image(**changes: Any) -> FloatArray:
         ({"model": len}, "model is a builtin_function_or_method; an nn.Module was expected"),
         ({"mean": (math.nan,)}, "mean is (nan,); finite numbers"),
         ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1 was expected"),
-        ({"model": nn.Conv2d(1, 10, 3)}, "model is a Conv2d that returns (1, 10, 6, 6) for an image; logits"),
+        ({"model": nn.Conv2d(1, 10, 3)}, "model, a Conv2d, gives (1, 10, 6, 6) of float32 for 1 images; logits"),
     ],
 )
 def test_what_cannot_be_used_is_refused_before_any_work(changes: dict[str, Any], message: str) -> None:

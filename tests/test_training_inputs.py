@@ -94,8 +94,10 @@ def test_noise_has_the_deviation_asked_for_and_is_clipped() -> None:
     assert (made - x).std().item() == pytest.approx(0.1, rel=0.01)
     assert (made - x).mean().item() == pytest.approx(0, abs=0.002)
     assert made.dtype == x.dtype
-    clipped = GaussianNoise(0.1)(x, torch.zeros(2), around(linear(), 0.45, 0.6), noise())
-    assert torch.equal(clipped, made.clamp(0.45, 0.6))
+    clipped = GaussianNoise(1.0)(x, torch.zeros(2), around(linear(), 0.45, 0.6), noise())
+    torch.testing.assert_close(clipped, (0.5 + 1.5 * (made - 0.5)).clamp(0.45, 0.6))  # the range is 0.15 wide
+    unclipped = GaussianNoise(0.1)(x, torch.zeros(2), around(linear(), -9.5, 10.5), noise())
+    assert (unclipped - x).std().item() == pytest.approx(2, rel=0.01)
 
 
 @pytest.mark.parametrize("clip_values", [(0.0, 1.0), (0.2, 0.7)])
@@ -103,7 +105,8 @@ def test_fgsm_is_one_step_along_the_sign(clip_values: tuple[float, float]) -> No
     network, (x, y) = linear(), drawn()
     x = x.clamp(*clip_values)
     made = fgsm(EPS)(x, y, around(network, *clip_values), noise())
-    expected = (x + EPS * gradient(network, x, y).sign()).clamp(*clip_values)
+    eps = EPS * (clip_values[1] - clip_values[0])
+    expected = (x + eps * gradient(network, x, y).sign()).clamp(*clip_values)
     torch.testing.assert_close(made, expected, rtol=0, atol=1e-15)
 
 
@@ -116,7 +119,7 @@ def test_every_attack_stays_in_the_ball_and_the_clip_range(
     x = x.clamp(*clip_values)
     for network in (linear(), smooth()):
         made = attack(EPS)(x, y, around(network, *clip_values), noise())
-        assert (made - x).abs().max() <= EPS + 1e-15
+        assert (made - x).abs().max() <= EPS * (clip_values[1] - clip_values[0]) + 1e-15
         assert made.min() >= clip_values[0]
         assert made.max() <= clip_values[1]
         assert not torch.equal(made, x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,52 @@ def test_art_ignores_the_forward_of_a_sequential_and_so_it_is_refused(x: Any) ->
         check_classifier(classifier, "victim")
 
 
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda model: model.register_forward_hook(lambda module, inputs, output: output + torch.eye(4)[0] * 17),
+        lambda model: model.register_forward_pre_hook(lambda module, inputs: (inputs[0] + 17,)),
+        lambda model: model.register_full_backward_hook(lambda module, inputs, outputs: (inputs[0] * 17,)),
+    ],
+    ids=["forward", "before forward", "backward"],
+)
+def test_art_ignores_the_hooks_of_a_sequential_and_so_they_are_refused(register: Callable[[Any], Any], x: Any) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    classifier = wrap(model)
+    handle = register(model)
+    with pytest.raises(InputError, match=r"victim: the model is an nn.Sequential with a hook of its own"):
+        check_classifier(classifier, "victim")
+    around = nn.ModuleDict({"inner": model})
+    around.forward = model.__call__  # type: ignore[method-assign]
+    assert check_classifier(wrap(around))
+    model[1].register_forward_hook(lambda module, inputs, output: output)  # of a layer, which ART calls
+    handle.remove()
+    assert check_classifier(classifier) is classifier
+
+
+@pytest.mark.parametrize("shape", [(3,), (4,), (2, 3), (1, 3, 2, 2), (5, 3, 2, 2)])
+def test_clip_values_that_fit_no_image_are_refused(shape: tuple[int, ...], x: Any) -> None:
+    """NumPy's word on it: an image that they change the shape of, or do not broadcast against."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 4))
+    classifier = wrap(model, clip_values=(np.zeros(shape, np.float32), np.ones(shape, np.float32)))
+    try:
+        assert np.clip(x[0], *classifier.clip_values).shape != x[0].shape
+    except ValueError as error:
+        assert "broadcast" in str(error)  # noqa: PT017
+    said = rf"victim has clip_values of shape {re.escape(str(shape))} for images \(3, 2, 2\); .* such as \(3, 1, 1\)"
+    with pytest.raises(InputError, match=said):
+        check_classifier(classifier, "victim")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2,), (3, 1, 1), (3, 2, 2), (1, 2, 1)])
+def test_clip_values_that_broadcast_against_an_image_pass(shape: tuple[int, ...], x: Any) -> None:
+    classifier = wrap(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 4)),
+        clip_values=(np.zeros(shape, np.float32), np.ones(shape, np.float32)),
+    )
+    np.testing.assert_array_equal(check_images(x, classifier), x)
+
+
 @pytest.mark.parametrize("other", [None, nn.Linear(12, 4), "classifier"])
 def test_what_is_no_pytorch_classifier_is_refused(other: Any) -> None:
     with pytest.raises(InputError, match=rf"victim is a {type(other).__name__}; .* PyTorchClassifier was expected"):
@@ -115,6 +162,52 @@ def test_clip_values_may_differ_from_channel_to_channel(x: Any) -> None:
     np.testing.assert_array_equal(check_images(x * high, classifier), x * high)
     with pytest.raises(InputError, match="inside the clip values"):
         check_images(x[:, ::-1].copy() * high[::-1], classifier)
+
+
+RANGES = [(0.0, 1.0), (0.0, 255.0), (-1024.0, 3071.0), (-1.0, 1.0)]
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_pixels_that_rounding_took_beyond_the_range_are_moved_into_it(low: float, high: float, x: Any) -> None:
+    classifier = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), clip_values=(low, high))
+    images = (low + (high - low) * x).astype(np.float32)
+    images[0, 0, 0] = low, high
+    beyond = images.copy()
+    beyond[0, 0, 0] = (
+        np.nextafter(np.float32(low), np.float32(-np.inf)),
+        np.nextafter(np.float32(high), np.float32(np.inf)),
+    )
+    kept = beyond.copy()
+    np.testing.assert_array_equal(check_images(beyond, classifier), images)
+    np.testing.assert_array_equal(beyond, kept)  # the caller's own stay
+
+
+@pytest.mark.parametrize(("low", "high"), RANGES)
+def test_a_range_is_told_in_digits_that_show_what_is_wrong(low: float, high: float, x: Any) -> None:
+    classifier = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), clip_values=(low, high))
+    images = (low + (high - low) * x).astype(np.float32)
+    images[0, 0, 0, 0] = high + 1e-5 * max(abs(low), high)
+    with pytest.raises(InputError) as refusal:
+        check_images(images, classifier)
+    (told,) = re.findall(r"to (\S+); values inside", str(refusal.value))
+    assert np.float32(told) == images.max() > high
+    assert float(told) > high
+
+
+def test_how_grey_levels_become_pixels_follows_the_clip_values(x: Any) -> None:
+    """What the message says, done: grey levels from 0 to 255 fill the range."""
+    grey = np.array([0, 255], np.uint8).repeat(6).reshape(1, 3, 2, 2)
+    for low, high in RANGES:
+        classifier = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), clip_values=(low, high))
+        with pytest.raises(InputError, match="x is uint8; float32 was expected") as refusal:
+            check_images(grey, classifier)
+        _, _, code = str(refusal.value).partition("expected: ")
+        if (low, high) == (-1024.0, 3071.0):  # no usual range: nobody knows which
+            assert not code
+            assert "inside the clip values [-1024, 3071]" in str(refusal.value)
+            continue
+        pixels = check_images(eval(code.splitlines()[0], {"np": np, "x": grey}), classifier)
+        assert (pixels.min(), pixels.max()) == (low, high)
 
 
 def changed(x: Any, value: float) -> Any:

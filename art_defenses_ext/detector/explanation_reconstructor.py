@@ -38,10 +38,12 @@ from art_defenses_ext.detector.reconstructors import (
     ClassAutoencoders,
     ClassGaussians,
     ConvolutionalAutoencoder,
+    make_reconstructors,
 )
 from art_defenses_ext.layout import channels_to_front, shape_with_channels_in_front
+from art_defenses_ext.memory import available_memory, in_words
 from art_defenses_ext.modes import Defence, find_defences, gradient_mode
-from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.pipeline import Pipeline, check_differentiable, check_runs, device_of
 from art_defenses_ext.provenance import Training
 from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled, rebuild
 from art_defenses_ext.surrogate import replaced
@@ -96,8 +98,9 @@ class ExplanationReconstructor(BinaryInputDetector):
         training: how it was fitted; None before ``fit``.
 
     Raises:
-        InputError: for an unknown option, a network that torch cannot differentiate twice, and for scores before
-            ``fit``.
+        InputError: for an unknown option, a classifier that does not give an image a logit for each of at least two
+            classes, a network that torch cannot differentiate twice, weights that do not fit into memory, and for
+            scores before ``fit``.
 
     >>> from art_defenses_ext import ExplanationReconstructor
     >>> detector = ExplanationReconstructor(classifier)
@@ -129,6 +132,8 @@ class ExplanationReconstructor(BinaryInputDetector):
         self.false_positive_rate = false_positive_rate
         self.training: Training | None = None
         self._check_params()
+        check_runs(check_differentiable(classifier))
+        self._check_memory(1)
         self.network = self._new_network()
         self._check_second_derivative()
         super().__init__(self._as_classifier())
@@ -175,6 +180,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         x = check_images(x, self.classifier)
         _check_benign(y, len(x))
         validation_split = check_inner_share("validation_split", validation_split)
+        self._check_memory(TRAINING_COPIES)
         nb_classes = self.classifier.nb_classes
         settings = Settings(nb_epochs, batch_size * nb_classes, learning_rate, seed=seed)
         path = None if checkpoint is None else check_target("checkpoint", checkpoint)
@@ -197,7 +203,7 @@ class ExplanationReconstructor(BinaryInputDetector):
                 for some, of in zip(scaled[held_out].split(AT_ONCE), classes[held_out].split(AT_ONCE), strict=True)
             ]
         network.keep(torch.cat(errors), classes[held_out], self.false_positive_rate)
-        self.network.load(network.state_dict())
+        self.network.take(network)
         plan = vars(settings) if history else {"seed": settings.seed}  # a Gaussian is not trained
         plan = plan | {"images": int((~held_out).sum()), "validation_split": validation_split}
         self.training = Training(plan, [(sum(one.training.values()), None) for one in history])
@@ -338,7 +344,45 @@ class ExplanationReconstructor(BinaryInputDetector):
             ) from error
         return detector
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of what the reconstructors learn; while they are trained ``fit`` takes four times as many.
+
+        For the dense ones 4 K (2 d h + d + h) with K classes, d pixels of all maps and h hidden units.
+        """
+        return self._bytes_of(self.reconstructor)
+
     # Inside
+
+    def _bytes_of(self, reconstructor: str) -> int:
+        """What the weights of a kind of reconstructor take, with none of them made."""
+        count, (height, width) = len(self._explanations), shape_with_channels_in_front(self.classifier)[1:]
+        options = self.classifier.nb_classes, (count, height, width), self.hidden
+        with torch.device("meta"):
+            made = make_reconstructors(reconstructor, *options)
+        return sum(tensor.nbytes for tensor in made.state_dict().values())
+
+    def _check_memory(self, copies: int) -> None:
+        """Refuse weights of which so many copies do not fit into the memory of the classifier's device.
+
+        Raises:
+            InputError: where less memory is available than they take.
+        """
+        device = device_of(self.classifier)
+        weights, available = self.weight_bytes, available_memory(device)
+        if available is None or copies * weights <= available:
+            return
+        doing = "" if copies == 1 else f", and {in_words(copies * weights)} while they are trained"
+        others = [
+            f"reconstructor={kind!r}, which takes {in_words(self._bytes_of(kind))}"
+            for kind in RECONSTRUCTORS
+            if kind != self.reconstructor and copies * self._bytes_of(kind) <= available
+        ]
+        raise InputError(
+            f"reconstructor is {self.reconstructor!r}, whose weights for {self.classifier.nb_classes} classes take "
+            f"{in_words(weights)}{doing}, of {in_words(available)} available on {device}; "
+            f"{' or '.join(others) or 'a smaller hidden'} was expected"
+        )
 
     @property
     def _explanations(self) -> list[str]:
@@ -352,7 +396,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         self.__dict__.update(state)
         # ART's copies of a classifier have a module of their own around its parameters, and choose their device.
         self.network.look_into(_pipeline(self.classifier))
-        self.network.to(_device(self.classifier))
+        self.network.to(device_of(self.classifier))
         self.detector = self._as_classifier()
 
     def _new_network(self) -> DetectorNetwork:
@@ -360,7 +404,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         shape, names = shape_with_channels_in_front(classifier), list(self._explanations)
         options = self.scaling, self.score, self.hidden, self.reconstructor
         network = DetectorNetwork(_pipeline(classifier), classifier.nb_classes, shape, names, *options)
-        return network.to(_device(classifier)).requires_grad_(False).eval()
+        return network.to(device_of(classifier)).requires_grad_(False).eval()
 
     def _check_second_derivative(self) -> None:
         """Refuse a network whose explanation has no derivative: tried on two images of noise."""
@@ -429,6 +473,9 @@ class ExplanationReconstructor(BinaryInputDetector):
         self.false_positive_rate = check_inner_share("false_positive_rate", self.false_positive_rate)
 
 
+TRAINING_COPIES = 4
+"""Of the weights, while they are trained: themselves, their gradients and Adam's two moments."""
+
 AT_ONCE = 128
 """Images explained at a time in ``fit``."""
 
@@ -453,6 +500,7 @@ class DetectorNetwork(nn.Module, Defence):
     high: Tensor
     held_out_scores: Tensor
     held_out_classes: Tensor
+    reconstructors: ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians
 
     def __init__(
         self,
@@ -475,7 +523,7 @@ class DetectorNetwork(nn.Module, Defence):
         self.register_buffer("high", torch.ones(len(explanations), 1, 1))
         self.register_buffer("held_out_scores", torch.zeros(0))
         self.register_buffer("held_out_classes", torch.zeros(0, dtype=torch.long))
-        self.reconstructors = self.new_reconstructors(seed=0)
+        self.add_module("reconstructors", None)  # which may be large: made by fit and load
 
     def forward(self, x: Tensor) -> Tensor:
         scores, classes = self.scores(x)
@@ -553,13 +601,9 @@ class DetectorNetwork(nn.Module, Defence):
     def new_reconstructors(self, seed: int) -> ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians:
         """Autoencoders with the random weights of ``seed``, or Gaussians."""
         count, (height, width) = len(self.explanations), self.image_shape[1:]
-        if self.reconstructor == "statistics":
-            return ClassGaussians(self.nb_classes, 2 * count)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            if self.reconstructor == "convolutional":
-                return ConvolutionalAutoencoder(self.nb_classes, (count, height, width), self.hidden)
-            return ClassAutoencoders(self.nb_classes, count * height * width, self.hidden)
+            return make_reconstructors(self.reconstructor, self.nb_classes, (count, height, width), self.hidden)
 
     def calibrate(self, maps: Tensor) -> None:
         """Set what ``"benign"`` scales by, from unscaled maps (N, M, H, W) of benign images."""
@@ -598,8 +642,15 @@ class DetectorNetwork(nn.Module, Defence):
             found.append(mine[max(place, 1) - 1])
         self.thresholds.copy_(torch.stack(found))  # all at once, so that nothing has changed where one is refused
 
+    def take(self, fitted: DetectorNetwork) -> None:
+        """Take what another one of the same options has learnt; nothing is copied."""
+        for name, buffer in fitted.named_buffers(recurse=False):
+            setattr(self, name, buffer)
+        self.reconstructors = fitted.reconstructors.requires_grad_(False).eval()
+
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what ``state_dict`` gave."""
+        self.reconstructors = self.new_reconstructors(seed=0).to(self.device).requires_grad_(False).eval()
         for name in ("held_out_scores", "held_out_classes"):
             setattr(self, name, torch.empty_like(tensors[name], device=self.device))
         self.load_state_dict(tensors)
@@ -745,8 +796,3 @@ def _made_for(classifier: PyTorchClassifier) -> list[Any]:
 
 def _pipeline(classifier: PyTorchClassifier) -> Pipeline:
     return Pipeline(classifier, channels_in_front=True)
-
-
-def _device(classifier: PyTorchClassifier) -> torch.device:
-    device: torch.device = next((tensor.device for tensor in classifier.model.parameters()), classifier.device)
-    return device

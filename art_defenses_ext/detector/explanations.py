@@ -18,16 +18,29 @@ from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.layout import channels_to_front
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import evaluation_mode
+from art_defenses_ext.shares import as_shares, from_shares
 
 Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
 """(classifier, images (n, C, H, W), their predicted classes (n,), beta of the softplus that replaces each ReLU or None)
 -> attributions (n, C, H, W), differentiable."""
 
 
+class _OfShares(nn.Module):
+    """A classifier of pixels as shares of the clip range: explanations, noise and baselines mean the same in any."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, shares: Tensor) -> Tensor:
+        logits: Tensor = self.pipeline(from_shares(shares, self.pipeline.clip_values))
+        return logits
+
+
 def _by_gradient(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explanation:
     def explanation(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
         with softplus_for_relu(beta):
-            return explain(pipeline, x, classes)
+            return explain(_OfShares(pipeline), as_shares(x, pipeline.clip_values), classes)
 
     return explanation
 
@@ -67,11 +80,12 @@ SAMPLES = 10
 """Noisy copies of SmoothGrad, steps of integrated gradients. **Convention**: fewer than their papers', for speed."""
 
 SIGMA = 0.15
-"""Standard deviation of SmoothGrad's noise, in pixel values."""
+"""Standard deviation of SmoothGrad's noise, as a share of the clip range."""
 
 NOISE, DRAWS = 0.06, 8
-"""Of the surface around an image: standard deviation in pixel values, and how many points. **Convention**: twice the
-eps that the method was found wanting at; on CIFAR-10's validation images less tells less."""
+"""Of the surface around an image: standard deviation as a share of the clip range, and how many points.
+
+**Convention**: twice the eps that the method was found wanting at; on CIFAR-10's validation images less tells less."""
 
 TINY = 1e-12
 
@@ -120,9 +134,10 @@ def _answer_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float
     for every image.
     """
     drawn = torch.Generator().manual_seed(0)
+    network, x = _OfShares(pipeline), as_shares(x, pipeline.clip_values)
     with softplus_for_relu(beta):
-        clean = pipeline(x)
-        noisy = [pipeline(x + NOISE * torch.randn(1, *x.shape[1:], generator=drawn).to(x)) for _ in range(DRAWS)]
+        clean = network(x)
+        noisy = [network(x + NOISE * torch.randn(1, *x.shape[1:], generator=drawn).to(x)) for _ in range(DRAWS)]
     change = torch.stack(noisy).mean(dim=0) - clean  # (n, K)
     own = change.gather(1, classes[:, None])
     others = (change - own).scatter(1, classes[:, None], -torch.inf).amax(dim=1)

@@ -147,3 +147,14 @@ class ClassGaussians(nn.Module):
         """What is left of points (n, d) after their class's mean, in its standard deviations: white if benign."""
         left: Tensor = (self.whitening[classes] @ (points - self.mean[classes])[:, :, None]).squeeze(2)
         return left
+
+
+def make_reconstructors(
+    kind: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int
+) -> ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians:
+    """New ones for maps of ``map_shape`` (M, H, W): ``"autoencoder"``, ``"convolutional"`` or ``"statistics"``."""
+    if kind == "statistics":
+        return ClassGaussians(nb_classes, 2 * map_shape[0])
+    if kind == "convolutional":
+        return ConvolutionalAutoencoder(nb_classes, map_shape, hidden)
+    return ClassAutoencoders(nb_classes, math.prod(map_shape), hidden)

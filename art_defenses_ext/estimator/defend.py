@@ -2,37 +2,50 @@
 
 from __future__ import annotations
 
+import torch
 from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.estimator.rejecting import RejectingNetwork
-from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.modes import Defence
+from art_defenses_ext.pipeline import (
+    Pipeline,
+    check_keeps_batch,
+    check_torch_preprocessing,
+    device_of,
+    probes,
+    runs,
+    unmoved_generators,
+)
 from art_defenses_ext.rebuild import rebuild, record_undefended
-from art_defenses_ext.validation import InputError, check_classifier
+from art_defenses_ext.surrogate import Surrogate
+from art_defenses_ext.validation import InputError, check_classifier, one_line
 
 
 def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -> PyTorchClassifier:
     """A new classifier with ``preprocessors`` after those that ``classifier`` already has.
 
     The mean/std preprocessing runs last, as always in ART. The model is shared and every constructor argument is
-    carried over; ``classifier`` itself is recorded as the undefended one.
+    carried over; ``classifier`` itself is recorded as the undefended one, unless it takes no images of its
+    ``input_shape`` by itself, such as one behind a resize.
 
     Args:
         classifier: a classifier whose preprocessing runs in torch.
         *preprocessors: torch preprocessors in the order in which images meet them; at least one.
 
     Raises:
-        InputError: for no preprocessor, or one that is not a ``PreprocessorPyTorch``: ART cannot mix numpy with
-            torch preprocessing, and no gradient would pass.
+        InputError: for no preprocessor, or one that is not a ``PreprocessorPyTorch``, here or in ``classifier``: ART
+            cannot mix numpy with torch preprocessing, and no gradient would pass; or for one that does not make as
+            many images as it is given.
 
     >>> from art_defenses_ext import HeatAndBlur, defend
     >>> defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
     >>> defended.model is classifier.model, len(defended.preprocessing_defences)
     (True, 1)
     """
-    check_classifier(classifier)
+    check_torch_preprocessing(check_classifier(classifier))
     if not preprocessors:
         raise InputError("defend was given no preprocessor; at least one was expected")
     for preprocessor in preprocessors:
@@ -40,7 +53,35 @@ def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -
             raise InputError(f"preprocessor {type(preprocessor).__name__}: an ART PreprocessorPyTorch was expected")
     earlier = classifier.preprocessing_defences or []
     defended = rebuild(classifier, preprocessing_defences=[*earlier, *preprocessors])
-    return record_undefended(defended, classifier)
+    resizes = _check_batches(defended)
+    return defended if resizes and not runs(classifier) else record_undefended(defended, classifier)
+
+
+def _check_batches(classifier: PyTorchClassifier) -> bool:
+    """Refuse preprocessors of other people that do not keep the number of images; two are passed through them.
+
+    Returns:
+        Whether one of them changes the images' shape.
+    """
+    images = x = torch.tensor(probes(classifier), device=device_of(classifier))
+    for preprocessor in classifier.preprocessing_defences:
+        name = f"preprocessor {type(preprocessor).__name__}"
+        if not preprocessor.apply_predict or (
+            isinstance(preprocessor, Defence) and not isinstance(preprocessor, Surrogate)
+        ):
+            continue  # a defence of ours keeps the images' shape, and may not be trained yet
+        try:
+            with unmoved_generators(), torch.no_grad():
+                restored = preprocessor.forward(x)[0]
+        except InputError:
+            raise
+        except Exception as error:  # it may check its input in any way
+            raise InputError(
+                f"{name} cannot take images {tuple(x.shape)} ({one_line(error)}); one for images of the classifier's "
+                "input_shape was expected"
+            ) from error
+        x = check_keeps_batch(restored, x, name)
+    return x.shape != images.shape
 
 
 def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | None = None) -> nn.Module:

@@ -18,8 +18,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.pipeline import Pipeline, check_differentiable
-from art_defenses_ext.rebuild import as_model_input, rebuild, record_undefended
+from art_defenses_ext.rebuild import as_model_input, rebuild, record_undefended, without_training
 from art_defenses_ext.validation import InputError
+
+NOT_TRAINED = (
+    "a classifier that rejects cannot be trained, since its detector was fitted for the network as it is; the "
+    "classifier trained first, and then a detector fitted for it, was expected"
+)
 
 
 class RejectingNetwork(nn.Module):
@@ -75,7 +80,8 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
 
     Returns:
         A plain ``PyTorchClassifier`` with ``nb_classes`` + 1 outputs that shares the model and preprocesses nothing
-        outside its network.
+        outside its network. Its optimizer, if ``classifier`` has one, refuses to train: the detector's thresholds were
+        set for the network as it is.
 
     Raises:
         InputError: as :class:`RejectingNetwork`.
@@ -90,7 +96,7 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
         classifier,
         model=RejectingNetwork(classifier, detector).eval(),
         nb_classes=classifier.nb_classes + 1,
-        optimizer=None,
+        optimizer=without_training(classifier, NOT_TRAINED),
         preprocessing_defences=None,
         preprocessing=(0.0, 1.0),
     )

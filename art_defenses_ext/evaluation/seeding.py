@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from art_defenses_ext.pipeline import unmoved_generators
+
 
 def derived_seed(seed: int, purpose: str, block: int) -> int:
     """A seed for one purpose, such as an attack, on one block."""
@@ -20,13 +22,8 @@ def derived_seed(seed: int, purpose: str, block: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators that ART's attacks and random defences draw from, and restore them on exit."""
-    state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what ART uses)
-    try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named, or torch warns of several
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)  # noqa: NPY002 (it takes no more)
-            random.seed(seed)
-            yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
-        random.setstate(python_state)
+    with unmoved_generators():
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002 (it takes no more)
+        random.seed(seed)
+        yield

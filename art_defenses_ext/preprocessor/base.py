@@ -24,6 +24,7 @@ from art_defenses_ext.attribution.first_layer import Normalisation, normalisatio
 from art_defenses_ext.checkpoint import check_kinds, load_checkpoint, save_checkpoint
 from art_defenses_ext.layout import channels_to_back, channels_to_front, shape_with_channels_in_front
 from art_defenses_ext.modes import Defence
+from art_defenses_ext.pipeline import check_runs
 from art_defenses_ext.rebuild import HALVES, model_dtype
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_classifier, check_count, check_flag, may_look
@@ -91,7 +92,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             **options: the defence's own.
 
         Raises:
-            InputError: for a classifier without clip values, or with preprocessing other than mean and deviation.
+            InputError: for a classifier without clip values, or with preprocessing other than mean and deviation, or
+                whose network gives no logits (N, nb_classes).
         """
         return cls(**_taken_from(classifier), **options)
 
@@ -411,6 +413,7 @@ def _taken_from(classifier: PyTorchClassifier) -> dict[str, Any]:
     preprocessing = classifier.preprocessing
     if not (preprocessing is None or isinstance(preprocessing, StandardisationMeanStdPyTorch)):
         raise InputError(f"classifier has the preprocessing {type(preprocessing).__name__}; mean and std were expected")
+    check_runs(classifier)
     mean, std = (0.0, 1.0) if preprocessing is None else (preprocessing.mean, preprocessing.std)
     return {
         "model": classifier.model,

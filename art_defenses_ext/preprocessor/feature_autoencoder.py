@@ -25,6 +25,7 @@ from torch.nn import functional
 from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.shares import as_shares
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.validation import InputError, check_choice, check_count
 
@@ -94,12 +95,12 @@ class FeatureAutoencoder(TrainedRestorer):
         return replaced(smooth, exact)
 
     def _answer(self, x: Tensor) -> Tensor:
+        shares = as_shares(x, self.clip_values)
         if self.architecture == "unet":
-            return x + self._run(x)
+            return shares + self._run(shares)
         if x.shape[1:] != (1, 28, 28):
             raise InputError(f"x has images {tuple(x.shape[1:])}; (1, 28, 28) was expected by architecture 'paper'")
-        low, high = self.clip_values
-        return low + (high - low) / 2 * (1 + self._run(2 * (x - low) / (high - low) - 1))
+        return (1 + self._run(2 * shares - 1)) / 2
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from art_defenses_ext.features import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
 from art_defenses_ext.rebuild import as_model_input, at_least_float32
+from art_defenses_ext.shares import as_shares
 from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_choice, check_number
 
@@ -30,7 +31,7 @@ class RestorationLoss:
 
     Attributes:
         pixel: ``"l1"`` or ``"l2"`` (squares): how pixels are compared.
-        pixel_weight: of that, averaged over pixels.
+        pixel_weight: of that, averaged over pixels, whose differences are shares of the clip range.
         feature_weight: of the comparison of feature maps.
         class_weight: of the cross-entropy that the classifier gives the restored image with its label.
         network: whose feature maps: the ``"classifier"`` behind the restorer, ``"vgg16"`` (torchvision's, trained on
@@ -90,8 +91,9 @@ class RestorationLoss:
         else:
             features = VGG16Features() if self.network == "vgg16" else self.network  # type: ignore[assignment]
             device = next((tensor.device for tensor in classifier.parameters()), torch.device("cpu"))
-            low, width = (clip_values[0], clip_values[1] - clip_values[0]) if self.network == "vgg16" else (0.0, 1.0)
-            features, prepare = features.to(device), lambda x: as_model_input((x - low) / width, features)
+            in_shares = self.network == "vgg16"
+            features = features.to(device)
+            prepare = lambda x: as_model_input(as_shares(x, clip_values) if in_shares else x, features)  # noqa: E731
         taps = tuple(self.taps or ()) if self.feature_weight else ()
         if self.feature_weight and not taps:
             taps = VGG16_TAPS if self.network == "vgg16" else usual_taps(features)
@@ -100,7 +102,8 @@ class RestorationLoss:
             found: dict[str, Tensor] = {}
             if self.pixel_weight:
                 compare = functional.l1_loss if self.pixel == "l1" else functional.mse_loss
-                found["pixels"] = self.pixel_weight * compare(restored, clean)
+                pixels = compare(as_shares(restored, clip_values), as_shares(clean, clip_values))
+                found["pixels"] = self.pixel_weight * pixels
             logits = None
             if taps:
                 maps, output = feature_maps(features, prepare(restored), taps)

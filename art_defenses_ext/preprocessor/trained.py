@@ -28,6 +28,7 @@ from art_defenses_ext.rebuild import (
     gradients_enabled,
     model_dtype,
 )
+from art_defenses_ext.shares import from_shares
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
@@ -39,13 +40,19 @@ from art_defenses_ext.validation import (
     check_flag,
     check_labels,
     check_number,
+    check_outputs,
     check_share,
     check_target,
+    into_clip_values,
 )
 
 
 class TrainedRestorer(RestoringPreprocessor):
     """A restorer that is trained, with a network of its own.
+
+    Whatever the clip range, the network sees and gives pixels as shares of it, from 0 to 1, and what it is trained on
+    and by (``eps``, noise, differences of pixels) is measured in shares too: images in [0, 255] make the restorer that
+    the same images in [0, 1] make.
 
     Beyond the clip range what it restores goes on with the slope ``leak``. **Departure**: clipped (``leak=0``), a pixel
     would pass no gradient, which misleads an attacker, and a restorer that is trained on the attacker's examples learns
@@ -120,7 +127,8 @@ class TrainedRestorer(RestoringPreprocessor):
         Args:
             x: clean images (N, C, H, W), float32, in the clip range; (N, H, W, C) without ``channels_first``.
             y: class indices (N,) or one-hot rows (N, K); None for the classifier's own predictions.
-            eps: size of the perturbations to train on, in pixel values.
+            eps: size of the perturbations to train on, as a share of the clip range, up to 1: 8/255 for images in
+                [0, 1] and in [0, 255] alike.
             inputs: kinds of training images, names out of ``training_inputs.INPUTS`` or functions; by default the
                 method's own, and where ``adversarial`` clean ones and those made end to end.
             loss: what to minimise; by default the method's own, and where ``adversarial`` the cross-entropy of the
@@ -212,10 +220,10 @@ class TrainedRestorer(RestoringPreprocessor):
         return super().forward(x, y)
 
     def restore(self, x: Tensor) -> Tensor:
-        return self._bent(self._proposed(x, "exact"))
+        return self._in_range(self._proposed(x, "exact"))
 
     def restore_with(self, x: Tensor, mode: str) -> Tensor:
-        return super().restore_with(x, mode) if mode == "identity" else self._bent(self._proposed(x, mode))
+        return super().restore_with(x, mode) if mode == "identity" else self._in_range(self._proposed(x, mode))
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The restored images, clipped."""
@@ -229,7 +237,9 @@ class TrainedRestorer(RestoringPreprocessor):
 
     @abstractmethod
     def _proposed(self, x: Tensor, mode: str) -> Tensor:
-        """Restored images (n, C, H, W) with the backward pass ``mode``, before they are bent into the clip range.
+        """Restored images with the backward pass ``mode``, before they are bent into the clip range.
+
+        ``x`` (n, C, H, W) is in the clip range; what comes out is in shares of it.
 
         ``"frozen"`` holds constant what the classifier has told of ``x``: exact for the network's own parameters.
         """
@@ -307,9 +317,10 @@ class TrainedRestorer(RestoringPreprocessor):
         result: Tensor = self.network(*(as_model_input(one, self.network) for one in x))
         return result.to(x[0].dtype)
 
-    def _bent(self, x: Tensor) -> Tensor:
-        inside = x.clamp(*self.clip_values)
-        return inside if self.leak == 0 else inside + self.leak * (x - inside)
+    def _in_range(self, shares: Tensor) -> Tensor:
+        """Pixels from shares of the clip range, those beyond it bent back."""
+        inside = shares.clamp(0, 1)
+        return from_shares(inside if self.leak == 0 else inside + self.leak * (shares - inside), self.clip_values)
 
     def _logits(self, x: Tensor) -> Tensor:
         logits: Tensor = self.model(as_model_input(self._normalised(x), self.model))
@@ -362,11 +373,7 @@ class TrainedRestorer(RestoringPreprocessor):
         if x.ndim != 4 or x.shape[1 if self.channels_first else 3] != self.channels or len(x) == 0:
             axes = f"{self.channels}, H, W" if self.channels_first else f"H, W, {self.channels}"
             raise InputError(f"x has shape {x.shape}; (N, {axes}) with N > 0 was expected")
-        low, high = self.clip_values
-        if not (x.min() >= low and x.max() <= high):  # written so that NaN fails too
-            raise InputError(
-                f"x ranges from {x.min():g} to {x.max():g}; values inside [{low:g}, {high:g}] were expected"
-            )
+        x = into_clip_values(x, self.clip_values)
         if np.ptp(x.reshape(len(x), -1), axis=1).max() == 0:
             raise InputError("x holds images of a single value each; images with something on them were expected")
         images = torch.from_numpy(np.ascontiguousarray(x if self.channels_first else x.transpose(0, 3, 1, 2)))
@@ -377,6 +384,7 @@ class TrainedRestorer(RestoringPreprocessor):
                 f"x has images of shape {x.shape[1:]}, which the {type(self.model).__name__} cannot take "
                 f"({' '.join(str(error).split())}); images of the shape that it was made for were expected"
             ) from error
+        check_outputs(logits, 1, argument="model")
         if y is None:
             labels = self._all_logits(images, batch_size).argmax(dim=1).numpy()
         else:

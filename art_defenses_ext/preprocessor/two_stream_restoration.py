@@ -28,6 +28,7 @@ from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.shares import as_shares
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.training import Objective
 from art_defenses_ext.validation import InputError, check_choice, check_count
@@ -178,7 +179,8 @@ class TwoStreamRestoration(TrainedRestorer):
             found = self._smooth_map(x)
         else:
             found = self._map(x)
-        return x + self._run(x, found)
+        shares = as_shares(x, self.clip_values)
+        return shares + self._run(shares, found)
 
     def _map(self, x: Tensor, classes: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Gradient Map Estimation; ``classes``: from logits (N, K) to the classes (N, k) that count."""

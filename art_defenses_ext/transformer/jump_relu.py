@@ -26,8 +26,16 @@ from torch.nn import functional as F
 from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
 from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.modes import Defence
+from art_defenses_ext.pipeline import check_runs, network_input
 from art_defenses_ext.provenance import Tuning
-from art_defenses_ext.rebuild import as_model_input, gradients_enabled, model_dtype, rebuild, record_undefended
+from art_defenses_ext.rebuild import (
+    as_model_input,
+    gradients_enabled,
+    model_dtype,
+    rebuild,
+    record_undefended,
+    without_training,
+)
 from art_defenses_ext.validation import (
     InputError,
     check_classifier,
@@ -39,6 +47,11 @@ from art_defenses_ext.validation import (
 )
 
 Jump = float | Sequence[float]
+
+NOT_TRAINED = (
+    "the JumpReLU network shares its parameters with the undefended one and cannot be trained; "
+    "JumpReLU(classifier, copy=True) was expected"
+)
 
 
 def jump_relu(z: Tensor, jump: float, gradient_mode: str = "exact", width: float | None = None) -> Tensor:
@@ -169,10 +182,7 @@ class JumpReLUNetwork(nn.Module, Defence):
             InputError: for training mode while the parameters are shared with the undefended network.
         """
         if mode and self.shared:
-            raise InputError(
-                "the JumpReLU network shares its parameters with the undefended one and cannot be trained; "
-                "JumpReLU(classifier, copy=True) was expected"
-            )
+            raise InputError(NOT_TRAINED)
         super().train(mode)
         return self
 
@@ -217,7 +227,8 @@ class JumpReLU(Transformer):
         copy: give the transformed classifier parameters of its own, so that it can be trained.
 
     Raises:
-        InputError: for a jump below zero or not finite, a network without a ReLU, or one that hides them.
+        InputError: for a jump below zero or not finite, a network without a ReLU, one that hides them, or one that
+            does not give an image a logit for each of at least two classes.
 
     Source: arXiv:1904.03750; the equation in the authors' code is z * H(z - kappa).
 
@@ -247,8 +258,9 @@ class JumpReLU(Transformer):
     ) -> PyTorchClassifier:
         """The classifier with the jump in its network.
 
-        Mean/std, clip values, loss, other defences, optimizer and device are carried over. Its modules are separate
-        objects; its parameters and buffers are the original's own unless ``copy`` was asked for.
+        Mean/std, clip values, loss, other defences and device are carried over. Its modules are separate objects; its
+        parameters and buffers are the original's own, and its optimizer refuses to train them, unless ``copy`` was
+        asked for: then it has parameters and an optimizer of its own.
 
         Args:
             x: unused, as the jump needs no data; ART's transformers take it.
@@ -257,18 +269,19 @@ class JumpReLU(Transformer):
         classifier = self.classifier
         if transformed_classifier is not None:
             classifier = check_classifier(transformed_classifier, "transformed_classifier")
+        optimizer = classifier.optimizer if self.copy else without_training(classifier, NOT_TRAINED)
         # One copy of both, so that the optimizer's copy holds the network's copied parameters.
-        network, optimizer = _copied((classifier.model, classifier.optimizer), self._kept(classifier))
+        network, optimizer = _copied((classifier.model, optimizer), self._kept(classifier))
         network = JumpReLUNetwork(network, self.jump, _relus_of(classifier), self.width, shared=not self.copy)
         if self._tuned is not None and self._tuned == self.jump and classifier is self.classifier:
             network.tuning = Tuning("jump", self._tuned, [(point.jump, point.accuracy) for point in self.curve])
         return record_undefended(rebuild(classifier, model=network.eval(), optimizer=optimizer), classifier)
 
     def _kept(self, classifier: PyTorchClassifier) -> dict[int, Any]:
-        """What deepcopy shall take as it is: all tensors and the optimizer, unless a full copy was asked for."""
+        """What deepcopy shall take as it is: all tensors, unless a full copy was asked for."""
         if self.copy:
             return {}
-        shared = [*classifier.model.parameters(), *classifier.model.buffers(), classifier.optimizer]
+        shared = [*classifier.model.parameters(), *classifier.model.buffers()]
         return {id(one): one for one in shared}
 
     @gradients_enabled()
@@ -412,8 +425,14 @@ def _relus_of(classifier: PyTorchClassifier) -> int:
     """ReLU calls in one evaluation pass of the classifier's network, found by a pass on an empty image."""
     check_replaceable(classifier.model)
     probe = _copied(classifier.model, {id(p): p for p in classifier.model.parameters()}).eval()
-    image = torch.zeros(1, *classifier.input_shape, device=classifier.device, dtype=model_dtype(probe))
-    nb_relus = count_relus(probe, image)
+    try:
+        nb_relus = count_relus(probe, network_input(classifier).to(model_dtype(probe)))
+    except InputError:
+        raise
+    except Exception:
+        check_runs(classifier)  # which says what the network cannot take
+        raise
+    check_runs(classifier)  # after a copy was made: the pass that this takes may hide what cannot be copied
     if nb_relus == 0:
         raise InputError(f"the model {type(classifier.model).__name__} calls no ReLU; at least one was expected")
     return nb_relus

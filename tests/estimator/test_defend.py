@@ -194,6 +194,13 @@ def test_what_no_gradient_passes_is_refused(preprocessors: tuple[Any, ...], said
         defend(wrap(), *preprocessors)
 
 
+def test_torch_preprocessors_are_not_put_behind_numpy_s() -> None:
+    """ART mixes neither: the defended classifier could not predict."""
+    classifier = wrap(preprocessing_defences=FeatureSqueezing(clip_values=(0, 1)))
+    with pytest.raises(InputError, match="has the preprocessor FeatureSqueezing, which works on numpy arrays"):
+        defend(classifier, Affine(2, 1))
+
+
 def test_a_classifier_that_art_would_misread_is_refused() -> None:
     classifier = wrap(OwnForward(nn.Flatten(), nn.Linear(60, NB_CLASSES)))
     with pytest.raises(InputError, match="OwnForward"):

@@ -13,6 +13,7 @@ import torch
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
 from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.preprocessor import FeatureSqueezing
+from art.defences.trainer import AdversarialTrainerFBFPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 from hypothesis import given
@@ -74,6 +75,21 @@ def detector() -> BinaryInputDetector:
 
 def images(count: int = 40, seed: int = 0) -> FloatArray:
     return np.random.default_rng(seed).random((count, *SHAPE), dtype=np.float32)
+
+
+@pytest.mark.parametrize("kind", ["fit", "FBF"])
+def test_it_cannot_be_trained_under_its_detector(kind: str, detector: BinaryInputDetector) -> None:
+    """The detector was made for the network as it is."""
+    model = network(NB_CLASSES, seed=0)
+    classifier = wrap(model, optimizer=torch.optim.SGD(model.parameters(), lr=1.0))
+    before = copy.deepcopy(model.state_dict())
+    whole = rejecting(classifier, detector)
+    x, y = images(), np.eye(NB_CLASSES + 1, dtype=np.float32)[np.arange(40) % NB_CLASSES]
+    trained = whole if kind == "fit" else AdversarialTrainerFBFPyTorch(whole, eps=0.1)
+    with pytest.raises(InputError, match="a classifier that rejects cannot be trained"):
+        trained.fit(x, y, nb_epochs=1)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+    assert rejecting(wrap(model), detector).optimizer is None  # as the classifier's own
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,215 @@
+"""Nothing that is learnt or measured depends on the units of the pixels: [0, 1], [0, 255] or a scanner's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext import (
+    ExplanationReconstructor,
+    FeatureAutoencoder,
+    HeatAndBlur,
+    JumpReLU,
+    Linf,
+    RestorationLoss,
+    TwoStreamRestoration,
+    defend,
+    evaluate,
+)
+from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import PAPERS
+from art_defenses_ext.models import MODELS
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
+from art_defenses_ext.training_inputs import GaussianNoise, Networks, SignedGradient
+from art_defenses_ext.validation import InputError
+
+RANGES = {"[0, 256]": (0.0, 256.0), "[0, 255]": (0.0, 255.0), "CT": (-1024.0, 3071.0)}
+"""In the first one float32 computes as in [0, 1] to the last bit: a power of two moves the exponents alone."""
+
+TOLERANCE = {"[0, 256]": 0.0, "[0, 255]": 1e-4, "CT": 1e-4}
+"""Shares of the range; a loss or noise in pixel values leaves .03 to .16."""
+
+EVERY = ["clean", "noise", "fgsm", "ffgsm", "mim", "end_to_end"]
+
+INPUTS = {"[0, 256]": EVERY, "[0, 255]": ["clean", "noise"], "CT": ["clean", "noise"]}
+"""Attacks step along signs: where rounding differs, a gradient of almost zero has another one, and training goes on
+from there. So they are compared where it does not differ."""
+
+KINDS: dict[str, Callable[[PyTorchClassifier], TrainedRestorer]] = {
+    "autoencoder": lambda classifier: FeatureAutoencoder.for_classifier(classifier, width=4),
+    "two-stream": lambda classifier: TwoStreamRestoration.for_classifier(classifier, width=4, blocks=1),
+    "leaking": lambda classifier: FeatureAutoencoder.for_classifier(classifier, width=4, leak=0.7),
+}
+LOSSES = {
+    "l1": RestorationLoss(feature_weight=1.0, class_weight=0.1),
+    "l2": RestorationLoss(pixel="l2", pixel_weight=3.0, class_weight=0.1),
+}
+
+
+class Unit:
+    """A range of pixel values: the digits and their classifier in it."""
+
+    def __init__(self, model: nn.Module, low: float, high: float) -> None:
+        spec, self.low, self.width = MODELS["digits_cnn"], low, high - low
+        self.classifier = PyTorchClassifier(
+            model,
+            nn.CrossEntropyLoss(),
+            spec.input_shape,
+            spec.nb_classes,
+            clip_values=(low, high),
+            preprocessing=(low + self.width * np.array(spec.mean), self.width * np.array(spec.std)),
+            device_type="cpu",
+        )
+
+    def pixels(self, x: FloatArray) -> FloatArray:
+        """Images of [0, 1] in this range."""
+        return (self.low + self.width * x.astype(np.float64)).astype(np.float32)
+
+    def shares(self, pixels: Any) -> Any:
+        """Back, in float64."""
+        return (np.asarray(pixels, dtype=np.float64) - self.low) / self.width
+
+
+@pytest.fixture(scope="module")
+def plain(digits_classifier: PyTorchClassifier) -> Unit:
+    return Unit(digits_classifier.model, 0.0, 1.0)
+
+
+@pytest.fixture(scope="module", params=RANGES)
+def name(request: pytest.FixtureRequest) -> str:
+    chosen: str = request.param
+    return chosen
+
+
+@pytest.fixture(scope="module")
+def other(name: str, digits_classifier: PyTorchClassifier) -> Unit:
+    return Unit(digits_classifier.model, *RANGES[name])
+
+
+@pytest.fixture
+def noisy(digits: Dataset) -> FloatArray:
+    x = digits.test.x[:40]
+    drawn = np.random.default_rng(0).normal(scale=0.1, size=x.shape)
+    noisy: FloatArray = np.clip(x + drawn, 0, 1).astype(np.float32)
+    return noisy
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_fit_makes_the_same_restorer(
+    kind: str, loss: str, name: str, plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
+) -> None:
+    restored, losses, tolerance = [], [], TOLERANCE[name]
+    for unit in (plain, other):
+        restorer = KINDS[kind](unit.classifier)
+        restorer.fit(
+            unit.pixels(digits.train.x[:120]),
+            digits.train.y[:120],
+            eps=0.1,
+            loss=LOSSES[loss],
+            inputs=INPUTS[name],
+            nb_epochs=2,
+            batch_size=20,
+            learning_rate=5e-3,
+            progress=False,
+        )
+        restored.append(unit.shares(restorer(unit.pixels(noisy))[0]))
+        losses.append([[*epoch.training.values(), *epoch.validation.values()] for epoch in restorer.history])
+    assert np.abs(restored[0] - noisy).max() > 1e-3  # something was learnt
+    np.testing.assert_allclose(restored[1], restored[0], atol=tolerance, rtol=0)
+    np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
+
+
+@pytest.mark.parametrize("defence", ["heat and blur", "heat alone", "gain", "jump_relu"])
+def test_a_defence_without_training_does_the_same(
+    defence: str, plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
+) -> None:
+    def defended(unit: Unit) -> Any:
+        if defence == "jump_relu":
+            face = JumpReLU(unit.classifier)
+            face.fit(unit.pixels(digits.train.x[:200]), digits.train.y[:200])
+            return [face.jump, *(point.accuracy for point in face.curve)], face().predict(unit.pixels(noisy))
+        options = {"heat and blur": {}, "heat alone": {"mix": "heat"}, "gain": {"mix": "gain"}}[defence]
+        preprocessor = HeatAndBlur.for_classifier(unit.classifier, **options)
+        restored = unit.shares(preprocessor(unit.pixels(noisy))[0])
+        return restored, defend(unit.classifier, preprocessor).predict(unit.pixels(noisy))
+
+    (first, logits), (second, others) = defended(plain), defended(other)
+    np.testing.assert_allclose(second, first, atol=1e-5)
+    np.testing.assert_allclose(others, logits, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"explanation": ["smooth_grad", "gradient_x_input", "integrated_gradients"], "scaling": "benign"},
+        {"explanation": "relevance", "reconstructor": "convolutional", "scaling": "benign"},
+        {"explanation": ["input_gradient", "noise_response"], "reconstructor": "statistics"},
+    ],
+    ids=["default", "gradients", "relevance", "statistics"],
+)
+def test_a_detector_gives_the_same_scores(
+    options: dict[str, Any], plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
+) -> None:
+    scores = []
+    for unit in (plain, other):
+        detector = ExplanationReconstructor(unit.classifier, hidden=8, **options)
+        detector.fit(unit.pixels(digits.train.x), nb_epochs=1, validation_split=0.3, progress=False)
+        scores.append(detector.scores(unit.pixels(noisy)))
+    assert scores[0].std() > 0
+    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("paper", ["jump_relu", "explanation_reconstructor"])
+def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digits: Dataset) -> None:
+    """JumpReLU's attacks step in units of the normalised image, the detector's in shares of the range."""
+    found = []
+    for unit in (plain, other):
+        report = evaluate(
+            JumpReLU(unit.classifier, 0.2)(),
+            unit.pixels(digits.test.x[:20]),
+            digits.test.y[:20],
+            Linf(0.15 * unit.width),
+            list(PAPERS[paper]),
+            undefended=unit.classifier,
+            curve_samples=0,
+            check_samples=0,
+            progress=False,
+        )
+        found.append([{key: outcome.prediction for key, outcome in one.attacks.items()} for one in report.records])
+    assert found[0] == found[1]
+    assert len(found[0][0]) == len(PAPERS[paper])
+
+
+# What a restorer is trained on
+
+
+def test_noise_and_steps_are_shares_of_the_range() -> None:
+    """On a linear network a signed step is known: sign(w) times its size."""
+    x = torch.full((50, 1, 20, 20), 512.0)
+    clip_values = (-1024.0, 3072.0)  # 4096 wide
+    networks = Networks(lambda at: at.flatten(1)[:, :2], lambda at: at.flatten(1)[:, :2], clip_values)
+    labels = torch.zeros(50, dtype=torch.long)
+    noise = torch.Generator().manual_seed(0)
+    drawn = GaussianNoise(0.01)(x, labels, networks, noise) - x
+    assert abs(float(drawn.std()) - 40.96) < 1  # 20,000 values: within 5 standard errors
+    moved = SignedGradient(0.02, 0.005, nb_steps=3)(x, labels, networks, noise) - x
+    assert moved[:, 0, 0, 0].tolist() == pytest.approx([-3 * 0.005 * 4096] * 50)
+    far = SignedGradient(0.02, 0.05, nb_steps=3)(x, labels, networks, noise) - x
+    assert far[:, 0, 0, 1].tolist() == pytest.approx([0.02 * 4096] * 50)
+
+
+@pytest.mark.parametrize("eps", [8, 1.5])
+def test_pixel_values_for_shares_are_refused(eps: float, other: Unit, digits: Dataset) -> None:
+    with pytest.raises(InputError, match=rf"eps is {eps}; a share of the clip range, at most 1, was expected"):
+        KINDS["autoencoder"](other.classifier).fit(other.pixels(digits.train.x[:50]), eps=eps, progress=False)
+    with pytest.raises(InputError, match=rf"eps is {eps}; a share"):
+        SignedGradient(eps, 0.1)
