@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.text import shown
@@ -32,8 +33,9 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
 
     Args:
         wrapped: an ART ``PreprocessorPyTorch`` or an ``nn.Module``.
-        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little; a function is
-            differentiated in its place; ``"estimated"`` smooths the original with Gaussian noise and samples the
+        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little, and where the images'
+            height and width change, by the adjoint of a bilinear resize; a function is differentiated in its place;
+            ``"estimated"`` smooths the original with Gaussian noise and samples the
             derivative of that, for what is discontinuous.
         sigma: standard deviation of that noise, in units of the input.
         samples: antithetic pairs, two forward passes of the wrapped one each; the noise comes from torch's global
@@ -118,13 +120,20 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
         if self.backward_rule == "estimated":
             estimated: Tensor = _Estimated.apply(x, result, self)
             return estimated
-        stand_in = x if self.backward_rule == "identity" else self.backward_rule(x)  # type: ignore[operator]
+        stand_in = resized(x, result.shape) if self.backward_rule == "identity" else self.backward_rule(x)  # type: ignore[operator]
         if stand_in.shape != result.shape:
             raise InputError(
                 f"backward gives shape {tuple(stand_in.shape)} where the wrapped one gives {tuple(result.shape)}; "
                 "the same shape was expected"
             )
         return replaced(stand_in, result)
+
+
+def resized(x: Tensor, shape: torch.Size) -> Tensor:
+    """Images (N, C, H, W) at the height and width of ``shape``, bilinear; as they are where more than those differs."""
+    if x.shape == shape or x.ndim != 4 or len(shape) != 4 or x.shape[:2] != shape[:2]:
+        return x
+    return functional.interpolate(x, size=shape[2:], mode="bilinear", align_corners=False)
 
 
 def replaced(stand_in: Tensor, result: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -16,9 +17,10 @@ from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rej
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import Defence, annealable_modes, gradient_modes
-from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.pipeline import Pipeline, device_of, probes, unmoved_generators
 from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild
-from art_defenses_ext.surrogate import Surrogate
+from art_defenses_ext.surrogate import Surrogate, resized
+from art_defenses_ext.validation import InputError
 
 EOT_DRAWS = 16
 """Passes that an attacker averages over a random defence. **Convention**: Athalye et al. 2018 name no number."""
@@ -124,12 +126,58 @@ def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
 
 
 def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """The classifier with a surrogate backward pass, the identity, beside each preprocessor that names none itself."""
+    """The classifier with a surrogate backward pass, the identity, beside each preprocessor that names none itself.
+
+    A preprocessor that changes the images' shape and has a derivative, such as a resize, keeps that alone: nothing
+    stands nearer to it. One without a derivative is given the adjoint of a bilinear resize.
+
+    Raises:
+        InputError: for a preprocessor that changes more than height and width and passes no gradient.
+    """
     preprocessors = classifier.preprocessing_defences or []
     if all(isinstance(one, Defence) for one in preprocessors):
         return classifier
-    exposed = [one if isinstance(one, Defence) else Surrogate(one, "identity") for one in preprocessors]
+    x = torch.tensor(probes(classifier), device=device_of(classifier))
+    exposed = []
+    for one in preprocessors:
+        if not one.apply_predict:
+            exposed.append(one)
+            continue
+        known = isinstance(one, Defence)
+        with unmoved_generators():
+            shown, has_slope = (_shown(one, x), True) if known else _followed(one, x)
+        exposed.append(one if known or (has_slope and shown.shape != x.shape) else _exposed(one, x, shown))
+        x = shown
     return rebuild(classifier, preprocessing_defences=exposed)
+
+
+def _exposed(preprocessor: PreprocessorPyTorch, x: Tensor, shown: Tensor) -> Surrogate:
+    """A preprocessor beside the identity, if that can stand in for what makes ``shown`` of ``x``."""
+    if resized(x, shown.shape).shape != shown.shape:
+        raise InputError(
+            f"classifier has the preprocessor {type(preprocessor).__name__}, which makes {tuple(shown.shape)} of "
+            f"{tuple(x.shape)} and passes no gradient; Surrogate(preprocessor, backward) with a function to "
+            "differentiate in its place was expected"
+        )
+    return Surrogate(preprocessor, "identity")
+
+
+def _shown(preprocessor: PreprocessorPyTorch, x: Tensor) -> Tensor:
+    """What a preprocessor makes of images (n, ...)."""
+    with torch.no_grad():
+        shown: Tensor = preprocessor.forward(x)[0]
+    return shown
+
+
+def _followed(preprocessor: PreprocessorPyTorch, x: Tensor) -> tuple[Tensor, bool]:
+    """What a preprocessor makes of images (n, ...), and whether it has a derivative that is not zero everywhere."""
+    live = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        shown = preprocessor.forward(live.clone())[0]  # a copy: it may work in place
+        weights = torch.linspace(0.5, 1.5, shown.numel(), device=shown.device).reshape(shown.shape)
+        total = (shown * weights).sum()
+        (slope,) = torch.autograd.grad(total, live, allow_unused=True) if total.requires_grad else (None,)
+    return shown.detach(), slope is not None and bool(slope.any())
 
 
 def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
