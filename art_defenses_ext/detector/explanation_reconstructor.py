@@ -329,6 +329,7 @@ class ExplanationReconstructor(BinaryInputDetector):
             )
         try:
             detector = cls(classifier, **settings)
+            detector.network.make()
             check_kinds(f"path is {str(path)!r}", saved.tensors, detector.network.state_dict())
             detector.network.load(saved.tensors)
             if saved.training:
@@ -648,9 +649,13 @@ class DetectorNetwork(nn.Module, Defence):
             setattr(self, name, buffer)
         self.reconstructors = fitted.reconstructors.requires_grad_(False).eval()
 
+    def make(self) -> None:
+        """Make the weights, random ones: what is loaded replaces them."""
+        self.reconstructors = self.new_reconstructors(seed=0).to(self.device).requires_grad_(False).eval()
+
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what ``state_dict`` gave."""
-        self.reconstructors = self.new_reconstructors(seed=0).to(self.device).requires_grad_(False).eval()
+        self.make()
         for name in ("held_out_scores", "held_out_classes"):
             setattr(self, name, torch.empty_like(tensors[name], device=self.device))
         self.load_state_dict(tensors)

@@ -27,7 +27,7 @@ from art_defenses_ext.modes import Defence
 from art_defenses_ext.pipeline import check_runs
 from art_defenses_ext.rebuild import HALVES, model_dtype
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_classifier, check_count, check_flag, may_look
+from art_defenses_ext.validation import ROUNDING, InputError, check_classifier, check_count, check_flag, may_look
 
 Numbers = float | Sequence[float]
 
@@ -368,13 +368,13 @@ def check_restorable(x: Any, clip_values: tuple[float, float], axes: str) -> Any
 def check_pixels(x: Any, clip_values: tuple[float, float]) -> None:
     """Refuse images, an array or a tensor, with NaN or with values outside ``clip_values`` by more than rounding."""
     low, high = clip_values
-    slack = 4 * np.finfo(np.float32).eps * max(abs(low), abs(high))
+    slack = ROUNDING * max(abs(low), abs(high))
     try:
         least, most = float(x.min()), float(x.max())
     except RuntimeError:  # inside torch.func.vmap, where no value can be looked at
         return
     if not (low - slack <= least and most <= high + slack):  # written so that NaN fails too
-        raise InputError(f"x ranges from {least:g} to {most:g}; values inside [{low:g}, {high:g}] were expected")
+        raise InputError(f"x ranges from {least:.9g} to {most:.9g}; values inside [{low:g}, {high:g}] were expected")
 
 
 def _is_plain(value: Any) -> bool:
