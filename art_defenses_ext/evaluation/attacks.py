@@ -430,16 +430,16 @@ def _with_detector(ladder: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
 def normalisation_scale(classifier: PyTorchClassifier) -> Any:
     """Pixel values per unit of the network's normalised input: its standard deviation, shaped to fit an image.
 
-    **Convention**: where ART normalises nothing, the width of the clip range.
+    **Convention**: where nothing is divided by one, the width of the clip range.
     """
     inner = undefended(classifier)
     if rejects(classifier) and inner is not None:  # the whole normalises inside its network
         classifier = inner
     std = np.asarray(getattr(classifier.preprocessing, "std", 1.0), dtype=np.float32)
-    mean, inner = getattr(classifier.preprocessing, "mean", 0.0), _inner_std(classifier)
+    inner = _inner_std(classifier)
     if inner is not None:
         std = std.reshape(-1) * inner
-    elif np.all(std == 1) and not np.any(mean):
+    if np.allclose(std, 1, rtol=1e-3):
         return clip_width(classifier)
     return std.reshape(-1, 1, 1) if std.ndim == 1 and not has_channels_behind(classifier) else std
 

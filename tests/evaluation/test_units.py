@@ -11,8 +11,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import L2, Linf, evaluate
+from art_defenses_ext import L2, HeatAndBlur, Linf, evaluate
 from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacker import for_any_attack
+from art_defenses_ext.evaluation.attacks import FULL, PAPERS
+from art_defenses_ext.evaluation.examples import Example
+from art_defenses_ext.evaluation.figures import examples_figure
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.threats import Threat
 
@@ -105,3 +109,76 @@ def test_standard_and_its_checks_say_the_same_in_every_unit(
         assert row.broke == unit_row.broke, row.key
     verdicts = [[(one.name, one.verdict) for one in report.summary.checks] for report in (other, in_unit_range)]
     assert verdicts[0] == verdicts[1]
+
+
+def test_features_without_a_range_are_not_asked_to_turn_grey() -> None:
+    """Values in the hundreds: half of [0, 1] would be no limit there, and an honest network would fail at it."""
+    random = np.random.default_rng(0)
+    x = (300 * random.normal(size=(12, 8))).astype(np.float32)
+    model = nn.Linear(8, 2)
+    classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (8,), 2, device_type="cpu")
+    y = classifier.predict(x).argmax(axis=1)
+    report = evaluate(classifier, x, y, Linf(20), curve_samples=0, check_samples=12, progress=False)
+    verdicts = {check.name: check for check in report.summary.checks}
+    assert verdicts["larger eps"].verdict == "not run"
+    assert "without clip values" in verdicts["larger eps"].finding
+    assert verdicts["more effort"].verdict == "passed"  # the other checks keep their attacks
+    weight = model.weight.detach().double().numpy()
+    gap = np.abs(
+        (x.astype(np.float64) @ (weight[1] - weight[0])) + float(model.bias[1].detach() - model.bias[0].detach())
+    )
+    expected = gap > 20 * np.abs(weight[1] - weight[0]).sum()
+    assert 0 < expected.sum() < 12
+    assert [record.robust() for record in report.records] == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "name", ["IFGSM, white-box", "DeepFool linf, white-box", "DeepFool l2, white-box", "PGD-40, gray-box"]
+)
+def test_the_papers_steps_are_shares_of_the_range_where_nothing_normalises(name: str) -> None:
+    """Their sizes are pixel values of [0, 1]: of 256 grey levels they would be next to nothing."""
+    specs = [
+        spec for method in ("jump_relu", "explanation_reconstructor") for spec in PAPERS[method] if spec.name == name
+    ]
+    sizes = []
+    for width in (1.0, 256.0):
+        classifier, x, y, _ = linear_problem((0.0, width), np.inf, (0.0, width))
+        adversarial = (
+            specs[0].build(for_any_attack(classifier), Linf(0.1 * width), 0).generate(x, np.eye(2, dtype=np.float32)[y])
+        )
+        sizes.append(np.abs(adversarial.astype(np.float64) - x).max(axis=(1, 2, 3)) / width)
+    assert sizes[0].min() > 0
+    np.testing.assert_allclose(sizes[1], sizes[0], rtol=1e-4)
+
+
+def test_deep_fool_crosses_the_boundary_in_every_unit() -> None:
+    (spec,) = [one for one in FULL if one.name == "DeepFool"]
+    for span in (UNIT, *OTHERS):
+        classifier, x, y, distances = linear_problem(span, np.inf, span)
+        classifier.model.float()
+        adversarial = spec.build(classifier, Linf(1.0), 0).generate(x, np.eye(2, dtype=np.float32)[y])
+        assert (classifier.predict(adversarial).argmax(axis=1) != y).all()
+        sizes = np.abs(adversarial.astype(np.float64) - x).max(axis=(1, 2, 3)) / (span[1] - span[0])
+        np.testing.assert_allclose(sizes, (distances + 1e-4) * 1.02, rtol=0.02)
+
+
+def test_pictures_are_as_bright_as_the_clip_range_says() -> None:
+    """A dark image of 256 grey levels, all of whose values lie in [0, 1], is shown dark."""
+    dark = np.full((1, 4, 4), 1.0, np.float32)
+    figure = examples_figure([Example(0, 0, 1, "PGD", dark, dark + 1)], (0.0, 255.0))
+    assert np.asarray(figure.axes[0].images[0].get_array()) == pytest.approx(1 / 255)
+    assert np.asarray(figure.axes[1].images[0].get_array()) == pytest.approx(2 / 255)
+
+
+@pytest.mark.parametrize("span", [UNIT, (0.0, 255.0)], ids=str)
+def test_what_a_defence_shows_lies_between_black_and_white(span: tuple[float, float], digits: Dataset) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+    classifier = PyTorchClassifier(
+        Rescaled(model, span), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=span, device_type="cpu"
+    )
+    defence = HeatAndBlur.for_classifier(classifier, mix="blur", sigma=0.5)
+    views = defence.views(torch.tensor(digits.test.x[:4] * span[1]))
+    expected = defence.restore(torch.tensor(digits.test.x[:4] * span[1])) / span[1]
+    torch.testing.assert_close(views["what the network is shown"], expected)
+    assert 0.5 < views["what the network is shown"].max() <= 1
