@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from art_defenses_ext.validation import InputError
@@ -34,9 +35,17 @@ def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Modul
     Raises:
         InputError: for an operation without a second derivative, by its name.
     """
+    roots: list[Any] = []
+    handle = model.register_forward_hook(lambda _, __, output: roots.append(getattr(output, "grad_fn", None)))
     with torch.inference_mode(False), torch.enable_grad():
         live = x.clone().requires_grad_()
-        explanation = explain(live)
+        try:
+            explanation = explain(live)
+        finally:
+            handle.remove()
+        once = sorted(_once_differentiable(roots))
+        if once:  # torch would tell of it only where the explanation's first derivative depends on a second one
+            raise _refused(model, f"the autograd function {', '.join(once)}")
         if not explanation.requires_grad:
             return  # of a linear network: the same for all images
         try:
@@ -44,28 +53,29 @@ def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Modul
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            raise InputError(
-                f"model is a {type(model).__name__} with {_operation(error, explanation)}, which torch cannot "
-                "differentiate twice; whoever attacks a defence that looks at gradients must do so, and a network of "
-                "operations that have a second derivative was expected"
-            ) from error
+            raise _refused(model, _operation(error)) from error
 
 
-def _operation(error: RuntimeError, explanation: Tensor) -> str:
+def _refused(model: nn.Module, operation: str) -> InputError:
+    return InputError(
+        f"model is a {type(model).__name__} with {operation}, which torch cannot differentiate twice; whoever attacks "
+        "a defence that looks at gradients must do so, and a network of operations that have a second derivative was "
+        "expected"
+    )
+
+
+def _operation(error: RuntimeError) -> str:
     """What has no second derivative, as far as torch tells."""
     named = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
     if named is not None:
         return f"the operation {named[1].removeprefix('_').removesuffix('_backward')}"
-    own = sorted(_own_functions(explanation))
-    if own:
-        return f"the autograd function {', '.join(own)}"
     return f"an operation ({' '.join(str(error).split())})"
 
 
-def _own_functions(result: Tensor) -> set[str]:
-    """Names of the autograd functions written in Python that ``result`` was computed by."""
+def _once_differentiable(roots: list[Any]) -> set[str]:
+    """Names of the autograd functions written in Python, before ``roots`` in their graph, that allow one backward."""
     seen: set[Any] = set()
-    waiting: list[Any] = [result.grad_fn]
+    waiting = list(roots)
     found: set[str] = set()
     while waiting:
         node = waiting.pop()
@@ -73,6 +83,11 @@ def _own_functions(result: Tensor) -> set[str]:
             continue
         seen.add(node)
         waiting += [further for further, _ in node.next_functions]
-        if isinstance(node, torch.autograd.function.BackwardCFunction):
-            found.add(type(node).__name__.removesuffix("Backward"))
+        function = getattr(type(node), "_forward_cls", None)
+        if function is not None and getattr(function.backward, "__code__", None) is _ONCE:
+            found.add(function.__name__)
     return found
+
+
+_ONCE = once_differentiable(lambda *_: None).__code__
+"""Of what torch puts around such a backward pass."""

@@ -1,0 +1,170 @@
+"""Attention, and other operations that not every kernel differentiates twice."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torchvision.models import VisionTransformer
+
+from art_defenses_ext import ExplanationReconstructor, JumpReLU, TwoStreamRestoration, as_module, defend
+from art_defenses_ext.attribution.gradient import input_gradient
+from art_defenses_ext.modes import gradient_mode
+from art_defenses_ext.validation import InputError
+
+
+def transformer() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = VisionTransformer(
+            image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32, num_classes=5
+        )
+        nn.init.normal_(model.heads.head.weight)  # torchvision starts it at zero
+    return model.eval()
+
+
+def wrap(model: nn.Module, shape: tuple[int, ...] = (3, 32, 32)) -> PyTorchClassifier:
+    return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 5, clip_values=(0.0, 1.0), device_type="cpu")
+
+
+def images(nb: int = 2, *, dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (3, 32, 32)) -> Tensor:
+    return torch.rand(nb, *shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def directional(function: Any, x: Tensor) -> tuple[float, float]:
+    """The derivative of a function of images along a random direction: by autograd, and by central differences."""
+    direction = torch.randn(x.shape, generator=torch.Generator().manual_seed(2), dtype=x.dtype)
+    live = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(live), live)
+    step = 1e-5
+    with torch.no_grad():
+        difference = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
+    return float((gradient * direction).sum()), float(difference)
+
+
+def test_the_second_derivative_of_attention_is_that_of_finite_differences() -> None:
+    model, x = transformer().double(), images(dtype=torch.float64)
+    weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    exact, difference = directional(lambda at: (input_gradient(model, at, 1) * weights).sum(), x)
+    assert abs(difference) > 1e-3
+    assert exact == pytest.approx(difference, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["exact", "smooth"])
+def test_an_attacker_of_a_gradient_map_follows_attention(mode: str) -> None:
+    """In float64, where the gradient through classifier and map is that of finite differences."""
+    classifier = wrap(transformer().double())
+    restorer = TwoStreamRestoration.for_classifier(classifier, width=4, blocks=1)
+    x = np.random.default_rng(0).random((16, 3, 32, 32), dtype=np.float32)
+    restorer.fit(x, np.arange(16) % 5, eps=0.1, nb_epochs=1, batch_size=8, progress=False)
+    restorer.network.double()
+    module, at = as_module(defend(classifier, restorer)), images(dtype=torch.float64)
+    with gradient_mode(module, mode):
+        exact, difference = directional(lambda live: module(live)[:, 2].sum(), at)
+        assert np.isfinite(exact)
+        assert exact == pytest.approx(difference, rel=1e-3)
+
+
+def test_an_attacker_of_a_detector_follows_attention() -> None:
+    classifier = wrap(transformer())
+    x = np.random.default_rng(0).random((400, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():  # so that each class is predicted often enough
+        logits = classifier.model(torch.tensor(x))
+        classifier.model.heads.head.bias -= logits.mean(dim=0)
+    detector = ExplanationReconstructor(classifier, false_positive_rate=0.5, hidden=4)
+    detector.fit(x, nb_epochs=1, validation_split=0.5, progress=False)
+    live = images().requires_grad_()
+    scores, _ = detector.network.scores(live)
+    (gradient,) = torch.autograd.grad(scores.sum(), live)
+    assert bool(gradient.isfinite().all())
+    assert bool(gradient.any())
+
+
+class Clipped(torch.autograd.Function):
+    """An activation whose author allows one backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor) -> Tensor:
+        ctx.save_for_backward(z)
+        return z.clamp(min=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (z,) = ctx.saved_tensors
+        return gradient * (z > 0)
+
+
+class Once(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(1, 4, 3), nn.Linear(4 * 36, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(Clipped.apply(self.first(x)).flatten(1))
+        return logits
+
+
+class Fused(nn.Module):
+    """It insists on a kernel that torch differentiates once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        words = x.reshape(len(x), 1, 8, 8)
+        attended = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(words, words, words)[0]
+        logits: Tensor = self.last(attended.flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("model", "operation"),
+    [
+        (Once, r"the autograd function Clipped, which torch cannot differentiate twice"),
+        (Fused, r"the operation scaled_dot_product_flash_attention_for_cpu, which torch cannot"),
+    ],
+)
+def test_what_has_no_second_derivative_is_named_when_the_defence_is_built(model: Any, operation: str) -> None:
+    classifier = wrap(model().eval(), (1, 8, 8))
+    for build in (
+        lambda: TwoStreamRestoration.for_classifier(classifier),
+        lambda: ExplanationReconstructor(classifier),
+    ):
+        with pytest.raises(InputError, match=f"model is a {model.__name__} with {operation}"):
+            build()
+
+
+def test_it_is_named_before_a_fit_too() -> None:
+    restorer = TwoStreamRestoration(Once().eval(), channels=1, nb_classes=5, width=4)
+    x = np.random.default_rng(0).random((16, 1, 8, 8), dtype=np.float32)
+    with pytest.raises(InputError, match="the autograd function Clipped"):
+        restorer.fit(x, np.arange(16) % 5, eps=0.1, nb_epochs=1, batch_size=8, progress=False)
+
+
+def test_a_relu_inside_a_transformer_jumps_where_nobody_differentiates_too() -> None:
+    """In evaluation mode torch would run a layer's fused kernel, in which no ReLU can be replaced."""
+
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+            self.last = nn.Linear(64, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.last(self.layer(x[:, 0]).flatten(1))
+            return logits
+
+    module = as_module(JumpReLU(wrap(Encoder().eval(), (1, 8, 8)), 0.3)())
+    x = images(4, shape=(1, 8, 8))
+    with torch.no_grad():
+        without = module(x)
+    torch.testing.assert_close(module(x.clone().requires_grad_()).detach(), without)
+    with torch.no_grad():
+        assert not torch.allclose(without, as_module(wrap(module.model.network, (1, 8, 8)))(x), atol=1e-3)
