@@ -32,6 +32,7 @@ PAGES = {
     "evaluation": "evaluation.md",
     "evaluation.assertions": "testing.md",
     "evaluation.compare": "scale.md",
+    "evaluation.digests": "scale.md",
     "evaluation.files": "scale.md",
     "evaluation.leaderboard": "scale.md",
     "evaluation.manifest": "scale.md",

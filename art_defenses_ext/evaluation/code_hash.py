@@ -1,114 +1,126 @@
-"""What a function does, as far as a hash can tell: its code, and the values and functions that it refers to."""
+"""What a function or a network does, as far as a hash can tell: its code, and the values that it refers to."""
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import sys
 import types
+from collections.abc import Collection
 from typing import Any
 
-import numpy as np
 import torch
 
-RELEASED = {"art", "art_defenses_ext", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
-"""Packages whose versions a run's manifest names, Python's own among them: their code is known by its name."""
+from art_defenses_ext.evaluation.code_graph import array_digest, is_array, parts_of_value, text_of
+
+ROUNDS = 8
+"""How far a value's surroundings count for its own label. **Convention**: what differs deeper differs by itself."""
+
+Place = tuple[int, str]
+"""The identity of a value, and the name of a place in it."""
 
 
-def code_hash(function: Any) -> str:
-    """A hash that changes with what a function does, not with where or when it was made.
+def code_hash(value: Any, changing: Collection[Place] = ()) -> str:
+    """A hash that changes with what a function, an object or a network does, not with where or when it was made.
 
     It covers the compiled code (so a comment changes nothing, another version of Python does), defaults, what closures
-    hold, globals that are plain values, and functions and classes that come from no released package. What an object
-    of one's own does in other ways, such as in a file that it reads, is not seen.
+    hold, all attributes of objects, tensors, arrays, hooks, the globals that the code names, and functions and classes
+    that come from no released package. What an object of one's own does in other ways, such as in a file that it
+    reads or in compiled code, is not seen. Two objects that are equal in all this have one hash, be they one or two.
 
     Args:
-        function: or any other value.
+        value: a function, or any other value.
+        changing: places that each pass writes to, as :func:`changes` finds them; they count for nothing.
 
     Returns:
         64 hexadecimal digits.
     """
-    return hashlib.sha256(repr(_described(function, {})).encode()).hexdigest()
+    graph = _Graph(changing)
+    root = graph.reached_from(value)
+    labels = [_digest(kind) for kind, _ in graph.nodes]
+    for _ in range(ROUNDS):
+        labels = [
+            _digest(kind, *(labels[one] if isinstance(one, int) else one for one in parts))
+            for kind, parts in graph.nodes
+        ]
+    return _digest(labels[root] if isinstance(root, int) else root, *sorted(set(labels)))
 
 
-Seen = dict[int, tuple[int, Any]]
-"""By id: in which place a value was met first, and the value, kept so that nothing else gets its id meanwhile."""
+class Snapshot:
+    """What stands in each place that is reached from a value; held, so that nothing else gets its identity."""
+
+    def __init__(self, value: Any) -> None:
+        self._graph = _Graph(only_tokens=True)
+        self._graph.reached_from(value)
+
+    def changes(self, later: Snapshot) -> set[Place]:
+        """The places where something else stands later on: caches, counters, kept activations."""
+        before, after = self._graph.tokens, later._graph.tokens
+        return {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
 
 
-def _described(value: Any, seen: Seen) -> Any:
-    """``value`` as nested tuples of text that are the same in every process."""
-    if value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        return repr(value)
-    if isinstance(value, np.ndarray | np.generic | torch.Tensor):
-        return _numbers(value)
-    if isinstance(value, types.ModuleType):
-        return "module", value.__name__
-    if id(value) in seen:
-        return "seen before", seen[id(value)][0]
-    seen[id(value)] = len(seen), value
-    return _held(value, seen)
+class _Graph:
+    """All values that are reached from some, each with what it holds: numbers of other values, or words.
+
+    Args:
+        changing: places to leave out.
+        only_tokens: leave out what tensors hold, which takes longest.
+
+    Attributes:
+        nodes: of each value what it is, in words, and what it holds.
+        tokens: in each place what stands there, by identity: for comparisons within a process.
+    """
+
+    def __init__(self, changing: Collection[Place] = (), only_tokens: bool = False) -> None:
+        self.nodes: list[tuple[str, list[int | str]]] = []
+        self.tokens: dict[Place, list[Any]] = {}
+        self._changing, self._only_tokens = changing, only_tokens
+        self._numbers: dict[int, int] = {}
+        self._held: list[Any] = []
+        self._arrays: dict[int, tuple[Any, str]] = {}
+
+    def reached_from(self, value: Any) -> int | str:
+        """Take in a value and all that it holds."""
+        root = self._reference(value)
+        while len(self.nodes) < len(self._held):
+            self.nodes.append(self._read(self._held[len(self.nodes)]))
+        return root
+
+    def _read(self, value: Any) -> tuple[str, list[int | str]]:
+        kind, parts = parts_of_value(value)
+        found: list[int | str] = []
+        for name, part in parts:
+            if self._only_tokens:
+                self.tokens.setdefault((id(value), name), []).append(_token(part))
+            if (id(value), name) not in self._changing:
+                found += [name, self._reference(part)]
+        return kind, found
+
+    def _reference(self, value: Any) -> int | str:
+        text = text_of(value)
+        if text is not None:
+            return f"={text}"
+        if is_array(value):
+            if id(value) not in self._arrays:
+                self._arrays[id(value)] = value, "" if self._only_tokens else array_digest(value)
+            return self._arrays[id(value)][1]
+        if id(value) not in self._numbers:
+            self._numbers[id(value)] = len(self._held)
+            self._held.append(value)
+        return self._numbers[id(value)]
 
 
-def _held(value: Any, seen: Seen) -> Any:
-    """The same of what holds other values, and may hold itself."""
-    if isinstance(value, list | tuple):
-        return "sequence", *(_described(one, seen) for one in value)
-    if isinstance(value, dict):
-        return "pairs", *sorted(repr((repr(key), _described(one, seen))) for key, one in value.items())
-    if isinstance(value, set | frozenset):
-        return "set", *sorted(repr(one) for one in value)
-    if isinstance(value, types.CodeType):
-        return value.co_code.hex(), value.co_exceptiontable.hex(), value.co_names, _described(value.co_consts, seen)
-    if isinstance(value, types.MethodType):
-        return _described(value.__func__, seen), _described(value.__self__, seen)
-    if isinstance(value, staticmethod | classmethod):
-        return type(value).__name__, _described(value.__func__, seen)
-    if isinstance(value, property | functools.cached_property):
-        parts = [getattr(value, name, None) for name in ("fget", "fset", "fdel", "func")]
-        return type(value).__name__, _described(parts, seen)
-    if isinstance(value, functools.partial):
-        return _described(value.func, seen), _described(value.args, seen), _described(value.keywords, seen)
-    if isinstance(value, types.FunctionType | type):
-        name = value.__module__, value.__qualname__
-        if value.__module__.partition(".")[0] in RELEASED and "<locals>" not in value.__qualname__:
-            return name
-        return name, _class(value, seen) if isinstance(value, type) else _function(value, seen)
-    return _described(type(value), seen), _described(getattr(value, "__dict__", None), seen)
+def _token(value: Any) -> Any:
+    """What tells, within a process, whether a value is still the same and unwritten."""
+    if isinstance(value, tuple):
+        return tuple(_token(one) for one in value)
+    if isinstance(value, torch.Tensor):
+        return id(value), None if value.is_inference() else value._version
+    if isinstance(value, types.CodeType | types.MethodType):
+        return type(value).__name__  # made anew each time that it is asked for
+    text = text_of(value)
+    if text is not None:
+        return text
+    return array_digest(value) if is_array(value) else id(value)
 
 
-def _numbers(value: Any) -> tuple[str, ...]:
-    array = value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
-    return "array", str(array.dtype), str(array.shape), hashlib.sha256(array.tobytes()).hexdigest()
-
-
-def _function(value: types.FunctionType, seen: Seen) -> tuple[Any, ...]:
-    cells = [_content(cell) for cell in value.__closure__ or ()]
-    used = {name: value.__globals__[name] for name in sorted(_names(value.__code__)) if name in value.__globals__}
-    return tuple(
-        _described(one, seen) for one in (value.__code__, value.__defaults__, value.__kwdefaults__, cells, used)
-    )
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """What the code and the functions written inside it refer to by name."""
-    inner = (_names(one) for one in code.co_consts if isinstance(one, types.CodeType))
-    return set(code.co_names).union(*inner)
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return "empty"
-
-
-UNTOLD = {
-    *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"),
-    *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
-}
-"""What a class holds that says nothing of what it does."""
-
-
-def _class(value: type, seen: Seen) -> tuple[Any, ...]:
-    own = {name: one for name, one in vars(value).items() if name not in UNTOLD and not name.startswith("_abc_")}
-    return _described(own, seen), *(_described(base, seen) for base in value.__bases__ if base is not object)
+def _digest(*words: str) -> str:
+    return hashlib.sha256("\0".join(words).encode(errors="surrogatepass")).hexdigest()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import rebuild
-from art_defenses_ext.arrays import Images, IntArray
+from art_defenses_ext.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
 from art_defenses_ext.evaluation.gradient_health import examine_gradients
+from art_defenses_ext.evaluation.identity import identity_of
 from art_defenses_ext.evaluation.judge import nb_labels, predict
 from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.plan import hopeless, make_plan
@@ -296,9 +298,12 @@ class _Task:
     def _evaluating(self) -> AbstractContextManager[None]:
         return rebuild.evaluation_mode(*(one.model for one in (self.classifier, self.undefended) if one is not None))
 
+    @cached_property
+    def _first_block(self) -> FloatArray:
+        return np.asarray(self.x[: self.settings.block_size])
+
     def _attacker(self) -> Attacker:
-        some = np.asarray(self.x[: self.settings.block_size])
-        return Attacker.of(self.classifier, some, self.threat, self.settings.adaptive, self.settings.seed)
+        return Attacker.of(self.classifier, self._first_block, self.threat, self.settings.adaptive, self.settings.seed)
 
     def _manifest(self, attacker: Attacker, shard: Shard) -> Manifest:
         """What is to be done, without a look at gradients yet."""
@@ -311,7 +316,9 @@ class _Task:
             with_checks=settings.check_samples > 0,
             limit=hopeless(self.threat, self.classifier),
         )
-        return Manifest(describe_run(attacker, self.undefended, settings, self.x, self.labels), plan, [], shard)
+        run = describe_run(attacker, self.undefended, settings, self.x, self.labels)
+        identity = identity_of(attacker, self.undefended, self._first_block, settings.seed)
+        return Manifest(run, plan, [], shard, identity)
 
     def _begin(self, store: RunDirectory | Memory, attacker: Attacker, shard: Shard) -> Manifest:
         """What is to be done, after a look at what the store holds of it."""

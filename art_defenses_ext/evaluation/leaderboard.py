@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from art_defenses_ext.evaluation.files import replace_file
+from art_defenses_ext.evaluation.lines import parse_json
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.words import defence_names
@@ -187,7 +188,7 @@ class Entry:
             InputError: for another file.
         """
         try:
-            plain = json.loads(check_path("path", path, "a file").read_text(encoding="utf-8"))
+            plain = parse_json(check_path("path", path, "a file").read_bytes())
             found = plain.get("format") if isinstance(plain, dict) else None
             if found != FORMAT:
                 raise ValueError(f"format {found!r}")

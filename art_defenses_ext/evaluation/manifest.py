@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from art_defenses_ext.evaluation.attacks import AttackSpec, Build
 from art_defenses_ext.evaluation.code_hash import code_hash
+from art_defenses_ext.evaluation.digests import digest_of_plain
 from art_defenses_ext.evaluation.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.identity import Identity
+from art_defenses_ext.evaluation.lines import parse_json
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.validation import InputError
 
-FORMAT = 1
+FORMAT = 2
 """Of ``manifest.json`` and of the records beside it."""
 
 FREE = ("command", "tunings", "trainings", "environments")
@@ -41,12 +44,14 @@ class Manifest:
         plan: the attacks.
         health: of the gradients, which some attacks depend on.
         shard: which part of the run lies here.
+        identity: code, attributes and answers of the classifiers.
     """
 
     run: RunDescription
     plan: list[AttackRun]
     health: list[GradientHealth]
     shard: Shard = WHOLE
+    identity: Identity = field(default_factory=Identity)
 
     def difference(self, other: Manifest, but: tuple[str, ...] = ()) -> str | None:
         """The first thing in which the records of two runs cannot agree, in words; None if there is none.
@@ -55,13 +60,24 @@ class Manifest:
             other: the other run; gradients and parts are not compared.
             but: attributes of the run's description that may differ.
         """
-        return next(_differences(self._identity(but), other._identity(but)), None)
+        difference = next(_differences(self._declared(but), other._declared(but)), None)
+        return difference or self.identity.difference(
+            other.identity,
+            same_place=self.environment == other.environment,
+            same_code=self.run.versions == other.run.versions,
+            random=self.run.random,
+        )
 
     def key(self) -> str:
-        """A hash of all that the records depend on."""
-        return hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode()).hexdigest()
+        """A hash of all that the records depend on.
 
-    def _identity(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
+        Of the answers to the first images it holds coarsely rounded numbers: where noise flips one, the key is another
+        one although the run is the same. :meth:`difference` compares them with a tolerance instead.
+        """
+        whole = self._declared() | {"identity": self.identity.key()}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def _declared(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
         plain = {name: value for name, value in self._plain_run().items() if name not in {*FREE, *but}}
         return plain | {"attack": [_plain(run) for run in self.plan]}
 
@@ -83,16 +99,25 @@ class Manifest:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self.run)))  # as a file holds it: tuples are lists
         return plain
 
+    def digest(self) -> str:
+        """Of all of it: what the digests of records, costs and pictures are bound to."""
+        return digest_of_plain(self._plain())
+
     def as_json(self) -> str:
         """The file's text."""
-        plain = {
+        return json.dumps(self._plain() | {"digest": self.digest()}, indent=1, allow_nan=False) + "\n"
+
+    def _plain(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {
             "format": FORMAT,
             "shard": asdict(self.shard),
             "run": self._plain_run(),
             "plan": [_plain(run) for run in self.plan],
             "health": [asdict(one) for one in self.health],
+            "identity": asdict(self.identity),
         }
-        return json.dumps(plain, indent=1, allow_nan=False) + "\n"
+        plain = json.loads(json.dumps(plain, allow_nan=False))
+        return plain
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
@@ -102,7 +127,7 @@ class Manifest:
             InputError: for one that is missing, broken, or of another version.
         """
         try:
-            plain = json.loads(path.read_text(encoding="utf-8"))
+            plain = parse_json(path.read_bytes())
             version = plain["format"]
         except OSError as error:
             raise InputError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
@@ -110,14 +135,17 @@ class Manifest:
             raise InputError(f"{path} is not the manifest of a run; one was expected") from None
         if version != FORMAT:
             raise InputError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
+        if plain.get("digest") != digest_of_plain(plain):
+            raise InputError(f"{path} differs from its digest; the manifest of a run as it was written was expected")
         try:
             return cls(
                 TypeAdapter(RunDescription).validate_python(plain["run"]),
                 [_run_of(one) for one in plain["plan"]],
                 TypeAdapter(list[GradientHealth]).validate_python(plain["health"]),
                 Shard(**plain["shard"]),
+                TypeAdapter(Identity).validate_python(plain["identity"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error.error_count()} fields" if isinstance(error, ValidationError) else str(error)
             raise InputError(f"{path} cannot be understood ({reason}); the manifest of a run was expected") from None
 

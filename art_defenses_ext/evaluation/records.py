@@ -8,7 +8,10 @@ from dataclasses import asdict, dataclass, field
 from sys import intern
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.lines import STRICT, parsed
 from art_defenses_ext.evaluation.threats import Threat
 
 
@@ -35,6 +38,8 @@ class Outcome:
         excess: how far the detector's score is above its threshold, seven significant digits; None also where that is
             not finite.
     """
+
+    __pydantic_config__ = STRICT
 
     prediction: int
     misclassified: bool
@@ -73,6 +78,8 @@ class SampleRecord:
             those that they share; None in runs of older versions.
         attacks: outcomes by the attack's key; only of those that ran on this sample.
     """
+
+    __pydantic_config__ = STRICT
 
     index: int
     label: int
@@ -113,6 +120,8 @@ class CostRecord:
         cost: passes, seconds, memory.
     """
 
+    __pydantic_config__ = STRICT
+
     block: int
     attack: str
     samples: int
@@ -129,6 +138,8 @@ class Attempt:
         outcomes: of each of them.
         pictured: index of the sample of which the attack left an image for the report; None if it left none.
     """
+
+    __pydantic_config__ = STRICT
 
     cost: CostRecord
     rows: list[int]
@@ -149,45 +160,46 @@ def as_line(record: SampleRecord | CostRecord | Attempt) -> str:
     return json.dumps(row, allow_nan=False) + "\n"
 
 
-def sample_of(line: str) -> SampleRecord:
+def sample_of(line: str | bytes) -> SampleRecord:
     """The sample's record of a line.
 
     Raises:
-        ValueError: for a line that is none.
+        ValueError: for a line that is none; it names the field.
     """
-    try:
-        row = json.loads(line)
-        outcomes = {intern(key): Outcome(**outcome) for key, outcome in row.pop("attacks").items()}
-        return SampleRecord(**row, attacks=outcomes)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(str(error)) from None
+    record = parsed(_SAMPLE, line)
+    record.attacks = {intern(key): outcome for key, outcome in record.attacks.items()}
+    return record
 
 
-def cost_of(line: str) -> CostRecord:
+def cost_of(line: str | bytes) -> CostRecord:
     """The cost's record of a line.
 
     Raises:
-        ValueError: for a line that is none.
+        ValueError: for a line that is none; it names the field.
     """
-    try:
-        row = json.loads(line)
-        block, attack, samples = (row.pop(name) for name in ("block", "attack", "samples"))
-        return CostRecord(block, intern(attack), samples, Cost(**row))
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(str(error)) from None
+    row = vars(parsed(_COST, line)).copy()
+    block, attack, samples = (row.pop(name) for name in ("block", "attack", "samples"))
+    return CostRecord(block, intern(attack), samples, Cost(**row))
 
 
-def attempt_of(line: str) -> Attempt:
+def attempt_of(line: str | bytes) -> Attempt:
     """The attempt of a line.
 
     Raises:
-        ValueError: for a line that is none.
+        ValueError: for a line that is none; it names the field.
     """
-    try:
-        row = json.loads(line)
-        cost = row.pop("cost")
-        outcomes = [Outcome(**outcome) for outcome in row.pop("outcomes")]
-        spent = CostRecord(cost["block"], intern(cost["attack"]), cost["samples"], Cost(**cost["cost"]))
-        return Attempt(spent, outcomes=outcomes, **row)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(str(error)) from None
+    return parsed(_ATTEMPT, line)
+
+
+@dataclass
+class _CostLine(Cost):
+    """A cost as it stands in a line: all in one object, and none of it may be missing."""
+
+    __pydantic_config__ = STRICT
+
+    block: int = field(kw_only=True)
+    attack: str = field(kw_only=True)
+    samples: int = field(kw_only=True)
+
+
+_SAMPLE, _COST, _ATTEMPT = TypeAdapter(SampleRecord), TypeAdapter(_CostLine), TypeAdapter(Attempt)

@@ -16,11 +16,11 @@ from art_defenses_ext.evaluation.page import render_page
 from art_defenses_ext.evaluation.records import CostRecord, SampleRecord
 from art_defenses_ext.evaluation.run_directory import (
     Findings,
+    finished_blocks,
     read_costs,
     read_findings,
     read_kept_examples,
     read_manifest,
-    read_records,
 )
 from art_defenses_ext.evaluation.summary import Summary, summarise
 from art_defenses_ext.evaluation.table import render
@@ -68,7 +68,7 @@ class Report:
         manifest = read_manifest(path)
         if not manifest.shard.is_whole:
             raise InputError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
-        records = read_records(path)
+        records = [record for block in finished_blocks(path, manifest) for record in block.records]
         if len(records) < manifest.run.settings.samples:
             raise InputError(
                 f"folder is {folder}, which holds {len(records)} of {manifest.run.settings.samples} samples; "

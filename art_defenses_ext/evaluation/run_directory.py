@@ -4,6 +4,7 @@
     records.jsonl    a line a sample, whole blocks in their order; the same bytes however often the run was killed
     costs.jsonl      a line an attack and block; seconds and memory, which are never the same
     examples/        attacked images for the report, a file a block that has some
+    digests.jsonl    a line a block, by which changes of the others are noticed (``digests.py``)
     findings.json    what was found out about the attacks once for all blocks
     unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
@@ -15,19 +16,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from art_defenses_ext.evaluation.binarization import Binarization
+from art_defenses_ext.evaluation.consistency import Rules
+from art_defenses_ext.evaluation.digests import (
+    DIGESTS,
+    BlockDigest,
+    digest_line,
+    digest_of,
+    digest_of_plain,
+    read_digests,
+)
 from art_defenses_ext.evaluation.examples import Example, first_of_each, read_examples, written
 from art_defenses_ext.evaluation.files import leftovers, replace_file
+from art_defenses_ext.evaluation.lines import parse_json
 from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.records import Attempt, CostRecord, SampleRecord, as_line, cost_of, sample_of
 from art_defenses_ext.evaluation.settings import Settings
@@ -37,6 +49,8 @@ from art_defenses_ext.validation import InputError
 MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
 RESULTS = ("report.json", "report.html", "examples.npz")
+
+CHANGED = "it was changed by another hand"
 
 ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"
 
@@ -60,10 +74,12 @@ class Block(NamedTuple):
     Attributes:
         start: index of its first sample.
         lines: of its records.
+        records: what these say.
     """
 
     start: int
     lines: list[bytes]
+    records: list[SampleRecord]
 
 
 def check_out(path: str | Path, overwrite: bool = False) -> Path:
@@ -78,7 +94,9 @@ def check_out(path: str | Path, overwrite: bool = False) -> Path:
     try:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-        usable = usable and not any((folder / name).is_dir() for name in (MANIFEST, RECORDS, COSTS, FINDINGS, LOCK))
+        usable = usable and not any(
+            (folder / name).is_dir() for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS, LOCK)
+        )
     except OSError:  # such as a name too long
         usable = False
     if not usable:
@@ -179,7 +197,7 @@ class RunDirectory:
             if self.manifest is None:  # it comes first: records without one are those of an older version
                 replace_file(self.path / MANIFEST, manifest.as_json().encode())
                 self.manifest = manifest
-            for name in (RECORDS, COSTS):
+            for name in (RECORDS, COSTS, DIGESTS):
                 (self.path / name).touch()
             self._cut_off(self.manifest)
 
@@ -190,12 +208,14 @@ class RunDirectory:
             end += sum(map(len, block.lines))
         os.truncate(self.path / RECORDS, end)
         kept = [as_line(one) for one in read_costs(self.path) if one.block in self.done]
+        digests = [digest_line(one) for one in read_digests(self.path).values() if one.block in self.done]
         replace_file(self.path / COSTS, "".join(kept).encode())
+        replace_file(self.path / DIGESTS, b"".join(digests))
         for path in _example_files(self.path):
-            if int(path.stem) not in self.done:
+            if _start_of(path) not in self.done:
                 path.unlink()
         self._unfinished.mend(self.done)
-        half = [leftovers(self.path, name) for name in (MANIFEST, COSTS, FINDINGS, *RESULTS)]
+        half = [leftovers(self.path, name) for name in (MANIFEST, COSTS, DIGESTS, FINDINGS, *RESULTS)]
         for path in chain(*half, leftovers(self.path / EXAMPLES, "*.npz")):
             path.unlink()
 
@@ -220,15 +240,23 @@ class RunDirectory:
             ValueError: for a number that JSON has none for; nothing is written.
         """
         lines = [as_line(record).encode() for record in records]
-        self.append_block(Block(records[0].index, lines), costs, examples)
+        self.append_block(Block(records[0].index, lines, records), costs, examples)
 
     def append_block(self, block: Block, costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
         """The same for records that are lines already. They come last: a block that has them has everything."""
-        spent = [as_line(one).encode() for one in costs]
+        assert self.manifest is not None
+        binding, spent = self.manifest.digest(), [as_line(one).encode() for one in costs]
+        pictures = written(examples) if examples else None
+        digest = BlockDigest(
+            block.start,
+            digest_of(binding, block.lines),
+            digest_of(binding, spent),
+            None if pictures is None else digest_of(binding, pictures),
+        )
         with _writing(self.path, ONE_MORE_TIME):
-            if examples:
-                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", written(examples))
-            for name, lines in ((COSTS, spent), (RECORDS, block.lines)):
+            if pictures is not None:
+                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures)
+            for name, lines in ((COSTS, spent), (DIGESTS, [digest_line(digest)]), (RECORDS, block.lines)):
                 with (self.path / name).open("ab") as file:
                     file.write(b"".join(lines))
                     file.flush()
@@ -238,7 +266,10 @@ class RunDirectory:
     def finish(self, findings: Findings) -> None:
         """Note what was found out once for all blocks."""
         with _writing(self.path, ONE_MORE_TIME):
-            replace_file(self.path / FINDINGS, (json.dumps(asdict(findings), indent=1) + "\n").encode())
+            assert self.manifest is not None
+            plain = json.loads(json.dumps(asdict(findings), allow_nan=False))
+            plain["digest"] = digest_of_plain(plain, self.manifest.digest())
+            replace_file(self.path / FINDINGS, (json.dumps(plain, indent=1) + "\n").encode())
 
     @property
     def examples(self) -> list[Example]:
@@ -252,7 +283,7 @@ class RunDirectory:
 
     def _clear(self) -> None:
         with _writing(self.path):
-            for name in (MANIFEST, RECORDS, COSTS, FINDINGS, *RESULTS):
+            for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS, *RESULTS):
                 (self.path / name).unlink(missing_ok=True)
             for path in _example_files(self.path):
                 path.unlink()
@@ -332,87 +363,134 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
     """The blocks of a part of a run that are done, in their order, as far as they go without a gap.
 
     Raises:
-        InputError: where the lines are not those of the part.
+        InputError: where the lines are not those of the part, contradict themselves, or differ from their digest.
     """
     settings, file = manifest.run.settings, path / RECORDS
+    rules, binding = Rules.of(manifest.run, [run.key for run in manifest.plan]), manifest.digest()
+    number = 0
     with _reading(path), file.open("rb") as lines:
+        digests = read_digests(path)
         for start in manifest.shard.starts(settings.samples, settings.block_size):
-            found = []
+            block = Block(start, [], [])
             for index in range(start, min(start + settings.block_size, settings.samples)):
-                line = lines.readline()
+                line, number = lines.readline(), number + 1
                 if not line.endswith(b"\n"):
                     return
-                _check_index(line, index, file)
-                found.append(line)
-            yield Block(start, found)
+                block.lines.append(line)
+                block.records.append(_checked_record(line, index, rules, f"{file}, line {number}"))
+            digest = digests.get(start)
+            if digest is None or digest.records != digest_of(binding, block.lines):
+                last = number + 1 - len(block.lines)
+                raise InputError(f"{file}, lines {last} to {number}, differ from their digest; {CHANGED}")
+            yield block
         if lines.readline():
-            raise InputError(f"{file} goes on after its last sample; it was changed by another hand")
+            raise InputError(f"{file} goes on after its last sample; {CHANGED}")
 
 
-def _check_index(line: bytes, index: int, file: Path) -> None:
+def _checked_record(line: bytes, index: int, rules: Rules, place: str) -> SampleRecord:
+    """The record of a line, if it can be that of the sample with an index."""
     try:
-        found = json.loads(line)["index"]
-    except (ValueError, KeyError, TypeError):
-        found = "none"
-    if found != index:
-        raise InputError(f"{file} holds sample {found} where {index} was expected; it was changed by another hand")
+        record = sample_of(line)
+    except ValueError as error:
+        raise InputError(f"{place}, cannot be read ({error}); {CHANGED}") from None
+    if record.index != index:
+        raise InputError(f"{place}, holds sample {record.index} where {index} was expected; {CHANGED}")
+    contradiction = rules.contradiction(record)
+    if contradiction is not None:
+        raise InputError(f"{place}, contradicts itself: {contradiction}; {CHANGED}")
+    return record
 
 
 def read_records(path: str | Path) -> list[SampleRecord]:
-    """The sample records in a run's folder.
+    """The sample records of the finished blocks in a run's folder.
 
     Raises:
-        InputError: for a line that is none.
+        InputError: as :func:`finished_blocks`.
     """
-    return _read_lines(Path(path) / RECORDS, sample_of)
+    folder = Path(path)
+    return [record for block in finished_blocks(folder, read_manifest(folder)) for record in block.records]
 
 
 def read_costs(path: str | Path) -> list[CostRecord]:
-    """The costs in a run's folder; likewise."""
-    return _read_lines(Path(path) / COSTS, cost_of)
+    """The costs of the finished blocks in a run's folder.
+
+    Raises:
+        InputError: for a line that is none, or lines that differ from their digest.
+    """
+    folder, file = Path(path), Path(path) / COSTS
+    found: dict[int, list[tuple[CostRecord, bytes]]] = defaultdict(list)
+    with _reading(folder):
+        lines = file.read_bytes().splitlines(keepends=True)
+        binding, digests = read_manifest(folder).digest(), read_digests(folder)
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            break
+        try:
+            cost = cost_of(line)
+        except ValueError as error:
+            raise InputError(f"{file}, line {number}, cannot be read ({error}); a record was expected") from None
+        found[cost.block].append((cost, line))
+    for start, digest in digests.items():
+        if digest.costs != digest_of(binding, [line for _, line in found[start]]):
+            raise InputError(
+                f"{file}, the lines of the block from sample {start} on, differ from their digest; {CHANGED}"
+            )
+    return [cost for start, pairs in found.items() if start in digests for cost, _ in pairs]
 
 
 def read_findings(path: Path) -> Findings:
     """What was found out once for all blocks of the run in a folder.
 
     Raises:
-        InputError: if that was not done yet, or cannot be read.
+        InputError: if that was not done yet, cannot be read, or differs from its digest.
     """
+    file = path / FINDINGS
     try:
-        return TypeAdapter(Findings).validate_json((path / FINDINGS).read_bytes())
-    except (OSError, ValueError):
-        raise InputError(f"{path / FINDINGS} is missing or broken; a run that came to its end was expected") from None
+        plain = parse_json(file.read_bytes())
+        digest = plain.pop("digest")
+        findings = TypeAdapter(Findings).validate_python(plain)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{file} is missing or broken; a run that came to its end was expected") from None
+    if digest != digest_of_plain(plain, read_manifest(path).digest()):
+        raise InputError(f"{file} differs from its digest; {CHANGED}")
+    return findings
 
 
 def read_kept_examples(path: Path) -> list[Example]:
-    """The examples for the report of the run in a folder."""
-    return first_of_each(one for file in _example_files(path) for one in read_examples(file))
+    """The examples for the report of the run in a folder.
+
+    Raises:
+        InputError: for a file of a finished block that cannot be read, or differs from its digest.
+    """
+    return first_of_each(one for examples in examples_by_block(path).values() for one in examples)
 
 
 def examples_by_block(path: Path) -> dict[int, list[Example]]:
-    """The examples of the run in a folder, by the index of their block's first sample."""
-    return {int(file.stem): read_examples(file) for file in _example_files(path)}
+    """The examples of the run in a folder, by the index of their block's first sample; likewise.
+
+    Files may be missing: whoever hands a run on may keep the pictures back, and no figure is made of them.
+    """
+    files = _example_files(path)
+    binding, digests = (read_manifest(path).digest(), read_digests(path)) if files else ("", {})
+    found = {}
+    for file in files:
+        digest = digests.get(_start_of(file))
+        if digest is None:  # of a block that a kill left unfinished
+            continue
+        with _reading(path):
+            content = file.read_bytes()
+        if digest.examples != digest_of(binding, content):
+            raise InputError(f"{file} differs from its digest; {CHANGED}")
+        found[digest.block] = read_examples(file)
+    return found
 
 
 def _example_files(path: Path) -> list[Path]:
-    return sorted((path / EXAMPLES).glob("*.npz"))
+    return sorted(file for file in (path / EXAMPLES).glob("*.npz") if file.stem.isascii() and file.stem.isdecimal())
 
 
-One = TypeVar("One")
-
-
-def _read_lines(file: Path, parse: Callable[[str], One]) -> list[One]:
-    """Each finished line of a file; the last one may have been cut off by a kill."""
-    found = []
-    with _reading(file.parent), file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.endswith("\n"):
-                break
-            try:
-                found.append(parse(line))
-            except ValueError as error:
-                raise InputError(f"{file}, line {number}, cannot be read ({error}); a record was expected") from None
-    return found
+def _start_of(file: Path) -> int:
+    return int(file.stem)
 
 
 @contextmanager

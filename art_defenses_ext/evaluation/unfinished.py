@@ -1,6 +1,6 @@
 """The block at work in a run's folder: what an attack did is kept as soon as the attack has come to its end.
 
-    unfinished.jsonl   a line an attack
+    unfinished.jsonl   a line an attack, after its digest
     unfinished.npz     the images for the report that these attacks left
 
 Both go when the block is finished. What cannot be read of them is attacked again: they save time and decide nothing.
@@ -12,6 +12,7 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from art_defenses_ext.evaluation.digests import digest_of
 from art_defenses_ext.evaluation.examples import Example, read_examples, written
 from art_defenses_ext.evaluation.files import leftovers, replace_file
 from art_defenses_ext.evaluation.records import Attempt, as_line, attempt_of
@@ -44,7 +45,7 @@ class Unfinished:
             self._examples.append(example)
             replace_file(self._images, written(self._examples))
         with self._lines.open("ab") as file:
-            file.write(as_line(attempt).encode())
+            file.write(_line(attempt))
             file.flush()
             os.fsync(file.fileno())
 
@@ -57,7 +58,7 @@ class Unfinished:
             self.remove()
             return
         self._examples = [example for _, example in found if example is not None]
-        replace_file(self._lines, "".join(as_line(one) for one, _ in found).encode())
+        replace_file(self._lines, b"".join(_line(one) for one, _ in found))
 
     def remove(self) -> None:
         """The block is finished."""
@@ -69,16 +70,24 @@ class Unfinished:
         """The attempts as far as they can be read."""
         try:
             kept = read_examples(self._images) if self._images.exists() else []
-            lines = self._lines.read_text(encoding="utf-8").splitlines(keepends=True)
-        except (OSError, UnicodeDecodeError, InputError):
+            lines = self._lines.read_bytes().splitlines(keepends=True)
+        except (OSError, InputError):
             return
         examples = {one.attack: one for one in kept}
         for line in lines:
+            digest, _, text = line.partition(b" ")
             try:
-                attempt = attempt_of(line)
+                attempt = attempt_of(text)
             except ValueError:
                 return
+            if digest.decode(errors="replace") != digest_of(LINES, text):
+                return
             example = None if attempt.pictured is None else examples.get(attempt.cost.attack)
-            if not line.endswith("\n") or (example is None) != (attempt.pictured is None):
+            if not line.endswith(b"\n") or (example is None) != (attempt.pictured is None):
                 return
             yield attempt, example
+
+
+def _line(attempt: Attempt) -> bytes:
+    text = as_line(attempt).encode()
+    return f"{digest_of(LINES, text)} ".encode() + text

@@ -28,6 +28,7 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.run_directory import (
     COSTS,
+    DIGESTS,
     EXAMPLES,
     LOCK,
     MANIFEST,
@@ -92,14 +93,14 @@ def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
 
 def records(start: int, count: int = BLOCK) -> list[SampleRecord]:
     outcome = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True)
-    return [SampleRecord(start + i, 7, 7, attacks={"white [smooth] @ 0.1": outcome}) for i in range(count)]
+    return [SampleRecord(start + i, 7, 7, attacks={"white [smooth]": outcome}) for i in range(count)]
 
 
 def costs(start: int, seconds: float = 0.125) -> list[CostRecord]:
-    return [CostRecord(start, "white [smooth] @ 0.1", BLOCK, Cost(6, 3, seconds, 1024))]
+    return [CostRecord(start, "white [smooth]", BLOCK, Cost(6, 3, seconds, 1024))]
 
 
-def example(index: int, attack: str = "white [smooth] @ 0.1") -> Example:
+def example(index: int, attack: str = "white [smooth]") -> Example:
     image = np.full((1, 2, 2), index / 8, np.float32)
     return Example(index, 7, 3, attack, image, image + 0.05, {"heat map": (image, image * 2)})
 
@@ -183,7 +184,7 @@ def test_what_is_no_json_is_refused_and_leaves_the_former_blocks(tmp_path: Path)
     with begun(tmp_path, done=1) as directory:
         before = contents(tmp_path)
         broken = records(3)
-        broken[1].attacks["a"] = replace(broken[1].attacks["white [smooth] @ 0.1"], l2=math.nan)
+        broken[1].attacks["a"] = replace(broken[1].attacks["white [smooth]"], l2=math.nan)
         with pytest.raises(ValueError, match="JSON"):
             directory.append(broken, costs(3))
         assert contents(tmp_path) == before
@@ -238,7 +239,7 @@ def test_costs_and_examples_of_a_block_without_records_go(tmp_path: Path) -> Non
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [MANIFEST, COSTS, "report.html", f"{EXAMPLES}/00000003.npz"])
+@pytest.mark.parametrize("name", [MANIFEST, COSTS, DIGESTS, "report.html", f"{EXAMPLES}/00000003.npz"])
 def test_a_file_that_a_kill_left_half_written_goes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(tmp_path, done=1).__exit__()
     (tmp_path / f".{MANIFEST}.old").write_text("mine")
@@ -257,7 +258,7 @@ def test_a_kill_before_the_first_block_leaves_a_run_to_begin(tmp_path: Path) -> 
     assert resumed(tmp_path) == set()
 
 
-@pytest.mark.parametrize("missing", [[COSTS], [RECORDS, COSTS]])
+@pytest.mark.parametrize("missing", [[DIGESTS], [COSTS, DIGESTS], [RECORDS, COSTS, DIGESTS]])
 def test_a_kill_right_after_the_manifest_leaves_a_run_to_begin(tmp_path: Path, missing: list[str]) -> None:
     begun(tmp_path).__exit__()
     for name in missing:
@@ -470,7 +471,7 @@ def test_a_full_disk_costs_the_attack_at_work_alone(tmp_path: Path, monkeypatch:
         assert sorted(contents(tmp_path)) == [EXAMPLES, LOCK]
 
 
-@pytest.mark.parametrize("full", [COSTS, RECORDS])
+@pytest.mark.parametrize("full", [COSTS, DIGESTS, RECORDS])
 def test_a_full_disk_is_said_and_costs_the_block_at_work(
     tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
