@@ -57,6 +57,10 @@ class Defence:
         """The defence's settings, as plain data for a report."""
         return {}
 
+    def undefended_network(self) -> nn.Module | None:
+        """Of a defence that is a network itself, the one without it, for attacks that do not know it; else None."""
+        return None
+
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """What the defence sees and makes of images (N, ...), by name, for a report's pictures.
 

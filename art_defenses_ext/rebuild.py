@@ -10,6 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
+from art_defenses_ext.modes import Defence
+from art_defenses_ext.surrogate import Surrogate
 from art_defenses_ext.validation import InputError
 
 
@@ -100,8 +102,22 @@ def without_training(classifier: PyTorchClassifier, reason: str) -> NoOptimizer 
 
 
 def undefended(classifier: PyTorchClassifier) -> PyTorchClassifier | None:
-    """The classifier as it was before our defences, where they recorded it, else None."""
-    return getattr(classifier, "undefended", None)
+    """The classifier before our defences; None where they neither recorded it nor can be left out.
+
+    Of a classifier that was built with them in ART's own way, ``preprocessing_defences=[HeatAndBlur(...)]``, it is the
+    same without them; other people's preprocessors and a :class:`.Surrogate` around one stay, since these may be no
+    defence: without a resize, say, the network could not take the images.
+    """
+    recorded: PyTorchClassifier | None = getattr(classifier, "undefended", None)
+    if recorded is not None:
+        return recorded
+    preprocessors = classifier.preprocessing_defences or []
+    others = [one for one in preprocessors if not isinstance(one, Defence) or isinstance(one, Surrogate)]
+    model = classifier.model
+    network = model.undefended_network() if isinstance(model, Defence) else None
+    if network is None and len(others) == len(preprocessors):
+        return None
+    return rebuild(classifier, model=model if network is None else network, preprocessing_defences=others or None)
 
 
 def record_undefended(defended: PyTorchClassifier, classifier: PyTorchClassifier) -> PyTorchClassifier:

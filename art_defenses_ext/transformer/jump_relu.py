@@ -186,6 +186,10 @@ class JumpReLUNetwork(nn.Module, Defence):
         super().train(mode)
         return self
 
+    def undefended_network(self) -> nn.Module:
+        """The network with its own ReLUs, which shares all tensors."""
+        return self.network
+
     def describe(self) -> dict[str, Any]:
         """The jump (one number if all calls share it) and the width of the smooth rule."""
         jump = self.jumps[0] if len(set(self.jumps)) == 1 else list(self.jumps)
