@@ -27,16 +27,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return _at(logits, y) - others.amax(dim=1)
 
 
-def merge_rejection(logits: Tensor, y: Tensor) -> Tensor:
-    """Logits (n, K) in which to be rejected is to keep the label, from ``logits`` (n, K + 1), the last for "rejected".
-
-    The logit of class ``y`` (n,) becomes the larger of its own and the last one. A loss of these is close to success
-    only where another class is predicted and the image is not rejected.
-    """
-    kept = torch.maximum(_at(logits, y), logits[:, -1])
-    return logits[:, :-1].scatter(1, y[:, None], kept[:, None])
-
-
 def only_pair(logits: Tensor, y: Tensor) -> Tensor:
     """Logits (n, 2 B) of which only the pair of classes counts that ``y`` (n,) belongs to: 2 i and 2 i + 1."""
     classes = torch.arange(logits.shape[1], device=logits.device)

@@ -71,7 +71,8 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
     """A classifier with one class more, the last, for what ``detector`` rejects.
 
     Our attacks know what the last class means: an image is broken only where another class than its own is predicted
-    and it is not rejected. To other attacks it is a class like any other: run them targeted.
+    and it is not rejected. To other attacks it is a class like any other, at which an untargeted one stops: run them
+    targeted, or on :func:`rejected_as`, which :class:`.ByClass` does for ART's.
 
     Args:
         classifier: whose preprocessing runs in torch, defended or not; it, or what it records as such, is recorded as
@@ -101,6 +102,61 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
         preprocessing=(0.0, 1.0),
     )
     return record_undefended(whole, classifier)
+
+
+def rejected_as(classifier: PyTorchClassifier, label: int) -> PyTorchClassifier:
+    """A classifier in which "rejected" counts as the class ``label``: for untargeted attacks on images of that class.
+
+    Another class than ``label`` is predicted only where an image is misclassified and accepted. So an untargeted attack
+    of any library, whether it follows gradients or asks for predictions, stops only at a real success. It holds for
+    images of this class alone; those of others need a classifier each.
+
+    Args:
+        classifier: one that rejects, see :func:`rejecting`.
+        label: the true class of the images to be attacked, from 0 on.
+
+    Returns:
+        A plain ``PyTorchClassifier`` with one output less, the classes without "rejected".
+
+    Raises:
+        InputError: for a classifier that does not reject, or a label that is none of its classes.
+
+    >>> from art_defenses_ext import ExplanationReconstructor, rejecting
+    >>> from art_defenses_ext.estimator.rejecting import rejected_as
+    >>> detector = ExplanationReconstructor(classifier)
+    >>> detector.fit(x_train, nb_epochs=1, validation_split=0.25, progress=False)
+    >>> rejected_as(rejecting(classifier, detector), label=3).predict(x).shape
+    (8, 10)
+    """
+    if not rejects(classifier):
+        raise InputError(f"classifier has a {type(classifier.model).__name__}; one made by rejecting was expected")
+    last = classifier.nb_classes - 2
+    if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label <= last:
+        raise InputError(f"label is {label!r}; a class from 0 to {last} was expected")
+    model = _RejectedAs(classifier.model, int(label)).eval()
+    return rebuild(classifier, model=model, nb_classes=classifier.nb_classes - 1, optimizer=None)
+
+
+class _RejectedAs(nn.Module):
+    """Images to logits (N, K) of a network that rejects, with rejection merged into one class."""
+
+    def __init__(self, whole: nn.Module, label: int) -> None:
+        super().__init__()
+        self.whole, self.label = whole, label
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.whole(x)
+        return merge_rejection(logits, torch.full((len(logits),), self.label, device=logits.device))
+
+
+def merge_rejection(logits: Tensor, y: Tensor) -> Tensor:
+    """Logits (n, K) in which to be rejected is to keep the label, from ``logits`` (n, K + 1), the last for "rejected".
+
+    The logit of class ``y`` (n,) becomes the larger of its own and the last one. A loss of these is close to success
+    only where another class is predicted and the image is not rejected.
+    """
+    kept = torch.maximum(logits.gather(1, y[:, None]), logits[:, -1:])
+    return logits[:, :-1].scatter(1, y[:, None], kept)
 
 
 def rejects(classifier: PyTorchClassifier) -> bool:

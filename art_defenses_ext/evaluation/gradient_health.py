@@ -10,10 +10,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.arrays import Images, IntArray
-from art_defenses_ext.attack.losses import margin, merge_rejection
+from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import into_range, per_sample, random_in_ball, size, steepest
 from art_defenses_ext.estimator.defend import as_module
-from art_defenses_ext.estimator.rejecting import RejectingNetwork
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, merge_rejection
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat

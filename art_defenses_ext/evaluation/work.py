@@ -10,9 +10,12 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.attack.base import TensorAttack
+from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.attack.rounding import sizes as sizes_of
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker, for_any_attack
@@ -215,7 +218,7 @@ class Work:
         counted = target if run.spec.crafted_on == "undefended" else self.classifier
         forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
         with seeded(seed), forms, measured(counted) as cost:
-            adversarial = run.spec.build(target, run.threat, seed).generate(x, given)
+            adversarial = _built(run, target, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
         outcomes = self._outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
@@ -272,6 +275,14 @@ class Work:
                 clean = block.x[row].copy()
                 return Example(record.index, record.label, outcome.prediction, run.key, clean, attacked.copy())
         return None
+
+
+def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
+    """The attack; other people's on a classifier that rejects go class by class, or they would stop at "rejected"."""
+    attack = run.spec.build(target, run.threat, seed)
+    if not rejects(target) or isinstance(attack, TensorAttack | ByClass) or getattr(attack, "targeted", False):
+        return attack
+    return ByClass(target, lambda view: run.spec.build(view, run.threat, seed))
 
 
 def _check_examples(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from art_defenses_ext.attack.losses import LOSSES, gradient_of, margin, merge_rejection
+from art_defenses_ext.attack.losses import LOSSES, gradient_of, margin
+from art_defenses_ext.estimator.rejecting import merge_rejection
 
 
 def test_each_image_gets_the_gradient_of_its_own_loss() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
+from art.attacks.evasion import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescent
 from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.preprocessor import FeatureSqueezing
 from art.defences.trainer import AdversarialTrainerFBFPyTorch
@@ -21,11 +21,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
-from art_defenses_ext import HeatAndBlur, as_module, defend, gradient_mode, gradient_modes
+from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate, gradient_mode, gradient_modes
 from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
-from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejecting, rejects
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejected_as, rejecting, rejects
+from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.modes import find_defences
 from art_defenses_ext.rebuild import rebuild, undefended
 from art_defenses_ext.validation import InputError
@@ -269,6 +272,71 @@ def test_art_s_attacks_run_targeted_on_it(
     assert share(x_adv) > (0.3 if name == "pgd" else 0.02)
 
 
+# "Rejected" counted as a class
+
+
+@given(
+    logits=arrays(np.float32, st.tuples(st.integers(1, 4), st.just(NB_CLASSES)), elements=NUMBERS),
+    words=st.lists(NUMBERS, min_size=8, max_size=8),
+    label=st.integers(0, NB_CLASSES - 1),
+)
+def test_another_class_than_the_label_means_misclassified_and_accepted(
+    logits: Any, words: list[float], label: int
+) -> None:
+    """What an untargeted attack looks for is the success that counts, whatever the logits and the detector say."""
+    count = len(logits)
+    found = np.array(words[: 2 * count], np.float32).reshape(count, 2)
+    x = np.zeros((count, *SHAPE), np.float32)
+    flat = x.reshape(count, -1)
+    flat[:, :NB_CLASSES], flat[:, NB_CLASSES : NB_CLASSES + 2] = logits, found
+    classifier = wrap(Given(0, NB_CLASSES), preprocessing=None)
+    detector = BinaryInputDetector(wrap(Given(NB_CLASSES, 2), 2, preprocessing=None))
+    answer = rejected_as(rejecting(classifier, detector), label).predict(x)
+    assert answer.shape == (count, NB_CLASSES)
+    others = np.delete(logits, label, axis=1).max(axis=1)
+    misclassified = others > logits[:, label]
+    ties = others == logits[:, label]  # the prediction may be either
+    success = misclassified & ~(found[:, 1] > found[:, 0])
+    np.testing.assert_array_equal((answer.argmax(axis=1) != label)[~ties], success[~ties])
+
+
+@pytest.mark.parametrize("label", [-1, NB_CLASSES, True, 1.0, "1", None])
+def test_a_label_that_is_no_class_is_refused(
+    label: Any, classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    with pytest.raises(InputError, match=r"label is .*; .* expected"):
+        rejected_as(rejecting(classifier, detector), label)
+
+
+def test_what_does_not_reject_is_refused(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
+    with pytest.raises(InputError, match="classifier has a Sequential; one made by rejecting was expected"):
+        rejected_as(classifier, 0)
+    with pytest.raises(InputError, match="estimator does not reject"):
+        ByClass(classifier, FastGradientMethod)
+    with pytest.raises(InputError, match="build is 3"):
+        ByClass(rejecting(classifier, detector), 3)  # type: ignore[arg-type]
+    attack = ByClass(rejecting(classifier, detector), FastGradientMethod)
+    with pytest.raises(InputError, match="y holds the label 5, which means rejected"):
+        attack.generate(images(3), np.array([0, NB_CLASSES, 1]))
+
+
+def test_each_image_is_attacked_as_one_of_its_class_and_keeps_its_place(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    whole, x = rejecting(classifier, detector), images()
+    y = np.arange(len(x)) % NB_CLASSES
+
+    def build(view: PyTorchClassifier) -> FastGradientMethod:
+        return FastGradientMethod(view, eps=0.1)
+
+    found = ByClass(whole, build).generate(x, y)
+    for i in range(len(x)):
+        alone = FastGradientMethod(rejected_as(whole, int(y[i])), eps=0.1).generate(x[i : i + 1], y[i : i + 1])
+        np.testing.assert_array_equal(found[i], alone[0])
+    predicted = classifier.predict(x).argmax(axis=1)
+    np.testing.assert_array_equal(ByClass(whole, build).generate(x), ByClass(whole, build).generate(x, predicted))
+
+
 # With this package's detector
 
 
@@ -328,6 +396,65 @@ def test_a_targeted_attack_on_both_passes_both(
     missed = ~reconstructor.detect(x_adv)[1]
     np.testing.assert_array_equal(~missed, whole.predict(x_adv).argmax(axis=1) == 10)
     assert (fooled & missed).mean() > 0.5
+
+
+def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
+    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
+) -> None:
+    """On the network with a class more it stops at "rejected"; on the views of it, at real successes alone."""
+    whole = rejecting(digits_classifier, reconstructor)
+    right = (whole.predict(digits.test.x).argmax(axis=1) == digits.test.y) & (digits.test.y < 4)
+    x, y = digits.test.x[right][:32], digits.test.y[right][:32]
+    eps = 0.2
+
+    def art(classifier: PyTorchClassifier) -> AutoProjectedGradientDescent:
+        return AutoProjectedGradientDescent(
+            classifier, eps=eps, eps_step=2 * eps, max_iter=40, nb_random_init=5, batch_size=64, verbose=False
+        )
+
+    with gradient_mode(whole, "smooth"):
+        ours = AutoPGD(whole, np.inf, eps, max_iter=40).generate(x, y)
+        alone = art(whole).generate(x, y)
+        by_class = ByClass(whole, art).generate(x, y)
+
+    def robust(of: FloatArray) -> float:
+        assert np.abs(of - x).max() <= eps + 1e-6
+        right = digits_classifier.predict(of).argmax(axis=1) == y
+        return float((right | reconstructor.detect(of)[1]).mean())
+
+    rejected = whole.predict(alone).argmax(axis=1) == 10
+    assert rejected.mean() > 0.2  # what it took for successes
+    assert robust(alone) > robust(ours) + 0.2
+    assert robust(by_class) <= robust(ours) + 0.05
+
+
+def test_an_evaluation_sends_other_people_s_attacks_class_by_class(
+    classifier: PyTorchClassifier, detector: BinaryInputDetector
+) -> None:
+    """One whose step always reaches "rejected" is told to go on; ours are left alone."""
+    seen: list[int] = []
+
+    def art_pgd(target: PyTorchClassifier, threat: Any, seed: int) -> ProjectedGradientDescent:
+        seen.append(target.nb_classes)
+        return ProjectedGradientDescent(target, eps=threat.eps, eps_step=0.05, max_iter=5, verbose=False)
+
+    def our_pgd(target: PyTorchClassifier, threat: Any, seed: int) -> AutoPGD:
+        seen.append(target.nb_classes)
+        return AutoPGD(target, np.inf, threat.eps, max_iter=5)
+
+    x = images(30)
+    y = classifier.predict(x).argmax(axis=1)
+    options: Any = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    attacks = {name: AttackSpec(name, build, "", samples="all") for name, build in (("a", art_pgd), ("b", our_pgd))}
+    evaluate(classifier, x, y, Linf(0.2), [attacks["b"]], detector=detector, **options)
+    assert seen == [NB_CLASSES + 1]
+    seen.clear()
+    report = evaluate(classifier, x, y, Linf(0.2), [attacks["a"]], detector=detector, **options)
+    assert seen == [NB_CLASSES + 1] + [NB_CLASSES] * len(set(y))
+    whole = rejecting(classifier, detector)
+    plain = ProjectedGradientDescent(whole, eps=0.2, eps_step=0.05, max_iter=5, verbose=False).generate(x, y)
+    fooled = (classifier.predict(plain).argmax(axis=1) != y) & ~detector.detect(plain)[1]
+    assert sum(record.attacks["a"].success for record in report.records) > fooled.sum()
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
