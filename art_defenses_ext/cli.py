@@ -265,9 +265,15 @@ def compare_command(
         list[Path], typer.Argument(help="Folders of finished runs; the first is what others are held against.")
     ],
     out: Annotated[Path | None, typer.Option(help="Folder for the table (JSON, Markdown) and a picture.")] = None,
+    different_attackers: Annotated[
+        bool,
+        typer.Option(
+            "--different-attackers", help="Compare runs of different attackers, too, and say how they differ."
+        ),
+    ] = False,
 ) -> None:
     """Put runs beside each other, image by image where they attacked the same ones."""
-    comparison = compare(folders)
+    comparison = compare(folders, different_attackers=different_attackers)
     comparison.print()
     if out is not None:
         comparison.save(out)

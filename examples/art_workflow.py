@@ -176,7 +176,7 @@ def line(run: Compared, report: Report) -> str:
         str(run.summary.clean),
         str(left_by_art(report, every_mode=False)),
         str(left_by_art(report, every_mode=True)),
-        f"at most {worst}" if run.summary.established is False else str(worst),
+        f"at most {worst}" if run.summary.standing != "established" else str(worst),
         "" if pair is None else str(pair),
         "" if pair is None else f"{pair.p_value:.2g}",
     ]

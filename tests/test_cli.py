@@ -152,7 +152,7 @@ def test_evaluate_prints_and_writes_its_report(command: Command, quick: list[str
     result = command(*quick, "--out", tmp_path / "run")
     assert (result.status, result.err) == (0, "")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert f"{100 * report['worst_case']['rate']:.1f}" in result.out
+    assert f"{100 * report['after_attacks']['rate']:.1f}" in result.out
     assert str(tmp_path / "run" / "report.html") in result.out
     assert all(spec.name in result.out for spec in PAPERS["jump_relu"])
     assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 20

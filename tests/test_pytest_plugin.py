@@ -44,7 +44,7 @@ PGD = [
         modes="all",
     )
 ]
-QUICK = {"attacks": PGD, "check_samples": 0}
+QUICK = {"attacks": PGD, "check_samples": 0, "established": False}
 """
 
 
@@ -63,7 +63,7 @@ def run(suite: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
 ROBUST = """
 def test_it_holds(assert_robust):
     report = assert_robust(network(), x, y, threat=Linf(0.02), at_least=0.5, **QUICK)
-    assert report.robust_accuracy >= 0.5
+    assert report.accuracy_after_attacks >= 0.5
 
 def test_it_does_not(assert_robust):
     assert_robust(network(), x, y, threat=Linf(0.4), at_least=0.5, **QUICK)
@@ -108,7 +108,8 @@ def _weights(suite: pytest.Pytester) -> dict[str, torch.Tensor]:
 
 CACHED = """
 def test_it(assert_robust):
-    assert_robust(JumpReLU(network(), 1.0)(), x[:4], y[:4], Linf(0.05), 0, "papers", check_samples=0, seed=SEED)
+    how = {"check_samples": 0, "seed": SEED, "established": False}
+    assert_robust(JumpReLU(network(), 1.0)(), x[:4], y[:4], Linf(0.05), 0, "papers", **how)
 """
 
 
@@ -127,7 +128,7 @@ def test_an_unchanged_network_is_not_attacked_again(suite: pytest.Pytester, monk
 def test_options_override_what_tests_say(suite: pytest.Pytester) -> None:
     tests = """
 def test_it(assert_robust):
-    report = assert_robust(JumpReLU(network(), 1.0)(), x, y, Linf(0.05), 0, check_samples=0)
+    report = assert_robust(JumpReLU(network(), 1.0)(), x, y, Linf(0.05), 0, check_samples=0, established=False)
     settings = report.summary.run.settings
     assert (settings.samples, settings.attacks) == (2, "papers")
     assert any("gray-box" in key for record in report.records for key in record.attacks)  # the plain network is known
@@ -172,7 +173,49 @@ def test_whatever(assert_robust):
     result.stdout.fnmatch_lines(
         ["*AssertionError: the attacks fail checks of their own", "*gradient modes: *was not given the modes*"]
     )
-    result.stdout.fnmatch_lines(["*the attacks fail their own checks, so that 10 % is not established"])
+    result.stdout.fnmatch_lines(
+        ["*no adaptive attack ran: the attacker was given the exact gradient alone, so 10 % is not established*"]
+    )
+    result.stdout.fnmatch_lines(["*test_whatever: accuracy after the attacks that ran *(no adaptive attack ran: *"])
+
+
+def test_what_no_adaptive_attack_stands_behind_fails_and_says_so(suite: pytest.Pytester) -> None:
+    """Under a paper's attacks, and under a suite without checks: whatever is left, nothing is shown by it."""
+    tests = """
+import pytest
+DEFENDED = JumpReLU(network(), 1.0)()
+DETECTOR = ExplanationReconstructor(network(), false_positive_rate=0.1)
+DETECTOR.fit(digits.train.x, nb_epochs=2, progress=False)
+PAPERS = {"attacks": "papers"}
+UNCHECKED = {"attacks": PGD, "check_samples": 0}
+BOTH = pytest.mark.parametrize("how", [PAPERS, UNCHECKED], ids=["papers", "unchecked"])
+
+@BOTH
+def test_robust(assert_robust, how):
+    assert_robust(DEFENDED, x[:4], y[:4], Linf(0.001), 0, **how)
+
+@BOTH
+def test_masking(assert_no_masking, how):
+    assert_no_masking(DEFENDED, x[:4], y[:4], Linf(0.001), **how)
+
+@BOTH
+def test_detects(assert_detects, how):
+    assert_detects(network(), DETECTOR, x[:4], y[:4], Linf(0.001), at_least=0, **how)
+
+@BOTH
+def test_opting_out(assert_robust, how):
+    report = assert_robust(DEFENDED, x[:4], y[:4], Linf(0.001), 0, established=False, **how)
+    assert report.robust_accuracy is None
+"""
+    result = run(suite, tests)
+    result.assert_outcomes(passed=2, failed=6)
+    lines = result.stdout.lines
+    for reason, figure in (
+        ("no adaptive attack ran: the paper's attacks ran alone", "accuracy after the paper's attacks"),
+        ("no checks were made", "accuracy after the attacks that ran"),
+    ):
+        assert sum(line.startswith("E   ") and f"AssertionError: {reason}, so " in line for line in lines) == 3
+        assert sum("test_opting_out" in line and figure in line and f"({reason})" in line for line in lines) == 1
 
 
 def test_a_detector_is_asked_who_gets_past(suite: pytest.Pytester) -> None:
@@ -181,7 +224,7 @@ import numpy as np
 DETECTOR = ExplanationReconstructor(network(), false_positive_rate=0.1)
 DETECTOR.fit(digits.train.x, nb_epochs=2, progress=False)
 ALL = [AttackSpec("PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=s), "a", samples="all")]
-HOW = {"attacks": ALL, "check_samples": 0}
+HOW = {"attacks": ALL, "check_samples": 0, "established": False}
 
 def test_nobody(assert_detects):
     assert_detects(network(), DETECTOR, x, y, Linf(0.001), at_least=0.9, **HOW)
@@ -201,7 +244,7 @@ import pytest
 
 def test_it(assert_not_worse_than):
     images, labels = digits.test.x[:30], digits.test.y[:30]
-    report = assert_not_worse_than("baseline", WHICH, images, labels, attacks=PGD, check_samples=0)
+    report = assert_not_worse_than("baseline", WHICH, images, labels, attacks=PGD, established=False)
     settings = report.summary.run.settings
     assert (settings.adaptive, settings.block_size) == (False, 16)  # the same attacker as the baseline's
 """

@@ -24,12 +24,17 @@ from art_defenses_ext.evaluation.compare import Paired
 from art_defenses_ext.evaluation.evaluate import evaluate, run_key
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import read_manifest
+from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.threats import Threat, named_threat
+from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.rebuild import rebuild, record_undefended, undefended
 from art_defenses_ext.validation import InputError, check_choice, check_share
 
 SHOWN = 10
 """Indices of broken images in a failure's message, for each attack."""
+
+OF_THE_BASELINE = ("attacks", "seed", "block_size", "adaptive", "curve_samples", "check_samples")
+"""The settings in which a run takes after its baseline: those that make the attacker what they are."""
 
 SURE = 0.05
 """The p value under which a run is called worse than its baseline."""
@@ -113,7 +118,8 @@ class Suite:
         Args:
             name, classifier, x, y, threat, attacks, options: as :meth:`evaluated`.
             at_least: from 0 to 1.
-            established: the attacks must also pass their own checks.
+            established: an adaptive attack suite must have run and passed its checks (``evaluation/standing.py``).
+                False states the accuracy after the attacks that ran, whichever they were; the note says so.
 
         Raises:
             AssertionError: if that does not hold.
@@ -121,34 +127,32 @@ class Suite:
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
         report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **options)
-        worst = report.summary.worst_case
-        self._note(name, f"robust accuracy {worst}, at least {100 * at_least:g} % wanted")
+        worst, figure = report.summary.worst_case, figure_name(report.summary)
+        self._note(name, f"{figure} {worst}, at least {100 * at_least:g} % wanted", report)
         if worst.rate < at_least:
             raise AssertionError(
-                f"robust accuracy is {worst} under {threat}; at least {100 * at_least:g} % was wanted\n"
+                f"{figure} is {worst} under {threat}; at least {100 * at_least:g} % was wanted\n"
                 f"{_who_broke(report)}\n{_where(folder)}"
             )
-        if established and report.established is False:
-            raise AssertionError(
-                f"robust accuracy is at most {worst} under {threat}: the attacks fail their own checks, so "
-                f"that {100 * at_least:g} % is not established\n{_failed(report)}\n{_where(folder)}"
-            )
+        if established:
+            _check_standing(report, f"{100 * at_least:g} %", threat, folder)
         return report
 
     def masks_nothing(
         self, name: str, classifier: PyTorchClassifier, x: FloatArray, y: Any, threat: Threat, **options: Any
     ) -> Report:
-        """The attacks pass their own checks: no gradient is hidden from them.
+        """An adaptive attack suite ran and passes its own checks: no gradient is masked.
 
         Raises:
-            AssertionError: if one fails.
+            AssertionError: if a check fails, none was made, or no such suite ran.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         report, folder = self.evaluated(name, classifier, x, y, threat, **options)
         failed = report.summary.failed_checks
-        self._note(name, f"checks failed: {', '.join(failed) or 'none'}")
+        self._note(name, f"checks failed: {', '.join(failed) or 'none'}", report)
         if failed:
             raise AssertionError(f"the attacks fail checks of their own\n{_failed(report)}\n{_where(folder)}")
+        _check_standing(report, "that no gradient is masked", threat, folder)
         return report
 
     def detects(
@@ -163,6 +167,7 @@ class Suite:
         attacks: str | Sequence[AttackSpec] = "standard",
         *,
         false_positives: float = 0.05,
+        established: bool = True,
         **options: Any,
     ) -> Report:
         """Of the images that the classifier gets right, at least so many let no attacker past both.
@@ -171,6 +176,7 @@ class Suite:
             name, classifier, detector, x, y, threat, attacks, options: as :meth:`evaluated`.
             at_least: from 0 to 1.
             false_positives: share of clean images that the detector may flag: .05 or .5.
+            established: as :meth:`is_robust`.
 
         Raises:
             AssertionError: if that does not hold.
@@ -185,55 +191,92 @@ class Suite:
             known = ", ".join(f"{share:g}" for share in found) or "none: no image is classified correctly"
             raise InputError(f"false_positives is {false_positives}; one of {known} was expected")
         past = found[false_positives]
-        self._note(name, f"past the detector {past}, at most {100 * (1 - at_least):g} % wanted")
+        self._note(name, f"past the detector {past}, at most {100 * (1 - at_least):g} % wanted", report)
         if 1 - past.rate < at_least:
             raise AssertionError(
                 f"{past} of the images get past classifier and detector where {100 * false_positives:g} % of "
                 f"clean ones are flagged, under {threat}; at most {100 * (1 - at_least):g} % was wanted\n"
                 f"{_who_broke(report)}\n{_where(folder)}"
             )
+        if established:
+            _check_standing(report, f"that {100 * at_least:g} % let nothing past", threat, folder)
         return report
 
     def is_not_worse_than(
-        self, name: str, baseline: str | Path, classifier: PyTorchClassifier, x: FloatArray, y: Any, **options: Any
+        self,
+        name: str,
+        baseline: str | Path,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        *,
+        established: bool = True,
+        **options: Any,
     ) -> Report:
         """No image-by-image evidence that fewer images are robust than in an earlier run.
 
-        The same images are attacked in the same ball by the same set, and compared with the baseline's records by
+        The same images are attacked in the same ball by the same attacker, and compared with the baseline's records by
         McNemar's exact test.
 
         Args:
-            name, classifier, x, y, options: as :meth:`evaluated`.
+            name, classifier, x, y, options: as :meth:`evaluated`; by default those of the earlier run.
             baseline: folder of the earlier run.
+            established: as :meth:`is_robust`, of the new run.
 
         Raises:
             AssertionError: if it is worse, with p < .05.
-            InputError: if the baseline is of other images.
+            InputError: if the baseline is of other images, or of another attacker.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
-        earlier = Report.load(baseline)
-        run = read_manifest(Path(baseline)).run
-        settings = run.settings
+        earlier, before = Report.load(baseline), read_manifest(Path(baseline))
+        settings = before.run.settings
         if not isinstance(settings.attacks, str) and "attacks" not in options:
             raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
-        same = {name: getattr(settings, name) for name in ("attacks", "seed", "block_size", "adaptive")}
-        chosen: dict[str, Any] = same | options
+        chosen: dict[str, Any] = {name: getattr(settings, name) for name in OF_THE_BASELINE} | options
         threat = named_threat(settings.threat, settings.eps)
         report, folder = self.evaluated(name, classifier, x, y, threat, **chosen)
-        if report.summary.run.data_sha256 != run.data_sha256:
+        if report.summary.run.data_sha256 != before.run.data_sha256:
             raise InputError(f"baseline is {baseline}, which is of other images; a run of the same ones was expected")
+        differences = attacker_differences(before, read_manifest(folder))
+        if differences:
+            raise InputError(
+                f"baseline is {baseline}, which another attacker made ({'; '.join(differences)}); a run of the same "
+                "attacker was expected"
+            )
         pair = Paired.of(*([record.robust() for record in one.records] for one in (earlier, report)))
-        self._note(name, f"against the baseline {pair} points, p {pair.p_value:.2g}")
+        self._note(name, f"against the baseline {pair} points, p {pair.p_value:.2g}", report)
         if pair.lost > pair.gained and pair.p_value < SURE:
             raise AssertionError(
-                f"robust accuracy is {report.summary.worst_case} under {threat}, that of {baseline} "
+                f"{figure_name(report.summary)} is {report.summary.worst_case} under {threat}, that of {baseline} "
                 f"{earlier.summary.worst_case}: {pair.lost} images were lost and {pair.gained} gained, "
                 f"{pair} points, p {pair.p_value:.2g}\n{_who_broke(report)}\n{_where(folder)}"
             )
+        if established:
+            _check_standing(report, "that it is not worse", threat, folder)
         return report
 
-    def _note(self, name: str, text: str) -> None:
-        self.notes.append(f"{name}: {text}")
+    def _note(self, name: str, text: str, report: Report) -> None:
+        summary = report.summary
+        reservation = summary.unknown or (NOT_ESTABLISHED if summary.standing != "established" else "")
+        self.notes.append(f"{name}: {text}{f' ({reservation})' if reservation else ''}")
+
+
+def _check_standing(report: Report, statement: str, threat: Threat, folder: Path) -> None:
+    """Refuse a statement that no adaptive attack suite, or none that passed its checks, stands behind."""
+    __tracebackhide__ = True
+    summary = report.summary
+    if summary.standing == "established":
+        return
+    if summary.robust_accuracy is None:
+        raise AssertionError(
+            f"{summary.unknown}, so {statement} is not established: {summary.worst_case} under {threat} is the "
+            f"{figure_name(summary)}, no robust accuracy; established=False states that instead\n"
+            f"{_where(folder)}"
+        )
+    raise AssertionError(
+        f"robust accuracy is at most {summary.worst_case} under {threat}: the attacks fail their own checks, so "
+        f"{statement} is not established\n{_failed(report)}\n{_where(folder)}"
+    )
 
 
 def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector | None) -> PyTorchClassifier:

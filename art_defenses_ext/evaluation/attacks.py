@@ -55,7 +55,8 @@ class AttackSpec:
         build: makes the attack.
         purpose: what it is for, in a line.
         source: ``"paper"`` for what the method's own authors ran, ``"ladder"`` for ours.
-        kind: how it works.
+        kind: how it works. A list of attacks is an adaptive suite, whose figure may be called robust accuracy, if those
+            of kind ``"white-box"`` and source ``"ladder"`` made on the ``"defended"`` network run under all its modes.
         crafted_on: the network that the attacker differentiates or queries; what comes out is always judged on the
             defended one. ``"smoothed"`` is that with an estimated gradient, and is attacked only where the gradient
             of the defended one misleads.

@@ -19,6 +19,7 @@ from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
+from art_defenses_ext.evaluation.standing import untried_modes
 
 TOLERATED = 0.01
 """The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's
@@ -31,6 +32,9 @@ sure: where the upper end of the interval is below this."""
 
 TOO_EASY = 0.5
 """The share of planted examples that chance may find before the test says nothing. **Convention**."""
+
+OF_THE_NETWORK = ("gradients", "randomness", "gradient modes")
+"""The checks that look at the network and the plan, not at what the attacks find."""
 
 DOCS = "docs/checks.md"
 
@@ -221,6 +225,9 @@ def _modes(name: str, evidence: Evidence) -> Check:
     if run.withheld:
         withheld = f"the attacker was not given the modes {', '.join(run.withheld)}"
         return Check(name, "failed", withheld, {"withheld": run.withheld})
+    untried = untried_modes(run, evidence.plan)
+    if untried:
+        return Check(name, "failed", f"no white-box attack was made in the modes {', '.join(untried)}", {})
     all_modes = [one for one in evidence.plan if _white(one) and one.spec.modes == "all"]
     exact = [one.key for one in all_modes if set(one.mode.split("+")) == {"exact"}]
     others = [one.key for one in evidence.plan if _white(one) and one.key not in exact]

@@ -16,6 +16,8 @@ from scipy.stats import binomtest
 from art_defenses_ext.evaluation.files import write_files
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.run_directory import read_manifest
+from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, defence_names
 from art_defenses_ext.validation import InputError
@@ -98,11 +100,13 @@ class Compared:
         summary: its figures.
         against_first: its robust images against those of the first run, where they attacked the same ones in the same
             ball; None of the first itself, and where there are none.
+        other_attacker: in what its attacker differs from that of the first run, in words; none if they are one.
     """
 
     name: str
     summary: Summary
     against_first: Paired | None
+    other_attacker: tuple[str, ...] = ()
 
     @property
     def defences(self) -> str:
@@ -120,16 +124,41 @@ class Comparison:
 
     runs: list[Compared]
 
-    HEADS = ("run", "defences", "threat", "images", "worst case", "paper's attacks", "clean", "less the first", "p")
+    @property
+    def figure(self) -> str:
+        """What is compared: robust accuracy only if every run has one."""
+        known = all(one.summary.robust_accuracy is not None for one in self.runs)
+        return "robust accuracy" if known else "accuracy after the attacks that ran"
 
-    NOTE = (
-        "Less the first: robust accuracy less that of the first run, in points, with its 95 % interval over the pairs "
-        "of one image (Agresti, Min 2005), of those that both attacked; p of McNemar's exact test. Empty where there "
-        "are none, or the threat is another."
-    )
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Of the table's columns."""
+        figures = (self.figure, "paper's attacks", "clean", "less the first", "p")
+        return ("run", "defences", "threat", "images", *figures)
+
+    @property
+    def note(self) -> str:
+        """What the last columns mean."""
+        return (
+            f"Less the first: {self.figure} less that of the first run, in points, with its 95 % interval over the "
+            "pairs of one image (Agresti, Min 2005), of those that both attacked; p of McNemar's exact test. Empty "
+            "where there are none, or the threat is another."
+        )
+
+    @property
+    def warning(self) -> str:
+        """What stands above the table where the runs were made by different attackers; empty where by one."""
+        first = self.runs[0].name
+        pairs = [f"{first} and {one.name}: {'; '.join(one.other_attacker)}" for one in self.runs if one.other_attacker]
+        if not pairs:
+            return ""
+        return (
+            "Made by different attackers, so a difference may be one between the attacks, not between the networks. "
+            f"{'. '.join(pairs)}."
+        )
 
     def rows(self) -> list[list[str]]:
-        """A line a run, under ``HEADS``."""
+        """A line a run, under ``heads``."""
         found = []
         for one in self.runs:
             settings, pair = one.summary.run.settings, one.against_first
@@ -152,20 +181,22 @@ class Comparison:
         """Show the runs by numbers in the terminal: what they are, and the table, which their names would crowd."""
         console = Console() if console is None else console
         table = Table(box=None, padding=(0, 2, 0, 0))
-        for head in ("", *self.HEADS[4:]):
+        for head in ("", *self.heads[4:]):
             table.add_column(head)
+        if self.warning:
+            console.print(f"{self.warning}\n", style="bold", highlight=False, markup=False)
         for number, (name, defences, threat, images, *figures) in enumerate(self.rows(), 1):
             console.print(f"{number}  {name}: {threat}, {images} images; {defences}", highlight=False, markup=False)
             table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
         console.print()
         console.print(table)
-        console.print(f"\n{self.NOTE}", highlight=False, markup=False)
+        console.print(f"\n{self.note}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
-        """The table, and what its last columns mean."""
-        lines = [self.HEADS, ["---"] * len(self.HEADS), *self.rows()]
+        """The table, what its last columns mean, and above it, in what the attackers differ."""
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"{table}\n\n{self.NOTE}\n"
+        return "\n\n".join([*[self.warning] * bool(self.warning), table, self.note]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -175,13 +206,17 @@ class Comparison:
                     "name": one.name,
                     "defences": one.defences,
                     "settings": vars(one.summary.run.settings),
-                    "worst_case": one.summary.worst_case.as_dict(),
+                    "robust_accuracy": None if robust is None else robust.as_dict(),
+                    "after_attacks": one.summary.worst_case.as_dict(),
+                    "standing": one.summary.standing,
                     "established": one.summary.established,
+                    "other_attacker": list(one.other_attacker),
                     "paper": None if one.summary.paper is None else one.summary.paper.as_dict(),
                     "clean": one.summary.clean.as_dict(),
                     "against_first": None if one.against_first is None else one.against_first.as_dict(),
                 }
                 for one in self.runs
+                for robust in [one.summary.robust_accuracy]
             ]
         }
 
@@ -202,14 +237,17 @@ class Comparison:
         write_files(folder, contents)
 
 
-def compare(folders: Sequence[str | Path]) -> Comparison:
+def compare(folders: Sequence[str | Path], *, different_attackers: bool = False) -> Comparison:
     """Compare finished runs, image by image where they attacked the same images in the same ball.
 
     Args:
         folders: of the runs; the others are compared with the first.
+        different_attackers: compare runs, too, that different attackers made: another ball, suite, seed, or other
+            checks (``evaluation/same_attacker.py``). The table begins with the differences then.
 
     Raises:
-        InputError: for fewer than two, or folders without a finished run.
+        InputError: for fewer than two, folders without a finished run, or, without ``different_attackers``, runs of
+            different attackers.
 
     >>> from art_defenses_ext import JumpReLU, Linf, compare, evaluate
     >>> options = {"attacks": "papers", "check_samples": 0, "curve_samples": 0, "progress": False}
@@ -220,12 +258,22 @@ def compare(folders: Sequence[str | Path]) -> Comparison:
     """
     if len(folders) < 2:
         raise InputError(f"folders holds {len(folders)}; two or more runs were expected")
+    if not isinstance(different_attackers, bool):
+        raise InputError(f"different_attackers is {different_attackers!r}; True or False was expected")
     reports = [Report.load(folder) for folder in folders]
-    first = reports[0]
+    manifests = [read_manifest(Path(folder)) for folder in folders]
+    names, first = _names(folders), reports[0]
+    differences = [tuple(attacker_differences(manifests[0], other)) for other in manifests]
+    for name, found in zip(names, differences, strict=True):
+        if found and not different_attackers:
+            raise InputError(
+                f"folders holds {names[0]} and {name}, made by different attackers ({'; '.join(found)}); runs of one "
+                "attacker were expected, or different_attackers, which puts the differences above the table"
+            )
     return Comparison(
         [
-            Compared(name, report.summary, None if report is first else _paired(first, report))
-            for name, report in zip(_names(folders), reports, strict=True)
+            Compared(name, report.summary, None if report is first else _paired(first, report), found)
+            for name, report, found in zip(names, reports, differences, strict=True)
         ]
     )
 
@@ -259,4 +307,6 @@ def _names(folders: Sequence[str | Path]) -> list[str]:
 
 def _worst(summary: Summary) -> str:
     share: Proportion = summary.worst_case
-    return f"at most {share} ({NOT_ESTABLISHED})" if summary.established is False else str(share)
+    if summary.standing == "not established":
+        return f"at most {share} ({NOT_ESTABLISHED})"
+    return str(share) if summary.robust_accuracy is not None else f"{share} ({summary.standing})"

@@ -66,9 +66,11 @@ def evaluate(
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
 
     A paper's attacks run on all samples, the ladder's on those that nothing broke before. Robust accuracy is the
-    mean over samples of the minimum over attacks; it is called established only if the attacks pass their own checks
-    (docs/checks.md). Preprocessors of other people are given a surrogate gradient, and a random defence is averaged
-    over its randomness by the attacker and judged by a vote.
+    mean over samples of the minimum over attacks. It is called so only where an adaptive attack suite ran and its
+    checks were made, and established only if they passed (docs/checks.md): the paper's attacks alone,
+    ``check_samples=0`` and ``adaptive=False`` leave ``report.robust_accuracy`` None, and
+    ``report.accuracy_after_attacks`` is what is known. Preprocessors of other people are given a surrogate gradient,
+    and a random defence is averaged over its randomness by the attacker and judged by a vote.
 
     With a detector, classifier and detector are attacked and judged as one network. A clean image is right if it is
     classified correctly and accepted; an attack succeeds if its image is misclassified and accepted.
@@ -84,7 +86,8 @@ def evaluate(
         y: true labels, indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)`` or ``L2(eps)``, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), ``"full"`` (and what takes longer), or a
-            list of :class:`AttackSpec`.
+            list of :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
+            (``kind="white-box"``) run under every gradient mode, as ``modes="all"`` has them do.
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
             our defences recorded. Without either, the rows that need it say "not run"; with a detector it is
             ``classifier`` then, or what that recorded.
@@ -113,8 +116,10 @@ def evaluate(
     >>> from art_defenses_ext import JumpReLU, Linf, evaluate
     >>> defended = JumpReLU(classifier)()
     >>> report = evaluate(defended, x_test, y_test, Linf(0.3), "papers", progress=False)
-    >>> report.robust_accuracy <= report.summary.clean.rate, len(report.records)
+    >>> report.accuracy_after_attacks <= report.summary.clean.rate, len(report.records)
     (True, 4)
+    >>> report.robust_accuracy, report.summary.unknown
+    (None, "no adaptive attack ran: the paper's attacks ran alone")
     """
     if out is not None:
         check_out(out, overwrite)

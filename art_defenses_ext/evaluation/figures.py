@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.summary import Curve, Summary
 from art_defenses_ext.evaluation.threats import Threat, named_threat
-from art_defenses_ext.evaluation.words import GROUPS, NOT_ESTABLISHED, headlines, training_in_words
+from art_defenses_ext.evaluation.words import GROUPS, NOT_ESTABLISHED, figure_name, headlines, training_in_words
 from art_defenses_ext.text import for_picture, for_terminal
 from art_defenses_ext.validation import InputError
 
@@ -113,7 +113,8 @@ def accuracy_curves(summary: Summary) -> Figure:
         [eps], [100 * worst.rate], "*", color=INK, markersize=14, markeredgecolor="white", zorder=5, clip_on=False
     )
     legend.append((_invisible(), "over all attacks, all images"))
-    meaning = f"at most: {NOT_ESTABLISHED}" if summary.established is False else "robust accuracy"
+    bound = summary.standing == "not established"
+    meaning = f"at most: {NOT_ESTABLISHED}" if bound else figure_name(summary)
     legend.append((star, f"{100 * worst.rate:5.1f} %  {meaning}"))
     _finish(axes, summary)
     _legend(figure, legend, "accuracy at the marked eps")
@@ -121,7 +122,7 @@ def accuracy_curves(summary: Summary) -> Figure:
 
 
 def comparison_bars(runs: Sequence[tuple[str, Summary]]) -> Figure:
-    """The worst case of each run with its 95 % interval, and marks where the paper's attacks and clean images lie.
+    """Each run's accuracy after its attacks with its 95 % interval, after the paper's attacks, and on clean images.
 
     Args:
         runs: their names and figures.
@@ -130,23 +131,35 @@ def comparison_bars(runs: Sequence[tuple[str, Summary]]) -> Figure:
     axes = figure.add_subplot()
     for row, (_, summary) in enumerate(runs):
         worst = summary.worst_case
-        bound = summary.established is False
+        bound = summary.standing != "established"
         axes.barh(row, 100 * worst.rate, height=0.55, color=WORST, alpha=0.45 if bound else 0.85)
         low, high = worst.interval
         axes.plot([100 * low, 100 * high], [row, row], color=INK, linewidth=1.6, marker="|", markersize=9)
         if summary.paper is not None:
             axes.plot([100 * summary.paper.rate], [row], MARKERS[2], color=OTHER, markersize=8, clip_on=False)
         axes.plot([100 * summary.clean.rate], [row], MARKERS[0], color=FAINT, markersize=8, clip_on=False)
-    names = [_wrapped(f"{name}{', an upper bound' * (summary.established is False)}", 34) for name, summary in runs]
+    names = [_wrapped(f"{name}{_reservation(summary)}", 34) for name, summary in runs]
     axes.set_yticks(range(len(runs)), names, fontsize=10, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlim(0, 100)
     axes.set_xlabel(
-        "in per cent: bar, the worst case with its 95 % interval; diamond, after the paper's attacks; dot, clean"
+        f"in per cent: bar, {_of_the_bars(runs)} with its 95 % interval; diamond, after the paper's attacks; dot, clean"
     )
     _bare(axes)
     axes.grid(axis="x", color="#e4e4e4")
     return figure
+
+
+def _reservation(summary: Summary) -> str:
+    """What to know with a run's bar, to be added to its name."""
+    if summary.standing == "not established":
+        return ", an upper bound"
+    return f", {summary.standing}" * (summary.robust_accuracy is None)
+
+
+def _of_the_bars(runs: Sequence[tuple[str, Summary]]) -> str:
+    known = all(summary.robust_accuracy is not None for _, summary in runs)
+    return "robust accuracy" if known else "accuracy after the attacks that ran"
 
 
 def roc_curves(summary: Summary, records: list[SampleRecord]) -> Figure:

@@ -118,11 +118,13 @@ class Entry:
             command: that made the run; by default the process's own.
 
         Raises:
-            InputError: for a run whose attacks were not checked, or shares that are none.
+            InputError: for a run without a robust accuracy, since no adaptive attack ran or no checks were made, or
+                shares that are none.
         """
         summary, run = report.summary, report.summary.run
-        if summary.established is None:
-            raise InputError("the run has no checks; one with check_samples > 0 was expected")
+        if summary.robust_accuracy is None:
+            expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
+            raise InputError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
         for argument, share in (("reported", reported), ("external", external)):
             if share is not None:
                 check_number(argument, share, "a share from 0 to 100 per cent", lambda value: 0 <= value <= 100)

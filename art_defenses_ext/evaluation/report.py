@@ -77,13 +77,23 @@ class Report:
         return cls.of(manifest, records, read_costs(path), read_findings(path), read_kept_examples(path))
 
     @property
-    def robust_accuracy(self) -> float:
-        """The mean over samples of the minimum over attacks, from 0 to 1; an upper bound if not ``established``."""
+    def robust_accuracy(self) -> float | None:
+        """The mean over samples of the minimum over an adaptive suite's attacks, from 0 to 1.
+
+        An upper bound if not ``established``; None if it is unknown, since no adaptive attack ran or no checks were
+        made: ``accuracy_after_attacks`` is all that is known then.
+        """
+        share = self.summary.robust_accuracy
+        return None if share is None else share.rate
+
+    @property
+    def accuracy_after_attacks(self) -> float:
+        """The mean over samples of the minimum over the attacks that ran, whichever they were, from 0 to 1."""
         return self.summary.worst_case.rate
 
     @property
     def established(self) -> bool | None:
-        """Whether the attacks passed their own checks; None if none were made."""
+        """Whether an adaptive suite passed its own checks; None without one, or without checks."""
         return self.summary.established
 
     def __str__(self) -> str:

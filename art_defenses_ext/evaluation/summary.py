@@ -8,20 +8,22 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from art_defenses_ext.evaluation.checks import Check
+from art_defenses_ext.evaluation.checks import OF_THE_NETWORK, Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.detection import Detection, detection
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
+from art_defenses_ext.evaluation.standing import Standing, lacking
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 
-FORMAT = 6
+FORMAT = 7
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
-(``evaluation/manifest.py``)."""
+(``evaluation/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks, and
+``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,8 @@ class Summary:
         undefended_clean: the undefended classifier's.
         undefended_robust: the undefended classifier's, after the attacks made on it, inside the ball.
         paper: after the paper's own attacks only, inside the ball; None if it has none.
-        worst_case: robust accuracy: no attack at all succeeded. An upper bound, if it is not established.
+        worst_case: no attack that ran succeeded. It is the robust accuracy only as ``standing`` says.
+        lacking: what keeps the attacks that ran from being an adaptive suite, in words; empty if they are one.
         checks: whether the attacks worked; none if no checks were made.
         randomness: None unless the defence is random, in which case all accuracies are of the majority's vote.
         reference: whose softmax list for the clean image all others are compared with: ``"undefended"``, or ``"own"``
@@ -152,6 +155,7 @@ class Summary:
     undefended_robust: Proportion | None
     paper: Proportion | None
     worst_case: Proportion
+    lacking: str
     checks: list[Check]
     randomness: Randomness | None
     reference: Literal["undefended", "own"]
@@ -163,10 +167,38 @@ class Summary:
     total: Cost
 
     @property
+    def standing(self) -> Standing:
+        """Whether an adaptive suite ran, and whether its checks were made and passed."""
+        if self.lacking:
+            return "no adaptive attack"
+        if self.failed_checks:
+            return "not established"
+        return "established" if self._attacks_were_checked else "no checks"
+
+    @property
     def established(self) -> bool | None:
-        """Whether the attacks passed their checks; None if none were made."""
+        """Whether an adaptive suite passed its checks; None without one, or without checks, of which none failed."""
+        if self.failed_checks:
+            return False
+        return True if self.standing == "established" else None
+
+    @property
+    def robust_accuracy(self) -> Proportion | None:
+        """The worst case over an adaptive suite; an upper bound if it is not established, None if it is unknown."""
+        return self.worst_case if self.standing in ("established", "not established") else None
+
+    @property
+    def unknown(self) -> str:
+        """Why there is no robust accuracy, in words; empty if there is one."""
+        if self.standing == "no adaptive attack":
+            return f"no adaptive attack ran: {self.lacking}"
+        return "no checks were made" if self.standing == "no checks" else ""
+
+    @property
+    def _attacks_were_checked(self) -> bool:
+        """Whether some check looked at what the attacks find; not needed where they found everything."""
         made = [check for check in self.checks if check.verdict != "not run"]
-        return all(check.verdict == "passed" for check in made) if made else None
+        return bool(made) and (self.worst_case.count == 0 or any(one.name not in OF_THE_NETWORK for one in made))
 
     @property
     def failed_checks(self) -> list[str]:
@@ -175,14 +207,18 @@ class Summary:
 
     @property
     def gap(self) -> float | None:
-        """How much of the paper's number does not survive the worst case, from 0 to 1; None unless both were tried."""
-        if self.paper is None or all(row.source == "paper" for row in self.rows):
+        """How much the robust accuracy is below the paper's number, from 0 to 1; None unless both are known."""
+        if self.paper is None or self.robust_accuracy is None:
             return None
-        return self.paper.rate - self.worst_case.rate
+        return self.paper.rate - self.robust_accuracy.rate
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``report.json``."""
-        return {"format": FORMAT, "established": self.established, "gap": self.gap, **_plain(self)}
+        plain = _plain(self)
+        after_attacks = plain.pop("worst_case")
+        known = {"standing": self.standing, "established": self.established, "gap": self.gap}
+        robust = {"robust_accuracy": _plain(self.robust_accuracy), "after_attacks": after_attacks}
+        return {"format": FORMAT, **known, **robust, **plain}
 
 
 def _plain(value: Any) -> Any:
@@ -217,6 +253,7 @@ def summarise(
         undefended_robust=_undefended_robust(plan, records),
         paper=Proportion.of(record.robust(paper) for record in records) if paper else None,
         worst_case=Proportion.of(record.robust() for record in records),
+        lacking=lacking(run, plan),
         checks=checks,
         randomness=_randomness(run, records),
         reference="undefended" if has_undefended else "own",
@@ -323,7 +360,7 @@ def _note(one: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) 
     if outcomes:
         return f"returned {unusable} unusable images" if unusable else ""
     if one.spec.crafted_on == "undefended" and records[0].undefended_clean is None:
-        return "not run: no undefended classifier is known"
+        return "not run: no undefended classifier is known; undefended= gives one"
     if one.spec.crafted_on == "smoothed":
         return "not run: no need, or no sample was left"
     return "not run: no sample was left"

@@ -52,7 +52,8 @@ class Headline:
     """One of the few figures to take away.
 
     Attributes:
-        key: ``"worst_case"``, ``"paper"``, ``"undefended_robust"``, ``"undefended_clean"`` or ``"clean"``.
+        key: ``"worst_case"``, ``"after_attacks"``, ``"paper"``, ``"undefended_robust"``, ``"undefended_clean"`` or
+            ``"clean"``.
         label: what it is, in plain words.
         value: the figure; None if it was not measured.
         remark: what to know with it, or why it was not measured.
@@ -67,22 +68,30 @@ class Headline:
 
 
 def headlines(summary: Summary) -> list[Headline]:
-    """The headline figures in their order: what survives comes first, the paper's number after it."""
+    """The headline figures in their order: the robust accuracy comes first, the paper's number after it."""
+    known = summary.robust_accuracy is not None
+    remark = _remarks(_counted_right(summary), _warning(summary)) if known else f"unknown: {summary.unknown}"
     found = [
         Headline(
             "worst_case",
             "Robust accuracy over all attacks",
-            summary.worst_case,
-            _remarks(_counted_right(summary), _warning(summary)),
-            established=summary.established is not False,
-        ),
+            summary.robust_accuracy,
+            remark,
+            established=summary.standing != "not established",
+        )
+    ]
+    if not known and tried(summary) not in ("nothing", "papers only"):
+        failed = f"failed checks: {', '.join(summary.failed_checks)}" if summary.failed_checks else ""
+        remark = _remarks(_counted_right(summary), failed)
+        found.append(Headline("after_attacks", "Accuracy after the attacks that ran", summary.worst_case, remark))
+    found.append(
         Headline(
             "paper",
-            "After the paper's own attacks",
+            "Accuracy after the paper's attacks",
             summary.paper,
             _counted_right(summary) if summary.paper else "none was run",
-        ),
-    ]
+        )
+    )
     clean = Headline(
         "clean",
         "Defended network, clean images" if summary.run.defences else "Clean images",
@@ -114,25 +123,26 @@ def _remarks(*remarks: str) -> str:
     return "; ".join(one for one in remarks if one)
 
 
-Tried = Literal["nothing", "papers only", "no gradient", "adaptive", "nothing left"]
+Tried = Literal["nothing", "papers only", "no gradient", "not all modes", "adaptive", "nothing left"]
 
 
 def tried(summary: Summary) -> Tried:
     """How far the attackers went: the honest reading of the worst case depends on it.
 
     Returns:
-        ``"adaptive"`` if an attack of the ladder followed the gradient of the defended network; ``"no gradient"``
-        if the ladder only transferred or queried; ``"nothing left"`` if the ladder had no image left to attack;
-        ``"papers only"`` without a ladder; ``"nothing"`` if no attack ran.
+        ``"adaptive"`` if an adaptive suite ran (``evaluation/standing.py``) and followed the gradient of the defended
+        network; ``"not all modes"`` if gradients were followed, but not as such a suite does; ``"no gradient"`` if the
+        suite only transferred or queried; ``"nothing left"`` if it had no image left to attack; ``"papers only"``
+        without a suite; ``"nothing"`` if no attack ran.
     """
     if not any(row.attacked for row in summary.rows):
         return "nothing"
-    ladder = [row for row in summary.rows if row.source == "ladder"]
-    if any(row.attacked and row.crafted_on == "defended" and row.backward > 0 for row in ladder):
-        return "adaptive"
-    if any(row.attacked for row in ladder):
+    suite = [row for row in summary.rows if row.source == "ladder"]
+    if any(row.attacked and row.crafted_on == "defended" and row.backward > 0 for row in suite):
+        return "not all modes" if summary.lacking else "adaptive"
+    if any(row.attacked for row in suite):
         return "no gradient"
-    return "nothing left" if any(row.crafted_on == "defended" for row in ladder) else "papers only"
+    return "nothing left" if any(row.crafted_on == "defended" for row in suite) else "papers only"
 
 
 def shown_gap(summary: Summary) -> float | None:
@@ -140,24 +150,31 @@ def shown_gap(summary: Summary) -> float | None:
     return None if tried(summary) == "papers only" else summary.gap
 
 
+def figure_name(summary: Summary) -> str:
+    """What the worst case over the attacks that ran is called."""
+    if summary.robust_accuracy is not None:
+        return "robust accuracy"
+    return f"accuracy after {_attacks_that_ran(summary)}"
+
+
+def _attacks_that_ran(summary: Summary) -> str:
+    return "the paper's attacks" if tried(summary) == "papers only" else "the attacks that ran"
+
+
 def _warning(summary: Summary) -> str:
-    if summary.established is False:
-        most = f"{percent(summary.worst_case)} {interval(summary.worst_case)}"
-        return f"at most {most}; failed checks: {', '.join(summary.failed_checks)}"
-    return {
-        "nothing": "no attack was run",
-        "papers only": "no adaptive attack was run",
-        "no gradient": "no adaptive attack was run",
-    }.get(tried(summary), "")
+    if summary.standing != "not established":
+        return ""
+    most = f"{percent(summary.worst_case)} {interval(summary.worst_case)}"
+    return f"at most {most}; failed checks: {', '.join(summary.failed_checks)}"
 
 
 def title(summary: Summary) -> str:
     """The result in two or three words."""
-    if summary.established is False:
+    if summary.standing == "not established":
         return NOT_ESTABLISHED
-    if tried(summary) in ("nothing", "papers only", "no gradient"):
+    if summary.robust_accuracy is None:
         return "robustness unknown"
-    return f"{percent(summary.worst_case)} robust"
+    return f"{percent(summary.robust_accuracy)} robust"
 
 
 def verdict(summary: Summary) -> str:
@@ -172,7 +189,9 @@ def verdict(summary: Summary) -> str:
 
 
 def _verdict_on_checks(summary: Summary) -> str:
-    if summary.established is not False:
+    if summary.standing == "no checks" and tried(summary) != "nothing":
+        return "No checks of the attacks were made, so the robust accuracy is unknown."
+    if not summary.failed_checks:
         return ""
     failed = ", ".join(summary.failed_checks)
     return f"Robustness is not established: the attacks fail their own checks ({failed}), so others may break more."
@@ -191,12 +210,19 @@ def _verdict_on_defence(summary: Summary) -> str:
         none = " None of a paper's own attacks was run." if summary.run.defences else ""
         if how_far == "adaptive":
             return f"An attacker who knows the {target} leaves {left} {correct}.{none}"
+        if how_far == "not all modes":
+            return f"The attacks that were run leave {left} {correct}. {capital(summary.unknown)}.{none}"
         return (
             f"The attacks that were run leave {left} {correct}, but none followed the gradient of the {target}.{none}"
         )
     paper = f"the paper's own attacks, counted in the same ball, leave {percent(summary.paper)}"
     if how_far == "adaptive":
         return f"An attacker who knows the {target} leaves {left} {correct}; {_compared(summary, paper)}."
+    if how_far == "not all modes":
+        return (
+            f"The attacks that were run leave {left} {correct}; {_compared(summary, paper)}. "
+            f"{capital(summary.unknown)}."
+        )
     if how_far == "no gradient":
         return (
             f"With attacks that follow no gradient of the {target}, {left} stay {correct}; "

@@ -165,5 +165,5 @@ def test_jump_relu_on_its_authors_networks_falls_as_far_as_it_must(
     report = evaluate(
         JumpReLU(plain, 1.0)(), data.test.x[:500], data.test.y[:500], Linf(eps), curve_samples=0, check_samples=100
     )
-    assert report.robust_accuracy <= at_most
+    assert report.accuracy_after_attacks <= at_most
     assert report.established, report.summary.failed_checks

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,27 @@ from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from scipy.stats import binom
 
-from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext import L2, HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.compare import Paired, compare
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import RECORDS
+from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.validation import InputError
 
-PGD = [AttackSpec("PGD", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed), "a")]
+
+def pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
+    return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)
+
+
+def weaker_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
+    return MarginPGD(classifier, threat.norm, threat.eps, max_iter=1, seed=seed)
+
+
+PGD = [AttackSpec("PGD", pgd, "a", kind="white-box", modes="all")]
 
 
 # Pairs
@@ -100,7 +113,8 @@ def runs(digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory
 
 
 def test_the_same_images_in_the_same_ball_are_paired(runs: Path) -> None:
-    comparison = compare([runs / name for name in ("bare", "jump", "others", "ball")])
+    folders = [runs / name for name in ("bare", "jump", "others", "ball")]
+    comparison = compare(folders, different_attackers=True)
     paired = [one.against_first is not None for one in comparison.runs]
     assert paired == [False, True, False, False]
     pair = comparison.runs[1].against_first
@@ -131,6 +145,93 @@ def test_an_image_of_another_label_or_without_a_hash_is_no_pair(runs: Path, tmp_
         assert pair.total == 6 + (nines if name == "label" else 0)
 
 
+NOISE = [
+    AttackSpec(
+        "noise", lambda c, t, seed: RandomNoise(c, t.norm, t.eps, nb_draws=5, seed=seed), "five draws", kind="noise"
+    )
+]
+OTHERS: dict[str, tuple[dict[str, Any], str]] = {
+    "suite": ({"attacks": NOISE}, "attacks PGD, not noise"),
+    "named suite": ({"attacks": "standard"}, "attacks PGD, not standard"),
+    "eps": ({"threat": Linf(0.05)}, "eps 0.1, not 0.05"),
+    "norm": ({"threat": L2(0.1)}, "threat linf, not l2"),
+    "seed": ({"seed": 1}, "seed 0, not 1"),
+    "block size": ({"block_size": 20}, "block_size 256, not 20"),
+    "gradient modes": ({"adaptive": False}, "adaptive True, not False"),
+    "checks": ({"check_samples": 3}, "check_samples 0, not 3"),
+    "curves": ({"curve_samples": 3}, "curve_samples 0, not 3"),
+    "modes of an attack": ({"attacks": [replace(PGD[0], modes="exact")]}, "attack 'PGD' has another modes"),
+    "code of an attack": ({"attacks": [replace(PGD[0], build=weaker_pgd)]}, "attack 'PGD' has another build"),
+}
+
+
+@pytest.mark.parametrize("case", OTHERS)
+def test_runs_of_different_attackers_are_refused_or_say_so_first(
+    case: str, runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    """One network, two attackers: whatever the table shows is no difference between networks."""
+    changes, words = OTHERS[case]
+    arguments = {
+        "threat": Linf(0.1),
+        "attacks": PGD,
+        "curve_samples": 0,
+        "check_samples": 0,
+        "progress": False,
+    } | changes
+    part = slice(0, 10 if case == "named suite" else 40)
+    evaluate(digits_classifier, digits.test.x[part], digits.test.y[part], out=tmp_path / "other", **arguments)
+    with pytest.raises(
+        InputError, match=f"bare and other, made by different attackers \\({re.escape(words)}.*expected"
+    ):
+        compare([runs / "bare", tmp_path / "other"])
+    comparison = compare([runs / "bare", tmp_path / "other"], different_attackers=True)
+    first = f"Made by different attackers, .* bare and other: {re.escape(words)}"
+    assert re.match(first, comparison.as_markdown())
+    console = Console(width=200, file=io.StringIO())
+    comparison.print(console)
+    shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert re.search(f"{first}.* less the first", shown)
+    assert words in "; ".join(comparison.as_dict()["runs"][1]["other_attacker"])
+
+
+def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
+    runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    """The network is one and the same, and McNemar's test is sure of a difference: it is the attackers'."""
+    x, y = digits.test.x[:40], digits.test.y[:40]
+    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    evaluate(digits_classifier, x, y, Linf(0.1), NOISE, out=tmp_path / "noise", **options)
+    comparison = compare([runs / "bare", tmp_path / "noise"], different_attackers=True)
+    pair = comparison.runs[1].against_first
+    assert pair is not None
+    assert pair.gained >= 10
+    assert pair.p_value < 1e-3
+    assert comparison.heads[4] == "accuracy after the attacks that ran"
+    assert "robust accuracy" not in comparison.as_markdown()
+    assert "worst case" not in comparison.as_markdown()
+    assert comparison.rows()[1][4].endswith("(no adaptive attack)")
+    assert [one["robust_accuracy"] for one in comparison.as_dict()["runs"]] == [None, None]
+
+
+def test_robust_accuracies_are_compared_under_their_name(
+    digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    """A named suite is one attacker, whatever modes the defence has for it; papers' attacks are one for each method."""
+    x, y = digits.test.x[:6], digits.test.y[:6]
+    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 2, "progress": False}
+    jump = JumpReLU(digits_classifier, 1.0)()
+    for name, classifier in (("bare", digits_classifier), ("jump", jump)):
+        evaluate(classifier, x, y, Linf(0.02), out=tmp_path / name, **options)
+    comparison = compare([tmp_path / "bare", tmp_path / "jump"])
+    assert comparison.warning == ""
+    assert comparison.heads[4] == "robust accuracy"
+    restorer = defend(digits_classifier, HeatAndBlur.for_classifier(digits_classifier))
+    for name, classifier in (("jump, paper", jump), ("blur, paper", restorer)):
+        evaluate(classifier, x, y, Linf(0.02), "papers", out=tmp_path / name, **options)
+    with pytest.raises(InputError, match=r"made by different attackers .attacks IFGSM, gray-box"):
+        compare([tmp_path / "jump, paper", tmp_path / "blur, paper"])
+
+
 def test_a_run_against_itself_differs_in_nothing(runs: Path) -> None:
     pair = compare([runs / "jump", runs / "jump"]).runs[1].against_first
     assert pair is not None
@@ -145,7 +246,7 @@ def test_the_terminal_tells_runs_with_long_names_apart(runs: Path, tmp_path: Pat
     comparison.print(console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown
-    table = shown.partition("worst case")[2]
+    table = shown.partition("less the first")[2]
     for number, one in enumerate(comparison.runs, 1):
         assert f"{number}  {one.name}: linf 0.1, 40 images" in " ".join(shown.split("\n"))
         assert f"\n{number}  {one.summary.worst_case.rate:.1%}".replace("%", " %") in table

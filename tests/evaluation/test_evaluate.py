@@ -24,7 +24,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 from torch import nn
 
-from art_defenses_ext import ExplanationReconstructor, JumpReLU, defend, evaluate, gradient_mode, rejecting
+from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, JumpReLU, defend, evaluate, gradient_mode, rejecting
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
@@ -207,8 +207,8 @@ def test_robust_accuracy_is_what_brute_force_finds_in_the_file(run: Run) -> None
             inside = outcome["linf"] <= EPS + 1e-5
             verdicts.append(not (inside and outcome["prediction"] != record["label"]))
         robust.append(min(verdicts))
-    assert run.report.robust_accuracy == np.mean(robust)
-    assert json.loads((run.folder / "report.json").read_text())["worst_case"]["rate"] == np.mean(robust)
+    assert run.report.accuracy_after_attacks == np.mean(robust)
+    assert json.loads((run.folder / "report.json").read_text())["after_attacks"]["rate"] == np.mean(robust)
     assert 0 < np.mean(robust) < 1  # or this test shows little
 
 
@@ -561,7 +561,7 @@ def test_the_ladder_sees_only_what_nothing_broke_before(
     assert {call.key for call in calls} == met.keys()
     assert row(report, "first").broke == (correct & np.isin(y, (1, 2))).sum()
     assert row(report, "second [relu]").broke == 0
-    assert report.robust_accuracy == np.mean(correct & (y > 4))
+    assert report.accuracy_after_attacks == np.mean(correct & (y > 4))
 
 
 def test_an_attack_with_no_sample_left_is_not_run(
@@ -572,7 +572,7 @@ def test_an_attack_with_no_sample_left_is_not_run(
 
     attacks = [own("all", breaking(strangers, *range(10))), own("idle", never)]
     report = evaluate(defended, x, y, Linf(1.0), attacks, curve_samples=0, allow_large_eps=True)
-    assert report.robust_accuracy == 0
+    assert report.accuracy_after_attacks == 0
     assert row(report, "idle").note == "not run: no sample was left"
 
 
@@ -859,7 +859,8 @@ def test_the_checks_are_in_the_report_and_in_its_files(checked: Run) -> None:
 def test_a_naive_attacker_establishes_nothing(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
     report = evaluate(defended, x[:8], y[:8], Linf(0.05), [WHITE_BOX], curve_samples=0, check_samples=2, adaptive=False)
     assert "gradient modes" in report.summary.failed_checks
-    assert report.established is False
+    assert (report.established, report.robust_accuracy) == (False, None)
+    assert report.summary.standing == "no adaptive attack"
 
 
 def test_what_the_exact_gradients_of_stacked_defences_hide_is_counted(
@@ -881,7 +882,8 @@ def test_without_checks_or_without_our_attacks_nothing_is_called_established(
     check_samples: int, defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     report = evaluate(defended, x[:8], y[:8], Linf(EPS), "papers", curve_samples=0, check_samples=check_samples)
-    assert report.established is None
+    assert (report.established, report.robust_accuracy) == (None, None)
+    assert report.summary.unknown == "no adaptive attack ran: the paper's attacks ran alone"
     assert {check.verdict for check in report.summary.checks} == ({"not run"} if check_samples else set())
     assert not [one for one in report.summary.rows if one.source == "side"]
 
@@ -893,6 +895,17 @@ def test_checks_change_no_record_of_the_ladder(
     for mine, theirs in zip(report.records, checked.report.records, strict=True):
         assert mine.attacks.items() <= theirs.attacks.items()
         assert (mine.clean, mine.label) == (theirs.clean, theirs.label)
+
+
+def test_modes_that_no_white_box_attack_tried_fail_their_check(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    """The attacker was given them all; the attacks of this list follow one alone."""
+    exact = replace(WHITE_BOX, modes="exact", curve=False)
+    report = evaluate(defended, x[:4], y[:4], Linf(0.05), [exact], curve_samples=0, check_samples=2)
+    (check,) = [one for one in report.summary.checks if one.name == "gradient modes"]
+    assert (check.verdict, check.finding) == ("failed", "no white-box attack was made in the modes relu, smooth")
+    assert (report.summary.standing, report.robust_accuracy) == ("no adaptive attack", None)
 
 
 # The undefended classifier
@@ -914,6 +927,45 @@ def test_the_recorded_undefended_classifier_is_used(
     assert report.summary.undefended_clean is not None
     assert report.summary.undefended_clean.rate == np.mean(predicted(digits_classifier, x) == y)
     assert report.summary.undefended_robust == report.summary.undefended_clean
+
+
+def in_arts_own_way(classifier: PyTorchClassifier, model: nn.Module, *preprocessors: Any) -> PyTorchClassifier:
+    return PyTorchClassifier(
+        model,
+        classifier.loss,
+        classifier.input_shape,
+        classifier.nb_classes,
+        clip_values=(0.0, 1.0),
+        preprocessing_defences=list(preprocessors) or None,
+        preprocessing=(classifier.preprocessing.mean, classifier.preprocessing.std),
+        device_type="cpu",
+    )
+
+
+@pytest.mark.parametrize("way", ["a preprocessor", "between others", "a network"])
+def test_the_undefended_classifier_of_one_built_in_arts_own_way_is_found(
+    way: str, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    """The paper's gray-box attacks run, on the classifier that is the same without our defence."""
+    model = digits_classifier.model
+    blur = HeatAndBlur.for_classifier(digits_classifier)
+    if way == "a network":
+        model = JumpReLU(digits_classifier, 1.0)().model
+    around = [Rounding(), blur, Rounding()] if way == "between others" else [blur] if way == "a preprocessor" else []
+    classifier = in_arts_own_way(digits_classifier, model, *around)
+    kept = [one for one in around if one is not blur]
+    expected = in_arts_own_way(digits_classifier, digits_classifier.model, *kept)
+    report = evaluate(classifier, x[:6], y[:6], Linf(EPS), "papers", curve_samples=0, check_samples=0)
+    clean = report.summary.undefended_clean
+    assert clean is not None
+    assert clean.rate == np.mean(predicted(expected, x[:6]) == y[:6])
+    gray = [row for row in report.summary.rows if "gray-box" in row.key]
+    assert gray
+    assert [(row.attacked, row.note) for row in gray] == [(6, "")] * len(gray)
+    found = undefended(classifier)
+    assert found is not None
+    np.testing.assert_array_equal(found.predict(x), expected.predict(x))
+    assert (found.preprocessing_defences or []) == kept
 
 
 def test_one_that_is_named_takes_its_place(
@@ -986,7 +1038,7 @@ def test_a_detector_that_flags_nothing_changes_no_figure(
         assert all((one.rejected, one.excess) == (False, -1.0) for one in mine.attacks.values())
     for name in ("clean", "worst_case", "undefended_clean", "undefended_robust", "clean_agreement", "worst_agreement"):
         assert getattr(beside.summary, name) == getattr(plain.summary, name), name
-    assert 0 < plain.robust_accuracy < plain.summary.clean.rate  # or this test shows little
+    assert 0 < plain.accuracy_after_attacks < plain.summary.clean.rate  # or this test shows little
     assert plain.summary.detection is None
     assert beside.summary.detection is not None
     assert beside.summary.detection.false_positives.count == 0
@@ -1181,7 +1233,7 @@ def test_an_unusable_image_is_never_a_success(
             assert (outcome.prediction, outcome.linf, outcome.l2) == (clean[record.index], 0, 0)
     assert str(len(x) // 2) in row(report, "a").note
     assert "unusable" in row(report, "a").note
-    assert report.robust_accuracy == np.mean((clean == y)[::2]) / 2
+    assert report.accuracy_after_attacks == np.mean((clean == y)[::2]) / 2
 
 
 def test_what_was_made_elsewhere_must_lie_in_the_clip_range_of_the_defended_classifier(
@@ -1192,7 +1244,7 @@ def test_what_was_made_elsewhere_must_lie_in_the_clip_range_of_the_defended_clas
     attack = own("beyond", lambda x, y: x - np.float32(5), crafted_on="undefended", samples="all")
     report = evaluate(defended, x, y, Linf(10.0), [attack], undefended=anywhere, curve_samples=0)
     assert not any(record.attacks["beyond"].success for record in report.records)
-    assert report.robust_accuracy == np.mean(predicted(defended, x) == y)
+    assert report.accuracy_after_attacks == np.mean(predicted(defended, x) == y)
 
 
 def test_a_misclassified_image_outside_the_ball_is_no_success(
@@ -1205,7 +1257,7 @@ def test_a_misclassified_image_outside_the_ball_is_no_success(
     assert far.all()
     assert all(record.attacks["far"].misclassified for record in report.records)
     assert not any(record.attacks["far"].success for record in report.records)
-    assert report.robust_accuracy == np.mean(correct)
+    assert report.accuracy_after_attacks == np.mean(correct)
     assert (row(report, "far").accuracy.rate, row(report, "far").broke) == (0, 0)  # type: ignore[union-attr]
 
 
@@ -1398,7 +1450,7 @@ def test_on_a_linear_classifier_robust_accuracy_is_the_share_beyond_the_radius(
     expected = distance > threat.eps
     expected[:3] = False
     assert [record.robust() for record in report.records] == expected.tolist()
-    assert report.robust_accuracy == expected.mean()
+    assert report.accuracy_after_attacks == expected.mean()
     assert 0.1 < expected.mean() < 0.9
     assert report.summary.clean.rate == 1 - 3 / len(x)
 
@@ -1426,14 +1478,14 @@ def test_the_standard_set_on_a_plain_classifier(
     assert sum(one.broke for one in report.summary.rows) == correct - robust
     sizes = [getattr(one, threat.norm_name) for record in report.records for one in record.attacks.values()]
     assert all(Threat.allows(threat.at(2 * threat.eps), size) for size in sizes)  # the curve goes that far
-    assert report.robust_accuracy <= report.summary.clean.rate
+    assert report.accuracy_after_attacks <= report.summary.clean.rate
 
 
 def test_more_attacks_never_leave_more(run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
     papers = evaluate(defended, x, y, Linf(EPS), "papers", block_size=BLOCK, curve_samples=0)
-    assert papers.robust_accuracy == papers.summary.paper.rate  # type: ignore[union-attr]
+    assert papers.accuracy_after_attacks == papers.summary.paper.rate  # type: ignore[union-attr]
     assert papers.summary.paper == run.report.summary.paper
-    assert run.report.robust_accuracy <= papers.robust_accuracy
+    assert run.report.accuracy_after_attacks <= papers.accuracy_after_attacks
 
 
 # The folder

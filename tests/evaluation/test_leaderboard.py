@@ -83,10 +83,14 @@ def test_what_is_no_share_is_refused(bad: dict[str, Any], report: Report) -> Non
         Entry.of(report, "digits", **bad)
 
 
-def test_a_run_without_checks_makes_no_entry(report: Report) -> None:
-    unchecked = replace(report, summary=replace(report.summary, checks=[]))
-    with pytest.raises(InputError, match="has no checks"):
-        Entry.of(unchecked, "digits")
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"checks": []}, "no checks were made"), ({"lacking": "the paper's attacks ran alone"}, "no adaptive attack ran")],
+)
+def test_a_run_without_a_robust_accuracy_makes_no_entry(change: dict[str, Any], words: str, report: Report) -> None:
+    unknown = replace(report, summary=replace(report.summary, **change))
+    with pytest.raises(InputError, match=f"report has no robust accuracy \\({words}.*was expected"):
+        Entry.of(unknown, "digits")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', json.dumps({"format": FORMAT, "name": 3})])

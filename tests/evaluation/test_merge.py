@@ -154,7 +154,7 @@ def test_parts_give_the_bytes_of_the_whole(parted: Parted, count: int, whole: Pa
     folders = parted(tmp_path, count)
     report = merge([tmp_path], tmp_path)
     same_run(whole, tmp_path)
-    assert report.robust_accuracy == Report.load(whole).robust_accuracy
+    assert report.accuracy_after_attacks == Report.load(whole).accuracy_after_attacks
     assert (tmp_path / "report.html").stat().st_size > 0
     assert all((folder / RECORDS).exists() for folder in folders)
 

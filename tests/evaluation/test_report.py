@@ -63,10 +63,11 @@ def spec(name: str, **options: Any) -> AttackSpec:
 
 
 PAPER = spec("IFGSM", source="paper", samples="all", bounded=False)
-PGD = spec("PGD", modes="all")
+PGD = spec("PGD", kind="white-box", modes="all")
 SQUARE = spec("Square")
 TRANSFER = spec("transfer", crafted_on="undefended", samples="all")
-CURVED = spec("PGD", modes="all", curve=True)
+CURVED = spec("PGD", kind="white-box", modes="all", curve=True)
+ONE_PASSED = (Check("single step", "passed", "one step breaks 0 of 8 images"),)
 
 
 def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
@@ -75,7 +76,7 @@ def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
         "defences": [{"name": "jump_relu", "jump": 0.5, "width": None}],
         "tunings": [],
         "trainings": [],
-        "modes": ["exact", "relu"],
+        "modes": ["exact"],
         "votes": 1,
         "draws": 1,
         "model": "LeNetLike",
@@ -102,7 +103,7 @@ def summary_of(
     correct: int | None = None,
     undefended_correct: int | None = 8,
     curve: bool = False,
-    checks: Sequence[Check] = (),
+    checks: Sequence[Check] = ONE_PASSED,
     **changes: Any,
 ) -> Summary:
     """Figures of a run in which each attack breaks the first so many images; None: it did not run.
@@ -205,7 +206,7 @@ def test_the_json_file_reads_back_with_wilsons_intervals(tmp_path: Path) -> None
     text = (tmp_path / "report.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert read == report.summary.as_dict()
-    assert read["worst_case"]["interval"] == pytest.approx(wilson(5, 20))
+    assert read["robust_accuracy"]["interval"] == pytest.approx(wilson(5, 20))
     assert read["gap"] == pytest.approx(13 / 20)
 
 
@@ -281,7 +282,7 @@ def test_every_medium_speaks_the_verdict(case: str) -> None:
 
 def test_without_an_adaptive_attacker_no_gap_is_claimed() -> None:
     alone = SENTENCES["the paper's attacks alone"][0]
-    assert "no adaptive attack was run" in printed(alone, 80)
+    assert "no adaptive attack ran" in printed(alone, 80)
     assert "Gap" not in printed(alone, 80)
     assert "Gap" not in page(alone)
 
@@ -297,7 +298,8 @@ def detected_report(samples: int = NB_SAMPLES) -> Report:
         for i in range(samples)
     ]
     gray = spec("PGD-40", source="paper", crafted_on="undefended", samples="all")
-    plan = [AttackRun(one, "exact", THREAT) for one in (spec("selective PGD", samples="all"), gray)]
+    aware = spec("selective PGD", kind="white-box", samples="all")
+    plan = [AttackRun(one, "exact", THREAT) for one in (aware, gray)]
     for run, fooled, told in zip(plan, (12, 10), (3, 8), strict=True):
         for record in records:
             hit, rejected = record.index < fooled, record.index < told
@@ -310,7 +312,7 @@ def detected_report(samples: int = NB_SAMPLES) -> Report:
     described = a_run(
         samples, rejects=True, trainings=trainings, defences=[{"name": "explanation_reconstructor", "hidden": 64}]
     )
-    return Report(summarise(described, plan, records, costs, []), records, [])
+    return Report(summarise(described, plan, records, costs, list(ONE_PASSED)), records, [])
 
 
 DETECTED = detected_report()
@@ -337,7 +339,7 @@ def test_with_a_detector_the_words_say_what_counts_as_right() -> None:
 
 
 def detected_with(established: bool) -> Report:
-    checks = [] if established else CHECKS
+    checks = ONE_PASSED if established else CHECKS
     return replace(DETECTED, summary=replace(DETECTED.summary, checks=list(checks)))
 
 
@@ -459,13 +461,85 @@ def test_the_page_shows_each_check_with_its_verdict_finding_and_link() -> None:
     ]
 
 
-def test_without_checks_nothing_is_said_of_them() -> None:
-    summary = full_report().summary
-    for text in (printed(summary, 100), page(summary)):
+def test_without_checks_there_is_no_robust_accuracy() -> None:
+    """The figure keeps its digits and loses its name, on the screen, on the page, in the pictures and as data."""
+    report = checked_report([])
+    summary = report.summary
+    for text in (printed(summary, 100), read_html(page(summary)).text):
         assert "Did the attacks work?" not in text
         assert "failed checks" not in text
-    assert full_report().established is None
-    assert headlines(summary)[0].established
+        assert "unknown: no checks were made" in text
+        assert "Accuracy after the attacks that ran" in text
+        assert "No checks of the attacks were made, so the robust accuracy is unknown." in " ".join(text.split())
+        assert "Gap" not in text
+    assert (report.established, report.robust_accuracy, report.accuracy_after_attacks) == (None, None, 0.25)
+    data = summary.as_dict()
+    assert (data["standing"], data["robust_accuracy"], data["after_attacks"]["rate"]) == ("no checks", None, 0.25)
+    assert "worst_case" not in data
+    assert title(summary) == "robustness unknown"
+
+
+NOT_ADAPTIVE: dict[str, tuple[Summary, str]] = {
+    "the paper's attacks": (summary_of([(PAPER, 2)]), "the paper's attacks ran alone"),
+    "no gradient": (
+        summary_of([(SQUARE, 5), (spec("noise"), 0)]),
+        "none of the suite's white-box attacks was run",
+    ),
+    "one of two modes": (
+        summary_of([(PGD, 15)], modes=["exact", "smooth"]),
+        "no white-box attack was made in mode smooth",
+    ),
+    "a paper's white-box attack": (
+        summary_of([(spec("CW", kind="white-box", source="paper", samples="all"), 3)]),
+        "the paper's attacks ran alone",
+    ),
+    "made on the undefended network": (
+        summary_of([(spec("PGD", kind="white-box", crafted_on="undefended", samples="all"), 3)]),
+        "none of the suite's white-box attacks was run",
+    ),
+    "naive": (
+        summary_of([(PGD, 15)], settings=replace(a_run().settings, adaptive=False)),
+        "the attacker was given the exact gradient alone",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", NOT_ADAPTIVE)
+def test_without_an_adaptive_suite_nothing_is_called_robust_accuracy(case: str, tmp_path: Path) -> None:
+    """Even where each check passed: a check of such attacks says nothing of those who know the defence."""
+    summary, reason = NOT_ADAPTIVE[case]
+    report = Report(summary, [], [])
+    assert (summary.standing, report.established, report.robust_accuracy) == ("no adaptive attack", None, None)
+    assert summary.gap is None
+    for text in (printed(summary, 140), read_html(page(summary)).text):
+        assert f"unknown: no adaptive attack ran: {reason}" in " ".join(text.split())
+        name = "Accuracy after the paper's attacks" if "paper" in case else "Accuracy after the attacks that ran"
+        assert re.search(rf"{name}\s*{100 * summary.worst_case.rate:.1f}.%", text)
+    report.save(tmp_path)
+    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    assert (data["robust_accuracy"], data["standing"]) == (None, "no adaptive attack")
+    labels = [label.get_text() for label in summary_bars(summary).axes[0].get_yticklabels()]
+    assert not any("Robust" in label for label in labels)
+
+
+def test_a_suite_is_adaptive_if_each_mode_is_tried_by_some_white_box_attack() -> None:
+    """Two defences in a row offer four modes; "exact" alone stands for both of theirs."""
+    modes = ["exact+exact", "exact+smooth", "identity+exact", "identity+smooth"]
+    tried = [AttackRun(PGD, mode, THREAT) for mode in ("exact", *modes[1:])]
+    record = SampleRecord(0, 0, 0)
+    standings = [
+        summarise(a_run(1, modes=modes), tried[:count], [record], [], list(ONE_PASSED)).standing for count in (4, 3)
+    ]
+    assert standings == ["established", "no adaptive attack"]
+
+
+def test_checks_of_the_network_alone_establish_nothing() -> None:
+    """That a network has gradients is no evidence of an attack that follows them, unless that broke every image."""
+    of_the_network = [Check(name, "passed", "") for name in ("gradients", "randomness", "gradient modes")]
+    for broken, standing in ((15, "no checks"), (NB_SAMPLES, "established")):
+        assert summary_of([(PGD, broken)], checks=of_the_network).standing == standing
+    failed = [Check("gradients", "failed", "")]
+    assert summary_of([(PGD, 15)], checks=failed).standing == "not established"
 
 
 def test_a_robust_accuracy_whose_attacks_fail_their_checks_is_not_called_one() -> None:
@@ -478,7 +552,7 @@ def test_a_robust_accuracy_whose_attacks_fail_their_checks_is_not_called_one() -
     assert all(line.established for line in others)
     for width in WIDTHS:
         text = " ".join(printed(report.summary, width).split())
-        head = text[: text.index("After the paper's own attacks")]
+        head = text[: text.index("Accuracy after the paper's attacks")]
         assert re.search(r"Robust accuracy over all attacks:? not established", head)
         assert BOUND in head
         assert head.count("25.0 %") == 1  # as an upper bound alone
@@ -496,10 +570,8 @@ def test_the_verdict_begins_with_the_checks_that_failed() -> None:
 
 
 def test_the_title_knows_nothing_where_nobody_who_knows_the_defence_attacked() -> None:
-    summary = checked_report([]).summary
-    assert title(summary).replace("\xa0", " ") == "25.0 % robust"
-    papers_only = replace(summary, rows=[row for row in summary.rows if row.source == "paper"])
-    assert title(papers_only) == "robustness unknown"
+    assert title(checked_report(PASSED).summary).replace("\xa0", " ") == "25.0 % robust"
+    assert title(summary_of([(PAPER, 2)])) == "robustness unknown"
 
 
 def test_pictures_and_the_title_call_nothing_robust_that_is_not_established(tmp_path: Path) -> None:
@@ -512,14 +584,15 @@ def test_pictures_and_the_title_call_nothing_robust_that_is_not_established(tmp_
             "not established, at most ",
         ),
         (PASSED, "25.0 % robust", "25.0 %", "robust accuracy", ""),
-        ([], "25.0 % robust", "25.0 %", "robust accuracy", ""),
     ):
         report = checked_report(checks)
         report.save(tmp_path)
         read = read_html((tmp_path / "report.html").read_text(encoding="utf-8"))
         assert read.text.startswith(f"{said}: jump_relu (jump 0.5) on LeNetLike, linf 0.2 ")
         words = next(attrs["alt"] for tag, attrs in read.tags if tag == "img")
-        assert f"Bars: Robust accuracy over all attacks {alternative}25.0 %; After" in str(words).replace("\xa0", " ")
+        assert f"Bars: Robust accuracy over all attacks {alternative}25.0 %; Accuracy" in str(words).replace(
+            "\xa0", " "
+        )
         assert summary_bars(report.summary).axes[0].texts[0].get_text() == bar
         (legend,) = accuracy_curves(report.summary).legends
         assert legend.get_texts()[-1].get_text() == f" 25.0 %  {star}"
@@ -606,7 +679,7 @@ def test_no_width_breaks_a_number_or_a_line(report: Report, width: int) -> None:
     assert not re.search(r"^[ │]*(%|of \d|points|images\))", text, re.MULTILINE)
     assert "…" not in text
     assert "\N{NO-BREAK SPACE}" not in text
-    broken = ("13 of 18", "2 of 20") if report.summary.established is None else ("15 of 20", "3 of 8", "90 %")
+    broken = ("13 of 18", "2 of 20") if report.summary.established else ("15 of 20", "3 of 8", "90 %")
     for whole in ("25.0 %", "90.0 %", "[11.2, 46.9]", "65.0 points", *broken):
         assert whole in text
 
@@ -660,10 +733,10 @@ def test_attacks_that_did_not_run_say_why() -> None:
     summary = summary_of([(PAPER, 20), (PGD, None), (TRANSFER, None)], undefended_correct=None)
     text = " ".join(printed(summary, 100).split())
     assert "not run: no sample was left: PGD [exact]" in text
-    assert "not run: no undefended classifier is known: transfer" in text
+    assert "not run: no undefended classifier is known; undefended= gives one: transfer" in text
     html = read_html(page(summary)).text
     assert "not run: no sample was left" in html
-    assert "not run: no undefended classifier is known" in html
+    assert "not run: no undefended classifier is known; undefended= gives one" in html
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -29,7 +29,7 @@ def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAt
 
 
 THREAT = Linf(0.1)
-LADDER = AttackSpec("ladder", never, "the ladder's")
+LADDER = AttackSpec("ladder", never, "the ladder's", kind="white-box")
 PAPER = AttackSpec("paper", never, "the paper's", source="paper", samples="all", bounded=False)
 TRANSFER = AttackSpec("transfer", never, "made elsewhere", crafted_on="undefended", samples="all")
 
@@ -165,9 +165,9 @@ def test_the_papers_number_counts_its_attacks_only_and_inside_the_ball() -> None
         {"paper": held(), "ladder": broken()},
         {"paper": held(), "ladder": held()},
     )
-    result = summary([run(PAPER), run(LADDER)], records)
+    result = summary([run(PAPER), run(LADDER)], records, checks=[Check("noise", "passed", "")])
     assert result.paper == Proportion(3, 4)
-    assert result.worst_case == Proportion(1, 4)
+    assert result.worst_case == result.robust_accuracy == Proportion(1, 4)
     assert result.gap == 0.5
 
 
@@ -221,7 +221,7 @@ def test_without_an_undefended_classifier_its_rows_say_not_run() -> None:
     result = summary([run(TRANSFER), run(LADDER)], samples({"ladder": held()}, {"ladder": broken()}))
     assert result.undefended_clean is result.undefended_robust is None
     missing = row(result, "transfer")
-    assert missing.note == "not run: no undefended classifier is known"
+    assert missing.note == "not run: no undefended classifier is known; undefended= gives one"
     assert (missing.attacked, missing.accuracy, missing.robust) == (0, None, None)
     assert row(result, "ladder").note == ""
 
@@ -538,7 +538,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
     result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT == 6
+    assert data["format"] == FORMAT == 7
     assert data["established"] is False
     assert data["checks"][0] == {
         "link": "docs/checks.md#more-effort",
@@ -555,7 +555,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     assert {one["agreement"] for one in data["rows"]} == {None}
     assert data["run"]["modes"] == ["exact"]
     assert data["gap"] == result.gap == 0.5
-    assert data["worst_case"] == result.worst_case.as_dict()
+    assert data["after_attacks"] == data["robust_accuracy"] == result.worst_case.as_dict()
     assert data["clean"]["rate"] == 1.0
     assert data["undefended_robust"]["count"] == 1
     assert data["run"]["settings"]["eps"] == 0.1
