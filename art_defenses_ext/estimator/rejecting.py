@@ -146,7 +146,13 @@ class _RejectedAs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.whole(x)
-        return merge_rejection(logits, torch.full((len(logits),), self.label, device=logits.device))
+        classes, rejected = logits[:, :-1], logits[:, -1]
+        with torch.no_grad():  # an accepted image's largest logit may tie with the last one, which must not count then
+            largest = classes.amax(dim=1)
+            below = torch.nextafter(largest, torch.full_like(largest, -torch.inf))
+            excess = torch.where(rejected <= largest, (rejected - below).clamp(min=0), 0.0)
+        lowered = torch.cat([classes, (rejected - excess)[:, None]], dim=1)
+        return merge_rejection(lowered, torch.full((len(logits),), self.label, device=logits.device))
 
 
 def merge_rejection(logits: Tensor, y: Tensor) -> Tensor:

@@ -28,7 +28,7 @@ from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.rebuild import rebuild, record_undefended, undefended
-from art_defenses_ext.validation import InputError, check_choice, check_share
+from art_defenses_ext.validation import InputError, check_choice, check_flag, check_share
 
 SHOWN = 10
 """Indices of broken images in a failure's message, for each attack."""
@@ -126,6 +126,7 @@ class Suite:
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
+        check_flag("established", established)
         report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **options)
         worst, figure = report.summary.worst_case, figure_name(report.summary)
         self._note(name, f"{figure} {worst}, at least {100 * at_least:g} % wanted", report)
@@ -183,6 +184,7 @@ class Suite:
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
+        check_flag("established", established)
         report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **options)
         assert report.summary.detection is not None
         pool = report.summary.detection.pools[-1]  # the attacker who knows most
@@ -228,6 +230,7 @@ class Suite:
             InputError: if the baseline is of other images, or of another attacker.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
+        check_flag("established", established)
         earlier, before = Report.load(baseline), read_manifest(Path(baseline))
         settings = before.run.settings
         if not isinstance(settings.attacks, str) and "attacks" not in options:

@@ -20,7 +20,7 @@ from art_defenses_ext.evaluation.run_directory import read_manifest
 from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, defence_names
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_flag
 
 NORMAL = 1.959964
 """The normal quantile of a two-sided 95 % interval."""
@@ -258,8 +258,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     """
     if len(folders) < 2:
         raise InputError(f"folders holds {len(folders)}; two or more runs were expected")
-    if not isinstance(different_attackers, bool):
-        raise InputError(f"different_attackers is {different_attackers!r}; True or False was expected")
+    check_flag("different_attackers", different_attackers)
     reports = [Report.load(folder) for folder in folders]
     manifests = [read_manifest(Path(folder)) for folder in folders]
     names, first = _names(folders), reports[0]

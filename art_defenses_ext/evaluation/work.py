@@ -14,7 +14,6 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.arrays import FloatArray, Images, IntArray
-from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.attack.rounding import sizes as sizes_of
 from art_defenses_ext.estimator.rejecting import rejects
@@ -278,9 +277,10 @@ class Work:
 
 
 def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
-    """The attack; other people's on a classifier that rejects go class by class, or they would stop at "rejected"."""
+    """The attack; ART's own on a classifier that rejects go class by class, or they would stop at "rejected"."""
     attack = run.spec.build(target, run.threat, seed)
-    if not rejects(target) or isinstance(attack, TensorAttack | ByClass) or getattr(attack, "targeted", False):
+    of_art = type(attack).__module__.startswith("art.")
+    if not (of_art and rejects(target)) or attack.targeted:
         return attack
     return ByClass(target, lambda view: run.spec.build(view, run.threat, seed))
 

@@ -398,12 +398,13 @@ def test_a_targeted_attack_on_both_passes_both(
     assert (fooled & missed).mean() > 0.5
 
 
+@pytest.mark.long
 def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
 ) -> None:
     """On the network with a class more it stops at "rejected"; on the views of it, at real successes alone."""
     whole = rejecting(digits_classifier, reconstructor)
-    right = (whole.predict(digits.test.x).argmax(axis=1) == digits.test.y) & (digits.test.y < 4)
+    right = (whole.predict(digits.test.x).argmax(axis=1) == digits.test.y) & (digits.test.y < 2)
     x, y = digits.test.x[right][:32], digits.test.y[right][:32]
     eps = 0.2
 
@@ -431,7 +432,7 @@ def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
 def test_an_evaluation_sends_other_people_s_attacks_class_by_class(
     classifier: PyTorchClassifier, detector: BinaryInputDetector
 ) -> None:
-    """One whose step always reaches "rejected" is told to go on; ours are left alone."""
+    """ART's would stop at "rejected"; ours knows what it means, and is left alone."""
     seen: list[int] = []
 
     def art_pgd(target: PyTorchClassifier, threat: Any, seed: int) -> ProjectedGradientDescent:
