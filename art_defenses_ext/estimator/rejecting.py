@@ -134,7 +134,7 @@ def rejected_as(classifier: PyTorchClassifier, label: int) -> PyTorchClassifier:
     if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label <= last:
         raise InputError(f"label is {label!r}; a class from 0 to {last} was expected")
     model = _RejectedAs(classifier.model, int(label)).eval()
-    return rebuild(classifier, model=model, nb_classes=classifier.nb_classes - 1, optimizer=None)
+    return rebuild(classifier, model=model, nb_classes=classifier.nb_classes - 1)
 
 
 class _RejectedAs(nn.Module):
