@@ -26,6 +26,7 @@ from art_defenses_ext.evaluation.attacker import (
 )
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import find_defences, gradient_modes
+from art_defenses_ext.rebuild import rebuild
 
 THREAT = Linf(0.1)
 
@@ -70,6 +71,26 @@ def test_only_passes_that_differ_make_a_defence_random(digits_classifier: PyTorc
     before = torch.get_rng_state()
     assert is_random(defend(digits_classifier, Noise()), x, 0)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1.0, 1e4])
+def test_randomness_is_seen_in_logits_of_any_size(
+    scale: float, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """The classes, and an attacker's success, are the same whatever all logits are multiplied by."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = digits_classifier.model
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = scale * self.model(x)
+            return logits
+
+    scaled = rebuild(digits_classifier, model=Scaled().eval())
+    assert is_random(defend(scaled, Noise()), digits.test.x[:5], 0)
+    assert not is_random(scaled, digits.test.x[:5], 0)
 
 
 def test_an_adaptive_attacker_has_every_mode_and_a_naive_one_the_exact_gradient(

@@ -8,10 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescentNumpy
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+    ProjectedGradientDescentPyTorch,
+)
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import L2, HeatAndBlur, Linf, evaluate
+from art_defenses_ext import L2, AttackSpec, HeatAndBlur, Linf, evaluate
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.attacker import for_any_attack
 from art_defenses_ext.evaluation.attacks import FULL, PAPERS
@@ -182,3 +186,25 @@ def test_what_a_defence_shows_lies_between_black_and_white(span: tuple[float, fl
     expected = defence.restore(torch.tensor(digits.test.x[:4] * span[1])) / span[1]
     torch.testing.assert_close(views["what the network is shown"], expected)
     assert 0.5 < views["what the network is shown"].max() <= 1
+
+
+@pytest.mark.parametrize("kind", [Linf, L2])
+@pytest.mark.parametrize("span", [UNIT, *OTHERS], ids=str)
+def test_other_people_s_attacks_at_the_edge_of_the_ball_are_inside_in_every_unit(
+    span: tuple[float, float], kind: type[Threat]
+) -> None:
+    """Each of ART's on a linear network breaks exactly what lies within eps of the boundary."""
+    classifier, x, y, distances = linear_problem(span, kind.norm, span)
+    classifier.model.float()
+    attacks = {"numpy": ProjectedGradientDescentNumpy, "torch": ProjectedGradientDescentPyTorch}
+
+    def steps(attack: Any) -> Any:
+        return lambda c, t, s: attack(c, norm=t.norm, eps=t.eps, eps_step=t.eps / 4, max_iter=20, verbose=False)
+
+    specs = [AttackSpec(name, steps(attack), name, samples="all") for name, attack in attacks.items()]
+    specs.append(AttackSpec("one step", lambda c, t, s: FastGradientMethod(c, t.norm, t.eps), "fgm", samples="all"))
+    threat = kind(SHARE * (span[1] - span[0]))
+    report = evaluate(classifier, x, y, threat, specs, curve_samples=0, check_samples=0, progress=False)
+    for spec in specs:
+        broken = [record.attacks[spec.name].success for record in report.records]
+        assert broken == (distances < SHARE).tolist()
