@@ -95,17 +95,22 @@ def test_defences_are_fitted_where_the_caller_needs_no_gradients(
     off: Any, own_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     x = digits.train.x
-    autoencoder = FeatureAutoencoder.for_classifier(own_classifier)
-    detector = ExplanationReconstructor(own_classifier, false_positive_rate=0.5)
-    before = [[one.clone() for one in each.parameters()] for each in (autoencoder, detector.network)]
-    with off():
+    autoencoders = [FeatureAutoencoder.for_classifier(own_classifier) for _ in range(2)]
+    detectors = [ExplanationReconstructor(own_classifier, false_positive_rate=0.5) for _ in range(2)]
+
+    def fit(autoencoder: FeatureAutoencoder, detector: ExplanationReconstructor) -> None:
         autoencoder.fit(x[:64], nb_epochs=1, validation_split=0, progress=False)
         detector.fit(x, nb_epochs=1, validation_split=0.25, progress=False)
+
+    fit(autoencoders[0], detectors[0])
+    with off():
+        fit(autoencoders[1], detectors[1])
         JumpReLU(own_classifier).fit(x[:64], digits.train.y[:64], jumps=[0.1])
         assert "no gradient" not in [trap.name for trap in examine(own_classifier)]
-    for parameters, trained in zip(before, (autoencoder, detector.network), strict=True):
-        changed = [not torch.equal(one, other) for one, other in zip(parameters, trained.parameters(), strict=True)]
-        assert any(changed)
+    for one, other in (autoencoders, [detector.network for detector in detectors]):
+        for tensor, same in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+            torch.testing.assert_close(tensor, same)
+            assert not same.is_inference()
 
 
 def test_a_network_made_under_inference_mode_is_refused_before_any_work(digits: Dataset) -> None:
