@@ -191,7 +191,7 @@ TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], st
     "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),
     "no gradient": (_no_gradient, "look for torch.no_grad, detach, argmax or rounding between image and loss"),
     "float64": (_double, "cast in the network's forward: x = x.to(next(self.parameters()).dtype)"),
-    "random": (_random, "let evaluate average over it, and judge by a vote"),
+    "random": (_random, "let evaluate average over it, and judge by many passes"),
     "no clip values": (_unclipped, "pass clip_values=(0, 1), or whatever the pixels' range is"),
     "output": (_logits, "return logits, one for each class"),
 }

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.checkpoint import fingerprint
+from art_defenses_ext.logits import named_classes
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled
 from art_defenses_ext.training_state import Epoch, TrainingState, as_plain, load_state, save_state
@@ -243,7 +244,7 @@ def accuracy(
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
             logits = model(_normalise(images[batch].to(device), mean, std))
-            correct += int((logits.argmax(dim=1).cpu() == labels[batch]).sum())
+            correct += int((named_classes(logits).cpu() == labels[batch]).sum())
     return correct / len(images)
 
 

@@ -30,7 +30,7 @@ LAYERS = (
         "activation", "attribution", "checkpoint", "datasets", "features", "image_folder", "models", "modes",
         "pipeline", "progress", "provenance", "rebuild", "surrogate", "training", "training_inputs", "training_state",
     },
-    {"arrays", "layout", "memory", "shares", "text", "validation"},
+    {"arrays", "layout", "logits", "memory", "shares", "text", "validation"},
 )  # fmt: skip
 """From the top down: each imports from its own and from what stands below."""
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
+from art_defenses_ext.logits import undefined
 from art_defenses_ext.validation import check_all_positive, check_count, check_number
 
 _PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
@@ -65,7 +66,7 @@ class DeepFoolLp(TensorAttack):
 
         def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
             at = linearise(partial(self.logits, module, y=labels), images, self.nb_grads)
-            unbroken = at.classes[:, 0] == labels
+            unbroken = (at.classes[:, 0] == labels) & ~undefined(at.logits)
             moved = self.clip(images + scale * self._to_nearest_boundary(at._replace(gradients=at.gradients * scale)))
             return torch.where(per_sample(unbroken, images), moved, images), unbroken
 

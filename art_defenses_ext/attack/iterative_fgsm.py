@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.losses import gradient_of
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
+from art_defenses_ext.logits import named_classes
 from art_defenses_ext.validation import check_all_positive, check_count, check_positive
 
 
@@ -72,7 +73,7 @@ class IterativeFGSM(TensorAttack):
             images = images.detach().requires_grad_()
             logits = self.logits(module, images, labels)
             gradient = gradient_of(F.cross_entropy(logits, labels, reduction="none"), images)
-            unbroken = logits.argmax(dim=1) == labels
+            unbroken = named_classes(logits) == labels
             moved = self.clip(images.detach() + size * steepest(gradient, self.norm))
             return torch.where(per_sample(unbroken, x), moved, images.detach()), unbroken
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from art_defenses_ext.logits import undefined
+
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (n, K), labels (n,) to leave, target classes (n,) to reach (where the loss has any) -> losses (n,)."""
 
@@ -22,9 +24,10 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     """Logit of class ``y`` (n,) less the largest of the others: below zero only where ``logits`` (n, K) miss ``y``.
 
     At zero two classes tie and the prediction may be either, so an attack that stops there may have broken nothing.
+    Minus infinity where the logits are not finite: they name no class, so the label is missed.
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
-    return _at(logits, y) - others.amax(dim=1)
+    return torch.where(undefined(logits), -torch.inf, _at(logits, y) - others.amax(dim=1))
 
 
 def only_pair(logits: Tensor, y: Tensor) -> Tensor:

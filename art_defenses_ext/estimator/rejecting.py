@@ -17,6 +17,7 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.logits import undefined
 from art_defenses_ext.pipeline import Pipeline, check_differentiable
 from art_defenses_ext.rebuild import as_model_input, rebuild, record_undefended, without_training
 from art_defenses_ext.validation import InputError
@@ -161,8 +162,11 @@ def merge_rejection(logits: Tensor, y: Tensor) -> Tensor:
     The logit of class ``y`` (n,) becomes the larger of its own and the last one. A loss of these is close to success
     only where another class is predicted and the image is not rejected.
     """
-    kept = torch.maximum(logits.gather(1, y[:, None]), logits[:, -1:])
-    return logits[:, :-1].scatter(1, y[:, None], kept)
+    named, rejected = logits[:, :-1], logits[:, -1]
+    # A detector whose score is no number rejects.
+    above = 2 * named.amax(dim=1) - named.amin(dim=1) + 1
+    rejected = torch.where(rejected.isnan() & ~undefined(named), above, rejected)
+    return named.scatter(1, y[:, None], torch.maximum(logits.gather(1, y[:, None]), rejected[:, None]))
 
 
 def rejects(classifier: PyTorchClassifier) -> bool:

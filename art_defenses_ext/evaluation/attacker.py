@@ -25,8 +25,9 @@ from art_defenses_ext.validation import InputError
 EOT_DRAWS = 16
 """Passes that an attacker averages over a random defence. **Convention**: Athalye et al. 2018 name no number."""
 
-VOTES = 11
-"""Passes that decide whether a random defence was broken: an odd number, so that two classes cannot tie."""
+VOTES = 32
+"""Passes of a random defence that are counted for each image, after as many that name the rival of its label; more are
+made where they do not decide (``vote.py``). **Convention**."""
 
 SMOOTHING_PAIRS = 64
 """Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: fewer are cheaper and
@@ -46,7 +47,7 @@ class Attacker:
         withheld: those that there are and that a naive attacker does not try.
         random: whether the classifier's logits differ from pass to pass.
         draws: passes averaged in ``attacked``.
-        votes: passes that decide about an image.
+        votes: passes that are counted for an image, if not more are needed to decide.
     """
 
     classifier: PyTorchClassifier
@@ -124,7 +125,7 @@ def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
     with seeded(seed), torch.no_grad():
         first, second = module(images), module(images)
     unit = min(1.0, float(torch.nan_to_num(first.abs(), nan=0.0, posinf=0.0).amax()))  # small logits differ by little
-    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * unit)  # kernels may round apart
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * unit, equal_nan=True)  # kernels may round apart
 
 
 def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:

@@ -245,7 +245,7 @@ FULL = (
 
 
 def _evading(attack: Callable[..., EvasionAttack]) -> Build:
-    """One run that serves every threshold: it goes on lowering the detector's word where that is below already."""
+    """A run that goes on lowering the detector's word where that is below the threshold already."""
 
     def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
         mode = "+".join(defence.gradient_mode for defence in find_defences(classifier)) or "exact"

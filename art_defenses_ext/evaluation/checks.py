@@ -20,6 +20,7 @@ from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.standing import untried_modes
+from art_defenses_ext.logits import NO_CLASS
 
 TOLERATED = 0.01
 """The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's
@@ -260,6 +261,17 @@ def _binarization(name: str, evidence: Evidence) -> Check:
     return Check(name, _judged(test.found.interval[1] < MUST_FIND), finding, figures)
 
 
+def _finite_logits(name: str, evidence: Evidence) -> Check:
+    """Every clean image has a class: logits that are not finite name none."""
+    clean = Proportion.of(record.clean == NO_CLASS for record in evidence.records)
+    successes = [[one for one in r.attacks.values() if one.success] for r in evidence.records if r.correct]
+    broken = [all(one.prediction == NO_CLASS for one in some) for some in successes if some]
+    finding = f"logits are not finite for {_of(clean)} clean images"
+    if any(broken):
+        finding += f"; {_of(Proportion.of(broken))} broken images were broken by such logits alone"
+    return Check(name, _judged(clean.count > 0), finding, {"not finite": clean})
+
+
 def _or_rejected(evidence: Evidence) -> str:
     return " or rejected" if evidence.run.rejects else ""
 
@@ -280,5 +292,6 @@ CHECKS: dict[str, Callable[[str, Evidence], Check]] = {
     "randomness": _randomness,
     "gradient modes": _modes,
     "binarization": _binarization,
+    "finite logits": _finite_logits,
 }
 """By name, in their order."""

@@ -68,10 +68,10 @@ class Paired:
     def interval(self) -> tuple[float, float]:
         """The 95 % interval of the difference, which lies in [-1, 1].
 
-        Source: Agresti, Min 2005 (Statistics in Medicine 24), the Wald interval after half an image was added to each
-        of the four counts.
+        Source: Bonett, Price 2012 (Journal of Educational and Behavioral Statistics 37), the Wald interval after one
+        image that was gained and one that was lost were added.
         """
-        total, gained, lost = self.total + 2, self.gained + 0.5, self.lost + 0.5
+        total, gained, lost = self.total + 2, self.gained + 1, self.lost + 1
         middle = (gained - lost) / total
         half = NORMAL * ((gained + lost) - (gained - lost) ** 2 / total) ** 0.5 / total
         return max(middle - half, -1.0), min(middle + half, 1.0)
@@ -141,7 +141,7 @@ class Comparison:
         """What the last columns mean."""
         return (
             f"Less the first: {self.figure} less that of the first run, in points, with its 95 % interval over the "
-            "pairs of one image (Agresti, Min 2005), of those that both attacked; p of McNemar's exact test. Empty "
+            "pairs of one image (Bonett, Price 2012), of those that both attacked; p of McNemar's exact test. Empty "
             "where there are none, or the threat is another."
         )
 

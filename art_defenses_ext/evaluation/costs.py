@@ -33,6 +33,11 @@ class Cost:
     seconds: float = 0.0
     peak_memory: int = 0
 
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        memory = max(self.peak_memory, other.peak_memory)
+        return Cost(self.forward + other.forward, self.backward + other.backward, self.seconds + other.seconds, memory)
+
 
 @contextmanager
 def measured(classifier: PyTorchClassifier) -> Iterator[Cost]:

@@ -2,12 +2,16 @@
 
 Zero-knowledge attackers know the classifier alone, as those of most detectors' papers; with perfect knowledge they
 follow the detector's gradient, too. A detector is worth what the latter leave.
+
+The latter aim at the detector's own threshold. What they would do at another one is not known from that, so figures at
+other thresholds, and areas under curves of all thresholds, are of attackers with zero knowledge alone, who aim at none.
+For another threshold set the detector to it and evaluate again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -26,8 +30,8 @@ FALSE_POSITIVES = (0.01, 0.05, 0.10)
 """Shares of clean images that may be flagged, where it is asked how many attacked ones are."""
 
 PASSING = (0.05, 0.50)
-"""Shares of clean images that may be flagged, where it is asked who gets past. Source: Bryniarski et al. 2022
-(arXiv:2106.15023)."""
+"""Shares of clean images that may be flagged, where it is asked which attacks with zero knowledge get past. Source:
+Bryniarski et al. 2022 (arXiv:2106.15023)."""
 
 
 @dataclass(frozen=True)
@@ -53,27 +57,31 @@ class DetectionRow:
         key: the attack's name in the records.
         knows: ``"zero"`` if it was made on the undefended network, ``"perfect"`` if on the whole.
         fooled: of the samples.
-        mean_auc: mean of ``class_aucs``, as the explanation reconstructor's paper has it; None without any.
+        detected: of the fooled images, at the detector's own threshold; None without any.
+        past: of the samples whose clean image the classifier gets right: fooled, and accepted at the detector's own
+            threshold; None without any.
+        mean_auc: mean of ``class_aucs``, as the explanation reconstructor's paper has it; None without any. This and
+            all that follow only where ``knows`` is ``"zero"``.
         class_aucs: of each class c, between clean images of class c and fooled ones that are now taken for c; None
             where there are none of either.
         left_out: classes without.
         auc: between all clean images and all fooled ones; None without any.
-        detected: of the fooled images, at the detector's own threshold; None without any.
         true_positives: of the fooled images, at thresholds of ``FALSE_POSITIVES``; none without any.
         success: of the samples whose clean image the classifier gets right: fooled and below thresholds of
-            ``PASSING``; none without any.
+            ``PASSING``; none without any. Not the worst case there.
     """
 
     key: str
     knows: Knowledge
     fooled: Proportion
-    mean_auc: float | None
-    class_aucs: list[float | None]
-    left_out: int
-    auc: float | None
     detected: Proportion | None
-    true_positives: list[At]
-    success: list[At]
+    past: Proportion | None
+    mean_auc: float | None = None
+    class_aucs: list[float | None] = field(default_factory=list)
+    left_out: int = 0
+    auc: float | None = None
+    true_positives: list[At] = field(default_factory=list)
+    success: list[At] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -85,12 +93,14 @@ class Pool:
         mead: of the images that the classifier gets right and that at least one attack fooled, those that the detector
             rejects whatever attack fooled it; None if no attack fooled it on any. Source: Granese et al. 2022
             (arXiv:2206.15415).
-        success: as in ``DetectionRow``, of the best attack of each image.
+        past: as in ``DetectionRow``, of the best attack of each image.
+        success: likewise; none of a random detector, where the best of several attacks would be the luckiest.
     """
 
     knows: Knowledge
     mead: Proportion | None
-    success: list[At]
+    past: Proportion | None
+    success: list[At] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -197,27 +207,37 @@ def roc(clean: Excesses, fooled: Excesses) -> tuple[Excesses, Excesses]:
 
 
 def _row(run: AttackRun, records: list[SampleRecord], threat: Threat) -> DetectionRow:
-    clean = clean_excesses(records)
     fooled = _fooled(run.key, records, threat)
+    row = DetectionRow(
+        key=run.key,
+        knows="zero" if run.spec.crafted_on == "undefended" else "perfect",
+        fooled=Proportion(len(fooled), len(records)),
+        detected=Proportion.of(bool(outcome.rejected) for _, outcome in fooled) if fooled else None,
+        past=_past({run.key}, records, threat),
+    )
+    return _at_all_thresholds(row, records, threat) if row.knows == "zero" else row
+
+
+def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: Threat) -> DetectionRow:
+    """With the figures that hold of an attack which aims at no threshold."""
+    clean = clean_excesses(records)
+    fooled = _fooled(row.key, records, threat)
     excesses = np.array([excess_of(outcome) for _, outcome in fooled])
-    classes = 1 + max(max(record.label, record.clean, record.attacks[run.key].prediction) for record in records)
+    classes = 1 + max(max(record.label, record.clean, record.attacks[row.key].prediction) for record in records)
     aucs = class_aucs(
         [(record.label, excess) for record, excess in zip(records, clean, strict=True)],
         [(outcome.prediction, excess_of(outcome)) for _, outcome in fooled],
         classes,
     )
     known = [one for one in aucs if one is not None]
-    return DetectionRow(
-        key=run.key,
-        knows="zero" if run.spec.crafted_on == "undefended" else "perfect",
-        fooled=Proportion(len(fooled), len(records)),
+    return replace(
+        row,
         mean_auc=float(np.mean(known)) if known else None,
         class_aucs=aucs,
         left_out=len(aucs) - len(known),
         auc=auc(clean, excesses),
-        detected=Proportion.of(bool(outcome.rejected) for _, outcome in fooled) if fooled else None,
         true_positives=_at(FALSE_POSITIVES, clean, lambda limit: [bool(one > limit) for one in excesses]),
-        success=_success({run.key}, records, threat),
+        success=_success({row.key}, records, threat),
     )
 
 
@@ -225,11 +245,19 @@ def _pool(knows: Knowledge, zero: set[str], records: list[SampleRecord], threat:
     keys = {key for record in records for key in record.attacks}
     keys = keys & zero if knows == "zero" else keys
     fooled = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
+    random = records[0].clean_misses is not None
     return Pool(
         knows=knows,
         mead=Proportion.of(all(bool(one.rejected) for one in some) for some in fooled if some) if any(fooled) else None,
-        success=_success(keys, records, threat),
+        past=_past(keys, records, threat),
+        success=[] if random or knows == "perfect" else _success(keys, records, threat),
     )
+
+
+def _past(keys: set[str], records: list[SampleRecord], threat: Threat) -> Proportion | None:
+    """The samples that some attack gets past classifier and detector, of those that the classifier gets right."""
+    right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
+    return Proportion.of(any(not one.rejected for one in some) for some in right) if right else None
 
 
 def _known(zero: set[str], records: list[SampleRecord]) -> list[Knowledge]:
@@ -240,7 +268,7 @@ def _known(zero: set[str], records: list[SampleRecord]) -> list[Knowledge]:
 
 
 def _success(keys: set[str], records: list[SampleRecord], threat: Threat) -> list[At]:
-    """The samples that some attack gets past classifier and detector, of those that the classifier gets right."""
+    """The same at other thresholds than the detector's own."""
     right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
     return _at(
         PASSING,

@@ -30,6 +30,7 @@ from art_defenses_ext.evaluation.settings import Settings, describe_run
 from art_defenses_ext.evaluation.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.threats import Threat, check_threat
 from art_defenses_ext.evaluation.work import Work
+from art_defenses_ext.logits import NO_CLASS
 from art_defenses_ext.pipeline import check_differentiable
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.validation import (
@@ -70,7 +71,8 @@ def evaluate(
     checks were made, and established only if they passed (docs/checks.md): the paper's attacks alone,
     ``check_samples=0`` and ``adaptive=False`` leave ``report.robust_accuracy`` None, and
     ``report.accuracy_after_attacks`` is what is known. Preprocessors of other people are given a surrogate gradient,
-    and a random defence is averaged over its randomness by the attacker and judged by a vote.
+    and a random defence is averaged over its randomness by the attacker and judged by its
+    likeliest class (``evaluation/vote.py``).
 
     With a detector, classifier and detector are attacked and judged as one network. A clean image is right if it is
     classified correctly and accepted; an attack succeeds if its image is misclassified and accepted.
@@ -258,7 +260,7 @@ class _Task:
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.of(threat, named, len(x), seed, block_size, curve_samples, check_samples, adaptive)
         with rebuild.evaluation_mode(classifier.model), seeded(seed):
-            predict(classifier, np.asarray(x[:1]))  # what cannot be run, such as a detector that is not fitted, says so
+            _check_finite(classifier, x, block_size)
         return cls(classifier, undefended, x, labels, threat, specs, settings)
 
     def carry_out(self, store: RunDirectory | Memory, shard: Shard, progress: bool) -> None:
@@ -346,6 +348,20 @@ def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyT
         raise InputError("detector was given, and classifier rejects by itself; one of both was expected")
     with rebuild.evaluation_mode(classifier.model):
         return rejecting(classifier, detector)
+
+
+def _check_finite(classifier: PyTorchClassifier, x: Images, block_size: int) -> None:
+    """Refuse a classifier that gives no finite logits for any image of the first block.
+
+    What cannot be run at all, such as a detector that is not fitted, says so here.
+    """
+    for count in (1, block_size):
+        classes = predict(classifier, np.asarray(x[:count])).classes
+        if (classes != NO_CLASS).any():
+            return
+    raise InputError(
+        f"classifier gives NaN or infinite logits for all of the first {len(classes)} images; finite ones were expected"
+    )
 
 
 def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:

@@ -165,36 +165,33 @@ def _of_the_bars(runs: Sequence[tuple[str, Summary]]) -> str:
 def roc_curves(summary: Summary, records: list[SampleRecord]) -> Figure:
     """What share of an attack's images the detector tells against what share of clean ones it flags, for each attack.
 
-    Attacks with zero knowledge are dashed, those with perfect knowledge solid.
+    Of attacks with zero knowledge alone: the others aim at one threshold, and their curve is not that of an attacker
+    who aims at each.
 
     Args:
         summary: the figures of a run with a detector.
         records: its samples.
 
     Raises:
-        InputError: if no attack that ran on all samples fooled the classifier.
+        InputError: if no attack with zero knowledge that ran on all samples fooled the classifier.
     """
-    rows = _fooling(summary)
+    rows = [row for row in _fooling(summary) if row.knows == "zero"]
+    if not rows:
+        raise InputError(
+            "summary holds no attack with zero knowledge that fooled a classifier; at least one was expected"
+        )
     figure = _figure(9.5, max(4.6, 0.3 * len(rows) + 0.8))
     axes = figure.add_subplot()
     _title(axes, summary)
     axes.plot([0, 100], [0, 100], color=FAINT, linewidth=1, linestyle=":")
     clean = clean_excesses(records)
     legend: list[tuple[Line2D, str]] = []
-    for knows, name in KNOWLEDGE.items():
-        if any(row.knows == knows for row in rows):
-            legend.append((_invisible(), name))
-        for number, row in enumerate(rows):
-            if row.knows == knows:
-                false, true = roc(clean, fooled_excesses(row.key, records, _threat(summary)))
-                (line,) = axes.plot(
-                    100 * false,
-                    100 * true,
-                    color=PALETTE[number % len(PALETTE)],
-                    linestyle="--" if knows == "zero" else "-",
-                    linewidth=1.6,
-                )
-                legend.append((line, f"{row.auc:.4f}  {_wrapped(row.key, 30)}"))
+    legend.append((_invisible(), KNOWLEDGE["zero"]))
+    for number, row in enumerate(rows):
+        false, true = roc(clean, fooled_excesses(row.key, records, _threat(summary)))
+        colour = PALETTE[number % len(PALETTE)]
+        (line,) = axes.plot(100 * false, 100 * true, color=colour, linestyle="--", linewidth=1.6)
+        legend.append((line, f"{row.auc:.4f}  {_wrapped(row.key, 30)}"))
     axes.set_xlim(0, 100)
     axes.set_ylim(0, 100)
     axes.set_xlabel("clean images flagged, in per cent")

@@ -1,4 +1,4 @@
-"""What a classifier, and a detector beside it, say of an image: one pass, or a vote over several where it is random."""
+"""What a classifier, and a detector beside it, say of an image in one pass; several are counted in ``vote.py``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor
+from torch import Tensor, nn
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.evaluation.metrics import Scores
-from art_defenses_ext.evaluation.seeding import seeded
+from art_defenses_ext.logits import named_classes
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -24,15 +24,20 @@ class Judgement(NamedTuple):
     """The classifier's word on some images, and the detector's where there is one.
 
     Attributes:
-        classes: the predicted ones (n,), by the majority of the passes; of a rejected image the one that the
-            classifier itself names.
-        softmax: the classifier's probabilities (n, K), float64, each the mean over the passes.
-        misses: in how many passes another class than the label was predicted and not rejected (n,); None for a single
+        classes: the predicted ones (n,), of a random classifier the likeliest as far as its passes show (``vote.py``);
+            of a rejected image the one that the classifier itself names; -1 where its logits are not finite.
+        softmax: the classifier's probabilities (n, K), float64, each the mean over the counted passes.
+        misses: in how many of the counted passes another class than the label was predicted and not rejected (n,);
+            None for a single pass.
+        rejected: whether the detector rejects them (n,), judged as the classes are; None without a detector.
+        excess: how far the detector's score is above its threshold (n,), float64, the mean over the counted passes;
+            None likewise.
+        rejections: in how many of the counted passes they were rejected (n,); None without a detector, and for a single
             pass.
-        rejected: whether the detector rejects them (n,), by the same majority; None without a detector.
-        excess: how far the detector's score is above its threshold (n,), float64, the mean over the passes; None
-            likewise.
-        rejections: in how many passes they were rejected (n,); None without a detector, and for a single pass.
+        first_misses: misses in as many passes before the counted ones (n,); None for a single pass.
+        first_rejections: rejections in these (n,); None without a detector, and for a single pass.
+        passes: how many passes after the first ones decided (n,); None for a single pass.
+        undecided: whether so many passes as are made at most could not show an answer (n,); None for a single pass.
     """
 
     classes: IntArray
@@ -41,6 +46,10 @@ class Judgement(NamedTuple):
     rejected: BoolArray | None = None
     excess: Scores | None = None
     rejections: IntArray | None = None
+    first_misses: IntArray | None = None
+    first_rejections: IntArray | None = None
+    passes: IntArray | None = None
+    undecided: BoolArray | None = None
 
     def broken(self, labels: IntArray) -> BoolArray:
         """Whether another class than the label (n,) is predicted, and not rejected: what an attacker is after."""
@@ -52,7 +61,7 @@ class Prediction(NamedTuple):
     """What one pass says of some images.
 
     Attributes:
-        classes: the classifier's likeliest ones (n,), whether it rejects or not.
+        classes: the classifier's likeliest ones (n,), whether it rejects or not; -1 where its logits are not finite.
         softmax: its probabilities (n, K), float64: in float32 those of unlikely classes would vanish, and with them
             their order.
         rejected: whether the detector rejects them (n,); None without a detector.
@@ -71,44 +80,14 @@ def nb_labels(classifier: PyTorchClassifier) -> int:
     return count
 
 
-def judge(classifier: PyTorchClassifier, x: FloatArray, labels: IntArray, votes: int, seed: int) -> Judgement:
-    """Predict images (n, ...) with ``votes`` passes, whose randomness comes from ``seed``.
+def predict(
+    classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256, module: nn.Module | None = None
+) -> Prediction:
+    """Classes and probabilities of images (N, ...) in one pass, by the same path that attacks differentiate.
 
-    "Rejected" is one of the classes that are voted for. Of classes with equally many votes the first counts, but the
-    label only if no other has as many: a defence that is right half of the time has been broken.
+    ``module`` is the classifier :func:`.as_module`, for callers that ask for many passes.
     """
-    with seeded(seed):
-        passes = [predict(classifier, x) for _ in range(votes)]
-    first = passes[0]
-    if votes == 1:
-        return Judgement(first.classes, first.softmax, None, first.rejected, first.excess)
-    count = nb_labels(classifier)
-    named = np.stack([one.classes for one in passes])  # (votes, n)
-    softmax = np.mean([one.softmax for one in passes], axis=0)  # (n, K)
-    if first.rejected is None:
-        classes, own = _majority(named, labels, count)
-        return Judgement(classes, softmax, votes - own)
-    refused = np.stack([one.rejected for one in passes if one.rejected is not None])  # (votes, n)
-    excess = np.mean([one.excess for one in passes if one.excess is not None], axis=0)  # (n,)
-    words, own = _majority(np.where(refused, count, named), labels, count + 1)
-    rejections = refused.sum(axis=0)
-    rejected = words == count
-    classes = np.where(rejected, _majority(named, labels, count)[0], words)
-    return Judgement(classes, softmax, votes - own - rejections, rejected, excess, rejections)
-
-
-def _majority(draws: IntArray, labels: IntArray, count: int) -> tuple[IntArray, IntArray]:
-    """What most of the draws (votes, n) from ``count`` classes say (n,), and how many say the label (n,)."""
-    rows = np.arange(len(labels))
-    counts = np.stack([(draws == k).sum(axis=0) for k in range(count)], axis=1)  # (n, count)
-    own = counts[rows, labels].copy()
-    counts[rows, labels] = 0
-    return np.where(own > counts.max(axis=1), labels, counts.argmax(axis=1)), own
-
-
-def predict(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> Prediction:
-    """Classes and probabilities of images (N, ...) in one pass, by the same path that attacks differentiate."""
-    module = as_module(classifier)
+    module = as_module(classifier) if module is None else module
     batches = torch.tensor(x).split(batch_size)
     with torch.no_grad():
         if not rejects(classifier):
@@ -121,9 +100,9 @@ def predict(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256)
 
 def _named(logits: Tensor) -> tuple[IntArray, Scores]:
     """Classes (N,) and probabilities (N, K) from logits (N, K)."""
-    return logits.argmax(dim=1).numpy(), logits.double().softmax(dim=1).numpy()
+    return named_classes(logits).numpy(), logits.double().softmax(dim=1).numpy()
 
 
 def classes(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> IntArray:
-    """Predicted classes (N,) of images (N, ...) in one pass."""
+    """Predicted classes (N,) of images (N, ...) in one pass; -1 where the logits are not finite."""
     return predict(classifier, x, batch_size).classes

@@ -54,6 +54,7 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         defences=words.defence_names(summary.run),
         trainings=[words.training_in_words(training) for training in summary.run.trainings],
         attacker=words.attacker_in_words(summary.run),
+        not_finite=words.not_finite_in_words(summary),
         randomness=words.randomness_in_words(summary),
         agreement=words.agreement_in_words(summary),
         detection=words.detection_in_words(summary.detection),

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
+import numpy as np
 from scipy.stats import binomtest
+
+from art_defenses_ext.evaluation import bounded_mean
 
 
 @dataclass(frozen=True)
@@ -56,23 +59,20 @@ class Mean:
         mean: the mean.
         deviation: the standard deviation over the samples.
         total: samples, at least one.
+        interval: 95 % confidence interval of the mean (``bounded_mean.py``), from 0 to 1. It is as wide as so few
+            samples leave it, also where all of them agree.
     """
 
     mean: float
     deviation: float
     total: int
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The normal 95 % confidence interval of the mean, as far as it lies between 0 and 1."""
-        half = 1.96 * self.deviation / self.total**0.5
-        return max(self.mean - half, 0.0), min(self.mean + half, 1.0)
+    interval: tuple[float, float]
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Mean:
-        """The mean of some values, at least one."""
+        """The mean of some values from 0 to 1, at least one."""
         listed = list(values)
-        return cls(fmean(listed), pstdev(listed), len(listed))
+        return cls(fmean(listed), pstdev(listed), len(listed), bounded_mean.interval(np.array(listed, dtype=float)))
 
     def as_dict(self) -> dict[str, Any]:
         """Mean, deviation, number of samples and interval, for JSON."""

@@ -20,8 +20,9 @@ class Outcome:
     """What one attack did to one sample.
 
     Attributes:
-        prediction: the defended classifier's class for the adversarial image, by majority if it is random; of a
-            rejected image the one that it would have.
+        prediction: the defended classifier's class for the adversarial image, if it is random the likeliest as far as
+            its passes show (``evaluation/vote.py``); of a rejected image the one that it would have; -1 where its
+            logits are not finite.
         misclassified: whether that is not the label, and the image is not rejected.
         linf: largest change of a pixel value; of an attack in a linf ball that this exceeds by the rounding of float32
             alone, the ball's radius. Nine significant digits.
@@ -29,12 +30,17 @@ class Outcome:
         success: misclassified inside the threat's ball.
         usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
         undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
-        misses: in how many passes a random defence missed the label and did not reject; None for one that is not
-            random.
+        misses: in how many of the run's ``votes`` passes a random defence missed the label and did not reject; None for
+            one that is not random.
+        first_misses: in how many of as many passes before these; of a sample's attacks it chooses the worst, whose
+            ``misses`` are then those of passes that did not choose it.
+        passes: how many passes after the first ones decided about a random defence; None for one that is not random.
+        undecided: whether the most passes that are made could not show whether another class is as likely as the label:
+            then the attack is not taken for successful.
         ndcg: agreement of its softmax list with the sample's reference (``evaluation/metrics.py``), six decimal
             places; None where the image is unusable or outside the threat's ball, or a list is not finite.
         reciprocal_rank: likewise.
-        rejected: whether the detector rejects it, by majority if it is random; None without a detector.
+        rejected: whether the detector rejects it, judged as the class is if it is random; None without a detector.
         excess: how far the detector's score is above its threshold, seven significant digits; None also where that is
             not finite.
     """
@@ -53,6 +59,9 @@ class Outcome:
     reciprocal_rank: float | None = None
     rejected: bool | None = None
     excess: float | None = None
+    first_misses: int | None = None
+    passes: int | None = None
+    undecided: bool | None = None
 
     def fooled(self, label: int, threat: Threat) -> bool:
         """Whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
@@ -66,9 +75,12 @@ class SampleRecord:
     Attributes:
         index: position in the data set.
         label: true class.
-        clean: the defended classifier's class for the clean image; of a rejected image the one that it would have.
+        clean: the defended classifier's class for the clean image; of a rejected image the one that it would have; -1
+            where its logits are not finite.
         undefended_clean: the undefended classifier's, where there is one.
-        clean_misses: in how many passes a random defence missed the label of the clean image, or rejected it.
+        clean_misses: in how many of the run's ``votes`` passes a random defence missed the label of the clean image, or
+            rejected it.
+        clean_first_misses: likewise, in as many passes before these.
         clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended
             classifier's list for the clean image, where there is one, else this very list.
         clean_reciprocal_rank: likewise.
@@ -91,6 +103,7 @@ class SampleRecord:
     clean_rejected: bool | None = None
     clean_excess: float | None = None
     image: str | None = None
+    clean_first_misses: int | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)
 
     @property
@@ -137,6 +150,7 @@ class Attempt:
         rows: the samples' places in the block.
         outcomes: of each of them.
         pictured: index of the sample of which the attack left an image for the report; None if it left none.
+        judging: what the passes cost that judged a random defence; None for one that is not random.
     """
 
     __pydantic_config__ = STRICT
@@ -145,6 +159,7 @@ class Attempt:
     rows: list[int]
     outcomes: list[Outcome]
     pictured: int | None = None
+    judging: Cost | None = None
 
 
 def as_line(record: SampleRecord | CostRecord | Attempt) -> str:

@@ -144,8 +144,10 @@ class Report:
         )
 
         figures = {"accuracy": png(summary_bars(self.summary))}
-        if self.summary.detection and any(row.fooled.count for row in self.summary.detection.rows):
+        fooling = [row for row in self.summary.detection.rows if row.fooled.count] if self.summary.detection else []
+        if any(row.knows == "zero" for row in fooling):
             figures["roc"] = png(roc_curves(self.summary, self.records))
+        if fooling:
             figures["excesses"] = png(excess_histograms(self.summary, self.records))
         if self.summary.curves:
             figures["curves"] = png(accuracy_curves(self.summary))

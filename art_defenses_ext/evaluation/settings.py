@@ -84,7 +84,7 @@ class RunDescription:
         tunings: how their strength was chosen, of those defences that were tuned.
         trainings: how they were trained, one after the other, of those that were.
         modes: the gradient modes that the attacker tried.
-        votes: passes that decided about each image: 1, or more if the defence is random.
+        votes: passes that are counted for each image: 1, or more if the defence is random.
         draws: passes that the attacker averaged.
         model: class name of the network.
         model_sha256: of its parameters and buffers.

@@ -13,17 +13,21 @@ from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.detection import Detection, detection
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.randomness import Randomness, randomness, worst_of_each
 from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.standing import Standing, lacking
-from art_defenses_ext.evaluation.threats import Threat, named_threat
+from art_defenses_ext.evaluation.threats import named_threat
+from art_defenses_ext.logits import NO_CLASS
 
 FORMAT = 7
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
-(``evaluation/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks, and
-``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``."""
+(``evaluation/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks,
+``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``, there is ``not_finite``, ``detection``
+has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
+passes that chose no attack."""
 
 
 @dataclass(frozen=True)
@@ -105,20 +109,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Randomness:
-    """What the passes of a random defence say, each figure after all attacks.
+class NotFinite:
+    """Images for which the network gives NaN or infinite logits: they name no class, so they are wrong.
 
     Attributes:
-        votes: passes an image.
-        mean: mean over samples and passes of being right, the worst attack of each sample counted; from 0 to 1.
-        mean_interval: its normal 95 % interval over the samples.
-        worst: samples that no pass ever missed.
+        clean: clean images.
+        broken: of the samples that attacks broke, those that they broke by such logits alone; None if they broke none.
     """
 
-    votes: int
-    mean: float
-    mean_interval: tuple[float, float]
-    worst: Proportion
+    clean: Proportion
+    broken: Proportion | None
+
+    @classmethod
+    def of(cls, records: list[SampleRecord]) -> NotFinite:
+        """Counted in the records."""
+        successes = [[one for one in record.attacks.values() if one.success] for record in records if record.correct]
+        broken = [all(one.prediction == NO_CLASS for one in some) for some in successes if some]
+        clean = Proportion.of(record.clean == NO_CLASS for record in records)
+        return cls(clean, Proportion.of(broken) if broken else None)
 
 
 @dataclass(frozen=True)
@@ -137,12 +145,13 @@ class Summary:
         worst_case: no attack that ran succeeded. It is the robust accuracy only as ``standing`` says.
         lacking: what keeps the attacks that ran from being an adaptive suite, in words; empty if they are one.
         checks: whether the attacks worked; none if no checks were made.
-        randomness: None unless the defence is random, in which case all accuracies are of the majority's vote.
+        randomness: None unless the defence is random, in which case all accuracies are of its likeliest classes.
+        not_finite: images without finite logits.
         reference: whose softmax list for the clean image all others are compared with: ``"undefended"``, or ``"own"``
             where there is no undefended classifier.
         clean_agreement: of the clean images' lists with the reference; None if none was recorded.
         worst_agreement: the least of each sample, over its clean image and all attacks inside the ball; none of them
-            looked for it, so it is an upper bound.
+            looked for it, so it is an upper bound. Of a random defence that of the image that ``randomness`` counts.
         detection: what the detector is worth; None without one.
         rows: the attacks.
         curves: accuracy against eps.
@@ -158,6 +167,7 @@ class Summary:
     lacking: str
     checks: list[Check]
     randomness: Randomness | None
+    not_finite: NotFinite
     reference: Literal["undefended", "own"]
     clean_agreement: Agreement | None
     worst_agreement: Agreement | None
@@ -255,10 +265,11 @@ def summarise(
         worst_case=Proportion.of(record.robust() for record in records),
         lacking=lacking(run, plan),
         checks=checks,
-        randomness=_randomness(run, records),
+        randomness=randomness(run, records),
+        not_finite=NotFinite.of(records),
         reference="undefended" if has_undefended else "own",
         clean_agreement=Agreement.of((r.clean_ndcg for r in records), (r.clean_reciprocal_rank for r in records)),
-        worst_agreement=_worst_agreement(records),
+        worst_agreement=_worst_agreement(run, records),
         detection=detection(plan, records, named_threat(run.settings.threat, run.settings.eps)),
         rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
         + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
@@ -357,8 +368,11 @@ def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
 
 def _note(one: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) -> str:
     unusable = sum(not outcome.usable for outcome in outcomes)
+    undefined = sum(outcome.prediction == NO_CLASS for outcome in outcomes)
     if outcomes:
-        return f"returned {unusable} unusable images" if unusable else ""
+        told = [f"returned {unusable} unusable images"] if unusable else []
+        told += [f"{undefined} of its images give logits that are not finite"] if undefined else []
+        return "; ".join(told)
     if one.spec.crafted_on == "undefended" and records[0].undefended_clean is None:
         return "not run: no undefended classifier is known; undefended= gives one"
     if one.spec.crafted_on == "smoothed":
@@ -418,33 +432,19 @@ def _within(one: AttackRun, records: list[SampleRecord], eps: float) -> Proporti
     )
 
 
-def _randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness | None:
-    """The passes of a random defence, counted one by one instead of by their majority."""
-    if run.votes == 1:
-        return None
-    ball = named_threat(run.settings.threat, run.settings.eps)
-    worst = [_most_misses(record, ball) for record in records]
-    right = Mean.of(1 - misses / run.votes for misses in worst)
-    return Randomness(
-        votes=run.votes,
-        mean=right.mean,
-        mean_interval=right.interval,
-        worst=Proportion.of(misses == 0 for misses in worst),
-    )
+def _worst_agreement(run: RunDescription, records: list[SampleRecord]) -> Agreement | None:
+    """Each metric's least value of each sample; what an attack left outside the ball has none.
 
-
-def _most_misses(record: SampleRecord, ball: Threat) -> int:
-    """The most passes that missed the label, of the clean image or of any attack inside the ball."""
-    inside = (
-        outcome.misses or 0
-        for outcome in record.attacks.values()
-        if outcome.usable and ball.allows(getattr(outcome, ball.norm_name))
-    )
-    return max(record.clean_misses or 0, *inside, 0)
-
-
-def _worst_agreement(records: list[SampleRecord]) -> Agreement | None:
-    """Each metric's least value of each sample; what an attack left outside the ball has none."""
+    Of a random defence the value of the image that the first passes chose, since the least of many means over passes
+    would be the luckiest.
+    """
+    if run.votes > 1:
+        worst = worst_of_each(records, named_threat(run.settings.threat, run.settings.eps), run.votes)
+        pairs = list(zip(records, worst, strict=True))
+        return Agreement.of(
+            (record.clean_ndcg if one is None else one.ndcg for record, one in pairs),
+            (record.clean_reciprocal_rank if one is None else one.reciprocal_rank for record, one in pairs),
+        )
     return Agreement.of(
         (_least([r.clean_ndcg, *(one.ndcg for one in r.attacks.values())]) for r in records),
         (_least([r.clean_reciprocal_rank, *(one.reciprocal_rank for one in r.attacks.values())]) for r in records),
@@ -463,10 +463,4 @@ def _cost_by_attack(costs: list[CostRecord]) -> dict[str, Cost]:
 
 
 def _sum(costs: Iterable[Cost]) -> Cost:
-    total = Cost()
-    for cost in costs:
-        total.forward += cost.forward
-        total.backward += cost.backward
-        total.seconds += cost.seconds
-        total.peak_memory = max(total.peak_memory, cost.peak_memory)
-    return total
+    return sum(costs, Cost())

@@ -41,6 +41,7 @@ from art_defenses_ext.evaluation.words import (
     interval,
     median_size,
     ndcg,
+    not_finite_in_words,
     notes,
     passes,
     percent,
@@ -72,6 +73,8 @@ def render(summary: Summary) -> RenderableType:
         Something that ``rich`` prints: what was run, the headline figures, the verdict, the attacks, a legend.
     """
     parts: list[RenderableType] = [_heading(summary.run), _Headlines(summary), "", _Prose(verdict(summary)), ""]
+    if not_finite_in_words(summary):
+        parts += [_Prose(not_finite_in_words(summary), style="bold"), ""]
     if summary.randomness:
         parts += [_Prose(randomness_in_words(summary)), ""]
     if agreement_in_words(summary):
@@ -215,7 +218,7 @@ class _Detection:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         yield _text("The detector", "bold")
         yield _Prose(detection_in_words(self.detection))
-        at_thresholds = range(4, len(DETECTION_COLUMNS) - 1)
+        at_thresholds = range(4, len(DETECTION_COLUMNS) - 2)
         others = [number for number in range(len(DETECTION_COLUMNS)) if number not in at_thresholds]
         for parts in ([range(len(DETECTION_COLUMNS))], [others, at_thresholds]):
             tables = [self._table(part) for part in parts]

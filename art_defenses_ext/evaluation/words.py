@@ -13,6 +13,7 @@ from art_defenses_ext.evaluation.detection import FALSE_POSITIVES, PASSING, At, 
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.settings import RunDescription, Settings
 from art_defenses_ext.evaluation.summary import Agreement, AttackRow, Summary
+from art_defenses_ext.evaluation.vote import MOST_PASSES
 from art_defenses_ext.provenance import Training
 
 NO_BREAK = "\N{NO-BREAK SPACE}"  # never printed: keeps a number and its unit on one line while text is wrapped
@@ -39,10 +40,12 @@ LEGEND_WITH_DETECTOR = (
     ("rejected", "after an attack it counts as correct, of a clean image as wrong"),
     ("knows", "'zero': made on the bare network; 'perfect': on network and detector"),
     ("fooled", "of m images, k are wrong for the network alone and lie in the ball"),
+    ("past at own", "of images right when clean: fooled and accepted, at its own threshold"),
+    ("% rejected", "of the fooled, at its own threshold; for all: whatever fooled them"),
     ("AUC", "of fooled against clean images; mean: class by class, as papers print"),
     ("flagged", "of the fooled, where so many per cent of clean images are flagged"),
     ("past", "of images right when clean: fooled and not flagged, likewise"),
-    ("% rejected", "of the fooled, at its own threshold; for all: whatever fooled them"),
+    ("a dash", "AUC, flagged and past need attacks that aim at no threshold: 'zero' alone"),
 )
 """And of the table of the detector, where there is one."""
 
@@ -246,16 +249,17 @@ def _compared(summary: Summary, paper: str) -> str:
 def _verdict_on_detector(summary: Summary) -> str:
     """Who gets past it."""
     pools = {pool.knows: pool for pool in summary.detection.pools} if summary.detection else {}
-    if not any(pool.success for pool in pools.values()):
+    if summary.detection is None or not any(pool.past for pool in pools.values()):
         return ""
     names = {"zero": "an attacker who does not know the detector", "perfect": "one who does"}
     past = " and ".join(
-        f"{names[knows] if len(pools) > 1 else 'the best attack of each image'} gets {percent(pool.success[0].share)}"
+        f"{names[knows] if len(pools) > 1 else 'the best attack of each image'} gets {percent(pool.past)}"
         for knows, pool in pools.items()
-        if pool.success
+        if pool.past
     )
-    flagged = f"{100 * PASSING[0]:g}{NO_BREAK}%"
-    return f"At a threshold that flags {flagged} of clean images, {past} of the images past network and detector."
+    flagged = percent(summary.detection.false_positives)
+    clean = f"At its threshold the detector flags {flagged} of clean images"
+    return f"{clean}; {past} of the images past network and detector."
 
 
 def detection_in_words(detection: Detection | None) -> str:
@@ -281,6 +285,7 @@ DETECTION_COLUMNS = (
     "AUC",
     *(f"% flagged\nat {100 * share:g} %" for share in FALSE_POSITIVES),
     *(f"% past\nat {100 * share:g} %" for share in PASSING),
+    "% past\nat own",
     "%\nrejected",
 )
 """Headings of the detector's table, after the attack's name."""
@@ -299,6 +304,7 @@ def detection_rows(detection: Detection) -> list[tuple[str, list[str]]]:
                     _auc(row.auc),
                     *_shares(row.true_positives, len(FALSE_POSITIVES)),
                     *_shares(row.success, len(PASSING)),
+                    bare_percent(row.past),
                     bare_percent(row.detected),
                 ],
             )
@@ -311,6 +317,7 @@ def detection_rows(detection: Detection) -> list[tuple[str, list[str]]]:
                     pool.knows,
                     *["-"] * (3 + len(FALSE_POSITIVES)),
                     *_shares(pool.success, len(PASSING)),
+                    bare_percent(pool.past),
                     bare_percent(pool.mead),
                 ],
             )
@@ -451,16 +458,34 @@ def median_size(row: AttackRow, norm: str) -> float | None:
 
 
 def randomness_in_words(summary: Summary) -> str:
-    """What a random defence's passes say beside their majority's vote; empty for one that is not random."""
+    """How a random defence is judged, and what its passes say one by one; empty for one that is not random."""
     found = summary.randomness
     if found is None:
         return ""
     low, high = (f"{100 * end:.1f}" for end in found.mean_interval)
     return (
-        f"The defence is random. Each image was judged by {found.votes} passes, and the figures are their majority's "
-        f"vote. Mean over the passes: {100 * found.mean:.1f}{NO_BREAK}% [{low},{NO_BREAK}{high}] robust; never wrong "
-        f"in any of them: {percent(found.worst)} {interval(found.worst)}."
+        "The defence is random and judged by the likeliest class of each image: an attack succeeds only where fresh "
+        f"passes, {found.votes} to {MOST_PASSES}, show that another class is at least as likely as the label. For "
+        f"{count_of(found.undecided)} images they could not tell; these count as robust. Pass by pass, after the "
+        f"attack that seems the worst by earlier passes: {100 * found.mean:.1f}{NO_BREAK}% [{low},{NO_BREAK}{high}] "
+        f"robust in the mean of {found.votes} passes; in none of them wrong: {percent(found.worst)} "
+        f"{interval(found.worst)}."
     )
+
+
+def not_finite_in_words(summary: Summary) -> str:
+    """How many images have no finite logits; empty where all have."""
+    clean, broken = summary.not_finite.clean, summary.not_finite.broken
+    parts = []
+    if clean.count:
+        parts.append(
+            f"The network gives logits that are not finite for {count_of(clean)} clean images, which count as wrong."
+        )
+    if broken is not None and broken.count:
+        parts.append(
+            f"Of {images(broken.total)} that attacks broke, {broken.count} were broken by NaN or infinite logits alone."
+        )
+    return " ".join(parts)
 
 
 def agreement_in_words(summary: Summary) -> str:

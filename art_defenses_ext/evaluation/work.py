@@ -19,9 +19,9 @@ from art_defenses_ext.attack.rounding import sizes as sizes_of
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.binarization import binarization_test
-from art_defenses_ext.evaluation.costs import measured
+from art_defenses_ext.evaluation.costs import Cost, measured
 from art_defenses_ext.evaluation.examples import NB_EXAMPLES, Example
-from art_defenses_ext.evaluation.judge import Judgement, classes, judge, predict
+from art_defenses_ext.evaluation.judge import Judgement, classes, predict
 from art_defenses_ext.evaluation.metrics import Scores, recorded
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, SampleRecord
@@ -30,11 +30,15 @@ from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.evaluation.views import with_views
+from art_defenses_ext.evaluation.vote import judge
 from art_defenses_ext.modes import gradient_mode
 from art_defenses_ext.validation import InputError
 
 SIZE_DIGITS = 9
 """Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
+
+JUDGING = "judging"
+"""Under what name the passes stand in the costs that judge a random defence."""
 
 BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
 
@@ -121,7 +125,7 @@ class Work:
 
         What the store holds of the block already is not done again; each further attack is handed to it at its end.
         """
-        block = self._clean(start, x, labels)
+        block, judging = self._clean(start, x, labels)
         earlier, costs = store.attempts(start), []
         for run in self.plan:
             announce(run.key)
@@ -135,12 +139,16 @@ class Work:
             block.note(attempt, example)
             self.shown |= set() if example is None else {run.key}
             costs.append(attempt.cost)
+            judging = judging if attempt.judging is None else judging + attempt.judging
+        if self.attacker.votes > 1:
+            costs.append(CostRecord(start, JUDGING, len(x), judging))
         with seeded(derived_seed(self.settings.seed, "views", start)):
             return Done(block.records, costs, with_views(self.classifier, block.examples))
 
-    def _clean(self, start: int, x: FloatArray, labels: IntArray) -> _Block:
-        """The block before any attack: what both classifiers say of the clean images."""
-        clean = self._judge("clean", start, x, labels)
+    def _clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
+        """The block before any attack: what both classifiers say of the clean images, and what that cost."""
+        with measured(self.classifier) as cost:
+            clean = self._judge("clean", start, x, labels, None)
         plain = None if self.undefended is None else predict(self.undefended, x)
         reference = clean.softmax if plain is None else plain.softmax
         ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
@@ -150,16 +158,17 @@ class Work:
                 label=int(labels[i]),
                 clean=int(clean.classes[i]),
                 undefended_clean=None if plain is None else int(plain.classes[i]),
-                clean_misses=_clean_misses(clean, i),
+                clean_misses=_clean_misses(clean.misses, clean.rejections, i),
                 clean_ndcg=ndcgs[i],
                 clean_reciprocal_rank=ranks[i],
                 clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
                 clean_excess=_excess(clean, i),
                 image=hashlib.sha256(x[i].tobytes()).hexdigest()[:16],
+                clean_first_misses=_clean_misses(clean.first_misses, clean.first_rejections, i),
             )
             for i in range(len(x))
         ]
-        return _Block(start, x, labels, reference, records)
+        return _Block(start, x, labels, reference, records), cost
 
     def find_out(self, x: Images) -> Findings:
         """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
@@ -179,9 +188,9 @@ class Work:
             )
         return Findings(test, [CostRecord(0, "binarization", len(images), cost)])
 
-    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray) -> Judgement:
+    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Judgement:
         seed = derived_seed(self.settings.seed, f"judge {key}", start)
-        return judge(self.classifier, x, labels, self.attacker.votes, seed)
+        return judge(self.classifier, x, labels, self.attacker.votes, seed, attacks)
 
     def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
         """Which samples of the block the run attacks."""
@@ -219,17 +228,19 @@ class Work:
         with seeded(seed), forms, measured(counted) as cost:
             adversarial = _built(run, target, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
-        outcomes = self._outcomes(run, rows, block, adversarial, usable)
+        with measured(self.classifier) as judging:
+            outcomes = self._outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
         spent = CostRecord(block.start, run.key, len(rows), cost)
-        return Attempt(spent, rows.tolist(), outcomes, None if example is None else example.index), example
+        pictured = None if example is None else example.index
+        return Attempt(spent, rows.tolist(), outcomes, pictured, judging if self.attacker.votes > 1 else None), example
 
     def _outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
     ) -> list[Outcome]:
         """What the images that an attack made of some samples are worth."""
         labels = block.labels[rows]
-        judged = self._judge(run.key, block.start, adversarial, labels)
+        judged = self._judge(run.key, block.start, adversarial, labels, len(self.plan))
         plain = None
         if run.spec.crafted_on == "undefended" and self.undefended is not None:
             plain = classes(self.undefended, adversarial)
@@ -251,6 +262,9 @@ class Work:
                 reciprocal_rank=ranks[i],
                 rejected=None if judged.rejected is None else bool(judged.rejected[i]),
                 excess=_excess(judged, i),
+                first_misses=None if judged.first_misses is None else int(judged.first_misses[i]),
+                passes=None if judged.passes is None else int(judged.passes[i]),
+                undecided=None if judged.undecided is None else bool(judged.undecided[i]),
             )
             for i in range(len(rows))
         ]
@@ -302,11 +316,11 @@ def _check_examples(
     return np.where(usable.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x), usable
 
 
-def _clean_misses(clean: Judgement, i: int) -> int | None:
+def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) -> int | None:
     """In how many passes the label of a clean image was missed, or the image rejected."""
-    if clean.misses is None:
+    if misses is None:
         return None
-    return int(clean.misses[i]) + (0 if clean.rejections is None else int(clean.rejections[i]))
+    return int(misses[i]) + (0 if rejections is None else int(rejections[i]))
 
 
 def _excess(judged: Judgement, i: int) -> float | None:

@@ -25,6 +25,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
 from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.logits import named_classes
 from art_defenses_ext.modes import Defence
 from art_defenses_ext.pipeline import check_runs, network_input
 from art_defenses_ext.provenance import Tuning
@@ -364,7 +365,8 @@ class _Tuning:
     def accuracy(self, jump: float) -> float:
         if jump not in self.known:
             self.network.jumps = per_layer(jump, self.network.nb_relus)
-            predicted = self.transformed.predict(self.x, batch_size=self.batch_size).argmax(axis=1)
+            logits = torch.as_tensor(self.transformed.predict(self.x, batch_size=self.batch_size))
+            predicted = named_classes(logits).numpy()
             self.known[jump] = float((predicted == self.labels).mean())
         return self.known[jump]
 

@@ -35,7 +35,7 @@ from art_defenses_ext.attack.square import Square
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.doctor import examine
 from art_defenses_ext.evaluation.attacks import WHITE_BOX
-from art_defenses_ext.evaluation.judge import judge
+from art_defenses_ext.evaluation.vote import judge
 from art_defenses_ext.models import MODELS
 from art_defenses_ext.validation import InputError
 

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.judge import Judgement, classes, judge, nb_labels, predict
+from art_defenses_ext.evaluation.judge import Judgement, classes, nb_labels, predict
+from art_defenses_ext.evaluation.vote import judge
 
 
 class Scripted(nn.Module):
-    """Says one class after the other, pass by pass, whatever it sees."""
+    """Says one class after the other, pass by pass, to the image whose first value is its number."""
 
     def __init__(self, script: list[list[int]]) -> None:
         super().__init__()
@@ -25,9 +26,13 @@ class Scripted(nn.Module):
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        said = torch.tensor(self.script[self.passes % len(self.script)])
+        said = torch.tensor(self.script[self.passes % len(self.script)])[x[:, 0].long()]
         self.passes += 1
         return nn.functional.one_hot(said, 4).float()
+
+
+FOUR = np.stack([np.arange(4), np.zeros(4)], axis=1).astype(np.float32)
+"""Four images by their numbers."""
 
 
 def scripted(script: list[list[int]]) -> PyTorchClassifier:
@@ -43,18 +48,32 @@ def test_a_single_pass_counts_no_misses(digits_classifier: PyTorchClassifier, di
     )
 
 
-def test_the_majority_decides_and_a_tie_goes_against_the_label() -> None:
+def test_the_likeliest_class_is_judged_and_half_of_the_time_goes_against_the_label() -> None:
     """Four images of class 0: always right, right in two of three, right as often as class 2, mostly 3."""
-    classifier = scripted([[0, 0, 0, 3], [0, 1, 2, 3], [0, 0, 1, 0]])
-    judged = judge(classifier, np.zeros((4, 2), np.float32), np.zeros(4, np.int64), 3, 0)
-    assert judged.classes.tolist() == [0, 0, 1, 3]
+    classifier = scripted([[0, 0, 0, 3], [0, 1, 2, 3], [0, 0, 0, 0], [0, 0, 2, 3], [0, 1, 0, 3], [0, 0, 2, 0]])
+    judged = judge(classifier, FOUR, np.zeros(4, np.int64), 6, 0)
+    assert judged.classes.tolist() == [0, 0, 2, 3]
     assert judged.misses is not None
-    assert judged.misses.tolist() == [0, 1, 2, 2]
+    assert judged.misses.tolist() == [0, 2, 3, 4]
+    assert judged.first_misses is not None
+    assert judged.first_misses.tolist() == [0, 2, 3, 4]
     high, low = math.e / (math.e + 3), 1 / (math.e + 3)  # of a class that was said, and of one that was not
     assert judged.softmax.dtype == np.float64
     np.testing.assert_allclose(judged.softmax[0], [high, low, low, low])
     np.testing.assert_allclose(judged.softmax[1], [(2 * high + low) / 3, (high + 2 * low) / 3, low, low])
     np.testing.assert_allclose(judged.softmax.sum(axis=1), 1)
+
+
+def test_of_an_attacked_image_what_no_passes_show_is_no_success() -> None:
+    """Right always, half of the time, in three of ten, never."""
+    said = [[0, i % 2, min(i % 10 // 3, 1), 2] for i in range(10)]
+    judged = judge(scripted(said), FOUR, np.zeros(4, np.int64), 10, 0, attacks=50)
+    assert judged.classes.tolist() == [0, 0, 1, 2]
+    assert judged.undecided is not None
+    assert judged.undecided.tolist() == [False, True, False, False]
+    assert judged.passes is not None
+    assert (judged.passes[0], judged.passes[1]) == (10, 1024)
+    assert 10 < judged.passes[3] <= judged.passes[2] < 1024
 
 
 def test_votes_are_drawn_from_the_seed_alone() -> None:
@@ -113,7 +132,7 @@ class ScriptedWord(nn.Module):
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        excess = torch.tensor(self.script[self.passes % len(self.script)])
+        excess = torch.tensor(self.script[self.passes % len(self.script)])[x[:, 0].long()]
         self.passes += 1
         return torch.stack([torch.zeros_like(excess), excess], dim=1)
 
@@ -173,24 +192,44 @@ def test_without_a_detector_there_is_no_word_of_it(digits_classifier: PyTorchCla
     assert judged.rejected is judged.excess is judged.rejections is None
 
 
-def test_rejected_is_a_class_that_is_voted_for() -> None:
-    """Four images of class 0, five passes each.
-
-    Mostly rejected; twice rejected, twice right, once wrong, which is a tie against the label; as often wrong as
-    rejected, which is a tie against the detector; mostly right.
-    """
-    said = [[0, 0, 2, 0], [0, 0, 2, 0], [1, 1, 2, 0], [1, 0, 2, 3], [0, 0, 0, 2]]
-    word = [[1.0, -1, -1, -1], [1, -1, -1, -1], [1, -1, 1, -1], [-1, 1, 1, -1], [-1, 1, -1, 1]]
+def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
+    """Four images of class 0: rejected, wrong and accepted, wrong and rejected half of the time, mostly right."""
+    said = [[0, 1, 2, 0], [0, 1, 2, 0], [1, 1, 2, 0], [1, 1, 2, 3]]
+    word = [[1.0, -1, -1, -1], [1, -1, 1, -1], [1, -1, -1, -1], [1, -1, 1, -1]]
     classifier = beside(scripted(said), ScriptedWord(word))
     labels = np.zeros(4, np.int64)
-    judged = judge(classifier, np.zeros((4, 2), np.float32), labels, 5, 0)
+    judged = judge(classifier, FOUR, labels, 8, 0, attacks=20)
     assert isinstance(judged, Judgement)
     assert judged.rejected is not None
     assert judged.rejections is not None
     assert judged.misses is not None
-    assert judged.rejected.tolist() == [True, True, False, False]
-    assert judged.classes.tolist() == [0, 0, 2, 0]
-    assert judged.rejections.tolist() == [3, 2, 2, 1]
-    assert judged.misses.tolist() == [1, 1, 2, 1]  # neither the label nor rejected
-    assert judged.broken(labels).tolist() == [False, False, True, False]
+    assert judged.broken(labels).tolist() == [False, True, False, False]
+    assert judged.rejected.tolist() == [True, False, True, False]
+    assert judged.classes.tolist() == [0, 1, 2, 0]
+    assert judged.rejections.tolist() == [8, 0, 4, 0]
+    assert judged.misses.tolist() == [0, 8, 4, 2]  # neither the label nor rejected
     np.testing.assert_allclose(judged.excess, np.mean(word, axis=0))  # type: ignore[arg-type]
+
+
+def test_a_clean_image_is_rejected_where_that_is_the_likeliest() -> None:
+    """Mostly rejected; as often as right; less often than right; as often as wrong."""
+    said = [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
+    word = [[1.0, 1, 1, 1], [1, 1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]]
+    classifier = beside(scripted(said), ScriptedWord(word))
+    judged = judge(classifier, FOUR, np.zeros(4, np.int64), 8, 0)
+    assert judged.rejected is not None
+    assert judged.rejected.tolist() == [True, True, False, False]
+    assert judged.classes.tolist() == [0, 0, 0, 1]
+
+
+# Logits that are not finite
+
+
+def test_logits_that_are_not_finite_name_no_class() -> None:
+    x = np.array([[np.nan, 1, 0], [np.inf, 1, 0], [-np.inf, 1, 2], [-np.inf] * 3, [np.nan] * 3, [3, 1, 0]], np.float32)
+    classifier = PyTorchClassifier(Read(0, 3), nn.CrossEntropyLoss(), (3,), 3, device_type="cpu")
+    assert classes(classifier, x).tolist() == [-1, -1, 2, -1, -1, 0]
+    judged = judge(classifier, x, np.zeros(6, np.int64), 1, 0)
+    assert judged.broken(np.zeros(6, np.int64)).tolist() == [True, True, True, True, True, False]
+    attacked = judge(classifier, x, np.zeros(6, np.int64), 32, 0, attacks=9)
+    assert attacked.classes.tolist() == [-1, -1, 2, -1, -1, 0]

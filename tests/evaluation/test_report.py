@@ -318,9 +318,9 @@ def detected_report(samples: int = NB_SAMPLES) -> Report:
 DETECTED = detected_report()
 OF_A_DETECTOR = (
     "An attacker who knows the defence leaves 50.0 % correct or rejected; the paper's own attacks, counted in the same "
-    "ball, leave 85.0 %, which is 35.0 points more (7 images). At a threshold that flags 5 % of clean images, an "
-    "attacker who does not know the detector gets 10.0 % and one who does gets 45.0 % of the images past network and "
-    "detector.",
+    "ball, leave 85.0 %, which is 35.0 points more (7 images). At its threshold the detector flags 5.0 % of clean "
+    "images; an attacker who does not know the detector gets 10.0 % and one who does gets 45.0 % of the images past "
+    "network and detector.",
     "At its own threshold the detector rejects 5.0 % [0.9, 23.6] of the clean images. Of the images on which an attack "
     "that does not know it fooled the network, it rejects 80.0 % [49.0, 94.3] whatever the attack. Of the images on "
     "which any attack fooled the network, it rejects 25.0 % [8.9, 53.2] whatever the attack.",
@@ -383,8 +383,11 @@ def test_zero_and_perfect_knowledge_stand_side_by_side() -> None:
     assert [rows[name][-1] for name in rows] == ["25.0", "80.0", "80.0", "25.0"]
     data = json.loads(json.dumps(DETECTED.summary.as_dict(), allow_nan=False))["detection"]
     assert [row["knows"] for row in data["rows"]] == ["perfect", "zero"]
-    assert data["pools"][1]["success"][0]["false_positives"] == 0.05
-    assert data["pools"][1]["success"][0]["share"]["count"] == 9
+    assert data["pools"][0]["success"][0]["false_positives"] == 0.05
+    assert [pool["past"]["count"] for pool in data["pools"]] == [2, 9]
+    # Away from the detector's own threshold there is nothing of an attack that aimed at it.
+    assert (data["pools"][1]["success"], data["rows"][0]["success"], data["rows"][0]["auc"]) == ([], [], None)
+    assert rows["selective PGD"][2:-2] == ["-"] * (len(DETECTION_COLUMNS) - 4)
 
 
 def test_a_detector_s_training_is_told_in_words() -> None:
@@ -409,6 +412,11 @@ def test_pictures_of_a_detector_need_one_that_was_attacked() -> None:
     for draw in (roc_curves, excess_histograms):
         with pytest.raises(InputError, match="summary holds no attack that fooled"):
             draw(full_report().summary, [])
+    detection = DETECTED.summary.detection
+    assert detection is not None
+    aimed = replace(detection, rows=[row for row in detection.rows if row.knows == "perfect"])
+    with pytest.raises(InputError, match="no attack with zero knowledge"):
+        roc_curves(replace(DETECTED.summary, detection=aimed), DETECTED.records)
 
 
 def test_what_is_infinite_is_drawn_at_the_end() -> None:
@@ -653,13 +661,14 @@ def test_the_report_says_what_the_attacker_was_given(changes: dict[str, Any], ad
 
 
 def test_a_random_defences_passes_are_told_beside_the_vote() -> None:
-    """Of eleven passes none missed five of the images, and two each missed the rest."""
-    summary = summary_of([(PGD, 15)], votes=11, draws=16)
-    found = Randomness(11, mean=0.625, mean_interval=(0.5012, 0.7488), worst=Proportion(5, 20))
+    summary = summary_of([(PGD, 15)], votes=32, draws=16)
+    found = Randomness(32, 0.625, (0.5012, 0.7488), worst=Proportion(5, 20), undecided=Proportion(1, 20))
     summary = replace(summary, randomness=found)
     expected = (
-        "The defence is random. Each image was judged by 11 passes, and the figures are their majority's vote. "
-        "Mean over the passes: 62.5 % [50.1, 74.9] robust; never wrong in any of them: 25.0 % [11.2, 46.9]."
+        "The defence is random and judged by the likeliest class of each image: an attack succeeds only where fresh "
+        "passes, 32 to 1024, show that another class is at least as likely as the label. For 1 of 20 images they could "
+        "not tell; these count as robust. Pass by pass, after the attack that seems the worst by earlier passes: "
+        "62.5 % [50.1, 74.9] robust in the mean of 32 passes; in none of them wrong: 25.0 % [11.2, 46.9]."
     )
     for width in WIDTHS:
         assert expected in " ".join(printed(summary, width).split())
@@ -762,10 +771,10 @@ def test_an_attack_on_the_survivors_has_no_accuracy_of_its_own() -> None:
 def ranked_summary(reference: Literal["undefended", "own"] = "undefended") -> Summary:
     """The first attack's images in the ball are 18 of its 20."""
     summary = full_report().summary
-    agreement = Agreement(Mean(0.4123, 0.25, 18), Mean(0.5677, 0.3, 18))
+    agreement = Agreement(Mean(0.4123, 0.25, 18, (0.3, 0.53)), Mean(0.5677, 0.3, 18, (0.43, 0.7)))
     rows = [replace(row, agreement=agreement if row.source == "paper" else None) for row in summary.rows]
-    clean = Agreement(Mean(0.98, 0.1, 20), Mean(0.99, 0.1, 20))
-    worst = Agreement(Mean(0.25, 0.2, 20), Mean(0.4, 0.2, 20))
+    clean = Agreement(Mean(0.98, 0.1, 20, (0.936, 1.0)), Mean(0.99, 0.1, 20, (0.946, 1.0)))
+    worst = Agreement(Mean(0.25, 0.2, 20, (0.162, 0.338)), Mean(0.4, 0.2, 20, (0.312, 0.488)))
     return replace(summary, rows=rows, reference=reference, clean_agreement=clean, worst_agreement=worst)
 
 

@@ -1,0 +1,191 @@
+"""A random network's figures against closed forms: noise on the logits of a linear network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.attack import EvasionAttack
+from art.defences.detector.evasion import BinaryInputDetector
+from art.estimators.classification import PyTorchClassifier
+from scipy.stats import norm
+from torch import Tensor, nn
+
+from art_defenses_ext import Linf, evaluate
+from art_defenses_ext.arrays import FloatArray, IntArray
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.vote import judge
+
+SIGMA = 1.0
+DIMENSIONS = 6
+
+
+class NoisyLinear(nn.Module):
+    """Two logits, w x and -w x, each with Gaussian noise: right with a chance of Phi(2 y w x / (sigma sqrt 2))."""
+
+    def __init__(self, weights: Tensor) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(weights, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        score = (x - 0.5) @ self.weights
+        logits = torch.stack([score, -score], dim=1)
+        return logits + SIGMA * torch.randn_like(logits)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A noisy network and images whose margins w x y are known."""
+
+    classifier: PyTorchClassifier
+    x: FloatArray
+    y: IntArray
+    margins: Any
+    weights: Any
+
+    def chances(self, eps: float = 0.0) -> Any:
+        """How likely each image is right in one pass after the worst change of ``eps``."""
+        return norm.cdf(2 * (self.margins - eps * np.abs(self.weights).sum()) / (SIGMA * 2**0.5))
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    random = np.random.default_rng(0)
+    weights = random.normal(size=DIMENSIONS).astype(np.float32)
+    # Margins from -.5 to 1.5 at equal steps: a quarter of the images is wrong, many are near the boundary.
+    margins = np.linspace(-0.5, 1.5, 160)
+    y = np.arange(160) % 2
+    signed = np.where(y == 0, margins, -margins)
+    across = random.uniform(-0.1, 0.1, size=(160, DIMENSIONS))
+    across -= np.outer(across @ weights, weights) / (weights @ weights)
+    x = (0.5 + across + np.outer(signed, weights) / (weights @ weights)).astype(np.float32)
+    model = NoisyLinear(torch.from_numpy(weights))
+    classifier = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), (DIMENSIONS,), 2, clip_values=(-3, 3), device_type="cpu"
+    )
+    return Problem(classifier, x, y, margins, weights)
+
+
+class Idle(EvasionAttack):
+    """Returns the clean images."""
+
+    _estimator_requirements = ()
+
+    def generate(self, x: FloatArray, y: Any = None, **_: Any) -> FloatArray:
+        return x.copy()
+
+
+def idle(count: int) -> list[AttackSpec]:
+    return [
+        AttackSpec(f"idle {i}", lambda c, t, s: Idle(estimator=c), "does nothing", samples="all") for i in range(count)
+    ]
+
+
+def attacked(problem: Problem, specs: list[AttackSpec], eps: float = 0.05, **options: Any) -> Report:
+    return evaluate(
+        problem.classifier, problem.x, problem.y, Linf(eps), specs,
+        curve_samples=0, check_samples=0, progress=False, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def idle_report(problem: Problem) -> Report:
+    return attacked(problem, idle(60))
+
+
+def test_attacks_that_do_nothing_do_not_lower_the_robust_accuracy(problem: Problem, idle_report: Report) -> None:
+    """Sixty of them, each of which might be lucky on an image near the boundary."""
+    right = (problem.margins > 0).mean()
+    summary = idle_report.summary
+    assert abs(summary.clean.rate - right) <= 0.02  # 1,024 passes tell all but the nearest three of 160 images
+    assert summary.worst_case.rate >= summary.clean.rate - 0.0125
+    assert summary.worst_case.interval[0] <= right <= summary.worst_case.interval[1]
+
+
+def test_the_mean_over_passes_is_the_mean_of_the_chances(problem: Problem, idle_report: Report) -> None:
+    """With 32 passes an image: its standard error is below .006. The worst of sixty would be .2 less."""
+    found = idle_report.summary.randomness
+    assert found is not None
+    assert found.mean == pytest.approx(problem.chances().mean(), abs=0.02)
+    assert found.mean_interval[0] <= found.mean <= found.mean_interval[1]
+    never = (problem.chances() ** found.votes).mean()
+    assert found.worst.rate == pytest.approx(never, abs=4 * (never * (1 - never) / 160) ** 0.5)
+
+
+def test_an_attack_that_moves_images_gets_the_closed_form(problem: Problem) -> None:
+    """Among sixteen that do nothing. Each margin falls by eps times the 1-norm of the weights, here by a half."""
+    eps = 0.25 / float(np.abs(problem.weights).sum()) * 2
+    apgd = AttackSpec(
+        "APGD", lambda c, t, s: AutoPGD(c, t.norm, t.eps, max_iter=20, seed=s), "moves", kind="white-box", samples="all"
+    )
+    summary = attacked(problem, [*idle(8), apgd, *idle(16)[8:]], eps).summary
+    robust = (problem.margins > 0.5).mean()
+    undecided = ((problem.chances(eps) > 0.42) & (problem.chances(eps) <= 0.5)).mean()
+    assert robust - 0.02 <= summary.worst_case.rate <= robust + undecided + 0.02
+    assert summary.randomness is not None
+    assert summary.randomness.undecided.rate <= 0.1
+    assert summary.randomness.mean == pytest.approx(problem.chances(eps).mean(), abs=0.04)
+
+
+def test_every_pass_that_judges_is_counted(problem: Problem, idle_report: Report) -> None:
+    outcomes = [one for record in idle_report.records for one in record.attacks.values()]
+    judged = sum(32 + (one.passes or 0) for one in outcomes)
+    spent = idle_report.summary.total.forward  # these attacks ask for nothing
+    assert judged + 64 * 160 <= spent <= judged + (32 + 1024) * 160
+
+
+def test_blocks_are_judged_the_same_again_whatever_stands_beside_them(problem: Problem) -> None:
+    whole = replace(problem, x=problem.x[-40:], y=problem.y[-40:])  # all of them far from the boundary
+    first, again = (attacked(whole, idle(2), block_size=20).records for _ in range(2))
+    alone = attacked(replace(whole, x=whole.x[:20], y=whole.y[:20]), idle(2), block_size=20).records
+    assert first == again
+    assert first[:20] == alone
+    other = attacked(whole, idle(2), block_size=20, seed=1).records
+    assert [one.clean_misses for one in first] != [one.clean_misses for one in other]
+
+
+@pytest.mark.parametrize("advantage", [0.0, 0.1])
+def test_a_false_success_is_as_rare_as_it_says(advantage: float) -> None:
+    """One pass in two, or nearly, names the label of 300 images: 60 attacks may be mistaken on 1 % of them."""
+
+    class Coin(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            named = (torch.rand(len(x)) < 0.5 + advantage / 2).long()
+            return nn.functional.one_hot(1 - named, 2).float()
+
+    classifier = PyTorchClassifier(Coin(), nn.CrossEntropyLoss(), (1,), 2, device_type="cpu")
+    x, y = np.zeros((300, 1), np.float32), np.zeros(300, np.int64)
+    rounds = 4
+    broken = sum(judge(classifier, x, y, 32, seed, attacks=60).broken(y).sum() for seed in range(rounds))
+    assert broken <= 2  # expected at most 300 * 4 * .01 / 60 = .2
+
+
+def test_a_noisy_detector_lets_nobody_past_by_luck() -> None:
+    """What the classifier has wrong is rejected in six of ten passes: no attack that does nothing gets past."""
+
+    class Wrong(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([0 * x[:, 0], 1 + 0 * x[:, 0]], dim=1)
+
+    class Noisy(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            excess = torch.where(torch.rand(len(x)) < 0.6, 1.0, -1.0)
+            return torch.stack([torch.zeros_like(excess), excess], dim=1)
+
+    classifier, detector = (
+        PyTorchClassifier(module, nn.CrossEntropyLoss(), (2,), 2, clip_values=(0, 1), device_type="cpu")
+        for module in (Wrong(), Noisy())
+    )
+    x, y = np.random.default_rng(0).random((60, 2)).astype(np.float32), np.zeros(60, np.int64)
+    report = evaluate(
+        classifier, x, y, Linf(0.1), idle(15), detector=BinaryInputDetector(detector),
+        curve_samples=0, check_samples=0, progress=False,
+    )  # fmt: skip
+    succeeded = [any(one.success for one in record.attacks.values()) for record in report.records]
+    assert sum(succeeded) <= 1
+    assert all(one.prediction == 1 for record in report.records for one in record.attacks.values())
