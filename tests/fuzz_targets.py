@@ -354,14 +354,17 @@ class World:
     def runs(self) -> list[Path]:
         """Folders of finished runs of the same images."""
         made = [self.folder / "run-1", self.folder / "run-2"]
-        for seed, folder in enumerate(made):
-            self._evaluate(folder, seed)
+        for bias, folder in enumerate(made):
+            self._evaluate(folder, bias)
         return made
 
-    def _evaluate(self, folder: Path, seed: int, attacks: Any = None) -> None:
-        options = {"check_samples": 2, "curve_samples": 0, "progress": False, "seed": seed, "block_size": 2}
+    def _evaluate(self, folder: Path, bias: int, attacks: Any = None) -> None:
+        options = {"check_samples": 2, "curve_samples": 0, "progress": False, "block_size": 2}
         attacks = [self.spec()] if attacks is None else attacks
-        evaluate(self.classifier(), self.x, self.y, Linf(0.1), attacks, out=folder, **options)
+        classifier = self.classifier()
+        with torch.no_grad():
+            classifier.model[-1].bias[0] += bias
+        evaluate(classifier, self.x, self.y, Linf(0.1), attacks, out=folder, **options)
 
     @cached_property
     def published_run(self) -> Path:

@@ -20,6 +20,7 @@ from art_defenses_ext.evaluation.run_directory import read_manifest
 from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, defence_names
+from art_defenses_ext.text import for_markdown, for_terminal
 from art_defenses_ext.validation import InputError, check_flag
 
 NORMAL = 1.959964
@@ -184,9 +185,10 @@ class Comparison:
         for head in ("", *self.heads[4:]):
             table.add_column(head)
         if self.warning:
-            console.print(f"{self.warning}\n", style="bold", highlight=False, markup=False)
+            console.print(f"{for_terminal(self.warning)}\n", style="bold", highlight=False, markup=False)
         for number, (name, defences, threat, images, *figures) in enumerate(self.rows(), 1):
-            console.print(f"{number}  {name}: {threat}, {images} images; {defences}", highlight=False, markup=False)
+            line = for_terminal(f"{number}  {name}: {threat}, {images} images; {defences}")
+            console.print(line, highlight=False, markup=False)
             table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
         console.print()
         console.print(table)
@@ -195,8 +197,8 @@ class Comparison:
     def as_markdown(self) -> str:
         """The table, what its last columns mean, and above it, in what the attackers differ."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return "\n\n".join([*[self.warning] * bool(self.warning), table, self.note]) + "\n"
+        table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
+        return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, self.note]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
@@ -302,6 +304,11 @@ def _names(folders: Sequence[str | Path]) -> list[str]:
     """The folders' last names, or all of their paths where two have one name."""
     last = [Path(folder).resolve().name for folder in folders]
     return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+
+
+def _cells(line: Sequence[str]) -> list[str]:
+    """A line of the table for Markdown: the first four cells are names that others may have chosen."""
+    return [*(cell if cell == "---" else for_markdown(cell) for cell in line[:4]), *line[4:]]
 
 
 def _worst(summary: Summary) -> str:
