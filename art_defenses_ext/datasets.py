@@ -26,7 +26,7 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.image_folder import LabelledFiles, common_size, find_images, read_half
-from art_defenses_ext.validation import InputError, check_count, last_line
+from art_defenses_ext.validation import InputError, check_choice, check_count, last_line
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
@@ -203,8 +203,7 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
     bilinearly, until its shorter side is 256 / 224 of that size, and cropped in the middle. Colours are made RGB,
     transparency is ignored, and so is the orientation that a camera noted: all as torchvision does.
     """
-    if name not in DATASETS:
-        raise InputError(f"name is {name!r}; one of {', '.join(DATASETS)} was expected")
+    check_choice("name", name, DATASETS)
     if root is not None:
         _check_folder(root, "root")
     if size is not None:

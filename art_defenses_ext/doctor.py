@@ -51,6 +51,8 @@ def examine(classifier: PyTorchClassifier) -> list[Trap]:
     Args:
         classifier: an ART ``PyTorchClassifier`` with whatever stands before and after its network.
     """
+    if not isinstance(classifier, PyTorchClassifier):
+        raise InputError(f"classifier is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
     x = np.random.default_rng(0).random((IMAGES, *classifier.input_shape), dtype=np.float32)
     if classifier.clip_values is not None:
         low, high = (np.float32(end) for end in classifier.clip_values)

@@ -23,6 +23,7 @@ from torch.nn import functional
 from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11, vgg16, vgg19
 
 from art_defenses_ext.checkpoint import check_kinds
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_file, one_line
 
 _KEYS_SHOWN = 3
@@ -326,11 +327,13 @@ def build_model(model: str) -> nn.Module:
         InputError: for an unknown name; a module that is missing or fails to import; an attribute that is missing,
             cannot be called, fails, or returns something other than an ``nn.Module``.
     """
-    if model in MODELS:
+    if isinstance(model, str) and model in MODELS:
         return MODELS[model].build()
-    module, colon, attribute = str(model).partition(":")
+    module, colon, attribute = (model if isinstance(model, str) else "").partition(":")
     if not (module and colon and attribute):
-        raise InputError(f"model is {model!r}; one of {', '.join(MODELS)} or 'package.module:function' was expected")
+        raise InputError(
+            f"model is {shown(model)}; one of {', '.join(MODELS)} or 'package.module:function' was expected"
+        )
     built = call_factory(model, module, attribute)
     if not isinstance(built, nn.Module):
         raise InputError(f"model is {model!r}, which returns a {type(built).__name__}; an nn.Module was expected")

@@ -18,6 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.provenance import Training, Tuning
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError
 
 
@@ -72,6 +73,8 @@ class Defence:
 
 def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
     """Every defence that an image meets on its way through ``target``: preprocessors first, then the model."""
+    if not isinstance(target, PyTorchClassifier | nn.Module):
+        raise InputError(f"target is a {type(target).__name__}; a PyTorchClassifier or an nn.Module was expected")
     places: list[Any] = [target]
     if isinstance(target, PyTorchClassifier):
         places = [*target.preprocessing_operations, target.model]
@@ -130,6 +133,8 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
     False
     """
     defences = find_defences(target)
+    if not isinstance(mode, str):
+        raise InputError(f"gradient mode {shown(mode)}: one of {', '.join(gradient_modes(target))} was expected")
     chosen = ["exact"] * len(defences) if mode == "exact" else mode.split("+")
     if mode != "exact" and (
         len(chosen) != len(defences)

@@ -20,6 +20,7 @@ from rich.progress import (
 from rich.text import Text
 
 from art_defenses_ext.text import for_terminal
+from art_defenses_ext.validation import check_flag
 
 PERIOD = 30.0
 """Seconds between two lines where there is no terminal."""
@@ -61,6 +62,7 @@ def progress_bar(show: bool = True) -> Progress:
 
     Each task's fields: ``description`` before the bar, ``note`` behind it.
     """
+    check_flag("progress", show)
     console = Console(stderr=True)
     if show and not console.is_terminal:
         return _Lines()

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_choice, check_count, check_flag, check_positive
 
 Logits = Callable[[Tensor], Tensor]
@@ -212,18 +213,18 @@ def mixture(kinds: Sequence[str | TrainingInput], eps: float) -> TrainingInput:
         InputError: for an unknown name, or none at all, and for a larger ``eps``.
     """
     _check_eps(eps)
-    if isinstance(kinds, str) or not kinds:
-        raise InputError(f"inputs is {kinds!r}; a list of {', '.join(INPUTS)}, or of functions, was expected")
+    if not isinstance(kinds, list | tuple) or not kinds:
+        raise InputError(f"inputs is {shown(kinds)}; a list of {', '.join(INPUTS)}, or of functions, was expected")
     made: list[TrainingInput] = []
     for kind in kinds:
         if isinstance(kind, str):
             if kind not in INPUTS:
-                raise InputError(f"inputs names {kind!r}; one of {', '.join(INPUTS)} was expected")
+                raise InputError(f"inputs names {shown(kind)}; one of {', '.join(INPUTS)} was expected")
             made.append(INPUTS[kind](eps))
         elif callable(kind):
             made.append(kind)
         else:
-            raise InputError(f"inputs holds {kind!r}; one of {', '.join(INPUTS)}, or a function, was expected")
+            raise InputError(f"inputs holds {shown(kind)}; one of {', '.join(INPUTS)}, or a function, was expected")
 
     def dealt(x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         parts = [slice(which, None, len(made)) for which in range(len(made))]

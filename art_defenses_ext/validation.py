@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -290,6 +290,8 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
     """
     if not isinstance(y, np.ndarray):
         raise InputError(f"{argument} is a {type(y).__name__}; a numpy array was expected")
+    if y.ndim == 0:
+        raise InputError(f"{argument} is {shown(y)}; an array of labels, one an image, was expected")
     if len(y) != nb_samples:
         raise InputError(f"{argument} has {len(y)} labels for {nb_samples} images; as many were expected")
     if y.ndim == 2:
@@ -322,10 +324,10 @@ def last_line(error: BaseException) -> str:
 
 def check_number(argument: str, value: Any, expected: str, holds: Callable[[float], bool] = lambda _: True) -> float:
     """The number ``value``, if it is a finite real one for which ``holds`` is true; what ``expected`` names else."""
-    if isinstance(value, Real) and not isinstance(value, bool):
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
         try:
             number = float(value)
-        except OverflowError:  # an integer or a fraction beyond floating point
+        except OverflowError:  # an integer beyond floating point
             number = math.inf
         if math.isfinite(number) and holds(number):
             return number
@@ -411,6 +413,15 @@ def check_text(argument: str, value: Any) -> str:
     return value
 
 
+def _can_be_encoded(text: str) -> bool:
+    """Whether a file may be called so: half a pair of surrogates is no character."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
     """The path ``value``: a text that is not empty, or a path object.
 
@@ -419,9 +430,28 @@ def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
     """
     if isinstance(value, str | os.PathLike) and value != "":
         text = os.fspath(value)
-        if isinstance(text, str) and "\0" not in text:
+        if isinstance(text, str) and "\0" not in text and _can_be_encoded(text):
             return Path(text)
     raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+
+
+def check_paths(argument: str, value: Any, least: int = 1) -> list[Path]:
+    """Paths, at least so many of them.
+
+    Raises:
+        InputError: for anything but a list or tuple of paths.
+    """
+    if not isinstance(value, list | tuple) or len(value) < least:
+        raise InputError(f"{argument} is {shown(value)}; a list of {least} or more folders was expected")
+    return [check_path(argument, one, "a list of folders") for one in value]
+
+
+def differs(one: Any, other: Any) -> bool:
+    """Whether two values of any kind are not the same; those that cannot be compared are not."""
+    try:
+        return bool(one != other)
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors, whose truth value is ambiguous
+        return True
 
 
 def check_file(argument: str, value: Any, expected: str = "an existing file") -> Path:

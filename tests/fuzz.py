@@ -46,6 +46,9 @@ SECONDS = 20
 
 ARGUED: tuple[tuple[str, str, str, str], ...] = (
     ("*", "batch_size", "a large number", "more than there are images: all of them at once"),
+    ("FeatureAutoencoder.__call__", "x", "images of *", "a convolutional restorer takes images of any size"),
+    ("*", "mean", "* of *", "one a channel: how many channels images have is seen when they come"),
+    ("*", "std", "* of *", "one a channel: how many channels images have is seen when they come"),
 )
 """Silent cases that are meant: patterns of target, argument and value, and why it is accepted."""
 

@@ -1214,8 +1214,8 @@ def _commands(world: World) -> Iterator[Target]:
         return Target(name, options, lambda: {place: command[int(place)] for place in options}, call, weight=weight)
 
     run, other = str(world.runs[0]), str(world.runs[1])
-    quick = ("--check-samples", 0, "--curve-samples", 0, "--samples", 1, "--attacks", "papers", "--jump", 0.5)
-    yield typed("evaluate", "--dataset", "digits", "--defence", "jump_relu", "--norm", "inf", "--eps", 0.1, *quick,
+    quick = ("--check-samples", 0, "--curve-samples", 0, "--samples", 1, "--attacks", "papers")
+    yield typed("evaluate", "--dataset", "digits", "--defence", "jump_relu", "--norm", "inf", "--eps", 0.1, *quick, "--jump", 0.5,
                 "--epochs", 1, "--seed", 0, "--block-size", 2, "--shard", "1/1", "--device", "cpu", "--threads", 1,
                 "--max-accuracy-drop", 0.1, weight=0.1)  # fmt: skip
     yield typed("evaluate", "--model", "digits_cnn", "--weights", world.weights, "--data", world.folder, "--mean", 0,

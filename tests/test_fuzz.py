@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from art_defenses_ext.validation import InputError
+
 
 def _fuzz() -> ModuleType:
     path = Path(__file__).parent / "fuzz.py"
@@ -38,8 +40,33 @@ def test_what_nobody_argued_for_is_counted() -> None:
     assert "NOT ARGUED FOR" in fuzz.report(tally)
 
 
+def test_every_call_works_as_it_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its refusals would say nothing."""
+    world = fuzz.World(tmp_path)
+    monkeypatch.chdir(world.working)
+    refused = []
+    with fuzz.quiet():
+        for target in world.targets():
+            spoils = " of other " in target.name or " on other " in target.name
+            if spoils or target.name in ("load_weights of a dtype", "evaluate again"):
+                continue  # these are refused as they are
+            try:
+                target.call(target.valid())
+            except InputError as error:
+                refused.append(f"{target.name}: {error}")
+    assert not refused
+
+
+def test_three_hundred() -> None:
+    tally = fuzz.run(20_26, 300)
+    assert not tally.tracebacks, fuzz.report(tally)
+    assert not tally.unargued, fuzz.report(tally)
+
+
 @pytest.mark.nightly
 def test_ten_thousand() -> None:
     tally = fuzz.run(0, 10_000)
     print(fuzz.report(tally))
     assert tally.cases == 10_000
+    assert not tally.tracebacks
+    assert not tally.unargued

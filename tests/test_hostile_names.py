@@ -107,10 +107,12 @@ def assert_harmless_in_markdown(text: str, links: int) -> list[list[str]]:
     tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(text)
     assert not [token for token in tokens if token.type == "html_block"]
     rows: list[list[str]] = []
+    cell = False
     for token in tokens:
+        cell = token.type in ("th_open", "td_open") or (cell and token.type == "inline")
         if token.type == "tr_open":
             rows.append([])
-        elif token.type == "inline" and rows:
+        elif token.type == "inline" and cell:
             rows[-1].append("".join(child.content for child in token.children or ()))
     return rows
 

@@ -66,6 +66,7 @@ class TensorAttack(EvasionAttack):
         seed: int = 0,
         verbose: bool = False,
     ) -> None:
+        check_classifier(estimator, "estimator")  # before ART, which has words of its own
         super().__init__(estimator=estimator)
         self.gradient_mode = gradient_mode
         self.batch_size = batch_size

@@ -47,6 +47,7 @@ from art_defenses_ext.pipeline import Pipeline, check_differentiable, check_runs
 from art_defenses_ext.provenance import Training
 from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled, rebuild
 from art_defenses_ext.surrogate import replaced
+from art_defenses_ext.text import shown
 from art_defenses_ext.training import Settings, train
 from art_defenses_ext.training_state import Epoch
 from art_defenses_ext.validation import (
@@ -54,9 +55,11 @@ from art_defenses_ext.validation import (
     check_choice,
     check_classifier,
     check_count,
+    check_flag,
     check_images,
     check_inner_share,
     check_target,
+    differs,
 )
 
 SCALINGS = ("image", "benign")
@@ -178,6 +181,7 @@ class ExplanationReconstructor(BinaryInputDetector):
             raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; see its documentation")
         batch_size = check_count("batch_size", batch_size)
         x = check_images(x, self.classifier)
+        check_flag("progress", progress)
         _check_benign(y, len(x))
         validation_split = check_inner_share("validation_split", validation_split)
         self._check_memory(TRAINING_COPIES)
@@ -284,10 +288,10 @@ class ExplanationReconstructor(BinaryInputDetector):
             if name not in self.defence_params:
                 raise InputError(f"{name}: no parameter of {type(self).__name__}; it has {self.defence_params}")
             given = list(kwargs[name]) if isinstance(kwargs[name], tuple) else kwargs[name]
-            if name in self.made_with and given != getattr(self, name):
+            if name in self.made_with and differs(given, getattr(self, name)):
                 raise InputError(
-                    f"{name} is {kwargs[name]!r}, and the detector was made for {getattr(self, name)!r}; a new one was "
-                    "expected"
+                    f"{name} is {shown(kwargs[name])}, and the detector was made for "
+                    f"{getattr(self, name)!r}; a new one was expected"
                 )
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
         rate = check_inner_share("false_positive_rate", rate)

@@ -12,12 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from filelock import FileLock
 
-from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.arrays import FloatArray, StoredImages
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.compare import Paired
@@ -28,6 +29,7 @@ from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.threats import Threat, named_threat
 from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.rebuild import rebuild, record_undefended, undefended
+from art_defenses_ext.text import for_terminal, shown
 from art_defenses_ext.validation import InputError, check_choice, check_flag, check_share
 
 SHOWN = 10
@@ -85,7 +87,7 @@ class Suite:
             if options.get("undefended") is not None:
                 options["undefended"] = on_device(options["undefended"], self.device)
         attacks = attacks if self.attacks is None else self.attacks
-        x, y = x[: self.samples], y[: self.samples]
+        x, y = _first("x", x, self.samples), _first("y", y, self.samples)
         options = {"curve_samples": 0} | options
         key = run_key(classifier, x, y, threat, attacks, detector=detector, **options)
         folder = self.cache / key[:16]
@@ -267,7 +269,7 @@ class Suite:
     def _note(self, name: str, text: str, report: Report) -> None:
         summary = report.summary
         reservation = summary.unknown or (NOT_ESTABLISHED if summary.standing != "established" else "")
-        self.notes.append(f"{name}: {text}{f' ({reservation})' if reservation else ''}")
+        self.notes.append(for_terminal(f"{name}: {text}{f' ({reservation})' if reservation else ''}"))
 
 
 def _check_standing(report: Report, statement: str, threat: Threat, folder: Path) -> None:
@@ -286,6 +288,13 @@ def _check_standing(report: Report, statement: str, threat: Threat, folder: Path
         f"robust accuracy is at most {summary.worst_case} under {threat}: the attacks fail their own checks, so "
         f"{statement} is not established\n{_failed(report)}\n{_where(folder)}"
     )
+
+
+def _first(argument: str, values: Any, count: int | None) -> Any:
+    """The first so many of images or labels; None for all."""
+    if isinstance(values, StoredImages) or (isinstance(values, np.ndarray) and values.ndim > 0):
+        return values[:count]
+    raise InputError(f"{argument} is {shown(values)}; a numpy array was expected")
 
 
 def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector | None) -> PyTorchClassifier:
@@ -325,7 +334,7 @@ def _who_broke(report: Report) -> str:
                 broken.setdefault(first, []).append(record.index)
     wrong = [record.index for record in report.records if not record.correct]
     lines = [f"  wrong without an attack: {_listed(wrong)}"] if wrong else []
-    return "\n".join(lines + [f"  broken by {key}: {_listed(indices)}" for key, indices in broken.items()])
+    return "\n".join(lines + [for_terminal(f"  broken by {key}: {_listed(seen)}") for key, seen in broken.items()])
 
 
 def _listed(indices: list[int]) -> str:
@@ -335,8 +344,8 @@ def _listed(indices: list[int]) -> str:
 
 def _failed(report: Report) -> str:
     failed = (check for check in report.summary.checks if check.verdict == "failed")
-    return "\n".join(f"  {check.name}: {check.finding} ({check.link})" for check in failed)
+    return "\n".join(for_terminal(f"  {check.name}: {check.finding} ({check.link})") for check in failed)
 
 
 def _where(folder: Path) -> str:
-    return f"  report: {folder / 'report.html'}, attacked images: {folder / 'examples.npz'}"
+    return for_terminal(f"  report: {folder / 'report.html'}, attacked images: {folder / 'examples.npz'}")

@@ -34,6 +34,7 @@ from art_defenses_ext.layout import has_channels_behind, shape_with_channels_in_
 from art_defenses_ext.modes import find_defences
 from art_defenses_ext.pipeline import Pipeline
 from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_choice, check_flag, check_text
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
@@ -104,7 +105,9 @@ class AttackSpec:
         for argument in ("curve", "bounded"):
             object.__setattr__(self, argument, check_flag(argument, getattr(self, argument)))
         if not callable(self.build):
-            raise InputError(f"build is {self.build!r}; a function (classifier, threat, seed) -> attack was expected")
+            raise InputError(
+                f"build is {shown(self.build)}; a function (classifier, threat, seed) -> attack was expected"
+            )
 
 
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(AttackSpec).items() if get_origin(kind) is Literal}
@@ -395,7 +398,9 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
     """
     if isinstance(attacks, str):
         if attacks not in SETS:
-            raise InputError(f"attacks is {attacks!r}; one of {', '.join(SETS)}, or a list of AttackSpec, was expected")
+            raise InputError(
+                f"attacks is {shown(attacks)}; one of {', '.join(SETS)}, or a list of AttackSpec, was expected"
+            )
         papers = _of_papers(classifier)
         if attacks == "papers" and not papers:
             raise InputError(
@@ -405,7 +410,7 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
         return (_with_detector(ladder) if rejects(classifier) and ladder else ladder) + papers
     chosen: tuple[AttackSpec, ...] = tuple(attacks) if isinstance(attacks, list | tuple) else ()
     if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
-        raise InputError(f"attacks is {attacks!r}; a set's name or a list of AttackSpec was expected")
+        raise InputError(f"attacks is {shown(attacks)}; a set's name or a list of AttackSpec was expected")
     if len({spec.name for spec in chosen}) < len(chosen):
         raise InputError("attacks holds two of one name; distinct names were expected")
     return chosen

@@ -21,7 +21,7 @@ from art_defenses_ext.evaluation.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.summary import Summary
 from art_defenses_ext.evaluation.words import NOT_ESTABLISHED, defence_names
 from art_defenses_ext.text import for_markdown, for_terminal
-from art_defenses_ext.validation import InputError, check_flag
+from art_defenses_ext.validation import InputError, check_flag, check_paths
 
 NORMAL = 1.959964
 """The normal quantile of a two-sided 95 % interval."""
@@ -258,8 +258,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     >>> [row[:2] for row in compare(["small", "large"]).rows()]
     [['small', 'jump_relu (jump 0.2, relus 3)'], ['large', 'jump_relu (jump 1, relus 3)']]
     """
-    if len(folders) < 2:
-        raise InputError(f"folders holds {len(folders)}; two or more runs were expected")
+    folders = check_paths("folders", folders, least=2)
     check_flag("different_attackers", different_attackers)
     reports = [Report.load(folder) for folder in folders]
     manifests = [read_manifest(Path(folder)) for folder in folders]

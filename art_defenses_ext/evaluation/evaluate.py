@@ -33,12 +33,14 @@ from art_defenses_ext.evaluation.work import Work
 from art_defenses_ext.logits import NO_CLASS
 from art_defenses_ext.pipeline import check_differentiable
 from art_defenses_ext.progress import progress_bar
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
     InputError,
     check_count,
     check_evaluated,
     check_flag,
     check_labels,
+    check_path,
     check_samples_of,
     check_seed,
 )
@@ -123,6 +125,8 @@ def evaluate(
     >>> report.robust_accuracy, report.summary.unknown
     (None, "no adaptive attack ran: the paper's attacks ran alone")
     """
+    check_flag("overwrite", overwrite)
+    check_flag("progress", progress)
     if out is not None:
         check_out(out, overwrite)
     task = _Task.of(
@@ -186,11 +190,15 @@ def evaluate_shard(
     Raises:
         InputError: as :func:`evaluate`.
     """
-    check_out(Path(out) / shard.folder, overwrite)
+    if not isinstance(shard, Shard):
+        raise InputError(f"shard is {shown(shard)}; a Shard(number, count) was expected")
+    check_flag("progress", progress)
+    out = check_path("out", out, "a folder")
+    check_out(out / shard.folder, overwrite)
     task = _Task.of(classifier, x, y, threat, attacks, **options)
     if not overwrite:
-        check_settings(Path(out) / shard.folder, task.settings)
-    with RunDirectory(Path(out) / shard.folder, overwrite) as directory:
+        check_settings(out / shard.folder, task.settings)
+    with RunDirectory(out / shard.folder, overwrite) as directory:
         task.carry_out(directory, shard, progress)
         return directory.path
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_path
 
 
 def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> None:
@@ -15,9 +15,10 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> Non
     Raises:
         InputError: if it cannot be written to.
     """
+    path = check_path("folder", folder, "a folder")
     try:
         for name, content in contents.items():
-            replace_file(Path(folder) / name, content)
+            replace_file(path / name, content)
     except OSError as error:
         raise InputError(
             f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"

@@ -23,7 +23,7 @@ from art_defenses_ext.evaluation.run_directory import (
     read_manifest,
 )
 from art_defenses_ext.evaluation.shard import WHOLE
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_flag, check_path, check_paths
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,13 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
         InputError: for parts of different runs, samples that are missing or that two parts hold, and folders that
             cannot be read or written; nothing is written then.
     """
-    parts = [Part(path, read_manifest(path)) for folder in folders for path in _parts_in(Path(folder))]
-    if not parts:
-        raise InputError("folders is empty; at least one folder was expected")
-    if overwrite and any(part.path.resolve() == Path(out).resolve() for part in parts):
+    check_flag("overwrite", overwrite)
+    check_flag("mixed", mixed)
+    out = check_path("out", out, "a folder")
+    parts = [
+        Part(path, read_manifest(path)) for folder in check_paths("folders", folders) for path in _parts_in(folder)
+    ]
+    if overwrite and any(part.path.resolve() == out.resolve() for part in parts):
         raise InputError(f"overwrite is set, and out is {out}, which is to be merged; another folder was expected")
     _check_same(parts, mixed)
     holders = _holders(parts)

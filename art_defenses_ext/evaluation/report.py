@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.run_directory import (
 from art_defenses_ext.evaluation.summary import Summary, summarise
 from art_defenses_ext.evaluation.table import render
 from art_defenses_ext.evaluation.words import verdict
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_path
 
 FIGURES = ("accuracy", "curves", "examples", "excesses", "losses", "roc", "trade_off")
 """The pictures that a report may have."""
@@ -64,7 +64,7 @@ class Report:
         Raises:
             InputError: for a folder that holds no run, an unfinished one, a part of one, or one of another version.
         """
-        path = Path(folder)
+        path = check_path("folder", folder, "the folder of a finished run")
         manifest = read_manifest(path)
         if not manifest.shard.is_whole:
             raise InputError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")

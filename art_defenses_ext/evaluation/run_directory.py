@@ -44,7 +44,7 @@ from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.records import Attempt, CostRecord, SampleRecord, as_line, cost_of, sample_of
 from art_defenses_ext.evaluation.settings import Settings
 from art_defenses_ext.evaluation.unfinished import Attempts, Unfinished
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, check_flag, check_path
 
 MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
@@ -90,7 +90,8 @@ def check_out(path: str | Path, overwrite: bool = False) -> Path:
     Raises:
         InputError: if it cannot be written, or holds a run of an older version and ``overwrite`` is not set.
     """
-    folder = Path(path)
+    folder = check_path("out", path, "a folder")
+    check_flag("overwrite", overwrite)
     try:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)

@@ -27,7 +27,16 @@ from art_defenses_ext.modes import Defence
 from art_defenses_ext.pipeline import check_runs
 from art_defenses_ext.rebuild import HALVES, model_dtype
 from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import ROUNDING, InputError, check_classifier, check_count, check_flag, may_look
+from art_defenses_ext.text import shown
+from art_defenses_ext.validation import (
+    ROUNDING,
+    InputError,
+    check_classifier,
+    check_count,
+    check_flag,
+    may_look,
+    one_line,
+)
 
 Numbers = float | Sequence[float]
 
@@ -74,7 +83,6 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         apply_fit: bool = False,
         apply_predict: bool = True,
     ) -> None:
-        nn.Module.__init__(self)
         PreprocessorPyTorch.__init__(self, is_fitted=True)
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
@@ -82,6 +90,12 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         self.batch_size = batch_size
         self._apply_fit, self._apply_predict = apply_fit, apply_predict  # ART would make a bool of anything
         self._check_params()
+
+    def __new__(cls, *_: Any, **__: Any) -> Self:
+        """A module from the start, so that a method may keep its options before the checks of all of them."""
+        made: Self = super().__new__(cls)
+        nn.Module.__init__(made)
+        return made
 
     @classmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
@@ -193,11 +207,23 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         """
         if not isinstance(x, Tensor):
             x = check_restorable(x, self.clip_values, self._axes)
-            return PreprocessorPyTorch.__call__(self, x, y)
+            return self._tried(PreprocessorPyTorch.__call__, x, y)
         self._check_images(x)
         if may_look(x) and not x.requires_grad and type(x) is Tensor and not torch.compiler.is_compiling():
             check_pixels(x, self.clip_values)
-        return nn.Module.__call__(self, x, y)
+        return self._tried(nn.Module.__call__, x, y)
+
+    def _tried(self, call: Any, x: Any, y: Any) -> Any:
+        """A direct call; what the network cannot take is said in words."""
+        try:
+            return call(self, x, y)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except (RuntimeError, ValueError, IndexError) as error:  # a network may check its input in any way
+            raise InputError(
+                f"x has images of shape {tuple(x.shape[1:])}, which the {type(self.model).__name__} cannot take "
+                f"({one_line(error)}); images of the shape that it was made for were expected"
+            ) from error
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         """Restore images.
@@ -274,7 +300,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
     def _hold(self, model: nn.Module, mean: Any, std: Any, clip_values: Any, channels_first: Any) -> None:
         numbers = {"mean": _numbers("mean", mean), "std": _numbers("std", std)}
         if bool((numbers["std"] <= 0).any()):
-            raise InputError(f"std is {std!r}; numbers > 0 were expected")
+            raise InputError(f"std is {shown(std)}; numbers > 0 were expected")
         check_flag("channels_first", channels_first)
         self.clip_values = _range(clip_values)
         self.channels_first = channels_first
@@ -386,12 +412,13 @@ def _is_plain(value: Any) -> bool:
 def _numbers(argument: str, value: Any) -> Tensor:
     """(C, 1, 1), or (1, 1, 1) for one number."""
     try:
-        numbers = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value, dtype=np.float64)
-    except (TypeError, ValueError):
+        given = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else np.empty(0)
+    except (TypeError, ValueError, RuntimeError):  # such as a ragged list, or a tensor that numpy cannot read
         numbers = np.empty(0)
     one_an_axis = numbers.size == max(numbers.shape, default=1)  # not one a pixel
     if not (numbers.size and one_an_axis and np.isfinite(numbers).all()):
-        raise InputError(f"{argument} is {value!r}; finite numbers, one or one a channel, were expected")
+        raise InputError(f"{argument} is {shown(value)}; finite numbers, one or one a channel, were expected")
     return torch.tensor(numbers).reshape(-1, 1, 1)
 
 
@@ -401,7 +428,7 @@ def _range(clip_values: Any) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not -math.inf < low < high < math.inf:
-        raise InputError(f"clip_values is {clip_values!r}; (low, high) with low < high was expected")
+        raise InputError(f"clip_values is {shown(clip_values)}; (low, high) with low < high was expected")
     return low, high
 
 

@@ -59,6 +59,11 @@ class RestorationLoss:
             check_number(name, weight, "a finite number >= 0", lambda value: value >= 0)
         if not any(weights.values()):
             raise InputError("pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected")
+        names = self.taps is None or (
+            isinstance(self.taps, list | tuple) and all(isinstance(one, str) for one in self.taps)
+        )
+        if not names:
+            raise InputError(f"taps is {shown(self.taps)}; a list of layers' names, or None, was expected")
         named = isinstance(self.network, str) and self.network in ("classifier", "vgg16")
         if not named and not isinstance(self.network, nn.Module):
             raise InputError(f"network is {shown(self.network)}; 'classifier', 'vgg16' or an nn.Module was expected")

@@ -29,6 +29,7 @@ from art_defenses_ext.rebuild import (
     model_dtype,
 )
 from art_defenses_ext.shares import from_shares
+from art_defenses_ext.text import shown
 from art_defenses_ext.training import Objective, Settings, train
 from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training_state import Epoch
@@ -43,6 +44,7 @@ from art_defenses_ext.validation import (
     check_outputs,
     check_share,
     check_target,
+    differs,
     into_clip_values,
 )
 
@@ -149,6 +151,7 @@ class TrainedRestorer(RestoringPreprocessor):
         """
         check_choice("attack_mode", attack_mode, self.gradient_modes)
         check_flag("adversarial", adversarial)
+        check_flag("progress", progress)
         settings = Settings(
             nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, seed, mixed_precision
         )
@@ -184,9 +187,9 @@ class TrainedRestorer(RestoringPreprocessor):
 
     def set_params(self, **kwargs: Any) -> None:
         for name in self.network_params:
-            if name in kwargs and kwargs[name] != getattr(self, name):
+            if name in kwargs and differs(kwargs[name], getattr(self, name)):
                 raise InputError(
-                    f"{name} is {kwargs[name]!r}, and the network was made for {getattr(self, name)!r}; a new "
+                    f"{name} is {shown(kwargs[name])}, and the network was made for {getattr(self, name)!r}; a new "
                     f"{type(self).__name__} was expected"
                 )
         super().set_params(**kwargs)
@@ -260,7 +263,7 @@ class TrainedRestorer(RestoringPreprocessor):
         if loss is None:
             loss = RestorationLoss(pixel_weight=0.0, class_weight=1.0) if adversarial else self.usual_loss
         elif not isinstance(loss, RestorationLoss):
-            raise InputError(f"loss is {loss!r}; a RestorationLoss was expected")
+            raise InputError(f"loss is {shown(loss)}; a RestorationLoss was expected")
         return inputs, loss
 
     @contextmanager

@@ -275,7 +275,7 @@ def test_runs_of_one_name_go_by_their_paths(runs: Path) -> None:
 
 
 def test_one_run_or_none_is_refused(runs: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="two or more runs were expected"):
+    with pytest.raises(InputError, match="a list of 2 or more folders was expected"):
         compare([runs / "bare"])
     with pytest.raises(InputError, match="cannot be read"):
         compare([runs / "bare", tmp_path])
