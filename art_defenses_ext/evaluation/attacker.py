@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import Defence, annealable_modes, gradient_modes
 from art_defenses_ext.pipeline import Pipeline, device_of, probes, unmoved_generators
-from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild
+from art_defenses_ext.rebuild import as_model_input, evaluation_mode, model_dtype, rebuild
 from art_defenses_ext.surrogate import Surrogate, resized
 from art_defenses_ext.validation import InputError
 
@@ -96,7 +97,7 @@ def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
     """
     loss = classifier.loss
     suits = type(loss) is nn.CrossEntropyLoss and loss.reduction != "none"
-    casts = model_dtype(classifier.model) not in (None, torch.float32) and not rejects(classifier)
+    casts = not rejects(classifier) and not _speaks_float32(classifier)
     if suits and not casts:
         return classifier
     return rebuild(
@@ -105,6 +106,22 @@ def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
         loss=loss if suits else nn.CrossEntropyLoss(),
         optimizer=None,
     )
+
+
+def _speaks_float32(classifier: PyTorchClassifier) -> bool:
+    """Whether the network takes float32 and gives it: one may cast by itself, or compute under autocast."""
+    model = classifier.model
+    if model_dtype(model) not in (None, torch.float32):
+        return False
+    if model not in _GIVEN:
+        image = torch.zeros(1, *classifier.input_shape, device=classifier.device)
+        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(model):
+            _GIVEN[model] = getattr(model(image), "dtype", torch.float32)
+    return _GIVEN[model] == torch.float32
+
+
+_GIVEN: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+"""What a network gives for float32 images, once it was tried."""
 
 
 class _Float32Boundary(nn.Module):

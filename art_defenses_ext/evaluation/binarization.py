@@ -142,7 +142,7 @@ class _Binary(PairedNetwork):
         self.register_buffer("biases", biases)
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = self.features(x) @ self.weights + self.biases  # (n, B)
+        scores = self.features(x).to(self.weights.dtype) @ self.weights + self.biases  # (n, B)
         return torch.stack([torch.zeros_like(scores), scores], dim=2).flatten(1)
 
 
@@ -303,5 +303,5 @@ def _breaks_by_chance(binary: PyTorchClassifier, problem: int, image: FloatArray
 def _scores(binary: PyTorchClassifier, images: Tensor) -> FloatArray:
     """The scores (n, B) of all problems."""
     with torch.no_grad():
-        scores: FloatArray = as_module(binary)(images)[:, 1::2].cpu().numpy()
+        scores: FloatArray = as_module(binary)(images)[:, 1::2].float().cpu().numpy()
     return scores

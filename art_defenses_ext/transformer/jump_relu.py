@@ -31,6 +31,7 @@ from art_defenses_ext.pipeline import check_runs, network_input
 from art_defenses_ext.provenance import Tuning
 from art_defenses_ext.rebuild import (
     as_model_input,
+    at_least_float32,
     gradients_enabled,
     model_dtype,
     rebuild,
@@ -165,7 +166,7 @@ class JumpReLUNetwork(nn.Module, Defence):
             return plain
         with ReplaceReLU(self._activate):
             logits: Tensor = self.network(x)
-        return logits
+        return at_least_float32(logits)  # numpy, through which ART's predict goes, has no bfloat16
 
     def _activate(self, z: Tensor, call: int) -> Tensor:
         if call >= self.nb_relus:

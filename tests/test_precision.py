@@ -1,0 +1,183 @@
+"""Networks of other dtypes: each defence gives what it gives before the network in float32, or says that it cannot."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.evasion import CarliniL2Method, FastGradientMethod, HopSkipJump
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext import (
+    AttackSpec,
+    ExplanationReconstructor,
+    FeatureAutoencoder,
+    HeatAndBlur,
+    JumpReLU,
+    Linf,
+    TwoStreamRestoration,
+    as_module,
+    defend,
+    evaluate,
+)
+from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.evaluation.attacks import _auto_pgd, _deep_fool, _noise, _pgd, _square
+from art_defenses_ext.models import MODELS
+from art_defenses_ext.preprocessor.heat_and_blur import RULES
+from art_defenses_ext.validation import InputError
+
+TOLERANCE = {torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
+"""About eight units in the last place of the dtype."""
+
+
+class Autocast(nn.Module):
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network, self.dtype = network, dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", dtype=self.dtype):
+            logits: Tensor = self.network(x)
+        return logits
+
+
+Cast = Callable[[nn.Module], nn.Module]
+
+CASTS: dict[str, tuple[Cast, torch.dtype]] = {
+    "float64": (lambda network: network.double(), torch.float64),
+    "float16": (lambda network: network.half(), torch.float16),
+    "bfloat16": (lambda network: network.bfloat16(), torch.bfloat16),
+    "autocast float16": (lambda network: Autocast(network, torch.float16), torch.float16),
+    "autocast bfloat16": (lambda network: Autocast(network, torch.bfloat16), torch.bfloat16),
+}
+
+
+def wrap(model: nn.Module, loss: nn.Module | None = None) -> PyTorchClassifier:
+    spec = MODELS["digits_cnn"]
+    return PyTorchClassifier(
+        model,
+        loss or nn.CrossEntropyLoss(),
+        spec.input_shape,
+        spec.nb_classes,
+        clip_values=(0.0, 1.0),
+        preprocessing=(np.array(spec.mean), np.array(spec.std)),
+        device_type="cpu",
+    )
+
+
+@pytest.fixture(params=list(CASTS))
+def cast(request: pytest.FixtureRequest, digits_classifier: PyTorchClassifier) -> tuple[PyTorchClassifier, float]:
+    """The network of the digits in another dtype, and the tolerance that this asks for."""
+    change, dtype = CASTS[request.param]
+    return wrap(change(copy.deepcopy(digits_classifier.model)).eval()), TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("rules", list(RULES))
+def test_heat_and_blur(
+    rules: str, cast: tuple[PyTorchClassifier, float], digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    classifier, tolerance = cast
+    x = torch.tensor(digits.test.x)
+    shown = HeatAndBlur.for_classifier(classifier, rules=rules)(x)[0]
+    expected = HeatAndBlur.for_classifier(digits_classifier, rules=rules)(x)[0]
+    assert bool(shown.isfinite().all())
+    worst = (shown.float() - expected).abs().amax(dim=(1, 2, 3))
+    assert worst.median() <= tolerance  # where two logits or pools tie, few images go another way
+    assert (worst <= 10 * tolerance).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("kind", [FeatureAutoencoder, TwoStreamRestoration])
+def test_restorers_that_were_trained_in_float32(
+    kind: Any, cast: tuple[PyTorchClassifier, float], digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    classifier, tolerance = cast
+    restorer = kind.for_classifier(digits_classifier, width=4)
+    restorer.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
+    expected = restorer(torch.tensor(digits.test.x[:60]))[0]
+    moved = copy.copy(restorer)
+    moved.rebind(classifier)
+    restored = moved(torch.tensor(digits.test.x[:60]))[0].float()
+    assert (restored - expected).abs().amax(dim=(1, 2, 3)).median() <= tolerance
+    if next(classifier.model.parameters()).dtype == torch.float16:
+        with pytest.raises(InputError, match="model is in float16, in which small gradients become zero"):
+            moved.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
+    else:
+        moved.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
+        assert bool(moved(torch.tensor(digits.test.x[:9]))[0].isfinite().all())
+
+
+def test_jump_relu(
+    cast: tuple[PyTorchClassifier, float], digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    classifier, tolerance = cast
+    x = torch.tensor(digits.test.x[:100])
+    logits, expected = (as_module(JumpReLU(one, 0.2)())(x).detach().float() for one in (classifier, digits_classifier))
+    assert (logits - expected).abs().median() <= tolerance * expected.abs().max()
+    assert (logits.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.95
+
+
+def test_explanation_reconstructor(
+    cast: tuple[PyTorchClassifier, float], digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    classifier, tolerance = cast
+    scores = []
+    for one in (classifier, digits_classifier):
+        detector = ExplanationReconstructor(one, false_positive_rate=0.1)
+        detector.fit(digits.train.x, nb_epochs=1, validation_split=0.3, progress=False)
+        scores.append(detector.scores(digits.test.x[:60]))
+    assert np.isfinite(scores[0]).all()
+    assert np.median(np.abs(scores[0] - scores[1])) <= 2 * tolerance * scores[1].max()
+
+
+ATTACKS = [
+    AttackSpec("PGD, gray-box", _pgd(max_iter=5, eps_step=0.25), "ART's", crafted_on="undefended", samples="all"),
+    AttackSpec("PGD", _pgd(max_iter=5, eps_step=0.25), "ART's", samples="all"),
+    AttackSpec("FGSM", lambda one, threat, seed: FastGradientMethod(one, eps=threat.eps), "ART's"),
+    AttackSpec(
+        "C&W",
+        lambda one, threat, seed: CarliniL2Method(one, max_iter=2, binary_search_steps=1, verbose=False),
+        "ART's",
+        bounded=False,
+    ),
+    AttackSpec(
+        "HopSkipJump",
+        lambda one, threat, seed: HopSkipJump(one, max_iter=1, max_eval=10, init_eval=5, verbose=False),
+        "ART's",
+        bounded=False,
+    ),
+    AttackSpec("APGD", _auto_pgd("margin", max_iter=5), "ours", kind="white-box", modes="all"),
+    AttackSpec("APGD targeted", _auto_pgd("dlr_targeted", max_iter=5, nb_runs=3), "ours"),
+    AttackSpec("Square", _square(20), "ours"),
+    AttackSpec("DeepFool", _deep_fool, "ours", bounded=False),
+    AttackSpec("noise", _noise, "ours"),
+]
+
+
+def test_an_evaluation_ends_with_a_report(cast: tuple[PyTorchClassifier, float], digits: Dataset) -> None:
+    classifier = cast[0]
+    defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
+    x, y = digits.test.x[:8], digits.test.y[:8]
+    report = evaluate(defended, x, y, Linf(0.2), ATTACKS, check_samples=4, curve_samples=0, progress=False)
+    assert len(report.records) == 8
+    assert report.robust_accuracy <= report.summary.clean.rate
+
+
+@pytest.mark.parametrize(
+    "loss", [nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss(reduction="none"), nn.MultiMarginLoss()], ids=str
+)
+def test_nor_does_a_loss_that_arts_attacks_cannot_climb_end_it(
+    loss: nn.Module, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    """They climb the cross-entropy, as before the classifier that has it."""
+    x, y = digits.test.x[:8], digits.test.y[:8]
+    found = []
+    for one in (wrap(digits_classifier.model, loss), digits_classifier):
+        defended = defend(one, HeatAndBlur.for_classifier(one))
+        report = evaluate(defended, x, y, Linf(0.1), ATTACKS[:3], check_samples=0, curve_samples=0, progress=False)
+        found.append([sorted(record.attacks.items()) for record in report.records])
+    assert found[0] == found[1]
