@@ -197,7 +197,8 @@ class RunDirectory:
                 (self.path / name).unlink(missing_ok=True)
             if self.manifest is None:  # it comes first: records without one are those of an older version
                 replace_file(self.path / MANIFEST, manifest.as_json().encode())
-                self.manifest = manifest
+                # As the file says: a hash of an attack's code may change while it runs, with a list that it fills.
+                self.manifest = read_manifest(self.path)
             for name in (RECORDS, COSTS, DIGESTS):
                 (self.path / name).touch()
             self._cut_off(self.manifest)
