@@ -40,7 +40,7 @@ class Square(TensorAttack):
 
     **Departure** from the published code: squares are drawn for each image, and can reach its last row and column;
     the schedule of their size is always stretched to ``max_queries``; images need not be square, and may have one or
-    two dimensions; a square that would change nothing gets the opposite sign. For l2, a bump is added to what the
+    two dimensions, or be volumes, in which a square is a cube; a square that would change nothing gets the opposite sign. For l2, a bump is added to what the
     window holds, at a random scale from 1/100 of eps to eps, and every other proposal clears a second window first:
     the published rule replaces the whole window, too coarse a move to come near an optimum.
     """
@@ -95,30 +95,36 @@ class Square(TensorAttack):
             margins = margin(self.logits(module, self._images(planes, x), y), y)
         return -margins if self.targeted else margins
 
-    def _side(self, query: int, planes: Tensor) -> tuple[int, int]:
-        """Height and width of the windows at a query: equal, unless the image is too narrow for that."""
+    def _side(self, query: int, planes: Tensor) -> tuple[int, ...]:
+        """The sides of the windows at a query: equal, unless the image is too narrow for that."""
         halvings = sum(query > limit * self.max_queries / 10_000 for limit in HALVE_AT)
-        height, width = planes.shape[2:]
-        area = self.p_init / 2**halvings * height * width
-        side = round(area**0.5)
-        tall = min(max(side, 1), height)
-        return tall, min(max(side, 1) if tall == side else max(round(area / tall), 1), width)
+        lengths = planes.shape[2:]
+        volume = self.p_init / 2**halvings * float(np.prod(lengths))
+        sides: list[int] = []
+        side = max(round(volume ** (1 / len(lengths))), 1)
+        for number, length in enumerate(lengths, 1):
+            sides.append(min(side, length))
+            if side > length and number < len(lengths):  # the other sides make up for it
+                side = max(round((volume / float(np.prod(sides))) ** (1 / (len(lengths) - number))), 1)
+        return tuple(sides)
 
     def _first(self, planes: Tensor, generator: torch.Generator) -> Tensor:
-        """The perturbation (n, C, H, W) that the search starts from."""
-        count, channels, height, width = planes.shape
+        """The perturbation (n, C, ..., H, W) that the search starts from."""
+        count, channels, *lengths = planes.shape
         if self.norm == np.inf:  # vertical stripes
-            return self.eps * _signs((count, channels, 1, width), planes, generator).expand(-1, -1, height, -1)
-        tiles = _signs((count, channels, -(-height // 5), -(-width // 5)), planes, generator)
-        tiles = tiles.repeat_interleave(5, 2).repeat_interleave(5, 3)[:, :, :height, :width]
+            stripes = _signs((count, channels, *[1] * (len(lengths) - 1), lengths[-1]), planes, generator)
+            return self.eps * stripes.expand(planes.shape)
+        tiles = _signs((count, channels, *(-(-length // 5) for length in lengths)), planes, generator)
+        for axis, length in enumerate(lengths, 2):
+            tiles = tiles.repeat_interleave(5, axis).narrow(axis, 0, length)
         return self.eps * tiles / per_sample(size(tiles, 2), tiles)
 
     def _propose(
-        self, clean: Tensor, current: Tensor, x: Tensor, side: tuple[int, int], generator: torch.Generator
+        self, clean: Tensor, current: Tensor, x: Tensor, side: tuple[int, ...], generator: torch.Generator
     ) -> Tensor:
-        """The next points to query (n, C, H, W), not yet in the clip range."""
+        """The next points to query (n, C, ..., H, W), not yet in the clip range."""
         window = _Window.draw(current, side, generator)
-        signs = _signs((*current.shape[:2], 1, 1), current, generator)
+        signs = _signs((*current.shape[:2], *[1] * (current.ndim - 2)), current, generator)
         if self.norm == 2:
             return self._propose_l2(clean, current, window, signs, generator)
         proposed = torch.where(window.mask, clean + self.eps * signs, current)
@@ -138,7 +144,7 @@ class Square(TensorAttack):
         return clean + self.eps * moved / per_sample(size(moved, 2).clamp_min(torch.finfo(moved.dtype).tiny), moved)
 
     def _planes(self, x: Tensor) -> Tensor:
-        """Images (n, ...) of one to three dimensions as (n, C, H, W)."""
+        """Images (n, ...) as (n, C, H, W), volumes as (n, C, D, H, W)."""
         if x.ndim == 4 and not self.estimator.channels_first:
             return channels_to_front(x)
         return x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
@@ -165,26 +171,29 @@ class _Window(NamedTuple):
     """A window in each image.
 
     Attributes:
-        mask: true inside (n, 1, H, W).
-        bump: a pyramid of height one over the window (n, 1, H, W), the smooth shape of algorithm 3.
-        side: height and width.
+        mask: true inside (n, 1, ..., H, W).
+        bump: a pyramid of height one over the window (n, 1, ..., H, W), the smooth shape of algorithm 3.
+        side: its length along each axis.
     """
 
     mask: Tensor
     bump: Tensor
-    side: tuple[int, int]
+    side: tuple[int, ...]
 
     @classmethod
-    def draw(cls, like: Tensor, side: tuple[int, int], generator: torch.Generator) -> _Window:
-        """Windows of one size at uniform places in images (n, C, H, W)."""
-        rows = cls._profile(like, 2, side[0], generator)[:, None, :, None]
-        columns = cls._profile(like, 3, side[1], generator)[:, None, None, :]
-        bump = torch.minimum(rows, columns)
+    def draw(cls, like: Tensor, side: tuple[int, ...], generator: torch.Generator) -> _Window:
+        """Windows of one size at uniform places in images (n, C, ..., H, W)."""
+        bump = torch.ones((), device=like.device, dtype=like.dtype)
+        for axis, length in enumerate(side, 2):
+            profile = cls._profile(like, axis, length, generator)
+            shape = [len(like), *[1] * (like.ndim - 1)]
+            shape[axis] = like.shape[axis]
+            bump = torch.minimum(bump, profile.reshape(shape))
         return cls(bump > 0, bump, side)
 
     @staticmethod
     def _profile(like: Tensor, axis: int, length: int, generator: torch.Generator) -> Tensor:
-        """Along one axis of each image: above zero inside its window, one at the middle (n, H or W)."""
+        """Along one axis of each image: above zero inside its window, one at the middle (n, length of the axis)."""
         places = torch.arange(like.shape[axis], device=like.device)
         start = torch.randint(0, like.shape[axis] - length + 1, (len(like), 1), generator=generator, device=like.device)
         middle = start + (length - 1) / 2

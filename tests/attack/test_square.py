@@ -17,7 +17,7 @@ from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.evaluation.costs import measured
 from art_defenses_ext.validation import InputError
 
-SHAPES = [(8,), (4, 6), (3, 4, 4)]
+SHAPES = [(8,), (4, 6), (3, 4, 4), (1, 2, 4, 4)]
 NORMS = (2, np.inf)
 Problem = Callable[..., tuple[PyTorchClassifier, Any, Any, Any]]
 
