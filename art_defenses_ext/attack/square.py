@@ -40,9 +40,10 @@ class Square(TensorAttack):
 
     **Departure** from the published code: squares are drawn for each image, and can reach its last row and column;
     the schedule of their size is always stretched to ``max_queries``; images need not be square, and may have one or
-    two dimensions, or be volumes, in which a square is a cube; a square that would change nothing gets the opposite sign. For l2, a bump is added to what the
-    window holds, at a random scale from 1/100 of eps to eps, and every other proposal clears a second window first:
-    the published rule replaces the whole window, too coarse a move to come near an optimum.
+    two dimensions, or be volumes, in which a square is a cube; a square that would change nothing gets the opposite
+    sign. For l2, a bump is added to what the window holds, at a random scale from 1/100 of eps to eps, and every other
+    proposal clears a second window first: the published rule replaces the whole window, too coarse a move to come near
+    an optimum.
     """
 
     attack_params = [  # noqa: RUF012

@@ -30,6 +30,12 @@ VOTES = 32
 """Passes of a random defence that are counted for each image, after as many that name the rival of its label; more are
 made where they do not decide (``vote.py``). **Convention**."""
 
+BATCHED = 8
+"""Images that are classified together, turned round and alone."""
+
+BATCH_NOISE = 0.01
+"""How far their logits may differ then, in units of the largest: kernels round apart, in half precision more."""
+
 SMOOTHING_PAIRS = 64
 """Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: fewer are cheaper and
 noisier."""
@@ -49,6 +55,7 @@ class Attacker:
         random: whether the classifier's logits differ from pass to pass.
         draws: passes averaged in ``attacked``.
         votes: passes that are counted for an image, if not more are needed to decide.
+        batch_dependent: whether its logits depend on the others in its batch, or on their order.
     """
 
     classifier: PyTorchClassifier
@@ -60,6 +67,7 @@ class Attacker:
     random: bool
     draws: int
     votes: int
+    batch_dependent: bool = False
 
     @classmethod
     def of(cls, classifier: PyTorchClassifier, x: FloatArray, threat: Threat, adaptive: bool, seed: int) -> Attacker:
@@ -86,6 +94,7 @@ class Attacker:
             random=random,
             draws=draws,
             votes=VOTES if random else 1,
+            batch_dependent=not random and depends_on_batch(classifier, x[:BATCHED]),
         )
 
 
@@ -143,6 +152,22 @@ def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
         first, second = module(images), module(images)
     unit = min(1.0, float(torch.nan_to_num(first.abs(), nan=0.0, posinf=0.0).amax()))  # small logits differ by little
     return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * unit, equal_nan=True)  # kernels may round apart
+
+
+def depends_on_batch(classifier: PyTorchClassifier, x: FloatArray) -> bool:
+    """Whether the logits of an image depend on which others are in its batch, or on their order.
+
+    Args:
+        classifier: one that is not random.
+        x: a few images (n, ...).
+    """
+    module, images = as_module(classifier), torch.tensor(x, device=classifier.device)
+    with torch.no_grad():
+        together = module(images).double()
+        turned = module(images.flip(0)).double().flip(0)
+        alone = torch.cat([module(image) for image in images.split(1)]).double()
+    tolerance = BATCH_NOISE * float(torch.nan_to_num(together, posinf=0.0, neginf=0.0).abs().amax())
+    return not all(torch.allclose(together, other, rtol=0, atol=tolerance, equal_nan=True) for other in (turned, alone))
 
 
 def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:

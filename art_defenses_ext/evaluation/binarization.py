@@ -75,6 +75,7 @@ def binarization_test(
     tries: Sequence[Try],
     seed: int,
     at_once: int = 256,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> Binarization | None:
     """Try attacks on classifiers with an example that is known to exist, one for each image.
 
@@ -85,6 +86,7 @@ def binarization_test(
         tries: the attacks to try in turn; one success is enough, as in the evaluation.
         seed: of points and attacks.
         at_once: images attacked at a time.
+        announce: is told twice for each image what is done to it next.
 
     Returns:
         The outcome; None if the network has no last linear layer to replace, or if no classifier could be built.
@@ -93,7 +95,10 @@ def binarization_test(
     if layer is None:
         return None
     seeds = [derived_seed(seed, "binarization", index) for index in range(len(x))]
-    tried = [_head(classifier, layer, image, threat, one) for image, one in zip(x, seeds, strict=True)]
+    tried = []
+    for image, own_seed in zip(x, seeds, strict=True):
+        announce("an example is planted")
+        tried.append(_head(classifier, layer, image, threat, own_seed))
     heads = {index: head for index, head in enumerate(tried) if head is not None}
     rows = list(heads)
     found: list[bool] = []
@@ -102,7 +107,9 @@ def binarization_test(
         some = rows[start : start + at_once]
         binary = _binary(classifier, layer, [heads[row] for row in some])
         found += _broken(binary, x[some], threat, tries, seeds[some[0]])
-        chance += [_breaks_by_chance(binary, i, x[row], threat, seeds[row]) for i, row in enumerate(some)]
+        for i, row in enumerate(some):
+            announce("attacked")
+            chance.append(_breaks_by_chance(binary, i, x[row], threat, seeds[row]))
     built = Proportion(len(rows), len(x))
     return Binarization(Proportion.of(found), Proportion.of(chance), built) if rows else None
 
@@ -196,7 +203,8 @@ def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, th
 
 def _binary(classifier: PyTorchClassifier, layer: nn.Linear, heads: Sequence[Head]) -> PyTorchClassifier:
     """The classifier with so many two-class problems in place of its last layer."""
-    like = {"device": classifier.device, "dtype": next(layer.parameters()).dtype}
+    precise = torch.promote_types(next(layer.parameters()).dtype, torch.float32)  # half would overflow
+    like = {"device": classifier.device, "dtype": precise}
     weights = torch.tensor(np.stack([weight for weight, _ in heads], axis=1), **like)
     model = _Binary(as_module(classifier), layer, weights, torch.tensor([bias for _, bias in heads], **like))
     return rebuild(

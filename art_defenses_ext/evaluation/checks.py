@@ -220,6 +220,16 @@ def _randomness(name: str, evidence: Evidence) -> Check:
     return Check(name, "failed", "passes differ, and the attacker followed the gradient of single ones", figures)
 
 
+def _batches(name: str, evidence: Evidence) -> Check:
+    """What is said of an image does not depend on the others."""
+    if evidence.run.random:
+        return Check(name, "not run", "passes differ anyway")
+    if evidence.run.batch_dependent:
+        finding = "an image alone, in a batch, and in another order gets other logits: figures depend on block_size"
+        return Check(name, "failed", finding)
+    return Check(name, "passed", "an image gets the same logits alone, in a batch, and in another order")
+
+
 def _modes(name: str, evidence: Evidence) -> Check:
     """Every gradient mode was tried; what the exact gradient alone would have hidden."""
     run = evidence.run
@@ -290,6 +300,7 @@ CHECKS: dict[str, Callable[[str, Evidence], Check]] = {
     "noise": _late("noise", "noise breaks"),
     "gradients": _gradients,
     "randomness": _randomness,
+    "batches": _batches,
     "gradient modes": _modes,
     "binarization": _binarization,
     "finite logits": _finite_logits,

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -40,20 +41,21 @@ class Cost:
 
 
 @contextmanager
-def measured(classifier: PyTorchClassifier) -> Iterator[Cost]:
-    """Count and time what happens to ``classifier``'s network inside the block."""
+def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Iterator[Cost]:
+    """Count and time what happens to the networks of classifiers inside the block; one that two of them share once."""
     cost = Cost()
     on_cuda = classifier.device.type == "cuda"
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         cost.forward += len(inputs[0])
-        if output.requires_grad:
+        if isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(count_backward)
 
     def count_backward(gradient: Tensor) -> None:
         cost.backward += len(gradient)
 
-    handle = _entrance(classifier.model).register_forward_hook(count)
+    entrances = {id(one): one for one in (_entrance(each.model) for each in (classifier, *others))}
+    handles = [one.register_forward_hook(count) for one in entrances.values()]
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(classifier.device)
     begin = time.perf_counter()
@@ -64,18 +66,26 @@ def measured(classifier: PyTorchClassifier) -> Iterator[Cost]:
             torch.cuda.synchronize(classifier.device)
         cost.seconds = time.perf_counter() - begin
         cost.peak_memory = torch.cuda.max_memory_allocated(classifier.device) if on_cuda else _process_peak()
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _entrance(model: nn.Module) -> nn.Module:
     """The module that each pass calls once.
 
     ART calls the children of a Sequential, not the Sequential itself. Of a network that rejects, some attacks call the
-    parts: those passes count that go through the classifier.
+    parts: those passes count that go through the classifier's network, of which the detector may do some.
     """
     if isinstance(model, RejectingNetwork):
-        return model.pipeline
+        return _entrance(_innermost(model))
     return next(iter(model.children())) if isinstance(model, nn.Sequential) else model
+
+
+def _innermost(model: RejectingNetwork) -> nn.Module:
+    """The classifier's network, or what has been wrapped around a rejecting one."""
+    inner: Any = model.pipeline.model if hasattr(model, "pipeline") else model.module
+    network: nn.Module = inner
+    return network
 
 
 def _process_peak() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ from art_defenses_ext.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.evaluation.attacker import Attacker
 from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
-from art_defenses_ext.evaluation.gradient_health import examine_gradients
+from art_defenses_ext.evaluation.costs import Cost
+from art_defenses_ext.evaluation.gradient_health import GradientHealth, examine_gradients, nb_looks
 from art_defenses_ext.evaluation.identity import identity_of
 from art_defenses_ext.evaluation.judge import nb_labels, predict
 from art_defenses_ext.evaluation.manifest import Manifest
-from art_defenses_ext.evaluation.plan import hopeless, make_plan
+from art_defenses_ext.evaluation.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
+from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
+from art_defenses_ext.evaluation.probe import IMAGES, check_graph, probe_attacks, probe_network
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import Memory, RunDirectory, check_out, check_settings
 from art_defenses_ext.evaluation.seeding import seeded
@@ -81,7 +84,9 @@ def evaluate(
 
     The samples are worked through in blocks; the seed of each attack is made from ``seed``, the attack's name and the
     block, so a block's records do not depend on the others. Only two things are found out beforehand for all blocks:
-    whether the defence is random (from the first block) and whether its gradients mislead (from the first 100 images).
+    whether the defence is random (from the first block) and, where an attack or a check asks for it, whether its
+    gradients mislead (from the first 100 images). Before all that two images are sent through the networks, and
+    through each attack with the least effort, so that what cannot be run is refused at once.
 
     Args:
         classifier: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
@@ -143,6 +148,7 @@ def evaluate(
         check_samples=check_samples,
         adaptive=adaptive,
         allow_large_eps=allow_large_eps,
+        progress=progress,
     )
     if out is None:
         memory = Memory()
@@ -195,7 +201,7 @@ def evaluate_shard(
     check_flag("progress", progress)
     out = check_path("out", out, "a folder")
     check_out(out / shard.folder, overwrite)
-    task = _Task.of(classifier, x, y, threat, attacks, **options)
+    task = _Task.of(classifier, x, y, threat, attacks, progress=progress, **options)
     if not overwrite:
         check_settings(out / shard.folder, task.settings)
     with RunDirectory(out / shard.folder, overwrite) as directory:
@@ -234,6 +240,7 @@ class _Task:
     threat: Threat
     specs: tuple[AttackSpec, ...]
     settings: Settings
+    spent: dict[str, Cost] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -252,6 +259,7 @@ class _Task:
         check_samples: int = 100,
         adaptive: bool = True,
         allow_large_eps: bool = False,
+        progress: bool = False,
     ) -> _Task:
         """Check the arguments of :func:`evaluate`."""
         check_differentiable(classifier)
@@ -267,19 +275,39 @@ class _Task:
         adaptive = check_flag("adaptive", adaptive)
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.of(threat, named, len(x), seed, block_size, curve_samples, check_samples, adaptive)
-        with rebuild.evaluation_mode(classifier.model), seeded(seed):
-            _check_finite(classifier, x, block_size)
-        return cls(classifier, undefended, x, labels, threat, specs, settings)
+        task = cls(classifier, undefended, x, labels, threat, specs, settings)
+        task._probe(check_flag("progress", progress))
+        return task
+
+    def _probe(self, progress: bool) -> None:
+        """Find out on two images what cannot be run, such as a detector that is not fitted."""
+        x, labels = np.asarray(self.x[:IMAGES]), self.labels[:IMAGES]
+        with self._evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
+            phases = Phases(bar, self.spent)
+            with phases.phase(PREPARATION, self.classifier, steps=len(self.specs)) as announce:
+                probe_network(self.classifier, x)
+                _check_finite(self.classifier, self.x, self.settings.block_size)
+                check_graph(self.specs, self.attacker.attacked, self.attacker.modes, x)
+                work = Work(self.attacker, None, self.plan, self.threat, self.settings, misled=True)
+                ladder = [run for run in self.plan if run.role == "ladder"]
+                probe_attacks(ladder, work.target, x, labels, announce)
+            if self.undefended is not None:
+                with phases.phase(PREPARATION, self.undefended) as announce:
+                    probe_network(self.undefended, x, "undefended")
+                    work = Work(self.attacker, self.undefended, self.plan, self.threat, self.settings, misled=True)
+                    ladder = [run for run in ladder if run.spec.crafted_on == "undefended"]
+                    probe_attacks(ladder, work.target, x, labels, announce)
+            self.spent.update({PREPARATION: phases.taken(0)[0].cost})
 
     def carry_out(self, store: RunDirectory | Memory, shard: Shard, progress: bool) -> None:
         """Attack the blocks of a part that the store does not hold yet."""
         settings, x = self.settings, self.x
         with self._evaluating(), progress_bar(progress) as bar:
-            attacker = self._attacker()
-            manifest = self._begin(store, attacker, shard)
-            misled = not any(one.is_faithful for one in manifest.health)
+            phases = Phases(bar, self.spent)
+            manifest = self._begin(store, shard, phases)
+            misled = bool(manifest.health) and not any(one.is_faithful for one in manifest.health)
             work = Work(
-                attacker,
+                self.attacker,
                 self.undefended,
                 manifest.plan,
                 self.threat,
@@ -300,15 +328,18 @@ class _Task:
                     self.labels[rows],
                     lambda key: bar.update(task, advance=1, note=key),
                     store,
+                    phases,
                 )
                 store.append(found.records, found.costs, found.examples)
             if shard.number == 1 and not store.has_findings:
-                store.finish(work.find_out(x))
+                with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
+                    findings = work.find_out(x, announce)
+                store.finish(replace(findings, costs=phases.taken(0)))
 
     def key(self) -> str:
         """A hash of what the records depend on."""
         with self._evaluating():
-            return self._manifest(self._attacker(), WHOLE).key()
+            return self._manifest(WHOLE).key()
 
     def _evaluating(self) -> AbstractContextManager[None]:
         return rebuild.evaluation_mode(*(one.model for one in (self.classifier, self.undefended) if one is not None))
@@ -317,31 +348,52 @@ class _Task:
     def _first_block(self) -> FloatArray:
         return np.asarray(self.x[: self.settings.block_size])
 
-    def _attacker(self) -> Attacker:
+    @cached_property
+    def attacker(self) -> Attacker:
+        """What the attacker is given; a look at the first block tells whether the classifier is random."""
         return Attacker.of(self.classifier, self._first_block, self.threat, self.settings.adaptive, self.settings.seed)
 
-    def _manifest(self, attacker: Attacker, shard: Shard) -> Manifest:
-        """What is to be done, without a look at gradients yet."""
+    @cached_property
+    def plan(self) -> list[AttackRun]:
+        """Which attack runs where."""
         settings = self.settings
-        plan = make_plan(
+        return make_plan(
             self.specs,
-            attacker,
+            self.attacker,
             self.threat,
             with_curve=settings.curve_samples > 0,
             with_checks=settings.check_samples > 0,
             limit=hopeless(self.threat, self.classifier),
         )
-        run = describe_run(attacker, self.undefended, settings, self.x, self.labels)
-        identity = identity_of(attacker, self.undefended, self._first_block, settings.seed)
-        return Manifest(run, plan, [], shard, identity)
 
-    def _begin(self, store: RunDirectory | Memory, attacker: Attacker, shard: Shard) -> Manifest:
-        """What is to be done, after a look at what the store holds of it."""
-        manifest = self._manifest(attacker, shard)
-        if store.manifest is None:
-            health = examine_gradients(
-                attacker.attacked, self.x, self.labels, self.threat, attacker.modes, self.settings.seed
+    def _manifest(self, shard: Shard) -> Manifest:
+        """What is to be done, without a look at gradients yet."""
+        run = describe_run(self.attacker, self.undefended, self.settings, self.x, self.labels)
+        identity = identity_of(self.attacker, self.undefended, self._first_block, self.settings.seed)
+        return Manifest(run, self.plan, [], shard, identity)
+
+    def _health(self, phases: Phases) -> list[GradientHealth]:
+        """How good the gradients are in each mode; none where no attack and no check asks for it."""
+        settings, attacker = self.settings, self.attacker
+        smoothed = settings.adaptive and any(one.crafted_on == "smoothed" for one in self.specs)
+        checked = settings.check_samples > 0 and any(
+            one.kind == "white-box" and one.source == "ladder" for one in self.specs
+        )
+        if not smoothed and not checked:
+            return []
+        steps = nb_looks(len(self.x), len(attacker.modes))
+        with phases.phase(GRADIENTS, self.classifier, steps=steps) as announce:
+            return examine_gradients(
+                attacker.attacked, self.x, self.labels, self.threat, attacker.modes, settings.seed, announce
             )
+
+    def _begin(self, store: RunDirectory | Memory, shard: Shard, phases: Phases) -> Manifest:
+        """What is to be done, after a look at what the store holds of it."""
+        with phases.phase(PREPARATION, self.classifier, self.undefended) as announce:
+            announce("what is to be run is described")
+            manifest = self._manifest(shard)
+        if store.manifest is None:
+            health = self._health(phases)
         else:
             store.check_same(manifest)
             health = store.manifest.health

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -84,7 +85,13 @@ class GradientHealth:
 
 @gradients_enabled()
 def examine_gradients(
-    classifier: PyTorchClassifier, x: Images, labels: IntArray, threat: Threat, modes: tuple[str, ...], seed: int
+    classifier: PyTorchClassifier,
+    x: Images,
+    labels: IntArray,
+    threat: Threat,
+    modes: tuple[str, ...],
+    seed: int,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> list[GradientHealth]:
     """Look at the gradients of ``classifier`` under each mode, for the first ``SAMPLES`` images.
 
@@ -95,6 +102,7 @@ def examine_gradients(
         threat: the ball.
         modes: gradient modes of ``classifier``.
         seed: of the random points; a random defence draws the same numbers in both passes that are compared.
+        announce: is told the mode before each of :func:`nb_looks` looks at a few images.
     """
     device = classifier.device
     clean, y = torch.tensor(np.asarray(x[:SAMPLES]), device=device), torch.tensor(labels[:SAMPLES], device=device)
@@ -105,13 +113,18 @@ def examine_gradients(
     found = []
     for mode in modes:
         with gradient_mode(classifier, mode):
-            looks = [
-                _look(module, batch, labels_of, threat, seed)
-                for at in points
-                for batch, labels_of in zip(at.split(AT_ONCE), y.split(AT_ONCE), strict=True)
-            ]
+            looks = []
+            for at in points:
+                for batch, labels_of in zip(at.split(AT_ONCE), y.split(AT_ONCE), strict=True):
+                    announce(mode)
+                    looks.append(_look(module, batch, labels_of, threat, seed))
             found.append(_merge(mode, looks))
     return found
+
+
+def nb_looks(nb_images: int, nb_modes: int) -> int:
+    """How many looks at a few images it takes to examine the gradients of so many."""
+    return nb_modes * 2 * -(-min(nb_images, SAMPLES) // AT_ONCE)
 
 
 def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.evaluation.metrics import Scores
 from art_defenses_ext.logits import named_classes
+from art_defenses_ext.validation import InputError
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -91,11 +92,22 @@ def predict(
     batches = torch.tensor(x).split(batch_size)
     with torch.no_grad():
         if not rejects(classifier):
-            return Prediction(*_named(torch.cat([module(batch.to(classifier.device)).cpu() for batch in batches])))
+            parts = [_checked(module(batch.to(classifier.device)), batch, classifier).cpu() for batch in batches]
+            return Prediction(*_named(torch.cat(parts)))
         said = [parts_of(module, batch.to(classifier.device)) for batch in batches]
     logits, excesses = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
     excess = excesses.double().numpy()  # (N,)
     return Prediction(*_named(logits), rejected=~(excess <= 0), excess=excess)  # NaN is rejected, as an argmax has it
+
+
+def _checked(logits: Any, x: Tensor, classifier: PyTorchClassifier) -> Tensor:
+    """What a network made of images (n, ...), which may have been logits before, and must be now."""
+    if isinstance(logits, Tensor) and tuple(logits.shape) == (len(x), classifier.nb_classes):
+        return logits
+    returned = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
+    raise InputError(
+        f"classifier returned {returned} for {len(x)} images; logits ({len(x)}, {classifier.nb_classes}) were expected"
+    )
 
 
 def _named(logits: Tensor) -> tuple[IntArray, Scores]:

@@ -150,7 +150,7 @@ class Attempt:
         rows: the samples' places in the block.
         outcomes: of each of them.
         pictured: index of the sample of which the attack left an image for the report; None if it left none.
-        judging: what the passes cost that judged a random defence; None for one that is not random.
+        judging: what the passes cost that judged its images.
     """
 
     __pydantic_config__ = STRICT
@@ -159,7 +159,7 @@ class Attempt:
     rows: list[int]
     outcomes: list[Outcome]
     pictured: int | None = None
-    judging: Cost | None = None
+    judging: Cost = field(default_factory=Cost)
 
 
 def as_line(record: SampleRecord | CostRecord | Attempt) -> str:

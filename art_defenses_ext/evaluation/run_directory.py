@@ -140,10 +140,13 @@ class RunDirectory:
     Attributes:
         manifest: of the run that lies there; None where none has begun.
         done: the indices of the first samples of the blocks that are finished, once :meth:`begin` was called.
+        keeps: that a later run goes on with what this one did.
 
     Raises:
         InputError: as :func:`check_out`, and if another process is at work there.
     """
+
+    keeps = True
 
     def __init__(self, path: str | Path, overwrite: bool = False) -> None:
         self.path = check_out(path, overwrite)
@@ -300,7 +303,10 @@ class Memory:
         done: the indices of the first samples of the blocks that are finished.
         records, costs, examples, findings: what was found so far.
         has_findings: whether there are any of the latter.
+        keeps: nothing.
     """
+
+    keeps = False
 
     def __init__(self) -> None:
         self.manifest: Manifest | None = None

@@ -102,6 +102,7 @@ class RunDescription:
         versions: Python's and the packages'.
         rejects: whether a detector rejects images.
         environments: devices, threads and versions of parts that ran elsewhere, where they differ.
+        batch_dependent: whether the logits of an image depend on the others in its batch, or on their order.
     """
 
     settings: Settings
@@ -127,6 +128,7 @@ class RunDescription:
     versions: dict[str, str]
     rejects: bool = False
     environments: list[dict[str, Any]] = field(default_factory=list)
+    batch_dependent: bool = False
 
 
 def describe_run(
@@ -158,6 +160,7 @@ def describe_run(
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         rejects=rejects(classifier),
+        batch_dependent=attacker.batch_dependent,
     )
 
 

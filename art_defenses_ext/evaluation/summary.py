@@ -11,6 +11,7 @@ from typing import Any, Literal
 from art_defenses_ext.evaluation.checks import OF_THE_NETWORK, Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.detection import Detection, detection
+from art_defenses_ext.evaluation.phases import PHASES
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.randomness import Randomness, randomness, worst_of_each
@@ -96,6 +97,23 @@ class AttackRow:
 
 
 @dataclass(frozen=True)
+class Phase:
+    """What an evaluation does besides attacking, and its cost.
+
+    Attributes:
+        name: such as ``"gradient examination"`` (``evaluation/phases.py``).
+        forward: images passed forwards.
+        backward: images passed backwards.
+        seconds: wall time.
+    """
+
+    name: str
+    forward: int
+    backward: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Curve:
     """Accuracy of the defended classifier against the eps of one attack, all else equal.
 
@@ -155,6 +173,7 @@ class Summary:
         detection: what the detector is worth; None without one.
         rows: the attacks.
         curves: accuracy against eps.
+        phases: what was done besides the attacks; none without a cost.
         total: cost of everything.
     """
 
@@ -174,6 +193,7 @@ class Summary:
     detection: Detection | None
     rows: list[AttackRow]
     curves: list[Curve]
+    phases: list[Phase]
     total: Cost
 
     @property
@@ -274,8 +294,16 @@ def summarise(
         rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
         + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
         curves=_curves(run, plan, records),
+        phases=_phases(costs),
         total=_sum(record.cost for record in costs),
     )
+
+
+def _phases(costs: list[CostRecord]) -> list[Phase]:
+    spent = _cost_by_attack([record for record in costs if record.attack in PHASES])
+    return [
+        Phase(name, spent[name].forward, spent[name].backward, spent[name].seconds) for name in PHASES if name in spent
+    ]
 
 
 def _ladder(plan: list[AttackRun]) -> list[AttackRun]:

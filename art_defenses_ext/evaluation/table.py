@@ -45,6 +45,7 @@ from art_defenses_ext.evaluation.words import (
     notes,
     passes,
     percent,
+    phases_in_words,
     points,
     randomness_in_words,
     reciprocal_rank,
@@ -88,7 +89,8 @@ def render(summary: Summary) -> RenderableType:
         parts += [*(_Prose(line, indent="  ") for line in notes(summary.rows)), ""]
     terms = (*LEGEND, *LEGEND_WITH_DETECTOR) if summary.detection else LEGEND
     parts += [_Prose(f"{term}: {meaning}", style="dim", indent="  ") for term, meaning in terms]
-    return Group(*parts, "", _Prose(f"In all {_total(summary)}."))
+    besides = [_Prose(f"Besides the attacks: {phases_in_words(summary)}.")] if summary.phases else []
+    return Group(*parts, "", *besides, _Prose(f"In all {_total(summary)}."))
 
 
 def _total(summary: Summary) -> str:

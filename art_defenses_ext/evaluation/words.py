@@ -380,6 +380,14 @@ def amount(value: float) -> str:
     return f"{value:.1f}".removesuffix(".0") if value < 100 else f"{value:.0f}"
 
 
+def phases_in_words(summary: Summary) -> str:
+    """What was done besides the attacks, each phase with its passes and seconds; empty without any."""
+    return "; ".join(
+        f"{phase.name} {phase.forward} passes forwards, {phase.backward} backwards, {seconds(phase.seconds)}{NO_BREAK}s"
+        for phase in summary.phases
+    )
+
+
 def seconds(value: float) -> str:
     """Seconds, likewise; without the unit."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"

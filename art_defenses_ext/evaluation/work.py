@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,9 @@ from art_defenses_ext.evaluation.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.binarization import binarization_test
 from art_defenses_ext.evaluation.costs import Cost, measured
 from art_defenses_ext.evaluation.examples import NB_EXAMPLES, Example
-from art_defenses_ext.evaluation.judge import Judgement, classes, predict
+from art_defenses_ext.evaluation.judge import Judgement, Prediction, predict
 from art_defenses_ext.evaluation.metrics import Scores, recorded
+from art_defenses_ext.evaluation.phases import JUDGING, PICTURES, Phases
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.run_directory import Findings, Memory, RunDirectory
@@ -32,13 +33,10 @@ from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.evaluation.views import with_views
 from art_defenses_ext.evaluation.vote import judge
 from art_defenses_ext.modes import gradient_mode
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import InputError, one_line
 
 SIZE_DIGITS = 9
 """Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
-
-JUDGING = "judging"
-"""Under what name the passes stand in the costs that judge a random defence."""
 
 BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
 
@@ -112,6 +110,7 @@ class Work:
         self.attacker, self.classifier, self.undefended = attacker, attacker.classifier, undefended
         self.plan, self.threat, self.settings, self.misled = plan, threat, settings, misled
         self.shown = set(shown)
+        self._judging = Cost()
 
     def block(
         self,
@@ -120,12 +119,14 @@ class Work:
         labels: IntArray,
         announce: Callable[[str], None],
         store: RunDirectory | Memory,
+        phases: Phases,
     ) -> Done:
         """Attack the samples ``x`` (n, ...), which begin at index ``start``.
 
         What the store holds of the block already is not done again; each further attack is handed to it at its end.
         """
-        block, judging = self._clean(start, x, labels)
+        with blamed("the classifier, on clean images,", start, store.keeps):
+            block, judging = self._clean(start, x, labels)
         earlier, costs = store.attempts(start), []
         for run in self.plan:
             announce(run.key)
@@ -134,22 +135,25 @@ class Work:
                 continue
             attempt, example = earlier.get(run.key, (None, None))
             if attempt is None or attempt.rows != rows.tolist():
-                attempt, example = self._attack(run, rows, block)
+                with blamed(f"the attack {run.key!r}", start, store.keeps):
+                    attempt, example = self._attack(run, rows, block)
                 store.note(attempt, example)
             block.note(attempt, example)
             self.shown |= set() if example is None else {run.key}
             costs.append(attempt.cost)
-            judging = judging if attempt.judging is None else judging + attempt.judging
-        if self.attacker.votes > 1:
-            costs.append(CostRecord(start, JUDGING, len(x), judging))
-        with seeded(derived_seed(self.settings.seed, "views", start)):
-            return Done(block.records, costs, with_views(self.classifier, block.examples))
+            judging = judging + attempt.judging
+        phases.count(JUDGING, judging)
+        views = derived_seed(self.settings.seed, "views", start)
+        drawing = blamed("a defence, asked for the report's pictures,", start, store.keeps)
+        with drawing, phases.phase(PICTURES, self.classifier), seeded(views):
+            examples = with_views(self.classifier, block.examples)
+        return Done(block.records, phases.taken(start) + costs, examples)
 
     def _clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
         """The block before any attack: what both classifiers say of the clean images, and what that cost."""
-        with measured(self.classifier) as cost:
-            clean = self._judge("clean", start, x, labels, None)
-        plain = None if self.undefended is None else predict(self.undefended, x)
+        self._judging = Cost()
+        clean = self._judge("clean", start, x, labels, None)
+        plain = None if self.undefended is None else self._without_defences(self.undefended, x)
         reference = clean.softmax if plain is None else plain.softmax
         ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
         records = [
@@ -168,9 +172,14 @@ class Work:
             )
             for i in range(len(x))
         ]
-        return _Block(start, x, labels, reference, records), cost
+        return _Block(start, x, labels, reference, records), self._judging
 
-    def find_out(self, x: Images) -> Findings:
+    @property
+    def nb_binarized(self) -> int:
+        """How many images the binarization test takes at most."""
+        return min(BINARIZED, self.settings.check_samples)
+
+    def find_out(self, x: Images, announce: Callable[[str], None]) -> Findings:
         """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
         tries = [
             (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
@@ -181,20 +190,30 @@ class Work:
         ]
         if not tries or rejects(self.classifier) or not self.settings.check_samples:
             return Findings()
-        images = np.asarray(x[: min(BINARIZED, self.settings.check_samples)])
-        with measured(self.classifier) as cost:
-            test = binarization_test(
-                self.attacker.attacked, images, self.threat, tries, self.settings.seed, self.settings.block_size
+        settings = self.settings
+        images = np.asarray(x[: self.nb_binarized])
+        return Findings(
+            binarization_test(
+                self.attacker.attacked, images, self.threat, tries, settings.seed, settings.block_size, announce
             )
-        return Findings(test, [CostRecord(0, "binarization", len(images), cost)])
+        )
 
     def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Judgement:
         seed = derived_seed(self.settings.seed, f"judge {key}", start)
-        return judge(self.classifier, x, labels, self.attacker.votes, seed, attacks)
+        with measured(self.classifier) as cost:
+            judged = judge(self.classifier, x, labels, self.attacker.votes, seed, attacks)
+        self._judging = self._judging + cost
+        return judged
+
+    def _without_defences(self, undefended: PyTorchClassifier, x: FloatArray) -> Prediction:
+        with measured(undefended) as cost:
+            predicted = predict(undefended, x)
+        self._judging = self._judging + cost
+        return predicted
 
     def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
         """Which samples of the block the run attacks."""
-        if self._target(run) is None:
+        if self.target(run) is None:
             return np.array([], dtype=np.int64)
         chosen = range(len(records))
         if run.role != "ladder":
@@ -204,7 +223,7 @@ class Work:
             return np.array([i for i in chosen if records[i].robust()], dtype=np.int64)
         return np.array(chosen, dtype=np.int64)
 
-    def _target(self, run: AttackRun) -> PyTorchClassifier | None:
+    def target(self, run: AttackRun) -> PyTorchClassifier | None:
         """The classifier that the attack is made on; None if there is none, or no need to."""
         if run.spec.crafted_on == "undefended":
             return None if self.undefended is None else for_any_attack(self.undefended)
@@ -215,7 +234,7 @@ class Work:
 
     def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None]:
         """Run one attack on some samples of a block: what it did, and an image for the report."""
-        target = self._target(run)
+        target = self.target(run)
         assert target is not None  # _rows left nothing to attack otherwise
         seed = derived_seed(self.settings.seed, run.key, block.start)
         x = block.x[rows]
@@ -228,12 +247,12 @@ class Work:
         with seeded(seed), forms, measured(counted) as cost:
             adversarial = _built(run, target, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
-        with measured(self.classifier) as judging:
-            outcomes = self._outcomes(run, rows, block, adversarial, usable)
+        self._judging = Cost()
+        outcomes = self._outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
         spent = CostRecord(block.start, run.key, len(rows), cost)
         pictured = None if example is None else example.index
-        return Attempt(spent, rows.tolist(), outcomes, pictured, judging if self.attacker.votes > 1 else None), example
+        return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example
 
     def _outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
@@ -243,7 +262,7 @@ class Work:
         judged = self._judge(run.key, block.start, adversarial, labels, len(self.plan))
         plain = None
         if run.spec.crafted_on == "undefended" and self.undefended is not None:
-            plain = classes(self.undefended, adversarial)
+            plain = self._without_defences(self.undefended, adversarial).classes
         sizes = self._sizes(run, block.x[rows], adversarial)
         broken = judged.broken(labels)
         inside = usable & np.array([self.threat.allows(size) for size in sizes[self.threat.norm_name]])
@@ -297,6 +316,30 @@ def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttac
     if not (of_art and rejects(target)) or attack.targeted:
         return attack
     return ByClass(target, lambda view: run.spec.build(view, run.threat, seed))
+
+
+@contextmanager
+def blamed(what: str, start: int, keeps: bool) -> Iterator[None]:
+    """Say which part of the work broke off, where, and what is kept of what was done before.
+
+    Args:
+        what: is at work.
+        start: index of the block's first sample.
+        keeps: whether the work is kept in a folder.
+
+    Raises:
+        InputError: for any exception inside, which is its cause.
+    """
+    try:
+        yield
+    except Exception as error:  # of a network, a defence or an attack of anybody's
+        kept = (
+            "what was done before it is kept, and the same command goes on from there"
+            if keeps
+            else "with out= what was done before it would be kept"
+        )
+        reason = str(error) if isinstance(error, InputError) else one_line(error)
+        raise InputError(f"{what} broke off in the block from sample {start} on ({reason}); {kept}") from error
 
 
 def _check_examples(

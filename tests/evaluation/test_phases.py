@@ -1,0 +1,172 @@
+"""Every pass and every second of an evaluation stands in its report: a count of the network's own agrees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext import AttackSpec, Linf, defend, evaluate
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.evaluation import gradient_health
+from art_defenses_ext.evaluation.attacks import STANDARD
+from art_defenses_ext.evaluation.phases import BINARIZATION, GRADIENTS, JUDGING, PHASES, PREPARATION
+from art_defenses_ext.evaluation.report import Report
+
+N, K = 10, 4
+
+
+class _Counted(torch.autograd.Function):
+    """The identity, which counts images on their way forwards and backwards."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, counts: dict[str, int]) -> Tensor:
+        ctx.counts = counts
+        counts["forward"] += len(x)
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        ctx.counts["backward"] += len(gradient)
+        return gradient, None
+
+
+class Counting(nn.Module):
+    """A network that counts for itself: behind its last layer, as the gradient of an image enters there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.conv, self.out = nn.Conv2d(1, 3, 3), nn.Linear(3 * 16, K)
+        self.counts = {"forward": 0, "backward": 0}
+
+    def forward(self, x: Tensor) -> Tensor:
+        counted: Tensor = _Counted.apply(self.out(torch.relu(self.conv(x)).flatten(1)), self.counts)
+        return counted
+
+
+class Noise(PreprocessorPyTorch):
+    """Makes a random defence."""
+
+    params: list[str] = []  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__(device_type="cpu", apply_fit=False, apply_predict=True)
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return x + 0.1 * torch.randn_like(x), y
+
+
+def wrap(network: nn.Module, **options: Any) -> PyTorchClassifier:
+    return PyTorchClassifier(
+        network.eval(), nn.CrossEntropyLoss(), (1, 6, 6), K, clip_values=(0.0, 1.0), device_type="cpu", **options
+    )
+
+
+X = np.random.default_rng(0).random((N, 1, 6, 6), dtype=np.float32)
+
+
+def evaluated(classifier: PyTorchClassifier, attacks: Any = "standard", **options: Any) -> Report:
+    labels = np.arange(N) % K
+    settings: dict[str, Any] = {"curve_samples": 2, "check_samples": 4, "block_size": 6, "progress": False} | options
+    return evaluate(classifier, X, labels, Linf(0.02), attacks, **settings)
+
+
+BRIEF = (
+    AttackSpec("PGD", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=3, seed=seed), "", kind="white-box"),
+    *(spec for spec in STANDARD if spec.name in ("APGD smoothed", "transfer PGD-40", "noise")),
+)
+
+CASES: dict[str, Callable[[], tuple[PyTorchClassifier, dict[str, Any], list[Counting]]]] = {}
+
+
+def case(build: Callable[[], tuple[PyTorchClassifier, dict[str, Any], list[Counting]]]) -> None:
+    CASES[build.__name__] = build
+
+
+@case
+def plain() -> tuple[PyTorchClassifier, dict[str, Any], list[Counting]]:
+    network = Counting()
+    return wrap(network), {}, [network]
+
+
+@case
+def with_an_undefended_one() -> tuple[PyTorchClassifier, dict[str, Any], list[Counting]]:
+    network, other = Counting(), Counting()
+    return wrap(network), {"undefended": wrap(other), "attacks": BRIEF}, [network, other]
+
+
+@case
+def random() -> tuple[PyTorchClassifier, dict[str, Any], list[Counting]]:
+    network = Counting()
+    return defend(wrap(network), Noise()), {"attacks": BRIEF}, [network]
+
+
+@case
+def without_checks() -> tuple[PyTorchClassifier, dict[str, Any], list[Counting]]:
+    network = Counting()
+    return wrap(network), {"check_samples": 0, "curve_samples": 0}, [network]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_sum_of_all_passes_is_what_the_networks_saw(name: str) -> None:
+    classifier, options, networks = CASES[name]()
+    report = evaluated(classifier, **options)
+    total = report.summary.total
+    for way in ("forward", "backward"):
+        assert getattr(total, way) == sum(network.counts[way] for network in networks), way
+    rows = sum(row.forward * row.attacked for row in report.summary.rows if row.source != "side")
+    assert 0 < rows + sum(phase.forward for phase in report.summary.phases) <= total.forward
+
+
+def test_the_seconds_add_up_to_the_time_on_the_wall() -> None:
+    classifier = wrap(Counting())
+    begin = time.perf_counter()
+    report = evaluated(classifier)
+    wall = time.perf_counter() - begin
+    assert 0.7 * wall <= report.summary.total.seconds <= wall
+
+
+def test_each_phase_stands_in_the_report_once_and_in_order() -> None:
+    report = evaluated(wrap(Counting()))
+    names = [phase.name for phase in report.summary.phases]
+    assert names == [name for name in PHASES if name in names]
+    assert {PREPARATION, GRADIENTS, JUDGING, BINARIZATION} <= set(names)
+    assert {"phases", "total"} <= report.summary.as_dict().keys()
+
+
+@pytest.mark.parametrize(
+    ("attacks", "options", "examined"),
+    [
+        ("standard", {}, True),
+        ("standard", {"check_samples": 0}, True),  # whether the smoothed network is attacked depends on it
+        ("standard", {"check_samples": 0, "adaptive": False}, False),
+        (BRIEF[:1], {"check_samples": 0}, False),
+        (BRIEF[:1], {}, True),  # a check
+        (BRIEF[2:], {}, False),  # nothing follows a gradient of the defended network
+    ],
+)
+def test_gradients_are_examined_where_the_outcome_is_used(
+    attacks: Any, options: dict[str, Any], examined: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = []
+    monkeypatch.setattr(gradient_health, "_look", _noting(gradient_health._look, looks))
+    report = evaluated(wrap(Counting()), attacks, curve_samples=0, **options)
+    assert bool(looks) == examined
+    assert (GRADIENTS in {phase.name for phase in report.summary.phases}) == examined
+
+
+def _noting(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def noting(*arguments: Any) -> Any:
+        calls.append(1)
+        return function(*arguments)
+
+    return noting

@@ -1,0 +1,388 @@
+"""What cannot be run is refused before any work, in a sentence that names it; what can be run, is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.estimators.estimator import BaseEstimator
+from torch import Tensor, nn
+
+from art_defenses_ext import AttackSpec, Linf, defend, evaluate
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.square import Square
+from art_defenses_ext.evaluation.assertions import Suite
+from art_defenses_ext.evaluation.attacker import depends_on_batch
+from art_defenses_ext.evaluation.attacks import STANDARD
+from art_defenses_ext.evaluation.evaluate import evaluate_shard, run_key
+from art_defenses_ext.evaluation.probe import with_least_effort
+from art_defenses_ext.evaluation.run_directory import RECORDS
+from art_defenses_ext.evaluation.shard import Shard
+from art_defenses_ext.preprocessor.base import PreprocessorPyTorch
+from art_defenses_ext.validation import InputError
+
+N, K = 12, 4
+SHAPE = (1, 6, 6)
+
+
+class Answering(nn.Module):
+    """Four logits of an image, from which ``answer`` makes what the network returns."""
+
+    def __init__(self, answer: Callable[[Tensor], Any] = lambda logits: logits, shape: tuple[int, ...] = SHAPE) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.linear = nn.Linear(int(np.prod(shape)), K)
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(self.linear(x.flatten(1)))
+
+
+def wrap(network: nn.Module, shape: tuple[int, ...] = SHAPE, nb_classes: int = K) -> PyTorchClassifier:
+    return PyTorchClassifier(
+        network.eval(), nn.CrossEntropyLoss(), shape, nb_classes, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+
+
+def images(shape: tuple[int, ...] = SHAPE) -> Any:
+    return np.random.default_rng(0).random((N, *shape), dtype=np.float32)
+
+
+BRIEF = (
+    AttackSpec(
+        "PGD",
+        lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=3, seed=seed),
+        "white-box",
+        kind="white-box",
+    ),
+    AttackSpec("Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=20, seed=seed), "", kind="queries"),
+)
+
+
+def run(classifier: PyTorchClassifier, attacks: Any = BRIEF, **options: Any) -> Any:
+    x = images(classifier.input_shape)
+    settings: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False} | options
+    return evaluate(classifier, x, np.arange(N) % 2, Linf(0.1), attacks, **settings)
+
+
+class Recurrent(nn.Module):
+    """Takes sequences (C, T)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(12, K)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.layer(x.transpose(1, 2).reshape(len(x), -1))
+        return logits
+
+
+REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
+    "tuple": (lambda: wrap(Answering(lambda z: (z, z))), r"classifier (gives|returns) a tuple .* logits"),
+    "dict": (lambda: wrap(Answering(lambda z: {"logits": z})), r"classifier (gives|returns) a dict .* logits"),
+    "integers": (lambda: wrap(Answering(lambda z: z.long())), "classifier .*int64 .* floating-point"),
+    "three dimensions": (lambda: wrap(Answering(lambda z: z[:, None])), r"classifier .*\(2, 1, 4\)"),
+    "too many logits": (lambda: wrap(Answering(), nb_classes=3), "classifier .* nb_classes"),
+    "too few logits": (lambda: wrap(Answering(), nb_classes=10), "classifier .* nb_classes"),
+    "one logit of two": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "classifier .* one "),
+    "no axis": (lambda: wrap(Answering(lambda z: z[:, 0]), nb_classes=2), "classifier "),
+    "another shape": (lambda: wrap(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, K))), "classifier "),
+    "raising": (lambda: wrap(Answering(lambda z: 1 / 0)), "classifier .*ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_network_that_makes_no_logits_is_refused_in_one_sentence(case: str, tmp_path: Path) -> None:
+    build, sentence = REFUSED[case]
+    begin = time.perf_counter()
+    x = images()
+    for entry in (
+        lambda: run(build(), "standard", out=tmp_path / "run"),
+        lambda: run_key(build(), x, np.arange(N) % 2, Linf(0.1)),
+        lambda: evaluate_shard(
+            build(), x, np.arange(N) % 2, Linf(0.1), shard=Shard(1, 2), out=tmp_path / "run", progress=False
+        ),
+        lambda: Suite(tmp_path / "cache").is_robust("name", build(), x, np.arange(N) % 2, Linf(0.1), 0.0),
+    ):
+        with pytest.raises(InputError, match=sentence) as refused:
+            entry()
+        assert "\n" not in str(refused.value)
+    assert time.perf_counter() - begin < 20
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 9), (1, 4, 5), (1, 2, 4, 4)])
+def test_the_whole_standard_suite_runs_on_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    """And finds that a linear network breaks where its closed form says so."""
+    classifier = wrap(Answering(shape=shape), shape)
+    x = images(shape)
+    weight = classifier.model.linear.weight.detach().numpy().astype(np.float64)
+    logits = classifier.predict(x).astype(np.float64)
+    labels = logits.argmax(axis=1)
+    gaps = np.array([[logits[i, y] - logits[i, k] for k in range(K) if k != y] for i, y in enumerate(labels)])
+    slopes = np.array([[np.abs(weight[y] - weight[k]).sum() for k in range(K) if k != y] for y in labels])
+    distances = (gaps / slopes).min(axis=1)
+    eps = float(np.median(distances))
+    inner = np.clip(x, eps, 1 - eps)  # so that no ball meets the ends of the clip range
+    logits = classifier.predict(inner).astype(np.float64)
+    labels = logits.argmax(axis=1)
+    gaps = np.array([[logits[i, y] - logits[i, k] for k in range(K) if k != y] for i, y in enumerate(labels)])
+    slopes = np.array([[np.abs(weight[y] - weight[k]).sum() for k in range(K) if k != y] for y in labels])
+    robust = (gaps / slopes).min(axis=1) > eps
+    report = evaluate(
+        classifier, inner.astype(np.float32), labels, Linf(eps), curve_samples=0, check_samples=4, progress=False
+    )
+    assert [record.robust() for record in report.records] == robust.tolist()
+    assert {"APGD margin [exact]", "Square", "noise"} <= {key for r in report.records for key in r.attacks}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_a_network_of_another_dtype_gives_the_same_verdicts(dtype: torch.dtype) -> None:
+    single, other = (run(wrap(Answering().to(one)), "standard", check_samples=4) for one in (torch.float32, dtype))
+    assert [r.robust() for r in single.records] == [r.robust() for r in other.records]
+
+
+class Own(EvasionAttack):
+    """An attack of a user's."""
+
+    _estimator_requirements = (BaseEstimator,)
+
+    def __init__(self, estimator: PyTorchClassifier, act: Callable[[Any], Any]) -> None:
+        super().__init__(estimator=estimator)
+        self.act = act
+
+    def generate(self, x: Any, y: Any = None, **kwargs: Any) -> Any:
+        return self.act(x)
+
+
+def own(name: str, act: Callable[[Any], Any], **options: Any) -> AttackSpec:
+    return AttackSpec(name, lambda classifier, threat, seed: Own(classifier, act), "a test's", **options)
+
+
+def test_the_last_attack_that_cannot_be_built_is_named_before_the_first_begins(tmp_path: Path) -> None:
+    begun: list[int] = []
+
+    def refuse(classifier: PyTorchClassifier, threat: Any, seed: int) -> EvasionAttack:
+        raise TypeError("needs colours")
+
+    first = own("first", lambda x: begun.append(len(x)) or x)
+    with pytest.raises(InputError, match=r"attacks holds 'last', .*\(TypeError: needs colours\)") as refused:
+        run(wrap(Answering()), [first, AttackSpec("last", refuse, "a test's")], out=tmp_path / "run")
+    assert isinstance(refused.value.__cause__, TypeError)
+    assert begun == []
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_attack_of_ours_that_fails_in_its_first_step_is_named_at_once() -> None:
+    """Its gradient is asked for under the mode that it runs in."""
+
+    class Deaf(MarginPGD):
+        def perturb(self, *arguments: Any, **options: Any) -> Tensor:
+            raise RuntimeError("no kernel")
+
+    late = AttackSpec("late", lambda c, t, seed: Deaf(c, t.norm, t.eps), "", kind="white-box")
+    with pytest.raises(InputError, match=r"attacks holds 'late'.*RuntimeError: no kernel"):
+        run(wrap(Answering()), [BRIEF[0], late])
+
+
+def test_attacks_that_all_follow_a_gradient_need_one(tmp_path: Path) -> None:
+    detached = wrap(Answering(lambda z: z.detach()))
+    with pytest.raises(InputError, match="attacks holds 'PGD', which follows a gradient, and no graph leads"):
+        run(detached, BRIEF[:1])
+    assert len(run(detached, BRIEF).records) == N  # Square needs none
+
+
+def test_the_least_effort_is_little_and_the_attack_itself_stays_as_it_is() -> None:
+    passes = {"images": 0}
+
+    class Counting(Answering):
+        def forward(self, x: Tensor) -> Any:
+            passes["images"] += len(x)
+            return super().forward(x)
+
+    classifier = wrap(Counting())
+    for spec in STANDARD:
+        if spec.crafted_on == "smoothed":
+            continue
+        attack = spec.build(classifier, Linf(0.1), 0)
+        before = {name: getattr(attack, name) for name in attack.attack_params}
+        passes["images"] = 0
+        with_least_effort(attack).generate(images()[:2], np.array([0, 1]))
+        assert passes["images"] <= 40, spec.name
+        assert {name: getattr(attack, name) for name in attack.attack_params} == before
+
+
+# What depends on the batch
+
+
+class OverTheBatch(nn.Module):
+    """A softmax over the wrong axis, between two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Answering()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return logits.softmax(dim=0)
+
+
+class OwnStatistics(nn.Module):
+    """A batch norm that always takes the batch's own statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.BatchNorm2d(1, track_running_stats=False), Answering()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(self.norm(x))
+        return logits
+
+
+class ByPlace(nn.Module):
+    """Adds to each image's logits what depends on its place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Answering()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(x)
+        return logits + torch.arange(len(x))[:, None] * torch.tensor([1.0, 0, 0, 0])
+
+
+@pytest.mark.parametrize("network", [OverTheBatch, OwnStatistics, ByPlace])
+def test_evaluate_names_a_network_that_does_not_treat_each_image_alone(network: type[nn.Module]) -> None:
+    classifier = wrap(network())
+    assert depends_on_batch(classifier, images()[:4])
+    report = run(classifier, "standard", check_samples=4)
+    (check,) = [one for one in report.summary.checks if one.name == "batches"]
+    assert check.verdict == "failed"
+    assert "block_size" in check.finding
+    assert report.established is False
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e4, float("nan")])
+def test_a_network_that_does_depends_on_nothing_else(scale: float) -> None:
+    assert not depends_on_batch(wrap(Answering(lambda z: z * scale)), images()[:8])
+
+
+# What breaks off
+
+
+class Changing(Answering):
+    """Answers otherwise from its n-th pass on."""
+
+    def __init__(self, after: int, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.after, self.other, self.passes = after, answer, 0
+
+    def forward(self, x: Tensor) -> Any:
+        self.passes += 1
+        logits = super().forward(x)
+        return logits if self.passes < self.after else self.other(logits)
+
+
+def fail(*_: Any) -> Any:
+    raise KeyError("the wire came loose")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda z: z[:, :3],
+        lambda z: torch.cat([z, z], dim=1),
+        lambda z: z[:, None],
+        lambda z: {"logits": z},
+        fail,
+    ],
+)
+def test_a_network_that_changes_in_the_middle_is_named_with_attack_and_block(
+    other: Callable[[Tensor], Any], tmp_path: Path
+) -> None:
+    counted = Changing(10**9, other)
+    run(wrap(counted), BRIEF, block_size=4)
+    broken = Changing(counted.passes - 2, other)
+    with pytest.raises(InputError, match=r"(the attack '.*'|the classifier).* broke off in the block from sample") as e:
+        run(wrap(broken), BRIEF, block_size=4, out=tmp_path / "run")
+    assert "what was done before it is kept" in str(e.value)
+    assert "\n" not in str(e.value)
+    assert e.value.__cause__ is not None
+    kept = (tmp_path / "run" / RECORDS).read_text().splitlines()
+    assert 4 <= len(kept) < N
+    with pytest.raises(InputError, match="with out= what was done before it would be kept"):
+        run(wrap(Changing(counted.passes - 2, other)), BRIEF, block_size=4)
+
+
+def test_a_users_attack_that_raises_is_named_and_what_was_done_is_not_done_again(tmp_path: Path) -> None:
+    log = tmp_path / "calls"  # on the disk, since what an attack holds in memory is part of the run's identity
+
+    def note(name: str) -> list[str]:
+        with log.open("a") as file:
+            file.write(f"{name}\n")
+        return log.read_text().split()
+
+    def first(x: Any) -> Any:
+        note("first")
+        return x
+
+    def second(x: Any) -> Any:
+        if len(note("second")) == 4:
+            raise KeyError("out of luck")
+        return x
+
+    specs = [own("first", first, samples="all"), own("second", second, samples="all")]
+    with pytest.raises(InputError, match="the attack 'second' broke off in the block from sample 6 on") as broken:
+        run(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
+    assert isinstance(broken.value.__cause__, KeyError)
+    assert log.read_text().split() == ["first", "second"] * 2
+    report = run(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
+    assert log.read_text().split() == ["first", "second", "first", "second", "second"]
+    assert len(report.records) == N
+
+
+def test_an_interrupt_passes_through() -> None:
+    def interrupt(x: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(wrap(Answering()), [own("stopped", interrupt, samples="all")])
+
+
+class Sometimes(PreprocessorPyTorch):
+    """Raises from its n-th call on."""
+
+    params: list[str] = []  # noqa: RUF012
+
+    def __init__(self, after: int) -> None:
+        super().__init__(device_type="cpu", apply_fit=False, apply_predict=True)
+        self.after, self.calls = after, 0
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        self.calls += 1
+        if self.calls >= self.after:
+            raise OSError("no more paper")
+        return x, y
+
+
+def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> None:
+    counted = Sometimes(10**9)
+    run(defend(wrap(Answering()), counted), BRIEF)
+    with pytest.raises(InputError, match=r"broke off in the block from sample 0 on \(OSError: no more paper\)") as e:
+        run(defend(wrap(Answering()), Sometimes(counted.calls - 3)), BRIEF)
+    assert isinstance(e.value.__cause__, OSError)
+
+
+@pytest.mark.parametrize("answer", [lambda z: z[:, :3], lambda z: (z, z), lambda z: z[0]])
+def test_our_attacks_alone_name_what_is_no_logits(answer: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(InputError, match=r"estimator returned .* logits \(\d+, 4\) were expected"):
+        AutoPGD(wrap(Answering(answer)), max_iter=2).generate(images(), np.arange(N) % 2)
