@@ -33,7 +33,14 @@ from art_defenses_ext.evaluation.threats import Linf, check_radius, named_threat
 from art_defenses_ext.models import DEFAULT_MODEL, MODELS, call_factory
 from art_defenses_ext.text import for_terminal
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
-from art_defenses_ext.validation import InputError, check_choice, check_count, check_samples_of, check_seed
+from art_defenses_ext.validation import (
+    InputError,
+    check_choice,
+    check_count,
+    check_folder,
+    check_samples_of,
+    check_seed,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -233,8 +240,8 @@ def _prepare_machine(device: str, threads: int | None) -> None:
 
 def _images(dataset: str, data: Path | None, model: str | None, samples: int | None) -> tuple[Dataset, int]:
     """The data set, and how many of its test images are attacked."""
-    if data is not None and not data.is_dir():
-        raise InputError(f"data is {data}; an existing folder was expected")
+    if data is not None:
+        check_folder("data", data)
     images = load_dataset(dataset, data, size=_size(dataset, model))
     count = len(images.test.x) if samples is None else samples
     if not 1 <= count <= len(images.test.x):

@@ -26,7 +26,7 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.image_folder import LabelledFiles, common_size, find_images, read_half
-from art_defenses_ext.validation import InputError, check_choice, check_count, last_line
+from art_defenses_ext.validation import InputError, check_choice, check_count, check_folder, last_line
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
@@ -230,10 +230,7 @@ def data_found(root: str | Path | None = None) -> dict[str, bool]:
 
 
 def _check_folder(root: str | Path, argument: str) -> None:
-    # Path("") is the current directory, which nobody means by an empty name.
-    if not isinstance(root, (str, Path)) or not str(root) or not Path(root).expanduser().is_dir():
-        shown = str(root) if isinstance(root, Path) else root
-        raise InputError(f"{argument} is {shown!r}; an existing folder was expected")
+    check_folder(argument, root)
 
 
 def _find_root(root: str | Path | None) -> Path:

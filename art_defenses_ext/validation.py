@@ -361,12 +361,16 @@ def check_positive(argument: str, value: Any) -> float:
     return check_number(argument, value, "a finite number > 0", lambda number: number > 0)
 
 
-def check_all_positive(argument: str, value: Any) -> None:
-    """Refuse anything but finite numbers above zero, one or an array of them."""
+def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse anything but finite numbers above zero, one or an array of them that fits something of ``shape``."""
     if isinstance(value, np.ndarray):
         real = np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)
-        if not (real and value.size and np.isfinite(value).all() and (value > 0).all()):
-            raise InputError(f"{argument} is {shown(value)}; finite numbers > 0 were expected")
+        pairs = zip(value.shape[::-1], tuple(shape)[::-1], strict=False)
+        fits = value.ndim <= len(shape) and all(one in (1, other) for one, other in pairs)
+        if not (real and fits and value.size and np.isfinite(value).all() and (value > 0).all()):
+            raise InputError(
+                f"{argument} is {shown(value)}; finite numbers > 0, one or an array that broadcasts, were expected"
+            )
     else:
         check_positive(argument, value)
 
@@ -465,6 +469,22 @@ def check_file(argument: str, value: Any, expected: str = "an existing file") ->
         if path.is_file():
             return path
     except OSError:  # such as a name too long
+        pass
+    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
+
+
+def check_folder(argument: str, value: Any) -> Path:
+    """The path of a folder that is there.
+
+    Raises:
+        InputError: for anything else.
+    """
+    expected = "an existing folder"
+    path = check_path(argument, value, expected)
+    try:
+        if path.expanduser().is_dir():
+            return path
+    except (OSError, RuntimeError):  # a name too long; the home of a user that nobody knows
         pass
     raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
 

@@ -46,6 +46,7 @@ SECONDS = 20
 
 ARGUED: tuple[tuple[str, str, str, str], ...] = (
     ("*", "batch_size", "a large number", "more than there are images: all of them at once"),
+    ("L*", "eps", "'1'", "a number as text, as the command takes it"),
     ("FeatureAutoencoder.__call__", "x", "images of *", "a convolutional restorer takes images of any size"),
     ("*", "mean", "* of *", "one a channel: how many channels images have is seen when they come"),
     ("*", "std", "* of *", "one a channel: how many channels images have is seen when they come"),

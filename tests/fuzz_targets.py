@@ -1015,7 +1015,7 @@ def _results(world: World) -> Iterator[Target]:
     )
     yield made(
         "Entry.save",
-        {"path": WRITABLE},
+        {"path": Kind(lambda value: _path(value) and not Path(value).is_dir())},
         lambda: {"path": world.new_path()},
         lambda path: Entry.of(report(), "digits").save(path),
         weight=2,
@@ -1160,7 +1160,7 @@ def _mutations(world: World) -> Iterator[Target]:
 
 
 def _figures(report: Report) -> str:
-    return json.dumps(report.summary.as_dict()["worst_case"], sort_keys=True)
+    return json.dumps(report.summary.worst_case.as_dict(), sort_keys=True)
 
 
 def _other_settings(path: Path, draw: Random) -> None:

@@ -455,7 +455,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "negative samples": (["--samples", -1], "samples is -1"),
     "no images": (["--dataset", "image_folder", "--data", "."], "holds no images; .jpg"),
     "too many samples": (["--samples", 501], "samples is 501"),
-    "no data folder": (["--data", "nowhere"], "data is nowhere; an existing folder"),
+    "no data folder": (["--data", "nowhere"], "data is 'nowhere'; an existing folder"),
     "data is a file": (["--data", _text_file], "data is "),
     "out is a file": (["--out", _text_file], "out is "),
     "out below a file": (["--out", lambda folder: _text_file(folder) / "run"], "out is "),

@@ -18,6 +18,7 @@ from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm
 from art_defenses_ext.modes import surrogate_width
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import InputError, check_positive
 
 FACTORS = (1.0, 0.5, 0.25, 0.1, 0.05)
@@ -98,6 +99,6 @@ class AnnealedPGD(TensorAttack):
 def check_factors(factors: Any, argument: str = "factors") -> None:
     """Refuse anything but finite numbers above zero, at least one, in a tuple or list."""
     if not isinstance(factors, tuple | list) or not factors:
-        raise InputError(f"{argument} is {factors!r}; a sequence of numbers > 0 was expected")
+        raise InputError(f"{argument} is {shown(factors)}; a sequence of numbers > 0 was expected")
     for factor in factors:
         check_positive(argument, factor)

@@ -83,6 +83,6 @@ class DeepFoolLp(TensorAttack):
     def _check_params(self) -> None:
         super()._check_params()
         check_count("max_iter", self.max_iter)
-        check_all_positive("scale", self.scale)
+        check_all_positive("scale", self.scale, self.estimator.input_shape)
         check_number("overshoot", self.overshoot, "a finite number >= 0", lambda value: value >= 0)
         check_count("nb_grads", self.nb_grads, least=2)

@@ -82,5 +82,5 @@ class IterativeFGSM(TensorAttack):
     def _check_params(self) -> None:
         super()._check_params()
         check_positive("eps_step", self.eps_step)
-        check_all_positive("scale", self.scale)
+        check_all_positive("scale", self.scale, self.estimator.input_shape)
         check_count("max_iter", self.max_iter)

@@ -98,7 +98,7 @@ class AttackSpec:
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
-        if self.purpose != "":
+        if not (isinstance(self.purpose, str) and self.purpose == ""):
             check_text("purpose", self.purpose)
         for argument, choices in CHOICES.items():
             check_choice(argument, getattr(self, argument), choices)

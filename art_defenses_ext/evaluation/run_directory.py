@@ -362,7 +362,9 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         InputError: for a folder without a run, or with one of another version.
     """
-    if (path / RECORDS).exists() and not (path / MANIFEST).exists():
+    with _reading(path):
+        old = (path / RECORDS).exists() and not (path / MANIFEST).exists()
+    if old:
         raise InputError(f"{path} holds a run of an older version, without a manifest; evaluate again")
     return Manifest.read(path / MANIFEST)
 

@@ -311,6 +311,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
 
     def _set(self, params: dict[str, Any]) -> None:
         for name, value in params.items():
+            if isinstance(value, nn.Module):  # which torch would register, in a copy's original too
+                raise InputError(f"{name} is a {type(value).__name__}; an option, no network, was expected")
             value = value.item() if isinstance(value, np.generic) else value  # JSON takes no other numbers
             setattr(self, f"_{name}" if name.startswith("apply_") else name, value)  # ART's are properties
 

@@ -373,7 +373,7 @@ class TrainedRestorer(RestoringPreprocessor):
         if not isinstance(x, np.ndarray) or x.dtype != np.float32:
             got = x.dtype if isinstance(x, np.ndarray) else type(x).__name__
             raise InputError(f"x is {got}; a numpy array of float32 was expected")
-        if x.ndim != 4 or x.shape[1 if self.channels_first else 3] != self.channels or len(x) == 0:
+        if x.ndim != 4 or x.shape[1 if self.channels_first else 3] != self.channels or x.size == 0:
             axes = f"{self.channels}, H, W" if self.channels_first else f"H, W, {self.channels}"
             raise InputError(f"x has shape {x.shape}; (N, {axes}) with N > 0 was expected")
         x = into_clip_values(x, self.clip_values)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +37,7 @@ from art_defenses_ext.rebuild import (
     record_undefended,
     without_training,
 )
+from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
     InputError,
     check_classifier,
@@ -422,9 +422,9 @@ def check_accuracy_drop(drop: Any) -> float:
 
 def _check_grid(jumps: Any) -> list[float]:
     grid = list(jumps) if isinstance(jumps, Sequence | np.ndarray) else []
-    numbers = all(isinstance(jump, Real) and 0 < float(jump) < float("inf") for jump in grid)
+    numbers = all(isinstance(jump, int | float | np.number) and 0 < jump < 1e300 for jump in grid)
     if not grid or not numbers or sorted(set(grid)) != grid:
-        raise InputError(f"jumps is {jumps!r}; ascending finite numbers > 0 were expected")
+        raise InputError(f"jumps is {shown(jumps)}; ascending finite numbers > 0 were expected")
     return [float(jump) for jump in grid]
 
 
