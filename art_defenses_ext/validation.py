@@ -62,6 +62,9 @@ PAGES = {
 """The page below docs/ that helps with what a module, or all of a folder, refuses. The command line has its --help."""
 
 
+LARGEST = float(np.finfo(np.float32).max)
+
+
 class InputError(ValueError):
     """An argument that cannot be used; the message names it, its value and what was expected.
 
@@ -358,7 +361,8 @@ def check_count(argument: str, value: Any, least: int = 1) -> int:
 
 def check_positive(argument: str, value: Any) -> float:
     """Refuse anything but a finite number above zero."""
-    return check_number(argument, value, "a finite number > 0", lambda number: number > 0)
+    number = check_number(argument, value, "a finite number > 0", lambda number: number > 0)
+    return check_number(argument, number, "a number that float32 holds", lambda number: number <= LARGEST)
 
 
 def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> None:

@@ -42,7 +42,7 @@ from fuzz_targets import Target, World
 from art_defenses_ext.validation import InputError
 
 SECONDS = 20
-"""After which a case has taken too long."""
+"""Of the processor, after which a case has taken too long."""
 
 ARGUED: tuple[tuple[str, str, str, str], ...] = (
     ("*", "batch_size", "a large number", "more than there are images: all of them at once"),
@@ -170,22 +170,22 @@ def _place(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def within(seconds: int) -> Iterator[None]:
-    """Break off after so many seconds; where alarms are not to be had, never."""
+    """Break off after so many seconds of the processor; where alarms are not to be had, never."""
 
     def ring(_number: int, _frame: FrameType | None) -> None:
         raise TooLongError(f"more than {seconds} s")
 
     try:
-        former = signal.signal(signal.SIGALRM, ring)
+        former = signal.signal(signal.SIGPROF, ring)
     except (AttributeError, ValueError):
         yield
         return
-    signal.alarm(seconds)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, former)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, former)
 
 
 @contextlib.contextmanager

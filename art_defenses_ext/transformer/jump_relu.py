@@ -325,7 +325,7 @@ class JumpReLU(Transformer):
         x = check_images(x, self.classifier)
         labels = check_labels(y, self.classifier.nb_classes, len(x))
         check_accuracy_drop(max_accuracy_drop)
-        check_count("batch_size", batch_size)
+        batch_size = check_count("batch_size", batch_size)
         candidates = None if jumps is None else _check_grid(jumps)
         tuning = _Tuning(self.classifier, x, labels, max_accuracy_drop, batch_size)
         if candidates is None:
