@@ -242,7 +242,7 @@ def print_adaptive(
     """Every image against every gradient mode: the worst case of each image, then what each mode did by itself."""
     print(f"\n## Adaptive attackers, first {len(part.x)} images of the test part, seed {seed}: robust accuracy %\n")
     print(f"Attacks: {', '.join(one.name for one in LADDER)}, and the paper's two.\n")
-    print("| | eps | clean | paper's attacks | worst case [95 % interval] | broken by |")
+    print("| | eps | clean | paper's attacks | after all attacks [95 % interval] | broken by |")
     print("|---" * 6 + "|", flush=True)
     each_mode: list[str] = []
     for eps in setting["eps"]:
