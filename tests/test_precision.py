@@ -164,7 +164,7 @@ def test_an_evaluation_ends_with_a_report(cast: tuple[PyTorchClassifier, float],
     x, y = digits.test.x[:8], digits.test.y[:8]
     report = evaluate(defended, x, y, Linf(0.2), ATTACKS, check_samples=4, curve_samples=0, progress=False)
     assert len(report.records) == 8
-    assert report.robust_accuracy <= report.summary.clean.rate
+    assert report.accuracy_after_attacks <= report.summary.clean.rate
 
 
 @pytest.mark.parametrize(

@@ -123,9 +123,10 @@ def _speaks_float32(classifier: PyTorchClassifier) -> bool:
     if model_dtype(model) not in (None, torch.float32):
         return False
     if model not in _GIVEN:
-        image = torch.zeros(1, *classifier.input_shape, device=classifier.device)
-        with torch.random.fork_rng(devices=[]), torch.no_grad(), evaluation_mode(model):
-            _GIVEN[model] = getattr(model(image), "dtype", torch.float32)
+        image = torch.tensor(probes(classifier)[:1], device=classifier.device)
+        with unmoved_generators(), torch.no_grad(), evaluation_mode(model):
+            shown_image = Pipeline(classifier).before_model(image)  # a preprocessor may give it another size
+            _GIVEN[model] = getattr(model(shown_image), "dtype", torch.float32)
     return _GIVEN[model] == torch.float32
 
 

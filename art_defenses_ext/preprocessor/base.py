@@ -220,6 +220,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         except (InputError, torch.OutOfMemoryError):
             raise
         except (RuntimeError, ValueError, IndexError) as error:  # a network may check its input in any way
+            if torch._C._are_functorch_transforms_active():  # it is torch that refuses, and not for the image's shape
+                raise
             raise InputError(
                 f"x has images of shape {tuple(x.shape[1:])}, which the {type(self.model).__name__} cannot take "
                 f"({one_line(error)}); images of the shape that it was made for were expected"

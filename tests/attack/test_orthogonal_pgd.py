@@ -564,7 +564,7 @@ BAD_NUMBERS = [0, -0.1, float("nan"), float("inf"), "0.1", None]
 @pytest.mark.parametrize(
     ("argument", "values"),
     [
-        ("norm", [1, "l2"]),
+        ("norm", [3, "l3"]),
         ("eps", BAD_NUMBERS),
         ("eps_step", BAD_NUMBERS[:-1]),
         ("max_iter", [0, 1.5, True]),
