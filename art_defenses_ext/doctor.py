@@ -19,14 +19,23 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.settings import PACKAGES
 from art_defenses_ext.layout import contradiction
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
-from art_defenses_ext.rebuild import gradients_enabled
-from art_defenses_ext.validation import InputError, has_ignored_hooks
+from art_defenses_ext.rebuild import as_model_input, evaluation_mode, gradients_enabled, model_dtype
+from art_defenses_ext.validation import InputError, check_outputs, has_ignored_hooks, one_line
 
 NO_GRAPH = "no graph leads from the logits back to the image"
 """Another thing than a gradient of zero: none is computed at all."""
 
 IMAGES = 4
 """Random images that are tried."""
+
+MANY = 32
+"""Of them, where a share is told."""
+
+SATURATED = 0.1
+"""The share of images at which the cross-entropy may have no gradient before it is a trap."""
+
+BATCH_NOISE = 0.01
+"""How far logits may differ between batches, in units of the largest: kernels round apart, in half precision more."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,21 @@ def examine(classifier: PyTorchClassifier) -> list[Trap]:
     """
     if not isinstance(classifier, PyTorchClassifier):
         raise InputError(f"classifier is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
-    x = np.random.default_rng(0).random((IMAGES, *classifier.input_shape), dtype=np.float32)
+    x = np.random.default_rng(0).random((MANY, *classifier.input_shape), dtype=np.float32)
     if classifier.clip_values is not None:
         low, high = (np.float32(end) for end in classifier.clip_values)
         x = low + x * (high - low)
-    found = (Trap(name, finding, advice) for name, (look, advice) in TRAPS.items() if (finding := look(classifier, x)))
-    return list(found)
+    traps: list[Trap] = []
+    for name, (look, advice) in TRAPS.items():
+        if name in NEED_LOGITS and any(trap.name in ("output", "precision") for trap in traps):
+            continue  # what ART cannot run, or what is no logits, has no other flaw that could be told
+        try:
+            finding = look(classifier, x if name in NEED_MANY else x[:IMAGES])
+        except Exception as error:  # a patient may do anything
+            finding = f"it cannot be looked for: {one_line(error)}"
+        if finding:
+            traps.append(Trap(name, finding, advice))
+    return traps
 
 
 def _subclass(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
@@ -160,6 +178,18 @@ def _double(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     return None
 
 
+def _precision(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    """What ART makes of a network of another dtype, which gets and should give float32."""
+    dtype = model_dtype(_network(classifier))
+    if dtype in (None, torch.float32):
+        return None
+    try:
+        classifier.predict(x)
+    except Exception as error:  # torch and numpy have several for it
+        return f"the network computes in {str(dtype).removeprefix('torch.')}, and ART sends float32: {one_line(error)}"
+    return None
+
+
 def _random(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     first, second = classifier.predict(x), classifier.predict(x)
     same = np.allclose(first, second, rtol=1e-4, atol=1e-5)
@@ -172,15 +202,63 @@ def _unclipped(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     )
 
 
-def _logits(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    out = classifier.predict(x)
-    if out.shape != (IMAGES, classifier.nb_classes):
-        return f"the network gives {out.shape[1:]} numbers an image, and nb_classes is {classifier.nb_classes}"
-    if (out >= 0).all() and np.allclose(out.sum(axis=1), 1, atol=1e-3):
+def _output(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    try:
+        outputs = _outputs(classifier, x)
+    except Exception as error:  # a network may check its input in any way
+        return f"the network cannot be run on images {tuple(x.shape[1:])}: {one_line(error)}"
+    try:
+        logits = check_outputs(outputs, len(x), classifier.nb_classes, "the network")
+    except InputError as error:
+        return str(error)
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones_like(logits[:, 0]), atol=1e-3):
         return (
             "the network gives probabilities, not logits: the loss takes a softmax of a softmax, and gradients vanish"
         )
     return None
+
+
+def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
+    """What the network returns for images, whatever that is, behind ART's preprocessing."""
+    network, device = _network(classifier), classifier.device
+    with evaluation_mode(network), torch.no_grad():
+        images, _ = classifier._apply_preprocessing(x, y=None, fit=False)
+        return network(as_model_input(torch.as_tensor(images, device=device), network))
+
+
+def _saturated(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    """Whether the cross-entropy of the predicted class has a gradient where the logits have one."""
+    if _wrong_gradient(classifier, x[:IMAGES]) is not None:
+        return None  # that is another trap
+    logits = classifier.predict(x)
+    predicted = logits.argmax(axis=1)
+    climbed = classifier.loss_gradient(x, np.eye(classifier.nb_classes, dtype=np.float32)[predicted])
+    flat = ~np.asarray(climbed, dtype=bool).reshape(len(x), -1).any(axis=1)
+    if flat.mean() <= SATURATED:
+        return None
+    ranked = np.sort(logits[flat].astype(np.float64), axis=1)
+    gap = np.median(ranked[:, -1] - ranked[:, -2])
+    return (
+        f"at {flat.sum()} of {len(x)} images the cross-entropy of the predicted class has a gradient of zero: the two "
+        f"largest logits lie {gap:.3g} apart, where softmax is exactly 1 in float32"
+    )
+
+
+def _batches(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
+    if _random(classifier, x):
+        return None
+    together = classifier.predict(x, batch_size=len(x))
+    turned = classifier.predict(x[::-1].copy(), batch_size=len(x))[::-1]
+    alone = np.concatenate([classifier.predict(image[None]) for image in x])
+    tolerance = BATCH_NOISE * float(np.abs(np.nan_to_num(together, posinf=0.0, neginf=0.0)).max())
+    same = (np.allclose(together, other, rtol=0, atol=tolerance, equal_nan=True) for other in (turned, alone))
+    if all(same):
+        return None
+    changed = int((together.argmax(axis=1) != alone.argmax(axis=1)).sum())
+    return (
+        f"the logits of an image depend on the others in its batch ({changed} of {len(x)} are predicted otherwise "
+        "alone), so every figure depends on the batch size"
+    )
 
 
 TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
@@ -191,13 +269,22 @@ TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], st
     "numpy preprocessing": (_numpy, "write it as a PreprocessorPyTorch, or attack through Surrogate"),
     "postprocessing": (_postprocessing, "attack the classifier without it: it hides gradients, not errors"),
     "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),
+    "output": (_output, "return a tensor of logits, one for each class"),
+    "precision": (_precision, "cast in the network's forward, its input and its logits, or use model.float()"),
     "no gradient": (_no_gradient, "look for torch.no_grad, detach, argmax or rounding between image and loss"),
     "float64": (_double, "cast in the network's forward: x = x.to(next(self.parameters()).dtype)"),
     "random": (_random, "let evaluate average over it, and judge by many passes"),
     "no clip values": (_unclipped, "pass clip_values=(0, 1), or whatever the pixels' range is"),
-    "output": (_logits, "return logits, one for each class"),
+    "saturation": (_saturated, "attack the margin (AutoPGD(loss='margin')) or divide the logits by a constant"),
+    "batches": (_batches, "let batch norm use its running statistics, and take the softmax over the classes"),
 }
 """By name: (what looks for it, what to do)."""
+
+NEED_LOGITS = ("no gradient", "float64", "random", "saturation", "batches")
+"""What is looked for only where ART gets logits from the network."""
+
+NEED_MANY = ("saturation",)
+"""What is told of ``MANY`` images."""
 
 
 def environment() -> dict[str, str]:

@@ -129,7 +129,10 @@ def _named(assertion: Assertion, request: pytest.FixtureRequest) -> Assertion:
 def _cache(config: pytest.Config) -> Path:
     """Where finished evaluations are kept: pytest's own cache, and a temporary folder where that is switched off."""
     if config.pluginmanager.hasplugin("cacheprovider"):
-        return Path(config.cache.mkdir("robustness"))
+        try:
+            return Path(config.cache.mkdir("robustness"))
+        except OSError:  # said where a statement is checked
+            return Path(str(config.cache._cachedir)) / "d" / "robustness"
     import tempfile
 
     return Path(tempfile.mkdtemp(prefix="robustness-"))

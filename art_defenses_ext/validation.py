@@ -168,6 +168,20 @@ def _check_clip_values(classifier: PyTorchClassifier, argument: str) -> None:
             )
 
 
+def check_takes_images(classifier: PyTorchClassifier, method: str) -> None:
+    """Refuse a classifier of vectors, series or volumes where a method looks at rows and columns.
+
+    Raises:
+        InputError: for an ``input_shape`` of other than three axes.
+    """
+    shape = tuple(classifier.input_shape)
+    if len(shape) != 3:
+        raise InputError(
+            f"classifier takes inputs of shape {shape}, and {method} looks at rows and columns; images (C, H, W) were "
+            "expected, such as a network behind a reshape of its input makes of others"
+        )
+
+
 def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, argument: str = "classifier") -> Tensor:
     """Return what a network gave for some images if it is logits: floating-point, (n, K), K at least 2.
 

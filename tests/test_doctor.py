@@ -36,6 +36,28 @@ class Network(nn.Module):
         return logits
 
 
+class Scaled(Network):
+    """Logits so many times as large."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * super().forward(x)
+
+
+class Answering(Network):
+    """Returns something else than logits."""
+
+    def __init__(self, answer: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Any:
+        return self.answer(super().forward(x))
+
+
 class Own(nn.Sequential):
     """A sequential network with a forward of its own."""
 
@@ -86,6 +108,9 @@ CASES: dict[str, Callable[[], PyTorchClassifier]] = {
     "no gradient": lambda: wrap(Network(lambda x: x.round().detach())),
     "float64": lambda: wrap(Network(double=False)),
     "random": lambda: wrap(Network(lambda x: x + torch.randn_like(x))),
+    "saturation": lambda: wrap(Scaled(1e4)),
+    "batches": lambda: wrap(Network(lambda x: torch.relu(x - x.mean(dim=0)))),
+    "precision": lambda: wrap(Network(double=False).to(torch.float64)),
     "no clip values": lambda: wrap(Network(), clip_values=None),
     "output": lambda: wrap(Network(), nb_classes=4),
 }
@@ -147,3 +172,78 @@ def test_the_environment_names_what_a_report_of_an_error_needs() -> None:
     found = environment()
     assert found["torch"] == torch.__version__.partition("+")[0]
     assert {"python", "adversarial-robustness-toolbox", "GPU", "CPU threads"} <= set(found)
+
+
+PATIENTS: dict[str, tuple[Callable[[], PyTorchClassifier], str, str]] = {
+    "float64": (lambda: wrap(Network(double=False).to(torch.float64)), "precision", "float64"),
+    "float16": (lambda: wrap(Network(double=False).half()), "precision", "float16"),
+    "bfloat16": (lambda: wrap(Network(double=False).bfloat16()), "precision", "bfloat16"),
+    "tuple": (lambda: wrap(Answering(lambda z: (z, z))), "output", "tuple"),
+    "dict": (lambda: wrap(Answering(lambda z: {"logits": z})), "output", "dict"),
+    "integers": (lambda: wrap(Answering(lambda z: z.long())), "output", "int64"),
+    "too narrow": (lambda: wrap(Network(), nb_classes=10), "output", "10"),
+    "too wide": (lambda: wrap(Network(), nb_classes=2), "output", "2"),
+    "one logit": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "output", "one"),
+    "three axes": (lambda: wrap(Answering(lambda z: z[:, None])), "output", "(4, 1, 3)"),
+    "raising": (lambda: wrap(Answering(lambda z: 1 / 0)), "output", "ZeroDivisionError"),
+}
+
+
+@pytest.mark.parametrize("patient", PATIENTS)
+def test_a_patient_that_art_cannot_run_is_told_its_illness_and_nothing_else(patient: str) -> None:
+    build, name, word = PATIENTS[patient]
+    (trap,) = examine(build())
+    assert (trap.name, word in trap.finding) == (name, True)
+    assert "\n" not in trap.finding
+
+
+def test_a_network_of_another_dtype_that_casts_by_itself_is_well() -> None:
+    class Casting(Network):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).float()
+
+    assert names(wrap(Casting().to(torch.float64))) == set()
+
+
+@pytest.mark.parametrize(("scale", "saturated"), [(1.0, False), (10.0, False), (1e4, True), (1e6, True)])
+def test_saturation_is_where_the_cross_entropy_of_the_prediction_is_exactly_zero(scale: float, saturated: bool) -> None:
+    """Told by what autograd gives for it in this test, not by ART."""
+    classifier = wrap(Scaled(scale))
+    x = torch.rand(32, 1, 6, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    logits = classifier.model(x)
+    nn.functional.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
+    share = float((x.grad.flatten(1) == 0).all(dim=1).float().mean())
+    assert (share > 0.5) == saturated
+    found = [trap for trap in examine(classifier) if trap.name == "saturation"]
+    assert bool(found) == saturated
+    assert names(classifier) == ({"saturation"} if saturated else set())
+
+
+class OwnStatistics(nn.Module):
+    """A batch norm that is put into training mode by each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.inner = nn.BatchNorm2d(1, momentum=0.0), Network()
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.inner(self.norm.train()(x.to(self.inner.out.weight.dtype)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    "build",
+    [OwnStatistics, lambda: Answering(lambda z: z.softmax(dim=0).log()), lambda: Answering(lambda z: z.roll(1, 0))],
+)
+def test_what_depends_on_the_batch_is_named_with_its_consequence(build: Callable[[], nn.Module]) -> None:
+    (trap,) = [one for one in examine(wrap(build())) if one.name == "batches"]
+    assert "batch size" in trap.finding
+
+
+def test_the_doctor_survives_a_preprocessor_that_raises() -> None:
+    class Raising(Stopping):
+        def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+            raise OSError("no more paper")
+
+    found = {trap.name: trap.finding for trap in examine(wrap(Network(), preprocessing_defences=Raising()))}
+    assert "no more paper" in found["output"]

@@ -58,6 +58,7 @@ from art_defenses_ext.validation import (
     check_flag,
     check_images,
     check_inner_share,
+    check_takes_images,
     check_target,
     differs,
 )
@@ -129,6 +130,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         false_positive_rate: float = 0.05,
     ) -> None:
         check_classifier(classifier)
+        check_takes_images(classifier, type(self).__name__)
         self.classifier = classifier
         self.explanation = list(explanation) if isinstance(explanation, list | tuple) else explanation
         self.scaling, self.score, self.hidden, self.reconstructor = scaling, score, hidden, reconstructor

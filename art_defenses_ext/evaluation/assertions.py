@@ -7,6 +7,7 @@ failure which attack broke which images and where their pictures lie.
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,9 +91,9 @@ class Suite:
         x, y = _first("x", x, self.samples), _first("y", y, self.samples)
         options = {"curve_samples": 0} | options
         key = run_key(classifier, x, y, threat, attacks, detector=detector, **options)
-        folder = self.cache / key[:16]
-        self.cache.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.cache / f"{key[:16]}.lock"):  # another worker may be at it
+        cache = self._writable_cache(name)
+        folder = cache / key[:16]
+        with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be at it
             if isinstance(attacks, str) and (folder / "report.json").exists():
                 report = Report.load(folder)
             else:
@@ -265,6 +266,18 @@ class Suite:
         if established:
             _check_standing(report, "that it is not worse", threat, folder)
         return report
+
+    def _writable_cache(self, name: str) -> Path:
+        """The cache, or where that cannot be written, which is noted, a temporary folder."""
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.cache):
+                return self.cache
+        except OSError as error:
+            reason = f"the cache {self.cache} cannot be written ({error.strerror}): evaluated without it"
+            self.notes.append(for_terminal(f"{name}: {reason}"))
+            self.cache = Path(tempfile.mkdtemp(prefix="robustness-"))
+            return self.cache
 
     def _note(self, name: str, text: str, report: Report) -> None:
         summary = report.summary

@@ -15,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.estimator.rejecting import RejectingNetwork
+from art_defenses_ext.validation import InputError, one_line
 
 
 @dataclass
@@ -42,7 +43,11 @@ class Cost:
 
 @contextmanager
 def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Iterator[Cost]:
-    """Count and time what happens to the networks of classifiers inside the block; one that two of them share once."""
+    """Count and time what happens to the networks of classifiers inside the block; one that two of them share once.
+
+    Raises:
+        InputError: for a network that torch cannot listen to, such as a scripted one.
+    """
     cost = Cost()
     on_cuda = classifier.device.type == "cuda"
 
@@ -55,7 +60,13 @@ def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Itera
         cost.backward += len(gradient)
 
     entrances = {id(one): one for one in (_entrance(each.model) for each in (classifier, *others))}
-    handles = [one.register_forward_hook(count) for one in entrances.values()]
+    try:
+        handles = [one.register_forward_hook(count) for one in entrances.values()]
+    except RuntimeError as error:
+        raise InputError(
+            f"classifier has a network of TorchScript, whose passes cannot be counted ({one_line(error)}); "
+            "the nn.Module that it was made from, or torch.jit.trace of that, was expected"
+        ) from error
     if on_cuda:
         torch.cuda.reset_peak_memory_stats(classifier.device)
     begin = time.perf_counter()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.evaluation.metrics import Scores
 from art_defenses_ext.logits import named_classes
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.validation import check_outputs
 
 BoolArray = npt.NDArray[np.bool_]
 
@@ -90,24 +90,15 @@ def predict(
     """
     module = as_module(classifier) if module is None else module
     batches = torch.tensor(x).split(batch_size)
+    count = classifier.nb_classes  # a network may change in the middle
     with torch.no_grad():
         if not rejects(classifier):
-            parts = [_checked(module(batch.to(classifier.device)), batch, classifier).cpu() for batch in batches]
+            parts = [check_outputs(module(batch.to(classifier.device)), len(batch), count).cpu() for batch in batches]
             return Prediction(*_named(torch.cat(parts)))
         said = [parts_of(module, batch.to(classifier.device)) for batch in batches]
     logits, excesses = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
     excess = excesses.double().numpy()  # (N,)
     return Prediction(*_named(logits), rejected=~(excess <= 0), excess=excess)  # NaN is rejected, as an argmax has it
-
-
-def _checked(logits: Any, x: Tensor, classifier: PyTorchClassifier) -> Tensor:
-    """What a network made of images (n, ...), which may have been logits before, and must be now."""
-    if isinstance(logits, Tensor) and tuple(logits.shape) == (len(x), classifier.nb_classes):
-        return logits
-    returned = tuple(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-    raise InputError(
-        f"classifier returned {returned} for {len(x)} images; logits ({len(x)}, {classifier.nb_classes}) were expected"
-    )
 
 
 def _named(logits: Tensor) -> tuple[IntArray, Scores]:

@@ -12,7 +12,6 @@ import torch
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import LossGradientsMixin
-from torch import Tensor
 
 from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.base import TensorAttack
@@ -20,7 +19,7 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.modes import gradient_mode
-from art_defenses_ext.validation import InputError, one_line
+from art_defenses_ext.validation import InputError, check_outputs, one_line
 
 IMAGES = 2
 """So many are tried."""
@@ -53,33 +52,7 @@ def probe_network(classifier: PyTorchClassifier, x: FloatArray, argument: str = 
             f"{argument} cannot be run on images {tuple(x.shape[1:])} ({one_line(error)}); a network that makes logits "
             "of float32 images of its input_shape was expected"
         ) from error
-    check_logits(outputs, len(x), classifier.nb_classes, argument)
-
-
-def check_logits(outputs: Any, nb_images: int, nb_classes: int, argument: str = "classifier") -> Tensor:
-    """Return what a network made of some images if it is logits (n, nb_classes).
-
-    Raises:
-        InputError: for anything else.
-    """
-    expected = f"logits ({nb_images}, {nb_classes}) of floating-point values were expected"
-    if not isinstance(outputs, Tensor):
-        raise InputError(f"{argument} returns a {type(outputs).__name__} for {nb_images} images; {expected}")
-    if not outputs.is_floating_point():
-        raise InputError(
-            f"{argument} returns {str(outputs.dtype).removeprefix('torch.')} for {nb_images} images; {expected}"
-        )
-    if tuple(outputs.shape) in ((nb_images,), (nb_images, 1)) and nb_classes != 1:
-        raise InputError(
-            f"{argument} returns one number an image, and nb_classes is {nb_classes}; one logit for each class was "
-            "expected: of two classes with the single logit z, those are 0 and z"
-        )
-    if tuple(outputs.shape) != (nb_images, nb_classes):
-        raise InputError(
-            f"{argument} returns the shape {tuple(outputs.shape)} for {nb_images} images, and nb_classes is "
-            f"{nb_classes}; {expected}"
-        )
-    return outputs
+    check_outputs(outputs, len(x), classifier.nb_classes, argument)
 
 
 def probe_attacks(

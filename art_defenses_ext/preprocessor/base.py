@@ -34,6 +34,7 @@ from art_defenses_ext.validation import (
     check_classifier,
     check_count,
     check_flag,
+    check_takes_images,
     may_look,
     one_line,
 )
@@ -439,6 +440,7 @@ def _range(clip_values: Any) -> tuple[float, float]:
 def _taken_from(classifier: PyTorchClassifier) -> dict[str, Any]:
     """Model, clip values, layout, and the mean and deviation that ART applies after the defences."""
     check_classifier(classifier)
+    check_takes_images(classifier, "the defence")
     if classifier.clip_values is None:
         raise InputError("classifier has no clip_values; the range of its pixel values was expected")
     preprocessing = classifier.preprocessing

@@ -43,6 +43,7 @@ from art_defenses_ext.validation import (
     check_number,
     check_outputs,
     check_share,
+    check_takes_images,
     check_target,
     differs,
     into_clip_values,
@@ -98,7 +99,7 @@ class TrainedRestorer(RestoringPreprocessor):
 
     @classmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        check_classifier(classifier)
+        check_takes_images(check_classifier(classifier), cls.__name__)
         return super().for_classifier(classifier, **(cls._suited_to(classifier) | options))
 
     @gradients_enabled()

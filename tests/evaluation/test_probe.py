@@ -15,7 +15,17 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
 from torch import Tensor, nn
 
-from art_defenses_ext import AttackSpec, Linf, defend, evaluate
+from art_defenses_ext import (
+    AttackSpec,
+    ExplanationReconstructor,
+    FeatureAutoencoder,
+    HeatAndBlur,
+    JumpReLU,
+    Linf,
+    TwoStreamRestoration,
+    defend,
+    evaluate,
+)
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
@@ -74,16 +84,15 @@ def run(classifier: PyTorchClassifier, attacks: Any = BRIEF, **options: Any) -> 
     return evaluate(classifier, x, np.arange(N) % 2, Linf(0.1), attacks, **settings)
 
 
-class Recurrent(nn.Module):
-    """Takes sequences (C, T)."""
+class Scriptable(nn.Module):
+    """One that torch can script."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.layer = nn.Linear(12, K)
+        self.layer = nn.Linear(36, K)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.layer(x.transpose(1, 2).reshape(len(x), -1))
-        return logits
+        return self.layer(x.flatten(1))
 
 
 REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
@@ -96,6 +105,7 @@ REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
     "one logit of two": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "classifier .* one "),
     "no axis": (lambda: wrap(Answering(lambda z: z[:, 0]), nb_classes=2), "classifier "),
     "another shape": (lambda: wrap(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, K))), "classifier "),
+    "scripted": (lambda: wrap(torch.jit.script(Scriptable())), "classifier has a network of TorchScript"),
     "raising": (lambda: wrap(Answering(lambda z: 1 / 0)), "classifier .*ZeroDivisionError"),
 }
 
@@ -386,3 +396,58 @@ def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> 
 def test_our_attacks_alone_name_what_is_no_logits(answer: Callable[[Tensor], Any]) -> None:
     with pytest.raises(InputError, match=r"estimator returned .* logits \(\d+, 4\) were expected"):
         AutoPGD(wrap(Answering(answer)), max_iter=2).generate(images(), np.arange(N) % 2)
+
+
+# What needs rows and columns
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 9), (1, 4, 4, 4)])
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda c: ExplanationReconstructor(c),
+        lambda c: ExplanationReconstructor(c, reconstructor="convolutional"),
+        lambda c: ExplanationReconstructor(c, reconstructor="statistics"),
+        HeatAndBlur.for_classifier,
+        FeatureAutoencoder.for_classifier,
+        TwoStreamRestoration.for_classifier,
+    ],
+)
+def test_a_method_that_looks_at_rows_and_columns_refuses_what_has_none(build: Any, shape: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"classifier takes inputs of shape .*; images \(C, H, W\) were expected"):
+        build(wrap(Answering(shape=shape), shape))
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 9), (1, 4, 4, 4)])
+def test_jump_relu_takes_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 8), nn.ReLU(), nn.Linear(8, K))
+    defence = JumpReLU(wrap(network, shape))
+    defence.fit(images(shape), np.arange(N) % K)
+    report = run(defence(), BRIEF)
+    assert len(report.records) == N
+
+
+# A cache that cannot be written
+
+
+@pytest.mark.parametrize("place", ["below a file", "/proc/robustness"])
+def test_statements_hold_without_a_cache_that_can_be_written_and_say_so(place: str, tmp_path: Path) -> None:
+    (tmp_path / "below a file").write_text("")
+    suite = Suite(Path(place) if place.startswith("/") else tmp_path / place / "robustness")
+    classifier = wrap(Answering())
+    x = images()
+    y = classifier.predict(x).argmax(axis=1)
+    for _ in range(2):
+        report, folder = suite.evaluated("name", classifier, x, y, Linf(1e-4), "standard", check_samples=2)
+        assert (folder / "report.json").exists()
+    assert report.robust_accuracy == 1.0
+    assert len([note for note in suite.notes if "cannot be written" in note]) == 1
+    assert "evaluated without it" in suite.notes[0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_planted_examples_are_found_in_a_network_of_any_precision(dtype: torch.dtype) -> None:
+    """A convex score of the image: a gradient leads to it, in half precision too."""
+    report = run(wrap(Answering().to(dtype)), "standard", check_samples=N)
+    (check,) = [one for one in report.summary.checks if one.name == "binarization"]
+    assert check.verdict == "passed", check.finding
