@@ -58,6 +58,9 @@ TRAINED_AGAINST = 0.1
 CLIP_VALUES = (0.0, 1.0)
 """Of all data sets that the command knows."""
 
+MOST_THREADS = 4096
+"""More than any processor has."""
+
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""
 
@@ -231,8 +234,8 @@ def _part(shard: str | None, out: Path | None, overwrite: bool) -> Shard:
 def _prepare_machine(device: str, threads: int | None) -> None:
     """Torch's threads, and the GPU of this process among those that a launcher started."""
     if threads is not None:
-        if threads < 1:
-            raise InputError(f"threads is {threads}; at least 1 was expected")
+        if not 1 <= threads <= MOST_THREADS:
+            raise InputError(f"threads is {threads}; at least 1, and at most {MOST_THREADS}, was expected")
         torch.set_num_threads(threads)
     if device == "cuda" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank() % torch.cuda.device_count())
