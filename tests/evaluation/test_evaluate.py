@@ -1562,3 +1562,15 @@ def test_a_replaced_run_that_fails_leaves_no_figures_of_the_former(
         evaluate(defended, x[:4], y[:4], Linf(EPS), [own("b", fail)], out=tmp_path, overwrite=True, curve_samples=0)
     assert not (tmp_path / "report.json").exists()
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_flag_in_words_replaces_no_run(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
+) -> None:
+    """``overwrite="no"`` is true to Python; with another seed it would put another run in this one's place."""
+    options: Any = {"out": tmp_path / "run", "curve_samples": 0, "check_samples": 0, "progress": False}
+    evaluate(defended, x[:4], y[:4], Linf(EPS), [own("idle", lambda x, y: x)], **options)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()}
+    with pytest.raises(InputError, match=r"^overwrite is 'no'; True or False was expected"):
+        evaluate(defended, x[:4], y[:4], Linf(EPS), [own("idle", lambda x, y: x)], overwrite="no", seed=1, **options)  # type: ignore[arg-type]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "run").iterdir() if path.is_file()} == before
