@@ -34,8 +34,8 @@ sure: where the upper end of the interval is below this."""
 TOO_EASY = 0.5
 """The share of planted examples that chance may find before the test says nothing. **Convention**."""
 
-OF_THE_NETWORK = ("gradients", "randomness", "gradient modes")
-"""The checks that look at the network and the plan, not at what the attacks find."""
+OF_THE_ATTACKS = ("single step", "larger eps", "more effort", "transfer", "queries", "noise", "binarization")
+"""The checks that look at what the attacks find; the others, at the network and the plan, establish nothing alone."""
 
 DOCS = "docs/checks.md"
 

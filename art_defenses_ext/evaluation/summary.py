@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, Literal
 
-from art_defenses_ext.evaluation.checks import OF_THE_NETWORK, Check
+from art_defenses_ext.evaluation.checks import OF_THE_ATTACKS, Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.detection import Detection, detection
 from art_defenses_ext.evaluation.phases import PHASES
@@ -228,7 +228,7 @@ class Summary:
     def _attacks_were_checked(self) -> bool:
         """Whether some check looked at what the attacks find; not needed where they found everything."""
         made = [check for check in self.checks if check.verdict != "not run"]
-        return bool(made) and (self.worst_case.count == 0 or any(one.name not in OF_THE_NETWORK for one in made))
+        return bool(made) and (self.worst_case.count == 0 or any(one.name in OF_THE_ATTACKS for one in made))
 
     @property
     def failed_checks(self) -> list[str]:

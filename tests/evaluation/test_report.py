@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 
 from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.checks import CHECKS as ALL_CHECKS
 from art_defenses_ext.evaluation.checks import Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.examples import Example
@@ -543,7 +544,10 @@ def test_a_suite_is_adaptive_if_each_mode_is_tried_by_some_white_box_attack() ->
 
 def test_checks_of_the_network_alone_establish_nothing() -> None:
     """That a network has gradients is no evidence of an attack that follows them, unless that broke every image."""
-    of_the_network = [Check(name, "passed", "") for name in ("gradients", "randomness", "gradient modes")]
+    names = ("gradients", "randomness", "batches", "gradient modes", "finite logits")
+    of_the_network = [Check(name, "passed", "") for name in names]
+    for name in ALL_CHECKS.keys() - names:  # each of the others asks what attacks find
+        assert summary_of([(PGD, 15)], checks=[*of_the_network, Check(name, "passed", "")]).standing == "established"
     for broken, standing in ((15, "no checks"), (NB_SAMPLES, "established")):
         assert summary_of([(PGD, broken)], checks=of_the_network).standing == standing
     failed = [Check("gradients", "failed", "")]
