@@ -16,6 +16,7 @@ from torch import nn
 
 from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.evaluation.attacker import BATCH_NOISE
 from art_defenses_ext.evaluation.settings import PACKAGES
 from art_defenses_ext.layout import contradiction
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
@@ -33,9 +34,6 @@ MANY = 32
 
 SATURATED = 0.1
 """The share of images at which the cross-entropy may have no gradient before it is a trap."""
-
-BATCH_NOISE = 0.01
-"""How far logits may differ between batches, in units of the largest: kernels round apart, in half precision more."""
 
 
 @dataclass(frozen=True)

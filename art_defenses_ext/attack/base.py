@@ -33,6 +33,7 @@ from art_defenses_ext.validation import (
     check_flag,
     check_images,
     check_labels,
+    check_outputs,
     check_seed,
 )
 
@@ -147,18 +148,12 @@ class TensorAttack(EvasionAttack):
         :func:`.merge_rejection`. Where they are classes to reach, "rejected" stays: one more class that is not reached.
         Of a :class:`.PairedNetwork` only the two classes of the label's problem count.
         """
-        found: Tensor = self._checked(module(x), len(x))
+        # A network may change in the middle.
+        returned = check_outputs(module(x), len(x), self.estimator.nb_classes, "estimator")
+        found: Tensor = at_least_float32(returned)
         if self._paired:
             return only_pair(found, y)
         return merge_rejection(found, y) if rejects(self.estimator) and not self.targeted else found
-
-    def _checked(self, returned: Any, nb_images: int) -> Tensor:
-        """What a network made of some images, in float32 at least, if it is logits: it may change in the middle."""
-        expected = (nb_images, self.estimator.nb_classes)
-        if isinstance(returned, Tensor) and tuple(returned.shape) == expected:
-            return at_least_float32(returned)
-        other = tuple(returned.shape) if isinstance(returned, Tensor) else f"a {type(returned).__name__}"
-        raise InputError(f"estimator returned {other} for {nb_images} images; logits {expected} were expected")
 
     @cached_property
     def _paired(self) -> bool:

@@ -43,7 +43,7 @@ from art_defenses_ext.detector.reconstructors import (
 from art_defenses_ext.layout import channels_to_front, shape_with_channels_in_front
 from art_defenses_ext.memory import available_memory, in_words
 from art_defenses_ext.modes import Defence, find_defences, gradient_mode
-from art_defenses_ext.pipeline import Pipeline, check_differentiable, check_runs, device_of
+from art_defenses_ext.pipeline import Pipeline, check_differentiable, check_runs, device_of, probes
 from art_defenses_ext.provenance import Training
 from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled, rebuild
 from art_defenses_ext.surrogate import replaced
@@ -415,10 +415,8 @@ class ExplanationReconstructor(BinaryInputDetector):
 
     def _check_second_derivative(self) -> None:
         """Refuse a network whose explanation has no derivative: tried on two images of noise."""
-        network, shape = self.network, tuple(self.classifier.input_shape)
-        low, high = (0.0, 1.0) if self.classifier.clip_values is None else map(np.float32, self.classifier.clip_values)
-        noise = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
-        x = torch.tensor(low + (high - low) * noise, device=network.device)
+        network = self.network
+        x = torch.tensor(probes(self.classifier), device=network.device)
         classes = network.predicted(x)
         check_second_derivative(lambda at: network.explained(at, classes), self.classifier.model, x)
 
@@ -661,7 +659,8 @@ class DetectorNetwork(nn.Module, Defence):
 
     def load(self, tensors: dict[str, Tensor]) -> None:
         """Take what ``state_dict`` gave."""
-        self.make()
+        if self._modules["reconstructors"] is None:
+            self.make()
         for name in ("held_out_scores", "held_out_classes"):
             setattr(self, name, torch.empty_like(tensors[name], device=self.device))
         self.load_state_dict(tensors)

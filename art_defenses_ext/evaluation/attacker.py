@@ -18,7 +18,7 @@ from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rej
 from art_defenses_ext.evaluation.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threats import Threat
 from art_defenses_ext.modes import Defence, annealable_modes, gradient_modes
-from art_defenses_ext.pipeline import Pipeline, device_of, probes, unmoved_generators
+from art_defenses_ext.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
 from art_defenses_ext.rebuild import as_model_input, evaluation_mode, model_dtype, rebuild
 from art_defenses_ext.surrogate import Surrogate, resized
 from art_defenses_ext.validation import InputError
@@ -123,10 +123,8 @@ def _speaks_float32(classifier: PyTorchClassifier) -> bool:
     if model_dtype(model) not in (None, torch.float32):
         return False
     if model not in _GIVEN:
-        image = torch.tensor(probes(classifier)[:1], device=classifier.device)
         with unmoved_generators(), torch.no_grad(), evaluation_mode(model):
-            shown_image = Pipeline(classifier).before_model(image)  # a preprocessor may give it another size
-            _GIVEN[model] = getattr(model(shown_image), "dtype", torch.float32)
+            _GIVEN[model] = getattr(model(network_input(classifier)), "dtype", torch.float32)
     return _GIVEN[model] == torch.float32
 
 

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from art_defenses_ext.evaluation.records import Outcome, SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.threats import Threat, named_threat
+from art_defenses_ext.logits import NO_CLASS
 
 ROUNDING = 1e-6
 """By how much a recorded share may be off: records keep six decimal places."""
-
-UNKNOWN = -1
-"""The class of an image whose logits name none."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Rules:
             yield f"success is {outcome.success}, and misclassified, usable and the size of the change say {success}"
 
     def _class(self, name: str, value: int | None) -> Iterator[str]:
-        if value is not None and not UNKNOWN <= value < self.labels:
+        if value is not None and not NO_CLASS <= value < self.labels:
             yield f"{name} is {value}; a class up to {self.labels - 1} was expected"
 
     def _count(self, name: str, value: int | None) -> Iterator[str]:

@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
 from art_defenses_ext.checkpoint import check_kinds, load_checkpoint, save_checkpoint
-from art_defenses_ext.layout import channels_to_back, channels_to_front, shape_with_channels_in_front
+from art_defenses_ext.layout import channels_to_back, channels_to_front
 from art_defenses_ext.modes import Defence
-from art_defenses_ext.pipeline import check_runs
+from art_defenses_ext.pipeline import check_runs, probes
 from art_defenses_ext.rebuild import HALVES, model_dtype
+from art_defenses_ext.shares import as_shares
 from art_defenses_ext.surrogate import replaced
 from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
@@ -177,8 +178,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
 
     def shown(self, x: Tensor) -> Tensor:
         """Images (N, ...) in the clip range as a report shows them: from 0 to 1."""
-        low, high = self.clip_values
-        return (x.clamp(low, high) - low) / (high - low)
+        return as_shares(x.clamp(*self.clip_values), self.clip_values)
 
     # What ART and torch call
 
@@ -347,10 +347,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
 
     def _probes(self, classifier: PyTorchClassifier) -> Tensor:
         """Two images of noise (2, C, H, W), to try what a network can do."""
-        shape = shape_with_channels_in_front(classifier)
-        noise = torch.rand(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        low, high = self.clip_values
-        return self._with_digits((low + (high - low) * noise).to(self.device))
+        return self._inside(torch.tensor(probes(classifier), device=self.device))
 
     def _inner_normalisation(self, x: Tensor) -> Normalisation | None:
         """What the network does to such images (n, C, H, W), normalised, before its first layer; None for nothing."""

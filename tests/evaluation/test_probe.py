@@ -394,7 +394,7 @@ def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> 
 
 @pytest.mark.parametrize("answer", [lambda z: z[:, :3], lambda z: (z, z), lambda z: z[0]])
 def test_our_attacks_alone_name_what_is_no_logits(answer: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(InputError, match=r"estimator returned .* logits \(\d+, 4\) were expected"):
+    with pytest.raises(InputError, match=r"^estimator gives .* expected"):
         AutoPGD(wrap(Answering(answer)), max_iter=2).generate(images(), np.arange(N) % 2)
 
 
