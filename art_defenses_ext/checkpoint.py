@@ -122,6 +122,8 @@ def read_tensors(path: str | Path, argument: str = "path") -> tuple[dict[str, st
             # Clones: the tensors are the file's own pages, and whoever overwrites it would change or end the process.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return file.metadata() or {}, tensors
+    except MemoryError:
+        raise
     except Exception as error:  # of a damaged file, and of kinds of numbers that this torch does not know
         raise InputError(
             f"{argument} is {str(path)!r}, which is no safetensors file ({one_line(error)}); one was expected"

@@ -205,7 +205,7 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
     """
     check_choice("name", name, DATASETS)
     if root is not None:
-        _check_folder(root, "root")
+        check_folder("root", root)
     if size is not None:
         check_count("size", size)
         if name != "image_folder":
@@ -224,18 +224,14 @@ def data_found(root: str | Path | None = None) -> dict[str, bool]:
         root: as for :func:`load_dataset`.
     """
     if root is not None:
-        _check_folder(root, "root")
+        check_folder("root", root)
     at = _find_root(root)
     return {name: all((at / one.folder / file).is_file() for file in one.files) for name, one in _PUBLISHED.items()}
 
 
-def _check_folder(root: str | Path, argument: str) -> None:
-    check_folder(argument, root)
-
-
 def _find_root(root: str | Path | None) -> Path:
     if root is None and (variable := os.environ.get(ROOT_VARIABLE)):
-        _check_folder(variable, f"the environment variable {ROOT_VARIABLE}")
+        check_folder(f"the environment variable {ROOT_VARIABLE}", variable)
         root = variable
     # Absolute, since the files are read later, when the current directory may be another.
     return Path(root or DEFAULT_ROOT).expanduser().absolute()

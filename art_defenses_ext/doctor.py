@@ -15,8 +15,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.attacker import BATCH_NOISE
+from art_defenses_ext.evaluation.probe import passes_gradient
 from art_defenses_ext.evaluation.settings import PACKAGES
 from art_defenses_ext.layout import contradiction
 from art_defenses_ext.modes import Defence, gradient_mode, gradient_modes
@@ -158,12 +158,8 @@ def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 def _has_no_graph(classifier: PyTorchClassifier, x: FloatArray) -> bool:
     """Whether the logits are computed, but not from the image as autograd sees it."""
-    live = torch.tensor(x, device=classifier.device, requires_grad=True)
     try:
-        logits = as_module(classifier)(live)
-        if not logits.requires_grad:
-            return True
-        return torch.autograd.grad(logits.sum(), live, allow_unused=True)[0] is None
+        return not passes_gradient(classifier, "exact", x)
     except Exception:  # it has another flaw, which is named instead
         return False
 

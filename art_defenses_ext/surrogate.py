@@ -33,10 +33,10 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
 
     Args:
         wrapped: an ART ``PreprocessorPyTorch`` or an ``nn.Module``.
-        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little, and where the images'
-            height and width change, by the adjoint of a bilinear resize; a function is differentiated in its place;
-            ``"estimated"`` smooths the original with Gaussian noise and samples the
-            derivative of that, for what is discontinuous.
+        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little; where height and
+            width change, it is resized by the adjoint of bilinear interpolation. A function is differentiated in the
+            original's place. ``"estimated"`` smooths the original with Gaussian noise and samples the derivative of
+            that, for what is discontinuous.
         sigma: standard deviation of that noise, in units of the input.
         samples: antithetic pairs, two forward passes of the wrapped one each; the noise comes from torch's global
             generator, which ``evaluate`` seeds for each attack.

@@ -63,6 +63,7 @@ PAGES = {
 
 
 LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that float32 holds."""
 
 
 class InputError(ValueError):

@@ -239,7 +239,9 @@ def test_false_positives(assert_detects):
     result = run(suite, tests)
     result.assert_outcomes(passed=1, failed=2)
     result.stdout.fnmatch_lines(["*the detector flags * of the clean images; at most 10 % was wanted*"])
-    result.stdout.fnmatch_lines(["*of the images get past classifier and detector, which flags * of clean ones*"])
+    result.stdout.fnmatch_lines(
+        ["*attack success rate against classifier and detector is * at a false positive rate of *"]
+    )
 
 
 OWN_ATTACKS = """

@@ -198,11 +198,12 @@ class Suite:
         if past is None:
             raise InputError("classifier gets none of the images right; at least one that it does was expected")
         flagged = report.summary.detection.false_positives
-        self._note(name, f"past the detector {past}, at most {100 * (1 - at_least):g} % wanted", report)
+        self._note(name, f"attack success rate {past}, at most {100 * (1 - at_least):g} % wanted", report)
         if 1 - past.rate < at_least:
             raise AssertionError(
-                f"{past} of the images get past classifier and detector, which flags {flagged} of clean ones, "
-                f"under {threat}; at most {100 * (1 - at_least):g} % was wanted\n{_who_broke(report)}\n{_where(folder)}"
+                f"attack success rate against classifier and detector is {past} under {threat}, at a false positive "
+                f"rate of {flagged}; at most {100 * (1 - at_least):g} % was wanted\n"
+                f"{_who_broke(report)}\n{_where(folder)}"
             )
         if false_positives is not None and flagged.interval[0] > false_positives:
             raise AssertionError(

@@ -275,9 +275,8 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
     """What the JumpReLU authors ran: gray-box (made on the plain network) and white-box (native derivative)."""
 
     def iterations(classifier: PyTorchClassifier) -> int:
-        return (
-            40 if shape_with_channels_in_front(classifier)[0] == 1 else 7
-        )  # the authors' figures for MNIST and CIFAR-10
+        is_grey = shape_with_channels_in_front(classifier)[0] == 1
+        return 40 if is_grey else 7  # the authors' figures for MNIST and CIFAR-10
 
     def ifgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
         return IterativeFGSM(classifier, 0.01, iterations(classifier), scale=normalisation_scale(classifier))

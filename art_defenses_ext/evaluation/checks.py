@@ -15,12 +15,12 @@ from typing import Any, Literal
 from art_defenses_ext.evaluation.attacks import Kind
 from art_defenses_ext.evaluation.binarization import Binarization
 from art_defenses_ext.evaluation.gradient_health import FAITHFUL_SHARE, GradientHealth
+from art_defenses_ext.evaluation.not_finite import NotFinite
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Proportion
 from art_defenses_ext.evaluation.records import SampleRecord
 from art_defenses_ext.evaluation.settings import RunDescription
 from art_defenses_ext.evaluation.standing import untried_modes
-from art_defenses_ext.logits import NO_CLASS
 
 TOLERATED = 0.01
 """The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's
@@ -273,13 +273,11 @@ def _binarization(name: str, evidence: Evidence) -> Check:
 
 def _finite_logits(name: str, evidence: Evidence) -> Check:
     """Every clean image has a class: logits that are not finite name none."""
-    clean = Proportion.of(record.clean == NO_CLASS for record in evidence.records)
-    successes = [[one for one in r.attacks.values() if one.success] for r in evidence.records if r.correct]
-    broken = [all(one.prediction == NO_CLASS for one in some) for some in successes if some]
-    finding = f"logits are not finite for {_of(clean)} clean images"
-    if any(broken):
-        finding += f"; {_of(Proportion.of(broken))} broken images were broken by such logits alone"
-    return Check(name, _judged(clean.count > 0), finding, {"not finite": clean})
+    counted = NotFinite.of(evidence.records)
+    finding = f"logits are not finite for {_of(counted.clean)} clean images"
+    if counted.broken is not None and counted.broken.count:
+        finding += f"; {_of(counted.broken)} broken images were broken by such logits alone"
+    return Check(name, _judged(counted.clean.count > 0), finding, {"not finite": counted.clean})
 
 
 def _or_rejected(evidence: Evidence) -> str:

@@ -1,4 +1,4 @@
-"""What a detector is worth, out of records: how well it tells attacked images, and who gets past it.
+"""What a detector is worth, out of records: how well it tells attacked images, and how often attacks succeed with it.
 
 Zero-knowledge attackers know the classifier alone, as those of most detectors' papers; with perfect knowledge they
 follow the detector's gradient, too. A detector is worth what the latter leave.
@@ -30,8 +30,9 @@ FALSE_POSITIVES = (0.01, 0.05, 0.10)
 """Shares of clean images that may be flagged, where it is asked how many attacked ones are."""
 
 PASSING = (0.05, 0.50)
-"""Shares of clean images that may be flagged, where it is asked which attacks with zero knowledge get past. Source:
-Bryniarski et al. 2022 (arXiv:2106.15023)."""
+"""False positive rates at which the success rate of attacks with zero knowledge is given.
+
+Source: Bryniarski et al. 2022 (arXiv:2106.15023)."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def _pool(knows: Knowledge, zero: set[str], records: list[SampleRecord], threat:
 
 
 def _past(keys: set[str], records: list[SampleRecord], threat: Threat) -> Proportion | None:
-    """The samples that some attack gets past classifier and detector, of those that the classifier gets right."""
+    """The attack success rate: of the samples that the classifier gets right, those with a fooling, accepted image."""
     right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
     return Proportion.of(any(not one.rejected for one in some) for some in right) if right else None
 

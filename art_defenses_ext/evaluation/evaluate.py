@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.judge import nb_labels, predict
 from art_defenses_ext.evaluation.manifest import Manifest
 from art_defenses_ext.evaluation.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
 from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.probe import IMAGES, check_graph, probe_attacks, probe_network
+from art_defenses_ext.evaluation.probe import check_graph, probe_attacks
 from art_defenses_ext.evaluation.report import Report
 from art_defenses_ext.evaluation.run_directory import Memory, RunDirectory, check_out, check_settings
 from art_defenses_ext.evaluation.seeding import seeded
@@ -34,7 +34,7 @@ from art_defenses_ext.evaluation.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.threats import Threat, check_threat
 from art_defenses_ext.evaluation.work import Work
 from art_defenses_ext.logits import NO_CLASS
-from art_defenses_ext.pipeline import check_differentiable
+from art_defenses_ext.pipeline import PROBES, check_differentiable, check_runs
 from art_defenses_ext.progress import progress_bar
 from art_defenses_ext.text import shown
 from art_defenses_ext.validation import (
@@ -281,11 +281,11 @@ class _Task:
 
     def _probe(self, progress: bool) -> None:
         """Find out on two images what cannot be run, such as a detector that is not fitted."""
-        x, labels = np.asarray(self.x[:IMAGES]), self.labels[:IMAGES]
+        x, labels = np.asarray(self.x[:PROBES]), self.labels[:PROBES]
         with self._evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
             with phases.phase(PREPARATION, self.classifier, steps=len(self.specs)) as announce:
-                probe_network(self.classifier, x)
+                check_runs(self.classifier)
                 _check_finite(self.classifier, self.x, self.settings.block_size)
                 check_graph(self.specs, self.attacker.attacked, self.attacker.modes, x)
                 work = Work(self.attacker, None, self.plan, self.threat, self.settings, misled=True)
@@ -293,7 +293,7 @@ class _Task:
                 probe_attacks(ladder, work.target, x, labels, announce)
             if self.undefended is not None:
                 with phases.phase(PREPARATION, self.undefended) as announce:
-                    probe_network(self.undefended, x, "undefended")
+                    check_runs(self.undefended, "undefended")
                     work = Work(self.attacker, self.undefended, self.plan, self.threat, self.settings, misled=True)
                     ladder = [run for run in ladder if run.spec.crafted_on == "undefended"]
                     probe_attacks(ladder, work.target, x, labels, announce)

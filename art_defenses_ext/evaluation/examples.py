@@ -86,6 +86,8 @@ def read_examples(path: Path) -> list[Example]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return [_example(number, arrays) for number in range(len(arrays["index"]))]
+    except MemoryError:
+        raise
     except Exception as error:  # zipfile, zlib and numpy trip over a damaged file in a dozen ways
         raise InputError(f"{path} cannot be read ({one_line(error)}); a run's examples were expected") from None
 

@@ -32,7 +32,7 @@ class Judgement(NamedTuple):
             None for a single pass.
         rejected: whether the detector rejects them (n,), judged as the classes are; None without a detector.
         excess: how far the detector's score is above its threshold (n,), float64, the mean over the counted passes;
-            None likewise.
+            None without a detector.
         rejections: in how many of the counted passes they were rejected (n,); None without a detector, and for a single
             pass.
         first_misses: misses in as many passes before the counted ones (n,); None for a single pass.

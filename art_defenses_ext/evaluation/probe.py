@@ -1,4 +1,4 @@
-"""Two images through networks and attacks before any work: what cannot be run is found out now, not after hours."""
+"""Two images through attacks before any work: what cannot be run is found out now, not after hours."""
 
 from __future__ import annotations
 
@@ -19,40 +19,13 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.plan import AttackRun
 from art_defenses_ext.modes import gradient_mode
-from art_defenses_ext.validation import InputError, check_outputs, one_line
-
-IMAGES = 2
-"""So many are tried."""
+from art_defenses_ext.validation import InputError, one_line
 
 LEAST: dict[str, Any] = {"max_iter": 1, "max_queries": 2, "nb_draws": 1, "nb_runs": 1, "nb_starts": 1, "eot": 1}
 """The least effort of our attacks, by parameter."""
 
 Target = Callable[[AttackRun], PyTorchClassifier | None]
 """The classifier that a run of the plan is made on; None if it is not to run."""
-
-
-def probe_network(classifier: PyTorchClassifier, x: FloatArray, argument: str = "classifier") -> None:
-    """Refuse a classifier that does not make logits of two images.
-
-    Args:
-        classifier: its whole way from images to logits is run.
-        x: images (n, ...).
-        argument: the name to blame.
-
-    Raises:
-        InputError: where it cannot be run, or returns something else than floating-point logits (n, nb_classes).
-    """
-    try:
-        with torch.no_grad():
-            outputs = as_module(classifier)(torch.tensor(x, device=classifier.device))
-    except InputError:
-        raise
-    except Exception as error:  # a network may check its input in any way
-        raise InputError(
-            f"{argument} cannot be run on images {tuple(x.shape[1:])} ({one_line(error)}); a network that makes logits "
-            "of float32 images of its input_shape was expected"
-        ) from error
-    check_outputs(outputs, len(x), classifier.nb_classes, argument)
 
 
 def probe_attacks(
@@ -130,7 +103,7 @@ def check_graph(
         InputError: where nothing could move an image.
     """
     blind = [one for one in specs if one.crafted_on == "defended" and one.kind in ("white-box", "single step")]
-    if len(blind) < len(specs) or any(_passes_gradient(classifier, mode, x) for mode in modes):
+    if len(blind) < len(specs) or any(passes_gradient(classifier, mode, x) for mode in modes):
         return
     raise InputError(
         f"attacks holds {blind[0].name!r}, which follows a gradient, and no graph leads from the classifier's logits "
@@ -138,7 +111,8 @@ def check_graph(
     )
 
 
-def _passes_gradient(classifier: PyTorchClassifier, mode: str, x: FloatArray) -> bool:
+def passes_gradient(classifier: PyTorchClassifier, mode: str, x: FloatArray) -> bool:
+    """Whether a graph leads from the logits back to the images (n, ...) in a gradient mode."""
     live = torch.tensor(x, device=classifier.device, requires_grad=True)
     with torch.enable_grad(), gradient_mode(classifier, mode):
         logits = as_module(classifier)(live)

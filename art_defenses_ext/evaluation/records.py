@@ -26,7 +26,7 @@ class Outcome:
         misclassified: whether that is not the label, and the image is not rejected.
         linf: largest change of a pixel value; of an attack in a linf ball that this exceeds by the rounding of float32
             alone, the ball's radius. Nine significant digits.
-        l2: Euclidean length of the change; likewise.
+        l2: Euclidean length of the change, in an l2 ball cut to its radius in the same way.
         success: misclassified inside the threat's ball.
         usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
         undefended_prediction: the undefended classifier's class for it, where the attack was made on that.

@@ -476,7 +476,10 @@ def read_kept_examples(path: Path) -> list[Example]:
 
 
 def examples_by_block(path: Path) -> dict[int, list[Example]]:
-    """The examples of the run in a folder, by the index of their block's first sample; likewise.
+    """The examples of the run in a folder, by the index of their block's first sample.
+
+    Raises:
+        InputError: as :func:`read_kept_examples`.
 
     Files may be missing: whoever hands a run on may keep the pictures back, and no figure is made of them.
     """

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from art_defenses_ext.evaluation.checks import OF_THE_ATTACKS, Check
 from art_defenses_ext.evaluation.costs import Cost
 from art_defenses_ext.evaluation.detection import Detection, detection
+from art_defenses_ext.evaluation.not_finite import NotFinite
 from art_defenses_ext.evaluation.phases import PHASES
 from art_defenses_ext.evaluation.plan import AttackRun, Role
 from art_defenses_ext.evaluation.proportion import Mean, Proportion
@@ -124,27 +125,6 @@ class Curve:
 
     attack: str
     points: list[tuple[float, Proportion]]
-
-
-@dataclass(frozen=True)
-class NotFinite:
-    """Images for which the network gives NaN or infinite logits: they name no class, so they are wrong.
-
-    Attributes:
-        clean: clean images.
-        broken: of the samples that attacks broke, those that they broke by such logits alone; None if they broke none.
-    """
-
-    clean: Proportion
-    broken: Proportion | None
-
-    @classmethod
-    def of(cls, records: list[SampleRecord]) -> NotFinite:
-        """Counted in the records."""
-        successes = [[one for one in record.attacks.values() if one.success] for record in records if record.correct]
-        broken = [all(one.prediction == NO_CLASS for one in some) for some in successes if some]
-        clean = Proportion.of(record.clean == NO_CLASS for record in records)
-        return cls(clean, Proportion.of(broken) if broken else None)
 
 
 @dataclass(frozen=True)

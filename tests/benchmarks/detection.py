@@ -1,6 +1,9 @@
 """What detecting costs, and an attacker's step against classifier and detector, in passes of the classifier alone.
 
     python tests/benchmarks/detection.py [--threads 1] [--repeats 15] [--batch 32] [--device cuda]
+    python tests/benchmarks/detection.py --memory
+
+The latter prints what the weights take, and makes none of them.
 
 The runs of a line take turns in one process. Weights are random, which changes no time, and frozen. A pass is one
 forward and backward pass to the input: the gradient of one class's logit.
@@ -19,9 +22,15 @@ from art.estimators.classification import PyTorchClassifier
 from timing import Run, clock_of, device_name, take_turns
 from torch import Tensor, nn
 
-from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
+from art_defenses_ext.detector.explanation_reconstructor import (
+    RECONSTRUCTORS,
+    TRAINING_COPIES,
+    ExplanationReconstructor,
+)
 from art_defenses_ext.detector.explanations import EXPLANATIONS
+from art_defenses_ext.detector.reconstructors import make_reconstructors
 from art_defenses_ext.estimator.rejecting import rejecting
+from art_defenses_ext.memory import in_words
 from art_defenses_ext.models import KoLim, LeNetLike, ResNet20
 from art_defenses_ext.modes import gradient_mode
 
@@ -34,6 +43,7 @@ BAR = 3.0
 def detector_of(classifier: PyTorchClassifier, explanation: str) -> ExplanationReconstructor:
     """A detector that knows nothing, but has thresholds."""
     detector = ExplanationReconstructor(classifier, explanation=explanation)
+    detector.network.make()
     each = torch.arange(CLASSES).repeat(20)
     detector.network.keep(torch.rand(len(each)), each, 0.05)
     return detector
@@ -69,13 +79,29 @@ def attacked(whole: PyTorchClassifier, x: Tensor, mode: str) -> Run:
     return run
 
 
+def print_memory() -> None:
+    """Bytes of each kind of reconstructor of a single explanation, with 64 hidden units."""
+    print("| classes, pixels, kind | weights | while trained |\n|---|---|---|")
+    for nb_classes, side in ((10, 28), (1000, 224)):
+        for kind in RECONSTRUCTORS:
+            with torch.device("meta"):
+                made = make_reconstructors(kind, nb_classes, (1, side, side), 64)
+            weights = sum(tensor.nbytes for tensor in made.state_dict().values())
+            trained = "" if kind == "statistics" else in_words(TRAINING_COPIES * weights)  # a Gaussian is not trained
+            print(f"| {nb_classes:,} classes of {side} x {side} pixels, `{kind}` | {in_words(weights)} | {trained} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
+    if options.memory:
+        print_memory()
+        return
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     device = torch.device(options.device)
