@@ -437,13 +437,14 @@ def test_the_checks_runs_make_no_curve_and_no_point_of_one() -> None:
         ([], None, []),
         (["not run", "not run"], None, []),
         (["passed", "not run"], True, []),
-        (["passed", "failed", "not run", "failed"], False, ["b", "d"]),
+        (["passed", "failed", "not run", "failed"], False, ["larger eps", "transfer"]),
     ],
 )
 def test_a_result_is_established_if_no_check_that_was_made_failed(
     verdicts: list[Any], established: bool | None, failed: list[str]
 ) -> None:
-    checks = [Check(name, verdict, "") for name, verdict in zip("abcd", verdicts, strict=False)]
+    names = ("single step", "larger eps", "more effort", "transfer")
+    checks = [Check(name, verdict, "") for name, verdict in zip(names, verdicts, strict=False)]
     result = summary([run(LADDER)], samples({"ladder": held()}), checks=checks)
     assert result.checks == checks
     assert result.established is established
