@@ -180,11 +180,25 @@ class _Features(nn.Module):
                 handles.append(step.register_forward_pre_hook(lambda step, _: preprocessing.append(step)))
                 handles.append(step.register_forward_hook(lambda *_: preprocessing.clear(), always_call=True))
         try:
-            self.module(x)
+            logits = self.module(x)
         finally:
             for handle in handles:
                 handle.remove()
-        return torch.stack(seen).mean(dim=0)
+        features: Tensor = _WithLogits.apply(torch.stack(seen).mean(dim=0), logits)
+        return features
+
+
+class _WithLogits(torch.autograd.Function):
+    """Features, whose gradient also comes by the logits, as zero: where passes are counted, they are seen."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, logits: Tensor) -> Tensor:
+        ctx.save_for_backward(logits)
+        return features.view_as(features)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, torch.zeros_like(ctx.saved_tensors[0])
 
 
 def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, threat: Threat, seed: int) -> Head | None:

@@ -39,7 +39,7 @@ class _Counted(torch.autograd.Function):
 
 
 class Counting(nn.Module):
-    """A network that counts for itself: behind its last layer, as the gradient of an image enters there."""
+    """A network that counts for itself: before its first layer, where each gradient of an image comes out."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -49,8 +49,9 @@ class Counting(nn.Module):
         self.counts = {"forward": 0, "backward": 0}
 
     def forward(self, x: Tensor) -> Tensor:
-        counted: Tensor = _Counted.apply(self.out(torch.relu(self.conv(x)).flatten(1)), self.counts)
-        return counted
+        counted: Tensor = _Counted.apply(x, self.counts)
+        logits: Tensor = self.out(torch.relu(self.conv(counted)).flatten(1))
+        return logits
 
 
 class Noise(PreprocessorPyTorch):
