@@ -11,16 +11,16 @@ if TYPE_CHECKING:
     from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
-    from art_defenses_ext.evaluation.attacks import AttackSpec
-    from art_defenses_ext.evaluation.compare import compare
     from art_defenses_ext.evaluation.evaluate import evaluate
-    from art_defenses_ext.evaluation.threats import L2, Linf
-    from art_defenses_ext.modes import gradient_mode, gradient_modes
+    from art_defenses_ext.evaluation.publish.compare import compare
+    from art_defenses_ext.evaluation.suite.suites import AttackSpec
+    from art_defenses_ext.evaluation.threat import L2, Linf
+    from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
+    from art_defenses_ext.gradients.surrogate import Surrogate
     from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
     from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
     from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
     from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestoration
-    from art_defenses_ext.surrogate import Surrogate
     from art_defenses_ext.transformer.jump_relu import JumpReLU
 
 __all__ = [
@@ -44,22 +44,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AttackSpec": "evaluation.attacks",
-    "L2": "evaluation.threats",
+    "AttackSpec": "evaluation.suite.suites",
     "ExplanationReconstructor": "detector.explanation_reconstructor",
     "FeatureAutoencoder": "preprocessor.feature_autoencoder",
     "HeatAndBlur": "preprocessor.heat_and_blur",
     "JumpReLU": "transformer.jump_relu",
-    "Linf": "evaluation.threats",
+    "L2": "evaluation.threat",
+    "Linf": "evaluation.threat",
     "RestorationLoss": "preprocessor.restoration_loss",
-    "Surrogate": "surrogate",
+    "Surrogate": "gradients.surrogate",
     "TwoStreamRestoration": "preprocessor.two_stream_restoration",
     "as_module": "estimator.defend",
-    "compare": "evaluation.compare",
+    "compare": "evaluation.publish.compare",
     "defend": "estimator.defend",
     "evaluate": "evaluation.evaluate",
-    "gradient_mode": "modes",
-    "gradient_modes": "modes",
+    "gradient_mode": "gradients.modes",
+    "gradient_modes": "gradients.modes",
     "rejecting": "estimator.rejecting",
 }
 """Where each name comes from."""

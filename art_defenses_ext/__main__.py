@@ -1,5 +1,5 @@
 """``python -m art_defenses_ext``: the same as the command ``art-defenses``."""
 
-from art_defenses_ext.cli import main
+from art_defenses_ext.cli.app import main
 
 main()

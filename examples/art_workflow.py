@@ -31,13 +31,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext import FeatureAutoencoder, JumpReLU, Linf, defend, evaluate
-from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.evaluation.attacks import STANDARD, AttackSpec
-from art_defenses_ext.evaluation.compare import Compared, compare
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.models import DEFAULT_MODEL, MODELS, build_model
+from art_defenses_ext.evaluation.publish.compare import Compared, compare
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.zoo.datasets import Dataset, load_dataset
+from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model
 
 EPOCHS = {"digits": (30, 10), "mnist": (5, 5)}
 """Passes over the training images: of the network, and of each training of a defence."""

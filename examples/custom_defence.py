@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 
 from art_defenses_ext import Linf, defend, evaluate
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import load_dataset
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import load_dataset
 
 
 class GreyLevels(RestoringPreprocessor):

@@ -25,11 +25,11 @@ from art.estimators.classification import PyTorchClassifier
 from explanation_reconstructor_mnist import HEADS, evading, measured, print_success
 
 from art_defenses_ext import ExplanationReconstructor
-from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Split, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, AttackSpec
-from art_defenses_ext.evaluation.detection import DetectionRow
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.evaluation.results.detection import DetectionRow
+from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Split, load_dataset
 
 EPS = 0.03
 WEIGHTS = "weights/erichson_cifar10_resnet20_baseline.pkl"

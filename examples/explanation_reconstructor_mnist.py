@@ -26,12 +26,12 @@ from torch import nn
 from art_defenses_ext import ExplanationReconstructor, Linf, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
-from art_defenses_ext.datasets import Split, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, AttackSpec
-from art_defenses_ext.evaluation.detection import Detection, DetectionRow
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.models import KoLim, LeNetLike
-from art_defenses_ext.training import train_classifier
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.results.detection import Detection, DetectionRow
+from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.zoo.datasets import Split, load_dataset
+from art_defenses_ext.zoo.models import KoLim, LeNetLike
 
 GRID = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
 

@@ -31,14 +31,14 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
-from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Split, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, STANDARD, AttackSpec, attack_set
-from art_defenses_ext.evaluation.judge import predict
-from art_defenses_ext.evaluation.metrics import ndcg
-from art_defenses_ext.evaluation.proportion import Proportion
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.evaluation.records.metrics import ndcg
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.suite.predictions import predict
+from art_defenses_ext.evaluation.suite.suites import PAPERS, STANDARD, AttackSpec, attack_set
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Split, load_dataset
 
 Options = dict[str, Any]
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.segment import Segment, Segments
 from rich.terminal_theme import DIMMED_MONOKAI
 
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.table import render
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.terminal import render
 
 # Rich's own frame around a terminal, without the web font that it would load: pages that show pictures block that.
 FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">

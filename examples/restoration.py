@@ -19,19 +19,19 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import FeatureAutoencoder, Linf, RestorationLoss, TwoStreamRestoration, defend, evaluate
-from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Dataset, Split, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS
-from art_defenses_ext.evaluation.judge import predict
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.modes import surrogate_width
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.suite.predictions import predict
+from art_defenses_ext.evaluation.suite.suites import PAPERS
+from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.training_inputs import pgd
+from art_defenses_ext.training.inputs import pgd
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Dataset, Split, load_dataset
 
 Options = dict[str, Any]
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from restoration import Fit, Setting, end_to_end, main
 
 from art_defenses_ext import FeatureAutoencoder, RestorationLoss
-from art_defenses_ext.training_inputs import pgd
+from art_defenses_ext.training.inputs import pgd
 
 EPS = 8 / 255
 THIRDS = ["clean", "fgsm", pgd(EPS, 5)]

@@ -17,9 +17,9 @@ from art.estimators.classification import PyTorchClassifier
 from hypothesis import settings
 from torch import nn
 
-from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.models import MODELS, DigitsCNN
-from art_defenses_ext.training import train_classifier
+from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.zoo.datasets import Dataset, load_dataset
+from art_defenses_ext.zoo.models import MODELS, DigitsCNN
 
 # The same examples in each run, and no verdict that depends on how busy the machine is.
 settings.register_profile("reproducible", deadline=None, derandomize=True)

@@ -57,21 +57,21 @@ from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD,
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attribution.relevance import Composite
-from art_defenses_ext.cli import app
-from art_defenses_ext.datasets import load_dataset
-from art_defenses_ext.doctor import examine
-from art_defenses_ext.evaluation.assertions import Suite
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.cli.app import app
+from art_defenses_ext.cli.doctor import examine
 from art_defenses_ext.evaluation.evaluate import evaluate_shard, run_key
-from art_defenses_ext.evaluation.leaderboard import Entry, leaderboard
 from art_defenses_ext.evaluation.merge import merge
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.shard import Shard
-from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.models import build_model, load_weights
+from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.shard import Shard
+from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS
 from art_defenses_ext.preprocessor.two_stream_restoration import MAPS, STREAMS, WEIGHTS
-from art_defenses_ext.training_inputs import INPUTS
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.testing.assertions import Suite
+from art_defenses_ext.training.inputs import INPUTS
+from art_defenses_ext.zoo.datasets import load_dataset
+from art_defenses_ext.zoo.models import build_model, load_weights
 
 COSTLY = ("a large number", "a huge number", "a number without digits")
 """Legitimate numbers of steps that nobody waits for."""

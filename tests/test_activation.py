@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.gradients.activation import ReplaceReLU, check_replaceable, count_relus
 
 Activation = Callable[[Tensor], Tensor]
 

@@ -20,22 +20,28 @@ PACKAGE = "art_defenses_ext"
 ROOT = Path(art_defenses_ext.__file__).parent
 PLAN = ROOT.parent / "docs" / "architecture.md"
 
-LAYERS = (
-    {"__main__", "cli", "cli_options", "pytest_plugin"},
-    {"classifiers", "defences", "doctor", "evaluation"},
-    {"attack"},
-    {"estimator"},
-    {"detector", "preprocessor", "transformer"},
-    {
-        "activation", "attribution", "checkpoint", "datasets", "features", "image_folder", "models", "modes",
-        "pipeline", "progress", "provenance", "rebuild", "surrogate", "training", "training_inputs", "training_state",
-    },
-    {"arrays", "layout", "logits", "memory", "shares", "text", "validation"},
-)  # fmt: skip
-"""From the top down: each imports from its own and from what stands below."""
-
-FACES = LAYERS[4]
-"""These know nothing of what stands above them, and ``estimator`` nothing of them."""
+ROOMS = (
+    ("__main__",),
+    ("cli", "testing"),
+    ("evaluation.publish",),
+    ("evaluation",),
+    ("evaluation.report",),
+    ("evaluation.results",),
+    ("evaluation.run",),
+    ("evaluation.checks",),
+    ("evaluation.suite",),
+    ("evaluation.records",),
+    ("evaluation.threat",),
+    ("attack",),
+    ("preprocessor", "detector", "transformer"),
+    ("zoo",),
+    ("training",),
+    ("attribution",),
+    ("estimator",),
+    ("gradients",),
+    ("base",),
+)
+"""From the top down: each imports from its own and from what stands below, not from what stands beside it."""
 
 
 def name_of(path: Path) -> str:
@@ -58,10 +64,16 @@ def imported(name: str) -> set[str]:
     return (found & set(PATHS)) - {name}
 
 
-def layer_of(name: str) -> int:
-    top = name.split(".")[1]
-    (layer,) = [number for number, names in enumerate(LAYERS) if top in names]
-    return layer
+def room_of(name: str) -> str:
+    """The room of a module; the evaluation's hall is what lies in its folder itself."""
+    parts = name.split(".")[1:]
+    inner = ".".join(parts[:2])
+    return inner if any(inner in rooms for rooms in ROOMS) else parts[0]
+
+
+def floor_of(name: str) -> int:
+    (floor,) = [number for number, rooms in enumerate(ROOMS) if room_of(name) in rooms]
+    return floor
 
 
 def test_there_is_no_import_cycle() -> None:
@@ -71,27 +83,32 @@ def test_there_is_no_import_cycle() -> None:
 
 @pytest.mark.parametrize("name", [name for name in PATHS if "." in name])
 def test_imports_go_down_only(name: str) -> None:
-    others = [other for other in imported(name) if "." in other]
-    above = [other for other in others if layer_of(other) < layer_of(name)]
-    assert not above
-    if name.split(".")[1] == "estimator":
-        assert not [other for other in others if other.split(".")[1] in FACES]
+    others = [other for other in imported(name) if "." in other and room_of(other) != room_of(name)]
+    assert not [other for other in others if floor_of(other) <= floor_of(name)]
+
+
+def test_the_page_draws_the_rooms_in_their_order() -> None:
+    text = PLAN.read_text()
+    drawn = text[text.index("    cli, testing > ") :].partition("\n\n")[0]
+    names = re.findall(r"\w+", drawn)
+    rooms = [room.removeprefix("evaluation.") for floor in ROOMS[1:] for room in floor]
+    hall = ["evaluate", "merge"]
+    assert [name for name in names if name not in ("evaluation", *hall)] == [
+        room for room in rooms if room != "evaluation"
+    ]
 
 
 def planned() -> set[str]:
     """The files on the plan, as paths below the package."""
     text = PLAN.read_text()
-    tree = text[text.index(f"    {PACKAGE}/") : text.index("The folders mirror")]
-    found, folder, indent_of_folder = set(), "", 0
+    tree = text[text.index(f"    {PACKAGE}/") : text.index("The order of the rooms")]
+    found, folders = set(), [""]
     for line in tree.splitlines()[1:]:
         indent = len(line) - len(line.lstrip())
         if opened := re.match(r"\s+(\w+)/(?:\s|$)", line):
-            folder, indent_of_folder = f"{opened[1]}/", indent
-            continue
-        if indent <= indent_of_folder:
-            folder = ""
-        words = re.match(r"\s*((?:[\w/]+\.(?:py|j2|html\.j2)(?:,\s*)?)+)", line)
-        found |= {folder + word for word in re.findall(r"[\w/.]+\.py", words[1])} if words else set()
+            folders[(indent - 4) // 2 :] = [f"{opened[1]}/"]
+        elif named := re.match(r"\s+(\w+\.py)\b", line):
+            found.add("".join(folders[: (indent - 4) // 2]) + named[1])
     return found
 
 

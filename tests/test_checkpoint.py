@@ -22,7 +22,7 @@ from torch import nn
 
 from art_defenses_ext import FeatureAutoencoder, HeatAndBlur
 from art_defenses_ext.attribution.relevance import epsilon_plus
-from art_defenses_ext.checkpoint import (
+from art_defenses_ext.base.checkpoint import (
     FORMAT,
     VERSION,
     Checkpoint,
@@ -34,8 +34,8 @@ from art_defenses_ext.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_writing_that_fails_leaves_the_former_file(fails: str, tmp_path: Path, m
         raise OSError("no permission")
 
     if fails == "in the middle of writing":
-        monkeypatch.setattr("art_defenses_ext.checkpoint.save_file", half)
+        monkeypatch.setattr("art_defenses_ext.base.checkpoint.save_file", half)
     else:
         monkeypatch.setattr(Path, "replace", refuse)
     with pytest.raises(InputError, match=r"path is .*, which cannot be written \(OSError: no .*\); a file"):

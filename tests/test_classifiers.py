@@ -14,10 +14,10 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Dataset, Split
-from art_defenses_ext.models import MODELS, build_model
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Dataset, Split
+from art_defenses_ext.zoo.models import MODELS, build_model
 
 
 def weights_of(classifier: PyTorchClassifier) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def test_without_weights_the_published_ones_are_loaded(monkeypatch: pytest.Monke
         loaded.append((name, progress))
         nn.init.constant_(network.get_submodule("classifier.1").bias, 3.0)
 
-    monkeypatch.setattr("art_defenses_ext.classifiers.load_published", listen)
+    monkeypatch.setattr("art_defenses_ext.zoo.classifiers.load_published", listen)
     classifier = load_classifier(image_folder(996, True), "squeezenet1_1", progress=False)
     assert loaded == [("squeezenet1_1", False)]
     assert (weights_of(classifier)["classifier.1.bias"] == 3).all()

@@ -20,16 +20,17 @@ from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 from safetensors.torch import save_file
 
-from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate, progress
+from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.cli import DEFENCES, evaluate_command, main
-from art_defenses_ext.datasets import DATASETS, Dataset
-from art_defenses_ext.defences import DETECTOR_TRAINING, Wishes
-from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD, AttackSpec
-from art_defenses_ext.evaluation.run_directory import RECORDS
-from art_defenses_ext.models import MODELS, build_model
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base import progress
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.cli.app import DEFENCES, evaluate_command, main
+from art_defenses_ext.cli.defences import DETECTOR_TRAINING, Wishes
+from art_defenses_ext.evaluation.run.folder import RECORDS
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD, AttackSpec
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import DATASETS, Dataset
+from art_defenses_ext.zoo.models import MODELS, build_model
 
 OPTIONS = ["--" + name.replace("_", "-") for name in inspect.signature(evaluate_command).parameters]
 
@@ -241,7 +242,7 @@ def test_the_full_set_reaches_the_evaluation(command: Command, weights: Path, mo
         given.update(options, attacks=attacks, threat=threat, count=len(x))
         raise InputError("that is all")
 
-    monkeypatch.setattr("art_defenses_ext.cli.evaluate", listen)
+    monkeypatch.setattr("art_defenses_ext.cli.app.evaluate", listen)
     arguments = ["evaluate", "--weights", weights, "--jump", 1, "--attacks", "full", "--eps", 0.2, "--samples", 7]
     assert command(*arguments, "--check-samples", 3, "--naive").status == 2
     assert (given["attacks"], given["threat"], given["count"]) == ("full", Linf(0.2), 7)
@@ -270,7 +271,7 @@ def test_a_folder_of_images_is_cropped_to_the_network_and_attacked_in_small_bloc
         given.update(options, classes=classifier.nb_classes, x=x, y=y)
         raise InputError("that is all")
 
-    monkeypatch.setattr("art_defenses_ext.cli.evaluate", listen)
+    monkeypatch.setattr("art_defenses_ext.cli.app.evaluate", listen)
     torch.save(build_model("squeezenet1_1").state_dict(), tmp_path / "squeezenet.pt")
     arguments = ["evaluate", "--dataset", "image_folder", "--data", images, "--weights", tmp_path / "squeezenet.pt"]
     assert command(*arguments, "--defence", "none").err == "Error: that is all\n"

@@ -30,14 +30,14 @@ from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParse
 from sybil.parsers.rest import DocTestParser
 
 import art_defenses_ext
-from art_defenses_ext.cli import app
-from art_defenses_ext.cli_options import check_defences, options_of
-from art_defenses_ext.datasets import DATASETS, Dataset, load_dataset
-from art_defenses_ext.defences import DEFENCES
+from art_defenses_ext.cli.app import app
+from art_defenses_ext.cli.defences import DEFENCES
+from art_defenses_ext.cli.options import check_defences, options_of
 from art_defenses_ext.estimator.defend import as_module
-from art_defenses_ext.evaluation.attacks import SETS
-from art_defenses_ext.evaluation.leaderboard import Entry, leaderboard
-from art_defenses_ext.models import MODELS
+from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
+from art_defenses_ext.evaluation.suite.suites import SETS
+from art_defenses_ext.zoo.datasets import DATASETS, Dataset, load_dataset
+from art_defenses_ext.zoo.models import MODELS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -21,9 +21,9 @@ from nbclient import NotebookClient
 from nbformat import NotebookNode
 
 from art_defenses_ext import Linf, defend, evaluate
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import WHITE_BOX
-from art_defenses_ext.evaluation.checks import CHECKS
+from art_defenses_ext.evaluation.checks.checks import CHECKS
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.zoo.datasets import Dataset
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 SHARED = {"restoration.py"}

@@ -11,10 +11,17 @@ from torch.nn import functional as F
 from torchvision.models import squeezenet1_1, vgg16
 from torchvision.models.feature_extraction import create_feature_extractor
 
-import art_defenses_ext.features as features
-from art_defenses_ext.features import IMAGENET_MEAN, IMAGENET_STD, VGG16_TAPS, VGG16Features, feature_maps, usual_taps
-from art_defenses_ext.models import DigitsCNN
-from art_defenses_ext.validation import InputError
+import art_defenses_ext.preprocessor.feature_maps as features
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.preprocessor.feature_maps import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    VGG16_TAPS,
+    VGG16Features,
+    feature_maps,
+    usual_taps,
+)
+from art_defenses_ext.zoo.models import DigitsCNN
 
 
 @pytest.fixture(autouse=True)

@@ -19,17 +19,17 @@ from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.detector.explanation_reconstructor import (
     EXPLANATIONS,
     ClassAutoencoders,
     ExplanationReconstructor,
 )
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.models import MODELS, ResNet20
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.rebuild import rebuild
 from art_defenses_ext.transformer.jump_relu import jump_relu
+from art_defenses_ext.zoo.datasets import Dataset
+from art_defenses_ext.zoo.models import MODELS, ResNet20
 
 pytestmark = pytest.mark.gpu
 

@@ -25,15 +25,15 @@ from typer.testing import CliRunner
 
 from art_defenses_ext import AttackSpec, Linf, compare, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.cli import app
-from art_defenses_ext.evaluation.compare import Compared, Comparison
-from art_defenses_ext.evaluation.leaderboard import Entry, leaderboard
-from art_defenses_ext.evaluation.page import render_page
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.table import render
-from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.text import code_block, for_markdown, for_terminal, is_web_address, markdown_link, shown
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.progress import progress_bar
+from art_defenses_ext.base.text import code_block, for_markdown, for_terminal, is_web_address, markdown_link, shown
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.cli.app import app
+from art_defenses_ext.evaluation.publish.compare import Compared, Comparison
+from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
+from art_defenses_ext.evaluation.report.page import render_page
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.terminal import render
 
 HOSTILE = (
     "\x1b]0;owned\x07",

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from art_defenses_ext.datasets import DATASETS, load_dataset
-from art_defenses_ext.models import (
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.training.loop import accuracy
+from art_defenses_ext.zoo.datasets import DATASETS, load_dataset
+from art_defenses_ext.zoo.models import (
     DEFAULT_MODEL,
     MODELS,
     LeNetLike,
@@ -24,8 +26,6 @@ from art_defenses_ext.models import (
     load_published,
     load_weights,
 )
-from art_defenses_ext.training import accuracy
-from art_defenses_ext.validation import InputError
 
 NB_PARAMETERS = {
     # Counted by hand from the shapes of the papers' layers; He et al. 2016, table 6, give 0.27 million for ResNet-20.
@@ -131,7 +131,7 @@ def test_a_function_in_the_current_directory_builds_a_network(tmp_path: Path, mo
 
 
 def test_a_class_of_a_package_builds_a_network() -> None:
-    assert isinstance(build_model("art_defenses_ext.models:LeNetLike"), LeNetLike)
+    assert isinstance(build_model("art_defenses_ext.zoo.models:LeNetLike"), LeNetLike)
 
 
 @pytest.mark.parametrize("name", ["resnet99", "", ":build", "my_net:", 3])

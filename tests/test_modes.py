@@ -14,7 +14,8 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU
-from art_defenses_ext.modes import (
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.gradients.modes import (
     Defence,
     annealable_modes,
     find_defences,
@@ -22,7 +23,6 @@ from art_defenses_ext.modes import (
     gradient_modes,
     surrogate_width,
 )
-from art_defenses_ext.validation import InputError
 
 
 class Scale(nn.Module, Defence):

@@ -24,11 +24,11 @@ from art_defenses_ext import (
 from art_defenses_ext.attribution.gradient import input_gradient
 from art_defenses_ext.attribution.relevance import relevance
 from art_defenses_ext.attribution.rules import ZBox
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 def assert_waits_for_nothing(network: nn.Module) -> None:

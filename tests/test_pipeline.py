@@ -23,10 +23,10 @@ from art_defenses_ext import (
     TwoStreamRestoration,
     defend,
 )
-from art_defenses_ext.pipeline import check_runs
-from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.training import train_classifier
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.pipeline import check_runs
+from art_defenses_ext.estimator.rebuild import rebuild
+from art_defenses_ext.training.loop import train_classifier
 
 SHAPE, NB_CLASSES = (3, 8, 8), 10
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from art_defenses_ext import progress
+from art_defenses_ext.base import progress
 
 
 def test_without_a_terminal_a_line_is_printed_each_half_minute(

@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 
 from art_defenses_ext import Linf, evaluate
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.zoo.datasets import Dataset
 
 pytest_plugins = ["pytester"]
 
@@ -23,9 +23,9 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import load_file
 from art_defenses_ext import ExplanationReconstructor, JumpReLU, Linf
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import load_dataset
-from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import load_dataset
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from pathlib import Path
 
 torch.set_num_threads(1)
@@ -115,7 +115,7 @@ def test_it(assert_robust):
 
 def test_an_unchanged_network_is_not_attacked_again(suite: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
     # Not by `from ... import`: the modules that an inner run imports are forgotten afterwards.
-    assertions = importlib.import_module("art_defenses_ext.evaluation.assertions")
+    assertions = importlib.import_module("art_defenses_ext.testing.assertions")
     calls: list[int] = []
     monkeypatch.setattr(assertions, "evaluate", lambda *a, **k: calls.append(k["seed"]) or evaluate(*a, **k))
     for seed in (0, 0, 1):
@@ -246,7 +246,7 @@ def test_false_positives(assert_detects):
 
 OWN_ATTACKS = """
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.evaluation.attacks import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 
 def pgd(classifier, threat, seed):
     return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)

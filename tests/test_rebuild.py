@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import nn
 
-from art_defenses_ext.rebuild import as_model_input, model_dtype, rebuild, record_undefended, undefended
+from art_defenses_ext.estimator.rebuild import as_model_input, model_dtype, rebuild, record_undefended, undefended
 
 CONSTRUCTOR_ARGUMENTS = [
     "model",

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from art_defenses_ext import Linf, as_module, defend, evaluate, gradient_mode, gradient_modes
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import WHITE_BOX
-from art_defenses_ext.surrogate import Surrogate
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.gradients.surrogate import Surrogate
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 class Rounding(PreprocessorPyTorch):

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from art_defenses_ext.defences import DEFENCES
+from art_defenses_ext.cli.defences import DEFENCES
 
 ROOT = Path(__file__).parents[1]
 ROWS = [

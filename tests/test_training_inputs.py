@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.models import MODELS
-from art_defenses_ext.training_inputs import (
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.training.inputs import (
     INPUTS,
     Clean,
     GaussianNoise,
@@ -32,7 +31,8 @@ from art_defenses_ext.training_inputs import (
     mixture,
     pgd,
 )
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
+from art_defenses_ext.zoo.models import MODELS
 
 SHAPE = (3, 4, 5)
 EPS = 0.1

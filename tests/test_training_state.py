@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.checkpoint import read_tensors, save_checkpoint, write_tensors
-from art_defenses_ext.training import Settings, train
-from art_defenses_ext.training_state import FORMAT, VERSION, Epoch, TrainingState, load_state, save_state
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.checkpoint import read_tensors, save_checkpoint, write_tensors
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.training.loop import Settings, train
+from art_defenses_ext.training.state import FORMAT, VERSION, Epoch, TrainingState, load_state, save_state
 
 NB_EPOCHS, NB_BATCHES = 5, 3
 

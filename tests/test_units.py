@@ -22,13 +22,13 @@ from art_defenses_ext import (
     defend,
     evaluate,
 )
-from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import PAPERS
-from art_defenses_ext.models import MODELS
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.suite.suites import PAPERS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.training_inputs import GaussianNoise, Networks, SignedGradient
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.training.inputs import GaussianNoise, Networks, SignedGradient
+from art_defenses_ext.zoo.datasets import Dataset
+from art_defenses_ext.zoo.models import MODELS
 
 RANGES = {"[0, 256]": (0.0, 256.0), "[0, 255]": (0.0, 255.0), "CT": (-1024.0, 3071.0)}
 """In the first one float32 computes as in [0, 1] to the last bit: a power of two moves the exponents alone."""

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 
 import art_defenses_ext
 from art_defenses_ext import Linf, defend, evaluate
-from art_defenses_ext.evaluation.shard import Shard
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.validation import (
     PAGES,
     InputError,
     check_classifier,
@@ -31,6 +30,7 @@ from art_defenses_ext.validation import (
     check_samples_of,
     check_target,
 )
+from art_defenses_ext.evaluation.run.shard import Shard
 
 
 class OwnForward(nn.Sequential):

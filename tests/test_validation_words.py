@@ -32,10 +32,10 @@ from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attribution.relevance import TopK
 from art_defenses_ext.attribution.rules import AlphaBeta, Epsilon, Gamma
-from art_defenses_ext.evaluation.attacks import STANDARD
-from art_defenses_ext.training import Settings
-from art_defenses_ext.training_inputs import GaussianNoise, SignedGradient
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.suite.suites import STANDARD
+from art_defenses_ext.training.inputs import GaussianNoise, SignedGradient
+from art_defenses_ext.training.loop import Settings
 
 NO_FLAGS = ["no", "false", "", None, 0, 1, np.array([True]), np.array(3)]
 NO_NUMBERS = ["2", "a", None, True, [0.1], np.array([0.1, 0.2]), np.array(0.1), float("nan"), 1j, torch.tensor(0.1)]

@@ -17,9 +17,9 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm
-from art_defenses_ext.modes import surrogate_width
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import InputError, check_positive
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import InputError, check_positive
+from art_defenses_ext.gradients.modes import surrogate_width
 
 FACTORS = (1.0, 0.5, 0.25, 0.1, 0.05)
 

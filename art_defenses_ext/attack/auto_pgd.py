@@ -20,7 +20,7 @@ from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.boundaries import nearest_rivals
 from art_defenses_ext.attack.losses import LOSSES, MIN_CLASSES, gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_on_sphere, steepest
-from art_defenses_ext.validation import InputError, check_choice, check_count, check_flag, check_positive
+from art_defenses_ext.base.validation import InputError, check_choice, check_count, check_flag, check_positive
 
 MOMENTUM = 0.75  # alpha of equation 1: share of the new step; the rest goes on in the former direction
 RHO = 0.75  # a step that raises the loss less often than this is too long

@@ -15,18 +15,13 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
-from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.losses import only_pair
 from art_defenses_ext.attack.norms import Norm, into_range, per_sample
 from art_defenses_ext.attack.rounding import moved_inside
-from art_defenses_ext.estimator.defend import as_module
-from art_defenses_ext.estimator.paired import paired
-from art_defenses_ext.estimator.rejecting import merge_rejection, rejects
-from art_defenses_ext.modes import gradient_mode, gradient_modes
-from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.rebuild import at_least_float32, evaluation_mode, gradients_enabled
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.progress import progress_bar
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import (
     InputError,
     check_classifier,
     check_count,
@@ -36,6 +31,11 @@ from art_defenses_ext.validation import (
     check_outputs,
     check_seed,
 )
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.paired import paired
+from art_defenses_ext.estimator.rebuild import at_least_float32, evaluation_mode, gradients_enabled
+from art_defenses_ext.estimator.rejecting import merge_rejection, rejects
+from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
 
 
 class TensorAttack(EvasionAttack):

@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
 
-from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError, check_images, check_labels
 from art_defenses_ext.estimator.rejecting import rejected_as, rejects
-from art_defenses_ext.validation import InputError, check_images, check_labels
 
 
 class ByClass(EvasionAttack):

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
-from art_defenses_ext.logits import undefined
-from art_defenses_ext.validation import check_all_positive, check_count, check_number
+from art_defenses_ext.base.logits import undefined
+from art_defenses_ext.base.validation import check_all_positive, check_count, check_number
 
 _PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
 

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.losses import gradient_of
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
-from art_defenses_ext.logits import named_classes
-from art_defenses_ext.validation import check_all_positive, check_count, check_positive
+from art_defenses_ext.base.logits import named_classes
+from art_defenses_ext.base.validation import check_all_positive, check_count, check_positive
 
 
 class IterativeFGSM(TensorAttack):

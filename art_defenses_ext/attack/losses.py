@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from art_defenses_ext.logits import undefined
+from art_defenses_ext.base.logits import undefined
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (n, K), labels (n,) to leave, target classes (n,) to reach (where the loss has any) -> losses (n,)."""

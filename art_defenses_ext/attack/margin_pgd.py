@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, project, random_in_ball, steepest
-from art_defenses_ext.validation import check_count, check_flag, check_positive
+from art_defenses_ext.base.validation import check_count, check_flag, check_positive
 
 
 class MarginPGD(TensorAttack):

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import InputError
 
 Norm = float
 """2 or numpy's inf."""

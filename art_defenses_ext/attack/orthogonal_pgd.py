@@ -26,9 +26,9 @@ from art_defenses_ext.attack.annealed_pgd import check_factors
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, steepest, unit
+from art_defenses_ext.base.validation import InputError, check_count, check_flag, check_number, check_positive
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
-from art_defenses_ext.modes import annealable_modes, find_defences, surrogate_width
-from art_defenses_ext.validation import InputError, check_count, check_flag, check_number, check_positive
+from art_defenses_ext.gradients.modes import annealable_modes, find_defences, surrogate_width
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)

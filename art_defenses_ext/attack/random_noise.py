@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm, random_in_ball
-from art_defenses_ext.validation import check_count, check_positive
+from art_defenses_ext.base.validation import check_count, check_positive
 
 
 class RandomNoise(TensorAttack):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.norms import Norm
+from art_defenses_ext.base.arrays import FloatArray
 
 PRECISION = 2.0**-22
 """How far rounding may move a pixel value, in units of the largest one. **Convention**: two to four units in its last

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, size
-from art_defenses_ext.layout import channels_to_back, channels_to_front
-from art_defenses_ext.validation import check_count, check_flag, check_number, check_positive
+from art_defenses_ext.base.layout import channels_to_back, channels_to_front
+from art_defenses_ext.base.validation import check_count, check_flag, check_number, check_positive
 
 HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
 SMALLEST_SCALE = 0.01  # of an l2 bump, in units of eps

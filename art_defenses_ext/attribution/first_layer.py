@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from art_defenses_ext.attribution.linear_map import LinearMap
 from art_defenses_ext.attribution.trace import Back, Trace
-from art_defenses_ext.rebuild import as_model_input, evaluation_mode
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode
 
 
 class Entrance(NamedTuple):

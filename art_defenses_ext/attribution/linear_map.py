@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from art_defenses_ext.rebuild import at_least_float32
+from art_defenses_ext.estimator.rebuild import at_least_float32
 
 Kind = Literal["convolution", "linear", "scale"]
 

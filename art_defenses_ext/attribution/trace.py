@@ -23,8 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.attribution.linear_map import Geometry, LinearMap, scaled
 from art_defenses_ext.attribution.rules import stabilised
-from art_defenses_ext.rebuild import at_least_float32
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import at_least_float32
 
 Back = Callable[[Tensor], tuple[Tensor, ...]]
 """Relevance of a step's output -> that of each of its inputs."""

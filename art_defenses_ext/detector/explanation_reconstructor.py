@@ -29,28 +29,14 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attribution.second_order import check_second_derivative
-from art_defenses_ext.checkpoint import check_kinds, load_checkpoint, save_checkpoint
-from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS, TINY, maps, statistics
-from art_defenses_ext.detector.reconstructors import (
-    SCORES,
-    ClassAutoencoders,
-    ClassGaussians,
-    ConvolutionalAutoencoder,
-    make_reconstructors,
-)
-from art_defenses_ext.layout import channels_to_front, shape_with_channels_in_front
-from art_defenses_ext.memory import available_memory, in_words
-from art_defenses_ext.modes import Defence, find_defences, gradient_mode
-from art_defenses_ext.pipeline import Pipeline, check_differentiable, check_runs, device_of, probes
-from art_defenses_ext.provenance import Training
-from art_defenses_ext.rebuild import evaluation_mode, gradients_enabled, rebuild
-from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.text import shown
-from art_defenses_ext.training import Settings, train
-from art_defenses_ext.training_state import Epoch
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, save_checkpoint
+from art_defenses_ext.base.layout import channels_to_front, shape_with_channels_in_front
+from art_defenses_ext.base.memory import available_memory, in_words
+from art_defenses_ext.base.provenance import Training
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import (
     InputError,
     check_choice,
     check_classifier,
@@ -62,6 +48,20 @@ from art_defenses_ext.validation import (
     check_target,
     differs,
 )
+from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS, TINY, maps, statistics
+from art_defenses_ext.detector.reconstructors import (
+    SCORES,
+    ClassAutoencoders,
+    ClassGaussians,
+    ConvolutionalAutoencoder,
+    make_reconstructors,
+)
+from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable, check_runs, device_of, probes
+from art_defenses_ext.estimator.rebuild import evaluation_mode, gradients_enabled, rebuild
+from art_defenses_ext.gradients.modes import Defence, find_defences, gradient_mode
+from art_defenses_ext.gradients.surrogate import replaced
+from art_defenses_ext.training.loop import Settings, train
+from art_defenses_ext.training.state import Epoch
 
 SCALINGS = ("image", "benign")
 

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.attribution import gradient
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
-from art_defenses_ext.layout import channels_to_front
-from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.rebuild import evaluation_mode
-from art_defenses_ext.shares import as_shares, from_shares
+from art_defenses_ext.base.layout import channels_to_front
+from art_defenses_ext.base.shares import as_shares, from_shares
+from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.estimator.rebuild import evaluation_mode
+from art_defenses_ext.gradients.activation import softplus_for_relu
 
 Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
 """(classifier, images (n, C, H, W), their predicted classes (n,), beta of the softplus that replaces each ReLU or None)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.validation import InputError, may_look
+from art_defenses_ext.base.validation import InputError, may_look
 
 
 class ClassAutoencoders(nn.Module):

@@ -8,9 +8,8 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.estimator.rejecting import RejectingNetwork
-from art_defenses_ext.modes import Defence
-from art_defenses_ext.pipeline import (
+from art_defenses_ext.base.validation import InputError, check_classifier, one_line
+from art_defenses_ext.estimator.pipeline import (
     Pipeline,
     check_keeps_batch,
     check_torch_preprocessing,
@@ -19,9 +18,10 @@ from art_defenses_ext.pipeline import (
     runs,
     unmoved_generators,
 )
-from art_defenses_ext.rebuild import rebuild, record_undefended
-from art_defenses_ext.surrogate import Surrogate
-from art_defenses_ext.validation import InputError, check_classifier, one_line
+from art_defenses_ext.estimator.rebuild import rebuild, record_undefended
+from art_defenses_ext.estimator.rejecting import RejectingNetwork
+from art_defenses_ext.gradients.modes import Defence
+from art_defenses_ext.gradients.surrogate import Surrogate
 
 
 def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -> PyTorchClassifier:

@@ -17,10 +17,10 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.logits import undefined
-from art_defenses_ext.pipeline import Pipeline, check_differentiable
-from art_defenses_ext.rebuild import as_model_input, rebuild, record_undefended, without_training
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.logits import undefined
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable
+from art_defenses_ext.estimator.rebuild import as_model_input, rebuild, record_undefended, without_training
 
 NOT_TRAINED = (
     "a classifier that rejects cannot be trained, since its detector was fitted for the network as it is; the "

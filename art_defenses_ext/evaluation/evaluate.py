@@ -13,31 +13,11 @@ import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext import rebuild
-from art_defenses_ext.arrays import FloatArray, Images, IntArray
-from art_defenses_ext.estimator.rejecting import rejecting, rejects
-from art_defenses_ext.evaluation.attacker import Attacker
-from art_defenses_ext.evaluation.attacks import AttackSpec, attack_set
-from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.gradient_health import GradientHealth, examine_gradients, nb_looks
-from art_defenses_ext.evaluation.identity import identity_of
-from art_defenses_ext.evaluation.judge import nb_labels, predict
-from art_defenses_ext.evaluation.manifest import Manifest
-from art_defenses_ext.evaluation.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
-from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.probe import check_graph, probe_attacks
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.run_directory import Memory, RunDirectory, check_out, check_settings
-from art_defenses_ext.evaluation.seeding import seeded
-from art_defenses_ext.evaluation.settings import Settings, describe_run
-from art_defenses_ext.evaluation.shard import WHOLE, Shard
-from art_defenses_ext.evaluation.threats import Threat, check_threat
-from art_defenses_ext.evaluation.work import Work
-from art_defenses_ext.logits import NO_CLASS
-from art_defenses_ext.pipeline import PROBES, check_differentiable, check_runs
-from art_defenses_ext.progress import progress_bar
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.base.logits import NO_CLASS
+from art_defenses_ext.base.progress import progress_bar
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import (
     InputError,
     check_count,
     check_evaluated,
@@ -47,6 +27,27 @@ from art_defenses_ext.validation import (
     check_samples_of,
     check_seed,
 )
+from art_defenses_ext.estimator import rebuild
+from art_defenses_ext.estimator.pipeline import PROBES, check_differentiable, check_runs
+from art_defenses_ext.estimator.rejecting import rejecting, rejects
+from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_looks
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.description import Settings
+from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.block import Work
+from art_defenses_ext.evaluation.run.describe import describe_run
+from art_defenses_ext.evaluation.run.folder import Memory, RunDirectory, check_out, check_settings
+from art_defenses_ext.evaluation.run.identity import identity_of
+from art_defenses_ext.evaluation.run.manifest import Manifest
+from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
+from art_defenses_ext.evaluation.suite.attacker import Attacker
+from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
+from art_defenses_ext.evaluation.suite.predictions import nb_labels, predict
+from art_defenses_ext.evaluation.suite.probe import check_graph, probe_attacks
+from art_defenses_ext.evaluation.suite.seeding import seeded
+from art_defenses_ext.evaluation.suite.suites import AttackSpec, attack_set
+from art_defenses_ext.evaluation.threat import Threat, check_threat
 
 
 @rebuild.gradients_enabled()
@@ -77,7 +78,7 @@ def evaluate(
     ``check_samples=0`` and ``adaptive=False`` leave ``report.robust_accuracy`` None, and
     ``report.accuracy_after_attacks`` is what is known. Preprocessors of other people are given a surrogate gradient,
     and a random defence is averaged over its randomness by the attacker and judged by its
-    likeliest class (``evaluation/vote.py``).
+    likeliest class (``evaluation/suite/vote.py``).
 
     With a detector, classifier and detector are attacked and judged as one network. A clean image is right if it is
     classified correctly and accepted; an attack succeeds if its image is misclassified and accepted.

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from art_defenses_ext.evaluation.examples import Example
-from art_defenses_ext.evaluation.manifest import ENVIRONMENT, Manifest
-from art_defenses_ext.evaluation.records import CostRecord
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.run_directory import (
+from art_defenses_ext.base.validation import InputError, check_flag, check_path, check_paths
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.evaluation.records.sample import CostRecord
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.folder import (
     Block,
     RunDirectory,
     examples_by_block,
@@ -22,8 +22,8 @@ from art_defenses_ext.evaluation.run_directory import (
     read_findings,
     read_manifest,
 )
-from art_defenses_ext.evaluation.shard import WHOLE
-from art_defenses_ext.validation import InputError, check_flag, check_path, check_paths
+from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
+from art_defenses_ext.evaluation.run.shard import WHOLE
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,11 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
-from art_defenses_ext.checkpoint import check_kinds, load_checkpoint, save_checkpoint
-from art_defenses_ext.layout import channels_to_back, channels_to_front
-from art_defenses_ext.modes import Defence
-from art_defenses_ext.pipeline import check_runs, probes
-from art_defenses_ext.rebuild import HALVES, model_dtype
-from art_defenses_ext.shares import as_shares
-from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, save_checkpoint
+from art_defenses_ext.base.layout import channels_to_back, channels_to_front
+from art_defenses_ext.base.shares import as_shares
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import (
     ROUNDING,
     InputError,
     check_classifier,
@@ -39,6 +35,10 @@ from art_defenses_ext.validation import (
     may_look,
     one_line,
 )
+from art_defenses_ext.estimator.pipeline import check_runs, probes
+from art_defenses_ext.estimator.rebuild import HALVES, model_dtype
+from art_defenses_ext.gradients.modes import Defence
+from art_defenses_ext.gradients.surrogate import replaced
 
 Numbers = float | Sequence[float]
 

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.activation import softplus_for_relu
+from art_defenses_ext.base.shares import as_shares
+from art_defenses_ext.base.validation import InputError, check_choice, check_count
+from art_defenses_ext.gradients.activation import softplus_for_relu
+from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
-from art_defenses_ext.shares import as_shares
-from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_choice, check_count
 
 ARCHITECTURES = ("unet", "paper")
 

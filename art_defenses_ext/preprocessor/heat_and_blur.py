@@ -33,10 +33,10 @@ from art_defenses_ext.attribution.relevance import (
     epsilon_plus_flat,
     relevance,
 )
-from art_defenses_ext.layout import channels_to_front
+from art_defenses_ext.base.layout import channels_to_front
+from art_defenses_ext.base.validation import InputError, check_choice, check_count, check_number
+from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
-from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError, check_choice, check_count, check_number
 
 STARTS = ("last_conv", "predicted", "top_k", "positive")
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.features import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
-from art_defenses_ext.rebuild import as_model_input, at_least_float32
-from art_defenses_ext.shares import as_shares
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import InputError, check_choice, check_number
+from art_defenses_ext.base.shares import as_shares
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import InputError, check_choice, check_number
+from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32
+from art_defenses_ext.preprocessor.feature_maps import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
 
 Terms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 """(restored images, clean images, labels (n,)) -> terms of the loss by name, weighted, each a mean over the images."""
@@ -36,7 +36,7 @@ class RestorationLoss:
         class_weight: of the cross-entropy that the classifier gives the restored image with its label.
         network: whose feature maps: the ``"classifier"`` behind the restorer, ``"vgg16"`` (torchvision's, trained on
             ImageNet), or a frozen network of one's own that takes images in the clip range.
-        taps: the layers, by their names in the network; None for three convolutions (``features.usual_taps``), of
+        taps: the layers, by their names in the network; None for three convolutions (``feature_maps.usual_taps``), of
             VGG16 for relu4_2, pool4 and relu5_2.
 
     >>> from art_defenses_ext import FeatureAutoencoder, RestorationLoss

@@ -15,25 +15,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.arrays import FloatArray, IntArray
-from art_defenses_ext.checkpoint import fingerprint
-from art_defenses_ext.layout import shape_with_channels_in_front
-from art_defenses_ext.preprocessor.base import RestoringPreprocessor
-from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.provenance import Training
-from art_defenses_ext.rebuild import (
-    as_model_input,
-    at_least_float32,
-    evaluation_mode,
-    gradients_enabled,
-    model_dtype,
-)
-from art_defenses_ext.shares import from_shares
-from art_defenses_ext.text import shown
-from art_defenses_ext.training import Objective, Settings, train
-from art_defenses_ext.training_inputs import Networks, TrainingInput, may_be_end_to_end, mixture
-from art_defenses_ext.training_state import Epoch
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.checkpoint import fingerprint
+from art_defenses_ext.base.layout import shape_with_channels_in_front
+from art_defenses_ext.base.provenance import Training
+from art_defenses_ext.base.shares import from_shares
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import (
     InputError,
     check_choice,
     check_classifier,
@@ -48,6 +36,18 @@ from art_defenses_ext.validation import (
     differs,
     into_clip_values,
 )
+from art_defenses_ext.estimator.rebuild import (
+    as_model_input,
+    at_least_float32,
+    evaluation_mode,
+    gradients_enabled,
+    model_dtype,
+)
+from art_defenses_ext.preprocessor.base import RestoringPreprocessor
+from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
+from art_defenses_ext.training.inputs import Networks, TrainingInput, may_be_end_to_end, mixture
+from art_defenses_ext.training.loop import Objective, Settings, train
+from art_defenses_ext.training.state import Epoch
 
 
 class TrainedRestorer(RestoringPreprocessor):
@@ -132,7 +132,7 @@ class TrainedRestorer(RestoringPreprocessor):
             y: class indices (N,) or one-hot rows (N, K); None for the classifier's own predictions.
             eps: size of the perturbations to train on, as a share of the clip range, up to 1: 8/255 for images in
                 [0, 1] and in [0, 255] alike.
-            inputs: kinds of training images, names out of ``training_inputs.INPUTS`` or functions; by default the
+            inputs: kinds of training images, names out of ``training.inputs.INPUTS`` or functions; by default the
                 method's own, and where ``adversarial`` clean ones and those made end to end.
             loss: what to minimise; by default the method's own, and where ``adversarial`` the cross-entropy of the
                 classifier, which is what an attacker drives up.

@@ -23,15 +23,15 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.activation import softplus_for_relu
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.attribution.second_order import check_second_derivative
+from art_defenses_ext.base.shares import as_shares
+from art_defenses_ext.base.validation import InputError, check_choice, check_count
+from art_defenses_ext.gradients.activation import softplus_for_relu
+from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
-from art_defenses_ext.shares import as_shares
-from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.training import Objective
-from art_defenses_ext.validation import InputError, check_choice, check_count
+from art_defenses_ext.training.loop import Objective
 
 MAPS = ("stacked", "sum", "predicted")
 

@@ -22,23 +22,11 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.activation import ReplaceReLU, check_replaceable, count_relus
-from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.logits import named_classes
-from art_defenses_ext.modes import Defence
-from art_defenses_ext.pipeline import check_runs, network_input
-from art_defenses_ext.provenance import Tuning
-from art_defenses_ext.rebuild import (
-    as_model_input,
-    at_least_float32,
-    gradients_enabled,
-    model_dtype,
-    rebuild,
-    record_undefended,
-    without_training,
-)
-from art_defenses_ext.text import shown
-from art_defenses_ext.validation import (
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.logits import named_classes
+from art_defenses_ext.base.provenance import Tuning
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import (
     InputError,
     check_classifier,
     check_count,
@@ -47,6 +35,18 @@ from art_defenses_ext.validation import (
     check_labels,
     check_number,
 )
+from art_defenses_ext.estimator.pipeline import check_runs, network_input
+from art_defenses_ext.estimator.rebuild import (
+    as_model_input,
+    at_least_float32,
+    gradients_enabled,
+    model_dtype,
+    rebuild,
+    record_undefended,
+    without_training,
+)
+from art_defenses_ext.gradients.activation import ReplaceReLU, check_replaceable, count_relus
+from art_defenses_ext.gradients.modes import Defence
 
 Jump = float | Sequence[float]
 

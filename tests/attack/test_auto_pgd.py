@@ -17,10 +17,10 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.base import predict
 from art_defenses_ext.attack.losses import LOSSES
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.costs import measured
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.records.costs import measured
+from art_defenses_ext.zoo.datasets import Dataset
 
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 NORMS = (2, np.inf)

@@ -28,9 +28,9 @@ from art_defenses_ext.attack.losses import LOSSES, margin
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 # Name -> (class, settings, norm and radius of the ball in which the examples must lie).
 ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]]] = {

@@ -11,7 +11,7 @@ from art.attacks.evasion import DeepFool
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.zoo.datasets import Dataset
 
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 NORMS = (2, np.inf)

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext import as_module
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.zoo.datasets import Dataset
 
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 Build = Callable[..., PyTorchClassifier]

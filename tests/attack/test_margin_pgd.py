@@ -10,7 +10,7 @@ import pytest
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.zoo.datasets import Dataset
 
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 NORMS = (2, np.inf)

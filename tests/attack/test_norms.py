@@ -13,7 +13,7 @@ from scipy import stats
 from torch import Tensor
 
 from art_defenses_ext.attack.norms import check_norm, per_sample, project, random_in_ball, size, steepest
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
 
 NORMS = (2, np.inf)
 SHAPES = [(8,), (4, 6), (3, 8, 8)]

@@ -24,11 +24,11 @@ from art_defenses_ext.attack.orthogonal_pgd import (
     SelectivePGD,
     without_component,
 )
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.modes import Defence, find_defences
-from art_defenses_ext.surrogate import replaced
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.gradients.modes import Defence, find_defences
+from art_defenses_ext.gradients.surrogate import replaced
+from art_defenses_ext.zoo.datasets import Dataset
 
 ATTACKS: tuple[type[RejectionAttack], ...] = (SelectivePGD, OrthogonalPGD, LagrangianPGD)
 Build = Callable[..., PyTorchClassifier]

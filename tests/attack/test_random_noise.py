@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from scipy import stats
 
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.zoo.datasets import Dataset
 
 NORMS = (2, np.inf)
 Build = Callable[..., PyTorchClassifier]

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square, _Window
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.costs import measured
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.records.costs import measured
+from art_defenses_ext.zoo.datasets import Dataset
 
 SHAPES = [(8,), (4, 6), (3, 4, 4), (1, 2, 4, 4)]
 NORMS = (2, np.inf)

@@ -30,7 +30,7 @@ from art_defenses_ext.attribution.relevance import (
     uniform,
 )
 from art_defenses_ext.attribution.rules import Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
 
 NB_CLASSES = 6
 TINY = 1e-12

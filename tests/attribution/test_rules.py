@@ -22,7 +22,7 @@ from art_defenses_ext.attribution.rules import (
     positive_part,
     stabilised,
 )
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
 
 LOW, HIGH = -3.0, 4.0
 Share = Callable[[list[float], list[float], float, list[bool]], list[float]]

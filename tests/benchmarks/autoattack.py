@@ -28,13 +28,13 @@ from art.estimators.classification import PyTorchClassifier
 from timing import device_name
 
 from art_defenses_ext import Linf, as_module, evaluate
-from art_defenses_ext.arrays import FloatArray, IntArray
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.evaluation.costs import Cost, measured
-from art_defenses_ext.evaluation.judge import classes
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.seeding import seeded
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.evaluation.records.costs import Cost, measured
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.suite.predictions import classes
+from art_defenses_ext.evaluation.suite.seeding import seeded
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
 BATCH = 256
 ART = "ART's ensemble"  # never by its class's name, which is that of the published one

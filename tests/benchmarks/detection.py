@@ -22,6 +22,7 @@ from art.estimators.classification import PyTorchClassifier
 from timing import Run, clock_of, device_name, take_turns
 from torch import Tensor, nn
 
+from art_defenses_ext.base.memory import in_words
 from art_defenses_ext.detector.explanation_reconstructor import (
     RECONSTRUCTORS,
     TRAINING_COPIES,
@@ -30,9 +31,8 @@ from art_defenses_ext.detector.explanation_reconstructor import (
 from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.detector.reconstructors import make_reconstructors
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.memory import in_words
-from art_defenses_ext.models import KoLim, LeNetLike, ResNet20
-from art_defenses_ext.modes import gradient_mode
+from art_defenses_ext.gradients.modes import gradient_mode
+from art_defenses_ext.zoo.models import KoLim, LeNetLike, ResNet20
 
 NETWORKS = {"KoLim": (KoLim, (1, 28, 28)), "LeNetLike": (LeNetLike, (1, 28, 28)), "ResNet20": (ResNet20, (3, 32, 32))}
 CLASSES = 10

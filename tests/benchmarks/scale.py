@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from timing import device_name
 
 from art_defenses_ext import JumpReLU, Linf
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
-from art_defenses_ext.evaluation.run_directory import read_records
-from art_defenses_ext.evaluation.shard import Shard
+from art_defenses_ext.evaluation.run.folder import read_records
+from art_defenses_ext.evaluation.run.shard import Shard
+from art_defenses_ext.evaluation.suite.suites import PAPERS
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import load_dataset
 
 BAR = 1.7
 """Two processes on two cores must be so many times as fast as one."""

@@ -23,18 +23,19 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext import HeatAndBlur, JumpReLU, TwoStreamRestoration, as_module, defend, gradient_mode, training
-from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext import HeatAndBlur, JumpReLU, TwoStreamRestoration, as_module, defend, gradient_mode
 from art_defenses_ext.attribution.gradient import smooth_grad
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector import explanation_reconstructor
 from art_defenses_ext.detector.explanation_reconstructor import DetectorNetwork, ExplanationReconstructor, needed
 from art_defenses_ext.detector.explanations import EXPLANATIONS, SAMPLES, SIGMA
 from art_defenses_ext.detector.reconstructors import SCORES, ClassAutoencoders
-from art_defenses_ext.modes import annealable_modes, find_defences, gradient_modes, surrogate_width
-from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild
+from art_defenses_ext.gradients.modes import annealable_modes, find_defences, gradient_modes, surrogate_width
+from art_defenses_ext.training import loop as training
+from art_defenses_ext.zoo.datasets import Dataset
 
 RATE = 0.1
 BRIEFLY: dict[str, Any] = {"nb_epochs": 2, "learning_rate": 3e-3, "progress": False}

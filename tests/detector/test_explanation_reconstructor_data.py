@@ -9,10 +9,10 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import ExplanationReconstructor, Linf, evaluate
 from art_defenses_ext.attack.orthogonal_pgd import OrthogonalPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, AttackSpec
-from art_defenses_ext.evaluation.detection import Detection
+from art_defenses_ext.evaluation.results.detection import Detection
+from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
 pytestmark = pytest.mark.data
 

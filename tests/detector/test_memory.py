@@ -12,11 +12,12 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext import ExplanationReconstructor, memory
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext import ExplanationReconstructor
+from art_defenses_ext.base import memory
+from art_defenses_ext.base.memory import available_memory, in_words
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector import explanation_reconstructor
-from art_defenses_ext.memory import available_memory, in_words
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 CPU = torch.device("cpu")
 

@@ -13,13 +13,13 @@ from scipy.spatial.distance import mahalanobis
 from torch import nn
 
 from art_defenses_ext import ExplanationReconstructor, gradient_mode
-from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attribution import gradient
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.explanations import DRAWS, NOISE, STATISTICS, statistics
 from art_defenses_ext.detector.reconstructors import ClassGaussians, ConvolutionalAutoencoder
-from art_defenses_ext.pipeline import Pipeline
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.zoo.datasets import Dataset
 
 BRIEFLY: dict[str, Any] = {"nb_epochs": 2, "progress": False}
 SIZES = [(1, 28, 28), (2, 8, 8), (3, 7, 5), (1, 4, 4), (1, 1, 3)]

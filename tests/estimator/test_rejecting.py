@@ -22,17 +22,17 @@ from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 
 from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate, gradient_mode, gradient_modes
-from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.by_class import ByClass
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
+from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejected_as, rejecting, rejects
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.seeding import seeded
-from art_defenses_ext.modes import find_defences
-from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.suite.seeding import seeded
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.gradients.modes import find_defences
+from art_defenses_ext.zoo.datasets import Dataset
 
 SHAPE, NB_CLASSES = (2, 3, 4), 5
 

@@ -13,9 +13,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import L2, JumpReLU, Linf, Surrogate, as_module, defend, gradient_mode, rejecting
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.evaluation.attacker import (
+from art_defenses_ext.evaluation.suite.attacker import (
     EOT_DRAWS,
     VOTES,
     Attacker,
@@ -24,9 +24,9 @@ from art_defenses_ext.evaluation.attacker import (
     smoothed,
     with_surrogates,
 )
-from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.modes import find_defences, gradient_modes
-from art_defenses_ext.rebuild import rebuild
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.gradients.modes import find_defences, gradient_modes
+from art_defenses_ext.zoo.datasets import Dataset
 
 THREAT = Linf(0.1)
 

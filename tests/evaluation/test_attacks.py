@@ -21,8 +21,9 @@ from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import (
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.suite.seeding import seeded
+from art_defenses_ext.evaluation.suite.suites import (
     DETECTOR_LADDER,
     FULL,
     PAPERS,
@@ -33,10 +34,9 @@ from art_defenses_ext.evaluation.attacks import (
     attack_set,
     normalisation_scale,
 )
-from art_defenses_ext.evaluation.seeding import seeded
-from art_defenses_ext.evaluation.threats import L2, Linf, Threat
+from art_defenses_ext.evaluation.threat import L2, Linf, Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 JUMP_RELU = PAPERS["jump_relu"]
 OWN = AttackSpec("own", lambda classifier, threat, seed: FastGradientMethod(classifier), "of one's own")

@@ -16,11 +16,11 @@ from art_defenses_ext import L2, JumpReLU, Linf
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.losses import margin, only_pair
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation import binarization
-from art_defenses_ext.evaluation.attacks import WHITE_BOX
-from art_defenses_ext.evaluation.binarization import binarization_test, last_linear
-from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.evaluation.checks import binarization
+from art_defenses_ext.evaluation.checks.binarization import binarization_test, last_linear
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.zoo.datasets import Dataset
 
 THREATS: list[Threat] = [Linf(0.1), L2(0.6)]
 WHITE = (WHITE_BOX.build, "exact")

@@ -12,10 +12,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, defend, evaluate
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.evaluation.checks import CHECKS
-from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.checks.checks import CHECKS
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
 SAMPLES, FEW, CHECKED = 40, 24, 12  # the binarization test takes a thousand points and a fit for each image checked
 

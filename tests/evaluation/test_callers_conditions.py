@@ -32,12 +32,12 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.doctor import examine
-from art_defenses_ext.evaluation.attacks import WHITE_BOX
-from art_defenses_ext.evaluation.vote import judge
-from art_defenses_ext.models import MODELS
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.cli.doctor import examine
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.zoo.datasets import Dataset
+from art_defenses_ext.zoo.models import MODELS
 
 OFF = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 EPS = 0.15

@@ -14,16 +14,17 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext import rejecting
-from art_defenses_ext.evaluation.attacker import Attacker
-from art_defenses_ext.evaluation.attacks import STANDARD, AttackSpec
-from art_defenses_ext.evaluation.binarization import Binarization
-from art_defenses_ext.evaluation.checks import CHECKS, Check, Evidence, run_checks
-from art_defenses_ext.evaluation.gradient_health import GradientHealth
-from art_defenses_ext.evaluation.plan import AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.records import Outcome, SampleRecord
-from art_defenses_ext.evaluation.settings import Settings, describe_run
-from art_defenses_ext.evaluation.threats import Linf
+from art_defenses_ext.evaluation.checks.binarization import Binarization
+from art_defenses_ext.evaluation.checks.checks import CHECKS, Check, Evidence, run_checks
+from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.records.description import Settings
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
+from art_defenses_ext.evaluation.run.describe import describe_run
+from art_defenses_ext.evaluation.suite.attacker import Attacker
+from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
+from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
+from art_defenses_ext.evaluation.threat import Linf
 
 THREAT, LIMIT = Linf(0.1), Linf(0.5)
 SAMPLES = 100

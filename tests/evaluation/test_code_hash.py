@@ -11,7 +11,7 @@ import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod
 
-from art_defenses_ext.evaluation.code_hash import code_hash
+from art_defenses_ext.evaluation.run.code_hash import code_hash
 
 STEP = 0.1
 
@@ -173,7 +173,7 @@ def test_another_process_finds_the_same() -> None:
     # Sets and hashes of text differ between processes, addresses too.
     code = """
 from art.attacks.evasion import FastGradientMethod
-from art_defenses_ext.evaluation.code_hash import code_hash
+from art_defenses_ext.evaluation.run.code_hash import code_hash
 
 def build(classifier, threat, seed, chosen={"a", "b", "c"}, of=FastGradientMethod):
     return of(classifier, eps=threat.eps, options={"x": object, "y": build})

@@ -20,12 +20,12 @@ from scipy.stats import binom
 from art_defenses_ext import L2, HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.compare import Paired, _paired, compare
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.threats import Threat
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.publish.compare import Paired, _paired, compare
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 def pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:

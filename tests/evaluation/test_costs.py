@@ -11,9 +11,9 @@ from art.attacks.evasion import ProjectedGradientDescent
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.arrays import FloatArray
+from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.estimator.defend import as_module
-from art_defenses_ext.evaluation.costs import Cost, measured
+from art_defenses_ext.evaluation.records.costs import Cost, measured
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 
 NB_CLASSES = 4

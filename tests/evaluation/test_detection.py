@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.detection import (
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
+from art_defenses_ext.evaluation.results.detection import (
     FALSE_POSITIVES,
     PASSING,
     Detection,
@@ -28,10 +29,9 @@ from art_defenses_ext.evaluation.detection import (
     runs_on_all,
     threshold,
 )
-from art_defenses_ext.evaluation.plan import AttackRun
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.records import Outcome, SampleRecord
-from art_defenses_ext.evaluation.threats import Linf, Threat
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import Linf, Threat
 
 THREAT = Linf(0.1)
 Numbers = npt.NDArray[np.float64]

@@ -14,7 +14,7 @@ from scipy.optimize import linprog
 from torch import nn
 
 from art_defenses_ext import Linf, evaluate
-from art_defenses_ext.evaluation.summary import Summary
+from art_defenses_ext.evaluation.results.summary import Summary
 
 Numbers = npt.NDArray[np.float64]
 DIMENSIONS, EPS = 20, 0.06

@@ -25,24 +25,24 @@ from art.estimators.estimator import BaseEstimator
 from torch import nn
 
 from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, JumpReLU, defend, evaluate, gradient_mode, rejecting
-from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacker import EOT_DRAWS, VOTES, Attacker
-from art_defenses_ext.evaluation.attacks import DETECTOR_LADDER, PAPERS, STANDARD, WHITE_BOX, AttackSpec
-from art_defenses_ext.evaluation.costs import measured
-from art_defenses_ext.evaluation.phases import PHASES
-from art_defenses_ext.evaluation.plan import CURVE_FACTORS, EFFORT, make_plan
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.run_directory import COSTS, RECORDS, read_records
-from art_defenses_ext.evaluation.summary import AttackRow, summarise
-from art_defenses_ext.evaluation.threats import L2, Linf, Threat
-from art_defenses_ext.modes import find_defences
-from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.evaluation.records.costs import measured
+from art_defenses_ext.evaluation.records.phases import PHASES
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.results.summary import AttackRow, summarise
+from art_defenses_ext.evaluation.run.folder import COSTS, RECORDS, read_records
+from art_defenses_ext.evaluation.suite.attacker import EOT_DRAWS, VOTES, Attacker
+from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, make_plan
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, PAPERS, STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.threat import L2, Linf, Threat
+from art_defenses_ext.gradients.modes import find_defences
+from art_defenses_ext.zoo.datasets import Dataset
 
 EPS = 0.1
 BLOCK = 16
@@ -380,7 +380,7 @@ def test_every_seed_that_is_accepted_can_be_used(defended: PyTorchClassifier, x:
 def test_the_callers_generators_go_on_as_if_nothing_had_been(
     fails: bool, defended: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+    monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
 
     def act(x: FloatArray, y: FloatArray) -> FloatArray:
         moved = drawing(x, y)
@@ -418,7 +418,7 @@ def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, 
 def test_the_network_is_left_as_it_was(
     own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+    monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
     own_classifier.model.head[1].weight.requires_grad_(False)
     defended = JumpReLU(own_classifier, 1.0)()
     defended.model.gradient_mode = "smooth"
@@ -806,8 +806,8 @@ def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_fa
     """The first rung of the ladder and its checks on more than a block, with fewer steps than they take."""
     folder = tmp_path_factory.mktemp("checked") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("art_defenses_ext.evaluation.work.BINARIZED", 4)
-        patch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+        patch.setattr("art_defenses_ext.evaluation.run.block.BINARIZED", 4)
+        patch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
         report = evaluate(
             defended, x, y, Linf(0.05), [WHITE_BOX], out=folder, block_size=BLOCK, curve_samples=0, check_samples=20
         )
@@ -868,7 +868,7 @@ def test_a_naive_attacker_establishes_nothing(defended: PyTorchClassifier, x: Fl
 def test_what_the_exact_gradients_of_stacked_defences_hide_is_counted(
     digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("art_defenses_ext.evaluation.plan.EFFORT", BRIEF_EFFORT)
+    monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
     stacked = defend(JumpReLU(digits_classifier, 0.5)(), Rounding())
     report = evaluate(stacked, x[:8], y[:8], Linf(0.2), [WHITE_BOX], curve_samples=0, check_samples=1)
     assert len(report.summary.run.modes) == 6

@@ -11,9 +11,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import L2, JumpReLU, Linf
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.gradient_health import examine_gradients
-from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.evaluation.checks.gradient_health import examine_gradients
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 class Bent(nn.Module):

@@ -21,13 +21,13 @@ from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, Surrogate, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.evaluation import assertions
-from art_defenses_ext.evaluation.assertions import Suite
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.behaviour import Behaviour
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.evaluate import run_key
-from art_defenses_ext.evaluation.identity import Identity
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.run.behaviour import Behaviour
+from art_defenses_ext.evaluation.run.identity import Identity
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.testing import assertions
+from art_defenses_ext.testing.assertions import Suite
 
 SCALE = 1.0
 FILTER = torch.ones(1, 1, 3, 3) / 9

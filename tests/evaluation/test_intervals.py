@@ -10,9 +10,9 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import beta, binom, multinomial
 
-from art_defenses_ext.evaluation.bounded_mean import interval
-from art_defenses_ext.evaluation.compare import Paired
-from art_defenses_ext.evaluation.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.publish.compare import Paired
+from art_defenses_ext.evaluation.records.bounded_mean import interval
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 
 Numbers = npt.NDArray[np.float64]
 Draw = Callable[[np.random.Generator, int], Numbers]

@@ -11,10 +11,10 @@ from art.estimators.classification import PyTorchClassifier
 from scipy.special import softmax
 from torch import Tensor, nn
 
-from art_defenses_ext.datasets import Dataset
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.judge import Judgement, classes, nb_labels, predict
-from art_defenses_ext.evaluation.vote import judge
+from art_defenses_ext.evaluation.suite.predictions import Judgement, classes, nb_labels, predict
+from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 class Scripted(nn.Module):

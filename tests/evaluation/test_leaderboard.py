@@ -12,11 +12,11 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.leaderboard import FORMAT, Entry, leaderboard
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.publish.leaderboard import FORMAT, Entry, leaderboard
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 @pytest.fixture(scope="module")

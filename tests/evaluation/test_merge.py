@@ -19,22 +19,22 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
-from art_defenses_ext.arrays import FloatArray, IntArray, StoredImages
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.arrays import FloatArray, IntArray, StoredImages
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation import evaluate as module
-from art_defenses_ext.evaluation import settings
-from art_defenses_ext.evaluation.attacks import AttackSpec
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
-from art_defenses_ext.evaluation.phases import PHASES
-from art_defenses_ext.evaluation.plan import AttackRun
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.run_directory import EXAMPLES, FINDINGS, RECORDS, read_costs
-from art_defenses_ext.evaluation.shard import WHOLE, Shard
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.records import description as settings
+from art_defenses_ext.evaluation.records.phases import PHASES
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.folder import EXAMPLES, FINDINGS, RECORDS, read_costs
+from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.zoo.datasets import Dataset
 
 SAMPLES, BLOCK, EPS = 23, 4, 0.1
 
@@ -433,10 +433,10 @@ torch.set_num_threads(1)
 sys.path.insert(0, sys.argv[1])
 from test_merge import ATTACKS, EPS
 from art_defenses_ext import JumpReLU, Linf
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import load_dataset
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import load_dataset
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
-from art_defenses_ext.evaluation.shard import WHOLE
+from art_defenses_ext.evaluation.run.shard import WHOLE
 
 weights, out = map(Path, sys.argv[2:4])
 digits = load_dataset("digits")

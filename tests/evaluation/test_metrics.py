@@ -24,16 +24,16 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, evaluate
-from art_defenses_ext.arrays import FloatArray, IntArray
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation import metrics
-from art_defenses_ext.evaluation.attacker import VOTES
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.metrics import ndcg, reciprocal_rank, recorded
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.threats import Linf
-from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.evaluation.records import metrics
+from art_defenses_ext.evaluation.records.metrics import ndcg, reciprocal_rank, recorded
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.attacker import VOTES
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import Linf
+from art_defenses_ext.zoo.datasets import Dataset
 
 Rational = Sequence[Fraction]
 

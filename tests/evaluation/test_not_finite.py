@@ -15,7 +15,6 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from art_defenses_ext import Linf, evaluate
-from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
@@ -23,9 +22,10 @@ from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rejecting import merge_rejection
-from art_defenses_ext.evaluation.table import render
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.report.terminal import render
 
 
 class Overflowing(nn.Module):

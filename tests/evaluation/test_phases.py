@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from art_defenses_ext import AttackSpec, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.evaluation import gradient_health
-from art_defenses_ext.evaluation.attacks import STANDARD
-from art_defenses_ext.evaluation.phases import BINARIZATION, GRADIENTS, JUDGING, PHASES, PREPARATION
-from art_defenses_ext.evaluation.report import Report
+from art_defenses_ext.evaluation.checks import gradient_health
+from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, JUDGING, PHASES, PREPARATION
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.suites import STANDARD
 
 N, K = 10, 4
 

@@ -29,15 +29,15 @@ from art_defenses_ext import (
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.evaluation.assertions import Suite
-from art_defenses_ext.evaluation.attacker import depends_on_batch
-from art_defenses_ext.evaluation.attacks import STANDARD
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.evaluate import evaluate_shard, run_key
-from art_defenses_ext.evaluation.probe import with_least_effort
-from art_defenses_ext.evaluation.run_directory import RECORDS
-from art_defenses_ext.evaluation.shard import Shard
+from art_defenses_ext.evaluation.run.folder import RECORDS
+from art_defenses_ext.evaluation.run.shard import Shard
+from art_defenses_ext.evaluation.suite.attacker import depends_on_batch
+from art_defenses_ext.evaluation.suite.probe import with_least_effort
+from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.preprocessor.base import PreprocessorPyTorch
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.testing.assertions import Suite
 
 N, K = 12, 4
 SHAPE = (1, 6, 6)

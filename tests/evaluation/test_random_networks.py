@@ -15,11 +15,11 @@ from scipy.stats import norm
 from torch import Tensor, nn
 
 from art_defenses_ext import Linf, evaluate
-from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.vote import judge
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.vote import judge
 
 SIGMA = 1.0
 DIMENSIONS = 6

@@ -17,12 +17,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.checks import CHECKS as ALL_CHECKS
-from art_defenses_ext.evaluation.checks import Check
-from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.examples import Example
-from art_defenses_ext.evaluation.figures import (
+from art_defenses_ext.base.provenance import Training, Tuning
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.checks.checks import CHECKS as ALL_CHECKS
+from art_defenses_ext.evaluation.checks.checks import Check
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.description import RunDescription, Settings
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.report.figures import (
     accuracy_curves,
     examples_figure,
     excess_histograms,
@@ -32,15 +36,9 @@ from art_defenses_ext.evaluation.figures import (
     summary_bars,
     trade_off,
 )
-from art_defenses_ext.evaluation.page import render_page
-from art_defenses_ext.evaluation.plan import AttackRun
-from art_defenses_ext.evaluation.proportion import Mean, Proportion
-from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import Agreement, Randomness, Summary, summarise
-from art_defenses_ext.evaluation.threats import Linf
-from art_defenses_ext.evaluation.words import (
+from art_defenses_ext.evaluation.report.page import render_page
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.words import (
     DETECTION_COLUMNS,
     detection_rows,
     headlines,
@@ -48,8 +46,10 @@ from art_defenses_ext.evaluation.words import (
     training_in_words,
     verdict,
 )
-from art_defenses_ext.provenance import Training, Tuning
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.results.summary import Agreement, Randomness, Summary, summarise
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import Linf
 
 NB_SAMPLES = 20
 WIDTHS = (30, 40, 60, 80, 100, 140)

@@ -16,9 +16,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, Surrogate, as_module, defend, evaluate, gradient_mode, gradient_modes
-from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.evaluation.attacker import with_surrogates
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.suite.attacker import with_surrogates
 
 
 def art_s_resize() -> Any:

@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from art_defenses_ext.evaluation import run_directory
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.binarization import Binarization
-from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.examples import Example
-from art_defenses_ext.evaluation.files import replace_file
-from art_defenses_ext.evaluation.gradient_health import GradientHealth
-from art_defenses_ext.evaluation.manifest import FORMAT, Manifest
-from art_defenses_ext.evaluation.plan import AttackRun
-from art_defenses_ext.evaluation.proportion import Proportion
-from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, SampleRecord
-from art_defenses_ext.evaluation.run_directory import (
+from art_defenses_ext.base.files import replace_file
+from art_defenses_ext.base.provenance import Training, Tuning
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.checks.binarization import Binarization
+from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.description import RunDescription, Settings
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.run import folder as run_directory
+from art_defenses_ext.evaluation.run.folder import (
     COSTS,
     DIGESTS,
     EXAMPLES,
@@ -43,11 +43,11 @@ from art_defenses_ext.evaluation.run_directory import (
     read_manifest,
     read_records,
 )
-from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.shard import WHOLE, Shard
-from art_defenses_ext.evaluation.threats import L2, Linf
-from art_defenses_ext.provenance import Training, Tuning
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.run.manifest import FORMAT, Manifest
+from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import L2, Linf
 
 SAMPLES, BLOCK = 7, 3
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from art_defenses_ext.evaluation.shard import WHOLE, Shard, local_rank
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.run.shard import WHOLE, Shard, local_rank
 
 
 @pytest.mark.parametrize("samples", [1, 7, 8, 9, 100])

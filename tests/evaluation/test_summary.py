@@ -13,15 +13,15 @@ import pytest
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.checks import Check
-from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.plan import AttackRun, Role
-from art_defenses_ext.evaluation.proportion import Mean, Proportion
-from art_defenses_ext.evaluation.records import CostRecord, Outcome, SampleRecord
-from art_defenses_ext.evaluation.settings import RunDescription, Settings
-from art_defenses_ext.evaluation.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
-from art_defenses_ext.evaluation.threats import Linf, Threat
+from art_defenses_ext.evaluation.checks.checks import Check
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.description import RunDescription, Settings
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.results.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
+from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import Linf, Threat
 
 
 def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:

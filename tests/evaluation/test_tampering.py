@@ -17,14 +17,14 @@ from torch import nn
 
 from art_defenses_ext import Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.evaluation.digests import DIGESTS, digest_of, read_digests
-from art_defenses_ext.evaluation.leaderboard import Entry
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.merge import merge
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.run_directory import COSTS, EXAMPLES, FINDINGS, MANIFEST, RECORDS, read_manifest
-from art_defenses_ext.evaluation.unfinished import IMAGES, LINES, Unfinished
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.evaluation.publish.leaderboard import Entry
+from art_defenses_ext.evaluation.records.digests import DIGESTS, digest_of, read_digests
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.folder import COSTS, EXAMPLES, FINDINGS, MANIFEST, RECORDS, read_manifest
+from art_defenses_ext.evaluation.run.unfinished import IMAGES, LINES, Unfinished
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 
 EPS = 0.02
 SPEC = AttackSpec("PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=4, seed=s), "a", kind="white-box")

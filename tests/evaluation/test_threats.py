@@ -12,8 +12,8 @@ import pytest
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.evaluation.threats import L2, Linf, Threat, check_threat, named_threat
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.threat import L2, Linf, Threat, check_threat, named_threat
 
 THREATS = [Linf, L2]
 

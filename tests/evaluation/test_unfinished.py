@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from art_defenses_ext.evaluation.costs import Cost
-from art_defenses_ext.evaluation.examples import Example, written
-from art_defenses_ext.evaluation.records import Attempt, CostRecord, Outcome, as_line, attempt_of
-from art_defenses_ext.evaluation.unfinished import IMAGES, LINES, Unfinished
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.examples import Example, written
+from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, Outcome, as_line, attempt_of
+from art_defenses_ext.evaluation.run.unfinished import IMAGES, LINES, Unfinished
 
 KEYS = ["APGD [exact] @ 0.1", "Square @ 0.1", "transfer @ 0.1"]
 

@@ -16,13 +16,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import L2, AttackSpec, HeatAndBlur, Linf, evaluate
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacker import for_any_attack
-from art_defenses_ext.evaluation.attacks import FULL, PAPERS
-from art_defenses_ext.evaluation.examples import Example
-from art_defenses_ext.evaluation.figures import examples_figure
-from art_defenses_ext.evaluation.report import Report
-from art_defenses_ext.evaluation.threats import Threat
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.evaluation.report.figures import examples_figure
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.attacker import for_any_attack
+from art_defenses_ext.evaluation.suite.suites import FULL, PAPERS
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.zoo.datasets import Dataset
 
 UNIT = (0.0, 1.0)
 OTHERS = [(0.0, 255.0), (-1024.0, 3071.0), (0.0, 1e6)]

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import Linf, as_module, defend
-from art_defenses_ext.arrays import FloatArray
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import WHITE_BOX
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.evaluation.evaluate import run_key
-from art_defenses_ext.modes import find_defences, gradient_mode, gradient_modes
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.gradients.modes import find_defences, gradient_mode, gradient_modes
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.heat_and_blur import HeatAndBlur
-from art_defenses_ext.rebuild import rebuild, undefended
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 # Each option by name: the defaults are no business of these tests.
 OPTIONS: dict[str, Any] = {

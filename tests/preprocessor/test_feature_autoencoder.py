@@ -11,10 +11,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import FeatureAutoencoder, as_module, defend, gradient_mode
-from art_defenses_ext.modes import surrogate_width
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder, UNet
 from art_defenses_ext.preprocessor.trained import from_blocks, to_blocks
-from art_defenses_ext.validation import InputError
 
 MODES = ("exact", "smooth", "identity")
 SMALL: dict[str, Any] = {"architecture": "unet", "width": 4, "stem": 2}

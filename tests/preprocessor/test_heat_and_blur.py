@@ -28,17 +28,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate
-from art_defenses_ext.arrays import FloatArray, IntArray
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attribution import relevance as lrp
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.evaluation.attacks import AttackSpec
-from art_defenses_ext.models import MODELS, build_model
-from art_defenses_ext.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.gradients.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS, blurred
-from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
+from art_defenses_ext.zoo.models import MODELS, build_model
 
 MODES = ("exact", "frozen", "smooth", "identity")
 

@@ -8,9 +8,9 @@ import pytest
 
 from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS, AttackSpec
+from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import load_dataset
 
 PGD = AttackSpec(
     "APGD margin",

@@ -15,11 +15,11 @@ from torchvision.transforms import Normalize
 
 from art_defenses_ext import HeatAndBlur, TwoStreamRestoration
 from art_defenses_ext.attribution.relevance import epsilon_gamma_box, epsilon_plus_box, relevance
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS, maps
-from art_defenses_ext.evaluation.attacks import normalisation_scale
-from art_defenses_ext.pipeline import Pipeline
+from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.evaluation.suite.suites import normalisation_scale
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES
-from art_defenses_ext.validation import InputError
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
 M, S = (torch.tensor(numbers).reshape(3, 1, 1) for numbers in (MEAN, STD))

@@ -10,14 +10,14 @@ import pytest
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import FeatureAutoencoder, Linf, TwoStreamRestoration, defend
-from art_defenses_ext.arrays import FloatArray
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.classifiers import load_classifier
-from art_defenses_ext.datasets import Dataset, load_dataset
-from art_defenses_ext.evaluation.attacks import PAPERS
-from art_defenses_ext.evaluation.judge import predict
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.evaluation.suite.predictions import predict
+from art_defenses_ext.evaluation.suite.suites import PAPERS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.training_inputs import pgd
+from art_defenses_ext.training.inputs import pgd
+from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
 pytestmark = pytest.mark.data
 

@@ -43,12 +43,12 @@ from art_defenses_ext import (
     gradient_modes,
     training,
 )
-from art_defenses_ext.arrays import FloatArray, IntArray
-from art_defenses_ext.datasets import Dataset
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.training_inputs import SignedGradient, pgd
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.training.inputs import SignedGradient, pgd
+from art_defenses_ext.zoo.datasets import Dataset
 
 # Each option by name: the defaults are chosen by an ablation and no business of these tests.
 AUTOENCODER: dict[str, Any] = {"architecture": "unet", "width": 8, "stem": 2}

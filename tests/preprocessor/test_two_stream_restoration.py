@@ -14,10 +14,10 @@ from torch.nn import functional as F
 
 from art_defenses_ext import TwoStreamRestoration, gradient_mode
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
-from art_defenses_ext.modes import surrogate_width
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild
+from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.two_stream_restoration import MAPS, SCALES, WEIGHTS, TwoStreamNetwork
-from art_defenses_ext.rebuild import rebuild
-from art_defenses_ext.validation import InputError
 
 MODES = ("exact", "frozen", "smooth", "identity")
 MEAN, STD = (0.3, 0.4), (0.5, 0.8)

@@ -24,11 +24,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_defenses_ext import JumpReLU, as_module, defend
-from art_defenses_ext.activation import ReplaceReLU, count_relus
-from art_defenses_ext.modes import find_defences, gradient_mode, gradient_modes, surrogate_width
-from art_defenses_ext.rebuild import rebuild, undefended
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.gradients.activation import ReplaceReLU, count_relus
+from art_defenses_ext.gradients.modes import find_defences, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork, jump_relu
-from art_defenses_ext.validation import InputError
 
 MODES = ("exact", "relu", "smooth")
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from art_defenses_ext import JumpReLU
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.datasets import Split, load_dataset
-from art_defenses_ext.models import MODELS, LeNetLike, load_weights
+from art_defenses_ext.zoo.datasets import Split, load_dataset
+from art_defenses_ext.zoo.models import MODELS, LeNetLike, load_weights
 
 pytestmark = pytest.mark.data
 

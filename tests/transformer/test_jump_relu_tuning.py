@@ -11,8 +11,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import JumpReLU
-from art_defenses_ext.datasets import Dataset
-from art_defenses_ext.validation import InputError
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.zoo.datasets import Dataset
 
 
 def oracle(classifier: PyTorchClassifier, x: Any, y: Any, jump: float) -> int:

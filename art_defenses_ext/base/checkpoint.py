@@ -1,0 +1,235 @@
+"""Save and load a fitted defence: one file of tensors (safetensors) and settings (JSON) in it, never pickle."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import InputError, check_file, check_target, one_line
+
+FORMAT, VERSION = "art-defenses-ext defence", 1
+
+
+def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
+    """A hash of tensors by name, or of a network: its parameters, buffers and the classes of its modules.
+
+    It is the same wherever the tensors lie.
+    """
+    digest = hashlib.sha256()
+    if isinstance(what, nn.Module):
+        digest.update(" ".join(f"{name} {type(module).__qualname__}" for name, module in what.named_modules()).encode())
+    tensors = what.state_dict() if isinstance(what, nn.Module) else what
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data if values.numel() else b"")
+    return digest.hexdigest()
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], argument: str = "path") -> None:
+    """Write a safetensors file; whatever happens meanwhile, ``path`` holds all of the former or all of the new one.
+
+    Raises:
+        InputError: for tensors without values or of a layout that the format does not know, and if the file cannot be
+            written, such as on a full disk; nothing is left of it then.
+    """
+    for name, tensor in tensors.items():
+        if not _is_plain(tensor):
+            raise InputError(f"{name} is {_kind_of(tensor)}; a dense tensor with values was expected")
+    part = path.with_name(path.name + ".part")
+    # Clones, since the format has no way to say that two weights are one.
+    owned = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
+    }
+    try:
+        save_file(owned, part, metadata)
+        part.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{argument} is {str(path)!r}, which cannot be written ({one_line(error)}); a file that can was expected"
+        ) from None
+    finally:
+        with suppress(OSError):  # the one above is what counts
+            part.unlink(missing_ok=True)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has values, one beside the other."""
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def _kind_of(tensor: Tensor) -> str:
+    words = [
+        "meta" if tensor.is_meta else "",
+        "" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch."),
+        "quantised" if tensor.is_quantized else "",
+        str(tensor.dtype).removeprefix("torch."),
+    ]
+    return "a tensor of " + " ".join(word for word in words if word)
+
+
+def check_kinds(said: str, tensors: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights that would be cut or bent to fit: they must be of the kind of those that they replace.
+
+    Floating-point numbers of another width are of the same kind, but for those of eight bits, which mean nothing
+    without a scale. Not so integers, truth values and complex numbers, of which torch would drop the imaginary part.
+
+    Args:
+        said: what the message begins with.
+        tensors: by name; what is no tensor is refused.
+        expected: those that they replace, by name; of other names nothing is said.
+
+    Raises:
+        InputError: for another kind, and for values that are not finite.
+    """
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise InputError(f"{said}: {name} is a {type(tensor).__name__}; a tensor was expected")
+        wanted = expected.get(name)
+        same = wanted is None or _sort(tensor) == _sort(wanted)
+        if not _is_plain(tensor) or not same or (tensor.is_floating_point() and tensor.itemsize == 1):
+            kind = "a dense tensor" if wanted is None else f"one of {str(wanted.dtype).removeprefix('torch.')}"
+            raise InputError(f"{said}: {name} is {_kind_of(tensor)}; {kind} was expected")
+        if not bool(tensor.isfinite().all()):
+            raise InputError(f"{said}: {name} holds NaN or infinite values; finite values were expected")
+
+
+def _sort(tensor: Tensor) -> tuple[bool, bool, bool]:
+    return tensor.is_floating_point(), tensor.is_complex(), tensor.dtype == torch.bool
+
+
+def read_tensors(path: str | Path, argument: str = "path") -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata, and tensors by name on the CPU, of a safetensors file.
+
+    Raises:
+        InputError: for a file that is missing or no safetensors file.
+    """
+    path = check_file(argument, path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            # Clones: the tensors are the file's own pages, and whoever overwrites it would change or end the process.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+            return file.metadata() or {}, tensors
+    except MemoryError:
+        raise
+    except Exception as error:  # of a damaged file, and of kinds of numbers that this torch does not know
+        raise InputError(
+            f"{argument} is {str(path)!r}, which is no safetensors file ({one_line(error)}); one was expected"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a defence's file holds.
+
+    Attributes:
+        settings: the defence's constructor arguments.
+        tensors: its parameters and buffers by name, on the CPU.
+        training: the settings of each fit, in order; empty where there was nothing to train.
+    """
+
+    settings: dict[str, Any]
+    tensors: dict[str, Tensor]
+    training: list[dict[str, Any]]
+
+
+def save_checkpoint(
+    path: str | Path,
+    kind: str,
+    settings: dict[str, Any],
+    own: nn.Module,
+    model: nn.Module,
+    training: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Write a defence to ``path``.
+
+    Args:
+        path: the file; its folder must exist.
+        kind: the defence's name.
+        settings: its constructor arguments, as JSON can hold them.
+        own: whose parameters and buffers to keep: the defence's.
+        model: the network that it was built for, which is not kept but recognised.
+        training: the settings of each fit, as JSON can hold them.
+
+    Raises:
+        InputError: for a setting that JSON cannot hold, a folder that does not exist, a path that is one, and a file
+            that cannot be written.
+    """
+    path = check_target("path", path)
+    try:
+        named = {"settings": settings, "training": list(training)}
+        texts = {name: json.dumps(held, allow_nan=False) for name, held in named.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"a setting of {kind} cannot be saved ({error}); numbers, texts and names were expected"
+        ) from None
+    metadata = {"format": f"{FORMAT} {VERSION}", "kind": kind, "model": fingerprint(model), **texts}
+    write_tensors(path, own.state_dict(), metadata | {"package": version("art-defenses-ext")})
+
+
+def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint:
+    """Read what :func:`save_checkpoint` wrote.
+
+    Args:
+        path: the file.
+        kind: the defence that is expected in it.
+        model: the network that it must have been built for.
+
+    Raises:
+        InputError: for a file that is missing or no such checkpoint, of a newer version of this package, of another
+            defence, or for another network.
+    """
+    metadata, tensors = read_tensors(path)
+    path = Path(path)
+    check_format(path, metadata, FORMAT, VERSION)
+    missing = [name for name in ("kind", "model", "settings") if name not in metadata]
+    if missing:
+        raise InputError(f"path is {str(path)!r}, which does not say its {missing[0]}; a whole file was expected")
+    if metadata["kind"] != kind:
+        raise InputError(f"path is {str(path)!r}, which holds a {metadata['kind']}; a {kind} was expected")
+    if metadata["model"] != fingerprint(model):
+        raise InputError(f"path is {str(path)!r}, whose {kind} was built for another network than the classifier's")
+    settings = from_json(path, "settings", metadata["settings"], dict)
+    training = from_json(path, "training", metadata.get("training", "[]"), list)
+    check_kinds(f"path is {str(path)!r}", tensors, {})
+    return Checkpoint(settings, tensors, training)
+
+
+def from_json(path: Path, name: str, text: str, kind: type, argument: str = "path") -> Any:
+    """What a text of a file's metadata holds, if it is of that kind.
+
+    Raises:
+        InputError: for another text.
+    """
+    try:
+        held = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{argument} is {str(path)!r}, whose {name} cannot be read ({one_line(error)}); a whole file was expected"
+        ) from None
+    if not isinstance(held, kind):
+        raise InputError(f"{argument} is {str(path)!r}, whose {name} are {shown(held)}; a {kind.__name__} was expected")
+    return held
+
+
+def check_format(path: Path, metadata: dict[str, str], name: str, known: int) -> None:
+    """Refuse a file whose metadata do not say ``name`` with a version up to ``known``."""
+    written, _, number = metadata.get("format", "").rpartition(" ")
+    if written != name or not (number.isdecimal() and len(number) < 10):
+        raise InputError(f"path is {str(path)!r}, which holds no {name!r}; a file that this package wrote was expected")
+    if int(number) > known:
+        raise InputError(
+            f"path is {str(path)!r}, of format {number}; this version of art-defenses-ext reads formats up to {known}"
+        )

@@ -1,0 +1,79 @@
+"""One kind of progress bar for everything that takes long."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from art_defenses_ext.base.text import for_terminal
+from art_defenses_ext.base.validation import check_flag
+
+PERIOD = 30.0
+"""Seconds between two lines where there is no terminal."""
+
+
+class _Lines(Progress):
+    """No bar, but a line now and then, so that a log tells slow from hung."""
+
+    def __init__(self) -> None:
+        super().__init__(disable=True)
+        self.last = time.monotonic()
+
+    def update(self, task_id: TaskID, **fields: Any) -> None:
+        super().update(task_id, **fields)
+        self._tell(task_id)
+
+    def advance(self, task_id: TaskID, advance: float = 1) -> None:
+        super().advance(task_id, advance)
+        self._tell(task_id)
+
+    def _tell(self, task_id: TaskID) -> None:
+        now = time.monotonic()
+        if now - self.last >= PERIOD:
+            self.last, task = now, self._tasks[task_id]
+            done = f"{task.completed:g} of {task.total:g}" if task.total else f"{task.completed:g}"
+            line = f"{task.description} {done} {task.fields.get('note', '')}".rstrip()
+            print(for_terminal(line), file=sys.stderr, flush=True)
+
+
+class _Words(TextColumn):
+    """A column of a task's words, as they are: names may hold what rich or a terminal would act on."""
+
+    def render(self, task: Task) -> Text:
+        return Text(for_terminal(self.text_format.format(task=task)))
+
+
+def progress_bar(show: bool = True) -> Progress:
+    """A bar on the standard error, gone at the end; where that is no terminal, a line each half minute.
+
+    Each task's fields: ``description`` before the bar, ``note`` behind it.
+    """
+    check_flag("progress", show)
+    console = Console(stderr=True)
+    if show and not console.is_terminal:
+        return _Lines()
+    return Progress(
+        _Words("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        _Words("{task.fields[note]}"),
+        console=console,
+        transient=True,
+        disable=not show,
+    )

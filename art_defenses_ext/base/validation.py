@@ -1,0 +1,524 @@
+"""Checks of what a user hands in: one clear sentence each, before any work is done."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from numbers import Integral
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
+from art_defenses_ext.base.layout import contradiction
+from art_defenses_ext.base.text import for_terminal, shown
+
+PAGES = {
+    "activation": "methods/jump_relu.md",
+    "attack": "evaluation.md",
+    "attribution": "attribution.md",
+    "checkpoint": "restoration.md",
+    "classifiers": "data.md",
+    "datasets": "data.md",
+    "detector": "methods/explanation_reconstructor.md",
+    "doctor": "traps.md",
+    "estimator": "traps.md",
+    "evaluation": "evaluation.md",
+    "evaluation.assertions": "testing.md",
+    "evaluation.compare": "scale.md",
+    "evaluation.digests": "scale.md",
+    "evaluation.files": "scale.md",
+    "evaluation.leaderboard": "scale.md",
+    "evaluation.manifest": "scale.md",
+    "evaluation.merge": "scale.md",
+    "evaluation.report": "scale.md",
+    "evaluation.run_directory": "scale.md",
+    "evaluation.shard": "scale.md",
+    "features": "restoration.md",
+    "image_folder": "data.md",
+    "models": "data.md",
+    "modes": "evaluation.md",
+    "pipeline": "traps.md",
+    "preprocessor.base": "traps.md",
+    "preprocessor.feature_autoencoder": "methods/feature_autoencoder.md",
+    "preprocessor.heat_and_blur": "methods/heat_and_blur.md",
+    "preprocessor.restoration_loss": "restoration.md",
+    "preprocessor.trained": "restoration.md",
+    "preprocessor.two_stream_restoration": "methods/two_stream_restoration.md",
+    "pytest_plugin": "testing.md",
+    "rebuild": "traps.md",
+    "surrogate": "traps.md",
+    "training": "restoration.md",
+    "training_inputs": "restoration.md",
+    "training_state": "restoration.md",
+    "transformer": "methods/jump_relu.md",
+}
+"""The page below docs/ that helps with what a module, or all of a folder, refuses. The command line has its --help."""
+
+
+LARGEST = float(np.finfo(np.float32).max)
+"""The largest number that float32 holds."""
+
+
+class InputError(ValueError):
+    """An argument that cannot be used; the message names it, its value and what was expected.
+
+    It stands on one line and holds nothing that a terminal obeys, whatever the value. A note below it, which Python
+    prints with the message, names the page that helps.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(for_terminal(message))
+        page = _page_of(_refusing_module())
+        if page is not None:
+            self.add_note(f"See docs/{page}.")
+
+
+def _refusing_module() -> str:
+    """The module that refuses something, by itself or through one of the checks of this file."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals["__name__"] == __name__:
+        frame = frame.f_back
+    return str(frame.f_globals["__name__"])
+
+
+def _page_of(module: str) -> str | None:
+    """The page of a module, else of its folder; None outside the package, or where none would help."""
+    package, _, name = module.partition(".")
+    if package != __name__.partition(".")[0]:
+        return None
+    return PAGES.get(name) or PAGES.get(name.rpartition(".")[0])
+
+
+def may_look(values: Any) -> bool:
+    """Whether a check may read values: numbers, and tensors on the CPU.
+
+    On an accelerator a look waits until all that was asked for before is done, which would hold up every step of an
+    attack; a class index out of range stops its kernels by itself.
+    """
+    return not isinstance(values, Tensor) or values.device.type == "cpu"
+
+
+def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
+    """Return ``classifier`` if ART's way of running it is the way it is meant to be run.
+
+    Raises:
+        InputError: if it is no ``PyTorchClassifier``, or a subclass (what that does differently would be lost: ART's
+            attacks and our defences build plain ones from its parts), if its model is an ``nn.Sequential`` with hooks,
+            or a subclass with a ``forward``, of its own, which ART ignores (it calls the children one by one), or if
+            its ``channels_first`` or its clip values cannot be true of its ``input_shape``.
+    """
+    if type(classifier) is not PyTorchClassifier:
+        raise InputError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
+    model = classifier.model
+    if isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward:
+        raise InputError(
+            f"{argument}: the model's class {type(model).__name__} is an nn.Sequential with a forward of its own, "
+            "which ART ignores; make it a plain nn.Module"
+        )
+    if has_ignored_hooks(model):
+        raise InputError(
+            f"{argument}: the model is an nn.Sequential with a hook of its own, which ART ignores (it calls the layers "
+            "one by one); an nn.Module around it was expected"
+        )
+    wrong = contradiction(classifier.input_shape, classifier.channels_first)
+    if wrong is not None:
+        raise InputError(f"{argument} has {wrong}")
+    _check_clip_values(classifier, argument)
+    return classifier
+
+
+def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
+    """Refuse a module some of whose tensors can never be part of a graph, since inference mode made them."""
+    for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+        if tensor.is_inference():
+            raise InputError(
+                f"{argument} has the tensor {name}, which was made under torch.inference_mode and lets no gradient "
+                "pass; a network that is built or loaded outside of it was expected"
+            )
+
+
+def has_ignored_hooks(model: nn.Module) -> bool:
+    """Whether hooks of the network act where it is called, and not where ART runs it, layer by layer."""
+    hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
+    return isinstance(model, nn.Sequential) and any(hooks)
+
+
+def _check_clip_values(classifier: PyTorchClassifier, argument: str) -> None:
+    """Refuse clip values that do not broadcast against an image, such as (3,) for images (3, H, W)."""
+    if classifier.clip_values is None:
+        return
+    shape = tuple(classifier.input_shape)
+    for end in classifier.clip_values:
+        try:
+            fits = np.broadcast_shapes(np.shape(end), shape) == shape
+        except ValueError:
+            fits = False
+        if not fits:
+            ones = [1] * (len(shape) - 1)
+            example = (shape[0], *ones) if classifier.channels_first else (*ones, shape[-1])
+            raise InputError(
+                f"{argument} has clip_values of shape {np.shape(end)} for images {shape}; numbers, or arrays that "
+                f"broadcast against an image, such as {example}, were expected"
+            )
+
+
+def check_takes_images(classifier: PyTorchClassifier, method: str) -> None:
+    """Refuse a classifier of vectors, series or volumes where a method looks at rows and columns.
+
+    Raises:
+        InputError: for an ``input_shape`` of other than three axes.
+    """
+    shape = tuple(classifier.input_shape)
+    if len(shape) != 3:
+        raise InputError(
+            f"classifier takes inputs of shape {shape}, and {method} looks at rows and columns; images (C, H, W) were "
+            "expected, such as a network behind a reshape of its input makes of others"
+        )
+
+
+def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, argument: str = "classifier") -> Tensor:
+    """Return what a network gave for some images if it is logits: floating-point, (n, K), K at least 2.
+
+    Args:
+        outputs: what the network returned.
+        nb_images: n.
+        nb_classes: K; None for any number from 2 on.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for anything else.
+    """
+    count = "K >= 2" if nb_classes is None else str(nb_classes)
+    expected = f"logits ({nb_images}, {count}) of floating-point values were expected"
+    if not isinstance(outputs, Tensor):
+        raise InputError(f"{argument} gives a {type(outputs).__name__} for {nb_images} images; {expected}")
+    if tuple(outputs.shape[:1]) != (nb_images,) or outputs.ndim != 2 or not outputs.is_floating_point():
+        what = f"{tuple(outputs.shape)} of {str(outputs.dtype).removeprefix('torch.')}"
+        raise InputError(f"{argument} gives {what} for {nb_images} images; {expected}")
+    width = outputs.shape[1]
+    if width < 2:
+        raise InputError(
+            f"{argument} gives one output an image; at least two, one for each class, were expected: for a single "
+            "logit z the two are 0 and z"
+        )
+    if nb_classes is not None and width != nb_classes:
+        raise InputError(
+            f"{argument} gives {width} outputs an image and has nb_classes {nb_classes}; as many were expected"
+        )
+    return outputs
+
+
+def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:
+    """The same as :func:`check_images`, also for images that are still to be read: of those the shape alone."""
+    if not isinstance(x, StoredImages):
+        return check_images(x, classifier)
+    if x.shape[1:] != tuple(classifier.input_shape) or len(x) == 0:
+        raise InputError(f"x has shape {x.shape}; (N, {', '.join(map(str, classifier.input_shape))}) was expected")
+    return x
+
+
+def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> FloatArray:
+    """Return ``x`` if it is a batch of images that ``classifier`` takes: float32, finite, in its clip range.
+
+    Args:
+        x: images ``(N, *classifier.input_shape)``, float32, inside ``classifier.clip_values``.
+        classifier: gives the shape of an image and the clip values.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(x, np.ndarray):
+        raise InputError(f"{argument} is a {type(x).__name__}; a numpy array was expected")
+    if x.dtype == np.uint8:
+        raise InputError(f"{argument} is uint8; float32 was expected{_scaled(argument, classifier.clip_values)}")
+    if x.dtype != np.float32:
+        raise InputError(f"{argument} is {x.dtype}; float32 was expected: {argument}.astype(np.float32)")
+    expected = tuple(classifier.input_shape)
+    if x.shape[1:] != expected:
+        raise InputError(f"{argument} has shape {x.shape}; (N, {', '.join(map(str, expected))}) was expected")
+    if len(x) == 0:
+        raise InputError(f"{argument} is empty; at least one image was expected")
+    if not np.isfinite(x).all():
+        raise InputError(f"{argument} holds NaN or infinite values; finite values were expected")
+    if classifier.clip_values is not None:
+        x = into_clip_values(x, classifier.clip_values, argument)
+    contiguous: FloatArray = np.ascontiguousarray(x)  # torch reads no mirrored arrays
+    return contiguous
+
+
+ROUNDING = 4 * float(np.finfo(np.float32).eps)
+"""By how much of their largest absolute value pixels may lie beyond the clip values: a few roundings of float32, as
+resizing or scaling leaves them."""
+
+
+def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str = "x") -> FloatArray:
+    """Return ``x`` inside the clip values, into which it is moved where rounding alone took it beyond them.
+
+    Args:
+        x: images (N, ...), float32.
+        clip_values: numbers, or arrays that broadcast against an image.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for pixels further beyond them than rounding leaves, or NaN.
+    """
+    low, high = clip_values
+    if bool(((x >= low) & (x <= high)).all()):
+        return x
+    allowed = ROUNDING * max(float(np.max(np.abs(low))), float(np.max(np.abs(high))))
+    if not bool(((x >= low - allowed) & (x <= high + allowed)).all()):
+        raise InputError(
+            f"{argument} ranges from {x.min():.9g} to {x.max():.9g}; "
+            f"values inside the clip values [{np.min(low):.9g}, {np.max(high):.9g}] were expected"
+        )
+    clipped: FloatArray = np.clip(x, low, high).astype(np.float32)
+    return clipped
+
+
+def _scaled(argument: str, clip_values: Any) -> str:
+    """How grey levels from 0 to 255 become pixels in the clip range, where that is one of the usual ones."""
+    ends = None if clip_values is None else (float(np.min(clip_values[0])), float(np.max(clip_values[1])))
+    usual = {(0.0, 1.0): " / 255", (0.0, 255.0): "", (-1.0, 1.0): " / 127.5 - 1", (-0.5, 0.5): " / 255 - 0.5"}
+    if ends is None:
+        return f": {argument}.astype(np.float32), scaled as in training"
+    if ends not in usual:
+        return f", inside the clip values [{ends[0]:g}, {ends[1]:g}], scaled as in training"
+    return f": {argument}.astype(np.float32){usual[ends]}"
+
+
+def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") -> IntArray:
+    """Return labels as class indices, int64 of shape (N,).
+
+    Args:
+        y: class indices (N,) or one-hot rows (N, nb_classes).
+        nb_classes: number of classes.
+        nb_samples: number of images that the labels belong to.
+        argument: the name to blame.
+
+    Raises:
+        InputError: for another width or length, rows that are not one-hot, or an index out of range.
+    """
+    if not isinstance(y, np.ndarray):
+        raise InputError(f"{argument} is a {type(y).__name__}; a numpy array was expected")
+    if y.ndim == 0:
+        raise InputError(f"{argument} is {shown(y)}; an array of labels, one an image, was expected")
+    if len(y) != nb_samples:
+        raise InputError(f"{argument} has {len(y)} labels for {nb_samples} images; as many were expected")
+    if y.ndim == 2:
+        if y.shape[1] != nb_classes:
+            raise InputError(f"{argument} is one-hot of width {y.shape[1]}; {nb_classes} classes were expected")
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise InputError(f"{argument} has rows that are not one-hot; a single 1 a row was expected")
+        y = y.argmax(axis=1)
+    elif y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise InputError(
+            f"{argument} has shape {y.shape} and dtype {y.dtype}; "
+            f"class indices (N,) or one-hot rows (N, {nb_classes}) were expected"
+        )
+    if (y < 0).any() or (y >= nb_classes).any():
+        raise InputError(f"{argument} holds labels from {y.min()} to {y.max()}; 0 to {nb_classes - 1} were expected")
+    indices: IntArray = y.astype(np.int64)
+    return indices
+
+
+def one_line(error: BaseException) -> str:
+    """The type of an error and its text on one line, for a message that goes on."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
+def last_line(error: BaseException) -> str:
+    """The type of an error and the last line of its text: torchvision lists what it tried, the cause last."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
+
+
+def check_number(argument: str, value: Any, expected: str, holds: Callable[[float], bool] = lambda _: True) -> float:
+    """The number ``value``, if it is a finite real one for which ``holds`` is true; what ``expected`` names else."""
+    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:  # an integer beyond floating point
+            number = math.inf
+        if math.isfinite(number) and holds(number):
+            return number
+    raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+
+
+def check_whole(argument: str, value: Any, least: int, expected: str) -> int:
+    """The whole number ``value``, numpy's too, from ``least`` on that 64 bits hold; what ``expected`` names else."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+        raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+    return int(value)
+
+
+def check_inner_share(argument: str, value: Any) -> float:
+    """Refuse anything but a number between 0 and 1, both left out."""
+    return check_number(argument, value, "a number between 0 and 1", lambda number: 0 < number < 1)
+
+
+def check_share(argument: str, value: Any) -> float:
+    """Refuse anything but a number from 0 to 1."""
+    return check_number(argument, value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+
+
+def check_count(argument: str, value: Any, least: int = 1) -> int:
+    """Refuse anything but a whole number of at least ``least``."""
+    return check_whole(argument, value, least, f"a whole number of at least {least}")
+
+
+def check_positive(argument: str, value: Any) -> float:
+    """Refuse anything but a finite number above zero."""
+    number = check_number(argument, value, "a finite number > 0", lambda number: number > 0)
+    return check_number(argument, number, "a number that float32 holds", lambda number: number <= LARGEST)
+
+
+def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Refuse anything but finite numbers above zero, one or an array of them that fits something of ``shape``."""
+    if isinstance(value, np.ndarray):
+        real = np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)
+        pairs = zip(value.shape[::-1], tuple(shape)[::-1], strict=False)
+        fits = value.ndim <= len(shape) and all(one in (1, other) for one, other in pairs)
+        if not (real and fits and value.size and np.isfinite(value).all() and (value > 0).all()):
+            raise InputError(
+                f"{argument} is {shown(value)}; finite numbers > 0, one or an array that broadcasts, were expected"
+            )
+    else:
+        check_positive(argument, value)
+
+
+def check_flag(argument: str, value: Any) -> bool:
+    """The flag ``value``: True or False; Python would take any word, ``"no"`` too, for true.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise InputError(f"{argument} is {shown(value)}; True or False was expected")
+    return bool(value)
+
+
+def check_seed(value: Any) -> int:
+    """Refuse anything but a whole number that every generator takes."""
+    return check_whole("seed", value, 0, "a whole number from 0 to 2**63 - 1")
+
+
+def check_samples_of(argument: str, count: Any) -> int:
+    """A number of samples, which may be zero.
+
+    Raises:
+        InputError: for anything but a whole number >= 0.
+    """
+    return check_whole(argument, count, 0, "a whole number >= 0")
+
+
+def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
+    """Refuse anything but one of the names ``known``."""
+    if not isinstance(value, str) or value not in known:
+        raise InputError(f"{argument} is {shown(value)}; one of {', '.join(known)} was expected")
+
+
+def check_text(argument: str, value: Any) -> str:
+    """The text ``value``, if it says something and can be printed on one line.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise InputError(f"{argument} is {shown(value)}; a text of printable characters was expected")
+    return value
+
+
+def _can_be_encoded(text: str) -> bool:
+    """Whether a file may be called so: half a pair of surrogates is no character."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
+    """The path ``value``: a text that is not empty, or a path object.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if isinstance(value, str | os.PathLike) and value != "":
+        text = os.fspath(value)
+        if isinstance(text, str) and "\0" not in text and _can_be_encoded(text):
+            return Path(text)
+    raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+
+
+def check_paths(argument: str, value: Any, least: int = 1) -> list[Path]:
+    """Paths, at least so many of them.
+
+    Raises:
+        InputError: for anything but a list or tuple of paths.
+    """
+    if not isinstance(value, list | tuple) or len(value) < least:
+        raise InputError(f"{argument} is {shown(value)}; a list of {least} or more folders was expected")
+    return [check_path(argument, one, "a list of folders") for one in value]
+
+
+def differs(one: Any, other: Any) -> bool:
+    """Whether two values of any kind are not the same; those that cannot be compared are not."""
+    try:
+        return bool(one != other)
+    except (TypeError, ValueError, RuntimeError):  # arrays and tensors, whose truth value is ambiguous
+        return True
+
+
+def check_file(argument: str, value: Any, expected: str = "an existing file") -> Path:
+    """The path of a file that is there.
+
+    Raises:
+        InputError: for anything else.
+    """
+    path = check_path(argument, value, expected)
+    try:
+        if path.is_file():
+            return path
+    except OSError:  # such as a name too long
+        pass
+    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
+
+
+def check_folder(argument: str, value: Any) -> Path:
+    """The path of a folder that is there.
+
+    Raises:
+        InputError: for anything else.
+    """
+    expected = "an existing folder"
+    path = check_path(argument, value, expected)
+    try:
+        if path.expanduser().is_dir():
+            return path
+    except (OSError, RuntimeError):  # a name too long; the home of a user that nobody knows
+        pass
+    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
+
+
+def check_target(argument: str, value: Any) -> Path:
+    """The path of a file that can be written: in an existing folder, and none itself.
+
+    Raises:
+        InputError: for anything else.
+    """
+    expected = "a file in an existing folder"
+    path = check_path(argument, value, expected)
+    try:
+        if path.parent.is_dir() and not path.is_dir():
+            return path
+    except OSError:  # such as a name too long
+        pass
+    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")

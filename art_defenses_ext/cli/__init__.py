@@ -1,0 +1,1 @@
+"""The command ``art-defenses``."""

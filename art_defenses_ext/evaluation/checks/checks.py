@@ -1,0 +1,306 @@
+"""Did the attack work? The checks that a robust accuracy must pass before it is called one.
+
+Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), sections 3 to 5, and
+Zimmermann et al. 2022 (arXiv:2206.13991). docs/checks.md has a paragraph on each check: what raised it, why it
+matters, what to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal
+
+from art_defenses_ext.evaluation.checks.binarization import Binarization
+from art_defenses_ext.evaluation.checks.gradient_health import FAITHFUL_SHARE, GradientHealth
+from art_defenses_ext.evaluation.checks.standing import untried_modes
+from art_defenses_ext.evaluation.records.description import RunDescription
+from art_defenses_ext.evaluation.records.not_finite import NotFinite
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.records.sample import SampleRecord
+from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
+from art_defenses_ext.evaluation.suite.suites import Kind
+
+TOLERATED = 0.01
+"""The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's
+95 % interval is above this. **Convention**: the strongest attacks known leave each other less than 1 %. One sample
+alone never trips it, however few there are: of 14 samples one would put the interval's lower end at 1.3 %."""
+
+MUST_FIND = 0.95
+"""The share of planted examples that the attacks must find (Zimmermann et al. 2022). It trips where fewer is
+sure: where the upper end of the interval is below this."""
+
+TOO_EASY = 0.5
+"""The share of planted examples that chance may find before the test says nothing. **Convention**."""
+
+OF_THE_ATTACKS = ("single step", "larger eps", "more effort", "transfer", "queries", "noise", "binarization")
+"""The checks that look at what the attacks find; the others, at the network and the plan, establish nothing alone."""
+
+DOCS = "docs/checks.md"
+
+Verdict = Literal["passed", "failed", "not run"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question to the attack, and the answer.
+
+    Attributes:
+        name: in a few words; also the anchor of its paragraph, with hyphens.
+        verdict: ``"failed"`` means that the robust accuracy is not established.
+        finding: the answer in a sentence with its figures.
+        figures: the counts behind it, as plain data and proportions.
+    """
+
+    name: str
+    verdict: Verdict
+    finding: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def link(self) -> str:
+        """Where its paragraph stands."""
+        return f"{DOCS}#{self.name.replace(' ', '-')}"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the checks look at.
+
+    Attributes:
+        run: what was run.
+        plan: the runs.
+        records: what they did.
+        health: of the gradients, one for each mode.
+        binarization: None if it was not run.
+    """
+
+    run: RunDescription
+    plan: list[AttackRun]
+    records: list[SampleRecord]
+    health: list[GradientHealth]
+    binarization: Binarization | None
+
+    def keys(self, *kinds: Kind, role: Role = "ladder") -> list[str]:
+        """The keys of the runs of some kinds that attacked something."""
+        chosen = (run for run in self.plan if run.role == role and (run.spec.kind in kinds or not kinds))
+        return [run.key for run in chosen if any(run.key in record.attacks for record in self.records)]
+
+    def late(self, kind: Kind) -> Proportion | None:
+        """What one kind of attack breaks of the samples that the white-box attacks leave; None if it did not run."""
+        white, others = self.keys("white-box"), self.keys(kind)
+        left = [
+            record for record in self.records if record.robust(white) and any(key in record.attacks for key in others)
+        ]
+        if not white or not left:
+            return None
+        return Proportion.of(not record.robust(others) for record in left)
+
+    def among(self, keys: Collection[str]) -> list[SampleRecord]:
+        """The samples that any of the runs attacked."""
+        return [record for record in self.records if any(key in record.attacks for key in keys)]
+
+
+def run_checks(evidence: Evidence) -> list[Check]:
+    """Every check, in the order of docs/checks.md."""
+    if not evidence.keys("white-box"):
+        reason = "no white-box attack of ours ran on any sample"
+        return [Check(name, "not run", reason) for name in CHECKS]
+    return [check(name, evidence) for name, check in CHECKS.items()]
+
+
+def _too_many(share: Proportion) -> bool:
+    return share.count > 1 and share.interval[0] > TOLERATED
+
+
+def _judged(bad: bool) -> Verdict:
+    return "failed" if bad else "passed"
+
+
+def _late(kind: Kind, breaks: str) -> Callable[[str, Evidence], Check]:
+    """A check that another kind of attack breaks nothing that the white-box attacks leave."""
+
+    def check(name: str, evidence: Evidence) -> Check:
+        share = evidence.late(kind)
+        if share is None:
+            return Check(name, "not run", "no such attack ran on a sample that the white-box attacks left")
+        finding = f"{breaks} {_of(share)} images that the white-box attacks leave"
+        return Check(name, _judged(_too_many(share)), finding, {"late successes": share})
+
+    return check
+
+
+def _larger_eps(name: str, evidence: Evidence) -> Check:
+    """Success grows with eps, and where nothing can be robust nothing is better than chance."""
+    at_limit = evidence.keys(role="limit")
+    reached = evidence.among(at_limit)
+    if evidence.run.clip_values is None:
+        reason = "without clip values no eps is known from which every image can be turned grey"
+        return Check(name, "not run", reason)
+    if not reached:
+        return Check(name, "not run", "the attack was not run at an eps without hope")
+    limit = next(run.threat.eps for run in evidence.plan if run.role == "limit")
+    left = Proportion.of(record.correct and _holds(record, at_limit) for record in reached)
+    chance = 1 / evidence.run.labels
+    rise, where = _largest_rise(evidence)
+    bad = left.interval[0] > chance or _too_many(rise)
+    reach = "where each can be turned into any other" if evidence.run.rejects else "where all can be turned grey"
+    finding = f"{_of(left)} images stay correct{_or_rejected(evidence)} at eps {limit:g}, {reach}"
+    if rise.count:
+        finding += f"; {_of(rise)} images {where} were broken only by the smaller eps"
+    return Check(name, _judged(bad), finding, {"left at the limit": left, "eps": limit, "accuracy rises": rise})
+
+
+def _holds(record: SampleRecord, keys: Collection[str]) -> bool:
+    """Whether no run of another eps than the threat's changed the sample's class."""
+    return not any(record.attacks[key].misclassified for key in keys if key in record.attacks)
+
+
+def _largest_rise(evidence: Evidence) -> tuple[Proportion, str]:
+    """By how many samples accuracy rises, at most, from one eps of the curve to the next; and between which."""
+    runs = [run for run in evidence.plan if run.role == "curve" and run.spec.kind == "white-box"]
+    by_eps = {eps: [run.key for run in runs if run.threat.eps == eps] for eps in sorted({r.threat.eps for r in runs})}
+    samples = evidence.among([run.key for run in runs])
+    if not samples:
+        return Proportion(0, len(evidence.records)), ""
+    left = {eps: sum(record.correct and _holds(record, keys) for record in samples) for eps, keys in by_eps.items()}
+    grid = list(left)
+    rises = [(left[after] - left[before], before, after) for before, after in pairwise(grid)]
+    count, before, after = max(rises, default=(0, 0.0, 0.0))
+    return Proportion(max(count, 0), len(samples)), f"between eps {before:g} and {after:g}"
+
+
+def _more_effort(name: str, evidence: Evidence) -> Check:
+    """More steps and restarts change nothing."""
+    effort = evidence.keys(role="effort")
+    left = evidence.among(effort)
+    if not left:
+        return Check(name, "not run", "no sample was left to attack with more effort")
+    share = Proportion.of(not record.robust(effort) for record in left)
+    finding = f"300 steps from 2 starts break {_of(share)} images that all attacks leave"
+    return Check(name, _judged(_too_many(share)), finding, {"broken by more effort": share})
+
+
+def _gradients(name: str, evidence: Evidence) -> Check:
+    """At nearly every point some mode has a gradient that is not zero, finite and large enough, and one is faithful."""
+    health = evidence.health
+    useless = Proportion.of(not any(at) for at in zip(*(one.useful for one in health), strict=True))
+    best = max(health, key=lambda one: one.faithful)
+    misled = not any(one.is_faithful for one in health)
+    smoothed = any(run.spec.crafted_on == "smoothed" and run.key in evidence.keys("white-box") for run in evidence.plan)
+    parts = [
+        f"no useful gradient at {_of(useless)} points",
+        f"the best mode, {best.mode}, foretells a small step at {_of(Proportion(best.faithful, best.points))}",
+    ]
+    blocked = min(health, key=lambda one: one.no_graph)
+    if blocked.no_graph:
+        cut = "no graph leads from the logits back to the image (something runs under torch.no_grad, or detaches)"
+        parts.append(f"at {_of(Proportion(blocked.no_graph, blocked.points))} points {cut}")
+    if misled:
+        parts.append(
+            f"fewer than {100 * FAITHFUL_SHARE:.0f} %, so the smoothed network was attacked as well"
+            if smoothed
+            else f"fewer than {100 * FAITHFUL_SHARE:.0f} %, and no estimated gradient was tried"
+        )
+    left = any(record.robust(evidence.keys("white-box")) for record in evidence.records)
+    bad = _too_many(useless) or (misled and not smoothed and left)
+    figures = {"useless": useless, "modes": [one.as_dict() for one in health]}
+    return Check(name, _judged(bad), "; ".join(parts), figures)
+
+
+def _randomness(name: str, evidence: Evidence) -> Check:
+    """A random defence is averaged by its attacker."""
+    run = evidence.run
+    figures = {"random": run.random, "draws": run.draws, "votes": run.votes}
+    if not run.random:
+        return Check(name, "passed", "two passes of the same images agree", figures)
+    if run.draws > 1:
+        return Check(name, "passed", f"passes differ; the attacker averaged {run.draws} of them", figures)
+    return Check(name, "failed", "passes differ, and the attacker followed the gradient of single ones", figures)
+
+
+def _batches(name: str, evidence: Evidence) -> Check:
+    """What is said of an image does not depend on the others."""
+    if evidence.run.random:
+        return Check(name, "not run", "passes differ anyway")
+    if evidence.run.batch_dependent:
+        finding = "an image alone, in a batch, and in another order gets other logits: figures depend on block_size"
+        return Check(name, "failed", finding)
+    return Check(name, "passed", "an image gets the same logits alone, in a batch, and in another order")
+
+
+def _modes(name: str, evidence: Evidence) -> Check:
+    """Every gradient mode was tried; what the exact gradient alone would have hidden."""
+    run = evidence.run
+    if run.withheld:
+        withheld = f"the attacker was not given the modes {', '.join(run.withheld)}"
+        return Check(name, "failed", withheld, {"withheld": run.withheld})
+    untried = untried_modes(run, evidence.plan)
+    if untried:
+        return Check(name, "failed", f"no white-box attack was made in the modes {', '.join(untried)}", {})
+    all_modes = [one for one in evidence.plan if _white(one) and one.spec.modes == "all"]
+    exact = [one.key for one in all_modes if set(one.mode.split("+")) == {"exact"}]
+    others = [one.key for one in evidence.plan if _white(one) and one.key not in exact]
+    left = [record for record in evidence.among(exact) if record.robust(exact)]
+    if len(run.modes) == 1:
+        return Check(name, "passed", "the exact gradient is the only one there is", {})
+    if not left:
+        return Check(name, "passed", "the exact gradient left no image to the other modes", {})
+    share = Proportion.of(not record.robust(others) for record in left)
+    finding = f"the other modes break {_of(share)} images that the exact gradient leaves"
+    return Check(name, "passed", finding, {"hidden by the exact gradient": share})
+
+
+def _white(run: AttackRun) -> bool:
+    return run.role == "ladder" and run.spec.kind == "white-box"
+
+
+def _binarization(name: str, evidence: Evidence) -> Check:
+    """The attack finds examples that are known to exist."""
+    test = evidence.binarization
+    if evidence.run.rejects:
+        reason = "it replaces the classifier's last layer, and a detector does not look at what comes in its place"
+        return Check(name, "not run", reason)
+    if test is None:
+        return Check(name, "not run", "the network ends in no linear layer that the test could replace")
+    figures = {"found": test.found, "by chance": test.by_chance, "built": test.built}
+    finding = f"the attacks find {_of(test.found)} planted examples, chance {test.by_chance.count}"
+    if test.by_chance.rate > TOO_EASY:
+        return Check(name, "not run", f"{finding}: too easy to tell", figures)
+    return Check(name, _judged(test.found.interval[1] < MUST_FIND), finding, figures)
+
+
+def _finite_logits(name: str, evidence: Evidence) -> Check:
+    """Every clean image has a class: logits that are not finite name none."""
+    counted = NotFinite.of(evidence.records)
+    finding = f"logits are not finite for {_of(counted.clean)} clean images"
+    if counted.broken is not None and counted.broken.count:
+        finding += f"; {_of(counted.broken)} broken images were broken by such logits alone"
+    return Check(name, _judged(counted.clean.count > 0), finding, {"not finite": counted.clean})
+
+
+def _or_rejected(evidence: Evidence) -> str:
+    return " or rejected" if evidence.run.rejects else ""
+
+
+def _of(share: Proportion) -> str:
+    """``"3 of 200"``."""
+    return f"{share.count} of {share.total}"
+
+
+CHECKS: dict[str, Callable[[str, Evidence], Check]] = {
+    "single step": _late("single step", "one step breaks"),
+    "larger eps": _larger_eps,
+    "more effort": _more_effort,
+    "transfer": _late("transfer", "examples made on the undefended network break"),
+    "queries": _late("queries", "queries alone break"),
+    "noise": _late("noise", "noise breaks"),
+    "gradients": _gradients,
+    "randomness": _randomness,
+    "batches": _batches,
+    "gradient modes": _modes,
+    "binarization": _binarization,
+    "finite logits": _finite_logits,
+}
+"""By name, in their order."""

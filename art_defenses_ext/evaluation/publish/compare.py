@@ -1,0 +1,317 @@
+"""Runs beside each other: what each leaves, and whether one leaves more than another on the same images."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from scipy.stats import binomtest
+
+from art_defenses_ext.base.files import write_files
+from art_defenses_ext.base.text import for_markdown, for_terminal
+from art_defenses_ext.base.validation import InputError, check_flag, check_paths
+from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.words import NOT_ESTABLISHED, defence_names
+from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.run.folder import read_manifest
+
+NORMAL = 1.959964
+"""The normal quantile of a two-sided 95 % interval."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two runs on the same images, image by image.
+
+    Attributes:
+        both: images that are robust in both.
+        gained: that are robust in the second alone.
+        lost: that are robust in the first alone.
+        neither: that are robust in none.
+    """
+
+    both: int
+    gained: int
+    lost: int
+    neither: int
+
+    @classmethod
+    def of(cls, first: Sequence[bool], second: Sequence[bool]) -> Paired:
+        """From the verdicts on each image (N,) of both runs.
+
+        Raises:
+            InputError: for none, or different numbers of images.
+        """
+        if len(first) != len(second) or not first:
+            raise InputError(f"the runs have {len(first)} and {len(second)} images; equally many were expected")
+        counts = Counter(zip(map(bool, first), map(bool, second), strict=True))
+        return cls(counts[True, True], counts[False, True], counts[True, False], counts[False, False])
+
+    @property
+    def total(self) -> int:
+        """All images."""
+        return self.both + self.gained + self.lost + self.neither
+
+    @property
+    def difference(self) -> float:
+        """Robust accuracy of the second less that of the first, from -1 to 1."""
+        return (self.gained - self.lost) / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the difference, which lies in [-1, 1].
+
+        Source: Bonett, Price 2012 (Journal of Educational and Behavioral Statistics 37), the Wald interval after one
+        image that was gained and one that was lost were added.
+        """
+        total, gained, lost = self.total + 2, self.gained + 1, self.lost + 1
+        middle = (gained - lost) / total
+        half = NORMAL * ((gained + lost) - (gained - lost) ** 2 / total) ** 0.5 / total
+        return max(middle - half, -1.0), min(middle + half, 1.0)
+
+    @property
+    def p_value(self) -> float:
+        """Of McNemar's exact test: how likely images that differ would fall so unevenly, were the runs equally good."""
+        differing = self.gained + self.lost
+        return float(binomtest(self.gained, differing).pvalue) if differing else 1.0
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts and statistics, for JSON."""
+        return vars(self) | {"difference": self.difference, "interval": list(self.interval), "p_value": self.p_value}
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One of the runs.
+
+    Attributes:
+        name: of its folder.
+        summary: its figures.
+        against_first: its robust images against those of the first run, where they attacked the same ones in the same
+            ball; None of the first itself, and where there are none.
+        other_attacker: in what its attacker differs from that of the first run, in words; none if they are one.
+    """
+
+    name: str
+    summary: Summary
+    against_first: Paired | None
+    other_attacker: tuple[str, ...] = ()
+
+    @property
+    def defences(self) -> str:
+        """In words."""
+        return " + ".join(defence_names(self.summary.run)) or "none"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Several runs beside each other.
+
+    Attributes:
+        runs: the first is what the others are compared with.
+    """
+
+    runs: list[Compared]
+
+    @property
+    def figure(self) -> str:
+        """What is compared: robust accuracy only if every run has one."""
+        known = all(one.summary.robust_accuracy is not None for one in self.runs)
+        return "robust accuracy" if known else "accuracy after the attacks that ran"
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """Of the table's columns."""
+        figures = (self.figure, "paper's attacks", "clean", "less the first", "p")
+        return ("run", "defences", "threat", "images", *figures)
+
+    @property
+    def note(self) -> str:
+        """What the last columns mean."""
+        return (
+            f"Less the first: {self.figure} less that of the first run, in points, with its 95 % interval over the "
+            "pairs of one image (Bonett, Price 2012), of those that both attacked; p of McNemar's exact test. Empty "
+            "where there are none, or the threat is another."
+        )
+
+    @property
+    def warning(self) -> str:
+        """What stands above the table where the runs were made by different attackers; empty where by one."""
+        first = self.runs[0].name
+        pairs = [f"{first} and {one.name}: {'; '.join(one.other_attacker)}" for one in self.runs if one.other_attacker]
+        if not pairs:
+            return ""
+        return (
+            "Made by different attackers, so a difference may be one between the attacks, not between the networks. "
+            f"{'. '.join(pairs)}."
+        )
+
+    def rows(self) -> list[list[str]]:
+        """A line a run, under ``heads``."""
+        found = []
+        for one in self.runs:
+            settings, pair = one.summary.run.settings, one.against_first
+            found.append(
+                [
+                    one.name,
+                    one.defences,
+                    f"{settings.threat} {settings.eps:.4g}",
+                    str(settings.samples),
+                    _worst(one.summary),
+                    "" if one.summary.paper is None else str(one.summary.paper),
+                    str(one.summary.clean),
+                    _against(pair, one, self.runs[0]) if pair else "",
+                    f"{pair.p_value:.2g}" if pair else "",
+                ]
+            )
+        return found
+
+    def print(self, console: Console | None = None) -> None:
+        """Show the runs by numbers in the terminal: what they are, and the table, which their names would crowd."""
+        console = Console() if console is None else console
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for head in ("", *self.heads[4:]):
+            table.add_column(head)
+        if self.warning:
+            console.print(f"{for_terminal(self.warning)}\n", style="bold", highlight=False, markup=False)
+        for number, (name, defences, threat, images, *figures) in enumerate(self.rows(), 1):
+            line = for_terminal(f"{number}  {name}: {threat}, {images} images; {defences}")
+            console.print(line, highlight=False, markup=False)
+            table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
+        console.print()
+        console.print(table)
+        console.print(f"\n{self.note}", highlight=False, markup=False)
+
+    def as_markdown(self) -> str:
+        """The table, what its last columns mean, and above it, in what the attackers differ."""
+        lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
+        table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
+        return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, self.note]) + "\n"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON."""
+        return {
+            "runs": [
+                {
+                    "name": one.name,
+                    "defences": one.defences,
+                    "settings": vars(one.summary.run.settings),
+                    "robust_accuracy": None if robust is None else robust.as_dict(),
+                    "after_attacks": one.summary.worst_case.as_dict(),
+                    "standing": one.summary.standing,
+                    "established": one.summary.established,
+                    "other_attacker": list(one.other_attacker),
+                    "paper": None if one.summary.paper is None else one.summary.paper.as_dict(),
+                    "clean": one.summary.clean.as_dict(),
+                    "against_first": None if one.against_first is None else one.against_first.as_dict(),
+                }
+                for one in self.runs
+                for robust in [one.summary.robust_accuracy]
+            ]
+        }
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``compare.json``, ``compare.md`` and ``compare.png`` into a folder, which is made if need be.
+
+        Raises:
+            InputError: if it cannot be written to.
+        """
+        from art_defenses_ext.evaluation.report.figures import comparison_bars, png  # matplotlib takes long to import
+
+        bars = comparison_bars([(f"{one.name}: {one.defences}", one.summary) for one in self.runs])
+        contents = {
+            "compare.json": (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
+            "compare.md": self.as_markdown().encode(),
+            "compare.png": png(bars),
+        }
+        write_files(folder, contents)
+
+
+def compare(folders: Sequence[str | Path], *, different_attackers: bool = False) -> Comparison:
+    """Compare finished runs, image by image where they attacked the same images in the same ball.
+
+    Args:
+        folders: of the runs; the others are compared with the first.
+        different_attackers: compare runs, too, that different attackers made: another ball, suite, seed, or other
+            checks (``evaluation/publish/same_attacker.py``). The table begins with the differences then.
+
+    Raises:
+        InputError: for fewer than two, folders without a finished run, or, without ``different_attackers``, runs of
+            different attackers.
+
+    >>> from art_defenses_ext import JumpReLU, Linf, compare, evaluate
+    >>> options = {"attacks": "papers", "check_samples": 0, "curve_samples": 0, "progress": False}
+    >>> for name, jump in ("small", 0.2), ("large", 1.0):
+    ...     report = evaluate(JumpReLU(classifier, jump)(), x_test, y_test, Linf(0.1), out=name, **options)
+    >>> [row[:2] for row in compare(["small", "large"]).rows()]
+    [['small', 'jump_relu (jump 0.2, relus 3)'], ['large', 'jump_relu (jump 1, relus 3)']]
+    """
+    folders = check_paths("folders", folders, least=2)
+    check_flag("different_attackers", different_attackers)
+    reports = [Report.load(folder) for folder in folders]
+    manifests = [read_manifest(Path(folder)) for folder in folders]
+    names, first = _names(folders), reports[0]
+    differences = [tuple(attacker_differences(manifests[0], other)) for other in manifests]
+    for name, found in zip(names, differences, strict=True):
+        if found and not different_attackers:
+            raise InputError(
+                f"folders holds {names[0]} and {name}, made by different attackers ({'; '.join(found)}); runs of one "
+                "attacker were expected, or different_attackers, which puts the differences above the table"
+            )
+    return Comparison(
+        [
+            Compared(name, report.summary, None if report is first else _paired(first, report), found)
+            for name, report, found in zip(names, reports, differences, strict=True)
+        ]
+    )
+
+
+def _paired(first: Report, second: Report) -> Paired | None:
+    """The verdicts on what both attacked in the same ball: everything, or images that have one hash and label."""
+    mine, other = first.summary.run, second.summary.run
+    if (mine.settings.threat, mine.settings.eps) != (other.settings.threat, other.settings.eps):
+        return None
+    if mine.data_sha256 == other.data_sha256:
+        return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
+    left, right = (
+        {(record.image, record.label): record.robust() for record in report.records if record.image is not None}
+        for report in (first, second)
+    )
+    shared = [image for image in left if image in right]
+    return Paired.of([left[one] for one in shared], [right[one] for one in shared]) if shared else None
+
+
+def _against(pair: Paired, *runs: Compared) -> str:
+    """The difference, and on how many images where one of the runs attacked more."""
+    whole = all(one.summary.run.settings.samples == pair.total for one in runs)
+    return str(pair) if whole else f"{pair} ({pair.total} images)"
+
+
+def _names(folders: Sequence[str | Path]) -> list[str]:
+    """The folders' last names, or all of their paths where two have one name."""
+    last = [Path(folder).resolve().name for folder in folders]
+    return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+
+
+def _cells(line: Sequence[str]) -> list[str]:
+    """A line of the table for Markdown: the first four cells are names that others may have chosen."""
+    return [*(cell if cell == "---" else for_markdown(cell) for cell in line[:4]), *line[4:]]
+
+
+def _worst(summary: Summary) -> str:
+    share: Proportion = summary.worst_case
+    if summary.standing == "not established":
+        return f"at most {share} ({NOT_ESTABLISHED})"
+    return str(share) if summary.robust_accuracy is not None else f"{share} ({summary.standing})"

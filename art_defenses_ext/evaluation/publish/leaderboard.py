@@ -1,0 +1,304 @@
+"""Results as others can check them: an entry a run, and a page of all entries in a folder.
+
+An entry has the fields of RobustBench's model cards (``clean_acc``, ``reported``, ``external``, ``unreliable``) where
+they mean the same, in per cent. There is no ``autoattack_acc``: the ladder is not that ensemble (docs/evaluation.md).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from art_defenses_ext.base.files import replace_file
+from art_defenses_ext.base.text import code_block, for_markdown, is_web_address, markdown_link, shown
+from art_defenses_ext.base.validation import InputError, check_number, check_path, check_text
+from art_defenses_ext.evaluation.records.lines import parse_json
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.words import defence_names
+
+FORMAT = "art-defenses-ext entry 1"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One run in a line; shares are in per cent.
+
+    Attributes:
+        format: ``FORMAT``.
+        name: of the defended network, in words.
+        link: to the paper.
+        dataset: name of the data set.
+        architecture: class of the network.
+        defences: name and options of each; two or more are a pair.
+        threat: ``"linf"`` or ``"l2"``.
+        eps: radius in pixel values.
+        clean_acc: accuracy on clean images.
+        reported: the robust accuracy that the paper prints for its own setting; None if it prints none.
+        paper_acc: after the paper's own attacks, run by us.
+        robust_acc: after all attacks: the worst case of each image.
+        robust_interval: its 95 % interval.
+        undefended_acc: the bare network's after the attacks made on it, which are fewer.
+        external: a lower robust accuracy that somebody else has shown; None if none is known.
+        unreliable: whether the attacks failed a check, so that ``robust_acc`` is an upper bound only.
+        failed_checks: which.
+        attacks: name of the set.
+        samples: images.
+        seed: of the attacks.
+        forward: images passed forwards per image, over all attacks.
+        backward: likewise backwards.
+        seconds: per image.
+        device: processor or GPU.
+        threads: on the CPU.
+        command: that made the run.
+        versions: Python's and the packages'.
+        data_sha256: of images and labels.
+        model_sha256: of the network.
+        pipeline_sha256: of the defended whole.
+    """
+
+    format: str
+    name: str
+    link: str | None
+    dataset: str
+    architecture: str
+    defences: list[dict[str, Any]]
+    threat: str
+    eps: float
+    clean_acc: float
+    reported: float | None
+    paper_acc: float | None
+    robust_acc: float
+    robust_interval: tuple[float, float]
+    undefended_acc: float | None
+    external: float | None
+    unreliable: bool
+    failed_checks: list[str]
+    attacks: str | list[str]
+    samples: int
+    seed: int
+    forward: float
+    backward: float
+    seconds: float
+    device: str
+    threads: int
+    command: str
+    versions: dict[str, str]
+    data_sha256: str
+    model_sha256: str
+    pipeline_sha256: str
+
+    @classmethod
+    def of(
+        cls,
+        report: Report,
+        dataset: str,
+        *,
+        name: str | None = None,
+        link: str | None = None,
+        reported: float | None = None,
+        external: float | None = None,
+        command: str | None = None,
+    ) -> Entry:
+        """The entry of a run.
+
+        Args:
+            report: of the run.
+            dataset: name of its data set.
+            name: by default the defences' names and options.
+            link: to the paper.
+            reported: what that prints, in per cent.
+            external: what somebody else has shown, in per cent.
+            command: that made the run; by default the process's own.
+
+        Raises:
+            InputError: for a run without a robust accuracy, since no adaptive attack ran or no checks were made, or
+                shares that are none.
+        """
+        summary, run = report.summary, report.summary.run
+        if summary.robust_accuracy is None:
+            expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
+            raise InputError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
+        for argument, share in (("reported", reported), ("external", external)):
+            if share is not None:
+                check_number(argument, share, "a share from 0 to 100 per cent", lambda value: 0 <= value <= 100)
+        check_text("dataset", dataset)
+        for argument, text in (("name", name), ("command", command)):
+            if text is not None:
+                check_text(argument, text)
+        _check_link(link)
+        settings, total = run.settings, summary.total
+        low, high = summary.worst_case.interval
+        return cls(
+            format=FORMAT,
+            name=name or " + ".join(defence_names(run)) or "none",
+            link=link,
+            dataset=dataset,
+            architecture=run.model,
+            defences=run.defences,
+            threat=settings.threat,
+            eps=settings.eps,
+            clean_acc=_percent(summary.clean),
+            reported=reported,
+            paper_acc=None if summary.paper is None else _percent(summary.paper),
+            robust_acc=_percent(summary.worst_case),
+            robust_interval=(round(100 * low, 2), round(100 * high, 2)),
+            undefended_acc=None if summary.undefended_robust is None else _percent(summary.undefended_robust),
+            external=external,
+            unreliable=not summary.established,
+            failed_checks=summary.failed_checks,
+            attacks=settings.attacks,
+            samples=settings.samples,
+            seed=settings.seed,
+            forward=round(total.forward / settings.samples, 1),
+            backward=round(total.backward / settings.samples, 1),
+            seconds=round(total.seconds / settings.samples, 4),
+            device=run.device,
+            threads=run.threads,
+            command=command or run.command,
+            versions=run.versions,
+            data_sha256=run.data_sha256,
+            model_sha256=run.model_sha256,
+            pipeline_sha256=run.pipeline_sha256,
+        )
+
+    def save(self, path: str | Path) -> None:
+        """Write a JSON file.
+
+        Raises:
+            InputError: if it cannot be written.
+        """
+        path = check_path("path", path, "a file")
+        try:
+            replace_file(path, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
+        except OSError as error:
+            raise InputError(
+                f"path is {path}, which cannot be written ({error.strerror}); a file was expected"
+            ) from None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Entry:
+        """From a JSON file.
+
+        Raises:
+            InputError: for another file.
+        """
+        try:
+            plain = parse_json(check_path("path", path, "a file").read_bytes())
+            found = plain.get("format") if isinstance(plain, dict) else None
+            if found != FORMAT:
+                raise ValueError(f"format {found!r}")
+            entry = TypeAdapter(cls).validate_python(plain)
+            _check_link(entry.link)
+            return entry
+        except InputError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(f"{path} cannot be read ({reason}); an entry of format {FORMAT!r} was expected") from None
+
+    @property
+    def best_known(self) -> float:
+        """The lowest robust accuracy that anybody has shown, in per cent."""
+        return self.robust_acc if self.external is None else min(self.robust_acc, self.external)
+
+
+def _check_link(link: str | None) -> None:
+    """Refuse a link to anything but a page on the web: whoever reads a page of results clicks on it."""
+    if link is not None and not (isinstance(link, str) and is_web_address(link)):
+        raise InputError(f"link is {shown(link)}; an address that begins with http:// or https:// was expected")
+
+
+def leaderboard(folder: str | Path) -> str:
+    """A page in Markdown of all entries below a folder: a table for each data set and threat, the most robust first.
+
+    Raises:
+        InputError: for a folder without entries, or a JSON file in it that is none.
+    """
+    root = check_path("folder", folder, "a folder")
+    entries = [(path.relative_to(root), Entry.read(path)) for path in _files_below(root)]
+    if not entries:
+        raise InputError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
+    groups: dict[tuple[str, str, float], list[tuple[Path, Entry]]] = defaultdict(list)
+    for path, entry in entries:
+        groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
+    parts = ["# Results", LEGEND]
+    for (dataset, threat, eps), some in sorted(groups.items()):
+        heading = for_markdown(f"{dataset}, {threat}, eps {eps:.4g}")
+        parts += [f"## {heading}", _table(some), *_failed(some), "Commands:", _commands(some)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _files_below(root: Path) -> list[Path]:
+    try:
+        return sorted(root.rglob("*.json"))
+    except OSError as error:
+        raise InputError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
+
+
+LEGEND = """Written by `art-defenses leaderboard`. *Robust*: the mean over images of the minimum over all attacks of the
+set, with its 95 % interval; *at most* where the attacks failed a check of their own, so that the figure is an upper
+bound. *Paper's attacks*: after those alone that the method's authors ran, run by us; *reported*: what their paper
+prints, for its own setting. *Gap*: how much of the paper's attacks' figure does not survive. *Passes* and *seconds* are
+per image, over all attacks, on the machine that the entry names. A network with a detector withstands an attacked
+image also by rejecting it, and is right about a clean one only if it accepts it. Pairs are of several defences at once.
+Each line is a JSON file beside this page, with versions and hashes."""
+
+HEADS = (
+    "defence", "network", "robust, %", "paper's attacks, %", "reported, %", "gap", "clean, %", "bare network, %",
+    "attacks", "images", "seed", "passes", "seconds", "entry",
+)  # fmt: skip
+
+
+def _table(entries: Sequence[tuple[Path, Entry]]) -> str:
+    ranked = sorted(entries, key=lambda pair: (-pair[1].best_known, pair[1].name))
+    lines = [HEADS, ["---"] * len(HEADS), *(_row(path, entry) for path, entry in ranked)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _row(path: Path, entry: Entry) -> list[str]:
+    low, high = entry.robust_interval
+    robust = f"{'at most ' * entry.unreliable}**{entry.robust_acc:.1f}** [{low:.1f}, {high:.1f}]"
+    if entry.external is not None:
+        robust += f", elsewhere {entry.external:.1f}"
+    name = for_markdown(entry.name) if entry.link is None else markdown_link(entry.name, entry.link)
+    return [
+        f"{'pair: ' * (len(entry.defences) > 1)}{name}",
+        for_markdown(entry.architecture),
+        robust,
+        _or_none(entry.paper_acc),
+        _or_none(entry.reported),
+        _or_none(None if entry.paper_acc is None else entry.paper_acc - entry.best_known),
+        f"{entry.clean_acc:.1f}",
+        _or_none(entry.undefended_acc),
+        for_markdown(entry.attacks) if isinstance(entry.attacks, str) else f"{len(entry.attacks)} of its own",
+        str(entry.samples),
+        str(entry.seed),
+        f"{entry.forward:.0f} / {entry.backward:.0f}",
+        f"{entry.seconds:.2g}",
+        markdown_link(path.stem, path.as_posix()),
+    ]
+
+
+def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
+    """Which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
+    found = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
+    return [f"Checks that the attacks failed: {for_markdown('; '.join(found))}."] if found else []
+
+
+def _commands(entries: Sequence[tuple[Path, Entry]]) -> str:
+    return code_block([line for path, entry in entries for line in (f"# {path.stem}", entry.command)])
+
+
+def _or_none(share: float | None) -> str:
+    return "" if share is None else f"{share:.1f}"
+
+
+def _percent(share: Proportion) -> float:
+    return round(100 * share.rate, 2)

@@ -1,0 +1,1 @@
+"""What is written down of a run: per-sample records, costs, the run's description, proportions."""

@@ -1,0 +1,104 @@
+"""What an attack costs: passes through the network, seconds, memory."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.estimator.rejecting import RejectingNetwork
+
+
+@dataclass
+class Cost:
+    """The cost of some work on a network.
+
+    Attributes:
+        forward: images passed forwards.
+        backward: images passed backwards.
+        seconds: wall time.
+        peak_memory: bytes: the most that was allocated on a CUDA device meanwhile; on the CPU the process's
+            high-water mark so far.
+    """
+
+    forward: int = 0
+    backward: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both, one after the other."""
+        memory = max(self.peak_memory, other.peak_memory)
+        return Cost(self.forward + other.forward, self.backward + other.backward, self.seconds + other.seconds, memory)
+
+
+@contextmanager
+def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Iterator[Cost]:
+    """Count and time what happens to the networks of classifiers inside the block; one that two of them share once.
+
+    Raises:
+        InputError: for a network that torch cannot listen to, such as a scripted one.
+    """
+    cost = Cost()
+    on_cuda = classifier.device.type == "cuda"
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        cost.forward += len(inputs[0])
+        if isinstance(output, Tensor) and output.requires_grad:
+            output.register_hook(count_backward)
+
+    def count_backward(gradient: Tensor) -> None:
+        cost.backward += len(gradient)
+
+    entrances = {id(one): one for one in (_entrance(each.model) for each in (classifier, *others))}
+    try:
+        handles = [one.register_forward_hook(count) for one in entrances.values()]
+    except RuntimeError as error:
+        raise InputError(
+            f"classifier has a network of TorchScript, whose passes cannot be counted ({one_line(error)}); "
+            "the nn.Module that it was made from, or torch.jit.trace of that, was expected"
+        ) from error
+    if on_cuda:
+        torch.cuda.reset_peak_memory_stats(classifier.device)
+    begin = time.perf_counter()
+    try:
+        yield cost
+    finally:
+        if on_cuda:
+            torch.cuda.synchronize(classifier.device)
+        cost.seconds = time.perf_counter() - begin
+        cost.peak_memory = torch.cuda.max_memory_allocated(classifier.device) if on_cuda else _process_peak()
+        for handle in handles:
+            handle.remove()
+
+
+def _entrance(model: nn.Module) -> nn.Module:
+    """The module that each pass calls once.
+
+    ART calls the children of a Sequential, not the Sequential itself. Of a network that rejects, some attacks call the
+    parts: those passes count that go through the classifier's network, of which the detector may do some.
+    """
+    if isinstance(model, RejectingNetwork):
+        return _entrance(_innermost(model))
+    return next(iter(model.children())) if isinstance(model, nn.Sequential) else model
+
+
+def _innermost(model: RejectingNetwork) -> nn.Module:
+    """The classifier's network, or what has been wrapped around a rejecting one."""
+    inner: Any = model.pipeline.model if hasattr(model, "pipeline") else model.module
+    network: nn.Module = inner
+    return network
+
+
+def _process_peak() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,110 @@
+"""What a run was: versions, settings, data and model, so that a reader can run it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from art_defenses_ext.base.provenance import Training, Tuning
+from art_defenses_ext.evaluation.threat import Threat
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The arguments of an evaluation that its records depend on.
+
+    Attributes:
+        threat: ``"linf"`` or ``"l2"``.
+        eps: radius, in pixel values.
+        attacks: the set's name, or the attacks' names.
+        samples: number of images.
+        seed: of all randomness.
+        block_size: samples attacked at a time.
+        curve_samples: samples that the curve was measured on.
+        check_samples: samples that the checks' own attacks ran on; 0 if no checks were made.
+        adaptive: whether the attacker was given more than the exact gradient.
+    """
+
+    threat: str
+    eps: float
+    attacks: str | list[str]
+    samples: int
+    seed: int
+    block_size: int
+    curve_samples: int
+    check_samples: int
+    adaptive: bool
+
+    @classmethod
+    def of(
+        cls,
+        threat: Threat,
+        attacks: str | list[str],
+        samples: int,
+        seed: int,
+        block_size: int,
+        curve_samples: int,
+        check_samples: int,
+        adaptive: bool,
+    ) -> Settings:
+        """From the arguments of an evaluation, of which some count samples that there may not be."""
+        curve, check = min(curve_samples, samples), min(check_samples, samples)
+        return cls(threat.norm_name, threat.eps, attacks, samples, seed, block_size, curve, check, adaptive)
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """Everything about a run but its results.
+
+    Attributes:
+        settings: the arguments.
+        defences: name and options of each defence, in the order in which an image meets them; of a detector that is
+            none of ours, the class of its network.
+        tunings: how their strength was chosen, of those defences that were tuned.
+        trainings: how they were trained, one after the other, of those that were.
+        modes: the gradient modes that the attacker tried.
+        votes: passes that are counted for each image: 1, or more if the defence is random.
+        draws: passes that the attacker averaged.
+        model: class name of the network.
+        model_sha256: of its parameters and buffers.
+        pipeline_sha256: of those of the whole defended classifier: preprocessing, model, detector.
+        undefended_sha256: of those of the undefended classifier; None without one.
+        foreign: preprocessors that are none of our defences, with their parameters as far as these are plain.
+        labels: number of classes that an image may belong to.
+        clip_values: least and largest pixel value; None without clip values.
+        random: whether the defence is random.
+        withheld: gradient modes that there are and that the attacker did not try.
+        data_sha256: of images and labels.
+        device: the processor or GPU by name.
+        threads: threads of torch on the CPU.
+        command: the command line of the process.
+        versions: Python's and the packages'.
+        rejects: whether a detector rejects images.
+        environments: devices, threads and versions of parts that ran elsewhere, where they differ.
+        batch_dependent: whether the logits of an image depend on the others in its batch, or on their order.
+    """
+
+    settings: Settings
+    defences: list[dict[str, Any]]
+    tunings: list[Tuning]
+    trainings: list[Training]
+    modes: list[str]
+    votes: int
+    draws: int
+    model: str
+    model_sha256: str
+    pipeline_sha256: str
+    undefended_sha256: str | None
+    foreign: list[str]
+    labels: int
+    clip_values: tuple[float, float] | None
+    random: bool
+    withheld: list[str]
+    data_sha256: str
+    device: str
+    threads: int
+    command: str
+    versions: dict[str, str]
+    rejects: bool = False
+    environments: list[dict[str, Any]] = field(default_factory=list)
+    batch_dependent: bool = False

@@ -1,0 +1,165 @@
+"""How far one ranking of the classes agrees with another: NDCG and reciprocal rank of softmax lists.
+
+Accuracy asks whether the first class is the right one. These two ask what an attack did to the whole list, and how much
+of it a defence brings back.
+
+Source: Brama, Grinshpoun 2020 (arXiv:2003.07573) for the NDCG; Brama, Dery, Grinshpoun 2022 (arXiv:2201.05071) for the
+idea of a reciprocal rank. **Convention**: the latter's exact form was not at hand; it weighs probabilities too, which
+the plain reciprocal rank of the information retrieval literature does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from art_defenses_ext.base.validation import InputError, check_number
+
+Lists = npt.NDArray[np.floating[Any]]
+Scores = npt.NDArray[np.float64]
+
+MASS = 0.9
+"""The probability that a list is cut to, where nothing else is asked for."""
+
+DIGITS = 6
+"""Decimal places that records keep, so that the last bits of a kernel do not show."""
+
+SUM_TOLERANCE = 1e-3  # how far a list's sum may be from 1: a softmax in float16
+MASS_TOLERANCE = 1e-6  # of the mass, relative: 0.6 + 0.3 reaches 0.9, whatever binary numbers make of it
+
+
+def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
+    """Normalised discounted cumulative gain of other softmax lists against those of the clean images.
+
+    Both lists are cut to the likeliest classes, as few as have a probability of ``mass`` together. The gain of a class
+    is 2^p - 1, with p its probability in the clean list, its discount log2(rank + 1), with its rank from 1. The gains
+    of the classes of the other list, discounted by their ranks there, count where the class is also in the clean list,
+    and are divided by the clean list's own value.
+
+    Args:
+        clean: softmax lists (N, K) of the clean images, floating point; each sums to 1.
+        other: softmax lists (N, K) of the same images attacked, defended or both.
+        mass: where to cut, above 0 and at most 1.
+
+    Returns:
+        One number for each image, (N,), from 0 to 1: 1 if the likely classes stand in the same order, 0 if the cut
+        lists have no class in common. Of the other list only the order and the cut count, not the probabilities.
+
+    Raises:
+        InputError: for lists of other shapes or of different ones, empty ones, values that are no probabilities, or a
+            ``mass`` out of range.
+
+    Source: Brama, Grinshpoun 2020 (arXiv:2003.07573).
+
+    **Convention**: ``mass`` is open in the papers. Cut at 1, the tail of a thousand classes, whose order says little
+    about an image, adds up to much of the value even where the first class is lost; cut at one half, most lists hold
+    a class or two, and little but a coarse accuracy remains. A list is cut where it reaches ``mass``, not where it
+    exceeds it. Of equally likely classes the one with the lower index stands first, as in ``argmax``.
+
+    >>> ndcg(np.array([[0.5, 0.3, 0.2]]), np.array([[0.3, 0.5, 0.2]])).round(3)
+    array([0.893])
+    """
+    clean, other = _check_lists(clean, other)
+    mass = check_number("mass", mass, "a number above 0 and at most 1", lambda share: 0 < share <= 1)
+    clean_ranks, other_ranks = _ranks(clean), _ranks(other)  # (N, K)
+    gains = np.where(_kept(clean, clean_ranks, mass), np.exp2(clean) - 1, 0.0)  # (N, K)
+    found = np.where(_kept(other, other_ranks, mass), gains, 0.0)  # (N, K)
+    ideal = (gains / np.log2(clean_ranks + 1)).sum(axis=1)  # (N,), > 0
+    value = (found / np.log2(other_ranks + 1)).sum(axis=1)  # (N,)
+    scores: Scores = np.minimum(value / ideal, 1.0)  # equal gains in another order may sum to an ulp more
+    return scores
+
+
+def reciprocal_rank(clean: Lists, other: Lists) -> Scores:
+    """1 / rank, in other softmax lists, of the class that the clean image's list puts first.
+
+    Args:
+        clean: softmax lists (N, K) of the clean images, floating point; each sums to 1.
+        other: softmax lists (N, K) of the same images attacked, defended or both.
+
+    Returns:
+        One number for each image, (N,), from 1 / K to 1; 1 if both lists put the same class first.
+
+    Raises:
+        InputError: for lists of other shapes or of different ones, empty ones, or values that are no probabilities.
+
+    Source: the idea is that of Brama, Dery, Grinshpoun 2022 (arXiv:2201.05071). **Convention**: the plain reciprocal
+    rank; of equally likely classes the one with the lower index stands first, as in ``argmax``.
+
+    >>> reciprocal_rank(np.array([[0.5, 0.3, 0.2]]), np.array([[0.3, 0.5, 0.2]]))
+    array([0.5])
+    """
+    clean, other = _check_lists(clean, other)
+    first = clean.argmax(axis=1)[:, np.newaxis]  # (N, 1)
+    scores: Scores = 1.0 / np.take_along_axis(_ranks(other), first, axis=1)[:, 0]
+    return scores
+
+
+def recorded(
+    clean: Lists, other: Lists, counted: npt.NDArray[np.bool_]
+) -> tuple[list[float | None], list[float | None]]:
+    """Both metrics as a sample's record keeps them.
+
+    Args:
+        clean: softmax lists (N, K) of the clean images.
+        other: softmax lists (N, K) of the same images attacked, defended or both.
+        counted: which images count (N,).
+
+    Returns:
+        NDCG and reciprocal rank, N of each, to six decimal places; None where the image does not count, or where one
+        of its lists is not finite, as of a network that overflows.
+    """
+    known = counted & np.isfinite(clean).all(axis=1) & np.isfinite(other).all(axis=1)
+    even = 1 / clean.shape[1]  # stands in where nothing is known, so that all rows are lists
+    reference, lists = (np.where(known[:, np.newaxis], one, even) for one in (clean, other))
+    return _rounded(ndcg(reference, lists), known), _rounded(reciprocal_rank(reference, lists), known)
+
+
+def _rounded(scores: Scores, known: npt.NDArray[np.bool_]) -> list[float | None]:
+    return [round(float(score), DIGITS) if use else None for score, use in zip(scores, known, strict=True)]
+
+
+def _ranks(lists: Scores) -> npt.NDArray[np.int64]:
+    """The rank of each class in its list, (N, K), from 1."""
+    order = np.argsort(-lists, axis=1, kind="stable")  # (N, K): the likeliest class first
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.arange(1, lists.shape[1] + 1)[np.newaxis], axis=1)
+    return ranks
+
+
+def _kept(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArray[np.bool_]:
+    """Which classes the cut lists hold (N, K): those that the classes above them leave short of ``mass``."""
+    ordered = -np.sort(-lists, axis=1)  # (N, K)
+    above = np.cumsum(ordered, axis=1) - ordered  # (N, K), rank by rank
+    length = (above < mass * (1 - MASS_TOLERANCE)).sum(axis=1, keepdims=True)  # (N, 1), at least 1
+    kept: npt.NDArray[np.bool_] = ranks <= length
+    return kept
+
+
+def _check_lists(clean: Any, other: Any) -> tuple[Scores, Scores]:
+    """Both in float64, if they are softmax lists of the same images and classes."""
+    lists = _check_list(clean, "clean"), _check_list(other, "other")
+    if lists[0].shape != lists[1].shape:
+        raise InputError(f"other has shape {lists[1].shape}; that of clean, {lists[0].shape}, was expected")
+    return lists
+
+
+def _check_list(lists: Any, argument: str) -> Scores:
+    if not isinstance(lists, np.ndarray):
+        raise InputError(f"{argument} is a {type(lists).__name__}; a numpy array was expected")
+    if not np.issubdtype(lists.dtype, np.floating):
+        raise InputError(f"{argument} is {lists.dtype}; floating-point probabilities were expected")
+    if lists.ndim != 2 or lists.size == 0:
+        raise InputError(f"{argument} has shape {lists.shape}; (N, K) of at least one list and class was expected")
+    wide: Scores = lists.astype(np.float64)
+    if not (np.isfinite(wide).all() and (wide >= 0).all()):
+        raise InputError(f"{argument} holds negative, NaN or infinite values; probabilities were expected")
+    sums = wide.sum(axis=1)
+    if (np.abs(sums - 1) > SUM_TOLERANCE).any():
+        raise InputError(
+            f"{argument} has lists that sum to {sums.min():g} up to {sums.max():g}; probabilities that sum to 1 were "
+            "expected"
+        )
+    return wide

@@ -1,0 +1,79 @@
+"""So many of so many, and means over samples, with intervals: what the figures of an evaluation are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from statistics import fmean, pstdev
+from typing import Any
+
+import numpy as np
+from scipy.stats import binomtest
+
+from art_defenses_ext.evaluation.records import bounded_mean
+
+
+@dataclass(frozen=True)
+class Proportion:
+    """So many of so many.
+
+    Attributes:
+        count: samples for which it holds.
+        total: samples in all, at least one.
+    """
+
+    count: int
+    total: int
+
+    @property
+    def rate(self) -> float:
+        """The share, from 0 to 1."""
+        return self.count / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % confidence interval of the share."""
+        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
+        return float(low), float(high)
+
+    @classmethod
+    def of(cls, verdicts: Iterable[bool]) -> Proportion:
+        """Count the samples for which the verdict is true."""
+        listed = list(verdicts)
+        return cls(sum(listed), len(listed))
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counts, rate and interval, for JSON."""
+        return asdict(self) | {"rate": self.rate, "interval": list(self.interval)}
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean over samples of something between 0 and 1.
+
+    Attributes:
+        mean: the mean.
+        deviation: the standard deviation over the samples.
+        total: samples, at least one.
+        interval: 95 % confidence interval of the mean (``bounded_mean.py``), from 0 to 1. It is as wide as so few
+            samples leave it, also where all of them agree.
+    """
+
+    mean: float
+    deviation: float
+    total: int
+    interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Mean:
+        """The mean of some values from 0 to 1, at least one."""
+        listed = list(values)
+        return cls(fmean(listed), pstdev(listed), len(listed), bounded_mean.interval(np.array(listed, dtype=float)))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Mean, deviation, number of samples and interval, for JSON."""
+        return asdict(self) | {"interval": list(self.interval)}

@@ -1,0 +1,220 @@
+"""What happened to each sample: the evidence that every figure of a report is computed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, field
+from sys import intern
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.lines import STRICT, parsed
+from art_defenses_ext.evaluation.threat import Threat
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one attack did to one sample.
+
+    Attributes:
+        prediction: the defended classifier's class for the adversarial image, if it is random the likeliest as far as
+            its passes show (``evaluation/suite/vote.py``); of a rejected image the one that it would have; -1 where its
+            logits are not finite.
+        misclassified: whether that is not the label, and the image is not rejected.
+        linf: largest change of a pixel value; of an attack in a linf ball that this exceeds by the rounding of float32
+            alone, the ball's radius. Nine significant digits.
+        l2: Euclidean length of the change, in an l2 ball cut to its radius in the same way.
+        success: misclassified inside the threat's ball.
+        usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
+        undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
+        misses: in how many of the run's ``votes`` passes a random defence missed the label and did not reject; None for
+            one that is not random.
+        first_misses: in how many of as many passes before these; of a sample's attacks it chooses the worst, whose
+            ``misses`` are then those of passes that did not choose it.
+        passes: how many passes after the first ones decided about a random defence; None for one that is not random.
+        undecided: whether the most passes that are made could not show whether another class is as likely as the label:
+            then the attack is not taken for successful.
+        ndcg: agreement of its softmax list with the sample's reference (``evaluation/records/metrics.py``), six decimal
+            places; None where the image is unusable or outside the threat's ball, or a list is not finite.
+        reciprocal_rank: likewise.
+        rejected: whether the detector rejects it, judged as the class is if it is random; None without a detector.
+        excess: how far the detector's score is above its threshold, seven significant digits; None also where that is
+            not finite.
+    """
+
+    __pydantic_config__ = STRICT
+
+    prediction: int
+    misclassified: bool
+    linf: float
+    l2: float
+    success: bool
+    usable: bool = True
+    undefended_prediction: int | None = None
+    misses: int | None = None
+    ndcg: float | None = None
+    reciprocal_rank: float | None = None
+    rejected: bool | None = None
+    excess: float | None = None
+    first_misses: int | None = None
+    passes: int | None = None
+    undecided: bool | None = None
+
+    def fooled(self, label: int, threat: Threat) -> bool:
+        """Whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
+        return self.prediction != label and self.usable and threat.allows(getattr(self, threat.norm_name))
+
+
+@dataclass(slots=True)
+class SampleRecord:
+    """One sample and all that was tried on it.
+
+    Attributes:
+        index: position in the data set.
+        label: true class.
+        clean: the defended classifier's class for the clean image; of a rejected image the one that it would have; -1
+            where its logits are not finite.
+        undefended_clean: the undefended classifier's, where there is one.
+        clean_misses: in how many of the run's ``votes`` passes a random defence missed the label of the clean image, or
+            rejected it.
+        clean_first_misses: likewise, in as many passes before these.
+        clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended
+            classifier's list for the clean image, where there is one, else this very list.
+        clean_reciprocal_rank: likewise.
+        clean_rejected: whether the detector rejects the clean image; None without a detector.
+        clean_excess: how far the detector's score is above its threshold for it, as in ``Outcome``.
+        image: the first sixteen hexadecimal digits of the SHA-256 of its pixels, by which runs of other samples find
+            those that they share; None in runs of older versions.
+        attacks: outcomes by the attack's key; only of those that ran on this sample.
+    """
+
+    __pydantic_config__ = STRICT
+
+    index: int
+    label: int
+    clean: int
+    undefended_clean: int | None = None
+    clean_misses: int | None = None
+    clean_ndcg: float | None = None
+    clean_reciprocal_rank: float | None = None
+    clean_rejected: bool | None = None
+    clean_excess: float | None = None
+    image: str | None = None
+    clean_first_misses: int | None = None
+    attacks: dict[str, Outcome] = field(default_factory=dict)
+
+    @property
+    def correct(self) -> bool:
+        """Whether the clean image is classified as labelled and not rejected.
+
+        *Source* for the latter: Tramer 2022, "Detecting Adversarial Examples Is (Nearly) As Hard As Classifying Them"
+        (arXiv:2107.11630).
+        """
+        return self.clean == self.label and not self.clean_rejected
+
+    def robust(self, keys: Collection[str] | None = None) -> bool:
+        """Whether the sample is classified correctly and no attack (of those with ``keys``) succeeded on it."""
+        return self.correct and not any(
+            outcome.success for key, outcome in self.attacks.items() if keys is None or key in keys
+        )
+
+
+@dataclass(frozen=True)
+class CostRecord:
+    """What one attack on one block of samples cost.
+
+    Attributes:
+        block: index of the block's first sample.
+        attack: the attack's key.
+        samples: how many it attacked.
+        cost: passes, seconds, memory.
+    """
+
+    __pydantic_config__ = STRICT
+
+    block: int
+    attack: str
+    samples: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What one attack did to samples of one block, all that it ran on.
+
+    Attributes:
+        cost: of the attack; it names attack and block.
+        rows: the samples' places in the block.
+        outcomes: of each of them.
+        pictured: index of the sample of which the attack left an image for the report; None if it left none.
+        judging: what the passes cost that judged its images.
+    """
+
+    __pydantic_config__ = STRICT
+
+    cost: CostRecord
+    rows: list[int]
+    outcomes: list[Outcome]
+    pictured: int | None = None
+    judging: Cost = field(default_factory=Cost)
+
+
+def as_line(record: SampleRecord | CostRecord | Attempt) -> str:
+    """A record as a line of JSON.
+
+    Raises:
+        ValueError: for a number that JSON has none for.
+    """
+    row = asdict(record)
+    if isinstance(record, CostRecord):
+        cost: dict[str, Any] = row.pop("cost")
+        row |= cost
+    return json.dumps(row, allow_nan=False) + "\n"
+
+
+def sample_of(line: str | bytes) -> SampleRecord:
+    """The sample's record of a line.
+
+    Raises:
+        ValueError: for a line that is none; it names the field.
+    """
+    record = parsed(_SAMPLE, line)
+    record.attacks = {intern(key): outcome for key, outcome in record.attacks.items()}
+    return record
+
+
+def cost_of(line: str | bytes) -> CostRecord:
+    """The cost's record of a line.
+
+    Raises:
+        ValueError: for a line that is none; it names the field.
+    """
+    row = vars(parsed(_COST, line)).copy()
+    block, attack, samples = (row.pop(name) for name in ("block", "attack", "samples"))
+    return CostRecord(block, intern(attack), samples, Cost(**row))
+
+
+def attempt_of(line: str | bytes) -> Attempt:
+    """The attempt of a line.
+
+    Raises:
+        ValueError: for a line that is none; it names the field.
+    """
+    return parsed(_ATTEMPT, line)
+
+
+@dataclass
+class _CostLine(Cost):
+    """A cost as it stands in a line: all in one object, and none of it may be missing."""
+
+    __pydantic_config__ = STRICT
+
+    block: int = field(kw_only=True)
+    attack: str = field(kw_only=True)
+    samples: int = field(kw_only=True)
+
+
+_SAMPLE, _COST, _ATTEMPT = TypeAdapter(SampleRecord), TypeAdapter(_CostLine), TypeAdapter(Attempt)

@@ -1,0 +1,164 @@
+"""The result of an evaluation, on the screen and as files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from art_defenses_ext.base.files import write_files
+from art_defenses_ext.base.validation import InputError, check_path
+from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
+from art_defenses_ext.evaluation.records.examples import Example, written
+from art_defenses_ext.evaluation.records.sample import CostRecord, SampleRecord
+from art_defenses_ext.evaluation.report.page import render_page
+from art_defenses_ext.evaluation.report.terminal import render
+from art_defenses_ext.evaluation.report.words import verdict
+from art_defenses_ext.evaluation.results.summary import Summary, summarise
+from art_defenses_ext.evaluation.run.folder import (
+    Findings,
+    finished_blocks,
+    read_costs,
+    read_findings,
+    read_kept_examples,
+    read_manifest,
+)
+from art_defenses_ext.evaluation.run.manifest import Manifest
+
+FIGURES = ("accuracy", "curves", "examples", "excesses", "losses", "roc", "trade_off")
+"""The pictures that a report may have."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures, records and example images of one evaluation.
+
+    ``print(report)`` says the verdict in words, ``report.print()`` shows all figures.
+    """
+
+    summary: Summary
+    records: list[SampleRecord] = field(repr=False)
+    examples: list[Example] = field(repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        records: list[SampleRecord],
+        costs: list[CostRecord],
+        findings: Findings,
+        examples: list[Example],
+    ) -> Report:
+        """The report of what a run found."""
+        run, plan = manifest.run, manifest.plan
+        evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
+        checks = run_checks(evidence) if run.settings.check_samples else []
+        return cls(summarise(run, plan, records, costs + findings.costs, checks), records, examples)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Report:
+        """The report of a finished run, computed anew from its folder, which may come from another machine.
+
+        Raises:
+            InputError: for a folder that holds no run, an unfinished one, a part of one, or one of another version.
+        """
+        path = check_path("folder", folder, "the folder of a finished run")
+        manifest = read_manifest(path)
+        if not manifest.shard.is_whole:
+            raise InputError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
+        records = [record for block in finished_blocks(path, manifest) for record in block.records]
+        if len(records) < manifest.run.settings.samples:
+            raise InputError(
+                f"folder is {folder}, which holds {len(records)} of {manifest.run.settings.samples} samples; "
+                "a finished run was expected: the command that began it goes on with it"
+            )
+        return cls.of(manifest, records, read_costs(path), read_findings(path), read_kept_examples(path))
+
+    @property
+    def robust_accuracy(self) -> float | None:
+        """The mean over samples of the minimum over an adaptive suite's attacks, from 0 to 1.
+
+        An upper bound if not ``established``; None if it is unknown, since no adaptive attack ran or no checks were
+        made: ``accuracy_after_attacks`` is all that is known then.
+        """
+        share = self.summary.robust_accuracy
+        return None if share is None else share.rate
+
+    @property
+    def accuracy_after_attacks(self) -> float:
+        """The mean over samples of the minimum over the attacks that ran, whichever they were, from 0 to 1."""
+        return self.summary.worst_case.rate
+
+    @property
+    def established(self) -> bool | None:
+        """Whether an adaptive suite passed its own checks; None without one, or without checks."""
+        return self.summary.established
+
+    def __str__(self) -> str:
+        return verdict(self.summary).replace("\N{NO-BREAK SPACE}", " ")
+
+    def print(self, console: Console | None = None) -> None:
+        """Show the figures in the terminal, as wide as it is.
+
+        Args:
+            console: where to print; None for standard output.
+        """
+        (Console() if console is None else console).print(render(self.summary))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the report into a folder, which is made if need be.
+
+        Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show the
+        other pictures of ``FIGURES`` and ``examples.npz`` (``evaluation/records/examples.py``). Those that a former
+        report left there and this one has nothing for are removed. Each file appears whole or not at all.
+
+        Args:
+            folder: where to.
+
+        Raises:
+            InputError: if it cannot be written to.
+        """
+        figures = self._figures()
+        contents: dict[str, bytes | None] = {
+            "report.json": _json(self.summary),
+            "report.html": render_page(self.summary, self.examples, figures).encode(),
+            "examples.npz": written(self.examples) if self.examples else None,
+        } | {f"figures/{name}.png": figures.get(name) for name in FIGURES}
+        write_files(folder, contents)
+
+    def _figures(self) -> dict[str, bytes]:
+        """The pictures that there is something to show in, as PNG files."""
+        # Only here: matplotlib takes most of a second to import, and whoever saves no report needs none of it.
+        from art_defenses_ext.evaluation.report.figures import (
+            accuracy_curves,
+            drawable,
+            examples_figure,
+            excess_histograms,
+            losses,
+            png,
+            roc_curves,
+            summary_bars,
+            trade_off,
+        )
+
+        figures = {"accuracy": png(summary_bars(self.summary))}
+        fooling = [row for row in self.summary.detection.rows if row.fooled.count] if self.summary.detection else []
+        if any(row.knows == "zero" for row in fooling):
+            figures["roc"] = png(roc_curves(self.summary, self.records))
+        if fooling:
+            figures["excesses"] = png(excess_histograms(self.summary, self.records))
+        if self.summary.curves:
+            figures["curves"] = png(accuracy_curves(self.summary))
+        if self.examples and drawable(self.examples):
+            figures["examples"] = png(examples_figure(self.examples, self.summary.run.clip_values))
+        if any(training.losses for training in self.summary.run.trainings):
+            figures["losses"] = png(losses(self.summary))
+        if self.summary.run.tunings:
+            figures["trade_off"] = png(trade_off(self.summary))
+        return figures
+
+
+def _json(summary: Summary) -> bytes:
+    return (json.dumps(summary.as_dict(), indent=1, allow_nan=False) + "\n").encode()

@@ -1,0 +1,99 @@
+"""The passes of a random defence, counted one by one, after the attack of each sample that seems the worst.
+
+The most misses that any of many attacks got would be those of the luckiest. So the attack is chosen by the first passes
+of each, and the passes after these are counted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from art_defenses_ext.evaluation.records.description import RunDescription
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
+from art_defenses_ext.evaluation.threat import Threat, named_threat
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """What the passes of a random defence say, each figure of one image a sample: that which earlier passes chose.
+
+    These are the clean image and what attacks left in the ball; the one that seems to be missed most often is chosen,
+    and other passes than those are counted. So neither figure falls with the number of attacks that do nothing.
+
+    Attributes:
+        votes: passes that are counted.
+        mean: mean over samples and passes of being right; from 0 to 1.
+        mean_interval: its 95 % interval over the samples.
+        worst: samples that none of the counted passes missed.
+        undecided: robust samples of which the most passes that are made could not show whether an attack succeeded.
+    """
+
+    votes: int
+    mean: float
+    mean_interval: tuple[float, float]
+    worst: Proportion
+    undecided: Proportion
+
+
+def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness | None:
+    """The figures of the passes; None for a defence that is not random."""
+    if run.votes == 1:
+        return None
+    ball = named_threat(run.settings.threat, run.settings.eps)
+    chosen = zip(records, worst_of_each(records, ball, run.votes), strict=True)
+    misses = [(record.clean_misses if worst is None else worst.misses) or 0 for record, worst in chosen]
+    right = Mean.of(1 - count / run.votes for count in misses)
+    near = [record.robust() and any(one.undecided for one in _inside(record, ball).values()) for record in records]
+    return Randomness(
+        votes=run.votes,
+        mean=right.mean,
+        mean_interval=right.interval,
+        worst=Proportion.of(count == 0 for count in misses),
+        undecided=Proportion.of(near),
+    )
+
+
+def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list[Outcome | None]:
+    """The attack inside the ball that seems to be missed most often, of each sample; None for the clean image.
+
+    What an attack adds to the misses of a sample is estimated from the first passes, drawn to what it adds in the mean
+    over samples as far as the differences between samples are those of chance: else, of enough attacks that do nothing,
+    one would seem to do more than one that does something.
+
+    Source: Efron, Morris 1973 (Journal of the American Statistical Association 68), empirical Bayes estimates.
+    """
+    gains: list[dict[str, float]] = [{} for _ in records]
+    inside = [_inside(record, ball) for record in records]
+    for key in sorted({key for outcomes in inside for key in outcomes}):
+        rows = [row for row, outcomes in enumerate(inside) if key in outcomes]
+        after = np.array([inside[row][key].first_misses or 0 for row in rows], dtype=np.float64)
+        before = np.array([records[row].clean_first_misses or 0 for row in rows], dtype=np.float64)
+        for row, gain in zip(rows, _shrunk(before, after, votes), strict=True):
+            gains[row][key] = gain
+    return [_best(found, outcomes) for found, outcomes in zip(gains, inside, strict=True)]
+
+
+def _shrunk(before: Numbers, after: Numbers, votes: int) -> Numbers:
+    """What an attack adds to the misses ``before`` (n,), estimated from those ``after`` it (n,)."""
+    gain = after - before
+    by_chance = sum(float(np.mean(one * (1 - one / votes))) for one in (before, after)) * votes / max(votes - 1, 1)
+    true = max(float(gain.var()) - by_chance, 0.0)
+    share = true / (true + by_chance) if true else float(by_chance == 0)
+    shrunk: Numbers = gain.mean() + share * (gain - gain.mean())
+    return shrunk
+
+
+def _best(gains: dict[str, float], outcomes: dict[str, Outcome]) -> Outcome | None:
+    key = max(gains, key=lambda one: gains[one], default=None)
+    return None if key is None or gains[key] <= 0 else outcomes[key]
+
+
+def _inside(record: SampleRecord, ball: Threat) -> dict[str, Outcome]:
+    """The outcomes of attacks that stayed in the ball, by the attack's key."""
+    return {key: one for key, one in record.attacks.items() if one.usable and ball.allows(getattr(one, ball.norm_name))}

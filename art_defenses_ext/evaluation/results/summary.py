@@ -1,0 +1,474 @@
+"""Figures out of records: accuracies with intervals, what each attack broke, the curve, the costs."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any, Literal
+
+from art_defenses_ext.base.logits import NO_CLASS
+from art_defenses_ext.evaluation.checks.checks import OF_THE_ATTACKS, Check
+from art_defenses_ext.evaluation.checks.standing import Standing, lacking
+from art_defenses_ext.evaluation.records.costs import Cost
+from art_defenses_ext.evaluation.records.description import RunDescription
+from art_defenses_ext.evaluation.records.not_finite import NotFinite
+from art_defenses_ext.evaluation.records.phases import PHASES
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.results.detection import Detection, detection
+from art_defenses_ext.evaluation.results.randomness import Randomness, randomness, worst_of_each
+from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
+from art_defenses_ext.evaluation.threat import named_threat
+
+FORMAT = 7
+"""Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
+``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
+``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
+(``evaluation/run/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks,
+``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``, there is ``not_finite``, ``detection``
+has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
+passes that chose no attack."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well some images' softmax lists agree with those of the clean images (``evaluation/records/metrics.py``).
+
+    Attributes:
+        ndcg: over the images that count.
+        reciprocal_rank: over the same.
+    """
+
+    ndcg: Mean
+    reciprocal_rank: Mean
+
+    @classmethod
+    def of(cls, ndcgs: Iterable[float | None], ranks: Iterable[float | None]) -> Agreement | None:
+        """The means over what was recorded, sample by sample; None if nothing was."""
+        pairs = [(ndcg, rank) for ndcg, rank in zip(ndcgs, ranks, strict=True) if ndcg is not None and rank is not None]
+        return cls(*(Mean.of(values) for values in zip(*pairs, strict=True))) if pairs else None
+
+
+@dataclass(frozen=True)
+class AttackRow:
+    """A line of the report: one attack under one gradient mode.
+
+    Attributes:
+        key: its name in the records.
+        source: ``"paper"``, ``"ladder"``, or ``"side"`` for the runs of curves and checks.
+        crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
+        mode: the gradient mode.
+        purpose: what it is for.
+        samples: ``"all"`` or ``"survivors"``.
+        bounded: whether it keeps to the ball, or looks for the smallest perturbation.
+        attacked: samples that it ran on; 0 if it did not run.
+        broke: samples among them that it moved over the boundary inside the ball and that were classified correctly.
+        accuracy: as papers print it: correct after the attack, whatever its size; None unless it ran on all samples.
+        robust: correct after the attack, where only perturbations inside the ball count; None likewise.
+        median_linf: median linf size of the perturbations that turned a correct prediction wrong; None without any.
+        median_l2: likewise.
+        agreement: of its images inside the ball, with the clean images' softmax lists; None without any, and for the
+            lines that stand for several runs.
+        forward: images passed forwards per attacked image.
+        backward: images passed backwards per attacked image.
+        seconds: wall time.
+        note: why it did not run, or that it returned images with NaN or outside the clip range; else empty.
+    """
+
+    key: str
+    source: str
+    crafted_on: str
+    mode: str
+    purpose: str
+    samples: str
+    bounded: bool
+    attacked: int
+    broke: int
+    accuracy: Proportion | None
+    robust: Proportion | None
+    median_linf: float | None
+    median_l2: float | None
+    agreement: Agreement | None
+    forward: float
+    backward: float
+    seconds: float
+    note: str
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What an evaluation does besides attacking, and its cost.
+
+    Attributes:
+        name: such as ``"gradient examination"`` (``evaluation/records/phases.py``).
+        forward: images passed forwards.
+        backward: images passed backwards.
+        seconds: wall time.
+    """
+
+    name: str
+    forward: int
+    backward: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy of the defended classifier against the eps of one attack, all else equal.
+
+    Attributes:
+        attack: the attack and its mode.
+        points: (eps, accuracy inside that ball), from eps 0.
+    """
+
+    attack: str
+    points: list[tuple[float, Proportion]]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of a run.
+
+    With a detector, a clean image is right if it is classified correctly and accepted, and after an attack, if it is
+    classified correctly or rejected.
+
+    Attributes:
+        run: what was run.
+        clean: accuracy on clean images.
+        undefended_clean: the undefended classifier's.
+        undefended_robust: the undefended classifier's, after the attacks made on it, inside the ball.
+        paper: after the paper's own attacks only, inside the ball; None if it has none.
+        worst_case: no attack that ran succeeded. It is the robust accuracy only as ``standing`` says.
+        lacking: what keeps the attacks that ran from being an adaptive suite, in words; empty if they are one.
+        checks: whether the attacks worked; none if no checks were made.
+        randomness: None unless the defence is random, in which case all accuracies are of its likeliest classes.
+        not_finite: images without finite logits.
+        reference: whose softmax list for the clean image all others are compared with: ``"undefended"``, or ``"own"``
+            where there is no undefended classifier.
+        clean_agreement: of the clean images' lists with the reference; None if none was recorded.
+        worst_agreement: the least of each sample, over its clean image and all attacks inside the ball; none of them
+            looked for it, so it is an upper bound. Of a random defence that of the image that ``randomness`` counts.
+        detection: what the detector is worth; None without one.
+        rows: the attacks.
+        curves: accuracy against eps.
+        phases: what was done besides the attacks; none without a cost.
+        total: cost of everything.
+    """
+
+    run: RunDescription
+    clean: Proportion
+    undefended_clean: Proportion | None
+    undefended_robust: Proportion | None
+    paper: Proportion | None
+    worst_case: Proportion
+    lacking: str
+    checks: list[Check]
+    randomness: Randomness | None
+    not_finite: NotFinite
+    reference: Literal["undefended", "own"]
+    clean_agreement: Agreement | None
+    worst_agreement: Agreement | None
+    detection: Detection | None
+    rows: list[AttackRow]
+    curves: list[Curve]
+    phases: list[Phase]
+    total: Cost
+
+    @property
+    def standing(self) -> Standing:
+        """Whether an adaptive suite ran, and whether its checks were made and passed."""
+        if self.lacking:
+            return "no adaptive attack"
+        if self.failed_checks:
+            return "not established"
+        return "established" if self._attacks_were_checked else "no checks"
+
+    @property
+    def established(self) -> bool | None:
+        """Whether an adaptive suite passed its checks; None without one, or without checks, of which none failed."""
+        if self.failed_checks:
+            return False
+        return True if self.standing == "established" else None
+
+    @property
+    def robust_accuracy(self) -> Proportion | None:
+        """The worst case over an adaptive suite; an upper bound if it is not established, None if it is unknown."""
+        return self.worst_case if self.standing in ("established", "not established") else None
+
+    @property
+    def unknown(self) -> str:
+        """Why there is no robust accuracy, in words; empty if there is one."""
+        if self.standing == "no adaptive attack":
+            return f"no adaptive attack ran: {self.lacking}"
+        return "no checks were made" if self.standing == "no checks" else ""
+
+    @property
+    def _attacks_were_checked(self) -> bool:
+        """Whether some check looked at what the attacks find; not needed where they found everything."""
+        made = [check for check in self.checks if check.verdict != "not run"]
+        return bool(made) and (self.worst_case.count == 0 or any(one.name in OF_THE_ATTACKS for one in made))
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """The names of those that they did not pass."""
+        return [check.name for check in self.checks if check.verdict == "failed"]
+
+    @property
+    def gap(self) -> float | None:
+        """How much the robust accuracy is below the paper's number, from 0 to 1; None unless both are known."""
+        if self.paper is None or self.robust_accuracy is None:
+            return None
+        return self.paper.rate - self.robust_accuracy.rate
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for ``report.json``."""
+        plain = _plain(self)
+        after_attacks = plain.pop("worst_case")
+        known = {"standing": self.standing, "established": self.established, "gap": self.gap}
+        robust = {"robust_accuracy": _plain(self.robust_accuracy), "after_attacks": after_attacks}
+        return {"format": FORMAT, **known, **robust, **plain}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Check):
+        return {"link": value.link} | {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, Proportion | Mean):
+        return value.as_dict()
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _plain(one) for key, one in value.items()}
+    if hasattr(value, "__dataclass_fields__"):
+        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
+    return value
+
+
+def summarise(
+    run: RunDescription,
+    plan: list[AttackRun],
+    records: list[SampleRecord],
+    costs: list[CostRecord],
+    checks: list[Check],
+) -> Summary:
+    """Compute every figure of a run from its records."""
+    by_attack = _cost_by_attack(costs)
+    paper = {one.key for one in plan if one.spec.source == "paper" and _outcomes(one.key, records)}
+    has_undefended = records[0].undefended_clean is not None
+    return Summary(
+        run=run,
+        clean=Proportion.of(record.correct for record in records),
+        undefended_clean=Proportion.of(r.undefended_clean == r.label for r in records) if has_undefended else None,
+        undefended_robust=_undefended_robust(plan, records),
+        paper=Proportion.of(record.robust(paper) for record in records) if paper else None,
+        worst_case=Proportion.of(record.robust() for record in records),
+        lacking=lacking(run, plan),
+        checks=checks,
+        randomness=randomness(run, records),
+        not_finite=NotFinite.of(records),
+        reference="undefended" if has_undefended else "own",
+        clean_agreement=Agreement.of((r.clean_ndcg for r in records), (r.clean_reciprocal_rank for r in records)),
+        worst_agreement=_worst_agreement(run, records),
+        detection=detection(plan, records, named_threat(run.settings.threat, run.settings.eps)),
+        rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
+        + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
+        curves=_curves(run, plan, records),
+        phases=_phases(costs),
+        total=_sum(record.cost for record in costs),
+    )
+
+
+def _phases(costs: list[CostRecord]) -> list[Phase]:
+    spent = _cost_by_attack([record for record in costs if record.attack in PHASES])
+    return [
+        Phase(name, spent[name].forward, spent[name].backward, spent[name].seconds) for name in PHASES if name in spent
+    ]
+
+
+def _ladder(plan: list[AttackRun]) -> list[AttackRun]:
+    return [one for one in plan if one.role == "ladder"]
+
+
+def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:
+    return [record.attacks[key] for record in records if key in record.attacks]
+
+
+def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
+    outcomes = _outcomes(one.key, records)
+    missed = [outcome for outcome in outcomes if outcome.misclassified]
+    moved = [record.attacks[one.key] for record in records if record.correct and one.key in record.attacks]
+    sizes = [outcome for outcome in moved if outcome.misclassified]
+    everywhere = len(outcomes) == len(records)
+    attacked = max(len(outcomes), 1)
+    return AttackRow(
+        key=one.key,
+        source=one.spec.source,
+        crafted_on=one.spec.crafted_on,
+        mode=one.mode,
+        purpose=one.spec.purpose,
+        samples=one.spec.samples,
+        bounded=one.spec.bounded,
+        attacked=len(outcomes),
+        broke=sum(r.correct and r.attacks[one.key].success for r in records if one.key in r.attacks),
+        accuracy=Proportion(len(outcomes) - len(missed), len(outcomes)) if everywhere else None,
+        robust=Proportion.of(r.robust({one.key}) for r in records) if everywhere else None,
+        median_linf=median(outcome.linf for outcome in sizes) if sizes else None,
+        median_l2=median(outcome.l2 for outcome in sizes) if sizes else None,
+        agreement=Agreement.of((one.ndcg for one in outcomes), (one.reciprocal_rank for one in outcomes)),
+        forward=cost.forward / attacked,
+        backward=cost.backward / attacked,
+        seconds=cost.seconds,
+        note=_note(one, outcomes, records),
+    )
+
+
+SIDE_ROWS: dict[Role, tuple[str, str]] = {
+    "effort": ("the checks' effort", "300 steps from two starts, on what was left of the checks' samples"),
+    "limit": ("the checks' limit", "an eps at which nothing can be robust, on the checks' samples"),
+    "curve": ("the curve's runs", "the attacks of the curve at its eps, on its samples only"),
+}
+"""Name and purpose of the lines that stand for all runs of a role, in the order in which they ran."""
+
+
+def _side_row(
+    role: Role, plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord]
+) -> list[AttackRow]:
+    """One line for all runs of a role: what they break inside the ball counts as anything else does."""
+    mine = {one.key for one in plan if one.role == role}
+    before = _keys_before(role, plan)
+    reached = [record for record in records if mine & record.attacks.keys()]
+    if not reached:
+        return []
+    chosen = [record for record in reached if record.robust(before)]
+    cost = _sum(record.cost for record in costs if record.attack in mine)
+    images = max(sum(record.samples for record in costs if record.attack in mine), 1)
+    name, purpose = SIDE_ROWS[role]
+    return [
+        AttackRow(
+            key=name,
+            source="side",
+            crafted_on="both" if role == "curve" else "defended",
+            mode="all",
+            purpose=purpose,
+            samples="survivors",
+            bounded=True,
+            attacked=len(chosen),
+            broke=sum(not record.robust(before | mine) for record in chosen),
+            accuracy=None,
+            robust=None,
+            median_linf=None,
+            median_l2=None,
+            agreement=None,
+            forward=cost.forward / images,
+            backward=cost.backward / images,
+            seconds=cost.seconds,
+            note="" if chosen else "no sample was left",
+        )
+    ]
+
+
+def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
+    """The runs of the ladder and of the roles whose lines stand above this one's."""
+    above: list[Role] = ["ladder", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
+    return {one.key for one in plan if one.role in above}
+
+
+def _note(one: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) -> str:
+    unusable = sum(not outcome.usable for outcome in outcomes)
+    undefined = sum(outcome.prediction == NO_CLASS for outcome in outcomes)
+    if outcomes:
+        told = [f"returned {unusable} unusable images"] if unusable else []
+        told += [f"{undefined} of its images give logits that are not finite"] if undefined else []
+        return "; ".join(told)
+    if one.spec.crafted_on == "undefended" and records[0].undefended_clean is None:
+        return "not run: no undefended classifier is known; undefended= gives one"
+    if one.spec.crafted_on == "smoothed":
+        return "not run: no need, or no sample was left"
+    return "not run: no sample was left"
+
+
+def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Proportion | None:
+    """What the attacks made on the undefended classifier, on all samples and inside the ball, left of it."""
+    keys = [
+        one.key
+        for one in plan
+        if one.spec.crafted_on == "undefended"
+        and one.spec.samples == "all"
+        and one.spec.bounded
+        and one.role == "ladder"
+    ]
+    if not keys or any(key not in record.attacks for key in keys for record in records):
+        return None
+    return Proportion.of(
+        record.undefended_clean == record.label
+        and all(record.attacks[key].undefended_prediction == record.label for key in keys)
+        for record in records
+    )
+
+
+def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleRecord]) -> list[Curve]:
+    """A curve for each attack that ran at several eps, and for each that looks for the smallest perturbation."""
+    curves = []
+    families: dict[str, list[AttackRun]] = defaultdict(list)
+    for one in plan:
+        if one.role == "curve" and _outcomes(one.key, records):
+            families[one.family].append(one)
+    for family, runs in families.items():
+        chosen = [record for record in records if runs[0].key in record.attacks]
+        points = [(0.0, Proportion.of(record.correct for record in chosen))]
+        points += [(one.threat.eps, _within(one, chosen, one.threat.eps)) for one in runs]
+        curves.append(Curve(family, points))
+    grid = [0.0, *sorted({one.threat.eps for one in plan if one.role in ("ladder", "curve")})]
+    for one in plan:
+        if not one.spec.bounded and len(_outcomes(one.key, records)) == len(records) and len(grid) > 2:
+            curves.append(Curve(one.family, [(eps, _within(one, records, eps)) for eps in grid]))
+    return curves
+
+
+def _within(one: AttackRun, records: list[SampleRecord], eps: float) -> Proportion:
+    """Accuracy where only perturbations of at most ``eps`` count, read off their sizes."""
+    ball = named_threat(one.threat.norm_name, eps) if eps else None
+    return Proportion.of(
+        record.correct
+        and not (
+            ball is not None
+            and record.attacks[one.key].misclassified
+            and ball.allows(getattr(record.attacks[one.key], one.threat.norm_name))
+        )
+        for record in records
+    )
+
+
+def _worst_agreement(run: RunDescription, records: list[SampleRecord]) -> Agreement | None:
+    """Each metric's least value of each sample; what an attack left outside the ball has none.
+
+    Of a random defence the value of the image that the first passes chose, since the least of many means over passes
+    would be the luckiest.
+    """
+    if run.votes > 1:
+        worst = worst_of_each(records, named_threat(run.settings.threat, run.settings.eps), run.votes)
+        pairs = list(zip(records, worst, strict=True))
+        return Agreement.of(
+            (record.clean_ndcg if one is None else one.ndcg for record, one in pairs),
+            (record.clean_reciprocal_rank if one is None else one.reciprocal_rank for record, one in pairs),
+        )
+    return Agreement.of(
+        (_least([r.clean_ndcg, *(one.ndcg for one in r.attacks.values())]) for r in records),
+        (_least([r.clean_reciprocal_rank, *(one.reciprocal_rank for one in r.attacks.values())]) for r in records),
+    )
+
+
+def _least(values: Iterable[float | None]) -> float | None:
+    return min((value for value in values if value is not None), default=None)
+
+
+def _cost_by_attack(costs: list[CostRecord]) -> dict[str, Cost]:
+    grouped: dict[str, list[Cost]] = defaultdict(list)
+    for record in costs:
+        grouped[record.attack].append(record.cost)
+    return defaultdict(Cost, {key: _sum(group) for key, group in grouped.items()})
+
+
+def _sum(costs: Iterable[Cost]) -> Cost:
+    return sum(costs, Cost())

@@ -1,0 +1,373 @@
+"""The attacks of a plan, carried out on one block of samples after the other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.attack.by_class import ByClass
+from art_defenses_ext.attack.rounding import sizes as sizes_of
+from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.checks.binarization import binarization_test
+from art_defenses_ext.evaluation.records.costs import Cost, measured
+from art_defenses_ext.evaluation.records.description import Settings
+from art_defenses_ext.evaluation.records.examples import NB_EXAMPLES, Example
+from art_defenses_ext.evaluation.records.metrics import Scores, recorded
+from art_defenses_ext.evaluation.records.phases import JUDGING, PICTURES, Phases
+from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.run.defence_views import with_views
+from art_defenses_ext.evaluation.run.folder import Findings, Memory, RunDirectory
+from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.predictions import Judgement, Prediction, predict
+from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
+from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.gradients.modes import gradient_mode
+
+SIZE_DIGITS = 9
+"""Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
+
+BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block after all attacks.
+
+    Attributes:
+        records: of each sample.
+        costs: of each attack.
+        examples: images for the report, of attacks that broke none before.
+    """
+
+    records: list[SampleRecord]
+    costs: list[CostRecord]
+    examples: list[Example]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Consecutive samples that are attacked together.
+
+    Attributes:
+        start: index of the first.
+        x: clean images (n, ...).
+        labels: true classes (n,).
+        reference: the softmax lists (n, K) that all others are compared with.
+        records: of each sample; the attacks' outcomes are noted there.
+        examples: for the report.
+    """
+
+    start: int
+    x: FloatArray
+    labels: IntArray
+    reference: Scores
+    records: list[SampleRecord]
+    examples: list[Example] = field(default_factory=list)
+
+    def note(self, attempt: Attempt, example: Example | None) -> None:
+        """Write into the samples' records what an attack did, and keep its image for the report."""
+        for row, outcome in zip(attempt.rows, attempt.outcomes, strict=True):
+            self.records[row].attacks[attempt.cost.attack] = outcome
+        if example is not None:
+            self.examples.append(example)
+
+
+class Work:
+    """The attacks of a plan, carried out block by block.
+
+    Args:
+        attacker: what the attacker is given.
+        undefended: the classifier without defences, if there is one.
+        plan: the runs.
+        threat: the ball that counts.
+        settings: of the evaluation.
+        misled: whether no gradient mode leads where it says.
+        shown: attacks of which there is an example already.
+    """
+
+    def __init__(
+        self,
+        attacker: Attacker,
+        undefended: PyTorchClassifier | None,
+        plan: list[AttackRun],
+        threat: Threat,
+        settings: Settings,
+        misled: bool,
+        shown: Collection[str] = (),
+    ) -> None:
+        self.attacker, self.classifier, self.undefended = attacker, attacker.classifier, undefended
+        self.plan, self.threat, self.settings, self.misled = plan, threat, settings, misled
+        self.shown = set(shown)
+        self._judging = Cost()
+
+    def block(
+        self,
+        start: int,
+        x: FloatArray,
+        labels: IntArray,
+        announce: Callable[[str], None],
+        store: RunDirectory | Memory,
+        phases: Phases,
+    ) -> Done:
+        """Attack the samples ``x`` (n, ...), which begin at index ``start``.
+
+        What the store holds of the block already is not done again; each further attack is handed to it at its end.
+        """
+        with blamed("the classifier, on clean images,", start, store.keeps):
+            block, judging = self._clean(start, x, labels)
+        earlier, costs = store.attempts(start), []
+        for run in self.plan:
+            announce(run.key)
+            rows = self._rows(run, block.records)
+            if not len(rows):
+                continue
+            attempt, example = earlier.get(run.key, (None, None))
+            if attempt is None or attempt.rows != rows.tolist():
+                with blamed(f"the attack {run.key!r}", start, store.keeps):
+                    attempt, example = self._attack(run, rows, block)
+                store.note(attempt, example)
+            block.note(attempt, example)
+            self.shown |= set() if example is None else {run.key}
+            costs.append(attempt.cost)
+            judging = judging + attempt.judging
+        phases.count(JUDGING, judging)
+        views = derived_seed(self.settings.seed, "views", start)
+        drawing = blamed("a defence, asked for the report's pictures,", start, store.keeps)
+        with drawing, phases.phase(PICTURES, self.classifier), seeded(views):
+            examples = with_views(self.classifier, block.examples)
+        return Done(block.records, phases.taken(start) + costs, examples)
+
+    def _clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
+        """The block before any attack: what both classifiers say of the clean images, and what that cost."""
+        self._judging = Cost()
+        clean = self._judge("clean", start, x, labels, None)
+        plain = None if self.undefended is None else self._without_defences(self.undefended, x)
+        reference = clean.softmax if plain is None else plain.softmax
+        ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
+        records = [
+            SampleRecord(
+                index=start + i,
+                label=int(labels[i]),
+                clean=int(clean.classes[i]),
+                undefended_clean=None if plain is None else int(plain.classes[i]),
+                clean_misses=_clean_misses(clean.misses, clean.rejections, i),
+                clean_ndcg=ndcgs[i],
+                clean_reciprocal_rank=ranks[i],
+                clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
+                clean_excess=_excess(clean, i),
+                image=hashlib.sha256(x[i].tobytes()).hexdigest()[:16],
+                clean_first_misses=_clean_misses(clean.first_misses, clean.first_rejections, i),
+            )
+            for i in range(len(x))
+        ]
+        return _Block(start, x, labels, reference, records), self._judging
+
+    @property
+    def nb_binarized(self) -> int:
+        """How many images the binarization test takes at most."""
+        return min(BINARIZED, self.settings.check_samples)
+
+    def find_out(self, x: Images, announce: Callable[[str], None]) -> Findings:
+        """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
+        tries = [
+            (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
+            for run in self.plan
+            if run.role == "ladder"
+            and run.spec.kind == "white-box"
+            and (run.spec.crafted_on == "defended" or self.misled)
+        ]
+        if not tries or rejects(self.classifier) or not self.settings.check_samples:
+            return Findings()
+        settings = self.settings
+        images = np.asarray(x[: self.nb_binarized])
+        return Findings(
+            binarization_test(
+                self.attacker.attacked, images, self.threat, tries, settings.seed, settings.block_size, announce
+            )
+        )
+
+    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Judgement:
+        seed = derived_seed(self.settings.seed, f"judge {key}", start)
+        with measured(self.classifier) as cost:
+            judged = judge(self.classifier, x, labels, self.attacker.votes, seed, attacks)
+        self._judging = self._judging + cost
+        return judged
+
+    def _without_defences(self, undefended: PyTorchClassifier, x: FloatArray) -> Prediction:
+        with measured(undefended) as cost:
+            predicted = predict(undefended, x)
+        self._judging = self._judging + cost
+        return predicted
+
+    def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
+        """Which samples of the block the run attacks."""
+        if self.target(run) is None:
+            return np.array([], dtype=np.int64)
+        chosen = range(len(records))
+        if run.role != "ladder":
+            first = self.settings.curve_samples if run.role == "curve" else self.settings.check_samples
+            chosen = range(sum(record.index < first for record in records))
+        if run.role == "effort" or (run.role == "ladder" and run.spec.samples == "survivors"):
+            return np.array([i for i in chosen if records[i].robust()], dtype=np.int64)
+        return np.array(chosen, dtype=np.int64)
+
+    def target(self, run: AttackRun) -> PyTorchClassifier | None:
+        """The classifier that the attack is made on; None if there is none, or no need to."""
+        if run.spec.crafted_on == "undefended":
+            return None if self.undefended is None else for_any_attack(self.undefended)
+        if run.spec.crafted_on == "smoothed":
+            return self.attacker.smoothed if self.misled else None
+        # What a paper ran is run as it was: without our surrogates and averages.
+        return for_any_attack(self.classifier) if run.spec.source == "paper" else self.attacker.attacked
+
+    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None]:
+        """Run one attack on some samples of a block: what it did, and an image for the report."""
+        target = self.target(run)
+        assert target is not None  # _rows left nothing to attack otherwise
+        seed = derived_seed(self.settings.seed, run.key, block.start)
+        x = block.x[rows]
+        one_hot = np.eye(target.nb_classes, dtype=np.float32)[block.labels[rows]]
+        given = None if run.spec.labels == "predicted" else one_hot
+        mode = run.mode if run.spec.crafted_on == "defended" else "exact"
+        # The network itself, whatever is wrapped around it.
+        counted = target if run.spec.crafted_on == "undefended" else self.classifier
+        forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
+        with seeded(seed), forms, measured(counted) as cost:
+            adversarial = _built(run, target, seed).generate(x, given)
+        adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
+        self._judging = Cost()
+        outcomes = self._outcomes(run, rows, block, adversarial, usable)
+        example = self._example(run, rows, block, outcomes, adversarial)
+        spent = CostRecord(block.start, run.key, len(rows), cost)
+        pictured = None if example is None else example.index
+        return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example
+
+    def _outcomes(
+        self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
+    ) -> list[Outcome]:
+        """What the images that an attack made of some samples are worth."""
+        labels = block.labels[rows]
+        judged = self._judge(run.key, block.start, adversarial, labels, len(self.plan))
+        plain = None
+        if run.spec.crafted_on == "undefended" and self.undefended is not None:
+            plain = self._without_defences(self.undefended, adversarial).classes
+        sizes = self._sizes(run, block.x[rows], adversarial)
+        broken = judged.broken(labels)
+        inside = usable & np.array([self.threat.allows(size) for size in sizes[self.threat.norm_name]])
+        ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
+        return [
+            Outcome(
+                prediction=int(judged.classes[i]),
+                misclassified=bool(broken[i]),
+                linf=sizes["linf"][i],
+                l2=sizes["l2"][i],
+                success=bool(broken[i] and inside[i]),
+                usable=bool(usable[i]),
+                undefended_prediction=None if plain is None else int(plain[i]),
+                misses=None if judged.misses is None else int(judged.misses[i]),
+                ndcg=ndcgs[i],
+                reciprocal_rank=ranks[i],
+                rejected=None if judged.rejected is None else bool(judged.rejected[i]),
+                excess=_excess(judged, i),
+                first_misses=None if judged.first_misses is None else int(judged.first_misses[i]),
+                passes=None if judged.passes is None else int(judged.passes[i]),
+                undecided=None if judged.undecided is None else bool(judged.undecided[i]),
+            )
+            for i in range(len(rows))
+        ]
+
+    def _sizes(self, run: AttackRun, x: FloatArray, adversarial: FloatArray) -> dict[str, list[float]]:
+        """The sizes of changes of images (n, ...) by norm, as records keep them; judged by the run's own ball."""
+        delta = adversarial.astype(np.float64) - x
+        found = {"linf": sizes_of(delta, np.inf), "l2": sizes_of(delta, 2)}
+        found[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
+        return {name: [float(f"{size:.{SIZE_DIGITS}g}") for size in sizes] for name, sizes in found.items()}
+
+    def _example(
+        self, run: AttackRun, rows: IntArray, block: _Block, outcomes: list[Outcome], adversarial: FloatArray
+    ) -> Example | None:
+        """The first image that nothing broke before the attack, of attacks that have none in the report yet."""
+        if run.key in self.shown or len(self.shown) >= NB_EXAMPLES:
+            return None
+        for row, outcome, attacked in zip(rows, outcomes, adversarial, strict=True):
+            record = block.records[row]
+            if outcome.success and record.robust():
+                clean = block.x[row].copy()
+                return Example(record.index, record.label, outcome.prediction, run.key, clean, attacked.copy())
+        return None
+
+
+def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
+    """The attack; ART's own on a classifier that rejects go class by class, or they would stop at "rejected"."""
+    attack = run.spec.build(target, run.threat, seed)
+    of_art = type(attack).__module__.startswith("art.")
+    if not (of_art and rejects(target)) or attack.targeted:
+        return attack
+    return ByClass(target, lambda view: run.spec.build(view, run.threat, seed))
+
+
+@contextmanager
+def blamed(what: str, start: int, keeps: bool) -> Iterator[None]:
+    """Say which part of the work broke off, where, and what is kept of what was done before.
+
+    Args:
+        what: is at work.
+        start: index of the block's first sample.
+        keeps: whether the work is kept in a folder.
+
+    Raises:
+        InputError: for any exception inside, which is its cause.
+    """
+    try:
+        yield
+    except Exception as error:  # of a network, a defence or an attack of anybody's
+        kept = (
+            "what was done before it is kept, and the same command goes on from there"
+            if keeps
+            else "with out= what was done before it would be kept"
+        )
+        reason = str(error) if isinstance(error, InputError) else one_line(error)
+        raise InputError(f"{what} broke off in the block from sample {start} on ({reason}); {kept}") from error
+
+
+def _check_examples(
+    adversarial: Any, key: str, x: FloatArray, classifier: PyTorchClassifier
+) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """What an attack returned, with the clean image where that is unusable, and which ones are usable (n,)."""
+    if not isinstance(adversarial, np.ndarray):
+        raise InputError(f"the attack {key!r} returned a {type(adversarial).__name__}; a numpy array was expected")
+    if adversarial.shape != x.shape:
+        raise InputError(f"the attack {key!r} returned shape {adversarial.shape}; {x.shape} was expected")
+    adversarial = adversarial.astype(np.float32)
+    inside = np.isfinite(adversarial)
+    if classifier.clip_values is not None:
+        low, high = classifier.clip_values
+        inside &= (adversarial >= low) & (adversarial <= high)
+    usable: npt.NDArray[np.bool_] = inside.reshape(len(x), -1).all(axis=1)
+    return np.where(usable.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x), usable
+
+
+def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) -> int | None:
+    """In how many passes the label of a clean image was missed, or the image rejected."""
+    if misses is None:
+        return None
+    return int(misses[i]) + (0 if rejections is None else int(rejections[i]))
+
+
+def _excess(judged: Judgement, i: int) -> float | None:
+    """The detector's excess as records keep it: as many digits as float32 has, so that its sign is kept."""
+    if judged.excess is None or not np.isfinite(judged.excess[i]):
+        return None
+    return float(f"{judged.excess[i]:.7g}")

@@ -1,0 +1,287 @@
+"""What a value consists of, as far as that decides what it does: one node a value, the same in every process.
+
+Left out is what changes nothing: where a tensor lies, its gradient, the numbers of hooks, names of files and lines,
+comments, docstrings, and the code of released packages, whose versions a manifest names.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import hashlib
+import logging
+import re
+import sys
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from art_defenses_ext.gradients.modes import Defence
+
+RELEASED = {"art", "art_defenses_ext", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
+"""Packages whose versions a run's manifest names, Python's own among them: their code is known by its name."""
+
+VERSIONED = {"PIL", "cv2", "matplotlib", "pandas", "scipy", "skimage", "sklearn"}
+"""Packages whose code is known by its name and by the version that they give."""
+
+OPAQUE = (logging.Logger, torch.optim.Optimizer, RemovableHandle, weakref.ref, torch.Generator)
+"""Whatever these hold, the numbers that leave a network are not made of it, or differ from pass to pass."""
+
+Part = tuple[str, Any]
+"""The name of a place, and the value that stands there."""
+
+HOOKS = {
+    "_forward_pre_hooks": "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks": "_forward_hooks_with_kwargs",
+    "_backward_pre_hooks": "",
+    "_backward_hooks": "",
+}
+"""Where a module keeps its hooks by number, and where the numbers of those that take keywords."""
+
+UNUSED_BY_A_PASS = {
+    *HOOKS.values(),
+    *("_forward_hooks_always_called", "_non_persistent_buffers_set", "_compiled_call_impl"),
+    *("_state_dict_hooks", "_state_dict_pre_hooks"),
+    *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
+}
+"""What else a module holds and a forward or backward pass does not use."""
+
+UNUSED_OF_DEFENCES = {"tuning", "trainings", "_gradient_mode"}
+"""How a defence came to be; and its mode, which each attack sets anew and the forward pass does not know."""
+
+UNTOLD = {
+    *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"),
+    *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
+    "__slotnames__",  # which copying an object of the class leaves there
+}
+"""What a class holds that says nothing of what it does."""
+
+DEVICE = re.compile(r"(cpu|gpu|cuda|mps)(:\d+)?")
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+
+
+def text_of(value: Any) -> str | None:
+    """A value that holds no others, in words; None for one that does, and for arrays."""
+    if (isinstance(value, str) and DEVICE.fullmatch(value)) or isinstance(value, torch.device):
+        return "device"
+    if type(value) in (bool, int, float, complex, str, bytes) or value is None or value is Ellipsis:
+        return repr(value)
+    if isinstance(value, enum.Enum) and released(type(value).__module__):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, OPAQUE):
+        return type(value).__qualname__
+    if isinstance(value, types.ModuleType):
+        return f"module {value.__name__}"
+    if isinstance(value, types.FunctionType | type):
+        version = None if "<locals>" in value.__qualname__ else released(value.__module__)
+        return None if version is None else f"{value.__module__}.{value.__qualname__} {version}"
+    if isinstance(value, types.BuiltinFunctionType | types.WrapperDescriptorType | types.MethodDescriptorType):
+        return f"{getattr(value, '__module__', '')}.{value.__qualname__}"
+    return None
+
+
+def released(module: str | None) -> str | None:
+    """The version, as far as it has to be said, of the package that a module is of; None for code of one's own."""
+    package = (module or "").partition(".")[0]
+    if package in RELEASED:
+        return ""
+    if package in VERSIONED:
+        return str(getattr(sys.modules.get(package), "__version__", ""))
+    return None
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value is a tensor, an array or a number of numpy, and holds numbers."""
+    return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject)
+
+
+def array_digest(value: Any) -> str:
+    """Of the numbers of a tensor or an array, wherever and however they lie."""
+    if isinstance(value, torch.Tensor):
+        kind = f"{value.dtype} {tuple(value.shape)}"
+        try:
+            dense = (value.detach() if value.layout == torch.strided else value.detach().to_dense()).cpu()
+            content = dense.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):  # on the meta device, of a kind of one's own
+            content = b""
+        if not value.numel():
+            content = b""
+    else:
+        kind, content = f"{value.dtype} {value.shape}", value.tobytes()
+    return f"array {kind} {hashlib.sha256(content).hexdigest()}"
+
+
+def parts_of_value(value: Any) -> tuple[str, list[Part]]:
+    """What kind of thing a value is, in words, and what it holds, place by place.
+
+    The places of an object, a class and a function's globals are named; of a container the whole is one place, ``""``.
+    """
+    for kinds, read in READERS:
+        if isinstance(value, kinds):
+            return read(value)
+    return _object(value)
+
+
+def _items(value: Any) -> tuple[str, list[Part]]:
+    return _kind(value), [*_own_type(value), *(("", one) for one in value)]
+
+
+def _pairs(value: Any) -> tuple[str, list[Part]]:
+    return _kind(value), [*_own_type(value), *(("", one) for pair in value.items() for one in pair)]
+
+
+def _own_type(value: Any) -> list[Part]:
+    """The class of a container, where it is one's own."""
+    return [] if released(type(value).__module__) is not None else [("type", type(value))]
+
+
+def _set(value: Any) -> tuple[str, list[Part]]:
+    texts = sorted(text_of(one) or type(one).__qualname__ for one in value)
+    return f"{_kind(value)} {texts}", []
+
+
+def _kind(value: Any) -> str:
+    kinds = [kind for kind in (list, tuple, deque, dict, set, frozenset) if isinstance(value, kind)]
+    return f"{kinds[0].__name__} {type(value).__qualname__}"
+
+
+def _code(code: types.CodeType) -> tuple[str, list[Part]]:
+    return _instructions(code), [("", one) for one in code.co_consts]
+
+
+def _instructions(code: types.CodeType) -> str:
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    shape = code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags
+    return f"code {code.co_code.hex()} {code.co_exceptiontable.hex()} {code.co_names} {arguments} {shape}"
+
+
+def _function(function: types.FunctionType) -> tuple[str, list[Part]]:
+    code = function.__code__
+    skipped = 1 if function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,) else 0
+    constants = [("constant", one) for one in code.co_consts[skipped:]]
+    cells = [(f"cell {number}", _content(cell)) for number, cell in enumerate(function.__closure__ or ())]
+    fixed = [("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)]
+    own = [(f"attribute {name}", one) for name, one in sorted(vars(function).items())]
+    kind = f"function {function.__qualname__} {skipped} {_instructions(code)}"
+    return kind, [*constants, *fixed, *cells, *_globals(function), *own]
+
+
+def _globals(function: types.FunctionType) -> Iterator[Part]:
+    """The globals that a function names, and of one's own modules among them the attributes that it may mean."""
+    names = sorted(_names(function.__code__))
+    for name in names:
+        value = function.__globals__.get(name, function)
+        if value is not function:
+            yield f"global {name}", value
+        if isinstance(value, types.ModuleType) and released(value.__name__) is None:
+            yield from ((f"global {name}.{one}", vars(value)[one]) for one in names if one in vars(value))
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """What the code and the functions written inside it refer to by name."""
+    inner = (_names(one) for one in code.co_consts if isinstance(one, types.CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return "empty"
+
+
+def _class(value: type) -> tuple[str, list[Part]]:
+    own = [(name, one) for name, one in sorted(vars(value).items()) if name not in UNTOLD]
+    own = [(name, one) for name, one in own if not name.startswith("_abc_")]
+    return f"class {value.__qualname__}", own + [("base", base) for base in value.__bases__ if base is not object]
+
+
+def _method(value: types.MethodType) -> tuple[str, list[Part]]:
+    return "method", [("function", value.__func__), ("self", value.__self__)]
+
+
+def _wrapper(value: Any) -> tuple[str, list[Part]]:
+    names = ("__func__", "fget", "fset", "fdel", "func", "__wrapped__", "args", "keywords")
+    return type(value).__qualname__, [(name, getattr(value, name, None)) for name in names]
+
+
+def _standardisation(value: StandardisationMeanStdPyTorch) -> tuple[str, list[Part]]:
+    """Not what ART's first pass leaves there: the same numbers in the shape of images."""
+    names = ("mean", "std", "apply_fit", "apply_predict")
+    return "standardisation", [("type", type(value)), *((name, getattr(value, name)) for name in names)]
+
+
+def _classifier(value: PyTorchClassifier) -> tuple[str, list[Part]]:
+    """What an image meets, and what attacks ask a classifier for; not its optimizer, nor ART's bookkeeping."""
+    names = ("model", "loss", "clip_values", "input_shape", "nb_classes", "channels_first")
+    parts = [("type", type(value)), ("preprocessing", tuple(value.preprocessing_operations or ()))]
+    return "classifier", parts + [(name, getattr(value, name)) for name in names]
+
+
+def _module(value: nn.Module) -> tuple[str, list[Part]]:
+    if type(value).__name__ == "OptimizedModule":  # of torch.compile, which changes speed alone
+        return "compiled", [("_orig_mod", value._orig_mod)]
+    if isinstance(value, torch.jit.ScriptModule):
+        code = [(name, getattr(one, "code", "")) for name, one in value.named_modules()]
+        return f"script {code}", sorted(value.state_dict().items())
+    state: dict[str, Any] = dict(vars(value))
+    parts: list[Part] = [("type", type(value))]
+    for kind, with_keywords in HOOKS.items():
+        hooks, marked = state.pop(kind, None) or {}, state.pop(with_keywords, None) or {}
+        parts += [(f"{kind} {place}", (hooks[number], number in marked)) for place, number in enumerate(hooks)]
+    parts += [(f"module {name}", one) for name, one in (state.pop("_modules", None) or {}).items()]  # in their order
+    for kind in ("_parameters", "_buffers"):
+        parts += [(f"{kind} {name}", one) for name, one in sorted((state.pop(kind, None) or {}).items())]
+    unused = UNUSED_BY_A_PASS | (UNUSED_OF_DEFENCES if isinstance(value, Defence) else set())
+    unused |= {"_graph", "meta"} if isinstance(value, torch.fx.GraphModule) else set()  # its code says the same
+    return "module", parts + [(name, one) for name, one in sorted(state.items()) if name not in unused]
+
+
+def _object(value: Any) -> tuple[str, list[Part]]:
+    kind = type(value)
+    state = dict(getattr(value, "__dict__", None) or {}) | _slots(value)
+    version = released(kind.__module__)
+    standard = kind.__module__.partition(".")[0] in sys.stdlib_module_names and kind is not types.SimpleNamespace
+    if standard or (version is not None and not state):
+        return f"{kind.__qualname__} {_told(value)}", []
+    unused = UNUSED_OF_DEFENCES if isinstance(value, Defence) else set()
+    return "object", [("type", kind), *((name, one) for name, one in sorted(state.items()) if name not in unused)]
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    declared = (vars(base).get("__slots__", ()) for base in type(value).__mro__)
+    names = [name for one in declared for name in ([one] if isinstance(one, str) else one)]
+    return {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
+
+
+def _told(value: Any) -> str:
+    """What an object says of itself, unless that is where it lies."""
+    text = repr(value)
+    return "" if ADDRESS.search(text) else text
+
+
+READERS: list[tuple[tuple[type, ...], Callable[[Any], tuple[str, list[Part]]]]] = [
+    ((dict,), _pairs),
+    ((list, tuple, deque), _items),
+    ((set, frozenset), _set),
+    ((np.ndarray,), lambda value: (f"array {value.shape}", [("", one) for one in value.ravel().tolist()])),
+    ((types.CodeType,), _code),
+    ((types.FunctionType,), _function),
+    ((type,), _class),
+    ((types.MethodType,), _method),
+    ((staticmethod, classmethod, property, functools.partial, functools.cached_property), _wrapper),
+    ((functools._lru_cache_wrapper,), _wrapper),
+    ((PyTorchClassifier,), _classifier),
+    ((StandardisationMeanStdPyTorch,), _standardisation),
+    ((nn.Module,), _module),
+]
+"""How values of a kind are read, in the order in which the kinds are tried."""

@@ -1,0 +1,58 @@
+"""What the defences make of the example images: pictures for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.layout import has_channels_behind
+from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.estimator.rebuild import as_model_input
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.gradients.modes import Defence
+
+
+def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> list[Example]:
+    """The examples, each with what the classifier's preprocessing defences make of its clean and attacked image.
+
+    As pictures all have their channels in front, wherever the classifier has them.
+    """
+    pictured = []
+    for example in examples:
+        clean, adversarial = (_views(classifier, image) for image in (example.clean, example.adversarial))
+        views = {name: (clean[name], adversarial[name]) for name in clean}
+        if has_channels_behind(classifier):
+            attacked = example.adversarial.transpose(2, 0, 1)
+            example = replace(example, clean=example.clean.transpose(2, 0, 1), adversarial=attacked)
+        pictured.append(replace(example, views=views))
+    return pictured
+
+
+def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatArray]:
+    """By name, of one image as the classifier takes it; each defence sees what the one before it restored."""
+    whole = Pipeline(classifier).eval()
+    # A detector stands beside the classifier: it sees the image, not what a preprocessor made of it.
+    pipelines = [whole.model.pipeline, whole.model.detection] if rejects(classifier) else [whole]
+    found: dict[str, Tensor] = {}
+    with torch.no_grad():
+        x = as_model_input(torch.tensor(image[None], device=classifier.device), classifier.model)
+        for pipeline in pipelines:
+            found |= _views_on_the_way(pipeline, x)
+    return {name: view[0].float().cpu().numpy() for name, view in found.items()}
+
+
+def _views_on_the_way(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
+    """By name, of what a pipeline's preprocessors and its model see of images (N, ...)."""
+    found: dict[str, Tensor] = {}
+    for step in pipeline.steps:
+        seeing = getattr(step, "preprocessor", None)
+        if isinstance(seeing, Defence):
+            found |= seeing.views(x.clone())  # it may run a network that writes into its input
+        x = step(x.clone())
+    return found | (pipeline.model.views(x) if isinstance(pipeline.model, Defence) else {})

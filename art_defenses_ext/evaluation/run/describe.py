@@ -1,0 +1,119 @@
+"""A run that is about to start, described: versions, settings, data and model."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+
+from art_defenses_ext.base.arrays import Images, IntArray, StoredImages
+from art_defenses_ext.base.checkpoint import fingerprint
+from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.records.description import RunDescription, Settings
+from art_defenses_ext.evaluation.suite.attacker import Attacker
+from art_defenses_ext.evaluation.suite.predictions import nb_labels
+from art_defenses_ext.gradients.modes import Defence, find_defences
+
+PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
+
+
+def describe_run(
+    attacker: Attacker, undefended: PyTorchClassifier | None, settings: Settings, x: Images, labels: IntArray
+) -> RunDescription:
+    """Describe a run that is about to start."""
+    classifier = attacker.classifier
+    found = find_defences(classifier)
+    return RunDescription(
+        settings=settings,
+        defences=[{"name": defence.defence_name} | defence.describe() for defence in found] + _foreign(classifier),
+        tunings=[defence.tuning for defence in found if defence.tuning is not None],
+        trainings=[training for defence in found for training in defence.trainings],
+        modes=list(attacker.modes),
+        votes=attacker.votes,
+        draws=attacker.draws,
+        model=_network_name(classifier),
+        model_sha256=fingerprint(classifier.model),
+        pipeline_sha256=_pipeline_sha256(classifier),
+        undefended_sha256=None if undefended is None else _pipeline_sha256(undefended),
+        foreign=[_named(one) for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)],
+        labels=nb_labels(classifier),
+        clip_values=_clip_values(classifier),
+        random=attacker.random,
+        withheld=list(attacker.withheld),
+        data_sha256=_sha256([x, labels]),
+        device=_device_name(classifier.device),
+        threads=torch.get_num_threads(),
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        rejects=rejects(classifier),
+        batch_dependent=attacker.batch_dependent,
+    )
+
+
+def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
+    """Least and largest of them, where they differ from channel to channel."""
+    if classifier.clip_values is None:
+        return None
+    low, high = classifier.clip_values
+    return float(np.min(low)), float(np.max(high))
+
+
+def _network_name(classifier: PyTorchClassifier) -> str:
+    """The class of the network that all defences stand around."""
+    model = classifier.model.pipeline.model if rejects(classifier) else classifier.model
+    return type(getattr(model, "network", model)).__name__
+
+
+def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
+    """Of all tensors that an image meets, mean and deviation of ART's standardisation included."""
+    whole = Pipeline(classifier)
+    tensors = dict(whole.named_parameters()) | dict(whole.named_buffers())
+    for number, network in enumerate(_looked_into(classifier)):
+        tensors |= {f"looked into {number}.{name}": tensor for name, tensor in network.state_dict().items()}
+    return fingerprint(tensors)
+
+
+def _looked_into(classifier: PyTorchClassifier) -> list[nn.Module]:
+    """The networks that defences look into and that are not the one behind them."""
+    networks = [getattr(defence, "model", None) for defence in find_defences(classifier)]
+    return [one for one in networks if isinstance(one, nn.Module) and one is not classifier.model]
+
+
+def _named(preprocessor: Any) -> str:
+    """Class and plain parameters of an ART preprocessor."""
+    found = {name: getattr(preprocessor, name, None) for name in preprocessor.params}
+    plain = (f"{name}={value!r}" for name, value in found.items() if isinstance(value, bool | int | float | str))
+    return f"{type(preprocessor).__name__}({', '.join(plain)})"
+
+
+def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
+    """The detector, where it is none of our defences."""
+    if not rejects(classifier) or find_defences(classifier.model.detection):
+        return []
+    return [{"name": "detector", "network": type(classifier.model.detection.model).__name__}]
+
+
+def _sha256(arrays: Sequence[Images | IntArray]) -> str:
+    digest = hashlib.sha256()
+    for array in arrays:
+        if isinstance(array, StoredImages):
+            digest.update(array.fingerprint().encode())
+            continue
+        digest.update(f"{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {platform.machine()}"

@@ -1,0 +1,200 @@
+"""What a run is, as a file in its folder: what it may be continued or merged with, and nothing else."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from pydantic import TypeAdapter, ValidationError
+
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.records.description import RunDescription, Settings
+from art_defenses_ext.evaluation.records.digests import digest_of_plain
+from art_defenses_ext.evaluation.records.lines import parse_json
+from art_defenses_ext.evaluation.run.code_hash import code_hash
+from art_defenses_ext.evaluation.run.identity import Identity
+from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.suites import AttackSpec, Build
+from art_defenses_ext.evaluation.threat import Threat, named_threat
+
+FORMAT = 2
+"""Of ``manifest.json`` and of the records beside it."""
+
+FREE = ("command", "tunings", "trainings", "environments")
+"""What may differ between two runs of the same records: how a network came to be does not matter, its hash does."""
+
+ENVIRONMENT = ("device", "threads", "versions")
+"""What makes results differ by rounding only."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run is.
+
+    Attributes:
+        run: settings, hashes of data and networks, environment.
+        plan: the attacks.
+        health: of the gradients, which some attacks depend on.
+        shard: which part of the run lies here.
+        identity: code, attributes and answers of the classifiers.
+    """
+
+    run: RunDescription
+    plan: list[AttackRun]
+    health: list[GradientHealth]
+    shard: Shard = WHOLE
+    identity: Identity = field(default_factory=Identity)
+
+    def difference(self, other: Manifest, but: tuple[str, ...] = ()) -> str | None:
+        """The first thing in which the records of two runs cannot agree, in words; None if there is none.
+
+        Args:
+            other: the other run; gradients and parts are not compared.
+            but: attributes of the run's description that may differ.
+        """
+        difference = next(_differences(self._declared(but), other._declared(but)), None)
+        return difference or self.identity.difference(
+            other.identity,
+            same_place=self.environment == other.environment,
+            same_code=self.run.versions == other.run.versions,
+            random=self.run.random,
+        )
+
+    def key(self) -> str:
+        """A hash of all that the records depend on.
+
+        Of the answers to the first images it holds coarsely rounded numbers: where noise flips one, the key is another
+        one although the run is the same. :meth:`difference` compares them with a tolerance instead.
+        """
+        whole = self._declared() | {"identity": self.identity.key()}
+        return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
+
+    def _declared(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
+        plain = {name: value for name, value in self._plain_run().items() if name not in {*FREE, *but}}
+        return plain | {"attack": [_plain(run) for run in self.plan]}
+
+    def other_settings(self, settings: Settings) -> str | None:
+        """The first setting in which a run differs from this one, in words; None if there is none."""
+        mine, others = (json.loads(json.dumps(asdict(one))) for one in (self.run.settings, settings))
+        return next(_differences(mine, others, "settings"), None)
+
+    def whole(self, environments: list[dict[str, Any]]) -> Manifest:
+        """That of the run which this one is a part of, where other parts ran in the given environments."""
+        return replace(self, run=replace(self.run, environments=environments), shard=WHOLE)
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Where it ran."""
+        return {name: value for name, value in self._plain_run().items() if name in ENVIRONMENT}
+
+    def _plain_run(self) -> dict[str, Any]:
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.run)))  # as a file holds it: tuples are lists
+        return plain
+
+    def digest(self) -> str:
+        """Of all of it: what the digests of records, costs and pictures are bound to."""
+        return digest_of_plain(self._plain())
+
+    def as_json(self) -> str:
+        """The file's text."""
+        return json.dumps(self._plain() | {"digest": self.digest()}, indent=1, allow_nan=False) + "\n"
+
+    def _plain(self) -> dict[str, Any]:
+        plain: dict[str, Any] = {
+            "format": FORMAT,
+            "shard": asdict(self.shard),
+            "run": self._plain_run(),
+            "plan": [_plain(run) for run in self.plan],
+            "health": [asdict(one) for one in self.health],
+            "identity": asdict(self.identity),
+        }
+        plain = json.loads(json.dumps(plain, allow_nan=False))
+        return plain
+
+    @classmethod
+    def read(cls, path: Path) -> Manifest:
+        """From a file.
+
+        Raises:
+            InputError: for one that is missing, broken, or of another version.
+        """
+        try:
+            plain = parse_json(path.read_bytes())
+            version = plain["format"]
+        except OSError as error:
+            raise InputError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f"{path} is not the manifest of a run; one was expected") from None
+        if version != FORMAT:
+            raise InputError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
+        if plain.get("digest") != digest_of_plain(plain):
+            raise InputError(f"{path} differs from its digest; the manifest of a run as it was written was expected")
+        try:
+            return cls(
+                TypeAdapter(RunDescription).validate_python(plain["run"]),
+                [_run_of(one) for one in plain["plan"]],
+                TypeAdapter(list[GradientHealth]).validate_python(plain["health"]),
+                Shard(**plain["shard"]),
+                TypeAdapter(Identity).validate_python(plain["identity"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = f"{error.error_count()} fields" if isinstance(error, ValidationError) else str(error)
+            raise InputError(f"{path} cannot be understood ({reason}); the manifest of a run was expected") from None
+
+
+def _plain(run: AttackRun) -> dict[str, Any]:
+    """A run as plain data, with a hash for what makes its attack."""
+    spec = vars(run.spec) | {"build": _build_hash(run.spec.build)}
+    return {"spec": spec, "mode": run.mode, "role": run.role, "norm": run.threat.norm_name, "eps": run.threat.eps}
+
+
+def _run_of(plain: dict[str, Any]) -> AttackRun:
+    build = _ReadOnly(plain["spec"].get("build"))
+    spec = TypeAdapter(AttackSpec).validate_python(plain["spec"] | {"build": build})
+    return AttackRun(spec, plain["mode"], named_threat(plain["norm"], plain["eps"]), plain["role"])
+
+
+def _build_hash(build: Build) -> str | None:
+    """A hash of what makes an attack; None for the package's own, which the versions stand for."""
+    if isinstance(build, _ReadOnly):
+        return build.sha256
+    package = getattr(build, "__module__", "").partition(".")[0]
+    return None if package == __package__.partition(".")[0] else code_hash(build)
+
+
+@dataclass(frozen=True)
+class _ReadOnly:
+    """What stands for the maker of an attack that was read from a run's folder."""
+
+    sha256: str | None
+
+    def __call__(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        raise InputError("this attack was read from a run's folder, which says what it did, not how; its results alone")
+
+
+def _differences(mine: Any, others: Any, path: str = "") -> Iterator[str]:
+    """Where two plain values differ, in words."""
+    if isinstance(mine, dict) and isinstance(others, dict):
+        for name in [*mine, *(name for name in others if name not in mine)]:
+            yield from _differences(mine.get(name), others.get(name), f"{path} {name}".strip())
+    elif isinstance(mine, list) and isinstance(others, list) and len(mine) == len(others):
+        for place, (one, other) in enumerate(zip(mine, others, strict=True), 1):
+            yield from _differences(one, other, f"{path} {place}")
+    elif mine != others:
+        yield f"{path} {_short(mine)}, not {_short(others)}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:  # a hash
+        return f"{value[:8]}..."
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return repr(value)

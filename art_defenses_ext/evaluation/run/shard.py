@@ -1,0 +1,88 @@
+"""Which part of an evaluation a process does, where several share it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from art_defenses_ext.base.validation import InputError
+
+RANKS = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")}
+"""Variables that hold a process's number, from 0, and how many there are; by the launcher that sets them.
+
+Not SLURM's job arrays: their tasks often differ in their settings, and would each do a part of another evaluation.
+"""
+
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
+"""Variables that hold a process's number on its machine, from 0."""
+
+
+@dataclass(frozen=True, order=True)
+class Shard:
+    """One of several parts of an evaluation: every ``count``-th block of samples.
+
+    The first blocks hold the samples of the curve and the checks, so neighbouring blocks go to different parts.
+
+    Args:
+        number: which one, from 1 to ``count``.
+        count: how many there are.
+    """
+
+    number: int
+    count: int
+
+    def __post_init__(self) -> None:
+        whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (self.number, self.count))
+        if not whole or not 1 <= self.number <= self.count:
+            raise InputError(f"shard is {self}; i/n with i from 1 to n was expected")
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is no other part."""
+        return self.count == 1
+
+    @property
+    def folder(self) -> str:
+        """Where it lies below the folder of the whole."""
+        return f"shards/{self.number}-of-{self.count}"
+
+    def starts(self, samples: int, block_size: int) -> range:
+        """The indices of the first samples of its blocks."""
+        return range((self.number - 1) * block_size, samples, self.count * block_size)
+
+    @classmethod
+    def named(cls, text: str) -> Shard:
+        """The part that ``"i/n"`` means."""
+        number, slash, count = text.partition("/")
+        if not slash or not all(one.isascii() and one.isdigit() for one in (number, count)):
+            raise InputError(f"shard is {text!r}; i/n with i from 1 to n was expected")
+        return cls(int(number), int(count))
+
+    @classmethod
+    def of_process(cls, environment: Mapping[str, str] = os.environ) -> Shard:
+        """The part of this process among those that torchrun, or srun inside a SLURM job, has started."""
+        for launcher, (rank, size) in RANKS.items():
+            if rank in environment and size in environment:
+                number, count = environment[rank], environment[size]
+                if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
+                    raise InputError(
+                        f"{rank} is {number!r} and {size} is {count!r}; what {launcher} sets was expected, or --shard"
+                    )
+                return cls(int(number) + 1, int(count))
+        return WHOLE
+
+
+WHOLE = Shard(1, 1)
+"""All of it."""
+
+
+def local_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """The number of this process on its machine, from 0; 0 if nobody has started several."""
+    found = next((environment[name] for name in LOCAL_RANKS if name in environment), "0")
+    if not found.isdigit():
+        raise InputError(f"{' or '.join(LOCAL_RANKS)} is {found!r}; a number from 0 was expected")
+    return int(found)

@@ -1,0 +1,93 @@
+"""The block at work in a run's folder: what an attack did is kept as soon as the attack has come to its end.
+
+    unfinished.jsonl   a line an attack, after its digest
+    unfinished.npz     the images for the report that these attacks left
+
+Both go when the block is finished. What cannot be read of them is attacked again: they save time and decide nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+from art_defenses_ext.base.files import leftovers, replace_file
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.evaluation.records.digests import digest_of
+from art_defenses_ext.evaluation.records.examples import Example, read_examples, written
+from art_defenses_ext.evaluation.records.sample import Attempt, as_line, attempt_of
+
+LINES, IMAGES = "unfinished.jsonl", "unfinished.npz"
+
+Attempts = dict[str, tuple[Attempt, Example | None]]
+"""By the attack's key, what it did, and the image for the report that it left."""
+
+
+class Unfinished:
+    """What attacks did to the block at work.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._lines, self._images = folder / LINES, folder / IMAGES
+        self._examples: list[Example] = []
+
+    def attempts(self, start: int) -> Attempts:
+        """What they did to the block that begins at ``start``."""
+        return {one.cost.attack: (one, example) for one, example in self._read() if one.cost.block == start}
+
+    def add(self, attempt: Attempt, example: Example | None) -> None:
+        """Keep what one attack did. Its line comes last: an attack that has one has its image."""
+        if example is not None:
+            self._examples.append(example)
+            replace_file(self._images, written(self._examples))
+        with self._lines.open("ab") as file:
+            file.write(_line(attempt))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def mend(self, done: Collection[int]) -> None:
+        """Cut off what a kill has left of a line, and all of blocks that are ``done`` (their first samples)."""
+        found = [(one, example) for one, example in self._read() if one.cost.block not in done]
+        for path in (path for name in (LINES, IMAGES) for path in leftovers(self._lines.parent, name)):
+            path.unlink()
+        if not found:
+            self.remove()
+            return
+        self._examples = [example for _, example in found if example is not None]
+        replace_file(self._lines, b"".join(_line(one) for one, _ in found))
+
+    def remove(self) -> None:
+        """The block is finished."""
+        self._examples = []
+        for path in (self._lines, self._images):
+            path.unlink(missing_ok=True)
+
+    def _read(self) -> Iterator[tuple[Attempt, Example | None]]:
+        """The attempts as far as they can be read."""
+        try:
+            kept = read_examples(self._images) if self._images.exists() else []
+            lines = self._lines.read_bytes().splitlines(keepends=True)
+        except (OSError, InputError):
+            return
+        examples = {one.attack: one for one in kept}
+        for line in lines:
+            digest, _, text = line.partition(b" ")
+            try:
+                attempt = attempt_of(text)
+            except ValueError:
+                return
+            if digest.decode(errors="replace") != digest_of(LINES, text):
+                return
+            example = None if attempt.pictured is None else examples.get(attempt.cost.attack)
+            if not line.endswith(b"\n") or (example is None) != (attempt.pictured is None):
+                return
+            yield attempt, example
+
+
+def _line(attempt: Attempt) -> bytes:
+    text = as_line(attempt).encode()
+    return f"{digest_of(LINES, text)} ".encode() + text

@@ -1,0 +1,1 @@
+"""Which attacks run where, and what the attacker is given."""

@@ -1,0 +1,299 @@
+"""What an attacker is given of a defended classifier: surrogates, averages over its randomness, a smoothed version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
+from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, model_dtype, rebuild
+from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rejects
+from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.gradients.modes import Defence, annealable_modes, gradient_modes
+from art_defenses_ext.gradients.surrogate import Surrogate, resized
+
+EOT_DRAWS = 16
+"""Passes that an attacker averages over a random defence. **Convention**: Athalye et al. 2018 name no number."""
+
+VOTES = 32
+"""Passes of a random defence that are counted for each image, after as many that name the rival of its label; more are
+made where they do not decide (``vote.py``). **Convention**."""
+
+BATCHED = 8
+"""Images that are classified together, turned round and alone."""
+
+BATCH_NOISE = 0.01
+"""How far their logits may differ then, in units of the largest: kernels round apart, in half precision more."""
+
+SMOOTHING_PAIRS = 64
+"""Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: fewer are cheaper and
+noisier."""
+
+
+@dataclass(frozen=True)
+class Attacker:
+    """What an attacker differentiates and queries in place of the classifier.
+
+    Attributes:
+        classifier: the defended classifier as it is.
+        attacked: the same forward pass, with a surrogate beside each foreign preprocessor, averaged if it is random.
+        smoothed: the same forward pass, with the estimated gradient of its average under Gaussian noise.
+        modes: the gradient modes of ``attacked`` that are tried.
+        annealable: those of them whose surrogates have a width.
+        withheld: those that there are and that a naive attacker does not try.
+        random: whether the classifier's logits differ from pass to pass.
+        draws: passes averaged in ``attacked``.
+        votes: passes that are counted for an image, if not more are needed to decide.
+        batch_dependent: whether its logits depend on the others in its batch, or on their order.
+    """
+
+    classifier: PyTorchClassifier
+    attacked: PyTorchClassifier
+    smoothed: PyTorchClassifier
+    modes: tuple[str, ...]
+    annealable: tuple[str, ...]
+    withheld: tuple[str, ...]
+    random: bool
+    draws: int
+    votes: int
+    batch_dependent: bool = False
+
+    @classmethod
+    def of(cls, classifier: PyTorchClassifier, x: FloatArray, threat: Threat, adaptive: bool, seed: int) -> Attacker:
+        """Equip an attacker of ``classifier``; some images ``x`` (n, ...) tell whether it is random.
+
+        Args:
+            classifier: the classifier under attack.
+            x: a few images.
+            threat: the ball, which the smoothing is scaled to.
+            adaptive: False gives the naive attacker: the exact gradient alone, and no averaging.
+            seed: of the passes that look for randomness.
+        """
+        random = is_random(classifier, x, derived_seed(seed, "is it random", 0))
+        exposed = with_surrogates(classifier)
+        draws = EOT_DRAWS if random and adaptive else 1
+        modes = gradient_modes(exposed)
+        return cls(
+            classifier=classifier,
+            attacked=for_any_attack(averaged(exposed, draws) if draws > 1 else exposed),
+            smoothed=smoothed(exposed, threat),
+            modes=modes if adaptive else ("exact",),
+            annealable=annealable_modes(exposed) if adaptive else (),
+            withheld=() if adaptive else tuple(mode for mode in modes if set(mode.split("+")) != {"exact"}),
+            random=random,
+            draws=draws,
+            votes=VOTES if random else 1,
+            batch_dependent=not random and depends_on_batch(classifier, x[:BATCHED]),
+        )
+
+
+def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """The classifier as attacks of ART's can run it too, which send float32 images and climb ``classifier.loss``.
+
+    A network of another dtype gets a cast before and behind it. A loss that is no mean of cross-entropies is replaced
+    by that: it is what the papers' attacks climb, and of other losses not all take ART's labels.
+    """
+    loss = classifier.loss
+    suits = type(loss) is nn.CrossEntropyLoss and loss.reduction != "none"
+    casts = not rejects(classifier) and not _speaks_float32(classifier)
+    if suits and not casts:
+        return classifier
+    return rebuild(
+        classifier,
+        model=_Float32Boundary(classifier.model).eval() if casts else classifier.model,
+        loss=loss if suits else nn.CrossEntropyLoss(),
+        optimizer=None,
+    )
+
+
+def _speaks_float32(classifier: PyTorchClassifier) -> bool:
+    """Whether the network takes float32 and gives it: one may cast by itself, or compute under autocast."""
+    model = classifier.model
+    if model_dtype(model) not in (None, torch.float32):
+        return False
+    if model not in _GIVEN:
+        with unmoved_generators(), torch.no_grad(), evaluation_mode(model):
+            _GIVEN[model] = getattr(model(network_input(classifier)), "dtype", torch.float32)
+    return _GIVEN[model] == torch.float32
+
+
+_GIVEN: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
+"""What a network gives for float32 images, once it was tried."""
+
+
+class _Float32Boundary(nn.Module):
+    """A network of any dtype that takes images of any and gives logits in float32."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(as_model_input(x, self.network))
+        return logits.float()
+
+
+def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
+    """Whether two passes of the same images (n, ...) give different logits."""
+    module, images = as_module(classifier), torch.tensor(x, device=classifier.device)
+    with seeded(seed), torch.no_grad():
+        first, second = module(images), module(images)
+    unit = min(1.0, float(torch.nan_to_num(first.abs(), nan=0.0, posinf=0.0).amax()))  # small logits differ by little
+    return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * unit, equal_nan=True)  # kernels may round apart
+
+
+def depends_on_batch(classifier: PyTorchClassifier, x: FloatArray) -> bool:
+    """Whether the logits of an image depend on which others are in its batch, or on their order.
+
+    Args:
+        classifier: one that is not random.
+        x: a few images (n, ...).
+    """
+    module, images = as_module(classifier), torch.tensor(x, device=classifier.device)
+    with torch.no_grad():
+        together = module(images).double()
+        turned = module(images.flip(0)).double().flip(0)
+        alone = torch.cat([module(image) for image in images.split(1)]).double()
+    tolerance = BATCH_NOISE * float(torch.nan_to_num(together, posinf=0.0, neginf=0.0).abs().amax())
+    return not all(torch.allclose(together, other, rtol=0, atol=tolerance, equal_nan=True) for other in (turned, alone))
+
+
+def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """The classifier with a surrogate backward pass, the identity, beside each preprocessor that names none itself.
+
+    A preprocessor that changes the images' shape and has a derivative, such as a resize, keeps that alone: nothing
+    stands nearer to it. One without a derivative is given the adjoint of a bilinear resize.
+
+    Raises:
+        InputError: for a preprocessor that changes more than height and width and passes no gradient.
+    """
+    preprocessors = classifier.preprocessing_defences or []
+    if all(isinstance(one, Defence) for one in preprocessors):
+        return classifier
+    x = torch.tensor(probes(classifier), device=device_of(classifier))
+    exposed = []
+    for one in preprocessors:
+        if not one.apply_predict:
+            exposed.append(one)
+            continue
+        known = isinstance(one, Defence)
+        with unmoved_generators():
+            shown, has_slope = (_shown(one, x), True) if known else _followed(one, x)
+        exposed.append(one if known or (has_slope and shown.shape != x.shape) else _exposed(one, x, shown))
+        x = shown
+    return rebuild(classifier, preprocessing_defences=exposed)
+
+
+def _exposed(preprocessor: PreprocessorPyTorch, x: Tensor, shown: Tensor) -> Surrogate:
+    """A preprocessor beside the identity, if that can stand in for what makes ``shown`` of ``x``."""
+    if resized(x, shown.shape).shape != shown.shape:
+        raise InputError(
+            f"classifier has the preprocessor {type(preprocessor).__name__}, which makes {tuple(shown.shape)} of "
+            f"{tuple(x.shape)} and passes no gradient; Surrogate(preprocessor, backward) with a function to "
+            "differentiate in its place was expected"
+        )
+    return Surrogate(preprocessor, "identity")
+
+
+def _shown(preprocessor: PreprocessorPyTorch, x: Tensor) -> Tensor:
+    """What a preprocessor makes of images (n, ...)."""
+    with torch.no_grad():
+        shown: Tensor = preprocessor.forward(x)[0]
+    return shown
+
+
+def _followed(preprocessor: PreprocessorPyTorch, x: Tensor) -> tuple[Tensor, bool]:
+    """What a preprocessor makes of images (n, ...), and whether it has a derivative that is not zero everywhere."""
+    live = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        shown = preprocessor.forward(live.clone())[0]  # a copy: it may work in place
+        weights = torch.linspace(0.5, 1.5, shown.numel(), device=shown.device).reshape(shown.shape)
+        total = (shown * weights).sum()
+        (slope,) = torch.autograd.grad(total, live, allow_unused=True) if total.requires_grad else (None,)
+    return shown.detach(), slope is not None and bool(slope.any())
+
+
+def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
+    """The classifier with its logits averaged over ``draws`` passes: expectation over its randomness, for any attack.
+
+    Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
+    """
+    return _whole(classifier, lambda module: _Averaged(module, draws))
+
+
+def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:
+    """The classifier, preprocessing and all, with the estimated gradient of its average under Gaussian noise.
+
+    That leads uphill where the exact gradient does not: across steps, plateaus and activations that switch at random.
+
+    Source: Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, against k-winners-take-all, with a
+    standard deviation of 8/255 at an eps of 8/255. **Convention**: hence eps in general, for l2 spread over the pixels.
+    """
+    per_pixel = threat.eps if threat.norm == np.inf else threat.eps / float(np.prod(classifier.input_shape)) ** 0.5
+
+    def estimated(module: nn.Module) -> nn.Module:
+        surrogate = Surrogate(module, "estimated", sigma=per_pixel, samples=SMOOTHING_PAIRS)
+        surrogate.gradient_mode = "surrogate"
+        return surrogate
+
+    return _whole(classifier, estimated)
+
+
+def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
+    """A classifier that preprocesses nothing, with all of ``classifier`` wrapped in its model.
+
+    Of one that rejects, logits and excess are wrapped, and joined again outside: it still rejects.
+    """
+    pipeline = Pipeline(classifier)
+    model = _Rejoined(wrap(_Parts(pipeline))) if rejects(classifier) else wrap(pipeline)
+    return rebuild(classifier, model=model.eval(), preprocessing_defences=None, preprocessing=(0.0, 1.0))
+
+
+class _Parts(nn.Module):
+    """Images (N, ...) to the classifier's logits and the detector's excess beside each other (N, K + 1)."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        super().__init__()
+        self.pipeline = pipeline
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, excess = parts_of(self.pipeline, x)
+        return torch.cat([logits, excess[:, None]], dim=1)
+
+
+class _Rejoined(RejectingNetwork):
+    """A network that rejects, out of a module that gives logits and excess beside each other (N, K + 1)."""
+
+    def __init__(self, module: nn.Module) -> None:
+        nn.Module.__init__(self)
+        self.module = module
+
+    def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        beside: Tensor = self.module(x)
+        return beside[:, :-1], beside[:, -1]
+
+
+class _Averaged(nn.Module):
+    """The mean of several passes of a module, image by image."""
+
+    def __init__(self, module: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.module, self.draws = module, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mean logits (N, K); one pass after the other, since a defence may draw once for a whole batch."""
+        logits: Tensor = self.module(x)
+        for _ in range(self.draws - 1):
+            logits = logits + self.module(x)
+        return logits / self.draws

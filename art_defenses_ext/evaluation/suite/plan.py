@@ -1,0 +1,119 @@
+"""Which attack runs where: a set of attacks unrolled over gradient modes, the eps of the curve, and the checks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.suite.attacker import Attacker
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.threat import Threat, radius_to_grey
+
+CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+"""Where the curve of accuracy against eps is measured, in units of the threat's eps."""
+
+Role = Literal["ladder", "curve", "limit", "effort"]
+"""``"ladder"``: the evaluation proper. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
+``"effort"``: for the checks, on theirs; the largest eps of all, and more steps and restarts on what is left."""
+
+EFFORT = AttackSpec(
+    "APGD margin, 300 steps, 2 starts",
+    lambda classifier, threat, seed: AutoPGD(
+        classifier, threat.norm, threat.eps, max_iter=300, loss="margin", nb_runs=2, seed=seed
+    ),
+    "a check: six times the effort of the first rung, on the checks' samples",
+    modes="all",
+)
+
+
+@dataclass(frozen=True)
+class AttackRun:
+    """One attack under one gradient mode at one eps.
+
+    Attributes:
+        spec: the attack.
+        mode: gradient mode that is in force meanwhile.
+        threat: the ball that it searches.
+        role: what it serves; all but the ladder run on the first samples of the data set only.
+    """
+
+    spec: AttackSpec
+    mode: str
+    threat: Threat
+    role: Role = "ladder"
+
+    @property
+    def family(self) -> str:
+        """The attack and its mode, without eps: one line of the report, one curve."""
+        return self.spec.name if self.spec.modes == "exact" else f"{self.spec.name} [{self.mode}]"
+
+    @property
+    def key(self) -> str:
+        """The run's name in records: unique in a plan."""
+        at_eps = f"{self.family} @ {self.threat.eps:g}"
+        # The limit may be one of the curve's eps too.
+        return {"curve": at_eps, "limit": f"{at_eps}, limit"}.get(self.role, self.family)
+
+
+def make_plan(
+    specs: tuple[AttackSpec, ...],
+    attacker: Attacker,
+    threat: Threat,
+    *,
+    with_curve: bool,
+    with_checks: bool = False,
+    limit: Threat | None = None,
+) -> list[AttackRun]:
+    """All runs of an evaluation in their order.
+
+    Args:
+        specs: the attacks.
+        attacker: whose gradient modes to try.
+        threat: the ball.
+        with_curve: also run some at other eps.
+        with_checks: also run what the checks ask for.
+        limit: of these, the ball in which nothing can be robust; None where none is known.
+    """
+    runs = _unrolled(specs, attacker, threat)
+    plan = list(runs)
+    if with_checks and WHITE_BOX in specs:
+        plan += [replace(run, role="effort") for run in _unrolled((EFFORT,), attacker, threat)]
+        if limit is not None:
+            plan += [replace(run, threat=limit, role="limit") for run in _unrolled((WHITE_BOX,), attacker, threat)]
+    if with_curve:
+        plan += [
+            replace(run, threat=threat.at(float(f"{threat.eps * factor:.10g}")), role="curve")
+            for run in runs
+            if run.spec.curve
+            for factor in CURVE_FACTORS
+        ]
+    return plan
+
+
+def _unrolled(specs: Sequence[AttackSpec], attacker: Attacker, threat: Threat) -> list[AttackRun]:
+    modes = {
+        "exact": ("exact",),
+        "all": attacker.modes,
+        "annealable": attacker.annealable,
+        "smoothest": attacker.annealable or attacker.modes,
+    }
+    return [AttackRun(spec, mode, threat) for spec in specs for mode in modes[spec.modes]]
+
+
+def hopeless(threat: Threat, classifier: PyTorchClassifier) -> Threat | None:
+    """The ball in which nothing can be robust: every image can be turned grey, so no classifier is better than chance.
+
+    A detector may reject grey. So where there is one, the ball holds every image: a clean one of another class too.
+    None without clip values: then no ball is known to hold any of these.
+
+    Source: Carlini et al. 2019 (arXiv:1902.06705), section 4.3: at unbounded distortion accuracy must reach zero.
+    """
+    grey = radius_to_grey(threat, classifier.clip_values, tuple(classifier.input_shape))
+    if grey is None:
+        return None
+    return threat.at(2 * grey if rejects(classifier) else grey)

@@ -1,0 +1,111 @@
+"""What a classifier, and a detector beside it, say of an image in one pass; several are counted in ``vote.py``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.logits import named_classes
+from art_defenses_ext.base.validation import check_outputs
+from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.estimator.paired import paired
+from art_defenses_ext.estimator.rejecting import parts_of, rejects
+from art_defenses_ext.evaluation.records.metrics import Scores
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+class Judgement(NamedTuple):
+    """The classifier's word on some images, and the detector's where there is one.
+
+    Attributes:
+        classes: the predicted ones (n,), of a random classifier the likeliest as far as its passes show (``vote.py``);
+            of a rejected image the one that the classifier itself names; -1 where its logits are not finite.
+        softmax: the classifier's probabilities (n, K), float64, each the mean over the counted passes.
+        misses: in how many of the counted passes another class than the label was predicted and not rejected (n,);
+            None for a single pass.
+        rejected: whether the detector rejects them (n,), judged as the classes are; None without a detector.
+        excess: how far the detector's score is above its threshold (n,), float64, the mean over the counted passes;
+            None without a detector.
+        rejections: in how many of the counted passes they were rejected (n,); None without a detector, and for a single
+            pass.
+        first_misses: misses in as many passes before the counted ones (n,); None for a single pass.
+        first_rejections: rejections in these (n,); None without a detector, and for a single pass.
+        passes: how many passes after the first ones decided (n,); None for a single pass.
+        undecided: whether so many passes as are made at most could not show an answer (n,); None for a single pass.
+    """
+
+    classes: IntArray
+    softmax: Scores
+    misses: IntArray | None
+    rejected: BoolArray | None = None
+    excess: Scores | None = None
+    rejections: IntArray | None = None
+    first_misses: IntArray | None = None
+    first_rejections: IntArray | None = None
+    passes: IntArray | None = None
+    undecided: BoolArray | None = None
+
+    def broken(self, labels: IntArray) -> BoolArray:
+        """Whether another class than the label (n,) is predicted, and not rejected: what an attacker is after."""
+        missed: BoolArray = self.classes != labels
+        return missed if self.rejected is None else missed & ~self.rejected
+
+
+class Prediction(NamedTuple):
+    """What one pass says of some images.
+
+    Attributes:
+        classes: the classifier's likeliest ones (n,), whether it rejects or not; -1 where its logits are not finite.
+        softmax: its probabilities (n, K), float64: in float32 those of unlikely classes would vanish, and with them
+            their order.
+        rejected: whether the detector rejects them (n,); None without a detector.
+        excess: how far the detector's score is above its threshold (n,), float64; None likewise.
+    """
+
+    classes: IntArray
+    softmax: Scores
+    rejected: BoolArray | None = None
+    excess: Scores | None = None
+
+
+def nb_labels(classifier: PyTorchClassifier) -> int:
+    """How many classes an image may belong to: "rejected" is none of them, and of many problems only one counts."""
+    count: int = 2 if paired(classifier) else classifier.nb_classes - rejects(classifier)
+    return count
+
+
+def predict(
+    classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256, module: nn.Module | None = None
+) -> Prediction:
+    """Classes and probabilities of images (N, ...) in one pass, by the same path that attacks differentiate.
+
+    ``module`` is the classifier :func:`.as_module`, for callers that ask for many passes.
+    """
+    module = as_module(classifier) if module is None else module
+    batches = torch.tensor(x).split(batch_size)
+    count = classifier.nb_classes  # a network may change in the middle
+    with torch.no_grad():
+        if not rejects(classifier):
+            parts = [check_outputs(module(batch.to(classifier.device)), len(batch), count).cpu() for batch in batches]
+            return Prediction(*_named(torch.cat(parts)))
+        said = [parts_of(module, batch.to(classifier.device)) for batch in batches]
+    logits, excesses = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
+    excess = excesses.double().numpy()  # (N,)
+    return Prediction(*_named(logits), rejected=~(excess <= 0), excess=excess)  # NaN is rejected, as an argmax has it
+
+
+def _named(logits: Tensor) -> tuple[IntArray, Scores]:
+    """Classes (N,) and probabilities (N, K) from logits (N, K)."""
+    return named_classes(logits).numpy(), logits.double().softmax(dim=1).numpy()
+
+
+def classes(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> IntArray:
+    """Predicted classes (N,) of images (N, ...) in one pass; -1 where the logits are not finite."""
+    return predict(classifier, x, batch_size).classes

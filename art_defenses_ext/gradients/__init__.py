@@ -1,0 +1,1 @@
+"""What an attacker may differentiate: gradient modes, surrogates, replaced activations."""

@@ -1,0 +1,165 @@
+"""What an attacker may differentiate: the backward passes that a defence offers, by name.
+
+The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) always comes first;
+the other modes are surrogates, for where the exact derivative misleads: backward-pass differentiable approximation.
+
+Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
+4.1 (BPDA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from typing import Any, ClassVar
+
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from art_defenses_ext.base.provenance import Training, Tuning
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import InputError
+
+
+class Defence:
+    """Mix-in for the object that runs a defence's forward pass: names its backward passes and holds the chosen one.
+
+    Attributes:
+        defence_name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
+        gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
+        gradient_mode: the one in force; settable.
+        annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which an attacker may anneal.
+        surrogate_width: factor on that width; 1 as configured.
+        tuning: how its strength was chosen, for the report; None if it was given.
+        trainings: how it was trained, one after the other, for the report; none if there was nothing to train.
+    """
+
+    defence_name: ClassVar[str]
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact",)
+    annealable_modes: ClassVar[tuple[str, ...]] = ()
+    surrogate_width: float = 1.0
+    tuning: Tuning | None = None
+    trainings: Sequence[Training] = ()
+    _gradient_mode: str = "exact"
+
+    @property
+    def gradient_mode(self) -> str:
+        """What whoever differentiates the defence gets: one of ``gradient_modes``."""
+        return self._gradient_mode
+
+    @gradient_mode.setter
+    def gradient_mode(self, mode: str) -> None:
+        if mode not in self.gradient_modes:
+            raise InputError(f"gradient mode {mode!r}: one of {', '.join(self.gradient_modes)} was expected")
+        self._gradient_mode = mode
+
+    def describe(self) -> dict[str, Any]:
+        """The defence's settings, as plain data for a report."""
+        return {}
+
+    def undefended_network(self) -> nn.Module | None:
+        """Of a defence that is a network itself, the one without it, for attacks that do not know it; else None."""
+        return None
+
+    def views(self, x: Tensor) -> dict[str, Tensor]:
+        """What the defence sees and makes of images (N, ...), by name, for a report's pictures.
+
+        As images (N, C, H, W), channels in front wherever those of the images are, with values from 0 (black) to 1
+        (white) whatever the range of pixel values.
+        """
+        return {}
+
+
+def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
+    """Every defence that an image meets on its way through ``target``: preprocessors first, then the model."""
+    if not isinstance(target, PyTorchClassifier | nn.Module):
+        raise InputError(f"target is a {type(target).__name__}; a PyTorchClassifier or an nn.Module was expected")
+    places: list[Any] = [target]
+    if isinstance(target, PyTorchClassifier):
+        places = [*target.preprocessing_operations, target.model]
+    found: list[Defence] = []
+    for place in places:
+        for candidate in place.modules() if isinstance(place, nn.Module) else [place]:
+            if isinstance(candidate, Defence) and candidate not in found:
+                found.append(candidate)
+    return found
+
+
+def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
+    """Every mode that ``target`` can be attacked under; ``("exact",)`` without a defence.
+
+    With several defences stacked, all combinations, written in their order with a plus: ``"identity+smooth"``.
+
+    >>> from art_defenses_ext import HeatAndBlur, JumpReLU, defend, gradient_modes
+    >>> gradient_modes(classifier), gradient_modes(JumpReLU(classifier)())
+    (('exact',), ('exact', 'relu', 'smooth'))
+    >>> both = defend(JumpReLU(classifier)(), HeatAndBlur.for_classifier(classifier))
+    >>> len(gradient_modes(both)), gradient_modes(both)[1]
+    (12, 'exact+relu')
+    """
+    per_defence = [defence.gradient_modes for defence in find_defences(target)]
+    return tuple("+".join(combination) for combination in product(*per_defence)) if per_defence else ("exact",)
+
+
+def annealable_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
+    """Those of ``gradient_modes(target)`` in which some defence's surrogate has a width."""
+    defences = find_defences(target)
+    return tuple(
+        mode
+        for mode in gradient_modes(target)
+        if any(one in defence.annealable_modes for one, defence in zip(mode.split("+"), defences, strict=False))
+    )
+
+
+@contextmanager
+def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[None]:
+    """Give whoever differentiates ``target`` the backward passes named ``mode``; restore the former ones on exit.
+
+    Args:
+        target: a classifier or module with any number of defences.
+        mode: one of ``gradient_modes(target)``; ``"exact"`` alone is understood for any number of defences.
+
+    Raises:
+        InputError: for a mode that the defences do not offer.
+
+    >>> import numpy as np
+    >>> from art_defenses_ext import JumpReLU, gradient_mode
+    >>> defended = JumpReLU(classifier)()
+    >>> exact = defended.loss_gradient(x, np.eye(10)[y])
+    >>> with gradient_mode(defended, "smooth"):
+    ...     smooth = defended.loss_gradient(x, np.eye(10)[y])
+    >>> bool((exact == smooth).all())
+    False
+    """
+    defences = find_defences(target)
+    if not isinstance(mode, str):
+        raise InputError(f"gradient mode {shown(mode)}: one of {', '.join(gradient_modes(target))} was expected")
+    chosen = ["exact"] * len(defences) if mode == "exact" else mode.split("+")
+    if mode != "exact" and (
+        len(chosen) != len(defences)
+        or any(one not in defence.gradient_modes for one, defence in zip(chosen, defences, strict=True))
+    ):
+        raise InputError(f"gradient mode {mode!r}: one of {', '.join(gradient_modes(target))} was expected")
+    before = [defence.gradient_mode for defence in defences]
+    try:
+        for defence, one in zip(defences, chosen, strict=True):
+            defence.gradient_mode = one
+        yield
+    finally:
+        for defence, one in zip(defences, before, strict=True):
+            defence.gradient_mode = one
+
+
+@contextmanager
+def surrogate_width(target: PyTorchClassifier | nn.Module, factor: float) -> Iterator[None]:
+    """Make the smooth surrogates of every defence in ``target`` wider (> 1) or narrower by ``factor`` meanwhile."""
+    defences = find_defences(target)
+    before = [defence.surrogate_width for defence in defences]
+    try:
+        for defence, width in zip(defences, before, strict=True):
+            defence.surrogate_width = width * factor
+        yield
+    finally:
+        for defence, width in zip(defences, before, strict=True):
+            defence.surrogate_width = width

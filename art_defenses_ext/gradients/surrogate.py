@@ -1,0 +1,190 @@
+"""A backward pass for other people's preprocessors and layers that have none, or a misleading one.
+
+Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
+4.1: backward-pass differentiable approximation (BPDA). The estimated pass uses antithetic Gaussian sampling, as
+Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, do against k-winners-take-all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import InputError, check_count, check_positive
+from art_defenses_ext.gradients.modes import Defence
+
+ROWS_AT_ONCE = 512  # of the noisy copies that an estimate passes through the wrapped one
+
+Backward = str | Callable[[Tensor], Tensor]
+"""``"identity"``, ``"estimated"``, or a differentiable function to take the derivative of."""
+
+
+class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
+    """A torch preprocessor or a layer with the same forward pass and another backward pass beside its own.
+
+    In mode ``"exact"`` it is what it wraps; in mode ``"surrogate"`` the backward pass is the one given. It stands where
+    the original stood: in ``preprocessing_defences``, or inside a network.
+
+    Args:
+        wrapped: an ART ``PreprocessorPyTorch`` or an ``nn.Module``.
+        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little; where height and
+            width change, it is resized by the adjoint of bilinear interpolation. A function is differentiated in the
+            original's place. ``"estimated"`` smooths the original with Gaussian noise and samples the derivative of
+            that, for what is discontinuous.
+        sigma: standard deviation of that noise, in units of the input.
+        samples: antithetic pairs, two forward passes of the wrapped one each; the noise comes from torch's global
+            generator, which ``evaluate`` seeds for each attack.
+
+    Raises:
+        InputError: for anything else.
+
+    >>> import numpy as np
+    >>> from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+    >>> class Rounding(PreprocessorPyTorch):
+    ...     def __init__(self):
+    ...         super().__init__(device_type="cpu", apply_fit=False, apply_predict=True)
+    ...     def forward(self, x, y=None):
+    ...         return (x * 7).round() / 7, y
+    >>> from art_defenses_ext import Surrogate, defend, gradient_mode
+    >>> defended = defend(classifier, Surrogate(Rounding()))
+    >>> bool(defended.loss_gradient(x, np.eye(10)[y]).any())  # rounding has a derivative of zero
+    False
+    >>> with gradient_mode(defended, "surrogate"):
+    ...     bool(defended.loss_gradient(x, np.eye(10)[y]).any())
+    True
+    """
+
+    defence_name = "surrogate"
+    gradient_modes = ("exact", "surrogate")
+    params = ["apply_fit", "apply_predict"]  # noqa: RUF012 (ART's convention)
+
+    def __init__(
+        self,
+        wrapped: PreprocessorPyTorch | nn.Module,
+        backward: Backward = "identity",
+        *,
+        sigma: float = 8 / 255,
+        samples: int = 32,
+    ) -> None:
+        if not isinstance(wrapped, PreprocessorPyTorch | nn.Module):
+            raise InputError(f"wrapped is a {type(wrapped).__name__}; a PreprocessorPyTorch or nn.Module was expected")
+        named = isinstance(backward, str) and backward in ("identity", "estimated")
+        if not named and not callable(backward):
+            raise InputError(f"backward is {shown(backward)}; 'identity', 'estimated' or a function was expected")
+        sigma, samples = check_positive("sigma", sigma), check_count("samples", samples)
+        nn.Module.__init__(self)
+        is_preprocessor = isinstance(wrapped, PreprocessorPyTorch)
+        PreprocessorPyTorch.__init__(
+            self,
+            is_fitted=True,
+            apply_fit=wrapped.apply_fit if is_preprocessor else False,
+            apply_predict=wrapped.apply_predict if is_preprocessor else True,
+        )
+        self.wrapped = wrapped
+        self.is_preprocessor = is_preprocessor
+        self.backward_rule = backward
+        self.sigma = sigma
+        self.samples = samples
+
+    def forward(self, x: Tensor, y: Any = None) -> Any:
+        """What the wrapped one returns: for a preprocessor the pair (x, y), for a layer a tensor."""
+        result = self._run(x) if self._follows_original() else self._with_surrogate(x)
+        return (result, y) if self.is_preprocessor else result
+
+    def describe(self) -> dict[str, Any]:
+        """What is wrapped, with its plain parameters, and its other backward pass."""
+        rule = self.backward_rule
+        names = [name for name in getattr(self.wrapped, "params", ()) if not name.startswith("apply_")]
+        named = {name: getattr(self.wrapped, name, None) for name in names}
+        plain = {name: one for name, one in named.items() if isinstance(one, bool | int | float | str)}
+        estimate = {"sigma": self.sigma, "samples": self.samples} if rule == "estimated" else {}
+        return plain | {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)} | estimate
+
+    def _follows_original(self) -> bool:
+        # Not x.requires_grad: inside torch.func transforms it is False, and the attacker would get the other mode.
+        return self.gradient_mode == "exact" or not torch.is_grad_enabled()
+
+    def _run(self, x: Tensor) -> Tensor:
+        result: Tensor = self.wrapped.forward(x)[0] if self.is_preprocessor else self.wrapped(x)
+        return result
+
+    def _with_surrogate(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            result = self._run(x)
+        if self.backward_rule == "estimated":
+            estimated: Tensor = _Estimated.apply(x, result, self)
+            return estimated
+        stand_in = resized(x, result.shape) if self.backward_rule == "identity" else self.backward_rule(x)  # type: ignore[operator]
+        if stand_in.shape != result.shape:
+            raise InputError(
+                f"backward gives shape {tuple(stand_in.shape)} where the wrapped one gives {tuple(result.shape)}; "
+                "the same shape was expected"
+            )
+        return replaced(stand_in, result)
+
+
+def resized(x: Tensor, shape: torch.Size) -> Tensor:
+    """Images (N, C, H, W) at the height and width of ``shape``, bilinear; as they are where more than those differs."""
+    if x.shape == shape or x.ndim != 4 or len(shape) != 4 or x.shape[:2] != shape[:2]:
+        return x
+    return functional.interpolate(x, size=shape[2:], mode="bilinear", align_corners=False)
+
+
+def replaced(stand_in: Tensor, result: Tensor) -> Tensor:
+    """``result`` forwards, the derivative of ``stand_in``, of the same shape, backwards."""
+    answer: Tensor = _Replaced.apply(stand_in, result)
+    return answer
+
+
+class _Replaced(torch.autograd.Function):
+    """The second argument forwards, the first one's derivative backwards."""
+
+    @staticmethod
+    def forward(stand_in: Tensor, result: Tensor) -> Tensor:
+        return result.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        """Nothing is kept."""
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        return grad_outputs[0], None
+
+
+class _Estimated(torch.autograd.Function):
+    """The result forwards, the derivative of the Gaussian-smoothed original backwards."""
+
+    @staticmethod
+    def forward(x: Tensor, result: Tensor, surrogate: Surrogate) -> Tensor:
+        return result.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Surrogate], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.surrogate = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
+        (x,) = ctx.saved_tensors
+        surrogate, gradient = ctx.surrogate, grad_outputs[0].flatten(1)
+        total = torch.zeros_like(x)
+        at_once = max(1, min(surrogate.samples, ROWS_AT_ONCE // max(len(x), 1)))
+        for done in range(0, surrogate.samples, at_once):
+            pairs = min(at_once, surrogate.samples - done)
+            noise = torch.randn(pairs, *x.shape, device=x.device, dtype=x.dtype)
+            points = torch.cat([x + surrogate.sigma * noise, x - surrogate.sigma * noise]).flatten(0, 1)
+            above, below = surrogate._run(points).reshape(2, pairs, len(x), -1)
+            rise = ((above - below) * gradient).sum(dim=2)  # (pairs, n)
+            total += (rise.reshape(*rise.shape, *[1] * (x.ndim - 1)) * noise).sum(dim=0)
+        return total / (2 * surrogate.sigma * surrogate.samples), None, None
+
+
+def _name(rule: Backward) -> str:
+    return rule if isinstance(rule, str) else getattr(rule, "__name__", type(rule).__name__)

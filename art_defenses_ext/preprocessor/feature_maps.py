@@ -1,0 +1,103 @@
+"""Feature maps of a network at named layers, for losses that compare images by what a network makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import vgg16
+
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.estimator.rebuild import evaluation_mode
+from art_defenses_ext.zoo.models import IMAGENET_MEAN, IMAGENET_STD, load_published
+
+VGG16_TAPS = ("features.20", "features.23", "features.27")
+"""relu4_2, pool4 and relu5_2 of torchvision's VGG16: where the authors' code of feature losses cuts it."""
+
+
+def feature_maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[list[Tensor], Any]:
+    """One forward pass in evaluation mode, and what came out of named layers on the way.
+
+    Args:
+        network: any network.
+        x: its input (n, ...).
+        layers: names of modules as ``named_modules()`` has them; one that runs several times counts with its last run.
+
+    Returns:
+        Feature maps in the order of ``layers``, and the network's own output.
+
+    Raises:
+        InputError: for a name that the network does not have, or a layer that did not run or gave no tensor.
+    """
+    modules = dict(network.named_modules())
+    found: dict[str, Tensor] = {}
+    hooks = []
+    try:
+        for name in layers:
+            if name not in modules:
+                raise InputError(f"taps names {name!r}, which {type(network).__name__} does not have: {_some(modules)}")
+            hooks.append(modules[name].register_forward_hook(_keep(found, name)))
+        with evaluation_mode(network):
+            output = network(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name in layers:
+        if not isinstance(found.get(name), Tensor):
+            raise InputError(f"taps names {name!r}, which gave no tensor in a forward pass; another layer was expected")
+    return [found[name] for name in layers], output
+
+
+def _keep(found: dict[str, Tensor], name: str) -> Any:
+    def hook(module: nn.Module, inputs: Any, output: Any) -> None:
+        # A clone, since the next layer may work in place.
+        found[name] = output.clone() if isinstance(output, Tensor) else output
+
+    return hook
+
+
+def _some(modules: dict[str, nn.Module]) -> str:
+    return f"one of {', '.join(name for name in modules if name)} was expected"
+
+
+def usual_taps(network: nn.Module) -> tuple[str, ...]:
+    """Three convolutions: the last one of each third of the network's.
+
+    **Convention**: three, as the authors of feature losses take, from edges to objects; all of them if there are fewer.
+
+    Raises:
+        InputError: for a network without convolution.
+    """
+    names = [name for name, module in network.named_modules() if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    if not names:
+        raise InputError(f"taps is None and {type(network).__name__} has no convolution; names of layers were expected")
+    thirds = [names[len(names) * third // 3 - 1] for third in (1, 2, 3) if len(names) * third // 3]
+    return tuple(dict.fromkeys(thirds))
+
+
+class VGG16Features(nn.Module):
+    """torchvision's VGG16 with the weights that torchvision publishes, for images in [0, 1] of one or three channels.
+
+    **Convention**: a grey image is shown in all three channels. What comes after relu5_2 is left out, so images of any
+    size from 16 pixels on fit.
+
+    Raises:
+        InputError: if the weights cannot be downloaded.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, progress: bool = True) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):  # it is made with random weights
+            network = vgg16()
+        load_published(network, "vgg16", progress)
+        self.features = network.features[:28].eval().requires_grad_(False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1))
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).reshape(3, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features((x.expand(-1, 3, -1, -1) - self.mean) / self.std)  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""Robustness as tests: the pytest plugin and the assertions behind it."""

@@ -1,0 +1,366 @@
+"""Statements about robustness that hold or raise: what the pytest plugin's fixtures are made of.
+
+Each evaluates, or finds the finished evaluation of the same networks, images and settings again, and says in the
+failure which attack broke which images and where their pictures lie.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from art.defences.detector.evasion import BinaryInputDetector
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
+from filelock import FileLock
+
+from art_defenses_ext.base.arrays import FloatArray, StoredImages
+from art_defenses_ext.base.text import for_terminal, shown
+from art_defenses_ext.base.validation import InputError, check_choice, check_flag, check_share
+from art_defenses_ext.estimator.rebuild import rebuild, record_undefended, undefended
+from art_defenses_ext.estimator.rejecting import rejecting
+from art_defenses_ext.evaluation.evaluate import evaluate, run_key
+from art_defenses_ext.evaluation.publish.compare import Paired
+from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.words import NOT_ESTABLISHED, figure_name
+from art_defenses_ext.evaluation.run.folder import read_manifest
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.threat import Threat, named_threat
+
+SHOWN = 10
+"""Indices of broken images in a failure's message, for each attack."""
+
+OF_THE_BASELINE = ("attacks", "seed", "block_size", "adaptive", "curve_samples", "check_samples")
+"""The settings in which a run takes after its baseline: those that make the attacker what they are."""
+
+SURE = 0.05
+"""The p value under which a run is called worse than its baseline."""
+
+
+@dataclass
+class Suite:
+    """How statements are checked.
+
+    Attributes:
+        cache: folder of finished evaluations, one for each key.
+        attacks: set of attacks in place of those that a statement names; None for its own.
+        samples: so many of the images, from the first on; None for all.
+        device: ``"cpu"`` or ``"cuda"``; None for that of the classifier.
+        reports: folder that reports are copied to; None for none.
+        notes: a line for each statement that was checked.
+    """
+
+    cache: Path
+    attacks: str | None = None
+    samples: int | None = None
+    device: str | None = None
+    reports: Path | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def evaluated(
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        *,
+        detector: BinaryInputDetector | None = None,
+        **options: Any,
+    ) -> tuple[Report, Path]:
+        """The report of an evaluation and its folder; one that was finished before is not made again.
+
+        That holds for the named sets; attacks of one's own run each time.
+
+        Args:
+            name: of the folder among ``reports``.
+            classifier, x, y, threat, attacks, detector, options: as :func:`.evaluate`.
+        """
+        if self.device is not None:
+            classifier, detector = on_device(_joined(classifier, detector), self.device), None
+            if options.get("undefended") is not None:
+                options["undefended"] = on_device(options["undefended"], self.device)
+        attacks = attacks if self.attacks is None else self.attacks
+        x, y = _first("x", x, self.samples), _first("y", y, self.samples)
+        options = {"curve_samples": 0} | options
+        key = run_key(classifier, x, y, threat, attacks, detector=detector, **options)
+        cache = self._writable_cache(name)
+        folder = cache / key[:16]
+        with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be at it
+            if isinstance(attacks, str) and (folder / "report.json").exists():
+                report = Report.load(folder)
+            else:
+                options |= {"out": folder, "overwrite": not isinstance(attacks, str), "progress": False}
+                report = evaluate(classifier, x, y, threat, attacks, detector=detector, **options)
+            if self.reports is not None:
+                folder = Path(shutil.copytree(folder, self.reports / name, dirs_exist_ok=True))
+        return report, folder
+
+    def is_robust(
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        at_least: float,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        *,
+        established: bool = True,
+        **options: Any,
+    ) -> Report:
+        """Robust accuracy is at least so large, and established.
+
+        Args:
+            name, classifier, x, y, threat, attacks, options: as :meth:`evaluated`.
+            at_least: from 0 to 1.
+            established: an adaptive attack suite must have run and passed its checks
+                (``evaluation/checks/standing.py``).
+                False states the accuracy after the attacks that ran, whichever they were; the note says so.
+
+        Raises:
+            AssertionError: if that does not hold.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        check_share("at_least", at_least)
+        check_flag("established", established)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **options)
+        worst, figure = report.summary.worst_case, figure_name(report.summary)
+        self._note(name, f"{figure} {worst}, at least {100 * at_least:g} % wanted", report)
+        if worst.rate < at_least:
+            raise AssertionError(
+                f"{figure} is {worst} under {threat}; at least {100 * at_least:g} % was wanted\n"
+                f"{_who_broke(report)}\n{_where(folder)}"
+            )
+        if established:
+            _check_standing(report, f"{100 * at_least:g} %", threat, folder)
+        return report
+
+    def masks_nothing(
+        self, name: str, classifier: PyTorchClassifier, x: FloatArray, y: Any, threat: Threat, **options: Any
+    ) -> Report:
+        """An adaptive attack suite ran and passes its own checks: no gradient is masked.
+
+        Raises:
+            AssertionError: if a check fails, none was made, or no such suite ran.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        report, folder = self.evaluated(name, classifier, x, y, threat, **options)
+        failed = report.summary.failed_checks
+        self._note(name, f"checks failed: {', '.join(failed) or 'none'}", report)
+        if failed:
+            raise AssertionError(f"the attacks fail checks of their own\n{_failed(report)}\n{_where(folder)}")
+        _check_standing(report, "that no gradient is masked", threat, folder)
+        return report
+
+    def detects(
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        detector: BinaryInputDetector,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        at_least: float,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        *,
+        false_positives: float | None = None,
+        established: bool = True,
+        **options: Any,
+    ) -> Report:
+        """Of the images that the classifier gets right, at least so many let no attacker past both.
+
+        That is at the detector's own threshold, which the attackers aim at; for another one set the detector to it.
+
+        Args:
+            name, classifier, detector, x, y, threat, attacks, options: as :meth:`evaluated`.
+            at_least: from 0 to 1.
+            false_positives: share of clean images that the detector may flag, from 0 to 1; None for any.
+            established: as :meth:`is_robust`.
+
+        Raises:
+            AssertionError: if that does not hold, or the detector is sure to flag more clean images.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        check_share("at_least", at_least)
+        check_flag("established", established)
+        if false_positives is not None:
+            check_share("false_positives", false_positives)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **options)
+        assert report.summary.detection is not None
+        past = report.summary.detection.pools[-1].past  # of the attacker who knows most
+        if past is None:
+            raise InputError("classifier gets none of the images right; at least one that it does was expected")
+        flagged = report.summary.detection.false_positives
+        self._note(name, f"attack success rate {past}, at most {100 * (1 - at_least):g} % wanted", report)
+        if 1 - past.rate < at_least:
+            raise AssertionError(
+                f"attack success rate against classifier and detector is {past} under {threat}, at a false positive "
+                f"rate of {flagged}; at most {100 * (1 - at_least):g} % was wanted\n"
+                f"{_who_broke(report)}\n{_where(folder)}"
+            )
+        if false_positives is not None and flagged.interval[0] > false_positives:
+            raise AssertionError(
+                f"the detector flags {flagged} of the clean images; at most {100 * false_positives:g} % was wanted\n"
+                f"{_where(folder)}"
+            )
+        if established:
+            _check_standing(report, f"that {100 * at_least:g} % let nothing past", threat, folder)
+        return report
+
+    def is_not_worse_than(
+        self,
+        name: str,
+        baseline: str | Path,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        *,
+        established: bool = True,
+        **options: Any,
+    ) -> Report:
+        """No image-by-image evidence that fewer images are robust than in an earlier run.
+
+        The same images are attacked in the same ball by the same attacker, and compared with the baseline's records by
+        McNemar's exact test.
+
+        Args:
+            name, classifier, x, y, options: as :meth:`evaluated`; by default those of the earlier run.
+            baseline: folder of the earlier run.
+            established: as :meth:`is_robust`, of the new run.
+
+        Raises:
+            AssertionError: if it is worse, with p < .05.
+            InputError: if the baseline is of other images, or of another attacker.
+        """
+        __tracebackhide__ = True  # the failure is the test's, not ours
+        check_flag("established", established)
+        earlier, before = Report.load(baseline), read_manifest(Path(baseline))
+        settings = before.run.settings
+        if not isinstance(settings.attacks, str) and "attacks" not in options:
+            raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
+        chosen: dict[str, Any] = {name: getattr(settings, name) for name in OF_THE_BASELINE} | options
+        threat = named_threat(settings.threat, settings.eps)
+        report, folder = self.evaluated(name, classifier, x, y, threat, **chosen)
+        if report.summary.run.data_sha256 != before.run.data_sha256:
+            raise InputError(f"baseline is {baseline}, which is of other images; a run of the same ones was expected")
+        differences = attacker_differences(before, read_manifest(folder))
+        if differences:
+            raise InputError(
+                f"baseline is {baseline}, which another attacker made ({'; '.join(differences)}); a run of the same "
+                "attacker was expected"
+            )
+        pair = Paired.of(*([record.robust() for record in one.records] for one in (earlier, report)))
+        self._note(name, f"against the baseline {pair} points, p {pair.p_value:.2g}", report)
+        if pair.lost > pair.gained and pair.p_value < SURE:
+            raise AssertionError(
+                f"{figure_name(report.summary)} is {report.summary.worst_case} under {threat}, that of {baseline} "
+                f"{earlier.summary.worst_case}: {pair.lost} images were lost and {pair.gained} gained, "
+                f"{pair} points, p {pair.p_value:.2g}\n{_who_broke(report)}\n{_where(folder)}"
+            )
+        if established:
+            _check_standing(report, "that it is not worse", threat, folder)
+        return report
+
+    def _writable_cache(self, name: str) -> Path:
+        """The cache, or where that cannot be written, which is noted, a temporary folder."""
+        try:
+            self.cache.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.cache):
+                return self.cache
+        except OSError as error:
+            reason = f"the cache {self.cache} cannot be written ({error.strerror}): evaluated without it"
+            self.notes.append(for_terminal(f"{name}: {reason}"))
+            self.cache = Path(tempfile.mkdtemp(prefix="robustness-"))
+            return self.cache
+
+    def _note(self, name: str, text: str, report: Report) -> None:
+        summary = report.summary
+        reservation = summary.unknown or (NOT_ESTABLISHED if summary.standing != "established" else "")
+        self.notes.append(for_terminal(f"{name}: {text}{f' ({reservation})' if reservation else ''}"))
+
+
+def _check_standing(report: Report, statement: str, threat: Threat, folder: Path) -> None:
+    """Refuse a statement that no adaptive attack suite, or none that passed its checks, stands behind."""
+    __tracebackhide__ = True
+    summary = report.summary
+    if summary.standing == "established":
+        return
+    if summary.robust_accuracy is None:
+        raise AssertionError(
+            f"{summary.unknown}, so {statement} is not established: {summary.worst_case} under {threat} is the "
+            f"{figure_name(summary)}, no robust accuracy; established=False states that instead\n"
+            f"{_where(folder)}"
+        )
+    raise AssertionError(
+        f"robust accuracy is at most {summary.worst_case} under {threat}: the attacks fail their own checks, so "
+        f"{statement} is not established\n{_failed(report)}\n{_where(folder)}"
+    )
+
+
+def _first(argument: str, values: Any, count: int | None) -> Any:
+    """The first so many of images or labels; None for all."""
+    if isinstance(values, StoredImages) or (isinstance(values, np.ndarray) and values.ndim > 0):
+        return values[:count]
+    raise InputError(f"{argument} is {shown(values)}; a numpy array was expected")
+
+
+def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector | None) -> PyTorchClassifier:
+    return classifier if detector is None else rejecting(classifier, detector)
+
+
+def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
+    """The classifier on another device, and what it records as undefended.
+
+    Their network is moved there, not copied: ``classifier`` itself, which still sends images to its own device, is of
+    no use afterwards.
+
+    Raises:
+        InputError: for another word than cpu or cuda, or where there is no GPU.
+    """
+    import torch
+
+    check_choice("device", device, ("cpu", "cuda"))
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', and torch finds none; 'cpu' was expected")
+    if classifier.device.type == device:
+        return classifier
+    parts: dict[str, Any] = {"device_type": "gpu" if device == "cuda" else "cpu"}
+    if isinstance(classifier.preprocessing, StandardisationMeanStdPyTorch):  # it keeps tensors on its own device
+        parts["preprocessing"] = classifier.preprocessing.mean, classifier.preprocessing.std
+    moved, plain = rebuild(classifier, **parts), undefended(classifier)
+    return moved if plain is None else record_undefended(moved, on_device(plain, device))
+
+
+def _who_broke(report: Report) -> str:
+    """The attacks in their order, with the images that each was the first to break."""
+    broken: dict[str, list[int]] = {}
+    for record in report.records:
+        if record.correct:
+            first = next((key for key, outcome in record.attacks.items() if outcome.success), None)
+            if first is not None:
+                broken.setdefault(first, []).append(record.index)
+    wrong = [record.index for record in report.records if not record.correct]
+    lines = [f"  wrong without an attack: {_listed(wrong)}"] if wrong else []
+    return "\n".join(lines + [for_terminal(f"  broken by {key}: {_listed(seen)}") for key, seen in broken.items()])
+
+
+def _listed(indices: list[int]) -> str:
+    shown = ", ".join(map(str, indices[:SHOWN]))
+    return f"{len(indices)} (images {shown}{', ...' * (len(indices) > SHOWN)})"
+
+
+def _failed(report: Report) -> str:
+    failed = (check for check in report.summary.checks if check.verdict == "failed")
+    return "\n".join(for_terminal(f"  {check.name}: {check.finding} ({check.link})") for check in failed)
+
+
+def _where(folder: Path) -> str:
+    return for_terminal(f"  report: {folder / 'report.html'}, attacked images: {folder / 'examples.npz'}")

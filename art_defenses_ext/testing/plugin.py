@@ -1,0 +1,138 @@
+"""Robustness suites in pytest: fixtures that turn a run red when robustness drops.
+
+    def test_the_network_holds(assert_robust):
+        assert_robust(classifier, x, y, threat=Linf(0.1), at_least=0.8)
+
+Installed with the package, pytest finds it by itself. Nothing heavy is imported before a fixture is used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from art_defenses_ext.evaluation.report.report import Report
+    from art_defenses_ext.testing.assertions import Suite
+
+NOTES = "robustness"
+"""Name of the property that carries a test's notes from a worker to the terminal."""
+
+Assertion = Callable[..., "Report"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """The options of the command line."""
+    group = parser.getgroup("robustness", "robustness against adversarial examples")
+    group.addoption("--robustness-attacks", metavar="SET", help="papers, standard or full, in place of what tests name")
+    group.addoption("--robustness-samples", metavar="N", type=int, help="only the first N images of each test")
+    group.addoption("--robustness-device", metavar="DEVICE", help="cpu or cuda, in place of the classifiers' own")
+    group.addoption("--robustness-report", metavar="DIR", type=Path, help="keep each test's report in a folder of DIR")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker."""
+    config.addinivalue_line("markers", "robustness: attacks a network; may take long")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark whatever uses a fixture of ours, so that ``-m "not robustness"`` leaves it out."""
+    for item in items:
+        if FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("robustness")
+
+
+@pytest.fixture
+def robustness(request: pytest.FixtureRequest) -> Suite:
+    """How statements are checked: what the other fixtures share."""
+    from art_defenses_ext.base.validation import InputError, check_choice, check_count
+    from art_defenses_ext.testing.assertions import Suite
+
+    option = request.config.getoption
+    attacks, samples = option("--robustness-attacks"), option("--robustness-samples")
+    try:
+        if attacks is not None:
+            check_choice("--robustness-attacks", attacks, ("papers", "standard", "full"))
+        if samples is not None:
+            check_count("--robustness-samples", samples)
+    except InputError as error:
+        raise pytest.UsageError(str(error)) from None
+    suite = Suite(
+        cache=_cache(request.config),
+        attacks=attacks,
+        samples=samples,
+        device=option("--robustness-device"),
+        reports=option("--robustness-report"),
+    )
+    request.node.user_properties.append((NOTES, suite.notes))
+    return suite
+
+
+@pytest.fixture
+def assert_robust(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
+    """``assert_robust(classifier, x, y, threat=Linf(0.1), at_least=0.8)``: see ``Suite.is_robust``."""
+    return _named(robustness.is_robust, request)
+
+
+@pytest.fixture
+def assert_detects(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
+    """``assert_detects(classifier, detector, x, y, threat=Linf(0.1), at_least=0.9)``: see ``Suite.detects``."""
+    return _named(robustness.detects, request)
+
+
+@pytest.fixture
+def assert_no_masking(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
+    """``assert_no_masking(classifier, x, y, threat=Linf(0.1))``: see ``Suite.masks_nothing``."""
+    return _named(robustness.masks_nothing, request)
+
+
+@pytest.fixture
+def assert_not_worse_than(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
+    """``assert_not_worse_than("baseline", classifier, x, y)``: see ``Suite.is_not_worse_than``."""
+    return _named(robustness.is_not_worse_than, request)
+
+
+FIXTURES = frozenset({"robustness", "assert_robust", "assert_detects", "assert_no_masking", "assert_not_worse_than"})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """A line for each statement, whether it held or not."""
+    reports = [
+        report
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.stats.get(outcome, [])
+        if getattr(report, "when", None) == "call"
+    ]
+    lines = [line for report in reports for name, notes in report.user_properties if name == NOTES for line in notes]
+    if lines:
+        terminalreporter.section("robustness")
+        for line in lines:
+            terminalreporter.line(line)
+
+
+def _named(assertion: Assertion, request: pytest.FixtureRequest) -> Assertion:
+    """The statement under the name of the test, numbered where a test makes several."""
+    name, made = re.sub(r"[^\w.-]+", "_", request.node.nodeid), [0]
+
+    def stated(*arguments: Any, **options: Any) -> Report:
+        __tracebackhide__ = True
+        made[0] += 1
+        return assertion(name if made[0] == 1 else f"{name}-{made[0]}", *arguments, **options)
+
+    return stated
+
+
+def _cache(config: pytest.Config) -> Path:
+    """Where finished evaluations are kept: pytest's own cache, and a temporary folder where that is switched off."""
+    if config.pluginmanager.hasplugin("cacheprovider"):
+        try:
+            return Path(config.cache.mkdir("robustness"))
+        except OSError:  # said where a statement is checked
+            return Path(str(config.cache._cachedir)) / "d" / "robustness"
+    import tempfile
+
+    return Path(tempfile.mkdtemp(prefix="robustness-"))

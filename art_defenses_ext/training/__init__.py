@@ -1,0 +1,1 @@
+"""The training of defences and classifiers: loop, state, inputs."""

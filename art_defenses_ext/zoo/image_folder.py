@@ -1,0 +1,272 @@
+"""Folders of a user's own images: which there are, what their labels are, and their pixels."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from torchvision.transforms.functional import center_crop, resize
+
+from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
+from art_defenses_ext.base.validation import InputError, last_line
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+LABELS_FILE = "labels.csv"
+FILE_COLUMNS = ("file", "image_id")
+LABEL_COLUMNS = ("label", "class_index")
+NIPS2017_FOLDER = "nips2017"
+IMAGENET_SIZE = 224
+IMAGENET_RESIZE = 256
+IMAGES_SEED = 0
+MAX_PART_BYTES = 4 * 2**30
+"""The validation images of a folder are one array in memory, and so are test images up to this size: 7,133 of
+224 x 224. More test images are read as an evaluation comes to them."""
+
+
+@dataclass(frozen=True)
+class LabelledFiles:
+    """The images of a folder in the order of their names.
+
+    Args:
+        folder: where they lie.
+        files: their paths.
+        labels: their class indices.
+        nb_classes: how many classes these show that there are.
+        open_classes: whether there may be more.
+    """
+
+    folder: Path
+    files: tuple[Path, ...]
+    labels: tuple[int, ...]
+    nb_classes: int
+    open_classes: bool
+
+
+def _no_use(folder: Path, problem: str) -> InputError:
+    return InputError(f"name is 'image_folder', but {folder} {problem}")
+
+
+def find_images(root: Path) -> LabelledFiles:
+    """The images of ``root`` itself, else of ``nips2017`` in it, else of a folder in it for each class.
+
+    Raises:
+        InputError: for no folder, fewer than two images, and labels that are missing, too many or none.
+    """
+    if not root.is_dir():
+        raise _no_use(root, "is no folder; one with images and their labels was expected")
+    holding = (root, root / NIPS2017_FOLDER)
+    beside = [one for one in holding if (one / LABELS_FILE).is_file() or (one.is_dir() and _images_in(one))]
+    images = _with_labels_file(beside[0]) if beside else _with_class_folders(root)
+    if len(images.files) < 2:
+        raise _no_use(images.folder, "holds a single image; two or more, to tune on one half, were expected")
+    return images
+
+
+def _images_in(folder: Path) -> list[Path]:
+    found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    return _by_name(path for path in found if path.is_file())
+
+
+def _by_name(paths: Iterable[Path]) -> list[Path]:
+    # Paths themselves compare otherwise on Windows, where letters have no case.
+    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _with_class_folders(root: Path) -> LabelledFiles:
+    folders = _by_name(path for path in root.iterdir() if path.is_dir())
+    inside = [_images_in(folder) for folder in folders]
+    if not any(inside):
+        raise _no_use(
+            root,
+            f"holds no images; {', '.join(IMAGE_ENDINGS)} files with a {LABELS_FILE}, or in a folder for each class, "
+            "were expected",
+        )
+    for folder, files in zip(folders, inside, strict=True):
+        if not files:
+            raise _no_use(root, f"holds the folder {folder.name} without an image; images of a class were expected")
+    if len(folders) < 2:
+        raise _no_use(root, f"holds {folders[0].name} as its only class; two or more classes were expected")
+    labels = [label for label, files in enumerate(inside) for _ in files]
+    return LabelledFiles(root, tuple(file for files in inside for file in files), tuple(labels), len(folders), False)
+
+
+def _with_labels_file(folder: Path) -> LabelledFiles:
+    files = _images_in(folder)
+    if not files:
+        raise _no_use(folder, f"holds a {LABELS_FILE} and no images; {', '.join(IMAGE_ENDINGS)} files were expected")
+    if not (folder / LABELS_FILE).is_file():
+        raise _no_use(
+            folder,
+            f"holds images and no {LABELS_FILE}; one with the columns {FILE_COLUMNS[0]} and {LABEL_COLUMNS[0]} was "
+            "expected",
+        )
+    labels = _match(_read_labels(folder / LABELS_FILE), files, folder)
+    return LabelledFiles(folder, tuple(files), tuple(labels), max(labels) + 1, True)
+
+
+def _read_labels(path: Path) -> list[tuple[str, int]]:
+    """Return the names and class indices that a file of labels lists."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:  # spreadsheets put a mark before the first column
+            reader = csv.DictReader(lines)
+            columns = [_column(reader.fieldnames or (), known, path) for known in (FILE_COLUMNS, LABEL_COLUMNS)]
+            # A line that is too short holds None.
+            rows = [(reader.line_num, [(row[column] or "").strip() for column in columns]) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise _no_use(
+            path, f"cannot be read ({last_line(error)}); a file of comma-separated values was expected"
+        ) from error
+    return [(name, _class_index(text, line, path)) for line, (name, text) in rows]
+
+
+def _column(names: Sequence[str], known: Sequence[str], path: Path) -> str:
+    found = [name for name in names if name in known]
+    if len(found) != 1:
+        raise _no_use(
+            path, f"has the columns {', '.join(names) or 'of an empty file'}; one {' or '.join(known)} was expected"
+        )
+    return found[0]
+
+
+def _class_index(text: str, line: int, path: Path) -> int:
+    # isdecimal takes the digits of all scripts; a number of ten places is no class either.
+    if not (text.isascii() and text.isdecimal() and len(text) < 10):
+        raise _no_use(path, f"says {text!r} in line {line}; a class index, a whole number from 0, was expected")
+    return int(text)
+
+
+def _match(listed: list[tuple[str, int]], files: list[Path], folder: Path) -> list[int]:
+    """Return the label of each file; a name without its ending stands for the only file that it can mean."""
+    meant: dict[str, list[Path]] = {}
+    for file in files:
+        meant.setdefault(file.name, []).append(file)
+        meant.setdefault(file.stem, []).append(file)
+    labels: dict[Path, int] = {}
+    for name, label in listed:
+        found = meant.get(name, [])
+        if len(found) != 1:
+            raise _no_use(folder, f"holds {len(found)} images {name!r} of {LABELS_FILE}; exactly one was expected")
+        if found[0] in labels:
+            raise _no_use(folder, f"has a {LABELS_FILE} that lists {found[0].name} twice; one label each was expected")
+        labels[found[0]] = label
+    missing = [file.name for file in files if file not in labels]
+    if missing:
+        raise _no_use(
+            folder,
+            f"has a {LABELS_FILE} without {missing[0]} ({len(missing)} such); a label for each image was expected",
+        )
+    return [labels[file] for file in files]
+
+
+def common_size(images: LabelledFiles) -> tuple[int, int]:
+    """The height and width of all images, else the size to which all can be cropped.
+
+    Raises:
+        InputError: for several sizes that do not reach 224, and a file that is no image.
+    """
+    sizes: dict[Path, tuple[int, int]] = {file: _open(file, _size) for file in images.files}
+    if len(set(sizes.values())) == 1:
+        return next(iter(sizes.values()))
+    smallest = min(images.files, key=lambda file: min(sizes[file]))
+    if min(sizes[smallest]) < IMAGENET_SIZE:
+        height, width = sizes[smallest]
+        raise _no_use(
+            images.folder,
+            f"holds images of several sizes, of which {smallest.name} has {height} x {width} pixels; one size, or at "
+            f"least {IMAGENET_SIZE} x {IMAGENET_SIZE} to be cropped to, was expected",
+        )
+    return IMAGENET_SIZE, IMAGENET_SIZE
+
+
+def read_half(images: LabelledFiles, first: int, height: int, width: int) -> tuple[Images, IntArray]:
+    """Every other image from ``first`` on and its label, in the mixed order.
+
+    Args:
+        images: all of them.
+        first: 0 for the half to measure on, 1 for the half to tune on.
+        height, width: of each image.
+
+    Returns:
+        Images (N, 3, H, W), float32, in [0, 1], which are read when they are asked for where they would not fit into
+        memory; class indices (N,), int64.
+
+    Raises:
+        InputError: for a half to tune on that does not fit into memory, and a file that is no image.
+    """
+    chosen = np.arange(first, len(images.files), 2)
+    # RandomState's stream is frozen for good, where that of default_rng may change with a release of NumPy.
+    chosen = np.random.RandomState(IMAGES_SEED).permutation(chosen)
+    stored = ImageFiles([images.files[index] for index in chosen], height, width)
+    labels = np.array(images.labels, dtype=np.int64)[chosen]
+    if 4 * math.prod(stored.shape) <= MAX_PART_BYTES:
+        return np.asarray(stored), labels
+    if first == 1:
+        raise _no_use(
+            images.folder,
+            f"holds {len(images.files)} images, of which the {len(chosen)} for validation do not fit into memory at "
+            f"{height} x {width} pixels; a defence that needs none, or fewer images, were expected",
+        )
+    return stored, labels
+
+
+class ImageFiles(StoredImages):
+    """Image files, decoded when they are asked for.
+
+    Args:
+        files: their paths.
+        height, width: of each image, to which it is cropped if it has another size.
+    """
+
+    def __init__(self, files: Sequence[Path], height: int, width: int) -> None:
+        self.files, self.shape = files, (len(files), 3, height, width)
+
+    def __getitem__(self, rows: slice) -> ImageFiles:
+        return ImageFiles(self.files[rows], *self.shape[2:])
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
+        x = np.empty(self.shape, dtype=np.float32)
+        height, width = self.shape[2:]
+        for place, file in enumerate(self.files):
+            x[place] = _open(file, partial(_pixels, height=height, width=width))
+        x /= 255
+        return x
+
+    def fingerprint(self) -> str:
+        """A hash of the files' bytes, in their order, and of the size."""
+        digest = hashlib.sha256(str(self.shape).encode())
+        for file in self.files:
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
+
+
+def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
+    """Return what ``use`` makes of an image; a file that is none is blamed by its name."""
+    try:
+        with Image.open(file, formats=("JPEG", "PNG")) as image:
+            return use(image)
+    except Exception as error:  # Pillow trips over a damaged file in many ways, by SyntaxError and struct.error too
+        raise _no_use(file, f"cannot be used ({last_line(error)}); a JPEG or PNG image was expected") from error
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    return image.height, image.width
+
+
+def _pixels(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Return the image (3, height, width), cropped if it has another size."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("pixels of more than 8 bits, whose white is not known")
+    colours = image.convert("RGB")
+    if _size(colours) != (height, width):
+        shorter = round(min(height, width) * IMAGENET_RESIZE / IMAGENET_SIZE)
+        colours = center_crop(resize(colours, shorter), [height, width])
+    return np.asarray(colours).transpose(2, 0, 1)
