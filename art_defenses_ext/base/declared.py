@@ -1,0 +1,215 @@
+"""Options declared once: by a type with its bounds, from which follows what is refused and in which words.
+
+``Count``, ``Positive``, ``Flag`` and the like are ordinary annotations (``Annotated[int, Kind(...)]``). The same
+declaration is read where options arrive: as arguments of a function (:func:`validated`), as attributes of an object
+whose parameters ART sets (:func:`check_declared`), as fields of a frozen object (:class:`Options`).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, wraps
+from numbers import Integral
+from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import LARGEST, InputError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a value must be.
+
+    Attributes:
+        expected: in words, such as "a whole number of at least 1".
+        accept: returns the value as Python's own type, numpy's scalars converted; raises ``ValueError`` otherwise.
+    """
+
+    expected: str
+    accept: Callable[[Any], Any]
+
+    def checked(self, argument: str, value: Any) -> Any:
+        """Return the accepted value.
+
+        Raises:
+            InputError: for another one.
+        """
+        try:
+            return self.accept(value)
+        except ValueError:
+            raise InputError(f"{argument} is {shown(value)}; {self.expected} was expected") from None
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """The same for a field of pydantic."""
+
+        def accept(value: Any) -> Any:
+            try:
+                return self.accept(value)
+            except ValueError:
+                raise PydanticCustomError("kind", "another kind of value") from None
+
+        return core_schema.no_info_plain_validator_function(
+            accept, serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value)
+        )
+
+
+def _is_number(value: Any) -> bool:
+    """Numpy's scalars are numbers; truth values are none."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def number(expected: str, holds: Callable[[float], bool] = lambda _: True) -> Kind:
+    """A finite number for which ``holds`` is true."""
+
+    def accept(value: Any) -> float:
+        if not _is_number(value):
+            raise ValueError
+        try:
+            converted = float(value)
+        except OverflowError:  # an integer beyond floating point
+            raise ValueError from None
+        if not math.isfinite(converted) or abs(converted) > LARGEST or not holds(converted):
+            raise ValueError
+        return converted
+
+    return Kind(expected, accept)
+
+
+def whole(least: int, expected: str | None = None) -> Kind:
+    """A whole number from ``least`` on that 64 bits hold."""
+
+    def accept(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+            raise ValueError
+        return int(value)
+
+    return Kind(expected or f"a whole number of at least {least}", accept)
+
+
+def one_of(*names: str) -> Kind:
+    """One of some names."""
+
+    def accept(value: Any) -> str:
+        if not isinstance(value, str) or value not in names:
+            raise ValueError
+        return value
+
+    return Kind(f"one of {', '.join(names)}", accept)
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):  # Python would take any word, "no" too, for true
+        raise ValueError
+    return bool(value)
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip() or not value.isprintable():
+        raise ValueError
+    return value
+
+
+Count = Annotated[int, whole(1)]
+Natural = Annotated[int, whole(0, "a whole number >= 0")]
+Seed = Annotated[int, whole(0, "a whole number from 0 to 2**63 - 1")]
+Number = Annotated[float, number("a finite number")]
+Positive = Annotated[float, number("a finite number > 0 that float32 holds", lambda value: value > 0)]
+NonNegative = Annotated[float, number("a finite number >= 0", lambda value: value >= 0)]
+Share = Annotated[float, number("a number from 0 to 1", lambda value: 0 <= value <= 1)]
+InnerShare = Annotated[float, number("a number between 0 and 1", lambda value: 0 < value < 1)]
+Flag = Annotated[bool, Kind("True or False", _flag)]
+Text = Annotated[str, Kind("a text of printable characters", _text)]
+
+
+def kind_of(annotation: Any) -> Kind | None:
+    """The kind that an annotation declares, None where it declares none; ``Count | None`` accepts None as well."""
+    if get_origin(annotation) is Annotated:
+        return next((part for part in get_args(annotation)[1:] if isinstance(part, Kind)), None)
+    members = get_args(annotation)
+    kinds = [kind for member in members if (kind := kind_of(member)) is not None]
+    if len(kinds) != 1:
+        return None
+    (kind,) = kinds
+    if type(None) not in members:
+        return kind
+    return Kind(f"{kind.expected}, or None,", lambda value: None if value is None else kind.accept(value))
+
+
+@cache
+def declared_of(owner: Any) -> dict[str, Kind]:
+    """The kinds that a function declares for its arguments, or a class (with its bases) for its attributes, by name."""
+    hints = get_type_hints(owner, include_extras=True)
+    return {name: kind for name, hint in hints.items() if (kind := kind_of(hint)) is not None}
+
+
+def check_declared(instance: Any) -> None:
+    """Check each attribute of an object that its class declares, and keep it as Python's own type.
+
+    Raises:
+        InputError: for a value that is none of its kind.
+    """
+    owner: Any = type(instance)
+    for name, kind in declared_of(owner).items():
+        if hasattr(instance, name):
+            setattr(instance, name, kind.checked(name, getattr(instance, name)))
+
+
+def validated(function: Callable[P, T]) -> Callable[P, T]:
+    """Make a function check the arguments for which it declares a kind, before it runs.
+
+    Raises:
+        InputError: (the function) for a value that is none of its kind.
+    """
+    signature = inspect.signature(function)
+
+    @wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        bound = signature.bind(*args, **kwargs)
+        kinds = declared_of(function)
+        for name, value in bound.arguments.items():
+            if name in kinds:
+                bound.arguments[name] = kinds[name].checked(name, value)
+        return function(*bound.args, **bound.kwargs)
+
+    return checked
+
+
+class Options(BaseModel):
+    """A frozen set of options, each a field with its kind: ``name: Kind = Field(default, description="...")``.
+
+    Raises:
+        InputError: when it is made, for a value that is none of its kind, and for a name that is no option.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(next(_sentences(type(self), error))) from None
+
+
+def _sentences(options: type[BaseModel], error: ValidationError) -> Iterator[str]:
+    """What pydantic refuses, a sentence each in this package's form."""
+    for detail in error.errors():
+        name = str(detail["loc"][0])
+        if detail["type"] == "extra_forbidden":
+            known = ", ".join(options.model_fields)
+            yield f"{name} is no option of {options.__name__}; one of {known} was expected"
+        elif detail["type"] == "missing":
+            yield f"{name} is missing; a value was expected"
+        else:
+            kind = declared_of(options).get(name)
+            expected = detail["msg"] if kind is None else kind.expected
+            yield f"{name} is {shown(detail['input'])}; {expected} was expected"

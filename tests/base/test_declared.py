@@ -1,0 +1,141 @@
+"""Options are refused by their declaration alone, wherever they arrive."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+import pytest
+from pydantic import Field
+
+from art_defenses_ext.base import declared
+from art_defenses_ext.base.declared import (
+    Count,
+    Flag,
+    InnerShare,
+    Kind,
+    Natural,
+    NonNegative,
+    Number,
+    Options,
+    Positive,
+    Seed,
+    Share,
+    Text,
+    check_declared,
+    kind_of,
+    one_of,
+    validated,
+)
+from art_defenses_ext.base.validation import InputError
+
+Mode = Annotated[str, one_of("exact", "smooth")]
+
+ACCEPTED: list[tuple[Any, Any, Any]] = [
+    (Count, 1, 1),
+    (Count, np.int64(3), 3),
+    (Natural, np.uint8(0), 0),
+    (Seed, 2**63 - 1, 2**63 - 1),
+    (Number, -2, -2.0),
+    (Positive, np.float32(0.5), 0.5),
+    (NonNegative, 0, 0.0),
+    (Share, 1, 1.0),
+    (InnerShare, 0.5, 0.5),
+    (Flag, np.True_, True),
+    (Text, "a name", "a name"),
+    (Mode, "smooth", "smooth"),
+    (Count | None, None, None),
+    (Count | None, 2, 2),
+]
+
+REFUSED: list[tuple[Any, list[Any]]] = [
+    (Count, [0, -1, 1.0, "1", True, None, 2**63, np.float64(1), [1]]),
+    (Natural, [-1, 0.5, False]),
+    (Seed, [-1, 2**63, "0"]),
+    (Number, [float("nan"), float("inf"), "1", None, 10**400, True, np.array(3)]),
+    (Positive, [0, -1, 1e39, float("nan")]),
+    (NonNegative, [-1e-9]),
+    (Share, [-0.01, 1.01, "0.5"]),
+    (InnerShare, [0, 1]),
+    (Flag, ["no", 0, 1, None, np.array([True])]),
+    (Text, ["", "  ", "a\nb", "\x1b[2J", 3]),
+    (Mode, ["none", "", None, ["exact"]]),
+    (Count | None, [0, "none"]),
+]
+
+REFUSALS = [(annotation, value) for annotation, values in REFUSED for value in values]
+
+
+def function_of(annotation: Any) -> Any:
+    def function(option: Any) -> Any:
+        return option
+
+    function.__annotations__ = {"option": annotation}
+    return validated(function)
+
+
+def options_of(annotation: Any) -> Any:
+    return type("Made", (Options,), {"__annotations__": {"option": annotation}, "__module__": __name__})
+
+
+def holder_of(annotation: Any) -> Any:
+    return type("Holder", (), {"__annotations__": {"option": annotation}, "__module__": __name__})
+
+
+@pytest.mark.parametrize(("annotation", "value", "expected"), ACCEPTED)
+def test_each_door_accepts_the_same_as_python_s_own_type(annotation: Any, value: Any, expected: Any) -> None:
+    holder = holder_of(annotation)()
+    holder.option = value
+    check_declared(holder)
+    for accepted in (function_of(annotation)(value), options_of(annotation)(option=value).option, holder.option):
+        assert accepted == expected
+        assert type(accepted) is type(expected)
+
+
+@pytest.mark.parametrize(("annotation", "value"), REFUSALS)
+def test_each_door_refuses_the_same_in_the_same_words(annotation: Any, value: Any) -> None:
+    holder = holder_of(annotation)()
+    holder.option = value
+    doors = (
+        lambda: function_of(annotation)(value),
+        lambda: options_of(annotation)(option=value),
+        lambda: check_declared(holder),
+    )
+    words = set()
+    for door in doors:
+        with pytest.raises(InputError, match=r"^option is .*; .* was expected") as caught:
+            door()
+        words.add(str(caught.value))
+    assert len(words) == 1
+
+
+def test_options_name_what_is_none_of_them_and_what_is_missing() -> None:
+    class Search(Options):
+        steps: Count = Field(description="Steps.")
+        mode: Mode = "exact"
+
+    with pytest.raises(InputError, match=r"^width is no option of Search; one of steps, mode was expected"):
+        Search(steps=1, width=2)
+    with pytest.raises(InputError, match=r"^steps is missing"):
+        Search()
+    search = Search(steps=2)
+    with pytest.raises(ValueError, match="frozen"):
+        search.steps = 3  # type: ignore[misc]
+    assert search.model_dump() == {"steps": 2, "mode": "exact"}
+
+
+def test_defaults_and_positions_of_a_function_are_untouched() -> None:
+    @validated
+    def search(x: Any, steps: Count = 10, *, mode: Mode = "exact", **rest: Any) -> Any:
+        return x, steps, mode, rest
+
+    assert search("x", np.int32(2), other=1) == ("x", 2, "exact", {"other": 1})
+    assert search(x="x") == ("x", 10, "exact", {})
+    with pytest.raises(TypeError):
+        search()
+
+
+def test_every_kind_says_what_it_expects() -> None:
+    kinds = [kind_of(value) for value in vars(declared).values() if kind_of(value) is not None]
+    assert len(kinds) >= 10
+    assert all(isinstance(kind, Kind) and kind.expected.startswith(("a ", "True")) for kind in kinds)
