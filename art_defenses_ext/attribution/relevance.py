@@ -26,7 +26,7 @@ from art_defenses_ext.attribution.first_layer import entrance
 from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace
-from art_defenses_ext.base.validation import InputError, check_count, check_positive, may_look
+from art_defenses_ext.base.validation import AttributionError, check_count, check_positive, may_look
 from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32, evaluation_mode
 
 
@@ -55,7 +55,7 @@ class Composite:
         for name in ("convolution", "linear", "first", "scale"):
             rule = getattr(self, name)
             if isinstance(rule, type) or not (callable(rule) or (rule is None and name == "first")):
-                raise InputError(f"{name} is {rule!r}; a rule such as Epsilon() was expected")
+                raise AttributionError(f"{name} is {rule!r}; a rule such as Epsilon() was expected")
 
     def rule(self, kind: str, is_first: bool) -> Rule:
         """The rule for a layer of this kind."""
@@ -151,7 +151,7 @@ def relevance(
     """
     rules = epsilon_plus() if rules is None else rules
     if not isinstance(rules, Composite):
-        raise InputError(f"rules is {rules!r}; a Composite such as epsilon_plus() was expected")
+        raise AttributionError(f"rules is {rules!r}; a Composite such as epsilon_plus() was expected")
     if softplus is not None:
         check_positive("softplus", softplus)
     check_start(start, model)
@@ -172,13 +172,13 @@ def check_start(start: Any, model: nn.Module) -> None:
         InputError: as :func:`relevance`.
     """
     if isinstance(start, str) and start not in STARTS:
-        raise InputError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
+        raise AttributionError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
     if isinstance(start, Layer) and start.name not in dict(model.named_modules()):
-        raise InputError(f"start is the layer {start.name!r}, which the model does not have")
+        raise AttributionError(f"start is the layer {start.name!r}, which the model does not have")
     if start == "last_conv" and not any(isinstance(one, _CONVOLUTIONS) for one in model.modules()):
-        raise InputError("start is 'last_conv', but the model has no convolution; 'predicted' takes any model")
+        raise AttributionError("start is 'last_conv', but the model has no convolution; 'predicted' takes any model")
     if isinstance(start, bool) or not isinstance(start, str | int | Tensor | TopK | Layer):
-        raise InputError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
+        raise AttributionError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -191,10 +191,10 @@ def _begin(start: Start, logits: Tensor, steps: list[Step], where: Tensor | None
     if isinstance(start, str) and start == "last_conv":
         outputs = [one.output for one in steps if one.layer is not None and one.layer.kind == "convolution"]
         if not outputs:
-            raise InputError("start is 'last_conv', but no convolution ran on the way to the logits")
+            raise AttributionError("start is 'last_conv', but no convolution ran on the way to the logits")
         return outputs[-1], outputs[-1].clamp(min=0)
     if logits.ndim != 2:
-        raise InputError(f"the model returns shape {tuple(logits.shape)}; logits (N, classes) were expected")
+        raise AttributionError(f"the model returns shape {tuple(logits.shape)}; logits (N, classes) were expected")
     return logits, logits * _chosen(start, logits)
 
 
@@ -203,7 +203,7 @@ def _chosen(start: Start, logits: Tensor) -> Tensor:
     nb_classes = logits.shape[1]
     if isinstance(start, TopK):
         if start.k > nb_classes:
-            raise InputError(f"k is {start.k}; at most the model's {nb_classes} classes were expected")
+            raise AttributionError(f"k is {start.k}; at most the model's {nb_classes} classes were expected")
         return torch.zeros_like(logits).scatter(1, logits.detach().topk(start.k, dim=1).indices, 1.0)
     if isinstance(start, str):
         if start == "positive":
@@ -213,9 +213,11 @@ def _chosen(start: Start, logits: Tensor) -> Tensor:
     classes = torch.as_tensor(start, device=logits.device)
     integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
     if not integers or classes.shape not in ((), (len(logits),)):
-        raise InputError(f"start has shape {tuple(classes.shape)} and {classes.dtype}; a class or (N,) was expected")
+        raise AttributionError(
+            f"start has shape {tuple(classes.shape)} and {classes.dtype}; a class or (N,) was expected"
+        )
     if may_look(start) and bool(((classes < 0) | (classes >= nb_classes)).any()):
-        raise InputError(f"start is {start}; classes from 0 to {nb_classes - 1} were expected")
+        raise AttributionError(f"start is {start}; classes from 0 to {nb_classes - 1} were expected")
     return torch.zeros_like(logits).scatter(1, classes.long().expand(len(logits))[:, None], 1.0)
 
 
@@ -224,7 +226,7 @@ def _send_back(trace: Trace, rules: Composite, beginning: Tensor, initial: Tenso
     found: dict[int, Tensor] = {id(beginning): initial}
     first = next((step for step in trace.steps if step.layer is not None and step.layer.kind != "scale"), None)
     if first is None:
-        raise InputError("the model has no layer with weights that relevance could be sent through")
+        raise AttributionError("the model has no layer with weights that relevance could be sent through")
     while trace.steps:
         step = trace.steps.pop()  # its tensors are not needed again
         r = found.pop(id(step.output), None)
@@ -263,7 +265,7 @@ def _box(trace: Trace, rule: ZBox, entering: Tensor) -> tuple[Tensor, Tensor]:
         return ends
     reached = entrance(trace.model, torch.cat(ends), trace.softplus)
     if reached is None or not reached.elementwise:
-        raise InputError(
+        raise AttributionError(
             "the model adds or subtracts values of its input before the first layer with weights, so the range of what "
             "enters that is not known; rules without a box (such as epsilon_plus or epsilon_plus_flat) were expected"
         )
@@ -292,7 +294,7 @@ def _watching(model: nn.Module, start: Start, trace: Trace) -> Iterator[list[Ten
 
 def _watched(seen: list[Tensor], start: Layer) -> Tensor:
     if not seen:
-        raise InputError(
+        raise AttributionError(
             f"start is the layer {start.name!r}, which did not run on the way to the logits, or gave no tensor"
         )
     return seen[-1]

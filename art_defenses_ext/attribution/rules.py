@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from art_defenses_ext.attribution.linear_map import LinearMap
-from art_defenses_ext.base.validation import InputError, check_number, check_positive, may_look
+from art_defenses_ext.base.validation import AttributionError, check_number, check_positive, may_look
 
 STABILIZER = 1e-6
 
@@ -76,7 +76,9 @@ class AlphaBeta:
         for argument in ("alpha", "beta"):
             check_number(argument, getattr(self, argument), "a finite number")
         if self.beta < 0 or self.alpha - self.beta != 1:
-            raise InputError(f"alpha is {self.alpha} and beta is {self.beta}; beta >= 0 and alpha = 1 + beta expected")
+            raise AttributionError(
+                f"alpha is {self.alpha} and beta is {self.beta}; beta >= 0 and alpha = 1 + beta expected"
+            )
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         denominator = positive_part(layer, a, nonnegative, self.stabilizer)
@@ -140,7 +142,7 @@ class ZBox:
         check_positive("stabilizer", self.stabilizer)
         readable = may_look(self.low) and may_look(self.high)
         if readable and not bool(torch.all(torch.as_tensor(self.low < self.high))):
-            raise InputError(f"low is {self.low} and high is {self.high}; low < high was expected")
+            raise AttributionError(f"low is {self.low} and high is {self.high}; low < high was expected")
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         return self.between(*self.ends(a), layer, a, z, r)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import AttributionError
 
 
 def plain_attention() -> AbstractContextManager[None]:
@@ -56,8 +56,8 @@ def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Modul
             raise _refused(model, _operation(error)) from error
 
 
-def _refused(model: nn.Module, operation: str) -> InputError:
-    return InputError(
+def _refused(model: nn.Module, operation: str) -> AttributionError:
+    return AttributionError(
         f"model is a {type(model).__name__} with {operation}, which torch cannot differentiate twice; whoever attacks "
         "a defence that looks at gradients must do so, and a network of operations that have a second derivative was "
         "expected"

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.attribution.linear_map import Geometry, LinearMap, scaled
 from art_defenses_ext.attribution.rules import stabilised
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import AttributionError
 from art_defenses_ext.estimator.rebuild import at_least_float32
 
 Back = Callable[[Tensor], tuple[Tensor, ...]]
@@ -78,7 +78,7 @@ class Trace(TorchFunctionMode):
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 where = f"layer {name!r}" if name else "the model"
-                raise InputError(
+                raise AttributionError(
                     f"{where} is compiled TorchScript, whose operations cannot be seen; pass it uncompiled"
                 )
 
@@ -113,7 +113,7 @@ class Trace(TorchFunctionMode):
             InputError: if the pass was not followed up to it.
         """
         if not self.knows(tensor):
-            raise InputError(
+            raise AttributionError(
                 "the model's output does not come from its input by operations that can be seen (a compiled or "
                 "scripted model?); a plain nn.Module that returns logits was expected"
             )
@@ -191,7 +191,7 @@ class Trace(TorchFunctionMode):
             return type(value)(self._current(one) for one in value)
         current = self._now.get(id(value), value)
         if id(current) in self._stale:
-            raise InputError(f"{self._where()} reads what was overwritten in place through another view of it")
+            raise AttributionError(f"{self._where()} reads what was overwritten in place through another view of it")
         return current
 
     def _overwrite(self, tensor: Tensor, result: Tensor) -> None:
@@ -205,9 +205,9 @@ class Trace(TorchFunctionMode):
         self._known[id(tensor)] = tensor  # it may have been a constant
         self._stale |= self._views.get(id(before), set()) - same
 
-    def _untreatable(self, func: Callable[..., Any]) -> InputError:
+    def _untreatable(self, func: Callable[..., Any]) -> AttributionError:
         name = getattr(func, "__name__", repr(func))
-        return InputError(
+        return AttributionError(
             f"{self._where()} calls {name}, which relevance cannot be sent through; linear layers, convolutions, batch "
             "norm, pooling, dropout, ReLU, softplus, addition, concatenation and reshaping were expected"
         )

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_file, check_target, one_line
+from art_defenses_ext.base.validation import CheckpointError, check_file, check_target, one_line
 
 FORMAT, VERSION = "art-defenses-ext defence", 1
 
@@ -47,7 +47,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
     """
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
-            raise InputError(f"{name} is {_kind_of(tensor)}; a dense tensor with values was expected")
+            raise CheckpointError(f"{name} is {_kind_of(tensor)}; a dense tensor with values was expected")
     part = path.with_name(path.name + ".part")
     # Clones, since the format has no way to say that two weights are one.
     owned = {
@@ -57,7 +57,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         save_file(owned, part, metadata)
         part.replace(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(
+        raise CheckpointError(
             f"{argument} is {str(path)!r}, which cannot be written ({one_line(error)}); a file that can was expected"
         ) from None
     finally:
@@ -96,14 +96,14 @@ def check_kinds(said: str, tensors: Mapping[str, Any], expected: Mapping[str, Te
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise InputError(f"{said}: {name} is a {type(tensor).__name__}; a tensor was expected")
+            raise CheckpointError(f"{said}: {name} is a {type(tensor).__name__}; a tensor was expected")
         wanted = expected.get(name)
         same = wanted is None or _sort(tensor) == _sort(wanted)
         if not _is_plain(tensor) or not same or (tensor.is_floating_point() and tensor.itemsize == 1):
             kind = "a dense tensor" if wanted is None else f"one of {str(wanted.dtype).removeprefix('torch.')}"
-            raise InputError(f"{said}: {name} is {_kind_of(tensor)}; {kind} was expected")
+            raise CheckpointError(f"{said}: {name} is {_kind_of(tensor)}; {kind} was expected")
         if not bool(tensor.isfinite().all()):
-            raise InputError(f"{said}: {name} holds NaN or infinite values; finite values were expected")
+            raise CheckpointError(f"{said}: {name} holds NaN or infinite values; finite values were expected")
 
 
 def _sort(tensor: Tensor) -> tuple[bool, bool, bool]:
@@ -125,7 +125,7 @@ def read_tensors(path: str | Path, argument: str = "path") -> tuple[dict[str, st
     except MemoryError:
         raise
     except Exception as error:  # of a damaged file, and of kinds of numbers that this torch does not know
-        raise InputError(
+        raise CheckpointError(
             f"{argument} is {str(path)!r}, which is no safetensors file ({one_line(error)}); one was expected"
         ) from None
 
@@ -172,7 +172,7 @@ def save_checkpoint(
         named = {"settings": settings, "training": list(training)}
         texts = {name: json.dumps(held, allow_nan=False) for name, held in named.items()}
     except (TypeError, ValueError) as error:
-        raise InputError(
+        raise CheckpointError(
             f"a setting of {kind} cannot be saved ({error}); numbers, texts and names were expected"
         ) from None
     metadata = {"format": f"{FORMAT} {VERSION}", "kind": kind, "model": fingerprint(model), **texts}
@@ -196,11 +196,13 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint
     check_format(path, metadata, FORMAT, VERSION)
     missing = [name for name in ("kind", "model", "settings") if name not in metadata]
     if missing:
-        raise InputError(f"path is {str(path)!r}, which does not say its {missing[0]}; a whole file was expected")
+        raise CheckpointError(f"path is {str(path)!r}, which does not say its {missing[0]}; a whole file was expected")
     if metadata["kind"] != kind:
-        raise InputError(f"path is {str(path)!r}, which holds a {metadata['kind']}; a {kind} was expected")
+        raise CheckpointError(f"path is {str(path)!r}, which holds a {metadata['kind']}; a {kind} was expected")
     if metadata["model"] != fingerprint(model):
-        raise InputError(f"path is {str(path)!r}, whose {kind} was built for another network than the classifier's")
+        raise CheckpointError(
+            f"path is {str(path)!r}, whose {kind} was built for another network than the classifier's"
+        )
     settings = from_json(path, "settings", metadata["settings"], dict)
     training = from_json(path, "training", metadata.get("training", "[]"), list)
     check_kinds(f"path is {str(path)!r}", tensors, {})
@@ -216,11 +218,13 @@ def from_json(path: Path, name: str, text: str, kind: type, argument: str = "pat
     try:
         held = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(
+        raise CheckpointError(
             f"{argument} is {str(path)!r}, whose {name} cannot be read ({one_line(error)}); a whole file was expected"
         ) from None
     if not isinstance(held, kind):
-        raise InputError(f"{argument} is {str(path)!r}, whose {name} are {shown(held)}; a {kind.__name__} was expected")
+        raise CheckpointError(
+            f"{argument} is {str(path)!r}, whose {name} are {shown(held)}; a {kind.__name__} was expected"
+        )
     return held
 
 
@@ -228,8 +232,10 @@ def check_format(path: Path, metadata: dict[str, str], name: str, known: int) ->
     """Refuse a file whose metadata do not say ``name`` with a version up to ``known``."""
     written, _, number = metadata.get("format", "").rpartition(" ")
     if written != name or not (number.isdecimal() and len(number) < 10):
-        raise InputError(f"path is {str(path)!r}, which holds no {name!r}; a file that this package wrote was expected")
+        raise CheckpointError(
+            f"path is {str(path)!r}, which holds no {name!r}; a file that this package wrote was expected"
+        )
     if int(number) > known:
-        raise InputError(
+        raise CheckpointError(
             f"path is {str(path)!r}, of format {number}; this version of art-defenses-ext reads formats up to {known}"
         )

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from art_defenses_ext.base.validation import InputError, check_path
+from art_defenses_ext.base.validation import RunError, check_path
 
 
 def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> None:
@@ -20,7 +20,7 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> Non
         for name, content in contents.items():
             replace_file(path / name, content)
     except OSError as error:
-        raise InputError(
+        raise RunError(
             f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
         ) from None
 

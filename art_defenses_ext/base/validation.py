@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
@@ -19,49 +18,6 @@ from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredIma
 from art_defenses_ext.base.layout import contradiction
 from art_defenses_ext.base.text import for_terminal, shown
 
-PAGES = {
-    "activation": "methods/jump_relu.md",
-    "attack": "evaluation.md",
-    "attribution": "attribution.md",
-    "checkpoint": "restoration.md",
-    "classifiers": "data.md",
-    "datasets": "data.md",
-    "detector": "methods/explanation_reconstructor.md",
-    "doctor": "traps.md",
-    "estimator": "traps.md",
-    "evaluation": "evaluation.md",
-    "evaluation.assertions": "testing.md",
-    "evaluation.compare": "scale.md",
-    "evaluation.digests": "scale.md",
-    "evaluation.files": "scale.md",
-    "evaluation.leaderboard": "scale.md",
-    "evaluation.manifest": "scale.md",
-    "evaluation.merge": "scale.md",
-    "evaluation.report": "scale.md",
-    "evaluation.run_directory": "scale.md",
-    "evaluation.shard": "scale.md",
-    "features": "restoration.md",
-    "image_folder": "data.md",
-    "models": "data.md",
-    "modes": "evaluation.md",
-    "pipeline": "traps.md",
-    "preprocessor.base": "traps.md",
-    "preprocessor.feature_autoencoder": "methods/feature_autoencoder.md",
-    "preprocessor.heat_and_blur": "methods/heat_and_blur.md",
-    "preprocessor.restoration_loss": "restoration.md",
-    "preprocessor.trained": "restoration.md",
-    "preprocessor.two_stream_restoration": "methods/two_stream_restoration.md",
-    "pytest_plugin": "testing.md",
-    "rebuild": "traps.md",
-    "surrogate": "traps.md",
-    "training": "restoration.md",
-    "training_inputs": "restoration.md",
-    "training_state": "restoration.md",
-    "transformer": "methods/jump_relu.md",
-}
-"""The page below docs/ that helps with what a module, or all of a folder, refuses. The command line has its --help."""
-
-
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that float32 holds."""
 
@@ -69,31 +25,47 @@ LARGEST = float(np.finfo(np.float32).max)
 class InputError(ValueError):
     """An argument that cannot be used; the message names it, its value and what was expected.
 
-    It stands on one line and holds nothing that a terminal obeys, whatever the value. A note below it, which Python
-    prints with the message, names the page that helps.
+    It stands on one line and holds nothing that a terminal obeys, whatever the value. Where a page of the documentation
+    helps with all errors of a class, a note below the message, which Python prints with it, names the page.
     """
+
+    page: ClassVar[str | None] = None
+    """Below docs/; None where the message says all."""
 
     def __init__(self, message: str) -> None:
         super().__init__(for_terminal(message))
-        page = _page_of(_refusing_module())
-        if page is not None:
-            self.add_note(f"See docs/{page}.")
+        if self.page is not None:
+            self.add_note(f"See docs/{self.page}.")
 
 
-def _refusing_module() -> str:
-    """The module that refuses something, by itself or through one of the checks of this file."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_globals["__name__"] == __name__:
-        frame = frame.f_back
-    return str(frame.f_globals["__name__"])
+class ClassifierError(InputError):
+    """A classifier that ART or an attack would not run as it is meant."""
+
+    page = "traps.md"
 
 
-def _page_of(module: str) -> str | None:
-    """The page of a module, else of its folder; None outside the package, or where none would help."""
-    package, _, name = module.partition(".")
-    if package != __name__.partition(".")[0]:
-        return None
-    return PAGES.get(name) or PAGES.get(name.rpartition(".")[0])
+class DataError(InputError):
+    """A data set, a network or its weights that cannot be read."""
+
+    page = "data.md"
+
+
+class RunError(InputError):
+    """A folder of a run, or an entry made of one, that cannot be read, written, continued or compared."""
+
+    page = "scale.md"
+
+
+class CheckpointError(InputError):
+    """A file of a fitted defence or of a training run that cannot be read, written or used here."""
+
+    page = "restoration.md"
+
+
+class AttributionError(InputError):
+    """A network or an operation that an explanation does not cover."""
+
+    page = "attribution.md"
 
 
 def may_look(values: Any) -> bool:
@@ -115,21 +87,21 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
             its ``channels_first`` or its clip values cannot be true of its ``input_shape``.
     """
     if type(classifier) is not PyTorchClassifier:
-        raise InputError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
+        raise ClassifierError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
     model = classifier.model
     if isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward:
-        raise InputError(
+        raise ClassifierError(
             f"{argument}: the model's class {type(model).__name__} is an nn.Sequential with a forward of its own, "
             "which ART ignores; make it a plain nn.Module"
         )
     if has_ignored_hooks(model):
-        raise InputError(
+        raise ClassifierError(
             f"{argument}: the model is an nn.Sequential with a hook of its own, which ART ignores (it calls the layers "
             "one by one); an nn.Module around it was expected"
         )
     wrong = contradiction(classifier.input_shape, classifier.channels_first)
     if wrong is not None:
-        raise InputError(f"{argument} has {wrong}")
+        raise ClassifierError(f"{argument} has {wrong}")
     _check_clip_values(classifier, argument)
     return classifier
 
@@ -138,7 +110,7 @@ def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
     """Refuse a module some of whose tensors can never be part of a graph, since inference mode made them."""
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_inference():
-            raise InputError(
+            raise ClassifierError(
                 f"{argument} has the tensor {name}, which was made under torch.inference_mode and lets no gradient "
                 "pass; a network that is built or loaded outside of it was expected"
             )
@@ -163,7 +135,7 @@ def _check_clip_values(classifier: PyTorchClassifier, argument: str) -> None:
         if not fits:
             ones = [1] * (len(shape) - 1)
             example = (shape[0], *ones) if classifier.channels_first else (*ones, shape[-1])
-            raise InputError(
+            raise ClassifierError(
                 f"{argument} has clip_values of shape {np.shape(end)} for images {shape}; numbers, or arrays that "
                 f"broadcast against an image, such as {example}, were expected"
             )
@@ -177,7 +149,7 @@ def check_takes_images(classifier: PyTorchClassifier, method: str) -> None:
     """
     shape = tuple(classifier.input_shape)
     if len(shape) != 3:
-        raise InputError(
+        raise ClassifierError(
             f"classifier takes inputs of shape {shape}, and {method} looks at rows and columns; images (C, H, W) were "
             "expected, such as a network behind a reshape of its input makes of others"
         )
@@ -198,18 +170,18 @@ def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, a
     count = "K >= 2" if nb_classes is None else str(nb_classes)
     expected = f"logits ({nb_images}, {count}) of floating-point values were expected"
     if not isinstance(outputs, Tensor):
-        raise InputError(f"{argument} gives a {type(outputs).__name__} for {nb_images} images; {expected}")
+        raise ClassifierError(f"{argument} gives a {type(outputs).__name__} for {nb_images} images; {expected}")
     if tuple(outputs.shape[:1]) != (nb_images,) or outputs.ndim != 2 or not outputs.is_floating_point():
         what = f"{tuple(outputs.shape)} of {str(outputs.dtype).removeprefix('torch.')}"
-        raise InputError(f"{argument} gives {what} for {nb_images} images; {expected}")
+        raise ClassifierError(f"{argument} gives {what} for {nb_images} images; {expected}")
     width = outputs.shape[1]
     if width < 2:
-        raise InputError(
+        raise ClassifierError(
             f"{argument} gives one output an image; at least two, one for each class, were expected: for a single "
             "logit z the two are 0 and z"
         )
     if nb_classes is not None and width != nb_classes:
-        raise InputError(
+        raise ClassifierError(
             f"{argument} gives {width} outputs an image and has nb_classes {nb_classes}; as many were expected"
         )
     return outputs

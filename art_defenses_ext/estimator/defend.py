@@ -8,7 +8,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import InputError, check_classifier, one_line
+from art_defenses_ext.base.validation import ClassifierError, InputError, check_classifier, one_line
 from art_defenses_ext.estimator.pipeline import (
     Pipeline,
     check_keeps_batch,
@@ -47,10 +47,12 @@ def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -
     """
     check_torch_preprocessing(check_classifier(classifier))
     if not preprocessors:
-        raise InputError("defend was given no preprocessor; at least one was expected")
+        raise ClassifierError("defend was given no preprocessor; at least one was expected")
     for preprocessor in preprocessors:
         if not isinstance(preprocessor, PreprocessorPyTorch):
-            raise InputError(f"preprocessor {type(preprocessor).__name__}: an ART PreprocessorPyTorch was expected")
+            raise ClassifierError(
+                f"preprocessor {type(preprocessor).__name__}: an ART PreprocessorPyTorch was expected"
+            )
     earlier = classifier.preprocessing_defences or []
     defended = rebuild(classifier, preprocessing_defences=[*earlier, *preprocessors])
     resizes = _check_batches(defended)
@@ -76,7 +78,7 @@ def _check_batches(classifier: PyTorchClassifier) -> bool:
         except InputError:
             raise
         except Exception as error:  # it may check its input in any way
-            raise InputError(
+            raise ClassifierError(
                 f"{name} cannot take images {tuple(x.shape)} ({one_line(error)}); one for images of the classifier's "
                 "input_shape was expected"
             ) from error

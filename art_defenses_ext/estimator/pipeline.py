@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.layout import channels_to_back, has_channels_behind
 from art_defenses_ext.base.validation import (
+    ClassifierError,
     InputError,
     check_classifier,
     check_differentiable_tensors,
@@ -42,7 +43,7 @@ def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTor
     """
     check_classifier(classifier, argument)
     if classifier.postprocessing_defences:
-        raise InputError(f"{argument} has postprocessing defences, which work on numpy arrays; none were expected")
+        raise ClassifierError(f"{argument} has postprocessing defences, which work on numpy arrays; none were expected")
     check_torch_preprocessing(classifier, argument)
     for preprocessor in classifier.preprocessing_operations:
         if isinstance(preprocessor, nn.Module):
@@ -56,7 +57,7 @@ def check_torch_preprocessing(classifier: PyTorchClassifier, argument: str = "cl
     """Refuse numpy preprocessing, which no gradient passes and which ART cannot mix with torch's."""
     for preprocessor in classifier.preprocessing_operations:
         if not isinstance(preprocessor, PreprocessorPyTorch):
-            raise InputError(
+            raise ClassifierError(
                 f"{argument} has the preprocessor {type(preprocessor).__name__}, which works on numpy arrays; "
                 "a PreprocessorPyTorch was expected"
             )
@@ -87,7 +88,7 @@ def check_runs(classifier: PyTorchClassifier, argument: str = "classifier") -> N
     except InputError:
         raise
     except Exception as error:  # a network may check its input in any way
-        raise InputError(
+        raise ClassifierError(
             f"{argument} cannot take {PROBES} images {tuple(classifier.input_shape)} ({one_line(error)}); a network "
             "for images of its input_shape was expected"
         ) from error
@@ -137,9 +138,9 @@ def check_keeps_batch(restored: Any, x: Tensor, argument: str) -> Tensor:
         InputError: for another number, as ART's averages over transformations give, or anything but a tensor.
     """
     if not isinstance(restored, Tensor):
-        raise InputError(f"{argument} gives a {type(restored).__name__}; a tensor was expected")
+        raise ClassifierError(f"{argument} gives a {type(restored).__name__}; a tensor was expected")
     if restored.ndim == 0 or len(restored) != len(x):
-        raise InputError(
+        raise ClassifierError(
             f"{argument} makes {tuple(restored.shape)} of {tuple(x.shape)}; as many images as it was given were "
             "expected: it is to draw once, and evaluate averages over its draws by itself"
         )

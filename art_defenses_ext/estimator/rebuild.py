@@ -10,7 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import ClassifierError
 from art_defenses_ext.gradients.modes import Defence
 from art_defenses_ext.gradients.surrogate import Surrogate
 
@@ -69,7 +69,7 @@ class NoOptimizer:
         Raises:
             InputError: always.
         """
-        raise InputError(self.defaults["reason"])
+        raise ClassifierError(self.defaults["reason"])
 
     def step(self, closure: Any = None) -> None:
         """Refuses.
@@ -77,7 +77,7 @@ class NoOptimizer:
         Raises:
             InputError: always.
         """
-        raise InputError(self.defaults["reason"])
+        raise ClassifierError(self.defaults["reason"])
 
     @property
     def param_groups(self) -> Any:
@@ -86,7 +86,7 @@ class NoOptimizer:
         Raises:
             InputError: always.
         """
-        raise InputError(self.defaults["reason"])
+        raise ClassifierError(self.defaults["reason"])
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: ART saves a classifier's optimizer beside its network."""

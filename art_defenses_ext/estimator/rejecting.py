@@ -18,7 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.base.logits import undefined
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import ClassifierError
 from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable
 from art_defenses_ext.estimator.rebuild import as_model_input, rebuild, record_undefended, without_training
 
@@ -130,10 +130,10 @@ def rejected_as(classifier: PyTorchClassifier, label: int) -> PyTorchClassifier:
     (8, 10)
     """
     if not rejects(classifier):
-        raise InputError(f"classifier has a {type(classifier.model).__name__}; one made by rejecting was expected")
+        raise ClassifierError(f"classifier has a {type(classifier.model).__name__}; one made by rejecting was expected")
     last = classifier.nb_classes - 2
     if isinstance(label, bool) or not isinstance(label, int | np.integer) or not 0 <= label <= last:
-        raise InputError(f"label is {label!r}; a class from 0 to {last} was expected")
+        raise ClassifierError(f"label is {label!r}; a class from 0 to {last} was expected")
     model = _RejectedAs(classifier.model, int(label)).eval()
     return rebuild(classifier, model=model, nb_classes=classifier.nb_classes - 1)
 
@@ -193,18 +193,18 @@ def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClass
         InputError: for anything else.
     """
     if not isinstance(detector, BinaryInputDetector):
-        raise InputError(f"detector is a {type(detector).__name__}; an ART BinaryInputDetector was expected")
+        raise ClassifierError(f"detector is a {type(detector).__name__}; an ART BinaryInputDetector was expected")
     found = check_differentiable(detector.detector, "detector.detector")
     if found.nb_classes != 2:
-        raise InputError(f"detector.detector has {found.nb_classes} outputs; two were expected")
+        raise ClassifierError(f"detector.detector has {found.nb_classes} outputs; two were expected")
     if tuple(found.input_shape) != tuple(classifier.input_shape):
-        raise InputError(
+        raise ClassifierError(
             f"detector takes images {tuple(found.input_shape)} and classifier {tuple(classifier.input_shape)}; "
             "the same were expected"
         )
     ranges = [None if one.clip_values is None else [*map(np.ravel, one.clip_values)] for one in (found, classifier)]
     if None not in ranges and not all(np.all(a == b) for a, b in zip(*ranges, strict=True)):
-        raise InputError(
+        raise ClassifierError(
             f"detector takes values in {_range(found)} and classifier in {_range(classifier)}; the same were expected"
         )
     return found

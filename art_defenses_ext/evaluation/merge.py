@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from art_defenses_ext.base.validation import InputError, check_flag, check_path, check_paths
+from art_defenses_ext.base.validation import RunError, check_flag, check_path, check_paths
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
@@ -76,7 +76,7 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
         Part(path, read_manifest(path)) for folder in check_paths("folders", folders) for path in _parts_in(folder)
     ]
     if overwrite and any(part.path.resolve() == out.resolve() for part in parts):
-        raise InputError(f"overwrite is set, and out is {out}, which is to be merged; another folder was expected")
+        raise RunError(f"overwrite is set, and out is {out}, which is to be merged; another folder was expected")
     _check_same(parts, mixed)
     holders = _holders(parts)
     first = parts[holders[0]]
@@ -106,7 +106,7 @@ def _check_same(parts: list[Part], mixed: bool) -> None:
         difference = first.manifest.difference(part.manifest, but=ENVIRONMENT if mixed else ())
         if difference is not None:
             hint = ", or mixed," if first.manifest.difference(part.manifest, but=ENVIRONMENT) is None else ""
-            raise InputError(
+            raise RunError(
                 f"{first.path} and {part.path} are parts of different runs: {difference}; "
                 f"parts of one run{hint} were expected"
             )
@@ -118,7 +118,7 @@ def _holders(parts: list[Part]) -> dict[int, int]:
     for number, part in enumerate(parts):
         for block in finished_blocks(part.path, part.manifest):
             if block.start in holders:
-                raise InputError(
+                raise RunError(
                     f"{parts[holders[block.start]].path} and {part.path} both hold the samples from {block.start} on; "
                     "each only once was expected"
                 )
@@ -126,7 +126,7 @@ def _holders(parts: list[Part]) -> dict[int, int]:
     settings = parts[0].manifest.run.settings
     missing = [start for start in WHOLE.starts(settings.samples, settings.block_size) if start not in holders]
     if missing:
-        raise InputError(
+        raise RunError(
             f"folders hold {len(holders)} of {len(holders) + len(missing)} blocks of {settings.block_size} samples; "
             f"the one from sample {missing[0]} on is missing: {_who(parts, missing[0])}"
         )

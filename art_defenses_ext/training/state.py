@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.base.checkpoint import check_format, check_kinds, from_json, read_tensors, write_tensors
-from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.base.validation import CheckpointError, one_line
 
 FORMAT, VERSION = "art-defenses-ext training", 1
 
@@ -109,7 +109,7 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
     try:
         _go_on(state, numbers, tensors)
     except Exception as error:  # of whatever torch finds missing, or of another shape
-        raise InputError(
+        raise CheckpointError(
             f"checkpoint is {str(path)!r}, from which no training can go on ({one_line(error)}); a whole file was "
             "expected"
         ) from error
@@ -147,7 +147,7 @@ def as_plain(identity: dict[str, Any]) -> dict[str, Any]:
     try:
         plain: dict[str, Any] = json.loads(json.dumps(identity))
     except (TypeError, ValueError) as error:
-        raise InputError(
+        raise CheckpointError(
             f"checkpoint cannot hold a setting ({error}); numbers, texts and names were expected"
         ) from None
     return plain
@@ -156,7 +156,7 @@ def as_plain(identity: dict[str, Any]) -> dict[str, Any]:
 def _check_identity(path: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     for name in sorted(there.keys() | here.keys()):
         if there.get(name) != here.get(name):
-            raise InputError(
+            raise CheckpointError(
                 f"checkpoint is {str(path)!r}, written by a run whose {name} was {there.get(name)!r}, and this one's "
                 f"is {here.get(name)!r}; the same, or another file, was expected"
             )

@@ -10,7 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import InputError, check_seed
+from art_defenses_ext.base.validation import DataError, check_seed
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.datasets import Dataset
 from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model, load_published, load_weights
@@ -61,16 +61,16 @@ def load_classifier(
     spec = MODELS.get(name)
     shape = dataset.input_shape
     if spec is not None and spec.input_shape != shape:
-        raise InputError(f"model {name} takes images {spec.input_shape}; {dataset.name} has {shape}")
+        raise DataError(f"model {name} takes images {spec.input_shape}; {dataset.name} has {shape}")
     if device not in ("cpu", "cuda") or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"device is {device!r}; cpu, or cuda where there is one, was expected")
+        raise DataError(f"device is {device!r}; cpu, or cuda where there is one, was expected")
     if weights is not None and epochs is not None:
-        raise InputError("weights and epochs were both given; one of them was expected")
+        raise DataError("weights and epochs were both given; one of them was expected")
     channels = shape[0]
     mean = _per_channel("mean", mean, spec.mean if spec else (0.0,) * channels, channels)
     std = _per_channel("std", std, spec.std if spec else (1.0,) * channels, channels)
     if min(std) <= 0:
-        raise InputError(f"std is {list(std)}; numbers > 0 were expected")
+        raise DataError(f"std is {list(std)}; numbers > 0 were expected")
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named, or torch warns of several
         torch.manual_seed(seed)
@@ -107,7 +107,7 @@ def _train(
 ) -> None:
     epochs = EPOCHS.get(dataset.name) if epochs is None else epochs
     if epochs is None:
-        raise InputError(f"model {name} has no weights; weights, or a number of epochs to train, was expected")
+        raise DataError(f"model {name} has no weights; weights, or a number of epochs to train, was expected")
     train_classifier(
         network,
         dataset.train.x,
@@ -124,7 +124,7 @@ def _train(
 def _per_channel(argument: str, given: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
     values = list(usual if given is None else given)
     if len(values) != channels or not np.isfinite(values).all():
-        raise InputError(f"{argument} is {values}; {channels} finite number(s), one a channel, were expected")
+        raise DataError(f"{argument} is {values}; {channels} finite number(s), one a channel, were expected")
     return values
 
 
@@ -136,7 +136,7 @@ def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> int:
             got = tuple(network(torch.zeros(2, *dataset.input_shape, device=device)).shape)
     except Exception as error:  # a network may fail on a wrong image in any way
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(
+        raise DataError(
             f"model {name} does not take images {dataset.input_shape} of {dataset.name}: {reason}"
         ) from None
     as_many = got == (2, dataset.nb_classes)
@@ -144,6 +144,4 @@ def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> int:
     if as_many or (more and dataset.open_classes):
         return int(got[1])
     or_more = " or more" if dataset.open_classes else ""
-    raise InputError(
-        f"model {name} returns shape {got} for two images; (2, {dataset.nb_classes}{or_more}) was expected"
-    )
+    raise DataError(f"model {name} returns shape {got} for two images; (2, {dataset.nb_classes}{or_more}) was expected")

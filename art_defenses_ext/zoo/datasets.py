@@ -25,7 +25,7 @@ from sklearn.datasets import load_digits
 from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError, check_choice, check_count, check_folder, last_line
+from art_defenses_ext.base.validation import DataError, check_choice, check_count, check_folder, last_line
 from art_defenses_ext.zoo.image_folder import LabelledFiles, common_size, find_images, read_half
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
@@ -209,7 +209,7 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
     if size is not None:
         check_count("size", size)
         if name != "image_folder":
-            raise InputError(f"size is {size}, but name is {name!r}; a size only with image_folder was expected")
+            raise DataError(f"size is {size}, but name is {name!r}; a size only with image_folder was expected")
     if name == "digits":
         return _digits()
     if name == "image_folder":
@@ -293,7 +293,7 @@ def _ensure_files(name: str, root: Path) -> None:
     try:
         _download(published, folder, missing)
     except (OSError, RuntimeError, HTTPException) as error:
-        raise InputError(
+        raise DataError(
             f"name is {name!r}, but {', '.join(missing)} are missing and could not be downloaded "
             f"({last_line(error)}); the files that torchvision.datasets.{published.call} fetches on a machine "
             f"with network access were expected in {folder}"
@@ -329,10 +329,10 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
     return Split(scaled, y)
 
 
-def _damaged(name: str, root: Path, reason: str) -> InputError:
+def _damaged(name: str, root: Path, reason: str) -> DataError:
     published = _PUBLISHED[name]
     # The folder may be the root, which holds other data too: what to delete is named file by file.
-    return InputError(
+    return DataError(
         f"name is {name!r}, but the files in {root / published.folder} cannot be used ({reason}); "
         f"the published ones were expected: delete {', '.join(published.files)} to have them downloaded again"
     )
@@ -359,7 +359,7 @@ def _half(images: LabelledFiles, first: int, height: int, width: int) -> Split:
 
 
 def _refuse_training() -> Split:
-    raise InputError(
+    raise DataError(
         "the data set is image_folder, whose images serve validation and testing only; "
         "a data set with training images was expected"
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from torchvision.transforms.functional import center_crop, resize
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
-from art_defenses_ext.base.validation import InputError, last_line
+from art_defenses_ext.base.validation import DataError, last_line
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 LABELS_FILE = "labels.csv"
@@ -51,8 +51,8 @@ class LabelledFiles:
     open_classes: bool
 
 
-def _no_use(folder: Path, problem: str) -> InputError:
-    return InputError(f"name is 'image_folder', but {folder} {problem}")
+def _no_use(folder: Path, problem: str) -> DataError:
+    return DataError(f"name is 'image_folder', but {folder} {problem}")
 
 
 def find_images(root: Path) -> LabelledFiles:

@@ -24,7 +24,7 @@ from torchvision.models import get_model_weights, resnet18, squeezenet1_1, vgg11
 
 from art_defenses_ext.base.checkpoint import check_kinds
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_file, one_line
+from art_defenses_ext.base.validation import DataError, check_file, one_line
 
 _KEYS_SHOWN = 3
 
@@ -331,12 +331,12 @@ def build_model(model: str) -> nn.Module:
         return MODELS[model].build()
     module, colon, attribute = (model if isinstance(model, str) else "").partition(":")
     if not (module and colon and attribute):
-        raise InputError(
+        raise DataError(
             f"model is {shown(model)}; one of {', '.join(MODELS)} or 'package.module:function' was expected"
         )
     built = call_factory(model, module, attribute)
     if not isinstance(built, nn.Module):
-        raise InputError(f"model is {model!r}, which returns a {type(built).__name__}; an nn.Module was expected")
+        raise DataError(f"model is {model!r}, which returns a {type(built).__name__}; an nn.Module was expected")
     return built
 
 
@@ -372,19 +372,19 @@ def _called(said: str, module: str, attribute: str) -> Any:
     try:
         imported = importlib.import_module(module)
     except (Exception, SystemExit) as error:  # a module runs any code at all, scripts that end by sys.exit included
-        raise InputError(
+        raise DataError(
             f"{said}, whose module cannot be imported ({one_line(error)}); an importable module was expected"
         ) from error
     try:
         factory = operator.attrgetter(attribute)(imported)
     except AttributeError as error:
-        raise InputError(f"{said}, but {module} has no {attribute}; a function in it was expected") from error
+        raise DataError(f"{said}, but {module} has no {attribute}; a function in it was expected") from error
     if not callable(factory):
-        raise InputError(f"{said}, which is a {type(factory).__name__}; a function that builds a network was expected")
+        raise DataError(f"{said}, which is a {type(factory).__name__}; a function that builds a network was expected")
     try:
         return factory()
     except (Exception, SystemExit) as error:
-        raise InputError(
+        raise DataError(
             f"{said}, which failed ({one_line(error)}); a function that builds a network without arguments was expected"
         ) from error
 
@@ -407,7 +407,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     by old versions of PyTorch have none and they matter to no prediction.
     """
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
+        raise DataError(f"model is a {type(model).__name__}; an nn.Module was expected")
     state = _strip_prefix(_read_state(path), model)
     _check_fit(state, model, path)
     # Tensors that fit cannot fail to load, while strict loading by itself would load some and then raise.
@@ -428,13 +428,13 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
     *Source*: torchvision's ``weights="DEFAULT"`` of the function of that name.
     """
     if name not in MODELS or not MODELS[name].published:
-        raise InputError(f"name is {name!r}, whose weights torchvision does not publish; another network was expected")
+        raise DataError(f"name is {name!r}, whose weights torchvision does not publish; another network was expected")
     published = get_model_weights(name).DEFAULT
     try:
         state = published.get_state_dict(progress=progress, check_hash=True, map_location="cpu", weights_only=True)
     except Exception as error:  # the network, the disk and a damaged file in the cache fail in a dozen ways
         folder = Path(torch.hub.get_dir()) / "checkpoints"
-        raise InputError(
+        raise DataError(
             f"model {name} was given no weights, and the published ones could not be downloaded or read "
             f"({one_line(error)}); a file of weights, or {published.url} saved in {folder}, was expected"
         ) from error
@@ -450,7 +450,7 @@ def _read_state(path: str | Path) -> dict[str, Any]:
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise InputError(f"weights is {str(path)!r}, which holds a {type(state).__name__}; a state dict was expected")
+        raise DataError(f"weights is {str(path)!r}, which holds a {type(state).__name__}; a state dict was expected")
     return dict(state)
 
 
@@ -462,7 +462,7 @@ def _attempt(path: Path, load: Callable[[Path], Any], verdict: str) -> Any:
     try:
         return load(path)
     except Exception as error:  # both readers raise a dozen types on damaged files
-        raise InputError(
+        raise DataError(
             f"weights is {str(path)!r}, {verdict} ({type(error).__name__}); a state dict saved as .safetensors or by "
             "torch.save, which torch.load(weights_only=True) reads, was expected"
         ) from error
@@ -484,13 +484,11 @@ def _check_fit(state: dict[str, Any], model: nn.Module, path: str | Path) -> Non
     missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     if missing or unexpected:
-        raise InputError(
-            f"{said}: missing {_some(missing)}, unexpected {_some(unexpected)}; its own keys were expected"
-        )
+        raise DataError(f"{said}: missing {_some(missing)}, unexpected {_some(unexpected)}; its own keys were expected")
     for key, value in state.items():
         shape = tuple(value.shape) if isinstance(value, Tensor) else None
         if shape is not None and shape != tuple(expected[key].shape):
-            raise InputError(f"{said}: {key} has shape {shape}; {tuple(expected[key].shape)} was expected")
+            raise DataError(f"{said}: {key} has shape {shape}; {tuple(expected[key].shape)} was expected")
     check_kinds(said, state, expected)
 
 

@@ -15,7 +15,7 @@ from scipy.stats import binomtest
 
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.text import for_markdown, for_terminal
-from art_defenses_ext.base.validation import InputError, check_flag, check_paths
+from art_defenses_ext.base.validation import RunError, check_flag, check_paths
 from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.report import Report
@@ -51,7 +51,7 @@ class Paired:
             InputError: for none, or different numbers of images.
         """
         if len(first) != len(second) or not first:
-            raise InputError(f"the runs have {len(first)} and {len(second)} images; equally many were expected")
+            raise RunError(f"the runs have {len(first)} and {len(second)} images; equally many were expected")
         counts = Counter(zip(map(bool, first), map(bool, second), strict=True))
         return cls(counts[True, True], counts[False, True], counts[True, False], counts[False, False])
 
@@ -266,7 +266,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     differences = [tuple(attacker_differences(manifests[0], other)) for other in manifests]
     for name, found in zip(names, differences, strict=True):
         if found and not different_attackers:
-            raise InputError(
+            raise RunError(
                 f"folders holds {names[0]} and {name}, made by different attackers ({'; '.join(found)}); runs of one "
                 "attacker were expected, or different_attackers, which puts the differences above the table"
             )

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from art_defenses_ext.base.files import replace_file
 from art_defenses_ext.base.text import code_block, for_markdown, is_web_address, markdown_link, shown
-from art_defenses_ext.base.validation import InputError, check_number, check_path, check_text
+from art_defenses_ext.base.validation import InputError, RunError, check_number, check_path, check_text
 from art_defenses_ext.evaluation.records.lines import parse_json
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.report import Report
@@ -124,7 +124,7 @@ class Entry:
         summary, run = report.summary, report.summary.run
         if summary.robust_accuracy is None:
             expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
-            raise InputError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
+            raise RunError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
         for argument, share in (("reported", reported), ("external", external)):
             if share is not None:
                 check_number(argument, share, "a share from 0 to 100 per cent", lambda value: 0 <= value <= 100)
@@ -178,9 +178,7 @@ class Entry:
         try:
             replace_file(path, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
         except OSError as error:
-            raise InputError(
-                f"path is {path}, which cannot be written ({error.strerror}); a file was expected"
-            ) from None
+            raise RunError(f"path is {path}, which cannot be written ({error.strerror}); a file was expected") from None
 
     @classmethod
     def read(cls, path: str | Path) -> Entry:
@@ -201,7 +199,7 @@ class Entry:
             raise
         except (OSError, ValueError, RecursionError) as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{path} cannot be read ({reason}); an entry of format {FORMAT!r} was expected") from None
+            raise RunError(f"{path} cannot be read ({reason}); an entry of format {FORMAT!r} was expected") from None
 
     @property
     def best_known(self) -> float:
@@ -212,7 +210,7 @@ class Entry:
 def _check_link(link: str | None) -> None:
     """Refuse a link to anything but a page on the web: whoever reads a page of results clicks on it."""
     if link is not None and not (isinstance(link, str) and is_web_address(link)):
-        raise InputError(f"link is {shown(link)}; an address that begins with http:// or https:// was expected")
+        raise RunError(f"link is {shown(link)}; an address that begins with http:// or https:// was expected")
 
 
 def leaderboard(folder: str | Path) -> str:
@@ -224,7 +222,7 @@ def leaderboard(folder: str | Path) -> str:
     root = check_path("folder", folder, "a folder")
     entries = [(path.relative_to(root), Entry.read(path)) for path in _files_below(root)]
     if not entries:
-        raise InputError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
+        raise RunError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
     groups: dict[tuple[str, str, float], list[tuple[Path, Entry]]] = defaultdict(list)
     for path, entry in entries:
         groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
@@ -239,7 +237,7 @@ def _files_below(root: Path) -> list[Path]:
     try:
         return sorted(root.rglob("*.json"))
     except OSError as error:
-        raise InputError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
+        raise RunError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
 LEGEND = """Written by `art-defenses leaderboard`. *Robust*: the mean over images of the minimum over all attacks of the

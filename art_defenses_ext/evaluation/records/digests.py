@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import RunError
 from art_defenses_ext.evaluation.records.lines import STRICT, parsed
 
 DIGESTS = "digests.jsonl"
@@ -70,14 +70,14 @@ def read_digests(folder: Path) -> dict[int, BlockDigest]:
     try:
         lines = file.read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror}); the digests of a run were expected") from None
+        raise RunError(f"{file} cannot be read ({error.strerror}); the digests of a run were expected") from None
     for number, line in enumerate(lines, 1):
         if not line.endswith(b"\n"):
             break
         try:
             one = parsed(_DIGEST, line)
         except ValueError as error:
-            raise InputError(
+            raise RunError(
                 f"{file}, line {number}, cannot be read ({error}); a block's digests were expected"
             ) from None
         found[one.block] = one

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.base.validation import RunError, one_line
 
 NB_EXAMPLES = 8
 """How many a report shows, at most: one an attack, the first that it broke."""
@@ -89,7 +89,7 @@ def read_examples(path: Path) -> list[Example]:
     except MemoryError:
         raise
     except Exception as error:  # zipfile, zlib and numpy trip over a damaged file in a dozen ways
-        raise InputError(f"{path} cannot be read ({one_line(error)}); a run's examples were expected") from None
+        raise RunError(f"{path} cannot be read ({one_line(error)}); a run's examples were expected") from None
 
 
 def _example(number: int, arrays: dict[str, np.ndarray]) -> Example:

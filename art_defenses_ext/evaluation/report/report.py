@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from art_defenses_ext.base.files import write_files
-from art_defenses_ext.base.validation import InputError, check_path
+from art_defenses_ext.base.validation import RunError, check_path
 from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
 from art_defenses_ext.evaluation.records.examples import Example, written
 from art_defenses_ext.evaluation.records.sample import CostRecord, SampleRecord
@@ -67,10 +67,10 @@ class Report:
         path = check_path("folder", folder, "the folder of a finished run")
         manifest = read_manifest(path)
         if not manifest.shard.is_whole:
-            raise InputError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
+            raise RunError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
         records = [record for block in finished_blocks(path, manifest) for record in block.records]
         if len(records) < manifest.run.settings.samples:
-            raise InputError(
+            raise RunError(
                 f"folder is {folder}, which holds {len(records)} of {manifest.run.settings.samples} samples; "
                 "a finished run was expected: the command that began it goes on with it"
             )

@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
 from art_defenses_ext.base.files import leftovers, replace_file
-from art_defenses_ext.base.validation import InputError, check_flag, check_path
+from art_defenses_ext.base.validation import InputError, RunError, check_flag, check_path
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.records.consistency import Rules
 from art_defenses_ext.evaluation.records.description import Settings
@@ -101,9 +101,9 @@ def check_out(path: str | Path, overwrite: bool = False) -> Path:
     except OSError:  # such as a name too long
         usable = False
     if not usable:
-        raise InputError(f"out is {path}, which cannot be written; a folder that can was expected")
+        raise RunError(f"out is {path}, which cannot be written; a folder that can was expected")
     if (folder / RECORDS).exists() and not (folder / MANIFEST).exists() and not overwrite:
-        raise InputError(
+        raise RunError(
             f"out is {path}, which holds a run of an older version, without a manifest; "
             "another folder, or overwrite, was expected"
         )
@@ -120,7 +120,7 @@ def check_settings(path: str | Path, settings: Settings) -> None:
         return
     difference = read_manifest(Path(path)).other_settings(settings)
     if difference is not None:
-        raise InputError(_another_run(path, difference))
+        raise RunError(_another_run(path, difference))
 
 
 def _another_run(path: str | Path, difference: str) -> str:
@@ -158,7 +158,7 @@ class RunDirectory:
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:
-                raise InputError(
+                raise RunError(
                     f"out is {path}, where another process is at work; another folder, or patience, was expected"
                 ) from None
         try:
@@ -187,7 +187,7 @@ class RunDirectory:
         if difference is None and self.manifest.shard != manifest.shard:
             difference = f"shard {self.manifest.shard}, not {manifest.shard}"
         if difference is not None:
-            raise InputError(_another_run(self.path, difference))
+            raise RunError(_another_run(self.path, difference))
 
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest, or see what is done and cut off what a killed run has left unfinished.
@@ -348,7 +348,7 @@ def _writing(path: Path, hint: str = "") -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(
+        raise RunError(
             f"out is {path}, which cannot be written ({error.strerror}); a folder that can was expected{hint}"
         ) from None
 
@@ -365,7 +365,7 @@ def read_manifest(path: Path) -> Manifest:
     with _reading(path):
         old = (path / RECORDS).exists() and not (path / MANIFEST).exists()
     if old:
-        raise InputError(f"{path} holds a run of an older version, without a manifest; evaluate again")
+        raise RunError(f"{path} holds a run of an older version, without a manifest; evaluate again")
     return Manifest.read(path / MANIFEST)
 
 
@@ -391,10 +391,10 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
             digest = digests.get(start)
             if digest is None or digest.records != digest_of(binding, block.lines):
                 last = number + 1 - len(block.lines)
-                raise InputError(f"{file}, lines {last} to {number}, differ from their digest; {CHANGED}")
+                raise RunError(f"{file}, lines {last} to {number}, differ from their digest; {CHANGED}")
             yield block
         if lines.readline():
-            raise InputError(f"{file} goes on after its last sample; {CHANGED}")
+            raise RunError(f"{file} goes on after its last sample; {CHANGED}")
 
 
 def _checked_record(line: bytes, index: int, rules: Rules, place: str) -> SampleRecord:
@@ -402,12 +402,12 @@ def _checked_record(line: bytes, index: int, rules: Rules, place: str) -> Sample
     try:
         record = sample_of(line)
     except ValueError as error:
-        raise InputError(f"{place}, cannot be read ({error}); {CHANGED}") from None
+        raise RunError(f"{place}, cannot be read ({error}); {CHANGED}") from None
     if record.index != index:
-        raise InputError(f"{place}, holds sample {record.index} where {index} was expected; {CHANGED}")
+        raise RunError(f"{place}, holds sample {record.index} where {index} was expected; {CHANGED}")
     contradiction = rules.contradiction(record)
     if contradiction is not None:
-        raise InputError(f"{place}, contradicts itself: {contradiction}; {CHANGED}")
+        raise RunError(f"{place}, contradicts itself: {contradiction}; {CHANGED}")
     return record
 
 
@@ -438,11 +438,11 @@ def read_costs(path: str | Path) -> list[CostRecord]:
         try:
             cost = cost_of(line)
         except ValueError as error:
-            raise InputError(f"{file}, line {number}, cannot be read ({error}); a record was expected") from None
+            raise RunError(f"{file}, line {number}, cannot be read ({error}); a record was expected") from None
         found[cost.block].append((cost, line))
     for start, digest in digests.items():
         if digest.costs != digest_of(binding, [line for _, line in found[start]]):
-            raise InputError(
+            raise RunError(
                 f"{file}, the lines of the block from sample {start} on, differ from their digest; {CHANGED}"
             )
     return [cost for start, pairs in found.items() if start in digests for cost, _ in pairs]
@@ -460,9 +460,9 @@ def read_findings(path: Path) -> Findings:
         digest = plain.pop("digest")
         findings = TypeAdapter(Findings).validate_python(plain)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise InputError(f"{file} is missing or broken; a run that came to its end was expected") from None
+        raise RunError(f"{file} is missing or broken; a run that came to its end was expected") from None
     if digest != digest_of_plain(plain, read_manifest(path).digest()):
-        raise InputError(f"{file} differs from its digest; {CHANGED}")
+        raise RunError(f"{file} differs from its digest; {CHANGED}")
     return findings
 
 
@@ -493,7 +493,7 @@ def examples_by_block(path: Path) -> dict[int, list[Example]]:
         with _reading(path):
             content = file.read_bytes()
         if digest.examples != digest_of(binding, content):
-            raise InputError(f"{file} differs from its digest; {CHANGED}")
+            raise RunError(f"{file} differs from its digest; {CHANGED}")
         found[digest.block] = read_examples(file)
     return found
 
@@ -511,4 +511,4 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error}); the folder of a run was expected") from None
+        raise RunError(f"{path} cannot be read ({error}); the folder of a run was expected") from None

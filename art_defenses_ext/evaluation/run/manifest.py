@@ -13,7 +13,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from pydantic import TypeAdapter, ValidationError
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import RunError
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.digests import digest_of_plain
@@ -130,13 +130,13 @@ class Manifest:
             plain = parse_json(path.read_bytes())
             version = plain["format"]
         except OSError as error:
-            raise InputError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
+            raise RunError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is not the manifest of a run; one was expected") from None
+            raise RunError(f"{path} is not the manifest of a run; one was expected") from None
         if version != FORMAT:
-            raise InputError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
+            raise RunError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
         if plain.get("digest") != digest_of_plain(plain):
-            raise InputError(f"{path} differs from its digest; the manifest of a run as it was written was expected")
+            raise RunError(f"{path} differs from its digest; the manifest of a run as it was written was expected")
         try:
             return cls(
                 TypeAdapter(RunDescription).validate_python(plain["run"]),
@@ -147,7 +147,7 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error.error_count()} fields" if isinstance(error, ValidationError) else str(error)
-            raise InputError(f"{path} cannot be understood ({reason}); the manifest of a run was expected") from None
+            raise RunError(f"{path} cannot be understood ({reason}); the manifest of a run was expected") from None
 
 
 def _plain(run: AttackRun) -> dict[str, Any]:
@@ -177,7 +177,7 @@ class _ReadOnly:
     sha256: str | None
 
     def __call__(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        raise InputError("this attack was read from a run's folder, which says what it did, not how; its results alone")
+        raise RunError("this attack was read from a run's folder, which says what it did, not how; its results alone")
 
 
 def _differences(mine: Any, others: Any, path: str = "") -> Iterator[str]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.validation import RunError
 
 RANKS = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")}
 """Variables that hold a process's number, from 0, and how many there are; by the launcher that sets them.
@@ -35,7 +35,7 @@ class Shard:
     def __post_init__(self) -> None:
         whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (self.number, self.count))
         if not whole or not 1 <= self.number <= self.count:
-            raise InputError(f"shard is {self}; i/n with i from 1 to n was expected")
+            raise RunError(f"shard is {self}; i/n with i from 1 to n was expected")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
@@ -59,7 +59,7 @@ class Shard:
         """The part that ``"i/n"`` means."""
         number, slash, count = text.partition("/")
         if not slash or not all(one.isascii() and one.isdigit() for one in (number, count)):
-            raise InputError(f"shard is {text!r}; i/n with i from 1 to n was expected")
+            raise RunError(f"shard is {text!r}; i/n with i from 1 to n was expected")
         return cls(int(number), int(count))
 
     @classmethod
@@ -69,7 +69,7 @@ class Shard:
             if rank in environment and size in environment:
                 number, count = environment[rank], environment[size]
                 if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
-                    raise InputError(
+                    raise RunError(
                         f"{rank} is {number!r} and {size} is {count!r}; what {launcher} sets was expected, or --shard"
                     )
                 return cls(int(number) + 1, int(count))
@@ -84,5 +84,5 @@ def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """The number of this process on its machine, from 0; 0 if nobody has started several."""
     found = next((environment[name] for name in LOCAL_RANKS if name in environment), "0")
     if not found.isdigit():
-        raise InputError(f"{' or '.join(LOCAL_RANKS)} is {found!r}; a number from 0 was expected")
+        raise RunError(f"{' or '.join(LOCAL_RANKS)} is {found!r}; a number from 0 was expected")
     return int(found)
