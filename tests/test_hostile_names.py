@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from art.estimators.classification import PyTorchClassifier
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 from torch import nn

@@ -3,27 +3,43 @@
 ``Count``, ``Positive``, ``Flag`` and the like are ordinary annotations (``Annotated[int, Kind(...)]``). The same
 declaration is read where options arrive: as arguments of a function (:func:`validated`), as attributes of an object
 whose parameters ART sets (:func:`check_declared`), as fields of a frozen object (:class:`Options`).
+
+Nothing heavy is imported here, pydantic included: a command's ``--help`` is read off the same declarations.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
-from numbers import Integral
-from typing import Annotated, Any, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from numbers import Integral, Real
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    ParamSpec,
+    Self,
+    TypeVar,
+    dataclass_transform,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-import numpy as np
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
-
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import LARGEST, InputError
+
+if TYPE_CHECKING:
+    from pydantic import GetCoreSchemaHandler
+    from pydantic_core import CoreSchema
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+LARGEST = (2 - 2.0**-23) * 2.0**127
+"""The largest number that float32 holds."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,7 @@ class Kind:
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         """The same for a field of pydantic."""
+        from pydantic_core import PydanticCustomError, core_schema
 
         def accept(value: Any) -> Any:
             try:
@@ -63,16 +80,11 @@ class Kind:
         )
 
 
-def _is_number(value: Any) -> bool:
-    """Numpy's scalars are numbers; truth values are none."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
 def number(expected: str, holds: Callable[[float], bool] = lambda _: True) -> Kind:
-    """A finite number for which ``holds`` is true."""
+    """A finite number for which ``holds`` is true; numpy's scalars are numbers, truth values are none."""
 
     def accept(value: Any) -> float:
-        if not _is_number(value):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise ValueError
         try:
             converted = float(value)
@@ -108,7 +120,11 @@ def one_of(*names: str) -> Kind:
 
 
 def _flag(value: Any) -> bool:
-    if not isinstance(value, bool | np.bool_):  # Python would take any word, "no" too, for true
+    if isinstance(value, bool):
+        return value
+    import numpy as np
+
+    if not isinstance(value, np.bool_):  # Python would take any word, "no" too, for true
         raise ValueError
     return bool(value)
 
@@ -184,32 +200,45 @@ def validated(function: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
-class Options(BaseModel):
-    """A frozen set of options, each a field with its kind: ``name: Kind = Field(default, description="...")``.
+def option(default: Any = MISSING, description: str = "", **details: Any) -> Any:
+    """A field of :class:`Options`.
+
+    Args:
+        default: its default; without one a value must be given.
+        description: what it is for, in a sentence, as ``--help`` shows it.
+        details: what a reader of the declaration may need besides.
+    """
+    return field(default=default, metadata={"description": description} | details)
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
+class Options:
+    """A frozen set of options, each a field with its kind: ``name: Kind = option(default, "What it is for.")``.
 
     Raises:
-        InputError: when it is made, for a value that is none of its kind, and for a name that is no option.
+        InputError: when it is made, for a value that is none of its kind.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
+    def __init_subclass__(cls) -> None:
+        dataclass(frozen=True, kw_only=True)(cls)
 
-    def __init__(self, **values: Any) -> None:
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise InputError(next(_sentences(type(self), error))) from None
+    def __post_init__(self) -> None:
+        owner: Any = type(self)
+        for name, kind in declared_of(owner).items():
+            object.__setattr__(self, name, kind.checked(name, getattr(self, name)))
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The options of these values by name, and else by default.
 
-def _sentences(options: type[BaseModel], error: ValidationError) -> Iterator[str]:
-    """What pydantic refuses, a sentence each in this package's form."""
-    for detail in error.errors():
-        name = str(detail["loc"][0])
-        if detail["type"] == "extra_forbidden":
-            known = ", ".join(options.model_fields)
-            yield f"{name} is no option of {options.__name__}; one of {known} was expected"
-        elif detail["type"] == "missing":
-            yield f"{name} is missing; a value was expected"
-        else:
-            kind = declared_of(options).get(name)
-            expected = detail["msg"] if kind is None else kind.expected
-            yield f"{name} is {shown(detail['input'])}; {expected} was expected"
+        Raises:
+            InputError: for a value that is none of its kind, a name that is no option, and a value that is missing.
+        """
+        known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
+        for name in values:
+            if name not in known:
+                raise InputError(f"{name} is no option of {cls.__name__}; one of {', '.join(known)} was expected")
+        for name, each in known.items():
+            if each.default is MISSING and name not in values:
+                raise InputError(f"{name} is missing; a value was expected")
+        return cls(**values)

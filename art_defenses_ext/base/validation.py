@@ -8,64 +8,26 @@ from collections.abc import Callable, Sequence
 from itertools import chain
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
+from art_defenses_ext.base.errors import (
+    AttributionError as AttributionError,
+    CheckpointError as CheckpointError,
+    ClassifierError as ClassifierError,
+    DataError as DataError,
+    InputError as InputError,
+    RunError as RunError,
+)
 from art_defenses_ext.base.layout import contradiction
-from art_defenses_ext.base.text import for_terminal, shown
+from art_defenses_ext.base.text import shown
 
 LARGEST = float(np.finfo(np.float32).max)
 """The largest number that float32 holds."""
-
-
-class InputError(ValueError):
-    """An argument that cannot be used; the message names it, its value and what was expected.
-
-    It stands on one line and holds nothing that a terminal obeys, whatever the value. Where a page of the documentation
-    helps with all errors of a class, a note below the message, which Python prints with it, names the page.
-    """
-
-    page: ClassVar[str | None] = None
-    """Below docs/; None where the message says all."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(for_terminal(message))
-        if self.page is not None:
-            self.add_note(f"See docs/{self.page}.")
-
-
-class ClassifierError(InputError):
-    """A classifier that ART or an attack would not run as it is meant."""
-
-    page = "traps.md"
-
-
-class DataError(InputError):
-    """A data set, a network or its weights that cannot be read."""
-
-    page = "data.md"
-
-
-class RunError(InputError):
-    """A folder of a run, or an entry made of one, that cannot be read, written, continued or compared."""
-
-    page = "scale.md"
-
-
-class CheckpointError(InputError):
-    """A file of a fitted defence or of a training run that cannot be read, written or used here."""
-
-    page = "restoration.md"
-
-
-class AttributionError(InputError):
-    """A network or an operation that an explanation does not cover."""
-
-    page = "attribution.md"
 
 
 def may_look(values: Any) -> bool:

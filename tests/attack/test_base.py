@@ -13,8 +13,7 @@ import torch
 from art.attacks.attack import EvasionAttack
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 

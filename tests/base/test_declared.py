@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import FrozenInstanceError, asdict
 from typing import Annotated, Any
 
 import numpy as np
 import pytest
-from pydantic import Field
+from pydantic import TypeAdapter, ValidationError
 
 from art_defenses_ext.base import declared
 from art_defenses_ext.base.declared import (
@@ -25,6 +26,7 @@ from art_defenses_ext.base.declared import (
     check_declared,
     kind_of,
     one_of,
+    option,
     validated,
 )
 from art_defenses_ext.base.validation import InputError
@@ -109,19 +111,29 @@ def test_each_door_refuses_the_same_in_the_same_words(annotation: Any, value: An
     assert len(words) == 1
 
 
-def test_options_name_what_is_none_of_them_and_what_is_missing() -> None:
-    class Search(Options):
-        steps: Count = Field(description="Steps.")
-        mode: Mode = "exact"
+class Search(Options):
+    """Options of nothing."""
 
+    steps: Count = option(description="Steps.")
+    mode: Mode = "exact"
+
+
+def test_options_name_what_is_none_of_them_and_what_is_missing() -> None:
     with pytest.raises(InputError, match=r"^width is no option of Search; one of steps, mode was expected"):
-        Search(steps=1, width=2)
+        Search.of({"steps": 1, "width": 2})
     with pytest.raises(InputError, match=r"^steps is missing"):
-        Search()
-    search = Search(steps=2)
-    with pytest.raises(ValueError, match="frozen"):
+        Search.of({})
+    search = Search.of({"steps": np.int64(2)})
+    with pytest.raises(FrozenInstanceError):
         search.steps = 3  # type: ignore[misc]
-    assert search.model_dump() == {"steps": 2, "mode": "exact"}
+    assert asdict(search) == {"steps": 2, "mode": "exact"}
+
+
+def test_pydantic_reads_options_as_they_were_written() -> None:
+    adapter = TypeAdapter(Search)
+    assert adapter.validate_python(asdict(Search(steps=3))) == Search(steps=3)
+    with pytest.raises(ValidationError, match="steps"):
+        adapter.validate_python({"steps": 0})
 
 
 def test_defaults_and_positions_of_a_function_are_untouched() -> None:

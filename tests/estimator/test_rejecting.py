@@ -16,8 +16,7 @@ from art.defences.preprocessor import FeatureSqueezing
 from art.defences.trainer import AdversarialTrainerFBFPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor, nn
 

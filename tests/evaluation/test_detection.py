@@ -10,8 +10,7 @@ import numpy.typing as npt
 import pytest
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from art_defenses_ext.evaluation.records.proportion import Proportion

@@ -19,8 +19,7 @@ from rich.console import Console
 
 from art_defenses_ext.base.provenance import Training, Tuning
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.evaluation.checks.checks import CHECKS as ALL_CHECKS
-from art_defenses_ext.evaluation.checks.checks import Check
+from art_defenses_ext.evaluation.checks.checks import CHECKS as ALL_CHECKS, Check
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.examples import Example

@@ -1,0 +1,56 @@
+"""What a user got wrong, as an error of one sentence.
+
+Nothing heavy is imported here: the command says what is wrong with its options before torch is there.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from art_defenses_ext.base.text import for_terminal
+
+
+class InputError(ValueError):
+    """An argument that cannot be used; the message names it, its value and what was expected.
+
+    It stands on one line and holds nothing that a terminal obeys, whatever the value. Where a page of the documentation
+    helps with all errors of a class, a note below the message, which Python prints with it, names the page.
+    """
+
+    page: ClassVar[str | None] = None
+    """Below docs/; None where the message says all."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(for_terminal(message))
+        if self.page is not None:
+            self.add_note(f"See docs/{self.page}.")
+
+
+class ClassifierError(InputError):
+    """A classifier that ART or an attack would not run as it is meant."""
+
+    page = "traps.md"
+
+
+class DataError(InputError):
+    """A data set, a network or its weights that cannot be read."""
+
+    page = "data.md"
+
+
+class RunError(InputError):
+    """A folder of a run, or an entry made of one, that cannot be read, written, continued or compared."""
+
+    page = "scale.md"
+
+
+class CheckpointError(InputError):
+    """A file of a fitted defence or of a training run that cannot be read, written or used here."""
+
+    page = "restoration.md"
+
+
+class AttributionError(InputError):
+    """A network or an operation that an explanation does not cover."""
+
+    page = "attribution.md"
