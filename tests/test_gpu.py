@@ -19,11 +19,9 @@ from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.detector.explanation_reconstructor import (
-    EXPLANATIONS,
-    ClassAutoencoders,
-    ExplanationReconstructor,
-)
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
+from art_defenses_ext.detector.explanations import EXPLANATIONS
+from art_defenses_ext.detector.reconstructors import ClassAutoencoders
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.preprocessor.trained import TrainedRestorer

@@ -11,6 +11,8 @@ from torch.nn import functional
 
 from art_defenses_ext.base.validation import InputError, may_look
 
+RECONSTRUCTORS = ("autoencoder", "convolutional", "statistics")
+
 
 class ClassAutoencoders(nn.Module):
     """One autoencoder a class, all in one pass: d - hidden ReLU - d sigmoid.

@@ -23,13 +23,10 @@ from timing import Run, clock_of, device_name, take_turns
 from torch import Tensor, nn
 
 from art_defenses_ext.base.memory import in_words
-from art_defenses_ext.detector.explanation_reconstructor import (
-    RECONSTRUCTORS,
-    TRAINING_COPIES,
-    ExplanationReconstructor,
-)
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.detector.explanations import EXPLANATIONS
-from art_defenses_ext.detector.reconstructors import make_reconstructors
+from art_defenses_ext.detector.memory import TRAINING_COPIES
+from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, make_reconstructors
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradients.modes import gradient_mode
 from art_defenses_ext.zoo.models import KoLim, LeNetLike, ResNet20

@@ -28,10 +28,12 @@ from art_defenses_ext.attribution.gradient import smooth_grad
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.detector import explanation_reconstructor
-from art_defenses_ext.detector.explanation_reconstructor import DetectorNetwork, ExplanationReconstructor, needed
+from art_defenses_ext.detector import fitting
+from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.detector.explanations import EXPLANATIONS, SAMPLES, SIGMA
+from art_defenses_ext.detector.network import DetectorNetwork
 from art_defenses_ext.detector.reconstructors import SCORES, ClassAutoencoders
+from art_defenses_ext.detector.thresholds import needed
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.gradients.modes import annealable_modes, find_defences, gradient_modes, surrogate_width
 from art_defenses_ext.training import loop as training
@@ -382,7 +384,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(
     before, past = state(detector), detector.training
     arguments: dict[str, Any] = {"x": images((1, 4, 4)), "y": np.zeros(60, int)} | BRIEFLY
     changed = {name: value(arguments[name]) if callable(value) else value for name, value in changes.items()}
-    monkeypatch.setattr(detector, "_explained", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(fitting, "explained", lambda *_: pytest.fail("it began"))
     with pytest.raises(InputError, match=f"^{said}") as caught:
         detector.fit(**arguments | changed)
     assert "\n" not in str(caught.value)
@@ -392,7 +394,7 @@ def test_what_cannot_be_used_is_refused_before_any_work(
 
 @pytest.fixture
 def no_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(explanation_reconstructor, "train", lambda *_, **__: pytest.fail("training began"))
+    monkeypatch.setattr(fitting, "train", lambda *_, **__: pytest.fail("training began"))
 
 
 @pytest.mark.usefixtures("no_training")

@@ -16,7 +16,7 @@ from art_defenses_ext import ExplanationReconstructor
 from art_defenses_ext.base import memory
 from art_defenses_ext.base.memory import available_memory, in_words
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.detector import explanation_reconstructor
+from art_defenses_ext.detector import fitting, memory as detector_memory
 from art_defenses_ext.zoo.datasets import Dataset
 
 CPU = torch.device("cpu")
@@ -36,7 +36,7 @@ def dense(nb_classes: int, size: int, hidden: int) -> int:
 
 
 def set_available(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    monkeypatch.setattr(explanation_reconstructor, "available_memory", lambda device: count)
+    monkeypatch.setattr(detector_memory, "available_memory", lambda device: count)
 
 
 def test_a_thousand_classes_at_224_pixels_are_made_without_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +68,7 @@ def test_a_fit_that_does_not_fit_is_refused_before_an_image_is_explained(
     weights = dense(10, 64, 8)
     set_available(monkeypatch, 3 * weights)
     detector = ExplanationReconstructor(digits_classifier, hidden=8)
-    monkeypatch.setattr(detector, "_explained", lambda x: pytest.fail("it began"))
+    monkeypatch.setattr(fitting, "explained", lambda *_: pytest.fail("it began"))
     with pytest.raises(
         InputError, match=rf"and {in_words(4 * weights)} while they are trained, of {in_words(3 * weights)}"
     ):
@@ -117,7 +117,7 @@ def test_where_nobody_tells_nothing_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(memory, "CGROUP", tmp_path / "none")
     assert available_memory(CPU) is None
     assert available_memory(torch.device("meta")) is None
-    monkeypatch.setattr(explanation_reconstructor, "available_memory", lambda device: None)
+    monkeypatch.setattr(detector_memory, "available_memory", lambda device: None)
     assert not ExplanationReconstructor(wide()).network.is_fitted
 
 

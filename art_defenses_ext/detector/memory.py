@@ -1,0 +1,50 @@
+"""How much memory a detector's weights take, counted before any of them is made."""
+
+from __future__ import annotations
+
+import torch
+
+from art_defenses_ext.base.memory import available_memory, in_words
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, make_reconstructors
+
+TRAINING_COPIES = 4
+"""Of the weights, while they are trained: themselves, their gradients and Adam's two moments."""
+
+
+def weight_bytes(reconstructor: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> int:
+    """Bytes of the weights of a kind of reconstructor for maps (M, H, W); none of them is made."""
+    with torch.device("meta"):
+        made = make_reconstructors(reconstructor, nb_classes, map_shape, hidden)
+    return sum(tensor.nbytes for tensor in made.state_dict().values())
+
+
+def check_memory(
+    reconstructor: str,
+    nb_classes: int,
+    map_shape: tuple[int, int, int],
+    hidden: int,
+    device: torch.device,
+    copies: int = 1,
+) -> None:
+    """Refuse weights of which so many copies do not fit into the memory of a device.
+
+    Raises:
+        InputError: where less memory is available than they take.
+    """
+    options = nb_classes, map_shape, hidden
+    weights, available = weight_bytes(reconstructor, *options), available_memory(device)
+    if available is None or copies * weights <= available:
+        return
+    doing = "" if copies == 1 else f", and {in_words(copies * weights)} while they are trained"
+    sizes = {kind: weight_bytes(kind, *options) for kind in RECONSTRUCTORS if kind != reconstructor}
+    others = [
+        f"reconstructor={kind!r}, which takes {in_words(size)}"
+        for kind, size in sizes.items()
+        if copies * size <= available
+    ]
+    raise InputError(
+        f"reconstructor is {reconstructor!r}, whose weights for {nb_classes} classes take "
+        f"{in_words(weights)}{doing}, of {in_words(available)} available on {device}; "
+        f"{' or '.join(others) or 'a smaller hidden'} was expected"
+    )
