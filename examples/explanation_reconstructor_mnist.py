@@ -31,7 +31,7 @@ from art_defenses_ext.evaluation.results.detection import Detection, DetectionRo
 from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
-from art_defenses_ext.zoo.models import KoLim, LeNetLike
+from art_defenses_ext.zoo.networks import KoLim, LeNetLike
 
 GRID = (0.05, 0.10, 0.15, 0.20, 0.25, 0.30)
 

@@ -71,7 +71,8 @@ from art_defenses_ext.preprocessor.two_stream_restoration import MAPS, STREAMS, 
 from art_defenses_ext.testing.assertions import Suite
 from art_defenses_ext.training.inputs import INPUTS
 from art_defenses_ext.zoo.datasets import load_dataset
-from art_defenses_ext.zoo.models import build_model, load_weights
+from art_defenses_ext.zoo.models import build_model
+from art_defenses_ext.zoo.weights import load_weights
 
 COSTLY = ("a large number", "a huge number", "a number without digits")
 """Legitimate numbers of steps that nobody waits for."""

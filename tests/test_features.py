@@ -21,7 +21,7 @@ from art_defenses_ext.preprocessor.feature_maps import (
     feature_maps,
     usual_taps,
 )
-from art_defenses_ext.zoo.models import DigitsCNN
+from art_defenses_ext.zoo.networks import DigitsCNN
 
 
 @pytest.fixture(autouse=True)

@@ -17,15 +17,9 @@ from torch import Tensor, nn
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.training.loop import accuracy
 from art_defenses_ext.zoo.datasets import DATASETS, load_dataset
-from art_defenses_ext.zoo.models import (
-    DEFAULT_MODEL,
-    MODELS,
-    LeNetLike,
-    ModelSpec,
-    build_model,
-    load_published,
-    load_weights,
-)
+from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, ModelSpec, build_model
+from art_defenses_ext.zoo.networks import LeNetLike
+from art_defenses_ext.zoo.weights import load_published, load_weights
 
 NB_PARAMETERS = {
     # Counted by hand from the shapes of the papers' layers; He et al. 2016, table 6, give 0.27 million for ResNet-20.
@@ -131,7 +125,7 @@ def test_a_function_in_the_current_directory_builds_a_network(tmp_path: Path, mo
 
 
 def test_a_class_of_a_package_builds_a_network() -> None:
-    assert isinstance(build_model("art_defenses_ext.zoo.models:LeNetLike"), LeNetLike)
+    assert isinstance(build_model("art_defenses_ext.zoo.networks:LeNetLike"), LeNetLike)
 
 
 @pytest.mark.parametrize("name", ["resnet99", "", ":build", "my_net:", 3])

@@ -11,7 +11,8 @@ from torchvision.models import vgg16
 
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import evaluation_mode
-from art_defenses_ext.zoo.models import IMAGENET_MEAN, IMAGENET_STD, load_published
+from art_defenses_ext.zoo.models import IMAGENET_MEAN, IMAGENET_STD
+from art_defenses_ext.zoo.weights import load_published
 
 VGG16_TAPS = ("features.20", "features.23", "features.27")
 """relu4_2, pool4 and relu5_2 of torchvision's VGG16: where the authors' code of feature losses cuts it."""

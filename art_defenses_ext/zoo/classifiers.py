@@ -13,7 +13,8 @@ from torch import nn
 from art_defenses_ext.base.validation import DataError, check_seed
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model, load_published, load_weights
+from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model
+from art_defenses_ext.zoo.weights import load_published, load_weights
 
 EPOCHS = {"digits": 30, "mnist": 5, "fashion_mnist": 5}
 """Passes over the training images where no weights are given: seconds for digits, minutes for the others on a CPU."""

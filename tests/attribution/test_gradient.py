@@ -24,7 +24,7 @@ from art_defenses_ext.attribution.gradient import (
     weighted_loss_gradient,
 )
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.zoo.models import DigitsCNN, ResNet20
+from art_defenses_ext.zoo.networks import DigitsCNN, ResNet20
 
 NB_CLASSES = 5
 SHAPES = [(8,), (4, 6), (3, 8, 8)]

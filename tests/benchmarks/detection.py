@@ -29,7 +29,7 @@ from art_defenses_ext.detector.memory import TRAINING_COPIES
 from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, make_reconstructors
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradients.modes import gradient_mode
-from art_defenses_ext.zoo.models import KoLim, LeNetLike, ResNet20
+from art_defenses_ext.zoo.networks import KoLim, LeNetLike, ResNet20
 
 NETWORKS = {"KoLim": (KoLim, (1, 28, 28)), "LeNetLike": (LeNetLike, (1, 28, 28)), "ResNet20": (ResNet20, (3, 32, 32))}
 CLASSES = 10

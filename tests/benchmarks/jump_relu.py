@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.gradients.activation import ReplaceReLU
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork
-from art_defenses_ext.zoo.models import LeNetLike, ResNet20
+from art_defenses_ext.zoo.networks import LeNetLike, ResNet20
 
 BATCH = 128
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, float]] = {

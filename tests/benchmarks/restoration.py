@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from art_defenses_ext import FeatureAutoencoder, TwoStreamRestoration
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.zoo.models import LeNetLike, ResNet20
+from art_defenses_ext.zoo.networks import LeNetLike, ResNet20
 
 NETWORKS = {"LeNetLike": (LeNetLike, (1, 28, 28)), "ResNet20": (ResNet20, (3, 32, 32))}
 CLASSES = 10

@@ -1,0 +1,128 @@
+"""Weights read from files, and those that torchvision publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from art_defenses_ext.base.checkpoint import check_kinds
+from art_defenses_ext.base.validation import DataError, check_file, one_line
+from art_defenses_ext.zoo.models import MODELS
+
+_KEYS_SHOWN = 3
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load weights into ``model``, all of them or none.
+
+    Args:
+        model: the network; it stays on its device and is unchanged if anything fails.
+        path: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads. The state dict may lie
+            under ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``). Numbers of
+            another precision, such as half, are converted to the model's; those of another kind, such as integers, are
+            refused.
+
+    Raises:
+        InputError: for a missing file, one that is neither, a pickle that holds more than plain data, or keys, shapes
+            or values that do not fit.
+
+    **Convention**: the counters ``num_batches_tracked`` of batch normalisation may be missing, since networks saved
+    by old versions of PyTorch have none and they matter to no prediction.
+    """
+    if not isinstance(model, nn.Module):
+        raise DataError(f"model is a {type(model).__name__}; an nn.Module was expected")
+    state = _strip_prefix(_read_state(path), model)
+    _check_fit(state, model, path)
+    # Tensors that fit cannot fail to load, while strict loading by itself would load some and then raise.
+    model.load_state_dict(state, strict=False)
+
+
+def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
+    """Load the ImageNet weights that torchvision publishes; downloaded once, into the cache of ``torch.hub``.
+
+    Args:
+        model: the network; it stays on its device and is unchanged if anything fails.
+        name: its name in ``MODELS``, of a network that is ``published``.
+        progress: show a bar while downloading.
+
+    Raises:
+        InputError: for a network without published weights, and if they can neither be found nor be downloaded.
+
+    *Source*: torchvision's ``weights="DEFAULT"`` of the function of that name.
+    """
+    if name not in MODELS or not MODELS[name].published:
+        raise DataError(f"name is {name!r}, whose weights torchvision does not publish; another network was expected")
+    published = get_model_weights(name).DEFAULT
+    try:
+        state = published.get_state_dict(progress=progress, check_hash=True, map_location="cpu", weights_only=True)
+    except Exception as error:  # the network, the disk and a damaged file in the cache fail in a dozen ways
+        folder = Path(torch.hub.get_dir()) / "checkpoints"
+        raise DataError(
+            f"model {name} was given no weights, and the published ones could not be downloaded or read "
+            f"({one_line(error)}); a file of weights, or {published.url} saved in {folder}, was expected"
+        ) from error
+    _check_fit(state, model, published.url)
+    model.load_state_dict(state, strict=False)
+
+
+def _read_state(path: str | Path) -> dict[str, Any]:
+    path = check_file("weights", path, "an existing file of weights")
+    if path.suffix == ".safetensors":
+        return dict(_attempt(path, load_file, "which is no safetensors file"))
+    state = _attempt(path, _load_torch, "which is no file of PyTorch weights, or holds more than plain data")
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise DataError(f"weights is {str(path)!r}, which holds a {type(state).__name__}; a state dict was expected")
+    return dict(state)
+
+
+def _load_torch(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _attempt(path: Path, load: Callable[[Path], Any], verdict: str) -> Any:
+    try:
+        return load(path)
+    except Exception as error:  # both readers raise a dozen types on damaged files
+        raise DataError(
+            f"weights is {str(path)!r}, {verdict} ({type(error).__name__}); a state dict saved as .safetensors or by "
+            "torch.save, which torch.load(weights_only=True) reads, was expected"
+        ) from error
+
+
+def _strip_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Drop what ``nn.DataParallel`` puts before each key, unless the model's own keys are like that."""
+    prefix = "module."
+    if all(key.startswith(prefix) for key in model.state_dict()):
+        return state
+    if not all(key.startswith(prefix) for key in state):
+        return state
+    return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _check_fit(state: dict[str, Any], model: nn.Module, path: str | Path) -> None:
+    said = f"weights is {str(path)!r}, whose weights do not fit {type(model).__name__}"
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
+    unexpected = [key for key in state if key not in expected]
+    if missing or unexpected:
+        raise DataError(f"{said}: missing {_some(missing)}, unexpected {_some(unexpected)}; its own keys were expected")
+    for key, value in state.items():
+        shape = tuple(value.shape) if isinstance(value, Tensor) else None
+        if shape is not None and shape != tuple(expected[key].shape):
+            raise DataError(f"{said}: {key} has shape {shape}; {tuple(expected[key].shape)} was expected")
+    check_kinds(said, state, expected)
+
+
+def _some(keys: list[str]) -> str:
+    if not keys:
+        return "no keys"
+    more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
+    return ", ".join(keys[:_KEYS_SHOWN]) + more
