@@ -1,1 +1,1 @@
-"""Data sets, networks, and classifiers made of them."""
+"""Data sets, networks, and trained classifiers."""

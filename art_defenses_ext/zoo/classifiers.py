@@ -1,4 +1,4 @@
-"""A trained classifier from a name: network, weights or training, normalisation, ART's wrapper."""
+"""Trained classifiers by name: network, weights or training, normalisation, ART's wrapper."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model
 from art_defenses_ext.zoo.weights import load_published, load_weights
 
 EPOCHS = {"digits": 30, "mnist": 5, "fashion_mnist": 5}
-"""Passes over the training images where no weights are given: seconds for digits, minutes for the others on a CPU."""
+"""Training epochs if no weights are given: seconds for digits, minutes for the others on a CPU."""
 
 BATCH_SIZE = {"digits": 64}
 
@@ -34,28 +34,28 @@ def load_classifier(
     seed: int = 0,
     progress: bool = True,
 ) -> PyTorchClassifier:
-    """A classifier for images of ``dataset`` in [0, 1].
+    """Return a trained classifier for images of ``dataset`` in [0, 1].
 
     Args:
-        dataset: gives the image shape, and the training images where training is needed.
-        model: a built-in name, or ``"package.module:function"``; None for the data set's usual network.
-        weights: file to load into it. Without one, and unless ``epochs`` asks for training, a network of torchvision's
-            takes the weights that torchvision publishes, any other built-in one is trained on the training part, and
-            a network of one's own is taken as its function returns it.
-        mean: of the network's normalisation, per channel; None for the built-in network's own, else 0.
-        std: likewise; else 1.
-        epochs: passes of training; None for the data set's usual number.
+        dataset: data set with the image shape, and the training images if training is needed.
+        model: a built-in name, or ``"package.module:function"``; None for the data set's default network.
+        weights: file of weights to load. Without weights and ``epochs``, a network of torchvision's
+            loads the weights that torchvision publishes, any other built-in network is trained on the training part,
+            and your own network is used as its function returns it.
+        mean: mean of the normalisation, per channel; None for the built-in network's own, else 0.
+        std: standard deviation of the normalisation, per channel; None for the built-in network's own, else 1.
+        epochs: training epochs; None for the data set's default.
         device: ``"cpu"`` or ``"cuda"``.
-        seed: of initial weights and training.
+        seed: seed of initial weights and training.
         progress: show a bar while training or downloading.
 
     Returns:
-        ART's classifier. It has as many classes as the data set; where these are ``open_classes``, as the network.
+        ART's classifier. It has as many classes as the data set; with ``open_classes``, as many as the network.
 
     Raises:
         InputError: for an unknown network, weights that do not fit or cannot be downloaded, a network that does not
-            take the images or knows too few classes, training without training images, or CIFAR-10 or SVHN
-            without weights: training takes hours on a CPU, so it must be asked for by ``epochs``.
+            accept the images or has too few classes, training without training images, or CIFAR-10 or SVHN
+            without weights and ``epochs``, since training takes hours on a CPU.
     """
     check_seed(seed)
     name = DEFAULT_MODEL[dataset.name] if model is None else model
@@ -73,7 +73,7 @@ def load_classifier(
     if min(std) <= 0:
         raise DataError(f"std is {list(std)}; numbers > 0 were expected")
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # named, or torch warns of several
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # otherwise torch warns of several devices
         torch.manual_seed(seed)
         network = build_model(name)
     if weights is not None:
@@ -122,27 +122,27 @@ def _train(
     )
 
 
-def _per_channel(argument: str, given: Sequence[float] | None, usual: Sequence[float], channels: int) -> list[float]:
-    values = list(usual if given is None else given)
+def _per_channel(argument: str, given: Sequence[float] | None, default: Sequence[float], channels: int) -> list[float]:
+    values = list(default if given is None else given)
     if len(values) != channels or not np.isfinite(values).all():
         raise DataError(f"{argument} is {values}; {channels} finite number(s), one a channel, were expected")
     return values
 
 
 def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> int:
-    """Return a network's number of classes; refuse one that does not turn the data set's images into their logits."""
+    """Return a network's number of classes; refuse a network whose output does not fit the data set."""
     device = next((parameter.device for parameter in network.parameters()), None)
     try:
         with torch.no_grad():
             got = tuple(network(torch.zeros(2, *dataset.input_shape, device=device)).shape)
-    except Exception as error:  # a network may fail on a wrong image in any way
+    except Exception as error:  # a network may raise any type on a wrong image
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise DataError(
             f"model {name} does not take images {dataset.input_shape} of {dataset.name}: {reason}"
         ) from None
-    as_many = got == (2, dataset.nb_classes)
+    equal = got == (2, dataset.nb_classes)
     more = len(got) == 2 and got[0] == 2 and got[1] > dataset.nb_classes
-    if as_many or (more and dataset.open_classes):
+    if equal or (more and dataset.open_classes):
         return int(got[1])
     or_more = " or more" if dataset.open_classes else ""
     raise DataError(f"model {name} returns shape {got} for two images; (2, {dataset.nb_classes}{or_more}) was expected")

@@ -1,8 +1,8 @@
-"""The data sets of the examples and measurements, as arrays: images in [0, 1], channels first, and class indices.
+"""Data sets as arrays: images in [0, 1], channels first, and class indices.
 
 ``digits`` ships with scikit-learn, and ``image_folder`` is a folder of the user's own. The others are the published
-files as torchvision lays them out; what is missing is downloaded once, and a machine without network access is told
-which files to put where.
+files as torchvision lays them out. Missing files are downloaded once; without network access the error names the files
+and their folder.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Split:
     """One part of a data set.
 
     Args:
-        x: images (N, C, H, W), float32, in [0, 1]; test images of a large folder are read when they are asked for.
+        x: images (N, C, H, W), float32, in [0, 1]; test images of a large folder are read on demand.
         y: class indices (N,), int64.
     """
 
@@ -56,21 +56,20 @@ class Split:
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set in three parts that share no image; each file is read when a part of it is first asked for.
+    """A data set in three disjoint parts; each file is read when a part of it is first used.
 
     Args:
         name: one of ``DATASETS``.
         input_shape: shape of an image (C, H, W).
         nb_classes: number of classes.
-        nb_validation: how many images make up the validation part: the last training images.
-        read_training: returns all images that are not for testing; raises InputError where there are none to train on.
+        nb_validation: size of the validation part: the last training images.
+        read_training: returns all images but the test images; raises InputError if there are no training images.
         read_test: returns the test images.
-        read_validation: returns the validation part where it does not come out of the training images.
-        open_classes: the labels are places in a list of classes that may be longer than ``nb_classes``, so that a
-            network may know more classes.
+        read_validation: returns the validation part if it is not a part of the training images.
+        open_classes: whether there may be more classes than ``nb_classes``, so that a network may have more outputs.
 
-    **Convention**: the validation part comes out of the training images, so that whatever is tuned on it (a jump, a
-    threshold) has not seen a test image. ``train`` and ``validation`` are views of one array.
+    **Convention**: the validation part is taken from the training images, so that parameters tuned on it (a jump, a
+    threshold) do not depend on test images. ``train`` and ``validation`` are views of one array.
     """
 
     name: str
@@ -84,19 +83,19 @@ class Dataset:
 
     @cached_property
     def train(self) -> Split:
-        """The images to train on."""
+        """The training images."""
         return Split(self._training.x[: -self.nb_validation], self._training.y[: -self.nb_validation])
 
     @cached_property
     def validation(self) -> Split:
-        """The images to tune on."""
+        """The validation images, on which parameters are tuned."""
         if self.read_validation is not None:
             return self.read_validation()
         return Split(self._training.x[-self.nb_validation :], self._training.y[-self.nb_validation :])
 
     @cached_property
     def test(self) -> Split:
-        """The images to measure on."""
+        """The test images."""
         return self.read_test()
 
     @cached_property
@@ -106,12 +105,12 @@ class Dataset:
 
 @dataclass(frozen=True)
 class _Published:
-    """Where torchvision expects the files of a data set, below its root.
+    """The files that torchvision expects of a data set, relative to its root.
 
     Args:
-        loader: reads a part, and downloads the files of both if asked to.
-        call: how torchvision is asked to download them.
-        folder: where they lie, below the root.
+        loader: reads a part, and downloads the files of both on request.
+        call: torchvision's call that downloads them, as shown in errors.
+        folder: their folder, relative to the root.
         files: their names.
         input_shape: shape of an image (C, H, W).
     """
@@ -136,7 +135,7 @@ def _mat_files(loader: Any) -> tuple[str, ...]:
 
 
 def _svhn(root: str | Path, train: bool, download: bool) -> SimpleNamespace:
-    """Return a part of torchvision's SVHN in the form of its other data sets, which download both parts at once."""
+    """Return a part of torchvision's SVHN in the form of its other data sets, with both parts downloaded at once."""
     if download:
         SVHN(root, "train", download=True)
     part = SVHN(root, "train" if train else "test", download=download)
@@ -165,43 +164,42 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
     Args:
         name: one of ``DATASETS``.
         root: folder that holds the files as torchvision lays them out; for ``image_folder``, the folder of images
-            itself, or one that holds it as ``nips2017``. By default the folder that the environment variable
-            ``ART_DEFENSES_DATA`` names, else ``~/.cache/art-defenses-ext``, which is made when needed.
-        size: for ``image_folder`` alone: the height and width, in pixels, of the images that are wanted. By default
-            the size that all images share, else 224, which all must then reach.
+            itself, or one that contains it as ``nips2017``. The default is the folder in the environment variable
+            ``ART_DEFENSES_DATA``, else ``~/.cache/art-defenses-ext``, which is created if needed.
+        size: for ``image_folder`` only: the height and width of the images in pixels. The default is
+            the size that all images share, else 224, which no image may then be below.
 
     Returns:
         The data set. ``digits`` is split 997 / 300 / 500, each class in proportion; of the published files, the last
         5,000 training images are the validation part and the published test images the test part. ``image_folder``
-        has no training images, and halves of which each image is in one (below).
+        has no training images; one half of it is for validation, the other for testing (below).
 
     Raises:
         InputError: for an unknown name, a root that does not exist, or files that are missing and cannot be
-            downloaded; for a folder of images without labels, with an image too few or too many of them, or with
-            images of several sizes that do not reach 224; and, when a part is first asked for, for a file that cannot
-            be read or is not the published one, or training images of ``image_folder``.
+            downloaded; for a folder of images whose labels are missing or do not match the images, or with
+            images of several sizes of which one is below 224; and, when a part is first used, for a file that cannot
+            be read or is not the published one, or for training images of ``image_folder``.
 
     *Source*: scikit-learn's ``load_digits``; torchvision's ``MNIST``, ``FashionMNIST``, ``CIFAR10`` and ``SVHN`` (the
     cropped digits, without the extra ones; class 0 is the digit 0); for ``image_folder``, torchvision's ``ImageFolder``
     and the evaluation that it publishes with its ImageNet weights.
 
-    **Convention**: ``digits`` needs no files, so it ignores the environment variable; a ``root`` that was passed must
-    exist even so.
+    **Convention**: ``digits`` needs no files, so it ignores the environment variable; a ``root`` that is passed must
+    nevertheless exist.
 
     **Convention** (layout of ``image_folder``): JPEG and PNG files beside a ``labels.csv``, whose columns ``file`` (or
-    ``image_id``; the ending may be missing) and ``label`` (or ``class_index``, from 0) give each image its class; or a
-    folder of images for each class, numbered in the order of their names as torchvision does. Files whose names begin
-    with a dot are overlooked. With a ``labels.csv``, ``nb_classes`` is the largest label + 1 and the network may know
-    more: nothing in it says how long the list of classes is. Folders are all classes that there are.
+    ``image_id``; the extension may be missing) and ``label`` (or ``class_index``, from 0) give each image its class;
+    or a folder of images for each class, numbered in the order of their names as in torchvision. Files whose names
+    begin with a dot are ignored. With a ``labels.csv``, ``nb_classes`` is the largest label + 1 and the network may
+    have more outputs, since the file does not state the number of classes. Folders are assumed to be all classes.
 
     **Convention** (halves of ``image_folder``): in the order of the names (with the class folder's), the first, third,
-    ... image is for testing and the second, fourth, ... for validation. Within each half the order is mixed once and
-    for all, since the first so many images are often all that an attack can afford, and by name they would be of a few
-    classes.
+    ... image is for testing and the second, fourth, ... for validation. Each half is shuffled in a fixed order, since
+    evaluations often use the first images only, and in the order of names these would be of a few classes.
 
-    **Convention** (size of ``image_folder``): an image of the size wanted is taken as it is. Any other is resized,
-    bilinearly, until its shorter side is 256 / 224 of that size, and cropped in the middle. Colours are made RGB,
-    transparency is ignored, and so is the orientation that a camera noted: all as torchvision does.
+    **Convention** (size of ``image_folder``): an image of the requested size is not changed. Any other is resized,
+    bilinearly, until its shorter side is 256 / 224 of that size, and centre-cropped. Colours are converted to RGB;
+    transparency and the camera's orientation are ignored: all as in torchvision.
     """
     check_choice("name", name, DATASETS)
     if root is not None:
@@ -218,15 +216,17 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
 
 
 def data_found(root: str | Path | None = None) -> dict[str, bool]:
-    """Which published data sets lie below a folder, by name; nothing is downloaded.
+    """Return which published data sets a folder contains, by name; nothing is downloaded.
 
     Args:
         root: as for :func:`load_dataset`.
     """
     if root is not None:
         check_folder("root", root)
-    at = _find_root(root)
-    return {name: all((at / one.folder / file).is_file() for file in one.files) for name, one in _PUBLISHED.items()}
+    folder = _find_root(root)
+    return {
+        name: all((folder / spec.folder / file).is_file() for file in spec.files) for name, spec in _PUBLISHED.items()
+    }
 
 
 def _find_root(root: str | Path | None) -> Path:
@@ -259,10 +259,10 @@ def _read_digits(part: slice) -> Split:
 def _digits_order() -> npt.NDArray[np.intp]:
     """Return an order of the digits in which any run of neighbours holds each class in proportion, to one image.
 
-    Each class is shuffled and spread evenly over [0, 1]; sorting all by their place there interleaves the classes.
+    Each class is shuffled and spread evenly over [0, 1]; sorting all images by this position interleaves the classes.
     """
     y = load_digits().target
-    # RandomState's stream is frozen for good, where that of default_rng may change with a release of NumPy.
+    # RandomState's stream is frozen; that of default_rng may change with a release of NumPy.
     random = np.random.RandomState(DIGITS_SEED)
     place = np.empty(len(y))
     for label in range(NB_CLASSES):
@@ -301,8 +301,8 @@ def _ensure_files(name: str, root: Path) -> None:
 
 
 def _download(published: _Published, folder: Path, missing: list[str]) -> None:
-    """Download next to the folder and move the missing files in at the end, so that a failure leaves no trace."""
-    # The nearest folder that exists lies on the same file system, so that moving is renaming.
+    """Download beside the folder and move the missing files in at the end, so that a failure changes nothing."""
+    # The nearest existing folder is on the same file system, so that moving is renaming.
     anchor = next(path for path in (folder, *folder.parents) if path.is_dir())
     with tempfile.TemporaryDirectory(dir=anchor, prefix=".art-defenses-download-") as scratch:
         with contextlib.redirect_stdout(sys.stderr):
@@ -317,7 +317,7 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
     try:
         data = published.loader(root, train=train, download=False)
         x, y = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
-    except Exception as error:  # torchvision's readers trip over a damaged file in many ways, by assertions too
+    except Exception as error:  # torchvision's readers raise many types on damaged files, AssertionError too
         raise _damaged(name, root, last_line(error)) from error
     x = x[:, None] if x.ndim == 3 else x.transpose(0, 3, 1, 2)  # (N, C, H, W)
     if x.shape[1:] != published.input_shape or y.shape != x.shape[:1]:
@@ -331,7 +331,7 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
 
 def _damaged(name: str, root: Path, reason: str) -> DataError:
     published = _PUBLISHED[name]
-    # The folder may be the root, which holds other data too: what to delete is named file by file.
+    # The folder may be the root, which holds other data too, so the files to delete are listed.
     return DataError(
         f"name is {name!r}, but the files in {root / published.folder} cannot be used ({reason}); "
         f"the published ones were expected: delete {', '.join(published.files)} to have them downloaded again"
@@ -355,7 +355,7 @@ def _image_folder(root: Path, size: int | None) -> Dataset:
 
 def _half(images: LabelledFiles, first: int, height: int, width: int) -> Split:
     x, y = read_half(images, first, height, width)
-    return Split(x, y)  # type: ignore[arg-type]  # stored images only where an evaluation reads them
+    return Split(x, y)  # type: ignore[arg-type]  # stored images only for test parts
 
 
 def _refuse_training() -> Split:

@@ -1,4 +1,4 @@
-"""Folders of a user's own images: which there are, what their labels are, and their pixels."""
+"""Folders of a user's own images: files, labels and pixels."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ IMAGENET_SIZE = 224
 IMAGENET_RESIZE = 256
 IMAGES_SEED = 0
 MAX_PART_BYTES = 4 * 2**30
-"""The validation images of a folder are one array in memory, and so are test images up to this size: 7,133 of
-224 x 224. More test images are read as an evaluation comes to them."""
+"""Validation images, and test images up to this size (7,133 of 224 x 224), are one array in memory. Larger test
+parts are read during the evaluation."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ class LabelledFiles:
     """The images of a folder in the order of their names.
 
     Args:
-        folder: where they lie.
+        folder: their folder.
         files: their paths.
         labels: their class indices.
-        nb_classes: how many classes these show that there are.
-        open_classes: whether there may be more.
+        nb_classes: number of classes that the labels or folders imply.
+        open_classes: whether there may be more classes.
     """
 
     folder: Path
@@ -56,28 +56,30 @@ def _no_use(folder: Path, problem: str) -> DataError:
 
 
 def find_images(root: Path) -> LabelledFiles:
-    """The images of ``root`` itself, else of ``nips2017`` in it, else of a folder in it for each class.
+    """Find the images of ``root`` itself, else of ``nips2017`` in it, else of a folder in it for each class.
 
     Raises:
         InputError: for no folder, fewer than two images, and labels that are missing, too many or none.
     """
     if not root.is_dir():
         raise _no_use(root, "is no folder; one with images and their labels was expected")
-    holding = (root, root / NIPS2017_FOLDER)
-    beside = [one for one in holding if (one / LABELS_FILE).is_file() or (one.is_dir() and _images_in(one))]
-    images = _with_labels_file(beside[0]) if beside else _with_class_folders(root)
+    candidates = (root, root / NIPS2017_FOLDER)
+    flat = [
+        folder for folder in candidates if (folder / LABELS_FILE).is_file() or (folder.is_dir() and _images_in(folder))
+    ]
+    images = _with_labels_file(flat[0]) if flat else _with_class_folders(root)
     if len(images.files) < 2:
         raise _no_use(images.folder, "holds a single image; two or more, to tune on one half, were expected")
     return images
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-    return _by_name(path for path in found if path.is_file())
+    paths = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
+    return _by_name(path for path in paths if path.is_file())
 
 
 def _by_name(paths: Iterable[Path]) -> list[Path]:
-    # Paths themselves compare otherwise on Windows, where letters have no case.
+    # Paths compare differently on Windows, where case is ignored.
     return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
 
 
@@ -129,12 +131,12 @@ def _read_labels(path: Path) -> list[tuple[str, int]]:
 
 
 def _column(names: Sequence[str], known: Sequence[str], path: Path) -> str:
-    found = [name for name in names if name in known]
-    if len(found) != 1:
+    matches = [name for name in names if name in known]
+    if len(matches) != 1:
         raise _no_use(
             path, f"has the columns {', '.join(names) or 'of an empty file'}; one {' or '.join(known)} was expected"
         )
-    return found[0]
+    return matches[0]
 
 
 def _class_index(text: str, line: int, path: Path) -> int:
@@ -145,19 +147,21 @@ def _class_index(text: str, line: int, path: Path) -> int:
 
 
 def _match(listed: list[tuple[str, int]], files: list[Path], folder: Path) -> list[int]:
-    """Return the label of each file; a name without its ending stands for the only file that it can mean."""
-    meant: dict[str, list[Path]] = {}
+    """Return the label of each file; a name without its extension must match a single file."""
+    by_name: dict[str, list[Path]] = {}
     for file in files:
-        meant.setdefault(file.name, []).append(file)
-        meant.setdefault(file.stem, []).append(file)
+        by_name.setdefault(file.name, []).append(file)
+        by_name.setdefault(file.stem, []).append(file)
     labels: dict[Path, int] = {}
     for name, label in listed:
-        found = meant.get(name, [])
-        if len(found) != 1:
-            raise _no_use(folder, f"holds {len(found)} images {name!r} of {LABELS_FILE}; exactly one was expected")
-        if found[0] in labels:
-            raise _no_use(folder, f"has a {LABELS_FILE} that lists {found[0].name} twice; one label each was expected")
-        labels[found[0]] = label
+        matches = by_name.get(name, [])
+        if len(matches) != 1:
+            raise _no_use(folder, f"holds {len(matches)} images {name!r} of {LABELS_FILE}; exactly one was expected")
+        if matches[0] in labels:
+            raise _no_use(
+                folder, f"has a {LABELS_FILE} that lists {matches[0].name} twice; one label each was expected"
+            )
+        labels[matches[0]] = label
     missing = [file.name for file in files if file not in labels]
     if missing:
         raise _no_use(
@@ -168,10 +172,10 @@ def _match(listed: list[tuple[str, int]], files: list[Path], folder: Path) -> li
 
 
 def common_size(images: LabelledFiles) -> tuple[int, int]:
-    """The height and width of all images, else the size to which all can be cropped.
+    """Return the height and width that all images share, else the size to which all can be cropped.
 
     Raises:
-        InputError: for several sizes that do not reach 224, and a file that is no image.
+        InputError: for several sizes of which one is below 224, and a file that is no image.
     """
     sizes: dict[Path, tuple[int, int]] = {file: _open(file, _size) for file in images.files}
     if len(set(sizes.values())) == 1:
@@ -188,22 +192,22 @@ def common_size(images: LabelledFiles) -> tuple[int, int]:
 
 
 def read_half(images: LabelledFiles, first: int, height: int, width: int) -> tuple[Images, IntArray]:
-    """Every other image from ``first`` on and its label, in the mixed order.
+    """Return every other image from ``first`` on and its label, in the shuffled order.
 
     Args:
-        images: all of them.
-        first: 0 for the half to measure on, 1 for the half to tune on.
-        height, width: of each image.
+        images: all images of the folder.
+        first: 0 for the test half, 1 for the validation half.
+        height, width: size of each image.
 
     Returns:
-        Images (N, 3, H, W), float32, in [0, 1], which are read when they are asked for where they would not fit into
-        memory; class indices (N,), int64.
+        Images (N, 3, H, W), float32, in [0, 1], read on demand if they do not fit into memory; class indices (N,),
+        int64.
 
     Raises:
-        InputError: for a half to tune on that does not fit into memory, and a file that is no image.
+        InputError: for a validation half that does not fit into memory, and a file that is no image.
     """
     chosen = np.arange(first, len(images.files), 2)
-    # RandomState's stream is frozen for good, where that of default_rng may change with a release of NumPy.
+    # RandomState's stream is frozen; that of default_rng may change with a release of NumPy.
     chosen = np.random.RandomState(IMAGES_SEED).permutation(chosen)
     stored = ImageFiles([images.files[index] for index in chosen], height, width)
     labels = np.array(images.labels, dtype=np.int64)[chosen]
@@ -219,11 +223,11 @@ def read_half(images: LabelledFiles, first: int, height: int, width: int) -> tup
 
 
 class ImageFiles(StoredImages):
-    """Image files, decoded when they are asked for.
+    """Image files, decoded on demand.
 
     Args:
         files: their paths.
-        height, width: of each image, to which it is cropped if it has another size.
+        height, width: size of each image; others are resized and cropped to it.
     """
 
     def __init__(self, files: Sequence[Path], height: int, width: int) -> None:
@@ -241,7 +245,7 @@ class ImageFiles(StoredImages):
         return x
 
     def fingerprint(self) -> str:
-        """A hash of the files' bytes, in their order, and of the size."""
+        """Return a hash of the files' bytes, in their order, and of the size."""
         digest = hashlib.sha256(str(self.shape).encode())
         for file in self.files:
             digest.update(hashlib.sha256(file.read_bytes()).digest())
@@ -249,11 +253,11 @@ class ImageFiles(StoredImages):
 
 
 def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
-    """Return what ``use`` makes of an image; a file that is none is blamed by its name."""
+    """Return ``use`` of an image; an error names the file that is none."""
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as image:
             return use(image)
-    except Exception as error:  # Pillow trips over a damaged file in many ways, by SyntaxError and struct.error too
+    except Exception as error:  # Pillow raises many types on damaged files, SyntaxError and struct.error too
         raise _no_use(file, f"cannot be used ({last_line(error)}); a JPEG or PNG image was expected") from error
 
 

@@ -56,7 +56,7 @@ class LeNetLike(nn.Module):
 
 
 class KoLim(nn.Sequential):
-    """The network for 28x28 grey images that the explanation reconstructor's authors watched.
+    """The network for 28x28 grey images of the explanation reconstructor's authors.
 
     *Source*: the code of Ko, Lim 2021 (arXiv:2107.10480), which trains it with Adam for ten epochs in batches of 32.
     """
@@ -172,7 +172,7 @@ def _stage(nb_in: int, nb_out: int, shortcut: Callable[[int, int], nn.Module]) -
 
 
 class _ResNet20Body(nn.Module):
-    """What both forms share: from images (N, 3, 32, 32) to features (N, 64).
+    """The common part of both forms: from images (N, 3, 32, 32) to features (N, 64).
 
     **Convention**: convolutions start from He's normal distribution over the fan-out, as in the JumpReLU authors' code.
     """

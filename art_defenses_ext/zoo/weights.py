@@ -23,28 +23,28 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Args:
         model: the network; it stays on its device and is unchanged if anything fails.
-        path: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads. The state dict may lie
-            under ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``). Numbers of
-            another precision, such as half, are converted to the model's; those of another kind, such as integers, are
+        path: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads. The state dict may be the
+            value of ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``). Another
+            floating-point precision, such as half, is converted to the model's; another kind, such as integers, is
             refused.
 
     Raises:
-        InputError: for a missing file, one that is neither, a pickle that holds more than plain data, or keys, shapes
+        InputError: for a missing file, another format, a pickle that holds more than plain data, or keys, shapes
             or values that do not fit.
 
     **Convention**: the counters ``num_batches_tracked`` of batch normalisation may be missing, since networks saved
-    by old versions of PyTorch have none and they matter to no prediction.
+    by old versions of PyTorch have none and no prediction depends on them.
     """
     if not isinstance(model, nn.Module):
         raise DataError(f"model is a {type(model).__name__}; an nn.Module was expected")
     state = _strip_prefix(_read_state(path), model)
     _check_fit(state, model, path)
-    # Tensors that fit cannot fail to load, while strict loading by itself would load some and then raise.
+    # All tensors fit here; strict loading alone would load some of them before it raises.
     model.load_state_dict(state, strict=False)
 
 
 def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
-    """Load the ImageNet weights that torchvision publishes; downloaded once, into the cache of ``torch.hub``.
+    """Load the ImageNet weights that torchvision publishes, downloaded once into the cache of ``torch.hub``.
 
     Args:
         model: the network; it stays on its device and is unchanged if anything fails.
@@ -52,7 +52,7 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
         progress: show a bar while downloading.
 
     Raises:
-        InputError: for a network without published weights, and if they can neither be found nor be downloaded.
+        InputError: for a network without published weights, and if they are not cached and cannot be downloaded.
 
     *Source*: torchvision's ``weights="DEFAULT"`` of the function of that name.
     """
@@ -61,7 +61,7 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
     published = get_model_weights(name).DEFAULT
     try:
         state = published.get_state_dict(progress=progress, check_hash=True, map_location="cpu", weights_only=True)
-    except Exception as error:  # the network, the disk and a damaged file in the cache fail in a dozen ways
+    except Exception as error:  # network, disk and damaged cache files raise many types
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise DataError(
             f"model {name} was given no weights, and the published ones could not be downloaded or read "
@@ -87,18 +87,18 @@ def _load_torch(path: Path) -> Any:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def _attempt(path: Path, load: Callable[[Path], Any], verdict: str) -> Any:
+def _attempt(path: Path, load: Callable[[Path], Any], problem: str) -> Any:
     try:
         return load(path)
-    except Exception as error:  # both readers raise a dozen types on damaged files
+    except Exception as error:  # both readers raise many types on damaged files
         raise DataError(
-            f"weights is {str(path)!r}, {verdict} ({type(error).__name__}); a state dict saved as .safetensors or by "
+            f"weights is {str(path)!r}, {problem} ({type(error).__name__}); a state dict saved as .safetensors or by "
             "torch.save, which torch.load(weights_only=True) reads, was expected"
         ) from error
 
 
 def _strip_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
-    """Drop what ``nn.DataParallel`` puts before each key, unless the model's own keys are like that."""
+    """Remove the prefix that ``nn.DataParallel`` adds to each key, unless the model's own keys have it."""
     prefix = "module."
     if all(key.startswith(prefix) for key in model.state_dict()):
         return state
@@ -108,20 +108,22 @@ def _strip_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
 
 
 def _check_fit(state: dict[str, Any], model: nn.Module, path: str | Path) -> None:
-    said = f"weights is {str(path)!r}, whose weights do not fit {type(model).__name__}"
+    subject = f"weights is {str(path)!r}, whose weights do not fit {type(model).__name__}"
     expected = model.state_dict()
     missing = [key for key in expected if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     if missing or unexpected:
-        raise DataError(f"{said}: missing {_some(missing)}, unexpected {_some(unexpected)}; its own keys were expected")
+        raise DataError(
+            f"{subject}: missing {_list_keys(missing)}, unexpected {_list_keys(unexpected)}; its own keys were expected"
+        )
     for key, value in state.items():
         shape = tuple(value.shape) if isinstance(value, Tensor) else None
         if shape is not None and shape != tuple(expected[key].shape):
-            raise DataError(f"{said}: {key} has shape {shape}; {tuple(expected[key].shape)} was expected")
-    check_kinds(said, state, expected)
+            raise DataError(f"{subject}: {key} has shape {shape}; {tuple(expected[key].shape)} was expected")
+    check_kinds(subject, state, expected)
 
 
-def _some(keys: list[str]) -> str:
+def _list_keys(keys: list[str]) -> str:
     if not keys:
         return "no keys"
     more = f" and {len(keys) - _KEYS_SHOWN} more" if len(keys) > _KEYS_SHOWN else ""
