@@ -1,0 +1,34 @@
+"""The quickest of the fixed runs (tests/verdicts.py) still say the same of each image."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SCRIPT = Path(__file__).parent / "verdicts.py"
+SHARE = 0.02
+"""Of the verdicts of a run, how many may differ on a machine that rounds, and so trains, otherwise."""
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    spec = importlib.util.spec_from_file_location("verdicts", SCRIPT)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["undefended", "two_stream_restoration", "autoencoder_beside_detector"])
+def test_the_quickest_runs_say_the_same_of_each_image(script: Any, name: str) -> None:
+    ((_, made),) = script.made_verdicts([name])
+    expected = json.loads(script.EXPECTED.read_text())[name]
+    assert made.keys() == expected.keys()
+    total = sum(map(len, expected.values()))
+    differing = sum(a != b for key in expected for a, b in zip(made[key], expected[key], strict=True))
+    assert differing <= SHARE * total
