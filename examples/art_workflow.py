@@ -5,13 +5,13 @@
 
 1. train: a `PyTorchClassifier`, by its own `fit`;
 2. defend: a JumpReLU tuned on validation images, and a feature autoencoder in front;
-3. attack: ART's PGD and Auto-PGD as any user of ART runs them, with the gradient that autograd finds;
-4. evaluate: the same attacks under every gradient mode, then the ladder; the worst case of each image counts;
-5. harden: ART's `AdversarialTrainerMadryPGD` on a fresh network, and the feature autoencoder against its own attacker;
+3. attack: ART's PGD and Auto-PGD as any user of ART runs them, along the exact gradient;
+4. evaluate: the same attacks under every gradient mode, then the attack suite, for the robust accuracy;
+5. harden: ART's `AdversarialTrainerMadryPGD` on a fresh network, and adversarial training of the feature autoencoder;
 6. compare: each run with the undefended network, image by image.
 
-On digits it takes about two minutes on one core. To stay there it has few images, and a ladder without the rungs that
-take longest (`LADDER`); `attacks="standard"` has all of them.
+On digits it takes about two minutes on one core, since it uses few images and a suite without the slowest attacks
+(`SUITE`); `attacks="standard"` has all of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model
 
 EPOCHS = {"digits": (30, 10), "mnist": (5, 5)}
-"""Passes over the training images: of the network, and of each training of a defence."""
+"""Training epochs of the network, and of each training of a defence."""
 
 
 def art_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> ProjectedGradientDescent:
@@ -59,26 +59,26 @@ ARTS = (
     AttackSpec("ART PGD", art_pgd, "ART's, 20 steps", kind="white-box", modes="all", samples="all"),
     AttackSpec("ART Auto-PGD", art_auto_pgd, "ART's, 20 steps", kind="white-box", modes="all", samples="all"),
 )
-"""ART's attacks, for the evaluation to run on all images under every gradient mode."""
+"""ART's attacks, run on all images under every gradient mode."""
 
-LADDER = ("APGD margin", "APGD annealed", "transfer PGD-40", "FGSM", "noise")
-"""What of the ladder this example has time for."""
+SUITE = ("APGD margin", "APGD annealed", "transfer PGD-40", "FGSM", "noise")
+"""The faster attacks of the suite ``standard``."""
 
-ATTACKS = (*(spec for spec in STANDARD if spec.name in LADDER), *ARTS)
+ATTACKS = (*(spec for spec in STANDARD if spec.name in SUITE), *ARTS)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs share.
+    """The common settings of all runs.
 
     Args:
         data: the data set.
         threat: the ball.
         samples: test images.
-        check_samples: of these, how many the checks attack once more.
-        epochs: passes of the network's training.
-        hardening_epochs: passes of each training of a defence.
-        device: ``"cpu"`` or ``"gpu"``, as ART has it.
+        check_samples: test images for the checks.
+        epochs: training epochs of the network.
+        hardening_epochs: training epochs of each defence.
+        device: ``"cpu"`` or ``"gpu"``, as in ART.
     """
 
     data: Dataset
@@ -91,7 +91,7 @@ class Setting:
 
 
 def untrained(setting: Setting) -> PyTorchClassifier:
-    """The data set's usual network in ART's wrapper."""
+    """Return the data set's default network in ART's wrapper."""
     name = DEFAULT_MODEL[setting.data.name]
     network = build_model(name)
     return PyTorchClassifier(
@@ -107,14 +107,14 @@ def untrained(setting: Setting) -> PyTorchClassifier:
 
 
 def trained(setting: Setting) -> PyTorchClassifier:
-    """By ART's ``fit``."""
+    """Return a classifier trained by ART's ``fit``."""
     classifier, train = untrained(setting), setting.data.train
     classifier.fit(train.x, train.y, batch_size=64, nb_epochs=setting.epochs)
     return classifier
 
 
 def adversarially_trained(setting: Setting) -> PyTorchClassifier:
-    """By ART's trainer, on PGD examples alone: a network that needs no defence in front."""
+    """Return a classifier trained by ART's adversarial trainer, on PGD examples only."""
     train, eps = setting.data.train, setting.threat.eps
     trainer = AdversarialTrainerMadryPGD(
         untrained(setting), setting.hardening_epochs, batch_size=64, eps=eps, eps_step=eps / 4, max_iter=7
@@ -124,7 +124,7 @@ def adversarially_trained(setting: Setting) -> PyTorchClassifier:
 
 
 def classifiers(setting: Setting) -> Iterator[tuple[str, PyTorchClassifier]]:
-    """The undefended network, then what defends it, each when its turn comes."""
+    """Yield the undefended network, then the defended ones, each built on demand."""
     train, validation = setting.data.train, setting.data.validation
     plain = trained(setting)
     yield "undefended", plain
@@ -160,8 +160,8 @@ def evaluated(classifier: PyTorchClassifier, setting: Setting, folder: Path) -> 
     )
 
 
-def left_by_art(report: Report, every_mode: bool) -> Proportion:
-    """What ART's attacks leave, with the exact gradient alone or with every mode."""
+def accuracy_under_art(report: Report, every_mode: bool) -> Proportion:
+    """Return the accuracy under ART's attacks, along the exact gradient or under every mode."""
     names = [spec.name for spec in ARTS]
     keys = {row.key for row in report.summary.rows if row.key.startswith(tuple(names))}
     chosen = keys if every_mode else {key for key in keys if key.endswith("[exact]")}
@@ -169,13 +169,13 @@ def left_by_art(report: Report, every_mode: bool) -> Proportion:
 
 
 def line(run: Compared, report: Report) -> str:
-    """A run's line in the table."""
+    """Return a run's line in the table."""
     worst, pair = run.summary.worst_case, run.against_first
     cells = [
         run.name,
         str(run.summary.clean),
-        str(left_by_art(report, every_mode=False)),
-        str(left_by_art(report, every_mode=True)),
+        str(accuracy_under_art(report, every_mode=False)),
+        str(accuracy_under_art(report, every_mode=True)),
         f"at most {worst}" if run.summary.standing != "established" else str(worst),
         "" if pair is None else str(pair),
         "" if pair is None else f"{pair.p_value:.2g}",
@@ -183,7 +183,7 @@ def line(run: Compared, report: Report) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-HEADS = ("run", "clean", "ART, exact gradient", "ART, all modes", "worst case", "less the undefended", "p")
+HEADS = ("run", "clean", "ART, exact gradient", "ART, all modes", "robust accuracy", "minus undefended", "p")
 
 
 def run_workflow(setting: Setting, out: Path) -> None:
@@ -198,36 +198,34 @@ def run_workflow(setting: Setting, out: Path) -> None:
     print("|---" * len(HEADS) + "|")
     for run, folder in zip(runs, folders, strict=True):
         print(line(run, Report.load(folder)))
-    print(
-        "\nShares: Wilson's 95 % interval. ART: PGD and Auto-PGD. Worst case: these and the ladder; 'at most' where the"
-    )
-    print("attacks failed one of their checks. Less the undefended: paired, with its 95 % interval; p: McNemar's.")
+    print("\nShares: Wilson's 95 % interval. ART: PGD and Auto-PGD. Robust accuracy: these and the attack suite;")
+    print("'at most' if they failed a check. Minus undefended: paired difference, 95 % interval; p: McNemar's test.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--dataset", default="digits", choices=tuple(EPOCHS))
-    parser.add_argument("--data", type=Path, help="folder of MNIST, where that is used")
+    parser.add_argument("--data", type=Path, help="folder of MNIST, with --dataset mnist")
     parser.add_argument("--eps", type=float, default=0.1, help="largest change of a pixel")
     parser.add_argument("--samples", type=int, default=60, help="test images")
-    parser.add_argument("--check-samples", type=int, default=10, help="of these, for the checks; 0 for no checks")
-    parser.add_argument("--epochs", type=int, help="passes of the network's training")
-    parser.add_argument("--hardening-epochs", type=int, help="passes of each training of a defence")
+    parser.add_argument("--check-samples", type=int, default=10, help="test images for the checks; 0 for no checks")
+    parser.add_argument("--epochs", type=int, help="training epochs of the network")
+    parser.add_argument("--hardening-epochs", type=int, help="training epochs of each defence")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--out", type=Path, help="folder for the runs; a temporary one without it")
+    parser.add_argument("--out", type=Path, help="folder for the runs; default: a temporary one")
     options = parser.parse_args()
     logging.getLogger("art").setLevel(logging.ERROR)
 
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (ART draws from the global generator)
-    usual, usual_hardening = EPOCHS[options.dataset]
+    epochs, hardening_epochs = EPOCHS[options.dataset]
     setting = Setting(
         load_dataset(options.dataset, options.data),
         Linf(options.eps),
         options.samples,
         options.check_samples,
-        usual if options.epochs is None else options.epochs,
-        usual_hardening if options.hardening_epochs is None else options.hardening_epochs,
+        epochs if options.epochs is None else options.epochs,
+        hardening_epochs if options.hardening_epochs is None else options.hardening_epochs,
         "gpu" if options.device == "cuda" else "cpu",
     )
     with tempfile.TemporaryDirectory() as scratch:

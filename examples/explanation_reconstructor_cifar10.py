@@ -1,11 +1,11 @@
-"""Explanation reconstructor on CIFAR-10, where the authors' own collapses: what repairs it, and who still gets past.
+"""Explanation reconstructor on CIFAR-10: variants under zero-knowledge attacks, and adaptive attacks.
 
     python examples/explanation_reconstructor_cifar10.py --data DIR --out OUT [--only variants|chosen|adaptive]
         [--train 10000] [--validate 1000] [--measure 1000] [--adaptive 200] [--seed 0] [--device cuda]
 
 DIR holds CIFAR-10 as torchvision lays it out, and in weights/ the ResNet-20 of the JumpReLU authors (or --weights
 FILE). Variants are fitted on training images and compared on validation images; the best one and the authors' are then
-measured on test images. OUT takes the detectors, which a later call loads.
+measured on test images. OUT receives the detectors, which a later call loads.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"reconstructor": "statistics", "explanation": ["input_gradient", "loss_gradient", "noise_response"]},
     ),
 }
-"""Name -> (what kind of repair it is, options)."""
+"""Name -> (kind of change, options)."""
 
 
 def fitted(name: str, classifier: PyTorchClassifier, part: Split, run: argparse.Namespace) -> ExplanationReconstructor:
-    """The detector of a variant, fitted or loaded."""
+    """Return the detector of a variant, fitted or loaded."""
     path = run.out / f"{name.replace(' ', '_').replace(',', '')}-{len(part.x)}-{run.seed}.safetensors"
     if path.exists():
         return ExplanationReconstructor.load(path, classifier=classifier)
@@ -82,7 +82,7 @@ def fitted(name: str, classifier: PyTorchClassifier, part: Split, run: argparse.
 
 
 class Remembered(EvasionAttack):
-    """An attack that makes its images once: those on the bare network are the same for every detector."""
+    """An attack that makes its images once: those on the undefended classifier are the same for every detector."""
 
     _estimator_requirements = (BaseEstimator,)
 
@@ -98,29 +98,32 @@ class Remembered(EvasionAttack):
 
 
 def remembered(spec: AttackSpec) -> AttackSpec:
-    """The same attack, made once."""
+    """Return the same attack, made once."""
     known: dict[str, FloatArray] = {}
     return replace(spec, build=lambda classifier, threat, seed: Remembered(spec.build(classifier, threat, seed), known))
 
 
-UNAWARE = [remembered(one) for one in PAPERS["explanation_reconstructor"] if one.name.split(",")[0] in AUTHORS]
+ZERO_KNOWLEDGE = [
+    remembered(spec) for spec in PAPERS["explanation_reconstructor"] if spec.name.split(",")[0] in AUTHORS
+]
 
 
 def rows_of(
     detector: ExplanationReconstructor, classifier: PyTorchClassifier, part: Split, run: argparse.Namespace
 ) -> tuple[dict[str, DetectionRow], float]:
-    """What FGSM and PGD, made on the bare network, leave of a detector; and its false positives."""
-    found = measured(classifier, detector, part, EPS, UNAWARE, run.seed)
-    return {row.key.split(",")[0]: row for row in found.rows}, found.false_positives.rate
+    """Return a detector's figures under FGSM and PGD on the undefended classifier, and its false positive rate."""
+    detection = measured(classifier, detector, part, EPS, ZERO_KNOWLEDGE, run.seed)
+    return {row.key.split(",")[0]: row for row in detection.rows}, detection.false_positives.rate
 
 
 def print_table(
     title: str, names: list[str], classifier: PyTorchClassifier, train: Split, part: Split, run: argparse.Namespace
 ) -> str:
-    """A line a variant; returns the name of the one with the largest least AUC."""
-    print(f"\n## {title}: {len(train.x)} images to learn from, {len(part.x)} measured, seed {run.seed}\n")
+    """Print a line per variant; return the name of the variant with the largest minimal AUC."""
+    print(f"\n## {title}: {len(train.x)} training images, {len(part.x)} measured, seed {run.seed}\n")
+    print("ASR: attack success rate at 5 % FPR.\n")
     heads = ("variant", "kind", *(f"{attack}, mean AUC" for attack in AUTHORS))
-    heads += (*(f"{attack}, past FPR 5 %" for attack in AUTHORS), "flagged clean")
+    heads += (*(f"{attack}, ASR" for attack in AUTHORS), "flagged clean")
     print(f"| {' | '.join(heads)} |")
     print("|---" * 7 + "|", flush=True)
     print(f"| the authors' logs | | {AUTHORS['FGSM']} | {AUTHORS['PGD-40']} | | | |", flush=True)
@@ -130,7 +133,7 @@ def print_table(
         aucs = [rows[attack].mean_auc or np.nan for attack in AUTHORS]
         past = [str(rows[attack].success[0].share) if rows[attack].success else "" for attack in AUTHORS]
         least[name] = min(aucs)
-        cells = [name, VARIANTS[name][0], *(f"{one:.3f}" for one in aucs), *past, f"{100 * false_positives:.1f} %"]
+        cells = [name, VARIANTS[name][0], *(f"{auc:.3f}" for auc in aucs), *past, f"{100 * false_positives:.1f} %"]
         print(f"| {' | '.join(cells)} |", flush=True)
     return max(least, key=lambda name: least[name])
 
@@ -138,8 +141,8 @@ def print_table(
 def print_adaptive(
     name: str, classifier: PyTorchClassifier, train: Split, part: Split, run: argparse.Namespace
 ) -> None:
-    """Success of attackers who know of the detector."""
-    print(f"\n## Attackers who know of the detector: {name}, eps {EPS}, {len(part.x)} test images, seed {run.seed}\n")
+    """Print the success rate of adaptive attacks."""
+    print(f"\n## Adaptive attacks: {name}, eps {EPS}, {len(part.x)} test images, seed {run.seed}\n")
     print(HEADS, flush=True)
     detector = fitted(name, classifier, train, run)
     for attack in evading(100):
@@ -174,7 +177,7 @@ def main() -> None:
         held_out = Split(dataset.validation.x[: run.validate], dataset.validation.y[: run.validate])
         names = [name for name in VARIANTS if run.rows in name]
         best = print_table("Variants, validation images", names, classifier, train, held_out, run)
-        print(f"\nThe largest least AUC: {best}", flush=True)
+        print(f"\nThe largest minimal AUC: {best}", flush=True)
     test = dataset.test
     if "chosen" in stages:
         part = Split(test.x[: run.measure], test.y[: run.measure])

@@ -1,10 +1,10 @@
-"""Explanation reconstructor on MNIST: the paper's setting, and attackers who know that they are being watched.
+"""Explanation reconstructor on MNIST: the paper's zero-knowledge setting, and adaptive attacks.
 
     python examples/explanation_reconstructor_mnist.py --data DIR --out OUT [--only paper|adaptive|binary]
         [--seeds 0,1,2] [--measure 2000] [--adaptive 1000] [--long 200] [--epochs 10] [--device cuda]
 
-DIR holds MNIST as torchvision lays it out. OUT takes the classifiers (the authors' network, trained as they do) and the
-detectors, which a later call loads.
+DIR holds MNIST as torchvision lays it out. OUT receives the classifiers (the authors' network, trained as in their
+code) and the detectors, which a later call loads.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ EVADING: dict[str, Callable[..., Any]] = {
 
 
 def network_as(build: Callable[[], nn.Module], seed: int, device: str) -> PyTorchClassifier:
-    """A network with random weights of a seed, for images in [0, 1]."""
+    """Return a classifier with random weights, for images in [0, 1]."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = build().to(device).eval()
@@ -65,7 +65,7 @@ def network_as(build: Callable[[], nn.Module], seed: int, device: str) -> PyTorc
 
 
 def watched(seed: int, train: Split, run: argparse.Namespace) -> tuple[PyTorchClassifier, ExplanationReconstructor]:
-    """The authors' classifier and a detector for it, trained by their settings or loaded."""
+    """Return the authors' classifier and a detector for it, trained by their settings or loaded."""
     classifier = network_as(KoLim, seed, run.device)
     weights, fitted = run.out / f"classifier-{seed}.safetensors", run.out / f"detector-{seed}.safetensors"
     if weights.exists():
@@ -91,7 +91,7 @@ def measured(
     attacks: list[AttackSpec],
     seed: int,
 ) -> Detection:
-    """What attacks on all images leave of a detector."""
+    """Return a detector's figures under attacks on all images."""
     report = evaluate(
         classifier, part.x, part.y, Linf(eps), attacks,
         detector=detector, seed=seed, curve_samples=0, check_samples=0, progress=False,
@@ -101,35 +101,35 @@ def measured(
 
 
 def print_paper(pairs: dict[int, tuple[PyTorchClassifier, ExplanationReconstructor]], part: Split) -> None:
-    """Mean AUC over the classes and seeds, beside the paper's; then the measured false positives."""
+    """Print the mean AUC over the classes and seeds, beside the paper's, and the measured false positive rate."""
     attacks = list(PAPERS["explanation_reconstructor"])
-    found: dict[tuple[str, float], list[float]] = {}
+    measured_aucs: dict[tuple[str, float], list[float]] = {}
     false_positives = []
     for seed, (classifier, detector) in pairs.items():
         for eps in GRID:
             detection = measured(classifier, detector, part, eps, attacks, seed)
             for row in detection.rows:
                 if row.mean_auc is not None:
-                    found.setdefault((row.key.split(",")[0], eps), []).append(row.mean_auc)
+                    measured_aucs.setdefault((row.key.split(",")[0], eps), []).append(row.mean_auc)
         false_positives.append(detection.false_positives)
     print(f"\n## The paper's setting, {len(part.x)} test images, seeds {', '.join(map(str, pairs))}: mean AUC\n")
     print(f"| attack | {' | '.join(f'eps {eps:g}' for eps in GRID)} |\n|---|{'---|' * len(GRID)}", flush=True)
     for attack, printed in PAPER.items():
         cells = []
         for eps in GRID:
-            aucs = found[attack, eps]
+            aucs = measured_aucs[attack, eps]
             cells.append(f"{np.mean(aucs):.4f} ({min(aucs):.4f} to {max(aucs):.4f})")
         print(f"| {attack} | {' | '.join(cells)} |")
         print(f"| the paper | {' | '.join(printed.get(eps, '') for eps in GRID)} |")
-    total = Proportion(sum(one.count for one in false_positives), sum(one.total for one in false_positives))
-    each = ", ".join(f"{100 * one.rate:.1f}" for one in false_positives)
-    print(f"\nFalse positives on unseen benign images at the 5 % setting: {total}; by seed {each} %", flush=True)
+    total = Proportion(sum(share.count for share in false_positives), sum(share.total for share in false_positives))
+    by_seed = ", ".join(f"{100 * share.rate:.1f}" for share in false_positives)
+    print(f"\nFalse positive rate on unseen benign images at the 5 % setting: {total}; by seed {by_seed} %", flush=True)
 
 
 def evading(nb_steps: int) -> list[AttackSpec]:
-    """The attacks that know of the detector, with so many steps; the last follows the network of N + 1 classes.
+    """Return the adaptive attacks with ``nb_steps`` steps; the last attacks the classifier of N + 1 classes.
 
-    All aim at the detector's own threshold: an image is done once it is misclassified and accepted there.
+    All aim at the detector's own threshold: they stop once an image is misclassified and accepted there.
     """
 
     def build(attack: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -140,12 +140,12 @@ def evading(nb_steps: int) -> list[AttackSpec]:
     builds = {name: build(attack) for name, attack in EVADING.items()}
     builds["APGD, N + 1 classes"] = build(AutoPGD)
     return [
-        AttackSpec(name, made, "knows of the detector", kind="white-box", modes="smoothest", samples="all")
+        AttackSpec(name, made, "adaptive", kind="white-box", modes="smoothest", samples="all")
         for name, made in builds.items()
     ]
 
 
-HEADS = "| setting | attack | misclassified | of those right: past the detector's own threshold |\n|---|---|---|---|"
+HEADS = "| setting | attack | misclassified | attack success rate at the detector's own threshold |\n|---|---|---|---|"
 
 
 def print_success(title: str, rows: list[DetectionRow]) -> None:
@@ -156,20 +156,20 @@ def print_success(title: str, rows: list[DetectionRow]) -> None:
 def print_adaptive(
     classifier: PyTorchClassifier, detector: ExplanationReconstructor, test: Split, run: argparse.Namespace, seed: int
 ) -> None:
-    """Success at the detector's own threshold, beside the attackers that do not know."""
-    print(f"\n## Attackers who know of the detector, seed {seed}: misclassified and not detected, %\n")
+    """Print the success rates of adaptive and zero-knowledge attacks at the detector's own threshold."""
+    print(f"\n## Adaptive attacks, seed {seed}: misclassified and not flagged, %\n")
     print(HEADS, flush=True)
     for eps in (0.1, 0.3):
         if run.adaptive:
             part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
-            unaware = measured(classifier, detector, part, eps, list(PAPERS["explanation_reconstructor"]), seed)
-            print_success(f"eps {eps:g}, {len(part.x)} images", unaware.rows)
+            zero_knowledge = measured(classifier, detector, part, eps, list(PAPERS["explanation_reconstructor"]), seed)
+            print_success(f"eps {eps:g}, {len(part.x)} images", zero_knowledge.rows)
         for nb_steps, count in ((100, run.adaptive), (1000, run.long)):
             if count:
                 part = Split(test.x[:count], test.y[:count])
                 for attack in evading(nb_steps):
-                    found = measured(classifier, detector, part, eps, [attack], seed)
-                    print_success(f"eps {eps:g}, {nb_steps} steps, {count} images", found.rows)
+                    detection = measured(classifier, detector, part, eps, [attack], seed)
+                    print_success(f"eps {eps:g}, {nb_steps} steps, {count} images", detection.rows)
 
 
 class Binary(LeNetLike):
@@ -181,20 +181,20 @@ class Binary(LeNetLike):
 
 
 def print_binary(classifier: PyTorchClassifier, train: Split, test: Split, run: argparse.Namespace, seed: int) -> None:
-    """ART's own detector, trained on FGSM examples, under the same attacks."""
-    eps, some = 0.3, slice(0, 10_000)
-    attacked = FastGradientMethod(classifier, eps=eps, batch_size=256).generate(train.x[some])
-    twice = network_as(Binary, seed, run.device)
-    x = np.concatenate([train.x[some], attacked])
+    """Print the figures of ART's own detector, trained on FGSM examples, under the same attacks."""
+    eps, x_clean = 0.3, train.x[:10_000]
+    attacked = FastGradientMethod(classifier, eps=eps, batch_size=256).generate(x_clean)
+    binary = network_as(Binary, seed, run.device)
+    x = np.concatenate([x_clean, attacked])
     y = np.concatenate([np.zeros(len(attacked), dtype=np.int64), np.ones(len(attacked), dtype=np.int64)])
-    train_classifier(twice.model, x, y, nb_epochs=3, mean=[0.0], std=[1.0], seed=seed)
-    two = PyTorchClassifier(
-        twice.model.requires_grad_(False), nn.CrossEntropyLoss(), (1, 28, 28), 2, clip_values=(0.0, 1.0)
+    train_classifier(binary.model, x, y, nb_epochs=3, mean=[0.0], std=[1.0], seed=seed)
+    frozen = PyTorchClassifier(
+        binary.model.requires_grad_(False), nn.CrossEntropyLoss(), (1, 28, 28), 2, clip_values=(0.0, 1.0)
     )
     part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
     print(f"\n## ART's BinaryInputDetector trained on FGSM, eps {eps}, {len(part.x)} images, seed {seed}\n")
     print(HEADS, flush=True)
-    detector = BinaryInputDetector(two)
+    detector = BinaryInputDetector(frozen)
     for attack in [*PAPERS["explanation_reconstructor"], *evading(100)]:
         print_success("BinaryInputDetector", measured(classifier, detector, part, eps, [attack], seed).rows)
 
@@ -204,11 +204,13 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets")
     parser.add_argument("--out", required=True, type=Path, help="folder of classifiers and detectors")
     parser.add_argument("--only", choices=("paper", "adaptive", "binary"), action="append")
-    parser.add_argument("--seeds", default="0,1,2", help="of classifiers and detectors; the first one's is attacked")
+    parser.add_argument(
+        "--seeds", default="0,1,2", help="seeds of classifiers and detectors; adaptive attacks use the first"
+    )
     parser.add_argument("--measure", type=int, default=2_000, help="test images of the paper's setting")
     parser.add_argument("--adaptive", type=int, default=1_000, help="test images for attacks of 100 steps; 0 for none")
     parser.add_argument("--long", type=int, default=200, help="test images for attacks of 1,000 steps; 0 for none")
-    parser.add_argument("--epochs", type=int, default=10, help="of the classifiers")
+    parser.add_argument("--epochs", type=int, default=10, help="epochs of the classifiers")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int)
     run = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Heat and Blur on natural images and on MNIST: which of its readings works, and what survives an adaptive attacker.
+"""Heat and Blur on natural images and on MNIST: ablation, the paper's setting, and robust accuracy.
 
     python examples/heat_and_blur_imagenet.py --data DIR [--dataset image_folder] [--choose 100] [--measure 100]
         [--adaptive 50] [--defaults] [--model squeezenet1_1 --weights FILE] [--device cuda] [--out DIR]
@@ -6,13 +6,13 @@
 DIR holds the images: nips2017/ with labels.csv, or MNIST as torchvision lays it out. By default the network is
 SqueezeNet 1.1 (``--model vgg19`` for the paper's), with the weights that torchvision publishes, or with --weights.
 
-1. The ablation, on the first images of the validation half: accuracy of every reading of the paper, clean and under
-   PGD (10 steps) made on the bare network, which is the paper's setting. The choice is the reading with the largest
-   mean of clean accuracy and of accuracy under PGD at the three eps.
-2. The choice and its controls on the test half, in the same setting and under FGSM, with NDCG, and the overlap of
+1. The ablation, on the first images of the validation half: accuracy of every setting, clean and under PGD (10 steps)
+   on the undefended network, as in the paper. The choice is the setting with the largest mean of clean accuracy and of
+   accuracy under PGD at the three eps.
+2. The choice and its controls on the test half, under the same attack and FGSM, with NDCG, and the overlap of
    heatmaps.
-3. The choice under adaptive attackers on the test half: the worst case of each image, and PGD (20 steps) on every
-   image in each gradient mode. With --defaults this part alone, on the method's defaults.
+3. The choice under adaptive attacks on the test half: robust accuracy, and accuracy under PGD (20 steps) in each
+   gradient mode. With --defaults this part only, on the method's defaults.
 
 Takes about two hours on one core.
 """
@@ -48,24 +48,24 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mnist": {"eps": (0.1, 0.2, 0.3), "sigmas": (0.7, 1.0, 1.5, 2.0), "sharp": 0.4},
 }
 
-LADDER = tuple(one for one in STANDARD if one.name not in ("APGD targeted", "APGD smoothed", "FGSM", "noise"))
-"""The ladder without what takes longest on natural images; what is left out is named in the output."""
+SUITE = tuple(spec for spec in STANDARD if spec.name not in ("APGD targeted", "APGD smoothed", "FGSM", "noise"))
+"""The suite ``standard`` without its slowest attacks on natural images; the output names those that run."""
 
 EACH_MODE = AttackSpec(
     "PGD-20",
     lambda classifier, threat, seed: MarginPGD(classifier, threat.norm, threat.eps, max_iter=20, seed=seed),
-    "white-box: what each gradient mode is worth by itself",
+    "white-box: each gradient mode alone",
     modes="all",
     samples="all",
 )
-"""Runs after the ladder, which tells of each mode only what those before it had left."""
+"""Runs on all images, since the suite attacks under each mode only the images that are still robust."""
 
 USUAL: Options = {"start": "last_conv", "rules": "epsilon_plus_box", "scale": "percentile"}
-"""Where a reading names nothing else; the method's defaults are what this example chose."""
+"""Options that a setting does not name; the method's defaults are the choice of this example."""
 
 
-def readings(sigmas: tuple[float, ...], sharp: float) -> Iterator[tuple[str, Options]]:
-    """Every option of the method, one at a time around a middle, and each way of mixing at each sigma."""
+def settings(sigmas: tuple[float, ...], sharp: float) -> Iterator[tuple[str, Options]]:
+    """Vary every option of the method, one at a time, and each way of mixing at each sigma."""
     middle = sigmas[1]
     for sigma in sigmas:
         yield f"blur only, sigma {sigma:g}", {"mix": "blur", "sigma": sigma}
@@ -97,7 +97,7 @@ def first(split: Split, count: int) -> Split:
 def attacked_sets(
     classifier: PyTorchClassifier, part: Split, all_eps: tuple[float, ...], seed: int, only: str = ""
 ) -> dict[str, FloatArray]:
-    """Clean images, and those that the paper's attacks (or only one kind) make of them on the bare network."""
+    """Return clean images, and those of the paper's attacks (or of one kind) on the undefended network."""
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[part.y]
     sets = {"clean": part.x}
     for spec in PAPERS["heat_and_blur"]:
@@ -118,7 +118,7 @@ def defended_by(classifier: PyTorchClassifier, options: Options) -> PyTorchClass
 
 
 class Restorer:
-    """Restores images under many readings; a heat that several of them share is computed once."""
+    """Restores images under many settings; a heatmap that several of them share is computed once."""
 
     def __init__(self, classifier: PyTorchClassifier, sets: dict[str, FloatArray]) -> None:
         self.classifier, self.sets = classifier, sets
@@ -135,36 +135,35 @@ class Restorer:
             if key not in self.heats:
                 self.heats[key] = torch.cat([face.heatmap(batch.to(face.device)) for batch in batches])
             heats = self.heats[key].split(16)
-            shown = [face.mixed(one.to(face.device), heat) for one, heat in zip(batches, heats, strict=True)]
-            return torch.cat(shown).cpu().numpy()
+            restored = [face.mixed(batch.to(face.device), heat) for batch, heat in zip(batches, heats, strict=True)]
+            return torch.cat(restored).cpu().numpy()
 
 
 def mean_of(rates: dict[str, float]) -> float:
-    """What the choice maximises: clean accuracy and accuracy under PGD, each eps alike."""
+    """Return the criterion of the choice: the mean of clean accuracy and of accuracy under PGD at each eps."""
     return float(np.mean(list(rates.values())))
 
 
 def print_ablation(
     classifier: PyTorchClassifier, part: Split, setting: dict[str, Any], seed: int
 ) -> tuple[Options, list[tuple[str, Options]]]:
-    """The table; returns the options chosen and the controls beside them."""
+    """Print the table; return the chosen options and their controls."""
     sets = attacked_sets(classifier, part, setting["eps"], seed, only="PGD")
-    print(f"\n## Readings, first {len(part.x)} images of the validation part: accuracy %\n")
-    print(f"| reading | {' | '.join(sets)} | mean of clean and PGD |")
+    print(f"\n## Settings, first {len(part.x)} images of the validation part: accuracy %\n")
+    print(f"| setting | {' | '.join(sets)} | mean of clean and PGD |")
     print("|---" * (len(sets) + 2) + "|", flush=True)
-    bare = {name: accuracy(classifier, x, part.y).rate for name, x in sets.items()}
-    print_row("bare network", bare)
+    print_row("undefended network", {name: accuracy(classifier, x, part.y).rate for name, x in sets.items()})
     restorer = Restorer(classifier, sets)
-    found: dict[str, tuple[float, Options]] = {}
-    for name, own in readings(setting["sigmas"], setting["sharp"]):
+    scores: dict[str, tuple[float, Options]] = {}
+    for name, own in settings(setting["sigmas"], setting["sharp"]):
         options = USUAL | own
         rates = {key: accuracy(classifier, restorer.restored(options, key), part.y).rate for key in sets}
         print_row(name, rates)
-        found[name] = mean_of(rates), options
-    controls = {name: one for name, one in found.items() if one[1]["mix"] in ("blur", "heat")}
-    best = max((one for name, one in found.items() if name not in controls), key=lambda one: one[0])
-    blur = max((one for one in controls.values() if one[1]["mix"] == "blur"), key=lambda one: one[0])
-    chosen = next(name for name, one in found.items() if one is best)
+        scores[name] = mean_of(rates), options
+    controls = {name: pair for name, pair in scores.items() if pair[1]["mix"] in ("blur", "heat")}
+    best = max((pair for name, pair in scores.items() if name not in controls), key=lambda pair: pair[0])
+    blur = max((pair for pair in controls.values() if pair[1]["mix"] == "blur"), key=lambda pair: pair[0])
+    chosen = next(name for name, pair in scores.items() if pair is best)
     print(
         f"\nChosen: {chosen} ({100 * best[0]:.1f}); best blur alone: sigma {blur[1]['sigma']:g} ({100 * blur[0]:.1f})."
     )
@@ -188,17 +187,17 @@ def print_row(name: str, rates: dict[str, float]) -> None:
 def print_gray_box(
     classifier: PyTorchClassifier, part: Split, rows: list[tuple[str, Options]], setting: dict[str, Any], seed: int
 ) -> dict[str, FloatArray]:
-    """Accuracy with its interval and NDCG on images that nothing was chosen on."""
+    """Print accuracy with its interval and NDCG on test images."""
     sets = attacked_sets(classifier, part, setting["eps"], seed)
     print(f"\n## The paper's setting, first {len(part.x)} images of the test part: accuracy % [95 % interval] (NDCG)\n")
     print(f"| | {' | '.join(sets)} |")
     print("|---" * (len(sets) + 1) + "|", flush=True)
     clean = predict(classifier, part.x)[1]
-    for name, options in [("bare network", None), *rows]:
-        one = classifier if options is None else defended_by(classifier, options)
+    for name, options in [("undefended network", None), *rows]:
+        target = classifier if options is None else defended_by(classifier, options)
         cells = []
         for x in sets.values():
-            classes, probabilities = predict(one, x)[:2]
+            classes, probabilities = predict(target, x)[:2]
             right = Proportion.of((classes == part.y).tolist())
             cells.append(f"{right} ({ndcg(clean, probabilities).mean():.2f})")
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
@@ -206,7 +205,7 @@ def print_gray_box(
 
 
 def print_overlap(classifier: PyTorchClassifier, sets: dict[str, FloatArray], chosen: Options) -> None:
-    """Whether the hypothesis holds: how much of a heatmap's hottest tenth is where it was on the clean image."""
+    """Print the overlap of the hottest tenth of a heatmap with that of the clean image, which tests the hypothesis."""
     print("\n## Overlap (intersection over union) of the hottest 10 % of pixels, attacked with clean heatmap\n")
     print(f"| relevance from | {' | '.join(name for name in sets if name != 'clean')} |")
     print("|---" * len(sets) + "|", flush=True)
@@ -223,7 +222,7 @@ def print_overlap(classifier: PyTorchClassifier, sets: dict[str, FloatArray], ch
 
 
 def hottest(face: HeatAndBlur, x: FloatArray) -> np.ndarray:
-    """Which pixels are among the hottest tenth (N, H * W)."""
+    """Return a mask of the hottest tenth of the pixels (N, H * W)."""
     with torch.no_grad():
         heat = torch.cat([face.heatmap(torch.tensor(batch, device=face.device)) for batch in np.array_split(x, len(x))])
     flat = heat.flatten(1).cpu().numpy()
@@ -239,26 +238,26 @@ def print_adaptive(
     seed: int,
     out: Path | None,
 ) -> None:
-    """Every image against every gradient mode: the worst case of each image, then what each mode did by itself."""
-    print(f"\n## Adaptive attackers, first {len(part.x)} images of the test part, seed {seed}: robust accuracy %\n")
-    print(f"Attacks: {', '.join(one.name for one in LADDER)}, and the paper's two.\n")
-    print("| | eps | clean | paper's attacks | after all attacks [95 % interval] | broken by |")
+    """Print robust accuracy, then accuracy under each gradient mode alone."""
+    print(f"\n## Adaptive attacks, first {len(part.x)} images of the test part, seed {seed}: robust accuracy %\n")
+    print(f"Attacks: {', '.join(spec.name for spec in SUITE)}, and the paper's two.\n")
+    print("| | eps | clean accuracy | under the paper's attacks | under all attacks [95 % interval] | broken by |")
     print("|---" * 6 + "|", flush=True)
     each_mode: list[str] = []
     for eps in setting["eps"]:
-        for name, options in [("bare network", None), rows[0]]:
-            one = classifier if options is None else defended_by(classifier, options)
-            specs = list(LADDER if options is None else (*LADDER, EACH_MODE, *attack_set("papers", one)))
+        for name, options in [("undefended network", None), rows[0]]:
+            target = classifier if options is None else defended_by(classifier, options)
+            specs = list(SUITE if options is None else (*SUITE, EACH_MODE, *attack_set("papers", target)))
             if options is None:
                 specs = [spec for spec in specs if spec.crafted_on == "defended"]
             folder = None if out is None or options is None else out / f"eps-{eps:.4f}"
             report = evaluate(
-                one, part.x, part.y, Linf(eps), specs,
+                target, part.x, part.y, Linf(eps), specs,
                 seed=seed, block_size=25, curve_samples=0, check_samples=0, out=folder, overwrite=True, progress=False,
             )  # fmt: skip
             summary = report.summary
-            rungs = [row for row in summary.rows if row.source == "ladder" and not row.key.startswith(EACH_MODE.name)]
-            broke = [f"{row.key} {row.broke}" for row in rungs if row.broke]
+            suite = [row for row in summary.rows if row.source == "ladder" and not row.key.startswith(EACH_MODE.name)]
+            broke = [f"{row.key} {row.broke}" for row in suite if row.broke]
             modes = {row.mode: f"{row.robust}" for row in summary.rows if row.key.startswith(EACH_MODE.name)}
             if modes and not each_mode:
                 each_mode = [f"| eps | {' | '.join(modes)} |", "|---" * (len(modes) + 1) + "|"]
@@ -271,7 +270,7 @@ def print_adaptive(
 
 
 def draw(classifier: PyTorchClassifier, sets: dict[str, FloatArray], chosen: Options, path: Path) -> None:
-    """Image, attacked image, both heatmaps and what the network is shown."""
+    """Draw images, attacked images, their heatmaps and the restored images."""
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -299,12 +298,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", required=True, type=Path, help="folder of the images, and of weights/")
     parser.add_argument("--dataset", choices=SETTINGS, default="image_folder")
-    parser.add_argument("--model", help="by default the data set's usual network")
-    parser.add_argument("--weights", type=Path, help="by default the published ones, or training")
+    parser.add_argument("--model", help="default: the data set's default network")
+    parser.add_argument("--weights", type=Path, help="default: the published ones, or training")
     parser.add_argument("--choose", type=int, default=100, help="images of the ablation")
     parser.add_argument("--measure", type=int, default=100, help="images of the paper's setting")
-    parser.add_argument("--adaptive", type=int, default=50, help="images for the adaptive attackers")
-    parser.add_argument("--defaults", action="store_true", help="only the adaptive attackers, on the method's defaults")
+    parser.add_argument("--adaptive", type=int, default=50, help="images for the adaptive attacks")
+    parser.add_argument("--defaults", action="store_true", help="only the adaptive attacks, on the method's defaults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for pictures and for the reports of the adaptive runs")

@@ -1,4 +1,4 @@
-"""JumpReLU on MNIST with its authors' LeNet weights: their table, and the one that an adaptive attacker prints.
+"""JumpReLU on MNIST with its authors' LeNet weights: the paper's table, and robust accuracy.
 
     python examples/jump_relu_mnist.py --data DIR [--ablation] [--threads N]
 
@@ -55,7 +55,7 @@ def accuracy(classifier: PyTorchClassifier, x: np.ndarray, y: np.ndarray) -> Pro
 
 
 def relative_size(adversarial: np.ndarray, x: np.ndarray, norm: float) -> float:
-    """Mean of ||delta|| / ||x|| in normalised space, in %: the authors' second figure."""
+    """Return the mean of ||delta|| / ||x|| in normalised space, in %: the authors' second figure."""
     delta, base = (adversarial - x).reshape(len(x), -1), (x - MEAN).reshape(len(x), -1)
     return 100 * float(np.mean(np.linalg.norm(delta, norm, axis=1) / np.linalg.norm(base, norm, axis=1)))
 
@@ -91,13 +91,15 @@ def print_paper_table(models: dict[str, PyTorchClassifier], data: Dataset, sampl
 def print_adaptive_table(
     models: dict[str, PyTorchClassifier], data: Dataset, samples: int, seed: int, out: Path | None
 ) -> None:
-    """Plain PGD under each gradient mode on all samples, then the ladder, and the worst case of each sample."""
+    """Print accuracy under PGD in each gradient mode, and robust accuracy."""
     x, y = data.test.x[:samples], data.test.y[:samples]
     modes = ("exact", "relu", "smooth")
-    print(f"\n## Adaptive attackers, linf, first {samples} test images, seed {seed}: robust accuracy %\n")
-    print("PGD: margin loss, 40 steps of eps/4, one random start, by gradient mode of the backward pass.")
-    print("Worst case: PGD and the standard ladder. Checks: which ones its attacks fail, if any.\n")
-    print(f"| model | eps | {' | '.join(f'PGD {mode}' for mode in modes)} | transfer | worst case [95 %] | checks |")
+    print(f"\n## Adaptive attacks, linf, first {samples} test images, seed {seed}: accuracy %\n")
+    print("PGD: margin loss, 40 steps of eps/4, one random start, by gradient mode.")
+    print("Robust accuracy: PGD and the suite standard. Checks: those that failed, if any.\n")
+    print(
+        f"| model | eps | {' | '.join(f'PGD {mode}' for mode in modes)} | transfer | robust accuracy [95 %] | checks |"
+    )
     print("|---" * (len(modes) + 5) + "|")
     times = []
     for name, plain in models.items():
@@ -107,32 +109,33 @@ def print_adaptive_table(
                 folder = out / f"{name}-jump-{jump:g}-eps-{eps:g}" if out else None
                 options = {"seed": seed, "curve_samples": 0, "block_size": 512, "out": folder, "overwrite": True}
                 summary = evaluate(classifier, x, y, Linf(eps), [*STANDARD, PGD], **options).summary
-                found = {row.key: row.robust for row in summary.rows}
-                cells = [found.get(f"PGD-40 [{mode}]") for mode in modes] + [found["transfer PGD-40"]]
+                robust = {row.key: row.robust for row in summary.rows}
+                cells = [robust.get(f"PGD-40 [{mode}]") for mode in modes] + [robust["transfer PGD-40"]]
                 shown = " | ".join("" if cell is None else str(cell) for cell in cells)
                 checks = "passed" if summary.established else ", ".join(summary.failed_checks)
                 model = f"{name}, jump {jump:g} | {eps:g}"
                 print(f"| {model} | {shown} | **{summary.worst_case}** | {checks} |", flush=True)
                 times.append(f"| {model} | {' | '.join(_by_mode(summary, mode) for mode in modes)} |")
     threads = torch.get_num_threads()
-    print(f"\nThe ladder's white-box attacks by gradient mode: broke, seconds on {threads} thread(s)\n")
+    print(f"\nWhite-box attacks of the suite by gradient mode: broke, seconds on {threads} thread(s)\n")
     print(f"| model | eps | {' | '.join(modes)} |")
     print("|---" * (len(modes) + 2) + "|")
     print("\n".join(times))
 
 
 def _by_mode(summary: Summary, mode: str) -> str:
-    """What the ladder's attacks under one mode broke together, each what was left, and how long they took."""
+    """Return how many images the suite's attacks under a mode broke, and their seconds."""
     rows = [row for row in summary.rows if row.key.startswith("APGD") and row.key.endswith(f"[{mode}]")]
     return f"{sum(row.broke for row in rows)}, {sum(row.seconds for row in rows):.0f} s" if rows else ""
 
 
 def print_schedules(models: dict[str, PyTorchClassifier], data: Dataset, samples: int, seed: int) -> None:
-    """How the annealed attack should narrow the smooth rule, on what Auto-PGD under all modes leaves."""
+    """Print how many images each schedule of the annealed attack breaks that Auto-PGD under all modes does not."""
     x, y = data.validation.x[:samples], data.validation.y[:samples]
     print(f"\n## Schedules of the annealed attack, jump 1, first {samples} validation images: broke\n")
-    print("Of those that Auto-PGD leaves (margin and cross-entropy, each mode); factors of the width.\n")
-    print(f"| model | eps | left | {' | '.join(', '.join(f'{one:g}' for one in each) for each in SCHEDULES)} |")
+    print("Of the images that Auto-PGD (margin and cross-entropy, each mode) does not break; factors of the width.\n")
+    schedules = [", ".join(f"{factor:g}" for factor in schedule) for schedule in SCHEDULES]
+    print(f"| model | eps | not broken | {' | '.join(schedules)} |")
     print("|---" * (len(SCHEDULES) + 3) + "|")
     for name, plain in models.items():
         jumping = JumpReLU(plain, 1.0)()
@@ -154,9 +157,9 @@ def _broken(classifier: PyTorchClassifier, attack: EvasionAttack, x: np.ndarray,
 
 
 def print_ablation(models: dict[str, PyTorchClassifier], data: Dataset, samples: int, seed: int) -> None:
-    """The open choices, on validation images: the smooth rule's width, and what each jump costs."""
+    """Print the ablations of the smooth mode's width and of the jump, on validation images."""
     x, y = data.validation.x[:samples], data.validation.y[:samples]
-    print(f"\n## Width of the smooth rule, jump 1, PGD-40, first {samples} validation images, accuracy %\n")
+    print(f"\n## Width of the smooth mode, jump 1, PGD-40, first {samples} validation images, accuracy %\n")
     print(f"| model | eps | {' | '.join(f'width {width:g}' for width in WIDTHS)} |")
     print("|---" * (len(WIDTHS) + 2) + "|")
     for name, plain in models.items():
@@ -167,15 +170,15 @@ def print_ablation(models: dict[str, PyTorchClassifier], data: Dataset, samples:
                 attack = MarginPGD(jumping, np.inf, eps, gradient_mode="smooth", nb_starts=2, seed=seed)
                 cells.append(f"{100 * accuracy(jumping, attack.generate(x, y), y).rate:.1f}")
             print(f"| {name} | {eps:g} | {' | '.join(cells)} |", flush=True)
-    print(f"\n## What the jump costs, all {len(data.validation.x):,} validation images, clean accuracy %\n")
+    print(f"\n## Clean accuracy % by jump, all {len(data.validation.x):,} validation images\n")
     grid = [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0]
     print(f"| model | {' | '.join(f'{jump:g}' for jump in [0.0, *grid])} | largest within 1 point |")
     print("|---" * (len(grid) + 3) + "|")
     for name, plain in models.items():
         defence = JumpReLU(plain)
         defence.fit(data.validation.x, data.validation.y, max_accuracy_drop=0.01, jumps=grid)
-        found = {point.jump: f"{100 * point.accuracy:.2f}" for point in defence.curve}
-        print(f"| {name} | {' | '.join(found.get(jump, '') for jump in [0.0, *grid])} | {defence.jump:g} |")
+        rates = {point.jump: f"{100 * point.accuracy:.2f}" for point in defence.curve}
+        print(f"| {name} | {' | '.join(rates.get(jump, '') for jump in [0.0, *grid])} | {defence.jump:g} |")
 
 
 def main() -> None:
@@ -187,7 +190,7 @@ def main() -> None:
     parser.add_argument("--ablation", action="store_true", help="print the ablation instead, on validation images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="of the CPU; by default torch's own choice")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: torch's own choice")
     parser.add_argument("--out", type=Path, help="folder for the records of the adaptive table")
     options = parser.parse_args()
     logging.getLogger("art").setLevel(logging.ERROR)

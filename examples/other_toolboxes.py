@@ -1,16 +1,16 @@
-"""One defended network under the attacks of four libraries: what finds more is the gradient mode, not the library.
+"""One defended network under the attacks of four libraries, by gradient mode.
 
     python examples/other_toolboxes.py [--defence heat_and_blur] [--eps 0.1] [--samples 100] [--steps 40]
     python examples/other_toolboxes.py --dataset mnist --data DIR [--weights FILE]
 
-`as_module` is a defended classifier as one network from images to logits, which is all that another library needs.
+`as_module` turns a defended classifier into one network from images to logits, as other libraries expect.
 Each attack runs under each gradient mode of the defence, on the same images, in the same ball, for the same number of
-steps. PGD from the image itself draws nothing at random, so three libraries must find the same images; Auto-PGD starts
-at random, so its libraries agree up to that.
+steps. PGD from the image itself is deterministic, so three libraries must break the same images; Auto-PGD starts at
+random, so its libraries agree approximately.
 
 On digits it takes half a minute on one core. Foolbox comes with `pip install "art-defenses-ext[examples]"`.
-torchattacks asks for a version of requests that is years old, for downloads that no attack needs, and would take the
-newer one away: `pip install --no-deps torchattacks`. What is missing is left out of the table, and named.
+torchattacks requires an old version of requests, for downloads that no attack needs, and would replace the newer one:
+`pip install --no-deps torchattacks`. Missing libraries are listed and left out of the table.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ from art_defenses_ext.evaluation.threat import Linf
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
 
-os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # Foolbox imports GitPython, which else insists on the program git
+os.environ.setdefault(
+    "GIT_PYTHON_REFRESH", "quiet"
+)  # Foolbox imports GitPython, which otherwise requires the program git
 
 DEFENCES: dict[str, Callable[[PyTorchClassifier], PyTorchClassifier]] = {
     "jump_relu": lambda classifier: JumpReLU(classifier, 1.0)(),
@@ -49,12 +51,12 @@ INSTALL = {
     "torchattacks": "pip install --no-deps torchattacks",
     "foolbox": 'pip install "art-defenses-ext[examples]"',
 }
-"""How to get the libraries that this package does not need."""
+"""Commands that install the optional libraries."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is attacked, and how far an attack may go.
+    """The attacked classifier, its images, and the attacks' budget.
 
     Args:
         classifier: the defended classifier, for ART's attacks and ours.
@@ -74,16 +76,16 @@ class Target:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels where the network is."""
+        """Return images and labels on the network's device."""
         device = self.classifier.device
         return torch.tensor(self.x, device=device), torch.tensor(self.y, device=device)
 
     def robust(self, adversarial: np.ndarray) -> np.ndarray:
-        """Which images (N,) are still classified correctly; what lies outside the ball changes nothing."""
+        """Return which images (N,) are classified correctly; images outside the ball count as the clean ones."""
         ball = Linf(self.eps)
         sizes = ball.sizes(self.x, adversarial, self.classifier.clip_values)
         inside = np.array([ball.allows(float(size)) for size in sizes])
-        clean, attacked = (self.classifier.predict(one).argmax(axis=1) == self.y for one in (self.x, adversarial))
+        clean, attacked = (self.classifier.predict(x).argmax(axis=1) == self.y for x in (self.x, adversarial))
         return clean & (attacked | ~inside)
 
 
@@ -146,7 +148,7 @@ ATTACKS: dict[str, dict[str, Attack]] = {
 
 
 def missing_libraries() -> list[str]:
-    """Those that cannot be imported."""
+    """Return the libraries that cannot be imported."""
     missing = []
     for name in INSTALL:
         try:
@@ -157,7 +159,7 @@ def missing_libraries() -> list[str]:
 
 
 def verdicts(target: Target, attack: Attack, mode: str) -> np.ndarray:
-    """Which images (N,) an attack leaves under one gradient mode."""
+    """Return which images (N,) are robust to an attack under a gradient mode."""
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (ART draws from the global generator)
     with gradient_mode(target.classifier, mode):
@@ -165,40 +167,40 @@ def verdicts(target: Target, attack: Attack, mode: str) -> np.ndarray:
 
 
 def print_table(target: Target, missing: list[str]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """Robust accuracy by attack, library and gradient mode; returns the verdicts behind it."""
+    """Print robust accuracy by attack, library and gradient mode; return which images are robust."""
     modes = gradient_modes(target.classifier)
-    print(f"| attack | library | {' | '.join(modes)} | all modes, worst case |")
+    print(f"| attack | library | {' | '.join(modes)} | all modes |")
     print("|---" * (len(modes) + 3) + "|")
-    found = {}
+    robust = {}
     for algorithm, libraries in ATTACKS.items():
         for library, attack in libraries.items():
             if library in missing:
                 continue
             by_mode = {mode: verdicts(target, attack, mode) for mode in modes}
-            found[algorithm, library] = by_mode
+            robust[algorithm, library] = by_mode
             shares = [*by_mode.values(), np.all(list(by_mode.values()), axis=0)]
             cells = " | ".join(str(Proportion.of(share)) for share in shares)
             print(f"| {algorithm} | {library} | {cells} |", flush=True)
-    return found
+    return robust
 
 
-def print_agreement(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
-    """On how many images two libraries disagree about one algorithm."""
-    print("\nImages on which two libraries come to different verdicts, by gradient mode:\n")
+def print_agreement(robust: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
+    """Print on how many images two libraries disagree about one algorithm."""
+    print("\nImages on which two libraries disagree, by gradient mode:\n")
     for algorithm, libraries in ATTACKS.items():
-        for first, second in combinations([one for one in libraries if (algorithm, one) in found], 2):
-            pairs = {mode: (left, found[algorithm, second][mode]) for mode, left in found[algorithm, first].items()}
+        for first, second in combinations([library for library in libraries if (algorithm, library) in robust], 2):
+            pairs = {mode: (left, robust[algorithm, second][mode]) for mode, left in robust[algorithm, first].items()}
             counts = [f"{mode} {(left != right).sum()} of {len(left)}" for mode, (left, right) in pairs.items()]
             print(f"- {algorithm}, {first} and {second}: {', '.join(counts)}")
 
 
-def print_gain(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
-    """What the gradient modes are worth, and what the libraries are."""
-    exact = [by_mode["exact"].mean() for by_mode in found.values()]
-    worst = [np.all(list(by_mode.values()), axis=0).mean() for by_mode in found.values()]
+def print_gain(robust: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
+    """Print the accuracy under the exact gradient and under all modes."""
+    exact = [by_mode["exact"].mean() for by_mode in robust.values()]
+    worst = [np.all(list(by_mode.values()), axis=0).mean() for by_mode in robust.values()]
     print(
-        f"\nWith the exact gradient these attacks leave {100 * min(exact):.1f} to {100 * max(exact):.1f} %, "
-        f"with the best mode for each image {100 * min(worst):.1f} to {100 * max(worst):.1f} %."
+        f"\nRobust accuracy along the exact gradient: {100 * min(exact):.1f} to {100 * max(exact):.1f} %, "
+        f"under all modes: {100 * min(worst):.1f} to {100 * max(worst):.1f} %."
     )
 
 
@@ -228,9 +230,9 @@ def main() -> None:
 
     print(f"\n{options.defence} on {options.dataset}, linf, eps {options.eps:g}, first {len(x)} test images, ", end="")
     print(f"{options.steps} steps: robust accuracy [95 % interval] by gradient mode; clean {clean}\n")
-    found = print_table(target, missing)
-    print_agreement(found)
-    print_gain(found)
+    robust = print_table(target, missing)
+    print_agreement(robust)
+    print_gain(robust)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The picture in README: a report as the terminal shows it.
+"""The picture in README: a report in the terminal.
 
     python examples/report_picture.py out/digits docs/images/report.svg
 
-The first word is the folder of a finished run, here that of `make evaluate`.
+The first argument is the folder of a finished run, here that of `make evaluate`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.terminal_theme import DIMMED_MONOKAI
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.report.terminal import render
 
-# Rich's own frame around a terminal, without the web font that it would load: pages that show pictures block that.
+# Rich's own frame around a terminal, without its web font, which pages with pictures block.
 FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
 <style>{styles} .{unique_id}-matrix {{ font: {char_height}px monospace; line-height: {line_height}px; }}</style>
 <defs>
@@ -37,7 +37,7 @@ FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http
 
 
 def picture(report: Report, title: str, width: int, height: int) -> str:
-    """The first lines of a report as an SVG, so many columns wide."""
+    """Return the first ``height`` lines of a report as an SVG, ``width`` columns wide."""
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     for line in console.render_lines(render(report.summary), pad=False)[:height]:
         console.print(Segments([*line, Segment.line()]), end="")

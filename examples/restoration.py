@@ -1,4 +1,4 @@
-"""What the restoration examples share: fits, ablations, the papers' setting, and what survives an adaptive attacker.
+"""Common code of the restoration examples: fits, ablations, the papers' setting, and robust accuracy.
 
 Run ``restoration_mnist.py``, ``restoration_fashion_mnist.py`` or ``restoration_cifar10.py``; each says what it does.
 """
@@ -38,19 +38,19 @@ Options = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """One data set's example.
+    """The example of a data set.
 
     Attributes:
         dataset: its name.
-        eps: of training and attacks, linf, in pixel values.
+        eps: radius of training and attacks, linf, in pixel values.
         model: the classifier's name.
-        weights: its weights, below the data folder; None: trained (or --weights).
+        weights: its weights, relative to the data folder; None: trained (or --weights).
         fit: arguments of every fit.
-        adversarial: those of the adversarial stage, in addition.
+        adversarial: additional arguments of the adversarial stage.
         ablation_images: training images of an ablation's fits.
-        ablation_fit: arguments of these.
-        options: of every restorer's constructor.
-        tried: further fits, which ``--fits`` must name: what was tried and found wanting.
+        ablation_fit: arguments of an ablation's fits.
+        options: options of every restorer's constructor.
+        tried: further fits, which run only if ``--fits`` names them.
     """
 
     dataset: str
@@ -70,12 +70,12 @@ class Fit:
     """A restorer and how it is trained.
 
     Attributes:
-        name: of its file.
-        title: of its row.
-        face: its class.
-        options: of its constructor.
+        name: name of its file.
+        title: title of its row.
+        face: class of the restorer.
+        options: options of its constructor.
         training: arguments of its fit that differ from the setting's.
-        after: the fit that it goes on from.
+        after: the fit that it continues.
     """
 
     name: str
@@ -87,9 +87,9 @@ class Fit:
 
 
 def fits(setting: Setting) -> list[Fit]:
-    """The restorers of the tables, in the order in which they are trained."""
+    """Return the restorers of the tables, in the order in which they are trained."""
     adversarial = {"adversarial": True, **setting.adversarial}
-    found = [
+    listed = [
         Fit("autoencoder", "feature autoencoder", FeatureAutoencoder),
         Fit(
             "autoencoder_adversarial",
@@ -105,36 +105,36 @@ def fits(setting: Setting) -> list[Fit]:
             "two_stream_adversarial", "TRN, adversarially trained", TwoStreamRestoration, {}, adversarial, "two_stream"
         ),
     ]
-    smooth = adversarial | {"attack_mode": "smooth"}  # the exact derivative hides what the smooth one finds
+    smooth = adversarial | {"attack_mode": "smooth"}  # the exact derivative is masked, the smooth one is not
     title = "TRN, adversarially trained along the smooth derivative"
-    found.append(Fit("two_stream_smooth", title, TwoStreamRestoration, {}, smooth, "two_stream"))
-    if setting.dataset in ("mnist", "fashion_mnist"):  # the paper's is for their images
+    listed.append(Fit("two_stream_smooth", title, TwoStreamRestoration, {}, smooth, "two_stream"))
+    if setting.dataset in ("mnist", "fashion_mnist"):  # the paper's architecture fits their images
         options, training = {"architecture": "paper"}, {"nb_epochs": 12, "learning_rate": 1e-3}
         paper = Fit("paper", "the paper's autoencoder (5,729 parameters)", FeatureAutoencoder, options, training)
-        found.insert(0, paper)
-    return found
+        listed.insert(0, paper)
+    return listed
 
 
 def trained(
-    one: Fit, classifier: PyTorchClassifier, part: Split, setting: Setting, run: argparse.Namespace
+    fit: Fit, classifier: PyTorchClassifier, part: Split, setting: Setting, run: argparse.Namespace
 ) -> TrainedRestorer:
-    """The restorer from its file, or trained and saved there; an interrupted fit goes on where it stopped."""
-    path = run.out / f"{one.name}-{run.seed}.safetensors"
+    """Load the restorer, or train and save it; an interrupted fit continues."""
+    path = run.out / f"{fit.name}-{run.seed}.safetensors"
     if path.exists():
-        return one.face.load(path, classifier=classifier)
-    if one.after is None:
-        restorer = one.face.for_classifier(classifier, **setting.options | one.options)
+        return fit.face.load(path, classifier=classifier)
+    if fit.after is None:
+        restorer = fit.face.for_classifier(classifier, **setting.options | fit.options)
     else:
-        restorer = one.face.load(run.out / f"{one.after}-{run.seed}.safetensors", classifier=classifier)
+        restorer = fit.face.load(run.out / f"{fit.after}-{run.seed}.safetensors", classifier=classifier)
     begun = time.perf_counter(), time.process_time()
-    arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{one.name}-{run.seed}.part"}
+    arguments = {"eps": setting.eps, "seed": run.seed, "checkpoint": run.out / f"{fit.name}-{run.seed}.part"}
     epochs = {} if run.epochs is None else {"nb_epochs": run.epochs}
-    restorer.fit(part.x, part.y, **arguments | setting.fit | one.training | epochs)
+    restorer.fit(part.x, part.y, **arguments | setting.fit | fit.training | epochs)
     wall, processor = (
         (end - start) / 60 for end, start in zip((time.perf_counter(), time.process_time()), begun, strict=True)
     )
     print(
-        f"- {one.title}: {wall:.1f} minutes, {processor:.1f} of processor time, validation loss "
+        f"- {fit.title}: {wall:.1f} minutes, {processor:.1f} of processor time, validation loss "
         f"{restorer.history[-1].validation_loss:.4f}",
         flush=True,
     )
@@ -157,11 +157,11 @@ MIDDLES: dict[type[TrainedRestorer], tuple[Options, Options]] = {
         {"loss": RestorationLoss(class_weight=0.1), "inputs": ("clean", "fgsm", "pgd", "bim")},
     ),
 }
-"""Options and training where a row names nothing else; the methods' defaults are what the ablations chose."""
+"""Options and training that a row does not name; the methods' defaults are the choice of the ablations."""
 
 
 def autoencoders(grey: bool) -> Iterator[tuple[str, Options, Options]]:
-    """(name, options, training) of the feature autoencoder's ablation: losses, then training inputs."""
+    """Yield (name, options, training) of the feature autoencoder's ablation: losses, training inputs, sizes."""
     losses = {
         "pixels (l2)": RestorationLoss(pixel="l2"),
         "pixels (l1)": RestorationLoss(),
@@ -188,20 +188,24 @@ def autoencoders(grey: bool) -> Iterator[tuple[str, Options, Options]]:
 
 
 def tapped(classifier: PyTorchClassifier) -> Iterator[tuple[str, Options, Options]]:
-    """The same for each single convolution of the classifier, the last of each fifth of them if there are many."""
-    names = [name for name, one in classifier.model.named_modules() if isinstance(one, torch.nn.Conv2d)]
+    """Yield the same for feature losses at a single convolution: all of the classifier, or the last of each fifth."""
+    names = [name for name, module in classifier.model.named_modules() if isinstance(module, torch.nn.Conv2d)]
     for at in sorted({len(names) * fifth // 5 for fifth in range(1, 6)} - {0}):
         loss = RestorationLoss(pixel="l2", feature_weight=1.0, taps=(names[at - 1],))
         yield f"tap: {names[at - 1]}", {}, {"loss": loss}
 
 
 def two_streams() -> Iterator[tuple[str, Options, Options]]:
-    """The same of TRN: what the gradient map holds, then losses with the map that was chosen."""
+    """Yield the same for TRN: gradient maps, then losses with the chosen map."""
     yield "image only", {"gradient_stream": "zero"}, {}
     for scale in ("image", "channel"):
         yield f"predicted class, by {scale}", {"map": "predicted", "scale": scale}, {}
         yield f"stacked, by {scale}", {"map": "stacked", "scale": scale}, {}
-    yield "stacked, softmax, by image", {"map": "stacked", "weights": "softmax"}, {}  # by channel, weights go away
+    yield (
+        "stacked, softmax, by image",
+        {"map": "stacked", "weights": "softmax"},
+        {},
+    )  # scaling by channel cancels weights
     yield "stacked, top 3, uniform, by channel", {"map": "stacked", "top_k": 3, "scale": "channel"}, {}
     yield "sum of all, uniform", {"map": "sum"}, {}
     yield "sum of top 3, uniform", {"map": "sum", "top_k": 3}, {}
@@ -225,14 +229,14 @@ def print_ablation(
     setting: Setting,
     seed: int,
 ) -> None:
-    """A table of short fits, measured on validation images; the mean of the papers' columns is what is chosen by."""
+    """Print short fits, measured on validation images; the criterion is the mean of the papers' columns."""
     part = Split(dataset.train.x[: setting.ablation_images], dataset.train.y[: setting.ablation_images])
     held_out = Split(dataset.validation.x[:1000], dataset.validation.y[:1000])
     sets = gray_box(classifier, held_out, setting, ("FGSM", "PGD-40"))
     print(
         f"\n## {title}: fits on {len(part.x)} images, accuracy % on {len(held_out.x)} validation images, seed {seed}\n"
     )
-    print(f"| | {' | '.join(sets)} | mean of these | PGD-20 end to end, exact |")
+    print(f"| | {' | '.join(sets)} | mean of the three | PGD-20 end to end, exact |")
     print("|---" * (len(sets) + 3) + "|", flush=True)
     usual_options, usual_training = MIDDLES[face]
     for name, options, training in variants:
@@ -241,15 +245,16 @@ def print_ablation(
         restorer.fit(part.x, part.y, **arguments | setting.ablation_fit | training)
         defended = defend(classifier, restorer)
         rates = [accuracy(defended, x, held_out.y).rate for x in sets.values()]
-        some = slice(0, 300)
+        attacked = slice(0, 300)
         attack = MarginPGD(defended, np.inf, setting.eps, max_iter=20, gradient_mode="exact", seed=seed)
-        end_to_end = accuracy(defended, attack.generate(held_out.x[some], held_out.y[some]), held_out.y[some]).rate
+        x_adv = attack.generate(held_out.x[attacked], held_out.y[attacked])
+        end_to_end = accuracy(defended, x_adv, held_out.y[attacked]).rate
         cells = [f"{100 * rate:.1f}" for rate in (*rates, float(np.mean(rates)), end_to_end)]
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def adversarial_stages(setting: Setting) -> Iterator[tuple[str, Options]]:
-    """(name, training) of the adversarial stage's ablation; where a row names nothing else, it is the setting's."""
+    """Yield (name, training) of the adversarial stage's ablation; other arguments are the setting's."""
     for rate in (1e-3, 3e-3, 1e-2):
         yield f"learning rate {rate:g}", {"learning_rate": rate}
     yield "batches of 64", {"batch_size": 64}
@@ -265,13 +270,13 @@ def adversarial_stages(setting: Setting) -> Iterator[tuple[str, Options]]:
 def print_adversarial_ablation(
     classifier: PyTorchClassifier, dataset: Dataset, setting: Setting, run: argparse.Namespace
 ) -> None:
-    """A table of short adversarial stages of the feature autoencoder, measured on validation images."""
+    """Print short adversarial stages of the feature autoencoder, measured on validation images."""
     part = Split(dataset.train.x[: setting.ablation_images], dataset.train.y[: setting.ablation_images])
     held_out = Split(dataset.validation.x[:1000], dataset.validation.y[:1000])
-    some = slice(0, 500)
+    attacked = slice(0, 500)
     print(
         f"\n## Feature autoencoder, adversarial stage: fits on {len(part.x)} images, accuracy % on {len(held_out.x)} "
-        f"validation images ({some.stop} under attack), seed {run.seed}\n"
+        f"validation images ({attacked.stop} under attack), seed {run.seed}\n"
     )
     print("| | clean | APGD on margin and cross-entropy, 50 steps each, exact |\n|---|---|---|", flush=True)
     for name, training in adversarial_stages(setting):
@@ -279,13 +284,13 @@ def print_adversarial_ablation(
         arguments = {"eps": setting.eps, "seed": run.seed, "progress": False, "validation_split": 0.0}
         restorer.fit(part.x, part.y, adversarial=True, **arguments | setting.adversarial | training)
         defended = defend(classifier, restorer)
-        kept = np.ones(some.stop, dtype=bool)
+        robust = np.ones(attacked.stop, dtype=bool)
         for loss in ("margin", "cross_entropy"):
             attack = AutoPGD(defended, np.inf, setting.eps, max_iter=50, loss=loss, seed=run.seed)
-            x = attack.generate(held_out.x[some], held_out.y[some])
-            kept &= predict(defended, x).classes == held_out.y[some]
+            x = attack.generate(held_out.x[attacked], held_out.y[attacked])
+            robust &= predict(defended, x).classes == held_out.y[attacked]
         clean = accuracy(defended, held_out.x, held_out.y).rate
-        print(f"| {name} | {100 * clean:.1f} | {100 * kept.mean():.1f} |", flush=True)
+        print(f"| {name} | {100 * clean:.1f} | {100 * robust.mean():.1f} |", flush=True)
 
 
 # Measurements
@@ -294,7 +299,7 @@ def print_adversarial_ablation(
 def gray_box(
     classifier: PyTorchClassifier, part: Split, setting: Setting, names: tuple[str, ...] | None = None
 ) -> dict[str, FloatArray]:
-    """Clean images, and what the papers' attacks make of them on the bare classifier."""
+    """Return clean images, and those of the papers' attacks on the undefended classifier."""
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[part.y]
     sets = {"clean": part.x}
     for spec in PAPERS["two_stream_restoration"]:
@@ -314,9 +319,9 @@ def accuracy(classifier: PyTorchClassifier, x: FloatArray, y: np.ndarray) -> Pro
 def print_gray_box(
     classifier: PyTorchClassifier, restorers: dict[str, TrainedRestorer], part: Split, setting: Setting
 ) -> None:
-    """The papers' setting, and TRN's second stream switched off and shuffled."""
+    """Print the papers' setting, with controls of TRN's second stream: zero and shuffled."""
     sets = gray_box(classifier, part, setting)
-    print(f"\n## The papers' setting, {len(part.x)} test images, attacks made on the bare network: accuracy %\n")
+    print(f"\n## The papers' setting, {len(part.x)} test images, attacks on the undefended classifier: accuracy %\n")
     print(f"| | {' | '.join(sets)} |")
     print("|---" * (len(sets) + 1) + "|", flush=True)
     print_row("undefended", classifier, sets, part.y)
@@ -334,32 +339,32 @@ def print_row(title: str, classifier: PyTorchClassifier, sets: dict[str, FloatAr
 
 
 BETAS = (3.0, 10.0, 20.0, 40.0)
-"""Of the softplus in the surrogates that are compared; the methods' own is among them."""
+"""Beta of the softplus in the compared surrogates; the methods' default is among them."""
 
 
 def print_surrogates(
     classifier: PyTorchClassifier, restorers: dict[str, TrainedRestorer], part: Split, setting: Setting, seed: int
 ) -> None:
-    """What attackers leave along the exact derivative and along smooth ones of several widths: least is strongest."""
+    """Print accuracy under attacks along the exact derivative and along smooth ones of several widths."""
     print(
-        f"\n## Surrogates: accuracy % on {len(part.x)} validation images, seed {seed}, after Auto-PGD on the margin, "
+        f"\n## Surrogates: accuracy % on {len(part.x)} validation images, seed {seed}, under Auto-PGD on the margin, "
         "100 steps, and annealed, five times 100 steps from that width on\n"
     )
     print("| | derivative | Auto-PGD | annealed |\n|---|---|---|---|", flush=True)
     for title, restorer in restorers.items():
         defended = defend(classifier, restorer)
         options = {"norm": np.inf, "eps": setting.eps, "seed": seed, "loss": "margin"}
-        print(f"| {title} | exact | {kept(AutoPGD(defended, **options), part)} | |", flush=True)
+        print(f"| {title} | exact | {accuracy_under(AutoPGD(defended, **options), part)} | |", flush=True)
         own = getmodule(type(restorer)).BETA  # type: ignore[union-attr]
         for beta in BETAS:
             with surrogate_width(defended, own / beta):
-                attacks = [one(defended, gradient_mode="smooth", **options) for one in (AutoPGD, AnnealedPGD)]
-                cells = " | ".join(str(kept(one, part)) for one in attacks)
+                attacks = [attack(defended, gradient_mode="smooth", **options) for attack in (AutoPGD, AnnealedPGD)]
+                cells = " | ".join(str(accuracy_under(attack, part)) for attack in attacks)
             print(f"| {title} | softplus, beta {beta:g} | {cells} |", flush=True)
 
 
-def kept(attack: TensorAttack, part: Split) -> Proportion:
-    """The images that withstand it."""
+def accuracy_under(attack: TensorAttack, part: Split) -> Proportion:
+    """Return the accuracy under an attack."""
     return accuracy(attack.estimator, attack.generate(part.x, part.y), part.y)
 
 
@@ -370,9 +375,9 @@ def print_adaptive(
     setting: Setting,
     run: argparse.Namespace,
 ) -> None:
-    """The ladder ``standard`` with its checks: the worst case of each image."""
-    print(f"\n## Adaptive attackers, set standard, {len(part.x)} test images, seed {run.seed}: robust accuracy %\n")
-    print("| | clean | paper's attacks | worst case | established | broken by |")
+    """Print robust accuracy under the suite ``standard``, with its checks."""
+    print(f"\n## Adaptive attacks, suite standard, {len(part.x)} test images, seed {run.seed}: robust accuracy %\n")
+    print("| | clean accuracy | under the paper's attacks | robust accuracy | established | broken by |")
     print("|---" * 6 + "|", flush=True)
     for title, restorer in restorers.items():
         folder = run.out / f"report_{title.replace(' ', '_').replace(',', '').replace('(', '').replace(')', '')}"
@@ -394,27 +399,27 @@ def print_adaptive(
 
 
 def main(setting: Setting, description: str) -> None:
-    """The command of one example."""
+    """Run the command of an example."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets, and of weights/")
     parser.add_argument(
-        "--out", required=True, type=Path, help="folder of the fits, which are loaded if there, and of reports"
+        "--out", required=True, type=Path, help="folder of the fits, which are loaded if present, and of reports"
     )
     parser.add_argument("--only", choices=("ablation", "fit", "surrogates", "papers", "adaptive"), action="append")
-    parser.add_argument("--fits", help="names of fits with commas; by default all")
-    parser.add_argument("--rows", default="", help="of the ablation, those whose name contains this")
-    parser.add_argument("--weights", type=Path, help="of the classifier")
-    parser.add_argument("--epochs", type=int, help="of every fit, instead of the example's own numbers")
+    parser.add_argument("--fits", help="comma-separated names of fits; default: all")
+    parser.add_argument("--rows", default="", help="rows of the ablation whose name contains this")
+    parser.add_argument("--weights", type=Path, help="weights of the classifier")
+    parser.add_argument("--epochs", type=int, help="epochs of every fit; default: the example's own")
     parser.add_argument("--measure", type=int, default=10_000, help="test images of the papers' setting")
-    parser.add_argument("--adaptive", type=int, default=1_000, help="test images for the adaptive attackers")
+    parser.add_argument("--adaptive", type=int, default=1_000, help="test images for the adaptive attacks")
     parser.add_argument("--checks", type=int, default=100, help="images for the checks of the adaptive attacks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--dataset", default=setting.dataset, help="another one of the same form, with --weights")
+    parser.add_argument("--dataset", default=setting.dataset, help="another data set of the same shape, with --weights")
     run = parser.parse_args()
     if run.dataset != setting.dataset and run.weights is None:
-        parser.error(f"--dataset {run.dataset} needs --weights: the usual ones are for {setting.dataset}")
+        parser.error(f"--dataset {run.dataset} needs --weights: the default ones are for {setting.dataset}")
     setting = replace(setting, dataset=run.dataset)
     logging.getLogger("art").setLevel(logging.ERROR)
     if run.threads:
@@ -427,19 +432,19 @@ def main(setting: Setting, description: str) -> None:
     wanted = None if run.fits is None else run.fits.split(",")
     if "ablation" in stages and (wanted is None or "autoencoder" in wanted):
         variants = [*autoencoders(setting.dataset in ("mnist", "fashion_mnist")), *tapped(classifier)]
-        variants = [one for one in variants if run.rows in one[0]]
+        variants = [variant for variant in variants if run.rows in variant[0]]
         print_ablation("Feature autoencoder", FeatureAutoencoder, variants, classifier, dataset, setting, run.seed)
     if "ablation" in stages and (wanted is None or "two_stream" in wanted):
-        variants = [one for one in two_streams() if run.rows in one[0]]
+        variants = [variant for variant in two_streams() if run.rows in variant[0]]
         print_ablation("TRN", TwoStreamRestoration, variants, classifier, dataset, setting, run.seed)
-    if "ablation" in stages and "autoencoder_adversarial" in (wanted or ()):  # goes on from a fit
+    if "ablation" in stages and "autoencoder_adversarial" in (wanted or ()):  # continues a fit
         print_adversarial_ablation(classifier, dataset, setting, run)
-    chosen = [one for one in fits(setting) if wanted is None or one.name in wanted]
-    chosen += [one for one in setting.tried if wanted is not None and one.name in wanted]
+    chosen = [fit for fit in fits(setting) if wanted is None or fit.name in wanted]
+    chosen += [fit for fit in setting.tried if wanted is not None and fit.name in wanted]
     if stages == ["ablation"]:
         return
     print("\n## Fits\n", flush=True)
-    restorers = {one.title: trained(one, classifier, dataset.train, setting, run) for one in chosen}
+    restorers = {fit.title: trained(fit, classifier, dataset.train, setting, run) for fit in chosen}
     if "surrogates" in stages:
         part = Split(dataset.validation.x[: run.adaptive], dataset.validation.y[: run.adaptive])
         print_surrogates(classifier, restorers, part, setting, run.seed)
@@ -452,5 +457,5 @@ def main(setting: Setting, description: str) -> None:
 
 
 def end_to_end(eps: float, nb_steps: int) -> list[Any]:
-    """Training inputs of the adversarial stage: half clean, half made through restorer and classifier."""
+    """Return the training inputs of the adversarial stage: half clean, half end-to-end PGD."""
     return ["clean", pgd(eps, nb_steps, through="defence")]

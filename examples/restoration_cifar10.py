@@ -1,12 +1,12 @@
-"""Feature autoencoder and TRN on CIFAR-10: the papers' setting at 8/255, and what survives an adaptive attacker.
+"""Feature autoencoder and TRN on CIFAR-10: the papers' setting and robust accuracy at 8/255.
 
     python examples/restoration_cifar10.py --data DIR --out OUT [--fits NAME,...]
         [--only ablation|fit|surrogates|papers|adaptive] [--device cuda] [--measure 1000]
         [--dataset svhn --weights FILE]
 
 DIR holds CIFAR-10 as torchvision lays it out, and in weights/ the ResNet-20 of the JumpReLU authors (or --weights
-FILE). OUT takes the fits, which a later call loads, and the reports. On a CPU a fit takes hours; interrupted, it goes
-on where it stopped.
+FILE). OUT receives the fits, which a later call loads, and the reports. On a CPU a fit takes hours; an
+interrupted fit continues.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ SETTING = Setting(
     eps=EPS,
     model="resnet20",
     weights="weights/erichson_cifar10_resnet20_baseline.pkl",
-    # BIM, MIM and FFGSM are kept out of training. Without the class term hardly anything is mended here; without half
-    # of the images clean, these suffer.
+    # BIM, MIM and FFGSM are held out. Without the class term the accuracy under attack is low; without half of the
+    # images clean, the clean accuracy is.
     fit={
         "nb_epochs": 20,
         "learning_rate": 2e-3,
@@ -52,7 +52,7 @@ SETTING = Setting(
         # A second, smaller cosine (SGDR), for a fit that was cut to what a CPU can do.
         Fit(
             "autoencoder_further",
-            "feature autoencoder, three epochs more",
+            "feature autoencoder, three more epochs",
             FeatureAutoencoder,
             training={"nb_epochs": 3, "learning_rate": 5e-4},
             after="autoencoder",

@@ -1,10 +1,10 @@
-"""Feature autoencoder and TRN on Fashion-MNIST: the papers' setting at eps .1, and what survives an adaptive attacker.
+"""Feature autoencoder and TRN on Fashion-MNIST: the papers' setting and robust accuracy at eps .1.
 
     python examples/restoration_fashion_mnist.py --data DIR --out OUT [--fits NAME,...]
         [--only ablation|fit|surrogates|papers|adaptive]
 
 DIR holds Fashion-MNIST as torchvision lays it out. The classifier is the LeNet of the JumpReLU authors, trained here
-for five epochs (or --weights FILE). OUT takes the fits, which a later call loads, and the reports.
+for five epochs (or --weights FILE). OUT receives the fits, which a later call loads, and the reports.
 """
 
 from __future__ import annotations

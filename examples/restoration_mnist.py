@@ -1,10 +1,10 @@
-"""Feature autoencoder and TRN on MNIST: the papers' setting at eps .2, and what survives an adaptive attacker.
+"""Feature autoencoder and TRN on MNIST: the papers' setting and robust accuracy at eps .2.
 
     python examples/restoration_mnist.py --data DIR --out OUT [--fits NAME,...]
         [--only ablation|fit|surrogates|papers|adaptive]
 
 DIR holds MNIST as torchvision lays it out, and in weights/ the LeNet of the JumpReLU authors (or --weights FILE). OUT
-takes the fits, which a later call loads, and the reports.
+receives the fits, which a later call loads, and the reports.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The table of all defences: every run behind docs/results, one after the other, each gone on with where it stopped.
+"""All runs of docs/results, one after the other; an interrupted run continues.
 
     python examples/results.py --data DIR --out OUT [--only NAME,...] [--list] [--dry]
 
-DIR holds the data sets as torchvision lays them out and weights/; OUT takes fits and runs. A line is an `art-defenses
-evaluate` command, printed before it runs; a finished one is not repeated. Entries and the page go to docs/results.
+DIR holds the data sets as torchvision lays them out and weights/; OUT receives fits and runs. A line is an
+`art-defenses evaluate` command, printed before it runs; a finished run is not repeated. Entries and the page are
+written to docs/results.
 """
 
 from __future__ import annotations
@@ -32,22 +33,22 @@ SOFT_MASK = (
     *("-o", "heat_and_blur.mix=soft_mask", "-o", "heat_and_blur.sigma=1.5"),
     *("-o", "heat_and_blur.scale=percentile"),
 )
-"""The reading of Heat and Blur that keeps most of MNIST's validation images (docs/methods/heat_and_blur.md)."""
+"""The setting of Heat and Blur that the ablation on MNIST chose (docs/methods/heat_and_blur.md)."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the table.
+    """A line of the table.
 
     Attributes:
         dataset: its name.
-        name: of the run and its entry.
-        title: of the line.
-        defences: in the order in which they are put on.
+        name: name of the run and its entry.
+        title: title of the line.
+        defences: names of the defences, in the order of application.
         options: further words of the command.
-        fits: the example that makes its files, and their names there.
-        network: the file below the data folder whose weights are loaded; None: trained.
-        samples: images; None for the data set's number.
+        fits: names of the fits that it needs.
+        network: file of weights, relative to the data folder; None: trained.
+        samples: number of images; None for the data set's default.
     """
 
     dataset: str
@@ -62,18 +63,18 @@ class Line:
 
 EPS = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1, "cifar10": 8 / 255}
 SAMPLES = {"digits": 500, "mnist": 1000, "fashion_mnist": 1000, "cifar10": 200}
-"""Of digits all that its test part has; of CIFAR-10 what a CPU gets through."""
+"""Numbers of test images: for digits all; for CIFAR-10 what is affordable on a CPU."""
 
 FEWER = 200
-"""Of pairs, all of whose gradient modes are combined, and of an adversarially trained TRN: three modes and a passage
-through the classifier in each of their steps."""
+"""Number of images for pairs, since all their gradient modes are combined, and for an adversarially trained TRN, whose
+steps cost a pass through the classifier in each of three modes."""
 
 FITTING = {
     "mnist": ("restoration_mnist.py",),
     "fashion_mnist": ("restoration_fashion_mnist.py",),
     "cifar10": ("restoration_cifar10.py", "--epochs", "10"),
 }
-"""The example that fits a data set's restorers, and what it is told: on CIFAR-10 half the epochs of a GPU."""
+"""The example that fits a data set's restorers, and its arguments: on CIFAR-10 half the epochs of a GPU."""
 
 BASE = {
     "mnist": "weights/erichson_mnist_lenet_baseline.pkl",
@@ -83,22 +84,22 @@ ROBUST = {"mnist": "weights/erichson_mnist_lenet_robust.pkl"}
 
 
 def restored(dataset: str, face: str, fit: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The words that put a restorer on, and the fits that must be there: of digits it is trained by the command."""
+    """Return the words that add a restorer, and the fits that they need; for digits the command trains it."""
     if dataset in FITTING:
         return ("--fitted", f"{face}=OUT/{dataset}/{fit}-0.safetensors"), (fit.removesuffix("_adversarial"), fit)
     return (("-o", f"{face}.adversarial=true") if fit.endswith("_adversarial") else ()), ()
 
 
 def trained(dataset: str) -> tuple[str, ...]:
-    """The words that train a feature autoencoder before a network with jumps, which no example's fits are for."""
+    """Return the words that train a feature autoencoder for a network with JumpReLU, which no example fits."""
     return ("-o", "feature_autoencoder.nb_epochs=3") if dataset in FITTING else ()
 
 
 def lines() -> Iterator[Line]:
-    """All lines, the quick ones of each data set first."""
+    """Yield all lines, the fast ones of each data set first."""
     for dataset in ("digits", "mnist", "fashion_mnist"):
         base, robust = BASE.get(dataset), ROBUST.get(dataset)
-        yield Line(dataset, "bare", "bare network", ("none",), network=base)
+        yield Line(dataset, "bare", "undefended network", ("none",), network=base)
         yield Line(dataset, "jump_relu", "JumpReLU, jump 1", ("jump_relu",), ("--jump", "1"), network=base)
         for face, name, fit in (
             ("feature_autoencoder", "Feature autoencoder", "autoencoder"),
@@ -129,7 +130,7 @@ def lines() -> Iterator[Line]:
 
 
 def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
-    """Defences on an adversarially trained network, where there is one; a restorer is fitted to it by the command."""
+    """Yield defences of an adversarially trained network; the command fits the restorer."""
     if network is None:
         return
     yield Line(dataset, "robust_bare", "adversarially trained network", ("none",), network=network)
@@ -144,9 +145,9 @@ def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
 
 
 def on_cifar10() -> Iterator[Line]:
-    """What a CPU can fit and attack on CIFAR-10 within an hour a line."""
+    """Yield the lines of CIFAR-10 that take a CPU about an hour each."""
     base = BASE["cifar10"]
-    yield Line("cifar10", "bare", "bare network", ("none",), network=base)
+    yield Line("cifar10", "bare", "undefended network", ("none",), network=base)
     yield Line("cifar10", "jump_relu", "JumpReLU, jump tuned", ("jump_relu",), network=base)
     yield Line("cifar10", "heat_and_blur", "Heat and Blur", ("heat_and_blur",), network=base)
     words, fits = restored("cifar10", "feature_autoencoder", "autoencoder")
@@ -154,7 +155,7 @@ def on_cifar10() -> Iterator[Line]:
 
 
 def command_of(line: Line) -> list[str]:
-    """The command as others can type it, with DIR and OUT for the folders."""
+    """Return the published command, with DIR and OUT for the folders."""
     samples = line.samples or SAMPLES[line.dataset]
     words = ["art-defenses", "evaluate", "--dataset", line.dataset, "--data", "DIR"]
     words += [word for name in line.defences for word in ("--defence", name)]
@@ -164,19 +165,19 @@ def command_of(line: Line) -> list[str]:
 
 
 def fitting_of(line: Line) -> list[str] | None:
-    """The command that makes the fits of a line."""
+    """Return the command that makes the fits of a line."""
     if not line.fits:
         return None
     names = ",".join(dict.fromkeys(line.fits))
-    example, *told = FITTING[line.dataset]
+    example, *arguments = FITTING[line.dataset]
     words = ["python", f"examples/{example}", "--data", "DIR", "--out", f"OUT/{line.dataset}", "--fits", names]
-    return [*words, *told, "--only", "fit"]
+    return [*words, *arguments, "--only", "fit"]
 
 
 def here(words: list[str], run: argparse.Namespace) -> list[str]:
-    """The same words for this machine."""
+    """Return the words with this machine's folders and interpreter."""
     folders = {"DIR": run.data, "OUT": run.out}
-    rest = [re.sub(r"\b(DIR|OUT)\b", lambda found: str(folders[found[1]]), word) for word in words[1:]]
+    rest = [re.sub(r"\b(DIR|OUT)\b", lambda match: str(folders[match[1]]), word) for word in words[1:]]
     if words[0] == "python":
         rest[0] = str(RESULTS.parents[1] / rest[0])
         rest += ["--threads", "1"]
@@ -184,9 +185,9 @@ def here(words: list[str], run: argparse.Namespace) -> list[str]:
 
 
 def carry_out(line: Line, run: argparse.Namespace) -> None:
-    """Fit, evaluate, write the entry."""
-    commands = [one for one in (fitting_of(line), command_of(line)) if one is not None]
-    typed = "\n".join(shlex.join(one) for one in commands)
+    """Fit, evaluate and write the entry of a line."""
+    commands = [words for words in (fitting_of(line), command_of(line)) if words is not None]
+    typed = "\n".join(shlex.join(words) for words in commands)
     print(f"\n# {line.dataset}: {line.title}\n{typed}", flush=True)
     if run.dry:
         return
@@ -197,7 +198,7 @@ def carry_out(line: Line, run: argparse.Namespace) -> None:
         subprocess.run(here(words, run), check=True)
     entry = ["entry", str(folder), "--dataset", line.dataset, "--name", line.title]
     entry += ["--out", str(RESULTS / line.dataset / f"{line.name}.json")]
-    entry += ["--command", typed.replace("\n", "; ")]  # as others type it, with DIR and OUT
+    entry += ["--command", typed.replace("\n", "; ")]  # the published form, with DIR and OUT
     link = PAPERS.get(line.defences[0]) if len(line.defences) == 1 else None
     subprocess.run([*PROGRAM, *entry, *(["--link", link] if link else [])], check=True)
     subprocess.run([*PROGRAM, "leaderboard", str(RESULTS)], check=True)
@@ -207,7 +208,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, default=Path("DIR"), help="folder of the data sets, and of weights/")
     parser.add_argument("--out", type=Path, default=Path("OUT"), help="folder of fits and runs")
-    parser.add_argument("--only", help="names of lines with commas, such as mnist/jump_relu, or of data sets")
+    parser.add_argument("--only", help="comma-separated names of lines, such as mnist/jump_relu, or of data sets")
     parser.add_argument("--list", action="store_true", help="print the names of all lines")
     parser.add_argument("--dry", action="store_true", help="print the commands without running them")
     run = parser.parse_args()

@@ -160,14 +160,14 @@ def test_one_workflow_in_art_ends_in_one_table(tmp_path: Path) -> None:
         "ART's adversarial training",
     ]
     for row in table:
-        assert rate(row["worst case"]) <= rate(row["ART, all modes"]) <= rate(row["ART, exact gradient"])
+        assert rate(row["robust accuracy"]) <= rate(row["ART, all modes"]) <= rate(row["ART, exact gradient"])
         assert rate(row["ART, exact gradient"]) <= rate(row["clean"])
         assert (tmp_path / row["run"] / "report.html").is_file()
     first, *others = table
-    assert first["less the undefended"] == first["p"] == ""
+    assert first["minus undefended"] == first["p"] == ""
     for row in others:
-        difference = float(row["less the undefended"].split()[0])
-        assert difference == pytest.approx(rate(row["worst case"]) - rate(first["worst case"]), abs=0.05)
+        difference = float(row["minus undefended"].split()[0])
+        assert difference == pytest.approx(rate(row["robust accuracy"]) - rate(first["robust accuracy"]), abs=0.05)
         assert 0 <= float(row["p"]) <= 1
 
 
@@ -176,7 +176,7 @@ def find_more_under_another_gradient_mode(toolboxes: str) -> None:
     assert {"ART", "ours"} <= {row["library"] for row in table}
     for row in table:
         modes = [rate(row[mode]) for mode in ("exact", "relu", "smooth")]
-        assert rate(row["all modes, worst case"]) <= min(modes)
+        assert rate(row["all modes"]) <= min(modes)
     pgd = next(row for row in table if (row["attack"], row["library"]) == ("PGD", "ART"))
     assert rate(pgd["smooth"]) < rate(pgd["exact"])
 
@@ -204,21 +204,21 @@ def test_other_toolboxes_side_by_side() -> None:
 
 
 def run_tour() -> NotebookNode:
-    """The tour on fewer images, in fewer epochs and with a rung less, run from the top; a cell that fails raises."""
+    """Run the tour on fewer images, in fewer epochs and with an attack less; a cell that fails raises."""
     notebook = nbformat.read(EXAMPLES / "tour.ipynb", as_version=4)
-    first = next(one for one in notebook.cells if one.id == "imports")
+    first = next(cell for cell in notebook.cells if cell.id == "imports")
     assert "EPOCHS = 0.1, 50, 20, 15" in first.source
     first.source = first.source.replace("EPOCHS = 0.1, 50, 20, 15", "EPOCHS = 0.1, 20, 6, 5")
-    rungs = next(one for one in notebook.cells if one.id == "evaluate")
-    assert '"APGD annealed", ' in rungs.source
-    rungs.source = rungs.source.replace('"APGD annealed", ', "")
+    suite = next(cell for cell in notebook.cells if cell.id == "evaluate")
+    assert '"APGD annealed", ' in suite.source
+    suite.source = suite.source.replace('"APGD annealed", ', "")
     NotebookClient(notebook, timeout=None, resources={"metadata": {"path": str(EXAMPLES)}}).execute()
     return notebook
 
 
-def printed(notebook: NotebookNode, cell: str) -> str:
+def printed(notebook: NotebookNode, name: str) -> str:
     """What a cell prints."""
-    outputs = next(one for one in notebook.cells if one.id == cell).outputs
+    outputs = next(cell for cell in notebook.cells if cell.id == name).outputs
     return "".join(output.text for output in outputs if output.output_type == "stream" and output.name == "stdout")
 
 
@@ -232,10 +232,10 @@ def test_the_tour_is_kept_without_outputs() -> None:
     assert all((EXAMPLES / link).exists() for link in links)
 
 
-def shows_that_less_survives_than_the_paper_prints(tour: NotebookNode) -> None:
+def shows_lower_accuracy_under_adaptive_attacks(tour: NotebookNode) -> None:
     lines = [line for line in printed(tour, "evaluate").splitlines() if re.search(SHARE, line)]
     found = dict(line.split(":", 1) for line in lines)
-    assert rate(found["what survives"]) < rate(found["the paper's number"])
+    assert rate(found["robust accuracy"]) < rate(found["under the paper's attacks"])
     modes = {line.split(":")[0].strip(): rate(line) for line in printed(tour, "modes").splitlines()}
     assert modes["smooth"] < modes["exact"]
 
@@ -248,31 +248,31 @@ def shows_the_checks(tour: NotebookNode) -> None:
 
 
 def shows_what_a_defence_makes_of_images(tour: NotebookNode) -> None:
-    outputs = next(one for one in tour.cells if one.id == "heat").outputs
+    outputs = next(cell for cell in tour.cells if cell.id == "heat").outputs
     assert any("image/png" in output.get("data", {}) for output in outputs)
 
 
 def shows_a_restorer_that_learns(tour: NotebookNode) -> None:
     before, after = printed(tour, "restorer").splitlines()
     for line in (before, after):
-        assert rate(line.split("survives")[1]) <= rate(line.split("paper's number")[1])
-    assert rate(after.split("survives")[1]) >= rate(before.split("survives")[1])
+        assert rate(line.split("robust accuracy")[1]) <= rate(line.split("paper's attacks")[1])
+    assert rate(after.split("robust accuracy")[1]) >= rate(before.split("robust accuracy")[1])
 
 
-def shows_an_attacker_who_knows_of_the_detector(tour: NotebookNode) -> None:
+def shows_adaptive_attacks_on_the_detector(tour: NotebookNode) -> None:
     lines = {line.split(":")[0].strip(): line for line in printed(tour, "detector").splitlines()}
     flagged = {name: rate(line.split("flagged")[1]) for name, line in lines.items() if "PGD" in name}
-    ignorant = flagged.pop("transfer PGD-40")
+    zero_knowledge = flagged.pop("transfer PGD-40")
     assert len(flagged) == 2
-    assert max(flagged.values()) < ignorant / 2
+    assert max(flagged.values()) < zero_knowledge / 2
 
 
 @pytest.mark.long
 def test_the_tour_runs_and_shows_what_it_says() -> None:
     """In one test, since parallel runs would execute the notebook once a worker."""
     tour = run_tour()
-    shows_that_less_survives_than_the_paper_prints(tour)
+    shows_lower_accuracy_under_adaptive_attacks(tour)
     shows_the_checks(tour)
     shows_what_a_defence_makes_of_images(tour)
     shows_a_restorer_that_learns(tour)
-    shows_an_attacker_who_knows_of_the_detector(tour)
+    shows_adaptive_attacks_on_the_detector(tour)
