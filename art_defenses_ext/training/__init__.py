@@ -1,1 +1,1 @@
-"""The training of defences and classifiers: loop, state, inputs."""
+"""Training of defences and classifiers: loop, state, inputs."""

@@ -1,8 +1,8 @@
-"""What a restorer is trained on: clean images, noisy ones, and adversarial ones made as training goes on.
+"""Training inputs of a restorer: clean, noisy and adversarial images, generated during training.
 
-The attacks here are the ones that fit into a training step: a few steps along the sign of the cross-entropy's gradient,
-on the device. To measure a defence there are others, under ``attack/``. Their sizes are shares of the clip range, so
-that images in [0, 255] are trained on as the same images in [0, 1] are.
+The attacks fit into a training step: a few steps along the sign of the cross-entropy's gradient, on the device. Those
+that evaluate a defence are in ``attack/``. Sizes are fractions of the clip range, so that training on images in
+[0, 255] and on the same images in [0, 1] is the same.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ Logits = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Networks:
-    """What an attack in training may be made on.
+    """The networks that an attack in training can target.
 
     Attributes:
-        classifier: the bare classifier.
-        defended: the same behind the restorer as it is now.
-        clip_values: least and largest pixel value.
+        classifier: the undefended classifier.
+        defended: the same classifier behind the restorer in its current state.
+        clip_values: minimum and maximum pixel value.
     """
 
     classifier: Logits
@@ -38,20 +38,20 @@ class Networks:
 
     @property
     def width(self) -> float:
-        """Of the clip range: what shares of it are multiplied by."""
+        """The width of the clip range, which scales fractions of it to pixel values."""
         return self.clip_values[1] - self.clip_values[0]
 
 
 class TrainingInput(Protocol):
-    """Makes a kind of training images."""
+    """A function that makes training images of one kind."""
 
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
-        """What the restorer gets instead of the clean images ``x`` (n, C, H, W) of the classes ``y`` (n,)."""
+        """Return the restorer's inputs for the clean images ``x`` (n, C, H, W) of the classes ``y`` (n,)."""
 
 
 @dataclass(frozen=True)
 class Clean:
-    """The images as they are."""
+    """Clean images."""
 
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         return x
@@ -59,10 +59,10 @@ class Clean:
 
 @dataclass(frozen=True)
 class GaussianNoise:
-    """Images under white noise, clipped.
+    """Images with white noise, clipped.
 
     Attributes:
-        sigma: its standard deviation, as a share of the clip range.
+        sigma: standard deviation of the noise, as a fraction of the clip range.
     """
 
     sigma: float
@@ -77,15 +77,16 @@ class GaussianNoise:
 
 @dataclass(frozen=True)
 class SignedGradient:
-    """Images moved up the cross-entropy inside an linf ball, by steps along the sign of its gradient.
+    """Signed gradient ascent on the cross-entropy inside an linf ball.
 
     Attributes:
-        eps: radius of the ball, as a share of the clip range, up to 1.
-        step: size of a step, likewise.
-        nb_steps: how many.
-        random_start: begin at a uniformly drawn point of the ball, not at the image.
-        decay: of the momentum, in which l1-normalised gradients add up; None steps along the last gradient.
-        through: ``"classifier"``: made on the bare classifier; ``"defence"``: on the restorer and it, end to end.
+        eps: radius of the ball, as a fraction of the clip range, up to 1.
+        step: step size, as a fraction of the clip range.
+        nb_steps: number of steps.
+        random_start: start at a uniform random point of the ball instead of the image.
+        decay: decay of the momentum of l1-normalised gradients; None for no momentum.
+        through: ``"classifier"``: attack the undefended classifier; ``"defence"``: restorer and classifier, end to
+            end.
     """
 
     eps: float
@@ -131,9 +132,9 @@ class SignedGradient:
 
 
 def _gradient(network: Logits, x: Tensor, y: Tensor) -> Tensor:
-    """Of each image's own cross-entropy."""
+    """Return the gradient of each image's cross-entropy."""
     with torch.enable_grad():
-        x = x.detach().requires_grad_()  # cloned below: a network may work in place
+        x = x.detach().requires_grad_()  # cloned below, since a network may work in place
         loss = functional.cross_entropy(network(x.clone()), y, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, x)
     return gradient
@@ -152,31 +153,41 @@ def _share(eps: float, nb_steps: int) -> float:
 
 
 def fgsm(eps: float) -> SignedGradient:
-    """One step to the edge of the ball. Source: Goodfellow, Shlens, Szegedy 2015 (arXiv:1412.6572), section 4."""
+    """FGSM: one step to the edge of the ball. Source: Goodfellow, Shlens, Szegedy 2015 (arXiv:1412.6572), section 4."""
     return SignedGradient(eps, eps)
 
 
 def ffgsm(eps: float) -> SignedGradient:
-    """One step of 1.25 eps from a random start. Source: Wong, Rice, Kolter 2020 (arXiv:2001.03994), section 4.1."""
+    """Fast FGSM: one step of 1.25 eps from a random start.
+
+    Source: Wong, Rice, Kolter 2020 (arXiv:2001.03994), section 4.1.
+    """
     return SignedGradient(eps, 1.25 * eps, random_start=True)
 
 
 def bim(eps: float, nb_steps: int = 10) -> SignedGradient:
-    """Steps of eps / nb_steps from the image. Source: Kurakin, Goodfellow, Bengio 2017 (arXiv:1607.02533), section 2.2.
+    """BIM: steps of eps / nb_steps from the image.
 
-    **Departure**: the source steps by one grey level, as often as eps asks for.
+    Source: Kurakin, Goodfellow, Bengio 2017 (arXiv:1607.02533), section 2.2.
+
+    **Departure**: the source uses steps of one grey level, and a number of steps that depends on eps.
     """
     return SignedGradient(eps, _share(eps, nb_steps), nb_steps)
 
 
 def mim(eps: float, nb_steps: int = 10) -> SignedGradient:
-    """Steps of eps / nb_steps along a momentum of decay 1. Source: Dong et al. 2018 (arXiv:1710.06081), section 3.1."""
+    """MIM: steps of eps / nb_steps along a momentum of decay 1.
+
+    Source: Dong et al. 2018 (arXiv:1710.06081), section 3.1.
+    """
     return SignedGradient(eps, _share(eps, nb_steps), nb_steps, decay=1.0)
 
 
 def pgd(eps: float, nb_steps: int = 10, through: Literal["classifier", "defence"] = "classifier") -> SignedGradient:
-    """Steps of 2.5 eps / nb_steps from a random start. Source: Madry et al. 2018 (arXiv:1706.06083), section 2.1; the
-    step is that of their code's successors."""
+    """PGD: steps of 2.5 eps / nb_steps from a random start.
+
+    Source: Madry et al. 2018 (arXiv:1706.06083), section 2.1; the step size is that of later code.
+    """
     return SignedGradient(eps, 2.5 * _share(eps, nb_steps), nb_steps, random_start=True, through=through)
 
 
@@ -190,11 +201,11 @@ INPUTS: dict[str, Callable[[float], TrainingInput]] = {
     "pgd": pgd,
     "end_to_end": lambda eps: pgd(eps, through="defence"),
 }
-"""Kinds of training images by name, for a given eps; ``"noise"`` has it as standard deviation."""
+"""Kinds of training images by name, for a given eps; for ``"noise"`` it is the standard deviation."""
 
 
 def may_be_end_to_end(kind: str | TrainingInput) -> bool:
-    """Whether a kind of training images is made through the defence; of a function of one's own nobody knows."""
+    """Return whether a kind of training images may attack the defence; true for the user's own functions."""
     if isinstance(kind, str):
         return kind == "end_to_end"
     return (
@@ -203,35 +214,35 @@ def may_be_end_to_end(kind: str | TrainingInput) -> bool:
 
 
 def mixture(kinds: Sequence[str | TrainingInput], eps: float) -> TrainingInput:
-    """Each batch dealt out evenly among ``kinds``.
+    """Return training inputs that divide each batch evenly among ``kinds``.
 
     Args:
-        kinds: names out of ``INPUTS``, or functions of one's own; at least one.
-        eps: for the named ones, as a share of the clip range, up to 1.
+        kinds: names of ``INPUTS``, or functions; at least one.
+        eps: radius for named kinds, as a fraction of the clip range, up to 1.
 
     Raises:
-        InputError: for an unknown name, or none at all, and for a larger ``eps``.
+        InputError: for an unknown name, an empty list, and for a larger ``eps``.
     """
     _check_eps(eps)
     if not isinstance(kinds, list | tuple) or not kinds:
         raise InputError(f"inputs is {shown(kinds)}; a list of {', '.join(INPUTS)}, or of functions, was expected")
-    made: list[TrainingInput] = []
+    makers: list[TrainingInput] = []
     for kind in kinds:
         if isinstance(kind, str):
             if kind not in INPUTS:
                 raise InputError(f"inputs names {shown(kind)}; one of {', '.join(INPUTS)} was expected")
-            made.append(INPUTS[kind](eps))
+            makers.append(INPUTS[kind](eps))
         elif callable(kind):
-            made.append(kind)
+            makers.append(kind)
         else:
             raise InputError(f"inputs holds {shown(kind)}; one of {', '.join(INPUTS)}, or a function, was expected")
 
-    def dealt(x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
-        parts = [slice(which, None, len(made)) for which in range(len(made))]
+    def mix(x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
+        parts = [slice(first, None, len(makers)) for first in range(len(makers))]
         result = torch.empty_like(x)
-        for one, rows in zip(made, parts, strict=True):
+        for make, rows in zip(makers, parts, strict=True):
             if len(x[rows]):
-                result[rows] = one(x[rows], y[rows], networks, noise).detach()
+                result[rows] = make(x[rows], y[rows], networks, noise).detach()
         return result
 
-    return dealt
+    return mix

@@ -1,4 +1,4 @@
-"""The one training loop: Adam with a cosine schedule; the same seed gives the same weights, killed midway or not."""
+"""The training loop: Adam with a cosine schedule; the same seed gives the same weights, interrupted or not."""
 
 from __future__ import annotations
 
@@ -35,24 +35,24 @@ from art_defenses_ext.estimator.rebuild import evaluation_mode, gradients_enable
 from art_defenses_ext.training.state import Epoch, TrainingState, as_plain, load_state, save_state
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
-"""(images (n, C, H, W), labels (n,), source of randomness on their device) -> terms of the loss by name, each a mean
-over the images; what is minimised is their sum."""
+"""(images (n, C, H, W), labels (n,), random generator on their device) -> terms of the loss by name, each a mean over
+the images; training minimises their sum."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to train.
+    """The settings of a training run.
 
     Attributes:
         nb_epochs: passes over the images, at least 1.
-        batch_size: the most images in a step.
-        learning_rate: Adam's step size at the start; it falls to 0 along half a cosine, step by step.
-        weight_decay: Adam's, added to the gradient.
-        clip_norm: the gradient of all parameters together is scaled down to this l2 norm; None leaves it.
-        patience: stop after so many epochs without a lower validation loss, which takes validation images; None runs
-            them all.
-        seed: of the order of the images and of all that is drawn.
-        mixed_precision: let torch compute in bfloat16 where it deems that safe; None does so on CUDA only.
+        batch_size: maximum number of images in a step.
+        learning_rate: Adam's initial step size; it decays to 0 along half a cosine, step by step.
+        weight_decay: Adam's weight decay, added to the gradient.
+        clip_norm: maximum l2 norm of the gradient of all parameters together; None for no clipping.
+        patience: stop after this many epochs without a lower validation loss, which needs validation images; None runs
+            all epochs.
+        seed: seed of the order of the images and of all random draws.
+        mixed_precision: autocast to bfloat16; None does so on CUDA only.
     """
 
     nb_epochs: int
@@ -66,7 +66,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, np.generic):  # which neither torch's generators nor JSON take
+            if isinstance(value, np.generic):  # neither torch's generators nor JSON accept them
                 object.__setattr__(self, name, value.item())
         check_count("nb_epochs", self.nb_epochs)
         check_count("batch_size", self.batch_size)
@@ -96,21 +96,21 @@ def train(
 ) -> list[Epoch]:
     """Train ``network`` and leave it in evaluation mode.
 
-    Only parameters of ``network`` that require a gradient change, and no ``.grad`` is left behind, also not in other
-    networks that the objective runs.
+    Only parameters of ``network`` that require a gradient change. No ``.grad`` is filled, also not in other networks
+    that the objective runs.
 
     Args:
-        network: what is trained; it stays on its device, meanwhile in channels-last memory.
-        images: (N, C, H, W), on the CPU or the network's device.
-        labels: (N,), likewise.
+        network: the trained network; it stays on its device, in channels-last memory during training.
+        images: images (N, C, H, W), on the CPU or the network's device.
+        labels: labels (N,), on the CPU or the network's device.
         objective: the loss, which runs ``network``.
-        settings: see there.
+        settings: settings of the run.
         validation: images and labels on which the objective is computed after each epoch, in evaluation mode and with
             the same random numbers each time; the weights of the epoch with the smallest sum are kept.
-        checkpoint: a file that is written after each epoch. Where it exists already, training goes on from there, and
+        checkpoint: a file that is written after each epoch. If it exists, training continues from it, and
             on a CPU ends with the weights of an uninterrupted run.
-        identity: what else, besides the settings, a run must have in common with the one that wrote ``checkpoint``.
-        progress: show a bar with the losses on the standard error, gone at the end.
+        identity: further values that must equal those of the run that wrote ``checkpoint``.
+        progress: show a transient bar with the losses on the standard error.
 
     Returns:
         The losses, epoch by epoch.
@@ -122,8 +122,8 @@ def train(
     *Source*: Kingma, Ba 2015 (arXiv:1412.6980) for Adam; Loshchilov, Hutter 2017 (arXiv:1608.03983), section 3, for the
     cosine, here without restarts.
 
-    **Convention**: the batches of an epoch differ by one image at most. A short last one would weigh more per image,
-    and batch normalisation cannot bear a single image.
+    **Convention**: the sizes of an epoch's batches differ by one image at most. In a short last batch each image would
+    weigh more, and batch normalisation fails on a single image.
     """
     check_differentiable_tensors(network, "network")
     trained = _check_run(network, images, labels, settings, validation, checkpoint)
@@ -132,20 +132,20 @@ def train(
     optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=settings.nb_epochs * nb_batches)
     state = TrainingState(network, optimiser, schedule, order=torch.Generator().manual_seed(settings.seed))
-    who = {} if checkpoint is None else _identity(network, (images, labels), validation, settings, identity)
+    run_identity = {} if checkpoint is None else _identity(network, (images, labels), validation, settings, identity)
     precision = _precision(settings, device)
     noise = torch.Generator(device)
     try:
         with _seeded(settings.seed, device), _channels_last(network), progress_bar(progress) as bar:
             if checkpoint is not None and checkpoint.exists():
-                load_state(checkpoint, state, who)
+                load_state(checkpoint, state, run_identity)
             task = bar.add_task("training", total=settings.nb_epochs * nb_batches, note="")
             bar.advance(task, len(state.history) * nb_batches)
             for epoch in range(len(state.history), settings.nb_epochs):
                 if _ran_out(state.history, settings.patience):
                     break
                 network.train()
-                noise.manual_seed(settings.seed + epoch)  # its own each epoch, so that its state need not be kept
+                noise.manual_seed(settings.seed + epoch)  # seeded per epoch, so that its state is not saved
                 sums = _Sums(device)
                 for batch in torch.randperm(len(images), generator=state.order).tensor_split(nb_batches):
                     with precision():
@@ -154,12 +154,14 @@ def train(
                     schedule.step()
                     sums.add(terms, len(batch))
                     bar.advance(task)
-                found = Epoch(sums.means(), _validate(network, objective, settings, validation, precision, device))
-                _check_finite(found, trained, settings, epoch)
-                state.finish(found)
+                epoch_losses = Epoch(
+                    sums.means(), _validate(network, objective, settings, validation, precision, device)
+                )
+                _check_finite(epoch_losses, trained, settings, epoch)
+                state.finish(epoch_losses)
                 if checkpoint is not None:
-                    save_state(checkpoint, state, who)
-                bar.update(task, note=_note(found))
+                    save_state(checkpoint, state, run_identity)
+                bar.update(task, note=_note(epoch_losses))
             state.restore_best()
     finally:
         optimiser.zero_grad()
@@ -184,20 +186,20 @@ def train_classifier(
 
     Args:
         model: from normalised images (N, C, H, W) to logits (N, nb_classes); it stays on its device, and parameters
-            that require no gradient stay as they are.
+            that require no gradient do not change.
         x: images (N, C, H, W), float32, in [0, 1].
         y: class indices (N,) or one-hot rows (N, nb_classes).
         nb_epochs: passes over the images, at least 1.
-        mean: what to subtract from the images, one number per channel.
-        std: what to divide by after that, one number per channel, above 0.
-        batch_size: the most images in a step.
-        learning_rate: Adam's step size at the start; it falls to 0 along half a cosine, step by step.
-        seed: fixes the order of the images and the dropout, and leaves the caller's random numbers alone. On the CPU
+        mean: mean of the normalisation, one number per channel.
+        std: standard deviation of the normalisation, one number per channel, above 0.
+        batch_size: maximum number of images in a step.
+        learning_rate: Adam's initial step size; it decays to 0 along half a cosine, step by step.
+        seed: seed of the order of the images and of dropout; the caller's random state is restored. On the CPU
             the same seed (with the same initial weights and number of threads) gives the same weights.
-        progress: show a bar with the loss on the standard error, gone at the end.
+        progress: show a transient bar with the loss on the standard error.
 
     Returns:
-        The mean loss of each epoch, over its images, as met during the steps.
+        The mean training loss of each epoch.
 
     Raises:
         InputError: for a model, images, labels or settings that cannot be used, before any training.
@@ -220,15 +222,15 @@ def accuracy(
     std: Sequence[float],
     batch_size: int = 512,
 ) -> float:
-    """Return the share of images that a classifier gets right in evaluation mode.
+    """Return the accuracy of a classifier in evaluation mode.
 
     Args:
-        model: from normalised images to logits (N, nb_classes); its modules keep the modes that they are in.
+        model: from normalised images to logits (N, nb_classes); the modes of its modules are restored.
         x: images (N, C, H, W), float32, in [0, 1].
         y: class indices (N,) or one-hot rows (N, nb_classes).
-        mean: what to subtract from the images, one number per channel.
-        std: what to divide by after that, one number per channel, above 0.
-        batch_size: the most images in a forward pass.
+        mean: mean of the normalisation, one number per channel.
+        std: standard deviation of the normalisation, one number per channel, above 0.
+        batch_size: maximum number of images in a forward pass.
 
     Returns:
         A number in [0, 1].
@@ -256,7 +258,7 @@ def _check_run(
     validation: tuple[Tensor, Tensor] | None,
     checkpoint: Path | None,
 ) -> list[nn.Parameter]:
-    """The parameters to train, if there is something to train and to train on."""
+    """Return the parameters to train; refuse a run without parameters or images."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError(f"model is a {type(network).__name__} without a parameter to train; at least one was expected")
@@ -285,12 +287,12 @@ def _identity(
     settings: Settings,
     identity: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    """What must be the same for a run to go on where another one stopped."""
-    held = {name: torch.tensor([one.requires_grad, *one.shape]) for name, one in network.named_parameters()}
+    """Return what must be the same for a run to continue another one."""
+    shapes = {name: torch.tensor([value.requires_grad, *value.shape]) for name, value in network.named_parameters()}
     own = {
         "data": _fingerprint(data),
         "validation": None if validation is None else _fingerprint(validation),
-        "network": fingerprint(held),
+        "network": fingerprint(shapes),
     }
     return as_plain(own | vars(settings) | (identity or {}))
 
@@ -301,13 +303,13 @@ def _fingerprint(data: tuple[Tensor, Tensor]) -> str:
 
 
 def _ran_out(history: list[Epoch], patience: int | None) -> bool:
-    """Whether the last ``patience`` epochs were all no better than one before them."""
+    """Return whether none of the last ``patience`` epochs improved on those before."""
     losses = [epoch.validation_loss for epoch in history]
     return patience is not None and len(losses) > patience and min(losses[-patience:]) >= min(losses[:-patience])
 
 
 def _step(loss: Tensor, trained: list[nn.Parameter], optimiser: torch.optim.Optimizer, clip_norm: float | None) -> None:
-    # Not loss.backward(), which would fill the .grad of every other network that the objective runs.
+    # Not loss.backward(), which would fill the .grad of other networks that the objective runs.
     gradients = torch.autograd.grad(loss, trained, allow_unused=True)
     for parameter, gradient in zip(trained, gradients, strict=True):
         parameter.grad = gradient
@@ -317,7 +319,7 @@ def _step(loss: Tensor, trained: list[nn.Parameter], optimiser: torch.optim.Opti
 
 
 class _Sums:
-    """Sums of loss terms over images; they stay on the device, so that no step waits for it."""
+    """Sums of loss terms over images, kept on the device, so that no step waits for it."""
 
     def __init__(self, device: torch.device) -> None:
         self.zero = torch.zeros((), device=device)
@@ -352,8 +354,8 @@ def _validate(
     return sums.means()
 
 
-def _check_finite(found: Epoch, trained: list[nn.Parameter], settings: Settings, epoch: int) -> None:
-    for part, terms in (("training", found.training), ("validation", found.validation)):
+def _check_finite(losses: Epoch, trained: list[nn.Parameter], settings: Settings, epoch: int) -> None:
+    for part, terms in (("training", losses.training), ("validation", losses.validation)):
         for name, value in terms.items():
             if not math.isfinite(value):
                 raise InputError(
@@ -367,22 +369,22 @@ def _check_finite(found: Epoch, trained: list[nn.Parameter], settings: Settings,
         )
 
 
-def _note(found: Epoch) -> str:
-    note = f"loss {sum(found.training.values()):.4f}"
-    return f"{note}, validation {found.validation_loss:.4f}" if found.validation else note
+def _note(losses: Epoch) -> str:
+    note = f"loss {sum(losses.training.values()):.4f}"
+    return f"{note}, validation {losses.validation_loss:.4f}" if losses.validation else note
 
 
 def _precision(settings: Settings, device: torch.device) -> Callable[[], Any]:
     wanted = settings.mixed_precision
     if wanted or (wanted is None and device.type == "cuda"):
-        # No cache: weights first met under no_grad, as an attack may, would stay without gradient in it.
+        # No cache: weights first used under no_grad, as in an attack, would have no gradient in it.
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
     return nullcontext
 
 
 @contextmanager
 def _channels_last(network: nn.Module) -> Iterator[None]:
-    """The memory layout in which convolutions are fastest; the usual one afterwards."""
+    """Use the memory layout in which convolutions are fastest, and the default one afterwards."""
     network.to(memory_format=torch.channels_last)
     try:
         yield
@@ -401,10 +403,10 @@ def _device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed what layers such as dropout draw on ``device``, and give the caller's random numbers back afterwards."""
+    """Seed random layers such as dropout on ``device``, and restore the caller's random state afterwards."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        # Not torch.manual_seed, which seeds all devices, those that are not forked too.
+        # Not torch.manual_seed, which also seeds devices that are not forked.
         torch.default_generator.manual_seed(seed)
         if devices:
             with torch.cuda.device(device):
@@ -415,13 +417,13 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 def _check_data(
     model: nn.Module, x: FloatArray, y: IntArray, mean: Sequence[float], std: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Return the images and labels as tensors if ``model`` can be run on them."""
+    """Return the images and labels as tensors; refuse those that ``model`` cannot be run on."""
     if not isinstance(model, nn.Module):
         raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
     _check_images(x)
     _check_channels("mean", mean, x.shape[1], -math.inf, "finite numbers")
     _check_channels("std", std, x.shape[1], 0, "finite numbers above 0")
-    images = torch.from_numpy(np.ascontiguousarray(x))  # torch knows no negative strides
+    images = torch.from_numpy(np.ascontiguousarray(x))  # torch has no negative strides
     labels = check_labels(y, _nb_classes(model, images[:1], mean, std), len(x))
     return images, torch.from_numpy(labels)
 
@@ -433,7 +435,7 @@ def _check_images(x: FloatArray) -> None:
         raise InputError(
             f"x has dtype {x.dtype} and shape {x.shape}; float32 and (N, C, H, W) with N > 0 were expected"
         )
-    # Written so that NaN fails too.
+    # In this form NaN fails too.
     if not (x.min() >= 0 and x.max() <= 1):
         raise InputError(f"x ranges from {x.min():g} to {x.max():g}; values inside [0, 1] were expected")
 

@@ -1,4 +1,4 @@
-"""A training run between two epochs, and the file that it can go on from: tensors and numbers, never pickle."""
+"""A training run between two epochs, and the file from which it continues: tensors and numbers, never pickle."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ FORMAT, VERSION = "art-defenses-ext training", 1
 
 @dataclass(frozen=True)
 class Epoch:
-    """Mean of each term of the loss over an epoch.
+    """The mean of each term of the loss over an epoch.
 
     Attributes:
-        training: over the training images, as met during the steps.
-        validation: over the validation images, after the steps; empty without any.
+        training: means over the training images, during the steps.
+        validation: means over the validation images, after the steps; empty without validation.
     """
 
     training: dict[str, float]
@@ -30,20 +30,20 @@ class Epoch:
 
     @property
     def validation_loss(self) -> float:
-        """The sum of all terms on the held-out samples."""
+        """The sum of all terms on the validation images."""
         return sum(self.validation.values())
 
 
 @dataclass
 class TrainingState:
-    """All that the next epoch depends on, beside the data and the settings.
+    """The state of a run between two epochs, beside the data and the settings.
 
     Attributes:
-        network: what is trained.
+        network: the trained network.
         optimiser: its optimiser.
         schedule: the optimiser's schedule.
-        order: draws the order of the images; what else is drawn in training comes from torch's global generators.
-        history: the epochs that are done.
+        order: generator of the order of the images; other draws use torch's global generators.
+        history: the finished epochs.
         best: the weights of the epoch with the smallest validation loss; empty without validation.
     """
 
@@ -55,25 +55,25 @@ class TrainingState:
     best: dict[str, Tensor] = field(default_factory=dict)
 
     def finish(self, epoch: Epoch) -> None:
-        """Note an epoch's losses, and its weights if they are the best yet."""
-        former = [one.validation_loss for one in self.history]
+        """Record an epoch's losses, and its weights if they are the best so far."""
+        earlier = [previous.validation_loss for previous in self.history]
         self.history.append(epoch)
-        if epoch.validation and all(epoch.validation_loss < loss for loss in former):
+        if epoch.validation and all(epoch.validation_loss < loss for loss in earlier):
             self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
 
     def restore_best(self) -> None:
-        """Put the best weights back, if any were noted."""
+        """Restore the best weights, if any were recorded."""
         if self.best:
             self.network.load_state_dict(self.best)
 
 
 def save_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> None:
-    """Write ``state`` to ``path``, replacing what is there only once all is written.
+    """Write ``state`` to ``path``, atomically.
 
     Args:
         path: the file.
-        state: between two epochs.
-        identity: what a run must have in common to go on from here; plain data.
+        state: the state of the run.
+        identity: values that a run must share to continue from here; plain data.
     """
     tensors = {"order": state.order.get_state(), "random": torch.get_rng_state()}
     device = next(state.network.parameters()).device
@@ -94,10 +94,10 @@ def save_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
 
 
 def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> None:
-    """Bring ``state`` to where the run was that wrote ``path``, torch's global random numbers included.
+    """Restore ``state``, and torch's global random state, from the run that wrote ``path``.
 
     Raises:
-        InputError: for a file that is no such state, or that another run wrote.
+        InputError: for a file in another format, or of another run.
     """
     metadata, tensors = read_tensors(path, "checkpoint")
     check_format(path, metadata, FORMAT, VERSION)
@@ -107,15 +107,15 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
     own = {f"network.{name}": tensor for name, tensor in state.network.state_dict().items()}
     check_kinds(f"checkpoint is {str(path)!r}", tensors, own)
     try:
-        _go_on(state, numbers, tensors)
-    except Exception as error:  # of whatever torch finds missing, or of another shape
+        _restore(state, numbers, tensors)
+    except Exception as error:  # torch raises many types on missing tensors and other shapes
         raise CheckpointError(
             f"checkpoint is {str(path)!r}, from which no training can go on ({one_line(error)}); a whole file was "
             "expected"
         ) from error
 
 
-def _go_on(state: TrainingState, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _restore(state: TrainingState, numbers: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     state.network.load_state_dict(_part(tensors, "network."))
     state.best = _part(tensors, "best.")
     state.history = [Epoch(*terms) for terms in numbers["history"]]
@@ -139,10 +139,10 @@ def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def as_plain(identity: dict[str, Any]) -> dict[str, Any]:
-    """``identity`` as it comes back from a file.
+    """Return ``identity`` as read back from a file.
 
     Raises:
-        InputError: for what JSON cannot hold.
+        InputError: for values that JSON cannot hold.
     """
     try:
         plain: dict[str, Any] = json.loads(json.dumps(identity))
