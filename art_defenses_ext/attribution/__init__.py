@@ -1,1 +1,1 @@
-"""Explanations of a classifier, as functions that can be differentiated twice."""
+"""Explanations of a classifier, as twice differentiable functions."""

@@ -1,7 +1,7 @@
-"""What stands between a network's input and its first layer with weights: a normalisation, as a rule.
+"""Operations between a network's input and its first layer with weights, usually a normalisation.
 
-The same function can be written with its normalisation outside the network, as its first module or in its ``forward``.
-Whatever depends on the values that the first layer sees asks here, so that all three give the same.
+A normalisation may be outside the network, its first module, or in its ``forward``. Code that depends on the first
+layer's input uses this module, so that all three are equivalent.
 """
 
 from __future__ import annotations
@@ -19,12 +19,11 @@ from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode
 
 
 class Entrance(NamedTuple):
-    """What enters the first layer with weights.
+    """The input of the first layer with weights.
 
     Attributes:
-        values: of each of the images that were asked for (n, ...).
-        elementwise: whether each value is a rising or falling function of a single value of the image, as far as it
-            depends on the image.
+        values: values for each image (n, ...).
+        elementwise: whether each value that depends on the image is a monotonic function of a single value of it.
     """
 
     values: Tensor
@@ -32,11 +31,11 @@ class Entrance(NamedTuple):
 
 
 class Normalisation(NamedTuple):
-    """What enters the first layer is (x - mean) / std, channel by channel.
+    """The normalisation (x - mean) / std before the first layer, per channel.
 
     Attributes:
-        mean: the colour (C,) that becomes zero, as nearly as one can.
-        std: (C,), below zero where a channel is turned upside down.
+        mean: mean (C,), by least squares.
+        std: standard deviation (C,), below zero for an inverted channel.
     """
 
     mean: Tensor
@@ -44,21 +43,21 @@ class Normalisation(NamedTuple):
 
 
 def entrance(model: nn.Module, x: Tensor, softplus: float | None = None) -> Entrance | None:
-    """What enters the first layer with weights of ``model`` for the images ``x`` (n, ...).
+    """Return the input of the first layer with weights of ``model`` for the images ``x`` (n, ...).
 
-    The network runs up to there and no further.
+    The network runs up to this layer only.
 
     Args:
-        model: any network; it is run in evaluation mode.
-        x: what it takes.
+        model: any network; it runs in evaluation mode.
+        x: its input.
         softplus: as for :func:`.relevance`.
 
     Returns:
-        The values, without a gradient; None where the first layer sees ``x`` itself.
+        The values, without a gradient; None if the first layer's input is ``x`` itself.
 
     Raises:
         InputError: for a network whose first layer cannot be found, or with an operation before it that
-            :mod:`.trace` does not know.
+            :mod:`.trace` does not support.
     """
     trace = _UpToFirstLayer(as_model_input(x, model), model, softplus, 0.0)
     try:
@@ -70,16 +69,16 @@ def entrance(model: nn.Module, x: Tensor, softplus: float | None = None) -> Entr
 
 
 def normalisation_of(model: nn.Module, low: Tensor, high: Tensor, channel: int = 0) -> Normalisation | None:
-    """The normalisation that a network does by itself before its first layer.
+    """Return the normalisation inside a network, before its first layer.
 
     Args:
         model: the network.
-        low: an image as the network takes it, of the least pixel value everywhere.
-        high: likewise, of the largest.
-        channel: which axis of an image the colours are.
+        low: an image in the format of the network's input, with the minimum pixel value everywhere.
+        high: an image with the maximum pixel value everywhere.
+        channel: channel axis of an image.
 
     Returns:
-        In the units of what the network takes; None where it does none, or where it cannot be told.
+        The normalisation, in the units of the network's input; None if there is none or it cannot be computed.
     """
     nb_channels = low.shape[channel]
     is_channel = torch.eye(nb_channels, dtype=torch.bool, device=low.device)
@@ -104,7 +103,7 @@ def normalisation_of(model: nn.Module, low: Tensor, high: Tensor, channel: int =
 
 
 class _Reached(BaseException):
-    """Leaves a forward pass at its first layer; no exception that a ``forward`` would catch."""
+    """Ends a forward pass at its first layer; not an ``Exception``, which a ``forward`` might catch."""
 
     def __init__(self, values: Tensor) -> None:
         super().__init__()
@@ -112,7 +111,7 @@ class _Reached(BaseException):
 
 
 class _UpToFirstLayer(Trace):
-    """A pass that ends where the first layer with weights would begin."""
+    """A recorded pass that ends before the first layer with weights."""
 
     elementwise = True
 
@@ -122,6 +121,6 @@ class _UpToFirstLayer(Trace):
         return super().linear(a, layer, z)
 
     def step(self, inputs: Any, output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
-        if len(inputs) > 1 and output.shape == inputs[0].shape:  # a sum, of what may rise and what may fall
+        if len(inputs) > 1 and output.shape == inputs[0].shape:  # a sum of several values
             self.elementwise = False
         return super().step(inputs, output, back, nonnegative=nonnegative)

@@ -1,14 +1,14 @@
-"""Explanations of a classifier by its gradients: functions of tensors that can be differentiated again.
+"""Gradient explanations of a classifier, as differentiable functions of tensors.
 
-All of them take ``model``, an ``nn.Module`` from x (N, ...) to logits (N, K), and leave it and x as they were: no
-``.grad`` is filled, and a model in training mode runs with evaluation semantics and goes back. Where autograd records
-and x requires grad, the explanation is part of the graph, exact to second order; everywhere else, also under
-``torch.no_grad``, it comes back detached. To differentiate again is for ``torch.autograd``: ``torch.func``'s transforms
-cannot look into its ``grad``, which does the work here. x may have another floating-point dtype than the model: the
-model is given its own, and the explanation has that of x.
+All of them take ``model``, an ``nn.Module`` from x (N, ...) to logits (N, K), and change neither it nor x: no ``.grad``
+is filled, and a model in training mode runs in evaluation mode and is restored. If autograd records and x requires
+grad, the explanation is part of the graph, exact to second order; otherwise, also under ``torch.no_grad``, it is
+detached. Differentiate it by ``torch.autograd``; ``torch.func``'s transforms do not support the ``torch.autograd.grad``
+inside. x may have another floating-point dtype than the model: the model receives its own, and the explanation has that
+of x.
 
-The logits of a ReLU network are piecewise linear, so the derivative of ``input_gradient`` there is zero almost
-everywhere: whoever attacks an explanation needs a smooth copy of the network for it.
+The logits of a ReLU network are piecewise linear, so the derivative of its ``input_gradient`` is zero almost
+everywhere: attacks on an explanation need a smooth copy of the network.
 
 Source: Simonyan, Vedaldi, Zisserman 2013, "Deep Inside Convolutional Networks" (arXiv:1312.6034), section 3, for the
 gradient of a class's logit; the other functions name their own.
@@ -28,31 +28,31 @@ from art_defenses_ext.attribution.second_order import plain_attention
 from art_defenses_ext.base.validation import InputError, check_count, check_positive, check_seed, may_look
 from art_defenses_ext.estimator.rebuild import HALVES, as_model_input, at_least_float32, evaluation_mode
 
-ROWS_AT_ONCE = 512  # of the noisy copies or steps that share one pass of the model
+ROWS_AT_ONCE = 512  # noisy copies or steps that share one pass of the model
 
 Classes = int | Tensor | Literal["all"] | None
-"""One class for all samples, one (N,) or several (N, M) a sample, every class, or None for the predicted one."""
+"""A class for all samples, one (N,) or several (N, M) per sample, every class, or None for the predicted class."""
 
 
 def input_gradient(
     model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
 ) -> Tensor:
-    """The gradient of a class's logit with respect to the input.
+    """Return the gradient of a class's logit with respect to the input.
 
     Several classes share one forward pass and one vectorised backward pass (``torch.func``'s batching rules). If an
-    operation of the model has no such rule, such as somebody's own backward pass through numpy, one backward pass for
-    each class takes its place, without a warning: the result is the same.
+    operation of the model has no such rule, such as a custom backward pass through numpy, each class has its own
+    backward pass, without a warning: the result is the same.
 
-    **Convention** The logit, not the softmax probability: that rises as well where other classes fall (section 2 of the
-    source), and its gradient vanishes where the model is sure.
+    **Convention** The logit, not the softmax probability, which also increases where other classes decrease (section 2
+    of the source), and whose gradient vanishes where the model is confident.
 
     Args:
         model: from x to logits (N, K), floating-point.
         x: inputs (N, ...), floating-point, on the device of the model, of any finite value.
-        classes: whose logit: a class index from 0 to K - 1 for all samples, indices (N,) of any integer dtype, indices
-            (N, M) for M explanations a sample, ``"all"`` for K, None for the class with the largest logit. Tensors
-            on an accelerator are not checked for their range, which would wait for it.
-        classes_at_once: classes in one vectorised backward pass, which takes that many times the memory of a plain
+        classes: class of the logit: an index from 0 to K - 1 for all samples, indices (N,) of any integer dtype,
+            indices (N, M) for M explanations per sample, ``"all"`` for K, None for the class with the largest logit.
+            The range of tensors on an accelerator is not checked, since that would wait for it.
+        classes_at_once: classes in one vectorised backward pass, which takes that many times the memory of an ordinary
             one; None for all of them.
 
     Returns:
@@ -71,14 +71,14 @@ def input_gradient(
 
 
 def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: int | None = None) -> Tensor:
-    """The gradient of each sample's own cross-entropy with respect to the input.
+    """Return the gradient of each sample's cross-entropy with respect to the input.
 
-    That of the sum of the losses, not of their mean: it does not depend on how many samples share the batch.
+    It is the gradient of the sum of the losses, not of their mean, and does not depend on the batch size.
 
     Args:
         model: from x to logits (N, K), floating-point.
         x: inputs (N, ...) as for ``input_gradient``.
-        y: labels, in any form that ``classes`` of ``input_gradient`` may have; several labels a sample give the
+        y: labels, in any form of ``classes`` of ``input_gradient``; several labels per sample give the
             gradient of the cross-entropy with each.
         classes_at_once: as for ``input_gradient``.
 
@@ -91,7 +91,7 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: i
     _check_inputs(model, x, y, "y", classes_at_once)
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
-        # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its own derivative counts as well.
+        # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its derivative is included.
         probabilities = at_least_float32(logits).softmax(dim=1)
         cotangents = probabilities - _one_hot(_chosen(y, logits, "y"), probabilities)  # (M, N, K)
         return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), y)
@@ -100,16 +100,16 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: i
 def weighted_loss_gradient(
     model: nn.Module, x: Tensor, weights: Callable[[Tensor], Tensor], *, classes_at_once: int | None = None
 ) -> Tensor:
-    """Gradients of weighted sums of a sample's cross-entropies with several classes, each sum for one backward pass.
+    """Return gradients of weighted sums of a sample's cross-entropies with several classes, one backward pass a sum.
 
     With weights w (M, K) and the softmax p, the m-th sum's gradient with respect to the logits is (sum_c w_mc) p - w_m.
-    So a sum over all classes with the weights p has none, whatever the network.
+    The gradient of the sum over all classes with the weights p is therefore zero for any network.
 
     Args:
         model: from x to logits (N, K), floating-point.
         x: inputs (N, ...) as for ``input_gradient``.
-        weights: from logits (N, K), in float64, to weights (N, M, K) of M sums a sample. They count as constants in
-            the gradient, and are differentiated through where that is differentiated again.
+        weights: from logits (N, K), in float64, to weights (N, M, K) of M sums per sample. They are constants in
+            the gradient, but part of its own derivative.
         classes_at_once: sums in one vectorised backward pass; None for all M.
 
     Returns:
@@ -121,15 +121,15 @@ def weighted_loss_gradient(
     _check_inputs(model, x, None, "weights", classes_at_once)
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
-        wide = logits.double()  # a sure network's probabilities differ from 0 and 1 by less than float32 can say
-        found = weights(wide)
+        wide = logits.double()  # confident probabilities differ from 0 and 1 by less than float32 resolves
+        weighted = weights(wide)
         count, nb_classes = logits.shape
-        shape = tuple(found.shape) if isinstance(found, Tensor) else ()
+        shape = tuple(weighted.shape) if isinstance(weighted, Tensor) else ()
         if len(shape) != 3 or shape[1] < 1 or (shape[0], shape[2]) != (count, nb_classes):
-            got = shape if isinstance(found, Tensor) else f"a {type(found).__name__}"
+            got = shape if isinstance(weighted, Tensor) else f"a {type(weighted).__name__}"
             raise InputError(f"weights gives {got}; ({count}, M, {nb_classes}) was expected")
-        found = found.to(wide.dtype)
-        cotangents = found.sum(dim=2, keepdim=True) * wide.softmax(dim=1).unsqueeze(1) - found  # (N, M, K)
+        weighted = weighted.to(wide.dtype)
+        cotangents = weighted.sum(dim=2, keepdim=True) * wide.softmax(dim=1).unsqueeze(1) - weighted  # (N, M, K)
         cotangents = cotangents.transpose(0, 1).to(at_least_float32(logits).dtype)
         gradients = _pull_back(logits, points, cotangents, live.requires_grad, classes_at_once)
         return gradients.transpose(0, 1)
@@ -138,7 +138,7 @@ def weighted_loss_gradient(
 def gradient_x_input(
     model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
 ) -> Tensor:
-    """The gradient of a class's logit times the input, element by element.
+    """Return the gradient of a class's logit times the input, element by element.
 
     Args:
         model, x, classes, classes_at_once: as for ``input_gradient``.
@@ -166,21 +166,21 @@ def smooth_grad(
     rows_at_once: int = ROWS_AT_ONCE,
     classes_at_once: int | None = None,
 ) -> Tensor:
-    """SmoothGrad: the mean gradient of a class's logit over noisy copies of the input.
+    """Return SmoothGrad: the mean gradient of a class's logit over noisy copies of the input.
 
-    Differentiated again, the passes over all copies are in memory together.
+    If the result is differentiated, the passes over all copies are in memory together.
 
     **Convention** ``sigma`` is in units of x (the paper's noise level is relative to the range of an image's values),
-    so that the function does not depend on an image's extremes. Noisy copies are not clipped to any range, which would
-    bias the noise. The predicted class is that of x, not of each copy: one explanation is about one class. Gradients
-    keep their sign; absolute values are a matter of drawing them.
+    so that the function does not depend on an image's extremes. Noisy copies are not clipped, which would bias the
+    noise. The predicted class is that of x, not of each copy. Gradients keep their sign; absolute values are for
+    figures.
 
     Args:
         model, x, classes, classes_at_once: as for ``input_gradient``.
         sigma: standard deviation of the Gaussian noise; the paper's level is 0.1 to 0.2 for inputs in [0, 1].
-        samples: noisy copies; the paper sees little gain beyond 50.
-        seed: a whole number >= 0 gives the same noise at each call on a device; a generator is drawn from on its own
-            device (one on the CPU gives the same noise for every device). torch's global generator is left alone.
+        samples: number of noisy copies; the paper sees little gain beyond 50.
+        seed: a whole number >= 0 gives the same noise at each call on a device; a generator draws on its own
+            device (one on the CPU gives the same noise for every device). torch's global generator is not used.
         rows_at_once: rows of noisy copies in one pass of the model; at least one copy of all of x. The noise does not
             depend on it.
 
@@ -217,10 +217,11 @@ def integrated_gradients(
     rows_at_once: int = ROWS_AT_ONCE,
     classes_at_once: int | None = None,
 ) -> Tensor:
-    """Integrated gradients: x - baseline times the mean gradient on the straight line between the two.
+    """Return integrated gradients: x - baseline times the mean gradient on the straight line between the two.
 
-    The attributions of a sample add up to its logit less that of the baseline (completeness), but for the error of the
-    sum that stands for the integral. Differentiated again, the passes over all steps are in memory together.
+    The attributions of a sample add up to its logit minus that of the baseline (completeness), up to the error of the
+    sum that approximates the integral. If the result is differentiated, the passes over all steps are in memory
+    together.
 
     **Departure** The midpoint rule, whose error falls with the square of ``steps``, instead of the paper's right
     Riemann sum, whose error falls with ``steps``.
@@ -230,8 +231,8 @@ def integrated_gradients(
 
     Args:
         model, x, classes, classes_at_once: as for ``input_gradient``.
-        baseline: what counts as no input, of shape, dtype and device of x; None for zeros. It is differentiated
-            through as well where x requires grad.
+        baseline: reference input, of shape, dtype and device of x; None for zeros. It is part of the graph if x
+            requires grad.
         steps: points on the line; the paper finds 20 to 300 enough with its rule.
         rows_at_once: rows of such points in one pass of the model; at least one step of all of x.
 
@@ -266,7 +267,7 @@ def _mean_gradient(
     rows_at_once: int,
     classes_at_once: int | None,
 ) -> Tensor:
-    """The mean over j = 0 ... count - 1 of the input gradient at ``point(x, j)``, for classes chosen at x."""
+    """Return the mean over j = 0 ... count - 1 of the input gradient at ``point(x, j)``, for classes chosen at x."""
     with _recording(model, x) as live:
         with torch.no_grad():
             chosen = _chosen(classes, _forward(model, live)[1], "classes")  # (N, M)
@@ -284,16 +285,16 @@ def _mean_gradient(
 
 @contextmanager
 def _recording(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """Evaluation mode and autograd inside the block; x itself where the result shall be part of its graph, else cut."""
+    """Enable evaluation mode and autograd; yield x itself if the result is to be part of its graph, else detached."""
     again = torch.is_grad_enabled() and x.requires_grad
     with evaluation_mode(model), plain_attention(), torch.inference_mode(False), torch.enable_grad():
         yield x if again else x.detach()
 
 
 def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A tensor of the values of x to differentiate by, and the model's logits for it."""
-    # Clones: differentiating by x itself would run its hooks and fill the .grad of one that retains it, and a model
-    # whose first layer works in place may overwrite what it is given.
+    """Return a copy of x to differentiate by, and the model's logits for it."""
+    # Clones: differentiating by x itself would run its hooks and fill a retained .grad, and a model
+    # whose first layer works in place may overwrite its input.
     points = x.clone()
     if not points.requires_grad:
         points.requires_grad_()
@@ -306,8 +307,8 @@ def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _pull_back(logits: Tensor, points: Tensor, cotangents: Tensor, again: bool, at_once: int | None) -> Tensor:
-    """d sum(cotangent * logits) / d points, (M, n, ...), for each of ``cotangents`` (M, n, K)."""
-    if logits.dtype in HALVES:  # there small numbers become zero: the largest of each sample's is made 1 meanwhile
+    """Return d sum(cotangent * logits) / d points, (M, n, ...), for each of ``cotangents`` (M, n, K)."""
+    if logits.dtype in HALVES:  # small numbers underflow: scale the largest of each sample to 1
         size = cotangents.detach().abs().amax(dim=2, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
         gradients = _pull_back(at_least_float32(logits), points, cotangents / size, again, at_once)
@@ -315,13 +316,13 @@ def _pull_back(logits: Tensor, points: Tensor, cotangents: Tensor, again: bool, 
     if len(cotangents) == 1:
         return _vjp(logits, points, cotangents[0], again, retain=again)[None]
     try:
-        some = cotangents.split(at_once or len(cotangents))
-        return torch.cat([_vjp(logits, points, part, again, batched=True) for part in some])
+        parts = cotangents.split(at_once or len(cotangents))
+        return torch.cat([_vjp(logits, points, part, again, batched=True) for part in parts])
     except torch.OutOfMemoryError:
-        raise  # the loop would hide that classes_at_once is what to lower
+        raise  # the loop would hide that a lower classes_at_once is needed
     except RuntimeError:
-        # An operation without a batching rule. Any other cause meets its own error again, without vmap in between.
-        return torch.stack([_vjp(logits, points, one, again) for one in cotangents])
+        # An operation without a batching rule. Any other cause raises its own error again, without vmap.
+        return torch.stack([_vjp(logits, points, cotangent, again) for cotangent in cotangents])
 
 
 def _vjp(
@@ -345,7 +346,7 @@ def _vjp(
 
 
 def _chosen(classes: Classes, logits: Tensor, argument: str) -> Tensor:
-    """The class indices (N, M) that ``classes`` stands for, once the number of classes is known."""
+    """Return the class indices (N, M) of ``classes``, given the number of classes."""
     count, nb_classes = logits.shape
     if classes is None:
         return logits.detach().argmax(dim=1, keepdim=True)
@@ -363,7 +364,7 @@ def _chosen(classes: Classes, logits: Tensor, argument: str) -> Tensor:
 
 
 def _one_hot(chosen: Tensor, logits: Tensor) -> Tensor:
-    """Rows (M, N, K) with a single 1, at the class that ``chosen`` (N, M) names."""
+    """Return rows (M, N, K) with a single 1, at the class in ``chosen`` (N, M)."""
     return F.one_hot(chosen.T, logits.shape[1]).to(logits.dtype)
 
 
@@ -372,12 +373,12 @@ def _are_several(classes: Classes) -> bool:
 
 
 def _by_sample(gradients: Tensor, classes: Classes) -> Tensor:
-    """Gradients (M, N, ...) as (N, M, ...), or as (N, ...) where one class a sample was asked for."""
+    """Return gradients (M, N, ...) as (N, M, ...), or as (N, ...) for one class per sample."""
     return gradients.transpose(0, 1) if _are_several(classes) else gradients[0]
 
 
 def _like_result(x: Tensor, classes: Classes) -> Tensor:
-    """x (N, ...) as it multiplies a result for ``classes``."""
+    """Return x (N, ...) in the shape that multiplies a result for ``classes``."""
     return x.unsqueeze(1) if _are_several(classes) else x
 
 
@@ -416,7 +417,7 @@ def _check_inputs(model: Any, x: Any, classes: Any, argument: str, classes_at_on
 
 
 def _check_form(classes: Any, x: Tensor, argument: str) -> None:
-    """Refuse what can be no ``Classes`` for x, whatever the number of classes."""
+    """Refuse values that are no ``Classes`` for x, for any number of classes."""
     expected = f"a class index, indices ({len(x)},) or ({len(x)}, M), 'all' or None was expected"
     if isinstance(classes, Tensor):
         if classes.dtype == torch.bool or classes.is_floating_point() or classes.is_complex():

@@ -1,4 +1,4 @@
-"""A layer that is linear but for its bias: what it computes, its transpose, and the parts of its weights."""
+"""Affine layers: forward pass, transpose, and positive and negative parts of their weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 @dataclass(frozen=True)
 class Geometry:
-    """How a convolution moves: one number a spatial dimension, and the groups."""
+    """Stride, padding and dilation of a convolution per spatial dimension, and its groups."""
 
     stride: list[int]
     padding: list[int]
@@ -29,17 +29,16 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class LinearMap:
-    """z = W a + b, of a convolution, a dense layer or an elementwise scale (a batch norm that stands alone).
+    """z = W a + b, of a convolution, a dense layer or an elementwise scale (a batch norm that is not folded).
 
-    Weights are constants here: no gradient reaches the parameters of the network. Their parts are made once a pass and
-    go with it: not every optimiser tells that it wrote to a weight (fused ones leave the version of a parameter as it
-    was), so kept parts could be stale.
+    Weights are constants here: no gradient reaches the parameters of the network. Their parts are computed once per
+    pass and not cached, since fused optimisers change a parameter without advancing its version.
 
     Attributes:
-        kind: which of the three.
+        kind: kind of the layer.
         weight: convolution (O, I / groups, *kernel), dense (O, I), or scale (C,).
         bias: (O,) or None.
-        geometry: of a convolution.
+        geometry: geometry of a convolution, else None.
     """
 
     kind: Kind
@@ -48,11 +47,13 @@ class LinearMap:
     geometry: Geometry | None = None
 
     def __call__(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """What the layer would compute of ``a`` (N, ...) with another weight and bias of the same shapes."""
+        """Return the output for ``a`` (N, ...) with another weight and bias of the same shapes."""
         if self.geometry is not None:
-            one = self.geometry
-            convolve: Any = _CONVOLVE[len(one.stride)]
-            convolved: Tensor = convolve(a, weight, bias, one.stride, one.padding, one.dilation, one.groups)
+            geometry = self.geometry
+            convolve: Any = _CONVOLVE[len(geometry.stride)]
+            convolved: Tensor = convolve(
+                a, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
+            )
             return convolved
         if self.kind == "linear":
             return functional.linear(a, weight, bias)
@@ -60,20 +61,20 @@ class LinearMap:
         return scaled if bias is None else scaled + _along_channels(bias, a)
 
     def transposed(self, s: Tensor, weight: Tensor, like: Tensor) -> Tensor:
-        """W^T s: the derivative of (W a) . s with respect to ``a``, of the shape of ``like``."""
+        """Return W^T s, the derivative of (W a) . s with respect to ``a``, of the shape of ``like``."""
         if self.geometry is not None:
-            one = self.geometry
+            geometry = self.geometry
             back: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
                 s,
                 like.detach(),
                 weight,
                 None,
-                one.stride,
-                one.padding,
-                one.dilation,
+                geometry.stride,
+                geometry.padding,
+                geometry.dilation,
                 False,
-                [0] * len(one.stride),
-                one.groups,
+                [0] * len(geometry.stride),
+                geometry.groups,
                 [True, False, False],
             )
             return back[0]
@@ -81,7 +82,7 @@ class LinearMap:
 
     @property
     def nb_outputs(self) -> int:
-        """How many channels or units the layer has."""
+        """Number of output channels or units."""
         return int(self.weight.shape[0])
 
     @cached_property
@@ -101,18 +102,18 @@ class LinearMap:
 
 
 def widened(layer: LinearMap) -> LinearMap:
-    """``layer`` with numbers of float32 at least."""
+    """Return ``layer`` in at least float32."""
     bias = None if layer.bias is None else at_least_float32(layer.bias)
     return replace(layer, weight=at_least_float32(layer.weight), bias=bias)
 
 
 def scaled(layer: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:
-    """``layer`` followed by an elementwise scale (O,) and shift (O,): a batch norm folded into the layer before."""
+    """Return ``layer`` followed by a scale (O,) and shift (O,): a batch norm folded into the layer before."""
     weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
     bias = shift if layer.bias is None else layer.bias * scale + shift
     return LinearMap(layer.kind, weight, bias, layer.geometry)
 
 
 def _along_channels(values: Tensor, like: Tensor) -> Tensor:
-    """``values`` (C,) shaped to fit ``like`` (N, C, ...)."""
+    """Return ``values`` (C,) in a shape that broadcasts against ``like`` (N, C, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 2))

@@ -1,4 +1,4 @@
-"""How each operation of a forward pass is written down, and how relevance goes back through it."""
+"""The operations of a recorded forward pass, and how each propagates relevance back."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from art_defenses_ext.attribution.rules import stabilised
 from art_defenses_ext.estimator.rebuild import at_least_float32
 
 Back = Callable[[Tensor], tuple[Tensor, ...]]
-"""Relevance of a step's output -> that of each of its inputs."""
+"""From the relevance of a step's output to that of each of its inputs."""
 
 
 class Notes(Protocol):
-    """What an operation writes itself down in."""
+    """The record of a forward pass, as its operations use it."""
 
     softplus: float | None
     stabilizer: float
 
     def linear(self, a: Tensor, layer: LinearMap, z: Tensor) -> Tensor:
-        """Note a linear layer."""
+        """Record a linear layer."""
 
     def step(self, inputs: Sequence[Tensor], output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
-        """Note any other operation; by default its output is not negative where no input is."""
+        """Record any other operation; by default its output is nonnegative if all inputs are."""
 
     def view(self, base: Tensor, output: Tensor) -> Tensor:
-        """Note that ``output`` may share its memory with ``base``."""
+        """Record that ``output`` may share its memory with ``base``."""
 
     def knows(self, tensor: Any) -> bool:
-        """Whether ``tensor`` belongs to the pass."""
+        """Return whether ``tensor`` belongs to the pass."""
 
     def without_parameters(self, value: Any) -> Any:
-        """``value``, detached if it is a tensor that is not of the pass."""
+        """Return ``value``, detached if it is a tensor outside the pass."""
 
 
 Handler = Callable[..., Any]
 HANDLERS: dict[Any, Handler] = {}
-"""By torch function; returns the output, or NotImplemented."""
+"""Handlers by torch function; each returns the output, or NotImplemented."""
 
 IN_PLACE: set[Any] = set()
-"""Those of them that write to their first argument."""
+"""The torch functions that write to their first argument."""
 
 
 def _handles(*functions: Any, in_place: Sequence[Any] = ()) -> Callable[[Handler], Handler]:
@@ -100,7 +100,7 @@ def _each(value: int | Sequence[int], nb_dims: int) -> list[int]:
 
 
 def _paddings(padding: int | str | Sequence[int], kernel: Sequence[int], dilation: list[int]) -> list[int] | None:
-    """Padding on each side of each dimension; None if it is not the same on both sides."""
+    """Return the padding per side of each dimension; None if the two sides differ."""
     if padding == "valid":
         return [0] * len(kernel)
     if padding == "same":
@@ -123,7 +123,7 @@ def _batch_norm(
     eps: float = 1e-5,
 ) -> Any:
     if running_mean is None or running_var is None:
-        return NotImplemented  # what it does to an image depends on the others of the batch
+        return NotImplemented  # its output for an image depends on the rest of the batch
     with torch.no_grad():
         scale = (running_var + eps).rsqrt()
         scale = scale if weight is None else scale * weight
@@ -157,8 +157,8 @@ def _softplus(note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 
     output = F.softplus(input, beta) if threshold == 20 else _smooth_relu(input, beta)
 
     def back(r: Tensor) -> tuple[Tensor]:
-        # Relevance as gradient times input, as a ReLU has it too: softplus is not zero below zero, so passing all of
-        # the relevance on would be divided by pre-activations near zero further down.
+        # Relevance as gradient times input, as for a ReLU: softplus is not zero below zero, so passing all
+        # relevance would lead to divisions by pre-activations near zero in the layer before.
         z = at_least_float32(input)
         return (r / stabilised(at_least_float32(output), note.stabilizer) * torch.sigmoid(beta * z) * z,)
 
@@ -166,7 +166,7 @@ def _softplus(note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 
 
 
 def _smooth_relu(z: Tensor, beta: float) -> Tensor:
-    """softplus(beta z) / beta without F.softplus's jump to the identity, which finite differences would see."""
+    """Return softplus(beta z) / beta without F.softplus's jump to the identity, which finite differences detect."""
     return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
 
@@ -180,7 +180,7 @@ def _pass(r: Tensor) -> tuple[Tensor]:
 
 
 def _route(function: Callable[..., Tensor]) -> Handler:
-    """An operation that only moves values (or picks the largest): relevance goes back to where a value came from."""
+    """Return the handler of an operation that moves or selects values: relevance returns to their origin."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = function(input, *args, **kwargs)
@@ -196,7 +196,7 @@ def _route(function: Callable[..., Tensor]) -> Handler:
 
 
 def _reshape(function: Callable[..., Tensor]) -> Handler:
-    """A route that keeps the order of the values, and may share their memory."""
+    """Return the handler of an operation that keeps the order of the values, and may share their memory."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = function(input, *args, **kwargs)
@@ -206,7 +206,7 @@ def _reshape(function: Callable[..., Tensor]) -> Handler:
 
 
 def _cast(function: Callable[..., Tensor]) -> Handler:
-    """A copy, or the same values in another dtype or on another device; the very input where nothing changes."""
+    """Return the handler of a copy, or a conversion of dtype or device; without a change it returns the input."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = function(input, *args, **kwargs)
@@ -216,7 +216,7 @@ def _cast(function: Callable[..., Tensor]) -> Handler:
 
 
 def _view(function: Callable[..., Tensor]) -> Handler:
-    """A route that may share its input's memory."""
+    """Return the handler of an operation that moves values and may share their memory."""
     route = _route(function)
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -227,7 +227,7 @@ def _view(function: Callable[..., Tensor]) -> Handler:
 
 
 def _average(function: Callable[..., Tensor]) -> Handler:
-    """A fixed linear operation: relevance goes back in proportion to what each value contributed."""
+    """Return the handler of a fixed linear operation: relevance is distributed by contribution."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = function(input, *args, **kwargs)
@@ -242,7 +242,7 @@ def _average(function: Callable[..., Tensor]) -> Handler:
 
 
 def _max_pool(function: Callable[..., tuple[Tensor, Tensor]]) -> Handler:
-    """Relevance goes back to the largest of each window; its place is kept, so nothing is pooled again."""
+    """Return the handler of max pooling: relevance returns to the maximum of each window, by its index."""
 
     def handler(note: Notes, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
         if return_indices or len(args) > _BEFORE_RETURN_INDICES[function]:
@@ -271,8 +271,10 @@ _WITH_PLACES: dict[Any, Any] = {
     F.adaptive_max_pool2d: F.adaptive_max_pool2d_with_indices,
     F.adaptive_max_pool3d: F.adaptive_max_pool3d_with_indices,
 }
-_BEFORE_RETURN_INDICES: dict[Any, int] = {one: 1 if "adaptive" in one.__name__ else 5 for one in _WITH_PLACES.values()}
-HANDLERS |= {one: _max_pool(with_places) for one, with_places in _WITH_PLACES.items()}
+_BEFORE_RETURN_INDICES: dict[Any, int] = {
+    pool: 1 if "adaptive" in pool.__name__ else 5 for pool in _WITH_PLACES.values()
+}
+HANDLERS |= {pool: _max_pool(with_places) for pool, with_places in _WITH_PLACES.items()}
 _RESHAPES: tuple[Any, ...] = (
     torch.flatten,
     Tensor.flatten,
@@ -285,7 +287,7 @@ _RESHAPES: tuple[Any, ...] = (
     Tensor.unsqueeze,
     Tensor.contiguous,
 )
-HANDLERS |= {one: _reshape(one) for one in _RESHAPES}
+HANDLERS |= {function: _reshape(function) for function in _RESHAPES}
 _CASTS: tuple[Any, ...] = (
     Tensor.to,
     Tensor.type,
@@ -297,7 +299,7 @@ _CASTS: tuple[Any, ...] = (
     Tensor.clone,
     torch.clone,
 )
-HANDLERS |= {one: _cast(one) for one in _CASTS}
+HANDLERS |= {function: _cast(function) for function in _CASTS}
 _VIEWS: tuple[Any, ...] = (
     torch.permute,
     Tensor.permute,
@@ -315,8 +317,8 @@ _VIEWS: tuple[Any, ...] = (
     torch.narrow,
     Tensor.narrow,
 )
-HANDLERS |= {one: _view(one) for one in _VIEWS}
-HANDLERS |= {one: _route(one) for one in (torch.flip, Tensor.flip)}
+HANDLERS |= {function: _view(function) for function in _VIEWS}
+HANDLERS |= {function: _route(function) for function in (torch.flip, Tensor.flip)}
 _AVERAGES: tuple[Any, ...] = (
     F.avg_pool1d,
     F.avg_pool2d,
@@ -329,7 +331,7 @@ _AVERAGES: tuple[Any, ...] = (
     torch.sum,
     Tensor.sum,
 )
-HANDLERS |= {one: _average(one) for one in _AVERAGES}
+HANDLERS |= {function: _average(function) for function in _AVERAGES}
 
 
 @_handles(F.pad)
@@ -341,20 +343,20 @@ def _pad(note: Notes, input: Tensor, pad: Sequence[int], mode: str = "constant",
 
 @_handles(torch.cat, torch.concat, torch.concatenate)
 def _concatenate(note: Notes, tensors: Sequence[Tensor], dim: int = 0) -> Any:
-    if not all(note.knows(one) for one in tensors):
+    if not all(note.knows(tensor) for tensor in tensors):
         return NotImplemented
-    sizes = [one.shape[dim] for one in tensors]
+    sizes = [tensor.shape[dim] for tensor in tensors]
     return note.step(list(tensors), torch.cat(list(tensors), dim), lambda r: tuple(r.split(sizes, dim)))
 
 
 def _sum_of_two(sign: int) -> Handler:
-    """a + b or a - b: relevance goes back in proportion; a constant takes none of it."""
+    """Return the handler of a + b or a - b: relevance is distributed by contribution, none to a constant."""
 
     def handler(note: Notes, input: Any, other: Any, *, alpha: float = 1) -> Any:
         factor = sign * alpha
         input, other = note.without_parameters(input), note.without_parameters(other)
         output = input + factor * other if factor != 1 else input + other
-        parts = [(one, times) for one, times in ((input, 1), (other, factor)) if note.knows(one)]
+        parts = [(term, times) for term, times in ((input, 1), (other, factor)) if note.knows(term)]
         if len(parts) == 1:
             return _constant(note, parts[0][0], output)
         if input.shape != other.shape or input is other:
@@ -362,7 +364,7 @@ def _sum_of_two(sign: int) -> Handler:
 
         def back(r: Tensor) -> tuple[Tensor, ...]:
             share = r / stabilised(at_least_float32(output), note.stabilizer)
-            return tuple(times * one * share if times != 1 else one * share for one, times in parts)
+            return tuple(times * term * share if times != 1 else term * share for term, times in parts)
 
         return note.step([input, other], output, back, nonnegative=None if factor >= 0 else False)
 
@@ -398,21 +400,24 @@ def _divided(note: Notes, input: Any, other: Any, *, rounding_mode: str | None =
 
 
 def _constant(note: Notes, input: Tensor, output: Tensor) -> Any:
-    """Elementwise with a constant. **Convention**: relevance passes, since it belongs to a pixel, whatever the scale
-    and origin of its values; as a bias, the mean that a network subtracts would take relevance away."""
+    """Record an elementwise operation with a constant.
+
+    **Convention**: relevance passes through, since it belongs to a pixel at any scale and origin of its values; treated
+    as a bias, the mean that a network subtracts would absorb relevance.
+    """
     if output.shape != input.shape:
         return NotImplemented
     return note.step([input], output, _pass, nonnegative=False)
 
 
 def _are_constants(note: Notes, *tensors: Tensor | None) -> bool:
-    return not any(note.knows(one) for one in tensors)
+    return not any(note.knows(tensor) for tensor in tensors)
 
 
 def _pulled_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangent: Tensor) -> Tensor:
-    """The derivative of ``function`` at ``at``, transposed, times ``cotangent``; differentiable in the latter.
+    """Return the vector-Jacobian product of ``function`` at ``at`` with ``cotangent``; differentiable in the latter.
 
-    All that comes here is linear or picks values, so its derivative depends on ``at`` at most in steps.
+    ``function`` is linear or selects values, so its derivative is piecewise constant in ``at``.
     """
     pull: Any = torch.func.vjp(function, at.detach().to(cotangent.dtype))[1]
     (pulled,) = pull(cotangent)

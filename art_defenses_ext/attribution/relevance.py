@@ -1,10 +1,10 @@
-"""Layer-wise relevance propagation as a function that can be differentiated as often as one likes.
+"""Layer-wise relevance propagation as a repeatedly differentiable function.
 
-Relevance starts at an output (a class, or a layer's activity), and each layer hands what it receives to its inputs by
-a rule (:mod:`.rules`). Usual libraries do this by changing the backward pass of autograd itself, by hooks. Then a
-second differentiation, which an attacker of a heatmap needs, meets the changed backward pass again and is wrong. Here
-the ordinary forward pass is written down (:mod:`.trace`) and relevance is computed from its values by ordinary
-operations, so autograd is left as it is.
+Relevance starts at an output (a class, or a layer's activity), and each layer distributes the relevance of its outputs
+to its inputs by a rule (:mod:`.rules`). Most libraries modify the backward pass of autograd for this, by hooks. A
+second differentiation, which an attack on a heatmap needs, then uses the modified backward pass again and is wrong.
+Here the ordinary forward pass is recorded (:mod:`.trace`) and relevance is computed from its values by ordinary
+operations; autograd is not modified.
 
 Layer-wise relevance propagation may be covered by patents in some countries.
 
@@ -32,16 +32,16 @@ from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32,
 
 @dataclass(frozen=True)
 class Composite:
-    """Which rule treats which layer.
+    """The rules of the layers of a network.
 
     Attributes:
-        convolution: for convolutions.
-        linear: for dense layers.
-        first: for the first layer with weights, in the order of execution; None: as the others.
-        scale: for a batch norm that cannot be folded into a layer before it. **Convention**: epsilon. One before the
-            first layer with weights is a normalisation of the image and passes relevance on, as one does that is
-            written as arithmetic.
-        stabilizer: of averages and sums.
+        convolution: rule for convolutions.
+        linear: rule for dense layers.
+        first: rule for the first layer with weights, in the order of execution; None: the rule of its kind.
+        scale: rule for a batch norm that cannot be folded into a layer before it. **Convention**: epsilon. A batch norm
+            before the first layer with weights is a normalisation of the image and passes relevance through, as
+            arithmetic does.
+        stabilizer: stabiliser of averages and sums.
     """
 
     convolution: Rule
@@ -58,41 +58,41 @@ class Composite:
                 raise AttributionError(f"{name} is {rule!r}; a rule such as Epsilon() was expected")
 
     def rule(self, kind: str, is_first: bool) -> Rule:
-        """The rule for a layer of this kind."""
+        """Return the rule for a layer of this kind."""
         if is_first and self.first is not None and kind != "scale":
             return self.first
         return {"convolution": self.convolution, "linear": self.linear, "scale": self.scale}[kind]
 
 
 def uniform(rule: Rule) -> Composite:
-    """The same rule everywhere."""
+    """Return a composite with the same rule for all layers."""
     return Composite(rule, rule)
 
 
 def epsilon_plus(epsilon: float = STABILIZER) -> Composite:
-    """z+ on convolutions, epsilon on dense layers."""
+    """Return z+ on convolutions, epsilon on dense layers."""
     return Composite(Z_PLUS, Epsilon(epsilon))
 
 
 def epsilon_plus_flat(epsilon: float = STABILIZER) -> Composite:
-    """As :func:`epsilon_plus`, and flat on the first layer."""
+    """Return :func:`epsilon_plus` with flat on the first layer."""
     return Composite(Z_PLUS, Epsilon(epsilon), Flat())
 
 
 def epsilon_plus_box(low: float | Tensor, high: float | Tensor, epsilon: float = STABILIZER) -> Composite:
-    """As :func:`epsilon_plus`, and z-box on the first layer, for inputs in [low, high]."""
+    """Return :func:`epsilon_plus` with z-box on the first layer, for inputs in [low, high]."""
     return Composite(Z_PLUS, Epsilon(epsilon), ZBox(low, high))
 
 
 def epsilon_alpha2_beta1(epsilon: float = STABILIZER) -> Composite:
-    """alpha 2, beta 1 on convolutions, epsilon on dense layers."""
+    """Return alpha 2, beta 1 on convolutions, epsilon on dense layers."""
     return Composite(AlphaBeta(2.0, 1.0), Epsilon(epsilon))
 
 
 def epsilon_gamma_box(
     low: float | Tensor, high: float | Tensor, gamma: float = 0.25, epsilon: float = STABILIZER
 ) -> Composite:
-    """gamma on convolutions, epsilon on dense layers, z-box on the first layer, for inputs in [low, high]."""
+    """Return gamma on convolutions, epsilon on dense layers, z-box on the first layer, for inputs in [low, high]."""
     return Composite(Gamma(gamma), Epsilon(epsilon), ZBox(low, high))
 
 
@@ -115,7 +115,7 @@ class Layer:
 
 Start = str | int | Tensor | TopK | Layer
 """``"predicted"``, ``"positive"`` (all positive logits), ``"last_conv"`` (the positive activity of the last
-convolution, batch norm included: no class at all), a class, classes (N,), :class:`TopK` or :class:`Layer`."""
+convolution, batch norm included, independent of classes), a class, classes (N,), :class:`TopK` or :class:`Layer`."""
 
 STARTS = ("predicted", "positive", "last_conv")
 
@@ -128,25 +128,25 @@ def relevance(
     *,
     softplus: float | None = None,
 ) -> Tensor:
-    """How much each value of ``x`` contributed to an output.
+    """Return the contribution of each value of ``x`` to an output.
 
     The relevance at the start is the logit or activity itself, so the sum over ``x`` equals the sum there as far as
-    rules conserve it (biases and stabilisers keep a share).
+    rules conserve it (biases and stabilisers absorb a part).
 
     Args:
-        model: from ``x`` to logits (N, K). It is run in evaluation mode, and put back if it was in
-            training mode; nothing else of it is touched.
-        x: images (N, ...), as the model takes them (normalised, if it wants that).
+        model: from ``x`` to logits (N, K). It runs in evaluation mode; its training mode is restored, and
+            nothing else of it changes.
+        x: images (N, ...), in the format of the model's input (such as normalised).
         start: where relevance starts.
-        rules: which rule for which layer; by default :func:`epsilon_plus`.
-        softplus: a number b > 0 replaces each ReLU by softplus(b z) / b for this pass: a smooth network near it.
+        rules: rules of the layers; by default :func:`epsilon_plus`.
+        softplus: a number b > 0 replaces each ReLU by softplus(b z) / b for this pass, a smooth approximation.
 
     Returns:
-        Relevance, of the shape and dtype of ``x``. If gradients are enabled and ``x`` requires them, it can be
-        differentiated with respect to ``x``, exactly and repeatedly. The model's parameters count as constants.
+        Relevance, of the shape and dtype of ``x``. If gradients are enabled and ``x`` requires them, it is
+        differentiable with respect to ``x``, exactly and repeatedly. The model's parameters are constants.
 
     Raises:
-        InputError: for a layer that relevance cannot be sent through (named), an unknown start, a class or layer that
+        InputError: for a layer that relevance cannot pass (named), an unknown start, a class or layer that
             the model does not have, "last_conv" without a convolution, or a model that has no layer with weights.
     """
     rules = epsilon_plus() if rules is None else rules
@@ -166,7 +166,7 @@ def relevance(
 
 
 def check_start(start: Any, model: nn.Module) -> None:
-    """Refuse what relevance cannot start at in ``model``, as far as that shows without running it.
+    """Refuse a start that ``model`` does not have, as far as known without running it.
 
     Raises:
         InputError: as :func:`relevance`.
@@ -175,7 +175,7 @@ def check_start(start: Any, model: nn.Module) -> None:
         raise AttributionError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
     if isinstance(start, Layer) and start.name not in dict(model.named_modules()):
         raise AttributionError(f"start is the layer {start.name!r}, which the model does not have")
-    if start == "last_conv" and not any(isinstance(one, _CONVOLUTIONS) for one in model.modules()):
+    if start == "last_conv" and not any(isinstance(module, _CONVOLUTIONS) for module in model.modules()):
         raise AttributionError("start is 'last_conv', but the model has no convolution; 'predicted' takes any model")
     if isinstance(start, bool) or not isinstance(start, str | int | Tensor | TopK | Layer):
         raise AttributionError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
@@ -185,11 +185,11 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def _begin(start: Start, logits: Tensor, steps: list[Step], where: Tensor | None) -> tuple[Tensor, Tensor]:
-    """The tensor of the pass at which relevance starts, and that relevance."""
+    """Return the tensor of the pass at which relevance starts, and its relevance."""
     if where is not None:
         return where, where.clamp(min=0)
     if isinstance(start, str) and start == "last_conv":
-        outputs = [one.output for one in steps if one.layer is not None and one.layer.kind == "convolution"]
+        outputs = [step.output for step in steps if step.layer is not None and step.layer.kind == "convolution"]
         if not outputs:
             raise AttributionError("start is 'last_conv', but no convolution ran on the way to the logits")
         return outputs[-1], outputs[-1].clamp(min=0)
@@ -199,7 +199,7 @@ def _begin(start: Start, logits: Tensor, steps: list[Step], where: Tensor | None
 
 
 def _chosen(start: Start, logits: Tensor) -> Tensor:
-    """Which logits relevance starts at, as 0 and 1 (N, K)."""
+    """Return the logits at which relevance starts, as 0 and 1 (N, K)."""
     nb_classes = logits.shape[1]
     if isinstance(start, TopK):
         if start.k > nb_classes:
@@ -222,20 +222,20 @@ def _chosen(start: Start, logits: Tensor) -> Tensor:
 
 
 def _send_back(trace: Trace, rules: Composite, beginning: Tensor, initial: Tensor) -> Tensor:
-    """The relevance of the input, given that of one tensor of the pass."""
-    found: dict[int, Tensor] = {id(beginning): initial}
+    """Return the relevance of the input, given that of one tensor of the pass."""
+    relevances: dict[int, Tensor] = {id(beginning): initial}
     first = next((step for step in trace.steps if step.layer is not None and step.layer.kind != "scale"), None)
     if first is None:
         raise AttributionError("the model has no layer with weights that relevance could be sent through")
     while trace.steps:
         step = trace.steps.pop()  # its tensors are not needed again
-        r = found.pop(id(step.output), None)
+        r = relevances.pop(id(step.output), None)
         if r is None:
             continue
-        for one, share in zip(step.inputs, _back(trace, step, rules, r, first), strict=True):
-            before = found.get(id(one))
-            found[id(one)] = share if before is None else before + share
-    result = found.get(id(trace.x))
+        for tensor, share in zip(step.inputs, _back(trace, step, rules, r, first), strict=True):
+            before = relevances.get(id(tensor))
+            relevances[id(tensor)] = share if before is None else before + share
+    result = relevances.get(id(trace.x))
     return torch.zeros_like(trace.x) if result is None else result
 
 
@@ -244,9 +244,9 @@ def _back(trace: Trace, step: Step, rules: Composite, r: Tensor, first: Step) ->
         assert step.back is not None
         return step.back(r)
     if step.layer.kind == "scale" and first not in trace.steps:
-        return (r,)  # a normalisation of the image, which passes relevance on wherever it is written
+        return (r,)  # a normalisation of the image, which passes relevance through
     rule = rules.rule(step.layer.kind, step is first)
-    # The network's own activations, but shares of relevance are smaller than half precision can say.
+    # The network's own activations, in at least float32: relevance underflows in half precision.
     layer, a, z = widened(step.layer), at_least_float32(step.inputs[0]), at_least_float32(step.output)
     if step is first and isinstance(rule, ZBox):
         low, high = _box(trace, rule, first.inputs[0])
@@ -255,10 +255,10 @@ def _back(trace: Trace, step: Step, rules: Composite, r: Tensor, first: Step) ->
 
 
 def _box(trace: Trace, rule: ZBox, entering: Tensor) -> tuple[Tensor, Tensor]:
-    """The range of what enters the first layer, each end (1, ...), given that of the network's input.
+    """Return the range of the first layer's input, each end (1, ...), given that of the network's input.
 
     Raises:
-        InputError: where it cannot be told, since a value there depends on several of the image.
+        InputError: if a value there depends on several values of the image.
     """
     ends = rule.ends(trace.x.detach())
     if entering is trace.x:
@@ -275,7 +275,7 @@ def _box(trace: Trace, rule: ZBox, entering: Tensor) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def _watching(model: nn.Module, start: Start, trace: Trace) -> Iterator[list[Tensor]]:
-    """Collect the outputs of the layer at which to start, if it is one, as they are when it gives them."""
+    """Collect the outputs of the layer at which relevance starts, at the time when it returns them."""
     seen: list[Tensor] = []
     if not isinstance(start, Layer):
         yield seen

@@ -1,8 +1,8 @@
-"""Rules of layer-wise relevance propagation: how a linear layer hands the relevance of its outputs to its inputs.
+"""Rules of layer-wise relevance propagation: how a linear layer distributes the relevance of its outputs.
 
 Each rule takes a layer z = W a + b, its input ``a`` (N, ...), its output ``z`` and the relevance ``r`` of the output,
-and returns the relevance of the input. All is written in differentiable operations on ``a``, ``z`` and ``r``, so a
-rule can be differentiated as often as torch can differentiate a convolution.
+and returns the relevance of the input. All operations on ``a``, ``z`` and ``r`` are differentiable, so a
+rule is differentiable as often as a convolution in torch.
 
 In the formulas below, R_k belongs to output k and R_j to input j; x+ and x- are positive and negative parts, and a
 stabiliser eps keeps denominators away from zero: z moves by eps in the direction of its own sign, zero upwards.
@@ -33,7 +33,7 @@ class Rule(Protocol):
     """(layer, a, z, r, whether a >= 0 everywhere) -> relevance of a, in its shape."""
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
-        """Hand the relevance ``r`` of ``z`` to ``a``."""
+        """Return the relevance of ``a``, given the relevance ``r`` of ``z``."""
         ...
 
 
@@ -42,7 +42,7 @@ class Epsilon:
     """R_j = sum_k a_j W_jk R_k / (z_k + eps sign z_k).
 
     Args:
-        epsilon: > 0; small it only stabilises, larger it drops weak and contradictory relevance.
+        epsilon: > 0; a small value only stabilises, a larger one removes weak and contradictory relevance.
     """
 
     epsilon: float = STABILIZER
@@ -62,8 +62,8 @@ class AlphaBeta:
     :data:`Z_PLUS`.
 
     Args:
-        alpha: >= 1, weight of what speaks for.
-        beta: alpha - 1, weight of what speaks against.
+        alpha: >= 1, weight of positive contributions.
+        beta: alpha - 1, weight of negative contributions.
         stabilizer: > 0.
     """
 
@@ -82,19 +82,19 @@ class AlphaBeta:
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         denominator = positive_part(layer, a, nonnegative, self.stabilizer)
-        speaks_for = r / denominator
+        positive = r / denominator
         if self.beta == 0:
-            return _both_signs(layer, a, nonnegative, speaks_for, None)
+            return _both_signs(layer, a, nonnegative, positive, None)
         # z - (z+ + eps) is z- - eps: one convolution less. Rounding may leave z- above zero.
-        speaks_against = r / (z - denominator).clamp(max=-self.stabilizer)
-        return _both_signs(layer, a, nonnegative, self.alpha * speaks_for, -self.beta * speaks_against)
+        negative = r / (z - denominator).clamp(max=-self.stabilizer)
+        return _both_signs(layer, a, nonnegative, self.alpha * positive, -self.beta * negative)
 
 
 @dataclass(frozen=True)
 class Gamma:
     """R_j = sum_k a_j (W_jk + gamma W_jk+) R_k / (z_k + gamma z_k+) where z_k > 0.
 
-    Where z_k < 0 the same with negative parts; inputs of both signs are treated as Andeol et al. do.
+    Where z_k < 0 the same with negative parts; inputs of both signs are treated as in Andeol et al.
 
     Args:
         gamma: > 0; towards 0 it is the epsilon rule, towards infinity z+.
@@ -124,13 +124,13 @@ class Gamma:
 class ZBox:
     """R_j = sum_k (x_j W_jk - l_j W_jk+ - h_j W_jk-) R_k / (the same summed over j), for inputs in [l, h].
 
-    For the first layer: it tells how far each pixel is from the end of its range that the weight favours least. As
-    the first layer's rule (:class:`.Composite`) it is told the range of the network's input; what a network does to
-    that before its first layer, such as a normalisation, it does to the range as well.
+    For the first layer: it measures how far each pixel is from the end of its range that the weight favours least. As
+    the first layer's rule (:class:`.Composite`) it takes the range of the network's input; operations before the first
+    layer, such as a normalisation, are applied to the range too.
 
     Args:
-        low: l, the least value of an input; a number, or a tensor that broadcasts against one image (C, H, W).
-        high: h, the largest.
+        low: l, the minimum value of an input; a number, or a tensor that broadcasts against an image (C, H, W).
+        high: h, the maximum value of an input.
         stabilizer: > 0.
     """
 
@@ -148,12 +148,12 @@ class ZBox:
         return self.between(*self.ends(a), layer, a, z, r)
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The least and the largest values, each as one image (1, ...) like those of ``x``."""
+        """Return the minimum and maximum values, each as one image (1, ...) like those of ``x``."""
         low, high = (torch.as_tensor(end, dtype=x.dtype, device=x.device) for end in (self.low, self.high))
         return low.expand(x[:1].shape), high.expand(x[:1].shape)
 
     def between(self, low: Tensor, high: Tensor, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor) -> Tensor:
-        """The rule for inputs ``a`` (N, ...) of the layer between ``low`` and ``high`` (1, ...)."""
+        """Apply the rule to inputs ``a`` (N, ...) of the layer between ``low`` and ``high`` (1, ...)."""
         ends = layer(low, layer.positive, layer.bias) + layer(high, layer.negative, None)
         s = r / stabilised(z - ends, self.stabilizer)
         from_low, from_high = (layer.transposed(s, part, a) for part in (layer.positive, layer.negative))
@@ -162,7 +162,7 @@ class ZBox:
 
 @dataclass(frozen=True)
 class WSquare:
-    """R_j = sum_k W_jk^2 R_k / (sum_j W_jk^2 + b_k^2), whatever the inputs are; for the first layer.
+    """R_j = sum_k W_jk^2 R_k / (sum_j W_jk^2 + b_k^2), for any inputs; for the first layer.
 
     Args:
         stabilizer: > 0.
@@ -196,18 +196,18 @@ class Flat:
 
 
 Z_PLUS = AlphaBeta(1.0, 0.0)
-"""The z+ rule: relevance goes to what speaks for an output, in proportion."""
+"""The z+ rule: relevance is distributed in proportion to positive contributions."""
 
 
 def stabilised(z: Tensor, eps: float) -> Tensor:
-    """``z`` moved away from zero by ``eps``, zero itself upwards."""
+    """Return ``z`` moved away from zero by ``eps``, zero itself upwards."""
     return torch.where(z < 0, z - eps, z + eps)
 
 
 def positive_part(layer: LinearMap, a: Tensor, nonnegative: bool, shift: float = 0.0) -> Tensor:
-    """z+ + shift: the positive contributions a_j W_jk to each output, its bias if that is positive, and ``shift``.
+    """Return z+ + shift: the positive contributions a_j W_jk to each output, its bias if positive, and ``shift``.
 
-    The shift rides on the bias, which saves a pass over the activations.
+    The shift is added to the bias, which saves a pass over the activations.
     """
     bias = layer.positive_bias
     if shift:
@@ -218,13 +218,13 @@ def positive_part(layer: LinearMap, a: Tensor, nonnegative: bool, shift: float =
 
 
 def _shared(layer: LinearMap, a: Tensor, r: Tensor, weight: Tensor, bias: Tensor | None, stabilizer: float) -> Tensor:
-    """Relevance shared out by fixed weights >= 0, whatever the inputs are."""
+    """Distribute relevance by fixed weights >= 0, for any inputs."""
     total = layer(torch.ones_like(a[:1]), weight, bias)  # the same for all images
     return layer.transposed(r / (total + stabilizer), weight, a)
 
 
 def _both_signs(layer: LinearMap, a: Tensor, nonnegative: bool, positive: Tensor, negative: Tensor | None) -> Tensor:
-    """sum_k (a_j W_jk)+ positive_k + (a_j W_jk)- negative_k; a ``negative`` of None counts as zero."""
+    """Return sum_k (a_j W_jk)+ positive_k + (a_j W_jk)- negative_k; a ``negative`` of None counts as zero."""
     to_positive = layer.transposed(positive, layer.positive, a)
     if negative is not None:
         to_positive = to_positive + layer.transposed(negative, layer.negative, a)

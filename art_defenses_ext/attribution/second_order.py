@@ -1,6 +1,6 @@
-"""Explanations that an attacker differentiates once more: kernels that allow it, and networks that do not.
+"""Second derivatives of a network, which attacks on explanations need.
 
-A fused attention kernel has no second derivative in torch; the plain one has, and computes the same function.
+Fused attention kernels have no second derivative in torch; the math kernel has one, and computes the same function.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from art_defenses_ext.base.validation import AttributionError
 
 
 def plain_attention() -> AbstractContextManager[None]:
-    """Inside the block attention is computed by operations that can be differentiated twice."""
+    """Compute attention by twice differentiable operations inside the block."""
     kernels: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
     return kernels
 
 
 def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> None:
-    """Refuse a network whose explanation cannot be differentiated, as whoever attacks it must.
+    """Refuse a network whose explanation is not differentiable, as attacks need.
 
     Args:
-        explain: from images (n, ...) to an explanation made of the network's first derivative.
-        model: the network, for the error's words.
+        explain: from images (n, ...) to an explanation that uses the network's first derivative.
+        model: the network, for error messages.
         x: a few images.
 
     Raises:
@@ -44,10 +44,10 @@ def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Modul
         finally:
             handle.remove()
         once = sorted(_once_differentiable(roots))
-        if once:  # torch would tell of it only where the explanation's first derivative depends on a second one
+        if once:  # torch raises only if the explanation's first derivative depends on a second one
             raise _refused(model, f"the autograd function {', '.join(once)}")
         if not explanation.requires_grad:
-            return  # of a linear network: the same for all images
+            return  # a linear network, whose explanation is constant
         try:
             torch.autograd.grad(explanation.sum(), live, allow_unused=True)
         except torch.OutOfMemoryError:
@@ -65,7 +65,7 @@ def _refused(model: nn.Module, operation: str) -> AttributionError:
 
 
 def _operation(error: RuntimeError) -> str:
-    """What has no second derivative, as far as torch tells."""
+    """Return the operation without a second derivative that torch's error names."""
     named = re.search(r"derivative for '?(?:aten::)?(\w+)'? is not implemented", str(error))
     if named is not None:
         return f"the operation {named[1].removeprefix('_').removesuffix('_backward')}"
@@ -73,10 +73,10 @@ def _operation(error: RuntimeError) -> str:
 
 
 def _once_differentiable(roots: list[Any]) -> set[str]:
-    """Names of the autograd functions written in Python, before ``roots`` in their graph, that allow one backward."""
+    """Return the names of Python autograd functions before ``roots`` that are differentiable only once."""
     seen: set[Any] = set()
     waiting = list(roots)
-    found: set[str] = set()
+    names: set[str] = set()
     while waiting:
         node = waiting.pop()
         if node is None or node in seen:
@@ -85,9 +85,9 @@ def _once_differentiable(roots: list[Any]) -> set[str]:
         waiting += [further for further, _ in node.next_functions]
         function = getattr(type(node), "_forward_cls", None)
         if function is not None and getattr(function.backward, "__code__", None) is _ONCE:
-            found.add(function.__name__)
-    return found
+            names.add(function.__name__)
+    return names
 
 
 _ONCE = once_differentiable(lambda *_: None).__code__
-"""Of what torch puts around such a backward pass."""
+"""Code of torch's wrapper of such a backward pass."""

@@ -1,10 +1,11 @@
-"""A forward pass written down as steps, so that relevance can be sent back through it.
+"""A forward pass recorded as steps, through which relevance is propagated back.
 
-The pass runs inside a torch function mode, which sees each operation that a network calls on its way from the input;
-no hook, no copy and no change of the network is needed. The values are those of the ordinary forward pass, connected
-by autograd as usual, so whatever is computed of them on the way back can be differentiated exactly.
+The pass runs inside a torch function mode, which intercepts each operation of a network on its input;
+no hook, copy or change of the network is needed. The values are those of the ordinary forward pass, connected
+by autograd as usual, so that relevance computed from them is exactly differentiable.
 
-Evaluation semantics hold whatever the network's mode: batch norm takes its running statistics, dropout nothing.
+The pass has evaluation semantics in any mode of the network: batch norm uses its running statistics, dropout does
+nothing.
 """
 
 from __future__ import annotations
@@ -29,11 +30,12 @@ class Step:
     """One operation of the pass.
 
     Attributes:
-        inputs: what it took of the pass.
-        output: what it gave.
-        back: how relevance goes back; None for a linear layer, whose rule is chosen later.
-        layer: the linear layer, if it is one.
-        nonnegative: of a linear layer, whether its input cannot be below zero.
+        inputs: its inputs that belong to the pass.
+        output: its output.
+        back: from the relevance of the output to that of the inputs; None for a linear layer, whose rule is chosen
+            later.
+        layer: the linear layer, else None.
+        nonnegative: whether the input of a linear layer is never below zero.
     """
 
     inputs: tuple[Tensor, ...]
@@ -44,13 +46,13 @@ class Step:
 
 
 class Trace(TorchFunctionMode):
-    """While active, writes down what a network does with ``x``.
+    """A torch function mode that records the operations of a network on ``x`` while active.
 
     Args:
         x: the input (N, ...).
         model: the network, for the names of its layers in errors.
-        softplus: with a number b, every ReLU is answered by softplus(b z) / b, which can be differentiated twice.
-        stabilizer: keeps the denominators of averages and sums away from zero.
+        softplus: a number b replaces every ReLU by softplus(b z) / b, which is twice differentiable.
+        stabilizer: stabiliser of the denominators of averages and sums.
 
     Attributes:
         steps: the operations in their order.
@@ -63,14 +65,14 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.x, self.model, self.softplus, self.stabilizer = x, model, softplus, stabilizer
         self.steps: list[Step] = []
-        self._known: dict[int, Tensor] = {id(x): x}  # all of the pass; held, so that no id is given twice
-        self._now: dict[int, Tensor] = {}  # what an in-place operation has put in the place of a tensor
-        self._stale: set[int] = set()  # shares its memory with one that was overwritten
+        self._known: dict[int, Tensor] = {id(x): x}  # tensors of the pass; held, so that no id is reused
+        self._now: dict[int, Tensor] = {}  # the current value of a tensor after in-place operations
+        self._stale: set[int] = set()  # tensors that share memory with an overwritten one
         self._views: dict[int, set[int]] = {}  # tensors that share memory, by each of them
         self._nonnegative: set[int] = set()
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []  # the layers that are running, the innermost last
-        self._constants = {id(one) for one in (*model.parameters(), *model.buffers())}
+        self._constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
         for name, module in model.named_modules():
             if isinstance(module, torch.jit.ScriptModule):
                 where = f"layer {name!r}" if name else "the model"
@@ -86,7 +88,7 @@ class Trace(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not any(id(one) in self._known for one in _tensors((*args, *kwargs.values()))):
+        if not any(id(tensor) in self._known for tensor in _tensors((*args, *kwargs.values()))):
             return self._aside(func, args, kwargs)
         given: Any = args[0] if args else kwargs.get("input")
         args, kwargs = self._current(args), {key: self._current(value) for key, value in kwargs.items()}
@@ -103,10 +105,10 @@ class Trace(TorchFunctionMode):
         return result
 
     def value(self, tensor: Any) -> Tensor:
-        """What ``tensor``, a result of the network, stands for at the end of the pass.
+        """Return the current value of ``tensor``, a result of the network, at the end of the pass.
 
         Raises:
-            InputError: if the pass was not followed up to it.
+            InputError: if ``tensor`` does not belong to the pass.
         """
         if not self.knows(tensor):
             raise AttributionError(
@@ -117,16 +119,16 @@ class Trace(TorchFunctionMode):
         return current
 
     def knows(self, tensor: Any) -> bool:
-        """Whether ``tensor`` belongs to the pass."""
+        """Return whether ``tensor`` belongs to the pass."""
         return id(tensor) in self._known
 
     def fold(self, keep: Tensor) -> None:
-        """Fold each batch norm into the layer before, where nothing else reads that layer's output.
+        """Fold each batch norm into the layer before, if nothing else reads that layer's output.
 
         Args:
-            keep: a tensor of the pass that must not be folded away, since relevance starts there.
+            keep: a tensor of the pass that must remain, since relevance starts there.
         """
-        readers = Counter(id(one) for step in self.steps for one in step.inputs)
+        readers = Counter(id(tensor) for step in self.steps for tensor in step.inputs)
         producers = {id(step.output): step for step in self.steps}
         folded: set[int] = set()
         for step in self.steps:
@@ -146,28 +148,28 @@ class Trace(TorchFunctionMode):
     # What handlers call
 
     def linear(self, a: Tensor, layer: LinearMap, z: Tensor) -> Tensor:
-        """Note a linear layer."""
+        """Record a linear layer."""
         self.steps.append(Step((a,), z, None, layer, id(a) in self._nonnegative))
         return self._add(z)
 
     def step(self, inputs: Sequence[Tensor], output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
-        """Note any other operation; by default its output is not negative where no input is."""
-        if any(output is one for one in inputs):
+        """Record any other operation; by default its output is nonnegative if all inputs are."""
+        if any(output is tensor for tensor in inputs):
             return output
         self.steps.append(Step(tuple(inputs), output, back))
-        if all(id(one) in self._nonnegative for one in inputs) if nonnegative is None else nonnegative:
+        if all(id(tensor) in self._nonnegative for tensor in inputs) if nonnegative is None else nonnegative:
             self._nonnegative.add(id(output))
         return self._add(output)
 
     def view(self, base: Tensor, output: Tensor) -> Tensor:
-        """Note that ``output`` may share its memory with ``base``."""
+        """Record that ``output`` may share its memory with ``base``."""
         family = self._views.setdefault(id(base), {id(base)})
         family.add(id(output))
         self._views[id(output)] = family
         return output
 
     def without_parameters(self, value: Any) -> Any:
-        """``value``, detached if it is a tensor that is not of the pass: parameters count as constants."""
+        """Return ``value``, detached if it is a tensor outside the pass: parameters are constants."""
         return value.detach() if isinstance(value, Tensor) and not self.knows(value) else value
 
     # Inside
@@ -177,25 +179,25 @@ class Trace(TorchFunctionMode):
         return tensor
 
     def _aside(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """An operation that has nothing to do with the input; it must not write to the network's tensors either."""
+        """Run an operation outside the pass, without writing to the network's tensors."""
         if _writes(func) and args and id(args[0]) in self._constants:
             args = (args[0].clone(), *args[1:])
         return func(*args, **kwargs)
 
     def _current(self, value: Any) -> Any:
         if isinstance(value, list | tuple):
-            return type(value)(self._current(one) for one in value)
+            return type(value)(self._current(item) for item in value)
         current = self._now.get(id(value), value)
         if id(current) in self._stale:
             raise AttributionError(f"{self._where()} reads what was overwritten in place through another view of it")
         return current
 
     def _overwrite(self, tensor: Tensor, result: Tensor) -> None:
-        """From here on ``tensor`` reads as ``result``; the pass keeps what it was."""
+        """Let ``tensor`` read as ``result`` from now on; earlier steps keep its earlier value."""
         before = self._now.get(id(tensor), tensor)
         if before is result:
             return  # dropout, which does nothing
-        # What stood for the same memory goes on standing for it.
+        # Tensors that stood for the same memory continue to do so.
         same = {id(tensor), id(before)} | {key for key, value in self._now.items() if value is before}
         self._now.update(dict.fromkeys(same, result))
         self._known[id(tensor)] = tensor  # it may have been a constant
@@ -209,7 +211,7 @@ class Trace(TorchFunctionMode):
         )
 
     def _where(self) -> str:
-        """The innermost layer of the network that is running."""
+        """Return the innermost running layer of the network, for errors."""
         if not self._running:
             return "the model"
         module = self._running[-1]
@@ -239,7 +241,7 @@ class Trace(TorchFunctionMode):
 
 
 def _writes(func: Callable[..., Any]) -> bool:
-    """Whether ``func`` writes to its first argument, as far as names tell."""
+    """Return whether ``func`` writes to its first argument, judged by its name."""
     name = getattr(func, "__name__", "")
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
 
