@@ -1,1 +1,1 @@
-"""What everything else stands on: validation, arrays, text, files, progress."""
+"""Common foundations: validation, arrays, text, files, progress."""

@@ -1,4 +1,4 @@
-"""What images and labels come in: arrays, and images that are read when they are asked for."""
+"""Types of images and labels: arrays, and images that are read on demand."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ IntArray = npt.NDArray[np.int64]
 
 
 class StoredImages(ABC):
-    """Images that are read when they are asked for, where all of them at once would not fit into memory.
+    """Images that are read on demand, since all of them would not fit into memory.
 
-    ``np.asarray`` reads them; a slice is read no sooner.
+    ``np.asarray`` reads them; slicing does not.
 
     Attributes:
         shape: (N, C, H, W).
@@ -27,15 +27,15 @@ class StoredImages(ABC):
 
     @abstractmethod
     def __getitem__(self, rows: slice) -> StoredImages:
-        """Some of them."""
+        """Return a part of the images, without reading them."""
 
     @abstractmethod
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> FloatArray:
-        """All of them, in memory."""
+        """Return all images, read into memory."""
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash of what they are read from."""
+        """Return a hash of their source."""
 
     def __len__(self) -> int:
         return self.shape[0]

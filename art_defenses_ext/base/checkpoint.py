@@ -1,4 +1,4 @@
-"""Save and load a fitted defence: one file of tensors (safetensors) and settings (JSON) in it, never pickle."""
+"""Files of fitted defences: tensors (safetensors) and settings (JSON), never pickle."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ FORMAT, VERSION = "art-defenses-ext defence", 1
 
 
 def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
-    """A hash of tensors by name, or of a network: its parameters, buffers and the classes of its modules.
+    """Return a hash of tensors by name, or of a network: its parameters, buffers and the classes of its modules.
 
-    It is the same wherever the tensors lie.
+    It does not depend on the device.
     """
     digest = hashlib.sha256()
     if isinstance(what, nn.Module):
@@ -39,17 +39,17 @@ def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str], argument: str = "path") -> None:
-    """Write a safetensors file; whatever happens meanwhile, ``path`` holds all of the former or all of the new one.
+    """Write a safetensors file, atomically.
 
     Raises:
-        InputError: for tensors without values or of a layout that the format does not know, and if the file cannot be
-            written, such as on a full disk; nothing is left of it then.
+        InputError: for tensors without values or of a layout that the format does not support, and if the file cannot
+            be written, such as on a full disk; the incomplete file is removed.
     """
     for name, tensor in tensors.items():
         if not _is_plain(tensor):
             raise CheckpointError(f"{name} is {_kind_of(tensor)}; a dense tensor with values was expected")
     part = path.with_name(path.name + ".part")
-    # Clones, since the format has no way to say that two weights are one.
+    # Clones, since the format does not support shared weights.
     owned = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
     }
@@ -61,12 +61,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
             f"{argument} is {str(path)!r}, which cannot be written ({one_line(error)}); a file that can was expected"
         ) from None
     finally:
-        with suppress(OSError):  # the one above is what counts
+        with suppress(OSError):  # the error above matters
             part.unlink(missing_ok=True)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor has values, one beside the other."""
+    """Return whether a tensor is dense and has values."""
     return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
 
 
@@ -80,30 +80,30 @@ def _kind_of(tensor: Tensor) -> str:
     return "a tensor of " + " ".join(word for word in words if word)
 
 
-def check_kinds(said: str, tensors: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """Refuse weights that would be cut or bent to fit: they must be of the kind of those that they replace.
+def check_kinds(subject: str, tensors: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """Refuse weights whose conversion would lose information: their kind must be that of the weights they replace.
 
-    Floating-point numbers of another width are of the same kind, but for those of eight bits, which mean nothing
-    without a scale. Not so integers, truth values and complex numbers, of which torch would drop the imaginary part.
+    Floating-point numbers of another precision are of the same kind, except those of eight bits, which need a scale.
+    Integers, booleans and complex numbers, whose imaginary part torch would drop, are other kinds.
 
     Args:
-        said: what the message begins with.
-        tensors: by name; what is no tensor is refused.
-        expected: those that they replace, by name; of other names nothing is said.
+        subject: beginning of the error message.
+        tensors: weights by name; other objects are refused.
+        expected: the weights that they replace, by name; other names are not checked.
 
     Raises:
         InputError: for another kind, and for values that are not finite.
     """
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{said}: {name} is a {type(tensor).__name__}; a tensor was expected")
+            raise CheckpointError(f"{subject}: {name} is a {type(tensor).__name__}; a tensor was expected")
         wanted = expected.get(name)
         same = wanted is None or _sort(tensor) == _sort(wanted)
         if not _is_plain(tensor) or not same or (tensor.is_floating_point() and tensor.itemsize == 1):
             kind = "a dense tensor" if wanted is None else f"one of {str(wanted.dtype).removeprefix('torch.')}"
-            raise CheckpointError(f"{said}: {name} is {_kind_of(tensor)}; {kind} was expected")
+            raise CheckpointError(f"{subject}: {name} is {_kind_of(tensor)}; {kind} was expected")
         if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{said}: {name} holds NaN or infinite values; finite values were expected")
+            raise CheckpointError(f"{subject}: {name} holds NaN or infinite values; finite values were expected")
 
 
 def _sort(tensor: Tensor) -> tuple[bool, bool, bool]:
@@ -111,7 +111,7 @@ def _sort(tensor: Tensor) -> tuple[bool, bool, bool]:
 
 
 def read_tensors(path: str | Path, argument: str = "path") -> tuple[dict[str, str], dict[str, Tensor]]:
-    """Metadata, and tensors by name on the CPU, of a safetensors file.
+    """Return metadata, and tensors by name on the CPU, of a safetensors file.
 
     Raises:
         InputError: for a file that is missing or no safetensors file.
@@ -119,12 +119,12 @@ def read_tensors(path: str | Path, argument: str = "path") -> tuple[dict[str, st
     path = check_file(argument, path)
     try:
         with safe_open(path, framework="pt") as file:
-            # Clones: the tensors are the file's own pages, and whoever overwrites it would change or end the process.
+            # Clones: the tensors are pages of the file, and overwriting it would change them or end the process.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return file.metadata() or {}, tensors
     except MemoryError:
         raise
-    except Exception as error:  # of a damaged file, and of kinds of numbers that this torch does not know
+    except Exception as error:  # damaged files, and dtypes that this torch does not support
         raise CheckpointError(
             f"{argument} is {str(path)!r}, which is no safetensors file ({one_line(error)}); one was expected"
         ) from None
@@ -132,12 +132,12 @@ def read_tensors(path: str | Path, argument: str = "path") -> tuple[dict[str, st
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a defence's file holds.
+    """The content of a defence's file.
 
     Attributes:
         settings: the defence's constructor arguments.
         tensors: its parameters and buffers by name, on the CPU.
-        training: the settings of each fit, in order; empty where there was nothing to train.
+        training: the settings of each fit, in order; empty without training.
     """
 
     settings: dict[str, Any]
@@ -159,8 +159,8 @@ def save_checkpoint(
         path: the file; its folder must exist.
         kind: the defence's name.
         settings: its constructor arguments, as JSON can hold them.
-        own: whose parameters and buffers to keep: the defence's.
-        model: the network that it was built for, which is not kept but recognised.
+        own: the defence, whose parameters and buffers are saved.
+        model: the network that it was built for; only its fingerprint is saved.
         training: the settings of each fit, as JSON can hold them.
 
     Raises:
@@ -180,12 +180,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint:
-    """Read what :func:`save_checkpoint` wrote.
+    """Read a file of :func:`save_checkpoint`.
 
     Args:
         path: the file.
-        kind: the defence that is expected in it.
-        model: the network that it must have been built for.
+        kind: the expected defence.
+        model: the expected network.
 
     Raises:
         InputError: for a file that is missing or no such checkpoint, of a newer version of this package, of another
@@ -210,10 +210,10 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint
 
 
 def from_json(path: Path, name: str, text: str, kind: type, argument: str = "path") -> Any:
-    """What a text of a file's metadata holds, if it is of that kind.
+    """Return the value of a JSON text in a file's metadata, if it is of type ``kind``.
 
     Raises:
-        InputError: for another text.
+        InputError: otherwise.
     """
     try:
         held = json.loads(text)
@@ -229,7 +229,7 @@ def from_json(path: Path, name: str, text: str, kind: type, argument: str = "pat
 
 
 def check_format(path: Path, metadata: dict[str, str], name: str, known: int) -> None:
-    """Refuse a file whose metadata do not say ``name`` with a version up to ``known``."""
+    """Refuse a file whose format is not ``name`` with a version up to ``known``."""
     written, _, number = metadata.get("format", "").rpartition(" ")
     if written != name or not (number.isdecimal() and len(number) < 10):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written atomically."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from art_defenses_ext.base.validation import RunError, check_path
 
 
 def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> None:
-    """Put files into a folder, which is made if need be; those whose content is None are removed.
+    """Write files into a folder, which is created if needed; files whose content is None are removed.
 
     Raises:
         InputError: if it cannot be written to.
@@ -26,21 +26,21 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> Non
 
 
 def replace_file(path: Path, content: bytes | None) -> None:
-    """Put ``content`` at ``path`` in one step, so that a crash leaves the old file or the new; None removes it."""
+    """Write ``content`` to ``path`` atomically, so that a crash leaves the old file or the new; None removes it."""
     if content is None:
         path.unlink(missing_ok=True)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # what a kill leaves of it, leftovers finds
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # found by leftovers after an interruption
     try:
         temporary.write_bytes(content)
         with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # or the name may be on the disk before the bytes are
+            os.fsync(file.fileno())  # otherwise the name may reach the disk before the bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def leftovers(folder: Path, name: str) -> list[Path]:
-    """What is left in ``folder`` of files called ``name`` (a pattern) whose writers were killed."""
+    """Return temporary files in ``folder`` of interrupted writes of ``name`` (a pattern)."""
     return [path for path in folder.glob(f".{name}.*") if path.suffix[1:].isdigit()]

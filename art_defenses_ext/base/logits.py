@@ -1,4 +1,4 @@
-"""Which class logits name, and that those which are not finite name none."""
+"""Predicted classes of logits; logits that are not finite predict none."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import torch
 from torch import Tensor
 
 NO_CLASS = -1
-"""The class of an image whose logits are not finite: no label is that, so it is wrong."""
+"""The class of an image whose logits are not finite, which equals no label."""
 
 
 def undefined(logits: Tensor) -> Tensor:
-    """Which images (n,) have logits (n, K) without a softmax: with NaN or plus infinity, or all minus infinity.
+    """Return which images (n,) have logits (n, K) without a softmax: NaN, plus infinity, or all minus infinity.
 
-    **Convention**: minus infinity beside finite logits is a class of probability zero, as of networks that mask some.
+    **Convention**: minus infinity beside finite logits is a class of probability zero, as with masked classes.
     """
     return logits.isnan().any(dim=1) | logits.isposinf().any(dim=1) | logits.isneginf().all(dim=1)
 
 
 def named_classes(logits: Tensor) -> Tensor:
-    """The class of the largest of the logits (n, K), (n,); ``NO_CLASS`` where they are undefined.
+    """Return the class (n,) of the largest of the logits (n, K); ``NO_CLASS`` where they are undefined.
 
-    An argmax alone would name the first class for NaN.
+    An argmax alone would return the first class for NaN.
     """
     return torch.where(undefined(logits), NO_CLASS, logits.argmax(dim=1))

@@ -1,4 +1,4 @@
-"""How much memory is left, so that what cannot fit is refused in words before it is asked for."""
+"""Available memory, so that allocations that cannot fit are refused with an error."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CGROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that ``device`` has left; None where nobody tells, as outside Linux.
+    """Return the available bytes of ``device``; None if unknown, as outside Linux.
 
-    Of the CPU the system's estimate of what can be had without swapping, or what the process's group is allowed beyond
-    what it uses, whichever is less.
+    For the CPU it is the minimum of the system's estimate of memory available without swapping and the remaining limit
+    of the process's control group.
     """
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
@@ -44,7 +44,7 @@ def _of_group() -> int | None:
 
 
 def in_words(count: int) -> str:
-    """A number of bytes with a unit, such as 24.1 GiB."""
+    """Return a number of bytes with a unit, such as 24.1 GiB."""
     size, unit = float(count), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if size < 1024:

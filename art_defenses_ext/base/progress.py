@@ -1,4 +1,4 @@
-"""One kind of progress bar for everything that takes long."""
+"""Progress bars for long phases."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.base.validation import check_flag
 
 PERIOD = 30.0
-"""Seconds between two lines where there is no terminal."""
+"""Seconds between two lines without a terminal."""
 
 
 class _Lines(Progress):
-    """No bar, but a line now and then, so that a log tells slow from hung."""
+    """Progress as occasional lines instead of a bar, for logs."""
 
     def __init__(self) -> None:
         super().__init__(disable=True)
@@ -51,16 +51,16 @@ class _Lines(Progress):
 
 
 class _Words(TextColumn):
-    """A column of a task's words, as they are: names may hold what rich or a terminal would act on."""
+    """A column of plain text, escaped, since names may contain markup or control characters."""
 
     def render(self, task: Task) -> Text:
         return Text(for_terminal(self.text_format.format(task=task)))
 
 
 def progress_bar(show: bool = True) -> Progress:
-    """A bar on the standard error, gone at the end; where that is no terminal, a line each half minute.
+    """Return a transient bar on the standard error; without a terminal, a line each half minute.
 
-    Each task's fields: ``description`` before the bar, ``note`` behind it.
+    Each task has the fields ``description``, before the bar, and ``note``, behind it.
     """
     check_flag("progress", show)
     console = Console(stderr=True)

@@ -1,4 +1,4 @@
-"""How a defence came to be as it is, for the report: what was tuned, what was trained and on what."""
+"""How a defence was tuned and trained, for the report."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class Tuning:
     """How a defence's strength was chosen on validation images.
 
     Attributes:
-        parameter: what was tuned, such as ``"jump"``.
-        chosen: its value.
-        points: (value, clean accuracy from 0 to 1) pairs that were looked at, in ascending order.
+        parameter: name of the tuned parameter, such as ``"jump"``.
+        chosen: its chosen value.
+        points: evaluated pairs (value, clean accuracy from 0 to 1), in ascending order.
     """
 
     parameter: str
@@ -23,11 +23,11 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Training:
-    """One training of a defence.
+    """A training run of a defence.
 
     Attributes:
-        settings: what it was trained on and how, as plain data.
-        losses: of each epoch, over the training images and over those held out; None where none were.
+        settings: training data and settings, as plain data.
+        losses: losses of each epoch, over the training images and over the held-out ones; None without these.
     """
 
     settings: dict[str, Any]

@@ -1,1 +1,1 @@
-"""Classifiers put together of a network, defences and detectors."""
+"""Classifiers composed of a network, defences and detectors."""

@@ -1,4 +1,4 @@
-"""Put defences in front of a classifier, and hand the whole to any attack as one network."""
+"""Add defences to a classifier, and convert the result to one network for any attack."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from art_defenses_ext.gradients.surrogate import Surrogate
 
 
 def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -> PyTorchClassifier:
-    """A new classifier with ``preprocessors`` after those that ``classifier`` already has.
+    """Return a new classifier with ``preprocessors`` after those that ``classifier`` already has.
 
     The mean/std preprocessing runs last, as always in ART. The model is shared and every constructor argument is
-    carried over; ``classifier`` itself is recorded as the undefended one, unless it takes no images of its
-    ``input_shape`` by itself, such as one behind a resize.
+    kept. ``classifier`` is recorded as the undefended classifier, unless it cannot take images of its
+    ``input_shape`` alone, such as one behind a resize.
 
     Args:
         classifier: a classifier whose preprocessing runs in torch.
@@ -37,8 +37,8 @@ def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -
 
     Raises:
         InputError: for no preprocessor, or one that is not a ``PreprocessorPyTorch``, here or in ``classifier``: ART
-            cannot mix numpy with torch preprocessing, and no gradient would pass; or for one that does not make as
-            many images as it is given.
+            cannot combine numpy with torch preprocessing, which has no gradient; or for one that changes the number
+            of images.
 
     >>> from art_defenses_ext import HeatAndBlur, defend
     >>> defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
@@ -60,7 +60,7 @@ def defend(classifier: PyTorchClassifier, *preprocessors: PreprocessorPyTorch) -
 
 
 def _check_batches(classifier: PyTorchClassifier) -> bool:
-    """Refuse preprocessors of other people that do not keep the number of images; two are passed through them.
+    """Run preprocessors from other packages on two images; refuse those that change the number of images.
 
     Returns:
         Whether one of them changes the images' shape.
@@ -71,13 +71,13 @@ def _check_batches(classifier: PyTorchClassifier) -> bool:
         if not preprocessor.apply_predict or (
             isinstance(preprocessor, Defence) and not isinstance(preprocessor, Surrogate)
         ):
-            continue  # a defence of ours keeps the images' shape, and may not be trained yet
+            continue  # our defences keep the images' shape, and may not be trained yet
         try:
             with unmoved_generators(), torch.no_grad():
                 restored = preprocessor.forward(x)[0]
         except InputError:
             raise
-        except Exception as error:  # it may check its input in any way
+        except Exception as error:  # it may raise any type
             raise ClassifierError(
                 f"{name} cannot take images {tuple(x.shape)} ({one_line(error)}); one for images of the classifier's "
                 "input_shape was expected"
@@ -87,21 +87,21 @@ def _check_batches(classifier: PyTorchClassifier) -> bool:
 
 
 def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | None = None) -> nn.Module:
-    """The classifier with all its preprocessing as one differentiable network, for any other attack library.
+    """Return the classifier and its preprocessing as one differentiable network, for any other attack library.
 
-    The result shares the model, is in evaluation mode, and holds every defence among its ``modules()``, where
-    ``gradient_mode`` reaches it.
+    The result shares the model, is in evaluation mode, and has every defence among its ``modules()``, where
+    ``gradient_mode`` finds it.
 
     Args:
         classifier: a classifier whose preprocessing runs in torch and that has no postprocessing.
-        detector: what rejects inputs beside it, see :func:`.rejecting`.
+        detector: a detector that rejects inputs, see :func:`.rejecting`.
 
     Returns:
         A module from images ``(N, *input_shape)`` in the clip range to logits (N, nb_classes); with a detector one
-        more, the last, which is the largest where an image is rejected.
+        additional logit, the last, which is the largest where an image is rejected.
 
     Raises:
-        InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
+        InputError: for numpy preprocessing or a postprocessor, which have no gradient.
 
     >>> import torch
     >>> from art_defenses_ext import HeatAndBlur, as_module, defend

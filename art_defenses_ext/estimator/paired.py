@@ -1,4 +1,4 @@
-"""Many two-class problems in one network, so that an attack solves them side by side in one batch."""
+"""Many two-class problems in one network, so that an attack solves them in one batch."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import nn
 class PairedNetwork(nn.Module):
     """Images (n, ...) -> logits (n, 2 B): classes 2 i and 2 i + 1 are those of problem i.
 
-    An image belongs to the problem of its label, and only that problem's two classes count for it: our attacks leave
-    the others out. Any other attack would confuse them unless there is a single problem.
+    An image belongs to the problem of its label, and only the two classes of this problem count for it: our attacks
+    ignore the others. Other attacks need a network with a single problem.
     """
 
 
 def paired(classifier: PyTorchClassifier) -> bool:
-    """Whether the network of ``classifier``, or one that it wraps, is a :class:`PairedNetwork`."""
+    """Return whether the network of ``classifier``, or one that it wraps, is a :class:`PairedNetwork`."""
     return any(isinstance(module, PairedNetwork) for module in classifier.model.modules())

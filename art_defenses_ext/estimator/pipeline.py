@@ -1,7 +1,4 @@
-"""A classifier with all its preprocessing as one differentiable network: what explanations, attacks and judges run.
-
-It stands below the faces, since a detector explains a classifier as it is, defended or not.
-"""
+"""A classifier and its preprocessing as one differentiable network, for explanations, attacks and evaluation."""
 
 from __future__ import annotations
 
@@ -31,11 +28,11 @@ from art_defenses_ext.base.validation import (
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, gradients_enabled
 
 PROBES = 2
-"""Images that a classifier is tried on."""
+"""Number of images on which a classifier is tested."""
 
 
 def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
-    """Return ``classifier`` if gradients pass through all of it.
+    """Return ``classifier`` if it is differentiable end to end.
 
     Raises:
         InputError: for numpy preprocessing or a postprocessor, for tensors made under ``torch.inference_mode``, and as
@@ -54,7 +51,7 @@ def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTor
 
 
 def check_torch_preprocessing(classifier: PyTorchClassifier, argument: str = "classifier") -> None:
-    """Refuse numpy preprocessing, which no gradient passes and which ART cannot mix with torch's."""
+    """Refuse numpy preprocessing, which has no gradient and which ART cannot combine with torch preprocessing."""
     for preprocessor in classifier.preprocessing_operations:
         if not isinstance(preprocessor, PreprocessorPyTorch):
             raise ClassifierError(
@@ -64,30 +61,30 @@ def check_torch_preprocessing(classifier: PyTorchClassifier, argument: str = "cl
 
 
 def check_runs(classifier: PyTorchClassifier, argument: str = "classifier") -> None:
-    """Refuse a classifier that does not give two images logits (2, nb_classes), before any work.
+    """Refuse a classifier that does not return logits (2, nb_classes) for two images, before any work.
 
-    The images are drawn from the clip range; neither the network's mode nor any global generator is moved.
+    The images are drawn from the clip range; the network's mode and the global generators do not change.
 
     Args:
-        classifier: with whatever preprocessing it has.
-        argument: the name to blame.
+        classifier: a classifier with any preprocessing.
+        argument: its name in error messages.
 
     Raises:
-        InputError: for other outputs, as :func:`.check_outputs`, for a preprocessor that does not keep the number of
-            images, and for images that the network does not take.
+        InputError: for other outputs, as :func:`.check_outputs`, for a preprocessor that changes the number of
+            images, and for a network that does not accept the images.
     """
     x = probes(classifier)
-    in_torch = all(isinstance(one, PreprocessorPyTorch) for one in classifier.preprocessing_operations)
+    in_torch = all(isinstance(step, PreprocessorPyTorch) for step in classifier.preprocessing_operations)
     in_torch = in_torch and not classifier.postprocessing_defences
     try:
         with evaluation_mode(classifier.model), unmoved_generators(), torch.no_grad():
             if in_torch:
-                outputs = _passed(classifier, torch.tensor(x), argument)
+                outputs = _run_checked(classifier, torch.tensor(x), argument)
             else:
                 outputs = torch.as_tensor(classifier.predict(x))
     except InputError:
         raise
-    except Exception as error:  # a network may check its input in any way
+    except Exception as error:  # a network may raise any type
         raise ClassifierError(
             f"{argument} cannot take {PROBES} images {tuple(classifier.input_shape)} ({one_line(error)}); a network "
             "for images of its input_shape was expected"
@@ -96,13 +93,13 @@ def check_runs(classifier: PyTorchClassifier, argument: str = "classifier") -> N
 
 
 def device_of(classifier: PyTorchClassifier) -> torch.device:
-    """The device of the network, which may have been moved since ART wrapped it; of one without weights, ART's."""
+    """Return the network's current device, which may differ from ART's; without weights, ART's."""
     device: torch.device = next((tensor.device for tensor in classifier.model.parameters()), classifier.device)
     return device
 
 
 def runs(classifier: PyTorchClassifier) -> bool:
-    """Whether a classifier gives two images logits, as :func:`check_runs` tries it."""
+    """Return whether a classifier passes :func:`check_runs`."""
     try:
         check_runs(classifier)
     except InputError:
@@ -111,18 +108,18 @@ def runs(classifier: PyTorchClassifier) -> bool:
 
 
 def network_input(classifier: PyTorchClassifier) -> Tensor:
-    """What the network is shown for an image of zeros, (1, ...): of another size where a preprocessor resizes."""
+    """Return the network's input (1, ...) for an image of zeros: of another size if a preprocessor resizes."""
     x = torch.zeros(1, *classifier.input_shape, device=device_of(classifier))
-    operations = [one for one in classifier.preprocessing_operations if one.apply_predict]
-    if all(isinstance(one, PreprocessorPyTorch) for one in operations):
+    operations = [step for step in classifier.preprocessing_operations if step.apply_predict]
+    if all(isinstance(step, PreprocessorPyTorch) for step in operations):
         with unmoved_generators(), torch.no_grad():
-            for one in operations:
-                x = one.forward(x)[0]
+            for step in operations:
+                x = step.forward(x)[0]
     return x
 
 
 def probes(classifier: PyTorchClassifier) -> FloatArray:
-    """Two images (2, *input_shape) drawn from the clip range, the same each time."""
+    """Return two images (2, *input_shape) drawn from the clip range, the same each time."""
     x = np.random.default_rng(0).random((PROBES, *classifier.input_shape), dtype=np.float32)
     if classifier.clip_values is None:
         return x
@@ -132,10 +129,10 @@ def probes(classifier: PyTorchClassifier) -> FloatArray:
 
 
 def check_keeps_batch(restored: Any, x: Tensor, argument: str) -> Tensor:
-    """Return what a preprocessor made of images if it is as many of them.
+    """Return a preprocessor's output if it has as many images as its input.
 
     Raises:
-        InputError: for another number, as ART's averages over transformations give, or anything but a tensor.
+        InputError: for another number, as of ART's expectation over transformation, or no tensor.
     """
     if not isinstance(restored, Tensor):
         raise ClassifierError(f"{argument} gives a {type(restored).__name__}; a tensor was expected")
@@ -147,8 +144,8 @@ def check_keeps_batch(restored: Any, x: Tensor, argument: str) -> Tensor:
     return restored
 
 
-def _passed(classifier: PyTorchClassifier, x: Tensor, argument: str) -> Any:
-    """What the network gives for images, each preprocessor of which keeps their number."""
+def _run_checked(classifier: PyTorchClassifier, x: Tensor, argument: str) -> Any:
+    """Return the network's output; refuse preprocessors that change the number of images."""
     pipeline = Pipeline(classifier)
     x = x.to(device_of(classifier))
     for step in pipeline.steps:
@@ -159,7 +156,7 @@ def _passed(classifier: PyTorchClassifier, x: Tensor, argument: str) -> Any:
 
 @contextmanager
 def unmoved_generators() -> Iterator[None]:
-    """The global generators that networks and preprocessors draw from are afterwards as before."""
+    """Restore the global generators of networks and preprocessors afterwards."""
     state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what ART uses)
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -172,19 +169,19 @@ def unmoved_generators() -> Iterator[None]:
 class Pipeline(nn.Module):
     """Preprocessors in their order, then the model: images ``(N, *input_shape)`` in the clip range to logits (N, K).
 
-    It shares the model, in the mode that this is in, and holds every defence among its ``modules()``. What it is given
-    it leaves as it is, even where a preprocessor or the model writes into its own input (``x -= mean``).
+    It shares the model, in its current mode, and has every defence among its ``modules()``. It does not change its
+    input, even if a preprocessor or the model writes into its own input (``x -= mean``).
 
     Args:
         classifier: a classifier whose preprocessing runs in torch and that has no postprocessing.
         channels_in_front: take images (N, C, H, W), also for a classifier whose images are (N, H, W, C).
 
     Attributes:
-        turns: whether images are turned from the former to the latter on their way.
-        clip_values: least and largest pixel value; 0 and 1 where the classifier names none.
+        turns: whether images are permuted from the former to the latter.
+        clip_values: minimum and maximum pixel value; 0 and 1 if the classifier has none.
 
     Raises:
-        InputError: for numpy preprocessing or a postprocessor, which let no gradient pass.
+        InputError: for numpy preprocessing or a postprocessor, which have no gradient.
     """
 
     def __init__(self, classifier: PyTorchClassifier, *, channels_in_front: bool = False) -> None:
@@ -192,7 +189,7 @@ class Pipeline(nn.Module):
         check_differentiable(classifier)
         operations = [p for p in classifier.preprocessing_operations if p.apply_predict]
         device = device_of(classifier)
-        # The steps before the model: modules() then lists the defences in the order in which an image meets them.
+        # The steps before the model: modules() then lists the defences in the order of application.
         self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape, device) for operation in operations)
         self.model = classifier.model
         self.turns = channels_in_front and has_channels_behind(classifier)
@@ -204,15 +201,17 @@ class Pipeline(nn.Module):
         return logits
 
     def before_model(self, x: Tensor) -> Tensor:
-        """What the model is given of images, before it is cast to its dtype: a new tensor, which it may write into."""
-        x = (channels_to_back(x) if self.turns else x).clone()  # also since torch writes into no leaf with a gradient
+        """Return the model's input for images, before the cast to its dtype: a new tensor, which it may overwrite."""
+        x = (
+            channels_to_back(x) if self.turns else x
+        ).clone()  # torch does not write into a leaf with a gradient either
         for step in self.steps:
             x = step(x)
         return x
 
 
 class Step(nn.Module):
-    """An ART preprocessor as a module; one that is a module itself stays reachable as a child."""
+    """An ART preprocessor as a module; a preprocessor that is a module itself is a child."""
 
     def __init__(self, preprocessor: PreprocessorPyTorch) -> None:
         super().__init__()
@@ -239,7 +238,7 @@ class _Standardisation(nn.Module):
             self.register_buffer("std", torch.as_tensor(std, device=device), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean.to(x.device)) / self.std.to(x.device)  # of a classifier that ART has moved since
+        return (x - self.mean.to(x.device)) / self.std.to(x.device)  # the classifier may have been moved
 
 
 def _as_step(operation: PreprocessorPyTorch, input_shape: tuple[int, ...], device: torch.device) -> nn.Module:

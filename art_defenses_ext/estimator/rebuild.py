@@ -1,4 +1,4 @@
-"""ART's classifier taken apart and put together again with other parts."""
+"""New ART classifiers from the parts of existing ones."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from art_defenses_ext.gradients.surrogate import Surrogate
 
 
 def rebuild(classifier: PyTorchClassifier, **parts: Any) -> PyTorchClassifier:
-    """A new classifier with every constructor argument of ``classifier``, but for the ones given.
+    """Return a new classifier with the constructor arguments of ``classifier``, except the given ones.
 
-    ART's own ways fall short: assigning ``preprocessing_defences`` has no effect, and ``clone_for_refitting`` resets
-    the weights. The device is kept, also where it is not torch's current one.
+    ART has no such method: assigning ``preprocessing_defences`` has no effect, and ``clone_for_refitting`` resets
+    the weights. The device is kept, also if it is not torch's current one.
 
     Args:
-        classifier: whose model, loss, shapes, optimizer, clip values, defences, preprocessing and device to take.
+        classifier: source of model, loss, shapes, optimizer, clip values, defences, preprocessing and device.
         **parts: constructor arguments of ``PyTorchClassifier`` that replace its own.
 
     Returns:
-        A classifier that shares with ``classifier`` all that is not replaced.
+        A classifier that shares all parts that are not replaced.
     """
     on_cuda = classifier.device.type == "cuda"
     arguments = {
@@ -50,21 +50,21 @@ def rebuild(classifier: PyTorchClassifier, **parts: Any) -> PyTorchClassifier:
 
 
 class NoOptimizer:
-    """Stands where a classifier's optimizer would, and refuses to train in words.
+    """An optimizer that refuses to train, with an error.
 
-    Not every way of training asks for training mode, where a network could refuse: ART's FBF trainer steps the
-    optimizer of a network in evaluation mode.
+    Training mode, in which a network could refuse, is not always used: ART's FBF trainer steps the optimizer of a
+    network in evaluation mode.
 
     Args:
-        parameters: unused; whoever clones an optimizer hands them over.
-        reason: what is refused and what was expected.
+        parameters: unused; passed when an optimizer is cloned.
+        reason: the error message.
     """
 
     def __init__(self, parameters: Any = (), *, reason: str) -> None:
         self.defaults = {"reason": reason}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Refuses.
+        """Refuse to train.
 
         Raises:
             InputError: always.
@@ -72,7 +72,7 @@ class NoOptimizer:
         raise ClassifierError(self.defaults["reason"])
 
     def step(self, closure: Any = None) -> None:
-        """Refuses.
+        """Refuse to train.
 
         Raises:
             InputError: always.
@@ -81,7 +81,7 @@ class NoOptimizer:
 
     @property
     def param_groups(self) -> Any:
-        """Refuses, as those who set a learning rate ask for them.
+        """Refuse access, which setting a learning rate needs.
 
         Raises:
             InputError: always.
@@ -89,30 +89,30 @@ class NoOptimizer:
         raise ClassifierError(self.defaults["reason"])
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: ART saves a classifier's optimizer beside its network."""
+        """Return an empty dictionary, since ART saves a classifier's optimizer beside its network."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes back nothing."""
+        """Ignore ``state``."""
 
 
 def without_training(classifier: PyTorchClassifier, reason: str) -> NoOptimizer | None:
-    """An optimizer that refuses for ``reason``, in place of that of ``classifier``; None where that has none."""
+    """Return an optimizer that refuses to train for ``reason``; None if ``classifier`` has no optimizer."""
     return None if classifier.optimizer is None else NoOptimizer(reason=reason)
 
 
 def undefended(classifier: PyTorchClassifier) -> PyTorchClassifier | None:
-    """The classifier before our defences; None where they neither recorded it nor can be left out.
+    """Return the undefended classifier; None if it is neither recorded nor known from the defences.
 
-    Of a classifier that was built with them in ART's own way, ``preprocessing_defences=[HeatAndBlur(...)]``, it is the
-    same without them; other people's preprocessors and a :class:`.Surrogate` around one stay, since these may be no
-    defence: without a resize, say, the network could not take the images.
+    For a classifier built in ART's own way, ``preprocessing_defences=[HeatAndBlur(...)]``, it is the same without our
+    defences. Preprocessors from other packages and a :class:`.Surrogate` around one stay, since they may be no defence:
+    without a resize, for example, the network could not take the images.
     """
     recorded: PyTorchClassifier | None = getattr(classifier, "undefended", None)
     if recorded is not None:
         return recorded
     preprocessors = classifier.preprocessing_defences or []
-    others = [one for one in preprocessors if not isinstance(one, Defence) or isinstance(one, Surrogate)]
+    others = [step for step in preprocessors if not isinstance(step, Defence) or isinstance(step, Surrogate)]
     model = classifier.model
     network = model.undefended_network() if isinstance(model, Defence) else None
     if network is None and len(others) == len(preprocessors):
@@ -121,13 +121,13 @@ def undefended(classifier: PyTorchClassifier) -> PyTorchClassifier | None:
 
 
 def record_undefended(defended: PyTorchClassifier, classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """Note on ``defended`` which classifier stood there before any defence (through several defences in a row)."""
+    """Record on ``defended`` the classifier before any defence (also before several defences in a row)."""
     defended.undefended = undefended(classifier) or classifier
     return defended
 
 
 def model_dtype(model: nn.Module) -> torch.dtype | None:
-    """The dtype of the model's first floating-point parameter; None if it has none."""
+    """Return the dtype of the model's first floating-point parameter; None if it has none."""
     for parameter in model.parameters():  # a loop, since torch 2.8 cannot compile next() with a default
         if parameter.is_floating_point():
             return parameter.dtype
@@ -135,35 +135,35 @@ def model_dtype(model: nn.Module) -> torch.dtype | None:
 
 
 HALVES = (torch.float16, torch.bfloat16)
-"""Of so few digits that a share of a sum, or a small constant added to it, is lost."""
+"""Dtypes whose precision is too low for sums of relevance and stabilisers."""
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """``x``, in float32 if its dtype has fewer digits."""
+    """Return ``x``, in float32 if its precision is lower."""
     return x.float() if x.dtype in HALVES else x
 
 
 def as_model_input(x: torch.Tensor, model: nn.Module) -> torch.Tensor:
-    """``x`` in the model's dtype: under NumPy 2 several ART attacks send float64, and ART does not cast."""
+    """Return ``x`` in the model's dtype: under NumPy 2 several ART attacks send float64, and ART does not cast."""
     dtype = model_dtype(model)
     return x if dtype is None else x.to(dtype)
 
 
 @contextmanager
 def evaluation_mode(*modules: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside the block; afterwards each part is in its own former mode again."""
-    former = [(part, part.training) for module in modules for part in module.modules()]
+    """Set evaluation mode inside the block, and restore the mode of each part afterwards."""
+    modes = [(part, part.training) for module in modules for part in module.modules()]
     try:
         for module in modules:
             module.eval()
         yield
     finally:
-        for part, training in former:
+        for part, training in modes:
             part.training = training
 
 
 @contextmanager
 def gradients_enabled() -> Iterator[None]:
-    """Gradients inside the block, even where the caller's own code runs under ``no_grad`` or ``inference_mode``."""
+    """Enable gradients inside the block, also under the caller's ``no_grad`` or ``inference_mode``."""
     with torch.inference_mode(False), torch.enable_grad():
         yield

@@ -1,6 +1,6 @@
-"""A classifier and a detector as one ordinary classifier with one class more, which means "rejected".
+"""A classifier and a detector as one ordinary classifier with an additional class, "rejected".
 
-ART's only estimator that knows of a detector has no loss gradient, so its attacks cannot see both. Here both are one
+ART's only estimator with a detector has no loss gradient, so ART's attacks cannot target both. Here both are one
 network, and any attack runs on it.
 
 Source: Carlini, Wagner 2017, "Adversarial Examples Are Not Easily Detected" (arXiv:1705.07263), the attack with
@@ -29,21 +29,22 @@ NOT_TRAINED = (
 
 
 class RejectingNetwork(nn.Module):
-    """Images ``(N, *input_shape)`` in the clip range to logits (N, K + 1), the last the largest where one is rejected.
+    """Images ``(N, *input_shape)`` in the clip range to logits (N, K + 1), the last the largest for a rejected image.
 
-    With the classifier's logits Z and the detector's word D, above zero for "adversarial", the last logit is
-    max Z + D (max Z - min Z + 1), and the next number above max Z where a small D > 0 would be lost in rounding.
+    With the classifier's logits Z and the detector's margin D (score minus threshold, above zero for "adversarial"),
+    the last logit is max Z + D (max Z - min Z + 1), and the next number above max Z if a small D > 0 would be rounded
+    away.
 
-    **Departure**: the source has (1 + D) max Z, which rejects the wrong inputs where max Z < 0. Moving all logits by
-    1 - min Z, which changes no prediction, keeps the largest above zero; here the others are moved back.
+    **Departure**: the source has (1 + D) max Z, which rejects the wrong inputs if max Z < 0. Shifting all logits by
+    1 - min Z, which changes no prediction, keeps the largest above zero; here the others are shifted back.
 
     Args:
-        classifier: whose preprocessing runs in torch.
+        classifier: a classifier whose preprocessing runs in torch.
         detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``, such as
             :class:`.ExplanationReconstructor`.
 
     Raises:
-        InputError: for a detector of another kind, for other images or in another range, or without a gradient.
+        InputError: for a detector of another kind, of other images or another range, or without a gradient.
     """
 
     def __init__(self, classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
@@ -52,38 +53,38 @@ class RejectingNetwork(nn.Module):
         self.detection = Pipeline(check_detector(detector, classifier))
 
     def forward(self, x: Tensor) -> Tensor:
-        logits, excess = self.parts(x)
+        logits, margin = self.parts(x)
         largest, smallest = logits.amax(dim=1), logits.amin(dim=1)
-        rejected = largest + excess * (largest - smallest + 1)
+        rejected = largest + margin * (largest - smallest + 1)
         with torch.no_grad():
             above = torch.nextafter(largest, torch.full_like(largest, torch.inf))
-            missing = torch.where(excess > 0, (above - rejected).clamp(min=0), 0.0)
+            missing = torch.where(margin > 0, (above - rejected).clamp(min=0), 0.0)
         rejected = rejected + missing
         return torch.cat([logits, rejected[:, None]], dim=1)
 
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The classifier's logits (N, K), and the detector's excess D (N,): above zero where ``x`` is rejected."""
+        """Return the classifier's logits (N, K) and the detector's margin D (N,), above zero for rejected images."""
         logits: Tensor = self.pipeline(x)
-        found: Tensor = self.detection(x)  # (N, 2)
-        return logits, (found[:, 1] - found[:, 0]).to(logits.dtype)
+        detection: Tensor = self.detection(x)  # (N, 2)
+        return logits, (detection[:, 1] - detection[:, 0]).to(logits.dtype)
 
 
 def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
-    """A classifier with one class more, the last, for what ``detector`` rejects.
+    """Return a classifier with an additional class, the last, for images that ``detector`` rejects.
 
-    Our attacks know what the last class means: an image is broken only where another class than its own is predicted
-    and it is not rejected. To other attacks it is a class like any other, at which an untargeted one stops: run them
-    targeted, or on :func:`rejected_as`, which :class:`.ByClass` does for ART's.
+    For our attacks an image is broken only if it is misclassified and not rejected. Other attacks treat the last class
+    like any other, and untargeted ones stop at it: run them targeted, or on :func:`rejected_as`, as :class:`.ByClass`
+    does for ART's.
 
     Args:
-        classifier: whose preprocessing runs in torch, defended or not; it, or what it records as such, is recorded as
-            the undefended one.
+        classifier: a classifier whose preprocessing runs in torch, defended or not; it, or its recorded undefended
+            classifier, is recorded as the undefended one.
         detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``.
 
     Returns:
-        A plain ``PyTorchClassifier`` with ``nb_classes`` + 1 outputs that shares the model and preprocesses nothing
-        outside its network. Its optimizer, if ``classifier`` has one, refuses to train: the detector's thresholds were
-        set for the network as it is.
+        A plain ``PyTorchClassifier`` with ``nb_classes`` + 1 outputs that shares the model; all preprocessing is
+        inside its network. Its optimizer, if ``classifier`` has one, refuses to train, since the detector's thresholds
+        belong to the network as it is.
 
     Raises:
         InputError: as :class:`RejectingNetwork`.
@@ -106,18 +107,18 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
 
 
 def rejected_as(classifier: PyTorchClassifier, label: int) -> PyTorchClassifier:
-    """A classifier in which "rejected" counts as the class ``label``: for untargeted attacks on images of that class.
+    """Return a classifier in which "rejected" counts as class ``label``, for untargeted attacks on its images.
 
-    Another class than ``label`` is predicted only where an image is misclassified and accepted. So an untargeted attack
-    of any library, whether it follows gradients or asks for predictions, stops only at a real success. It holds for
-    images of this class alone; those of others need a classifier each.
+    Another class than ``label`` is predicted only if an image is misclassified and accepted. An untargeted attack of
+    any library, with gradients or queries, therefore stops only at a real success. This holds for images of this class
+    only; images of other classes need a classifier each.
 
     Args:
-        classifier: one that rejects, see :func:`rejecting`.
-        label: the true class of the images to be attacked, from 0 on.
+        classifier: a rejecting classifier, see :func:`rejecting`.
+        label: the true class of the attacked images, from 0 on.
 
     Returns:
-        A plain ``PyTorchClassifier`` with one output less, the classes without "rejected".
+        A plain ``PyTorchClassifier`` without the output "rejected".
 
     Raises:
         InputError: for a classifier that does not reject, or a label that is none of its classes.
@@ -148,37 +149,37 @@ class _RejectedAs(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.whole(x)
         classes, rejected = logits[:, :-1], logits[:, -1]
-        with torch.no_grad():  # an accepted image's largest logit may tie with the last one, which must not count then
+        with torch.no_grad():  # for an accepted image the last logit may tie with the largest, and must then not count
             largest = classes.amax(dim=1)
             below = torch.nextafter(largest, torch.full_like(largest, -torch.inf))
-            excess = torch.where(rejected <= largest, (rejected - below).clamp(min=0), 0.0)
-        lowered = torch.cat([classes, (rejected - excess)[:, None]], dim=1)
+            tie = torch.where(rejected <= largest, (rejected - below).clamp(min=0), 0.0)
+        lowered = torch.cat([classes, (rejected - tie)[:, None]], dim=1)
         return merge_rejection(lowered, torch.full((len(logits),), self.label, device=logits.device))
 
 
 def merge_rejection(logits: Tensor, y: Tensor) -> Tensor:
-    """Logits (n, K) in which to be rejected is to keep the label, from ``logits`` (n, K + 1), the last for "rejected".
+    """Return logits (n, K) in which "rejected" counts as the label, from ``logits`` (n, K + 1), the last "rejected".
 
-    The logit of class ``y`` (n,) becomes the larger of its own and the last one. A loss of these is close to success
-    only where another class is predicted and the image is not rejected.
+    The logit of class ``y`` (n,) becomes the maximum of its own and the last one. A loss of these logits indicates
+    success only if the image is misclassified and not rejected.
     """
     named, rejected = logits[:, :-1], logits[:, -1]
-    # A detector whose score is no number rejects.
+    # A score of NaN rejects.
     above = 2 * named.amax(dim=1) - named.amin(dim=1) + 1
     rejected = torch.where(rejected.isnan() & ~undefined(named), above, rejected)
     return named.scatter(1, y[:, None], torch.maximum(logits.gather(1, y[:, None]), rejected[:, None]))
 
 
 def rejects(classifier: PyTorchClassifier) -> bool:
-    """Whether the last class of ``classifier`` means "rejected"."""
+    """Return whether the last class of ``classifier`` means "rejected"."""
     return isinstance(classifier.model, RejectingNetwork)
 
 
 def parts_of(whole: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The classifier's logits (n, K) and the detector's excess (n,) of images (n, ...) in the clip range.
+    """Return the classifier's logits (n, K) and the detector's margin (n,) for images (n, ...) in the clip range.
 
     Args:
-        whole: a rejecting classifier :func:`.as_module`: the steps that ART puts before a network, then this.
+        whole: a rejecting classifier as a module (:func:`.as_module`): ART's preprocessing, then the network.
         x: the images.
     """
     assert isinstance(whole, Pipeline)
@@ -187,27 +188,28 @@ def parts_of(whole: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """The two-output classifier of ``detector``, if gradients pass through it and it takes the same images.
+    """Return the two-output classifier of ``detector``, if it is differentiable and takes the same images.
 
     Raises:
-        InputError: for anything else.
+        InputError: otherwise.
     """
     if not isinstance(detector, BinaryInputDetector):
         raise ClassifierError(f"detector is a {type(detector).__name__}; an ART BinaryInputDetector was expected")
-    found = check_differentiable(detector.detector, "detector.detector")
-    if found.nb_classes != 2:
-        raise ClassifierError(f"detector.detector has {found.nb_classes} outputs; two were expected")
-    if tuple(found.input_shape) != tuple(classifier.input_shape):
+    scorer = check_differentiable(detector.detector, "detector.detector")
+    if scorer.nb_classes != 2:
+        raise ClassifierError(f"detector.detector has {scorer.nb_classes} outputs; two were expected")
+    if tuple(scorer.input_shape) != tuple(classifier.input_shape):
         raise ClassifierError(
-            f"detector takes images {tuple(found.input_shape)} and classifier {tuple(classifier.input_shape)}; "
+            f"detector takes images {tuple(scorer.input_shape)} and classifier {tuple(classifier.input_shape)}; "
             "the same were expected"
         )
-    ranges = [None if one.clip_values is None else [*map(np.ravel, one.clip_values)] for one in (found, classifier)]
+    clips = [target.clip_values for target in (scorer, classifier)]
+    ranges = [None if clip is None else [*map(np.ravel, clip)] for clip in clips]
     if None not in ranges and not all(np.all(a == b) for a, b in zip(*ranges, strict=True)):
         raise ClassifierError(
-            f"detector takes values in {_range(found)} and classifier in {_range(classifier)}; the same were expected"
+            f"detector takes values in {_range(scorer)} and classifier in {_range(classifier)}; the same were expected"
         )
-    return found
+    return scorer
 
 
 def _range(classifier: PyTorchClassifier) -> str:

@@ -1,1 +1,1 @@
-"""What an attacker may differentiate: gradient modes, surrogates, replaced activations."""
+"""Backward passes for attackers: gradient modes, surrogates, replaced activations."""

@@ -1,8 +1,8 @@
-"""Every ReLU of a network, wherever it is written, answered by another function.
+"""Replacement of every ReLU of a network at run time.
 
 A ReLU can be an ``nn.ReLU`` (one object may serve several calls), ``F.relu``, ``torch.relu`` or ``Tensor.relu``, in
-place or not, anywhere inside a ``forward``. All of them pass through torch's function overrides, so one mode around
-the forward pass sees each call, in the order of execution, without touching the network.
+place or not, anywhere inside a ``forward``. All of them use torch's function overrides, so a mode around the forward
+pass intercepts each call, in the order of execution, without changing the network.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch.overrides import TorchFunctionMode
 from art_defenses_ext.base.validation import InputError
 
 Replacement = Callable[[Tensor, int], Tensor]
-"""What answers a ReLU: (pre-activation z, how many ReLU calls came before in this pass) -> activation."""
+"""Replacement of a ReLU: (pre-activation z, number of earlier ReLU calls in this pass) -> activation."""
 
 
 class _Call(NamedTuple):
-    """A ReLU call: its pre-activation, its upper limit if it has one, and whether it overwrites its input."""
+    """A ReLU call: its pre-activation, its upper limit or None, and whether it overwrites its input."""
 
     z: Tensor
     ceiling: float | None
@@ -63,19 +63,19 @@ _READ: dict[Callable[..., Any], Callable[..., _Call | None]] = {
 
 
 class ReplaceReLU(TorchFunctionMode):
-    """While active, answers each ReLU call by ``replacement(z, call number)``.
+    """A torch function mode that replaces each ReLU call by ``replacement(z, call number)`` while active.
 
-    An in-place ReLU still overwrites its input, since the network may go on reading it. The clipped ReLU,
-    ``nn.ReLU6`` or a hardtanh with a lower limit of zero, counts as one.
+    An in-place ReLU still overwrites its input, which the network may read again. A clipped ReLU,
+    ``nn.ReLU6`` or a hardtanh with a lower limit of zero, is replaced too.
 
-    **Convention** ReLU6 becomes min(replacement(z), 6): the upper limit belongs to the number format that MobileNet
-    was designed for, not to the activation that a paper replaces.
+    **Convention** ReLU6 becomes min(replacement(z), 6): the upper limit serves the number format that MobileNet
+    was designed for, and is not part of the activation that a paper replaces.
 
     Args:
         replacement: maps a pre-activation of any shape, and the call's number from 0, to a tensor of that shape.
 
     Attributes:
-        calls: ReLU calls answered so far.
+        calls: number of replaced ReLU calls so far.
     """
 
     def __init__(self, replacement: Replacement) -> None:
@@ -102,12 +102,12 @@ class ReplaceReLU(TorchFunctionMode):
 
 
 def softplus_for_relu(beta: float | None) -> AbstractContextManager[object]:
-    """Every ReLU is answered by softplus(beta z) / beta inside the block; with None by itself."""
+    """Replace every ReLU by softplus(beta z) / beta inside the block; None replaces nothing."""
     return nullcontext() if beta is None else ReplaceReLU(lambda z, _: F.softplus(z, beta=beta))
 
 
 def check_replaceable(model: nn.Module) -> None:
-    """Refuse a network that hides its ReLUs from function overrides.
+    """Refuse a network whose ReLUs function overrides cannot intercept.
 
     Raises:
         InputError: for compiled TorchScript, for recurrent layers, and for ``DataParallel``, whose worker threads do
@@ -127,10 +127,10 @@ def check_replaceable(model: nn.Module) -> None:
 
 
 def count_relus(model: nn.Module, x: Tensor) -> int:
-    """How many ReLU calls one evaluation pass of ``model`` on ``x`` (N, ...) makes.
+    """Return the number of ReLU calls in an evaluation pass of ``model`` on ``x`` (N, ...).
 
     Raises:
-        InputError: if it hides a ReLU from autograd, as activation checkpointing does: the backward pass would then
+        InputError: if autograd does not record a ReLU, as with activation checkpointing: the backward pass would then
             run the layer again, outside the mode, and give the gradient of another network.
     """
     saved = 0
@@ -143,8 +143,8 @@ def count_relus(model: nn.Module, x: Tensor) -> int:
     def probe(z: Tensor, _: int) -> Tensor:
         before = saved
         answer = torch.relu(z)
-        # A ReLU saves a tensor for its backward pass. Checkpointing catches it before the hook further out, or turns
-        # gradients off meanwhile.
+        # A ReLU saves a tensor for its backward pass. Checkpointing intercepts it before our hook, or disables
+        # gradients meanwhile.
         if not torch.is_grad_enabled() or (answer.requires_grad and saved == before):
             raise InputError(
                 "the model keeps ReLUs from autograd (activation checkpointing, no_grad), where they cannot be "

@@ -1,8 +1,8 @@
-"""A backward pass for other people's preprocessors and layers that have none, or a misleading one.
+"""Surrogate gradients for preprocessors and layers without a gradient, or with a masked one.
 
 Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
 4.1: backward-pass differentiable approximation (BPDA). The estimated pass uses antithetic Gaussian sampling, as
-Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, do against k-winners-take-all.
+in Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, against k-winners-take-all.
 """
 
 from __future__ import annotations
@@ -19,30 +19,30 @@ from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import InputError, check_count, check_positive
 from art_defenses_ext.gradients.modes import Defence
 
-ROWS_AT_ONCE = 512  # of the noisy copies that an estimate passes through the wrapped one
+ROWS_AT_ONCE = 512  # noisy copies in one pass of the wrapped function
 
 Backward = str | Callable[[Tensor], Tensor]
-"""``"identity"``, ``"estimated"``, or a differentiable function to take the derivative of."""
+"""``"identity"``, ``"estimated"``, or a differentiable function whose derivative is used."""
 
 
 class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
-    """A torch preprocessor or a layer with the same forward pass and another backward pass beside its own.
+    """A torch preprocessor or layer with an additional backward pass (BPDA) for the same forward pass.
 
-    In mode ``"exact"`` it is what it wraps; in mode ``"surrogate"`` the backward pass is the one given. It stands where
-    the original stood: in ``preprocessing_defences``, or inside a network.
+    In mode ``"exact"`` it is the wrapped function; in mode ``"surrogate"`` it has the given backward pass. It takes the
+    place of the original: in ``preprocessing_defences``, or inside a network.
 
     Args:
         wrapped: an ART ``PreprocessorPyTorch`` or an ``nn.Module``.
-        backward: ``"identity"`` hands the gradient on as it is, for what changes an image little; where height and
-            width change, it is resized by the adjoint of bilinear interpolation. A function is differentiated in the
-            original's place. ``"estimated"`` smooths the original with Gaussian noise and samples the derivative of
-            that, for what is discontinuous.
+        backward: ``"identity"`` passes the gradient unchanged, for functions that change an image little; if height
+            and width change, it is resized by the adjoint of bilinear interpolation. A function is differentiated
+            instead of the original. ``"estimated"`` is gradient estimation: it samples the derivative of the original
+            smoothed by Gaussian noise, for discontinuous functions.
         sigma: standard deviation of that noise, in units of the input.
-        samples: antithetic pairs, two forward passes of the wrapped one each; the noise comes from torch's global
-            generator, which ``evaluate`` seeds for each attack.
+        samples: number of antithetic pairs, two forward passes of the wrapped function each; the noise comes from
+            torch's global generator, which ``evaluate`` seeds for each attack.
 
     Raises:
-        InputError: for anything else.
+        InputError: for other arguments.
 
     >>> import numpy as np
     >>> from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
@@ -93,21 +93,21 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
         self.samples = samples
 
     def forward(self, x: Tensor, y: Any = None) -> Any:
-        """What the wrapped one returns: for a preprocessor the pair (x, y), for a layer a tensor."""
+        """Return the wrapped function's output: for a preprocessor the pair (x, y), for a layer a tensor."""
         result = self._run(x) if self._follows_original() else self._with_surrogate(x)
         return (result, y) if self.is_preprocessor else result
 
     def describe(self) -> dict[str, Any]:
-        """What is wrapped, with its plain parameters, and its other backward pass."""
+        """Return the wrapped class, its plain parameters, and the surrogate backward pass."""
         rule = self.backward_rule
         names = [name for name in getattr(self.wrapped, "params", ()) if not name.startswith("apply_")]
         named = {name: getattr(self.wrapped, name, None) for name in names}
-        plain = {name: one for name, one in named.items() if isinstance(one, bool | int | float | str)}
+        plain = {name: value for name, value in named.items() if isinstance(value, bool | int | float | str)}
         estimate = {"sigma": self.sigma, "samples": self.samples} if rule == "estimated" else {}
         return plain | {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)} | estimate
 
     def _follows_original(self) -> bool:
-        # Not x.requires_grad: inside torch.func transforms it is False, and the attacker would get the other mode.
+        # Not x.requires_grad, which is False inside torch.func transforms.
         return self.gradient_mode == "exact" or not torch.is_grad_enabled()
 
     def _run(self, x: Tensor) -> Tensor:
@@ -130,20 +130,20 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
 
 
 def resized(x: Tensor, shape: torch.Size) -> Tensor:
-    """Images (N, C, H, W) at the height and width of ``shape``, bilinear; as they are where more than those differs."""
+    """Resize images (N, C, H, W) bilinearly to the height and width of ``shape``; unchanged if other axes differ."""
     if x.shape == shape or x.ndim != 4 or len(shape) != 4 or x.shape[:2] != shape[:2]:
         return x
     return functional.interpolate(x, size=shape[2:], mode="bilinear", align_corners=False)
 
 
 def replaced(stand_in: Tensor, result: Tensor) -> Tensor:
-    """``result`` forwards, the derivative of ``stand_in``, of the same shape, backwards."""
+    """Return ``result`` with the derivative of ``stand_in``, of the same shape, as its backward pass."""
     answer: Tensor = _Replaced.apply(stand_in, result)
     return answer
 
 
 class _Replaced(torch.autograd.Function):
-    """The second argument forwards, the first one's derivative backwards."""
+    """The second argument in the forward pass, the derivative of the first in the backward pass."""
 
     @staticmethod
     def forward(stand_in: Tensor, result: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class _Replaced(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        """Nothing is kept."""
+        """Save nothing."""
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
@@ -159,7 +159,7 @@ class _Replaced(torch.autograd.Function):
 
 
 class _Estimated(torch.autograd.Function):
-    """The result forwards, the derivative of the Gaussian-smoothed original backwards."""
+    """The result in the forward pass, an estimate of the smoothed original's derivative in the backward pass."""
 
     @staticmethod
     def forward(x: Tensor, result: Tensor, surrogate: Surrogate) -> Tensor:
