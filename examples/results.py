@@ -99,7 +99,7 @@ def lines() -> Iterator[Line]:
     """Yield all lines, the fast ones of each data set first."""
     for dataset in ("digits", "mnist", "fashion_mnist"):
         base, robust = BASE.get(dataset), ROBUST.get(dataset)
-        yield Line(dataset, "bare", "undefended network", ("none",), network=base)
+        yield Line(dataset, "bare", "undefended model", ("none",), network=base)
         yield Line(dataset, "jump_relu", "JumpReLU, jump 1", ("jump_relu",), ("--jump", "1"), network=base)
         for face, name, fit in (
             ("feature_autoencoder", "Feature autoencoder", "autoencoder"),
@@ -147,7 +147,7 @@ def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
 def on_cifar10() -> Iterator[Line]:
     """Yield the lines of CIFAR-10 that take a CPU about an hour each."""
     base = BASE["cifar10"]
-    yield Line("cifar10", "bare", "undefended network", ("none",), network=base)
+    yield Line("cifar10", "bare", "undefended model", ("none",), network=base)
     yield Line("cifar10", "jump_relu", "JumpReLU, jump tuned", ("jump_relu",), network=base)
     yield Line("cifar10", "heat_and_blur", "Heat and Blur", ("heat_and_blur",), network=base)
     words, fits = restored("cifar10", "feature_autoencoder", "autoencoder")
