@@ -1,4 +1,4 @@
-"""Checks of what a user hands in: one clear sentence each, before any work is done."""
+"""Checks of arguments, each with an error of one sentence, before any work."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ LARGEST = float(np.finfo(np.float32).max)
 
 
 def may_look(values: Any) -> bool:
-    """Whether a check may read values: numbers, and tensors on the CPU.
+    """Return whether a check may read values: numbers, and tensors on the CPU.
 
-    On an accelerator a look waits until all that was asked for before is done, which would hold up every step of an
-    attack; a class index out of range stops its kernels by itself.
+    On an accelerator reading waits for all earlier work, which would slow down every step of an attack; a class index
+    out of range fails in its kernels.
     """
     return not isinstance(values, Tensor) or values.device.type == "cpu"
 
 
 def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
-    """Return ``classifier`` if ART's way of running it is the way it is meant to be run.
+    """Return ``classifier`` if ART runs it as intended.
 
     Raises:
-        InputError: if it is no ``PyTorchClassifier``, or a subclass (what that does differently would be lost: ART's
-            attacks and our defences build plain ones from its parts), if its model is an ``nn.Sequential`` with hooks,
-            or a subclass with a ``forward``, of its own, which ART ignores (it calls the children one by one), or if
-            its ``channels_first`` or its clip values cannot be true of its ``input_shape``.
+        InputError: if it is no ``PyTorchClassifier``, or a subclass, whose behaviour would be lost (ART's
+            attacks and our defences build plain ones from its parts); if its model is an ``nn.Sequential`` with its own
+            hooks or ``forward``, which ART ignores (it calls the children one by one); or if its ``channels_first`` or
+            clip values contradict its ``input_shape``.
     """
     if type(classifier) is not PyTorchClassifier:
         raise ClassifierError(f"{argument} is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
@@ -69,7 +69,7 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
 
 
 def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
-    """Refuse a module some of whose tensors can never be part of a graph, since inference mode made them."""
+    """Refuse a module with tensors made under inference mode, which cannot be part of a graph."""
     for name, tensor in chain(module.named_parameters(), module.named_buffers()):
         if tensor.is_inference():
             raise ClassifierError(
@@ -79,7 +79,7 @@ def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
 
 
 def has_ignored_hooks(model: nn.Module) -> bool:
-    """Whether hooks of the network act where it is called, and not where ART runs it, layer by layer."""
+    """Return whether the network has hooks that ART ignores, since it calls the layers one by one."""
     hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)
     return isinstance(model, nn.Sequential) and any(hooks)
 
@@ -104,7 +104,7 @@ def _check_clip_values(classifier: PyTorchClassifier, argument: str) -> None:
 
 
 def check_takes_images(classifier: PyTorchClassifier, method: str) -> None:
-    """Refuse a classifier of vectors, series or volumes where a method looks at rows and columns.
+    """Refuse a classifier of vectors, series or volumes for a method that needs rows and columns.
 
     Raises:
         InputError: for an ``input_shape`` of other than three axes.
@@ -118,13 +118,13 @@ def check_takes_images(classifier: PyTorchClassifier, method: str) -> None:
 
 
 def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, argument: str = "classifier") -> Tensor:
-    """Return what a network gave for some images if it is logits: floating-point, (n, K), K at least 2.
+    """Return a network's outputs if they are logits: floating-point, (n, K), K at least 2.
 
     Args:
-        outputs: what the network returned.
+        outputs: outputs of the network.
         nb_images: n.
         nb_classes: K; None for any number from 2 on.
-        argument: the name to blame.
+        argument: its name in error messages.
 
     Raises:
         InputError: for anything else.
@@ -150,7 +150,7 @@ def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, a
 
 
 def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:
-    """The same as :func:`check_images`, also for images that are still to be read: of those the shape alone."""
+    """Return ``x`` as :func:`check_images` does; for images that are read on demand only the shape is checked."""
     if not isinstance(x, StoredImages):
         return check_images(x, classifier)
     if x.shape[1:] != tuple(classifier.input_shape) or len(x) == 0:
@@ -159,12 +159,12 @@ def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:
 
 
 def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> FloatArray:
-    """Return ``x`` if it is a batch of images that ``classifier`` takes: float32, finite, in its clip range.
+    """Return ``x`` if it is a batch of images of ``classifier``: float32, finite, in its clip range.
 
     Args:
         x: images ``(N, *classifier.input_shape)``, float32, inside ``classifier.clip_values``.
-        classifier: gives the shape of an image and the clip values.
-        argument: the name to blame.
+        classifier: source of the image shape and the clip values.
+        argument: its name in error messages.
 
     Raises:
         InputError: for anything else.
@@ -184,25 +184,25 @@ def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> 
         raise InputError(f"{argument} holds NaN or infinite values; finite values were expected")
     if classifier.clip_values is not None:
         x = into_clip_values(x, classifier.clip_values, argument)
-    contiguous: FloatArray = np.ascontiguousarray(x)  # torch reads no mirrored arrays
+    contiguous: FloatArray = np.ascontiguousarray(x)  # torch has no negative strides
     return contiguous
 
 
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
-"""By how much of their largest absolute value pixels may lie beyond the clip values: a few roundings of float32, as
-resizing or scaling leaves them."""
+"""Relative tolerance by which pixels may exceed the clip values: a few roundings of float32, as from resizing or
+scaling."""
 
 
 def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str = "x") -> FloatArray:
-    """Return ``x`` inside the clip values, into which it is moved where rounding alone took it beyond them.
+    """Return ``x`` clipped to the clip values, if it exceeds them by rounding only.
 
     Args:
         x: images (N, ...), float32.
         clip_values: numbers, or arrays that broadcast against an image.
-        argument: the name to blame.
+        argument: its name in error messages.
 
     Raises:
-        InputError: for pixels further beyond them than rounding leaves, or NaN.
+        InputError: for pixels that exceed them by more than rounding, or NaN.
     """
     low, high = clip_values
     if bool(((x >= low) & (x <= high)).all()):
@@ -218,7 +218,7 @@ def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str 
 
 
 def _scaled(argument: str, clip_values: Any) -> str:
-    """How grey levels from 0 to 255 become pixels in the clip range, where that is one of the usual ones."""
+    """Return the conversion of grey levels from 0 to 255 to the clip range, for the error message."""
     ends = None if clip_values is None else (float(np.min(clip_values[0])), float(np.max(clip_values[1])))
     usual = {(0.0, 1.0): " / 255", (0.0, 255.0): "", (-1.0, 1.0): " / 127.5 - 1", (-0.5, 0.5): " / 255 - 0.5"}
     if ends is None:
@@ -234,8 +234,8 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
     Args:
         y: class indices (N,) or one-hot rows (N, nb_classes).
         nb_classes: number of classes.
-        nb_samples: number of images that the labels belong to.
-        argument: the name to blame.
+        nb_samples: number of images.
+        argument: its name in error messages.
 
     Raises:
         InputError: for another width or length, rows that are not one-hot, or an index out of range.
@@ -264,12 +264,12 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
 
 
 def one_line(error: BaseException) -> str:
-    """The type of an error and its text on one line, for a message that goes on."""
+    """Return the type of an error and its text on one line, for a message."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def last_line(error: BaseException) -> str:
-    """The type of an error and the last line of its text: torchvision lists what it tried, the cause last."""
+    """Return the type of an error and the last line of its text, which for torchvision is the cause."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
 
@@ -319,7 +319,7 @@ def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> Non
     if isinstance(value, np.ndarray):
         real = np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)
         pairs = zip(value.shape[::-1], tuple(shape)[::-1], strict=False)
-        fits = value.ndim <= len(shape) and all(one in (1, other) for one, other in pairs)
+        fits = value.ndim <= len(shape) and all(size in (1, other) for size, other in pairs)
         if not (real and fits and value.size and np.isfinite(value).all() and (value > 0).all()):
             raise InputError(
                 f"{argument} is {shown(value)}; finite numbers > 0, one or an array that broadcasts, were expected"
@@ -400,13 +400,13 @@ def check_paths(argument: str, value: Any, least: int = 1) -> list[Path]:
     """
     if not isinstance(value, list | tuple) or len(value) < least:
         raise InputError(f"{argument} is {shown(value)}; a list of {least} or more folders was expected")
-    return [check_path(argument, one, "a list of folders") for one in value]
+    return [check_path(argument, path, "a list of folders") for path in value]
 
 
-def differs(one: Any, other: Any) -> bool:
-    """Whether two values of any kind are not the same; those that cannot be compared are not."""
+def differs(value: Any, other: Any) -> bool:
+    """Return whether two values of any kind differ; values that cannot be compared differ."""
     try:
-        return bool(one != other)
+        return bool(value != other)
     except (TypeError, ValueError, RuntimeError):  # arrays and tensors, whose truth value is ambiguous
         return True
 

@@ -1,4 +1,4 @@
-"""Feature maps of a network at named layers, for losses that compare images by what a network makes of them."""
+"""Feature maps of a network at named layers, for feature losses."""
 
 from __future__ import annotations
 
@@ -15,58 +15,60 @@ from art_defenses_ext.zoo.models import IMAGENET_MEAN, IMAGENET_STD
 from art_defenses_ext.zoo.weights import load_published
 
 VGG16_TAPS = ("features.20", "features.23", "features.27")
-"""relu4_2, pool4 and relu5_2 of torchvision's VGG16: where the authors' code of feature losses cuts it."""
+"""relu4_2, pool4 and relu5_2 of torchvision's VGG16, as in the code of the authors of feature losses."""
 
 
 def feature_maps(network: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[list[Tensor], Any]:
-    """One forward pass in evaluation mode, and what came out of named layers on the way.
+    """Return the outputs of named layers in a forward pass in evaluation mode, and the network's output.
 
     Args:
         network: any network.
         x: its input (n, ...).
-        layers: names of modules as ``named_modules()`` has them; one that runs several times counts with its last run.
+        layers: names of modules, as in ``named_modules()``; a module that runs several times counts with its last run.
 
     Returns:
         Feature maps in the order of ``layers``, and the network's own output.
 
     Raises:
-        InputError: for a name that the network does not have, or a layer that did not run or gave no tensor.
+        InputError: for a name that the network does not have, or a layer that did not run or returned no tensor.
     """
     modules = dict(network.named_modules())
-    found: dict[str, Tensor] = {}
+    outputs: dict[str, Tensor] = {}
     hooks = []
     try:
         for name in layers:
             if name not in modules:
-                raise InputError(f"taps names {name!r}, which {type(network).__name__} does not have: {_some(modules)}")
-            hooks.append(modules[name].register_forward_hook(_keep(found, name)))
+                raise InputError(
+                    f"taps names {name!r}, which {type(network).__name__} does not have: {_expected_names(modules)}"
+                )
+            hooks.append(modules[name].register_forward_hook(_keep(outputs, name)))
         with evaluation_mode(network):
             output = network(x)
     finally:
         for hook in hooks:
             hook.remove()
     for name in layers:
-        if not isinstance(found.get(name), Tensor):
+        if not isinstance(outputs.get(name), Tensor):
             raise InputError(f"taps names {name!r}, which gave no tensor in a forward pass; another layer was expected")
-    return [found[name] for name in layers], output
+    return [outputs[name] for name in layers], output
 
 
-def _keep(found: dict[str, Tensor], name: str) -> Any:
+def _keep(outputs: dict[str, Tensor], name: str) -> Any:
     def hook(module: nn.Module, inputs: Any, output: Any) -> None:
         # A clone, since the next layer may work in place.
-        found[name] = output.clone() if isinstance(output, Tensor) else output
+        outputs[name] = output.clone() if isinstance(output, Tensor) else output
 
     return hook
 
 
-def _some(modules: dict[str, nn.Module]) -> str:
+def _expected_names(modules: dict[str, nn.Module]) -> str:
     return f"one of {', '.join(name for name in modules if name)} was expected"
 
 
 def usual_taps(network: nn.Module) -> tuple[str, ...]:
-    """Three convolutions: the last one of each third of the network's.
+    """Return the names of three convolutions: the last one of each third of the network.
 
-    **Convention**: three, as the authors of feature losses take, from edges to objects; all of them if there are fewer.
+    **Convention**: three, as the authors of feature losses use, from edges to objects; all of them if there are fewer.
 
     Raises:
         InputError: for a network without convolution.
@@ -81,8 +83,8 @@ def usual_taps(network: nn.Module) -> tuple[str, ...]:
 class VGG16Features(nn.Module):
     """torchvision's VGG16 with the weights that torchvision publishes, for images in [0, 1] of one or three channels.
 
-    **Convention**: a grey image is shown in all three channels. What comes after relu5_2 is left out, so images of any
-    size from 16 pixels on fit.
+    **Convention**: a grey image is repeated in all three channels. Layers after relu5_2 are omitted, so images may have
+    any size from 16 pixels on.
 
     Raises:
         InputError: if the weights cannot be downloaded.
@@ -93,7 +95,7 @@ class VGG16Features(nn.Module):
 
     def __init__(self, progress: bool = True) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # it is made with random weights
+        with torch.random.fork_rng(devices=[]):  # vgg16() draws random weights
             network = vgg16()
         load_published(network, "vgg16", progress)
         self.features = network.features[:28].eval().requires_grad_(False)

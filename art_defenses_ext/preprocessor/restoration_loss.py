@@ -1,4 +1,4 @@
-"""What a restored image is compared by: its pixels, what a network makes of it, and the class that it gets."""
+"""Restoration losses: pixels, feature maps, and the classifier's cross-entropy."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class RestorationLoss:
     image's map, so that weights mean the same for every network and layer, and the layers' terms are averaged.
 
     Attributes:
-        pixel: ``"l1"`` or ``"l2"`` (squares): how pixels are compared.
-        pixel_weight: of that, averaged over pixels, whose differences are shares of the clip range.
-        feature_weight: of the comparison of feature maps.
-        class_weight: of the cross-entropy that the classifier gives the restored image with its label.
-        network: whose feature maps: the ``"classifier"`` behind the restorer, ``"vgg16"`` (torchvision's, trained on
-            ImageNet), or a frozen network of one's own that takes images in the clip range.
-        taps: the layers, by their names in the network; None for three convolutions (``feature_maps.usual_taps``), of
-            VGG16 for relu4_2, pool4 and relu5_2.
+        pixel: norm of the pixel term: ``"l1"`` or ``"l2"`` (squares).
+        pixel_weight: weight of the pixel term, a mean over pixels in fractions of the clip range.
+        feature_weight: weight of the feature term.
+        class_weight: weight of the classifier's cross-entropy on the restored image.
+        network: network of the feature maps: the ``"classifier"`` behind the restorer, ``"vgg16"`` (torchvision's,
+            trained on ImageNet), or a frozen network for images in the clip range.
+        taps: names of the layers in the network; None for three convolutions (``feature_maps.usual_taps``), for
+            VGG16 relu4_2, pool4 and relu5_2.
 
     >>> from art_defenses_ext import FeatureAutoencoder, RestorationLoss
     >>> loss = RestorationLoss(pixel="l2", feature_weight=1.0, class_weight=0.1)
@@ -60,7 +60,7 @@ class RestorationLoss:
         if not any(weights.values()):
             raise InputError("pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected")
         names = self.taps is None or (
-            isinstance(self.taps, list | tuple) and all(isinstance(one, str) for one in self.taps)
+            isinstance(self.taps, list | tuple) and all(isinstance(name, str) for name in self.taps)
         )
         if not names:
             raise InputError(f"taps is {shown(self.taps)}; a list of layers' names, or None, was expected")
@@ -69,7 +69,7 @@ class RestorationLoss:
             raise InputError(f"network is {shown(self.network)}; 'classifier', 'vgg16' or an nn.Module was expected")
 
     def describe(self) -> dict[str, Any]:
-        """The settings as plain data."""
+        """Return the settings as plain data."""
         named = {name: float(value) if name.endswith("weight") else value for name, value in vars(self).items()}
         named["network"] = self.network if isinstance(self.network, str) else type(self.network).__name__
         named["taps"] = None if self.taps is None else list(self.taps)
@@ -81,11 +81,11 @@ class RestorationLoss:
         normalised: Callable[[Tensor], Tensor],
         clip_values: tuple[float, float] = (0.0, 1.0),
     ) -> Terms:
-        """The loss for one classifier.
+        """Return the loss for a classifier.
 
         Args:
             classifier: from normalised images to logits.
-            normalised: what turns images in the clip range into those.
+            normalised: from images in the clip range to normalised images.
             clip_values: the clip range.
 
         Raises:
@@ -104,28 +104,30 @@ class RestorationLoss:
             taps = VGG16_TAPS if self.network == "vgg16" else usual_taps(features)
 
         def terms(restored: Tensor, clean: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            found: dict[str, Tensor] = {}
+            losses: dict[str, Tensor] = {}
             if self.pixel_weight:
                 compare = functional.l1_loss if self.pixel == "l1" else functional.mse_loss
                 pixels = compare(as_shares(restored, clip_values), as_shares(clean, clip_values))
-                found["pixels"] = self.pixel_weight * pixels
+                losses["pixels"] = self.pixel_weight * pixels
             logits = None
             if taps:
                 maps, output = feature_maps(features, prepare(restored), taps)
                 with torch.no_grad():
-                    wanted, _ = feature_maps(features, prepare(clean), taps)
-                found["features"] = self.feature_weight * _mean_difference(maps, wanted)
+                    targets, _ = feature_maps(features, prepare(clean), taps)
+                losses["features"] = self.feature_weight * _mean_difference(maps, targets)
                 logits = output if features is classifier else None
             if self.class_weight:
                 logits = classifier(normalised(restored)) if logits is None else logits
-                found["class"] = self.class_weight * functional.cross_entropy(at_least_float32(logits), labels)
-            return found
+                losses["class"] = self.class_weight * functional.cross_entropy(at_least_float32(logits), labels)
+            return losses
 
         return terms
 
 
-def _mean_difference(maps: list[Tensor], wanted: list[Tensor]) -> Tensor:
-    """The mean over layers of the mean square of their differences, each relative to what was wanted."""
-    pairs = [(at_least_float32(one), at_least_float32(clean)) for one, clean in zip(maps, wanted, strict=True)]
-    relative = [functional.mse_loss(one, clean) / (clean.square().mean() + TINY) for one, clean in pairs]
+def _mean_difference(maps: list[Tensor], targets: list[Tensor]) -> Tensor:
+    """Return the mean over layers of the mean squared difference, relative to the mean square of the target."""
+    pairs = [
+        (at_least_float32(restored), at_least_float32(target)) for restored, target in zip(maps, targets, strict=True)
+    ]
+    relative = [functional.mse_loss(restored, target) / (target.square().mean() + TINY) for restored, target in pairs]
     return torch.stack(relative).mean()
