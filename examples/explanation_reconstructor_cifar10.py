@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=10_000, help="training images that the variants learn from")
     parser.add_argument("--validate", type=int, default=1_000, help="validation images that they are compared on")
     parser.add_argument("--measure", type=int, default=1_000, help="test images")
-    parser.add_argument("--adaptive", type=int, default=200, help="test images for attackers who know of it")
+    parser.add_argument("--adaptive", type=int, default=200, help="test images for adaptive attacks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--threads", type=int)
