@@ -8,13 +8,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from art_defenses_ext.attack.ball import L2, Linf
     from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.publish.compare import compare
     from art_defenses_ext.evaluation.suite.suites import AttackSpec
-    from art_defenses_ext.evaluation.threat import L2, Linf
     from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
     from art_defenses_ext.gradients.surrogate import Surrogate
     from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
@@ -49,8 +49,8 @@ _HOMES = {
     "FeatureAutoencoder": "preprocessor.feature_autoencoder",
     "HeatAndBlur": "preprocessor.heat_and_blur",
     "JumpReLU": "transformer.jump_relu",
-    "L2": "evaluation.threat",
-    "Linf": "evaluation.threat",
+    "L2": "attack.ball",
+    "Linf": "attack.ball",
     "RestorationLoss": "preprocessor.restoration_loss",
     "Surrogate": "gradients.surrogate",
     "TwoStreamRestoration": "preprocessor.two_stream_restoration",

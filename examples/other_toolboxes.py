@@ -32,9 +32,9 @@ from torch import nn
 
 from art_defenses_ext import HeatAndBlur, JumpReLU, as_module, defend, gradient_mode, gradient_modes
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.evaluation.records.proportion import Proportion
-from art_defenses_ext.evaluation.threat import Linf
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
 

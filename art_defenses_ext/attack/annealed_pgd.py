@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.attack.norms import Norm, check_norm
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import InputError, check_positive
 from art_defenses_ext.gradients.modes import surrogate_width
@@ -50,7 +49,7 @@ class AnnealedPGD(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         factors: tuple[float, ...] = FACTORS,
         max_iter: int = 100,
@@ -58,7 +57,7 @@ class AnnealedPGD(TensorAttack):
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.eps = eps
         self.factors = factors
         self.max_iter = max_iter

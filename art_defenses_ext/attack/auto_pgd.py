@@ -11,15 +11,14 @@ from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import ball_type, per_sample
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.boundaries import nearest_rivals
 from art_defenses_ext.attack.losses import LOSSES, MIN_CLASSES, gradient_of, margin
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_on_sphere, steepest
 from art_defenses_ext.base.validation import InputError, check_choice, check_count, check_flag, check_positive
 
 MOMENTUM = 0.75  # alpha of equation 1: share of the new step; the rest goes on in the former direction
@@ -62,7 +61,7 @@ class AutoPGD(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         max_iter: int = 100,
         loss: str = "margin",
@@ -72,7 +71,7 @@ class AutoPGD(TensorAttack):
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.eps = eps
         self.max_iter = max_iter
         self.loss = loss
@@ -105,7 +104,7 @@ class AutoPGD(TensorAttack):
         batches = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
         return torch.cat(
             [
-                nearest_rivals(partial(self.logits, module, y=labels), images, self.norm, self.nb_runs)
+                nearest_rivals(partial(self.logits, module, y=labels), images, self.geometry, self.nb_runs)
                 for images, labels in batches
             ]
         )
@@ -131,7 +130,7 @@ class AutoPGD(TensorAttack):
         free = self.batch_size - (0 if runs is None else len(runs.sample))
         samples, numbers = waiting[:free] % nb_samples, waiting[:free] // nb_samples
         clean = block.x[samples]
-        start = self.clip(clean + random_on_sphere(clean, self.eps, self.norm, generator))
+        start = self.clip(clean + self.geometry(self.eps).random_on_surface(clean, generator))
         if block.start is not None:
             start = torch.where(per_sample(numbers == 0, start), block.start[samples], start)
         fresh = _Runs.new(samples, numbers, start, 2 * self.eps, self._windows[0])
@@ -157,7 +156,7 @@ class AutoPGD(TensorAttack):
         block.best.offer(runs.x, -margins if self.targeted else margins, runs.sample)
         gradient = self._adapt_step(runs, losses, gradient)
 
-        towards = runs.x + per_sample(runs.step, runs.x) * steepest(gradient, self.norm)
+        towards = runs.x + per_sample(runs.step, runs.x) * self.geometry.steepest(gradient)
         towards = self._into_ball(towards, clean)
         share = per_sample(torch.where(runs.clock == 1, 1.0, MOMENTUM), runs.x)
         moved = runs.x + share * (towards - runs.x) + (1 - share) * (runs.x - runs.x_before)
@@ -203,7 +202,7 @@ class AutoPGD(TensorAttack):
         return logits, losses, gradient
 
     def _into_ball(self, points: Tensor, clean: Tensor) -> Tensor:
-        return self.clip(clean + project(points - clean, self.eps, self.norm))
+        return self.geometry(self.eps).inside(points, clean, self.estimator.clip_values)
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -15,9 +15,8 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import Ball, ball_type, into_range, per_sample
 from art_defenses_ext.attack.losses import only_pair
-from art_defenses_ext.attack.norms import Norm, into_range, per_sample
-from art_defenses_ext.attack.rounding import moved_inside
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
@@ -56,7 +55,7 @@ class TensorAttack(EvasionAttack):
     attack_params = [*EvasionAttack.attack_params, "gradient_mode", "batch_size", "seed", "verbose"]  # noqa: RUF012
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
     batches_per_block = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch from the block
-    norm: Norm  # of attacks that have one
+    norm: Any  # of attacks that have one: what :func:`.ball_type` understands
 
     def __init__(
         self,
@@ -126,16 +125,19 @@ class TensorAttack(EvasionAttack):
         """
 
     @property
-    def ball(self) -> tuple[Norm, float] | None:
-        """Norm and radius of the ball that the attack keeps to; None for one that keeps to none."""
+    def ball(self) -> Ball | None:
+        """The ball that the attack keeps to; None for one that keeps to none."""
         eps = getattr(self, "eps", None)
-        return None if eps is None else (self.norm, float(eps))
+        return None if eps is None else self.geometry(eps)
+
+    @property
+    def geometry(self) -> type[Ball]:
+        """The attack's norm."""
+        return ball_type(self.norm)
 
     def _inside(self, x: FloatArray, adversarial: FloatArray) -> FloatArray:
         """What was made of images (n, ...), moved into the attack's ball where rounding left it outside."""
-        return (
-            adversarial if self.ball is None else moved_inside(x, adversarial, *self.ball, self.estimator.clip_values)
-        )
+        return adversarial if self.ball is None else self.ball.moved_inside(x, adversarial, self.estimator.clip_values)
 
     def clip(self, x: Tensor) -> Tensor:
         """``x`` moved into the classifier's clip range."""

@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from art_defenses_ext.attack.ball import Ball
 from art_defenses_ext.attack.losses import gradient_of
-from art_defenses_ext.attack.norms import Norm, size
 
 Network = Callable[[Tensor], Tensor]
 """Images (n, ...) -> logits (n, K)."""
@@ -32,10 +31,9 @@ class Linearised(NamedTuple):
     logits: Tensor
     gradients: Tensor
 
-    def distances(self, norm: Norm) -> Tensor:
+    def distances(self, norm: type[Ball]) -> Tensor:
         """How far the boundary to each rival (G - 1, n) is, in ``norm``; inf where the slope is zero."""
-        dual = 1 if norm == np.inf else 2
-        slope = torch.stack([size(one, dual) for one in self.gradients[1:] - self.gradients[0]])
+        slope = torch.stack([norm.dual_size(gradient) for gradient in self.gradients[1:] - self.gradients[0]])
         gap = (self.logits[:, :1] - self.logits[:, 1:]).T
         return torch.where(slope > 0, gap / slope, torch.inf)
 
@@ -50,7 +48,7 @@ def linearise(network: Network, x: Tensor, count: int) -> Linearised:
     return Linearised(classes, largest.detach().to(x.dtype), torch.stack(gradients))
 
 
-def nearest_rivals(network: Network, x: Tensor, norm: Norm, count: int) -> Tensor:
+def nearest_rivals(network: Network, x: Tensor, norm: type[Ball], count: int) -> Tensor:
     """The ``count`` classes (n, count) whose boundaries seem nearest to images (n, ...), the nearest first."""
     at = linearise(network, x, 2 * count + 1)  # of many classes only those of a large logit can be near
     order = at.distances(norm).argsort(dim=0)[:count]  # (count, n)

@@ -16,9 +16,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import ball_type, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
 from art_defenses_ext.base.logits import undefined
 from art_defenses_ext.base.validation import check_all_positive, check_count, check_number
 
@@ -46,7 +46,7 @@ class DeepFoolLp(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         max_iter: int = 40,
         overshoot: float = 0.02,
         nb_grads: int = 10,
@@ -54,7 +54,7 @@ class DeepFoolLp(TensorAttack):
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.max_iter = max_iter
         self.overshoot = overshoot
         self.nb_grads = nb_grads
@@ -74,10 +74,10 @@ class DeepFoolLp(TensorAttack):
 
     def _to_nearest_boundary(self, at: Linearised) -> Tensor:
         """The step (n, ...) towards the nearest boundary; zero where all slopes are, and none is in sight."""
-        distance, nearest = at.distances(self.norm).min(dim=0)
+        distance, nearest = at.distances(self.geometry).min(dim=0)
         rows = torch.arange(len(nearest), device=nearest.device)
         direction = at.gradients[1:][nearest, rows] - at.gradients[0]
-        step = per_sample((distance + _PUSH) * (1 + self.overshoot), direction) * steepest(direction, self.norm)
+        step = per_sample((distance + _PUSH) * (1 + self.overshoot), direction) * self.geometry.steepest(direction)
         return torch.where(per_sample(distance.isfinite(), direction), step, 0)
 
     def _check_params(self) -> None:

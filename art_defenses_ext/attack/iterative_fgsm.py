@@ -17,9 +17,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from art_defenses_ext.attack.ball import Ball, ball_type, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.losses import gradient_of
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, steepest
 from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.validation import check_all_positive, check_count, check_positive
 
@@ -51,20 +51,22 @@ class IterativeFGSM(TensorAttack):
         eps_step: float = 0.01,
         max_iter: int = 40,
         scale: float | npt.NDArray[np.float32] = 1.0,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
         self.eps_step = eps_step
         self.max_iter = max_iter
         self.scale = scale
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self._check_params()
 
     @property
-    def ball(self) -> tuple[Norm, float] | None:
+    def ball(self) -> Ball | None:
         """What so many steps of one length cannot leave; None where pixels have scales of their own."""
-        return (self.norm, self.max_iter * self.eps_step * float(self.scale)) if np.ndim(self.scale) == 0 else None
+        if np.ndim(self.scale) > 0:
+            return None
+        return self.geometry(self.max_iter * self.eps_step * float(self.scale))
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         size = self.eps_step * torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
@@ -74,7 +76,7 @@ class IterativeFGSM(TensorAttack):
             logits = self.logits(module, images, labels)
             gradient = gradient_of(F.cross_entropy(logits, labels, reduction="none"), images)
             unbroken = named_classes(logits) == labels
-            moved = self.clip(images.detach() + size * steepest(gradient, self.norm))
+            moved = self.clip(images.detach() + size * self.geometry.steepest(gradient))
             return torch.where(per_sample(unbroken, x), moved, images.detach()), unbroken
 
         return iterate_until_broken(step, x, y, self.max_iter)

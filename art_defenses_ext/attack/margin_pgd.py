@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
-from art_defenses_ext.attack.norms import Norm, check_norm, project, random_in_ball, steepest
 from art_defenses_ext.base.validation import check_count, check_flag, check_positive
 
 
@@ -46,7 +45,7 @@ class MarginPGD(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         eps_step: float | None = None,
         max_iter: int = 40,
@@ -55,7 +54,7 @@ class MarginPGD(TensorAttack):
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.eps = eps
         self.eps_step = eps_step
         self.max_iter = max_iter
@@ -71,7 +70,7 @@ class MarginPGD(TensorAttack):
                 rows = rows[best.margins >= 0]
             if len(rows) == 0:
                 break
-            start = self.clip(x[rows] + random_in_ball(x[rows], self.eps, self.norm, generator))
+            start = self.clip(x[rows] + self.geometry(self.eps).random_inside(x[rows], generator))
             self._descend(module, x, y, start, rows, best)
         return best.points
 
@@ -79,6 +78,7 @@ class MarginPGD(TensorAttack):
         self, module: nn.Module, x: Tensor, y: Tensor, current: Tensor, rows: Tensor, best: BestPoints
     ) -> None:
         """One descent of the images ``rows`` of ``x`` from ``current``; offers every point on the way to ``best``."""
+        ball = self.geometry(self.eps)
         step = self.eps / 4 if self.eps_step is None else self.eps_step
         for done in range(self.max_iter):
             current = current.detach().requires_grad_()
@@ -91,8 +91,8 @@ class MarginPGD(TensorAttack):
                 rows, current, gradient = rows[left], current[left], gradient[left]
                 if len(rows) == 0:
                     return
-            moved = current - step * steepest(gradient, self.norm)
-            current = self.clip(x[rows] + project(moved - x[rows], self.eps, self.norm))
+            moved = current - step * ball.steepest(gradient)
+            current = ball.inside(moved, x[rows], self.estimator.clip_values)
         with torch.no_grad():
             best.offer(current, margin(self.logits(module, current, y[rows]), y[rows]), rows)
 

@@ -12,20 +12,20 @@ Detected" (arXiv:1705.07263).
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from numbers import Real
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.annealed_pgd import check_factors
+from art_defenses_ext.attack.ball import L2, ball_type, per_sample, unit
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, project, random_in_ball, steepest, unit
 from art_defenses_ext.base.validation import InputError, check_count, check_flag, check_number, check_positive
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.gradients.modes import annealable_modes, find_defences, surrogate_width
@@ -86,7 +86,7 @@ class RejectionAttack(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         eps_step: float | None = None,
         max_iter: int = 100,
@@ -98,7 +98,7 @@ class RejectionAttack(TensorAttack):
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.eps = eps
         self.eps_step = eps_step
         self.max_iter = max_iter
@@ -119,7 +119,7 @@ class RejectionAttack(TensorAttack):
         for weight in self.weights:
             start = x[left]
             if self.random_start:
-                start = self.clip(start + random_in_ball(start, self.eps, self.norm, generator))
+                start = self.clip(start + self.geometry(self.eps).random_inside(start, generator))
             self._descend(module, x, y, start, left, seen, weight)
             left = left[seen.lowest_excess[left] >= self.stop_below]
             if len(left) == 0:
@@ -130,18 +130,19 @@ class RejectionAttack(TensorAttack):
         self, module: nn.Module, x: Tensor, y: Tensor, current: Tensor, rows: Tensor, seen: _Seen, weight: float
     ) -> None:
         """One run of the images ``rows`` of ``x`` from ``current``; every point on the way is offered to ``seen``."""
+        ball = self.geometry(self.eps)
         step = self.eps / 10 if self.eps_step is None else self.eps_step
         for done in self._phases(module):
             at = self._look(module, current, y[rows])
             seen.offer(current, at, rows)
             towards = self.direction(at, weight)
-            if self.stop_below > -np.inf and done % PERIOD == PERIOD - 1:
+            if self.stop_below > -math.inf and done % PERIOD == PERIOD - 1:
                 left = (seen.lowest_excess[rows] >= self.stop_below).nonzero().squeeze(1)
                 rows, current, towards = rows[left], current[left], towards[left]
                 if len(rows) == 0:
                     return
-            moved = current - step * steepest(towards, self.norm)
-            current = self.clip(x[rows] + project(moved - x[rows], self.eps, self.norm))
+            moved = current - step * ball.steepest(towards)
+            current = ball.inside(moved, x[rows], self.estimator.clip_values)
         with torch.no_grad():
             seen.offer(current, self._look(module, current, y[rows]), rows)
 
@@ -179,7 +180,7 @@ class RejectionAttack(TensorAttack):
         check_factors(self.factors)
         for argument in ("random_start", "targeted"):
             check_flag(argument, getattr(self, argument))
-        if not (isinstance(self.stop_below, Real) and self.stop_below in (-np.inf, np.inf)):
+        if not (isinstance(self.stop_below, Real) and self.stop_below in (-math.inf, math.inf)):
             check_number("stop_below", self.stop_below, "a number")
         check_number("switch_margin", self.switch_margin, "a finite number >= 0", lambda value: value >= 0)
 
@@ -238,7 +239,7 @@ class LagrangianPGD(RejectionAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         *,
         weights: tuple[float, ...] = WEIGHTS,
@@ -248,9 +249,9 @@ class LagrangianPGD(RejectionAttack):
         super().__init__(estimator, norm, eps, **options)
 
     def direction(self, at: Place, weight: float) -> Tensor:
-        dual = 1 if self.norm == np.inf else 2
-        missing = unit(at.gap_slope, dual) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
-        passing = unit(at.excess_slope, dual) * per_sample(at.excess >= self.stop_below, at.excess_slope)
+        size = self.geometry.dual_size
+        missing = unit(at.gap_slope, size) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
+        passing = unit(at.excess_slope, size) * per_sample(at.excess >= self.stop_below, at.excess_slope)
         return missing + weight * passing
 
     def _check_params(self) -> None:
@@ -283,5 +284,5 @@ class _Seen:
 
 def without_component(gradient: Tensor, other: Tensor) -> Tensor:
     """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
-    along = steepest(other, 2)
+    along = L2.steepest(other)
     return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along

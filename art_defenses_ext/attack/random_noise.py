@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.attack.norms import Norm, check_norm, random_in_ball
 from art_defenses_ext.base.validation import check_count, check_positive
 
 
@@ -37,13 +36,13 @@ class RandomNoise(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         nb_draws: int = 100,
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.eps = eps
         self.nb_draws = nb_draws
         self._check_params()
@@ -51,7 +50,7 @@ class RandomNoise(TensorAttack):
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         best = BestPoints(x)
         for _ in range(self.nb_draws):
-            drawn = self.clip(x + random_in_ball(x, self.eps, self.norm, generator))
+            drawn = self.clip(x + self.geometry(self.eps).random_inside(x, generator))
             with torch.no_grad():
                 best.offer(drawn, margin(self.logits(module, drawn, y), y))
         return best.points

@@ -13,9 +13,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import ball_type, per_sample
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.attack.norms import Norm, check_norm, per_sample, size
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
 from art_defenses_ext.base.validation import check_count, check_flag, check_number, check_positive
 
@@ -54,7 +54,7 @@ class Square(TensorAttack):
     def __init__(
         self,
         estimator: PyTorchClassifier,
-        norm: Norm | str = np.inf,
+        norm: Any = "linf",
         eps: float = 0.3,
         max_queries: int = 5000,
         p_init: float = 0.8,
@@ -62,7 +62,7 @@ class Square(TensorAttack):
         **options: Any,
     ) -> None:
         super().__init__(estimator, **options)
-        self.norm = check_norm(norm)
+        self.norm = ball_type(norm).norm
         self.eps = eps
         self.max_queries = max_queries
         self.p_init = p_init
@@ -112,13 +112,13 @@ class Square(TensorAttack):
     def _first(self, planes: Tensor, generator: torch.Generator) -> Tensor:
         """The perturbation (n, C, ..., H, W) that the search starts from."""
         count, channels, *lengths = planes.shape
-        if self.norm == np.inf:  # vertical stripes
+        if self.geometry.separable:  # vertical stripes
             stripes = _signs((count, channels, *[1] * (len(lengths) - 1), lengths[-1]), planes, generator)
             return self.eps * stripes.expand(planes.shape)
         tiles = _signs((count, channels, *(-(-length // 5) for length in lengths)), planes, generator)
         for axis, length in enumerate(lengths, 2):
             tiles = tiles.repeat_interleave(5, axis).narrow(axis, 0, length)
-        return self.eps * tiles / per_sample(size(tiles, 2), tiles)
+        return self.eps * tiles / per_sample(self.geometry.size(tiles), tiles)
 
     def _propose(
         self, clean: Tensor, current: Tensor, x: Tensor, side: tuple[int, ...], generator: torch.Generator
@@ -126,14 +126,14 @@ class Square(TensorAttack):
         """The next points to query (n, C, ..., H, W), not yet in the clip range."""
         window = _Window.draw(current, side, generator)
         signs = _signs((*current.shape[:2], *[1] * (current.ndim - 2)), current, generator)
-        if self.norm == 2:
-            return self._propose_l2(clean, current, window, signs, generator)
+        if not self.geometry.separable:
+            return self._propose_bump(clean, current, window, signs, generator)
         proposed = torch.where(window.mask, clean + self.eps * signs, current)
         idle = (self._clipped(proposed, x) == current).flatten(1).all(dim=1)
         flipped = torch.where(window.mask, clean - self.eps * signs, current)
         return torch.where(per_sample(idle, current), flipped, proposed)
 
-    def _propose_l2(
+    def _propose_bump(
         self, clean: Tensor, current: Tensor, window: _Window, signs: Tensor, generator: torch.Generator
     ) -> Tensor:
         delta = current - clean
@@ -142,7 +142,9 @@ class Square(TensorAttack):
         clear = other.mask & per_sample(draw[:, 0] < 0.5, current).bool()
         scale = per_sample(self.eps * SMALLEST_SCALE ** draw[:, 1], current)
         moved = torch.where(clear, 0, delta) + scale * signs * window.bump
-        return clean + self.eps * moved / per_sample(size(moved, 2).clamp_min(torch.finfo(moved.dtype).tiny), moved)
+        return clean + self.eps * moved / per_sample(
+            self.geometry.size(moved).clamp_min(torch.finfo(moved.dtype).tiny), moved
+        )
 
     def _planes(self, x: Tensor) -> Tensor:
         """Images (n, ...) as (n, C, H, W), volumes as (n, C, D, H, W)."""

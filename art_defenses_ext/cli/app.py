@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.base.files import replace_file
 from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.base.validation import (
@@ -36,7 +37,7 @@ from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import check_out, check_settings
 from art_defenses_ext.evaluation.run.shard import Shard, local_rank
 from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD
-from art_defenses_ext.evaluation.threat import Linf, check_radius, named_threat
+from art_defenses_ext.evaluation.threat import check_radius, named_threat
 from art_defenses_ext.transformer.jump_relu import check_accuracy_drop, per_layer
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset, data_found, load_dataset

@@ -13,15 +13,15 @@ from torch import nn
 
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.ball import L2, Ball, Linf
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.attack.rounding import judged_sizes, moved_inside
 from art_defenses_ext.attack.square import Square
 
 RANGES = [(0.0, 1.0), (0.0, 255.0), (-1024.0, 3071.0), (0.0, 1e6), (0.0, 1e-3)]
-NORMS = (np.inf, 2)
+NORMS: tuple[type[Ball], ...] = (Linf, L2)
 SHAPE = (1, 8, 8)
 
 
@@ -34,52 +34,52 @@ def images(low: float, high: float, kind: str) -> Any:
     return (low + (high - low) * values).astype(np.float32)
 
 
-def added(x: Any, eps: float, norm: float) -> Any:
+def added(x: Any, eps: float, norm: type[Ball]) -> Any:
     """x + a change of size eps, as an attack in float32 does it."""
     signs = np.random.default_rng(1).choice(np.array([-1, 1], np.float32), size=x.shape)
-    step = np.float32(eps if norm == np.inf else eps / x[0].size ** 0.5)
+    step = np.float32(eps if norm is Linf else eps / x[0].size ** 0.5)
     return x + step * signs
 
 
-def exact_size(clean: Any, adversarial: Any, norm: float) -> Fraction:
+def exact_size(clean: Any, adversarial: Any, norm: type[Ball]) -> Fraction:
     """The largest change, or the square of the Euclidean length, in whole numbers."""
     pairs = zip(adversarial.ravel().tolist(), clean.ravel().tolist(), strict=True)
     changes = [abs(Fraction(a) - Fraction(b)) for a, b in pairs]
-    return max(changes) if norm == np.inf else sum((change**2 for change in changes), Fraction(0))
+    return max(changes) if norm is Linf else sum((change**2 for change in changes), Fraction(0))
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", ["drawn", "constant"])
 @pytest.mark.parametrize("clip_values", RANGES, ids=str)
 def test_what_is_added_in_float32_is_inside_and_a_thousandth_more_is_not(
-    clip_values: tuple[float, float], kind: str, norm: float
+    clip_values: tuple[float, float], kind: str, norm: type[Ball]
 ) -> None:
     low, high = clip_values
     eps = 8e-4 * (high - low)  # 3.3 Hounsfield units of 4,095
-    eps *= 1.0 if norm == np.inf else 8.0
+    eps *= 1.0 if norm is Linf else 8.0
     x = images(low, high, kind)
     for known in (clip_values, None):
-        assert (judged_sizes(x, added(x, eps, norm), norm, eps, known) <= eps * (1 + 1e-5)).all()
-        assert (judged_sizes(x, added(x, 1.001 * eps, norm), norm, eps, known) > eps * (1 + 1e-5)).all()
+        assert (norm(eps).sizes(x, added(x, eps, norm), known) <= eps * (1 + 1e-5)).all()
+        assert (norm(eps).sizes(x, added(x, 1.001 * eps, norm), known) > eps * (1 + 1e-5)).all()
 
 
 def test_there_is_something_to_forgive() -> None:
     x = images(-1024, 3071, "drawn")
-    sizes = [exact_size(*pair, np.inf) for pair in zip(x, added(x, 3.3, np.inf), strict=True)]
+    sizes = [exact_size(*pair, Linf) for pair in zip(x, added(x, 3.3, Linf), strict=True)]
     assert max(sizes) > Fraction(3.3) * Fraction(100_001, 100_000)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("clip_values", RANGES, ids=str)
 def test_what_rounding_left_outside_is_moved_in_by_its_last_place(
-    clip_values: tuple[float, float], norm: float
+    clip_values: tuple[float, float], norm: type[Ball]
 ) -> None:
     low, high = clip_values
-    eps = 8e-4 * (high - low) * (1.0 if norm == np.inf else 8.0)
+    eps = 8e-4 * (high - low) * (1.0 if norm is Linf else 8.0)
     x = images(low, high, "drawn")
     before = added(x, eps, norm)
-    after = moved_inside(x, before, norm, eps, clip_values)
-    limit = Fraction(eps) ** (1 if norm == np.inf else 2)
+    after = norm(eps).moved_inside(x, before, clip_values)
+    limit = Fraction(eps) ** (1 if norm is Linf else 2)
     assert all(exact_size(*pair, norm) <= limit for pair in zip(x, after, strict=True))
     assert (np.abs(after - before) <= 2 * np.spacing(np.float32(max(abs(low), abs(high))))).all()
 
@@ -87,8 +87,8 @@ def test_what_rounding_left_outside_is_moved_in_by_its_last_place(
 def test_what_is_further_outside_or_inside_stays_as_it_is() -> None:
     x = images(0, 1, "drawn")
     for eps in (0.1, 0.3):
-        adversarial = added(x, 0.2, np.inf)
-        np.testing.assert_array_equal(moved_inside(x, adversarial, np.inf, eps, (0.0, 1.0)), adversarial)
+        adversarial = added(x, 0.2, Linf)
+        np.testing.assert_array_equal(Linf(eps).moved_inside(x, adversarial, (0.0, 1.0)), adversarial)
 
 
 ATTACKS: list[tuple[type[TensorAttack], dict[str, Any]]] = [
@@ -104,7 +104,7 @@ ATTACKS: list[tuple[type[TensorAttack], dict[str, Any]]] = [
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize(("attack", "options"), ATTACKS, ids=lambda value: getattr(value, "__name__", ""))
 def test_attacks_return_points_of_the_ball_to_the_last_bit(
-    attack: type[TensorAttack], options: dict[str, Any], norm: float
+    attack: type[TensorAttack], options: dict[str, Any], norm: type[Ball]
 ) -> None:
     """On a network that no attack breaks, so that all of them go to the edge."""
     low, high, eps = -1024.0, 3071.0, 3.3
@@ -115,7 +115,7 @@ def test_attacks_return_points_of_the_ball_to_the_last_bit(
     y = classifier.predict(x).argmax(axis=1)
     radius = {"eps_step": eps} if attack is IterativeFGSM else {"eps": eps}
     adversarial = attack(classifier, norm=norm, **radius, **options).generate(x, y)
-    limit = Fraction(eps) ** (1 if norm == np.inf else 2)
+    limit = Fraction(eps) ** (1 if norm is Linf else 2)
     found = [exact_size(*pair, norm) for pair in zip(x, adversarial, strict=True)]
     assert max(found) <= limit
     assert max(found) > 0

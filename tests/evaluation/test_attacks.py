@@ -17,6 +17,7 @@ from torch import nn
 from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, defend, rejecting
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
@@ -34,7 +35,7 @@ from art_defenses_ext.evaluation.suite.suites import (
     attack_set,
     normalisation_scale,
 )
-from art_defenses_ext.evaluation.threat import L2, Linf, Threat
+from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset
 

@@ -14,6 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext import rejecting
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.checks.checks import CHECKS, Check, Evidence, run_checks
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
@@ -24,7 +25,6 @@ from art_defenses_ext.evaluation.run.describe import describe_run
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
-from art_defenses_ext.evaluation.threat import Linf
 
 THREAT, LIMIT = Linf(0.1), Linf(0.5)
 SAMPLES = 100

@@ -13,6 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from hypothesis import given, strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
 from art_defenses_ext.evaluation.results.detection import (
@@ -30,7 +31,7 @@ from art_defenses_ext.evaluation.results.detection import (
 )
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
-from art_defenses_ext.evaluation.threat import Linf, Threat
+from art_defenses_ext.evaluation.threat import Threat
 
 THREAT = Linf(0.1)
 Numbers = npt.NDArray[np.float64]

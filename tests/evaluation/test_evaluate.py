@@ -26,6 +26,7 @@ from torch import nn
 
 from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, JumpReLU, defend, evaluate, gradient_mode, rejecting
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.arrays import FloatArray, IntArray
@@ -40,7 +41,7 @@ from art_defenses_ext.evaluation.run.folder import COSTS, RECORDS, read_records
 from art_defenses_ext.evaluation.suite.attacker import EOT_DRAWS, VOTES, Attacker
 from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, make_plan
 from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, PAPERS, STANDARD, WHITE_BOX, AttackSpec
-from art_defenses_ext.evaluation.threat import L2, Linf, Threat
+from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -1351,7 +1352,6 @@ BAD: dict[str, Callable[[PyTorchClassifier, FloatArray, Any], dict[str, Any]]] =
     "names of attacks": lambda c, x, y: {"attacks": ["FGSM"]},
     "a number as threat": lambda c, x, y: {"threat": 0.1},
     "a class as threat": lambda c, x, y: {"threat": Linf},
-    "a threat without a norm": lambda c, x, y: {"threat": Threat(0.1)},
     "block_size 0": lambda c, x, y: {"block_size": 0},
     "block_size -1": lambda c, x, y: {"block_size": -1},
     "block_size 1.5": lambda c, x, y: {"block_size": 1.5},

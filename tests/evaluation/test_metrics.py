@@ -23,6 +23,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, evaluate
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
@@ -31,7 +32,6 @@ from art_defenses_ext.evaluation.records.metrics import ndcg, reciprocal_rank, r
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.attacker import VOTES
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
-from art_defenses_ext.evaluation.threat import Linf
 from art_defenses_ext.zoo.datasets import Dataset
 
 Rational = Sequence[Fraction]

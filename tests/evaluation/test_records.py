@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
+from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord, as_line, cost_of, sample_of
-from art_defenses_ext.evaluation.threat import L2, Linf
 
 BROKEN = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True, undefended_prediction=5)
 HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False, ndcg=0.912, reciprocal_rank=1.0)

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.base.provenance import Training, Tuning
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.checks.checks import CHECKS as ALL_CHECKS, Check
@@ -48,7 +49,6 @@ from art_defenses_ext.evaluation.report.words import (
 from art_defenses_ext.evaluation.results.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
-from art_defenses_ext.evaluation.threat import Linf
 
 NB_SAMPLES = 20
 WIDTHS = (30, 40, 60, 80, 100, 140)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.base.files import replace_file
 from art_defenses_ext.base.provenance import Training, Tuning
 from art_defenses_ext.base.validation import InputError
@@ -47,7 +48,6 @@ from art_defenses_ext.evaluation.run.manifest import FORMAT, Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
-from art_defenses_ext.evaluation.threat import L2, Linf
 
 SAMPLES, BLOCK = 7, 3
 

@@ -13,6 +13,7 @@ import pytest
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.evaluation.checks.checks import Check
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
@@ -21,7 +22,7 @@ from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, Samp
 from art_defenses_ext.evaluation.results.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
-from art_defenses_ext.evaluation.threat import Linf, Threat
+from art_defenses_ext.evaluation.threat import Threat
 
 
 def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:

@@ -21,9 +21,8 @@ from art.estimators.classification import PyTorchClassifier
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import ClipValues, into_range
 from art_defenses_ext.attack.base import TensorAttack
-from art_defenses_ext.attack.norms import into_range, random_in_ball, random_on_sphere, size
-from art_defenses_ext.attack.rounding import ClipValues, moved_inside
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import PairedNetwork
@@ -206,7 +205,7 @@ def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, th
     generator = torch.Generator(classifier.device).manual_seed(seed)
     clean = torch.tensor(image, device=classifier.device)[None]
     inside = clean.expand(INNER_POINTS, *image.shape)
-    inside = inside + random_in_ball(inside, INNER_RADIUS * threat.eps, threat.norm, generator)
+    inside = inside + threat.at(INNER_RADIUS * threat.eps).random_inside(inside, generator)
     surface = _on_surface(clean, threat, classifier.clip_values, generator)
     points = torch.cat([surface, into_range(torch.cat([clean, inside]), classifier.clip_values)])
     extract = _Features(as_module(classifier), layer)
@@ -231,17 +230,16 @@ HALVINGS = 100
 
 
 def _on_surface(clean: Tensor, threat: Threat, clip_values: ClipValues, generator: torch.Generator) -> Tensor:
-    """A point of the clip range on the surface of the ball around an image (1, ...), a corner of the cube for linf.
+    """A point of the clip range on the surface of the ball around an image (1, ...), a corner if the ball is a cube.
 
     In a random direction, where the clip range reaches so far there; else towards its corner that is furthest from the
     image, and in that corner if it lies inside the ball.
     """
-    drawn = random_on_sphere(clean, threat.eps, threat.norm, generator)
-    way = (threat.eps * drawn.sign() if threat.norm == np.inf else drawn).double().cpu()
+    way = threat.random_extreme(clean, generator).double().cpu()
     start = clean.double().cpu()
     change = way if clip_values is None else _within_range(start, way, threat, clip_values)
     point = into_range((start + change).float(), clip_values).numpy()
-    return torch.from_numpy(moved_inside(clean.cpu().numpy(), point, threat.norm, threat.eps, clip_values)).to(clean)
+    return torch.from_numpy(threat.moved_inside(clean.cpu().numpy(), point, clip_values)).to(clean)
 
 
 def _within_range(start: Tensor, way: Tensor, threat: Threat, clip_values: tuple[Any, Any]) -> Tensor:
@@ -249,14 +247,14 @@ def _within_range(start: Tensor, way: Tensor, threat: Threat, clip_values: tuple
     low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in clip_values)
     above, below = high - start, start - low
     room, length = torch.where(way > 0, above, below), way.abs()
-    if float(size(room, threat.norm)) < threat.eps:
+    if float(threat.size(room)) < threat.eps:
         way, room = torch.where(above >= below, length, -length), torch.maximum(above, below)
     factor = 1.0
-    if threat.norm == 2 and bool((length > room).any()):
+    if not threat.separable and bool((length > room).any()):
         shortest, factor = 0.0, 2 * float((room / length).max())
         for _ in range(HALVINGS):
             middle = (shortest + factor) / 2
-            reaches = float(size(torch.minimum(middle * length, room), 2)) >= threat.eps
+            reaches = float(threat.size(torch.minimum(middle * length, room))) >= threat.eps
             shortest, factor = (shortest, middle) if reaches else (middle, factor)
     return way.sign() * torch.minimum(factor * length, room)
 
@@ -317,7 +315,7 @@ def _only(binary: PyTorchClassifier, problem: int) -> PyTorchClassifier:
 def _breaks_by_chance(binary: PyTorchClassifier, problem: int, image: FloatArray, threat: Threat, seed: int) -> bool:
     generator = torch.Generator(binary.device).manual_seed(seed + 1)
     clean = torch.tensor(image, device=binary.device).expand(RANDOM_DRAWS, *image.shape)
-    drawn = clean + random_in_ball(clean, threat.eps, threat.norm, generator)
+    drawn = clean + threat.random_inside(clean, generator)
     with seeded(seed):
         return bool((_scores(binary, into_range(drawn, binary.clip_values))[:, problem] > 0).any())
 

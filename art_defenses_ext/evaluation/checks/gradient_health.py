@@ -10,8 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.attack.ball import into_range, per_sample
 from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.attack.norms import into_range, per_sample, random_in_ball, size, steepest
 from art_defenses_ext.base.arrays import Images, IntArray
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rebuild import gradients_enabled
@@ -107,7 +107,7 @@ def examine_gradients(
     device = classifier.device
     clean, y = torch.tensor(np.asarray(x[:SAMPLES]), device=device), torch.tensor(labels[:SAMPLES], device=device)
     generator = torch.Generator(device).manual_seed(derived_seed(seed, "gradients", 0))
-    drawn = clean + random_in_ball(clean, threat.eps, threat.norm, generator)
+    drawn = clean + threat.random_inside(clean, generator)
     points = [clean, into_range(drawn, classifier.clip_values)]
     module = as_module(classifier)
     found = []
@@ -134,10 +134,10 @@ def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) ->
     flat = gradient.flatten(1)
     finite = flat.isfinite().all(dim=1)
     zero = finite & (flat == 0).all(dim=1)
-    slope = size(torch.where(per_sample(finite, gradient), gradient, 0), 1 if threat.norm == torch.inf else 2)
+    slope = threat.dual_size(torch.where(per_sample(finite, gradient), gradient, 0))
     vanishing = finite & ~zero & (threat.eps * slope < VANISHING * margins.abs())
 
-    step = STEP * threat.eps * steepest(torch.where(per_sample(finite, gradient), gradient, 0), threat.norm)
+    step = STEP * threat.eps * threat.steepest(torch.where(per_sample(finite, gradient), gradient, 0))
     with seeded(seed), torch.no_grad():
         above = _margin(module, x + step, y)
     with seeded(seed), torch.no_grad():

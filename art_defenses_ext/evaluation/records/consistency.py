@@ -83,8 +83,7 @@ class Rules:
 
     def _success(self, outcome: Outcome) -> Iterator[str]:
         """A success is misclassified, usable and inside the ball, which is judged by the size as it is recorded."""
-        size = float(getattr(outcome, self.threat.norm_name))
-        success = outcome.misclassified and outcome.usable and self.threat.allows(size)
+        success = outcome.misclassified and outcome.usable and outcome.lies_in(self.threat)
         if outcome.success != success:
             yield f"success is {outcome.success}, and misclassified, usable and the size of the change say {success}"
 
@@ -114,7 +113,7 @@ def _share(name: str, value: float | None) -> Iterator[str]:
 
 
 def _sizes(outcome: Outcome) -> Iterator[str]:
-    for name, size in (("linf", outcome.linf), ("l2", outcome.l2)):
+    for name, size in (("linf", outcome.linf), ("l2", outcome.l2), ("size", outcome.size or 0)):
         if size < 0:
             yield f"{name} is {size}; a size of at least 0 was expected"
         if not outcome.usable and size:

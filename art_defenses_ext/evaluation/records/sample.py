@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from sys import intern
@@ -10,9 +11,13 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.lines import STRICT, parsed
 from art_defenses_ext.evaluation.threat import Threat
+
+RECORDED: tuple[type[Threat], ...] = (Linf, L2)
+"""Norms in which the size of every change is recorded, whatever the threat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +48,7 @@ class Outcome:
         rejected: whether the detector rejects it, judged as the class is if it is random; None without a detector.
         excess: how far the detector's score is above its threshold, seven significant digits; None also where that is
             not finite.
+        size: of the change in the norm of the run, where that is neither of these two.
     """
 
     __pydantic_config__ = STRICT
@@ -62,10 +68,20 @@ class Outcome:
     first_misses: int | None = None
     passes: int | None = None
     undecided: bool | None = None
+    size: float | None = None
+
+    def lies_in(self, threat: Threat) -> bool:
+        """Whether the change lies in a ball of the run's norm."""
+        return threat.allows(self.size_in(threat))
+
+    def size_in(self, threat: Threat) -> float:
+        """The size of the change in the run's norm, which is that of ``threat``."""
+        size = getattr(self, threat.norm_name) if type(threat) in RECORDED else self.size
+        return math.nan if size is None else float(size)
 
     def fooled(self, label: int, threat: Threat) -> bool:
         """Whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
-        return self.prediction != label and self.usable and threat.allows(getattr(self, threat.norm_name))
+        return self.prediction != label and self.usable and self.lies_in(threat)
 
 
 @dataclass(slots=True)

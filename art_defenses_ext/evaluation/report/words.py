@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
@@ -441,11 +442,7 @@ def _option(value: Any) -> str:
 
 def threat_in_words(settings: Settings) -> str:
     """What the attacker may do."""
-    rule = {
-        "linf": "each pixel value may change by at most",
-        "l2": "the change's Euclidean length is at most",
-    }[settings.threat]
-    return f"{settings.threat}: {rule} {settings.eps:g}"
+    return f"{settings.threat}: {ball_type(settings.threat).rule} {settings.eps:g}"
 
 
 def grouped(rows: list[AttackRow]) -> list[tuple[str, list[AttackRow]]]:
@@ -462,7 +459,7 @@ def notes(rows: list[AttackRow]) -> list[str]:
 
 def median_size(row: AttackRow, norm: str) -> float | None:
     """The median size of its perturbations in the threat's norm."""
-    return row.median_linf if norm == "linf" else row.median_l2
+    return row.median_size
 
 
 def randomness_in_words(summary: Summary) -> str:

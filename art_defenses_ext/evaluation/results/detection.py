@@ -10,6 +10,7 @@ For another threshold set the detector to it and evaluate again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -173,7 +174,7 @@ def threshold(clean: Excesses, share: float) -> float:
     """
     allowed = int(share * len(clean) + 1e-9)  # so that 0.29 of 100 are 29
     ordered = np.sort(clean)[::-1]
-    return float(ordered[allowed]) if allowed < len(ordered) else -np.inf
+    return float(ordered[allowed]) if allowed < len(ordered) else -math.inf
 
 
 def auc(negatives: Excesses, positives: Excesses) -> float | None:
@@ -295,7 +296,7 @@ def _outcomes(record: SampleRecord, keys: set[str], threat: Threat) -> list[Outc
 
 def _excess(excess: float | None, rejected: bool | None) -> float:
     if excess is None:
-        return np.inf if rejected else -np.inf
+        return math.inf if rejected else -math.inf
     return excess
 
 

@@ -96,4 +96,4 @@ def _best(gains: dict[str, float], outcomes: dict[str, Outcome]) -> Outcome | No
 
 def _inside(record: SampleRecord, ball: Threat) -> dict[str, Outcome]:
     """The outcomes of attacks that stayed in the ball, by the attack's key."""
-    return {key: one for key, one in record.attacks.items() if one.usable and ball.allows(getattr(one, ball.norm_name))}
+    return {key: one for key, one in record.attacks.items() if one.usable and one.lies_in(ball)}

@@ -69,6 +69,7 @@ class AttackRow:
         robust: correct after the attack, where only perturbations inside the ball count; None likewise.
         median_linf: median linf size of the perturbations that turned a correct prediction wrong; None without any.
         median_l2: likewise.
+        median_size: likewise, in the norm of the threat.
         agreement: of its images inside the ball, with the clean images' softmax lists; None without any, and for the
             lines that stand for several runs.
         forward: images passed forwards per attacked image.
@@ -90,6 +91,7 @@ class AttackRow:
     robust: Proportion | None
     median_linf: float | None
     median_l2: float | None
+    median_size: float | None
     agreement: Agreement | None
     forward: float
     backward: float
@@ -315,6 +317,7 @@ def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
         robust=Proportion.of(r.robust({one.key}) for r in records) if everywhere else None,
         median_linf=median(outcome.linf for outcome in sizes) if sizes else None,
         median_l2=median(outcome.l2 for outcome in sizes) if sizes else None,
+        median_size=median(outcome.size_in(one.threat) for outcome in sizes) if sizes else None,
         agreement=Agreement.of((one.ndcg for one in outcomes), (one.reciprocal_rank for one in outcomes)),
         forward=cost.forward / attacked,
         backward=cost.backward / attacked,
@@ -359,6 +362,7 @@ def _side_row(
             robust=None,
             median_linf=None,
             median_l2=None,
+            median_size=None,
             agreement=None,
             forward=cost.forward / images,
             backward=cost.backward / images,
@@ -431,11 +435,7 @@ def _within(one: AttackRun, records: list[SampleRecord], eps: float) -> Proporti
     ball = named_threat(one.threat.norm_name, eps) if eps else None
     return Proportion.of(
         record.correct
-        and not (
-            ball is not None
-            and record.attacks[one.key].misclassified
-            and ball.allows(getattr(record.attacks[one.key], one.threat.norm_name))
-        )
+        and not (ball is not None and record.attacks[one.key].misclassified and record.attacks[one.key].lies_in(ball))
         for record in records
     )
 

@@ -14,7 +14,6 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.by_class import ByClass
-from art_defenses_ext.attack.rounding import sizes as sizes_of
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.base.validation import InputError, one_line
 from art_defenses_ext.estimator.rejecting import rejects
@@ -24,7 +23,7 @@ from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import NB_EXAMPLES, Example
 from art_defenses_ext.evaluation.records.metrics import Scores, recorded
 from art_defenses_ext.evaluation.records.phases import JUDGING, PICTURES, Phases
-from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.records.sample import RECORDED, Attempt, CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.run.defence_views import with_views
 from art_defenses_ext.evaluation.run.folder import Findings, Memory, RunDirectory
 from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
@@ -266,6 +265,7 @@ class Work:
         sizes = self._sizes(run, block.x[rows], adversarial)
         broken = judged.broken(labels)
         inside = usable & np.array([self.threat.allows(size) for size in sizes[self.threat.norm_name]])
+        own = None if type(self.threat) in RECORDED else sizes[self.threat.norm_name]
         ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
         return [
             Outcome(
@@ -284,6 +284,7 @@ class Work:
                 first_misses=None if judged.first_misses is None else int(judged.first_misses[i]),
                 passes=None if judged.passes is None else int(judged.passes[i]),
                 undecided=None if judged.undecided is None else bool(judged.undecided[i]),
+                size=None if own is None else own[i],
             )
             for i in range(len(rows))
         ]
@@ -291,7 +292,7 @@ class Work:
     def _sizes(self, run: AttackRun, x: FloatArray, adversarial: FloatArray) -> dict[str, list[float]]:
         """The sizes of changes of images (n, ...) by norm, as records keep them; judged by the run's own ball."""
         delta = adversarial.astype(np.float64) - x
-        found = {"linf": sizes_of(delta, np.inf), "l2": sizes_of(delta, 2)}
+        found = {ball.norm_name: ball.exact_sizes(delta) for ball in RECORDED}
         found[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
         return {name: [float(f"{size:.{SIZE_DIGITS}g}") for size in sizes] for name, sizes in found.items()}
 

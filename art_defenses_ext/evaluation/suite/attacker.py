@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
@@ -238,9 +237,10 @@ def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier
     That leads uphill where the exact gradient does not: across steps, plateaus and activations that switch at random.
 
     Source: Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, against k-winners-take-all, with a
-    standard deviation of 8/255 at an eps of 8/255. **Convention**: hence eps in general, for l2 spread over the pixels.
+    standard deviation of 8/255 at an eps of 8/255. **Convention**: hence in general by how much all pixel values may
+    change at once.
     """
-    per_pixel = threat.eps if threat.norm == np.inf else threat.eps / float(np.prod(classifier.input_shape)) ** 0.5
+    per_pixel = threat.eps / threat.size_of(1, tuple(classifier.input_shape))
 
     def estimated(module: nn.Module) -> nn.Module:
         surrogate = Surrogate(module, "estimated", sigma=per_pixel, samples=SMOOTHING_PAIRS)

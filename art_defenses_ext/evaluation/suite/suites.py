@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -208,7 +209,7 @@ STANDARD = (
 
 def _carlini(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
     options: dict[str, Any] = {"max_iter": 50, "verbose": False}
-    if threat.norm == np.inf:
+    if threat.norm == np.inf:  # of other norms: which of ART's two it is
         return CarliniLInfMethod(classifier, learning_rate=0.01, batch_size=1, **options)
     return CarliniL2Method(classifier, binary_search_steps=9, learning_rate=0.01, batch_size=128, **options)
 
@@ -252,7 +253,7 @@ def _evading(attack: Callable[..., EvasionAttack]) -> Build:
 
     def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
         mode = "+".join(defence.gradient_mode for defence in find_defences(classifier)) or "exact"
-        return attack(classifier, threat.norm, threat.eps, stop_below=-np.inf, gradient_mode=mode, seed=seed)
+        return attack(classifier, threat.norm, threat.eps, stop_below=-math.inf, gradient_mode=mode, seed=seed)
 
     return build
 
@@ -281,12 +282,12 @@ def _jump_relu_attacks() -> tuple[AttackSpec, ...]:
     def ifgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
         return IterativeFGSM(classifier, 0.01, iterations(classifier), scale=normalisation_scale(classifier))
 
-    def deep_fool(norm: float) -> Build:
+    def deep_fool(norm: str) -> Build:
         return lambda classifier, threat, seed: DeepFoolLp(
             classifier, norm, iterations(classifier), scale=normalisation_scale(classifier)
         )
 
-    attacks = {"IFGSM": ifgsm, "DeepFool linf": deep_fool(np.inf), "DeepFool l2": deep_fool(2)}
+    attacks = {"IFGSM": ifgsm, "DeepFool linf": deep_fool("linf"), "DeepFool l2": deep_fool("l2")}
     boxes: tuple[tuple[str, CraftedOn], ...] = (("gray", "undefended"), ("white", "defended"))
     return tuple(
         AttackSpec(
@@ -348,11 +349,11 @@ _TWO_STREAM_ATTACKS = {
 def _pixel_steps(step: float, **options: Any) -> Build:
     """ART's PGD without a random start and with steps of a share of the clip range, whatever eps is.
 
-    **Convention** for l2, which the paper does not know: the same share of eps as at its eps of 0.1.
+    **Convention** for other norms, which the paper does not know: the same share of eps as at its eps of 0.1.
     """
 
     def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        eps_step = step * clip_width(classifier) if threat.norm == np.inf else step / 0.1 * threat.eps
+        eps_step = step * clip_width(classifier) if threat.separable else step / 0.1 * threat.eps
         return ProjectedGradientDescentPyTorch(
             classifier, threat.norm, threat.eps, eps_step=eps_step, verbose=False, **options
         )

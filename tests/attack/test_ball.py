@@ -1,4 +1,4 @@
-"""The geometry of an lp ball: sizes, projections, steepest steps and random points against brute force and theory."""
+"""Balls: sizes, projections, steepest steps and random points against brute force and theory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from hypothesis import given, strategies as st
 from scipy import stats
 from torch import Tensor
 
-from art_defenses_ext.attack.norms import check_norm, per_sample, project, random_in_ball, size, steepest
+from art_defenses_ext.attack.ball import L2, Ball, Linf, ball_type, per_sample
 from art_defenses_ext.base.validation import InputError
 
-NORMS = (2, np.inf)
+NORMS: tuple[type[Ball], ...] = (Linf, L2)
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 
 
@@ -25,18 +25,18 @@ def drawn(seed: int, *shape: int) -> Tensor:
 @pytest.mark.parametrize(
     ("given_as", "norm"),
     [
-        *[(2, 2), (2.0, 2), (np.int64(2), 2), ("2", 2), ("l2", 2), ("L2", 2)],
-        *[(np.inf, np.inf), (np.float32(np.inf), np.inf), ("inf", np.inf), ("linf", np.inf), ("Linf", np.inf)],
+        *[(2, L2), (2.0, L2), (np.int64(2), L2), ("2", L2), ("l2", L2), ("L2", L2), (L2, L2)],
+        *[(np.inf, Linf), (np.float32(np.inf), Linf), ("inf", Linf), ("linf", Linf), ("Linf", Linf)],
     ],
 )
-def test_a_norm_may_be_spelt_as_art_spells_it(given_as: Any, norm: float) -> None:
-    assert check_norm(given_as) == norm
+def test_a_norm_may_be_spelt_as_art_spells_it(given_as: Any, norm: type[Ball]) -> None:
+    assert ball_type(given_as) is norm
 
 
-@pytest.mark.parametrize("norm", [1, 0, 3, "l1", "", None, -np.inf, float("nan"), True, [2]])
+@pytest.mark.parametrize("norm", [1, 0, 3, "l1", "", None, -np.inf, float("nan"), True, [2], float])
 def test_another_norm_is_refused(norm: Any) -> None:
-    with pytest.raises(InputError, match=r"norm is .*; linf or l2 was expected"):
-        check_norm(norm)
+    with pytest.raises(InputError, match=r"norm is .*; linf or l2.* was expected"):
+        ball_type(norm)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -47,66 +47,66 @@ def test_values_of_samples_multiply_whole_samples(shape: tuple[int, ...]) -> Non
     np.testing.assert_array_equal(per_sample(values, like) * like, expected)
 
 
-@pytest.mark.parametrize("norm", [1, 2, np.inf])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_size_of_a_sample_is_the_norm_of_its_values(norm: float, shape: tuple[int, ...]) -> None:
+def test_the_size_of_a_sample_is_the_norm_of_its_values(norm: type[Ball], shape: tuple[int, ...]) -> None:
     delta = drawn(0, 5, *shape)
-    expected = [np.linalg.norm(sample.numpy().ravel(), ord=norm) for sample in delta]
-    np.testing.assert_allclose(size(delta, norm), expected, rtol=1e-5)
+    expected = [np.linalg.norm(sample.numpy().ravel(), ord=norm.norm) for sample in delta]
+    np.testing.assert_allclose(norm.size(delta), expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_projection_lies_in_the_ball_and_leaves_its_points_alone(norm: float, shape: tuple[int, ...]) -> None:
+def test_a_projection_lies_in_the_ball_and_leaves_its_points_alone(norm: type[Ball], shape: tuple[int, ...]) -> None:
     delta = drawn(1, 40, *shape) * torch.logspace(-3, 1, 40).reshape(-1, *[1] * len(shape))
-    projected = project(delta, 0.7, norm)
-    assert (size(projected, norm) <= 0.7 * (1 + 1e-6)).all()
-    inside = size(delta, norm) <= 0.7
+    projected = norm(0.7).project(delta)
+    assert (norm.size(projected) <= 0.7 * (1 + 1e-6)).all()
+    inside = norm.size(delta) <= 0.7
     assert inside.any()
     assert not inside.all()
     assert torch.equal(projected[inside], delta[inside])
-    torch.testing.assert_close(project(projected, 0.7, norm), projected)
+    torch.testing.assert_close(norm(0.7).project(projected), projected)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 10))
-def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: float, seed: int, scale: float) -> None:
+def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: type[Ball], seed: int, scale: float) -> None:
     """The projection is the nearest in the Euclidean sense, for either ball."""
     delta = scale * drawn(seed, 1, 3)
-    distance = size(delta - project(delta, 0.7, norm), 2).item()
-    others = random_in_ball(torch.empty(500, 3), 0.7, norm, torch.Generator().manual_seed(seed))
-    assert size(delta - others, 2).min().item() >= distance * (1 - 1e-5)
+    distance = L2.size(delta - norm(0.7).project(delta)).item()
+    others = norm(0.7).random_inside(torch.empty(500, 3), torch.Generator().manual_seed(seed))
+    assert L2.size(delta - others).min().item() >= distance * (1 - 1e-5)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_steepest_step_gains_the_dual_norm(norm: float, shape: tuple[int, ...]) -> None:
+def test_the_steepest_step_gains_the_dual_norm(norm: type[Ball], shape: tuple[int, ...]) -> None:
     """By Hoelder's inequality no step of size one gains more."""
     gradient = drawn(2, 9, *shape)
-    step = steepest(gradient, norm)
-    torch.testing.assert_close(size(step, norm), torch.ones(9))
-    torch.testing.assert_close((gradient * step).flatten(1).sum(dim=1), size(gradient, 1 if norm == np.inf else 2))
+    step = norm.steepest(gradient)
+    torch.testing.assert_close(norm.size(step), torch.ones(9))
+    torch.testing.assert_close((gradient * step).flatten(1).sum(dim=1), norm.dual_size(gradient))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-13, 1e6])
 def test_the_steepest_step_does_not_depend_on_the_unit_of_pixels(scale: float) -> None:
     """In a range a million times as wide every gradient is a million times as small."""
     gradient = drawn(2, 9, 4, 6)
-    torch.testing.assert_close(steepest(scale * gradient, 2), steepest(gradient, 2))
+    torch.testing.assert_close(L2.steepest(scale * gradient), L2.steepest(gradient))
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_nothing_to_follow_means_no_step(norm: float) -> None:
-    assert (steepest(torch.zeros(2, 5), norm) == 0).all()
-    assert (project(torch.zeros(2, 5), 0.3, norm) == 0).all()
+def test_nothing_to_follow_means_no_step(norm: type[Ball]) -> None:
+    assert (norm.steepest(torch.zeros(2, 5)) == 0).all()
+    assert (norm(0.3).project(torch.zeros(2, 5)) == 0).all()
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (8,), (4, 6)])
 def test_random_points_fill_the_l2_ball_evenly(shape: tuple[int, ...]) -> None:
     """The volume within a radius r grows as r^d, and every direction is as likely as its opposite."""
-    points = random_in_ball(torch.empty(4_000, *shape), 0.3, 2, torch.Generator().manual_seed(0)).flatten(1)
+    points = L2(0.3).random_inside(torch.empty(4_000, *shape), torch.Generator().manual_seed(0)).flatten(1)
     dimensions = points.shape[1]
-    shares = (size(points, 2).double() / 0.3) ** dimensions
+    shares = (L2.size(points).double() / 0.3) ** dimensions
     assert shares.max() <= 1 + 1e-5
     assert stats.kstest(shares.numpy(), "uniform").pvalue > 0.001
     # A coordinate of a uniform point has variance eps^2 / (d + 2).
@@ -116,7 +116,7 @@ def test_random_points_fill_the_l2_ball_evenly(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("shape", [(1,), (8,), (4, 6)])
 def test_random_points_fill_the_linf_ball_evenly(shape: tuple[int, ...]) -> None:
-    points = random_in_ball(torch.empty(1_000, *shape), 0.3, np.inf, torch.Generator().manual_seed(0)).flatten(1)
+    points = Linf(0.3).random_inside(torch.empty(1_000, *shape), torch.Generator().manual_seed(0)).flatten(1)
     for coordinate in points.T:
         assert stats.kstest((coordinate.double().numpy() / 0.3 + 1) / 2, "uniform").pvalue > 1e-4
     if points.shape[1] > 1:
@@ -125,9 +125,9 @@ def test_random_points_fill_the_linf_ball_evenly(shape: tuple[int, ...]) -> None
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_random_points_come_from_the_generator_alone(norm: float) -> None:
+def test_random_points_come_from_the_generator_alone(norm: type[Ball]) -> None:
     def draw(seed: int) -> Tensor:
-        return random_in_ball(torch.empty(3, 5), 0.3, norm, torch.Generator().manual_seed(seed))
+        return norm(0.3).random_inside(torch.empty(3, 5), torch.Generator().manual_seed(seed))
 
     before = torch.get_rng_state()
     one = draw(1)
