@@ -36,8 +36,9 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
-from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model
+from art_defenses_ext.zoo.models import build_model
 
 EPOCHS = {"digits": (30, 10), "mnist": (5, 5)}
 """Training epochs of the network, and of each training of a defence."""

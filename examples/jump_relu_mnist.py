@@ -27,9 +27,9 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.results.summary import Summary
 from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
-from art_defenses_ext.zoo.models import MODELS
 
 MEAN, STD = MODELS["lenet_like"].mean[0], MODELS["lenet_like"].std[0]
 JUMPS = (0.0, 1.0, 1.5, 2.0, 3.0)

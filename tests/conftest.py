@@ -18,8 +18,8 @@ from hypothesis import settings
 from torch import nn
 
 from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
-from art_defenses_ext.zoo.models import MODELS
 from art_defenses_ext.zoo.networks import DigitsCNN
 
 # The same examples in each run, and no verdict that depends on how busy the machine is.

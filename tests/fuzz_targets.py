@@ -24,10 +24,10 @@ import torch
 from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
+from click.testing import CliRunner
 from fuzz_pool import CLASSES, SHAPE
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from typer.testing import CliRunner
 
 from art_defenses_ext import (
     L2,
@@ -59,7 +59,7 @@ from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attribution.relevance import Composite
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.cli.app import app
-from art_defenses_ext.cli.doctor import examine
+from art_defenses_ext.cli.traps import examine
 from art_defenses_ext.evaluation.evaluate import evaluate_shard, run_key
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard

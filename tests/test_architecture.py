@@ -31,7 +31,7 @@ ROOMS = (
     ("evaluation.checks",),
     ("evaluation.suite",),
     ("evaluation.records",),
-    ("evaluation.threat",),
+    ("evaluation.threat", "evaluation.config"),
     ("attack",),
     ("preprocessor", "detector", "transformer"),
     ("zoo",),

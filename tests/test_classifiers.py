@@ -15,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, Split
-from art_defenses_ext.zoo.models import MODELS, build_model
+from art_defenses_ext.zoo.models import build_model
 
 
 def weights_of(classifier: PyTorchClassifier) -> dict[str, Tensor]:

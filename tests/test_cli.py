@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import math
@@ -24,15 +23,18 @@ from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpR
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base import progress
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.cli.app import DEFENCES, evaluate_command, main
-from art_defenses_ext.cli.defences import DETECTOR_TRAINING, Wishes
+from art_defenses_ext.cli.app import main
+from art_defenses_ext.cli.defences import DEFENCES, DETECTOR_TRAINING, Wishes
+from art_defenses_ext.cli.evaluate import evaluate_command
+from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.run.folder import RECORDS
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, SETS, STANDARD, AttackSpec
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, STANDARD, AttackSpec
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset
-from art_defenses_ext.zoo.models import MODELS, build_model
+from art_defenses_ext.zoo.models import build_model
 
-OPTIONS = ["--" + name.replace("_", "-") for name in inspect.signature(evaluate_command).parameters]
+OPTIONS = [name for option in evaluate_command.params for name in (*option.opts, *option.secondary_opts)]
 
 
 @dataclass
@@ -134,8 +136,8 @@ def test_help_mentions_every_option(columns: int | None, command: Command, monke
     result = command("evaluate", "--help")
     assert (result.status, result.err) == (0, "")
     for option in OPTIONS:
-        assert f" {option} " in result.out, option
-    for name in (*DEFENCES, *DATASETS, *SETS):
+        assert re.search(rf"(^|\s){option}[\s,]", result.out), option
+    for name in (*MODELS, *DATASETS, *SETS):
         assert name in words(result.out), name
 
 
@@ -242,13 +244,13 @@ def test_the_full_set_reaches_the_evaluation(command: Command, weights: Path, mo
         given.update(options, attacks=attacks, threat=threat, count=len(x))
         raise InputError("that is all")
 
-    monkeypatch.setattr("art_defenses_ext.cli.app.evaluate", listen)
+    monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.evaluate", listen)
     arguments = ["evaluate", "--weights", weights, "--jump", 1, "--attacks", "full", "--eps", 0.2, "--samples", 7]
     assert command(*arguments, "--check-samples", 3, "--naive").status == 2
     assert (given["attacks"], given["threat"], given["count"]) == ("full", Linf(0.2), 7)
-    assert (given["check_samples"], given["adaptive"]) == (3, False)
+    assert given["config"] == EvaluationConfig(check_samples=3, adaptive=False)
     assert command(*arguments).status == 2
-    assert (given["check_samples"], given["adaptive"]) == (100, True)
+    assert given["config"] == EvaluationConfig()
 
 
 @pytest.fixture
@@ -271,14 +273,14 @@ def test_a_folder_of_images_is_cropped_to_the_network_and_attacked_in_small_bloc
         given.update(options, classes=classifier.nb_classes, x=x, y=y)
         raise InputError("that is all")
 
-    monkeypatch.setattr("art_defenses_ext.cli.app.evaluate", listen)
+    monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.evaluate", listen)
     torch.save(build_model("squeezenet1_1").state_dict(), tmp_path / "squeezenet.pt")
     arguments = ["evaluate", "--dataset", "image_folder", "--data", images, "--weights", tmp_path / "squeezenet.pt"]
     assert command(*arguments, "--defence", "none").err == "Error: that is all\n"
-    assert (given["classes"], given["x"].shape, given["block_size"]) == (1000, (2, 3, 224, 224), 32)
+    assert (given["classes"], given["x"].shape, given["config"].block_size) == (1000, (2, 3, 224, 224), 32)
     assert sorted(given["y"]) == [0, 2]
     command(*arguments, "--defence", "none", "--samples", 1, "--block-size", 5)
-    assert (len(given["x"]), given["block_size"]) == (1, 5)
+    assert (len(given["x"]), given["config"].block_size) == (1, 5)
 
 
 def test_a_network_of_ones_own_takes_images_of_their_own_size(command: Command, images: Path, tmp_path: Path) -> None:
@@ -452,7 +454,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "eps over zero": (["--eps", "8/0"], "eps is '8/0'"),
     "eps of other units": (["--eps", 8], "eps is 8, beyond half the clip range (0.5 in linf)"),
     "eps of other units in l2": (["--norm", "l2", "--eps", 255], "eps is 255, beyond half the clip range (4 in l2)"),
-    "no samples": (["--samples", 0], "samples is 0; from 1 to digits's 500"),
+    "no samples": (["--samples", 0], "samples is 0; a whole number of at least 1"),
     "negative samples": (["--samples", -1], "samples is -1"),
     "no images": (["--dataset", "image_folder", "--data", "."], "holds no images; .jpg"),
     "too many samples": (["--samples", 501], "samples is 501"),
@@ -536,8 +538,8 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "negative checks": (["--check-samples", -1], "check_samples is -1; a whole number >= 0"),
     "unknown device": (["--device", "tpu"], "device is 'tpu'"),
     "no CUDA": (["--device", "cuda"], "device is 'cuda'"),
-    "no thread": (["--threads", 0], "threads is 0; at least 1"),
-    "negative threads": (["--threads", -2], "threads is -2; at least 1"),
+    "no thread": (["--threads", 0], "threads is 0; a whole number from 1 to 4096"),
+    "negative threads": (["--threads", -2], "threads is -2; a whole number from 1 to 4096"),
 }
 
 
@@ -599,6 +601,51 @@ def test_a_restorer_is_trained_against_the_threat_and_attacked_in_its_gradient_m
     assert "1 epoch(s) on 898 images: clean; fgsm; eps 0.05" in words(result.out)
     for attack in PAPERS[defence]:
         assert attack.name in result.out
+
+
+def test_a_file_repeats_a_call_and_what_is_typed_wins(command: Command, quick: list[str], tmp_path: Path) -> None:
+    typed: Arguments = [*quick, "--samples", 3, "--seed", 2, "--naive", "--mean", "0.3", "--out", "a b"]
+    printed = command(*typed, "--print-config")
+    assert (printed.status, printed.err) == (0, "")
+    assert not (tmp_path / "a b").exists()
+    Path("run.toml").write_text(printed.out)
+    assert command("evaluate", "--config", "run.toml", "--print-config").out == printed.out
+    changed = command("evaluate", "--print-config", "--config", "run.toml", "--seed", 4, "--adaptive").out
+    lines = set(changed.splitlines()) - set(printed.out.splitlines())
+    assert lines == {"seed = 4", "adaptive = true"}
+    assert command("evaluate", "--config", "run.toml").status == 0
+    settings = json.loads(Path("a b/report.json").read_text())["run"]["settings"]
+    assert (settings["samples"], settings["seed"], settings["adaptive"]) == (3, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", None),
+        ('adaptive = "no"', "adaptive is 'no'; True or False was expected"),
+        ("seed = 1.0", "seed is 1.0; a whole number"),
+        ("seed = true", "seed is True; a whole number"),
+        ("sede = 1", "sede is no option of EvaluateOptions; one of seed"),
+        ('fitted = "a"', "fitted is 'a'; a list of texts"),
+        ("mean = [true]", "mean is [True]; numbers with commas between"),
+        ("eps = [1]", "eps is [1]; a number, or a fraction such as '8/255', was expected"),
+        ("[seed]", "seed is {}; a whole number"),
+        ("seed 1", "config is 'run.toml', which is no TOML ("),
+        (b"\xff", "config is 'run.toml', which is no TOML ("),
+        (None, "config is 'run.toml', which cannot be read (No such file or directory); a TOML file was expected"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_one_sentence(
+    text: str | bytes | None, message: str | None, command: Command
+) -> None:
+    if text is not None:
+        Path("run.toml").write_bytes(text.encode() if isinstance(text, str) else text)
+    result = command("evaluate", "--print-config", "--config", "run.toml")
+    if message is None:
+        assert result.out == command("evaluate", "--print-config").out
+        return
+    assert_one_sentence(result)
+    assert message in result.err
 
 
 def test_several_defences_are_put_on_one_after_the_other(
@@ -711,11 +758,11 @@ def assert_one_sentence(result: Result) -> None:
     ],
     ids=" ".join,
 )
-def test_usage_errors_are_typers_own(arguments: list[str], command: Command, tmp_path: Path) -> None:
+def test_usage_errors_name_the_usage(arguments: list[str], command: Command, tmp_path: Path) -> None:
     result = command(*arguments)
     assert result.status == 2
     assert result.out == ""
-    assert "─ Error ─" in result.err
+    assert any(line.startswith("Error: ") for line in result.err.splitlines())
     assert "Traceback" not in result.err
     assert tree(tmp_path) == {}
 

@@ -23,7 +23,6 @@ from unittest import SkipTest
 
 import numpy as np
 import pytest
-import typer.main
 from art.estimators.classification import PyTorchClassifier
 from sybil import Document, Example, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
@@ -36,8 +35,8 @@ from art_defenses_ext.cli.options import check_defences, options_of
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
 from art_defenses_ext.evaluation.suite.suites import SETS
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset, load_dataset
-from art_defenses_ext.zoo.models import MODELS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -219,14 +218,14 @@ def test_a_command_is_understood(words: list[str]) -> None:
 
 def check_command(words: list[str]) -> None:
     """Let the command's own parser read the words, and look at the names among their values."""
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = app.commands
     if not words or (len(words) == 1 and words[0] in known):
         return  # a mention
     name, *arguments = words
     found = known[name].make_context(name, arguments).params
     if name == "evaluate":
-        defences = check_defences(found["defence"] or ["jump_relu"])
-        options_of(defences, found["option"])
+        defences = check_defences(found["defence"])
+        options_of(defences, found["options"])
         assert found["dataset"] in (*DATASETS, "NAME")
         assert found["attacks"] in SETS
         assert found["model"] is None or found["model"] in MODELS or ":" in found["model"]

@@ -17,7 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import HeatAndBlur, JumpReLU, Surrogate, defend
-from art_defenses_ext.cli.doctor import TRAPS, environment, examine
+from art_defenses_ext.cli.traps import TRAPS, environment, examine
 
 
 class Network(nn.Module):

@@ -26,8 +26,8 @@ from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.transformer.jump_relu import jump_relu
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import MODELS
 from art_defenses_ext.zoo.networks import ResNet20
 
 pytestmark = pytest.mark.gpu

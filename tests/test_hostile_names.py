@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 from art.estimators.classification import PyTorchClassifier
+from click.testing import CliRunner
 from hypothesis import given, strategies as st
 from markdown_it import MarkdownIt
 from rich.console import Console
 from torch import nn
-from typer.testing import CliRunner
 
 from art_defenses_ext import AttackSpec, Linf, compare, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.training.loop import accuracy
+from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS, ModelSpec
 from art_defenses_ext.zoo.datasets import DATASETS, load_dataset
-from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, ModelSpec, build_model
+from art_defenses_ext.zoo.models import build_model
 from art_defenses_ext.zoo.networks import LeNetLike
 from art_defenses_ext.zoo.weights import load_published, load_weights
 

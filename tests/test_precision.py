@@ -28,8 +28,8 @@ from art_defenses_ext import (
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.suite.suites import _auto_pgd, _deep_fool, _noise, _pgd, _square
 from art_defenses_ext.preprocessor.heat_and_blur import RULES
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import MODELS
 
 TOLERANCE = {torch.float64: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}
 """About eight units in the last place of the dtype."""

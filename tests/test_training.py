@@ -20,8 +20,9 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.training.loop import Objective, Settings, accuracy, train, train_classifier
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
-from art_defenses_ext.zoo.models import MODELS, build_model
+from art_defenses_ext.zoo.models import build_model
 
 SPEC = MODELS["digits_cnn"]
 NORMALISATION: dict[str, Any] = {"mean": SPEC.mean, "std": SPEC.std}

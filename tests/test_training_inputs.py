@@ -30,8 +30,8 @@ from art_defenses_ext.training.inputs import (
     mixture,
     pgd,
 )
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import MODELS
 
 SHAPE = (3, 4, 5)
 EPS = 0.1

@@ -27,8 +27,8 @@ from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.suite.suites import PAPERS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training.inputs import GaussianNoise, Networks, SignedGradient
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import MODELS
 
 RANGES = {"[0, 256]": (0.0, 256.0), "[0, 255]": (0.0, 255.0), "CT": (-1024.0, 3071.0)}
 """In the first one float32 computes as in [0, 1] to the last bit: a power of two moves the exponents alone."""

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache, wraps
 from numbers import Integral, Real
+from pathlib import Path
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -49,10 +51,12 @@ class Kind:
     Attributes:
         expected: in words, such as "a whole number of at least 1".
         accept: returns the value as Python's own type, numpy's scalars converted; raises ``ValueError`` otherwise.
+        names: all that it may be, where these are names.
     """
 
     expected: str
     accept: Callable[[Any], Any]
+    names: tuple[str, ...] = ()
 
     def checked(self, argument: str, value: Any) -> Any:
         """Return the accepted value.
@@ -97,11 +101,11 @@ def number(expected: str, holds: Callable[[float], bool] = lambda _: True) -> Ki
     return Kind(expected, accept)
 
 
-def whole(least: int, expected: str | None = None) -> Kind:
-    """A whole number from ``least`` on that 64 bits hold."""
+def whole(least: int, expected: str | None = None, most: int = 2**63 - 1) -> Kind:
+    """A whole number from ``least`` to ``most``; 64 bits hold the default."""
 
     def accept(value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
+        if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
             raise ValueError
         return int(value)
 
@@ -116,7 +120,7 @@ def one_of(*names: str) -> Kind:
             raise ValueError
         return value
 
-    return Kind(f"one of {', '.join(names)}", accept)
+    return Kind(f"one of {', '.join(names)}", accept, names)
 
 
 def _flag(value: Any) -> bool:
@@ -135,6 +139,25 @@ def _text(value: Any) -> str:
     return value
 
 
+def _path(value: Any) -> Path:
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ValueError
+    os.fsencode(text)  # a ValueError where no file can be called so
+    return Path(text)
+
+
+def several(kind: Kind, expected: str) -> Kind:
+    """A list or tuple of values of a kind, kept as a tuple."""
+
+    def accept(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list | tuple):
+            raise ValueError
+        return tuple(map(kind.accept, value))
+
+    return Kind(expected, accept)
+
+
 Count = Annotated[int, whole(1)]
 Natural = Annotated[int, whole(0, "a whole number >= 0")]
 Seed = Annotated[int, whole(0, "a whole number from 0 to 2**63 - 1")]
@@ -145,6 +168,8 @@ Share = Annotated[float, number("a number from 0 to 1", lambda value: 0 <= value
 InnerShare = Annotated[float, number("a number between 0 and 1", lambda value: 0 < value < 1)]
 Flag = Annotated[bool, Kind("True or False", _flag)]
 Text = Annotated[str, Kind("a text of printable characters", _text)]
+Texts = Annotated[tuple[str, ...], several(Kind("a text", _text), "a list of texts")]
+AnyPath = Annotated[Path, Kind("a path", _path)]
 
 
 def kind_of(annotation: Any) -> Kind | None:
@@ -158,7 +183,7 @@ def kind_of(annotation: Any) -> Kind | None:
     (kind,) = kinds
     if type(None) not in members:
         return kind
-    return Kind(f"{kind.expected}, or None,", lambda value: None if value is None else kind.accept(value))
+    return Kind(f"{kind.expected}, or None,", lambda value: None if value is None else kind.accept(value), kind.names)
 
 
 @cache
@@ -242,3 +267,8 @@ class Options:
             if each.default is MISSING and name not in values:
                 raise InputError(f"{name} is missing; a value was expected")
         return cls(**values)
+
+    @classmethod
+    def part_of(cls, whole: Options) -> Self:
+        """The options of this class among those of a larger one."""
+        return cls(**{each.name: getattr(whole, each.name) for each in fields(cls)})  # type: ignore[arg-type]

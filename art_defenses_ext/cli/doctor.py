@@ -1,310 +1,61 @@
-"""What may be wrong with a classifier before it is attacked: ART's traps behind numbers that look strong."""
+"""``art-defenses doctor``: what is installed here, and which of ART's traps a classifier holds."""
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
-from art.estimators.classification import PyTorchClassifier
-from torch import nn
+import click
 
-from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.layout import contradiction
-from art_defenses_ext.base.validation import InputError, check_outputs, has_ignored_hooks, one_line
-from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, gradients_enabled, model_dtype
-from art_defenses_ext.evaluation.run.describe import PACKAGES
-from art_defenses_ext.evaluation.suite.attacker import BATCH_NOISE
-from art_defenses_ext.evaluation.suite.probe import passes_gradient
-from art_defenses_ext.gradients.modes import Defence, gradient_mode, gradient_modes
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import for_terminal
+from art_defenses_ext.cli.show import say
 
-NO_GRAPH = "no graph leads from the logits back to the image"
-"""Another thing than a gradient of zero: none is computed at all."""
-
-IMAGES = 4
-"""Random images that are tried."""
-
-MANY = 32
-"""Of them, where a share is told."""
-
-SATURATED = 0.1
-"""The share of images at which the cross-entropy may have no gradient before it is a trap."""
+if TYPE_CHECKING:
+    from art.estimators.classification import PyTorchClassifier
 
 
-@dataclass(frozen=True)
-class Trap:
-    """Something that makes attacks fail, crash or mean less than they seem to.
+@click.command("doctor")
+@click.option(
+    "--classifier",
+    metavar="PACKAGE.MODULE:FUNCTION",
+    help="Your function that returns an ART PyTorchClassifier, to be examined.",
+)
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder of the data sets. By default ART_DEFENSES_DATA, else a cache.",
+)
+def doctor_command(classifier: str | None, data: Path | None) -> None:
+    """Say what is installed, and examine a classifier.
 
-    Attributes:
-        name: in a few words.
-        finding: what is the case.
-        advice: what to do.
+    Of a classifier of your own it names the traps of ART's that it holds.
     """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
 
-    name: str
-    finding: str
-    advice: str
+    from art_defenses_ext.cli.traps import TRAPS, environment, examine
+    from art_defenses_ext.zoo.datasets import data_found
 
-
-@gradients_enabled()
-def examine(classifier: PyTorchClassifier) -> list[Trap]:
-    """The traps that a classifier holds, looked for with a few random images; none if all is well.
-
-    Args:
-        classifier: an ART ``PyTorchClassifier`` with whatever stands before and after its network.
-    """
-    if not isinstance(classifier, PyTorchClassifier):
-        raise InputError(f"classifier is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
-    x = np.random.default_rng(0).random((MANY, *classifier.input_shape), dtype=np.float32)
-    if classifier.clip_values is not None:
-        low, high = (np.float32(end) for end in classifier.clip_values)
-        x = low + x * (high - low)
-    traps: list[Trap] = []
-    for name, (look, advice) in TRAPS.items():
-        if name in NEED_LOGITS and any(trap.name in ("output", "precision") for trap in traps):
-            continue  # what ART cannot run, or what is no logits, has no other flaw that could be told
-        try:
-            finding = look(classifier, x if name in NEED_MANY else x[:IMAGES])
-        except Exception as error:  # a patient may do anything
-            finding = f"it cannot be looked for: {one_line(error)}"
-        if finding:
-            traps.append(Trap(name, finding, advice))
-    return traps
+    traps = None if classifier is None else examine(_load_own_classifier(classifier))
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, text in environment().items():
+        table.add_row(name, Text(for_terminal(text)))
+    for name, there in data_found(data).items():
+        table.add_row(name, "found" if there else "not there")
+    Console().print(table)
+    for trap in traps or ():
+        say(f"{trap.name}: {trap.finding}; {trap.advice} (docs/traps.md)", fg="red")
+    if traps is not None:
+        say(f"{len(traps)} of {len(TRAPS)} traps found")
 
 
-def _subclass(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    if type(classifier) is PyTorchClassifier:
-        return None
-    return f"it is a {type(classifier).__name__}, and several of ART's attacks rebuild a plain one from its parts"
+def _load_own_classifier(text: str) -> PyTorchClassifier:
+    from art_defenses_ext.cli.traps import check_kind
+    from art_defenses_ext.zoo.models import call_factory
 
-
-def _sequential(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    kind = type(_network(classifier))
-    if not issubclass(kind, nn.Sequential) or kind.forward is nn.Sequential.forward:
-        return None
-    return f"the network's class {kind.__name__} is an nn.Sequential with a forward of its own, which ART ignores"
-
-
-def _hooks(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    if not has_ignored_hooks(_network(classifier)):
-        return None
-    return "the network is an nn.Sequential with a hook of its own, which ART ignores: it calls the layers one by one"
-
-
-def _layout(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    wrong = contradiction(classifier.input_shape, classifier.channels_first)
-    return None if wrong is None else f"it has {wrong}"
-
-
-def _numpy(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    found = [one for one in classifier.preprocessing_operations if not isinstance(one, PreprocessorPyTorch)]
-    if not found:
-        return None
-    return f"{_names(found)} work on numpy arrays: gradients stop there, or are replaced by a guess"
-
-
-def _postprocessing(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    found = classifier.postprocessing_defences
-    return f"{_names(found)} change the output on numpy arrays, which no gradient passes" if found else None
-
-
-def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Preprocessors through which no gradient, or one of zero, passes."""
-    found = []
-    for one in classifier.preprocessing_operations:
-        if isinstance(one, PreprocessorPyTorch) and one.apply_predict:
-            live = torch.tensor(x, device=classifier.device, requires_grad=True)
-            out = one.forward(live)[0]
-            (gradient,) = torch.autograd.grad(out.sum(), live, allow_unused=True) if out.requires_grad else (None,)
-            if gradient is None or not bool(gradient.any()):
-                found.append(one)
-    mine = [one for one in found if not isinstance(one, Defence)]
-    return f"no gradient passes {_names(mine)}: attacks see a flat network" if mine else None
-
-
-def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """What is wrong with the loss's gradient, and under which gradient modes nothing is."""
-    found = _wrong_gradient(classifier, x)
-    if found is None:
-        return None
-    modes = []
-    for mode in gradient_modes(classifier):
-        with gradient_mode(classifier, mode):
-            if _wrong_gradient(classifier, x) is None:
-                modes.append(mode)
-    known = f" (not under gradient_mode {' or '.join(modes)}, which evaluate attacks by itself)" if modes else ""
-    return found + known
-
-
-def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    labels = np.eye(classifier.nb_classes, dtype=np.float32)[np.arange(IMAGES) % classifier.nb_classes]
-    try:
-        gradient = classifier.loss_gradient(x, labels)
-    except Exception as error:  # whatever an attack would meet
-        if _has_no_graph(classifier, x):
-            return f"{NO_GRAPH}: something on the way runs under torch.no_grad, or detaches"
-        return f"the loss has no gradient: {type(error).__name__}: {_line(error)}"
-    if not np.isfinite(gradient).all():
-        return "the loss's gradient holds NaN or infinite values"
-    if not gradient.any():
-        return "the loss's gradient is zero everywhere: something on the way is saturated, or made of steps"
-    return None
-
-
-def _has_no_graph(classifier: PyTorchClassifier, x: FloatArray) -> bool:
-    """Whether the logits are computed, but not from the image as autograd sees it."""
-    try:
-        return not passes_gradient(classifier, "exact", x)
-    except Exception:  # it has another flaw, which is named instead
-        return False
-
-
-def _double(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    try:
-        classifier.predict(x.astype(np.float64))
-    except RuntimeError as error:
-        return f"float64 images are refused ({_line(error)}), and under NumPy 2 several of ART's attacks send them"
-    return None
-
-
-def _precision(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """What ART makes of a network of another dtype, which gets and should give float32."""
-    dtype = model_dtype(_network(classifier))
-    if dtype in (None, torch.float32):
-        return None
-    try:
-        classifier.predict(x)
-    except Exception as error:  # torch and numpy have several for it
-        return f"the network computes in {str(dtype).removeprefix('torch.')}, and ART sends float32: {one_line(error)}"
-    return None
-
-
-def _random(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    first, second = classifier.predict(x), classifier.predict(x)
-    same = np.allclose(first, second, rtol=1e-4, atol=1e-5)
-    return None if same else "two passes of the same images differ: an attack that follows one of them is misled"
-
-
-def _unclipped(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    return (
-        None if classifier.clip_values is not None else "there are no clip values, which several of ART's attacks need"
-    )
-
-
-def _output(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    try:
-        outputs = _outputs(classifier, x)
-    except Exception as error:  # a network may check its input in any way
-        return f"the network cannot be run on images {tuple(x.shape[1:])}: {one_line(error)}"
-    try:
-        logits = check_outputs(outputs, len(x), classifier.nb_classes, "the network")
-    except InputError as error:
-        return str(error)
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones_like(logits[:, 0]), atol=1e-3):
-        return (
-            "the network gives probabilities, not logits: the loss takes a softmax of a softmax, and gradients vanish"
-        )
-    return None
-
-
-def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
-    """What the network returns for images, whatever that is, behind ART's preprocessing."""
-    network, device = _network(classifier), classifier.device
-    with evaluation_mode(network), torch.no_grad():
-        images, _ = classifier._apply_preprocessing(x, y=None, fit=False)
-        return network(as_model_input(torch.as_tensor(images, device=device), network))
-
-
-def _saturated(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Whether the cross-entropy of the predicted class has a gradient where the logits have one."""
-    if _wrong_gradient(classifier, x[:IMAGES]) is not None:
-        return None  # that is another trap
-    logits = classifier.predict(x)
-    predicted = logits.argmax(axis=1)
-    climbed = classifier.loss_gradient(x, np.eye(classifier.nb_classes, dtype=np.float32)[predicted])
-    flat = ~np.asarray(climbed, dtype=bool).reshape(len(x), -1).any(axis=1)
-    if flat.mean() <= SATURATED:
-        return None
-    ranked = np.sort(logits[flat].astype(np.float64), axis=1)
-    gap = np.median(ranked[:, -1] - ranked[:, -2])
-    return (
-        f"at {flat.sum()} of {len(x)} images the cross-entropy of the predicted class has a gradient of zero: the two "
-        f"largest logits lie {gap:.3g} apart, where softmax is exactly 1 in float32"
-    )
-
-
-def _batches(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    if _random(classifier, x):
-        return None
-    together = classifier.predict(x, batch_size=len(x))
-    turned = classifier.predict(x[::-1].copy(), batch_size=len(x))[::-1]
-    alone = np.concatenate([classifier.predict(image[None]) for image in x])
-    tolerance = BATCH_NOISE * float(np.abs(np.nan_to_num(together, posinf=0.0, neginf=0.0)).max())
-    same = (np.allclose(together, other, rtol=0, atol=tolerance, equal_nan=True) for other in (turned, alone))
-    if all(same):
-        return None
-    changed = int((together.argmax(axis=1) != alone.argmax(axis=1)).sum())
-    return (
-        f"the logits of an image depend on the others in its batch ({changed} of {len(x)} are predicted otherwise "
-        "alone), so every figure depends on the batch size"
-    )
-
-
-TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
-    "subclass": (_subclass, "put what it does into the network or a PreprocessorPyTorch"),
-    "sequential with a forward": (_sequential, "make it a plain nn.Module"),
-    "sequential with a hook": (_hooks, "put an nn.Module around it"),
-    "channels": (_layout, "pass channels_first to PyTorchClassifier: the defences and Square look at rows and columns"),
-    "numpy preprocessing": (_numpy, "write it as a PreprocessorPyTorch, or attack through Surrogate"),
-    "postprocessing": (_postprocessing, "attack the classifier without it: it hides gradients, not errors"),
-    "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),
-    "output": (_output, "return a tensor of logits, one for each class"),
-    "precision": (_precision, "cast in the network's forward, its input and its logits, or use model.float()"),
-    "no gradient": (_no_gradient, "look for torch.no_grad, detach, argmax or rounding between image and loss"),
-    "float64": (_double, "cast in the network's forward: x = x.to(next(self.parameters()).dtype)"),
-    "random": (_random, "let evaluate average over it, and judge by many passes"),
-    "no clip values": (_unclipped, "pass clip_values=(0, 1), or whatever the pixels' range is"),
-    "saturation": (_saturated, "attack the margin (AutoPGD(loss='margin')) or divide the logits by a constant"),
-    "batches": (_batches, "let batch norm use its running statistics, and take the softmax over the classes"),
-}
-"""By name: (what looks for it, what to do)."""
-
-NEED_LOGITS = ("no gradient", "float64", "random", "saturation", "batches")
-"""What is looked for only where ART gets logits from the network."""
-
-NEED_MANY = ("saturation",)
-"""What is told of ``MANY`` images."""
-
-
-def environment() -> dict[str, str]:
-    """Versions, devices and threads of this machine."""
-    found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
-    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return found | {"GPU": ", ".join(gpus) or "none that torch finds", "CPU threads": str(torch.get_num_threads())}
-
-
-def check_kind(built: Any, typed: str) -> PyTorchClassifier:
-    """What a user's function returned, if it is a classifier of ART's for torch."""
-    if not isinstance(built, PyTorchClassifier):
-        raise InputError(
-            f"classifier is {typed!r}, which returns a {type(built).__name__}; a PyTorchClassifier was expected"
-        )
-    return built
-
-
-def _network(classifier: PyTorchClassifier) -> nn.Module:
-    network: nn.Module = classifier.model
-    return network
-
-
-def _names(found: list[object]) -> str:
-    return ", ".join(type(one).__name__ for one in found)
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [""])[0]
+    module, colon, attribute = text.partition(":")
+    if not (module and colon and attribute):
+        raise InputError(f"classifier is {text!r}; 'package.module:function' was expected")
+    return check_kind(call_factory(text, module, attribute, "classifier"), text)

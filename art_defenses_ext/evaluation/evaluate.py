@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
@@ -19,18 +19,16 @@ from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
     InputError,
-    check_count,
     check_evaluated,
     check_flag,
     check_labels,
     check_path,
-    check_samples_of,
-    check_seed,
 )
 from art_defenses_ext.estimator import rebuild
 from art_defenses_ext.estimator.pipeline import PROBES, check_differentiable, check_runs
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_looks
+from art_defenses_ext.evaluation.config import EvaluationConfig, EvaluationOptions, config_of
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
@@ -62,13 +60,10 @@ def evaluate(
     detector: BinaryInputDetector | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    seed: int = 0,
-    block_size: int = 256,
-    curve_samples: int = 200,
-    check_samples: int = 100,
-    adaptive: bool = True,
     allow_large_eps: bool = False,
     progress: bool = True,
+    config: EvaluationConfig | None = None,
+    **options: Unpack[EvaluationOptions],
 ) -> Report:
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
 
@@ -106,16 +101,11 @@ def evaluate(
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None writes nothing. If a run
             with the same settings, data and networks lies there, finished or not, it goes on.
         overwrite: replace an earlier run in ``out``, whatever it is.
-        seed: of all randomness.
-        block_size: consecutive samples attacked at a time; part of the result's identity.
-        curve_samples: how many of the first samples serve the curve of accuracy against eps; 0 for no curve.
-        check_samples: how many of the first samples the checks attack once more, with more steps and without a limit;
-            0 for no checks.
-        adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
-            hides.
         allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
             most often one is in other units than the pixels.
         progress: show a progress bar.
+        config: the options of an :class:`.EvaluationConfig`; None for the defaults.
+        options: single ones by name, such as ``seed=1`` or ``check_samples=0``; they win over ``config``.
 
     Returns:
         The report: figures, per-sample records, costs.
@@ -143,13 +133,10 @@ def evaluate(
         attacks,
         undefended=undefended,
         detector=detector,
-        seed=seed,
-        block_size=block_size,
-        curve_samples=curve_samples,
-        check_samples=check_samples,
-        adaptive=adaptive,
         allow_large_eps=allow_large_eps,
         progress=progress,
+        config=config,
+        **options,
     )
     if out is None:
         memory = Memory()
@@ -165,6 +152,20 @@ def evaluate(
     return report
 
 
+class AttackArguments(EvaluationOptions, total=False):
+    """The arguments of :func:`evaluate` that decide how a network is attacked."""
+
+    undefended: PyTorchClassifier | None
+    allow_large_eps: bool
+    config: EvaluationConfig | None
+
+
+class EvaluationArguments(AttackArguments, total=False):
+    """The same with a detector beside the network."""
+
+    detector: BinaryInputDetector | None
+
+
 @rebuild.gradients_enabled()
 def evaluate_shard(
     classifier: PyTorchClassifier,
@@ -177,7 +178,7 @@ def evaluate_shard(
     out: str | Path,
     overwrite: bool = False,
     progress: bool = True,
-    **options: Any,
+    **arguments: Unpack[EvaluationArguments],
 ) -> Path:
     """Do one part of an evaluation that several processes share; :func:`.merge` joins the parts.
 
@@ -189,7 +190,7 @@ def evaluate_shard(
             are taken.
         shard: which part.
         out: folder of the whole evaluation.
-        options: further arguments of :func:`evaluate`.
+        arguments: further ones of :func:`evaluate`.
 
     Returns:
         The folder of this part, below ``out``.
@@ -202,7 +203,7 @@ def evaluate_shard(
     check_flag("progress", progress)
     out = check_path("out", out, "a folder")
     check_out(out / shard.folder, overwrite)
-    task = _Task.of(classifier, x, y, threat, attacks, progress=progress, **options)
+    task = _Task.of(classifier, x, y, threat, attacks, progress=progress, **arguments)
     if not overwrite:
         check_settings(out / shard.folder, task.settings)
     with RunDirectory(out / shard.folder, overwrite) as directory:
@@ -217,17 +218,17 @@ def run_key(
     y: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
-    **options: Any,
+    **arguments: Unpack[EvaluationArguments],
 ) -> str:
     """A hash of everything that an evaluation's records depend on: equal keys, equal records.
 
     Args:
-        classifier, x, y, threat, attacks, options: as :func:`evaluate`, but for where it writes and what it shows.
+        classifier, x, y, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
 
     Raises:
         InputError: as :func:`evaluate`.
     """
-    return _Task.of(classifier, x, y, threat, attacks, **options).key()
+    return _Task.of(classifier, x, y, threat, attacks, progress=False, **arguments).key()
 
 
 @dataclass(frozen=True)
@@ -252,15 +253,12 @@ class _Task:
         threat: Threat,
         attacks: str | Sequence[AttackSpec],
         *,
+        progress: bool,
         undefended: PyTorchClassifier | None = None,
         detector: BinaryInputDetector | None = None,
-        seed: int = 0,
-        block_size: int = 256,
-        curve_samples: int = 200,
-        check_samples: int = 100,
-        adaptive: bool = True,
         allow_large_eps: bool = False,
-        progress: bool = False,
+        config: EvaluationConfig | None = None,
+        **options: Unpack[EvaluationOptions],
     ) -> _Task:
         """Check the arguments of :func:`evaluate`."""
         check_differentiable(classifier)
@@ -270,12 +268,8 @@ class _Task:
         check_threat(threat, classifier, x, allow_large_eps)
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
         specs = attack_set(attacks, classifier)
-        block_size, seed = check_count("block_size", block_size), check_seed(seed)
-        curve_samples = check_samples_of("curve_samples", curve_samples)
-        check_samples = check_samples_of("check_samples", check_samples)
-        adaptive = check_flag("adaptive", adaptive)
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
-        settings = Settings.of(threat, named, len(x), seed, block_size, curve_samples, check_samples, adaptive)
+        settings = Settings.describing(threat, named, len(x), config_of(config, options))
         task = cls(classifier, undefended, x, labels, threat, specs, settings)
         task._probe(check_flag("progress", progress))
         return task

@@ -11,7 +11,7 @@ from torchvision.models import vgg16
 
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import evaluation_mode
-from art_defenses_ext.zoo.models import IMAGENET_MEAN, IMAGENET_STD
+from art_defenses_ext.zoo.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from art_defenses_ext.zoo.weights import load_published
 
 VGG16_TAPS = ("features.20", "features.23", "features.27")

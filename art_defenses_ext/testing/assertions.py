@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
@@ -24,7 +24,8 @@ from art_defenses_ext.base.text import for_terminal, shown
 from art_defenses_ext.base.validation import InputError, check_choice, check_flag, check_share
 from art_defenses_ext.estimator.rebuild import rebuild, record_undefended, undefended
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.evaluate import evaluate, run_key
+from art_defenses_ext.evaluation.config import EvaluationConfig
+from art_defenses_ext.evaluation.evaluate import AttackArguments, EvaluationArguments, evaluate, run_key
 from art_defenses_ext.evaluation.publish.compare import Paired
 from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.report.report import Report
@@ -35,9 +36,6 @@ from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 SHOWN = 10
 """Indices of broken images in a failure's message, for each attack."""
-
-OF_THE_BASELINE = ("attacks", "seed", "block_size", "adaptive", "curve_samples", "check_samples")
-"""The settings in which a run takes after its baseline: those that make the attacker what they are."""
 
 SURE = 0.05
 """The p value under which a run is called worse than its baseline."""
@@ -71,9 +69,7 @@ class Suite:
         y: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec] = "standard",
-        *,
-        detector: BinaryInputDetector | None = None,
-        **options: Any,
+        **arguments: Unpack[EvaluationArguments],
     ) -> tuple[Report, Path]:
         """The report of an evaluation and its folder; one that was finished before is not made again.
 
@@ -81,24 +77,28 @@ class Suite:
 
         Args:
             name: of the folder among ``reports``.
-            classifier, x, y, threat, attacks, detector, options: as :func:`.evaluate`.
+            classifier, x, y, threat, attacks, arguments: as :func:`.evaluate`; without a curve where nothing asks
+                for one.
         """
         if self.device is not None:
-            classifier, detector = on_device(_joined(classifier, detector), self.device), None
-            if options.get("undefended") is not None:
-                options["undefended"] = on_device(options["undefended"], self.device)
+            classifier = on_device(_joined(classifier, arguments.pop("detector", None)), self.device)
+            if (plain := arguments.get("undefended")) is not None:
+                arguments["undefended"] = on_device(plain, self.device)
         attacks = attacks if self.attacks is None else self.attacks
         x, y = _first("x", x, self.samples), _first("y", y, self.samples)
-        options = {"curve_samples": 0} | options
-        key = run_key(classifier, x, y, threat, attacks, detector=detector, **options)
+        if arguments.get("config") is None:
+            arguments.setdefault("curve_samples", 0)
+        key = run_key(classifier, x, y, threat, attacks, **arguments)
         cache = self._writable_cache(name)
         folder = cache / key[:16]
         with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be at it
             if isinstance(attacks, str) and (folder / "report.json").exists():
                 report = Report.load(folder)
             else:
-                options |= {"out": folder, "overwrite": not isinstance(attacks, str), "progress": False}
-                report = evaluate(classifier, x, y, threat, attacks, detector=detector, **options)
+                again = not isinstance(attacks, str)
+                report = evaluate(
+                    classifier, x, y, threat, attacks, out=folder, overwrite=again, progress=False, **arguments
+                )
             if self.reports is not None:
                 folder = Path(shutil.copytree(folder, self.reports / name, dirs_exist_ok=True))
         return report, folder
@@ -114,12 +114,12 @@ class Suite:
         attacks: str | Sequence[AttackSpec] = "standard",
         *,
         established: bool = True,
-        **options: Any,
+        **arguments: Unpack[EvaluationArguments],
     ) -> Report:
         """Robust accuracy is at least so large, and established.
 
         Args:
-            name, classifier, x, y, threat, attacks, options: as :meth:`evaluated`.
+            name, classifier, x, y, threat, attacks, arguments: as :meth:`evaluated`.
             at_least: from 0 to 1.
             established: an adaptive attack suite must have run and passed its checks
                 (``evaluation/checks/standing.py``).
@@ -131,7 +131,7 @@ class Suite:
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
         check_flag("established", established)
-        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **options)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
         worst, figure = report.summary.worst_case, figure_name(report.summary)
         self._note(name, f"{figure} {worst}, at least {100 * at_least:g} % wanted", report)
         if worst.rate < at_least:
@@ -144,15 +144,25 @@ class Suite:
         return report
 
     def masks_nothing(
-        self, name: str, classifier: PyTorchClassifier, x: FloatArray, y: Any, threat: Threat, **options: Any
+        self,
+        name: str,
+        classifier: PyTorchClassifier,
+        x: FloatArray,
+        y: Any,
+        threat: Threat,
+        attacks: str | Sequence[AttackSpec] = "standard",
+        **arguments: Unpack[EvaluationArguments],
     ) -> Report:
         """An adaptive attack suite ran and passes its own checks: no gradient is masked.
+
+        Args:
+            name, classifier, x, y, threat, attacks, arguments: as :meth:`evaluated`.
 
         Raises:
             AssertionError: if a check fails, none was made, or no such suite ran.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
-        report, folder = self.evaluated(name, classifier, x, y, threat, **options)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
         failed = report.summary.failed_checks
         self._note(name, f"checks failed: {', '.join(failed) or 'none'}", report)
         if failed:
@@ -173,14 +183,14 @@ class Suite:
         *,
         false_positives: float | None = None,
         established: bool = True,
-        **options: Any,
+        **arguments: Unpack[AttackArguments],
     ) -> Report:
         """Of the images that the classifier gets right, at least so many let no attacker past both.
 
         That is at the detector's own threshold, which the attackers aim at; for another one set the detector to it.
 
         Args:
-            name, classifier, detector, x, y, threat, attacks, options: as :meth:`evaluated`.
+            name, classifier, detector, x, y, threat, attacks, arguments: as :meth:`evaluated`.
             at_least: from 0 to 1.
             false_positives: share of clean images that the detector may flag, from 0 to 1; None for any.
             established: as :meth:`is_robust`.
@@ -193,7 +203,7 @@ class Suite:
         check_flag("established", established)
         if false_positives is not None:
             check_share("false_positives", false_positives)
-        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **options)
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **arguments)
         assert report.summary.detection is not None
         past = report.summary.detection.pools[-1].past  # of the attacker who knows most
         if past is None:
@@ -222,9 +232,10 @@ class Suite:
         classifier: PyTorchClassifier,
         x: FloatArray,
         y: Any,
+        attacks: str | Sequence[AttackSpec] | None = None,
         *,
         established: bool = True,
-        **options: Any,
+        **arguments: Unpack[EvaluationArguments],
     ) -> Report:
         """No image-by-image evidence that fewer images are robust than in an earlier run.
 
@@ -232,7 +243,7 @@ class Suite:
         McNemar's exact test.
 
         Args:
-            name, classifier, x, y, options: as :meth:`evaluated`; by default those of the earlier run.
+            name, classifier, x, y, attacks, arguments: as :meth:`evaluated`; by default those of the earlier run.
             baseline: folder of the earlier run.
             established: as :meth:`is_robust`, of the new run.
 
@@ -244,11 +255,13 @@ class Suite:
         check_flag("established", established)
         earlier, before = Report.load(baseline), read_manifest(Path(baseline))
         settings = before.run.settings
-        if not isinstance(settings.attacks, str) and "attacks" not in options:
-            raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
-        chosen: dict[str, Any] = {name: getattr(settings, name) for name in OF_THE_BASELINE} | options
+        if attacks is None:
+            if not isinstance(settings.attacks, str):
+                raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
+            attacks = settings.attacks
         threat = named_threat(settings.threat, settings.eps)
-        report, folder = self.evaluated(name, classifier, x, y, threat, **chosen)
+        arguments.setdefault("config", EvaluationConfig.part_of(settings))
+        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
         if report.summary.run.data_sha256 != before.run.data_sha256:
             raise InputError(f"baseline is {baseline}, which is of other images; a run of the same ones was expected")
         differences = attacker_differences(before, read_manifest(folder))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
 import pytest
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 NOTES = "robustness"
 """Name of the property that carries a test's notes from a worker to the terminal."""
 
+P = ParamSpec("P")
 Assertion = Callable[..., "Report"]
 
 
@@ -50,13 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def robustness(request: pytest.FixtureRequest) -> Suite:
     """How statements are checked: what the other fixtures share."""
     from art_defenses_ext.base.validation import InputError, check_choice, check_count
+    from art_defenses_ext.evaluation.config import SETS
     from art_defenses_ext.testing.assertions import Suite
 
     option = request.config.getoption
     attacks, samples = option("--robustness-attacks"), option("--robustness-samples")
     try:
         if attacks is not None:
-            check_choice("--robustness-attacks", attacks, ("papers", "standard", "full"))
+            check_choice("--robustness-attacks", attacks, SETS)
         if samples is not None:
             check_count("--robustness-samples", samples)
     except InputError as error:
@@ -114,11 +116,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(line)
 
 
-def _named(assertion: Assertion, request: pytest.FixtureRequest) -> Assertion:
+def _named(assertion: Callable[Concatenate[str, P], Report], request: pytest.FixtureRequest) -> Callable[P, Report]:
     """The statement under the name of the test, numbered where a test makes several."""
     name, made = re.sub(r"[^\w.-]+", "_", request.node.nodeid), [0]
 
-    def stated(*arguments: Any, **options: Any) -> Report:
+    def stated(*arguments: P.args, **options: P.kwargs) -> Report:
         __tracebackhide__ = True
         made[0] += 1
         return assertion(name if made[0] == 1 else f"{name}-{made[0]}", *arguments, **options)

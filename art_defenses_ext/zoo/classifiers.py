@@ -12,8 +12,9 @@ from torch import nn
 
 from art_defenses_ext.base.validation import DataError, check_seed
 from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import DEFAULT_MODEL, MODELS, build_model
+from art_defenses_ext.zoo.models import build_model
 from art_defenses_ext.zoo.weights import load_published, load_weights
 
 EPOCHS = {"digits": 30, "mnist": 5, "fashion_mnist": 5}

@@ -26,9 +26,8 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import DataError, check_choice, check_count, check_folder, last_line
+from art_defenses_ext.zoo.catalogue import DATASETS
 from art_defenses_ext.zoo.image_folder import LabelledFiles, common_size, find_images, read_half
-
-DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
 ROOT_VARIABLE = "ART_DEFENSES_DATA"
 DEFAULT_ROOT = Path("~/.cache/art-defenses-ext")

@@ -13,7 +13,7 @@ from torchvision.models import get_model_weights
 
 from art_defenses_ext.base.checkpoint import check_kinds
 from art_defenses_ext.base.validation import DataError, check_file, one_line
-from art_defenses_ext.zoo.models import MODELS
+from art_defenses_ext.zoo.catalogue import MODELS
 
 _KEYS_SHOWN = 3
 

@@ -36,8 +36,8 @@ from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.cli.doctor import examine
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import MODELS
 
 OFF = {"no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
 EPS = 0.15

@@ -37,8 +37,9 @@ from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from art_defenses_ext.gradients.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS, blurred
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.models import MODELS, build_model
+from art_defenses_ext.zoo.models import build_model
 
 MODES = ("exact", "frozen", "smooth", "identity")
 

@@ -12,8 +12,8 @@ from torch import nn
 
 from art_defenses_ext import JumpReLU
 from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Split, load_dataset
-from art_defenses_ext.zoo.models import MODELS
 from art_defenses_ext.zoo.networks import LeNetLike
 from art_defenses_ext.zoo.weights import load_weights
 

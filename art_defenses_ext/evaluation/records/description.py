@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from art_defenses_ext.base.provenance import Training, Tuning
+from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.threat import Threat
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(EvaluationConfig):
     """The arguments of an evaluation that its records depend on.
 
     Attributes:
@@ -18,38 +18,20 @@ class Settings:
         eps: radius, in pixel values.
         attacks: the set's name, or the attacks' names.
         samples: number of images.
-        seed: of all randomness.
-        block_size: samples attacked at a time.
-        curve_samples: samples that the curve was measured on.
-        check_samples: samples that the checks' own attacks ran on; 0 if no checks were made.
-        adaptive: whether the attacker was given more than the exact gradient.
     """
 
     threat: str
     eps: float
     attacks: str | list[str]
     samples: int
-    seed: int
-    block_size: int
-    curve_samples: int
-    check_samples: int
-    adaptive: bool
 
     @classmethod
-    def of(
-        cls,
-        threat: Threat,
-        attacks: str | list[str],
-        samples: int,
-        seed: int,
-        block_size: int,
-        curve_samples: int,
-        check_samples: int,
-        adaptive: bool,
-    ) -> Settings:
+    def describing(cls, threat: Threat, attacks: str | list[str], samples: int, config: EvaluationConfig) -> Settings:
         """From the arguments of an evaluation, of which some count samples that there may not be."""
-        curve, check = min(curve_samples, samples), min(check_samples, samples)
-        return cls(threat.norm_name, threat.eps, attacks, samples, seed, block_size, curve, check, adaptive)
+        options = asdict(config)
+        for name in ("curve_samples", "check_samples"):
+            options[name] = min(options[name], samples)
+        return cls(threat=threat.norm_name, eps=threat.eps, attacks=attacks, samples=samples, **options)
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
@@ -378,9 +379,6 @@ PAPERS: dict[str, tuple[AttackSpec, ...]] = {
 """What each method's own paper ran, by the defence's name."""
 
 LADDERS: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}
-
-SETS = ("papers", *LADDERS)
-"""Names of attack sets: ``standard`` is the papers' attacks and the ladder, ``full`` adds what takes longer."""
 
 
 def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:

@@ -1,0 +1,121 @@
+"""A command whose options are declared: what is typed, a TOML file, and the declaration's defaults, in this order."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field, fields
+from inspect import get_annotations
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+from click.core import ParameterSource
+
+from art_defenses_ext.base.declared import Kind, Options, declared_of
+from art_defenses_ext.base.errors import InputError
+
+T = TypeVar("T", bound=Options)
+
+TYPES: dict[Any, Any] = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
+"""What click makes of a text, by the type that is declared; any other stays text."""
+
+
+def declared_command(name: str, options: type[T], run: Callable[[T], None]) -> click.Command:
+    """A command that makes its options of what is typed, of ``--config`` and of defaults, and runs with them.
+
+    Args:
+        name: of the command.
+        options: the declaration.
+        run: what the command does; its docstring is the command's help.
+    """
+    extra = [
+        click.Option(
+            ["--config"], type=TYPES[Path], help="TOML file of these options; values typed on the command line win."
+        ),
+        click.Option(["--print-config"], is_flag=True, help="Print the TOML file that repeats this call, and stop."),
+    ]
+
+    @click.pass_context
+    def callback(context: click.Context, /, config: Path | None, print_config: bool, **values: Any) -> None:
+        typed = {
+            each: list(value) if isinstance(value, tuple) else value
+            for each, value in values.items()
+            if context.get_parameter_source(each) is not ParameterSource.DEFAULT
+        }
+        chosen = options.of((read_toml(config) if config is not None else {}) | typed)
+        if print_config:
+            click.echo(as_toml(chosen), nl=False)
+        else:
+            run(chosen)
+
+    return click.Command(name, params=[*click_options(options), *extra], callback=callback, help=run.__doc__)
+
+
+def click_options(options: type[Options]) -> list[click.Parameter]:
+    """An option of the command for each that is declared; those of the class itself before those it inherits."""
+    own, hints, kinds = get_annotations(options), get_type_hints(options), declared_of(options)  # type: ignore[arg-type]
+    declared = sorted(fields(options), key=lambda each: each.name not in own)  # type: ignore[arg-type]
+    return [_click_option(each, hints[each.name], kinds[each.name]) for each in declared]
+
+
+def _click_option(declared: Field[Any], hint: Any, kind: Kind) -> click.Option:
+    details = dict(declared.metadata)
+    switch = details.pop("switch", f"--{declared.name.replace('_', '-')}")
+    names = [declared.name, f"{switch}/{details['off']}" if "off" in details else switch]
+    names += [details["short"]] if "short" in details else []
+    several = details.get("multiple", False)
+    kind_of_value = {"is_flag": True} if hint is bool else {"type": _click_type(hint), "multiple": several}
+    return click.Option(
+        names,
+        default=declared.default,
+        show_default=not (declared.default is None or declared.default is False or several),
+        help=details["description"],
+        metavar=details.get("metavar"),
+        shell_complete=lambda _context, _option, start: [name for name in kind.names if name.startswith(start)],
+        **kind_of_value,
+    )
+
+
+def _click_type(hint: Any) -> Any:
+    """The type of a value, of an option that may be None the other one."""
+    if get_origin(hint) in (Union, UnionType):
+        (hint,) = (each for each in get_args(hint) if each is not type(None))
+    return TYPES.get(hint, click.STRING)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The values of a TOML file by name.
+
+    Raises:
+        InputError: for a file that cannot be read or is no TOML.
+    """
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_bytes().decode())
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+    except ValueError as error:
+        reason = f"is no TOML ({error})"
+    raise InputError(f"config is '{path}', which {reason}; a TOML file was expected")
+
+
+def as_toml(options: Options) -> str:
+    """The TOML file that :func:`read_toml` reads as these options; TOML has no None, so such a line is missing."""
+    return "".join(_lines({each.name: getattr(options, each.name) for each in fields(options)}))  # type: ignore[arg-type]
+
+
+def _lines(values: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        if value is not None:
+            yield f"{name} = {_as_toml_value(value)}\n"
+
+
+def _as_toml_value(value: Any) -> str:
+    plain = [value] if not isinstance(value, tuple) else list(value)
+    texts = [str(each) if isinstance(each, Path) else each for each in plain]
+    # JSON writes numbers, truth values and text as TOML does, but for the character that TOML wants escaped as well.
+    written = [json.dumps(each, ensure_ascii=False).replace("\x7f", "\\u007f") for each in texts]
+    return f"[{', '.join(written)}]" if isinstance(value, tuple) else written[0]

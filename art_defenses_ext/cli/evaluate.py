@@ -1,0 +1,237 @@
+"""``art-defenses evaluate``: a data set, a network, defences and an attack suite, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from art_defenses_ext.base.declared import (
+    AnyPath,
+    Count,
+    Flag,
+    Kind,
+    NonNegative,
+    Share,
+    Text,
+    Texts,
+    one_of,
+    option,
+    whole,
+)
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.cli.declared import declared_command
+from art_defenses_ext.cli.show import say, show_report
+from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
+from art_defenses_ext.zoo.catalogue import DATASETS, DEFAULT_MODEL, MODELS
+
+if TYPE_CHECKING:
+    from art_defenses_ext.cli.defences import Wishes
+    from art_defenses_ext.evaluation.run.shard import Shard
+    from art_defenses_ext.evaluation.threat import Threat
+    from art_defenses_ext.zoo.datasets import Dataset
+
+TRAINED_AGAINST = 0.1
+"""linf eps that a defence is trained against where the threat is none of linf."""
+
+CLIP_VALUES = (0.0, 1.0)
+"""Of all data sets that the command knows."""
+
+BLOCK_SIZE = {"image_folder": 32}
+"""Where the gradients of 256 images at a time would not fit into memory."""
+
+
+def _text_of_number(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError
+    return str(value)
+
+
+def _numbers(value: Any) -> tuple[float, ...]:
+    values = value.split(",") if isinstance(value, str) else value
+    if not isinstance(values, list | tuple) or any(isinstance(each, bool) for each in values):
+        raise ValueError
+    try:
+        return tuple(map(float, values))
+    except TypeError:
+        raise ValueError from None
+
+
+Numbers = Annotated[tuple[float, ...], Kind("numbers with commas between", _numbers)]
+Eps = Annotated[str, Kind("a number, or a fraction such as '8/255',", _text_of_number)]
+
+
+class EvaluateOptions(EvaluationConfig):
+    """What ``art-defenses evaluate`` can be told: the options of the evaluation, and what is evaluated."""
+
+    dataset: Annotated[str, one_of(*DATASETS)] = option("digits", f"Images to attack: {', '.join(DATASETS)}.")
+    defence: Texts = option(
+        ("jump_relu",),
+        "Defence to put on, a name that `art-defenses list` prints; by default jump_relu. Several: in this order, each "
+        "fitted to what stands already.",
+        multiple=True, metavar="NAME",
+    )  # fmt: skip
+    norm: Text = option("linf", "Norm of the perturbation: linf or l2.")
+    eps: Eps = option("0.1", "Its largest size, such as 0.1 or 8/255; pixel values are from 0 to 1.")
+    allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
+    attacks: Annotated[str, one_of(*SETS)] = option(
+        "standard", "papers: what the method's authors ran; standard: these and our suite; full: and what takes longer."
+    )
+    samples: Count | None = option(None, "Test images, from the first on. By default all.")
+    out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")
+    overwrite: Flag = option(False, "Replace an earlier run in --out, instead of going on.")
+    data: AnyPath | None = option(
+        None, "Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."
+    )
+    model: Text | None = option(None, f"Network: {', '.join(MODELS)}, or package.module:function of your own.")
+    weights: AnyPath | None = option(None, "Its weights: safetensors, or a torch file that holds nothing else.")
+    mean: Numbers | None = option(None, "Its normalisation: mean per channel, with commas.")
+    std: Numbers | None = option(None, "Its normalisation: deviation per channel, with commas.")
+    epochs: Count | None = option(None, "Train it for so long instead of loading weights.")
+    jump: NonNegative | None = option(None, "jump_relu: the jump. By default tuned on validation images.")
+    max_accuracy_drop: Share = option(0.01, "jump_relu: clean accuracy that the tuned jump may cost, from 0 to 1.")
+    options: Texts = option(
+        (),
+        "An option of the defence, such as sigma=2; of one of several, such as heat_and_blur.sigma=2.",
+        multiple=True, switch="--option", short="-o", metavar="NAME=VALUE",
+    )  # fmt: skip
+    fitted: Texts = option(
+        (),
+        "File of a trained defence, as save() writes it; of one of several, DEFENCE=FILE. By default trained.",
+        multiple=True, metavar="FILE",
+    )  # fmt: skip
+    shard: Text | None = option(
+        None, "i/n: do the i-th of n parts, to be merged. By default what torchrun or srun says, else everything."
+    )
+    device: Annotated[str, one_of("cpu", "cuda")] = option("cpu", "cpu or cuda.")
+    threads: Annotated[int, whole(1, "a whole number from 1 to 4096", most=4096)] | None = option(
+        None, "Threads on the CPU. By default torch's own number."
+    )
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """The options of these values by name, and else by default, which for a block depends on the data set."""
+        block_size = BLOCK_SIZE.get(str(values.get("dataset")))
+        return super().of(({} if block_size is None else {"block_size": block_size}) | dict(values))
+
+
+def attack_and_report(options: EvaluateOptions) -> None:
+    """Attack a defended classifier, and print its accuracy.
+
+    Every attack of a suite runs; an image counts by its worst case.
+    """
+    from art_defenses_ext.attack.ball import Linf
+    from art_defenses_ext.cli.defences import put_on
+    from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
+    from art_defenses_ext.evaluation.threat import named_threat
+    from art_defenses_ext.zoo.classifiers import load_classifier
+
+    threat = named_threat(options.norm, options.eps)
+    wishes = _wishes(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
+    part = _part(options)
+    _prepare_machine(options)
+    images, count = _images(options)
+    _check_run(options, threat, images, count, part)
+    classifier = load_classifier(
+        images, options.model, options.weights, mean=options.mean, std=options.std, epochs=options.epochs,
+        device=options.device, seed=options.seed,
+    )  # fmt: skip
+    defended = put_on(classifier, images, wishes)
+    x, y, out = images.test.x[:count], images.test.y[:count], options.out
+    arguments: dict[str, Any] = {
+        "overwrite": options.overwrite,
+        "allow_large_eps": options.allow_large_eps,
+        "config": EvaluationConfig.part_of(options),
+    }
+    if out is not None and not part.is_whole:
+        folder = evaluate_shard(defended, x, y, threat, options.attacks, shard=part, out=out, **arguments)
+        say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
+        return
+    show_report(evaluate(defended, x, y, threat, options.attacks, out=out, **arguments), out)
+
+
+def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishes]:
+    """What is wanted of each defence, by its name, in the order in which they are put on."""
+    from art_defenses_ext.cli.defences import DEFENCES, Wishes
+    from art_defenses_ext.cli.options import check_defences, check_file, files_of, options_of
+
+    names = check_defences(options.defence)
+    if options.jump is not None and "jump_relu" not in names:
+        raise InputError(
+            f"jump is {options.jump}, but defence is {names[0]!r}; a jump only with jump_relu was expected"
+        )
+    if options.attacks == "papers" and names == ["none"]:
+        raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
+    chosen, files = options_of(names, options.options), files_of(names, options.fitted)
+    wishes = {
+        name: Wishes(
+            options.jump, options.max_accuracy_drop, chosen[name], trained_against, files.get(name), options.seed
+        )
+        for name in names
+    }
+    for name, wish in wishes.items():
+        check_file(name, wish)
+        DEFENCES[name].check(wish, options.dataset)
+    return wishes
+
+
+def _part(options: EvaluateOptions) -> Shard:
+    """Which part of the evaluation is this process's, if it can be written."""
+    from art_defenses_ext.evaluation.run.folder import check_out
+    from art_defenses_ext.evaluation.run.shard import Shard
+
+    part = Shard.of_process() if options.shard is None else Shard.named(options.shard)
+    if options.out is not None:
+        check_out(options.out if part.is_whole else options.out / part.folder, options.overwrite)
+    elif not part.is_whole:
+        raise InputError(f"out is missing, but this is the part {part} of an evaluation; a folder was expected")
+    return part
+
+
+def _prepare_machine(options: EvaluateOptions) -> None:
+    """Torch's threads, and the GPU of this process among those that a launcher started."""
+    import torch
+
+    from art_defenses_ext.evaluation.run.shard import local_rank
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    if options.device == "cuda" and torch.cuda.is_available():
+        torch.cuda.set_device(local_rank() % torch.cuda.device_count())
+
+
+def _images(options: EvaluateOptions) -> tuple[Dataset, int]:
+    """The data set, and how many of its test images are attacked."""
+    from art_defenses_ext.base.validation import check_folder
+    from art_defenses_ext.zoo.datasets import load_dataset
+
+    dataset, samples = options.dataset, options.samples
+    if options.data is not None:
+        check_folder("data", options.data)
+    images = load_dataset(dataset, options.data, size=_size(dataset, options.model))
+    count = len(images.test.x) if samples is None else samples
+    if count > len(images.test.x):
+        raise InputError(f"samples is {count}; from 1 to {dataset}'s {len(images.test.x)} test images was expected")
+    return images, count
+
+
+def _size(dataset: str, model: str | None) -> int | None:
+    """The size to which the images of a folder are cropped: the built-in network's; None for their own."""
+    spec = MODELS.get(DEFAULT_MODEL[dataset] if model is None else model)
+    return spec.input_shape[1] if spec is not None and dataset == "image_folder" else None
+
+
+def _check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count: int, part: Shard) -> None:
+    """Refuse, before a network is trained, a ball that is too large, and a folder that holds another run."""
+    from art_defenses_ext.evaluation.records.description import Settings
+    from art_defenses_ext.evaluation.run.folder import check_settings
+    from art_defenses_ext.evaluation.threat import check_radius
+
+    check_radius(threat, CLIP_VALUES, images.test.x.shape[1:], options.allow_large_eps)
+    out: Path | None = options.out
+    if out is not None and not options.overwrite:
+        settings = Settings.describing(threat, options.attacks, count, EvaluationConfig.part_of(options))
+        check_settings(out if part.is_whole else out / part.folder, settings)
+
+
+evaluate_command = declared_command("evaluate", EvaluateOptions, attack_and_report)

@@ -1,0 +1,34 @@
+"""``art-defenses list``: what can be chosen."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.command("list")
+def list_command() -> None:
+    """List defences, data sets, networks and attacks."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from art_defenses_ext.cli.defences import DEFENCES
+    from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, STANDARD
+    from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
+
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for name, choice in DEFENCES.items():
+        table.add_row("defence", name, choice.title)
+        if choice.options:
+            table.add_row("", "", f"options: {', '.join(choice.options)}")
+    for name in DATASETS:
+        table.add_row("data set", name, "")
+    for name, spec in MODELS.items():
+        table.add_row("network", name, f"for {spec.dataset}, {' x '.join(map(str, spec.input_shape))}")
+    for method, specs in PAPERS.items():
+        for attack in specs:
+            table.add_row("attacks papers", attack.name, f"{method}: {attack.purpose}")
+    for attack in FULL:
+        table.add_row(f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose)
+    for attack in DETECTOR_LADDER:
+        table.add_row("attacks detector", attack.name, attack.purpose)
+    Console().print(table)

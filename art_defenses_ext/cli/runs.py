@@ -1,0 +1,95 @@
+"""``art-defenses merge``, ``compare``, ``entry`` and ``leaderboard``: what is made of runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.cli.show import show_report
+
+FOLDER = click.Path(path_type=Path)
+
+
+@click.command("merge")
+@click.argument("folders", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FOLDER, help="Folder of the whole. By default the only one given.")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
+@click.option("--mixed", is_flag=True, help="Join parts from different devices, versions or numbers of threads, too.")
+def merge_command(folders: tuple[Path, ...], out: Path | None, overwrite: bool, mixed: bool) -> None:
+    """Join the parts of an evaluation; print and write its report.
+
+    FOLDERS are those that --shard wrote to, or of single parts.
+    """
+    from art_defenses_ext.evaluation.merge import merge
+
+    if out is None:
+        if len(folders) > 1:
+            raise InputError(f"out is missing, and {len(folders)} folders were given; a folder was expected")
+        (out,) = folders
+    show_report(merge(folders, out, overwrite=overwrite, mixed=mixed), out)
+
+
+@click.command("compare")
+@click.argument("folders", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FOLDER, help="Folder for the table (JSON, Markdown) and a picture.")
+@click.option(
+    "--different-attackers", is_flag=True, help="Compare runs of different attackers, too, and say how they differ."
+)
+def compare_command(folders: tuple[Path, ...], out: Path | None, different_attackers: bool) -> None:
+    """Put finished runs beside each other.
+
+    That is image by image where they attacked the same ones. The first of FOLDERS is what others are held against.
+    """
+    from art_defenses_ext.evaluation.publish.compare import compare
+
+    comparison = compare(folders, different_attackers=different_attackers)
+    comparison.print()
+    if out is not None:
+        comparison.save(out)
+
+
+@click.command("entry")
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="JSON file to write.")
+@click.option("--dataset", required=True, help="Name of the data set.")
+@click.option("--name", help="Of the line. By default the defences with their options.")
+@click.option("--link", help="To the paper.")
+@click.option("--reported", type=float, help="Robust accuracy that the paper prints, in per cent.")
+@click.option("--external", type=float, help="A lower one that somebody else has shown, in per cent.")
+@click.option("--command", help="That made the run, as others can type it. By default as it was typed.")
+def entry_command(
+    folder: Path, out: Path, dataset: str, name: str | None, link: str | None, reported: float | None,
+    external: float | None, command: str | None,
+) -> None:  # fmt: skip
+    """Write the line of a run for a page of results.
+
+    FOLDER is that of the finished run.
+    """
+    from art_defenses_ext.evaluation.publish.leaderboard import Entry
+    from art_defenses_ext.evaluation.report.report import Report
+
+    report = Report.load(folder)
+    Entry.of(
+        report, dataset, name=name, link=link, reported=reported, external=external, command=command
+    ).save(out)  # fmt: skip
+
+
+@click.command("leaderboard")
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Markdown file to write. By default README.md in the folder.")
+def leaderboard_command(folder: Path, out: Path | None) -> None:
+    """Write the page of all results in a folder.
+
+    FOLDER holds entries, as the command entry writes them.
+    """
+    from art_defenses_ext.base.files import replace_file
+    from art_defenses_ext.evaluation.publish.leaderboard import leaderboard
+
+    page = leaderboard(folder)
+    target = folder / "README.md" if out is None else out
+    try:
+        replace_file(target, page.encode())
+    except OSError as error:
+        raise InputError(f"out is {target}, which cannot be written ({error.strerror}); a file was expected") from None

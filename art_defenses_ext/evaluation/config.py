@@ -1,0 +1,64 @@
+"""The options of an evaluation, each declared once: what its records depend on besides the networks and the images.
+
+From this declaration come the keyword arguments of :func:`.evaluate`, the options of the command and of its TOML file,
+what the manifest says of a run, and the key of a cache. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TypedDict
+
+from art_defenses_ext.base.declared import Count, Flag, Natural, Options, Seed, option
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import shown
+
+SETS = ("papers", "standard", "full")
+"""Names of attack suites: ``standard`` is the papers' attacks and ours, ``full`` adds what takes longer."""
+
+
+class EvaluationConfig(Options):
+    """The options of an evaluation that its records depend on.
+
+    Attributes:
+        seed: of all randomness.
+        block_size: consecutive samples attacked at a time; part of the result's identity.
+        curve_samples: how many of the first samples serve the curve of accuracy against eps; 0 for no curve.
+        check_samples: how many of the first samples the checks attack once more, with more steps and without a limit;
+            0 for no checks.
+        adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
+            hides.
+
+    Raises:
+        InputError: for a value of another type or out of range.
+    """
+
+    seed: Seed = option(0, "Seed of training and of all attacks.")
+    block_size: Count = option(256, "Images attacked at a time.")
+    curve_samples: Natural = option(200, "Images for the curve of accuracy against eps; 0: none.")
+    check_samples: Natural = option(100, "Images for the checks of the attacks; 0: no checks.")
+    adaptive: Flag = option(
+        True, "Whether the attacker may do more than follow the exact gradient; --naive shows what that hides.",
+        off="--naive",
+    )  # fmt: skip
+
+
+class EvaluationOptions(TypedDict, total=False):
+    """The same as keyword arguments, for type checkers and editors, which cannot read them off the class."""
+
+    seed: Seed
+    block_size: Count
+    curve_samples: Natural
+    check_samples: Natural
+    adaptive: Flag
+
+
+def config_of(config: EvaluationConfig | None, options: EvaluationOptions) -> EvaluationConfig:
+    """The options of a config, or the defaults, in which single ones are replaced.
+
+    Raises:
+        InputError: for another object, a name that is no option, or a value that is none of its kind.
+    """
+    if not isinstance(config, EvaluationConfig | None):
+        raise InputError(f"config is {shown(config)}; an EvaluationConfig was expected")
+    return EvaluationConfig.of(({} if config is None else asdict(EvaluationConfig.part_of(config))) | {**options})
