@@ -256,7 +256,7 @@ def print_adaptive(
                 seed=seed, block_size=25, curve_samples=0, check_samples=0, out=folder, overwrite=True, progress=False,
             )  # fmt: skip
             summary = report.summary
-            suite = [row for row in summary.rows if row.source == "ladder" and not row.key.startswith(EACH_MODE.name)]
+            suite = [row for row in summary.rows if row.source == "suite" and not row.key.startswith(EACH_MODE.name)]
             broke = [f"{row.key} {row.broke}" for row in suite if row.broke]
             modes = {row.mode: f"{row.robust}" for row in summary.rows if row.key.startswith(EACH_MODE.name)}
             if modes and not each_mode:

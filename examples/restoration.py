@@ -386,7 +386,7 @@ def print_adaptive(
             seed=run.seed, curve_samples=0, check_samples=run.checks, out=folder, overwrite=True, progress=False,
         )  # fmt: skip
         summary = report.summary
-        broke = [f"{row.key} {row.broke}" for row in summary.rows if row.broke and row.source == "ladder"]
+        broke = [f"{row.key} {row.broke}" for row in summary.rows if row.broke and row.source == "suite"]
         failed = [check.name for check in summary.checks if check.verdict == "failed"]
         cells = [
             title,

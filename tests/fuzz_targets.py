@@ -924,7 +924,7 @@ def _evaluations(world: World) -> Iterator[Target]:
         "name": TEXT,
         "build": Kind(callable),
         "purpose": Kind(lambda value: isinstance(value, str) and value.isprintable()),
-        "source": choice("paper", "ladder"),
+        "source": choice("paper", "suite"),
         "kind": choice("white-box", "single step", "transfer", "queries", "noise", "other"),
         "crafted_on": choice("defended", "undefended", "smoothed"),
         "modes": choice("exact", "all", "annealable", "smoothest"),

@@ -30,6 +30,7 @@ from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.evaluation.publish.compare import Compared, Comparison
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
+from art_defenses_ext.evaluation.report.figures.drawn import draw_figures
 from art_defenses_ext.evaluation.report.page import render_page
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.report.terminal import render
@@ -229,7 +230,9 @@ def open_nowhere() -> Any:
 
 
 def test_the_page(hostile: Report) -> None:
-    page = assert_harmless_in_a_browser(render_page(hostile.summary, hostile.examples, hostile._figures()))
+    page = assert_harmless_in_a_browser(
+        render_page(hostile.summary, hostile.examples, draw_figures(hostile.summary, hostile.records, hostile.examples))
+    )
     assert "<script>alert(1)</script>" in page.text  # as words
 
 

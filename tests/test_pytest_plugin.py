@@ -76,7 +76,7 @@ def test_a_statement_holds_or_says_who_broke_what(suite: pytest.Pytester) -> Non
     text = result.stdout.str()
     result.stdout.fnmatch_lines(
         [
-            "*AssertionError: accuracy after the attacks that ran is * % * under linf 0.4; at least 50 % was wanted",
+            "*AssertionError: accuracy under the attacks that ran is * % * under linf 0.4; at least 50 % was wanted",
             "*broken by PGD*images 0*",
         ]
     )
@@ -176,7 +176,7 @@ def test_whatever(assert_robust):
     result.stdout.fnmatch_lines(
         ["*no adaptive attack ran: the attacker was given the exact gradient alone, so 10 % is not established*"]
     )
-    result.stdout.fnmatch_lines(["*test_whatever: accuracy after the attacks that ran *(no adaptive attack ran: *"])
+    result.stdout.fnmatch_lines(["*test_whatever: accuracy under the attacks that ran *(no adaptive attack ran: *"])
 
 
 def test_what_no_adaptive_attack_stands_behind_fails_and_says_so(suite: pytest.Pytester) -> None:
@@ -211,8 +211,8 @@ def test_opting_out(assert_robust, how):
     result.assert_outcomes(passed=2, failed=6)
     lines = result.stdout.lines
     for reason, figure in (
-        ("no adaptive attack ran: the paper's attacks ran alone", "accuracy after the paper's attacks"),
-        ("no checks were made", "accuracy after the attacks that ran"),
+        ("no adaptive attack ran: the paper's attacks ran alone", "accuracy under the paper's attacks"),
+        ("no checks were made", "accuracy under the attacks that ran"),
     ):
         assert sum(line.startswith("E   ") and f"AssertionError: {reason}, so " in line for line in lines) == 3
         assert sum("test_opting_out" in line and figure in line and f"({reason})" in line for line in lines) == 1

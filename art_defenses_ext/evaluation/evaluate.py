@@ -284,7 +284,7 @@ class _Task:
                 _check_finite(self.classifier, self.x, self.settings.block_size)
                 check_graph(self.specs, self.attacker.attacked, self.attacker.modes, x)
                 work = Work(self.attacker, None, self.plan, self.threat, self.settings, misled=True)
-                ladder = [run for run in self.plan if run.role == "ladder"]
+                ladder = [run for run in self.plan if run.role == "suite"]
                 probe_attacks(ladder, work.target, x, labels, announce)
             if self.undefended is not None:
                 with phases.phase(PREPARATION, self.undefended) as announce:
@@ -372,7 +372,7 @@ class _Task:
         settings, attacker = self.settings, self.attacker
         smoothed = settings.adaptive and any(one.crafted_on == "smoothed" for one in self.specs)
         checked = settings.check_samples > 0 and any(
-            one.kind == "white-box" and one.source == "ladder" for one in self.specs
+            one.kind == "white-box" and one.source == "suite" for one in self.specs
         )
         if not smoothed and not checked:
             return []

@@ -28,8 +28,8 @@ from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import AttackArguments, EvaluationArguments, evaluate, run_key
 from art_defenses_ext.evaluation.publish.compare import Paired
 from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
+from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.report.words import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.evaluation.run.folder import read_manifest
 from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat, named_threat
@@ -123,7 +123,7 @@ class Suite:
             at_least: from 0 to 1.
             established: an adaptive attack suite must have run and passed its checks
                 (``evaluation/checks/standing.py``).
-                False states the accuracy after the attacks that ran, whichever they were; the note says so.
+                False states the accuracy under the attacks that ran, whichever they were; the note says so.
 
         Raises:
             AssertionError: if that does not hold.

@@ -167,7 +167,7 @@ def test_a_classifier_that_rejects_still_does_averaged_and_smoothed(
         assert torch.allclose(logits(stand_in, x), said, rtol=1e-4, atol=1e-4)
     network = smoothed(joined, Linf(0.3)).model
     images = torch.tensor(x).requires_grad_()
-    _, excess = network.parts(images)
-    (slope,) = torch.autograd.grad(excess.sum(), images)
+    _, margin = network.parts(images)
+    (slope,) = torch.autograd.grad(margin.sum(), images)
     assert slope.abs().sum() > 0
     assert (slope.flatten(1).mean(dim=1) > 0).float().mean() > 0.6  # brighter is more suspicious

@@ -67,7 +67,7 @@ def test_names_are_unique_across_all_that_may_run_together() -> None:
 @pytest.mark.parametrize("spec", [*JUMP_RELU, *FULL], ids=lambda spec: spec.name)
 def test_each_attack_says_what_it_is_for(spec: AttackSpec) -> None:
     assert spec.purpose
-    assert spec.source == ("paper" if spec in JUMP_RELU else "ladder")
+    assert spec.source == ("paper" if spec in JUMP_RELU else "suite")
 
 
 def test_the_papers_of_heat_and_blur_do_not_know_of_the_defence() -> None:
@@ -195,7 +195,7 @@ def test_a_detector_s_rungs_follow_the_other_white_box_ones(beside: PyTorchClass
 def test_a_detector_s_rungs_serve_every_threshold(beside: PyTorchClassifier) -> None:
     kinds = {"selective PGD": SelectivePGD, "orthogonal PGD": OrthogonalPGD, "Lagrangian PGD": LagrangianPGD}
     for spec in DETECTOR_LADDER:
-        assert (spec.samples, spec.crafted_on, spec.source) == ("all", "defended", "ladder")
+        assert (spec.samples, spec.crafted_on, spec.source) == ("all", "defended", "suite")
         attack: Any = spec.build(beside, L2(0.4), 5)
         assert type(attack) is kinds[spec.name]
         assert (attack.norm, attack.eps, attack.seed) == (2, 0.4, 5)

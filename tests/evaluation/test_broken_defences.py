@@ -1,4 +1,4 @@
-"""Defences that are known to be broken: the ladder breaks them, and the checks catch an attacker who does not."""
+"""Defences that are known to be broken: the suite breaks them, and the checks catch an attacker who does not."""
 
 from __future__ import annotations
 

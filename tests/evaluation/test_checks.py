@@ -60,7 +60,7 @@ def evidence(attacker: Attacker, broken: dict[str, int] | None = None, **changes
                 hit = True
             elif run.role == "curve":
                 hit = index < 10 * (1 + int(8 * run.threat.eps / 0.2))
-            elif run.spec.kind == "white-box" and run.role == "ladder":
+            elif run.spec.kind == "white-box" and run.role == "suite":
                 hit = index < 40
             elif index < 40:
                 continue
@@ -172,7 +172,7 @@ def test_what_the_exact_gradient_hides_is_said(attacker: Attacker) -> None:
     found = evidence(replace(attacker, modes=("exact", "smooth")))
     for record in found.records[20:40]:
         for run in found.plan:
-            if run.role == "ladder" and run.mode == "exact" and run.spec.modes == "all":
+            if run.role == "suite" and run.mode == "exact" and run.spec.modes == "all":
                 record.attacks[run.key] = outcome(False)
     check = one(found, "gradient modes")
     assert check.verdict == "passed"

@@ -196,7 +196,7 @@ def test_runs_of_different_attackers_are_refused_or_say_so_first(
     console = Console(width=200, file=io.StringIO())
     comparison.print(console)
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    assert re.search(f"{first}.* less the first", shown)
+    assert re.search(f"{first}.* minus the first", shown)
     assert words in "; ".join(comparison.as_dict()["runs"][1]["other_attacker"])
 
 
@@ -212,7 +212,7 @@ def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
     assert pair is not None
     assert pair.gained >= 10
     assert pair.p_value < 1e-3
-    assert comparison.heads[4] == "accuracy after the attacks that ran"
+    assert comparison.heads[4] == "accuracy under the attacks that ran"
     assert "robust accuracy" not in comparison.as_markdown()
     assert "worst case" not in comparison.as_markdown()
     assert comparison.rows()[1][4].endswith("(no adaptive attack)")
@@ -252,7 +252,7 @@ def test_the_terminal_tells_runs_with_long_names_apart(runs: Path, tmp_path: Pat
     comparison.print(console)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert "…" not in shown
-    table = shown.partition("less the first")[2]
+    table = shown.partition("minus the first")[2]
     for number, one in enumerate(comparison.runs, 1):
         assert f"{number}  {one.name}: linf 0.1, 40 images" in " ".join(shown.split("\n"))
         assert f"\n{number}  {one.summary.worst_case.rate:.1%}".replace("%", " %") in table

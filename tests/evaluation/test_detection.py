@@ -22,9 +22,9 @@ from art_defenses_ext.evaluation.results.detection import (
     Detection,
     DetectionRow,
     auc,
-    clean_excesses,
+    clean_margins,
     detection,
-    fooled_excesses,
+    fooled_margins,
     roc,
     runs_on_all,
     threshold,
@@ -49,20 +49,20 @@ ZERO, PERFECT = run("zero", crafted_on="undefended"), run("perfect")
 PLAN = [ZERO, PERFECT]
 
 
-def outcome(prediction: int, excess: float | None, label: int = 0, linf: float = 0.1, usable: bool = True) -> Outcome:
-    rejected = excess is None or excess > 0
+def outcome(prediction: int, margin: float | None, label: int = 0, linf: float = 0.1, usable: bool = True) -> Outcome:
+    rejected = margin is None or margin > 0
     missed = prediction != label and not rejected
     success = missed and usable and linf <= 0.1
-    return Outcome(prediction, missed, linf, 2 * linf, success, usable, rejected=rejected, excess=excess)
+    return Outcome(prediction, missed, linf, 2 * linf, success, usable, rejected=rejected, detection_margin=margin)
 
 
-def sample(index: int, excess: float | None, label: int = 0, clean: int | None = None, **attacks: Outcome) -> Any:
+def sample(index: int, margin: float | None, label: int = 0, clean: int | None = None, **attacks: Outcome) -> Any:
     return SampleRecord(
         index,
         label,
         label if clean is None else clean,
-        clean_rejected=excess is None or excess > 0,
-        clean_excess=excess,
+        clean_rejected=margin is None or margin > 0,
+        clean_detection_margin=margin,
         attacks=attacks,
     )
 
@@ -79,7 +79,7 @@ def row(records: list[SampleRecord], key: str) -> DetectionRow:
 
 
 def random_records(seed: int, count: int = 120, nb_classes: int = 4) -> list[SampleRecord]:
-    """Excesses with many ties; images that are classified wrongly, that no attack moved, that left the ball."""
+    """Margins with many ties; images that are classified wrongly, that no attack moved, that left the ball."""
     generator = np.random.default_rng(seed)
 
     def draw(label: int, shift: float) -> Outcome:
@@ -95,8 +95,8 @@ def random_records(seed: int, count: int = 120, nb_classes: int = 4) -> list[Sam
     for index in range(count):
         label = int(generator.integers(nb_classes))
         clean = label if generator.random() > 0.2 else int(generator.integers(nb_classes))
-        excess = round(float(generator.normal(-1)), 1)
-        records.append(sample(index, excess, label, clean, zero=draw(label, 0.8), perfect=draw(label, -0.5)))
+        margin = round(float(generator.normal(-1)), 1)
+        records.append(sample(index, margin, label, clean, zero=draw(label, 0.8), perfect=draw(label, -0.5)))
     return records
 
 
@@ -105,19 +105,19 @@ def random_records(seed: int, count: int = 120, nb_classes: int = 4) -> list[Sam
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-5, 5) | st.sampled_from([-1e9, 1e9])), min_size=2, max_size=40))
 def test_the_area_is_scikit_learn_s_also_with_ties(drawn: list[tuple[bool, float]]) -> None:
-    labels, excesses = np.array([one for one, _ in drawn]), np.array([float(one) for _, one in drawn])
-    area = auc(excesses[~labels], excesses[labels])
+    labels, margins = np.array([one for one, _ in drawn]), np.array([float(one) for _, one in drawn])
+    area = auc(margins[~labels], margins[labels])
     if labels.all() or not labels.any():
         assert area is None
         return
-    assert area == pytest.approx(roc_auc_score(labels, excesses), abs=1e-12)
-    infinite = np.where(np.abs(excesses) == 1e9, np.copysign(np.inf, excesses), excesses)
+    assert area == pytest.approx(roc_auc_score(labels, margins), abs=1e-12)
+    infinite = np.where(np.abs(margins) == 1e9, np.copysign(np.inf, margins), margins)
     assert auc(infinite[~labels], infinite[labels]) == area  # which scikit-learn refuses
 
 
 def test_the_curve_is_scikit_learn_s_and_the_area_under_it_is_the_area() -> None:
     records = random_records(0)
-    clean, fooled = clean_excesses(records), fooled_excesses("zero", records, THREAT)
+    clean, fooled = clean_margins(records), fooled_margins("zero", records, THREAT)
     false, true = roc(clean, fooled)
     labels = np.repeat([0, 1], [len(clean), len(fooled)])
     theirs = roc_curve(labels, np.concatenate([clean, fooled]), drop_intermediate=False)
@@ -131,13 +131,13 @@ def test_areas_of_classes_and_of_all_are_those_of_the_paper_s_protocol(seed: int
     for key in ("zero", "perfect"):
         areas = []
         fooled = [
-            (record.label, one.prediction, one.excess)
+            (record.label, one.prediction, one.detection_margin)
             for record in records
             if (one := record.attacks[key]).prediction != record.label and one.usable and one.linf <= 0.1 + 1e-6
         ]
         for number in range(4):
-            negatives = [record.clean_excess for record in records if record.label == number]
-            positives = [excess for _, prediction, excess in fooled if prediction == number]
+            negatives = [record.clean_detection_margin for record in records if record.label == number]
+            positives = [margin for _, prediction, margin in fooled if prediction == number]
             labels = np.repeat([0, 1], [len(negatives), len(positives)])
             areas.append(roc_auc_score(labels, [*negatives, *positives]))
         mine = row(records, key)
@@ -154,9 +154,9 @@ def test_areas_of_classes_and_of_all_are_those_of_the_paper_s_protocol(seed: int
         assert mine.class_aucs == pytest.approx(areas)
         assert mine.mean_auc == pytest.approx(np.mean(areas))
         assert mine.left_out == 0
-        clean = [record.clean_excess for record in records]
+        clean = [record.clean_detection_margin for record in records]
         labels = np.repeat([0, 1], [len(clean), len(fooled)])
-        assert mine.auc == pytest.approx(roc_auc_score(labels, [*clean, *(excess for *_, excess in fooled)]))
+        assert mine.auc == pytest.approx(roc_auc_score(labels, [*clean, *(margin for *_, margin in fooled)]))
 
 
 def test_a_class_that_no_image_was_moved_to_is_left_out_and_counted() -> None:
@@ -188,9 +188,9 @@ def test_no_lower_threshold_would_flag_so_few_clean_images(drawn: list[int], sha
 
 
 def test_true_positives_and_success_counted_by_hand() -> None:
-    """Twenty clean images with excesses -1 to -20: one of them lies above the threshold of 5 %, two above that of 10 %.
+    """Twenty clean images with margins -1 to -20: one of them lies above the threshold of 5 %, two above that of 10 %.
 
-    The attack fools the classifier on four of class 0 with excesses 1, -1.5, -2 and -15, and on one that the classifier
+    The attack fools the classifier on four of class 0 with margins 1, -1.5, -2 and -15, and on one that the classifier
     had wrong from the start.
     """
     moved = {0: 1.0, 1: -1.5, 2: -2.0, 3: -15.0, 4: -15.0}
@@ -216,7 +216,7 @@ def test_true_positives_and_success_counted_by_hand() -> None:
 
 
 def test_the_detector_s_own_threshold_rejects_clean_images() -> None:
-    records = [sample(index, excess) for index, excess in enumerate([-1.0, 0.5, 0.0, 2.0])]
+    records = [sample(index, margin) for index, margin in enumerate([-1.0, 0.5, 0.0, 2.0])]
     assert found(records, []).false_positives == Proportion(2, 4)  # at the threshold itself nothing is rejected
     assert not found(records, []).pools
 
@@ -235,8 +235,8 @@ def test_an_excess_that_is_not_finite_is_above_or_below_all_others() -> None:
         sample(0, None, zero=outcome(1, None)),
         sample(1, -1.0, zero=outcome(1, -2.0)),
     ]
-    assert clean_excesses(records).tolist() == [np.inf, -1.0]
-    assert fooled_excesses("zero", records, THREAT).tolist() == [np.inf, -2.0]
+    assert clean_margins(records).tolist() == [np.inf, -1.0]
+    assert fooled_margins("zero", records, THREAT).tolist() == [np.inf, -2.0]
     summary = found(records, [ZERO])
     assert dict(summary.thresholds)[0.01] is None  # no finite one is high enough
     json.dumps([vars(one.success[0]) | {"share": one.success[0].share.as_dict()} for one in summary.rows])

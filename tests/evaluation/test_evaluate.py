@@ -1004,9 +1004,9 @@ class Word(nn.Module):
         self.slope, self.threshold, self.noise = slope, threshold, noise
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        excess = self.slope * x.flatten(1).mean(dim=1) - self.threshold
-        excess = excess + self.noise * torch.randn_like(excess) if self.noise else excess
-        return torch.stack([torch.zeros_like(excess), excess], dim=1)
+        margin = self.slope * x.flatten(1).mean(dim=1) - self.threshold
+        margin = margin + self.noise * torch.randn_like(margin) if self.noise else margin
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
 def word(slope: float, threshold: float, noise: float = 0.0) -> BinaryInputDetector:
@@ -1035,10 +1035,10 @@ def test_a_detector_that_flags_nothing_changes_no_figure(
         for detector in (None, word(0.0, 1.0))
     )
     for mine, theirs in zip(beside.records, plain.records, strict=True):
-        assert (mine.clean_rejected, mine.clean_excess) == (False, -1.0)
-        bare = {key: replace(one, rejected=None, excess=None) for key, one in mine.attacks.items()}
-        assert replace(mine, clean_rejected=None, clean_excess=None, attacks=bare) == theirs
-        assert all((one.rejected, one.excess) == (False, -1.0) for one in mine.attacks.values())
+        assert (mine.clean_rejected, mine.clean_detection_margin) == (False, -1.0)
+        bare = {key: replace(one, rejected=None, detection_margin=None) for key, one in mine.attacks.items()}
+        assert replace(mine, clean_rejected=None, clean_detection_margin=None, attacks=bare) == theirs
+        assert all((one.rejected, one.detection_margin) == (False, -1.0) for one in mine.attacks.values())
     for name in ("clean", "worst_case", "undefended_clean", "undefended_robust", "clean_agreement", "worst_agreement"):
         assert getattr(beside.summary, name) == getattr(plain.summary, name), name
     assert 0 < plain.accuracy_after_attacks < plain.summary.clean.rate  # or this test shows little
@@ -1075,14 +1075,14 @@ def test_the_records_are_what_classifier_and_detector_say_by_themselves(
         scores, flagged = reconstructor.detect(images)
         assert [prediction for prediction, _, _ in found] == predicted(digits_classifier, images).tolist()
         assert [rejected for _, rejected, _ in found] == flagged.tolist()
-        np.testing.assert_allclose([excess for *_, excess in found], scores["predictions"][:, 1], atol=1e-6)
+        np.testing.assert_allclose([margin for *_, margin in found], scores["predictions"][:, 1], atol=1e-6)
 
-    check(x, [(record.clean, record.clean_rejected, record.clean_excess) for record in report.records])
+    check(x, [(record.clean, record.clean_rejected, record.clean_detection_margin) for record in report.records])
     for call in calls:
         check(
             call.returned,
             [
-                (one.prediction, one.rejected, one.excess)
+                (one.prediction, one.rejected, one.detection_margin)
                 for record in report.records
                 if (one := record.attacks[call.key])
             ],
@@ -1113,7 +1113,7 @@ def test_a_classifier_that_rejects_is_evaluated_like_a_classifier_and_its_detect
     assert data["run"]["rejects"]
     assert len(data["detection"]["rows"]) == 1
     assert (tmp_path / "a" / "figures" / "roc.png").is_file()
-    assert (tmp_path / "a" / "figures" / "excesses.png").is_file()
+    assert (tmp_path / "a" / "figures" / "margins.png").is_file()
 
 
 def test_the_standard_set_beside_a_detector(
@@ -1174,7 +1174,7 @@ def test_the_papers_of_the_reconstructor_leave_the_class_that_the_bare_network_p
     ]
     for mine, other in zip(*records, strict=True):
         assert mine.attacks[fgsm.name].l2 == other.attacks[fgsm.name].l2
-        assert mine.attacks[fgsm.name].excess == other.attacks[fgsm.name].excess
+        assert mine.attacks[fgsm.name].detection_margin == other.attacks[fgsm.name].detection_margin
 
 
 def test_a_random_detector_is_averaged_by_its_attacker_and_votes(
@@ -1198,7 +1198,7 @@ def test_a_random_detector_is_averaged_by_its_attacker_and_votes(
             if one.prediction == record.label:
                 assert not one.misclassified
     assert report.summary.randomness is not None
-    # It still rejects, and its excess is the mean of many.
+    # It still rejects, and its margin is the mean of many.
     (attacked,) = {id(call.estimator): call.estimator for call in calls}.values()
     assert attacked.predict(x).shape == (len(x), 11)
     said = np.array([(attacked.predict(x).argmax(axis=1) == 10).mean() for _ in range(3)])
@@ -1466,7 +1466,7 @@ def test_the_standard_set_on_a_plain_classifier(
 ) -> None:
     report = evaluate(digits_classifier, x[:6], y[:6], threat, curve_samples=2, check_samples=0)
     assert report.summary.paper is None
-    assert [one.key for one in report.summary.rows if one.source == "ladder"] == [
+    assert [one.key for one in report.summary.rows if one.source == "suite"] == [
         "APGD margin [exact]",
         "APGD cross-entropy [exact]",
         "APGD targeted [exact]",

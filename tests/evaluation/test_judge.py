@@ -124,7 +124,7 @@ class Read(nn.Module):
 
 
 class ScriptedWord(nn.Module):
-    """A detector that says one excess after the other, pass by pass."""
+    """A detector that says one margin after the other, pass by pass."""
 
     def __init__(self, script: list[list[float]]) -> None:
         super().__init__()
@@ -132,9 +132,9 @@ class ScriptedWord(nn.Module):
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        excess = torch.tensor(self.script[self.passes % len(self.script)])[x[:, 0].long()]
+        margin = torch.tensor(self.script[self.passes % len(self.script)])[x[:, 0].long()]
         self.passes += 1
-        return torch.stack([torch.zeros_like(excess), excess], dim=1)
+        return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
 def beside(classifier: PyTorchClassifier, detector: nn.Module) -> PyTorchClassifier:
@@ -156,8 +156,8 @@ def test_a_rejected_image_keeps_the_class_and_the_probabilities_that_the_classif
     assert said.classes.tolist() == [0, 0, 0, 1]
     assert said.rejected is not None
     assert said.rejected.tolist() == [False, False, True, True]  # on the threshold itself an image is accepted
-    assert said.excess is not None
-    assert said.excess.tolist() == [-0.5, 0, 0.5, 3]
+    assert said.detection_margin is not None
+    assert said.detection_margin.tolist() == [-0.5, 0, 0.5, 3]
     np.testing.assert_allclose(said.softmax, softmax(x[:, :3].astype(np.float64), axis=1))
     np.testing.assert_array_equal(said.rejected, classifier.predict(x).argmax(axis=1) == 3)
     judged = judge(classifier, x, np.array([0, 1, 1, 1]), 1, 0)
@@ -182,14 +182,14 @@ def test_what_stands_before_a_network_that_rejects_is_seen_by_both_of_its_parts(
     x = np.array([[5, 1, 0, 2, 2.5], [0, 1, 0, 3, 0]], np.float32)
     mine, theirs = predict(standardised, x), predict(plain, (x - np.float32(0.5)) / 2)
     np.testing.assert_allclose(mine.softmax, theirs.softmax)
-    np.testing.assert_allclose(mine.excess, theirs.excess)  # type: ignore[arg-type]
+    np.testing.assert_allclose(mine.detection_margin, theirs.detection_margin)  # type: ignore[arg-type]
 
 
 def test_without_a_detector_there_is_no_word_of_it(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     said = predict(digits_classifier, digits.test.x[:3])
-    assert said.rejected is said.excess is None
+    assert said.rejected is said.detection_margin is None
     judged = judge(digits_classifier, digits.test.x[:3], digits.test.y[:3], 3, 0)
-    assert judged.rejected is judged.excess is judged.rejections is None
+    assert judged.rejected is judged.detection_margin is judged.rejections is None
 
 
 def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
@@ -208,7 +208,7 @@ def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
     assert judged.classes.tolist() == [0, 1, 2, 0]
     assert judged.rejections.tolist() == [8, 0, 4, 0]
     assert judged.misses.tolist() == [0, 8, 4, 2]  # neither the label nor rejected
-    np.testing.assert_allclose(judged.excess, np.mean(word, axis=0))  # type: ignore[arg-type]
+    np.testing.assert_allclose(judged.detection_margin, np.mean(word, axis=0))  # type: ignore[arg-type]
 
 
 def test_a_clean_image_is_rejected_where_that_is_the_likeliest() -> None:

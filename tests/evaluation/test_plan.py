@@ -51,7 +51,7 @@ def test_an_attack_for_all_modes_is_unrolled_in_place(attacker: Attacker) -> Non
     plan = make_plan((ONCE, IN_ALL_MODES, CURVED), attacker, Linf(0.1), with_curve=False)
     expected = [(ONCE, "exact"), *((IN_ALL_MODES, mode) for mode in MODES), (CURVED, "exact")]
     assert [(run.spec, run.mode) for run in plan] == expected
-    assert all(run.threat == Linf(0.1) and run.role == "ladder" for run in plan)
+    assert all(run.threat == Linf(0.1) and run.role == "suite" for run in plan)
 
 
 def test_an_annealed_attack_runs_where_a_surrogate_has_a_width(
@@ -82,7 +82,7 @@ def test_without_a_defence_there_is_one_mode(of_a_plain_network: Attacker) -> No
 def test_the_curve_comes_last_at_each_eps_and_mode(attacker: Attacker, threat: Threat) -> None:
     specs = (CURVED, BOTH, ONCE)
     plan = make_plan(specs, attacker, threat, with_curve=True)
-    runs = [run for run in plan if run.role == "ladder"]
+    runs = [run for run in plan if run.role == "suite"]
     assert plan[: len(runs)] == runs == make_plan(specs, attacker, threat, with_curve=False)
     curve = plan[len(runs) :]
     families = [("curved", "exact"), *(("both", mode) for mode in MODES)]
@@ -121,12 +121,12 @@ def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
     specs: tuple[AttackSpec, ...], with_checks: bool, attacker: Attacker
 ) -> None:
     plan = make_plan(specs, attacker, Linf(0.1), with_curve=False, with_checks=with_checks, limit=LIMIT)
-    assert {run.role for run in plan} == {"ladder"}
+    assert {run.role for run in plan} == {"suite"}
 
 
 def test_without_a_known_limit_the_other_checks_keep_their_runs(attacker: Attacker) -> None:
     plan = make_plan((WHITE_BOX,), attacker, Linf(0.1), with_curve=False, with_checks=True)
-    assert {run.role for run in plan} == {"ladder", "effort"}
+    assert {run.role for run in plan} == {"suite", "effort"}
 
 
 @pytest.mark.parametrize("eps", [0.3, 1e-9, 1e5])

@@ -174,8 +174,8 @@ def test_a_noisy_detector_lets_nobody_past_by_luck() -> None:
 
     class Noisy(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            excess = torch.where(torch.rand(len(x)) < 0.6, 1.0, -1.0)
-            return torch.stack([torch.zeros_like(excess), excess], dim=1)
+            margin = torch.where(torch.rand(len(x)) < 0.6, 1.0, -1.0)
+            return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
     classifier, detector = (
         PyTorchClassifier(module, nn.CrossEntropyLoss(), (2,), 2, clip_values=(0, 1), device_type="cpu")

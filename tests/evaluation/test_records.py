@@ -17,7 +17,9 @@ HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=Fals
 FAR = Outcome(prediction=2, misclassified=True, linf=0.5, l2=2.0, success=False)
 UNUSABLE = Outcome(prediction=7, misclassified=False, linf=0.0, l2=0.0, success=False, usable=False)
 
-CAUGHT = Outcome(prediction=3, misclassified=False, linf=0.05, l2=0.25, success=False, rejected=True, excess=1.5)
+CAUGHT = Outcome(
+    prediction=3, misclassified=False, linf=0.05, l2=0.25, success=False, rejected=True, detection_margin=1.5
+)
 RANDOM = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False, misses=5)
 
 RECORDS = [
@@ -25,7 +27,7 @@ RECORDS = [
     SampleRecord(1, 7, 3, clean_ndcg=0.63093, clean_reciprocal_rank=0.333333),
     SampleRecord(2, 7, 7, 1, attacks={"FGSM [exact]": FAR, "PGD @ 0.1": UNUSABLE}),
     SampleRecord(3, 7, 7, clean_misses=2, attacks={"FGSM [exact]": RANDOM}),
-    SampleRecord(4, 7, 7, clean_rejected=False, clean_excess=-0.125, attacks={"FGSM [exact]": CAUGHT}),
+    SampleRecord(4, 7, 7, clean_rejected=False, clean_detection_margin=-0.125, attacks={"FGSM [exact]": CAUGHT}),
 ]
 COST = CostRecord(0, "FGSM [exact]", 3, Cost(forward=6, backward=3, seconds=0.125, peak_memory=1024))
 

@@ -30,7 +30,7 @@ def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAt
 
 
 THREAT = Linf(0.1)
-LADDER = AttackSpec("ladder", never, "the ladder's", kind="white-box")
+SUITE = AttackSpec("suite", never, "the suite's", kind="white-box")
 PAPER = AttackSpec("paper", never, "the paper's", source="paper", samples="all", bounded=False)
 TRANSFER = AttackSpec("transfer", never, "made elsewhere", crafted_on="undefended", samples="all")
 
@@ -61,7 +61,7 @@ RUN = RunDescription(
 )
 
 
-def run(spec: AttackSpec, threat: Threat = THREAT, role: Role = "ladder") -> AttackRun:
+def run(spec: AttackSpec, threat: Threat = THREAT, role: Role = "suite") -> AttackRun:
     return AttackRun(spec, "exact", threat, role)
 
 
@@ -139,7 +139,7 @@ def test_a_mean_holds_its_deviation_and_interval() -> None:
 
 def test_robust_accuracy_is_the_mean_of_the_minimum_over_attacks() -> None:
     """Each attack alone leaves half; together they leave one of the four."""
-    plan = [run(replace(LADDER, name=name, samples="all")) for name in "ab"]
+    plan = [run(replace(SUITE, name=name, samples="all")) for name in "ab"]
     records = samples(
         {"a": broken(), "b": held()},
         {"a": broken(), "b": broken()},
@@ -153,29 +153,29 @@ def test_robust_accuracy_is_the_mean_of_the_minimum_over_attacks() -> None:
 
 
 def test_a_sample_that_is_wrong_without_attack_is_not_robust() -> None:
-    records = samples({"ladder": held()}, {"ladder": held()}, {}, {}, clean=[0, 0, 5, 5])
-    result = summary([run(LADDER)], records)
+    records = samples({"suite": held()}, {"suite": held()}, {}, {}, clean=[0, 0, 5, 5])
+    result = summary([run(SUITE)], records)
     assert (result.clean, result.worst_case) == (Proportion(2, 4), Proportion(2, 4))
 
 
 def test_the_papers_number_counts_its_attacks_only_and_inside_the_ball() -> None:
     records = samples(
-        {"paper": broken(), "ladder": held()},
-        {"paper": broken(linf=0.5), "ladder": broken()},
-        {"paper": held(), "ladder": broken()},
-        {"paper": held(), "ladder": held()},
+        {"paper": broken(), "suite": held()},
+        {"paper": broken(linf=0.5), "suite": broken()},
+        {"paper": held(), "suite": broken()},
+        {"paper": held(), "suite": held()},
     )
-    result = summary([run(PAPER), run(LADDER)], records, checks=[Check("noise", "passed", "")])
+    result = summary([run(PAPER), run(SUITE)], records, checks=[Check("noise", "passed", "")])
     assert result.paper == Proportion(3, 4)
     assert result.worst_case == result.robust_accuracy == Proportion(1, 4)
     assert result.gap == 0.5
 
 
 def test_without_a_papers_attack_there_is_no_gap() -> None:
-    result = summary([run(LADDER)], samples({"ladder": broken()}, {"ladder": held()}))
+    result = summary([run(SUITE)], samples({"suite": broken()}, {"suite": held()}))
     assert result.paper is None
     assert result.gap is None
-    result = summary([run(PAPER), run(LADDER)], samples({"ladder": broken()}, {"ladder": held()}))
+    result = summary([run(PAPER), run(SUITE)], samples({"suite": broken()}, {"suite": held()}))
     assert result.paper is None  # it never ran
     assert row(result, "paper").attacked == 0
 
@@ -209,7 +209,7 @@ def test_the_undefended_figure_is_the_worst_case_over_its_attacks() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [LADDER, replace(TRANSFER, bounded=False), replace(TRANSFER, samples="survivors")],
+    [SUITE, replace(TRANSFER, bounded=False), replace(TRANSFER, samples="survivors")],
     ids=["made on the defended", "whatever the size", "on survivors"],
 )
 def test_the_undefended_figure_needs_bounded_attacks_on_all(spec: AttackSpec) -> None:
@@ -218,12 +218,12 @@ def test_the_undefended_figure_needs_bounded_attacks_on_all(spec: AttackSpec) ->
 
 
 def test_without_an_undefended_classifier_its_rows_say_not_run() -> None:
-    result = summary([run(TRANSFER), run(LADDER)], samples({"ladder": held()}, {"ladder": broken()}))
+    result = summary([run(TRANSFER), run(SUITE)], samples({"suite": held()}, {"suite": broken()}))
     assert result.undefended_clean is result.undefended_robust is None
     missing = row(result, "transfer")
     assert missing.note == "not run: no undefended classifier is known; undefended= gives one"
     assert (missing.attacked, missing.accuracy, missing.robust) == (0, None, None)
-    assert row(result, "ladder").note == ""
+    assert row(result, "suite").note == ""
 
 
 # The rows
@@ -231,7 +231,7 @@ def test_without_an_undefended_classifier_its_rows_say_not_run() -> None:
 
 def test_survivors_are_reported_as_broke_k_of_m() -> None:
     """The first attack meets three samples and breaks one; the next meets the other two."""
-    plan = [run(replace(LADDER, name=name)) for name in ("first", "second", "third")]
+    plan = [run(replace(SUITE, name=name)) for name in ("first", "second", "third")]
     records = samples(
         {"first": broken()},
         {"first": held(), "second": broken()},
@@ -247,8 +247,8 @@ def test_survivors_are_reported_as_broke_k_of_m() -> None:
 
 
 def test_an_attack_breaks_only_what_was_right_before() -> None:
-    spec = replace(LADDER, samples="all")
-    one = row(summary([run(spec)], samples({"ladder": broken()}, {"ladder": broken()}, clean=[0, 4])), "ladder")
+    spec = replace(SUITE, samples="all")
+    one = row(summary([run(spec)], samples({"suite": broken()}, {"suite": broken()}, clean=[0, 4])), "suite")
     assert (one.broke, one.attacked) == (1, 2)
 
 
@@ -266,19 +266,19 @@ def test_an_attack_that_never_led_astray_has_no_median() -> None:
 
 
 def test_unusable_images_are_noted() -> None:
-    result = summary([run(LADDER)], samples({"ladder": held(usable=False)}, {"ladder": held()}, {"ladder": broken()}))
-    assert row(result, "ladder").note == "returned 1 unusable images"
+    result = summary([run(SUITE)], samples({"suite": held(usable=False)}, {"suite": held()}, {"suite": broken()}))
+    assert row(result, "suite").note == "returned 1 unusable images"
 
 
 def test_costs_are_summed_over_blocks_and_given_per_image() -> None:
     costs = [
-        CostRecord(0, "ladder", 2, Cost(forward=20, backward=10, seconds=0.5, peak_memory=300)),
-        CostRecord(2, "ladder", 1, Cost(forward=10, backward=8, seconds=0.25, peak_memory=200)),
+        CostRecord(0, "suite", 2, Cost(forward=20, backward=10, seconds=0.5, peak_memory=300)),
+        CostRecord(2, "suite", 1, Cost(forward=10, backward=8, seconds=0.25, peak_memory=200)),
         CostRecord(0, "paper", 3, Cost(forward=3, backward=0, seconds=1.0, peak_memory=100)),
     ]
-    records = samples(*({"ladder": held(), "paper": held()} for _ in range(3)))
-    result = summary([run(PAPER), run(LADDER), run(replace(LADDER, name="idle"))], records, costs)
-    one = row(result, "ladder")
+    records = samples(*({"suite": held(), "paper": held()} for _ in range(3)))
+    result = summary([run(PAPER), run(SUITE), run(replace(SUITE, name="idle"))], records, costs)
+    one = row(result, "suite")
     assert (one.forward, one.backward, one.seconds) == (10, 6, 0.75)
     assert (row(result, "idle").forward, row(result, "idle").seconds) == (0, 0)
     assert result.total == Cost(forward=33, backward=18, seconds=1.75, peak_memory=300)
@@ -288,7 +288,7 @@ def test_costs_are_summed_over_blocks_and_given_per_image() -> None:
 
 
 def curved(*eps: float) -> list[AttackRun]:
-    return [run(LADDER), *(run(replace(LADDER, curve=True), Linf(one), "curve") for one in eps)]
+    return [run(SUITE), *(run(replace(SUITE, curve=True), Linf(one), "curve") for one in eps)]
 
 
 def rates(curve: Curve) -> list[tuple[float, float]]:
@@ -297,26 +297,26 @@ def rates(curve: Curve) -> list[tuple[float, float]]:
 
 def test_a_curve_begins_at_clean_accuracy_and_has_a_point_for_each_eps() -> None:
     records = samples(
-        {"ladder @ 0.05": broken(0.05), "ladder @ 0.2": broken(0.2)},
-        {"ladder @ 0.05": held(), "ladder @ 0.2": broken(0.15)},
-        {"ladder @ 0.05": held(), "ladder @ 0.2": held()},
-        {"ladder @ 0.05": held(), "ladder @ 0.2": held()},
+        {"suite @ 0.05": broken(0.05), "suite @ 0.2": broken(0.2)},
+        {"suite @ 0.05": held(), "suite @ 0.2": broken(0.15)},
+        {"suite @ 0.05": held(), "suite @ 0.2": held()},
+        {"suite @ 0.05": held(), "suite @ 0.2": held()},
         clean=[0, 0, 0, 8],
     )
     (curve,) = summary(curved(0.05, 0.2), records).curves
-    assert curve.attack == "ladder"
+    assert curve.attack == "suite"
     assert rates(curve) == [(0.0, 0.75), (0.05, 0.5), (0.2, 0.25)]
 
 
 def test_a_curve_is_of_the_samples_that_it_ran_on() -> None:
-    records = samples({"ladder @ 0.05": broken()}, {"ladder @ 0.05": held()}, {}, {}, clean=[0, 0, 9, 9])
+    records = samples({"suite @ 0.05": broken()}, {"suite @ 0.05": held()}, {}, {}, clean=[0, 0, 9, 9])
     (curve,) = summary(curved(0.05), records).curves
     assert [share for _, share in curve.points] == [Proportion(2, 2), Proportion(1, 2)]
 
 
 def test_a_curve_counts_only_what_lies_inside_its_ball() -> None:
     """An attack that oversteps its radius has shown nothing about that radius."""
-    records = samples({"ladder @ 0.05": broken(0.3)}, {"ladder @ 0.05": broken(0.05)})
+    records = samples({"suite @ 0.05": broken(0.3)}, {"suite @ 0.05": broken(0.05)})
     (curve,) = summary(curved(0.05), records).curves
     assert rates(curve) == [(0.0, 1.0), (0.05, 0.5)]
 
@@ -327,7 +327,7 @@ def test_the_curve_of_an_attack_without_a_ball_is_read_off_its_sizes() -> None:
         {"paper": broken(0.02)}, {"paper": broken(0.08)}, {"paper": broken(0.3)}, {"paper": held()}, {"paper": broken()}
     )
     for record in records:
-        record.attacks |= {key: held() for key in ("ladder @ 0.05", "ladder @ 0.2")}
+        record.attacks |= {key: held() for key in ("suite @ 0.05", "suite @ 0.2")}
     records[-1].clean = 6
     result = summary([run(PAPER), *curved(0.05, 0.2)], records)
     (curve,) = [one for one in result.curves if one.attack == "paper"]
@@ -335,79 +335,79 @@ def test_the_curve_of_an_attack_without_a_ball_is_read_off_its_sizes() -> None:
 
 
 def test_without_a_grid_of_eps_there_is_no_curve() -> None:
-    assert summary([run(PAPER), run(LADDER)], samples({"paper": broken()}, {"paper": held()})).curves == []
+    assert summary([run(PAPER), run(SUITE)], samples({"paper": broken()}, {"paper": held()})).curves == []
 
 
 def test_an_attack_that_did_not_run_has_no_curve() -> None:
-    assert summary(curved(0.05, 0.2), samples({"ladder": broken()}, {"ladder": held()})).curves == []
+    assert summary(curved(0.05, 0.2), samples({"suite": broken()}, {"suite": held()})).curves == []
 
 
 def test_the_curves_runs_count_where_they_lie_inside_the_threats_ball() -> None:
     """They share one row: of what all else left, what they broke inside the ball."""
     records = samples(
-        {"ladder": held(), "ladder @ 0.05": held(), "ladder @ 0.2": broken(0.09)},
-        {"ladder": held(), "ladder @ 0.05": held(), "ladder @ 0.2": broken(0.2)},
-        {"ladder": broken(), "ladder @ 0.05": broken(), "ladder @ 0.2": broken(0.09)},
-        {"ladder @ 0.05": broken(), "ladder @ 0.2": broken(0.09)},
-        {"ladder": held()},
+        {"suite": held(), "suite @ 0.05": held(), "suite @ 0.2": broken(0.09)},
+        {"suite": held(), "suite @ 0.05": held(), "suite @ 0.2": broken(0.2)},
+        {"suite": broken(), "suite @ 0.05": broken(), "suite @ 0.2": broken(0.09)},
+        {"suite @ 0.05": broken(), "suite @ 0.2": broken(0.09)},
+        {"suite": held()},
         clean=[0, 0, 0, 5, 0],
     )
     costs = [
-        CostRecord(0, "ladder", 4, Cost(forward=4, backward=4)),
-        CostRecord(0, "ladder @ 0.05", 4, Cost(forward=8, backward=4, seconds=0.5)),
-        CostRecord(0, "ladder @ 0.2", 4, Cost(forward=24, backward=12, seconds=0.25)),
+        CostRecord(0, "suite", 4, Cost(forward=4, backward=4)),
+        CostRecord(0, "suite @ 0.05", 4, Cost(forward=8, backward=4, seconds=0.5)),
+        CostRecord(0, "suite @ 0.2", 4, Cost(forward=24, backward=12, seconds=0.25)),
     ]
     result = summary(curved(0.05, 0.2), records, costs)
     assert result.worst_case == Proportion(2, 5)
     first, rest = result.rows
-    assert (first.key, first.broke, first.attacked) == ("ladder", 1, 4)
+    assert (first.key, first.broke, first.attacked) == ("suite", 1, 4)
     assert (rest.broke, rest.attacked, rest.note) == (1, 2, "")
     assert (rest.forward, rest.backward, rest.seconds) == (4, 2, 0.75)
     assert first.broke + rest.broke == result.clean.count - result.worst_case.count
 
 
 def test_a_curve_that_did_not_run_has_no_row() -> None:
-    assert [one.key for one in summary(curved(0.05), samples({"ladder": held()})).rows] == ["ladder"]
+    assert [one.key for one in summary(curved(0.05), samples({"suite": held()})).rows] == ["suite"]
 
 
 # The checks
 
 
-EFFORT = replace(LADDER, name="effort")
+EFFORT = replace(SUITE, name="effort")
 
 
 def checked() -> list[AttackRun]:
-    """A ladder, a curve, and what the checks run, in the order in which they run."""
+    """A suite, a curve, and what the checks run, in the order in which they run."""
     return [
-        run(LADDER),
+        run(SUITE),
         run(EFFORT, role="effort"),
-        run(LADDER, Linf(0.5), "limit"),
-        run(replace(LADDER, curve=True), Linf(0.2), "curve"),
+        run(SUITE, Linf(0.5), "limit"),
+        run(replace(SUITE, curve=True), Linf(0.2), "curve"),
     ]
 
 
 def test_the_runs_of_curves_and_checks_have_a_row_each_and_add_up() -> None:
-    """Of what the ladder and the lines above left, what each broke inside the ball."""
-    limit = "ladder @ 0.5, limit"
+    """Of what the suite and the lines above left, what each broke inside the ball."""
+    limit = "suite @ 0.5, limit"
     records = samples(
-        {"ladder": broken(), limit: broken(0.4), "ladder @ 0.2": broken(0.2)},
-        {"ladder": held(), "effort": broken(), limit: broken(0.4), "ladder @ 0.2": broken(0.2)},
-        {"ladder": held(), "effort": held(), limit: broken(0.08), "ladder @ 0.2": held()},
-        {"ladder": held(), "effort": held(), limit: held(), "ladder @ 0.2": broken(0.09)},
-        {"ladder": held(), "effort": held(), limit: broken(0.4), "ladder @ 0.2": held()},
-        {"ladder": held()},
-        {limit: broken(0.05), "ladder @ 0.2": broken(0.05)},
+        {"suite": broken(), limit: broken(0.4), "suite @ 0.2": broken(0.2)},
+        {"suite": held(), "effort": broken(), limit: broken(0.4), "suite @ 0.2": broken(0.2)},
+        {"suite": held(), "effort": held(), limit: broken(0.08), "suite @ 0.2": held()},
+        {"suite": held(), "effort": held(), limit: held(), "suite @ 0.2": broken(0.09)},
+        {"suite": held(), "effort": held(), limit: broken(0.4), "suite @ 0.2": held()},
+        {"suite": held()},
+        {limit: broken(0.05), "suite @ 0.2": broken(0.05)},
         clean=[0, 0, 0, 0, 0, 0, 5],
     )
     costs = [
-        CostRecord(0, "ladder", 6, Cost(forward=6)),
+        CostRecord(0, "suite", 6, Cost(forward=6)),
         CostRecord(0, "effort", 4, Cost(forward=40, backward=20, seconds=2.0)),
         CostRecord(0, limit, 6, Cost(forward=18, backward=12, seconds=1.0)),
-        CostRecord(0, "ladder @ 0.2", 6, Cost(forward=12, backward=6, seconds=0.5)),
+        CostRecord(0, "suite @ 0.2", 6, Cost(forward=12, backward=6, seconds=0.5)),
     ]
     result = summary(checked(), records, costs)
     effort, at_limit, curve = result.rows[1:]
-    assert [one.source for one in result.rows] == ["ladder", "side", "side", "side"]
+    assert [one.source for one in result.rows] == ["suite", "side", "side", "side"]
     assert [one.key for one in result.rows[1:]] == ["the checks' effort", "the checks' limit", "the curve's runs"]
     assert [(one.broke, one.attacked) for one in result.rows] == [(1, 6), (1, 4), (1, 3), (1, 2)]
     assert (effort.forward, effort.backward, effort.seconds) == (10, 5, 2.0)
@@ -419,15 +419,15 @@ def test_the_runs_of_curves_and_checks_have_a_row_each_and_add_up() -> None:
 
 
 def test_checks_that_ran_on_no_sample_have_no_row() -> None:
-    assert [one.key for one in summary(checked(), samples({"ladder": broken()})).rows] == ["ladder"]
+    assert [one.key for one in summary(checked(), samples({"suite": broken()})).rows] == ["suite"]
 
 
 def test_the_checks_runs_make_no_curve_and_no_point_of_one() -> None:
-    keys = ("ladder", "effort", "ladder @ 0.5, limit", "ladder @ 0.2")
+    keys = ("suite", "effort", "suite @ 0.5, limit", "suite @ 0.2")
     records = samples(*({key: held() for key in keys} | {"paper": broken()} for _ in range(2)))
     result = summary([run(PAPER), *checked()], records)
     assert {curve.attack: [eps for eps, _ in curve.points] for curve in result.curves} == {
-        "ladder": [0.0, 0.2],
+        "suite": [0.0, 0.2],
         "paper": [0.0, 0.1, 0.2],
     }
 
@@ -446,7 +446,7 @@ def test_a_result_is_established_if_no_check_that_was_made_failed(
 ) -> None:
     names = ("single step", "larger eps", "more effort", "transfer")
     checks = [Check(name, verdict, "") for name, verdict in zip(names, verdicts, strict=False)]
-    result = summary([run(LADDER)], samples({"ladder": held()}), checks=checks)
+    result = summary([run(SUITE)], samples({"suite": held()}), checks=checks)
     assert result.checks == checks
     assert result.established is established
     assert result.failed_checks == failed
@@ -457,7 +457,7 @@ def test_a_result_is_established_if_no_check_that_was_made_failed(
 
 
 def test_a_defence_that_is_not_random_has_no_figures_of_its_passes() -> None:
-    assert summary([run(LADDER)], samples({"ladder": held()})).randomness is None
+    assert summary([run(SUITE)], samples({"suite": held()})).randomness is None
 
 
 def passed(outcome: Outcome, first: int, misses: int, **changes: Any) -> Outcome:
@@ -467,16 +467,16 @@ def passed(outcome: Outcome, first: int, misses: int, **changes: Any) -> Outcome
 def test_the_first_passes_choose_the_attack_of_each_sample_and_others_are_counted() -> None:
     """Of ten passes: clean images, and what lay inside the ball, whether it won the vote or not."""
     records = samples(
-        {"ladder": passed(broken(), 9, 8), "paper": passed(held(), 2, 10)},  # the second was lucky only afterwards
-        {"ladder": passed(held(), 3, 3)},
-        {"ladder": passed(held(), 0, 0), "paper": passed(broken(0.5), 10, 10)},  # too large a change
-        {"ladder": passed(held(usable=False), 10, 10)},
-        {"ladder": passed(held(), 1, 10, undecided=True)},
+        {"suite": passed(broken(), 9, 8), "paper": passed(held(), 2, 10)},  # the second was lucky only afterwards
+        {"suite": passed(held(), 3, 3)},
+        {"suite": passed(held(), 0, 0), "paper": passed(broken(0.5), 10, 10)},  # too large a change
+        {"suite": passed(held(usable=False), 10, 10)},
+        {"suite": passed(held(), 1, 10, undecided=True)},
     )
     clean = [(0, 0), (1, 1), (0, 0), (0, 1), (4, 2)]
     for record, (first, others) in zip(records, clean, strict=True):
         record.clean_first_misses, record.clean_misses = first, others
-    found = summary([run(PAPER), run(LADDER)], records, votes=10).randomness
+    found = summary([run(PAPER), run(SUITE)], records, votes=10).randomness
     right = [0.2, 0.7, 1.0, 0.9, 0.8]
     assert found is not None
     assert found.votes == 10
@@ -495,9 +495,9 @@ def scored(outcome: Outcome, ndcg: float, rank: float) -> Outcome:
 
 def test_agreement_is_a_mean_over_the_images_in_the_ball_and_at_worst_over_the_least_of_each() -> None:
     records = samples(
-        {"paper": scored(broken(), 0.2, 0.5), "ladder": scored(held(), 0.6, 0.25)},
+        {"paper": scored(broken(), 0.2, 0.5), "suite": scored(held(), 0.6, 0.25)},
         {"paper": broken(0.5)},  # outside the ball
-        {"paper": scored(held(), 0.9, 1.0), "ladder @ 0.05": scored(held(), 0.7, 1.0)},
+        {"paper": scored(held(), 0.9, 1.0), "suite @ 0.05": scored(held(), 0.7, 1.0)},
     )
     for record, (ndcg, rank) in zip(records, [(1.0, 1.0), (0.8, 0.5), (1.0, 1.0)], strict=True):
         record.clean_ndcg, record.clean_reciprocal_rank = ndcg, rank
@@ -505,17 +505,17 @@ def test_agreement_is_a_mean_over_the_images_in_the_ball_and_at_worst_over_the_l
     assert result.reference == "own"
     assert result.clean_agreement == Agreement(Mean.of([1.0, 0.8, 1.0]), Mean.of([1.0, 0.5, 1.0]))
     assert row(result, "paper").agreement == Agreement(Mean.of([0.2, 0.9]), Mean.of([0.5, 1.0]))
-    assert row(result, "ladder").agreement == Agreement(Mean.of([0.6]), Mean.of([0.25]))
+    assert row(result, "suite").agreement == Agreement(Mean.of([0.6]), Mean.of([0.25]))
     assert row(result, "the curve's runs").agreement is None
     # What the curve's runs leave inside the ball counts, as for the robust accuracy.
     assert result.worst_agreement == Agreement(Mean.of([0.2, 0.8, 0.7]), Mean.of([0.25, 0.5, 1.0]))
 
 
 def test_no_agreement_is_claimed_where_none_was_recorded() -> None:
-    records = samples({"ladder": held()}, {"ladder": broken(0.5)})
-    result = summary([run(LADDER), run(PAPER)], records)
+    records = samples({"suite": held()}, {"suite": broken(0.5)})
+    result = summary([run(SUITE), run(PAPER)], records)
     assert result.clean_agreement is result.worst_agreement is None
-    assert row(result, "ladder").agreement is row(result, "paper").agreement is None
+    assert row(result, "suite").agreement is row(result, "paper").agreement is None
 
 
 # As data
@@ -523,8 +523,8 @@ def test_no_agreement_is_claimed_where_none_was_recorded() -> None:
 
 def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     records = samples(
-        {"paper": held(), "transfer": held(plain=1), "ladder": broken(), "ladder @ 0.05": held()},
-        {"paper": broken(), "transfer": held(plain=0), "ladder @ 0.05": broken()},
+        {"paper": held(), "transfer": held(plain=1), "suite": broken(), "suite @ 0.05": held()},
+        {"paper": broken(), "transfer": held(plain=0), "suite @ 0.05": broken()},
         plain=[0, 0],
     )
     checks = [
@@ -534,7 +534,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
     result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT == 7
+    assert data["format"] == FORMAT == 8
     assert data["established"] is False
     assert data["checks"][0] == {
         "link": "docs/checks.md#more-effort",
@@ -555,6 +555,6 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     assert data["clean"]["rate"] == 1.0
     assert data["undefended_robust"]["count"] == 1
     assert data["run"]["settings"]["eps"] == 0.1
-    assert [one["key"] for one in data["rows"]][:3] == ["paper", "transfer", "ladder"]
+    assert [one["key"] for one in data["rows"]][:3] == ["paper", "transfer", "suite"]
     assert data["curves"][0]["points"][1] == [0.05, Proportion(1, 2).as_dict()]
     assert data["total"]["forward"] == 4

@@ -17,7 +17,9 @@ KEYS = ["APGD [exact] @ 0.1", "Square @ 0.1", "transfer @ 0.1"]
 
 def attempt(key: str, block: int = 3, pictured: int | None = None) -> Attempt:
     outcomes = [
-        Outcome(3, misclassified=True, linf=0.0999999, l2=0.25, success=True, ndcg=0.912345, excess=-1.234567e-7),
+        Outcome(
+            3, misclassified=True, linf=0.0999999, l2=0.25, success=True, ndcg=0.912345, detection_margin=-1.234567e-7
+        ),
         Outcome(7, misclassified=False, linf=0.1, l2=1 / 3, success=False, usable=False, rejected=True, misses=2),
     ]
     return Attempt(CostRecord(block, key, 2, Cost(6, 3, 0.1234567890123, 1024)), [0, 2], outcomes, pictured)

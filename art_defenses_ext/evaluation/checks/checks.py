@@ -82,7 +82,7 @@ class Evidence:
     health: list[GradientHealth]
     binarization: Binarization | None
 
-    def keys(self, *kinds: Kind, role: Role = "ladder") -> list[str]:
+    def keys(self, *kinds: Kind, role: Role = "suite") -> list[str]:
         """The keys of the runs of some kinds that attacked something."""
         chosen = (run for run in self.plan if run.role == role and (run.spec.kind in kinds or not kinds))
         return [run.key for run in chosen if any(run.key in record.attacks for record in self.records)]
@@ -185,27 +185,28 @@ def _more_effort(name: str, evidence: Evidence) -> Check:
 def _gradients(name: str, evidence: Evidence) -> Check:
     """At nearly every point some mode has a gradient that is not zero, finite and large enough, and one is faithful."""
     health = evidence.health
-    useless = Proportion.of(not any(at) for at in zip(*(one.useful for one in health), strict=True))
-    best = max(health, key=lambda one: one.faithful)
-    misled = not any(one.is_faithful for one in health)
+    useless = Proportion.of(not any(at) for at in zip(*(mode.useful for mode in health), strict=True))
+    best = max(health, key=lambda mode: mode.faithful)
+    misled = not any(mode.is_faithful for mode in health)
     smoothed = any(run.spec.crafted_on == "smoothed" and run.key in evidence.keys("white-box") for run in evidence.plan)
+    faithful = _of(Proportion(best.faithful, best.points))
     parts = [
         f"no useful gradient at {_of(useless)} points",
-        f"the best mode, {best.mode}, foretells a small step at {_of(Proportion(best.faithful, best.points))}",
+        f"the best mode, {best.mode}, predicts the effect of a small step at {faithful}",
     ]
-    blocked = min(health, key=lambda one: one.no_graph)
+    blocked = min(health, key=lambda mode: mode.no_graph)
     if blocked.no_graph:
         cut = "no graph leads from the logits back to the image (something runs under torch.no_grad, or detaches)"
         parts.append(f"at {_of(Proportion(blocked.no_graph, blocked.points))} points {cut}")
     if misled:
         parts.append(
-            f"fewer than {100 * FAITHFUL_SHARE:.0f} %, so the smoothed network was attacked as well"
+            f"fewer than {100 * FAITHFUL_SHARE:.0f} %, so estimated gradients were followed as well"
             if smoothed
             else f"fewer than {100 * FAITHFUL_SHARE:.0f} %, and no estimated gradient was tried"
         )
     left = any(record.robust(evidence.keys("white-box")) for record in evidence.records)
     bad = _too_many(useless) or (misled and not smoothed and left)
-    figures = {"useless": useless, "modes": [one.as_dict() for one in health]}
+    figures = {"useless": useless, "modes": [mode.as_dict() for mode in health]}
     return Check(name, _judged(bad), "; ".join(parts), figures)
 
 
@@ -239,9 +240,9 @@ def _modes(name: str, evidence: Evidence) -> Check:
     untried = untried_modes(run, evidence.plan)
     if untried:
         return Check(name, "failed", f"no white-box attack was made in the modes {', '.join(untried)}", {})
-    all_modes = [one for one in evidence.plan if _white(one) and one.spec.modes == "all"]
-    exact = [one.key for one in all_modes if set(one.mode.split("+")) == {"exact"}]
-    others = [one.key for one in evidence.plan if _white(one) and one.key not in exact]
+    white = [attack for attack in evidence.plan if attack.role == "suite" and attack.spec.kind == "white-box"]
+    exact = [attack.key for attack in white if attack.spec.modes == "all" and set(attack.mode.split("+")) == {"exact"}]
+    others = [attack.key for attack in white if attack.key not in exact]
     left = [record for record in evidence.among(exact) if record.robust(exact)]
     if len(run.modes) == 1:
         return Check(name, "passed", "the exact gradient is the only one there is", {})
@@ -250,10 +251,6 @@ def _modes(name: str, evidence: Evidence) -> Check:
     share = Proportion.of(not record.robust(others) for record in left)
     finding = f"the other modes break {_of(share)} images that the exact gradient leaves"
     return Check(name, "passed", finding, {"hidden by the exact gradient": share})
-
-
-def _white(run: AttackRun) -> bool:
-    return run.role == "ladder" and run.spec.kind == "white-box"
 
 
 def _binarization(name: str, evidence: Evidence) -> Check:
@@ -293,7 +290,7 @@ CHECKS: dict[str, Callable[[str, Evidence], Check]] = {
     "single step": _late("single step", "one step breaks"),
     "larger eps": _larger_eps,
     "more effort": _more_effort,
-    "transfer": _late("transfer", "examples made on the undefended network break"),
+    "transfer": _late("transfer", "examples made on the undefended model break"),
     "queries": _late("queries", "queries alone break"),
     "noise": _late("noise", "noise breaks"),
     "gradients": _gradients,

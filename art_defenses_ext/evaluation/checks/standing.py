@@ -1,6 +1,6 @@
 """What a figure may be called: robust accuracy only where an adaptive attack suite ran and its checks were made.
 
-An adaptive attack suite holds, of the suite's own attacks (``source="ladder"``) that are made on the defended network,
+An adaptive attack suite holds, of the suite's own attacks (``source="suite"``) that are made on the defended network,
 white-box ones under every gradient mode that the defence offers. The papers' attacks are none of it: they are what the
 defence's authors ran, each in one mode and without averages over randomness.
 
@@ -18,7 +18,7 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun
 Standing = Literal["established", "not established", "no checks", "no adaptive attack"]
 """``"established"``: an adaptive suite ran and passed its checks. ``"not established"``: it failed one, so that the
 figure is an upper bound. ``"no checks"``: none was made of what the attacks find. ``"no adaptive attack"``: no such
-suite ran. In the last two cases there is no robust accuracy, only an accuracy after the attacks that ran."""
+suite ran. In the last two cases there is no robust accuracy, only an accuracy under the attacks that ran."""
 
 
 def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
@@ -31,8 +31,8 @@ def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
     tried = {
         one.mode
         for one in plan
-        if one.role == "ladder"
-        and one.spec.source == "ladder"
+        if one.role == "suite"
+        and one.spec.source == "suite"
         and one.spec.kind == "white-box"
         and one.spec.crafted_on == "defended"
     }

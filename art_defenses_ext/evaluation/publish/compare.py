@@ -1,4 +1,4 @@
-"""Runs beside each other: what each leaves, and whether one leaves more than another on the same images."""
+"""Runs beside each other: the robust accuracy of each, and differences image by image."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from art_defenses_ext.base.text import for_markdown, for_terminal
 from art_defenses_ext.base.validation import RunError, check_flag, check_paths
 from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.described import describe_defences
+from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, compared_figure
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.report.words import NOT_ESTABLISHED, defence_names
 from art_defenses_ext.evaluation.results.summary import Summary
 from art_defenses_ext.evaluation.run.folder import read_manifest
 
@@ -62,7 +63,7 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Robust accuracy of the second less that of the first, from -1 to 1."""
+        """Robust accuracy of the second minus that of the first, from -1 to 1."""
         return (self.gained - self.lost) / self.total
 
     @property
@@ -112,7 +113,7 @@ class Compared:
     @property
     def defences(self) -> str:
         """In words."""
-        return " + ".join(defence_names(self.summary.run)) or "none"
+        return describe_defences(self.summary.run)
 
 
 @dataclass(frozen=True)
@@ -128,55 +129,38 @@ class Comparison:
     @property
     def figure(self) -> str:
         """What is compared: robust accuracy only if every run has one."""
-        known = all(one.summary.robust_accuracy is not None for one in self.runs)
-        return "robust accuracy" if known else "accuracy after the attacks that ran"
+        return compared_figure([run.summary for run in self.runs])
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Of the table's columns."""
-        figures = (self.figure, "paper's attacks", "clean", "less the first", "p")
+        figures = (self.figure, "paper's attacks", "clean", "minus the first", "p")
         return ("run", "defences", "threat", "images", *figures)
 
     @property
     def note(self) -> str:
         """What the last columns mean."""
         return (
-            f"Less the first: {self.figure} less that of the first run, in points, with its 95 % interval over the "
-            "pairs of one image (Bonett, Price 2012), of those that both attacked; p of McNemar's exact test. Empty "
-            "where there are none, or the threat is another."
+            f"Minus the first: {self.figure} minus that of the first run, in points, with its 95 % interval over the "
+            "images that both runs attacked (Bonett, Price 2012); p of McNemar's exact test. Empty where there are no "
+            "such images, or the threats differ."
         )
 
     @property
     def warning(self) -> str:
         """What stands above the table where the runs were made by different attackers; empty where by one."""
         first = self.runs[0].name
-        pairs = [f"{first} and {one.name}: {'; '.join(one.other_attacker)}" for one in self.runs if one.other_attacker]
+        pairs = [f"{first} and {run.name}: {'; '.join(run.other_attacker)}" for run in self.runs if run.other_attacker]
         if not pairs:
             return ""
         return (
-            "Made by different attackers, so a difference may be one between the attacks, not between the networks. "
+            "Made by different attackers, so a difference may be one between the attacks, not between the models. "
             f"{'. '.join(pairs)}."
         )
 
     def rows(self) -> list[list[str]]:
         """A line a run, under ``heads``."""
-        found = []
-        for one in self.runs:
-            settings, pair = one.summary.run.settings, one.against_first
-            found.append(
-                [
-                    one.name,
-                    one.defences,
-                    f"{settings.threat} {settings.eps:.4g}",
-                    str(settings.samples),
-                    _worst(one.summary),
-                    "" if one.summary.paper is None else str(one.summary.paper),
-                    str(one.summary.clean),
-                    _against(pair, one, self.runs[0]) if pair else "",
-                    f"{pair.p_value:.2g}" if pair else "",
-                ]
-            )
-        return found
+        return [_row(run, self.runs[0]) for run in self.runs]
 
     def print(self, console: Console | None = None) -> None:
         """Show the runs by numbers in the terminal: what they are, and the table, which their names would crowd."""
@@ -205,20 +189,20 @@ class Comparison:
         return {
             "runs": [
                 {
-                    "name": one.name,
-                    "defences": one.defences,
-                    "settings": vars(one.summary.run.settings),
+                    "name": run.name,
+                    "defences": run.defences,
+                    "settings": vars(run.summary.run.settings),
                     "robust_accuracy": None if robust is None else robust.as_dict(),
-                    "after_attacks": one.summary.worst_case.as_dict(),
-                    "standing": one.summary.standing,
-                    "established": one.summary.established,
-                    "other_attacker": list(one.other_attacker),
-                    "paper": None if one.summary.paper is None else one.summary.paper.as_dict(),
-                    "clean": one.summary.clean.as_dict(),
-                    "against_first": None if one.against_first is None else one.against_first.as_dict(),
+                    "after_attacks": run.summary.worst_case.as_dict(),
+                    "standing": run.summary.standing,
+                    "established": run.summary.established,
+                    "other_attacker": list(run.other_attacker),
+                    "paper": None if run.summary.paper is None else run.summary.paper.as_dict(),
+                    "clean": run.summary.clean.as_dict(),
+                    "against_first": None if run.against_first is None else run.against_first.as_dict(),
                 }
-                for one in self.runs
-                for robust in [one.summary.robust_accuracy]
+                for run in self.runs
+                for robust in [run.summary.robust_accuracy]
             ]
         }
 
@@ -228,9 +212,10 @@ class Comparison:
         Raises:
             InputError: if it cannot be written to.
         """
-        from art_defenses_ext.evaluation.report.figures import comparison_bars, png  # matplotlib takes long to import
+        from art_defenses_ext.evaluation.report.figures.bars import comparison_bars  # matplotlib takes long to import
+        from art_defenses_ext.evaluation.report.figures.drawing import png
 
-        bars = comparison_bars([(f"{one.name}: {one.defences}", one.summary) for one in self.runs])
+        bars = comparison_bars([(f"{run.name}: {run.defences}", run.summary) for run in self.runs])
         contents = {
             "compare.json": (json.dumps(self.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
             "compare.md": self.as_markdown().encode(),
@@ -264,38 +249,53 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     manifests = [read_manifest(Path(folder)) for folder in folders]
     names, first = _names(folders), reports[0]
     differences = [tuple(attacker_differences(manifests[0], other)) for other in manifests]
-    for name, found in zip(names, differences, strict=True):
-        if found and not different_attackers:
+    for name, difference in zip(names, differences, strict=True):
+        if difference and not different_attackers:
             raise RunError(
-                f"folders holds {names[0]} and {name}, made by different attackers ({'; '.join(found)}); runs of one "
-                "attacker were expected, or different_attackers, which puts the differences above the table"
+                f"folders holds {names[0]} and {name}, made by different attackers ({'; '.join(difference)}); runs "
+                "of one attacker were expected, or different_attackers, which puts the differences above the table"
             )
     return Comparison(
         [
-            Compared(name, report.summary, None if report is first else _paired(first, report), found)
-            for name, report, found in zip(names, reports, differences, strict=True)
+            Compared(name, report.summary, None if report is first else _paired(first, report), difference)
+            for name, report, difference in zip(names, reports, differences, strict=True)
         ]
     )
 
 
 def _paired(first: Report, second: Report) -> Paired | None:
     """The verdicts on what both attacked in the same ball: everything, or images that have one hash and label."""
-    mine, other = first.summary.run, second.summary.run
-    if (mine.settings.threat, mine.settings.eps) != (other.settings.threat, other.settings.eps):
+    this, other = first.summary.run, second.summary.run
+    if (this.settings.threat, this.settings.eps) != (other.settings.threat, other.settings.eps):
         return None
-    if mine.data_sha256 == other.data_sha256:
+    if this.data_sha256 == other.data_sha256:
         return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
     left, right = (
         {(record.image, record.label): record.robust() for record in report.records if record.image is not None}
         for report in (first, second)
     )
     shared = [image for image in left if image in right]
-    return Paired.of([left[one] for one in shared], [right[one] for one in shared]) if shared else None
+    return Paired.of([left[image] for image in shared], [right[image] for image in shared]) if shared else None
+
+
+def _row(run: Compared, first: Compared) -> list[str]:
+    summary, settings, pair = run.summary, run.summary.run.settings, run.against_first
+    return [
+        run.name,
+        run.defences,
+        f"{settings.threat} {settings.eps:.4g}",
+        str(settings.samples),
+        _worst(summary),
+        "" if summary.paper is None else str(summary.paper),
+        str(summary.clean),
+        _against(pair, run, first) if pair else "",
+        f"{pair.p_value:.2g}" if pair else "",
+    ]
 
 
 def _against(pair: Paired, *runs: Compared) -> str:
     """The difference, and on how many images where one of the runs attacked more."""
-    whole = all(one.summary.run.settings.samples == pair.total for one in runs)
+    whole = all(run.summary.run.settings.samples == pair.total for run in runs)
     return str(pair) if whole else f"{pair} ({pair.total} images)"
 
 

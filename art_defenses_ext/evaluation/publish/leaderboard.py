@@ -1,7 +1,7 @@
 """Results as others can check them: an entry a run, and a page of all entries in a folder.
 
 An entry has the fields of RobustBench's model cards (``clean_acc``, ``reported``, ``external``, ``unreliable``) where
-they mean the same, in per cent. There is no ``autoattack_acc``: the ladder is not that ensemble (docs/evaluation.md).
+they mean the same, in per cent. There is no ``autoattack_acc``: the suite is not that ensemble (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from art_defenses_ext.base.text import code_block, for_markdown, is_web_address,
 from art_defenses_ext.base.validation import InputError, RunError, check_number, check_path, check_text
 from art_defenses_ext.evaluation.records.lines import parse_json
 from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.described import describe_defences
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.report.words import defence_names
 
 FORMAT = "art-defenses-ext entry 1"
 
@@ -41,10 +41,10 @@ class Entry:
         eps: radius in pixel values.
         clean_acc: accuracy on clean images.
         reported: the robust accuracy that the paper prints for its own setting; None if it prints none.
-        paper_acc: after the paper's own attacks, run by us.
-        robust_acc: after all attacks: the worst case of each image.
+        paper_acc: accuracy under the paper's own attacks, run by us.
+        robust_acc: robust accuracy: the worst case of each image over all attacks.
         robust_interval: its 95 % interval.
-        undefended_acc: the bare network's after the attacks made on it, which are fewer.
+        undefended_acc: of the undefended model under the attacks made on it, which are fewer.
         external: a lower robust accuracy that somebody else has shown; None if none is known.
         unreliable: whether the attacks failed a check, so that ``robust_acc`` is an upper bound only.
         failed_checks: which.
@@ -137,7 +137,7 @@ class Entry:
         low, high = summary.worst_case.interval
         return cls(
             format=FORMAT,
-            name=name or " + ".join(defence_names(run)) or "none",
+            name=name or describe_defences(run),
             link=link,
             dataset=dataset,
             architecture=run.model,
@@ -189,9 +189,9 @@ class Entry:
         """
         try:
             plain = parse_json(check_path("path", path, "a file").read_bytes())
-            found = plain.get("format") if isinstance(plain, dict) else None
-            if found != FORMAT:
-                raise ValueError(f"format {found!r}")
+            version = plain.get("format") if isinstance(plain, dict) else None
+            if version != FORMAT:
+                raise ValueError(f"format {version!r}")
             entry = TypeAdapter(cls).validate_python(plain)
             _check_link(entry.link)
             return entry
@@ -227,9 +227,9 @@ def leaderboard(folder: str | Path) -> str:
     for path, entry in entries:
         groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
     parts = ["# Results", LEGEND]
-    for (dataset, threat, eps), some in sorted(groups.items()):
+    for (dataset, threat, eps), group in sorted(groups.items()):
         heading = for_markdown(f"{dataset}, {threat}, eps {eps:.4g}")
-        parts += [f"## {heading}", _table(some), *_failed(some), "Commands:", _commands(some)]
+        parts += [f"## {heading}", _table(group), *_failed(group), "Commands:", _commands(group)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -240,16 +240,17 @@ def _files_below(root: Path) -> list[Path]:
         raise RunError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
-LEGEND = """Written by `art-defenses leaderboard`. *Robust*: the mean over images of the minimum over all attacks of the
-set, with its 95 % interval; *at most* where the attacks failed a check of their own, so that the figure is an upper
-bound. *Paper's attacks*: after those alone that the method's authors ran, run by us; *reported*: what their paper
-prints, for its own setting. *Gap*: how much of the paper's attacks' figure does not survive. *Passes* and *seconds* are
-per image, over all attacks, on the machine that the entry names. A network with a detector withstands an attacked
-image also by rejecting it, and is right about a clean one only if it accepts it. Pairs are of several defences at once.
-Each line is a JSON file beside this page, with versions and hashes."""
+LEGEND = """Written by `art-defenses leaderboard`. *Robust*: robust accuracy, the mean over images of the minimum over
+all attacks of the suite, with its 95 % interval; *at most* where the attacks failed a check of their own, so that it
+is an upper bound. *Paper's attacks*: accuracy under those alone that the method's authors ran, run by us; *reported*:
+what their paper prints, for its own setting. *Gap*: accuracy under the paper's attacks minus robust accuracy.
+*Undefended*: accuracy of the undefended model under the attacks made on it, which are fewer. *Passes* and *seconds*
+are per image, over all attacks, on the machine that the entry names. With a detector, a rejected image counts as
+correct under an attack and as wrong when clean. Pairs are of several defences at once. Each line is a JSON file
+beside this page, with versions and hashes."""
 
 HEADS = (
-    "defence", "network", "robust, %", "paper's attacks, %", "reported, %", "gap", "clean, %", "bare network, %",
+    "defence", "network", "robust, %", "paper's attacks, %", "reported, %", "gap", "clean, %", "undefended, %",
     "attacks", "images", "seed", "passes", "seconds", "entry",
 )  # fmt: skip
 
@@ -286,8 +287,8 @@ def _row(path: Path, entry: Entry) -> list[str]:
 
 def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
     """Which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
-    found = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
-    return [f"Checks that the attacks failed: {for_markdown('; '.join(found))}."] if found else []
+    failed = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
+    return [f"Checks that the attacks failed: {for_markdown('; '.join(failed))}."] if failed else []
 
 
 def _commands(entries: Sequence[tuple[Path, Entry]]) -> str:

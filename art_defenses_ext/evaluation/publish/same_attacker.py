@@ -67,7 +67,7 @@ def _suite_differences(first: Manifest, second: Manifest) -> list[str]:
 def _specs(manifest: Manifest) -> dict[str, dict[str, Any]]:
     """The attacks of a run by their names, each with a hash of its code."""
     plan = json.loads(manifest.as_json())["plan"]
-    return {run["spec"]["name"]: run["spec"] for run in plan if run["role"] == "ladder"}
+    return {run["spec"]["name"]: run["spec"] for run in plan if run["role"] == "suite"}
 
 
 def _named(attacks: str | list[str]) -> str:

@@ -63,7 +63,7 @@ class Rules:
         yield from self._count("clean_misses", record.clean_misses)
         yield from _share("clean_ndcg", record.clean_ndcg)
         yield from _share("clean_reciprocal_rank", record.clean_reciprocal_rank)
-        yield from self._excess("clean_excess", record.clean_excess, record.clean_rejected)
+        yield from self._margin("clean_detection_margin", record.clean_detection_margin, record.clean_rejected)
         if record.image is not None and re.fullmatch("[0-9a-f]{16}", record.image) is None:
             yield f"image is {record.image!r}; 16 hexadecimal digits were expected"
 
@@ -74,7 +74,7 @@ class Rules:
         yield from self._count("misses", outcome.misses)
         yield from _share("ndcg", outcome.ndcg)
         yield from _share("reciprocal_rank", outcome.reciprocal_rank)
-        yield from self._excess("excess", outcome.excess, outcome.rejected)
+        yield from self._margin("detection_margin", outcome.detection_margin, outcome.rejected)
         yield from _sizes(outcome)
         misclassified = outcome.prediction != label and not outcome.rejected
         if outcome.misclassified != misclassified:
@@ -96,10 +96,10 @@ class Rules:
         if value is not None and not 0 <= value <= self.votes:
             yield f"{name} is {value}; 0 to {self.votes} was expected"
 
-    def _excess(self, name: str, excess: float | None, rejected: bool | None) -> Iterator[str]:
-        """Of one pass the sign of the excess is the detector's word; of several it is a mean."""
-        if excess is not None and rejected is not None and self.votes == 1 and (excess > 0) != rejected:
-            yield f"{name} is {excess}, and rejected {rejected}"
+    def _margin(self, name: str, margin: float | None, rejected: bool | None) -> Iterator[str]:
+        """The margin of a single pass is positive where the image is rejected; that of several passes is a mean."""
+        if margin is not None and rejected is not None and self.votes == 1 and (margin > 0) != rejected:
+            yield f"{name} is {margin}, and rejected {rejected}"
 
 
 def _presence(name: str, value: object, expected: bool) -> Iterator[str]:

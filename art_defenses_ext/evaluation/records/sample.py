@@ -46,7 +46,7 @@ class Outcome:
             places; None where the image is unusable or outside the threat's ball, or a list is not finite.
         reciprocal_rank: likewise.
         rejected: whether the detector rejects it, judged as the class is if it is random; None without a detector.
-        excess: how far the detector's score is above its threshold, seven significant digits; None also where that is
+        detection_margin: the detector's score minus its threshold, seven significant digits; None also where that is
             not finite.
         size: of the change in the norm of the run, where that is neither of these two.
     """
@@ -64,7 +64,7 @@ class Outcome:
     ndcg: float | None = None
     reciprocal_rank: float | None = None
     rejected: bool | None = None
-    excess: float | None = None
+    detection_margin: float | None = None
     first_misses: int | None = None
     passes: int | None = None
     undecided: bool | None = None
@@ -101,7 +101,7 @@ class SampleRecord:
             classifier's list for the clean image, where there is one, else this very list.
         clean_reciprocal_rank: likewise.
         clean_rejected: whether the detector rejects the clean image; None without a detector.
-        clean_excess: how far the detector's score is above its threshold for it, as in ``Outcome``.
+        clean_detection_margin: the detector's score for it minus its threshold, as in ``Outcome``.
         image: the first sixteen hexadecimal digits of the SHA-256 of its pixels, by which runs of other samples find
             those that they share; None in runs of older versions.
         attacks: outcomes by the attack's key; only of those that ran on this sample.
@@ -117,7 +117,7 @@ class SampleRecord:
     clean_ndcg: float | None = None
     clean_reciprocal_rank: float | None = None
     clean_rejected: bool | None = None
-    clean_excess: float | None = None
+    clean_detection_margin: float | None = None
     image: str | None = None
     clean_first_misses: int | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)

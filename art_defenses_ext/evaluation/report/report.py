@@ -14,8 +14,9 @@ from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
 from art_defenses_ext.evaluation.records.examples import Example, written
 from art_defenses_ext.evaluation.records.sample import CostRecord, SampleRecord
 from art_defenses_ext.evaluation.report.page import render_page
+from art_defenses_ext.evaluation.report.sections import NO_BREAK
 from art_defenses_ext.evaluation.report.terminal import render
-from art_defenses_ext.evaluation.report.words import verdict
+from art_defenses_ext.evaluation.report.verdict import verdict
 from art_defenses_ext.evaluation.results.summary import Summary, summarise
 from art_defenses_ext.evaluation.run.folder import (
     Findings,
@@ -26,9 +27,6 @@ from art_defenses_ext.evaluation.run.folder import (
     read_manifest,
 )
 from art_defenses_ext.evaluation.run.manifest import Manifest
-
-FIGURES = ("accuracy", "curves", "examples", "excesses", "losses", "roc", "trade_off")
-"""The pictures that a report may have."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Report:
         return self.summary.established
 
     def __str__(self) -> str:
-        return verdict(self.summary).replace("\N{NO-BREAK SPACE}", " ")
+        return verdict(self.summary).replace(NO_BREAK, " ")
 
     def print(self, console: Console | None = None) -> None:
         """Show the figures in the terminal, as wide as it is.
@@ -111,8 +109,8 @@ class Report:
         """Write the report into a folder, which is made if need be.
 
         Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show the
-        other pictures of ``FIGURES`` and ``examples.npz`` (``evaluation/records/examples.py``). Those that a former
-        report left there and this one has nothing for are removed. Each file appears whole or not at all.
+        other figures (``report/figures/drawn.py``) and ``examples.npz`` (``evaluation/records/examples.py``). Those
+        that a former report left there and this one has nothing for are removed. Each file appears whole or not at all.
 
         Args:
             folder: where to.
@@ -120,44 +118,16 @@ class Report:
         Raises:
             InputError: if it cannot be written to.
         """
-        figures = self._figures()
+        # Only here: matplotlib takes most of a second to import, and whoever saves no report needs none of it.
+        from art_defenses_ext.evaluation.report.figures.drawn import draw_figures
+
+        figures = draw_figures(self.summary, self.records, self.examples)
         contents: dict[str, bytes | None] = {
             "report.json": _json(self.summary),
             "report.html": render_page(self.summary, self.examples, figures).encode(),
             "examples.npz": written(self.examples) if self.examples else None,
-        } | {f"figures/{name}.png": figures.get(name) for name in FIGURES}
+        } | {f"figures/{name}.png": content for name, content in figures.items()}
         write_files(folder, contents)
-
-    def _figures(self) -> dict[str, bytes]:
-        """The pictures that there is something to show in, as PNG files."""
-        # Only here: matplotlib takes most of a second to import, and whoever saves no report needs none of it.
-        from art_defenses_ext.evaluation.report.figures import (
-            accuracy_curves,
-            drawable,
-            examples_figure,
-            excess_histograms,
-            losses,
-            png,
-            roc_curves,
-            summary_bars,
-            trade_off,
-        )
-
-        figures = {"accuracy": png(summary_bars(self.summary))}
-        fooling = [row for row in self.summary.detection.rows if row.fooled.count] if self.summary.detection else []
-        if any(row.knows == "zero" for row in fooling):
-            figures["roc"] = png(roc_curves(self.summary, self.records))
-        if fooling:
-            figures["excesses"] = png(excess_histograms(self.summary, self.records))
-        if self.summary.curves:
-            figures["curves"] = png(accuracy_curves(self.summary))
-        if self.examples and drawable(self.examples):
-            figures["examples"] = png(examples_figure(self.examples, self.summary.run.clip_values))
-        if any(training.losses for training in self.summary.run.trainings):
-            figures["losses"] = png(losses(self.summary))
-        if self.summary.run.tunings:
-            figures["trade_off"] = png(trade_off(self.summary))
-        return figures
 
 
 def _json(summary: Summary) -> bytes:

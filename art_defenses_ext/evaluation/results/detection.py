@@ -1,11 +1,9 @@
-"""What a detector is worth, out of records: how well it tells attacked images, and how often attacks succeed with it.
+"""A detector's true and false positive rates and the success rates of attacks on it, out of records.
 
 Zero-knowledge attackers know the classifier alone, as those of most detectors' papers; with perfect knowledge they
-follow the detector's gradient, too. A detector is worth what the latter leave.
-
-The latter aim at the detector's own threshold. What they would do at another one is not known from that, so figures at
-other thresholds, and areas under curves of all thresholds, are of attackers with zero knowledge alone, who aim at none.
-For another threshold set the detector to it and evaluate again.
+follow the detector's gradient, too, at the detector's own threshold. What they would reach at another threshold is not
+known from their images, so figures at other thresholds, and areas under ROC curves, are of attackers with zero
+knowledge alone, who aim at none. For another threshold set the detector to it and evaluate again.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.threat import Threat
 
-Excesses = npt.NDArray[np.float64]
+Margins = npt.NDArray[np.float64]
 Knowledge = Literal["zero", "perfect"]
 
 FALSE_POSITIVES = (0.01, 0.05, 0.10)
@@ -51,7 +49,7 @@ class At:
 
 @dataclass(frozen=True)
 class DetectionRow:
-    """One attack, and what the detector says of its images.
+    """One attack, and what the detector does with its images.
 
     *Fooled* images are those inside the threat's ball that the classifier alone gets wrong.
 
@@ -88,7 +86,7 @@ class DetectionRow:
 
 @dataclass(frozen=True)
 class Pool:
-    """Several attacks at once: an attacker takes for each image the one that serves him best.
+    """Several attacks at once: for each image the one counts that serves the attacker best.
 
     Attributes:
         knows: ``"zero"``: those made on the undefended network; ``"perfect"``: all of them.
@@ -107,11 +105,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Detection:
-    """What a detector is worth on the samples of a run.
+    """The figures of a detector on the samples of a run.
 
     Attributes:
         false_positives: clean images that it rejects at its own threshold.
-        thresholds: (share of clean images that may be flagged, the least excess at which no more are).
+        thresholds: (share of clean images that may be flagged, the least margin at which no more are).
         rows: the attacks that ran on all samples.
         pools: all attacks, those that ran on a part of the samples and for curves and checks included.
     """
@@ -132,7 +130,7 @@ def detection(plan: list[AttackRun], records: list[SampleRecord], threat: Threat
     """
     if records[0].clean_rejected is None:
         return None
-    clean = clean_excesses(records)
+    clean = clean_margins(records)
     zero = {run.key for run in plan if run.spec.crafted_on == "undefended"}
     shares = sorted({*FALSE_POSITIVES, *PASSING})
     return Detection(
@@ -148,27 +146,27 @@ def runs_on_all(plan: list[AttackRun], records: list[SampleRecord]) -> list[Atta
     return [
         run
         for run in plan
-        if run.role == "ladder" and run.spec.samples == "all" and all(run.key in record.attacks for record in records)
+        if run.role == "suite" and run.spec.samples == "all" and all(run.key in record.attacks for record in records)
     ]
 
 
-def clean_excesses(records: list[SampleRecord]) -> Excesses:
-    """The detector's excess for the clean images (N,); what is not finite is infinite where it is rejected."""
-    return np.array([_excess(record.clean_excess, record.clean_rejected) for record in records])
+def clean_margins(records: list[SampleRecord]) -> Margins:
+    """The detector's margin for the clean images (N,); what is not finite is infinite where it is rejected."""
+    return np.array([_margin(record.clean_detection_margin, record.clean_rejected) for record in records])
 
 
-def fooled_excesses(key: str, records: list[SampleRecord], threat: Threat) -> Excesses:
-    """The detector's excess for what an attack fooled the classifier with (n,)."""
-    return np.array([excess_of(outcome) for _, outcome in _fooled(key, records, threat)])
+def fooled_margins(key: str, records: list[SampleRecord], threat: Threat) -> Margins:
+    """The detector's margin for what an attack fooled the classifier with (n,)."""
+    return np.array([margin_of(outcome) for _, outcome in _fooled(key, records, threat)])
 
 
-def excess_of(outcome: Outcome) -> float:
-    """The detector's excess, infinite where it is not finite."""
-    return _excess(outcome.excess, outcome.rejected)
+def margin_of(outcome: Outcome) -> float:
+    """The detector's margin, infinite where it is not finite."""
+    return _margin(outcome.detection_margin, outcome.rejected)
 
 
-def threshold(clean: Excesses, share: float) -> float:
-    """The least excess of clean images (N,) above which at most ``share`` of them lie.
+def threshold(clean: Margins, share: float) -> float:
+    """The least margin of clean images (N,) above which at most ``share`` of them lie.
 
     **Convention**: over the clean images of the run itself, whatever their class, and flagged is what lies above.
     """
@@ -177,7 +175,7 @@ def threshold(clean: Excesses, share: float) -> float:
     return float(ordered[allowed]) if allowed < len(ordered) else -math.inf
 
 
-def auc(negatives: Excesses, positives: Excesses) -> float | None:
+def auc(negatives: Margins, positives: Margins) -> float | None:
     """The chance that a positive (n,) lies above a negative (m,), ties counted half; None if either is missing."""
     if len(negatives) == 0 or len(positives) == 0:
         return None
@@ -190,17 +188,17 @@ def class_aucs(clean: list[tuple[int, float]], fooled: list[tuple[int, float]], 
     """The AUC of each class, as in Ko and Lim 2021 (arXiv:2107.10480).
 
     Args:
-        clean: true class and excess of each clean image: the negatives of their class.
-        fooled: predicted class, not the true one, and excess of attacked images: the positives of the former.
+        clean: true class and margin of each clean image: the negatives of their class.
+        fooled: predicted class, not the true one, and margin of attacked images: the positives of the former.
         nb_classes: K.
     """
     return [
-        auc(*(np.array([excess for label, excess in images if label == number]) for images in (clean, fooled)))
+        auc(*(np.array([margin for label, margin in images if label == number]) for images in (clean, fooled)))
         for number in range(nb_classes)
     ]
 
 
-def roc(clean: Excesses, fooled: Excesses) -> tuple[Excesses, Excesses]:
+def roc(clean: Margins, fooled: Margins) -> tuple[Margins, Margins]:
     """Shares of clean (N,) and of attacked images (n,) above each threshold, from above all to below all."""
     at = np.unique(np.concatenate([clean, fooled]))[::-1]
     above = (1 - np.searchsorted(np.sort(one), at, side="right") / len(one) for one in (clean, fooled))
@@ -222,13 +220,13 @@ def _row(run: AttackRun, records: list[SampleRecord], threat: Threat) -> Detecti
 
 def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: Threat) -> DetectionRow:
     """With the figures that hold of an attack which aims at no threshold."""
-    clean = clean_excesses(records)
+    clean = clean_margins(records)
     fooled = _fooled(row.key, records, threat)
-    excesses = np.array([excess_of(outcome) for _, outcome in fooled])
+    margins = np.array([margin_of(outcome) for _, outcome in fooled])
     classes = 1 + max(max(record.label, record.clean, record.attacks[row.key].prediction) for record in records)
     aucs = class_aucs(
-        [(record.label, excess) for record, excess in zip(records, clean, strict=True)],
-        [(outcome.prediction, excess_of(outcome)) for _, outcome in fooled],
+        [(record.label, margin) for record, margin in zip(records, clean, strict=True)],
+        [(outcome.prediction, margin_of(outcome)) for _, outcome in fooled],
         classes,
     )
     known = [one for one in aucs if one is not None]
@@ -237,8 +235,8 @@ def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: T
         mean_auc=float(np.mean(known)) if known else None,
         class_aucs=aucs,
         left_out=len(aucs) - len(known),
-        auc=auc(clean, excesses),
-        true_positives=_at(FALSE_POSITIVES, clean, lambda limit: [bool(one > limit) for one in excesses]),
+        auc=auc(clean, margins),
+        true_positives=_at(FALSE_POSITIVES, clean, lambda limit: [bool(one > limit) for one in margins]),
         success=_success({row.key}, records, threat),
     )
 
@@ -274,12 +272,12 @@ def _success(keys: set[str], records: list[SampleRecord], threat: Threat) -> lis
     right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
     return _at(
         PASSING,
-        clean_excesses(records),
-        lambda limit: [any(excess_of(one) <= limit for one in some) for some in right],
+        clean_margins(records),
+        lambda limit: [any(margin_of(one) <= limit for one in some) for some in right],
     )
 
 
-def _at(shares: Iterable[float], clean: Excesses, verdicts: Callable[[float], list[bool]]) -> list[At]:
+def _at(shares: Iterable[float], clean: Margins, verdicts: Callable[[float], list[bool]]) -> list[At]:
     """What holds at the thresholds that flag some shares of clean images; nothing where nothing is asked about."""
     found = [(share, verdicts(threshold(clean, share))) for share in shares]
     return [At(share, Proportion.of(some)) for share, some in found if some]
@@ -294,10 +292,10 @@ def _outcomes(record: SampleRecord, keys: set[str], threat: Threat) -> list[Outc
     return [one for key, one in record.attacks.items() if key in keys and one.fooled(record.label, threat)]
 
 
-def _excess(excess: float | None, rejected: bool | None) -> float:
-    if excess is None:
+def _margin(margin: float | None, rejected: bool | None) -> float:
+    if margin is None:
         return math.inf if rejected else -math.inf
-    return excess
+    return margin
 
 
 def _finite(value: float) -> float | None:

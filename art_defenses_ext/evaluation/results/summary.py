@@ -22,14 +22,15 @@ from art_defenses_ext.evaluation.results.randomness import Randomness, randomnes
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.threat import named_threat
 
-FORMAT = 7
+FORMAT = 8
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
 (``evaluation/run/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks,
 ``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``, there is ``not_finite``, ``detection``
 has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
-passes that chose no attack."""
+passes that chose no attack; from 8 on the rows' ``source`` is ``"suite"``, ``"paper"`` or ``"side"``, and ``detection``
+gives thresholds of the detector's margin."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class AttackRow:
 
     Attributes:
         key: its name in the records.
-        source: ``"paper"``, ``"ladder"``, or ``"side"`` for the runs of curves and checks.
+        source: ``"paper"``, ``"suite"``, or ``"side"`` for the runs of curves and checks.
         crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
         purpose: what it is for.
@@ -65,8 +66,9 @@ class AttackRow:
         bounded: whether it keeps to the ball, or looks for the smallest perturbation.
         attacked: samples that it ran on; 0 if it did not run.
         broke: samples among them that it moved over the boundary inside the ball and that were classified correctly.
-        accuracy: as papers print it: correct after the attack, whatever its size; None unless it ran on all samples.
-        robust: correct after the attack, where only perturbations inside the ball count; None likewise.
+        accuracy: as papers print it: correct under the attack, whatever the size of the perturbation; None unless it
+            ran on all samples.
+        robust: correct under the attack, where only perturbations inside the ball count; None likewise.
         median_linf: median linf size of the perturbations that turned a correct prediction wrong; None without any.
         median_l2: likewise.
         median_size: likewise, in the norm of the threat.
@@ -140,8 +142,8 @@ class Summary:
         run: what was run.
         clean: accuracy on clean images.
         undefended_clean: the undefended classifier's.
-        undefended_robust: the undefended classifier's, after the attacks made on it, inside the ball.
-        paper: after the paper's own attacks only, inside the ball; None if it has none.
+        undefended_robust: the undefended classifier's, under the attacks made on it, inside the ball.
+        paper: accuracy under the paper's own attacks only, inside the ball; None if it has none.
         worst_case: no attack that ran succeeded. It is the robust accuracy only as ``standing`` says.
         lacking: what keeps the attacks that ran from being an adaptive suite, in words; empty if they are one.
         checks: whether the attacks worked; none if no checks were made.
@@ -152,7 +154,7 @@ class Summary:
         clean_agreement: of the clean images' lists with the reference; None if none was recorded.
         worst_agreement: the least of each sample, over its clean image and all attacks inside the ball; none of them
             looked for it, so it is an upper bound. Of a random defence that of the image that ``randomness`` counts.
-        detection: what the detector is worth; None without one.
+        detection: the detector's error rates and the attack success rates; None without one.
         rows: the attacks.
         curves: accuracy against eps.
         phases: what was done besides the attacks; none without a cost.
@@ -273,7 +275,7 @@ def summarise(
         clean_agreement=Agreement.of((r.clean_ndcg for r in records), (r.clean_reciprocal_rank for r in records)),
         worst_agreement=_worst_agreement(run, records),
         detection=detection(plan, records, named_threat(run.settings.threat, run.settings.eps)),
-        rows=[_row(one, records, by_attack[one.key]) for one in _ladder(plan)]
+        rows=[_row(attack, records, by_attack[attack.key]) for attack in plan if attack.role == "suite"]
         + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
         curves=_curves(run, plan, records),
         phases=_phases(costs),
@@ -286,10 +288,6 @@ def _phases(costs: list[CostRecord]) -> list[Phase]:
     return [
         Phase(name, spent[name].forward, spent[name].backward, spent[name].seconds) for name in PHASES if name in spent
     ]
-
-
-def _ladder(plan: list[AttackRun]) -> list[AttackRun]:
-    return [one for one in plan if one.role == "ladder"]
 
 
 def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:
@@ -373,8 +371,8 @@ def _side_row(
 
 
 def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
-    """The runs of the ladder and of the roles whose lines stand above this one's."""
-    above: list[Role] = ["ladder", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
+    """The runs of the suite and of the roles whose lines stand above this one's."""
+    above: list[Role] = ["suite", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
     return {one.key for one in plan if one.role in above}
 
 
@@ -400,7 +398,7 @@ def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Pr
         if one.spec.crafted_on == "undefended"
         and one.spec.samples == "all"
         and one.spec.bounded
-        and one.role == "ladder"
+        and one.role == "suite"
     ]
     if not keys or any(key not in record.attacks for key in keys for record in records):
         return None
@@ -423,7 +421,7 @@ def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleReco
         points = [(0.0, Proportion.of(record.correct for record in chosen))]
         points += [(one.threat.eps, _within(one, chosen, one.threat.eps)) for one in runs]
         curves.append(Curve(family, points))
-    grid = [0.0, *sorted({one.threat.eps for one in plan if one.role in ("ladder", "curve")})]
+    grid = [0.0, *sorted({one.threat.eps for one in plan if one.role in ("suite", "curve")})]
     for one in plan:
         if not one.spec.bounded and len(_outcomes(one.key, records)) == len(records) and len(grid) > 2:
             curves.append(Curve(one.family, [(eps, _within(one, records, eps)) for eps in grid]))

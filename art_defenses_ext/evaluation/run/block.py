@@ -165,7 +165,7 @@ class Work:
                 clean_ndcg=ndcgs[i],
                 clean_reciprocal_rank=ranks[i],
                 clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
-                clean_excess=_excess(clean, i),
+                clean_detection_margin=_margin(clean, i),
                 image=hashlib.sha256(x[i].tobytes()).hexdigest()[:16],
                 clean_first_misses=_clean_misses(clean.first_misses, clean.first_rejections, i),
             )
@@ -183,7 +183,7 @@ class Work:
         tries = [
             (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
             for run in self.plan
-            if run.role == "ladder"
+            if run.role == "suite"
             and run.spec.kind == "white-box"
             and (run.spec.crafted_on == "defended" or self.misled)
         ]
@@ -215,10 +215,10 @@ class Work:
         if self.target(run) is None:
             return np.array([], dtype=np.int64)
         chosen = range(len(records))
-        if run.role != "ladder":
+        if run.role != "suite":
             first = self.settings.curve_samples if run.role == "curve" else self.settings.check_samples
             chosen = range(sum(record.index < first for record in records))
-        if run.role == "effort" or (run.role == "ladder" and run.spec.samples == "survivors"):
+        if run.role == "effort" or (run.role == "suite" and run.spec.samples == "survivors"):
             return np.array([i for i in chosen if records[i].robust()], dtype=np.int64)
         return np.array(chosen, dtype=np.int64)
 
@@ -280,7 +280,7 @@ class Work:
                 ndcg=ndcgs[i],
                 reciprocal_rank=ranks[i],
                 rejected=None if judged.rejected is None else bool(judged.rejected[i]),
-                excess=_excess(judged, i),
+                detection_margin=_margin(judged, i),
                 first_misses=None if judged.first_misses is None else int(judged.first_misses[i]),
                 passes=None if judged.passes is None else int(judged.passes[i]),
                 undecided=None if judged.undecided is None else bool(judged.undecided[i]),
@@ -367,8 +367,8 @@ def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) 
     return int(misses[i]) + (0 if rejections is None else int(rejections[i]))
 
 
-def _excess(judged: Judgement, i: int) -> float | None:
-    """The detector's excess as records keep it: as many digits as float32 has, so that its sign is kept."""
-    if judged.excess is None or not np.isfinite(judged.excess[i]):
+def _margin(judged: Judgement, i: int) -> float | None:
+    """The detector's margin as records keep it: as many digits as float32 has, so that its sign is kept."""
+    if judged.detection_margin is None or not np.isfinite(judged.detection_margin[i]):
         return None
-    return float(f"{judged.excess[i]:.7g}")
+    return float(f"{judged.detection_margin[i]:.7g}")

@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.suites import AttackSpec, Build
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
-FORMAT = 2
+FORMAT = 3
 """Of ``manifest.json`` and of the records beside it."""
 
 FREE = ("command", "tunings", "trainings", "environments")

@@ -253,7 +253,7 @@ def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier
 def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
     """A classifier that preprocesses nothing, with all of ``classifier`` wrapped in its model.
 
-    Of one that rejects, logits and excess are wrapped, and joined again outside: it still rejects.
+    Of one that rejects, logits and margin are wrapped, and joined again outside: it still rejects.
     """
     pipeline = Pipeline(classifier)
     model = _Rejoined(wrap(_Parts(pipeline))) if rejects(classifier) else wrap(pipeline)
@@ -261,19 +261,19 @@ def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]
 
 
 class _Parts(nn.Module):
-    """Images (N, ...) to the classifier's logits and the detector's excess beside each other (N, K + 1)."""
+    """Images (N, ...) to the classifier's logits and the detector's margin beside each other (N, K + 1)."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
         self.pipeline = pipeline
 
     def forward(self, x: Tensor) -> Tensor:
-        logits, excess = parts_of(self.pipeline, x)
-        return torch.cat([logits, excess[:, None]], dim=1)
+        logits, margin = parts_of(self.pipeline, x)
+        return torch.cat([logits, margin[:, None]], dim=1)
 
 
 class _Rejoined(RejectingNetwork):
-    """A network that rejects, out of a module that gives logits and excess beside each other (N, K + 1)."""
+    """A network that rejects, out of a module that gives logits and margin beside each other (N, K + 1)."""
 
     def __init__(self, module: nn.Module) -> None:
         nn.Module.__init__(self)

@@ -17,8 +17,8 @@ from art_defenses_ext.evaluation.threat import Threat, radius_to_grey
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Where the curve of accuracy against eps is measured, in units of the threat's eps."""
 
-Role = Literal["ladder", "curve", "limit", "effort"]
-"""``"ladder"``: the evaluation proper. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
+Role = Literal["suite", "curve", "limit", "effort"]
+"""``"suite"``: the evaluation proper. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
 ``"effort"``: for the checks, on theirs; the largest eps of all, and more steps and restarts on what is left."""
 
 EFFORT = AttackSpec(
@@ -45,7 +45,7 @@ class AttackRun:
     spec: AttackSpec
     mode: str
     threat: Threat
-    role: Role = "ladder"
+    role: Role = "suite"
 
     @property
     def family(self) -> str:

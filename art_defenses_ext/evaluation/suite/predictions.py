@@ -31,7 +31,7 @@ class Judgement(NamedTuple):
         misses: in how many of the counted passes another class than the label was predicted and not rejected (n,);
             None for a single pass.
         rejected: whether the detector rejects them (n,), judged as the classes are; None without a detector.
-        excess: how far the detector's score is above its threshold (n,), float64, the mean over the counted passes;
+        detection_margin: the detector's score minus its threshold (n,), float64, the mean over the counted passes;
             None without a detector.
         rejections: in how many of the counted passes they were rejected (n,); None without a detector, and for a single
             pass.
@@ -45,7 +45,7 @@ class Judgement(NamedTuple):
     softmax: Scores
     misses: IntArray | None
     rejected: BoolArray | None = None
-    excess: Scores | None = None
+    detection_margin: Scores | None = None
     rejections: IntArray | None = None
     first_misses: IntArray | None = None
     first_rejections: IntArray | None = None
@@ -66,13 +66,13 @@ class Prediction(NamedTuple):
         softmax: its probabilities (n, K), float64: in float32 those of unlikely classes would vanish, and with them
             their order.
         rejected: whether the detector rejects them (n,); None without a detector.
-        excess: how far the detector's score is above its threshold (n,), float64; None likewise.
+        detection_margin: the detector's score minus its threshold (n,), float64; None likewise.
     """
 
     classes: IntArray
     softmax: Scores
     rejected: BoolArray | None = None
-    excess: Scores | None = None
+    detection_margin: Scores | None = None
 
 
 def nb_labels(classifier: PyTorchClassifier) -> int:
@@ -96,9 +96,11 @@ def predict(
             parts = [check_outputs(module(batch.to(classifier.device)), len(batch), count).cpu() for batch in batches]
             return Prediction(*_named(torch.cat(parts)))
         said = [parts_of(module, batch.to(classifier.device)) for batch in batches]
-    logits, excesses = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
-    excess = excesses.double().numpy()  # (N,)
-    return Prediction(*_named(logits), rejected=~(excess <= 0), excess=excess)  # NaN is rejected, as an argmax has it
+    logits, margins = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
+    margin = margins.double().numpy()  # (N,)
+    return Prediction(
+        *_named(logits), rejected=~(margin <= 0), detection_margin=margin
+    )  # NaN is rejected, as an argmax has it
 
 
 def _named(logits: Tensor) -> tuple[IntArray, Scores]:

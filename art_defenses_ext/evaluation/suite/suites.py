@@ -57,9 +57,9 @@ class AttackSpec:
         name: unique in its set; stands in records and reports.
         build: makes the attack.
         purpose: what it is for, in a line.
-        source: ``"paper"`` for what the method's own authors ran, ``"ladder"`` for ours.
+        source: ``"paper"`` for what the method's own authors ran, ``"suite"`` for ours.
         kind: how it works. A list of attacks is an adaptive suite, whose figure may be called robust accuracy, if those
-            of kind ``"white-box"`` and source ``"ladder"`` made on the ``"defended"`` network run under all its modes.
+            of kind ``"white-box"`` and source ``"suite"`` made on the ``"defended"`` network run under all its modes.
         crafted_on: the network that the attacker differentiates or queries; what comes out is always judged on the
             defended one. ``"smoothed"`` is that with an estimated gradient, and is attacked only where the gradient
             of the defended one misleads.
@@ -89,7 +89,7 @@ class AttackSpec:
     name: str
     build: Build
     purpose: str
-    source: Literal["paper", "ladder"] = "ladder"
+    source: Literal["paper", "suite"] = "suite"
     kind: Kind = "other"
     crafted_on: CraftedOn = "defended"
     modes: Literal["exact", "all", "annealable", "smoothest"] = "exact"

@@ -97,7 +97,7 @@ def judge(
     with seeded(seed):
         if votes == 1:
             found = predict(classifier, x)
-            return Judgement(found.classes, found.softmax, None, found.rejected, found.excess)
+            return Judgement(found.classes, found.softmax, None, found.rejected, found.detection_margin)
         return _Vote(classifier, x, labels, votes, attacks).judge()
 
 
@@ -120,7 +120,7 @@ class _Vote:
         first, fresh = (_Counts.none(len(self.x), self.nb_classes) for _ in range(2))
         self._count(first, everything, self.votes)
         rivals = self._rivals(first.accepted), self._rivals(first.alone)
-        softmax, excess = self._count(fresh, everything, self.votes)
+        softmax, margin = self._count(fresh, everything, self.votes)
         misses, rejections = fresh.misses(self.labels), fresh.rejected.copy()
         passes = np.full(len(self.x), self.votes)
         while len(rows := np.flatnonzero(~self._decided(fresh, *rivals) & (passes < MOST_PASSES))):
@@ -132,27 +132,27 @@ class _Vote:
             classes=np.where(classes < self.nb_classes, classes, NO_CLASS),
             softmax=softmax,
             misses=misses,
-            rejected=None if excess is None else rejected,
-            excess=excess,
-            rejections=None if excess is None else rejections,
+            rejected=None if margin is None else rejected,
+            detection_margin=margin,
+            rejections=None if margin is None else rejections,
             first_misses=first.misses(self.labels),
-            first_rejections=None if excess is None else first.rejected,
+            first_rejections=None if margin is None else first.rejected,
             passes=passes,
             undecided=~self._decided(fresh, *rivals),
         )
 
     def _count(self, counts: _Counts, rows: IntArray, passes: int) -> tuple[Scores, Scores | None]:
-        """Count so many passes of some images: their mean probabilities (n, K) and mean excess (n,)."""
+        """Count so many passes of some images: their mean probabilities (n, K) and mean margin (n,)."""
         x = self.x[rows]
         said = predict(self.classifier, x, module=self.module)
-        softmax, excess = said.softmax / passes, said.excess
+        softmax, margin = said.softmax / passes, said.detection_margin
         for number in range(passes):
             if number:
                 said = predict(self.classifier, x, module=self.module)
                 softmax = softmax + said.softmax / passes
-                excess = None if excess is None or said.excess is None else excess + said.excess
+                margin = None if margin is None or said.detection_margin is None else margin + said.detection_margin
             counts.add(rows, said)
-        return softmax, None if excess is None else excess / passes
+        return softmax, None if margin is None else margin / passes
 
     def _rivals(self, counts: IntArray) -> IntArray:
         """The class but the label that is named most often (n,); the one that no pass names where there is none."""

@@ -1,0 +1,108 @@
+"""What was run, in words: defences, training, threat, attacker, provenance."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from art_defenses_ext.attack.ball import ball_type
+from art_defenses_ext.base.provenance import Training
+from art_defenses_ext.evaluation.records.description import RunDescription, Settings
+from art_defenses_ext.evaluation.report.sections import Column, Row, Table
+
+FACTS = (Column("", holds="words"), Column("", holds="prose"))
+
+
+def defence_names(run: RunDescription) -> list[str]:
+    """Each defence with its settings, ``"jump_relu (jump 1, relus 4)"``; settings that are None are left out."""
+    return [_defence_name(defence) for defence in run.defences]
+
+
+def _defence_name(defence: dict[str, Any]) -> str:
+    options = [
+        f"{key.replace('_', ' ')} {_setting(value)}"
+        for key, value in defence.items()
+        if key != "name" and value is not None
+    ]
+    return f"{defence['name']} ({', '.join(options)})" if options else str(defence["name"])
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_setting, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def describe_defences(run: RunDescription) -> str:
+    """All defences of a run in a line."""
+    return " + ".join(defence_names(run)) or "no defence"
+
+
+def describe_training(training: Training) -> str:
+    """What a defence was trained on, in a line."""
+    settings = training.settings
+    if "loss" not in settings:  # a detector's
+        images = f"{settings['images']} benign images"
+        trained = f"{len(training.losses)} epoch(s) on {images} in batches of {settings.get('batch_size')}"
+        how = trained if training.losses else f"fitted to {images}"
+        share = f"thresholds set on a share of {settings['validation_split']:g} held out"
+        return f"{how}, seed {settings['seed']}; {share}"
+    loss = settings["loss"]
+    names = {"pixel_weight": f"pixels ({loss['pixel']})", "feature_weight": f"features ({loss['network']})"}
+    names["class_weight"] = "class"
+    terms = ", ".join(f"{loss[key]:g} {name}" for key, name in names.items() if loss[key])
+    return (
+        f"{len(training.losses)} epoch(s) on {settings['images']} images: {'; '.join(settings['inputs'])}; eps "
+        f"{settings['eps']:g}, attacks made in mode {settings['attack_mode']}, seed {settings['seed']}; loss {terms}"
+    )
+
+
+def describe_threat(settings: Settings) -> str:
+    """What the attacker may do."""
+    return f"{settings.threat}: {ball_type(settings.threat).rule} {settings.eps:g}"
+
+
+def describe_attacker(run: RunDescription) -> str:
+    """Which gradients the attacker is given."""
+    given = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
+    if run.draws > 1:
+        given += f", averaged over {run.draws} passes (EOT)"
+    return given if run.settings.adaptive else f"not adaptive: {given} alone"
+
+
+def facts(run: RunDescription) -> Table:
+    """What stands at the head of a report."""
+    settings = run.settings
+    lines = [
+        *(("defence", name) for name in defence_names(run) or ["none"]),
+        *(("trained", describe_training(training)) for training in run.trainings),
+        ("network", run.model),
+        ("threat", describe_threat(settings)),
+        ("attacker", describe_attacker(run)),
+        ("samples", f"{settings.samples}, seed {settings.seed}"),
+    ]
+    return _table(lines)
+
+
+def provenance(run: RunDescription) -> Table:
+    """What a run can be repeated from."""
+    settings = run.settings
+    firsts = {"the curves": settings.curve_samples, "the checks' own attacks": settings.check_samples}
+    parts = [f"the first {count} for {purpose}" for purpose, count in firsts.items() if count]
+    attacks = settings.attacks if isinstance(settings.attacks, str) else ", ".join(settings.attacks)
+    lines = [
+        ("attacks", attacks),
+        ("blocks", "; ".join([f"{settings.block_size} samples each", *parts])),
+        ("command", run.command),
+        ("device", f"{run.device}, {run.threads} threads"),
+        ("weights, SHA-256", run.model_sha256),
+        ("data, SHA-256", run.data_sha256),
+        *run.versions.items(),
+        ("files", "records.jsonl: a record a sample; costs.jsonl: passes and seconds; report.json: every figure"),
+    ]
+    return _table(lines)
+
+
+def _table(lines: list[tuple[str, str]]) -> Table:
+    return Table(FACTS, [Row(name, (text,)) for name, text in lines], look="facts")

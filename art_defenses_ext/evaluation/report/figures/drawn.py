@@ -1,0 +1,35 @@
+"""All figures of a report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.evaluation.records.sample import SampleRecord
+from art_defenses_ext.evaluation.report.figures.bars import summary_bars
+from art_defenses_ext.evaluation.report.figures.curves import accuracy_curves
+from art_defenses_ext.evaluation.report.figures.detector import margin_histograms, roc_curves
+from art_defenses_ext.evaluation.report.figures.drawing import png
+from art_defenses_ext.evaluation.report.figures.examples import examples_figure
+from art_defenses_ext.evaluation.report.figures.training import losses, trade_off
+from art_defenses_ext.evaluation.results.summary import Summary
+
+
+def draw_figures(summary: Summary, records: list[SampleRecord], examples: Sequence[Example]) -> dict[str, bytes | None]:
+    """Every figure that a report may have, by name, as a PNG file; None where there is nothing to show.
+
+    Args:
+        summary: the figures of a run.
+        records: its samples.
+        examples: attacked images.
+    """
+    figures = {
+        "accuracy": summary_bars(summary),
+        "curves": accuracy_curves(summary),
+        "examples": examples_figure(examples, summary.run.clip_values),
+        "losses": losses(summary),
+        "margins": margin_histograms(summary, records),
+        "roc": roc_curves(summary, records),
+        "trade_off": trade_off(summary),
+    }
+    return {name: png(figure) if figure else None for name, figure in figures.items()}

@@ -1,0 +1,77 @@
+"""Clean images, what an attack made of them, the difference, and what the defences compute of both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.evaluation.records.examples import Example
+from art_defenses_ext.evaluation.report.figures import drawing
+
+
+def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float] | None = None) -> Figure | None:
+    """Clean images, what an attack made of them, the difference, and what the defences make of both.
+
+    Args:
+        examples: with images (C, H, W) or (H, W); three channels are colours, any other number
+            is averaged into grey.
+        clip_values: the pixel values shown as black and white; None for what the images span, or [0, 1] if that holds
+            them all.
+
+    Returns:
+        None if there are none, or they are no images.
+    """
+    if not examples or any(example.clean.ndim not in (2, 3) for example in examples):
+        return None
+    views = list(examples[0].views)
+    figure = drawing.new_figure(1.0 + 1.75 * len(examples), 6.2 + 3.8 * len(views))
+    grid = figure.subplots(3 + 2 * len(views), len(examples), squeeze=False)
+    low, high = _value_range(examples) if clip_values is None else clip_values
+    for column, example in enumerate(examples):
+        clean, adversarial = _pixels(example.clean), _pixels(example.adversarial)
+        change = adversarial - clean
+        scale = float(np.abs(change).max()) or 1.0
+        pictures = [(clean - low) / (high - low), (adversarial - low) / (high - low), 0.5 + change / (2 * scale)]
+        for row, picture in enumerate(pictures):
+            _show(grid[row, column], picture, diverging=row == 2)
+        for row, (name, which) in enumerate(product(views, range(2)), start=3):
+            _show(grid[row, column], _pixels(example.views[name][which]), diverging=False, hot=name == "heat")
+        title = f"#{example.index}: {example.label} → {example.prediction}"
+        grid[0, column].set_title(f"{title}\n{drawing.wrap(example.attack, 20)}", fontsize=9, parse_math=False)
+        grid[2, column].set_xlabel(f"full scale: ±{scale:.2g}", fontsize=9)
+    unchanged = "grey" if _pixels(examples[0].clean).ndim == 3 else "white"
+    for row, label in enumerate(("clean", "adversarial", f"difference\n({unchanged}: unchanged)")):
+        grid[row, 0].set_ylabel(label, fontsize=10)
+    for row, (name, of) in enumerate(product(views, ("clean", "adversarial")), start=3):
+        grid[row, 0].set_ylabel(f"{drawing.wrap(name, 18)}\n({of})", fontsize=10, parse_math=False)
+    return figure
+
+
+def _value_range(examples: Sequence[Example]) -> tuple[float, float]:
+    """The pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
+    low = min(float(min(one.clean.min(), one.adversarial.min())) for one in examples)
+    high = max(float(max(one.clean.max(), one.adversarial.max())) for one in examples)
+    return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
+
+
+def _pixels(image: FloatArray) -> Any:
+    """The image as (H, W) or (H, W, 3)."""
+    wide = image.astype(np.float64)
+    if wide.ndim == 2:
+        return wide
+    return wide.transpose(1, 2, 0) if len(wide) == 3 else wide.mean(axis=0)
+
+
+def _show(axes: Axes, picture: Any, diverging: bool, hot: bool = False) -> None:
+    # Blue for darker and red for lighter stay apart for all eyes; a colour image's difference is one itself, on grey.
+    colours = "RdBu_r" if diverging and picture.ndim == 2 else "inferno" if hot else "gray"
+    margin = 0.16 if colours == "RdBu_r" else 0.0  # leaves out its ends: so dark that both look black
+    axes.imshow(picture.clip(0, 1), cmap=colours, vmin=-margin, vmax=1 + margin, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])

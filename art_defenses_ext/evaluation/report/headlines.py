@@ -1,0 +1,157 @@
+"""The few figures to take away from a run, and what each may be called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.numbers import (
+    MISSING,
+    count_of,
+    interval,
+    percentage,
+    points,
+    with_interval,
+)
+from art_defenses_ext.evaluation.report.sections import Column, Row, Table
+from art_defenses_ext.evaluation.results.summary import Summary
+
+NOT_ESTABLISHED = "not established"
+"""What stands in place of a robust accuracy whose attacks fail their checks."""
+
+COLUMNS = (Column("", holds="words"), Column(""), Column("95 % interval"), Column("images"))
+
+Coverage = Literal["nothing", "papers only", "no gradient", "not all modes", "adaptive", "nothing left"]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the few figures to take away.
+
+    Attributes:
+        key: ``"robust"``, ``"after_attacks"``, ``"paper"``, ``"undefended_robust"``, ``"undefended_clean"`` or
+            ``"clean"``.
+        label: what it is, in plain words.
+        value: the figure; None if it was not measured.
+        remark: what to know with it, or why it was not measured.
+        established: False if the figure is only an upper bound, since the attacks fail their checks.
+    """
+
+    key: str
+    label: str
+    value: Proportion | None
+    remark: str = ""
+    established: bool = True
+
+
+def headlines(summary: Summary) -> list[Headline]:
+    """The headline figures in their order: the robust accuracy comes first, that after the paper's attacks next."""
+    run = summary.run
+    clean = "Clean accuracy of the defended model" if run.defences or run.rejects else "Clean accuracy"
+    accepted = "correct and accepted" if run.rejects else ""
+    return [
+        *_under_attack(summary),
+        *_undefended(summary),
+        Headline("clean", clean, summary.clean, accepted),
+    ]
+
+
+def _under_attack(summary: Summary) -> list[Headline]:
+    counted = "correct or rejected" if summary.run.rejects else ""
+    failed = f"failed checks: {', '.join(summary.failed_checks)}" if summary.failed_checks else ""
+    paper = Headline(
+        "paper", "Accuracy under the paper's attacks", summary.paper, counted if summary.paper else "none was run"
+    )
+    label = f"Robust accuracy ({_suite_name(summary)})"
+    if summary.robust_accuracy is not None:
+        established = summary.standing != "not established"
+        bound = "" if established else f"at most {with_interval(summary.worst_case)}"
+        remark = _join(counted, bound, failed)
+        return [Headline("robust", label, summary.robust_accuracy, remark, established), paper]
+    robust = Headline("robust", label, None, f"unknown: {summary.unknown}")
+    if coverage(summary) in ("nothing", "papers only"):
+        return [robust, paper]
+    ran = Headline("after_attacks", "Accuracy under the attacks that ran", summary.worst_case, _join(counted, failed))
+    return [robust, ran, paper]
+
+
+def _suite_name(summary: Summary) -> str:
+    attacks = summary.run.settings.attacks
+    return f"suite {attacks}" if isinstance(attacks, str) else f"suite of {len(attacks)} attacks"
+
+
+def _undefended(summary: Summary) -> list[Headline]:
+    attacked, clean = "Undefended model under attacks made on it", "Clean accuracy of the undefended model"
+    if summary.undefended_clean is None:
+        return [Headline("undefended_clean", clean, None, "unknown: no undefended model is known")]
+    fewer = "fewer attacks than on the defended model" if coverage(summary) == "adaptive" else ""
+    return [
+        Headline(
+            "undefended_robust", attacked, summary.undefended_robust, fewer if summary.undefended_robust else "not run"
+        ),
+        Headline("undefended_clean", clean, summary.undefended_clean),
+    ]
+
+
+def _join(*remarks: str) -> str:
+    return "; ".join(remark for remark in remarks if remark)
+
+
+def headline_table(summary: Summary) -> Table:
+    """The headline figures with their intervals, and the gap between the first two."""
+    rows: list[Row] = []
+    for line in headlines(summary):
+        if line.value is None:
+            cells = (MISSING, "", "")
+        elif line.established:
+            cells = (percentage(line.value), interval(line.value), count_of(line.value))
+        else:
+            cells = (NOT_ESTABLISHED, "", "")
+        rows.append(Row(line.label, cells, line.remark, status="main" if line.key == "robust" else ""))
+        if line.key == "paper" and summary.gap is not None:
+            rows.append(Row("Gap between the two", (points(summary.gap), "", "")))
+    return Table(COLUMNS, rows, look="figures")
+
+
+def coverage(summary: Summary) -> Coverage:
+    """How far the attackers went: the reading of the worst case depends on it.
+
+    Returns:
+        ``"adaptive"`` if an adaptive suite ran (``evaluation/checks/standing.py``) and followed the gradient of the
+        defended model; ``"not all modes"`` if gradients were followed, but not as such a suite does;
+        ``"no gradient"`` if the suite only transferred or queried; ``"nothing left"`` if it had no image left to
+        attack; ``"papers only"`` without a suite; ``"nothing"`` if no attack ran.
+    """
+    if not any(row.attacked for row in summary.rows):
+        return "nothing"
+    suite = [row for row in summary.rows if row.source == "suite"]
+    if any(row.attacked and row.crafted_on == "defended" and row.backward > 0 for row in suite):
+        return "not all modes" if summary.lacking else "adaptive"
+    if any(row.attacked for row in suite):
+        return "no gradient"
+    return "nothing left" if any(row.crafted_on == "defended" for row in suite) else "papers only"
+
+
+def figure_name(summary: Summary) -> str:
+    """What the worst case over the attacks that ran is called."""
+    if summary.robust_accuracy is not None:
+        return "robust accuracy"
+    attacks = "the paper's attacks" if coverage(summary) == "papers only" else "the attacks that ran"
+    return f"accuracy under {attacks}"
+
+
+def compared_figure(summaries: Sequence[Summary]) -> str:
+    """What the worst cases of several runs are called together: robust accuracy only if every run has one."""
+    known = all(summary.robust_accuracy is not None for summary in summaries)
+    return "robust accuracy" if known else "accuracy under the attacks that ran"
+
+
+def result_in_words(summary: Summary) -> str:
+    """The result in two or three words."""
+    if summary.standing == "not established":
+        return NOT_ESTABLISHED
+    if summary.robust_accuracy is None:
+        return "robust accuracy unknown"
+    return f"{percentage(summary.robust_accuracy)} robust accuracy"

@@ -1,0 +1,73 @@
+"""Numbers as a report prints them."""
+
+from __future__ import annotations
+
+import re
+
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.report.sections import NO_BREAK
+
+MISSING = "-"
+"""Stands where there is no number."""
+
+
+def percent(share: Proportion | None) -> str:
+    """``"26.7"``, for what names the unit itself."""
+    return MISSING if share is None else f"{100 * share.rate:.1f}"
+
+
+def percentage(share: Proportion | None) -> str:
+    """``"26.7 %"`` on one line."""
+    return MISSING if share is None else f"{percent(share)}{NO_BREAK}%"
+
+
+def interval(share: Proportion) -> str:
+    """Its 95 % interval in per cent, ``"[22.0, 31.9]"``."""
+    low, high = share.interval
+    return f"[{100 * low:.1f},{NO_BREAK}{100 * high:.1f}]"
+
+
+def with_interval(share: Proportion) -> str:
+    """``"26.7 % [22.0, 31.9]"``."""
+    return f"{percentage(share)} {interval(share)}"
+
+
+def mean_with_interval(mean: Mean) -> str:
+    """``"0.412 [0.300, 0.530]"``."""
+    low, high = mean.interval
+    return f"{mean.mean:.3f}{NO_BREAK}[{low:.3f},{NO_BREAK}{high:.3f}]"
+
+
+def count_of(share: Proportion) -> str:
+    """``"52 of 251"`` on one line."""
+    return f"{share.count}{NO_BREAK}of{NO_BREAK}{share.total}"
+
+
+def points(gap: float) -> str:
+    """A difference of two accuracies, ``"62.0 points"``."""
+    return f"{100 * gap:.1f}{NO_BREAK}points"
+
+
+def images(count: int) -> str:
+    """So many images."""
+    return f"{count}{NO_BREAK}image{'' if count == 1 else 's'}"
+
+
+def fraction(value: float | None, digits: int) -> str:
+    """A number between 0 and 1."""
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def amount(value: float) -> str:
+    """Passes or seconds, no finer than they are worth reading."""
+    return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def size(value: float | None) -> str:
+    """The size of a perturbation."""
+    return MISSING if value is None else f"{value:.3g}"
+
+
+def unbroken(text: str) -> str:
+    """With ``"3 of 20"`` and ``"90 %"`` kept on one line."""
+    return re.sub(r"(?<=\d) of (?=\d)|(?<=\d) (?=%)", lambda match: match[0].replace(" ", NO_BREAK), text)

@@ -1,0 +1,154 @@
+"""What a report consists of, as data: sections of prose, terms, tables and figures. A medium draws them as it can.
+
+All text here is plain: whoever draws it escapes it for the medium. A no-break space keeps a number and its unit on one
+line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+NO_BREAK = "\N{NO-BREAK SPACE}"
+
+Status = Literal["", "main", "passed", "failed", "not run"]
+"""What stands out in a row: the figure to take away, a verdict, or that there is nothing to show."""
+
+
+@dataclass(frozen=True)
+class Prose:
+    """A paragraph.
+
+    Attributes:
+        text: its sentences.
+        weight: how much it matters.
+    """
+
+    text: str
+    weight: Literal["plain", "strong", "soft"] = "plain"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Terms and what they mean, a line each.
+
+    Attributes:
+        meanings: (term, meaning) pairs.
+    """
+
+    meanings: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Attributes:
+        header: its heading, in lines that fit above narrow cells; empty where none is needed.
+        meaning: its line in the legend; empty where the heading says enough.
+        holds: ``"numbers"`` are set from the right, ``"words"`` from the left, and ``"prose"`` may be wrapped.
+    """
+
+    header: str
+    meaning: str = ""
+    holds: Literal["numbers", "words", "prose"] = "numbers"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+        name: stands in the first column.
+        cells: stand in the others, one each; none where there is nothing to show.
+        remark: stands below the name.
+        detail: likewise, where there is room.
+        group: the heading above this row, and above those next to it that have the same.
+        status: what stands out.
+    """
+
+    name: str
+    cells: tuple[str, ...]
+    remark: str = ""
+    detail: str = ""
+    group: str = ""
+    status: Status = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under headings.
+
+    Attributes:
+        columns: the first is that of the names.
+        rows: from the top.
+        look: ``"facts"`` have no headings; of ``"figures"`` each may stand by itself, large.
+    """
+
+    columns: Sequence[Column]
+    rows: Sequence[Row]
+    look: Literal["plain", "facts", "figures"] = "plain"
+
+    @property
+    def legend(self) -> Terms:
+        """What the headings mean, of those that need it."""
+        return Terms([(column.header.replace("\n", " "), column.meaning) for column in self.columns if column.meaning])
+
+    @property
+    def groups(self) -> list[tuple[str, list[Row]]]:
+        """The rows under the headings of their groups, in their order."""
+        groups: dict[str, list[Row]] = {}
+        for row in self.rows:
+            groups.setdefault(row.group, []).append(row)
+        return list(groups.items())
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture.
+
+    Attributes:
+        name: of its file (``figures/drawn.py``).
+        alternative: what it shows, for those who cannot see it.
+        caption: how to read it.
+        is_small: whether it does not need all of the width.
+    """
+
+    name: str
+    alternative: str
+    caption: str = ""
+    is_small: bool = False
+
+
+Part = Prose | Terms | Table | Figure
+
+
+@dataclass(frozen=True)
+class Section:
+    """Parts under a heading.
+
+    Attributes:
+        title: the heading; empty for none.
+        parts: in their order.
+        is_reference: whether it is looked up rather than read: definitions, hashes, versions. A terminal leaves it out.
+    """
+
+    title: str
+    parts: Sequence[Part]
+    is_reference: bool = False
+
+
+@dataclass(frozen=True)
+class Document:
+    """A whole report.
+
+    Attributes:
+        title: the result and what was evaluated, in a line.
+        heading: what was evaluated.
+        sections: in their order.
+    """
+
+    title: str
+    heading: str
+    sections: Sequence[Section]

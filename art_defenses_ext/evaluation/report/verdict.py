@@ -1,0 +1,142 @@
+"""What the figures of a run say, in sentences that hold whatever they are."""
+
+from __future__ import annotations
+
+from art_defenses_ext.evaluation.report.headlines import coverage
+from art_defenses_ext.evaluation.report.numbers import (
+    count_of,
+    images,
+    mean_with_interval,
+    percentage,
+    points,
+    with_interval,
+)
+from art_defenses_ext.evaluation.report.sections import NO_BREAK
+from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.suite.vote import MOST_PASSES
+
+
+def verdict(summary: Summary) -> str:
+    """The result in a few sentences."""
+    parts = (_on_checks(summary), _on_attacks(summary), _on_detector(summary), _on_undefended(summary))
+    return " ".join(part for part in parts if part)
+
+
+def _on_checks(summary: Summary) -> str:
+    if summary.standing == "no checks" and coverage(summary) != "nothing":
+        return "No checks of the attacks were made, so the robust accuracy is unknown."
+    if not summary.failed_checks:
+        return ""
+    failed = ", ".join(summary.failed_checks)
+    return f"Robustness is not established: the attacks fail their own checks ({failed}), so others may break more."
+
+
+def _on_attacks(summary: Summary) -> str:
+    how_far, rejects, accuracy = coverage(summary), summary.run.rejects, percentage(summary.worst_case)
+    if how_far == "nothing":
+        return f"No attack was run: a clean accuracy of {percentage(summary.clean)} says nothing about robustness."
+    paper, ball = percentage(summary.paper), "under the paper's own attacks, counted in the same ball,"
+    if how_far == "papers only":
+        return f"The accuracy {ball} is {paper}. No adaptive attack was tried, so the robust accuracy is unknown."
+    if how_far == "nothing left":
+        left = "correctly classified and accepted" if rejects else "correctly classified"
+        return f"The accuracy {ball} is {paper}, and no {left} image was left to the attack suite."
+    attacks, caution = {
+        "adaptive": ("adaptive attacks", ""),
+        "not all modes": ("the attacks that ran", f" {_capital(summary.unknown)}."),
+        "no gradient": (
+            "attacks that follow no gradient of the defended model",
+            " No adaptive attack was tried; it may break far more.",
+        ),
+    }[how_far]
+    counted = ", rejected images counted as correct," if rejects else ""
+    first = f"The accuracy under {attacks}{counted} is {accuracy}"
+    if summary.paper is None:
+        none = " None of a paper's own attacks was run." if summary.run.defences else ""
+        return f"{first}.{caution}{none}"
+    return f"{first}; {ball} it is {paper}{_compared(summary)}.{caution}"
+
+
+def _compared(summary: Summary) -> str:
+    """The accuracy under the paper's attacks beside that under all attacks."""
+    assert summary.paper is not None
+    gap = summary.paper.count - summary.worst_case.count
+    if gap == 0:
+        return ", too: no other attack broke an image that these had left"
+    return f", which is {points(gap / summary.paper.total)} more ({images(gap)})"
+
+
+def _on_detector(summary: Summary) -> str:
+    """The attack success rate beside the false positive rate."""
+    if summary.detection is None:
+        return ""
+    whose = {"zero": "for attacks that do not know the detector", "perfect": "for attacks that do"}
+    rates = {pool.knows: percentage(pool.past) for pool in summary.detection.pools if pool.past}
+    if not rates:
+        return ""
+    success = " and ".join(f"{rate} {whose[knows]}" if len(rates) > 1 else rate for knows, rate in rates.items())
+    flagged = percentage(summary.detection.false_positives)
+    return f"At its threshold the detector flags {flagged} of clean images; the attack success rate is {success}."
+
+
+def _on_undefended(summary: Summary) -> str:
+    if summary.undefended_clean is None:
+        return "There was no undefended model to compare with." if summary.run.defences else ""
+    if summary.undefended_robust is None:
+        return "The undefended model was not attacked."
+    fewer = ", which are fewer," if coverage(summary) == "adaptive" else ""
+    accuracy = percentage(summary.undefended_robust)
+    return f"The accuracy of the undefended model under attacks made on it{fewer} is {accuracy}."
+
+
+def describe_not_finite(summary: Summary) -> str:
+    """How many images have no finite logits; empty where all have."""
+    clean, broken = summary.not_finite.clean, summary.not_finite.broken
+    parts = []
+    if clean.count:
+        parts.append(
+            f"The model gives logits that are not finite for {count_of(clean)} clean images, which count as wrong."
+        )
+    if broken is not None and broken.count:
+        parts.append(
+            f"Of {images(broken.total)} that attacks broke, {broken.count} were broken by NaN or infinite logits alone."
+        )
+    return " ".join(parts)
+
+
+def describe_randomness(summary: Summary) -> str:
+    """How a random defence is judged, and what single passes say; empty for one that is not random."""
+    passes = summary.randomness
+    if passes is None:
+        return ""
+    low, high = (f"{100 * end:.1f}" for end in passes.mean_interval)
+    return (
+        "The defence is random and judged by the likeliest class of each image: an attack succeeds only where fresh "
+        f"passes, {passes.votes} to {MOST_PASSES}, show that another class is at least as likely as the label. For "
+        f"{count_of(passes.undecided)} images they could not tell; these count as robust. Pass by pass, under the "
+        f"attack that seems the worst by earlier passes: {100 * passes.mean:.1f}{NO_BREAK}% [{low},{NO_BREAK}{high}] "
+        f"robust in the mean of {passes.votes} passes; in none of them wrong: {with_interval(passes.worst)}."
+    )
+
+
+def describe_agreement(summary: Summary) -> str:
+    """The agreement of softmax lists, of clean images and in the worst case; empty if none was recorded."""
+    clean, worst = summary.clean_agreement, summary.worst_agreement
+    if clean is None or worst is None:
+        return ""
+    return (
+        f"The model's ranking of all classes, compared with {whose_ranking(summary)} of the clean image (1 is the "
+        f"same): mean NDCG {mean_with_interval(clean.ndcg)} on clean images, {mean_with_interval(worst.ndcg)} in the "
+        f"worst case of each; mean reciprocal rank {mean_with_interval(clean.reciprocal_rank)} and "
+        f"{mean_with_interval(worst.reciprocal_rank)}."
+    )
+
+
+def whose_ranking(summary: Summary) -> str:
+    """Whose ranking of the classes all others are compared with."""
+    return {"undefended": "the undefended model's", "own": "its own"}[summary.reference]
+
+
+def _capital(text: str) -> str:
+    """With its first letter as a capital, the rest as it is."""
+    return text[:1].upper() + text[1:]
