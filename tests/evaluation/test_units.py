@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import L2, AttackSpec, HeatAndBlur, Linf, evaluate
 from art_defenses_ext.evaluation.records.examples import Example
-from art_defenses_ext.evaluation.report.figures import examples_figure
+from art_defenses_ext.evaluation.report.figures.examples import examples_figure
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.attacker import for_any_attack
 from art_defenses_ext.evaluation.suite.suites import FULL, PAPERS
