@@ -31,7 +31,9 @@ SAMPLES = 100
 HEALTHY = GradientHealth(
     "exact", 200, not_finite=0, zero=0, no_graph=0, vanishing=0, faithful=198, useful=(True,) * 200
 )
-SETTINGS = Settings("linf", 0.1, "standard", SAMPLES, 0, 256, SAMPLES, SAMPLES, adaptive=True)
+SETTINGS = Settings(
+    threat="linf", eps=0.1, attacks="standard", samples=SAMPLES, curve_samples=SAMPLES, check_samples=SAMPLES
+)
 LATE = {"single step": "FGSM [exact]", "transfer": "transfer PGD-40", "queries": "Square", "noise": "noise"}
 
 

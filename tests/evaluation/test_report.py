@@ -69,7 +69,15 @@ ONE_PASSED = (Check("single step", "passed", "one step breaks 0 of 8 images"),)
 
 def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
     values: dict[str, Any] = {
-        "settings": Settings("linf", THREAT.eps, "standard", samples, 7, 256, 10, 5, adaptive=True),
+        "settings": Settings(
+            threat="linf",
+            eps=THREAT.eps,
+            attacks="standard",
+            samples=samples,
+            seed=7,
+            curve_samples=10,
+            check_samples=5,
+        ),
         "defences": [{"name": "jump_relu", "jump": 0.5, "width": None}],
         "tunings": [],
         "trainings": [],

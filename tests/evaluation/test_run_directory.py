@@ -57,7 +57,9 @@ def never(*_: Any) -> Any:
 
 
 def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
-    settings = Settings("linf", 0.1, "standard", SAMPLES, 0, BLOCK, 2, 2, adaptive=True)
+    settings = Settings(
+        threat="linf", eps=0.1, attacks="standard", samples=SAMPLES, block_size=BLOCK, curve_samples=2, check_samples=2
+    )
     values: dict[str, Any] = {
         "settings": settings,
         "defences": [{"name": "jump_relu", "jump": [0.5, 1.0]}],

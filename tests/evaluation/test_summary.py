@@ -36,7 +36,15 @@ TRANSFER = AttackSpec("transfer", never, "made elsewhere", crafted_on="undefende
 
 RUN = RunDescription(
     settings=Settings(
-        "linf", 0.1, ["by hand"], samples=4, seed=0, block_size=4, curve_samples=4, check_samples=4, adaptive=True
+        threat="linf",
+        eps=0.1,
+        attacks=["by hand"],
+        samples=4,
+        seed=0,
+        block_size=4,
+        curve_samples=4,
+        check_samples=4,
+        adaptive=True,
     ),
     defences=[],
     tunings=[],
