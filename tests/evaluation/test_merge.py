@@ -27,9 +27,9 @@ from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation import evaluate as module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
-from art_defenses_ext.evaluation.records import description as settings
 from art_defenses_ext.evaluation.records.phases import PHASES
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run import describe
 from art_defenses_ext.evaluation.run.folder import EXAMPLES, FINDINGS, RECORDS, read_costs
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -320,7 +320,7 @@ def test_other_machines_join_only_when_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folders = parted(tmp_path / "parts", 2, [1])
-    monkeypatch.setattr(settings.torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(describe.torch, "get_num_threads", lambda: 4)
     folders += share(defended, x, y, tmp_path / "parts", 2, [2])
     refused(folders, tmp_path / "out", "different runs: threads 1, not 4; parts of one run, or mixed, were expected")
     report = merge(folders, tmp_path / "out", mixed=True)

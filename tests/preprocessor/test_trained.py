@@ -41,12 +41,12 @@ from art_defenses_ext import (
     defend,
     gradient_mode,
     gradient_modes,
-    training,
 )
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
+from art_defenses_ext.training import loop as training
 from art_defenses_ext.training.inputs import SignedGradient, pgd
 from art_defenses_ext.zoo.datasets import Dataset
 
