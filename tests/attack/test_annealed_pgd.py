@@ -38,11 +38,11 @@ def test_one_per_cent_around_the_closed_form_distance_decides(
 
 def test_it_breaks_what_a_single_width_does_not(digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
     defended = JumpReLU(digits_classifier, 0.7)()
-    x, y = digits.validation.x[:150], digits.validation.y[:150]
+    x, y = digits.validation.x[:60], digits.validation.y[:60]
     options: dict[str, Any] = {"eps": 0.1, "gradient_mode": "smooth"}
     once = left(defended, AutoPGD(defended, nb_runs=len(FACTORS), **options), x, y)
     annealed = left(defended, AnnealedPGD(defended, **options), x, y)
-    assert annealed <= once - 5
+    assert annealed <= once - 2
 
 
 def test_each_run_has_its_width_and_begins_at_the_best_point_so_far(

@@ -223,8 +223,8 @@ def test_robust_accuracies_are_compared_under_their_name(
     digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
     """A named suite is one attacker, whatever modes the defence has for it; papers' attacks are one for each method."""
-    x, y = digits.test.x[:6], digits.test.y[:6]
-    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 2, "progress": False}
+    x, y = digits.test.x[:2], digits.test.y[:2]
+    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 1, "progress": False}
     jump = JumpReLU(digits_classifier, 1.0)()
     for name, classifier in (("bare", digits_classifier), ("jump", jump)):
         evaluate(classifier, x, y, Linf(0.02), out=tmp_path / name, **options)
