@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.estimator.rejecting import rejecting
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.publish.compare import compare
-    from art_defenses_ext.evaluation.suite.suites import AttackSpec
+    from art_defenses_ext.evaluation.suite.spec import AttackSpec
     from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
     from art_defenses_ext.gradients.surrogate import Surrogate
     from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
@@ -44,7 +44,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AttackSpec": "evaluation.suite.suites",
+    "AttackSpec": "evaluation.suite.spec",
     "ExplanationReconstructor": "detector.explanation_reconstructor",
     "FeatureAutoencoder": "preprocessor.feature_autoencoder",
     "HeatAndBlur": "preprocessor.heat_and_blur",

@@ -19,7 +19,7 @@ from art_defenses_ext.zoo.datasets import load_dataset
 class GreyLevels(RestoringPreprocessor):
     """Pixels rounded to ``levels`` values."""
 
-    defence_name = "grey_levels"
+    name = "grey_levels"
     gradient_modes = ("exact", "identity")
     params = ["levels", *RestoringPreprocessor.params]  # noqa: RUF012 (as ART's preprocessors name their own)
 

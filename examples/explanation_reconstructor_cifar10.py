@@ -27,7 +27,8 @@ from explanation_reconstructor_mnist import HEADS, evading, measured, print_succ
 from art_defenses_ext import ExplanationReconstructor
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.evaluation.results.detection import DetectionRow
-from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 
@@ -104,7 +105,7 @@ def remembered(spec: AttackSpec) -> AttackSpec:
 
 
 ZERO_KNOWLEDGE = [
-    remembered(spec) for spec in PAPERS["explanation_reconstructor"] if spec.name.split(",")[0] in AUTHORS
+    remembered(spec) for spec in paper_specs(ExplanationReconstructor) if spec.name.split(",")[0] in AUTHORS
 ]
 
 

@@ -28,7 +28,8 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.results.detection import Detection, DetectionRow
-from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 from art_defenses_ext.zoo.networks import KoLim, LeNetLike
@@ -102,7 +103,7 @@ def measured(
 
 def print_paper(pairs: dict[int, tuple[PyTorchClassifier, ExplanationReconstructor]], part: Split) -> None:
     """Print the mean AUC over the classes and seeds, beside the paper's, and the measured false positive rate."""
-    attacks = list(PAPERS["explanation_reconstructor"])
+    attacks = list(paper_specs(ExplanationReconstructor))
     measured_aucs: dict[tuple[str, float], list[float]] = {}
     false_positives = []
     for seed, (classifier, detector) in pairs.items():
@@ -162,7 +163,9 @@ def print_adaptive(
     for eps in (0.1, 0.3):
         if run.adaptive:
             part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
-            zero_knowledge = measured(classifier, detector, part, eps, list(PAPERS["explanation_reconstructor"]), seed)
+            zero_knowledge = measured(
+                classifier, detector, part, eps, list(paper_specs(ExplanationReconstructor)), seed
+            )
             print_success(f"eps {eps:g}, {len(part.x)} images", zero_knowledge.rows)
         for nb_steps, count in ((100, run.adaptive), (1000, run.long)):
             if count:
@@ -195,7 +198,7 @@ def print_binary(classifier: PyTorchClassifier, train: Split, test: Split, run: 
     print(f"\n## ART's BinaryInputDetector trained on FGSM, eps {eps}, {len(part.x)} images, seed {seed}\n")
     print(HEADS, flush=True)
     detector = BinaryInputDetector(frozen)
-    for attack in [*PAPERS["explanation_reconstructor"], *evading(100)]:
+    for attack in [*paper_specs(ExplanationReconstructor), *evading(100)]:
         print_success("BinaryInputDetector", measured(classifier, detector, part, eps, [attack], seed).rows)
 
 

@@ -35,8 +35,9 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.evaluation.records.metrics import ndcg
 from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.predictions import predict
-from art_defenses_ext.evaluation.suite.suites import PAPERS, STANDARD, AttackSpec, attack_set
+from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec, attack_set
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 
@@ -100,7 +101,7 @@ def attacked_sets(
     """Return clean images, and those of the paper's attacks (or of one kind) on the undefended network."""
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[part.y]
     sets = {"clean": part.x}
-    for spec in PAPERS["heat_and_blur"]:
+    for spec in paper_specs(HeatAndBlur):
         for eps in all_eps if spec.name.startswith(only) else ():
             name = f"{spec.name.split(',')[0]} {shown(eps)}"
             attack = spec.build(classifier, Linf(eps), seed)
@@ -114,7 +115,7 @@ def shown(eps: float) -> str:
 
 
 def defended_by(classifier: PyTorchClassifier, options: Options) -> PyTorchClassifier:
-    return defend(classifier, HeatAndBlur.for_classifier(classifier, batch_size=32, **options))
+    return defend(classifier, HeatAndBlur.for_classifier(classifier, chunk_size=32, **options))
 
 
 class Restorer:

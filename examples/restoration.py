@@ -25,8 +25,8 @@ from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.predictions import predict
-from art_defenses_ext.evaluation.suite.suites import PAPERS
 from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training.inputs import pgd
@@ -302,7 +302,7 @@ def gray_box(
     """Return clean images, and those of the papers' attacks on the undefended classifier."""
     one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[part.y]
     sets = {"clean": part.x}
-    for spec in PAPERS["two_stream_restoration"]:
+    for spec in paper_specs(TwoStreamRestoration):
         name = spec.name.split(",")[0]
         if names is None or name in names:
             np.random.seed(0)  # noqa: NPY002 (ART draws its random starts from there)

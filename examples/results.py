@@ -100,7 +100,7 @@ def lines() -> Iterator[Line]:
     for dataset in ("digits", "mnist", "fashion_mnist"):
         base, robust = BASE.get(dataset), ROBUST.get(dataset)
         yield Line(dataset, "bare", "undefended model", ("none",), network=base)
-        yield Line(dataset, "jump_relu", "JumpReLU, jump 1", ("jump_relu",), ("--jump", "1"), network=base)
+        yield Line(dataset, "jump_relu", "JumpReLU, jump 1", ("jump_relu",), ("-o", "jump=1"), network=base)
         for face, name, fit in (
             ("feature_autoencoder", "Feature autoencoder", "autoencoder"),
             ("two_stream_restoration", "TRN", "two_stream"),
@@ -117,7 +117,16 @@ def lines() -> Iterator[Line]:
         yield Line(dataset, "heat_and_blur", "Heat and Blur", ("heat_and_blur",), options, network=base)
         pair = ("jump_relu", "feature_autoencoder")
         title = "feature autoencoder before JumpReLU"
-        yield Line(dataset, "pair_jump_autoencoder", title, pair, ("--jump", "1", *trained(dataset)), (), base, FEWER)
+        yield Line(
+            dataset,
+            "pair_jump_autoencoder",
+            title,
+            pair,
+            ("-o", "jump_relu.jump=1", *trained(dataset)),
+            (),
+            base,
+            FEWER,
+        )
         for name, title, fit in (
             ("pair_plain_autoencoder_detector", "feature autoencoder", "autoencoder"),
             ("pair_autoencoder_detector", "adversarially trained feature autoencoder", "autoencoder_adversarial"),
@@ -135,12 +144,12 @@ def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
         return
     yield Line(dataset, "robust_bare", "adversarially trained network", ("none",), network=network)
     yield Line(
-        dataset, "robust_jump_relu", "JumpReLU, adversarially trained network", ("jump_relu",), ("--jump", "1"),
+        dataset, "robust_jump_relu", "JumpReLU, adversarially trained network", ("jump_relu",), ("-o", "jump=1"),
         network=network,
     )  # fmt: skip
     yield Line(
         dataset, "pair_robust_jump_autoencoder", "feature autoencoder before JumpReLU, adversarially trained network",
-        ("jump_relu", "feature_autoencoder"), ("--jump", "1", *trained(dataset)), (), network, FEWER,
+        ("jump_relu", "feature_autoencoder"), ("-o", "jump_relu.jump=1", *trained(dataset)), (), network, FEWER,
     )  # fmt: skip
 
 

@@ -447,7 +447,7 @@ COMMON = {
     "mean": MEAN,
     "std": STD,
     "clip_values": Kind(_clip),
-    "batch_size": count(),
+    "chunk_size": count(),
     "apply_fit": FLAG,
     "apply_predict": FLAG,
 }
@@ -570,7 +570,7 @@ def _methods(world: World) -> Iterator[Target]:
         ("heat_and_blur", BLUR),
     ):
         face = type(world._fitted[name])
-        own = {key: kind for key, kind in {**COMMON, **options}.items() if key in face.params}
+        own = {key: kind for key, kind in {**COMMON, **options}.items() if key in world._fitted[name].params}
         fitted = world._fitted[name]
 
         def set_params(values: dict[str, Any], fitted: Any = fitted) -> None:
@@ -612,8 +612,8 @@ def _methods(world: World) -> Iterator[Target]:
         "ExplanationReconstructor.fit",
         {
             "x": IMAGES,
-            "y": optional(Kind(lambda value: isinstance(value, np.ndarray) and not value.any())),
-            "batch_size": count(),
+            "y": _many(LABELS),
+            "batch_size": optional(count()),
             "nb_epochs": count(costly=True),
             "learning_rate": POSITIVE,
             "validation_split": INNER,
@@ -1231,9 +1231,9 @@ def _commands(world: World) -> Iterator[Target]:
     run, other = str(world.runs[0]), str(world.runs[1])
     quick = ("--check-samples", 0, "--curve-samples", 0, "--samples", 1, "--attacks", "papers")
     yield typed("evaluate", "--dataset", "digits", "--defence", "jump_relu", "--norm", "inf", "--eps", 0.1,
-                *quick, "--jump", 0.5,
+                *quick, "-o", "jump=0.5",
                 "--epochs", 1, "--seed", 0, "--block-size", 2, "--shard", "1/1", "--device", "cpu", "--threads", 1,
-                "--max-accuracy-drop", 0.1, weight=0.1)  # fmt: skip
+                "-o", "width=0.1", weight=0.1)  # fmt: skip
     yield typed("evaluate", "--model", "digits_cnn", "--weights", world.digits_weights, "--data", world.folder,
                 "--mean", 0, "--std", 1, "--out", world.folder / "out", *quick, weight=0.1)  # fmt: skip
     yield typed("evaluate", "--defence", "heat_and_blur", "-o", "sigma=0.5", *quick, weight=0.1)

@@ -34,6 +34,7 @@ ROOMS = (
     ("evaluation.threat", "evaluation.config"),
     ("attack",),
     ("preprocessor", "detector", "transformer"),
+    ("defence",),
     ("zoo",),
     ("training",),
     ("attribution",),

@@ -19,16 +19,18 @@ from art.estimators.classification import PyTorchClassifier
 from PIL import Image
 from safetensors.torch import save_file
 
-from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate
+from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, HeatAndBlur, JumpReLU, Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base import progress
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.cli.app import main
-from art_defenses_ext.cli.defences import DEFENCES, DETECTOR_TRAINING, Wishes
+from art_defenses_ext.cli.defences import Wishes, check_wishes, defence_names
 from art_defenses_ext.cli.evaluate import evaluate_command
+from art_defenses_ext.defence.registry import installed, load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.run.folder import RECORDS
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, STANDARD, AttackSpec
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, STANDARD, AttackSpec
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset
@@ -82,7 +84,7 @@ def weights(digits_classifier: PyTorchClassifier, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def quick(weights: Path) -> list[str]:
     """An evaluation of a second."""
-    options = {"--weights": weights, "--jump": 1, "--attacks": "papers", "--samples": 20}
+    options = {"--weights": weights, "-o": "jump=1", "--attacks": "papers", "--samples": 20}
     return ["evaluate", *(str(word) for option in options.items() for word in option)]
 
 
@@ -112,15 +114,16 @@ def test_list_names_all_that_can_be_chosen(command: Command) -> None:
     result = command("list")
     assert (result.status, result.err) == (0, "")
     lines = [f"{line} " for line in result.out.splitlines()]
-    attacks = [spec.name for specs in (*PAPERS.values(), FULL, DETECTOR_LADDER) for spec in specs]
-    for name in (*DEFENCES, *DATASETS, *MODELS, *attacks):
+    papers = (paper_specs(load_face(name)) for name in installed())
+    attacks = [spec.name for specs in (*papers, FULL, DETECTOR_LADDER) for spec in specs]
+    for name in (*defence_names(), *DATASETS, *MODELS, *attacks):
         assert any(f" {name} " in line for line in lines), name
     assert max(map(len, result.out.splitlines())) <= 80
 
 
 def test_list_says_which_set_an_attack_first_stands_in(command: Command) -> None:
     lines = [words(line) for line in command("list").out.splitlines()]
-    papers = [spec for specs in PAPERS.values() for spec in specs]
+    papers = [spec for specs in (paper_specs(load_face(name)) for name in installed()) for spec in specs]
     sets = {"papers": papers, "standard": STANDARD, "full": FULL[len(STANDARD) :]}
     assert tuple(sets) == SETS
     for name, specs in sets.items():
@@ -157,7 +160,7 @@ def test_evaluate_prints_and_writes_its_report(command: Command, quick: list[str
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert f"{100 * report['after_attacks']['rate']:.1f}" in result.out
     assert str(tmp_path / "run" / "report.html") in result.out
-    assert all(spec.name in result.out for spec in PAPERS["jump_relu"])
+    assert all(spec.name in result.out for spec in paper_specs(JumpReLU))
     assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 20
     assert (tmp_path / "run" / "report.html").stat().st_size > 0
     assert report["run"]["command"].startswith("art-defenses evaluate --weights")
@@ -213,7 +216,7 @@ def test_the_standard_set_on_the_bare_classifier_in_the_other_norm(
 
 
 def test_a_naive_attackers_result_is_not_established(command: Command, weights: Path, tmp_path: Path) -> None:
-    arguments = ["evaluate", "--weights", weights, "--jump", 1, "--eps", 0.5, "--samples", 2, "--curve-samples", 0]
+    arguments = ["evaluate", "--weights", weights, "-o", "jump=1", "--eps", 0.5, "--samples", 2, "--curve-samples", 0]
     arguments += ["--check-samples", 1, "--naive", "--out", tmp_path / "run"]
     result = command(*arguments)
     assert (result.status, result.err) == (0, "")
@@ -245,7 +248,7 @@ def test_the_full_set_reaches_the_evaluation(command: Command, weights: Path, mo
         raise InputError("that is all")
 
     monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.evaluate", listen)
-    arguments = ["evaluate", "--weights", weights, "--jump", 1, "--attacks", "full", "--eps", 0.2, "--samples", 7]
+    arguments = ["evaluate", "--weights", weights, "-o", "jump=1", "--attacks", "full", "--eps", 0.2, "--samples", 7]
     assert command(*arguments, "--check-samples", 3, "--naive").status == 2
     assert (given["attacks"], given["threat"], given["count"]) == ("full", Linf(0.2), 7)
     assert given["config"] == EvaluationConfig(check_samples=3, adaptive=False)
@@ -290,7 +293,7 @@ def test_a_network_of_ones_own_takes_images_of_their_own_size(command: Command, 
         "from torch import nn\ndef build(): return nn.Sequential(nn.Flatten(), nn.Linear(288, 10), nn.ReLU())\n"
     )
     arguments = ["--dataset", "image_folder", "--data", images, "--model", "own_for_images_for_test_cli:build"]
-    result = command("evaluate", *arguments, "--jump", 0.1, "--attacks", "papers")
+    result = command("evaluate", *arguments, "-o", "jump=0.1", "--attacks", "papers")
     assert (result.status, result.err) == (0, "")
 
 
@@ -299,7 +302,7 @@ def test_the_jump_is_tuned_on_validation_images(
     drop: float, command: Command, weights: Path, digits: Dataset, tmp_path: Path
 ) -> None:
     arguments = ["evaluate", "--weights", weights, "--attacks", "papers", "--samples", 1, "--out", tmp_path / "run"]
-    assert command(*arguments, "--max-accuracy-drop", drop).status == 0
+    assert command(*arguments, "-o", f"max_accuracy_drop={drop}").status == 0
     (defence,) = json.loads((tmp_path / "run" / "report.json").read_text())["run"]["defences"]
     plain = load_classifier(digits, weights=weights)
     x, y = digits.validation.x, digits.validation.y
@@ -315,7 +318,7 @@ def test_a_network_of_ones_own(command: Command, tmp_path: Path) -> None:
         "from torch import nn\n"
         "def build(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10))\n"
     )
-    arguments = ["--model", "own_for_test_cli:build", "--mean", "0.5", "--std", "0.25", "--jump", 0.1]
+    arguments = ["--model", "own_for_test_cli:build", "--mean", "0.5", "--std", "0.25", "-o", "jump=0.1"]
     result = command("evaluate", *arguments, "--attacks", "papers", "--samples", 4)
     assert (result.status, result.err) == (0, "")
     assert "Sequential" in result.out
@@ -442,7 +445,7 @@ CODER = ("--defence", "feature_autoencoder")
 WATCH = ("--defence", "explanation_reconstructor")
 BAD: dict[str, tuple[Arguments, str]] = {
     "unknown data set": (["--dataset", "stl10"], "dataset is 'stl10'; one of digits"),
-    "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of jump_relu"),
+    "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of explanation_reconstructor"),
     "unknown attacks": (["--attacks", "strong"], "attacks is 'strong'; one of papers"),
     "unknown norm": (["--norm", "1"], "norm is '1'; linf or l2"),
     "papers of no defence": (["--defence", "none", "--attacks", "papers"], "attacks is 'papers', but"),
@@ -484,19 +487,20 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "negative std": (["--std", "-1"], "std is [-1.0]; numbers > 0"),
     "epochs 0": (["--epochs", 0], "epochs is 0"),
     "negative epochs": (["--epochs", -1], "epochs is -1"),
-    "negative jump": (["--jump", -1], "jump is -1.0"),
-    "jump nan": (["--jump", "nan"], "jump is nan"),
-    "jump inf": (["--jump", "inf"], "jump is inf"),
-    "drop of more than all": (["--max-accuracy-drop", 1.5], "max_accuracy_drop is 1.5"),
-    "negative drop": (["--max-accuracy-drop", -0.1], "max_accuracy_drop is -0.1"),
-    "drop nan": (["--max-accuracy-drop", "nan"], "max_accuracy_drop is nan"),
-    "unknown option": ([*HEAT, "--option", "strength=1"], "option is 'strength=1'; NAME=VALUE with one of batch_size"),
+    "negative jump": (["-o", "jump=-1"], "jump is -1; a finite number >= 0"),
+    "jump nan": (["-o", "jump=NaN"], "jump is nan"),
+    "a word for a jump": (["-o", "jump=high"], "jump is 'high'"),
+    "drop of more than all": (["-o", "max_accuracy_drop=1.5"], "max_accuracy_drop is 1.5"),
+    "negative drop": (["-o", "max_accuracy_drop=-0.1"], "max_accuracy_drop is -0.1"),
+    "a jump and how to choose it": (["-o", "jump=1", "-o", "max_accuracy_drop=0.1"], "but jump is given, which a fit"),
+    "unknown option": ([*HEAT, "--option", "strength=1"], "option is 'strength=1'; NAME=VALUE with one of chunk_size"),
     "option without value": ([*HEAT, "-o", "sigma"], "option is 'sigma'; NAME=VALUE"),
     "option out of range": ([*HEAT, "-o", "sigma=0"], "sigma is 0; a finite number > 0"),
     "option of letters": ([*HEAT, "-o", "sigma=wide"], "sigma is 'wide'; a finite number > 0"),
     "unknown reading": ([*HEAT, "-o", "mix=paint"], "mix is 'paint'; one of blend"),
-    "option of a defence without any": (["-o", "sigma=1"], "option is 'sigma=1'; none, since jump_relu has no options"),
-    "unknown input": ([*CODER, "-o", 'inputs=["rain"]'], "inputs names 'rain'; one of clean, noise"),
+    "option of none": (["--defence", "none", "-o", "sigma=1"], "option is 'sigma=1'; none, since none has no options"),
+    "option of another defence": (["-o", "sigma=1"], "option is 'sigma=1'; NAME=VALUE with one of jump, width, copy"),
+    "unknown input": ([*CODER, "-o", 'inputs=["rain"]'], "inputs is ['rain']; a list of clean, noise"),
     "no epoch": ([*CODER, "-o", "nb_epochs=0"], "nb_epochs is 0; a whole number of at least 1"),
     "unknown attack mode": ([*CODER, "-o", "attack_mode=best"], "attack_mode is 'best'; one of exact"),
     "adversarial by half": ([*CODER, "-o", "adversarial=0.5"], "adversarial is 0.5; True or False"),
@@ -528,7 +532,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "a file of nobody": ([*CODER, *WATCH, "--fitted", "x"], "fitted is x; DEFENCE=FILE"),
     "a file of another": ([*CODER, "--fitted", "jump_relu=x"], "jump_relu is not among the defences"),
     "missing fitted file": ([*CODER, "--fitted", "nowhere"], "fitted is nowhere; an existing file"),
-    "fitted file of a defence without training": ([*HEAT, "--fitted", "x"], "heat_and_blur is not trained; no file"),
+    "fitted file of a defence without training": ([*HEAT, "--fitted", "x"], "heat_and_blur is not fitted; no file"),
     "fitted file and option": ([*CODER, "--fitted", "x", "-o", "width=2"], "a file holds its own options"),
     "negative seed": (["--seed", -1], "seed is -1"),
     "seed beyond 64 bits": (["--seed", 2**64], f"seed is {2**64}"),
@@ -555,7 +559,7 @@ def test_options_reach_the_defence(command: Command, weights: Path, tmp_path: Pa
     assert defence["name"] == "heat_and_blur"
     assert [defence[name] for name in ("sigma", "mix", "passes", "floor")] == [0.5, "soft_mask", 2, 0.25]
     assert run["modes"] == ["exact", "frozen", "smooth", "identity"]
-    for attack in PAPERS["heat_and_blur"]:
+    for attack in paper_specs(HeatAndBlur):
         assert attack.name in result.out
 
 
@@ -599,7 +603,7 @@ def test_a_restorer_is_trained_against_the_threat_and_attacked_in_its_gradient_m
     assert (tmp_path / "run" / "figures" / "losses.png").is_file()
     assert adversarial["inputs"] == ["clean", "end_to_end"]
     assert "1 epoch(s) on 898 images: clean; fgsm; eps 0.05" in words(result.out)
-    for attack in PAPERS[defence]:
+    for attack in paper_specs(load_face(defence)):
         assert attack.name in result.out
 
 
@@ -661,8 +665,8 @@ def test_several_defences_are_put_on_one_after_the_other(
         weights,
         "--defence",
         "jump_relu",
-        "--jump",
-        0.5,
+        "-o",
+        "jump_relu.jump=0.5",
         "--defence",
         "feature_autoencoder",
     ]
@@ -706,7 +710,7 @@ def test_a_detector_is_fitted_on_the_training_images_or_comes_from_its_file(
     assert (training["settings"]["nb_epochs"], training["settings"]["seed"]) == (3, 1)
     assert 700 < training["settings"]["images"] < len(digits.train.x)  # a quarter sets the thresholds
     assert "At its own threshold the detector rejects" in words(result.out)
-    for attack in PAPERS["explanation_reconstructor"]:
+    for attack in paper_specs(ExplanationReconstructor):
         assert attack.name in result.out
     assert {row["knows"] for row in report["detection"]["rows"]} == {"zero"}
 
@@ -791,8 +795,8 @@ def test_the_process_fails_in_a_sentence(tmp_path: Path) -> None:
     assert tree(tmp_path) == {}
 
 
-@pytest.mark.parametrize("name", DEFENCES)
+@pytest.mark.parametrize("name", defence_names())
 def test_a_defence_is_wished_for_without_options_wherever_its_training_takes_minutes(name: str) -> None:
-    wishes = Wishes(jump=None, max_accuracy_drop=0.01, options={}, eps=0.1, fitted=None, seed=0)
-    for dataset in ("digits", *(DETECTOR_TRAINING if name == "explanation_reconstructor" else ())):
-        DEFENCES[name].check(wishes, dataset)
+    usual = () if name == "none" else load_face(name).usual_training
+    for dataset in ("digits", *usual):
+        check_wishes(name, Wishes(options={}, eps=0.1, seed=0), dataset)

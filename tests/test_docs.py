@@ -30,8 +30,8 @@ from sybil.parsers.rest import DocTestParser
 
 import art_defenses_ext
 from art_defenses_ext.cli.app import app
-from art_defenses_ext.cli.defences import DEFENCES
 from art_defenses_ext.cli.options import check_defences, options_of
+from art_defenses_ext.defence.registry import installed
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
 from art_defenses_ext.evaluation.suite.suites import SETS
@@ -285,7 +285,7 @@ def test_every_defence_has_a_result_on_enough_images(dataset: str) -> None:
         for folder, entry in entries()
         if folder == dataset and len(entry.defences) == 1 and entry.samples >= at_least and entry.attacks == "standard"
     }
-    assert alone == set(DEFENCES) - {"none"}
+    assert alone == set(installed())
 
 
 def test_a_result_is_of_its_folder_and_repeated_by_its_command() -> None:

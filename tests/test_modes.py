@@ -28,7 +28,7 @@ from art_defenses_ext.gradients.modes import (
 class Scale(nn.Module, Defence):
     """Doubles its input; the derivative that an attacker sees is 2 (exact), 1 or 10."""
 
-    defence_name = "scale"
+    name = "scale"
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "identity", "steep")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class Scale(nn.Module, Defence):
 class Shift(PreprocessorPyTorch, Defence):
     """Adds 1 before the network; no module. The derivative that an attacker sees is 1 (exact) or 3."""
 
-    defence_name = "shift"
+    name = "shift"
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "triple")
 
     def __init__(self) -> None:
@@ -53,7 +53,7 @@ class Shift(PreprocessorPyTorch, Defence):
 class Wide(nn.Module, Defence):
     """The identity; the derivative that an attacker sees in mode "wide" is the surrogate's width."""
 
-    defence_name = "wide"
+    name = "wide"
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "identity", "wide")
     annealable_modes: ClassVar[tuple[str, ...]] = ("wide",)
 
@@ -65,7 +65,7 @@ class Wide(nn.Module, Defence):
 class Single(nn.Module, Defence):
     """A defence with no surrogate."""
 
-    defence_name = "single"
+    name = "single"
 
 
 def sum_of_four() -> nn.Linear:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from art_defenses_ext.cli.defences import DEFENCES
+from art_defenses_ext.defence.registry import installed
 
 ROOT = Path(__file__).parents[1]
 ROWS = [
@@ -50,7 +50,7 @@ def test_every_name_exists(function: str, test: str) -> None:
 
 
 def test_all_five_methods_are_traced() -> None:
-    methods = [name for name in DEFENCES if name != "none"]
+    methods = installed()
     assert len(methods) == 5
     homes = {re.sub(r"^`\w+\.(\w+)\..*", r"\1", row[1]) for row in ROWS}
     assert set(methods) <= homes

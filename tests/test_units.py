@@ -24,7 +24,8 @@ from art_defenses_ext import (
 )
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.evaluation.suite.suites import PAPERS
+from art_defenses_ext.defence.registry import load_face
+from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training.inputs import GaussianNoise, Networks, SignedGradient
 from art_defenses_ext.zoo.catalogue import MODELS
@@ -178,7 +179,7 @@ def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digi
             unit.pixels(digits.test.x[:20]),
             digits.test.y[:20],
             Linf(0.15 * unit.width),
-            list(PAPERS[paper]),
+            list(paper_specs(load_face(paper))),
             undefended=unit.classifier,
             curve_samples=0,
             check_samples=0,
@@ -186,7 +187,7 @@ def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digi
         )
         found.append([{key: outcome.prediction for key, outcome in one.attacks.items()} for one in report.records])
     assert found[0] == found[1]
-    assert len(found[0][0]) == len(PAPERS[paper])
+    assert len(found[0][0]) == len(paper_specs(load_face(paper)))
 
 
 # What a restorer is trained on

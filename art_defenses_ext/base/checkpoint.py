@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import CheckpointError, check_file, check_target, one_line
+from art_defenses_ext.base.validation import CheckpointError, InputError, check_file, check_target, one_line
 
 FORMAT, VERSION = "art-defenses-ext defence", 1
 
@@ -207,6 +207,24 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint
     training = from_json(path, "training", metadata.get("training", "[]"), list)
     check_kinds(f"path is {str(path)!r}", tensors, {})
     return Checkpoint(settings, tensors, training)
+
+
+@contextmanager
+def rebuilding(path: str | Path, defence: str) -> Iterator[None]:
+    """Say in a sentence that no defence can be built from a file whose settings fit none of this version.
+
+    Raises:
+        CheckpointError: in place of any error inside the block that is none of this package.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"path is {str(path)!r}, from which no {defence} of this version can be built "
+            f"({' '.join(str(error).split())})"
+        ) from error
 
 
 def from_json(path: Path, name: str, text: str, kind: type, argument: str = "path") -> Any:

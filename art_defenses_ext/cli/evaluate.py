@@ -11,8 +11,6 @@ from art_defenses_ext.base.declared import (
     Count,
     Flag,
     Kind,
-    NonNegative,
-    Share,
     Text,
     Texts,
     one_of,
@@ -88,16 +86,15 @@ class EvaluateOptions(EvaluationConfig):
     mean: Numbers | None = option(None, "Its normalisation: mean per channel, with commas.")
     std: Numbers | None = option(None, "Its normalisation: deviation per channel, with commas.")
     epochs: Count | None = option(None, "Train it for so long instead of loading weights.")
-    jump: NonNegative | None = option(None, "jump_relu: the jump. By default tuned on validation images.")
-    max_accuracy_drop: Share = option(0.01, "jump_relu: clean accuracy that the tuned jump may cost, from 0 to 1.")
     options: Texts = option(
         (),
-        "An option of the defence, such as sigma=2; of one of several, such as heat_and_blur.sigma=2.",
+        "An option of the defence or of its training, such as jump=1; of one of several, such as jump_relu.jump=1. "
+        "`art-defenses list` prints them.",
         multiple=True, switch="--option", short="-o", metavar="NAME=VALUE",
     )  # fmt: skip
     fitted: Texts = option(
         (),
-        "File of a trained defence, as save() writes it; of one of several, DEFENCE=FILE. By default trained.",
+        "File of a fitted defence, as save() writes it; of one of several, DEFENCE=FILE. By default fitted.",
         multiple=True, metavar="FILE",
     )  # fmt: skip
     shard: Text | None = option(
@@ -152,26 +149,17 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
 def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishes]:
     """What is wanted of each defence, by its name, in the order in which they are put on."""
-    from art_defenses_ext.cli.defences import DEFENCES, Wishes
+    from art_defenses_ext.cli.defences import NONE, Wishes, check_wishes
     from art_defenses_ext.cli.options import check_defences, check_file, files_of, options_of
 
     names = check_defences(options.defence)
-    if options.jump is not None and "jump_relu" not in names:
-        raise InputError(
-            f"jump is {options.jump}, but defence is {names[0]!r}; a jump only with jump_relu was expected"
-        )
-    if options.attacks == "papers" and names == ["none"]:
+    if options.attacks == "papers" and names == [NONE]:
         raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
     chosen, files = options_of(names, options.options), files_of(names, options.fitted)
-    wishes = {
-        name: Wishes(
-            options.jump, options.max_accuracy_drop, chosen[name], trained_against, files.get(name), options.seed
-        )
-        for name in names
-    }
+    wishes = {name: Wishes(chosen[name], trained_against, options.seed, files.get(name)) for name in names}
     for name, wish in wishes.items():
         check_file(name, wish)
-        DEFENCES[name].check(wish, options.dataset)
+        check_wishes(name, wish, options.dataset)
     return wishes
 
 

@@ -11,22 +11,24 @@ def list_command() -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from art_defenses_ext.cli.defences import DEFENCES
-    from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, PAPERS, STANDARD
+    from art_defenses_ext.cli.defences import defence_names, face_of, option_names
+    from art_defenses_ext.evaluation.suite.papers import paper_specs
+    from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, STANDARD
     from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    for name, choice in DEFENCES.items():
-        table.add_row("defence", name, choice.title)
-        if choice.options:
-            table.add_row("", "", f"options: {', '.join(choice.options)}")
+    faces = {name: face_of(name) for name in defence_names()}
+    for name, face in faces.items():
+        table.add_row("defence", name, "the undefended model" if face is None else face.title)
+        if face is not None:
+            table.add_row("", "", f"options: {', '.join(option_names(name))}")
     for name in DATASETS:
         table.add_row("data set", name, "")
     for name, spec in MODELS.items():
         table.add_row("network", name, f"for {spec.dataset}, {' x '.join(map(str, spec.input_shape))}")
-    for method, specs in PAPERS.items():
-        for attack in specs:
-            table.add_row("attacks papers", attack.name, f"{method}: {attack.purpose}")
+    for name, face in faces.items():
+        for attack in () if face is None else paper_specs(face):
+            table.add_row("attacks papers", attack.name, f"{name}: {attack.purpose}")
     for attack in FULL:
         table.add_row(f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose)
     for attack in DETECTOR_LADDER:

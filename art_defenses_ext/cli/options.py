@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from art_defenses_ext.base.validation import InputError, check_choice
-from art_defenses_ext.cli.defences import DEFENCES, Wishes
+from art_defenses_ext.cli.defences import NONE, Wishes, defence_names, face_of, is_detector, option_names
 
 
 def check_defences(names: Sequence[str]) -> list[str]:
@@ -18,12 +18,12 @@ def check_defences(names: Sequence[str]) -> list[str]:
         InputError: for an unknown one, one twice, ``none`` beside others, or something after a detector.
     """
     for name in names:
-        check_choice("defence", name, list(DEFENCES))
+        check_choice("defence", name, defence_names())
         if names.count(name) > 1:
             raise InputError(f"defence is {name!r} twice; each only once was expected")
-    if "none" in names and len(names) > 1:
+    if NONE in names and len(names) > 1:
         raise InputError(f"defence is {', '.join(names)}; 'none' only alone was expected")
-    if "explanation_reconstructor" in names[:-1]:
+    if any(map(is_detector, names[:-1])):
         raise InputError(f"defence is {', '.join(names)}; the detector as the last was expected: it watches all others")
     return list(names)
 
@@ -37,39 +37,34 @@ def options_of(names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str
     for pair in given:
         path, equals, text = pair.partition("=")
         defence, dot, option = path.rpartition(".")
-        chosen = defence if dot else names[0]
-        if (
-            not equals
-            or chosen not in options
-            or (len(names) > 1 and not dot)
-            or option not in DEFENCES[chosen].options
-        ):
+        owner = names[0] if len(names) == 1 and not dot else defence
+        if not equals or owner not in names or option not in option_names(owner):
             raise InputError(f"option is {pair!r}; {_expected(names)} was expected")
         try:
-            options[chosen][option] = json.loads(text)
+            options[owner][option] = json.loads(text)
         except json.JSONDecodeError:
-            options[chosen][option] = text
+            options[owner][option] = text
     return options
 
 
 def _expected(names: Sequence[str]) -> str:
     if len(names) > 1:
-        known = [f"{name}.{option}" for name in names for option in DEFENCES[name].options]
+        known = [f"{name}.{option}" for name in names for option in option_names(name)]
         return f"DEFENCE.NAME=VALUE with one of {', '.join(known)}"
-    known = list(DEFENCES[names[0]].options)
+    known = option_names(names[0])
     return f"NAME=VALUE with one of {', '.join(known)}" if known else f"none, since {names[0]} has no options,"
 
 
 def files_of(names: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
-    """The files of trained defences, from ``FILE``, or ``DEFENCE=FILE`` where there are several."""
+    """The files of fitted defences, from ``FILE``, or ``DEFENCE=FILE`` where there are several."""
     files: dict[str, Path] = {}
     for text in given:
         defence, equals, path = text.partition("=")
-        if not equals or defence not in DEFENCES:
-            trained = [name for name in names if DEFENCES[name].trained] or list(names)
-            if len(trained) > 1 or len(given) > 1:
+        if not equals or defence not in defence_names():
+            fitted = [name for name in names if _is_fitted(name)] or list(names)
+            if len(fitted) > 1 or len(given) > 1:
                 raise InputError(f"fitted is {text}; DEFENCE=FILE was expected")
-            defence, path = trained[0], text
+            defence, path = fitted[0], text
         if defence not in names:
             raise InputError(f"fitted is {text}, but {defence} is not among the defences; one of them was expected")
         files[defence] = Path(path)
@@ -80,11 +75,16 @@ def check_file(name: str, wishes: Wishes) -> None:
     """Refuse a file that is missing or means nothing to the defence, and options beside it."""
     if wishes.fitted is None:
         return
-    if not DEFENCES[name].trained:
-        raise InputError(f"fitted is {wishes.fitted}, but defence {name} is not trained; no file was expected")
+    if not _is_fitted(name):
+        raise InputError(f"fitted is {wishes.fitted}, but defence {name} is not fitted; no file was expected")
     if wishes.options:
         raise InputError(
             f"fitted is {wishes.fitted} and option is {next(iter(wishes.options))!r}; a file holds its own options"
         )
     if not wishes.fitted.is_file():
         raise InputError(f"fitted is {wishes.fitted}; an existing file was expected")
+
+
+def _is_fitted(name: str) -> bool:
+    face = face_of(name)
+    return face is not None and face.fitted_on is not None

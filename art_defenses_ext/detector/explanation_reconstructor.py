@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,18 @@ from torch import nn
 
 from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, save_checkpoint
+from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, rebuilding, save_checkpoint
+from art_defenses_ext.base.declared import (
+    Count,
+    Flag,
+    InnerShare,
+    Kind,
+    Positive,
+    Seed,
+    check_declared,
+    one_of,
+    validated,
+)
 from art_defenses_ext.base.layout import shape_with_channels_in_front
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.base.text import shown
@@ -38,13 +49,13 @@ from art_defenses_ext.base.validation import (
     check_choice,
     check_classifier,
     check_count,
-    check_flag,
     check_images,
-    check_inner_share,
+    check_labels,
     check_takes_images,
     check_target,
     differs,
 )
+from art_defenses_ext.defence.face import DefenceFace
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS
 from art_defenses_ext.detector.fitting import fit_network
 from art_defenses_ext.detector.memory import TRAINING_COPIES, check_memory, weight_bytes
@@ -52,11 +63,22 @@ from art_defenses_ext.detector.network import SCALINGS, DetectorNetwork
 from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, SCORES
 from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable, check_runs, device_of, probes
 from art_defenses_ext.estimator.rebuild import gradients_enabled, rebuild
+from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradients.modes import Defence, find_defences
 from art_defenses_ext.training.loop import Settings
 
 
-class ExplanationReconstructor(BinaryInputDetector):
+def _distinct(value: Any) -> Any:
+    """A name, or a list of several."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
+        raise ValueError
+    if len(set(names)) < len(names) or not set(names) <= set(STATISTICS):
+        raise ValueError
+    return value if isinstance(value, str) else list(names)
+
+
+class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
     """A detector that is fitted on benign images alone; ART's detector outside, a differentiable network inside.
 
     Args:
@@ -95,9 +117,27 @@ class ExplanationReconstructor(BinaryInputDetector):
     ((8,), ['classes', 'predictions', 'scores', 'thresholds'])
     """
 
+    name = DetectorNetwork.name
+    title = "Explanation reconstructor: a detector of explanations that look like no benign one's (Ko, Lim 2021)"
+    paper = "https://arxiv.org/abs/2107.10480"
+    gradient_modes = DetectorNetwork.gradient_modes
+    paper_attacks = DetectorNetwork.paper_attacks
+    fitted_on = "train"
+    usual_training = {  # noqa: RUF012
+        "digits": {"nb_epochs": 60, "validation_split": 0.25},  # of 100 images a class: the thresholds need 19
+        "mnist": {},
+        "fashion_mnist": {},
+        "cifar10": {},
+    }
     made_with: ClassVar[tuple[str, ...]] = ("explanation", "scaling", "score", "hidden", "reconstructor")
     """Options that the network is made with: they cannot be set."""
     defence_params: ClassVar[list[str]] = [*made_with, "false_positive_rate"]
+    explanation: Annotated[str | list[str], Kind(f"one of {', '.join(STATISTICS)}, or a list of them,", _distinct)]
+    scaling: Annotated[str, one_of(*SCALINGS)]
+    score: Annotated[str, one_of(*SCORES)]
+    hidden: Count
+    reconstructor: Annotated[str, one_of(*RECONSTRUCTORS)]
+    false_positive_rate: InnerShare
 
     def __init__(
         self,
@@ -113,7 +153,7 @@ class ExplanationReconstructor(BinaryInputDetector):
         check_classifier(classifier)
         check_takes_images(classifier, type(self).__name__)
         self.classifier = classifier
-        self.explanation = list(explanation) if isinstance(explanation, list | tuple) else explanation
+        self.explanation = explanation  # type: ignore[assignment]
         self.scaling, self.score, self.hidden, self.reconstructor = scaling, score, hidden, reconstructor
         self.false_positive_rate = false_positive_rate
         self.training: Training | None = None
@@ -124,19 +164,39 @@ class ExplanationReconstructor(BinaryInputDetector):
         self._check_second_derivative()
         super().__init__(self._as_classifier())
 
+    @classmethod
+    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
+        """The detector for a classifier; its constructor under the name that all defences have.
+
+        Args:
+            classifier: the classifier to watch.
+            **options: the constructor's.
+        """
+        return cls(classifier, **options)
+
+    def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
+        """The classifier with one class more, "rejected", see :func:`.rejecting`.
+
+        Args:
+            classifier: usually the one that is watched.
+        """
+        return rejecting(classifier, self)
+
     @gradients_enabled()
+    @validated
     def fit(
         self,
         x: FloatArray,
         y: IntArray | None = None,
-        batch_size: int = 32,
-        nb_epochs: int = 10,
+        batch_size: Count | None = None,
+        nb_epochs: Count = 10,
         *,
-        learning_rate: float = 1e-3,
-        validation_split: float = 0.1,
-        seed: int = 0,
+        benign: npt.NDArray[np.bool_] | None = None,
+        learning_rate: Positive = 1e-3,
+        validation_split: InnerShare = 0.1,
+        seed: Seed = 0,
         checkpoint: str | Path | None = None,
-        progress: bool = True,
+        progress: Flag = True,
         **kwargs: Any,
     ) -> None:
         """Learn what explanations of benign images look like, and set the thresholds on those held out.
@@ -144,10 +204,13 @@ class ExplanationReconstructor(BinaryInputDetector):
         A fit that breaks off leaves the detector as it was.
 
         Args:
-            x: benign images ``(N, *input_shape)``, float32, in the clip range.
-            y: ART's 0/1 labels (N,) or one-hot (N, 2), 1 for adversarial; only zeros are taken. None for all benign.
-            batch_size: images of each class in a step, in the mean: the autoencoders of all classes are trained
+            x: images ``(N, *input_shape)``, float32, in the clip range.
+            y: class indices (N,) or one-hot rows (N, K), as every defence's ``fit`` takes them; checked, and not used:
+                what is explained is the predicted class. **Departure** from ART, whose detectors take 0 for benign
+                and 1 for adversarial here: that is ``benign``.
+            batch_size: images in a step; None for 32 times K, since the autoencoders of all classes are trained
                 together.
+            benign: which images are benign (N,); the others are left out. None for all of them.
             nb_epochs: passes over the images.
             learning_rate: Adam's step size at the start. **Convention**: it falls to 0 along a cosine, as everywhere
                 here; the authors keep it.
@@ -157,18 +220,18 @@ class ExplanationReconstructor(BinaryInputDetector):
             progress: show a bar.
 
         Raises:
-            InputError: for images that cannot be used, a label 1, a class that no image is predicted as, too few images
+            InputError: for images or labels that cannot be used, a class that no image is predicted as, too few images
                 to set a threshold on, explanations that are all constant, or settings of no use; before any training.
         """
         if kwargs:
             raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; see its documentation")
-        batch_size = check_count("batch_size", batch_size)
         x = check_images(x, self.classifier)
-        check_flag("progress", progress)
-        _check_benign(y, len(x))
-        validation_split = check_inner_share("validation_split", validation_split)
+        nb_classes = self.classifier.nb_classes
+        if y is not None:
+            check_labels(y, nb_classes, len(x))
+        x = x[_benign(benign, len(x))]
         check_memory(*self._sizes(), device_of(self.classifier), TRAINING_COPIES)
-        settings = Settings(nb_epochs, batch_size * self.classifier.nb_classes, learning_rate, seed=seed)
+        settings = Settings(nb_epochs, batch_size or 32 * nb_classes, learning_rate, seed=seed)
         path = None if checkpoint is None else check_target("checkpoint", checkpoint)
         network = self._new_network()  # its own, so that whatever comes in between leaves the former one whole
         training = fit_network(
@@ -240,7 +303,7 @@ class ExplanationReconstructor(BinaryInputDetector):
                     f"{getattr(self, name)!r}; a new one was expected"
                 )
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
-        rate = check_inner_share("false_positive_rate", rate)
+        rate = self.options()["false_positive_rate"].checked("false_positive_rate", rate)
         if self.network.is_fitted:
             self.network.set_rate(rate)
         self.false_positive_rate = rate
@@ -259,7 +322,7 @@ class ExplanationReconstructor(BinaryInputDetector):
             "made for": _made_for(self.classifier)
         }
         training = [] if self.training is None else [vars(self.training)]
-        save_checkpoint(path, DetectorNetwork.defence_name, settings, self.network, self.network.pipeline, training)
+        save_checkpoint(path, DetectorNetwork.name, settings, self.network, self.network.pipeline, training)
 
     @classmethod
     def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
@@ -269,7 +332,7 @@ class ExplanationReconstructor(BinaryInputDetector):
             InputError: as :func:`.load_checkpoint`, and for a classifier with other preprocessing or defences.
         """
         check_classifier(classifier)
-        saved = load_checkpoint(path, DetectorNetwork.defence_name, _pipeline(classifier))
+        saved = load_checkpoint(path, DetectorNetwork.name, _pipeline(classifier))
         settings = dict(saved.settings)
         made_for = settings.pop("made for", None)
         if made_for != _made_for(classifier):
@@ -277,7 +340,7 @@ class ExplanationReconstructor(BinaryInputDetector):
                 f"path is {str(path)!r}, made for {made_for}, and the classifier has {_made_for(classifier)} (clip "
                 "values, mean, std, then its defences); the same were expected"
             )
-        try:
+        with rebuilding(path, cls.__name__):
             detector = cls(classifier, **settings)
             detector.network.make()
             check_kinds(f"path is {str(path)!r}", saved.tensors, detector.network.state_dict())
@@ -286,13 +349,6 @@ class ExplanationReconstructor(BinaryInputDetector):
                 held = saved.training[0]
                 detector.training = Training(held["settings"], [(a, b) for a, b in held["losses"]])
                 detector.network.trainings = [detector.training]
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"path is {str(path)!r}, from which no {cls.__name__} of this version can be built "
-                f"({' '.join(str(error).split())})"
-            ) from error
         return detector
 
     @property
@@ -312,7 +368,7 @@ class ExplanationReconstructor(BinaryInputDetector):
 
     @property
     def _explanations(self) -> list[str]:
-        return self.explanation if isinstance(self.explanation, list) else [self.explanation]  # type: ignore[list-item]
+        return self.explanation if isinstance(self.explanation, list) else [self.explanation]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without ``detector``, which ART would copy with another network inside than ``network``."""
@@ -373,37 +429,22 @@ class ExplanationReconstructor(BinaryInputDetector):
         return found
 
     def _check_params(self) -> None:
-        check_choice("reconstructor", self.reconstructor, RECONSTRUCTORS)
+        check_declared(self)
         known = STATISTICS if self.reconstructor == "statistics" else tuple(EXPLANATIONS)
         for name in self._explanations:
             check_choice("explanation", name, known)
-        if not 0 < len(self._explanations) == len(set(self._explanations)):
-            raise InputError(f"explanation is {self.explanation!r}; distinct ones of {', '.join(known)} were expected")
-        check_choice("scaling", self.scaling, SCALINGS)
-        check_choice("score", self.score, list(SCORES))
-        self.hidden = check_count("hidden", self.hidden)
-        self.false_positive_rate = check_inner_share("false_positive_rate", self.false_positive_rate)
 
 
-def _check_benign(y: Any, count: int) -> None:
-    """Refuse labels with a 1 among them."""
-    if y is None:
-        return
-    expected = f"0/1 labels ({count},), or one-hot ({count}, 2), were expected"
-    if not isinstance(y, np.ndarray | list | tuple):
-        raise InputError(f"y is a {type(y).__name__}; {expected}")
-    labels = np.asarray(y)
-    if labels.shape not in ((count,), (count, 2)):
-        raise InputError(f"y has shape {labels.shape}; {expected}")
-    if not np.isin(labels, (0, 1)).all() or (labels.ndim == 2 and (labels.sum(axis=1) != 1).any()):
-        raise InputError(f"y holds other values than 0 and 1, or rows without a single 1; {expected}")
-    if labels.ndim == 2:
-        labels = labels[:, 1]
-    if labels.any():
-        raise InputError(
-            f"y holds {int(labels.sum())} labels 1 (adversarial); only zeros were expected: the detector learns from "
-            "benign images alone"
-        )
+def _benign(benign: Any, count: int) -> npt.NDArray[np.bool_]:
+    """Which of so many images are benign (N,)."""
+    if benign is None:
+        return np.ones(count, dtype=np.bool_)
+    if not isinstance(benign, np.ndarray) or benign.shape != (count,) or benign.dtype != np.bool_:
+        what = f"{benign.shape} of {benign.dtype}" if isinstance(benign, np.ndarray) else f"a {type(benign).__name__}"
+        raise InputError(f"benign is {what}; truth values ({count},), one an image, were expected")
+    if not benign.any():
+        raise InputError("benign is False for every image; some benign images were expected")
+    return benign
 
 
 def _made_for(classifier: PyTorchClassifier) -> list[Any]:
@@ -415,7 +456,7 @@ def _made_for(classifier: PyTorchClassifier) -> list[Any]:
         numbers.append(None if value is None else np.asarray(value, dtype=np.float32).ravel().tolist())
     others = [one for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)]
     numbers += [[type(one).__name__, {name: getattr(one, name) for name in one.params}] for one in others]
-    numbers += [[one.defence_name, one.describe()] for one in find_defences(classifier)]
+    numbers += [[one.name, one.describe()] for one in find_defences(classifier)]
     plain: list[Any] = json.loads(json.dumps(numbers, default=str))
     return plain
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.base.layout import channels_to_front
+from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.explanations import TINY, maps, statistics
 from art_defenses_ext.detector.reconstructors import (
@@ -46,7 +47,7 @@ class DetectorNetwork(nn.Module, Defence):
             derivative from the classifier with softplus in place of ReLU.
     """
 
-    defence_name = "explanation_reconstructor"
+    name = "explanation_reconstructor"
     gradient_modes = ("exact", "smooth")
     annealable_modes = ("smooth",)
     thresholds: Tensor
@@ -230,6 +231,19 @@ class DetectorNetwork(nn.Module, Defence):
         """
         if not self.is_fitted:
             raise InputError("ExplanationReconstructor is not fitted yet; fit() or load() first was expected")
+
+    @classmethod
+    def paper_attacks(cls) -> tuple[PaperAttack, ...]:
+        """What the authors ran; steps, and that they leave the predicted class, are those of their code."""
+        attacks: dict[str, tuple[str, dict[str, Any]]] = {
+            "FGSM": ("fgsm", {}),
+            "PGD-40": ("pgd_in_pixels", {"step": 0.01, "max_iter": 40}),
+            "MIM": ("pgd_in_pixels", {"step": 0.06, "max_iter": 10, "decay": 1.0}),
+        }
+        return tuple(
+            PaperAttack(f"{name}, gray-box", attack, parameters, labels="predicted")
+            for name, (attack, parameters) in attacks.items()
+        )
 
     def describe(self) -> dict[str, Any]:
         """The options."""

@@ -44,7 +44,8 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_pla
 from art_defenses_ext.evaluation.suite.predictions import nb_labels, predict
 from art_defenses_ext.evaluation.suite.probe import check_graph, probe_attacks
 from art_defenses_ext.evaluation.suite.seeding import seeded
-from art_defenses_ext.evaluation.suite.suites import AttackSpec, attack_set
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import attack_set
 from art_defenses_ext.evaluation.threat import Threat, check_threat
 
 

@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.provenance import Training, Tuning
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import InputError
@@ -26,7 +27,7 @@ class Defence:
     """Mix-in for the object that runs a defence's forward pass: names its backward passes and holds the chosen one.
 
     Attributes:
-        defence_name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
+        name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
         gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
         gradient_mode: the one in force; settable.
         annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which an attacker may anneal.
@@ -35,7 +36,7 @@ class Defence:
         trainings: how it was trained, one after the other, for the report; none if there was nothing to train.
     """
 
-    defence_name: ClassVar[str]
+    name: ClassVar[str]
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact",)
     annealable_modes: ClassVar[tuple[str, ...]] = ()
     surrogate_width: float = 1.0
@@ -53,6 +54,11 @@ class Defence:
         if mode not in self.gradient_modes:
             raise InputError(f"gradient mode {mode!r}: one of {', '.join(self.gradient_modes)} was expected")
         self._gradient_mode = mode
+
+    @classmethod
+    def paper_attacks(cls) -> tuple[PaperAttack, ...]:
+        """What the method's own authors attacked it with; none by default."""
+        return ()
 
     def describe(self) -> dict[str, Any]:
         """The defence's settings, as plain data for a report."""

@@ -60,7 +60,7 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
     True
     """
 
-    defence_name = "surrogate"
+    name = "surrogate"
     gradient_modes = ("exact", "surrogate")
     params = ["apply_fit", "apply_predict"]  # noqa: RUF012 (ART's convention)
 

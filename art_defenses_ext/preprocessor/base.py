@@ -21,7 +21,8 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor, nn
 
 from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
-from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, save_checkpoint
+from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, rebuilding, save_checkpoint
+from art_defenses_ext.base.declared import Count, check_declared
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
 from art_defenses_ext.base.shares import as_shares
 from art_defenses_ext.base.text import shown
@@ -29,12 +30,13 @@ from art_defenses_ext.base.validation import (
     ROUNDING,
     InputError,
     check_classifier,
-    check_count,
     check_flag,
     check_takes_images,
     may_look,
     one_line,
 )
+from art_defenses_ext.defence.face import DefenceFace
+from art_defenses_ext.estimator.defend import defend
 from art_defenses_ext.estimator.pipeline import check_runs, probes
 from art_defenses_ext.estimator.rebuild import HALVES, model_dtype
 from art_defenses_ext.gradients.modes import Defence
@@ -46,10 +48,10 @@ MADE_FOR = "made for"
 """Under this name a file says for which clip values, mean and deviation."""
 
 
-class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
+class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace):
     """A defence in front of a network that it looks into: ART's preprocessor outside, a torch module inside.
 
-    - Images pass in batches of ``batch_size``, whatever ART hands over: ``predict`` sends the whole array at once.
+    - Images pass in chunks of ``chunk_size``, whatever ART hands over: ``predict`` sends the whole array at once.
     - The network is no submodule, so that the defence's own parameters, state and mode are its own. A deepcopy or
       pickle of a defended classifier copies both together; ``rebind`` ties the defence to another one.
     - Under ``no_grad`` nothing is kept for gradients, even by a defence that takes gradients itself.
@@ -61,7 +63,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         std: likewise.
         clip_values: least and largest pixel value.
         channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
-        batch_size: images restored at a time.
+        chunk_size: images restored at a time.
         apply_fit: whether ART applies the defence when it trains the classifier.
         apply_predict: whether ART applies it otherwise.
 
@@ -71,7 +73,9 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
 
     mean: Tensor
     std: Tensor
-    params: ClassVar[list[str]] = ["batch_size", "apply_fit", "apply_predict"]
+    apply_params: ClassVar[tuple[str, ...]] = ("apply_fit", "apply_predict")
+    """Parameters that ART's preprocessors have; whether a defence is applied is no option of its own."""
+    chunk_size: Count
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         std: Numbers = 1.0,
         clip_values: tuple[float, float] = (0.0, 1.0),
         channels_first: bool = True,
-        batch_size: int = 64,
+        chunk_size: int = 64,
         apply_fit: bool = False,
         apply_predict: bool = True,
     ) -> None:
@@ -89,7 +93,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
         self._hold(model, mean, std, clip_values, channels_first)
-        self.batch_size = batch_size
+        self.chunk_size = chunk_size
         self._apply_fit, self._apply_predict = apply_fit, apply_predict  # ART would make a bool of anything
         self._check_params()
 
@@ -113,6 +117,14 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         """
         return cls(**_taken_from(classifier), **options)
 
+    def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
+        """The classifier with the defence before it, behind those that it has, see :func:`.defend`.
+
+        Args:
+            classifier: usually the one that the defence was made for.
+        """
+        return defend(classifier, self)
+
     def save(self, path: str | Path) -> None:
         """Write settings and own parameters to one safetensors file, together with a hash of the network.
 
@@ -121,7 +133,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         """
         settings = {name: getattr(self, name) for name in self.params}
         settings[MADE_FOR] = self._range_and_normalisation()
-        save_checkpoint(path, self.defence_name, settings, self, self.model, self._training_summary())
+        save_checkpoint(path, self.name, settings, self, self.model, self._training_summary())
 
     @classmethod
     def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
@@ -131,21 +143,14 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
             InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`.
         """
         check_classifier(classifier)
-        saved = load_checkpoint(path, cls.defence_name, classifier.model)
+        saved = load_checkpoint(path, cls.name, classifier.model)
         settings = dict(saved.settings)
         made_for = settings.pop(MADE_FOR, None)
-        try:
+        with rebuilding(path, cls.__name__):
             defence = cls.for_classifier(classifier, **settings)
             check_kinds(f"path is {str(path)!r}", saved.tensors, defence.state_dict())
             defence.load_state_dict(saved.tensors)
             defence._take_summary(saved.training)
-        except InputError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"path is {str(path)!r}, from which no {cls.__name__} of this version can be built "
-                f"({' '.join(str(error).split())})"
-            ) from error
         if made_for != defence._range_and_normalisation():
             raise InputError(
                 f"path is {str(path)!r}, made for {made_for}, and the classifier has "
@@ -172,8 +177,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         return self.restore(x)
 
     def describe(self) -> dict[str, Any]:
-        """The options: what ``params`` names beyond those of every defence; of an object its class."""
-        named = {name: getattr(self, name) for name in self.params if name not in RestoringPreprocessor.params}
+        """The options but ``chunk_size``, which changes nothing; of an object its class."""
+        named = {name: getattr(self, name) for name in self.options() if name != "chunk_size"}
         return {name: value if _is_plain(value) else type(value).__name__ for name, value in named.items()}
 
     def shown(self, x: Tensor) -> Tensor:
@@ -181,6 +186,11 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         return as_shares(x.clamp(*self.clip_values), self.clip_values)
 
     # What ART and torch call
+
+    @property
+    def params(self) -> list[str]:
+        """The names that ART's ``set_params`` takes: the declared options, and whether ART applies the defence."""
+        return [*self.options(), *self.apply_params]
 
     @property
     def model(self) -> nn.Module:
@@ -248,7 +258,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         # Not x.requires_grad: inside torch.func's transforms it is False, and the attacker would get no gradient.
         if not torch.is_grad_enabled():
             return self._outside(self._without_gradient(x)), y
-        restored = torch.cat([self.restore_with(batch, self.gradient_mode) for batch in x.split(self.batch_size)])
+        restored = torch.cat([self.restore_with(batch, self.gradient_mode) for batch in x.split(self.chunk_size)])
         return self._outside(restored), y
 
     def rebind(self, classifier: PyTorchClassifier) -> None:
@@ -281,9 +291,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
         self._set(kwargs)
 
     def _check_params(self) -> None:
-        self._set({name: getattr(self, name) for name in self.params if isinstance(getattr(self, name), np.generic)})
-        check_count("batch_size", self.batch_size)
-        for name in ("apply_fit", "apply_predict"):
+        check_declared(self)
+        for name in self.apply_params:
             check_flag(name, getattr(self, name))
 
     # Inside
@@ -322,8 +331,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence):
     def _without_gradient(self, x: Tensor) -> Tensor:
         """Batch by batch into one result, so that memory grows by that alone."""
         restored = torch.empty_like(x)
-        for start in range(0, len(x), self.batch_size):
-            rows = slice(start, start + self.batch_size)
+        for start in range(0, len(x), self.chunk_size):
+            rows = slice(start, start + self.chunk_size)
             restored[rows] = self.restore(x[rows].detach()).detach()
         return restored
 

@@ -16,14 +16,16 @@ table is in docs/methods/feature_autoencoder.md.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.base.declared import Count, one_of
+from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
-from art_defenses_ext.base.validation import InputError, check_choice, check_count
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.gradients.activation import softplus_for_relu
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
@@ -61,10 +63,14 @@ class FeatureAutoencoder(TrainedRestorer):
     (8, 10)
     """
 
-    defence_name = "feature_autoencoder"
+    name = "feature_autoencoder"
     gradient_modes = ("exact", "smooth", "identity")
     annealable_modes = ("smooth",)
-    params: ClassVar[list[str]] = [*TrainedRestorer.params, "architecture", "width", "stem"]
+    title = "Feature autoencoder: a denoiser trained on feature losses (Sivamani 2019)"
+    paper = "https://arxiv.org/abs/1912.04497"
+    architecture: Annotated[str, one_of(*ARCHITECTURES)]
+    width: Count
+    stem: Count
     network_params = (*TrainedRestorer.network_params, "architecture", "width", "stem")
     usual_loss = RestorationLoss(feature_weight=1.0)
     usual_inputs = ("clean", "fgsm", "pgd")
@@ -104,11 +110,14 @@ class FeatureAutoencoder(TrainedRestorer):
 
     def _check_params(self) -> None:
         super()._check_params()
-        check_choice("architecture", self.architecture, ARCHITECTURES)
         if self.architecture == "paper" and self.channels != 1:
             raise InputError(f"channels is {self.channels}; 1 was expected by architecture 'paper'")
-        check_count("width", self.width)
-        check_count("stem", self.stem)
+
+    @classmethod
+    def paper_attacks(cls) -> tuple[PaperAttack, ...]:
+        """FGSM and ART's PGD, as in the authors' code. **Convention**: forty steps, the usual number on MNIST."""
+        steps = {"max_iter": 40, "eps_step": 0.1, "num_random_init": 1}
+        return PaperAttack("FGSM, gray-box", "fgsm"), PaperAttack("PGD-40, gray-box", "pgd", steps)
 
 
 class PaperAutoencoder(nn.Sequential):

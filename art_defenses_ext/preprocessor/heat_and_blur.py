@@ -14,9 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Annotated, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -33,8 +32,10 @@ from art_defenses_ext.attribution.relevance import (
     epsilon_plus_flat,
     relevance,
 )
+from art_defenses_ext.base.declared import Count, Kind, NonNegative, Positive, number, one_of
 from art_defenses_ext.base.layout import channels_to_front
-from art_defenses_ext.base.validation import InputError, check_choice, check_count, check_number
+from art_defenses_ext.base.paper_attack import PaperAttack
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 
@@ -63,6 +64,12 @@ TINY = 1e-12
 LARGEST_SIGMA, SIDE_OF_SIGMA = 2.0, 24
 """The blur by default: a sigma of 2 pixels was chosen at 224 pixels; **Convention**: where that would blur small images
 out of sight, one of a 24th of the shorter side."""
+
+
+def _composite(value: Any) -> Any:
+    if not isinstance(value, Composite) and not (isinstance(value, str) and value in RULES):
+        raise ValueError
+    return value
 
 
 class HeatAndBlur(RestoringPreprocessor):
@@ -113,23 +120,22 @@ class HeatAndBlur(RestoringPreprocessor):
     (8, 10)
     """
 
-    defence_name = "heat_and_blur"
+    name = "heat_and_blur"
     gradient_modes = ("exact", "frozen", "smooth", "identity")
     annealable_modes = ("smooth",)
-    params: ClassVar[list[str]] = [
-        *RestoringPreprocessor.params,
-        "start",
-        "top_k",
-        "rules",
-        "scale",
-        "heat_sigma",
-        "floor",
-        "mix",
-        "sigma",
-        "sharp_sigma",
-        "gain",
-        "passes",
-    ]
+    title = "Heat and Blur: what the network found irrelevant is blurred (Brama, Grinshpoun 2020)"
+    paper = "https://arxiv.org/abs/2003.07573"
+    start: Annotated[str, one_of(*STARTS)]
+    top_k: Count
+    rules: Annotated[str | Composite, Kind(f"one of {', '.join(RULES)}, or a Composite,", _composite)]
+    scale: Annotated[str, one_of(*SCALES)]
+    heat_sigma: NonNegative
+    floor: Annotated[float, number("a number from 0 up to 1", lambda value: 0 <= value < 1)]
+    mix: Annotated[str, one_of(*MIXES)]
+    sigma: Positive | None
+    sharp_sigma: Positive
+    gain: Positive
+    passes: Count
 
     def __init__(
         self,
@@ -209,9 +215,15 @@ class HeatAndBlur(RestoringPreprocessor):
 
     def describe(self) -> dict[str, Any]:
         """The options."""
-        named = {name: getattr(self, name) for name in self.params if not name.startswith(("apply", "batch"))}
-        named["rules"] = self.rules if isinstance(self.rules, str) else repr(self.rules)
-        return {name: value.item() if isinstance(value, np.generic) else value for name, value in named.items()}
+        return super().describe() | {"rules": self.rules if isinstance(self.rules, str) else repr(self.rules)}
+
+    @classmethod
+    def paper_attacks(cls) -> tuple[PaperAttack, ...]:
+        """FGSM and PGD. **Convention**: ten steps without a random start, since their own could not be read."""
+        return (
+            PaperAttack("FGSM, gray-box", "fgsm"),
+            PaperAttack("PGD-10, gray-box", "pgd", {"max_iter": 10, "eps_step": 0.25}),
+        )
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
         """The heatmap, where there is one, and what the network is shown."""
@@ -279,16 +291,6 @@ class HeatAndBlur(RestoringPreprocessor):
 
     def _check_params(self) -> None:
         super()._check_params()
-        for name, known in (("start", STARTS), ("scale", SCALES), ("mix", MIXES)):
-            check_choice(name, getattr(self, name), known)
-        if not isinstance(self.rules, Composite):
-            check_choice("rules", self.rules, tuple(RULES))
-        for name in ("sharp_sigma", "gain") if self.sigma is None else ("sigma", "sharp_sigma", "gain"):
-            check_number(name, getattr(self, name), "a finite number > 0", lambda value: value > 0)
-        check_number("heat_sigma", self.heat_sigma, "a finite number >= 0", lambda value: value >= 0)
-        check_number("floor", self.floor, "a number from 0 up to 1", lambda value: 0 <= value < 1)
-        for name in ("top_k", "passes"):
-            check_count(name, getattr(self, name))
         if self.mix != "blur":
             check_start(self._start(), self.model)
 

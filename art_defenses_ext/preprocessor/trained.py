@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,18 @@ from torch.nn import functional
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.checkpoint import fingerprint
+from art_defenses_ext.base.declared import (
+    Count,
+    Flag,
+    Kind,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+    number,
+    one_of,
+    validated,
+)
 from art_defenses_ext.base.layout import shape_with_channels_in_front
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.base.shares import from_shares
@@ -25,12 +37,8 @@ from art_defenses_ext.base.validation import (
     InputError,
     check_choice,
     check_classifier,
-    check_count,
-    check_flag,
     check_labels,
-    check_number,
     check_outputs,
-    check_share,
     check_takes_images,
     check_target,
     differs,
@@ -45,9 +53,23 @@ from art_defenses_ext.estimator.rebuild import (
 )
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.training.inputs import Networks, TrainingInput, may_be_end_to_end, mixture
+from art_defenses_ext.training.inputs import INPUTS, Networks, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training.loop import Objective, Settings, train
 from art_defenses_ext.training.state import Epoch
+
+
+def _inputs(value: Any) -> Any:
+    """A list of names out of ``INPUTS`` and of functions."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError
+    if not all(kind in INPUTS if isinstance(kind, str) else callable(kind) for kind in value):
+        raise ValueError
+    return value
+
+
+Inputs = Annotated[Sequence[str | TrainingInput], Kind(f"a list of {', '.join(INPUTS)}, or of functions", _inputs)]
+Radius = Annotated[float, number("a share of the clip range, at most 1,", lambda value: 0 < value <= 1)]
+Part = Annotated[float, number("a share from 0 up to 1", lambda value: 0 <= value < 1)]
 
 
 class TrainedRestorer(RestoringPreprocessor):
@@ -81,7 +103,15 @@ class TrainedRestorer(RestoringPreprocessor):
 
     network: nn.Module
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "identity")
-    params: ClassVar[list[str]] = [*RestoringPreprocessor.params, "channels", "leak"]
+    fitted_on = "train"
+    from_classifier: ClassVar[tuple[str, ...]] = ("channels",)
+    usual_training = {  # noqa: RUF012
+        "digits": {"nb_epochs": 60, "batch_size": 32},  # seconds; minutes for the others
+        "mnist": {"nb_epochs": 2},
+        "fashion_mnist": {"nb_epochs": 2},
+    }
+    channels: Count
+    leak: Share
     usual_loss: ClassVar[RestorationLoss]
     """What ``fit`` minimises by default."""
     usual_inputs: ClassVar[tuple[str, ...]]
@@ -102,28 +132,41 @@ class TrainedRestorer(RestoringPreprocessor):
         check_takes_images(check_classifier(classifier), cls.__name__)
         return super().for_classifier(classifier, **(cls._suited_to(classifier) | options))
 
+    @classmethod
+    def training_options(cls) -> dict[str, Kind]:
+        return super().training_options() | {"attack_mode": one_of(*cls.gradient_modes)}
+
+    @classmethod
+    def stages(cls, training: dict[str, Any]) -> list[dict[str, Any]]:
+        """Adversarially trained is what is trained already; its inputs are then those made through the defence."""
+        if not training.get("adversarial", False):
+            return [training]
+        second = {name: value for name, value in training.items() if name != "inputs"}
+        return [training | {"adversarial": False}, second]
+
     @gradients_enabled()
+    @validated
     def fit(
         self,
         x: FloatArray,
         y: IntArray | None = None,
         *,
-        eps: float = 0.1,
-        inputs: Sequence[str | TrainingInput] | None = None,
+        eps: Radius = 0.1,
+        inputs: Inputs | None = None,
         loss: RestorationLoss | None = None,
-        adversarial: bool = False,
+        adversarial: Flag = False,
         attack_mode: str = "exact",
-        nb_epochs: int = 10,
-        batch_size: int = 128,
-        learning_rate: float = 1e-3,
-        weight_decay: float = 0.0,
-        clip_norm: float | None = 1.0,
-        patience: int | None = None,
-        validation_split: float = 0.1,
-        seed: int = 0,
-        mixed_precision: bool | None = None,
+        nb_epochs: Count = 10,
+        batch_size: Count = 128,
+        learning_rate: Positive = 1e-3,
+        weight_decay: NonNegative = 0.0,
+        clip_norm: Positive | None = 1.0,
+        patience: Count | None = None,
+        validation_split: Part = 0.1,
+        seed: Seed = 0,
+        mixed_precision: Flag | None = None,
         checkpoint: str | Path | None = None,
-        progress: bool = True,
+        progress: Flag = True,
     ) -> None:
         """Train the restorer; the classifier stays as it is. A fitted one is trained on from where it is.
 
@@ -151,8 +194,6 @@ class TrainedRestorer(RestoringPreprocessor):
             InputError: for images, labels or settings that cannot be used, before any training.
         """
         check_choice("attack_mode", attack_mode, self.gradient_modes)
-        check_flag("adversarial", adversarial)
-        check_flag("progress", progress)
         settings = Settings(
             nb_epochs, batch_size, learning_rate, weight_decay, clip_norm, patience, seed, mixed_precision
         )
@@ -299,11 +340,6 @@ class TrainedRestorer(RestoringPreprocessor):
         if "network" in self._modules:
             self.network.to(self.device)
 
-    def _check_params(self) -> None:
-        super()._check_params()
-        check_count("channels", self.channels)
-        check_share("leak", self.leak)
-
     def _check_images(self, x: Any) -> None:
         super()._check_images(x)
         nb_channels = x.shape[1 if self.channels_first else 3]
@@ -422,7 +458,6 @@ def _split(
     images: Tensor, labels: Tensor, share: float, seed: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
     """Images and labels to train on, and those held out; None for a share of 0."""
-    share = check_number("validation_split", share, "a share from 0 up to 1", lambda value: 0 <= value < 1)
     if share == 0:
         return (images, labels), None
     count = int(share * len(images))

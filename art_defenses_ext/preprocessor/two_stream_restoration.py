@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import copy
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, Self
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -25,8 +25,10 @@ from torch.nn import functional
 
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.attribution.second_order import check_second_derivative
+from art_defenses_ext.base.declared import Count, one_of
+from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
-from art_defenses_ext.base.validation import InputError, check_choice, check_count
+from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.gradients.activation import softplus_for_relu
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
@@ -91,21 +93,21 @@ class TwoStreamRestoration(TrainedRestorer):
     >>> restorer.fit(x_train[:100], y_train[:100], eps=0.1, nb_epochs=1, progress=False)
     """
 
-    defence_name = "two_stream_restoration"
+    name = "two_stream_restoration"
     gradient_modes = ("exact", "frozen", "smooth", "identity")
     annealable_modes = ("smooth",)
-    params: ClassVar[list[str]] = [
-        *TrainedRestorer.params,
-        "nb_classes",
-        "map",
-        "top_k",
-        "weights",
-        "scale",
-        "gradient_stream",
-        "width",
-        "blocks",
-        "stem",
-    ]
+    title = "TRN: restores from the image and an estimate of the gradient (Hong et al. 2022)"
+    paper = "https://arxiv.org/abs/2202.01117"
+    from_classifier = ("channels", "nb_classes")
+    nb_classes: Count
+    map: Annotated[str, one_of(*MAPS)]
+    top_k: Count
+    weights: Annotated[str, one_of(*WEIGHTS)]
+    scale: Annotated[str, one_of(*SCALES)]
+    gradient_stream: Annotated[str, one_of(*STREAMS)]
+    width: Count
+    blocks: Count
+    stem: Count
     network_params = (
         *TrainedRestorer.network_params,
         *("nb_classes", "map", "top_k", "weights", "scale", "width", "blocks", "stem"),
@@ -129,7 +131,7 @@ class TwoStreamRestoration(TrainedRestorer):
         stem: int = 2,
         **options: Any,
     ) -> None:
-        check_count("nb_classes", nb_classes)
+        self.options()["nb_classes"].checked("nb_classes", nb_classes)
         self.nb_classes, self.map, self.top_k = nb_classes, map, min(3, nb_classes) if top_k is None else top_k
         self.weights, self.scale, self.gradient_stream = weights, scale, gradient_stream
         self.width, self.blocks, self.stem = width, blocks, stem
@@ -235,6 +237,18 @@ class TwoStreamRestoration(TrainedRestorer):
             weights = weights * logits.softmax(dim=1)[:, None]
         return weights if self.map == "stacked" else weights.sum(dim=1, keepdim=True) / classes.shape[1]
 
+    @classmethod
+    def paper_attacks(cls) -> tuple[PaperAttack, ...]:
+        """The paper's kinds. **Convention**: their steps could not be read, and are those of each attack's authors."""
+        attacks: dict[str, dict[str, Any]] = {
+            "FFGSM": {"max_iter": 1, "eps_step": 1.25, "num_random_init": 1},
+            "BIM": {"max_iter": 10, "eps_step": 0.1},
+            "PGD-40": {"max_iter": 40, "eps_step": 0.1, "num_random_init": 1},
+            "MIM": {"max_iter": 10, "eps_step": 0.1, "decay": 1.0},
+        }
+        pgd = (PaperAttack(f"{name}, gray-box", "pgd", parameters) for name, parameters in attacks.items())
+        return (PaperAttack("FGSM, gray-box", "fgsm"), *pgd)
+
     def _map_channels(self) -> int:
         return self.channels * (self.top_k if self.map == "stacked" else 1)
 
@@ -255,12 +269,6 @@ class TwoStreamRestoration(TrainedRestorer):
 
     def _check_params(self) -> None:
         super()._check_params()
-        named = {"map": MAPS, "weights": WEIGHTS, "scale": SCALES, "gradient_stream": STREAMS}
-        for name, known in named.items():
-            check_choice(name, getattr(self, name), known)
-        for name in ("nb_classes", "width", "blocks", "stem"):
-            check_count(name, getattr(self, name))
-        check_count("top_k", self.top_k)
         if self.top_k > self.nb_classes:
             raise InputError(f"top_k is {self.top_k}; at most nb_classes, {self.nb_classes}, was expected")
         if self.map == "sum" and self.weights == "softmax" and self.top_k == self.nb_classes:

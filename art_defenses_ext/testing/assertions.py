@@ -31,7 +31,7 @@ from art_defenses_ext.evaluation.publish.same_attacker import attacker_differenc
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import read_manifest
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 SHOWN = 10

@@ -13,7 +13,8 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,18 +24,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.checkpoint import load_checkpoint, rebuilding, save_checkpoint
+from art_defenses_ext.base.declared import Count, Flag, Kind, Positive, check_declared, number, validated
 from art_defenses_ext.base.logits import named_classes
+from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.provenance import Tuning
-from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import (
-    InputError,
-    check_classifier,
-    check_count,
-    check_flag,
-    check_images,
-    check_labels,
-    check_number,
-)
+from art_defenses_ext.base.validation import InputError, check_classifier, check_images, check_labels
+from art_defenses_ext.defence.face import DefenceFace
 from art_defenses_ext.estimator.pipeline import check_runs, network_input
 from art_defenses_ext.estimator.rebuild import (
     as_model_input,
@@ -48,7 +44,23 @@ from art_defenses_ext.estimator.rebuild import (
 from art_defenses_ext.gradients.activation import ReplaceReLU, check_replaceable, count_relus
 from art_defenses_ext.gradients.modes import Defence
 
-Jump = float | Sequence[float]
+
+def _jumps(value: Any) -> Any:
+    many = isinstance(value, Sequence) and not isinstance(value, str)
+    return [_JUMP.accept(jump) for jump in value] if many else _JUMP.accept(value)
+
+
+def _grid(value: Any) -> list[float]:
+    jumps = [_JUMP.accept(jump) for jump in value] if isinstance(value, Sequence | np.ndarray) else []
+    if not jumps or jumps != sorted(set(jumps)) or jumps[0] == 0:
+        raise ValueError
+    return jumps
+
+
+_JUMP = number("a finite number >= 0", lambda value: value >= 0)
+Jump = Annotated[float | Sequence[float], Kind(_JUMP.expected, _jumps)]
+Grid = Annotated[Sequence[float], Kind("ascending finite numbers > 0", _grid)]
+Drop = Annotated[float, number("a fraction from 0 up to 1", lambda value: 0 <= value < 1)]
 
 NOT_TRAINED = (
     "the JumpReLU network shares its parameters with the undefended one and cannot be trained; "
@@ -144,18 +156,19 @@ class JumpReLUNetwork(nn.Module, Defence):
     Source: arXiv:1904.03750 and the authors' code: every ReLU is replaced, the jump acts in evaluation mode only.
     """
 
-    defence_name = "jump_relu"
+    name = "jump_relu"
     gradient_modes = ("exact", "relu", "smooth")
     annealable_modes = ("smooth",)
 
+    @validated
     def __init__(
-        self, network: nn.Module, jump: Jump, nb_relus: int, width: float | None = None, shared: bool = False
+        self, network: nn.Module, jump: Jump, nb_relus: int, width: Positive | None = None, shared: bool = False
     ) -> None:
         super().__init__()
         self.network = network
         self.nb_relus = nb_relus
         self.jumps = per_layer(jump, nb_relus)
-        self.width = check_width(width)
+        self.width = width
         self.shared = shared
         self.training = network.training
 
@@ -188,6 +201,24 @@ class JumpReLUNetwork(nn.Module, Defence):
         super().train(mode)
         return self
 
+    @classmethod
+    def paper_attacks(cls) -> tuple[PaperAttack, ...]:
+        """What the authors ran: gray-box, made on the undefended network, and white-box, with the native derivative.
+
+        The numbers of iterations are the authors' for MNIST, grey, and CIFAR-10, in colour.
+        """
+        iterations = {"grey": 40, "colour": 7}
+        attacks: dict[str, tuple[str, dict[str, Any]]] = {
+            "IFGSM": ("iterative_fgsm", {"step": 0.01}),
+            "DeepFool linf": ("deep_fool", {"norm": "linf"}),
+            "DeepFool l2": ("deep_fool", {"norm": "l2"}),
+        }
+        return tuple(
+            PaperAttack(f"{name}, {box}-box", attack, own | {"iterations": iterations}, on, bounded=False)  # type: ignore[arg-type]
+            for box, on in (("gray", "undefended"), ("white", "defended"))
+            for name, (attack, own) in attacks.items()
+        )
+
     def undefended_network(self) -> nn.Module:
         """The network with its own ReLUs, which shares all tensors."""
         return self.network
@@ -219,7 +250,7 @@ class TradeOff(NamedTuple):
     accuracy: float
 
 
-class JumpReLU(Transformer):
+class JumpReLU(Transformer, DefenceFace):
     """Retrofit a classifier with the JumpReLU.
 
     Args:
@@ -246,7 +277,17 @@ class JumpReLU(Transformer):
     (True, ('exact', 'relu', 'smooth'))
     """
 
+    name = JumpReLUNetwork.name
+    title = "JumpReLU: a jump retrofitted to every ReLU (Erichson et al. 2019)"
+    paper = "https://arxiv.org/abs/1904.03750"
+    gradient_modes = JumpReLUNetwork.gradient_modes
+    paper_attacks = JumpReLUNetwork.paper_attacks
+    fitted_on = "validation"
+    chosen_by_fit = ("jump",)
     params: list[str] = ["jump", "width", "copy"]  # noqa: RUF012 (ART's convention)
+    jump: Jump
+    width: Positive | None
+    copy: Flag
 
     def __init__(
         self, classifier: PyTorchClassifier, jump: Jump = 1.0, *, width: float | None = None, copy: bool = False
@@ -258,6 +299,57 @@ class JumpReLU(Transformer):
         self.curve: list[TradeOff] = []
         self._tuned: float | None = None
         self._check_params()
+
+    @classmethod
+    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
+        """The defence for a classifier; its constructor under the name that all defences have.
+
+        Args:
+            classifier: trained classifier whose network has ReLUs.
+            **options: the constructor's.
+        """
+        return cls(classifier, **options)
+
+    def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
+        """The classifier with the jump in its network, as ART's call.
+
+        Args:
+            classifier: usually the one given at construction.
+        """
+        return self(transformed_classifier=classifier)
+
+    def save(self, path: str | Path) -> None:
+        """Write the options and what ``fit`` found to one safetensors file, with a hash of the network.
+
+        Args:
+            path: the file, which is replaced as a whole if it is there.
+
+        Raises:
+            InputError: as :func:`.save_checkpoint`.
+        """
+        settings = {name: getattr(self, name) for name in self.params}
+        tuned = [] if self._tuned is None else [{"jump": self._tuned, "curve": self.curve}]
+        save_checkpoint(path, self.name, settings, nn.Module(), self.classifier.model, tuned)
+
+    @classmethod
+    def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
+        """The defence that was saved to ``path``, with its tuned jump and the curve that it was chosen from.
+
+        Args:
+            path: the file.
+            classifier: the one that it was saved with.
+
+        Raises:
+            InputError: as :func:`.load_checkpoint`.
+        """
+        saved = load_checkpoint(path, cls.name, check_classifier(classifier).model)
+        with rebuilding(path, cls.__name__):
+            defence = cls(classifier, **saved.settings)
+            for tuned in saved.training:
+                defence._tuned = tuned["jump"]
+                defence.curve = [TradeOff(float(jump), float(accuracy)) for jump, accuracy in tuned["curve"]]
+                defence._is_fitted = True
+        return defence
 
     def __call__(
         self, x: FloatArray | None = None, transformed_classifier: PyTorchClassifier | None = None
@@ -291,14 +383,15 @@ class JumpReLU(Transformer):
         return {id(one): one for one in shared}
 
     @gradients_enabled()
+    @validated
     def fit(
         self,
         x: FloatArray,
         y: Any = None,
         *,
-        max_accuracy_drop: float = 0.01,
-        jumps: Sequence[float] | None = None,
-        batch_size: int = 256,
+        max_accuracy_drop: Drop = 0.01,
+        jumps: Grid | None = None,
+        batch_size: Count = 256,
         **kwargs: Any,
     ) -> None:
         """Choose the largest jump whose clean accuracy stays within ``max_accuracy_drop`` of the plain network's.
@@ -324,13 +417,10 @@ class JumpReLU(Transformer):
             raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; x, y, max_accuracy_drop, jumps were expected")
         x = check_images(x, self.classifier)
         labels = check_labels(y, self.classifier.nb_classes, len(x))
-        check_accuracy_drop(max_accuracy_drop)
-        batch_size = check_count("batch_size", batch_size)
-        candidates = None if jumps is None else _check_grid(jumps)
         tuning = _Tuning(self.classifier, x, labels, max_accuracy_drop, batch_size)
-        if candidates is None:
-            candidates = np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
-        self.jump = self._tuned = tuning.largest_acceptable(candidates)
+        if jumps is None:
+            jumps = np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
+        self.jump = self._tuned = tuning.largest_acceptable(jumps)
         self.curve = tuning.curve()
         self._is_fitted = True
 
@@ -346,8 +436,7 @@ class JumpReLU(Transformer):
         super().set_params(**kwargs)
 
     def _check_params(self) -> None:
-        check_width(self.width)
-        check_flag("copy", self.copy)
+        check_declared(self)
         per_layer(self.jump, _relus_of(self.classifier))
 
 
@@ -395,37 +484,15 @@ class _Tuning:
 
 
 def per_layer(jump: Jump, nb_relus: int) -> tuple[float, ...]:
-    """The jump of each ReLU call, checked.
+    """The jump of each ReLU call.
 
     Raises:
-        InputError: for a jump below zero or not finite, or another number of jumps than of ReLU calls.
+        InputError: for another number of jumps than of ReLU calls.
     """
-    jumps = tuple(jump) if isinstance(jump, Sequence) and not isinstance(jump, str) else (jump,) * nb_relus
+    jumps = tuple(jump) if isinstance(jump, Sequence) else (jump,) * nb_relus
     if len(jumps) != nb_relus:
         raise InputError(f"jump has {len(jumps)} values; one, or one for each of the {nb_relus} ReLUs, was expected")
-    for one in jumps:
-        check_number("jump", one, "a finite number >= 0", lambda value: value >= 0)
-    return tuple(float(one) for one in jumps)
-
-
-def check_width(width: float | None) -> float | None:
-    """The width of the smooth backward rule, checked: None or a finite number > 0."""
-    if width is None:
-        return None
-    return check_number("width", width, "a finite number > 0, or None,", lambda value: value > 0)
-
-
-def check_accuracy_drop(drop: Any) -> float:
-    """Refuse anything but a fraction in [0, 1)."""
-    return check_number("max_accuracy_drop", drop, "a fraction from 0 up to 1", lambda value: 0 <= value < 1)
-
-
-def _check_grid(jumps: Any) -> list[float]:
-    grid = list(jumps) if isinstance(jumps, Sequence | np.ndarray) else []
-    numbers = all(isinstance(jump, int | float | np.number) and 0 < jump < 1e300 for jump in grid)
-    if not grid or not numbers or sorted(set(grid)) != grid:
-        raise InputError(f"jumps is {shown(jumps)}; ascending finite numbers > 0 were expected")
-    return [float(jump) for jump in grid]
+    return jumps
 
 
 def _relus_of(classifier: PyTorchClassifier) -> int:

@@ -436,7 +436,7 @@ def test_a_step_is_one_pass_forwards(kind: type[RejectionAttack], linear_classif
 class Steps(nn.Module, Defence):
     """Rejects bright images by a number of steps without a slope; its surrogate is a sigmoid of some width."""
 
-    defence_name = "steps"
+    name = "steps"
     gradient_modes = ("exact", "smooth")
     annealable_modes = ("smooth",)
 
@@ -497,7 +497,7 @@ def test_a_surrogate_with_a_width_is_taken_and_narrowed_by_itself(
 class Foreign(Defence, nn.Module):
     """A defence without a width, which notes its mode."""
 
-    defence_name = "foreign"
+    name = "foreign"
     gradient_modes = ("exact", "identity")
 
     def __init__(self) -> None:
@@ -520,7 +520,7 @@ def test_defences_without_a_width_stay_exact(digits_classifier: PyTorchClassifie
     detector = BinaryInputDetector(kind(steps, loss, shape, 2, clip_values=(0.0, 1.0), device_type="cpu"))
     whole = rejecting(jumping, detector)
     defences = find_defences(whole)
-    jump = next(one for one in defences if one.defence_name == "jump_relu")
+    jump = next(one for one in defences if one.name == "jump_relu")
     jump.register_forward_hook(lambda module, *_: seen.add(module.gradient_mode))  # type: ignore[attr-defined]
     attack = SelectivePGD(whole, max_iter=2)
     assert sorted(attack._mode().split("+")) == ["exact", "smooth", "smooth"]  # type: ignore[union-attr]

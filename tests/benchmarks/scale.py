@@ -29,7 +29,7 @@ from art_defenses_ext import JumpReLU, Linf
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.run.folder import read_records
 from art_defenses_ext.evaluation.run.shard import Shard
-from art_defenses_ext.evaluation.suite.suites import PAPERS
+from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
 
@@ -50,7 +50,7 @@ def work(weights: Path, out: Path, shard: Shard, samples: int, attacks: str) -> 
     defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
     repeats = -(-samples // len(digits.test.x))
     x, y = (np.concatenate([one] * repeats)[:samples] for one in (digits.test.x, digits.test.y))
-    chosen = "standard" if attacks == "standard" else [PAPERS["jump_relu"][0]]
+    chosen = "standard" if attacks == "standard" else [paper_specs(JumpReLU)[0]]
     options = {"block_size": BLOCK, "curve_samples": 0, "check_samples": 0, "progress": False}
     begun = time.time()
     evaluate_shard(defended, x, y, Linf(0.1), chosen, shard=shard, out=out, **options)

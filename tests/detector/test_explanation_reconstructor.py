@@ -321,15 +321,9 @@ def test_it_learns_benign_explanations_and_tells_adversarial_ones(
 
 
 @pytest.mark.parametrize(
-    "labels",
-    [
-        lambda n: np.zeros(n, np.int64),
-        lambda n: np.zeros(n, bool),
-        lambda n: [0] * n,
-        lambda n: np.eye(2, dtype=np.float32)[np.zeros(n, int)],
-    ],
+    "labels", [lambda n: np.arange(n) % 3, lambda n: np.eye(3)[np.arange(n) % 3]], ids=["indices", "one-hot"]
 )
-def test_labels_that_say_benign_change_nothing(labels: Callable[[int], Any]) -> None:
+def test_class_labels_change_nothing(labels: Callable[[int], Any]) -> None:
     x = images((1, 4, 4))
     found = []
     for y in (None, labels(len(x))):
@@ -339,25 +333,28 @@ def test_labels_that_say_benign_change_nothing(labels: Callable[[int], Any]) -> 
     assert_same(*found)
 
 
-def with_one(n: int) -> Any:
-    return np.arange(n) == n // 2
+def test_it_learns_from_the_benign_images_alone() -> None:
+    x = images((1, 4, 4))
+    benign = np.arange(len(x)) % 5 != 0
+    detectors = [ExplanationReconstructor(small(), hidden=5, false_positive_rate=0.5) for _ in range(2)]
+    detectors[0].fit(x, benign=benign, **BRIEFLY)
+    detectors[1].fit(x[benign], **BRIEFLY)
+    assert_same(*map(state, detectors))
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"y": lambda y: y + 9}, "y holds labels from 9 to 9; 0 to [0-9]+ were expected"),
+        ({"y": lambda y: np.full((len(y), 2), 0.5)}, "y "),
+        ({"y": lambda y: y[:9]}, "y has 9 labels for 60 images; as many were expected"),
+        ({"y": lambda y: "benign"}, "y is a str; a numpy array was expected"),
         (
-            {"y": lambda y: with_one(len(y)).astype(int)},
-            r"y holds 1 labels 1 \(adversarial\); only zeros were expected",
+            {"benign": np.ones(60, int)},
+            r"benign is \(60,\) of int64; truth values \(60,\), one an image",
         ),
-        ({"y": lambda y: np.eye(2)[with_one(len(y)).astype(int)]}, r"y holds 1 labels 1 \(adversarial\)"),
-        ({"y": lambda y: y + 2}, "y holds other values than 0 and 1"),
-        ({"y": lambda y: np.full(len(y), np.nan)}, "y holds other values than 0 and 1"),
-        ({"y": lambda y: np.full((len(y), 2), 0.5)}, "y holds other values than 0 and 1, or rows without a single 1"),
-        ({"y": lambda y: np.ones((len(y), 2))}, "y holds other values than 0 and 1, or rows without a single 1"),
-        ({"y": lambda y: y[:9]}, r"y has shape \(9,\); 0/1 labels \(60,\), or one-hot \(60, 2\), were expected"),
-        ({"y": lambda y: np.eye(3)[y]}, r"y has shape \(60, 3\); 0/1 labels"),
-        ({"y": lambda y: "benign"}, r"y is a str; 0/1 labels \(60,\)"),
+        ({"benign": [True] * 60}, r"benign is a list; truth values \(60,\)"),
+        ({"benign": np.zeros(60, bool)}, "benign is False for every image"),
         ({"x": lambda x: x.tolist()}, "x is a list; a numpy array was expected"),
         ({"x": lambda x: x.astype(np.float64)}, "x is float64; float32 was expected"),
         ({"x": lambda x: (255 * x).astype(np.uint8)}, "x is uint8; float32 was expected"),
@@ -372,7 +369,7 @@ def with_one(n: int) -> Any:
         ({"nb_epochs": 0}, "nb_epochs is 0; a whole number of at least 1 was expected"),
         ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1 was expected"),
         ({"seed": -1}, "seed is -1; a whole number from 0 to"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 was expected"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0"),
         ({"checkpoint": "nowhere/training"}, "checkpoint is 'nowhere/training'; a file in an existing folder was exp"),
         ({"epochs": 3}, "fit has no argument 'epochs'"),
     ],
@@ -1052,7 +1049,7 @@ def test_gradient_modes_are_reached_from_outside_and_put_back(own: ExplanationRe
     described = own.network.describe()
     assert described == json.loads(json.dumps(described))
     assert not own.network.trainings
-    assert own.network.defence_name == "explanation_reconstructor"
+    assert own.network.name == "explanation_reconstructor"
 
 
 def test_art_s_gradients_are_those_of_autograd(detector: ExplanationReconstructor, x: FloatArray) -> None:

@@ -10,7 +10,8 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext import ExplanationReconstructor, Linf, evaluate
 from art_defenses_ext.attack.orthogonal_pgd import OrthogonalPGD
 from art_defenses_ext.evaluation.results.detection import Detection
-from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
@@ -55,7 +56,7 @@ def orthogonal(classifier: PyTorchClassifier, threat: Linf, seed: int) -> Orthog
 def test_attackers_who_do_not_know_of_it_are_told(
     watched: tuple[PyTorchClassifier, ExplanationReconstructor], mnist: Dataset
 ) -> None:
-    found = detection(watched, mnist, 0.2, list(PAPERS["explanation_reconstructor"]), 500)
+    found = detection(watched, mnist, 0.2, list(paper_specs(ExplanationReconstructor)), 500)
     assert min(row.mean_auc or 0 for row in found.rows) >= 0.75
     assert found.false_positives.interval[0] <= 0.07
 

@@ -40,7 +40,7 @@ class Affine(PreprocessorPyTorch):
 class Squared(nn.Module, Defence, PreprocessorPyTorch):
     """x squared times a parameter; the derivative that an attacker sees is exact or that of the identity."""
 
-    defence_name = "squared"
+    name = "squared"
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "identity")
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Squared(nn.Module, Defence, PreprocessorPyTorch):
 class Inside(nn.Module, Defence):
     """The identity, inside a network; the derivative that an attacker sees is exact or doubled."""
 
-    defence_name = "inside"
+    name = "inside"
     gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "double")
 
     def forward(self, x: Tensor) -> Tensor:

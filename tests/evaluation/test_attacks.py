@@ -23,23 +23,24 @@ from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.defence.registry import installed, load_face
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.scale import normalisation_scale
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.suites import (
     DETECTOR_LADDER,
     FULL,
-    PAPERS,
     SETS,
     STANDARD,
     WHITE_BOX,
     AttackSpec,
     attack_set,
-    normalisation_scale,
 )
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset
 
-JUMP_RELU = PAPERS["jump_relu"]
+JUMP_RELU = paper_specs(JumpReLU)
 OWN = AttackSpec("own", lambda classifier, threat, seed: FastGradientMethod(classifier), "of one's own")
 
 
@@ -59,7 +60,7 @@ def wrap(input_shape: tuple[int, ...], preprocessing: Any) -> PyTorchClassifier:
 
 
 def test_names_are_unique_across_all_that_may_run_together() -> None:
-    for papers in PAPERS.values():
+    for papers in (paper_specs(load_face(name)) for name in installed()):
         names = [spec.name for spec in papers + FULL]
         assert len(set(names)) == len(names)
 
@@ -71,7 +72,7 @@ def test_each_attack_says_what_it_is_for(spec: AttackSpec) -> None:
 
 
 def test_the_papers_of_heat_and_blur_do_not_know_of_the_defence() -> None:
-    for spec in PAPERS["heat_and_blur"]:
+    for spec in paper_specs(HeatAndBlur):
         assert (spec.source, spec.crafted_on, spec.samples, spec.bounded) == ("paper", "undefended", "all", True)
 
 
@@ -204,7 +205,7 @@ def test_a_detector_s_rungs_serve_every_threshold(beside: PyTorchClassifier) -> 
 
 
 def test_the_papers_of_the_reconstructor_take_steps_of_the_authors_sizes(digits_classifier: PyTorchClassifier) -> None:
-    specs = PAPERS["explanation_reconstructor"]
+    specs = paper_specs(ExplanationReconstructor)
     assert [spec.name.split(",")[0] for spec in specs] == ["FGSM", "PGD-40", "MIM"]
     for spec in specs:
         assert (spec.source, spec.crafted_on, spec.samples, spec.labels) == ("paper", "undefended", "all", "predicted")

@@ -39,8 +39,9 @@ from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.summary import AttackRow, summarise
 from art_defenses_ext.evaluation.run.folder import COSTS, RECORDS, read_records
 from art_defenses_ext.evaluation.suite.attacker import EOT_DRAWS, VOTES, Attacker
+from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, make_plan
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, PAPERS, STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, STANDARD, WHITE_BOX, AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
@@ -51,7 +52,7 @@ Act = Callable[[FloatArray, FloatArray], Any]
 
 # An evaluation of seconds: all the papers' attacks, and each kind of the ladder's with few steps.
 ATTACKS = (
-    *PAPERS["jump_relu"],
+    *paper_specs(JumpReLU),
     AttackSpec("FGSM", lambda c, threat, seed: FastGradientMethod(c, threat.norm, threat.eps), "one step"),
     AttackSpec(
         "PGD",
@@ -1026,7 +1027,7 @@ def reconstructor(digits_classifier: PyTorchClassifier, digits: Dataset) -> Expl
 
 
 # Whatever knows what the last class means: none of ART's own.
-SEEING = [spec for spec in ATTACKS[len(PAPERS["jump_relu"]) :] if spec.name in ("PGD", "transfer", "noise")]
+SEEING = [spec for spec in ATTACKS[len(paper_specs(JumpReLU)) :] if spec.name in ("PGD", "transfer", "noise")]
 
 
 def test_a_detector_that_flags_nothing_changes_no_figure(
@@ -1123,7 +1124,7 @@ def test_the_standard_set_beside_a_detector(
 ) -> None:
     """Every attack runs, those against the detector on all images and on the surrogate; the naive one has it not."""
     brief = [replace(spec, build=lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 2, seed=seed)) for spec in STANDARD]
-    attacks = [*brief, *PAPERS["explanation_reconstructor"], *DETECTOR_LADDER[:1]]
+    attacks = [*brief, *paper_specs(ExplanationReconstructor), *DETECTOR_LADDER[:1]]
     report = evaluate(
         digits_classifier, x[:6], y[:6], Linf(EPS), attacks, curve_samples=2, check_samples=0, detector=reconstructor
     )
@@ -1135,7 +1136,7 @@ def test_the_standard_set_beside_a_detector(
     assert (selective.forward, selective.backward) == (100 * 4 + 3, 100 * 3 + 1)
     assert report.summary.detection is not None
     knows = {one.key: one.knows for one in report.summary.detection.rows}
-    papers = [spec.name for spec in PAPERS["explanation_reconstructor"]]
+    papers = [spec.name for spec in paper_specs(ExplanationReconstructor)]
     assert knows == {"transfer PGD-40": "zero", **dict.fromkeys(papers, "zero"), "selective PGD [smooth]": "perfect"}
     assert {name for one in report.examples for name in one.views} <= {"explanation", "reconstruction"}
     naive = evaluate(
@@ -1169,7 +1170,7 @@ def test_the_papers_of_the_reconstructor_leave_the_class_that_the_bare_network_p
 ) -> None:
     """So what the network has wrong is not dug into, but moved away from."""
     wrong = (predicted(digits_classifier, x) + 1) % 10  # another class than the one predicted, for each image
-    fgsm = PAPERS["explanation_reconstructor"][0]
+    fgsm = paper_specs(ExplanationReconstructor)[0]
     records = [
         evaluate(digits_classifier, x, labels, Linf(EPS), [fgsm], curve_samples=0, detector=reconstructor).records
         for labels in (y, wrong)

@@ -16,11 +16,13 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import L2, AttackSpec, HeatAndBlur, Linf, evaluate
+from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.report.figures.examples import examples_figure
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.attacker import for_any_attack
-from art_defenses_ext.evaluation.suite.suites import FULL, PAPERS
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.suites import FULL
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -142,7 +144,10 @@ def test_features_without_a_range_are_not_asked_to_turn_grey() -> None:
 def test_the_papers_steps_are_shares_of_the_range_where_nothing_normalises(name: str) -> None:
     """Their sizes are pixel values of [0, 1]: of 256 grey levels they would be next to nothing."""
     specs = [
-        spec for method in ("jump_relu", "explanation_reconstructor") for spec in PAPERS[method] if spec.name == name
+        spec
+        for method in ("jump_relu", "explanation_reconstructor")
+        for spec in paper_specs(load_face(method))
+        if spec.name == name
     ]
     sizes = []
     for width in (1.0, 256.0):

@@ -7,7 +7,7 @@ import gc
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext import Linf, as_module, defend
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.declared import NonNegative
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.evaluation.evaluate import run_key
@@ -47,9 +48,9 @@ OPTIONS: dict[str, Any] = {
 class Pushed(RestoringPreprocessor):
     """Moves an image along the network's own gradient, so that an attacker needs second derivatives."""
 
-    defence_name = "pushed"
+    name = "pushed"
     gradient_modes = ("exact", "identity")
-    params: ClassVar[list[str]] = [*RestoringPreprocessor.params, "step"]
+    step: NonNegative
 
     def __init__(self, model: nn.Module, *, step: float = 0.1, **options: Any) -> None:
         self.step = step
@@ -62,11 +63,6 @@ class Pushed(RestoringPreprocessor):
             confidence = self.model(self._normalised(at)).logsumexp(dim=1).sum()
             (slope,) = torch.autograd.grad(confidence, at, create_graph=wanted)
             return at + self.step * slope.tanh()
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        if self.step < 0:
-            raise InputError(f"step is {self.step!r}; a number >= 0 was expected")
 
 
 Defended = Callable[..., PyTorchClassifier]
@@ -123,16 +119,16 @@ def restoring(defence: Any, note: Callable[[Tensor], None]) -> Iterator[None]:
 def test_the_size_of_the_batches_does_not_matter(
     before: Defended, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
 ) -> None:
-    at_once = before(own_classifier, batch_size=64)
-    for batch_size in (1, 7):
-        by_batch = before(own_classifier, batch_size=batch_size)
+    at_once = before(own_classifier, chunk_size=64)
+    for chunk_size in (1, 7):
+        by_batch = before(own_classifier, chunk_size=chunk_size)
         np.testing.assert_allclose(the_defence(by_batch)(x)[0], the_defence(at_once)(x)[0], atol=1e-6)
         np.testing.assert_allclose(by_batch.predict(x), at_once.predict(x), rtol=1e-4, atol=1e-4)
     own_classifier.model.double()
     for mode in gradient_modes(at_once):
         expected = gradient_in(mode, at_once, x, y)
-        for batch_size in (1, 7):
-            by_batch = before(own_classifier, batch_size=batch_size)
+        for chunk_size in (1, 7):
+            by_batch = before(own_classifier, chunk_size=chunk_size)
             np.testing.assert_allclose(gradient_in(mode, by_batch, x, y), expected, atol=1e-6 * np.abs(expected).max())
 
 
@@ -145,7 +141,7 @@ def gradient_in(mode: str, classifier: PyTorchClassifier, x: FloatArray, y: Floa
 def test_predict_restores_no_more_than_a_batch_at_a_time(
     before: Defended, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    defended = before(digits_classifier, batch_size=64)
+    defended = before(digits_classifier, chunk_size=64)
     sizes: list[int] = []
     with restoring(the_defence(defended), lambda batch: sizes.append(len(batch))):
         defended.predict(digits.test.x[:150], batch_size=1000)
@@ -153,7 +149,7 @@ def test_predict_restores_no_more_than_a_batch_at_a_time(
 
 
 def test_gradients_are_taken_by_batches_too(before: Defended, digits_classifier: PyTorchClassifier, x: Any) -> None:
-    defended = before(digits_classifier, batch_size=10)
+    defended = before(digits_classifier, chunk_size=10)
     sizes: list[int] = []
     with restoring(the_defence(defended), lambda batch: sizes.append(len(batch))):
         defended.class_gradient(x, label=1)
@@ -165,7 +161,7 @@ def test_predict_keeps_nothing_of_a_batch_but_the_result(
 ) -> None:
     """Before each batch there are as many tensors as before the one before, and no bytes more."""
     x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    defence = the_defence(before(digits_classifier, batch_size=4))
+    defence = the_defence(before(digits_classifier, chunk_size=4))
     alive: list[tuple[int, int]] = []
     gc.collect()
     gc.disable()  # what only the collector would free counts as kept
@@ -656,7 +652,7 @@ def test_an_option_that_is_set_takes_effect(kind: Any, own_classifier: PyTorchCl
     cls, options = kind
     defence = cls.for_classifier(own_classifier, **options)
     changed: dict[str, Any] = {"step": 0.4} if cls is Pushed else {"mix": "strength", "sigma": 0.6, "passes": 2}
-    changed |= {"batch_size": 3, "apply_fit": True, "apply_predict": False}
+    changed |= {"chunk_size": 3, "apply_fit": True, "apply_predict": False}
     defence.set_params(**changed)
     assert {name: getattr(defence, name) for name in changed} == changed
     expected = cls.for_classifier(own_classifier, **(options | changed))
@@ -667,22 +663,22 @@ def test_an_option_that_is_set_takes_effect(kind: Any, own_classifier: PyTorchCl
 def test_every_option_can_be_set(kind: Any, own_classifier: PyTorchClassifier) -> None:
     cls, options = kind
     defence = cls.for_classifier(own_classifier, **options)
-    assert set(options) | {"batch_size", "apply_fit", "apply_predict"} == set(cls.params)
-    defence.set_params(**{name: getattr(defence, name) for name in cls.params})
+    assert set(options) | {"chunk_size", "apply_fit", "apply_predict"} == set(defence.params)
+    defence.set_params(**{name: getattr(defence, name) for name in defence.params})
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, True, "many", None])
 def test_a_bad_value_is_refused_and_changes_nothing(before: Defended, own_classifier: Any, wrong: Any) -> None:
-    defence = the_defence(before(own_classifier, batch_size=5))
-    settings = {name: getattr(defence, name) for name in type(defence).params}
+    defence = the_defence(before(own_classifier, chunk_size=5))
+    settings = {name: getattr(defence, name) for name in defence.params}
     for good in ({"apply_fit": True}, {}):
-        with pytest.raises(InputError, match="batch_size is"):
-            defence.set_params(**good, batch_size=wrong)
-        assert {name: getattr(defence, name) for name in type(defence).params} == settings
+        with pytest.raises(InputError, match="chunk_size is"):
+            defence.set_params(**good, chunk_size=wrong)
+        assert {name: getattr(defence, name) for name in defence.params} == settings
     for flag in ("apply_fit", "apply_predict"):
         with pytest.raises(InputError, match=f"{flag} is 1; True or False was expected"):
-            defence.set_params(batch_size=7, **{flag: 1})
-        assert {name: getattr(defence, name) for name in type(defence).params} == settings
+            defence.set_params(chunk_size=7, **{flag: 1})
+        assert {name: getattr(defence, name) for name in defence.params} == settings
 
 
 @pytest.mark.parametrize("floor", ["low", None, [0.1], 1.0, -0.1, float("nan"), True])
@@ -694,10 +690,10 @@ def test_a_value_of_any_type_is_refused_and_changes_nothing(own_classifier: PyTo
 
 
 def test_an_unknown_option_is_refused_and_changes_nothing(before: Defended, own_classifier: Any) -> None:
-    defence = the_defence(before(own_classifier, batch_size=5))
+    defence = the_defence(before(own_classifier, chunk_size=5))
     with pytest.raises(InputError, match="clip_values, strength: no parameter of"):
-        defence.set_params(batch_size=6, strength=1, clip_values=(0, 2))
-    assert defence.batch_size == 5
+        defence.set_params(chunk_size=6, strength=1, clip_values=(0, 2))
+    assert defence.chunk_size == 5
 
 
 # What cannot be used
@@ -724,7 +720,7 @@ def with_numpy_preprocessing(classifier: PyTorchClassifier) -> PyTorchClassifier
         ({"clip_values": (float("nan"), 1.0)}, r"\(low, high\) with low < high"),
         ({"clip_values": None}, r"clip_values is None; \(low, high\)"),
         ({"clip_values": (0.0,)}, r"clip_values is \(0.0,\); \(low, high\)"),
-        ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1"),
+        ({"chunk_size": 0}, "chunk_size is 0; a whole number of at least 1"),
         ({"apply_fit": "yes"}, "apply_fit is 'yes'; True or False"),
     ],
 )

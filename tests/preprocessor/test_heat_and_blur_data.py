@@ -8,7 +8,8 @@ import pytest
 
 from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.evaluation.suite.suites import PAPERS, AttackSpec
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.suites import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
 
@@ -36,7 +37,7 @@ def test_an_adaptive_attacker_leaves_little_of_it(name: str, data_root: Path) ->
     plain = load_classifier(dataset, None, data_root / "weights" / weights)
     defended = defend(plain, HeatAndBlur.for_classifier(plain))
     x, y = dataset.test.x[:samples], dataset.test.y[:samples]
-    attacks = [PGD, *PAPERS["heat_and_blur"]]
+    attacks = [PGD, *paper_specs(HeatAndBlur)]
     report = evaluate(
         defended, x, y, Linf(eps), attacks, block_size=10, curve_samples=0, check_samples=0, progress=False
     )

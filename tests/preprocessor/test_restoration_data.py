@@ -12,8 +12,8 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext import FeatureAutoencoder, Linf, TwoStreamRestoration, defend
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.predictions import predict
-from art_defenses_ext.evaluation.suite.suites import PAPERS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training.inputs import pgd
 from art_defenses_ext.zoo.classifiers import load_classifier
@@ -42,7 +42,7 @@ def accuracy(classifier: PyTorchClassifier, x: FloatArray, dataset: Dataset) -> 
 
 def gray_box(classifier: PyTorchClassifier, dataset: Dataset) -> FloatArray:
     """The paper's PGD, made on the bare classifier."""
-    (spec,) = [one for one in PAPERS["feature_autoencoder"] if one.name.startswith("PGD")]
+    (spec,) = [one for one in paper_specs(FeatureAutoencoder) if one.name.startswith("PGD")]
     labels = np.eye(10, dtype=np.float32)[dataset.test.y[:MEASURED]]
     found: FloatArray = spec.build(classifier, Linf(EPS), 0).generate(dataset.test.x[:MEASURED], labels)
     return found

@@ -492,17 +492,17 @@ def test_training_that_breaks_down_leaves_the_former_weights(
         ),
         ({"attack_mode": "estimated"}, "attack_mode is 'estimated'; one of exact, .*identity was expected"),
         ({"attack_mode": None}, "attack_mode is None; one of exact, "),
-        ({"inputs": ["clean", "cw"]}, "inputs names 'cw'; one of clean, .* was expected"),
-        ({"inputs": "clean"}, "inputs is 'clean'; a list of clean, .*, or of functions, was expected"),
-        ({"inputs": []}, r"inputs is \[\]; a list of clean, .*, or of functions, was expected"),
-        ({"inputs": [3]}, "inputs holds 3; one of clean, .*, or a function, was expected"),
+        ({"inputs": ["clean", "cw"]}, r"inputs is .*; a list of clean, .*, or of functions, or None, was expected"),
+        ({"inputs": "clean"}, "inputs is 'clean'; a list of clean, .*, or of functions, or None, was expected"),
+        ({"inputs": []}, r"inputs is \[\]; a list of clean, .*, or of functions, or None, was expected"),
+        ({"inputs": [3]}, "inputs is .*; a list of clean, .*, or of functions, or None, was expected"),
         ({"loss": "l1"}, "loss is 'l1'; a RestorationLoss was expected"),
-        ({"eps": 0.0}, "eps is 0.0; a finite number > 0 was expected"),
-        ({"eps": float("nan")}, "eps is nan; a finite number > 0 was expected"),
+        ({"eps": 0.0}, "eps is 0.0; a share of the clip range, at most 1, was expected"),
+        ({"eps": float("nan")}, "eps is nan; a share of the clip range, at most 1, was expected"),
         ({"nb_epochs": 0}, "nb_epochs is 0; a whole number of at least 1 was expected"),
         ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1 was expected"),
         ({"seed": -1}, "seed is -1; a whole number from 0 to"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 was expected"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 that float32 holds"),
         ({"checkpoint": "nowhere/training"}, "checkpoint is 'nowhere/training'; a file in an existing folder was exp"),
     ],
 )
@@ -564,7 +564,7 @@ def test_an_untrained_restorer_refuses_images_and_is_not_saved(
 def test_it_is_saved_and_loaded_with_how_it_was_trained(
     own: TrainedRestorer, own_classifier: PyTorchClassifier, few: Any, x: FloatArray, tmp_path: Path
 ) -> None:
-    own.set_params(batch_size=5, apply_fit=True)
+    own.set_params(chunk_size=5, apply_fit=True)
     own.fit(*few, **BRIEFLY | {"inputs": ["clean", by_two]})
     own.fit(*few, **BRIEFLY | {"inputs": ["clean", "end_to_end"]}, adversarial=True, attack_mode="identity")
     own.save(tmp_path / "defence")
@@ -594,7 +594,7 @@ def test_files_that_hold_something_else_are_refused(
     with pytest.raises(InputError, match="an ART PyTorchClassifier was expected"):
         cls.load(path, classifier=digits_classifier.model)
     for another in {FeatureAutoencoder, TwoStreamRestoration, HeatAndBlur} - {cls}:
-        with pytest.raises(InputError, match=f"which holds a {cls.defence_name}; a {another.defence_name} was exp"):
+        with pytest.raises(InputError, match=f"which holds a {cls.name}; a {another.name} was exp"):
             another.load(path, classifier=digits_classifier)
     written = path.read_bytes()
     for content in (written[: len(written) // 2], written[:5], b"", pickle.dumps(weights(trained)), b"\x00" * 500):
@@ -665,20 +665,20 @@ def test_what_the_network_was_made_for_cannot_be_set(own: TrainedRestorer, x: Fl
     for name in own.network_params:
         value = other.get(name, 7)
         with pytest.raises(InputError, match=f"^{name} is {value!r}, and the network was made for"):
-            own.set_params(**{"batch_size": 3, name: value})
+            own.set_params(**{"chunk_size": 3, name: value})
         assert {one: getattr(own, one) for one in own.params} == settings
     own.set_params(**settings)
-    own.set_params(batch_size=3, apply_fit=True, apply_predict=False)
-    assert (own.batch_size, own.apply_fit, own.apply_predict) == (3, True, False)
+    own.set_params(chunk_size=3, apply_fit=True, apply_predict=False)
+    assert (own.chunk_size, own.apply_fit, own.apply_predict) == (3, True, False)
     np.testing.assert_allclose(own(x)[0], expected, atol=1e-6)
 
 
 def test_unknown_options_and_bad_values_are_refused(own: TrainedRestorer) -> None:
     with pytest.raises(InputError, match="history, strength: no parameter of"):
-        own.set_params(batch_size=6, strength=1, history=[])
-    with pytest.raises(InputError, match="batch_size is 0"):
-        own.set_params(batch_size=0)
-    assert own.batch_size != 6
+        own.set_params(chunk_size=6, strength=1, history=[])
+    with pytest.raises(InputError, match="chunk_size is 0"):
+        own.set_params(chunk_size=0)
+    assert own.chunk_size != 6
 
 
 def test_images_of_other_channels_are_refused(trained: TrainedRestorer, x: FloatArray) -> None:
@@ -768,8 +768,8 @@ def test_the_size_of_the_batches_does_not_matter(
     own_classifier.model.double()
     defended = defend(own_classifier, own)
     found = []
-    for batch_size in (64, 7, 1):
-        own.set_params(batch_size=batch_size)
+    for chunk_size in (64, 7, 1):
+        own.set_params(chunk_size=chunk_size)
         found.append((own(x)[0], defended.predict(x), defended.loss_gradient(x, y)))
     for result in found[1:]:
         for one, expected in zip(result, found[0], strict=True):
@@ -779,7 +779,7 @@ def test_the_size_of_the_batches_does_not_matter(
 def test_predict_keeps_nothing_of_a_batch_but_the_result(trained: TrainedRestorer) -> None:
     """Before each batch there are as many tensors as before the one before, and no bytes more."""
     restorer = copy.copy(trained)
-    restorer.batch_size = 4
+    restorer.chunk_size = 4
     alive: list[tuple[int, int]] = []
     handle = restorer.network.register_forward_pre_hook(lambda *_: alive.append(living_tensors()))
     gc.collect()

@@ -497,7 +497,7 @@ def test_a_defended_classifier_keeps_its_defences(x: Any) -> None:
     transformed = JumpReLU(defend(classifier, earlier), 0.3)()
     assert transformed.preprocessing_defences == [earlier]
     assert undefended(transformed) is classifier
-    assert [defence.defence_name for defence in find_defences(transformed)] == ["jump_relu"]
+    assert [defence.name for defence in find_defences(transformed)] == ["jump_relu"]
 
 
 def test_the_settings_can_be_described() -> None:

@@ -102,7 +102,7 @@ def test_tuning_leaves_the_classifier_as_it_is(own_classifier: PyTorchClassifier
         ({"max_accuracy_drop": 1}, "max_accuracy_drop is 1; a fraction"),
         ({"max_accuracy_drop": float("nan")}, "max_accuracy_drop is nan"),
         ({"max_accuracy_drop": "1 %"}, "max_accuracy_drop is '1 %'"),
-        ({"jumps": []}, r"jumps is \[\]; ascending finite numbers > 0 were expected"),
+        ({"jumps": []}, r"jumps is \[\]; ascending finite numbers > 0, or None, was expected"),
         ({"jumps": [0.0, 0.1]}, r"jumps is \[0\.0, 0\.1\]"),
         ({"jumps": [0.2, 0.1]}, "ascending"),
         ({"jumps": [0.1, 0.1]}, "ascending"),

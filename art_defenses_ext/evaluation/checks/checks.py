@@ -20,7 +20,7 @@ from art_defenses_ext.evaluation.records.not_finite import NotFinite
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
-from art_defenses_ext.evaluation.suite.suites import Kind
+from art_defenses_ext.evaluation.suite.spec import Kind
 
 TOLERATED = 0.01
 """The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's

@@ -36,7 +36,7 @@ def describe_run(
     found = find_defences(classifier)
     return RunDescription(
         settings=settings,
-        defences=[{"name": defence.defence_name} | defence.describe() for defence in found] + _foreign(classifier),
+        defences=[{"name": defence.name} | defence.describe() for defence in found] + _foreign(classifier),
         tunings=[defence.tuning for defence in found if defence.tuning is not None],
         trainings=[training for defence in found for training in defence.trainings],
         modes=list(attacker.modes),

@@ -22,7 +22,7 @@ from art_defenses_ext.evaluation.run.code_hash import code_hash
 from art_defenses_ext.evaluation.run.identity import Identity
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.suites import AttackSpec, Build
+from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 FORMAT = 3

@@ -11,7 +11,8 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.suite.attacker import Attacker
-from art_defenses_ext.evaluation.suite.suites import WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.evaluation.threat import Threat, radius_to_grey
 
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)

@@ -18,7 +18,7 @@ from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import InputError, one_line
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.gradients.modes import gradient_mode
 
 LEAST: dict[str, Any] = {"max_iter": 1, "max_queries": 2, "nb_draws": 1, "nb_runs": 1, "nb_starts": 1, "eot": 1}

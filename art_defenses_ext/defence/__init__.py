@@ -1,0 +1,1 @@
+"""What every defence offers, and which are installed."""

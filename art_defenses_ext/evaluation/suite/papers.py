@@ -1,0 +1,121 @@
+"""The attacks that defences' own authors ran, made from what each defence declares."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from art.attacks.attack import EvasionAttack
+from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_pytorch import (
+    ProjectedGradientDescentPyTorch,
+)
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.base.layout import shape_with_channels_in_front
+from art_defenses_ext.base.paper_attack import PaperAttack
+from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.defence.face import DefenceFace
+from art_defenses_ext.evaluation.suite.scale import clip_width, normalisation_scale
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.threat import Threat
+from art_defenses_ext.gradients.modes import Defence, find_defences
+
+
+def fgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    """A single step of the threat's size."""
+    return IterativeFGSM(classifier, threat.eps, 1, norm=threat.norm)
+
+
+def _pgd(classifier: PyTorchClassifier, threat: Threat, seed: int, *, eps_step: float, **options: Any) -> EvasionAttack:
+    """ART's PGD, with steps of a share of eps."""
+    step = eps_step * threat.eps
+    return ProjectedGradientDescentPyTorch(classifier, threat.norm, threat.eps, eps_step=step, verbose=False, **options)
+
+
+def _pgd_in_pixels(
+    classifier: PyTorchClassifier, threat: Threat, seed: int, *, step: float, **options: Any
+) -> EvasionAttack:
+    """ART's PGD with steps of a share of the clip range, whatever eps is.
+
+    **Convention** for other norms, which the paper does not know: the same share of eps as at its eps of 0.1.
+    """
+    eps_step = step * clip_width(classifier) if threat.separable else step / 0.1 * threat.eps
+    return ProjectedGradientDescentPyTorch(
+        classifier, threat.norm, threat.eps, eps_step=eps_step, verbose=False, **options
+    )
+
+
+def _iterative_fgsm(
+    classifier: PyTorchClassifier, threat: Threat, seed: int, *, step: float, iterations: dict[str, int]
+) -> EvasionAttack:
+    """Signed steps of the normalised input, whatever the threat."""
+    scale = normalisation_scale(classifier)
+    return IterativeFGSM(classifier, step, iterations[_colours(classifier)], scale=scale)
+
+
+def _deep_fool(
+    classifier: PyTorchClassifier, threat: Threat, seed: int, *, norm: str, iterations: dict[str, int]
+) -> EvasionAttack:
+    """DeepFool in the normalised input, whatever the threat."""
+    return DeepFoolLp(classifier, norm, iterations[_colours(classifier)], scale=normalisation_scale(classifier))
+
+
+def _colours(classifier: PyTorchClassifier) -> str:
+    return "grey" if shape_with_channels_in_front(classifier)[0] == 1 else "colour"
+
+
+ATTACKS: dict[str, Callable[..., EvasionAttack]] = {
+    "fgsm": fgsm,
+    "pgd": _pgd,
+    "pgd_in_pixels": _pgd_in_pixels,
+    "iterative_fgsm": _iterative_fgsm,
+    "deep_fool": _deep_fool,
+}
+"""By the name that :class:`.PaperAttack` gives: (classifier, threat, seed, parameters) -> attack."""
+
+
+def paper_specs(defence: Defence | type[Defence | DefenceFace]) -> tuple[AttackSpec, ...]:
+    """The attacks of a defence's paper; they run on all samples.
+
+    Raises:
+        InputError: for one that names an unknown attack.
+    """
+    return tuple(map(_spec_of, defence.paper_attacks()))
+
+
+def specs_of_papers(classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
+    """Those of every defence that a classifier has; a name that two of them use gets the defence's behind it."""
+    defences = {defence.name: defence for defence in find_defences(classifier)}
+    named = [(name, spec) for name, defence in defences.items() for spec in paper_specs(defence)]
+    uses = Counter(spec.name for _, spec in named)
+    return tuple(spec if uses[spec.name] == 1 else replace(spec, name=f"{spec.name}, {name}") for name, spec in named)
+
+
+@dataclass(frozen=True)
+class _Build:
+    """Makes a declared attack; equal to another that makes the same."""
+
+    attack: PaperAttack
+
+    def __call__(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        return ATTACKS[self.attack.attack](classifier, threat, seed, **self.attack.parameters)
+
+
+def _spec_of(attack: PaperAttack) -> AttackSpec:
+    if attack.attack not in ATTACKS:
+        raise InputError(f"attack is {attack.attack!r}; one of {', '.join(ATTACKS)} was expected")
+    where = "gray-box, made on the undefended model" if attack.crafted_on == "undefended" else "white-box"
+    return AttackSpec(
+        attack.name,
+        _Build(attack),
+        f"the paper's, {where}",
+        source="paper",
+        crafted_on=attack.crafted_on,
+        samples="all",
+        bounded=attack.bounded,
+        labels=attack.labels,
+    )
