@@ -265,12 +265,12 @@ def test_a_papers_accuracy_counts_any_size_and_robust_the_ball() -> None:
     one = row(summary([run(PAPER)], records), "paper")
     assert one.accuracy == Proportion(1, 4)
     assert one.robust == Proportion(3, 4)
-    assert (one.median_linf, one.median_l2) == (0.3, 0.6)
+    assert one.median_size == 0.3
 
 
 def test_an_attack_that_never_led_astray_has_no_median() -> None:
     one = row(summary([run(PAPER)], samples({"paper": held()}, {"paper": held()})), "paper")
-    assert (one.median_linf, one.median_l2) == (None, None)
+    assert one.median_size is None
 
 
 def test_unusable_images_are_noted() -> None:
@@ -421,7 +421,7 @@ def test_the_runs_of_curves_and_checks_have_a_row_each_and_add_up() -> None:
     assert (effort.forward, effort.backward, effort.seconds) == (10, 5, 2.0)
     assert (at_limit.forward, at_limit.backward, at_limit.seconds) == (3, 2, 1.0)
     assert (curve.forward, curve.backward, curve.seconds) == (2, 1, 0.5)
-    assert all(one.accuracy is one.robust is one.median_linf is None for one in (curve, effort, at_limit))
+    assert all(one.accuracy is one.robust is one.median_size is None for one in (curve, effort, at_limit))
     assert sum(one.broke for one in result.rows) == result.clean.count - result.worst_case.count
     assert result.total.forward == 76
 

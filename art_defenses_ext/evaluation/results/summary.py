@@ -29,8 +29,8 @@ FORMAT = 8
 (``evaluation/run/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks,
 ``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``, there is ``not_finite``, ``detection``
 has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
-passes that chose no attack; from 8 on the rows' ``source`` is ``"suite"``, ``"paper"`` or ``"side"``, and ``detection``
-gives thresholds of the detector's margin."""
+passes that chose no attack; from 8 on rows have ``median_size``, their ``source`` is ``"suite"``, ``"paper"`` or
+``"side"``, and ``detection`` gives thresholds of the detector's margin."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,8 @@ class AttackRow:
         accuracy: as papers print it: correct under the attack, whatever the size of the perturbation; None unless it
             ran on all samples.
         robust: correct under the attack, where only perturbations inside the ball count; None likewise.
-        median_linf: median linf size of the perturbations that turned a correct prediction wrong; None without any.
-        median_l2: likewise.
-        median_size: likewise, in the norm of the threat.
+        median_size: median size, in the norm of the threat, of the perturbations that turned a correct prediction
+            wrong; None without any.
         agreement: of its images inside the ball, with the clean images' softmax lists; None without any, and for the
             lines that stand for several runs.
         forward: images passed forwards per attacked image.
@@ -91,8 +90,6 @@ class AttackRow:
     broke: int
     accuracy: Proportion | None
     robust: Proportion | None
-    median_linf: float | None
-    median_l2: float | None
     median_size: float | None
     agreement: Agreement | None
     forward: float
@@ -212,7 +209,7 @@ class Summary:
     def _attacks_were_checked(self) -> bool:
         """Whether some check looked at what the attacks find; not needed where they found everything."""
         made = [check for check in self.checks if check.verdict != "not run"]
-        return bool(made) and (self.worst_case.count == 0 or any(one.name in OF_THE_ATTACKS for one in made))
+        return bool(made) and (self.worst_case.count == 0 or any(check.name in OF_THE_ATTACKS for check in made))
 
     @property
     def failed_checks(self) -> list[str]:
@@ -241,9 +238,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Proportion | Mean):
         return value.as_dict()
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if hasattr(value, "__dataclass_fields__"):
         return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
     return value
@@ -258,7 +255,7 @@ def summarise(
 ) -> Summary:
     """Compute every figure of a run from its records."""
     by_attack = _cost_by_attack(costs)
-    paper = {one.key for one in plan if one.spec.source == "paper" and _outcomes(one.key, records)}
+    paper = {attack.key for attack in plan if attack.spec.source == "paper" and _outcomes(attack.key, records)}
     has_undefended = records[0].undefended_clean is not None
     return Summary(
         run=run,
@@ -294,33 +291,33 @@ def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:
     return [record.attacks[key] for record in records if key in record.attacks]
 
 
-def _row(one: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
-    outcomes = _outcomes(one.key, records)
+def _row(attack: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRow:
+    outcomes = _outcomes(attack.key, records)
     missed = [outcome for outcome in outcomes if outcome.misclassified]
-    moved = [record.attacks[one.key] for record in records if record.correct and one.key in record.attacks]
+    moved = [record.attacks[attack.key] for record in records if record.correct and attack.key in record.attacks]
     sizes = [outcome for outcome in moved if outcome.misclassified]
     everywhere = len(outcomes) == len(records)
     attacked = max(len(outcomes), 1)
     return AttackRow(
-        key=one.key,
-        source=one.spec.source,
-        crafted_on=one.spec.crafted_on,
-        mode=one.mode,
-        purpose=one.spec.purpose,
-        samples=one.spec.samples,
-        bounded=one.spec.bounded,
+        key=attack.key,
+        source=attack.spec.source,
+        crafted_on=attack.spec.crafted_on,
+        mode=attack.mode,
+        purpose=attack.spec.purpose,
+        samples=attack.spec.samples,
+        bounded=attack.spec.bounded,
         attacked=len(outcomes),
-        broke=sum(r.correct and r.attacks[one.key].success for r in records if one.key in r.attacks),
+        broke=sum(r.correct and r.attacks[attack.key].success for r in records if attack.key in r.attacks),
         accuracy=Proportion(len(outcomes) - len(missed), len(outcomes)) if everywhere else None,
-        robust=Proportion.of(r.robust({one.key}) for r in records) if everywhere else None,
-        median_linf=median(outcome.linf for outcome in sizes) if sizes else None,
-        median_l2=median(outcome.l2 for outcome in sizes) if sizes else None,
-        median_size=median(outcome.size_in(one.threat) for outcome in sizes) if sizes else None,
-        agreement=Agreement.of((one.ndcg for one in outcomes), (one.reciprocal_rank for one in outcomes)),
+        robust=Proportion.of(r.robust({attack.key}) for r in records) if everywhere else None,
+        median_size=median(outcome.size_in(attack.threat) for outcome in sizes) if sizes else None,
+        agreement=Agreement.of(
+            (outcome.ndcg for outcome in outcomes), (outcome.reciprocal_rank for outcome in outcomes)
+        ),
         forward=cost.forward / attacked,
         backward=cost.backward / attacked,
         seconds=cost.seconds,
-        note=_note(one, outcomes, records),
+        note=_note(attack, outcomes, records),
     )
 
 
@@ -336,14 +333,14 @@ def _side_row(
     role: Role, plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord]
 ) -> list[AttackRow]:
     """One line for all runs of a role: what they break inside the ball counts as anything else does."""
-    mine = {one.key for one in plan if one.role == role}
+    keys = {attack.key for attack in plan if attack.role == role}
     before = _keys_before(role, plan)
-    reached = [record for record in records if mine & record.attacks.keys()]
+    reached = [record for record in records if keys & record.attacks.keys()]
     if not reached:
         return []
     chosen = [record for record in reached if record.robust(before)]
-    cost = _sum(record.cost for record in costs if record.attack in mine)
-    images = max(sum(record.samples for record in costs if record.attack in mine), 1)
+    cost = _sum(record.cost for record in costs if record.attack in keys)
+    images = max(sum(record.samples for record in costs if record.attack in keys), 1)
     name, purpose = SIDE_ROWS[role]
     return [
         AttackRow(
@@ -355,11 +352,9 @@ def _side_row(
             samples="survivors",
             bounded=True,
             attacked=len(chosen),
-            broke=sum(not record.robust(before | mine) for record in chosen),
+            broke=sum(not record.robust(before | keys) for record in chosen),
             accuracy=None,
             robust=None,
-            median_linf=None,
-            median_l2=None,
             median_size=None,
             agreement=None,
             forward=cost.forward / images,
@@ -373,19 +368,19 @@ def _side_row(
 def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
     """The runs of the suite and of the roles whose lines stand above this one's."""
     above: list[Role] = ["suite", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
-    return {one.key for one in plan if one.role in above}
+    return {attack.key for attack in plan if attack.role in above}
 
 
-def _note(one: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) -> str:
+def _note(attack: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) -> str:
     unusable = sum(not outcome.usable for outcome in outcomes)
     undefined = sum(outcome.prediction == NO_CLASS for outcome in outcomes)
     if outcomes:
-        told = [f"returned {unusable} unusable images"] if unusable else []
-        told += [f"{undefined} of its images give logits that are not finite"] if undefined else []
-        return "; ".join(told)
-    if one.spec.crafted_on == "undefended" and records[0].undefended_clean is None:
+        notes = [f"returned {unusable} unusable images"] if unusable else []
+        notes += [f"{undefined} of its images give logits that are not finite"] if undefined else []
+        return "; ".join(notes)
+    if attack.spec.crafted_on == "undefended" and records[0].undefended_clean is None:
         return "not run: no undefended classifier is known; undefended= gives one"
-    if one.spec.crafted_on == "smoothed":
+    if attack.spec.crafted_on == "smoothed":
         return "not run: no need, or no sample was left"
     return "not run: no sample was left"
 
@@ -393,12 +388,12 @@ def _note(one: AttackRun, outcomes: list[Outcome], records: list[SampleRecord]) 
 def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Proportion | None:
     """What the attacks made on the undefended classifier, on all samples and inside the ball, left of it."""
     keys = [
-        one.key
-        for one in plan
-        if one.spec.crafted_on == "undefended"
-        and one.spec.samples == "all"
-        and one.spec.bounded
-        and one.role == "suite"
+        attack.key
+        for attack in plan
+        if attack.spec.crafted_on == "undefended"
+        and attack.spec.samples == "all"
+        and attack.spec.bounded
+        and attack.role == "suite"
     ]
     if not keys or any(key not in record.attacks for key in keys for record in records):
         return None
@@ -413,27 +408,29 @@ def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleReco
     """A curve for each attack that ran at several eps, and for each that looks for the smallest perturbation."""
     curves = []
     families: dict[str, list[AttackRun]] = defaultdict(list)
-    for one in plan:
-        if one.role == "curve" and _outcomes(one.key, records):
-            families[one.family].append(one)
+    for attack in plan:
+        if attack.role == "curve" and _outcomes(attack.key, records):
+            families[attack.family].append(attack)
     for family, runs in families.items():
         chosen = [record for record in records if runs[0].key in record.attacks]
         points = [(0.0, Proportion.of(record.correct for record in chosen))]
-        points += [(one.threat.eps, _within(one, chosen, one.threat.eps)) for one in runs]
+        points += [(attack.threat.eps, _within(attack, chosen, attack.threat.eps)) for attack in runs]
         curves.append(Curve(family, points))
-    grid = [0.0, *sorted({one.threat.eps for one in plan if one.role in ("suite", "curve")})]
-    for one in plan:
-        if not one.spec.bounded and len(_outcomes(one.key, records)) == len(records) and len(grid) > 2:
-            curves.append(Curve(one.family, [(eps, _within(one, records, eps)) for eps in grid]))
+    grid = [0.0, *sorted({attack.threat.eps for attack in plan if attack.role in ("suite", "curve")})]
+    for attack in plan:
+        if not attack.spec.bounded and len(_outcomes(attack.key, records)) == len(records) and len(grid) > 2:
+            curves.append(Curve(attack.family, [(eps, _within(attack, records, eps)) for eps in grid]))
     return curves
 
 
-def _within(one: AttackRun, records: list[SampleRecord], eps: float) -> Proportion:
+def _within(attack: AttackRun, records: list[SampleRecord], eps: float) -> Proportion:
     """Accuracy where only perturbations of at most ``eps`` count, read off their sizes."""
-    ball = named_threat(one.threat.norm_name, eps) if eps else None
+    ball = named_threat(attack.threat.norm_name, eps) if eps else None
     return Proportion.of(
         record.correct
-        and not (ball is not None and record.attacks[one.key].misclassified and record.attacks[one.key].lies_in(ball))
+        and not (
+            ball is not None and record.attacks[attack.key].misclassified and record.attacks[attack.key].lies_in(ball)
+        )
         for record in records
     )
 
@@ -448,12 +445,15 @@ def _worst_agreement(run: RunDescription, records: list[SampleRecord]) -> Agreem
         worst = worst_of_each(records, named_threat(run.settings.threat, run.settings.eps), run.votes)
         pairs = list(zip(records, worst, strict=True))
         return Agreement.of(
-            (record.clean_ndcg if one is None else one.ndcg for record, one in pairs),
-            (record.clean_reciprocal_rank if one is None else one.reciprocal_rank for record, one in pairs),
+            (record.clean_ndcg if outcome is None else outcome.ndcg for record, outcome in pairs),
+            (record.clean_reciprocal_rank if outcome is None else outcome.reciprocal_rank for record, outcome in pairs),
         )
     return Agreement.of(
-        (_least([r.clean_ndcg, *(one.ndcg for one in r.attacks.values())]) for r in records),
-        (_least([r.clean_reciprocal_rank, *(one.reciprocal_rank for one in r.attacks.values())]) for r in records),
+        (_least([r.clean_ndcg, *(outcome.ndcg for outcome in r.attacks.values())]) for r in records),
+        (
+            _least([r.clean_reciprocal_rank, *(outcome.reciprocal_rank for outcome in r.attacks.values())])
+            for r in records
+        ),
     )
 
 
