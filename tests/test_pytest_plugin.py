@@ -82,7 +82,7 @@ def test_a_statement_holds_or_says_who_broke_what(suite: pytest.Pytester) -> Non
     )
     result.stdout.fnmatch_lines(["*report: *report.html, attacked images: *examples.npz"])
     result.stdout.fnmatch_lines(
-        ["*= robustness =*", "*test_it_holds: accuracy after*", "*test_it_does_not: accuracy after*"]
+        ["*= robustness =*", "*test_it_holds: accuracy under*", "*test_it_does_not: accuracy under*"]
     )
     assert (
         "is_robust" not in text.split("AssertionError")[0].split("def test_it_does_not")[-1]
