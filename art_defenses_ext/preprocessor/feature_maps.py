@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import vgg16
 
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import evaluation_mode
 from art_defenses_ext.zoo.catalogue import IMAGENET_MEAN, IMAGENET_STD
+from art_defenses_ext.zoo.models import build_model
 from art_defenses_ext.zoo.weights import load_published
 
 VGG16_TAPS = ("features.20", "features.23", "features.27")
@@ -95,8 +95,8 @@ class VGG16Features(nn.Module):
 
     def __init__(self, progress: bool = True) -> None:
         super().__init__()
-        with torch.random.fork_rng(devices=[]):  # vgg16() draws random weights
-            network = vgg16()
+        with torch.random.fork_rng(devices=[]):  # building it draws random weights
+            network: Any = build_model("vgg16")
         load_published(network, "vgg16", progress)
         self.features = network.features[:28].eval().requires_grad_(False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).reshape(3, 1, 1))

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from http.client import HTTPException
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.datasets import load_digits
-from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import DataError, check_choice, check_count, check_folder, last_line
@@ -135,26 +133,32 @@ def _mat_files(loader: Any) -> tuple[str, ...]:
 
 def _svhn(root: str | Path, train: bool, download: bool) -> SimpleNamespace:
     """Return a part of torchvision's SVHN in the form of its other data sets, with both parts downloaded at once."""
+    from torchvision.datasets import SVHN
+
     if download:
         SVHN(root, "train", download=True)
     part = SVHN(root, "train" if train else "test", download=download)
     return SimpleNamespace(data=part.data.transpose(0, 2, 3, 1), targets=part.labels)
 
 
-_PUBLISHED = {
-    "mnist": _Published(MNIST, "MNIST(root, download=True)", Path("MNIST/raw"), _idx_files(MNIST), (1, 28, 28)),
-    "fashion_mnist": _Published(
-        FashionMNIST,
-        "FashionMNIST(root, download=True)",
-        Path("FashionMNIST/raw"),
-        _idx_files(FashionMNIST),
-        (1, 28, 28),
-    ),
-    "cifar10": _Published(
-        CIFAR10, "CIFAR10(root, download=True)", Path(CIFAR10.base_folder), _batch_files(CIFAR10), (3, 32, 32)
-    ),
-    "svhn": _Published(_svhn, "SVHN(root, split, download=True)", Path(), _mat_files(SVHN), (3, 32, 32)),
-}
+@cache
+def _published_sets() -> dict[str, _Published]:
+    from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST  # here, since it takes as long as torch
+
+    return {
+        "mnist": _Published(MNIST, "MNIST(root, download=True)", Path("MNIST/raw"), _idx_files(MNIST), (1, 28, 28)),
+        "fashion_mnist": _Published(
+            FashionMNIST,
+            "FashionMNIST(root, download=True)",
+            Path("FashionMNIST/raw"),
+            _idx_files(FashionMNIST),
+            (1, 28, 28),
+        ),
+        "cifar10": _Published(
+            CIFAR10, "CIFAR10(root, download=True)", Path(CIFAR10.base_folder), _batch_files(CIFAR10), (3, 32, 32)
+        ),
+        "svhn": _Published(_svhn, "SVHN(root, split, download=True)", Path(), _mat_files(SVHN), (3, 32, 32)),
+    }
 
 
 def load_dataset(name: str, root: str | Path | None = None, *, size: int | None = None) -> Dataset:
@@ -224,7 +228,8 @@ def data_found(root: str | Path | None = None) -> dict[str, bool]:
         check_folder("root", root)
     folder = _find_root(root)
     return {
-        name: all((folder / spec.folder / file).is_file() for file in spec.files) for name, spec in _PUBLISHED.items()
+        name: all((folder / spec.folder / file).is_file() for file in spec.files)
+        for name, spec in _published_sets().items()
     }
 
 
@@ -249,6 +254,8 @@ def _digits() -> Dataset:
 
 
 def _read_digits(part: slice) -> Split:
+    from sklearn.datasets import load_digits
+
     digits = load_digits()
     chosen = _digits_order()[part]
     x = digits.images[chosen, None] / 16  # (N, 1, 8, 8): the grey levels are 0 to 16
@@ -260,6 +267,8 @@ def _digits_order() -> npt.NDArray[np.intp]:
 
     Each class is shuffled and spread evenly over [0, 1]; sorting all images by this position interleaves the classes.
     """
+    from sklearn.datasets import load_digits
+
     y = load_digits().target
     # RandomState's stream is frozen; that of default_rng may change with a release of NumPy.
     random = np.random.RandomState(DIGITS_SEED)
@@ -271,7 +280,7 @@ def _digits_order() -> npt.NDArray[np.intp]:
 
 
 def _published(name: str, root: Path) -> Dataset:
-    published = _PUBLISHED[name]
+    published = _published_sets()[name]
     _ensure_files(name, root)
     return Dataset(
         name=name,
@@ -284,7 +293,7 @@ def _published(name: str, root: Path) -> Dataset:
 
 
 def _ensure_files(name: str, root: Path) -> None:
-    published = _PUBLISHED[name]
+    published = _published_sets()[name]
     folder = root / published.folder
     missing = [file for file in published.files if not (folder / file).is_file()]
     if not missing:
@@ -312,7 +321,7 @@ def _download(published: _Published, folder: Path, missing: list[str]) -> None:
 
 
 def _read_published(name: str, root: Path, train: bool) -> Split:
-    published = _PUBLISHED[name]
+    published = _published_sets()[name]
     try:
         data = published.loader(root, train=train, download=False)
         x, y = np.asarray(data.data), np.asarray(data.targets, dtype=np.int64)
@@ -329,7 +338,7 @@ def _read_published(name: str, root: Path, train: bool) -> Split:
 
 
 def _damaged(name: str, root: Path, reason: str) -> DataError:
-    published = _PUBLISHED[name]
+    published = _published_sets()[name]
     # The folder may be the root, which holds other data too, so the files to delete are listed.
     return DataError(
         f"name is {name!r}, but the files in {root / published.folder} cannot be used ({reason}); "

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from torchvision.transforms.functional import center_crop, resize
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
 from art_defenses_ext.base.validation import DataError, last_line
@@ -272,5 +271,7 @@ def _pixels(image: Image.Image, height: int, width: int) -> npt.NDArray[np.uint8
     colours = image.convert("RGB")
     if _size(colours) != (height, width):
         shorter = round(min(height, width) * IMAGENET_RESIZE / IMAGENET_SIZE)
+        from torchvision.transforms.functional import center_crop, resize
+
         colours = center_crop(resize(colours, shorter), [height, width])
     return np.asarray(colours).transpose(2, 0, 1)

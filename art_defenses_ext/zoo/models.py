@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from torchvision.models import resnet18, squeezenet1_1, vgg11, vgg16, vgg19
 
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import DataError, one_line
@@ -29,14 +28,8 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "alex_like": AlexLike,
     "resnet20": ResNet20,
     "resnet20_a": ResNet20A,
-    # torchvision's functions return a network untrained unless they are asked for weights.
-    "squeezenet1_1": squeezenet1_1,
-    "vgg11": vgg11,
-    "vgg16": vgg16,
-    "vgg19": vgg19,
-    "resnet18": resnet18,
 }
-"""What returns each network of the catalogue, new and untrained."""
+"""What returns each network of the catalogue, new and untrained; those of torchvision are not among them."""
 
 
 def build_model(model: str) -> nn.Module:
@@ -54,7 +47,7 @@ def build_model(model: str) -> nn.Module:
             cannot be called, fails, or returns something other than an ``nn.Module``.
     """
     if isinstance(model, str) and model in MODELS:
-        return BUILDERS[model]()
+        return BUILDERS[model]() if model in BUILDERS else _of_torchvision(model)
     module, colon, attribute = (model if isinstance(model, str) else "").partition(":")
     if not (module and colon and attribute):
         raise DataError(
@@ -64,6 +57,13 @@ def build_model(model: str) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise DataError(f"model is {model!r}, which returns a {type(built).__name__}; an nn.Module was expected")
     return built
+
+
+def _of_torchvision(name: str) -> nn.Module:
+    from torchvision.models import get_model  # here, since it takes as long to import as torch
+
+    network: nn.Module = get_model(name)  # untrained unless weights are asked for
+    return network
 
 
 @contextmanager

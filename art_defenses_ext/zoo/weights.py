@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from art_defenses_ext.base.checkpoint import check_kinds
 from art_defenses_ext.base.validation import DataError, check_file, one_line
@@ -58,6 +57,8 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
     """
     if name not in MODELS or not MODELS[name].published:
         raise DataError(f"name is {name!r}, whose weights torchvision does not publish; another network was expected")
+    from torchvision.models import get_model_weights
+
     published = get_model_weights(name).DEFAULT
     try:
         state = published.get_state_dict(progress=progress, check_hash=True, map_location="cpu", weights_only=True)
