@@ -6,23 +6,35 @@ sharpness of Dombrowski et al. 2019 (arXiv:1906.07983), section 4.2, there of a 
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.attack.ball import ball_type
+from art_defenses_ext.attack.ball import NormName
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
-from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_positive
+from art_defenses_ext.attack.losses import LossName, margin
+from art_defenses_ext.base.declared import Count, Kind, Positive
+from art_defenses_ext.base.validation import check_positive
 from art_defenses_ext.gradients.modes import surrogate_width
 
 FACTORS = (1.0, 0.5, 0.25, 0.1, 0.05)
 
 
+def _factors(values: Any) -> Any:
+    if not isinstance(values, tuple | list) or not values:
+        raise ValueError
+    for value in values:
+        check_positive("factors", value)
+    return values
+
+
+Factors = Annotated[tuple[float, ...], Kind("a sequence of numbers > 0", _factors)]
+
+
+@dataclass(eq=False, repr=False)
 class AnnealedPGD(TensorAttack):
     """Several runs of Auto-PGD on those samples that are left, each from the best point so far.
 
@@ -43,26 +55,13 @@ class AnnealedPGD(TensorAttack):
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
-    attack_params = [*TensorAttack.attack_params, "norm", "eps", "factors", "max_iter", "loss"]  # noqa: RUF012
-    batches_per_block = AutoPGD.batches_per_block
+    norm: NormName = "linf"
+    eps: Positive = 0.3
+    factors: Factors = FACTORS
+    max_iter: Count = 100
+    loss: LossName = "margin"
 
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        eps: float = 0.3,
-        factors: tuple[float, ...] = FACTORS,
-        max_iter: int = 100,
-        loss: str = "margin",
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.norm = ball_type(norm).norm
-        self.eps = eps
-        self.factors = factors
-        self.max_iter = max_iter
-        self.loss = loss
-        self._check_params()
+    batches_per_block = AutoPGD.batches_per_block
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         run = self._run()
@@ -91,13 +90,4 @@ class AnnealedPGD(TensorAttack):
 
     def _check_params(self) -> None:
         super()._check_params()
-        check_factors(self.factors)
-        self._run()  # refuses the rest
-
-
-def check_factors(factors: Any, argument: str = "factors") -> None:
-    """Refuse anything but finite numbers above zero, at least one, in a tuple or list."""
-    if not isinstance(factors, tuple | list) or not factors:
-        raise InputError(f"{argument} is {shown(factors)}; a sequence of numbers > 0 was expected")
-    for factor in factors:
-        check_positive(argument, factor)
+        self._run()  # refuses a loss that needs more classes

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.declared import Kind
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import InputError
 
@@ -279,6 +280,10 @@ def ball_type(norm: Any) -> type[Ball]:
             if ball.norm == norm:
                 return ball
     raise InputError(f"norm is {shown(norm)}; {' or '.join(_BALLS)} was expected")
+
+
+NormName = Annotated[Any, Kind("linf or l2", lambda norm: ball_type(norm).norm)]
+"""A norm in any spelling, kept as ART has it."""
 
 
 def parse_eps(eps: Any) -> float:

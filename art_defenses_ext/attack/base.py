@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import KW_ONLY, InitVar, dataclass, field, fields
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,17 +19,15 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.ball import Ball, ball_type, into_range, per_sample
 from art_defenses_ext.attack.losses import only_pair
 from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.declared import Count, Flag, Seed, check_declared
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
     InputError,
     check_classifier,
-    check_count,
-    check_flag,
     check_images,
     check_labels,
     check_outputs,
-    check_seed,
 )
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import paired
@@ -37,6 +36,7 @@ from art_defenses_ext.estimator.rejecting import merge_rejection, rejects
 from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
 
 
+@dataclass(eq=False, repr=False)
 class TensorAttack(EvasionAttack):
     """An evasion attack on a torch classifier with all its preprocessing, by true gradients of the whole.
 
@@ -52,26 +52,21 @@ class TensorAttack(EvasionAttack):
         verbose: show a progress bar.
     """
 
-    attack_params = [*EvasionAttack.attack_params, "gradient_mode", "batch_size", "seed", "verbose"]  # noqa: RUF012
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
-    batches_per_block = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch from the block
-    norm: Any  # of attacks that have one: what :func:`.ball_type` understands
+    batches_per_block: ClassVar[int] = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch
 
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        *,
-        gradient_mode: str | None = None,
-        batch_size: int = 256,
-        seed: int = 0,
-        verbose: bool = False,
-    ) -> None:
+    estimator: InitVar[PyTorchClassifier] = field()
+    _: KW_ONLY
+    gradient_mode: str | None = None
+    batch_size: Count = 256
+    seed: Seed = 0
+    verbose: Flag = False
+
+    def __post_init__(self, estimator: PyTorchClassifier) -> None:
         check_classifier(estimator, "estimator")  # before ART, which has words of its own
-        super().__init__(estimator=estimator)
-        self.gradient_mode = gradient_mode
-        self.batch_size = batch_size
-        self.seed = seed
-        self.verbose = verbose
+        EvasionAttack.__init__(self, estimator=estimator)
+        self.attack_params = [*EvasionAttack.attack_params, *(parameter.name for parameter in fields(self))]
+        self._check_params()
 
     def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> FloatArray:
         """Adversarial examples for ``x``.
@@ -133,7 +128,7 @@ class TensorAttack(EvasionAttack):
     @property
     def geometry(self) -> type[Ball]:
         """The attack's norm."""
-        return ball_type(self.norm)
+        return ball_type(vars(self)["norm"])
 
     def _inside(self, x: FloatArray, adversarial: FloatArray) -> FloatArray:
         """What was made of images (n, ...), moved into the attack's ball where rounding left it outside."""
@@ -185,17 +180,12 @@ class TensorAttack(EvasionAttack):
         return labels
 
     def _check_params(self) -> None:
-        for name in self.attack_params:
-            if isinstance(getattr(self, name, None), np.generic):  # which torch's generators do not take
-                setattr(self, name, getattr(self, name).item())
+        check_declared(self)
         check_classifier(self.estimator, "estimator")
         modes = gradient_modes(self.estimator)
         mode = self.gradient_mode
         if mode is not None and (not isinstance(mode, str) or mode not in ("exact", *modes)):
             raise InputError(f"gradient mode {shown(mode)}: one of {', '.join(modes)} was expected")
-        check_count("batch_size", self.batch_size)
-        check_seed(self.seed)
-        check_flag("verbose", self.verbose)
 
 
 def predict(module: nn.Module, x: Tensor, nb_labels: int | None = None) -> Tensor:

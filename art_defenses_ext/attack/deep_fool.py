@@ -7,24 +7,26 @@ multiplies each step, and an image is left alone once it is misclassified. ART's
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import ball_type, per_sample
+from art_defenses_ext.attack.ball import NormName, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
+from art_defenses_ext.base.declared import Count, NonNegative, whole
 from art_defenses_ext.base.logits import undefined
-from art_defenses_ext.base.validation import check_all_positive, check_count, check_number
+from art_defenses_ext.base.validation import check_all_positive
 
 _PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
 
 
+@dataclass(eq=False, repr=False)
 class DeepFoolLp(TensorAttack):
     """Step to the nearest boundary of the linearised network, again and again, until misclassified.
 
@@ -41,25 +43,11 @@ class DeepFoolLp(TensorAttack):
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
-    attack_params = [*TensorAttack.attack_params, "norm", "max_iter", "overshoot", "nb_grads", "scale"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        max_iter: int = 40,
-        overshoot: float = 0.02,
-        nb_grads: int = 10,
-        scale: float | npt.NDArray[np.float32] = 1.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.norm = ball_type(norm).norm
-        self.max_iter = max_iter
-        self.overshoot = overshoot
-        self.nb_grads = nb_grads
-        self.scale = scale
-        self._check_params()
+    norm: NormName = "linf"
+    max_iter: Count = 40
+    overshoot: NonNegative = 0.02
+    nb_grads: Annotated[int, whole(2)] = 10
+    scale: float | npt.NDArray[np.float32] = 1.0
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         scale = torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
@@ -82,7 +70,4 @@ class DeepFoolLp(TensorAttack):
 
     def _check_params(self) -> None:
         super()._check_params()
-        check_count("max_iter", self.max_iter)
         check_all_positive("scale", self.scale, self.estimator.input_shape)
-        check_number("overshoot", self.overshoot, "a finite number >= 0", lambda value: value >= 0)
-        check_count("nb_grads", self.nb_grads, least=2)

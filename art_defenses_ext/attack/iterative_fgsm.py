@@ -8,22 +8,23 @@ never stops.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.attack.ball import Ball, ball_type, per_sample
+from art_defenses_ext.attack.ball import Ball, NormName, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.losses import gradient_of
+from art_defenses_ext.base.declared import Count, Positive
 from art_defenses_ext.base.logits import named_classes
-from art_defenses_ext.base.validation import check_all_positive, check_count, check_positive
+from art_defenses_ext.base.validation import check_all_positive
 
 
+@dataclass(eq=False, repr=False)
 class IterativeFGSM(TensorAttack):
     """Steepest steps of the cross-entropy until misclassified; for linf along the sign of the gradient.
 
@@ -43,23 +44,10 @@ class IterativeFGSM(TensorAttack):
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
-    attack_params = [*TensorAttack.attack_params, "eps_step", "max_iter", "scale", "norm"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        eps_step: float = 0.01,
-        max_iter: int = 40,
-        scale: float | npt.NDArray[np.float32] = 1.0,
-        norm: Any = "linf",
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.eps_step = eps_step
-        self.max_iter = max_iter
-        self.scale = scale
-        self.norm = ball_type(norm).norm
-        self._check_params()
+    eps_step: Positive = 0.01
+    max_iter: Count = 40
+    scale: float | npt.NDArray[np.float32] = 1.0
+    norm: NormName = "linf"
 
     @property
     def ball(self) -> Ball | None:
@@ -83,6 +71,4 @@ class IterativeFGSM(TensorAttack):
 
     def _check_params(self) -> None:
         super()._check_params()
-        check_positive("eps_step", self.eps_step)
         check_all_positive("scale", self.scale, self.estimator.input_shape)
-        check_count("max_iter", self.max_iter)

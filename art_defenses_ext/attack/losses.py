@@ -7,15 +7,22 @@ Attacks" (arXiv:2003.01690), section 4 for the difference of logits ratio (DLR),
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from art_defenses_ext.base.declared import one_of
 from art_defenses_ext.base.logits import undefined
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits (n, K), labels (n,) to leave, target classes (n,) to reach (where the loss has any) -> losses (n,)."""
+
+Logits = Callable[[Tensor, Tensor], Tensor]
+"""A network under attack: images (n, ...) and their labels (n,) -> logits (n, K). Most networks do not look at the
+labels; for one that rejects, what counts as misclassified depends on them."""
 
 _TINY = 1e-12
 
@@ -89,5 +96,37 @@ LOSSES: dict[str, Loss] = {
 }
 """By name; those that end in ``_targeted`` head for one class at a time."""
 
+LossName = Annotated[str, one_of(*LOSSES)]
+
 MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
 """The logits that a loss needs at least, where it is more than two."""
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What an attack climbs.
+
+    Attributes:
+        loss: a name out of ``LOSSES``.
+        eot: forward and backward passes averaged at each point, for networks that draw random numbers.
+        targeted: whether the labels are classes to reach: then the loss falls instead.
+    """
+
+    loss: str = "margin"
+    eot: int = 1
+    targeted: bool = False
+
+    def differentiate(self, logits: Logits, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What is left to success (n,), below zero once it is reached; losses (n,); their gradient (n, ...)."""
+        sums: list[Tensor] = []
+        for _ in range(self.eot):
+            x = x.detach().requires_grad_()
+            outputs = logits(x, y)
+            losses = LOSSES[self.loss](outputs, y, target)
+            if self.targeted:
+                losses = -losses
+            terms = [outputs.detach(), losses.detach(), gradient_of(losses, x)]
+            sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
+        outputs, losses, gradient = (total / self.eot for total in sums)
+        margins = margin(outputs, y)
+        return -margins if self.targeted else margins, losses, gradient

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import ball_type
+from art_defenses_ext.attack.ball import NormName
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
-from art_defenses_ext.base.validation import check_count, check_flag, check_positive
+from art_defenses_ext.base.declared import Count, Flag, Positive
 
 
+@dataclass(eq=False, repr=False)
 class MarginPGD(TensorAttack):
     """Steepest descent of the margin inside a ball, from random starts; the best point seen is returned.
 
@@ -37,30 +37,12 @@ class MarginPGD(TensorAttack):
     the margin.
     """
 
-    attack_params = [  # noqa: RUF012
-        *TensorAttack.attack_params,
-        *("norm", "eps", "eps_step", "max_iter", "nb_starts", "stop_when_broken"),
-    ]
-
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        eps: float = 0.3,
-        eps_step: float | None = None,
-        max_iter: int = 40,
-        nb_starts: int = 1,
-        stop_when_broken: bool = True,
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.norm = ball_type(norm).norm
-        self.eps = eps
-        self.eps_step = eps_step
-        self.max_iter = max_iter
-        self.nb_starts = nb_starts
-        self.stop_when_broken = stop_when_broken
-        self._check_params()
+    norm: NormName = "linf"
+    eps: Positive = 0.3
+    eps_step: Positive | None = None
+    max_iter: Count = 40
+    nb_starts: Count = 1
+    stop_when_broken: Flag = True
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         best = BestPoints(x)
@@ -95,12 +77,3 @@ class MarginPGD(TensorAttack):
             current = ball.inside(moved, x[rows], self.estimator.clip_values)
         with torch.no_grad():
             best.offer(current, margin(self.logits(module, current, y[rows]), y[rows]), rows)
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        check_positive("eps", self.eps)
-        if self.eps_step is not None:
-            check_positive("eps_step", self.eps_step)
-        check_count("max_iter", self.max_iter)
-        check_count("nb_starts", self.nb_starts)
-        check_flag("stop_when_broken", self.stop_when_broken)

@@ -15,18 +15,19 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from numbers import Real
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.annealed_pgd import check_factors
-from art_defenses_ext.attack.ball import L2, ball_type, per_sample, unit
+from art_defenses_ext.attack.annealed_pgd import Factors
+from art_defenses_ext.attack.ball import L2, NormName, per_sample, unit
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
-from art_defenses_ext.base.validation import InputError, check_count, check_flag, check_number, check_positive
+from art_defenses_ext.base.declared import Count, Flag, NonNegative, Positive
+from art_defenses_ext.base.validation import InputError, check_number
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.gradients.modes import annealable_modes, find_defences, surrogate_width
 
@@ -51,6 +52,7 @@ class Place(NamedTuple):
     excess_slope: Tensor
 
 
+@dataclass(eq=False, repr=False)
 class RejectionAttack(TensorAttack):
     """What the attacks on a classifier that rejects share: steepest descent of one gradient made of two.
 
@@ -77,37 +79,19 @@ class RejectionAttack(TensorAttack):
         InputError: for a classifier that does not reject.
     """
 
-    attack_params = [  # noqa: RUF012
-        *TensorAttack.attack_params,
-        *("norm", "eps", "eps_step", "max_iter", "random_start", "stop_below", "switch_margin", "factors", "targeted"),
-    ]
-    weights: tuple[float, ...] = (1.0,)  # one for each run
+    norm: NormName = "linf"
+    eps: Positive = 0.3
+    eps_step: Positive | None = None
+    max_iter: Count = 100
+    random_start: Flag = False
+    stop_below: float = 0.0
+    switch_margin: NonNegative = 0.05
+    factors: Factors = FACTORS
+    targeted: Flag = False
 
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        eps: float = 0.3,
-        eps_step: float | None = None,
-        max_iter: int = 100,
-        random_start: bool = False,
-        stop_below: float = 0.0,
-        switch_margin: float = 0.05,
-        factors: tuple[float, ...] = FACTORS,
-        targeted: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.norm = ball_type(norm).norm
-        self.eps = eps
-        self.eps_step = eps_step
-        self.max_iter = max_iter
-        self.random_start = random_start
-        self.stop_below = stop_below
-        self.switch_margin = switch_margin
-        self.factors = factors
-        self.targeted = targeted
-        self._check_params()
+    def _weights(self) -> tuple[float, ...]:
+        """One for each run."""
+        return (1.0,)
 
     @abstractmethod
     def direction(self, at: Place, weight: float) -> Tensor:
@@ -116,7 +100,7 @@ class RejectionAttack(TensorAttack):
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         seen = _Seen(x)
         left = torch.arange(len(x), device=x.device)
-        for weight in self.weights:
+        for weight in self._weights():
             start = x[left]
             if self.random_start:
                 start = self.clip(start + self.geometry(self.eps).random_inside(start, generator))
@@ -173,16 +157,8 @@ class RejectionAttack(TensorAttack):
                 f"estimator is a classifier over a {type(self.estimator.model).__name__}, which rejects nothing; "
                 "one from rejecting(classifier, detector) was expected"
             )
-        check_positive("eps", self.eps)
-        if self.eps_step is not None:
-            check_positive("eps_step", self.eps_step)
-        check_count("max_iter", self.max_iter)
-        check_factors(self.factors)
-        for argument in ("random_start", "targeted"):
-            check_flag(argument, getattr(self, argument))
         if not (isinstance(self.stop_below, Real) and self.stop_below in (-math.inf, math.inf)):
             check_number("stop_below", self.stop_below, "a number")
-        check_number("switch_margin", self.switch_margin, "a finite number >= 0", lambda value: value >= 0)
 
 
 class SelectivePGD(RejectionAttack):
@@ -219,6 +195,7 @@ class OrthogonalPGD(SelectivePGD):
         return self._turn(at, without_component(one, other), without_component(other, one))
 
 
+@dataclass(eq=False, repr=False)
 class LagrangianPGD(RejectionAttack):
     """Descend the sum of both losses, each until it is met, in one run for each weight of the detector's.
 
@@ -234,29 +211,16 @@ class LagrangianPGD(RejectionAttack):
     Source: Carlini, Wagner 2017 (arXiv:1705.07263).
     """
 
-    attack_params = [*RejectionAttack.attack_params, "weights"]  # noqa: RUF012
+    weights: Factors = WEIGHTS
 
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        eps: float = 0.3,
-        *,
-        weights: tuple[float, ...] = WEIGHTS,
-        **options: Any,
-    ) -> None:
-        self.weights = weights
-        super().__init__(estimator, norm, eps, **options)
+    def _weights(self) -> tuple[float, ...]:
+        return self.weights
 
     def direction(self, at: Place, weight: float) -> Tensor:
         size = self.geometry.dual_size
         missing = unit(at.gap_slope, size) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
         passing = unit(at.excess_slope, size) * per_sample(at.excess >= self.stop_below, at.excess_slope)
         return missing + weight * passing
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        check_factors(self.weights, "weights")
 
 
 class _Seen:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import ball_type
+from art_defenses_ext.attack.ball import NormName
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.base.validation import check_count, check_positive
+from art_defenses_ext.base.declared import Count, Positive
 
 
+@dataclass(eq=False, repr=False)
 class RandomNoise(TensorAttack):
     """The best of many uniform draws from the ball, judged by the margin.
 
@@ -31,21 +31,9 @@ class RandomNoise(TensorAttack):
     attacks must beat random noise.
     """
 
-    attack_params = [*TensorAttack.attack_params, "norm", "eps", "nb_draws"]  # noqa: RUF012
-
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        eps: float = 0.3,
-        nb_draws: int = 100,
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.norm = ball_type(norm).norm
-        self.eps = eps
-        self.nb_draws = nb_draws
-        self._check_params()
+    norm: NormName = "linf"
+    eps: Positive = 0.3
+    nb_draws: Count = 100
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         best = BestPoints(x)
@@ -54,8 +42,3 @@ class RandomNoise(TensorAttack):
             with torch.no_grad():
                 best.offer(drawn, margin(self.logits(module, drawn, y), y))
         return best.points
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        check_positive("eps", self.eps)
-        check_count("nb_draws", self.nb_draws)

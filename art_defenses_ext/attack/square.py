@@ -6,23 +6,24 @@ via random search" (arXiv:1912.00049), algorithms 1 to 3.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import ball_type, per_sample
+from art_defenses_ext.attack.ball import NormName, per_sample
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.losses import margin
+from art_defenses_ext.base.declared import Count, Flag, Positive, number
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
-from art_defenses_ext.base.validation import check_count, check_flag, check_number, check_positive
 
 HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
 SMALLEST_SCALE = 0.01  # of an l2 bump, in units of eps
 
 
+@dataclass(eq=False, repr=False)
 class Square(TensorAttack):
     """Square attack: each image has squares of its own, and no query repeats the one before.
 
@@ -46,28 +47,11 @@ class Square(TensorAttack):
     an optimum.
     """
 
-    attack_params = [  # noqa: RUF012
-        *TensorAttack.attack_params,
-        *("norm", "eps", "max_queries", "p_init", "targeted"),
-    ]
-
-    def __init__(
-        self,
-        estimator: PyTorchClassifier,
-        norm: Any = "linf",
-        eps: float = 0.3,
-        max_queries: int = 5000,
-        p_init: float = 0.8,
-        targeted: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(estimator, **options)
-        self.norm = ball_type(norm).norm
-        self.eps = eps
-        self.max_queries = max_queries
-        self.p_init = p_init
-        self.targeted = targeted
-        self._check_params()
+    norm: NormName = "linf"
+    eps: Positive = 0.3
+    max_queries: Count = 5000
+    p_init: Annotated[float, number("a share above 0 and up to 1", lambda share: 0 < share <= 1)] = 0.8
+    targeted: Flag = False
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         found = x.clone()
@@ -103,10 +87,10 @@ class Square(TensorAttack):
         volume = self.p_init / 2**halvings * float(np.prod(lengths))
         sides: list[int] = []
         side = max(round(volume ** (1 / len(lengths))), 1)
-        for number, length in enumerate(lengths, 1):
+        for axis, length in enumerate(lengths, 1):
             sides.append(min(side, length))
-            if side > length and number < len(lengths):  # the other sides make up for it
-                side = max(round((volume / float(np.prod(sides))) ** (1 / (len(lengths) - number))), 1)
+            if side > length and axis < len(lengths):  # the other sides make up for it
+                side = max(round((volume / float(np.prod(sides))) ** (1 / (len(lengths) - axis))), 1)
         return tuple(sides)
 
     def _first(self, planes: Tensor, generator: torch.Generator) -> Tensor:
@@ -161,13 +145,6 @@ class Square(TensorAttack):
     def _clipped(self, planes: Tensor, x: Tensor) -> Tensor:
         """Planes (n, C, H, W) moved into the clip range of images like ``x``."""
         return self._planes(self.clip(self._images(planes, x)))
-
-    def _check_params(self) -> None:
-        super()._check_params()
-        check_positive("eps", self.eps)
-        check_count("max_queries", self.max_queries)
-        check_number("p_init", self.p_init, "a share above 0 and up to 1", lambda share: 0 < share <= 1)
-        check_flag("targeted", self.targeted)
 
 
 class _Window(NamedTuple):

@@ -72,7 +72,7 @@ def test_each_run_has_its_width_and_begins_at_the_best_point_so_far(
     ("options", "said"),
     [
         ({"factors": ()}, "factors is"),
-        ({"factors": (1.0, 0.0)}, "factors is 0.0"),
+        ({"factors": (1.0, 0.0)}, r"factors is \(1.0, 0.0\)"),
         ({"factors": 2.0}, "factors is 2.0"),
         ({"loss": "hinge"}, "loss is 'hinge'"),
         ({"max_iter": 0}, "max_iter is 0"),

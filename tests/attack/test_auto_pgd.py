@@ -13,9 +13,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, as_module, gradient_modes
-from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
+from art_defenses_ext.attack.ball import L2, Ball, Linf
 from art_defenses_ext.attack.base import predict
-from art_defenses_ext.attack.losses import LOSSES
+from art_defenses_ext.attack.losses import LOSSES, Objective
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
@@ -57,6 +58,21 @@ def test_what_cannot_be_broken_comes_back_at_its_worst_point(norm: float, at_dis
     gap = np.where(y == 0, 1, -1) * ((x_adv.reshape(16, -1) - 0.5) @ direction)
     dual = np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
     np.testing.assert_allclose(gap, 0.1 * distance * dual, rtol=0.05)
+
+
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5)])
+def test_the_function_alone_descends_a_linear_network_to_its_lowest_margin(ball: Ball) -> None:
+    """No classifier, no ART: the margin of w x falls by eps times the dual norm of w at most."""
+    weight = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    x, y = torch.ones(3, 40), torch.zeros(3, dtype=torch.long)
+
+    def logits(images: Tensor, labels: Tensor) -> Tensor:
+        return torch.stack([images @ weight + 100, torch.zeros(len(images))], dim=1)
+
+    adversarial = auto_pgd(logits, x, y, ball, max_iter=30)
+    lowest = x @ weight - ball.eps * ball.dual_size(weight[None])
+    torch.testing.assert_close(adversarial @ weight, lowest, rtol=1e-3, atol=1e-3)
+    assert (ball.size(adversarial - x) <= ball.eps * (1 + 1e-5)).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -150,13 +166,12 @@ def test_gradients_averaged_over_randomness_converge_to_their_expectation() -> N
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = NoisyLinear(torch.randn(2, 12))
-        classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (12,), 2, clip_values=(0, 1), device_type="cpu")
         x, y = torch.rand(3, 12), torch.tensor([0, 1, 0])
         side = torch.where(y == 0, 1.0, -1.0)[:, None]
         expected = (model.weight[1] - model.weight[0]).detach() * side
         errors = []
         for eot in (100, 10_000):
-            *_, gradient = AutoPGD(classifier, eot=eot)._differentiate(model, x, y, y)
+            _, _, gradient = Objective(eot=eot).differentiate(lambda images, labels: model(images), x, y, y)
             errors.append(float((gradient - expected).abs().max()))
     # The standard error of a difference of two unit normals, over 36 entries: below four of it.
     assert errors[0] < 4 * (2 / 100) ** 0.5

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
-from scipy.stats import binomtest
+from scipy.stats import binomtest, norm
 
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.text import for_markdown, for_terminal
@@ -24,7 +24,7 @@ from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.summary import Summary
 from art_defenses_ext.evaluation.run.folder import read_manifest
 
-NORMAL = 1.959964
+NORMAL = float(norm.ppf(0.975))
 """The normal quantile of a two-sided 95 % interval."""
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
@@ -179,8 +179,7 @@ def auc(negatives: Margins, positives: Margins) -> float | None:
     """The chance that a positive (n,) lies above a negative (m,), ties counted half; None if either is missing."""
     if len(negatives) == 0 or len(positives) == 0:
         return None
-    ranks = rankdata(np.concatenate([positives, negatives]))
-    below = ranks[: len(positives)].sum() - len(positives) * (len(positives) + 1) / 2
+    below = mannwhitneyu(positives, negatives, method="asymptotic").statistic
     return float(below / (len(positives) * len(negatives)))
 
 
