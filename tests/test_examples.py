@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib
 import io
 import os
 import re
@@ -107,9 +108,10 @@ def test_help_says_what_an_example_shows(example: str, helps: dict[str, str]) ->
 
 
 def test_a_defence_of_ones_own_hides_its_gradient_from_the_naive_alone(
-    digits: Dataset, digits_classifier: PyTorchClassifier
+    digits: Dataset, digits_classifier: PyTorchClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = runpy.run_path(str(EXAMPLES / "custom_defence.py"))["GreyLevels"]
+    monkeypatch.syspath_prepend(str(EXAMPLES / "custom_defence"))
+    own = importlib.import_module("grey_levels").GreyLevels
     defended = defend(digits_classifier, own.for_classifier(digits_classifier))
     x, y = digits.test.x[:30], digits.test.y[:30]
     naive, adaptive = (

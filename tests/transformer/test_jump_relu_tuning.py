@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,3 +138,25 @@ def test_what_was_tuned_goes_with_the_network_and_what_was_set_does_not(
     assert tuning.points == [tuple(point) for point in transformer.curve]
     transformer.set_params(jump=0.15)
     assert transformer().model.tuning is None
+
+
+def test_a_file_holds_the_tuned_jump_and_its_curve(
+    digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
+) -> None:
+    own = JumpReLU(digits_classifier, width=0.5)
+    own.fit(digits.validation.x[:50], digits.validation.y[:50], max_accuracy_drop=0.1)
+    own.save(tmp_path / "jump")
+    loaded = JumpReLU.load(tmp_path / "jump", classifier=digits_classifier)
+    assert (loaded.jump, loaded.width, loaded.curve, loaded.is_fitted) == (own.jump, 0.5, own.curve, True)
+    assert loaded().model.tuning == own().model.tuning is not None
+    x = digits.test.x[:20]
+    assert np.array_equal(loaded.apply(digits_classifier).predict(x), own().predict(x))
+
+
+def test_a_file_is_of_its_network_alone(own_classifier: PyTorchClassifier, tmp_path: Path) -> None:
+    JumpReLU(own_classifier, [0.1] * 3).save(tmp_path / "jump")
+    assert JumpReLU.load(tmp_path / "jump", classifier=own_classifier).jump == [0.1] * 3
+    with torch.no_grad():
+        next(own_classifier.model.parameters()).add_(1)
+    with pytest.raises(InputError, match="whose jump_relu was built for another network"):
+        JumpReLU.load(tmp_path / "jump", classifier=own_classifier)
