@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
+    from art_defenses_ext.evaluation.config import EvaluationConfig
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.publish.compare import compare
     from art_defenses_ext.evaluation.suite.spec import AttackSpec
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "L2",
     "AttackSpec",
+    "EvaluationConfig",
     "ExplanationReconstructor",
     "FeatureAutoencoder",
     "HeatAndBlur",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOMES = {
     "AttackSpec": "evaluation.suite.spec",
+    "EvaluationConfig": "evaluation.config",
     "ExplanationReconstructor": "detector.explanation_reconstructor",
     "FeatureAutoencoder": "preprocessor.feature_autoencoder",
     "HeatAndBlur": "preprocessor.heat_and_blur",
