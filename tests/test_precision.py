@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,8 @@ from art_defenses_ext import (
     evaluate,
 )
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.evaluation.suite.suites import _auto_pgd, _deep_fool, _noise, _pgd, _square
+from art_defenses_ext.evaluation.suite.papers import ATTACKS as OF_PAPERS
+from art_defenses_ext.evaluation.suite.suites import _auto_pgd, _deep_fool, _noise, _square
 from art_defenses_ext.preprocessor.heat_and_blur import RULES
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
@@ -135,8 +137,14 @@ def test_explanation_reconstructor(
 
 
 ATTACKS = [
-    AttackSpec("PGD, gray-box", _pgd(max_iter=5, eps_step=0.25), "ART's", crafted_on="undefended", samples="all"),
-    AttackSpec("PGD", _pgd(max_iter=5, eps_step=0.25), "ART's", samples="all"),
+    AttackSpec(
+        "PGD, gray-box",
+        partial(OF_PAPERS["pgd"], max_iter=5, eps_step=0.25),
+        "ART's",
+        crafted_on="undefended",
+        samples="all",
+    ),
+    AttackSpec("PGD", partial(OF_PAPERS["pgd"], max_iter=5, eps_step=0.25), "ART's", samples="all"),
     AttackSpec("FGSM", lambda one, threat, seed: FastGradientMethod(one, eps=threat.eps), "ART's"),
     AttackSpec(
         "C&W",

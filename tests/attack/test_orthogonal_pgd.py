@@ -416,7 +416,9 @@ def test_no_step_waits_for_the_device(kind: type[RejectionAttack], stop_below: f
         with Counter():
             attack.generate(problem.x, problem.y)
         counts.append(Counter.calls)
-    assert counts[1] - counts[0] == (0 if stop_below == -np.inf else len(getattr(attack, "weights", (1.0,))) * (60 - 20) / 5)
+    assert counts[1] - counts[0] == (
+        0 if stop_below == -np.inf else len(getattr(attack, "weights", (1.0,))) * (60 - 20) / 5
+    )
 
 
 @every_attack

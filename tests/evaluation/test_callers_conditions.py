@@ -33,7 +33,7 @@ from art_defenses_ext.attack.orthogonal_pgd import SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.validation import InputError
-from art_defenses_ext.cli.doctor import examine
+from art_defenses_ext.cli.traps import examine
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.evaluation.suite.vote import judge
 from art_defenses_ext.zoo.catalogue import MODELS
