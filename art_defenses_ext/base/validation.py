@@ -293,11 +293,6 @@ def check_whole(argument: str, value: Any, least: int, expected: str) -> int:
     return int(value)
 
 
-def check_inner_share(argument: str, value: Any) -> float:
-    """Refuse anything but a number between 0 and 1, both left out."""
-    return check_number(argument, value, "a number between 0 and 1", lambda number: 0 < number < 1)
-
-
 def check_share(argument: str, value: Any) -> float:
     """Refuse anything but a number from 0 to 1."""
     return check_number(argument, value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
