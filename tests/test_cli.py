@@ -220,7 +220,7 @@ def test_a_naive_attackers_result_is_not_established(command: Command, weights: 
     arguments += ["--check-samples", 1, "--naive", "--out", tmp_path / "run"]
     result = command(*arguments)
     assert (result.status, result.err) == (0, "")
-    assert "naive: gradient mode exact alone" in words(result.out)
+    assert "not adaptive: gradient mode exact alone" in words(result.out)
     assert "not established" in result.out
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert report["established"] is False

@@ -119,9 +119,7 @@ def test_the_planted_point_alone_crosses_the_boundary(
     generator = torch.Generator().manual_seed(5)
     clean = torch.tensor(image)[None]
     inside = clean.expand(binarization.INNER_POINTS, *image.shape)
-    inside = inside + binarization.random_in_ball(
-        inside, binarization.INNER_RADIUS * threat.eps, threat.norm, generator
-    )
+    inside = inside + threat.at(binarization.INNER_RADIUS * threat.eps).random_inside(inside, generator)
     surface = binarization._on_surface(clean, threat, (0.0, 1.0), generator)
     points = torch.cat([surface, clean, inside]).clamp(0, 1).numpy()
     np.testing.assert_array_equal(points[:1], surface)

@@ -557,7 +557,7 @@ def test_a_shallow_copy_still_cannot_be_trained() -> None:
 def test_the_transformer_itself_can_be_pickled(x: Any) -> None:
     transformer = JumpReLU(wrap(Functional()), (0.2, 0.1), width=0.3)
     again = pickle.loads(pickle.dumps(transformer))
-    assert (again.jump, again.width, again.copy) == ((0.2, 0.1), 0.3, False)
+    assert (again.jump, again.width, again.copy) == ([0.2, 0.1], 0.3, False)
     np.testing.assert_array_equal(again().predict(x), transformer().predict(x))
 
 
@@ -658,10 +658,10 @@ def test_the_network_compiles_to_machine_code(x: Any) -> None:
         (None, "jump is None"),
         (1j, "jump is 1j"),
         (torch.tensor(1.0), "jump is tensor"),
-        ([0.1, -0.2], "jump is -0.2"),
-        ([0.1, "a"], "jump is 'a'"),
-        ([0.1, None], "jump is None"),
-        ([[0.1], [0.2]], r"jump is \[0.1\]"),
+        ([0.1, -0.2], r"jump is \[0.1, -0.2\]"),
+        ([0.1, "a"], r"jump is \[0.1, 'a'\]"),
+        ([0.1, None], r"jump is \[0.1, None\]"),
+        ([[0.1], [0.2]], r"jump is \[\[0.1\], \[0.2\]\]"),
         ([], "jump has 0 values; one, or one for each of the 2 ReLUs, was expected"),
         ([0.1], "jump has 1 values"),
         ((0.1, 0.2, 0.3), "jump has 3 values"),
@@ -678,7 +678,7 @@ def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, said: str) -> None:
 
 @pytest.mark.parametrize("width", [0, -1.0, float("nan"), float("inf"), "wide", True])
 def test_a_bad_width_is_refused_wherever_it_is_set(width: Any) -> None:
-    said = rf"width is {width!r}; a finite number > 0, or None, was expected"
+    said = rf"width is {width!r}; a finite number > 0"
     with pytest.raises(InputError, match=said):
         JumpReLU(wrap(Functional()), width=width)
     with pytest.raises(InputError, match=said):
@@ -694,7 +694,7 @@ def test_a_parameter_that_does_not_exist_is_refused() -> None:
         transformer.set_params(jump=0.2, kappa=0.3)
     assert transformer.jump == 0.1
     transformer.set_params(jump=(0.2, 0.3), width=0.5, copy=True)
-    assert (transformer.jump, transformer.width, transformer.copy) == ((0.2, 0.3), 0.5, True)
+    assert (transformer.jump, transformer.width, transformer.copy) == ([0.2, 0.3], 0.5, True)
     assert transformer().model.jumps == (0.2, 0.3)
 
 
