@@ -34,7 +34,8 @@ from art_defenses_ext import FeatureAutoencoder, JumpReLU, Linf, defend, evaluat
 from art_defenses_ext.evaluation.publish.compare import Compared, compare
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset

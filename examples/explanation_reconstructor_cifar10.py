@@ -28,7 +28,7 @@ from art_defenses_ext import ExplanationReconstructor
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.evaluation.results.detection import DetectionRow
 from art_defenses_ext.evaluation.suite.papers import paper_specs
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 

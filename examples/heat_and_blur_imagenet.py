@@ -37,7 +37,8 @@ from art_defenses_ext.evaluation.records.metrics import ndcg
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.predictions import predict
-from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec, attack_set
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import STANDARD, attack_set
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 

@@ -26,7 +26,8 @@ from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.results.summary import Summary
-from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset

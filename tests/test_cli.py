@@ -30,7 +30,8 @@ from art_defenses_ext.defence.registry import installed, load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, STANDARD, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, STANDARD
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset

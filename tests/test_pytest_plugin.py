@@ -25,7 +25,7 @@ from art_defenses_ext import ExplanationReconstructor, JumpReLU, Linf
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from pathlib import Path
 
 torch.set_num_threads(1)
@@ -246,7 +246,7 @@ def test_false_positives(assert_detects):
 
 OWN_ATTACKS = """
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 
 def pgd(classifier, threat, seed):
     return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)

@@ -11,7 +11,7 @@ from art_defenses_ext import ExplanationReconstructor, Linf, evaluate
 from art_defenses_ext.attack.orthogonal_pgd import OrthogonalPGD
 from art_defenses_ext.evaluation.results.detection import Detection
 from art_defenses_ext.evaluation.suite.papers import paper_specs
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 

@@ -29,7 +29,7 @@ from art_defenses_ext.detector.explanation_reconstructor import ExplanationRecon
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejected_as, rejecting, rejects
 from art_defenses_ext.evaluation.suite.seeding import seeded
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
 

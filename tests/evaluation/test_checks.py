@@ -24,7 +24,8 @@ from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
 from art_defenses_ext.evaluation.run.describe import describe_run
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.suite.suites import STANDARD, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import STANDARD
 
 THREAT, LIMIT = Linf(0.1), Linf(0.5)
 SAMPLES = 100

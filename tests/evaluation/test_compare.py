@@ -23,7 +23,7 @@ from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.publish.compare import Paired, _paired, compare
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 

@@ -30,7 +30,7 @@ from art_defenses_ext.evaluation.results.detection import (
     threshold,
 )
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 
 THREAT = Linf(0.1)

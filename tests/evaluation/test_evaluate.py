@@ -41,7 +41,8 @@ from art_defenses_ext.evaluation.run.folder import COSTS, RECORDS, read_records
 from art_defenses_ext.evaluation.suite.attacker import EOT_DRAWS, VOTES, Attacker
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, make_plan
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, STANDARD, WHITE_BOX
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset

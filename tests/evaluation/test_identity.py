@@ -25,7 +25,7 @@ from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.evaluate import run_key
 from art_defenses_ext.evaluation.run.behaviour import Behaviour
 from art_defenses_ext.evaluation.run.identity import Identity
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.testing import assertions
 from art_defenses_ext.testing.assertions import Suite
 

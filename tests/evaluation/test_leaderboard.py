@@ -15,7 +15,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.publish.leaderboard import FORMAT, Entry, leaderboard
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.datasets import Dataset
 
 

@@ -33,7 +33,7 @@ from art_defenses_ext.evaluation.run import describe
 from art_defenses_ext.evaluation.run.folder import EXAMPLES, FINDINGS, RECORDS, read_costs
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.datasets import Dataset
 
 SAMPLES, BLOCK, EPS = 23, 4, 0.1

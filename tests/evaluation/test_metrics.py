@@ -31,7 +31,7 @@ from art_defenses_ext.evaluation.records import metrics
 from art_defenses_ext.evaluation.records.metrics import ndcg, reciprocal_rank, recorded
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.attacker import VOTES
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.datasets import Dataset
 
 Rational = Sequence[Fraction]

@@ -16,7 +16,8 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.suite.suites import STANDARD, WHITE_BOX, AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.suites import STANDARD, WHITE_BOX
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset

@@ -18,7 +18,7 @@ from art_defenses_ext import Linf, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.suite.vote import judge
 
 SIGMA = 1.0

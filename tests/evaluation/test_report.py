@@ -46,7 +46,7 @@ from art_defenses_ext.evaluation.report.tables import attacks_table, costs_table
 from art_defenses_ext.evaluation.report.verdict import describe_randomness, verdict
 from art_defenses_ext.evaluation.results.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 
 NB_SAMPLES = 20
 THREAT = Linf(0.2)

@@ -47,7 +47,7 @@ from art_defenses_ext.evaluation.run.folder import (
 from art_defenses_ext.evaluation.run.manifest import FORMAT, Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 
 SAMPLES, BLOCK = 7, 3
 

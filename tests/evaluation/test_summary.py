@@ -21,7 +21,7 @@ from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.results.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 
 

@@ -24,7 +24,7 @@ from art_defenses_ext.evaluation.records.digests import DIGESTS, digest_of, read
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import COSTS, EXAMPLES, FINDINGS, MANIFEST, RECORDS, read_manifest
 from art_defenses_ext.evaluation.run.unfinished import IMAGES, LINES, Unfinished
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 
 EPS = 0.02
 SPEC = AttackSpec("PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=4, seed=s), "a", kind="white-box")

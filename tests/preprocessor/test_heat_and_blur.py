@@ -34,7 +34,7 @@ from art_defenses_ext.attribution import relevance as lrp
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.gradients.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS, blurred
 from art_defenses_ext.zoo.catalogue import MODELS

@@ -9,7 +9,7 @@ import pytest
 from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.evaluation.suite.papers import paper_specs
-from art_defenses_ext.evaluation.suite.suites import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
 
