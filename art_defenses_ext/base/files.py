@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from errno import EISDIR
 from pathlib import Path
 
 from art_defenses_ext.base.validation import RunError, check_path
@@ -30,6 +31,8 @@ def replace_file(path: Path, content: bytes | None) -> None:
     if content is None:
         path.unlink(missing_ok=True)
         return
+    if not path.name:
+        raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))  # such as "."
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # found by leftovers after an interruption
     try:

@@ -96,7 +96,12 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
 
 def _parts_in(folder: Path) -> list[Path]:
     """The parts below a folder, or the folder itself."""
-    found = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
+    try:
+        found = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
+    except OSError as error:  # such as a name too long
+        raise RunError(
+            f"folder is {str(folder)!r}, which cannot be read ({error.strerror}); a run's was expected"
+        ) from None
     return found or [folder]
 
 

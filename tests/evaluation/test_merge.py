@@ -337,6 +337,7 @@ def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(parted: Parte
 def test_no_folder_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
     refused([], tmp_path / "out", "a list of 1 or more folders was expected")
     refused([tmp_path / "nothing"], tmp_path / "out", "cannot be read")
+    refused([tmp_path / ("x" * 5000)], tmp_path / "out", "cannot be read .File name too long")
 
 
 def test_a_part_or_an_unfinished_run_is_no_report(parted: Parted, whole: Path, tmp_path: Path) -> None:
