@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from fuzz_pool import POOL
 from fuzz_targets import Target, World
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 SECONDS = 20
 """Of the processor, after which a case has taken too long."""

@@ -57,7 +57,7 @@ from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD,
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attribution.relevance import Composite
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.cli.traps import examine
 from art_defenses_ext.evaluation.evaluate import evaluate_shard, run_key

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.activation import ReplaceReLU, check_replaceable, count_relus
 
 Activation = Callable[[Tensor], Tensor]

@@ -26,7 +26,7 @@ from art.evaluations.security_curve import SecurityCurve
 from art.metrics import empirical_robustness, loss_gradient_check
 
 from art_defenses_ext import JumpReLU, gradient_mode
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import undefended
 from art_defenses_ext.zoo.datasets import Dataset
 

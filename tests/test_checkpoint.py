@@ -33,7 +33,7 @@ from art_defenses_ext.base.checkpoint import (
     save_checkpoint,
     write_tensors,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo.datasets import Dataset
 
 

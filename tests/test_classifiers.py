@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, Split

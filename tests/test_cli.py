@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, HeatAndBlur, JumpReLU, Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base import progress
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import main
 from art_defenses_ext.cli.defences import Wishes, check_wishes, defence_names
 from art_defenses_ext.cli.evaluate import evaluate_command
@@ -31,7 +31,7 @@ from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, STANDARD
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset
@@ -116,7 +116,7 @@ def test_list_names_all_that_can_be_chosen(command: Command) -> None:
     assert (result.status, result.err) == (0, "")
     lines = [f"{line} " for line in result.out.splitlines()]
     papers = (paper_specs(load_face(name)) for name in installed())
-    attacks = [spec.name for specs in (*papers, FULL, DETECTOR_LADDER) for spec in specs]
+    attacks = [spec.name for specs in (*papers, FULL, DETECTOR_SUITE) for spec in specs]
     for name in (*defence_names(), *DATASETS, *MODELS, *attacks):
         assert any(f" {name} " in line for line in lines), name
     assert max(map(len, result.out.splitlines())) <= 80

@@ -22,7 +22,7 @@ from torchvision.datasets import CIFAR10, MNIST, SVHN, ImageFolder
 from torchvision.transforms._presets import ImageClassification
 from torchvision.transforms.functional import to_tensor
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo import image_folder
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset, Split, load_dataset
 from art_defenses_ext.zoo.image_folder import ImageFiles

@@ -12,7 +12,7 @@ from torchvision.models import squeezenet1_1, vgg16
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import art_defenses_ext.preprocessor.feature_maps as features
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.preprocessor.feature_maps import (
     IMAGENET_MEAN,
     IMAGENET_STD,

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 
 def _fuzz() -> ModuleType:

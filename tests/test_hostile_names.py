@@ -24,9 +24,9 @@ from torch import nn
 
 from art_defenses_ext import AttackSpec, Linf, compare, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import code_block, for_markdown, for_terminal, is_web_address, markdown_link, shown
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.evaluation.publish.compare import Compared, Comparison
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard

@@ -27,8 +27,8 @@ from art_defenses_ext import (
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import contradiction
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.cli.traps import examine
 from art_defenses_ext.evaluation.suite.scale import normalisation_scale
 from art_defenses_ext.evaluation.suite.spec import AttackSpec

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.training.loop import accuracy
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS, ModelSpec
 from art_defenses_ext.zoo.datasets import DATASETS, load_dataset

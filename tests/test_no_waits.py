@@ -24,7 +24,7 @@ from art_defenses_ext import (
 from art_defenses_ext.attribution.gradient import input_gradient
 from art_defenses_ext.attribution.relevance import relevance
 from art_defenses_ext.attribution.rules import ZBox
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
 from art_defenses_ext.preprocessor.trained import TrainedRestorer

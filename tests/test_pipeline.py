@@ -23,7 +23,7 @@ from art_defenses_ext import (
     TwoStreamRestoration,
     defend,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.pipeline import check_runs
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.training.loop import train_classifier

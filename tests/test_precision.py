@@ -26,7 +26,7 @@ from art_defenses_ext import (
     defend,
     evaluate,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.papers import ATTACKS as OF_PAPERS
 from art_defenses_ext.evaluation.suite.suites import _auto_pgd, _deep_fool, _noise, _square
 from art_defenses_ext.preprocessor.heat_and_blur import RULES

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import Linf, as_module, defend, evaluate, gradient_mode, gradient_modes
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.gradients.surrogate import Surrogate
 from art_defenses_ext.zoo.datasets import Dataset

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.training.loop import Objective, Settings, accuracy, train, train_classifier
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
@@ -516,10 +516,10 @@ def test_what_cannot_be_used_is_refused_before_any_work(changes: dict[str, Any],
         ({"nb_epochs": 0}, "nb_epochs is 0; a whole number of at least 1 was expected"),
         ({"nb_epochs": 1.5}, "nb_epochs is 1.5; a whole number of at least 1 was expected"),
         ({"seed": -1}, "seed is -1; a whole number from 0 to 2**63 - 1 was expected"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 was expected"),
-        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; a finite number > 0 was expected"),
+        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 that float32 holds was expected"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3'; a finite number > 0 that float32 holds was expected"),
         ({"nb_epochs": True}, "nb_epochs is True; a whole number of at least 1 was expected"),
-        ({"learning_rate": math.inf}, "learning_rate is inf; a finite number > 0 was expected"),
+        ({"learning_rate": math.inf}, "learning_rate is inf; a finite number > 0 that float32 holds was expected"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -570,7 +570,7 @@ def test_weights_that_the_last_step_made_nan_are_refused_though_every_loss_was_f
         ({"patience": 2}, "patience is 2 without validation images; some, or None, were expected"),
         ({"patience": 0}, "patience is 0; a whole number of at least 1 was expected"),
         ({"weight_decay": -1.0}, "weight_decay is -1.0; a finite number >= 0 was expected"),
-        ({"clip_norm": 0.0}, "clip_norm is 0.0; a finite number > 0 was expected"),
+        ({"clip_norm": 0.0}, "clip_norm is 0.0; a finite number > 0 that float32 holds was expected"),
         ({"mixed_precision": "yes"}, "mixed_precision is 'yes'; True or False was expected"),
         ({"count": 0}, "images holds 0 images and 0 labels; as many of both, one at least, were expected"),
         (

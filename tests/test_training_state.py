@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.base.checkpoint import read_tensors, save_checkpoint, write_tensors
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.training.loop import Settings, train
 from art_defenses_ext.training.state import FORMAT, VERSION, Epoch, TrainingState, load_state, save_state
 

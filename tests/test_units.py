@@ -23,7 +23,7 @@ from art_defenses_ext import (
     evaluate,
 )
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.preprocessor.trained import TrainedRestorer

@@ -32,7 +32,7 @@ from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attribution.relevance import TopK
 from art_defenses_ext.attribution.rules import AlphaBeta, Epsilon, Gamma
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.training.inputs import GaussianNoise, SignedGradient
 from art_defenses_ext.training.loop import Settings

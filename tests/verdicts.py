@@ -33,7 +33,7 @@ from art_defenses_ext import (
     rejecting,
 )
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, STANDARD
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, STANDARD
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
@@ -108,7 +108,7 @@ class Runs:
         return defend(self.classifier, restorer), {"attacks": "papers"}
 
     def explanation_reconstructor(self) -> Run:
-        return rejecting(self.classifier, self._detector()), {"attacks": FAST + DETECTOR_LADDER[:1]}
+        return rejecting(self.classifier, self._detector()), {"attacks": FAST + DETECTOR_SUITE[:1]}
 
     def autoencoder_before_jump_relu(self) -> Run:
         return defend(JumpReLU(self.classifier, jump=0.5)(), self._autoencoder()), {"attacks": FAST}

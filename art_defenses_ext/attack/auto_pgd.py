@@ -18,7 +18,9 @@ from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.boundaries import nearest_rivals
 from art_defenses_ext.attack.losses import MIN_CLASSES, Logits, LossName, Objective
 from art_defenses_ext.base.declared import Count, Flag, Positive
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
+
+MARGIN = Objective()
 
 MOMENTUM = 0.75  # alpha of equation 1: share of the new step; the rest goes on in the former direction
 RHO = 0.75  # a step that raises the loss less often than this is too long
@@ -31,7 +33,7 @@ def auto_pgd(
     y: Tensor,
     ball: Ball,
     *,
-    objective: Objective = Objective(),  # noqa: B008
+    objective: Objective = MARGIN,
     max_iter: int = 100,
     targets: Tensor | None = None,
     start: Tensor | None = None,

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.declared import Kind
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError
 
 Sizes = npt.NDArray[np.float64]
 ClipValues = tuple[Any, Any] | None
@@ -282,7 +282,7 @@ def ball_type(norm: Any) -> type[Ball]:
     raise InputError(f"norm is {shown(norm)}; {' or '.join(_BALLS)} was expected")
 
 
-NormName = Annotated[Any, Kind("linf or l2", lambda norm: ball_type(norm).norm)]
+NormName = Annotated[Any, Kind("the name of a norm, such as linf or l2,", lambda norm: ball_type(norm).norm)]
 """A norm in any spelling, kept as ART has it."""
 
 

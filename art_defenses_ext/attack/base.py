@@ -20,15 +20,10 @@ from art_defenses_ext.attack.ball import Ball, ball_type, into_range, per_sample
 from art_defenses_ext.attack.losses import only_pair
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.declared import Count, Flag, Seed, check_declared
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import (
-    InputError,
-    check_classifier,
-    check_images,
-    check_labels,
-    check_outputs,
-)
+from art_defenses_ext.base.validation import check_classifier, check_images, check_labels, check_outputs
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rebuild import at_least_float32, evaluation_mode, gradients_enabled

@@ -12,7 +12,8 @@ from art.estimators.classification.classifier import ClassifierMixin
 from art.estimators.estimator import BaseEstimator
 
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError, check_images, check_labels
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import check_images, check_labels
 from art_defenses_ext.estimator.rejecting import rejected_as, rejects
 
 

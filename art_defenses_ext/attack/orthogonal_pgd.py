@@ -27,7 +27,8 @@ from art_defenses_ext.attack.ball import L2, NormName, per_sample, unit
 from art_defenses_ext.attack.base import BestPoints, TensorAttack
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.base.declared import Count, Flag, NonNegative, Positive
-from art_defenses_ext.base.validation import InputError, check_number
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import check_number
 from art_defenses_ext.estimator.rejecting import parts_of, rejects
 from art_defenses_ext.gradients.modes import annealable_modes, find_defences, surrogate_width
 
@@ -40,24 +41,24 @@ class Place(NamedTuple):
     """What an attacker learns from one forward and two backward passes at images (n, ...).
 
     Attributes:
-        gap: what is left to misclassification, in logits (n,): below zero where the image is misclassified.
-        excess: the detector's word (n,): above zero where the image is rejected.
-        gap_slope: the gradient of ``gap`` (n, ...).
-        excess_slope: the gradient of ``excess`` (n, ...).
+        class_margin: of the classifier's logits (n,): below zero where the image is misclassified.
+        detection_margin: the detection score minus its threshold (n,): above zero where the image is rejected.
+        class_slope: the gradient of ``class_margin`` (n, ...).
+        detection_slope: the gradient of ``detection_margin`` (n, ...).
     """
 
-    gap: Tensor
-    excess: Tensor
-    gap_slope: Tensor
-    excess_slope: Tensor
+    class_margin: Tensor
+    detection_margin: Tensor
+    class_slope: Tensor
+    detection_slope: Tensor
 
 
 @dataclass(eq=False, repr=False)
 class RejectionAttack(TensorAttack):
     """What the attacks on a classifier that rejects share: steepest descent of one gradient made of two.
 
-    What comes back is the misclassified image of lowest excess that was seen, judged by the forward pass, which is
-    exact in every gradient mode; without any, the one nearest to misclassification.
+    What comes back is the misclassified image of lowest detection margin that was seen, judged by the forward pass,
+    which is exact in every gradient mode; without any, the one nearest to misclassification.
 
     Args:
         estimator: a classifier that rejects, from :func:`.rejecting`.
@@ -66,8 +67,8 @@ class RejectionAttack(TensorAttack):
         eps_step: step size in pixel values; None for eps / 10.
         max_iter: steps a run.
         random_start: begin at a random point of the ball instead of at the image.
-        stop_below: a sample is done once it is misclassified with an excess below this; -inf never stops, for the
-            lowest excess that can be found.
+        stop_below: a sample is done once it is misclassified with a detection margin below this; -inf never stops,
+            for the lowest one that can be found.
         switch_margin: how far beyond the boundary, in logits, an image must be for the detector's turn to come.
         factors: of the width of the defences' smooth surrogates, one for each of as many equal phases of a run; without
             such a surrogate they make no difference.
@@ -105,7 +106,7 @@ class RejectionAttack(TensorAttack):
             if self.random_start:
                 start = self.clip(start + self.geometry(self.eps).random_inside(start, generator))
             self._descend(module, x, y, start, left, seen, weight)
-            left = left[seen.lowest_excess[left] >= self.stop_below]
+            left = left[seen.lowest_detection_margin[left] >= self.stop_below]
             if len(left) == 0:
                 break
         return seen.points
@@ -121,7 +122,7 @@ class RejectionAttack(TensorAttack):
             seen.offer(current, at, rows)
             towards = self.direction(at, weight)
             if self.stop_below > -math.inf and done % PERIOD == PERIOD - 1:
-                left = (seen.lowest_excess[rows] >= self.stop_below).nonzero().squeeze(1)
+                left = (seen.lowest_detection_margin[rows] >= self.stop_below).nonzero().squeeze(1)
                 rows, current, towards = rows[left], current[left], towards[left]
                 if len(rows) == 0:
                     return
@@ -140,10 +141,10 @@ class RejectionAttack(TensorAttack):
     def _look(self, module: nn.Module, x: Tensor, y: Tensor) -> Place:
         """The network's two answers at images (n, ...) and, where gradients are on, their slopes."""
         x = x.detach().requires_grad_()
-        logits, excess = parts_of(module, x)
-        gap = -margin(logits, y) if self.targeted else margin(logits, y)
-        slopes = gradient_of(gap, x, retain_graph=True), gradient_of(excess, x)
-        return Place(gap.detach(), excess.detach(), *slopes)
+        logits, detection_margin = parts_of(module, x)
+        class_margin = -margin(logits, y) if self.targeted else margin(logits, y)
+        slopes = gradient_of(class_margin, x, retain_graph=True), gradient_of(detection_margin, x)
+        return Place(class_margin.detach(), detection_margin.detach(), *slopes)
 
     def _mode(self) -> str | None:
         if self.gradient_mode is not None or not annealable_modes(self.estimator):
@@ -162,7 +163,7 @@ class RejectionAttack(TensorAttack):
 
 
 class SelectivePGD(RejectionAttack):
-    """Descend the classifier's margin until the image is misclassified, the detector's excess once it is.
+    """Descend the classifier's margin until the image is misclassified, then the detection margin.
 
     Args:
         **options: see :class:`RejectionAttack`.
@@ -171,11 +172,11 @@ class SelectivePGD(RejectionAttack):
     """
 
     def direction(self, at: Place, weight: float) -> Tensor:
-        return self._turn(at, at.gap_slope, at.excess_slope)
+        return self._turn(at, at.class_slope, at.detection_slope)
 
     def _turn(self, at: Place, until_missed: Tensor, afterwards: Tensor) -> Tensor:
         """Whose turn it is, sample by sample."""
-        return torch.where(per_sample(at.gap > -self.switch_margin, until_missed), until_missed, afterwards)
+        return torch.where(per_sample(at.class_margin > -self.switch_margin, until_missed), until_missed, afterwards)
 
 
 class OrthogonalPGD(SelectivePGD):
@@ -191,7 +192,7 @@ class OrthogonalPGD(SelectivePGD):
     """
 
     def direction(self, at: Place, weight: float) -> Tensor:
-        one, other = at.gap_slope, at.excess_slope
+        one, other = at.class_slope, at.detection_slope
         return self._turn(at, without_component(one, other), without_component(other, one))
 
 
@@ -218,8 +219,10 @@ class LagrangianPGD(RejectionAttack):
 
     def direction(self, at: Place, weight: float) -> Tensor:
         size = self.geometry.dual_size
-        missing = unit(at.gap_slope, size) * per_sample(at.gap > -self.switch_margin, at.gap_slope)
-        passing = unit(at.excess_slope, size) * per_sample(at.excess >= self.stop_below, at.excess_slope)
+        missing = unit(at.class_slope, size) * per_sample(at.class_margin > -self.switch_margin, at.class_slope)
+        passing = unit(at.detection_slope, size) * per_sample(
+            at.detection_margin >= self.stop_below, at.detection_slope
+        )
         return missing + weight * passing
 
 
@@ -231,19 +234,19 @@ class _Seen:
 
     def offer(self, points: Tensor, at: Place, rows: Tensor) -> None:
         """Take what is better of ``points`` (n, ...), which belong to the images ``rows`` (n,)."""
-        self._missed.offer(points, torch.where(at.gap < 0, at.excess, torch.inf), rows)
-        self._nearest.offer(points, at.gap, rows)
+        self._missed.offer(points, torch.where(at.class_margin < 0, at.detection_margin, torch.inf), rows)
+        self._nearest.offer(points, at.class_margin, rows)
 
     @property
-    def lowest_excess(self) -> Tensor:
+    def lowest_detection_margin(self) -> Tensor:
         """Of the misclassified points (N,); inf without any."""
         return self._missed.margins
 
     @property
     def points(self) -> Tensor:
-        """The misclassified point of lowest excess, or without any the one nearest to misclassification (N, ...)."""
+        """The misclassified point of lowest detection margin, without any the one nearest to that (N, ...)."""
         found = self._missed.points
-        return torch.where(per_sample(self.lowest_excess < torch.inf, found), found, self._nearest.points)
+        return torch.where(per_sample(self.lowest_detection_margin < torch.inf, found), found, self._nearest.points)
 
 
 def without_component(gradient: Tensor, other: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attribution.linear_map import LinearMap
 from art_defenses_ext.attribution.operations import Back
 from art_defenses_ext.attribution.trace import Trace
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode
 
 

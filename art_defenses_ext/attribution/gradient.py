@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.attribution.second_order import plain_attention
-from art_defenses_ext.base.validation import InputError, check_count, check_positive, check_seed, may_look
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import check_count, check_positive, check_seed, may_look
 from art_defenses_ext.estimator.rebuild import HALVES, as_model_input, at_least_float32, evaluation_mode
 
 ROWS_AT_ONCE = 512  # noisy copies or steps that share one pass of the model

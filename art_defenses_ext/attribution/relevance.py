@@ -26,7 +26,8 @@ from art_defenses_ext.attribution.first_layer import entrance
 from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace
-from art_defenses_ext.base.validation import AttributionError, check_count, check_positive, may_look
+from art_defenses_ext.base.errors import AttributionError
+from art_defenses_ext.base.validation import check_count, check_positive, may_look
 from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32, evaluation_mode
 
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor
 
 from art_defenses_ext.attribution.linear_map import LinearMap
-from art_defenses_ext.base.validation import AttributionError, check_number, check_positive, may_look
+from art_defenses_ext.base.errors import AttributionError
+from art_defenses_ext.base.validation import check_number, check_positive, may_look
 
 STABILIZER = 1e-6
 

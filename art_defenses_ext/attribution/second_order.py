@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from art_defenses_ext.base.validation import AttributionError
+from art_defenses_ext.base.errors import AttributionError
 
 
 def plain_attention() -> AbstractContextManager[None]:

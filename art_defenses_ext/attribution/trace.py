@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.attribution.linear_map import LinearMap, scaled
 from art_defenses_ext.attribution.operations import HANDLERS, IN_PLACE, Back
-from art_defenses_ext.base.validation import AttributionError
+from art_defenses_ext.base.errors import AttributionError
 
 
 @dataclass(eq=False)

@@ -16,8 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from art_defenses_ext.base.errors import CheckpointError, InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import CheckpointError, InputError, check_file, check_target, one_line
+from art_defenses_ext.base.validation import check_file, check_target, one_line
 
 FORMAT, VERSION = "art-defenses-ext defence", 1
 

@@ -139,7 +139,8 @@ def _text(value: Any) -> str:
     return value
 
 
-def _path(value: Any) -> Path:
+def as_path(value: Any) -> Path:
+    """The path ``value``, a text or a path object; raises ``ValueError`` for what no file can be called."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError
@@ -169,7 +170,7 @@ InnerShare = Annotated[float, number("a number between 0 and 1", lambda value: 0
 Flag = Annotated[bool, Kind("True or False", _flag)]
 Text = Annotated[str, Kind("a text of printable characters", _text)]
 Texts = Annotated[tuple[str, ...], several(Kind("a text", _text), "a list of texts")]
-AnyPath = Annotated[Path, Kind("a path", _path)]
+AnyPath = Annotated[Path, Kind("a path", as_path)]
 
 
 def kind_of(annotation: Any) -> Kind | None:
@@ -186,10 +187,30 @@ def kind_of(annotation: Any) -> Kind | None:
     return Kind(f"{kind.expected}, or None,", lambda value: None if value is None else kind.accept(value), kind.names)
 
 
+def accepted(annotation: Any, argument: str, value: Any) -> Any:
+    """A value of the kind that an annotation declares, as Python's own type.
+
+    Raises:
+        InputError: for another value.
+    """
+    kind = kind_of(annotation)
+    assert kind is not None
+    return kind.checked(argument, value)
+
+
 @cache
 def declared_of(owner: Any) -> dict[str, Kind]:
-    """The kinds that a function declares for its arguments, or a class (with its bases) for its attributes, by name."""
-    hints = get_type_hints(owner, include_extras=True)
+    """The kinds that a function declares for its arguments, or a class (with its bases) for its attributes, by name.
+
+    Raises:
+        InputError: for an annotation with a name that the owner's module does not hold.
+    """
+    try:
+        hints = get_type_hints(owner, include_extras=True)
+    except NameError as error:
+        raise InputError(
+            f"{owner.__qualname__} has an annotation that cannot be read ({error}); names of its module were expected"
+        ) from error
     return {name: kind for name, hint in hints.items() if (kind := kind_of(hint)) is not None}
 
 

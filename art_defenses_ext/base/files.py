@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from errno import EISDIR
 from pathlib import Path
 
-from art_defenses_ext.base.validation import RunError, check_path
+from art_defenses_ext.base.errors import RunError
+from art_defenses_ext.base.validation import check_path
 
 
 def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> None:

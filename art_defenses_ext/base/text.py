@@ -40,11 +40,6 @@ def _shown_character(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def for_terminal_lines(text: str) -> str:
-    """Apply :func:`for_terminal` to each line of ``text``, whose line ends must be trusted."""
-    return "\n".join(map(for_terminal, text.split("\n")))
-
-
 def for_markdown(text: str) -> str:
     """Return ``text`` escaped for a line or a table cell of Markdown: no link, code, HTML, formula or cell."""
     shown = for_terminal(text)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Sequence
 from itertools import chain
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +12,22 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
-from art_defenses_ext.base.errors import (
-    AttributionError as AttributionError,
-    CheckpointError as CheckpointError,
-    ClassifierError as ClassifierError,
-    DataError as DataError,
-    InputError as InputError,
-    RunError as RunError,
+from art_defenses_ext.base.declared import (
+    Flag,
+    Kind,
+    Positive,
+    Seed,
+    Share,
+    Text,
+    accepted,
+    as_path,
+    number,
+    one_of,
+    whole,
 )
+from art_defenses_ext.base.errors import ClassifierError, InputError
 from art_defenses_ext.base.layout import contradiction
 from art_defenses_ext.base.text import shown
-
-LARGEST = float(np.finfo(np.float32).max)
-"""The largest number that float32 holds."""
 
 
 def may_look(values: Any) -> bool:
@@ -275,27 +275,25 @@ def last_line(error: BaseException) -> str:
 
 
 def check_number(argument: str, value: Any, expected: str, holds: Callable[[float], bool] = lambda _: True) -> float:
-    """The number ``value``, if it is a finite real one for which ``holds`` is true; what ``expected`` names else."""
-    if isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool):
-        try:
-            number = float(value)
-        except OverflowError:  # an integer beyond floating point
-            number = math.inf
-        if math.isfinite(number) and holds(number):
-            return number
-    raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+    """Return the number ``value`` if it is a finite real one for which ``holds`` is true, as ``expected`` says."""
+    result: float = number(expected, holds).checked(argument, value)
+    return result
 
 
 def check_whole(argument: str, value: Any, least: int, expected: str) -> int:
-    """The whole number ``value``, numpy's too, from ``least`` on that 64 bits hold; what ``expected`` names else."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) < 2**63:
-        raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
-    return int(value)
+    """Return the whole number ``value``, numpy's too, from ``least`` on that 64 bits hold, as ``expected`` says."""
+    result: int = whole(least, expected).checked(argument, value)
+    return result
 
 
 def check_share(argument: str, value: Any) -> float:
-    """Refuse anything but a number from 0 to 1."""
-    return check_number(argument, value, "a number from 0 to 1", lambda number: 0 <= number <= 1)
+    """Return a number from 0 to 1.
+
+    Raises:
+        InputError: for anything else.
+    """
+    result: float = accepted(Share, argument, value)
+    return result
 
 
 def check_count(argument: str, value: Any, least: int = 1) -> int:
@@ -304,9 +302,13 @@ def check_count(argument: str, value: Any, least: int = 1) -> int:
 
 
 def check_positive(argument: str, value: Any) -> float:
-    """Refuse anything but a finite number above zero."""
-    number = check_number(argument, value, "a finite number > 0", lambda number: number > 0)
-    return check_number(argument, number, "a number that float32 holds", lambda number: number <= LARGEST)
+    """Return a number above zero that float32 holds.
+
+    Raises:
+        InputError: for anything else.
+    """
+    result: float = accepted(Positive, argument, value)
+    return result
 
 
 def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> None:
@@ -324,67 +326,48 @@ def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> Non
 
 
 def check_flag(argument: str, value: Any) -> bool:
-    """The flag ``value``: True or False; Python would take any word, ``"no"`` too, for true.
+    """Return a flag, True or False: Python would take any word, ``"no"`` too, for true.
 
     Raises:
         InputError: for anything else.
     """
-    if not isinstance(value, bool | np.bool_):
-        raise InputError(f"{argument} is {shown(value)}; True or False was expected")
-    return bool(value)
+    result: bool = accepted(Flag, argument, value)
+    return result
 
 
 def check_seed(value: Any) -> int:
-    """Refuse anything but a whole number that every generator takes."""
-    return check_whole("seed", value, 0, "a whole number from 0 to 2**63 - 1")
-
-
-def check_samples_of(argument: str, count: Any) -> int:
-    """A number of samples, which may be zero.
+    """Return a whole number that every generator takes.
 
     Raises:
-        InputError: for anything but a whole number >= 0.
+        InputError: for anything else.
     """
-    return check_whole(argument, count, 0, "a whole number >= 0")
+    result: int = accepted(Seed, "seed", value)
+    return result
 
 
 def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
     """Refuse anything but one of the names ``known``."""
-    if not isinstance(value, str) or value not in known:
-        raise InputError(f"{argument} is {shown(value)}; one of {', '.join(known)} was expected")
+    one_of(*known).checked(argument, value)
 
 
 def check_text(argument: str, value: Any) -> str:
-    """The text ``value``, if it says something and can be printed on one line.
+    """Return a text that says something and can be printed on one line.
 
     Raises:
         InputError: for anything else.
     """
-    if not isinstance(value, str) or not value.strip() or not value.isprintable():
-        raise InputError(f"{argument} is {shown(value)}; a text of printable characters was expected")
-    return value
-
-
-def _can_be_encoded(text: str) -> bool:
-    """Whether a file may be called so: half a pair of surrogates is no character."""
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError:
-        return False
-    return True
+    result: str = accepted(Text, argument, value)
+    return result
 
 
 def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
-    """The path ``value``: a text that is not empty, or a path object.
+    """Return a path: a text that is not empty, or a path object.
 
     Raises:
         InputError: for anything else.
     """
-    if isinstance(value, str | os.PathLike) and value != "":
-        text = os.fspath(value)
-        if isinstance(text, str) and "\0" not in text and _can_be_encoded(text):
-            return Path(text)
-    raise InputError(f"{argument} is {shown(value)}; {expected} was expected")
+    path: Path = Kind(expected, as_path).checked(argument, value)
+    return path
 
 
 def check_paths(argument: str, value: Any, least: int = 1) -> list[Path]:
@@ -407,47 +390,40 @@ def differs(value: Any, other: Any) -> bool:
 
 
 def check_file(argument: str, value: Any, expected: str = "an existing file") -> Path:
-    """The path of a file that is there.
+    """Return the path of a file that is there.
 
     Raises:
         InputError: for anything else.
     """
-    path = check_path(argument, value, expected)
-    try:
-        if path.is_file():
-            return path
-    except OSError:  # such as a name too long
-        pass
-    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
+    return _check_place(argument, value, expected, Path.is_file)
 
 
 def check_folder(argument: str, value: Any) -> Path:
-    """The path of a folder that is there.
+    """Return the path of a folder that is there.
 
     Raises:
         InputError: for anything else.
     """
-    expected = "an existing folder"
-    path = check_path(argument, value, expected)
-    try:
-        if path.expanduser().is_dir():
-            return path
-    except (OSError, RuntimeError):  # a name too long; the home of a user that nobody knows
-        pass
-    raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")
+    return _check_place(argument, value, "an existing folder", lambda path: path.expanduser().is_dir())
 
 
 def check_target(argument: str, value: Any) -> Path:
-    """The path of a file that can be written: in an existing folder, and none itself.
+    """Return the path of a file that can be written: in an existing folder, and no folder itself.
 
     Raises:
         InputError: for anything else.
     """
-    expected = "a file in an existing folder"
+    return _check_place(
+        argument, value, "a file in an existing folder", lambda path: path.parent.is_dir() and not path.is_dir()
+    )
+
+
+def _check_place(argument: str, value: Any, expected: str, holds: Callable[[Path], bool]) -> Path:
+    """Return a path for which ``holds`` is true, as ``expected`` says."""
     path = check_path(argument, value, expected)
     try:
-        if path.parent.is_dir() and not path.is_dir():
+        if holds(path):
             return path
-    except OSError:  # such as a name too long
+    except (OSError, RuntimeError):  # such as a name too long, or the home of a user that nobody knows
         pass
     raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")

@@ -10,7 +10,7 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.face import DefenceFace
 from art_defenses_ext.defence.registry import installed, load_face
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
@@ -30,7 +30,7 @@ class Wishes:
     Attributes:
         options: of the defence's constructor and of its training, by name.
         eps: what a defence is trained against, as a share of the clip range, unless an option says otherwise.
-        seed: of the training, likewise.
+        seed: of the training, unless an option says otherwise.
         fitted: the file of a fitted defence; None: fitted here.
     """
 

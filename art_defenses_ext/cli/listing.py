@@ -13,7 +13,7 @@ def list_command() -> None:
 
     from art_defenses_ext.cli.defences import defence_names, face_of, option_names
     from art_defenses_ext.evaluation.suite.papers import paper_specs
-    from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, STANDARD
+    from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD
     from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -31,6 +31,6 @@ def list_command() -> None:
             table.add_row("attacks papers", attack.name, f"{name}: {attack.purpose}")
     for attack in FULL:
         table.add_row(f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose)
-    for attack in DETECTOR_LADDER:
+    for attack in DETECTOR_SUITE:
         table.add_row("attacks detector", attack.name, attack.purpose)
     Console().print(table)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from art_defenses_ext.base.validation import InputError, check_choice
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import check_choice
 from art_defenses_ext.cli.defences import NONE, Wishes, defence_names, face_of, is_detector, option_names
 
 

@@ -15,8 +15,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import contradiction
-from art_defenses_ext.base.validation import InputError, check_outputs, has_ignored_hooks, one_line
+from art_defenses_ext.base.validation import check_outputs, has_ignored_hooks, one_line
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, gradients_enabled, model_dtype
 from art_defenses_ext.evaluation.run.describe import PACKAGES
 from art_defenses_ext.evaluation.suite.attacker import BATCH_NOISE

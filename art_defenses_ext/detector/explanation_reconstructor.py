@@ -41,11 +41,11 @@ from art_defenses_ext.base.declared import (
     one_of,
     validated,
 )
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import shape_with_channels_in_front
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
-    InputError,
     check_choice,
     check_classifier,
     check_count,
@@ -284,8 +284,8 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
             raise InputError(f"detect has no argument {sorted(kwargs)[0]!r}; x and batch_size were expected")
         found = self._measured(x, batch_size)
         flagged = ~(found["scores"] <= found["thresholds"])  # a score that is NaN is flagged, as ART's argmax has it
-        excess = found["scores"] - found["thresholds"]
-        return {"predictions": np.stack([np.zeros_like(excess), excess], axis=1), **found}, flagged
+        margins = found["scores"] - found["thresholds"]
+        return {"predictions": np.stack([np.zeros_like(margins), margins], axis=1), **found}, flagged
 
     def set_params(self, **kwargs: Any) -> None:
         """Set ``false_positive_rate``, and with it the thresholds; what the network is made with cannot be set.

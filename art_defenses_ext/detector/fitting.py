@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.provenance import Training
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.network import DetectorNetwork
 from art_defenses_ext.detector.reconstructors import ClassGaussians
 from art_defenses_ext.detector.thresholds import hold_out

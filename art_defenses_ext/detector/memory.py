@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.memory import available_memory, in_words
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, make_reconstructors
 
 TRAINING_COPIES = 4

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_front
 from art_defenses_ext.base.paper_attack import PaperAttack
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector.explanations import TINY, maps, statistics
 from art_defenses_ext.detector.reconstructors import (
     SCORES,
@@ -82,8 +82,8 @@ class DetectorNetwork(nn.Module, Defence):
 
     def forward(self, x: Tensor) -> Tensor:
         scores, classes = self.scores(x)
-        excess = scores - self.thresholds[classes]
-        return torch.stack([torch.zeros_like(excess), excess], dim=1)
+        margins = scores - self.thresholds[classes]
+        return torch.stack([torch.zeros_like(margins), margins], dim=1)
 
     # The method
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from art_defenses_ext.base.validation import InputError, may_look
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import may_look
 
 RECONSTRUCTORS = ("autoencoder", "convolutional", "statistics")
 

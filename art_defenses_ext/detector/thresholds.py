@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 
 def conformal_thresholds(scores: Tensor, classes: Tensor, nb_classes: int, rate: float) -> Tensor:

@@ -8,7 +8,8 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import ClassifierError, InputError, check_classifier, one_line
+from art_defenses_ext.base.errors import ClassifierError, InputError
+from art_defenses_ext.base.validation import check_classifier, one_line
 from art_defenses_ext.estimator.pipeline import (
     Pipeline,
     check_keeps_batch,

@@ -16,15 +16,9 @@ from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_
 from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.errors import ClassifierError, InputError
 from art_defenses_ext.base.layout import channels_to_back, has_channels_behind
-from art_defenses_ext.base.validation import (
-    ClassifierError,
-    InputError,
-    check_classifier,
-    check_differentiable_tensors,
-    check_outputs,
-    one_line,
-)
+from art_defenses_ext.base.validation import check_classifier, check_differentiable_tensors, check_outputs, one_line
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, gradients_enabled
 
 PROBES = 2

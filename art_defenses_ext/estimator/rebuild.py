@@ -10,7 +10,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import ClassifierError
+from art_defenses_ext.base.errors import ClassifierError
 from art_defenses_ext.gradients.modes import Defence
 from art_defenses_ext.gradients.surrogate import Surrogate
 

@@ -17,8 +17,8 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.base.errors import ClassifierError
 from art_defenses_ext.base.logits import undefined
-from art_defenses_ext.base.validation import ClassifierError
 from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable
 from art_defenses_ext.estimator.rebuild import as_model_input, rebuild, record_undefended, without_training
 

@@ -14,16 +14,11 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import NO_CLASS
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import (
-    InputError,
-    check_evaluated,
-    check_flag,
-    check_labels,
-    check_path,
-)
+from art_defenses_ext.base.validation import check_evaluated, check_flag, check_labels, check_path
 from art_defenses_ext.estimator import rebuild
 from art_defenses_ext.estimator.pipeline import PROBES, check_differentiable, check_runs
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
@@ -68,7 +63,7 @@ def evaluate(
 ) -> Report:
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
 
-    A paper's attacks run on all samples, the ladder's on those that nothing broke before. Robust accuracy is the
+    A paper's attacks run on all samples, the suite's on those that nothing broke before. Robust accuracy is the
     mean over samples of the minimum over attacks. It is called so only where an adaptive attack suite ran and its
     checks were made, and established only if they passed (docs/checks.md): the paper's attacks alone,
     ``check_samples=0`` and ``adaptive=False`` leave ``report.robust_accuracy`` None, and
@@ -91,7 +86,7 @@ def evaluate(
             block.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)`` or ``L2(eps)``, with eps in the units of the pixels.
-        attacks: ``"papers"``, ``"standard"`` (the papers' and the ladder), ``"full"`` (and what takes longer), or a
+        attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), or a
             list of :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
             (``kind="white-box"``) run under every gradient mode, as ``modes="all"`` has them do.
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
@@ -285,14 +280,14 @@ class _Task:
                 _check_finite(self.classifier, self.x, self.settings.block_size)
                 check_graph(self.specs, self.attacker.attacked, self.attacker.modes, x)
                 work = Work(self.attacker, None, self.plan, self.threat, self.settings, misled=True)
-                ladder = [run for run in self.plan if run.role == "suite"]
-                probe_attacks(ladder, work.target, x, labels, announce)
+                suite = [run for run in self.plan if run.role == "suite"]
+                probe_attacks(suite, work.target, x, labels, announce)
             if self.undefended is not None:
                 with phases.phase(PREPARATION, self.undefended) as announce:
                     check_runs(self.undefended, "undefended")
                     work = Work(self.attacker, self.undefended, self.plan, self.threat, self.settings, misled=True)
-                    ladder = [run for run in ladder if run.spec.crafted_on == "undefended"]
-                    probe_attacks(ladder, work.target, x, labels, announce)
+                    suite = [run for run in suite if run.spec.crafted_on == "undefended"]
+                    probe_attacks(suite, work.target, x, labels, announce)
             self.spent.update({PREPARATION: phases.taken(0)[0].cost})
 
     def carry_out(self, store: RunDirectory | Memory, shard: Shard, progress: bool) -> None:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from art_defenses_ext.base.validation import RunError, check_flag, check_path, check_paths
+from art_defenses_ext.base.errors import RunError
+from art_defenses_ext.base.validation import check_flag, check_path, check_paths
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
@@ -48,7 +49,7 @@ class Part:
 
     @cached_property
     def examples(self) -> dict[int, list[Example]]:
-        """Likewise."""
+        """Attacked images, by the index of a block's first sample."""
         return examples_by_block(self.path)
 
 

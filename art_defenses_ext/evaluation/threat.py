@@ -9,8 +9,9 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.ball import Ball, ClipValues, allowance, ball_type
 from art_defenses_ext.base.arrays import Images
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_flag
+from art_defenses_ext.base.validation import check_flag
 
 COARSEST = 0.01
 """The rounding of float32 that a ball may have, in units of eps. **Convention**: no ball is wider by more than this."""

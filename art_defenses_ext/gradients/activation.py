@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 Replacement = Callable[[Tensor, int], Tensor]
 """Replacement of a ReLU: (pre-activation z, number of earlier ReLU calls in this pass) -> activation."""

@@ -17,10 +17,10 @@ from typing import Any, ClassVar
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.provenance import Training, Tuning
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError
 
 
 class Defence:

@@ -15,8 +15,9 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_count, check_positive
+from art_defenses_ext.base.validation import check_count, check_positive
 from art_defenses_ext.gradients.modes import Defence
 
 ROWS_AT_ONCE = 512  # noisy copies in one pass of the wrapped function

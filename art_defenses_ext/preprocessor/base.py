@@ -23,12 +23,12 @@ from torch import Tensor, nn
 from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
 from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, rebuilding, save_checkpoint
 from art_defenses_ext.base.declared import Count, check_declared
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
 from art_defenses_ext.base.shares import as_shares
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
     ROUNDING,
-    InputError,
     check_classifier,
     check_flag,
     check_takes_images,
@@ -60,7 +60,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         model: the network, from normalised images to logits (N, K).
         mean: of the network's normalisation, one number or one a channel; ART applies it after the defence, so a
             defence that runs the network applies it itself.
-        std: likewise.
+        std: deviation of the same normalisation.
         clip_values: least and largest pixel value.
         channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
         chunk_size: images restored at a time.

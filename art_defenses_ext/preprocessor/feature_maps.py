@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import evaluation_mode
 from art_defenses_ext.zoo.catalogue import IMAGENET_MEAN, IMAGENET_STD
 from art_defenses_ext.zoo.models import build_model

@@ -33,9 +33,9 @@ from art_defenses_ext.attribution.relevance import (
     relevance,
 )
 from art_defenses_ext.base.declared import Count, Kind, NonNegative, Positive, number, one_of
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_front
 from art_defenses_ext.base.paper_attack import PaperAttack
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 

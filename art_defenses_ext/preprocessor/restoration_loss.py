@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.shares import as_shares
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_choice, check_number
+from art_defenses_ext.base.validation import check_choice, check_number
 from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32
 from art_defenses_ext.preprocessor.feature_maps import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
 

@@ -29,12 +29,12 @@ from art_defenses_ext.base.declared import (
     one_of,
     validated,
 )
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import shape_with_channels_in_front
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.base.shares import from_shares
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
-    InputError,
     check_choice,
     check_classifier,
     check_labels,

@@ -26,9 +26,9 @@ from torch.nn import functional
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.base.declared import Count, one_of
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.gradients.activation import softplus_for_relu
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss

@@ -20,8 +20,9 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from filelock import FileLock
 
 from art_defenses_ext.base.arrays import FloatArray, StoredImages
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import for_terminal, shown
-from art_defenses_ext.base.validation import InputError, check_choice, check_flag, check_share
+from art_defenses_ext.base.validation import check_choice, check_flag, check_share
 from art_defenses_ext.estimator.rebuild import rebuild, record_undefended, undefended
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.config import EvaluationConfig
@@ -185,7 +186,7 @@ class Suite:
         established: bool = True,
         **arguments: Unpack[AttackArguments],
     ) -> Report:
-        """Of the images that the classifier gets right, at least so many let no attacker past both.
+        """At least so many of the correctly classified images stay unbroken: no attack is misclassified and accepted.
 
         That is at the detector's own threshold, which the attackers aim at; for another one set the detector to it.
 

@@ -50,7 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def robustness(request: pytest.FixtureRequest) -> Suite:
     """How statements are checked: what the other fixtures share."""
-    from art_defenses_ext.base.validation import InputError, check_choice, check_count
+    from art_defenses_ext.base.errors import InputError
+    from art_defenses_ext.base.validation import check_choice, check_count
     from art_defenses_ext.evaluation.config import SETS
     from art_defenses_ext.testing.assertions import Suite
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_choice, check_count, check_flag, check_positive
+from art_defenses_ext.base.validation import check_choice, check_count, check_flag, check_positive
 
 Logits = Callable[[Tensor], Tensor]
 """From images (n, C, H, W) in the clip range to logits (n, K), differentiable."""

@@ -16,10 +16,10 @@ from torch.nn import functional
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.checkpoint import fingerprint
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.validation import (
-    InputError,
     check_count,
     check_differentiable_tensors,
     check_flag,

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.base.checkpoint import check_format, check_kinds, from_json, read_tensors, write_tensors
-from art_defenses_ext.base.validation import CheckpointError, one_line
+from art_defenses_ext.base.errors import CheckpointError
+from art_defenses_ext.base.validation import one_line
 
 FORMAT, VERSION = "art-defenses-ext training", 1
 

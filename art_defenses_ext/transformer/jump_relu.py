@@ -26,10 +26,11 @@ from torch.nn import functional as F
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.checkpoint import load_checkpoint, rebuilding, save_checkpoint
 from art_defenses_ext.base.declared import Count, Flag, Kind, Positive, check_declared, number, validated
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.provenance import Tuning
-from art_defenses_ext.base.validation import InputError, check_classifier, check_images, check_labels
+from art_defenses_ext.base.validation import check_classifier, check_images, check_labels
 from art_defenses_ext.defence.face import DefenceFace
 from art_defenses_ext.estimator.pipeline import check_runs, network_input
 from art_defenses_ext.estimator.rebuild import (

@@ -10,7 +10,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.validation import DataError, check_seed
+from art_defenses_ext.base.errors import DataError
+from art_defenses_ext.base.validation import check_seed
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import Dataset

@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import DataError, check_choice, check_count, check_folder, last_line
+from art_defenses_ext.base.errors import DataError
+from art_defenses_ext.base.validation import check_choice, check_count, check_folder, last_line
 from art_defenses_ext.zoo.catalogue import DATASETS
 from art_defenses_ext.zoo.image_folder import LabelledFiles, common_size, find_images, read_half
 

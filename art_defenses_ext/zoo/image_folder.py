@@ -16,7 +16,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredImages
-from art_defenses_ext.base.validation import DataError, last_line
+from art_defenses_ext.base.errors import DataError
+from art_defenses_ext.base.validation import last_line
 
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 LABELS_FILE = "labels.csv"

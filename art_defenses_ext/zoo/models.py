@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import nn
 
+from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import DataError, one_line
+from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.networks import AlexLike, DigitsCNN, KoLim, LeNetLike, ResNet20, ResNet20A, WongKolter
 

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from art_defenses_ext.base.checkpoint import check_kinds
-from art_defenses_ext.base.validation import DataError, check_file, one_line
+from art_defenses_ext.base.errors import DataError
+from art_defenses_ext.base.validation import check_file, one_line
 from art_defenses_ext.zoo.catalogue import MODELS
 
 _KEYS_SHOWN = 3

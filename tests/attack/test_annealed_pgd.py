@@ -14,7 +14,7 @@ from torch import Tensor
 from art_defenses_ext import JumpReLU
 from art_defenses_ext.attack.annealed_pgd import FACTORS, AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
 

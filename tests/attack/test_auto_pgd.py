@@ -18,7 +18,7 @@ from art_defenses_ext.attack.ball import L2, Ball, Linf
 from art_defenses_ext.attack.base import predict
 from art_defenses_ext.attack.losses import LOSSES, Objective
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.records.costs import measured
 from art_defenses_ext.zoo.datasets import Dataset

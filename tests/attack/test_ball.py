@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor
 
 from art_defenses_ext.attack.ball import L2, Ball, Linf, ball_type, per_sample
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 NORMS: tuple[type[Ball], ...] = (Linf, L2)
 SHAPES = [(8,), (4, 6), (3, 8, 8)]

@@ -27,7 +27,7 @@ from art_defenses_ext.attack.losses import LOSSES, margin
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.zoo.datasets import Dataset
 

@@ -24,7 +24,7 @@ from art_defenses_ext.attack.orthogonal_pgd import (
     SelectivePGD,
     without_component,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradients.modes import Defence, find_defences
 from art_defenses_ext.gradients.surrogate import replaced

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square, _Window
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.records.costs import measured
 from art_defenses_ext.zoo.datasets import Dataset
 

@@ -23,7 +23,7 @@ from art_defenses_ext.attribution.gradient import (
     smooth_grad,
     weighted_loss_gradient,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo.networks import DigitsCNN, ResNet20
 
 NB_CLASSES = 5

@@ -30,7 +30,7 @@ from art_defenses_ext.attribution.relevance import (
     uniform,
 )
 from art_defenses_ext.attribution.rules import Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, WSquare, ZBox
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 NB_CLASSES = 6
 TINY = 1e-12
@@ -721,9 +721,15 @@ def test_a_model_without_convolutions_has_no_last_one() -> None:
         (lambda: Composite(Z_PLUS, 0.1), "linear is 0.1; a rule such as"),  # type: ignore[arg-type]
         (lambda: Composite(Z_PLUS, Epsilon(), "flat"), "first is 'flat'; a rule such as"),  # type: ignore[arg-type]
         (lambda: Composite(Z_PLUS, Epsilon(), scale=None), "scale is None; a rule such as"),  # type: ignore[arg-type]
-        (lambda: Composite(Z_PLUS, Epsilon(), stabilizer=0.0), "stabilizer is 0.0; a finite number > 0 was expected"),
-        (lambda: epsilon_plus(0.0), "epsilon is 0.0; a finite number > 0 was expected"),
-        (lambda: relevance(Net(), images(), softplus=-1.0), "softplus is -1.0; a finite number > 0 was expected"),
+        (
+            lambda: Composite(Z_PLUS, Epsilon(), stabilizer=0.0),
+            "stabilizer is 0.0; a finite number > 0 that float32 holds was expected",
+        ),
+        (lambda: epsilon_plus(0.0), "epsilon is 0.0; a finite number > 0 that float32 holds was expected"),
+        (
+            lambda: relevance(Net(), images(), softplus=-1.0),
+            "softplus is -1.0; a finite number > 0 that float32 holds was expected",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(make: Callable[[], Any], message: str) -> None:

@@ -24,7 +24,7 @@ from art_defenses_ext.attribution.relevance import (
     relevance,
 )
 from art_defenses_ext.attribution.rules import Z_PLUS, AlphaBeta, Epsilon, Flat, WSquare
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 NB_CLASSES = 5
 COMPOSITES: dict[str, Composite] = {

@@ -22,7 +22,7 @@ from art_defenses_ext.attribution.rules import (
     positive_part,
     stabilised,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 LOW, HIGH = -3.0, 4.0
 Share = Callable[[list[float], list[float], float, list[bool]], list[float]]
@@ -287,7 +287,7 @@ def test_the_positive_part_sums_what_speaks_for_an_output(shape: str, nonnegativ
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Epsilon(0.0), "epsilon is 0.0; a finite number > 0 was expected"),
+        (lambda: Epsilon(0.0), "epsilon is 0.0; a finite number > 0 that float32 holds was expected"),
         (lambda: Epsilon(float("nan")), "epsilon is nan"),
         (lambda: AlphaBeta(2.0, 0.5), "alpha is 2.0 and beta is 0.5; beta >= 0 and alpha = 1 [+] beta expected"),
         (lambda: AlphaBeta(0.5, -0.5), "alpha is 0.5 and beta is -0.5"),

@@ -14,7 +14,7 @@ from torchvision.models import VisionTransformer
 
 from art_defenses_ext import ExplanationReconstructor, JumpReLU, TwoStreamRestoration, as_module, defend
 from art_defenses_ext.attribution.gradient import input_gradient
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import gradient_mode
 
 

@@ -29,7 +29,7 @@ from art_defenses_ext.base.declared import (
     option,
     validated,
 )
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 
 Mode = Annotated[str, one_of("exact", "smooth")]
 
@@ -151,3 +151,11 @@ def test_every_kind_says_what_it_expects() -> None:
     kinds = [kind_of(value) for value in vars(declared).values() if kind_of(value) is not None]
     assert len(kinds) >= 10
     assert all(isinstance(kind, Kind) and kind.expected.startswith(("a ", "True")) for kind in kinds)
+
+
+def test_an_annotation_that_nobody_can_read_is_named() -> None:
+    def search(steps: Any) -> None: ...
+
+    search.__annotations__ = {"steps": "Unknown"}
+    with pytest.raises(InputError, match=r"search has an annotation that cannot be read .*Unknown"):
+        declared.declared_of(search)

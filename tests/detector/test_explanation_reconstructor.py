@@ -27,7 +27,7 @@ from art_defenses_ext import HeatAndBlur, JumpReLU, TwoStreamRestoration, as_mod
 from art_defenses_ext.attribution.gradient import smooth_grad
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector import fitting
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.detector.explanations import EXPLANATIONS, SAMPLES, SIGMA

@@ -14,8 +14,8 @@ from torch import nn
 
 from art_defenses_ext import ExplanationReconstructor
 from art_defenses_ext.base import memory
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.memory import available_memory, in_words
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.detector import fitting, memory as detector_memory
 from art_defenses_ext.zoo.datasets import Dataset
 

@@ -15,7 +15,7 @@ from torch import nn
 from art_defenses_ext import ExplanationReconstructor, gradient_mode
 from art_defenses_ext.attribution import gradient
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import DRAWS, NOISE, STATISTICS, statistics
 from art_defenses_ext.detector.reconstructors import ClassGaussians, ConvolutionalAutoencoder
 from art_defenses_ext.estimator.pipeline import Pipeline

@@ -17,7 +17,7 @@ from art.preprocessing.standardisation_mean_std.numpy import StandardisationMean
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.defend import as_module, defend
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.gradients.modes import Defence, find_defences, gradient_mode, gradient_modes

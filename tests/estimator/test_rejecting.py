@@ -24,7 +24,7 @@ from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate, gra
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, check_detector, rejected_as, rejecting, rejects

@@ -22,13 +22,13 @@ from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.registry import installed, load_face
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.scale import normalisation_scale
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, FULL, SETS, STANDARD, WHITE_BOX, attack_set
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, SETS, STANDARD, WHITE_BOX, attack_set
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset
@@ -178,9 +178,9 @@ def test_a_detector_s_rungs_follow_the_other_white_box_ones(beside: PyTorchClass
         found = attack_set(name, beside)
         names = [spec.name for spec in found]
         expected = [spec.name for spec in ladder if spec.name not in ("C&W", "HopSkipJump")]
-        assert [one for one in names if one not in [spec.name for spec in DETECTOR_LADDER]] == expected
+        assert [one for one in names if one not in [spec.name for spec in DETECTOR_SUITE]] == expected
         first = names.index("selective PGD")
-        assert found[first : first + 3] == DETECTOR_LADDER
+        assert found[first : first + 3] == DETECTOR_SUITE
         assert all(spec.kind == "white-box" for spec in found[: first + 3])
         assert names[first + 3] == "transfer PGD-40"
         assert len(set(names)) == len(names)
@@ -188,7 +188,7 @@ def test_a_detector_s_rungs_follow_the_other_white_box_ones(beside: PyTorchClass
 
 def test_a_detector_s_rungs_serve_every_threshold(beside: PyTorchClassifier) -> None:
     kinds = {"selective PGD": SelectivePGD, "orthogonal PGD": OrthogonalPGD, "Lagrangian PGD": LagrangianPGD}
-    for spec in DETECTOR_LADDER:
+    for spec in DETECTOR_SUITE:
         assert (spec.samples, spec.crafted_on, spec.source) == ("all", "defended", "suite")
         attack: Any = spec.build(beside, L2(0.4), 5)
         assert type(attack) is kinds[spec.name]

@@ -32,7 +32,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.traps import examine
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.evaluation.suite.vote import judge

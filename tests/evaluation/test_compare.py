@@ -20,7 +20,7 @@ from scipy.stats import binom
 from art_defenses_ext import L2, HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.publish.compare import Paired, _paired, compare
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec

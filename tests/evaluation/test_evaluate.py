@@ -30,7 +30,7 @@ from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.evaluation.records.costs import measured
 from art_defenses_ext.evaluation.records.phases import PHASES
@@ -42,7 +42,7 @@ from art_defenses_ext.evaluation.suite.attacker import EOT_DRAWS, VOTES, Attacke
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, make_plan
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_LADDER, STANDARD, WHITE_BOX
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, STANDARD, WHITE_BOX
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
@@ -1125,7 +1125,7 @@ def test_the_standard_set_beside_a_detector(
 ) -> None:
     """Every attack runs, those against the detector on all images and on the surrogate; the naive one has it not."""
     brief = [replace(spec, build=lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 2, seed=seed)) for spec in STANDARD]
-    attacks = [*brief, *paper_specs(ExplanationReconstructor), *DETECTOR_LADDER[:1]]
+    attacks = [*brief, *paper_specs(ExplanationReconstructor), *DETECTOR_SUITE[:1]]
     report = evaluate(
         digits_classifier, x[:6], y[:6], Linf(EPS), attacks, curve_samples=2, check_samples=0, detector=reconstructor
     )
@@ -1145,7 +1145,7 @@ def test_the_standard_set_beside_a_detector(
         x[:2],
         y[:2],
         Linf(EPS),
-        DETECTOR_LADDER[:1],
+        DETECTOR_SUITE[:1],
         curve_samples=0,
         check_samples=0,
         detector=reconstructor,

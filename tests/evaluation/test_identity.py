@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, Surrogate, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.evaluate import run_key
 from art_defenses_ext.evaluation.run.behaviour import Behaviour
 from art_defenses_ext.evaluation.run.identity import Identity

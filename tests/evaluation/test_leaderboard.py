@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.publish.leaderboard import FORMAT, Entry, leaderboard
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from art_defenses_ext import JumpReLU, evaluate
 from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.evaluation.records import metrics
 from art_defenses_ext.evaluation.records.metrics import ndcg, reciprocal_rank, recorded

@@ -23,7 +23,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import merge_rejection
 from art_defenses_ext.evaluation.report.terminal import render
 

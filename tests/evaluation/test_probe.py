@@ -29,7 +29,7 @@ from art_defenses_ext import (
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.evaluate import evaluate_shard, run_key
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.run.shard import Shard

@@ -19,8 +19,8 @@ import pytest
 from rich.console import Console
 
 from art_defenses_ext.attack.ball import Linf
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.provenance import Training, Tuning
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation import report as report_folder
 from art_defenses_ext.evaluation.checks.checks import CHECKS as ALL_CHECKS, Check
 from art_defenses_ext.evaluation.records.costs import Cost

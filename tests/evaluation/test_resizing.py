@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, Surrogate, as_module, defend, evaluate, gradient_mode, gradient_modes
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.attacker import with_surrogates
 
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from art_defenses_ext.attack.ball import L2, Linf
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.files import replace_file
 from art_defenses_ext.base.provenance import Training, Tuning
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.records.costs import Cost

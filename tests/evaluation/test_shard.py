@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard, local_rank
 
 

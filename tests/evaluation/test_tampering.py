@@ -17,7 +17,7 @@ from torch import nn
 
 from art_defenses_ext import Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.publish.leaderboard import Entry
 from art_defenses_ext.evaluation.records.digests import DIGESTS, digest_of, read_digests

@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.attack.ball import L2, Linf
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.threat import Threat, check_threat, named_threat
 
 THREATS = [Linf, L2]

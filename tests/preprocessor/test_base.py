@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from art_defenses_ext import Linf, as_module, defend
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.declared import NonNegative
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.evaluation.evaluate import run_key
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX

@@ -11,7 +11,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import FeatureAutoencoder, as_module, defend, gradient_mode
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder, UNet
 from art_defenses_ext.preprocessor.trained import from_blocks, to_blocks

@@ -32,7 +32,7 @@ from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attribution import relevance as lrp
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.gradients.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width

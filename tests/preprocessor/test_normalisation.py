@@ -15,7 +15,7 @@ from torchvision.transforms import Normalize
 
 from art_defenses_ext import HeatAndBlur, TwoStreamRestoration
 from art_defenses_ext.attribution.relevance import epsilon_gamma_box, epsilon_plus_box, relevance
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS, maps
 from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.evaluation.suite.scale import normalisation_scale

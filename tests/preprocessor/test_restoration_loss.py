@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.preprocessor import restoration_loss
 from art_defenses_ext.preprocessor.feature_maps import VGG16_TAPS
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss

@@ -43,7 +43,7 @@ from art_defenses_ext import (
     gradient_modes,
 )
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training import loop as training

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext import TwoStreamRestoration, gradient_mode
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.two_stream_restoration import MAPS, SCALES, WEIGHTS, TwoStreamNetwork

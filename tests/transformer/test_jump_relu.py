@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_defenses_ext import JumpReLU, as_module, defend
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.gradients.activation import ReplaceReLU, count_relus
 from art_defenses_ext.gradients.modes import find_defences, gradient_mode, gradient_modes, surrogate_width

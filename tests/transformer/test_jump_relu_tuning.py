@@ -12,7 +12,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import JumpReLU
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo.datasets import Dataset
 
 

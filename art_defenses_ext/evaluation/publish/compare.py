@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import binomtest, norm
 
+from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.text import for_markdown, for_terminal
-from art_defenses_ext.base.validation import RunError, check_flag, check_paths
+from art_defenses_ext.base.validation import check_flag, check_paths
 from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.described import describe_defences

@@ -15,9 +15,10 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from art_defenses_ext.base.errors import InputError, RunError
 from art_defenses_ext.base.files import replace_file
 from art_defenses_ext.base.text import code_block, for_markdown, is_web_address, markdown_link, shown
-from art_defenses_ext.base.validation import InputError, RunError, check_number, check_path, check_text
+from art_defenses_ext.base.validation import check_number, check_path, check_text
 from art_defenses_ext.evaluation.records.lines import parse_json
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.described import describe_defences
@@ -52,7 +53,7 @@ class Entry:
         samples: images.
         seed: of the attacks.
         forward: images passed forwards per image, over all attacks.
-        backward: likewise backwards.
+        backward: images passed backwards per image, over all attacks.
         seconds: per image.
         device: processor or GPU.
         threads: on the CPU.

@@ -14,7 +14,8 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.estimator.rejecting import RejectingNetwork
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from art_defenses_ext.base.validation import RunError
+from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.evaluation.records.lines import STRICT, parsed
 
 DIGESTS = "digests.jsonl"

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import RunError, one_line
+from art_defenses_ext.base.errors import RunError
+from art_defenses_ext.base.validation import one_line
 
 NB_EXAMPLES = 8
 """How many a report shows, at most: one an attack, the first that it broke."""
@@ -29,7 +30,7 @@ class Example:
         prediction: class after the attack.
         attack: the attack's key.
         clean: image (C, H, W) in the clip range; while its block is at work, as the classifier takes it.
-        adversarial: likewise.
+        adversarial: the attacked image, in the same form.
         views: what the defences make of both, by name; images.
     """
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from art_defenses_ext.base.validation import InputError, check_number
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import check_number
 
 Lists = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]

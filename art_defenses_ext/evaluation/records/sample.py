@@ -44,7 +44,7 @@ class Outcome:
             then the attack is not taken for successful.
         ndcg: agreement of its softmax list with the sample's reference (``evaluation/records/metrics.py``), six decimal
             places; None where the image is unusable or outside the threat's ball, or a list is not finite.
-        reciprocal_rank: likewise.
+        reciprocal_rank: of the class that leads that reference; None as ``ndcg``.
         rejected: whether the detector rejects it, judged as the class is if it is random; None without a detector.
         detection_margin: the detector's score minus its threshold, seven significant digits; None also where that is
             not finite.
@@ -96,10 +96,10 @@ class SampleRecord:
         undefended_clean: the undefended classifier's, where there is one.
         clean_misses: in how many of the run's ``votes`` passes a random defence missed the label of the clean image, or
             rejected it.
-        clean_first_misses: likewise, in as many passes before these.
+        clean_first_misses: in how many of as many passes before these.
         clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended
             classifier's list for the clean image, where there is one, else this very list.
-        clean_reciprocal_rank: likewise.
+        clean_reciprocal_rank: of the class that leads that reference.
         clean_rejected: whether the detector rejects the clean image; None without a detector.
         clean_detection_margin: the detector's score for it minus its threshold, as in ``Outcome``.
         image: the first sixteen hexadecimal digits of the SHA-256 of its pixels, by which runs of other samples find

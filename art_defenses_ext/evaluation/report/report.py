@@ -8,8 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
-from art_defenses_ext.base.validation import RunError, check_path
+from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
 from art_defenses_ext.evaluation.records.examples import Example, written
 from art_defenses_ext.evaluation.records.sample import CostRecord, SampleRecord

@@ -63,7 +63,7 @@ class Row:
         name: stands in the first column.
         cells: stand in the others, one each; none where there is nothing to show.
         remark: stands below the name.
-        detail: likewise, where there is room.
+        detail: stands below the name too, where there is room.
         group: the heading above this row, and above those next to it that have the same.
         status: what stands out.
     """

@@ -23,7 +23,7 @@ from art_defenses_ext.evaluation.results.summary import Summary
 NARROWEST_NAME = 18
 """Columns that a row's name gets, at least, before a table gives way to a list."""
 NARROWEST_PROSE = 30
-"""Likewise for a cell of prose."""
+"""Widest cell of prose, in characters."""
 STYLES = {"": "", "main": "bold", "passed": "green", "failed": "bold red", "not run": "dim"}
 WEIGHTS = {"plain": "", "strong": "", "soft": "dim"}
 

@@ -94,7 +94,8 @@ class Pool:
             rejects whatever attack fooled it; None if no attack fooled it on any. Source: Granese et al. 2022
             (arXiv:2206.15415).
         past: as in ``DetectionRow``, of the best attack of each image.
-        success: likewise; none of a random detector, where the best of several attacks would be the luckiest.
+        success: as in ``DetectionRow``, of the best attack of each image; none of a random detector, where the best of
+            several attacks would be the luckiest.
     """
 
     knows: Knowledge

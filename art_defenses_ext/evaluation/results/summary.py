@@ -68,7 +68,8 @@ class AttackRow:
         broke: samples among them that it moved over the boundary inside the ball and that were classified correctly.
         accuracy: as papers print it: correct under the attack, whatever the size of the perturbation; None unless it
             ran on all samples.
-        robust: correct under the attack, where only perturbations inside the ball count; None likewise.
+        robust: correct under the attack, where only perturbations inside the ball count; None unless it ran
+            on all samples.
         median_size: median size, in the norm of the threat, of the perturbations that turned a correct prediction
             wrong; None without any.
         agreement: of its images inside the ball, with the clean images' softmax lists; None without any, and for the

@@ -15,7 +15,8 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
-from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.checks.binarization import binarization_test
 from art_defenses_ext.evaluation.records.costs import Cost, measured

@@ -27,8 +27,9 @@ from typing import NamedTuple
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter
 
+from art_defenses_ext.base.errors import InputError, RunError
 from art_defenses_ext.base.files import leftovers, replace_file
-from art_defenses_ext.base.validation import InputError, RunError, check_flag, check_path
+from art_defenses_ext.base.validation import check_flag, check_path
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.records.consistency import Rules
 from art_defenses_ext.evaluation.records.description import Settings

@@ -13,7 +13,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from pydantic import TypeAdapter, ValidationError
 
-from art_defenses_ext.base.validation import RunError
+from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.digests import digest_of_plain

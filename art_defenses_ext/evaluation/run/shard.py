@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from art_defenses_ext.base.validation import RunError
+from art_defenses_ext.base.errors import RunError
 
 RANKS = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")}
 """Variables that hold a process's number, from 0, and how many there are; by the launcher that sets them.

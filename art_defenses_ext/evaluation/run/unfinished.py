@@ -12,8 +12,8 @@ import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.files import leftovers, replace_file
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.evaluation.records.digests import digest_of
 from art_defenses_ext.evaluation.records.examples import Example, read_examples, written
 from art_defenses_ext.evaluation.records.sample import Attempt, as_line, attempt_of

@@ -12,7 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.validation import InputError
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, model_dtype, rebuild

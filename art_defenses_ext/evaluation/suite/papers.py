@@ -15,9 +15,9 @@ from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import shape_with_channels_in_front
 from art_defenses_ext.base.paper_attack import PaperAttack
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.defence.face import DefenceFace
 from art_defenses_ext.evaluation.suite.scale import clip_width, normalisation_scale
 from art_defenses_ext.evaluation.suite.spec import AttackSpec

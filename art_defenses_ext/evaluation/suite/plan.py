@@ -27,7 +27,7 @@ EFFORT = AttackSpec(
     lambda classifier, threat, seed: AutoPGD(
         classifier, threat.norm, threat.eps, max_iter=300, loss="margin", nb_runs=2, seed=seed
     ),
-    "a check: six times the effort of the first rung, on the checks' samples",
+    "a check: six times the effort of the suite's first attack, on the checks' samples",
     modes="all",
 )
 
@@ -40,7 +40,7 @@ class AttackRun:
         spec: the attack.
         mode: gradient mode that is in force meanwhile.
         threat: the ball that it searches.
-        role: what it serves; all but the ladder run on the first samples of the data set only.
+        role: what it serves; all but the suite's runs use the first samples of the data set only.
     """
 
     spec: AttackSpec

@@ -66,7 +66,7 @@ class Prediction(NamedTuple):
         softmax: its probabilities (n, K), float64: in float32 those of unlikely classes would vanish, and with them
             their order.
         rejected: whether the detector rejects them (n,); None without a detector.
-        detection_margin: the detector's score minus its threshold (n,), float64; None likewise.
+        detection_margin: the detector's score minus its threshold (n,), float64; None without a detector.
     """
 
     classes: IntArray

@@ -15,7 +15,8 @@ from art.estimators.estimator import LossGradientsMixin
 
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.validation import InputError, one_line
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec

@@ -9,8 +9,9 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError, check_choice, check_flag, check_text
+from art_defenses_ext.base.validation import check_choice, check_flag, check_text
 from art_defenses_ext.evaluation.threat import Threat
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]

@@ -18,8 +18,8 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import InputError
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
@@ -72,7 +72,7 @@ WHITE_BOX = AttackSpec(
     modes="all",
     curve=True,
 )
-"""The first rung: the checks ask whether it works."""
+"""The first attack of each suite: the checks ask whether it works."""
 
 STANDARD = (
     WHITE_BOX,
@@ -107,7 +107,7 @@ STANDARD = (
     AttackSpec(
         "transfer PGD-40",
         _transfer,
-        "made on the undefended network: needs no gradient of the defence",
+        "made on the undefended model: needs no gradient of the defence",
         kind="transfer",
         crafted_on="undefended",
         samples="all",
@@ -117,7 +117,7 @@ STANDARD = (
     AttackSpec("Square", _square(1000), "black-box: 1,000 queries, so no gradient can mislead it", kind="queries"),
     AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise"),
 )
-"""The ladder: every attacker that could break a defence."""
+"""The attack suite: one attack of each kind that could break a defence."""
 
 
 def _carlini(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -132,7 +132,7 @@ def _deep_fool(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Evas
 
 
 def _hop_skip_jump(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    # Under NumPy 2 it asks in float64, which a bare network refuses and the module casts.
+    # Under NumPy 2 it asks in float64, which the network alone refuses and the module casts.
     whole = rebuild(classifier, model=as_module(classifier), preprocessing_defences=None, preprocessing=(0.0, 1.0))
     return HopSkipJump(whole, norm=threat.norm, max_iter=10, max_eval=1000, init_eval=10, verbose=False)
 
@@ -158,11 +158,11 @@ FULL = (
     AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", bounded=False),
     AttackSpec("HopSkipJump", _hop_skip_jump, "minimum norm: from decisions alone", kind="queries", bounded=False),
 )
-"""The ladder and what takes longer."""
+"""The standard attacks and those that take longer."""
 
 
 def _evading(attack: Callable[..., EvasionAttack]) -> Build:
-    """A run that goes on lowering the detector's word where that is below the threshold already."""
+    """Make an attack that goes on lowering the detection score of images that are accepted already."""
 
     def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
         mode = "+".join(defence.gradient_mode for defence in find_defences(classifier)) or "exact"
@@ -171,7 +171,7 @@ def _evading(attack: Callable[..., EvasionAttack]) -> Build:
     return build
 
 
-DETECTOR_LADDER = tuple(
+DETECTOR_SUITE = tuple(
     AttackSpec(name, _evading(attack), purpose, kind="white-box", modes="smoothest", samples="all")
     for name, attack, purpose in (
         ("selective PGD", SelectivePGD, "white-box, against classifier and detector in turn: 100 steps"),
@@ -179,19 +179,19 @@ DETECTOR_LADDER = tuple(
         ("Lagrangian PGD", LagrangianPGD, "white-box: a weighted sum of both, for several weights"),
     )
 )
-"""What the ladder tries besides where a detector rejects, on all samples: figures of the detector come from it."""
+"""The attacks added where a detector rejects. They run on all samples, since the detector's figures come from them."""
 
 BLIND = ("C&W", "HopSkipJump")
 """ART's attacks in ``FULL``: to them "rejected" is a class like any other, and they would stop there."""
 
 
-LADDERS: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}
+SUITES: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}
 
 
 def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
     """The attacks of a set for the defences that ``classifier`` has, in the order in which they run.
 
-    The ladder comes first, so that the checks can tell what its white-box attacks find by themselves; the papers'
+    Our attacks come first, so that the checks can tell what its white-box attacks find by themselves; the papers'
     attacks run on all samples in any case.
 
     Args:
@@ -211,8 +211,8 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
             raise InputError(
                 "attacks is 'papers', but the classifier has no defence that a paper attacks; use 'standard'"
             )
-        ladder = LADDERS.get(attacks, ())
-        return (_with_detector(ladder) if rejects(classifier) and ladder else ladder) + papers
+        suite = SUITES.get(attacks, ())
+        return (_with_detector(suite) if rejects(classifier) and suite else suite) + papers
     chosen: tuple[AttackSpec, ...] = tuple(attacks) if isinstance(attacks, list | tuple) else ()
     if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
         raise InputError(f"attacks is {shown(attacks)}; a set's name or a list of AttackSpec was expected")
@@ -221,8 +221,8 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
     return chosen
 
 
-def _with_detector(ladder: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
-    """The ladder for a classifier that rejects: the detector's rungs follow the white-box ones."""
-    seeing = [spec for spec in ladder if spec.name not in BLIND]
+def _with_detector(suite: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
+    """The suite for a classifier that rejects: the detector's attacks follow the white-box ones."""
+    seeing = [spec for spec in suite if spec.name not in BLIND]
     white = max(place for place, spec in enumerate(seeing) if spec.kind == "white-box" and spec in STANDARD)
-    return (*seeing[: white + 1], *DETECTOR_LADDER, *seeing[white + 1 :])
+    return (*seeing[: white + 1], *DETECTOR_SUITE, *seeing[white + 1 :])
