@@ -118,7 +118,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
     """
 
     name = DetectorNetwork.name
-    title = "Explanation reconstructor: a detector of explanations that look like no benign one's (Ko, Lim 2021)"
+    title = "Explanation reconstructor: rejects images with unusual explanations (Ko, Lim 2021)"
     paper = "https://arxiv.org/abs/2107.10480"
     gradient_modes = DetectorNetwork.gradient_modes
     paper_attacks = DetectorNetwork.paper_attacks

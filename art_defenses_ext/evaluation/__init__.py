@@ -1,1 +1,1 @@
-"""From a defended classifier to a report that says what survives."""
+"""From a defended classifier to a report of its robust accuracy."""

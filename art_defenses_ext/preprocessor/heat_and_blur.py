@@ -123,7 +123,7 @@ class HeatAndBlur(RestoringPreprocessor):
     name = "heat_and_blur"
     gradient_modes = ("exact", "frozen", "smooth", "identity")
     annealable_modes = ("smooth",)
-    title = "Heat and Blur: what the network found irrelevant is blurred (Brama, Grinshpoun 2020)"
+    title = "Heat and Blur: blurs what is irrelevant to the network (Brama, Grinshpoun 2020)"
     paper = "https://arxiv.org/abs/2003.07573"
     start: Annotated[str, one_of(*STARTS)]
     top_k: Count
