@@ -31,6 +31,10 @@ class EvaluationConfig(Options):
 
     Raises:
         InputError: for a value of another type or out of range.
+
+    Example:
+        >>> EvaluationConfig(seed=3)
+        EvaluationConfig(seed=3, block_size=256, curve_samples=200, check_samples=100, adaptive=True)
     """
 
     seed: Seed = option(0, "Seed of training and of all attacks.")
