@@ -90,7 +90,7 @@ not_a_function = 3
 @pytest.fixture
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module in the current directory."""
-    name = "own_networks_for_test_classifiers"
+    name = "own_networks"
     (tmp_path / f"{name}.py").write_text(SOURCE)
     monkeypatch.chdir(tmp_path)
     yield name
