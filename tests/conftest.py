@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,13 @@ from art.estimators.classification import PyTorchClassifier
 from hypothesis import settings
 from torch import nn
 
+from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
@@ -103,6 +111,64 @@ def _wrap_digits(model: nn.Module) -> PyTorchClassifier:
         preprocessing=(np.array(spec.mean), np.array(spec.std)),
         device_type="cpu",
     )
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A finished evaluation of digits behind a JumpReLU: its folder, its report, and the call that repeats it."""
+
+    folder: Path
+    report: Report
+    classifier: PyTorchClassifier
+    x: FloatArray
+    y: IntArray
+    threat: Linf
+    attacks: list[AttackSpec]
+    options: dict[str, Any]
+
+    def repeat(self, **changes: Any) -> Report:
+        """The same call of ``evaluate``, without a folder and but for ``changes``."""
+        call = {name: getattr(self, name) for name in ("classifier", "x", "y", "threat", "attacks")}
+        return evaluate(**(call | self.options | changes))
+
+
+FEW_STEPS = [
+    AttackSpec(
+        "PGD, undefended",
+        lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=seed),
+        "transfer",
+        source="paper",
+        crafted_on="undefended",
+        samples="all",
+    ),
+    AttackSpec(
+        "Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=20, seed=seed), "queries", kind="queries"
+    ),
+    AttackSpec(
+        "APGD",
+        lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=5, seed=seed),
+        "gradients",
+        kind="white-box",
+        modes="all",
+        curve=True,
+    ),
+]
+"""One attack of each kind, with so few steps that a whole evaluation takes seconds."""
+
+
+@pytest.fixture(scope="session")
+def finished_run(
+    digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory: pytest.TempPathFactory
+) -> FinishedRun:
+    """One finished run for all tests to read, with checks, curve, examples and pictures: 23 digits in six blocks.
+
+    Whoever changes a file of its folder copies the folder first (``shutil.copytree``).
+    """
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    options: dict[str, Any] = {"block_size": 4, "curve_samples": 6, "check_samples": 5, "progress": False}
+    call = (JumpReLU(digits_classifier, 1.0)(), digits.test.x[:23].copy(), digits.test.y[:23].copy(), Linf(0.1))
+    report = evaluate(*call, FEW_STEPS, out=folder, **options)
+    return FinishedRun(folder, report, *call, FEW_STEPS, options)
 
 
 @pytest.fixture
