@@ -20,7 +20,7 @@ from art_defenses_ext.base.declared import (
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import declared_command
 from art_defenses_ext.cli.show import say, show_report
-from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
+from art_defenses_ext.evaluation.config import EvaluationConfig, NamedAttacks
 from art_defenses_ext.zoo.catalogue import DATASETS, DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
@@ -72,8 +72,10 @@ class EvaluateOptions(EvaluationConfig):
     norm: Text = option("linf", "Norm of the perturbation, such as linf or l2.")
     eps: Eps = option("0.1", "Its largest size, such as 0.1 or 8/255; pixel values are from 0 to 1.")
     allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
-    attacks: Annotated[str, one_of(*SETS)] = option(
-        "standard", "papers: what the method's authors ran; standard: these and our suite; full: and what takes longer."
+    attacks: NamedAttacks = option(
+        "standard",
+        "papers: what the method's authors ran; standard: these and our suite; full: and what takes longer. Attacks of "
+        "other packages are added with +, as in standard+simba; `art-defenses list` names those that are installed.",
     )
     samples: Count | None = option(None, "Test images, from the first on. By default all.")
     out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")

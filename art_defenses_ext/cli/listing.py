@@ -11,9 +11,10 @@ def list_command() -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from art_defenses_ext.base.entry_points import installed
     from art_defenses_ext.cli.defences import defence_names, face_of, option_names
     from art_defenses_ext.evaluation.suite.papers import paper_specs
-    from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD
+    from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD, load_attack
     from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
 
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
@@ -33,4 +34,6 @@ def list_command() -> None:
         table.add_row(f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose)
     for attack in DETECTOR_SUITE:
         table.add_row("attacks detector", attack.name, attack.purpose)
+    for name in installed("attack"):
+        table.add_row("attack", name, load_attack(name).purpose)
     Console().print(table)

@@ -7,14 +7,27 @@ what the manifest says of a run, and the key of a cache. Nothing heavy is import
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TypedDict
+from typing import Annotated, Any, TypedDict
 
-from art_defenses_ext.base.declared import Count, Flag, Natural, Options, Seed, option
+from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, option
+from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 
 SETS = ("papers", "standard", "full")
 """Names of attack suites: ``standard`` is the papers' attacks and ours, ``full`` adds what takes longer."""
+
+
+def _named_attacks(value: Any) -> str:
+    if not isinstance(value, str) or not set(value.split("+")) <= {*SETS, *installed("attack")}:
+        raise ValueError
+    return value
+
+
+NamedAttacks = Annotated[
+    str, Kind(f"one of {', '.join(SETS)}, an installed attack, or several joined by +,", _named_attacks, SETS)
+]
+"""Attacks by name, such as ``"standard"`` or ``"standard+simba"``: suites, and attacks of other packages."""
 
 
 class EvaluationConfig(Options):

@@ -86,8 +86,9 @@ def evaluate(
             block.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)`` or ``L2(eps)``, with eps in the units of the pixels.
-        attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), or a
-            list of :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
+        attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), with
+            installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
+            :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
             (``kind="white-box"``) run under every gradient mode, as ``modes="all"`` has them do.
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
             our defences recorded. Without either, the rows that need it say "not run"; with a detector it is

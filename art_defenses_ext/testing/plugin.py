@@ -50,16 +50,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def robustness(request: pytest.FixtureRequest) -> Suite:
     """How statements are checked: what the other fixtures share."""
+    from art_defenses_ext.base.declared import accepted
     from art_defenses_ext.base.errors import InputError
-    from art_defenses_ext.base.validation import check_choice, check_count
-    from art_defenses_ext.evaluation.config import SETS
+    from art_defenses_ext.base.validation import check_count
+    from art_defenses_ext.evaluation.config import NamedAttacks
     from art_defenses_ext.testing.assertions import Suite
 
     option = request.config.getoption
     attacks, samples = option("--robustness-attacks"), option("--robustness-samples")
     try:
         if attacks is not None:
-            check_choice("--robustness-attacks", attacks, SETS)
+            accepted(NamedAttacks, "--robustness-attacks", attacks)
         if samples is not None:
             check_count("--robustness-samples", samples)
     except InputError as error:

@@ -24,11 +24,12 @@ from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD,
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.registry import installed, load_face
+from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.scale import normalisation_scale
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, SETS, STANDARD, WHITE_BOX, attack_set
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD, WHITE_BOX, attack_set
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,14 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.declared import accepted
+from art_defenses_ext.base.entry_points import load_installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.evaluation.config import SETS
+from art_defenses_ext.evaluation.config import NamedAttacks
 from art_defenses_ext.evaluation.suite.papers import fgsm, specs_of_papers
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.evaluation.suite.scale import clip_width
@@ -195,30 +198,48 @@ def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifie
     attacks run on all samples in any case.
 
     Args:
-        attacks: a name out of ``SETS``, or attacks of one's own.
+        attacks: names as :data:`.NamedAttacks` declares them, or attacks of one's own.
         classifier: the defended classifier.
 
     Raises:
-        InputError: for an unknown set, no attack at all, or two of one name.
+        InputError: for an unknown name, no attack at all, or two of one name.
     """
     if isinstance(attacks, str):
-        if attacks not in SETS:
-            raise InputError(
-                f"attacks is {shown(attacks)}; one of {', '.join(SETS)}, or a list of AttackSpec, was expected"
-            )
-        papers = specs_of_papers(classifier)
-        if attacks == "papers" and not papers:
-            raise InputError(
-                "attacks is 'papers', but the classifier has no defence that a paper attacks; use 'standard'"
-            )
-        suite = SUITES.get(attacks, ())
-        return (_with_detector(suite) if rejects(classifier) and suite else suite) + papers
-    chosen: tuple[AttackSpec, ...] = tuple(attacks) if isinstance(attacks, list | tuple) else ()
-    if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
-        raise InputError(f"attacks is {shown(attacks)}; a set's name or a list of AttackSpec was expected")
+        chosen = _named(accepted(NamedAttacks, "attacks", attacks).split("+"), classifier)
+    else:
+        chosen = tuple(attacks) if isinstance(attacks, list | tuple) else ()
+        if not chosen or not all(isinstance(spec, AttackSpec) for spec in chosen):
+            raise InputError(f"attacks is {shown(attacks)}; a set's name or a list of AttackSpec was expected")
     if len({spec.name for spec in chosen}) < len(chosen):
         raise InputError("attacks holds two of one name; distinct names were expected")
     return chosen
+
+
+def _named(names: list[str], classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
+    """The attacks of suites and packages; those of the papers come last."""
+    chosen: tuple[AttackSpec, ...] = ()
+    for name in names:
+        if name in SUITES:
+            chosen += _with_detector(SUITES[name]) if rejects(classifier) else SUITES[name]
+        elif name != "papers":
+            chosen += (load_attack(name),)
+    papers = specs_of_papers(classifier) if {"papers", *SUITES} & set(names) else ()
+    if not papers and "papers" in names:
+        raise InputError("attacks is 'papers', but the classifier has no defence that a paper attacks; use 'standard'")
+    return chosen + papers
+
+
+@cache
+def load_attack(name: str) -> AttackSpec:
+    """The attack of another package, by its entry point of the group ``art_defenses_ext.attacks``.
+
+    Raises:
+        InputError: for another name, and for what cannot be imported or is no ``AttackSpec``.
+    """
+    spec = load_installed("attack", name)
+    if not isinstance(spec, AttackSpec):
+        raise InputError(f"attack {name} is {shown(spec)}; an AttackSpec was expected")
+    return spec
 
 
 def _with_detector(suite: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
