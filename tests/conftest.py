@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -23,6 +24,7 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.declared import Kind
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.training.loop import train_classifier
@@ -169,6 +171,26 @@ def finished_run(
     call = (JumpReLU(digits_classifier, 1.0)(), digits.test.x[:23].copy(), digits.test.y[:23].copy(), Linf(0.1))
     report = evaluate(*call, FEW_STEPS, out=folder, **options)
     return FinishedRun(folder, report, *call, FEW_STEPS, options)
+
+
+@pytest.fixture(scope="session")
+def wrong_values() -> Callable[[Kind], list[Any]]:
+    """Gives, for the kind that an option is declared to be, values of all sorts that are none of it."""
+    values = [-1, 0, 0.5, 1.5, 2**70, math.nan, math.inf, True, "no", "", None, [], {}, (1.0, -1.0)]
+
+    def wrong(kind: Kind) -> list[Any]:
+        def is_wrong(value: Any) -> bool:
+            try:
+                kind.accept(value)
+            except ValueError:
+                return True
+            return False
+
+        found = [value for value in values if is_wrong(value)]
+        assert found
+        return found
+
+    return wrong
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_nothing_to_follow_means_no_step(norm: type[Ball]) -> None:
     assert (norm(0.3).project(torch.zeros(2, 5)) == 0).all()
 
 
-@pytest.mark.parametrize("shape", [(1,), (2,), (8,), (4, 6)])
+@pytest.mark.parametrize("shape", [(1,), (2,), (4, 6)])
 def test_random_points_fill_the_l2_ball_evenly(shape: tuple[int, ...]) -> None:
     """The volume within a radius r grows as r^d, and every direction is as likely as its opposite."""
     points = L2(0.3).random_inside(torch.empty(4_000, *shape), torch.Generator().manual_seed(0)).flatten(1)
@@ -114,7 +114,7 @@ def test_random_points_fill_the_l2_ball_evenly(shape: tuple[int, ...]) -> None:
     np.testing.assert_allclose(points.mean(dim=0), 0, atol=5 * 0.3 / (4_000 * (dimensions + 2)) ** 0.5)
 
 
-@pytest.mark.parametrize("shape", [(1,), (8,), (4, 6)])
+@pytest.mark.parametrize("shape", [(1,), (4, 6)])
 def test_random_points_fill_the_linf_ball_evenly(shape: tuple[int, ...]) -> None:
     points = Linf(0.3).random_inside(torch.empty(1_000, *shape), torch.Generator().manual_seed(0)).flatten(1)
     for coordinate in points.T:

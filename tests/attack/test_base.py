@@ -20,13 +20,15 @@ from torch.overrides import TorchFunctionMode
 from art_defenses_ext import JumpReLU, gradient_mode
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.attack.base import BestPoints, TensorAttack, iterate_until_broken, predict
+from art_defenses_ext.attack.base import BestPoints, TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
-from art_defenses_ext.attack.losses import LOSSES, margin
+from art_defenses_ext.attack.losses import margin
 from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.zoo.datasets import Dataset
@@ -48,15 +50,23 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]
     "noise linf": (RandomNoise, {"norm": np.inf, "eps": 0.3, "nb_draws": 20}, (np.inf, 0.3)),
     "noise l2": (RandomNoise, {"norm": 2, "eps": 2.0, "nb_draws": 20}, (2, 2.0)),
 }
-RANDOM = ("pgd linf", "pgd l2", "annealed linf", "annealed l2", "noise linf", "noise l2")
+OTHERS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]]] = {
+    "auto pgd": (AutoPGD, {"norm": 2, "eps": 0.5, "max_iter": 10}, (2, 0.5)),
+    "square": (Square, {"eps": 0.1, "max_queries": 20}, (np.inf, 0.1)),
+}
+KINDS = (
+    *(AnnealedPGD, AutoPGD, DeepFoolLp, IterativeFGSM, LagrangianPGD, MarginPGD),
+    *(OrthogonalPGD, RandomNoise, SelectivePGD, Square),
+)
 NOT_RANDOM = ("fgsm", "fgsm l2", "deep fool linf", "deep fool l2")
 GRADIENT = (*NOT_RANDOM, "pgd linf", "pgd l2", "annealed linf", "annealed l2")
 
 every_attack = pytest.mark.parametrize("name", ATTACKS)
+every_kind = pytest.mark.parametrize("name", ["fgsm", "deep fool l2", "pgd linf", "annealed l2", "noise linf"])
 
 
 def attack(name: str, classifier: PyTorchClassifier, **options: Any) -> TensorAttack:
-    kind, settings, _ = ATTACKS[name]
+    kind, settings, _ = (ATTACKS | OTHERS)[name]
     return kind(classifier, **(settings | options))
 
 
@@ -94,11 +104,8 @@ def assert_allowed(x_adv: Any, x: Any, name: str) -> None:
 
 
 @every_attack
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_examples_are_allowed_in_batches_of_any_size(
-    name: str, batch_size: int, defended: PyTorchClassifier, x: Any, y: Any
-) -> None:
-    one = attack(name, defended, batch_size=batch_size)
+def test_examples_are_allowed(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
+    one = attack(name, defended, batch_size=3)
     assert isinstance(one, EvasionAttack)
     x_adv = one.generate(x, y)
     assert_allowed(x_adv, x, name)
@@ -110,27 +117,17 @@ def test_without_randomness_the_size_of_the_batch_changes_no_verdict(
     name: str, defended: PyTorchClassifier, x: Any, y: Any
 ) -> None:
     verdicts = [
-        defended.predict(attack(name, defended, batch_size=size).generate(x, y)).argmax(axis=1) == y
-        for size in (1, 3, 64)
+        defended.predict(attack(name, defended, batch_size=size).generate(x, y)).argmax(axis=1) == y for size in (3, 64)
     ]
-    np.testing.assert_array_equal(verdicts[0], verdicts[1])
-    np.testing.assert_array_equal(verdicts[0], verdicts[2])
+    np.testing.assert_array_equal(*verdicts)
 
 
 @every_attack
 def test_labels_may_be_indices_one_hot_or_left_out(name: str, defended: PyTorchClassifier, x: Any) -> None:
     predicted = defended.predict(x).argmax(axis=1)
     expected = attack(name, defended).generate(x, predicted)
-    for labels in (np.eye(10, dtype=np.float32)[predicted], predicted.tolist()):
-        np.testing.assert_array_equal(attack(name, defended).generate(x=x, y=np.array(labels)), expected)
-    np.testing.assert_array_equal(attack(name, defended).generate(x), expected)
-    np.testing.assert_array_equal(attack(name, defended).generate(x=x, y=None), expected)
-    np.testing.assert_array_equal(attack(name, defended).generate(x, None), expected)
-
-
-@every_attack
-def test_another_label_is_another_attack(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
-    assert not np.array_equal(attack(name, defended).generate(x, (y + 1) % 10), attack(name, defended).generate(x, y))
+    for labels in (np.eye(10, dtype=np.float32)[predicted], None):
+        np.testing.assert_array_equal(attack(name, defended).generate(x=x, y=labels), expected)
 
 
 @pytest.mark.parametrize("name", NOT_RANDOM)
@@ -167,75 +164,57 @@ def test_clip_values_may_differ_from_pixel_to_pixel(name: str, own_classifier: P
 
 
 @every_attack
-def test_the_images_are_not_modified(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
-    x_before, y_before = x.copy(), y.copy()
-    x_adv = attack(name, defended).generate(x, y)
-    np.testing.assert_array_equal(x, x_before)
-    np.testing.assert_array_equal(y, y_before)
-    assert not np.shares_memory(x_adv, x)
-
-
-@every_attack
 def test_images_that_may_not_be_written_to_are_welcome(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
     x.flags.writeable = y.flags.writeable = False
     torch.set_warn_always(True)  # or torch would warn in the first of these tests alone
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert_allowed(attack(name, defended).generate(x, y), x, name)
+            x_adv = attack(name, defended).generate(x, y)
+            assert_allowed(x_adv, x, name)
+            assert not np.shares_memory(x_adv, x)
     finally:
         torch.set_warn_always(False)
 
 
-@every_attack
-def test_mirrored_images_are_welcome(name: str, defended: PyTorchClassifier, x: Any) -> None:
+def test_mirrored_images_are_welcome(defended: PyTorchClassifier, x: Any) -> None:
     mirrored = np.flip(x, axis=3)
-    expected = attack(name, defended).generate(mirrored.copy())
-    np.testing.assert_array_equal(attack(name, defended).generate(mirrored), expected)
+    expected = attack("pgd linf", defended).generate(mirrored.copy())
+    np.testing.assert_array_equal(attack("pgd linf", defended).generate(mirrored), expected)
 
 
-@every_attack
-@pytest.mark.parametrize("training", [False, True])
-def test_the_model_is_left_as_it_was(
-    name: str, training: bool, own_classifier: PyTorchClassifier, x: Any, y: Any
-) -> None:
+@every_kind
+def test_the_model_is_left_as_it_was(name: str, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
     model = own_classifier.model
-    model.train(training)
+    next(model.children()).train()
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
     frozen = next(iter(model.parameters()))
     frozen.requires_grad_(False)
     frozen.grad = torch.ones_like(frozen)
     state = copy.deepcopy(model.state_dict())
     attack(name, own_classifier).generate(x, y)
-    assert {module.training for module in model.modules()} == {training}
+    assert [module.training for module in model.modules()] == modes
     assert [parameter.requires_grad for parameter in model.parameters()] == [False] + [True] * 7
     assert (frozen.grad == 1).all()
     assert all(parameter.grad is None for parameter in list(model.parameters())[1:])
     assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
 
 
-@every_attack
-def test_the_caller_s_random_numbers_are_left_alone(name: str, defended: PyTorchClassifier, x: Any) -> None:
-    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    attack(name, defended).generate(x)
-    assert torch.equal(torch.get_rng_state(), torch_state)
-    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
-
-
 # Seeds
 
 
-@every_attack
-def test_the_same_seed_gives_the_same_bytes(name: str, defended: PyTorchClassifier, x: Any) -> None:
+@pytest.mark.parametrize("name", [*ATTACKS, "auto pgd", "square"])
+def test_the_seed_alone_decides_what_is_drawn(name: str, defended: PyTorchClassifier, x: Any) -> None:
+    """And the caller's random numbers are left alone."""
     one = attack(name, defended, seed=3, batch_size=3)
-    first = one.generate(x)
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    first = one.generate(x).tobytes()
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     torch.rand(5)
-    assert one.generate(x).tobytes() == first.tobytes()
-    assert attack(name, defended, seed=3, batch_size=3).generate(x).tobytes() == first.tobytes()
-
-
-@pytest.mark.parametrize("name", RANDOM)
-def test_another_seed_gives_other_bytes(name: str, defended: PyTorchClassifier, x: Any) -> None:
-    assert attack(name, defended, seed=4).generate(x).tobytes() != attack(name, defended, seed=3).generate(x).tobytes()
+    assert one.generate(x).tobytes() == first
+    assert (attack(name, defended, seed=4, batch_size=3).generate(x).tobytes() == first) == (name in NOT_RANDOM)
 
 
 # Gradient modes
@@ -246,7 +225,7 @@ def test_a_mode_given_to_the_attack_is_the_mode_set_on_the_classifier(
     name: str, defended: PyTorchClassifier, x: Any, y: Any
 ) -> None:
     results = {}
-    for mode in ("exact", "relu", "smooth"):
+    for mode in ("exact", "smooth"):
         results[mode] = attack(name, defended, gradient_mode=mode).generate(x, y)
         assert defended.model.gradient_mode == "exact"
         with gradient_mode(defended, mode):
@@ -254,23 +233,17 @@ def test_a_mode_given_to_the_attack_is_the_mode_set_on_the_classifier(
     assert not np.array_equal(results["exact"], results["smooth"])
 
 
-@every_attack
-def test_exact_is_understood_without_a_defence(name: str, own_classifier: PyTorchClassifier, x: Any) -> None:
-    np.testing.assert_array_equal(
-        attack(name, own_classifier, gradient_mode="exact").generate(x), attack(name, own_classifier).generate(x)
-    )
-
-
-@every_attack
-def test_a_mode_that_is_not_offered_is_refused(name: str, own_classifier: PyTorchClassifier) -> None:
+def test_without_a_defence_exact_is_understood_and_nothing_else(own_classifier: PyTorchClassifier, x: Any) -> None:
+    exact = attack("pgd linf", own_classifier, gradient_mode="exact").generate(x)
+    np.testing.assert_array_equal(exact, attack("pgd linf", own_classifier).generate(x))
     with pytest.raises(InputError, match="gradient mode 'smooth': one of exact was expected"):
-        attack(name, own_classifier, gradient_mode="smooth")
+        attack("pgd linf", own_classifier, gradient_mode="smooth")
 
 
 # Networks of other kinds
 
 
-@every_attack
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_a_network_may_compute_in_another_precision(
     name: str, dtype: torch.dtype, own_classifier: PyTorchClassifier, x: Any
@@ -279,28 +252,8 @@ def test_a_network_may_compute_in_another_precision(
     assert_allowed(attack(name, own_classifier).generate(x), x, name)
 
 
-@every_attack
-def test_a_network_with_logits_that_are_no_number_leaves_finite_images(name: str, x: Any) -> None:
-    class NotANumber(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return x.flatten(1)[:, :10] * torch.nan
-
-    broken = PyTorchClassifier(
-        NotANumber(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu"
-    )
-    assert np.isfinite(attack(name, broken).generate(x, np.zeros(7, int))).all()
-
-
-@every_attack
-def test_a_network_without_a_gradient_leaves_images_in_the_ball(name: str, x: Any) -> None:
-    flat = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    nn.init.zeros_(flat[1].weight)
-    classifier = PyTorchClassifier(flat, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
-    assert_allowed(attack(name, classifier).generate(x), x, name)
-
-
 class Detached(nn.Module):
-    """Lets no gradient pass: its logits are cut off, or do not depend on the image, or come without a graph."""
+    """Logits that lead nowhere: cut off, in steps, without a graph, all the same, or no numbers."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -312,28 +265,44 @@ class Detached(nn.Module):
             return self.linear(x.flatten(1).detach())  # the parameters still require a gradient
         if self.kind == "rounded":
             return self.linear(((x * 4).round() / 4).flatten(1))
+        if self.kind in ("constant", "no numbers"):
+            return self.linear(x.flatten(1)) * (0 if self.kind == "constant" else torch.nan)
         with torch.no_grad():
             return self.linear(x.flatten(1))  # type: ignore[no-any-return]
 
 
-@every_attack
-@pytest.mark.parametrize("kind", ["detached", "rounded", "without a graph"])
+@every_kind
+@pytest.mark.parametrize("kind", ["detached", "rounded", "without a graph", "constant", "no numbers"])
 def test_a_defence_that_lets_no_gradient_pass_is_attacked_all_the_same(name: str, kind: str, x: Any) -> None:
     """It may not escape by making the attack fail."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = Detached(kind)
     classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
-    assert_allowed(attack(name, classifier).generate(x), x, name)
+    assert_allowed(attack(name, classifier).generate(x, np.zeros(7, int)), x, name)
 
 
 # What is refused
 
 
-@every_attack
-def test_an_unknown_parameter_is_refused_wherever_it_is_given(
-    name: str, own_classifier: PyTorchClassifier, x: Any
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_a_value_that_an_option_does_not_declare_is_refused_before_any_work(
+    kind: type[TensorAttack], guarded: PyTorchClassifier, wrong_values: Callable[[Kind], list[Any]]
 ) -> None:
+    options = declared_of(kind)
+    assert len(options) >= 4
+    attack = kind(guarded)
+    for name, declared in options.items():
+        for value in wrong_values(declared):
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                kind(guarded, **{name: value})
+        with pytest.raises(InputError, match=rf"^{name} is "):
+            attack.set_params(**{name: value})
+        attack.set_params(**{name: getattr(kind(guarded), name)})
+
+
+def test_an_unknown_parameter_is_refused_wherever_it_is_given(own_classifier: PyTorchClassifier, x: Any) -> None:
+    name = "pgd linf"
     with pytest.raises(TypeError, match="strength"):
         attack(name, own_classifier, strength=3)
     with pytest.raises(ValueError, match="strength"):
@@ -342,61 +311,6 @@ def test_an_unknown_parameter_is_refused_wherever_it_is_given(
         attack(name, own_classifier).generate(x, mask=x)
 
 
-@every_attack
-@pytest.mark.parametrize("batch_size", [0, -1, 2.5, True, None, "all"])
-def test_a_bad_batch_size_is_refused(name: str, batch_size: Any, own_classifier: PyTorchClassifier) -> None:
-    with pytest.raises(InputError, match=r"batch_size is .*; a whole number of at least 1 was expected"):
-        attack(name, own_classifier, batch_size=batch_size)
-    with pytest.raises(InputError, match="batch_size is"):
-        attack(name, own_classifier).set_params(batch_size=batch_size)
-
-
-@pytest.mark.parametrize("seed", ["now", None, 0.5])
-def test_a_bad_seed_is_refused(seed: Any, own_classifier: PyTorchClassifier) -> None:
-    with pytest.raises(InputError, match="seed is"):
-        MarginPGD(own_classifier, seed=seed)
-
-
-BAD_NUMBERS = [0, -0.1, float("nan"), float("inf"), "0.1", None]
-
-
-@pytest.mark.parametrize(
-    ("kind", "argument", "values"),
-    [
-        (IterativeFGSM, "eps_step", BAD_NUMBERS),
-        (IterativeFGSM, "max_iter", [0, 1.5, True]),
-        (IterativeFGSM, "scale", [*BAD_NUMBERS, np.array([0.1, -0.1])]),
-        (IterativeFGSM, "norm", [3, "l3"]),
-        (AnnealedPGD, "norm", [3, "l3"]),
-        (AnnealedPGD, "eps", BAD_NUMBERS),
-        (AnnealedPGD, "factors", [(), [], 0.5, None, "0.5", (1.0, 0.0), (-1.0,), (float("nan"),), ("wide",)]),
-        (AnnealedPGD, "max_iter", [0, 1.5, True]),
-        (AnnealedPGD, "loss", ["hinge", None]),
-        (DeepFoolLp, "norm", [3, "l3"]),
-        (DeepFoolLp, "max_iter", [0, 1.5, True]),
-        (DeepFoolLp, "overshoot", [-0.1, float("nan"), float("inf"), "0.1", None]),
-        (DeepFoolLp, "nb_grads", [1, 2.5, True]),
-        (DeepFoolLp, "scale", BAD_NUMBERS),
-        (MarginPGD, "norm", [3, "l3"]),
-        (MarginPGD, "eps", BAD_NUMBERS),
-        (MarginPGD, "eps_step", BAD_NUMBERS[:-1]),
-        (MarginPGD, "max_iter", [0, 1.5, True]),
-        (MarginPGD, "nb_starts", [0, 1.5, True]),
-        (MarginPGD, "stop_when_broken", [1, None, "yes"]),
-        (RandomNoise, "norm", [3, "l3"]),
-        (RandomNoise, "eps", BAD_NUMBERS),
-        (RandomNoise, "nb_draws", [0, 1.5, True]),
-    ],
-)
-def test_a_bad_setting_is_refused_before_any_work(
-    kind: type[TensorAttack], argument: str, values: list[Any], digits_classifier: PyTorchClassifier
-) -> None:
-    for value in values:
-        with pytest.raises(InputError, match=rf"^{argument} is "):
-            kind(digits_classifier, **{argument: value})
-
-
-@every_attack
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -411,14 +325,13 @@ def test_a_bad_setting_is_refused_before_any_work(
     ],
 )
 def test_unusable_images_and_labels_are_refused(
-    name: str, spoil: Callable[[Any, Any], Any], said: str, digits_classifier: PyTorchClassifier, x: Any, y: Any
+    spoil: Callable[[Any, Any], Any], said: str, digits_classifier: PyTorchClassifier, x: Any, y: Any
 ) -> None:
     with pytest.raises(InputError, match=said):
-        attack(name, digits_classifier).generate(*spoil(x, y))
+        attack("pgd linf", digits_classifier).generate(*spoil(x, y))
 
 
-@every_attack
-def test_a_classifier_that_art_would_misread_is_refused(name: str) -> None:
+def test_a_classifier_that_art_would_misread_is_refused() -> None:
     class OwnForward(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
@@ -427,7 +340,7 @@ def test_a_classifier_that_art_would_misread_is_refused(name: str) -> None:
         OwnForward(nn.Flatten(), nn.Linear(64, 10)), nn.CrossEntropyLoss(), (1, 8, 8), 10, device_type="cpu"
     )
     with pytest.raises(InputError, match=r"estimator: .*OwnForward"):
-        attack(name, classifier)
+        attack("pgd linf", classifier)
 
 
 # Strength
@@ -469,10 +382,13 @@ def greys(second: float) -> Any:
 
 
 REJECTION: dict[str, Callable[[PyTorchClassifier], TensorAttack]] = {
-    **{name: lambda classifier, name=name: attack(name, classifier) for name in GRADIENT},  # type: ignore[misc]
+    **{
+        name: lambda classifier, name=name: attack(name, classifier)  # type: ignore[misc]
+        for name in ("fgsm", "deep fool linf", "pgd linf", "annealed l2")
+    },
     **{
         f"auto pgd {loss}": lambda classifier, loss=loss: AutoPGD(classifier, eps=0.15, max_iter=40, loss=loss)  # type: ignore[misc]
-        for loss in LOSSES
+        for loss in ("cross_entropy", "dlr", "margin_targeted")
     },
     "noise": lambda classifier: RandomNoise(classifier, eps=0.3, nb_draws=300),
     "square": lambda classifier: Square(classifier, eps=0.15, max_queries=500),
@@ -553,14 +469,6 @@ def test_the_margin_is_positive_where_the_class_wins(seed: int, nb_classes: int)
     np.testing.assert_array_equal(margins > 0, logits.argmax(axis=1) == y)
 
 
-def test_predictions_build_no_graph() -> None:
-    module = nn.Linear(4, 3)
-    x = torch.randn(6, 4, requires_grad=True)
-    classes = predict(module, x)
-    assert torch.equal(classes, module(x).argmax(dim=1))
-    assert not classes.requires_grad
-
-
 @given(st.integers(0, 10_000))
 def test_the_best_point_of_each_image_is_kept(seed: int) -> None:
     random = np.random.default_rng(seed)
@@ -617,9 +525,9 @@ def test_no_step_waits_for_the_device(
 
     x, y = digits.test.x[:16], digits.test.y[:16]
     counts = []
-    for steps in (20, 120):
+    for steps in (20, 60):
         Counter.calls = 0
         with Counter():
             attack(digits_classifier, steps).generate(x, y)
         counts.append(Counter.calls)
-    assert counts[1] - counts[0] <= 3 * (120 - 20) / 10
+    assert counts[1] - counts[0] <= 3 * (60 - 20) / 10

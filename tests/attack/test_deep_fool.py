@@ -43,9 +43,9 @@ def sizes(delta: Any, norm: float) -> Any:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("nb_classes", [2, 3, 7])
-@pytest.mark.parametrize("overshoot", [0.02, 0.5])
+@pytest.mark.parametrize(
+    ("shape", "nb_classes", "overshoot"), [((8,), 2, 0.02), ((4, 6), 3, 0.5), ((3, 8, 8), 7, 0.02)]
+)
 def test_the_nearest_boundary_is_crossed_at_its_distance(
     norm: float, shape: tuple[int, ...], nb_classes: int, overshoot: float, linear_classifier: Build
 ) -> None:
@@ -89,10 +89,10 @@ def test_with_fewer_gradients_only_the_classes_of_the_largest_logits_are_rivals(
 
 
 def test_l2_examples_are_as_small_as_those_of_art(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    x = digits.test.x[:60]
+    x = digits.test.x[:24]
     predicted = digits_classifier.predict(x).argmax(axis=1)
     ours = DeepFoolLp(digits_classifier, 2, max_iter=50).generate(x)
-    theirs = DeepFool(digits_classifier, max_iter=50, epsilon=0.02, nb_grads=10, batch_size=60, verbose=False).generate(
+    theirs = DeepFool(digits_classifier, max_iter=50, epsilon=0.02, nb_grads=10, batch_size=24, verbose=False).generate(
         x
     )
     for x_adv in (ours, theirs):
@@ -103,7 +103,7 @@ def test_l2_examples_are_as_small_as_those_of_art(digits_classifier: PyTorchClas
 def test_the_example_of_each_norm_is_the_smaller_in_that_norm(
     digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    x = digits.test.x[:60]
+    x = digits.test.x[:24]
     l2, linf = (DeepFoolLp(digits_classifier, norm, max_iter=50).generate(x) for norm in NORMS)
     assert np.median(sizes(l2 - x, 2)) < np.median(sizes(linf - x, 2))
     assert np.median(sizes(linf - x, np.inf)) < np.median(sizes(l2 - x, np.inf))

@@ -131,7 +131,7 @@ def test_nearly_all_that_can_evade_do_and_nothing_else(norm: float, linear_class
     the class that the detector lets pass. Without the rivals 96 %.
     """
     eps = 0.15
-    problem = linear(linear_classifier, 100, spread=1.0 if norm == np.inf else 0.4, count=200)
+    problem = linear(linear_classifier, 100, spread=1.0 if norm == np.inf else 0.4, count=100)
     radius = least_linf(problem) if norm == np.inf else least_l2(problem)
     images = [kind(problem.whole, norm, eps).generate(problem.x, problem.y) for kind in ATTACKS]
     towards = LagrangianPGD(problem.whole, norm, eps, targeted=True)
@@ -140,8 +140,8 @@ def test_nearly_all_that_can_evade_do_and_nothing_else(norm: float, linear_class
     union, untargeted = each.any(axis=0), each[:3].any(axis=0)
     reachable = radius <= 0.95 * eps
     difficult = reachable & (radius > 0.7 * eps)
-    assert (radius > eps).sum() > 30
-    assert difficult.sum() > 20
+    assert (radius > eps).sum() > 15
+    assert difficult.sum() > 8
     assert not union[radius > eps].any()
     assert union[reachable].mean() >= 0.98
     assert union[difficult].mean() >= 0.9
@@ -151,8 +151,8 @@ def test_nearly_all_that_can_evade_do_and_nothing_else(norm: float, linear_class
 
 def test_a_class_to_reach_is_reached_nearly_wherever_it_can_be(linear_classifier: Build) -> None:
     eps = 0.2
-    problem = linear(linear_classifier, 0, count=120)
-    goals = (problem.y + np.random.default_rng(0).integers(1, 4, 120)) % 4
+    problem = linear(linear_classifier, 0, count=60)
+    goals = (problem.y + np.random.default_rng(0).integers(1, 4, 60)) % 4
     radius = least_linf(problem, goals)
     images = [kind(problem.whole, eps=eps, targeted=True).generate(problem.x, goals) for kind in ATTACKS]
     reached = np.any([problem.whole.predict(one).argmax(axis=1) == goals for one in images], axis=0)
@@ -201,30 +201,17 @@ def test_art_s_detector_of_fgsm_falls(guarded_digits: PyTorchClassifier, digits:
 
 @every_attack
 @both_norms
-@pytest.mark.parametrize("random_start", [False, True])
 def test_images_stay_in_the_ball_and_the_clip_range(
-    kind: type[RejectionAttack], norm: float, random_start: bool, linear_classifier: Build
+    kind: type[RejectionAttack], norm: float, linear_classifier: Build
 ) -> None:
     problem = linear(linear_classifier, 0)
-    attack = kind(problem.whole, norm, 0.2, eps_step=0.15, random_start=random_start, max_iter=15, batch_size=16)
+    attack = kind(problem.whole, norm, 0.2, eps_step=0.15, random_start=True, max_iter=15, batch_size=16)
     found = attack.generate(problem.x, problem.y)
     assert found.dtype == np.float32
     assert found.min() >= 0
     assert found.max() <= 1
     assert np.linalg.norm(found - problem.x, ord=norm, axis=1).max() <= 0.2 * (1 + 1e-5)
     assert not np.array_equal(found, problem.x)
-
-
-@every_attack
-def test_a_seed_fixes_the_images(kind: type[RejectionAttack], linear_classifier: Build) -> None:
-    problem = linear(linear_classifier, 0)
-
-    def images(seed: int, **options: Any) -> Any:
-        return kind(problem.whole, eps=0.1, max_iter=12, seed=seed, **options).generate(problem.x, problem.y)
-
-    assert images(1, random_start=True).tobytes() == images(1, random_start=True).tobytes()
-    assert images(1, random_start=True).tobytes() != images(2, random_start=True).tobytes()
-    assert images(1).tobytes() == images(2).tobytes()  # no other step is random
 
 
 def overheard(attack: RejectionAttack) -> list[tuple[Tensor, Place]]:
@@ -242,8 +229,7 @@ def overheard(attack: RejectionAttack) -> list[tuple[Tensor, Place]]:
 
 
 @every_attack
-@both_norms
-@pytest.mark.parametrize("targeted", [False, True])
+@pytest.mark.parametrize(("norm", "targeted"), [(2, False), (np.inf, True)])
 def test_the_misclassified_point_of_lowest_excess_is_kept(
     kind: type[RejectionAttack], norm: float, targeted: bool, linear_classifier: Build
 ) -> None:
@@ -345,8 +331,7 @@ def test_a_gradient_of_zero_is_no_direction_and_takes_nothing_away() -> None:
 
 
 @every_attack
-@both_norms
-@pytest.mark.parametrize("flat", ["classifier", "detector", "both"])
+@pytest.mark.parametrize(("norm", "flat"), [(2, "classifier"), (2, "detector"), (np.inf, "both")])
 def test_without_a_gradient_images_stay_finite(
     kind: type[RejectionAttack], norm: float, flat: str, linear_classifier: Build
 ) -> None:
@@ -410,14 +395,14 @@ def test_no_step_waits_for_the_device(kind: type[RejectionAttack], stop_below: f
 
     problem = linear(linear_classifier, 0)
     counts = []
-    for steps in (20, 60):
+    for steps in (10, 30):
         Counter.calls = 0
         attack = kind(problem.whole, eps=1e-4, max_iter=steps, stop_below=stop_below)
         with Counter():
             attack.generate(problem.x, problem.y)
         counts.append(Counter.calls)
     assert counts[1] - counts[0] == (
-        0 if stop_below == -np.inf else len(getattr(attack, "weights", (1.0,))) * (60 - 20) / 5
+        0 if stop_below == -np.inf else len(getattr(attack, "weights", (1.0,))) * (30 - 10) / 5
     )
 
 
@@ -549,54 +534,3 @@ def test_a_classifier_that_does_not_reject_is_refused(
 ) -> None:
     with pytest.raises(InputError, match=r"estimator is .*, which rejects nothing; one from rejecting\("):
         kind(digits_classifier)
-
-
-def test_labels_that_cannot_be_meant_are_refused(linear_classifier: Build) -> None:
-    problem = linear(linear_classifier, 0)
-    with pytest.raises(InputError, match="y is None; with targeted the classes to reach were expected"):
-        SelectivePGD(problem.whole, targeted=True).generate(problem.x)
-    with pytest.raises(InputError, match="y holds the label 4, which means rejected"):
-        SelectivePGD(problem.whole, targeted=True).generate(problem.x, np.full(40, 4))
-
-
-BAD_NUMBERS = [0, -0.1, float("nan"), float("inf"), "0.1", None]
-
-
-@every_attack
-@pytest.mark.parametrize(
-    ("argument", "values"),
-    [
-        ("norm", [3, "l3"]),
-        ("eps", BAD_NUMBERS),
-        ("eps_step", BAD_NUMBERS[:-1]),
-        ("max_iter", [0, 1.5, True]),
-        ("random_start", [1, None]),
-        ("targeted", [1, None]),
-        ("stop_below", [float("nan"), "0", None, True]),
-        ("switch_margin", [-0.1, float("nan"), float("inf"), "0.1", None, True]),
-        ("factors", [(), 0.5, None, (1.0, 0.0), (float("nan"),)]),
-        ("batch_size", [0]),
-        ("seed", [-1]),
-    ],
-)
-def test_a_bad_setting_is_refused(
-    kind: type[RejectionAttack], argument: str, values: list[Any], whole: PyTorchClassifier
-) -> None:
-    for value in values:
-        with pytest.raises(InputError, match=rf"^{argument} is "):
-            kind(whole, **{argument: value})
-        if argument != "norm":
-            with pytest.raises(InputError, match=rf"^{argument} is "):
-                kind(whole).set_params(**{argument: value})
-
-
-@pytest.mark.parametrize("weights", [(), 1.0, None, (1.0, -1.0), (float("inf"),)])
-def test_bad_weights_are_refused(weights: Any, whole: PyTorchClassifier) -> None:
-    with pytest.raises(InputError, match=r"^weights is "):
-        LagrangianPGD(whole, weights=weights)
-
-
-@every_attack
-def test_an_unknown_option_is_refused(kind: Any, whole: PyTorchClassifier) -> None:
-    with pytest.raises(TypeError, match="strength"):
-        kind(whole, strength=3)

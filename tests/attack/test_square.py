@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square, _Window
-from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.records.costs import measured
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -26,16 +25,17 @@ def missed(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
     return classifier.predict(x).argmax(axis=1) != y
 
 
-@pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize(("shape", "batch_size"), [((8,), 1), ((4, 6), 3), *((shape, 64) for shape in SHAPES)])
+@pytest.mark.parametrize(
+    ("norm", "shape", "batch_size"), [(2, (8,), 1), (np.inf, (4, 6), 3), (2, (3, 4, 4), 64), (np.inf, (1, 2, 4, 4), 64)]
+)
 def test_one_per_cent_around_the_closed_form_distance_decides(
     norm: float, shape: tuple[int, ...], batch_size: int, at_distance: Problem
 ) -> None:
     distance = 0.2 if norm == 2 else 0.03
     classifier, x, y, _ = at_distance(shape, norm, distance)
-    few = slice(16 if batch_size == 64 else 4)
+    few = slice(4)
     for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
-        queries = 20_000 if broken else 200
+        queries = 10_000 if broken else 100
         attack = Square(classifier, norm, eps, max_queries=queries, batch_size=batch_size)
         x_adv = attack.generate(x[few], y[few])
         assert (missed(classifier, x_adv, y[few]) == broken).all()
@@ -112,22 +112,3 @@ def test_a_targeted_search_reaches_the_class_asked_for(at_distance: Problem) -> 
     classifier, x, y, _ = at_distance((4, 6), np.inf, 0.03)
     x_adv = Square(classifier, np.inf, 0.04, max_queries=2000, targeted=True).generate(x, 1 - y)
     assert missed(classifier, x_adv, y).all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_same_seed_gives_the_same_images(
-    norm: float, digits_classifier: PyTorchClassifier, digits: Dataset
-) -> None:
-    x, y = digits.test.x[:8], digits.test.y[:8]
-    one, same, other = (Square(digits_classifier, norm, 0.1, max_queries=20, seed=s).generate(x, y) for s in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert not np.array_equal(one, other)
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"eps": -1}, "eps is -1"), ({"max_queries": 0}, "max_queries is 0"), ({"p_init": 1.5}, "p_init is 1.5")],
-)
-def test_a_bad_setting_is_refused(options: dict[str, Any], said: str, digits_classifier: PyTorchClassifier) -> None:
-    with pytest.raises(InputError, match=said):
-        Square(digits_classifier, **options)

@@ -128,9 +128,9 @@ def test_of_a_linear_network_everything_has_a_closed_form(shape: tuple[int, ...]
         torch.testing.assert_close(actual, weight * (x - baseline)[:, None])
 
 
-@shapes
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(
+    ("shape", "dtype", "count"), [((8,), torch.float32, 1), ((4, 6), torch.float64, 3), ((3, 8, 8), torch.float32, 3)]
+)
 def test_the_gradient_is_the_one_that_backward_fills_in(shape: tuple[int, ...], dtype: torch.dtype, count: int) -> None:
     model, x = smooth_net(shape, dtype), torch.randn(count, *shape, dtype=dtype)
     y = torch.arange(count) % NB_CLASSES
@@ -152,9 +152,8 @@ def test_the_gradient_is_the_slope() -> None:
 
 
 @explanations
-@shapes
-def test_several_classes_are_those_of_one_after_the_other(explain: Explain, shape: tuple[int, ...]) -> None:
-    model, x = smooth_net(shape), torch.randn(3, *shape, dtype=torch.float64)
+def test_several_classes_are_those_of_one_after_the_other(explain: Explain) -> None:
+    model, x = smooth_net((4, 6)), torch.randn(3, 4, 6, dtype=torch.float64)
     one_by_one = torch.stack([explain(model, x, k) for k in range(NB_CLASSES)], dim=1)
     torch.testing.assert_close(explain(model, x, "all"), one_by_one)
     several = torch.tensor([[1, 3], [0, 0], [4, 2]])
@@ -268,7 +267,7 @@ def test_integrated_gradients_of_powers_are_their_integrals() -> None:
 
 
 @explanations
-@pytest.mark.parametrize("classes", [None, 2, "all"])
+@pytest.mark.parametrize("classes", [None, "all"])
 def test_each_explanation_has_the_derivative_that_differences_show(explain: Explain, classes: Any) -> None:
     model = smooth_net((2, 2))
     x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
@@ -294,31 +293,13 @@ def test_a_baseline_made_of_x_is_differentiated_through() -> None:
     assert torch.autograd.gradcheck(lambda x: integrated_gradients(model, x, baseline=x.flip(1) / 2, **options), (x,))
 
 
-def test_x_may_be_the_result_of_something() -> None:
-    """As an image that a preprocessor made."""
-    model, factor = smooth_net((4,)), torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
-    start = torch.randn(2, 4, dtype=torch.float64)
-    for explain in EXPLANATIONS.values():
-        assert torch.autograd.gradcheck(lambda factor, explain=explain: explain(model, factor * start, 1), (factor,))
-
-
-def test_the_parameters_can_be_trained_on_an_explanation() -> None:
-    model, _ = linear_net((8,))
-    x = torch.randn(3, 8, dtype=torch.float64, requires_grad=True)
-    parameter = model[1].weight  # type: ignore[index]
-    (gradient,) = torch.autograd.grad(input_gradient(model, x, 2).sum(), parameter)
-    expected = torch.zeros_like(gradient)
-    expected[2] = 3
-    torch.testing.assert_close(gradient, expected)
-
-
 # Nothing is left behind.
 
 
 @explanations
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("classes", [None, "all"])
-def test_model_and_x_stay_as_they_were(explain: Explain, requires_grad: bool, classes: Any) -> None:
+def test_model_and_x_stay_as_they_were(explain: Explain, requires_grad: bool) -> None:
+    classes = "all"
     model = ConvNet().train()
     model.norm.eval()
     model.head.weight.requires_grad_(False)
@@ -351,17 +332,10 @@ def test_an_x_that_retains_its_gradient_or_has_hooks_is_not_used(explain: Explai
     assert not calls
 
 
-def test_the_mode_is_restored_when_the_model_fails() -> None:
-    model = ConvNet().train()
-    with pytest.raises(RuntimeError):
-        input_gradient(model, torch.randn(2, 4, 8, 8))
-    assert all(part.training for part in model.modules())
-
-
 @explanations
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
-@pytest.mark.parametrize("classes", [1, "all"])
-def test_it_works_where_autograd_is_off(explain: Explain, context: Any, classes: Any) -> None:
+def test_it_works_where_autograd_is_off(explain: Explain, context: Any) -> None:
+    classes = "all"
     model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
     expected = explain(model, x, classes)
     for given in (x, x.clone().requires_grad_()):
@@ -372,14 +346,6 @@ def test_it_works_where_autograd_is_off(explain: Explain, context: Any, classes:
         for one in (actual, inside):
             assert not one.requires_grad
             torch.testing.assert_close(one, expected)
-
-
-def test_without_a_graph_of_x_the_result_is_detached() -> None:
-    x = torch.randn(3, 8, dtype=torch.float64)
-    baseline = torch.randn_like(x).requires_grad_()
-    for explain in EXPLANATIONS.values():
-        assert not explain(smooth_net((8,)), x).requires_grad
-    assert not integrated_gradients(smooth_net((8,)), x, baseline=baseline).requires_grad
 
 
 @explanations
@@ -427,12 +393,6 @@ def test_a_weighted_sum_has_the_gradient_of_its_cross_entropies(
     for at_once in (1, 2, 5):
         chunks = weighted_loss_gradient(model, x, weights, classes_at_once=at_once)
         torch.testing.assert_close(chunks, actual, rtol=1e-12, atol=1e-15)
-
-
-def test_the_weight_of_a_single_class_gives_its_loss_gradient() -> None:
-    model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
-    every = weighted_loss_gradient(model, x, lambda logits: torch.eye(NB_CLASSES).expand(3, -1, -1))
-    torch.testing.assert_close(every, loss_gradient(model, x, "all"))
 
 
 @pytest.mark.parametrize("build", [smooth_net, lambda shape: nn.Sequential(ConvNet().double())])
@@ -616,9 +576,9 @@ def test_captum_agrees() -> None:
 
 
 X = torch.zeros(3, 8)
+GIVEN = ("model", "x", "classes")
 
 
-@explanations
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -630,17 +590,14 @@ X = torch.zeros(3, 8)
         ({"model": nn.Sequential(Applied(lambda x: x.detach()), nn.Linear(8, 5))}, "model passes no gradient to x"),
         ({"x": np.zeros((3, 8), np.float32)}, "x is a ndarray; a tensor"),
         ({"x": X.long()}, "x is torch.int64; a floating-point tensor"),
-        ({"x": X.to(torch.complex64)}, "x is torch.complex64; a floating-point tensor"),
         ({"x": X[:0]}, r"x has shape \(0, 8\)"),
         ({"x": X[0]}, r"x has shape \(8,\)"),
         ({"classes": 5}, "(classes|y) is 5; class indices from 0 to 4"),
-        ({"classes": -1}, "(classes|y) is -1; class indices from 0 to 4"),
         ({"classes": True}, "(classes|y) is True"),
         ({"classes": 1.0}, r"(classes|y) is 1.0; a class index, indices \(3,\) or \(3, M\), 'all' or None"),
         ({"classes": "every"}, "(classes|y) is 'every'"),
         ({"classes": np.zeros(3, np.int64)}, "(classes|y) is array"),
         ({"classes": torch.tensor([0, 5, 2])}, "(classes|y) holds indices from 0 to 5; class indices from 0 to 4"),
-        ({"classes": torch.tensor([[0], [-1], [2]])}, "(classes|y) holds indices from -1 to 2"),
         ({"classes": torch.zeros(3)}, "(classes|y) is torch.float32; an integer dtype"),
         ({"classes": torch.zeros(3, dtype=torch.bool)}, "(classes|y) is torch.bool; an integer dtype"),
         ({"classes": torch.tensor(1)}, r"(classes|y) has shape \(\)"),
@@ -651,23 +608,26 @@ X = torch.zeros(3, 8)
         ({"classes_at_once": 0}, "classes_at_once is 0"),
     ],
 )
-def test_what_cannot_be_explained_is_refused(explain: Explain, arguments: dict[str, Any], said: str) -> None:
+def test_what_cannot_be_explained_is_refused(arguments: dict[str, Any], said: str) -> None:
     given = {"model": nn.Linear(8, 5), "x": X, "classes": None} | arguments
-    with pytest.raises(InputError, match=said):
-        explain(given.pop("model"), given.pop("x"), given.pop("classes"), **given)
+    for explain in (input_gradient, loss_gradient):
+        with pytest.raises(InputError, match=said):
+            explain(given["model"], given["x"], given["classes"], **{k: given[k] for k in arguments.keys() - {*GIVEN}})
+
+
+@explanations
+def test_each_explanation_refuses_a_class_that_there_is_not(explain: Explain) -> None:
+    with pytest.raises(InputError, match=r"(classes|y) is 5; class indices from 0 to 4"):
+        explain(nn.Linear(8, 5), X, 5)
 
 
 @pytest.mark.parametrize(
     ("explain", "arguments", "said"),
     [
         (smooth_grad, {"sigma": 0.0}, "sigma is 0.0; a finite number > 0"),
-        (smooth_grad, {"sigma": -1}, "sigma is -1"),
-        (smooth_grad, {"sigma": float("nan")}, "sigma is nan"),
         (smooth_grad, {"samples": 0}, "samples is 0; a whole number"),
-        (smooth_grad, {"samples": 2.0}, "samples is 2.0"),
         (smooth_grad, {"rows_at_once": 0}, "rows_at_once is 0"),
         (smooth_grad, {"seed": -1}, "seed is -1"),
-        (smooth_grad, {"seed": None}, "seed is None"),
         (integrated_gradients, {"steps": 0}, "steps is 0; a whole number"),
         (integrated_gradients, {"rows_at_once": 0}, "rows_at_once is 0"),
         (integrated_gradients, {"baseline": 0.5}, "baseline is a float; a tensor of the shape of x"),
@@ -685,10 +645,7 @@ def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dic
     ("given", "said"),
     [
         (torch.ones(3, 5), r"weights gives \(3, 5\); \(3, M, 5\) was expected"),
-        (torch.ones(2, 3, 5), r"weights gives \(2, 3, 5\); \(3, M, 5\)"),
-        (torch.ones(3, 5, 1), r"weights gives \(3, 5, 1\)"),
         (torch.ones(3, 0, 5), r"weights gives \(3, 0, 5\)"),
-        (torch.ones(3, 2, 5, 1), r"weights gives \(3, 2, 5, 1\)"),
         (torch.tensor(1.0), r"weights gives \(\); \(3, M, 5\)"),
         (None, r"weights gives a NoneType; \(3, M, 5\)"),
     ],
@@ -696,13 +653,6 @@ def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dic
 def test_weights_of_another_shape_are_refused(given: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: given)
-
-
-def test_what_no_gradient_can_be_had_of_has_no_weighted_one_either() -> None:
-    with pytest.raises(InputError, match="model passes no gradient to x"):
-        weighted_loss_gradient(Applied(lambda x: x.detach()), X, lambda logits: logits[:, None])
-    with pytest.raises(InputError, match="classes_at_once is 0"):
-        weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: logits[:, None], classes_at_once=0)
 
 
 # Another device.

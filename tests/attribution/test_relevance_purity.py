@@ -85,9 +85,10 @@ def images(count: int = 2) -> Tensor:
 # Nothing is left behind.
 
 
-@composites
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(
+    ("rules", "training", "requires_grad"),
+    [*((rules, True, True) for rules in COMPOSITES.values()), (epsilon_plus(), False, False)],
+)
 def test_model_and_x_stay_as_they_were(rules: Composite, training: bool, requires_grad: bool) -> None:
     model, x = net(), images().requires_grad_(requires_grad)
     model.train(training)
@@ -130,14 +131,6 @@ def test_no_hook_stays_also_where_the_model_fails(fails: bool) -> None:
     assert len(HOOKS) >= 6
     assert not any(getattr(module, name) for module in model.modules() for name in HOOKS)
     assert all(module.training for module in model.modules())
-
-
-def test_hooks_of_others_run_and_stay() -> None:
-    model, seen = net(), []
-    model.second.register_forward_hook(lambda module, args, output: seen.append(output.shape))
-    relevance(model, images())
-    assert seen == [(2, 6, 8, 8)]
-    assert len(model.second._forward_hooks) == 1
 
 
 def test_parameters_outside_of_layers_are_constants_too() -> None:
@@ -198,10 +191,6 @@ def test_an_image_does_not_notice_its_neighbours(rules: Composite) -> None:
     for row in range(len(x)):
         alone = relevance(model, x[row : row + 1], "predicted", rules)
         assert (together[row] - alone[0]).abs().max() <= 1e-12 * alone.abs().max()
-
-
-def test_no_images_have_no_relevance() -> None:
-    assert relevance(net(), images()[:0]).shape == (0, 3, 8, 8)
 
 
 # Operations in place.
@@ -408,11 +397,6 @@ def other_mean(model: Net) -> None:
     model.norm.running_mean += 1
 
 
-def new_mean(model: Net) -> None:
-    assert model.norm.running_mean is not None
-    model.norm.running_mean = model.norm.running_mean + 1
-
-
 def other_eps(model: Net) -> None:
     model.norm.eps = 0.5
 
@@ -421,46 +405,26 @@ def through_data(model: Net) -> None:
     model.second.weight.data.mul_(-1)
 
 
-def rounded(model: Net) -> object:
-    return model.half().to(torch.float64)
-
-
 CHANGES: dict[str, Callable[[Net], object]] = {
     "SGD": optimiser_step(torch.optim.SGD),
-    "SGD for each": optimiser_step(torch.optim.SGD, foreach=True),
-    "fused SGD": optimiser_step(torch.optim.SGD, fused=True),
-    "Adam": optimiser_step(torch.optim.Adam),
     "fused Adam": optimiser_step(torch.optim.Adam, fused=True),
     "load_state_dict": other_state,
     "load_state_dict, assigned": other_tensors,
     "running mean": other_mean,
-    "new running mean": new_mean,
     "eps of batch norm": other_eps,
     "data": through_data,
-    "rounding to half": rounded,
 }
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-@pytest.mark.parametrize("rules", [epsilon_plus(), epsilon_alpha2_beta1()], ids=["epsilon-plus", "alpha 2, beta 1"])
-def test_a_change_of_the_weights_shows(change: Callable[[Net], object], rules: Composite) -> None:
+def test_a_change_of_the_weights_shows(change: Callable[[Net], object]) -> None:
+    rules = epsilon_alpha2_beta1()
     model, x = net(), images()
     before = relevance(model, x, 1, rules)
     change(model)
     after = relevance(model, x, 1, rules)
     assert torch.equal(after, relevance(copy.deepcopy(model), x, 1, rules))
     assert not torch.equal(after, before)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_a_change_of_precision_shows(dtype: torch.dtype) -> None:
-    model, x = net(torch.float32), images()
-    before = relevance(model, x.float(), 1)
-    model.to(dtype)
-    after = relevance(model, x.to(dtype), 1)
-    assert after.dtype == dtype
-    tolerance = {torch.float16: 0.05, torch.bfloat16: 0.3}.get(dtype, 1e-5)  # halves divide by what they have rounded
-    assert (after.float() - before).abs().max() < tolerance * before.abs().max()
 
 
 def test_the_parts_of_a_weight_are_made_once_a_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,16 +121,14 @@ def check(activation: Callable[[], nn.Module], softplus: float | None, rules: Co
     assert_slopes(of_what_it_weights, x)
 
 
-@activations
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
-def test_under_each_rule(activation: Callable[[], nn.Module], softplus: float | None, rules: Composite) -> None:
-    check(activation, softplus, rules, "predicted")
+def test_under_each_rule(rules: Composite) -> None:
+    check(*ACTIVATIONS["ReLU away from its kinks"], rules, "predicted")
 
 
-@activations
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS.keys())
-def test_from_each_start(activation: Callable[[], nn.Module], softplus: float | None, start: Start) -> None:
-    check(activation, softplus, epsilon_plus(1e-2), start)
+def test_from_each_start(start: Start) -> None:
+    check(*ACTIVATIONS["ReLU replaced by softplus"], epsilon_plus(1e-2), start)
 
 
 @activations

@@ -84,7 +84,7 @@ def test_jump_relu(digits_classifier: PyTorchClassifier) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"explanation": name} for name in EXPLANATIONS if name != "integrated_gradients"),  # SmoothGrad's loop
+        {"explanation": [name for name in EXPLANATIONS if name != "integrated_gradients"]},  # SmoothGrad's loop
         {"reconstructor": "statistics", "explanation": ["input_gradient", "loss_gradient"]},
     ],
     ids=str,

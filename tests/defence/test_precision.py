@@ -52,10 +52,8 @@ Cast = Callable[[nn.Module], nn.Module]
 
 CASTS: dict[str, tuple[Cast, torch.dtype]] = {
     "float64": (lambda network: network.double(), torch.float64),
-    "float16": (lambda network: network.half(), torch.float16),
     "bfloat16": (lambda network: network.bfloat16(), torch.bfloat16),
     "autocast float16": (lambda network: Autocast(network, torch.float16), torch.float16),
-    "autocast bfloat16": (lambda network: Autocast(network, torch.bfloat16), torch.bfloat16),
 }
 
 
@@ -84,7 +82,7 @@ def test_heat_and_blur(
     rules: str, cast: tuple[PyTorchClassifier, float], digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     classifier, tolerance = cast
-    x = torch.tensor(digits.test.x)
+    x = torch.tensor(digits.test.x[:100])
     shown = HeatAndBlur.for_classifier(classifier, rules=rules)(x)[0]
     expected = HeatAndBlur.for_classifier(digits_classifier, rules=rules)(x)[0]
     assert bool(shown.isfinite().all())
@@ -169,9 +167,9 @@ ATTACKS = [
 def test_an_evaluation_ends_with_a_report(cast: tuple[PyTorchClassifier, float], digits: Dataset) -> None:
     classifier = cast[0]
     defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
-    x, y = digits.test.x[:8], digits.test.y[:8]
-    report = evaluate(defended, x, y, Linf(0.2), ATTACKS, check_samples=4, curve_samples=0, progress=False)
-    assert len(report.records) == 8
+    x, y = digits.test.x[:4], digits.test.y[:4]
+    report = evaluate(defended, x, y, Linf(0.2), ATTACKS, check_samples=2, curve_samples=0, progress=False)
+    assert len(report.records) == 4
     assert report.accuracy_after_attacks <= report.summary.clean.rate
 
 

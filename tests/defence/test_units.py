@@ -31,15 +31,15 @@ from art_defenses_ext.training.inputs import GaussianNoise, Networks, SignedGrad
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
 
-RANGES = {"[0, 256]": (0.0, 256.0), "[0, 255]": (0.0, 255.0), "CT": (-1024.0, 3071.0)}
+RANGES = {"[0, 256]": (0.0, 256.0), "CT": (-1024.0, 3071.0)}
 """In the first one float32 computes as in [0, 1] to the last bit: a power of two moves the exponents alone."""
 
-TOLERANCE = {"[0, 256]": 0.0, "[0, 255]": 1e-4, "CT": 1e-4}
+TOLERANCE = {"[0, 256]": 0.0, "CT": 1e-4}
 """Shares of the range; a loss or noise in pixel values leaves .03 to .16."""
 
 EVERY = ["clean", "noise", "fgsm", "ffgsm", "mim", "end_to_end"]
 
-INPUTS = {"[0, 256]": EVERY, "[0, 255]": ["clean", "noise"], "CT": ["clean", "noise"]}
+INPUTS = {"[0, 256]": EVERY, "CT": ["clean", "noise"]}
 """Attacks step along signs: where rounding differs, a gradient of almost zero has another one, and training goes on
 from there. So they are compared where it does not differ."""
 
@@ -102,8 +102,7 @@ def noisy(digits: Dataset) -> FloatArray:
     return noisy
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "loss"), [("autoencoder", "l1"), ("two-stream", "l2"), ("leaking", "l2")])
 def test_the_same_fit_makes_the_same_restorer(
     kind: str, loss: str, name: str, plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
 ) -> None:
@@ -111,8 +110,8 @@ def test_the_same_fit_makes_the_same_restorer(
     for unit in (plain, other):
         restorer = KINDS[kind](unit.classifier)
         restorer.fit(
-            unit.pixels(digits.train.x[:120]),
-            digits.train.y[:120],
+            unit.pixels(digits.train.x[:80]),
+            digits.train.y[:80],
             eps=0.1,
             loss=LOSSES[loss],
             inputs=INPUTS[name],
@@ -176,8 +175,8 @@ def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digi
     for unit in (plain, other):
         report = evaluate(
             JumpReLU(unit.classifier, 0.2)(),
-            unit.pixels(digits.test.x[:20]),
-            digits.test.y[:20],
+            unit.pixels(digits.test.x[:8]),
+            digits.test.y[:8],
             Linf(0.15 * unit.width),
             list(paper_specs(load_face(paper))),
             undefended=unit.classifier,

@@ -27,6 +27,7 @@ from art_defenses_ext import HeatAndBlur, JumpReLU, TwoStreamRestoration, as_mod
 from art_defenses_ext.attribution.gradient import smooth_grad
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector import fitting
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
@@ -178,10 +179,16 @@ def expected_score(detector: ExplanationReconstructor, image: Any, label: int) -
     return float((error if detector.score == "l1" else error**2).mean())
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 4), (3, 3, 5)])
-@pytest.mark.parametrize("explanation", ["input_gradient", "gradient_x_input", ["input_gradient", "gradient_x_input"]])
-@pytest.mark.parametrize("scaling", ["image", "benign"])
-@pytest.mark.parametrize("score", ["above_median", "l1", "l2"])
+@pytest.mark.parametrize(
+    ("shape", "explanation", "scaling", "score"),
+    [
+        ((1, 4, 4), "input_gradient", "image", "above_median"),
+        ((3, 3, 5), "gradient_x_input", "image", "above_median"),
+        ((3, 3, 5), "input_gradient", "benign", "l1"),
+        ((1, 4, 4), ["input_gradient", "gradient_x_input"], "benign", "l2"),
+        ((3, 3, 5), ["input_gradient", "gradient_x_input"], "image", "above_median"),
+    ],
+)
 def test_the_score_is_the_papers(shape: tuple[int, int, int], explanation: Any, scaling: str, score: str) -> None:
     """For images of one colour or three, an odd number of pixels or an even one, one explanation or two."""
     classifier = small(shape)
@@ -262,9 +269,7 @@ def as_layer(value: Tensor) -> Tensor:
     return value[0] if len(value) == 1 else value.T
 
 
-@pytest.mark.parametrize(
-    "classes", [[0, 1, 2, 3], [3, 3, 3, 0, 3, 1, 3, 3], [2], [0, 0, 0], [3, 1, 1, 0, 3, 1]], ids=str
-)
+@pytest.mark.parametrize("classes", [[0, 1, 2, 3], [3, 3, 3, 0, 3, 1, 3, 3], [2]], ids=str)
 def test_all_autoencoders_together_are_each_one_on_its_own(classes: list[int]) -> None:
     """Forwards and backwards: for uneven classes, a single image, and classes of which there is none."""
     torch.manual_seed(0)
@@ -292,15 +297,6 @@ def test_training_all_together_is_training_each_alone() -> None:
             torch.testing.assert_close(as_layer(all_of_them.grad[number]), parameter.grad)
 
 
-def test_first_weights_are_those_of_torchs_dense_layers() -> None:
-    """Uniform up to one over the root of the number of inputs."""
-    one = ClassAutoencoders(3, 100, 400)
-    for parameter, nb_in in ((one.encoder, 100), (one.encoder_bias, 100), (one.decoder, 400), (one.decoder_bias, 400)):
-        bound = 1 / math.sqrt(nb_in)
-        assert bound * 0.98 < float(parameter.detach().abs().max()) <= bound
-        assert float(parameter.detach().std()) == pytest.approx(bound / math.sqrt(3), rel=0.1)
-
-
 # Fitting
 
 
@@ -318,19 +314,6 @@ def test_it_learns_benign_explanations_and_tells_adversarial_ones(
     assert fooled.mean() > 0.5
     assert (adversarial[:, None] > benign).mean() > 0.68  # the area under the ROC curve
     assert detector.detect(x_adv[fooled])[1].mean() > 2 * detector.detect(x)[1].mean()
-
-
-@pytest.mark.parametrize(
-    "labels", [lambda n: np.arange(n) % 3, lambda n: np.eye(3)[np.arange(n) % 3]], ids=["indices", "one-hot"]
-)
-def test_class_labels_change_nothing(labels: Callable[[int], Any]) -> None:
-    x = images((1, 4, 4))
-    found = []
-    for y in (None, labels(len(x))):
-        detector = ExplanationReconstructor(small(), hidden=5, false_positive_rate=0.5)
-        detector.fit(x, y, **BRIEFLY)
-        found.append(state(detector))
-    assert_same(*found)
 
 
 def test_it_learns_from_the_benign_images_alone() -> None:
@@ -362,14 +345,6 @@ def test_it_learns_from_the_benign_images_alone() -> None:
         ({"x": lambda x: x[:0]}, "x is empty; at least one image was expected"),
         ({"x": lambda x: x + 1}, r"x ranges from .* to .*; values inside the clip values \[0, 1\] were expected"),
         ({"x": lambda x: np.where(x > 0.9, np.nan, x).astype(np.float32)}, "x holds NaN or infinite values"),
-        *(
-            ({"validation_split": value}, "validation_split is .*; a number between 0 and 1 was expected")
-            for value in (0, 1, -0.1, 1.5, float("nan"), True, "half", None)
-        ),
-        ({"nb_epochs": 0}, "nb_epochs is 0; a whole number of at least 1 was expected"),
-        ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1, or None, was expected"),
-        ({"seed": -1}, "seed is -1; a whole number from 0 to"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0"),
         ({"checkpoint": "nowhere/training"}, "checkpoint is 'nowhere/training'; a file in an existing folder was exp"),
         ({"epochs": 3}, "fit has no argument 'epochs'"),
     ],
@@ -424,7 +399,7 @@ def test_too_few_images_for_a_quantile_are_refused_with_the_numbers() -> None:
         detector.fit(x, **BRIEFLY, validation_split=1 - 1e-12)
 
 
-@pytest.mark.parametrize("rate", [0.5, 0.1, 0.05, 0.01, 1 / 3, 0.3, 0.07, 0.9])
+@pytest.mark.parametrize("rate", [0.05, 1 / 3, 0.07, 0.9])
 def test_so_many_images_suffice_and_one_fewer_does_not(rate: float) -> None:
     """What is ``needed`` is the least number for which a conformal quantile exists."""
     network = DetectorNetwork(as_pipeline(small()), 1, (1, 4, 4), ["input_gradient"], "image", "l1", 3)
@@ -522,8 +497,7 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "save_state", save_and_stop)
 
 
-@pytest.mark.parametrize("done", [1, 2, 3])
-@pytest.mark.parametrize("earlier", [False, True])
+@pytest.mark.parametrize(("done", "earlier"), [(1, True), (3, False)])
 def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
     done: int, earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -554,7 +528,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
         assert detector.training == whole.training
 
 
-@pytest.mark.parametrize("place", ["calibrate", "scaled", "score_of", "keep", "set_rate"])
+@pytest.mark.parametrize("place", ["calibrate", "keep"])
 def test_whatever_comes_in_between_an_earlier_fit_stays_whole(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = fitted(small(), scaling="benign")
     x = images((1, 4, 4))
@@ -583,11 +557,8 @@ def test_the_file_of_another_fit_is_refused(tmp_path: Path) -> None:
     for options, changes in (
         ({}, {"x": x[::-1]}),
         ({"explanation": "loss_gradient"}, {}),
-        ({"scaling": "benign"}, {}),
         ({"hidden": 6}, {}),
-        ({}, {"seed": 1}),
         ({}, {"validation_split": 0.2}),
-        ({}, {"batch_size": 5}),
     ):
         how: dict[str, Any] = {"x": x} | BRIEFLY | {"checkpoint": path} | changes
         with pytest.raises(InputError, match=r"^checkpoint is .*, written by a run whose .* was .* was expected"):
@@ -635,20 +606,10 @@ def test_a_fitted_detector_is_frozen(own: ExplanationReconstructor, x: FloatArra
     assert all(not one.requires_grad and one.grad is None for one in own.network.parameters())
 
 
-def test_read_only_images_are_read(recwarn: pytest.WarningsRecorder) -> None:
-    """Of a memory-mapped file, or a view."""
-    x = images((1, 4, 4))
-    x.flags.writeable = False
-    detector = fitted(small(), x)
-    detector.detect(x)
-    detector.detect(x[::-1])
-    assert not [one for one in recwarn if "writable" in str(one.message)]
-
-
 # Thresholds
 
 
-@pytest.mark.parametrize("rate", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("rate", [0.25])
 def test_thresholds_are_conformal_quantiles_of_scores_held_out(
     own: ExplanationReconstructor, digits: Dataset, rate: float
 ) -> None:
@@ -665,19 +626,19 @@ def test_thresholds_are_conformal_quantiles_of_scores_held_out(
         assert own.network.thresholds[number] == mine[share_above <= rate + 1e-9].min()
 
 
-@pytest.mark.parametrize(("rate", "count"), [(0.1, 9), (0.1, 25), (0.05, 19), (0.3, 8), (0.5, 1)])
+@pytest.mark.parametrize(("rate", "count"), [(0.1, 25), (0.05, 19)])
 def test_in_the_mean_no_larger_share_of_fresh_scores_is_flagged(rate: float, count: int) -> None:
     """Whatever their distribution; the share is the largest below the rate that so many held out allow."""
     network = DetectorNetwork(as_pipeline(small()), 2, (1, 4, 4), ["input_gradient"], "image", "l1", 3)
     random = np.random.default_rng(0)
     shares, classes = [], torch.arange(2).repeat(count)
-    for _ in range(1500):
+    for _ in range(600):
         network.keep(torch.from_numpy(random.lognormal(size=2 * count)).float(), classes, rate)
         fresh = random.lognormal(size=(40, 2))
         shares.append((fresh > network.thresholds.numpy()).mean())
     exact = math.floor(rate * (count + 1) + 1e-9) / (count + 1)
     assert exact <= rate + 1e-9
-    assert np.mean(shares) == pytest.approx(exact, abs=4 * float(np.std(shares)) / math.sqrt(1500))
+    assert np.mean(shares) == pytest.approx(exact, abs=4 * float(np.std(shares)) / math.sqrt(600))
 
 
 def test_a_larger_rate_has_lower_thresholds_and_flags_more(own: ExplanationReconstructor, digits: Dataset) -> None:
@@ -720,24 +681,9 @@ def test_other_parameters_cannot_be_set(own: ExplanationReconstructor) -> None:
     assert_same(state(own), before)
 
 
-def test_a_rate_may_be_set_before_it_is_fitted() -> None:
-    detectors = [ExplanationReconstructor(small(), hidden=5, false_positive_rate=rate) for rate in (0.5, 0.05)]
-    detectors[1].set_params(false_positive_rate=0.5)
-    for detector in detectors:
-        detector.fit(images((1, 4, 4)), **BRIEFLY)
-    assert_same(*map(state, detectors))
-    both = ExplanationReconstructor(small(), explanation=("input_gradient", "loss_gradient"))
-    both.set_params(**both.get_params())
-    both.set_params(explanation=("input_gradient", "loss_gradient"))
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        *(
-            ({"explanation": value}, f"explanation is {value!r}; one of input_gradient, .* was expected")
-            for value in ("lime", 3, None)
-        ),
         ({"explanation": ["input_gradient", "lime"]}, r"explanation is \[.*\]; one of input_gradient, .* was expected"),
         (
             {"explanation": [["input_gradient"]]},
@@ -748,18 +694,26 @@ def test_a_rate_may_be_set_before_it_is_fitted() -> None:
             {"explanation": ["relevance", "relevance"]},
             r"explanation is \[.*\]; one of input_gradient, .* was expected",
         ),
-        ({"scaling": "max"}, "scaling is 'max'; one of image, benign was expected"),
-        ({"scaling": None}, "scaling is None; one of image, benign was expected"),
-        ({"score": "linf"}, "score is 'linf'; one of above_median, l1, l2 was expected"),
-        ({"hidden": 0}, "hidden is 0; a whole number of at least 1 was expected"),
-        ({"hidden": True}, "hidden is True; a whole number of at least 1 was expected"),
-        ({"false_positive_rate": 0}, "false_positive_rate is 0; a number between 0 and 1 was expected"),
-        ({"false_positive_rate": 5}, "false_positive_rate is 5; a number between 0 and 1 was expected"),
     ],
 )
-def test_unknown_options_are_refused(options: dict[str, Any], said: str) -> None:
+def test_unknown_explanations_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=f"^{said}"):
         ExplanationReconstructor(small(), **options)
+
+
+def test_a_value_that_an_option_does_not_declare_is_refused(wrong_values: Callable[[Kind], list[Any]]) -> None:
+    """Of the detector, and of its fit before any work."""
+    classifier = small()
+    for name, kind in declared_of(ExplanationReconstructor).items():
+        for value in wrong_values(kind):
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                ExplanationReconstructor(classifier, **{name: value})
+    detector = ExplanationReconstructor(classifier)
+    for name, kind in declared_of(ExplanationReconstructor.fit).items():
+        for value in wrong_values(kind):
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                detector.fit(images((1, 4, 4)), **BRIEFLY | {name: value})
+    assert not detector.network.is_fitted
 
 
 def test_a_classifier_that_no_gradient_passes_is_refused() -> None:
@@ -856,10 +810,7 @@ def test_a_score_that_is_no_number_is_flagged(own: ExplanationReconstructor, x: 
         (lambda x: x.tolist(), "x is a list; a numpy array was expected"),
         (lambda x: torch.from_numpy(x), "x is a Tensor; a numpy array was expected"),
         (lambda x: x.astype(np.float64), "x is float64; float32 was expected"),
-        (lambda x: (255 * x).astype(np.uint8), "x is uint8; float32 was expected"),
-        (lambda x: x[:, 0], r"x has shape \(50, 8, 8\); \(N, 1, 8, 8\) was expected"),
         (lambda x: x[0], r"x has shape \(1, 8, 8\); \(N, 1, 8, 8\) was expected"),
-        (lambda x: np.float32(1), "x is a float32; a numpy array was expected"),
         (lambda x: x[:0], "x is empty; at least one image was expected"),
         (lambda x: x + 1, "x ranges from 1 to 2; values inside"),
         (lambda x: np.where(x > 0.9, np.nan, x).astype(np.float32), "x holds NaN or infinite values"),
@@ -892,11 +843,9 @@ def test_before_it_is_fitted_it_gives_no_answer(tmp_path: Path) -> None:
     assert detector.training is None
 
 
-def test_a_million_images_need_memory_for_one_batch_and_the_answer(
-    own: ExplanationReconstructor, x: FloatArray
-) -> None:
+def test_many_images_need_memory_for_one_batch_and_the_answer(own: ExplanationReconstructor, x: FloatArray) -> None:
     """In an array that is larger than what it takes memory for, as one that is mapped from a file."""
-    count, batch_size = 1_000_000, 10_000
+    count, batch_size = 200_000, 10_000
     many = np.broadcast_to(x[0], (count, 1, 8, 8))
     seen: list[int] = []
 
@@ -931,13 +880,12 @@ def smooth_network(activation: nn.Module, explanation: Any, scaling: str, score:
     return network, torch.from_numpy(images((2, 3, 3), 3, seed=5)).double().requires_grad_()
 
 
-@pytest.mark.parametrize("activation", [nn.Softplus(beta=3), nn.Tanh()], ids=["softplus", "tanh"])
 @pytest.mark.parametrize(
-    ("explanation", "scaling", "score"),
+    ("activation", "explanation", "scaling", "score"),
     [
-        ("input_gradient", "image", "above_median"),
-        ("gradient_x_input", "benign", "l1"),
-        (["loss_gradient", "input_gradient"], "image", "l2"),
+        (nn.Softplus(beta=3), "input_gradient", "image", "above_median"),
+        (nn.Tanh(), "gradient_x_input", "benign", "l1"),
+        (nn.Softplus(beta=3), ["loss_gradient", "input_gradient"], "image", "l2"),
     ],
 )
 def test_the_exact_gradient_is_that_of_finite_differences(
@@ -977,25 +925,6 @@ def test_a_relu_network_s_exact_gradient_is_zero_and_the_smooth_one_leads_somewh
         after = network.score_of(network.scaled(network.explained(stepped, classes)), classes)
     assert float((after < before).float().mean()) > 0.65
     assert float(((after - before) / before).mean()) < -0.01
-
-
-def test_steps_along_the_smooth_gradient_lower_the_score_of_nearly_all(
-    detector: ExplanationReconstructor, digits: Dataset
-) -> None:
-    network = detector.network
-    x = torch.from_numpy(digits.test.x[:100])
-    with torch.no_grad():
-        before, classes = network.scores(x)
-    best, at = before.clone(), x.clone()
-    with gradient_mode(detector.detector, "smooth"):
-        for _ in range(10):
-            at.requires_grad_()
-            scores = network.score_of(network.scaled(network._explained_as_attacked(at, classes)), classes)
-            best = torch.minimum(best, scores.detach())
-            (gradient,) = torch.autograd.grad(scores.sum(), at)
-            at = (at.detach() - 0.01 * gradient.sign()).clamp(0, 1)
-    assert float((best < before).float().mean()) > 0.9
-    assert float(((best - before) / before).median()) < -0.05
 
 
 @pytest.mark.parametrize("explanation", EXPLANATIONS)
@@ -1087,26 +1016,12 @@ def test_art_s_attacks_run_on_it(detector: ExplanationReconstructor, digits: Dat
     assert np.median(after / before) < 0.99
 
 
-def test_a_linear_classifier_s_detector_has_a_gradient_of_zero() -> None:
-    """Its explanation is the same near every image, which is no reason to fail."""
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, NB_CLASSES))
-    classifier, x = wrap(model, (1, 4, 4)), images((1, 4, 4))
-    with torch.no_grad():
-        model[1].bias.sub_(torch.from_numpy(np.median(classifier.predict(x), axis=0)))
-    for trainable in (True, False):
-        model.requires_grad_(trainable)
-        detector = fitted(classifier)
-        for mode in ("exact", "smooth"):
-            with gradient_mode(detector.detector, mode):
-                found = detector.detector.loss_gradient(x, np.eye(2, dtype=np.float32)[np.zeros(len(x), int)])
-            np.testing.assert_array_equal(found, np.zeros_like(x))
-
-
 # What it watches
 
 
-@pytest.mark.parametrize("explanation", EXPLANATIONS)
-@pytest.mark.parametrize("scaling", ["image", "benign"])
+@pytest.mark.parametrize(
+    ("explanation", "scaling"), [*((name, "image") for name in EXPLANATIONS), ("relevance", "benign")]
+)
 def test_every_explanation_runs_on_a_small_network(explanation: str, scaling: str) -> None:
     """With mean and deviation before it, pooling and batch norm inside it; differentiable in each mode."""
     model = nn.Sequential(
@@ -1321,16 +1236,6 @@ def test_copies_are_whole_and_independent(own: ExplanationReconstructor, x: Floa
     np.testing.assert_allclose(copied.detector.predict(x), copied.detect(x)[0]["predictions"], atol=1e-6)
     np.testing.assert_array_equal(own.scores(x), before)
     assert own.false_positive_rate == RATE
-
-
-def test_a_copy_is_fitted_alone(x: FloatArray) -> None:
-    detector = fitted(small())
-    copied, before = copy.deepcopy(detector), state(detector)
-    copied.fit(images((1, 4, 4), seed=3), **BRIEFLY, seed=9)
-    assert_same(state(detector), before)
-    assert not torch.equal(state(copied)["thresholds"], before["thresholds"])
-    y = images((1, 4, 4), seed=4)
-    np.testing.assert_allclose(copied.detector.predict(y), copied.detect(y)[0]["predictions"], atol=1e-6)
 
 
 def test_every_score_is_a_mean_over_pixels_from_zero_on() -> None:

@@ -22,7 +22,7 @@ from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.zoo.datasets import Dataset
 
 BRIEFLY: dict[str, Any] = {"nb_epochs": 2, "progress": False}
-SIZES = [(1, 28, 28), (2, 8, 8), (3, 7, 5), (1, 4, 4), (1, 1, 3)]
+SIZES = [(2, 8, 8), (3, 7, 5), (1, 1, 3)]
 
 
 class Curved(nn.Module):
@@ -110,7 +110,7 @@ def size_and_detail(attribution: Any) -> list[float]:
     return [np.log(whole), np.log(np.linalg.norm(attribution - blurred) / whole)]
 
 
-@pytest.mark.parametrize("name", ["input_gradient", "loss_gradient", "gradient_x_input"])
+@pytest.mark.parametrize("name", ["input_gradient", "gradient_x_input"])
 def test_statistics_are_size_and_share_of_high_frequencies(name: str) -> None:
     pipeline = Pipeline(curved((3, 6, 5))).double()
     x, classes = torch.from_numpy(images((3, 6, 5), 4)).double(), torch.tensor([0, 1, 2, 1])

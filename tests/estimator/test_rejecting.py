@@ -398,19 +398,18 @@ def test_a_targeted_attack_on_both_passes_both(
     assert (fooled & missed).mean() > 0.5
 
 
-@pytest.mark.long
 def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
 ) -> None:
     """On the network with a class more it stops at "rejected"; on the views of it, at real successes alone."""
     whole = rejecting(digits_classifier, reconstructor)
     right = (whole.predict(digits.test.x).argmax(axis=1) == digits.test.y) & (digits.test.y < 2)
-    x, y = digits.test.x[right][:32], digits.test.y[right][:32]
+    x, y = digits.test.x[right][:24], digits.test.y[right][:24]
     eps = 0.2
 
     def art(classifier: PyTorchClassifier) -> AutoProjectedGradientDescent:
         return AutoProjectedGradientDescent(
-            classifier, eps=eps, eps_step=2 * eps, max_iter=40, nb_random_init=5, batch_size=64, verbose=False
+            classifier, eps=eps, eps_step=2 * eps, max_iter=30, nb_random_init=2, batch_size=64, verbose=False
         )
 
     with gradient_mode(whole, "smooth"), seeded(0):  # ART draws from numpy's global generator

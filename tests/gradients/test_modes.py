@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
@@ -104,7 +103,7 @@ def test_exact_comes_first_and_is_the_default() -> None:
         assert defence.describe() == {}
 
 
-@pytest.mark.parametrize("mode", ["smooth", "", "Exact", None, 0])
+@pytest.mark.parametrize("mode", ["smooth", "", None])
 def test_a_mode_that_is_not_offered_is_refused_and_changes_nothing(mode: Any) -> None:
     defence = Scale()
     defence.gradient_mode = "steep"
@@ -123,12 +122,6 @@ def test_copies_keep_their_own_mode(twin_of: Any) -> None:
         assert find_defences(original)[0].gradient_mode == "identity"
     assert find_defences(twin)[0].gradient_mode == "steep"
     assert find_defences(twin_of(twin))[0].gradient_mode == "steep"  # the copy starts from where the original is
-
-
-def test_two_instances_share_no_mode() -> None:
-    one, other = Scale(), Scale()
-    one.gradient_mode = "steep"
-    assert other.gradient_mode == "exact"
 
 
 # Finding them
@@ -176,11 +169,8 @@ def test_the_modes_of_stacked_defences_are_all_their_combinations() -> None:
     ("mode", "expected"),
     [
         ("exact", 1 * 2),
-        ("exact+exact", 1 * 2),
         ("exact+identity", 1 * 1),
-        ("exact+steep", 1 * 10),
         ("triple+exact", 3 * 2),
-        ("triple+identity", 3 * 1),
         ("triple+steep", 3 * 10),
     ],
 )
@@ -195,7 +185,7 @@ def test_a_combination_reaches_each_defence(mode: str, expected: float) -> None:
     assert slope(stacked) == 2
 
 
-@pytest.mark.parametrize("mode", ["steep", "triple", "steep+triple", "triple+steep+exact", "triple+", "triple steep"])
+@pytest.mark.parametrize("mode", ["steep", "steep+triple", "triple+steep+exact", "triple+"])
 def test_a_combination_that_does_not_exist_is_refused_and_changes_nothing(mode: str) -> None:
     stacked = wrap(nn.Sequential(Scale(), sum_of_four()), Shift())
     stacked.model[0].gradient_mode = "identity"
@@ -233,14 +223,6 @@ def test_contexts_nest() -> None:
     assert slope(stacked) == 2
 
 
-def test_a_classifier_and_its_model_share_the_mode() -> None:
-    classifier = wrap(nn.Sequential(Scale(), sum_of_four()))
-    x = torch.zeros(1, 4, requires_grad=True)
-    with gradient_mode(classifier, "steep"):
-        (gradient,) = torch.autograd.grad(classifier.model(x)[:, 0].sum(), x)
-    assert gradient.tolist() == [[10.0] * 4]
-
-
 # Surrogates with a width
 
 
@@ -263,10 +245,6 @@ def test_annealable_are_the_modes_in_which_some_surrogate_has_a_width() -> None:
 def test_a_jump_s_smooth_mode_can_be_annealed(digits_classifier: PyTorchClassifier) -> None:
     assert annealable_modes(digits_classifier) == ()
     assert annealable_modes(JumpReLU(digits_classifier, 1.0)()) == ("smooth",)
-
-
-def test_a_width_is_as_configured_until_it_is_asked_for() -> None:
-    assert all(defence.surrogate_width == 1 for defence in (Scale(), Shift(), Single(), Wide()))
 
 
 @pytest.mark.parametrize("factor", [0.25, 3.0])

@@ -14,10 +14,9 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import Linf, as_module, defend, evaluate, gradient_mode, gradient_modes
+from art_defenses_ext import as_module, defend, gradient_mode, gradient_modes
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.gradients.surrogate import Surrogate
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -54,11 +53,6 @@ def test_the_forward_pass_is_the_wrapped_one_s(backward: Any, mode: str) -> None
         got = surrogate(x) if isinstance(wrapped, nn.Module) else surrogate(x, "labels")[0]
         expected = wrapped(x) if isinstance(wrapped, nn.Module) else wrapped.forward(x)[0]
         assert torch.equal(got, expected)
-
-
-def test_a_preprocessor_passes_labels_on() -> None:
-    labels = np.arange(3)
-    assert Surrogate(Rounding()).forward(torch.zeros(3, 4), labels)[1] is labels
 
 
 def test_the_identity_hands_the_gradient_on() -> None:
@@ -172,15 +166,6 @@ def test_a_report_tells_settings_apart() -> None:
     assert estimates[0]["samples"] == 4
 
 
-def test_the_ladder_tries_both_modes(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    defended = defend(digits_classifier, Surrogate(Rounding()))
-    x, y = digits.test.x[:20], digits.test.y[:20]
-    report = evaluate(defended, x, y, Linf(0.15), [WHITE_BOX], curve_samples=0, check_samples=0)
-    rows = {row.key: row for row in report.summary.rows}
-    # The second mode is given only what the first one left.
-    assert rows["APGD margin [exact]"].broke < rows["APGD margin [surrogate]"].broke
-
-
 def test_it_is_found_copied_and_pickled(digits_classifier: PyTorchClassifier) -> None:
     surrogate = Surrogate(Rounding())
     defended = defend(digits_classifier, surrogate)
@@ -196,7 +181,6 @@ def test_it_is_found_copied_and_pickled(digits_classifier: PyTorchClassifier) ->
         ({"wrapped": torch.sigmoid}, "wrapped is a builtin_function_or_method"),
         ({"backward": "straight"}, "backward is 'straight'"),
         ({"sigma": 0}, "sigma is 0"),
-        ({"samples": 0}, "samples is 0"),
     ],
 )
 def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], said: str) -> None:

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import FeatureAutoencoder, as_module, defend, gradient_mode
+from art_defenses_ext import FeatureAutoencoder, gradient_mode
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import surrogate_width
 from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder, UNet
@@ -52,7 +51,7 @@ def with_weights(model: nn.Module, channels: int = 1, spread: float = 0.2, **opt
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("size", [(8, 8), (28, 28), (32, 32), (9, 11), (224, 224), (1, 1), (3, 50)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 11), (1, 1), (3, 50)])
 def test_the_u_net_restores_images_of_any_size(channels: int, size: tuple[int, int]) -> None:
     defence = with_weights(nn.Identity(), channels=channels, spread=0.5, **(SMALL | {"width": 2}))
     x = images(2, channels, *size)
@@ -88,13 +87,6 @@ def test_every_part_of_the_u_net_has_a_say() -> None:
         assert bool((gradient != 0).any())
 
 
-def test_an_image_does_not_depend_on_the_others_of_its_batch() -> None:
-    defence = with_weights(nn.Identity(), **SMALL)
-    x = images(5, 1, 9, 11)
-    alone = torch.cat([defence(one[None])[0] for one in x])
-    torch.testing.assert_close(defence(x)[0], alone)
-
-
 @pytest.mark.parametrize("side", [1, 2, 3])
 def test_blocks_of_pixels_become_channels_and_pixels_again(side: int) -> None:
     x = images(2, 3, 9, 11)
@@ -124,7 +116,7 @@ def test_the_paper_s_network_has_the_authors_parameters_and_bottleneck() -> None
     assert sizes[-1] == (1, 28, 28)
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-1.0, 1.0), (0.0, 255.0), (-0.4, 2.8)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-0.4, 2.8)])
 def test_the_paper_s_network_maps_any_range_onto_itself(low: float, high: float) -> None:
     """Which range does not matter: an image in other units is restored to the same one in these units."""
     x = images(3, 1, 28, 28)
@@ -136,7 +128,7 @@ def test_the_paper_s_network_maps_any_range_onto_itself(low: float, high: float)
     assert (loud.min().item(), loud.max().item()) == pytest.approx((low, high), abs=1e-5 * (high - low))
 
 
-@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 1, 28, 27), (2, 1, 32, 32)])
+@pytest.mark.parametrize("shape", [(2, 1, 8, 8), (2, 1, 28, 27)])
 def test_the_paper_s_network_refuses_other_sizes(shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"x has images \(1, .*; \(1, 28, 28\) was expected by architecture 'paper'"):
         with_weights(nn.Identity(), **PAPER)(images(*shape))
@@ -207,37 +199,3 @@ def test_the_smooth_mode_has_the_derivative_of_the_restorer_with_softplus(archit
             setattr(defence.network.get_submodule(parent), last, nn.Softplus(beta=10.0 / width, threshold=20.0))
     torch.testing.assert_close(smooth, slope())
     assert not torch.allclose(smooth, exact, rtol=0.01)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_functional_transforms_find_the_same_gradient(mode: str) -> None:
-    defence = with_weights(softplus_network(), **SMALL)
-    classifier = PyTorchClassifier(
-        defence.model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
-    )
-    module, x = as_module(defend(classifier, defence)), images(3, 1, 8, 8)
-    with gradient_mode(module, mode):
-        at = x.clone().requires_grad_()
-        (expected,) = torch.autograd.grad(module(at).square().sum(), at)
-        got = torch.func.grad(lambda x: module(x).square().sum())(x)
-    torch.testing.assert_close(got, expected)
-
-
-# Options
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"architecture": "resnet"}, "architecture is 'resnet'; one of unet, paper was expected"),
-        ({"architecture": None}, "architecture is None; one of"),
-        *(
-            ({name: value}, f"{name} is .*; a whole number of at least 1 was expected")
-            for name in ("channels", "width", "stem")
-            for value in (0, -1, 1.5, True, None)
-        ),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        FeatureAutoencoder(nn.Identity(), **({"channels": 1} | SMALL | options))

@@ -245,7 +245,7 @@ def test_vgg16_sees_a_grey_image_in_all_channels(network: VGG16Features) -> None
     assert torch.equal(network(x), network(torch.cat([x, x, x], dim=1)))
 
 
-@pytest.mark.parametrize("size", [16, 28, 33])
+@pytest.mark.parametrize("size", [16, 33])
 def test_vgg16_takes_images_from_16_pixels_on(size: int, network: VGG16Features) -> None:
     found, _ = feature_maps(network, torch.rand(1, 1, size, size), VGG16_TAPS)
     assert [one.shape[2] for one in found] == [size // 8, size // 16, size // 16]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +127,7 @@ def one_hot(y: IntArray) -> FloatArray:
 # The blur
 
 
-@pytest.mark.parametrize("sigma", [0.2, 0.7, 1.0, 1.4, 2.3])
+@pytest.mark.parametrize("sigma", [0.2, 1.0, 2.3])
 def test_the_blur_is_scipy_s(sigma: float) -> None:
     x = torch.rand(2, 3, 17, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     radius = int(np.ceil(3 * sigma))
@@ -143,12 +142,6 @@ def test_the_blur_is_one_convolution_in_two_dimensions() -> None:
     kernel = np.exp(-0.5 * (offsets[:, None] ** 2 + offsets[None, :] ** 2) / 0.9**2)
     expected = convolve(x.numpy(), (kernel / kernel.sum())[None, None], mode="mirror")
     np.testing.assert_allclose(blurred(x, 0.9), expected, atol=1e-12)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.3, 1.0])
-def test_a_constant_image_stays_as_it_is(value: float) -> None:
-    constant = torch.full((1, 3, 8, 9), value)
-    torch.testing.assert_close(blurred(constant, 1.0), constant, rtol=0, atol=1e-6)
 
 
 # The heat
@@ -189,10 +182,10 @@ def blur(x: Any, sigma: float) -> Any:
     return gaussian_filter(x, (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, radius, radius))
 
 
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("heat_sigma", [0.0, 0.8])
-@pytest.mark.parametrize("floor", [0.0, 0.3])
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize(
+    ("scale", "heat_sigma", "floor", "start"),
+    [*((SCALES[0], 0.0, 0.3, start) for start in STARTS), *((scale, 0.8, 0.0, "predicted") for scale in SCALES)],
+)
 def test_the_heat_is_relevance_cut_summed_and_scaled(scale: str, heat_sigma: float, floor: float, start: str) -> None:
     model = seeded(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1456, 10))).double()
     x = images(3, 3, 16, 28, dtype=torch.float64)
@@ -227,7 +220,7 @@ def test_at_most_one_pixel_in_a_hundred_lies_above_the_99th_percentile(height: i
     assert int((heat > 1 - 1e-6).sum()) == max(1, -(-height * width // 100))
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["last_conv", "top_k"])
 def test_an_image_s_heat_does_not_depend_on_its_neighbours(
     digits_classifier: PyTorchClassifier, x: FloatArray, start: str
 ) -> None:
@@ -284,7 +277,7 @@ def test_each_mix_is_its_formula(mix: str) -> None:
     assert np.abs(expected - x.numpy()).max() > 0.01
 
 
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("mix", ["blend", "soft_mask", "gain"])
 def test_a_second_pass_averages_the_heat_of_what_the_first_restored(mix: str) -> None:
     model, x = relu_network(), images(3, 1, 8, 8, dtype=torch.float64)
     options = OPTIONS | {"mix": mix, "floor": 0.1}
@@ -295,7 +288,7 @@ def test_a_second_pass_averages_the_heat_of_what_the_first_restored(mix: str) ->
     expected = mixed_by_hand(mix, x.numpy(), (first + second) / 2, MEAN, options)
     defence.set_params(passes=2)
     np.testing.assert_allclose(defence(x)[0], expected, atol=1e-6)
-    assert mix == "blur" or np.abs(expected - between).max() > 1e-3
+    assert np.abs(expected - between).max() > 1e-3
 
 
 @contextmanager
@@ -326,7 +319,7 @@ def test_blur_alone_takes_a_network_that_relevance_cannot_pass() -> None:
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize("contrast", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("contrast", [0.0, 1.0])
 def test_what_is_restored_lies_in_the_clip_range(
     digits_classifier: PyTorchClassifier, x: FloatArray, mix: str, contrast: float
 ) -> None:
@@ -339,8 +332,8 @@ def test_what_is_restored_lies_in_the_clip_range(
 
 
 @pytest.mark.parametrize("mix", MIXES)
-@pytest.mark.parametrize(("low", "high"), [(0.0, 255.0), (-1.0, 1.0)])
-def test_the_unit_of_the_pixels_does_not_matter(mix: str, low: float, high: float) -> None:
+def test_the_unit_of_the_pixels_does_not_matter(mix: str) -> None:
+    low, high = -1.0, 255.0
     model, x = relu_network(), images(3, 1, 8, 8, dtype=torch.float64)
     options = OPTIONS | {"mix": mix, "gain": 3.0}
     for rules in ("epsilon_plus_box", "epsilon_gamma_box"):
@@ -359,20 +352,19 @@ def test_the_unit_of_the_pixels_does_not_matter(mix: str, low: float, high: floa
 # Networks
 
 
-@pytest.mark.parametrize("name", ["digits_cnn", "alex_like", "resnet20"])
+@pytest.mark.parametrize("name", ["digits_cnn", "resnet20"])
 def test_every_start_and_rule_runs(name: str) -> None:
     spec, model = MODELS[name], seeded(lambda: build_model(name)).eval()
     x = images(1, *spec.input_shape)
-    for start in STARTS:
-        for rules in RULES:
-            defence = HeatAndBlur(model, mean=spec.mean, std=spec.std, **(OPTIONS | {"start": start, "rules": rules}))
-            at = x.clone().requires_grad_()
-            restored, _ = defence(at)
-            (gradient,) = torch.autograd.grad(restored.square().sum(), at)
-            assert restored.shape == gradient.shape == x.shape
-            assert restored.isfinite().all()
-            assert gradient.isfinite().all()
-            assert not torch.equal(restored, x)
+    for options in (*({"start": start} for start in STARTS), *({"rules": rules} for rules in RULES)):
+        defence = HeatAndBlur(model, mean=spec.mean, std=spec.std, **(OPTIONS | options))
+        at = x.clone().requires_grad_()
+        restored, _ = defence(at)
+        (gradient,) = torch.autograd.grad(restored.square().sum(), at)
+        assert restored.shape == gradient.shape == x.shape
+        assert restored.isfinite().all()
+        assert gradient.isfinite().all()
+        assert not torch.equal(restored, x)
 
 
 def test_without_positive_logits_there_is_no_heat() -> None:
@@ -431,8 +423,7 @@ def test_the_exact_gradient_is_the_numerical_one(options: dict[str, Any]) -> Non
             assert (gradient[i] - numerical).abs().max() <= 1e-6 * numerical.abs().max()
 
 
-@pytest.mark.parametrize("passes", [1, 2])
-@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize(("mix", "passes"), [*((mix, 1) for mix in MIXES), ("soft_mask", 2)])
 def test_the_frozen_gradient_is_that_of_a_constant_heat(mix: str, passes: int) -> None:
     model, x = relu_network(), images(3, 1, 8, 8, dtype=torch.float64)
     options = OPTIONS | {"mix": mix, "floor": 0.1, "passes": passes}
@@ -464,7 +455,7 @@ def mixed(x: Tensor, h: Tensor, options: dict[str, Any]) -> Tensor:
     }[options["mix"]]
 
 
-@pytest.mark.parametrize("start", STARTS)
+@pytest.mark.parametrize("start", ["last_conv", "top_k"])
 def test_the_smooth_gradient_tends_to_the_exact_one(start: str) -> None:
     defended = with_options(wrap(relu_network()), start=start)
     assert annealable_modes(defended) == ("smooth",)
@@ -498,57 +489,6 @@ def test_no_two_modes_give_the_same_gradient(
 # What cannot be used
 
 
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ({"start": "first_conv"}, "start is 'first_conv'; one of last_conv, predicted, top_k, positive was expected"),
-        ({"start": 3}, "start is 3; one of"),
-        ({"start": np.array([1, 2])}, "start is array.*; one of"),
-        ({"rules": "z_plus"}, "rules is 'z_plus'; one of epsilon_plus, "),
-        ({"rules": lrp.Epsilon()}, "rules is Epsilon.*; one of epsilon_plus, "),
-        ({"scale": "mean"}, "scale is 'mean'; one of percentile, max was expected"),
-        ({"mix": None}, "mix is None; one of blend, "),
-        *(
-            ({name: value}, f"{name} is .*; a finite number > 0 that float32 holds")
-            for name in ("sigma", "sharp_sigma", "gain")
-            for value in (0, -1.0, float("nan"), float("inf"), True, "one", None, [1.0], np.array([1.0, 2.0]))
-            if name != "sigma" or value is not None  # the size of the image decides then
-        ),
-        *(
-            ({"heat_sigma": value}, "heat_sigma is .*; a finite number >= 0 was expected")
-            for value in (-0.1, float("nan"), False, "none", None, np.array([1.0, 2.0]))
-        ),
-        *(
-            ({"floor": value}, "floor is .*; a number from 0 up to 1 was expected")
-            for value in (-0.1, 1, 1.5, float("nan"), False, "low", None)
-        ),
-        *(
-            ({name: value}, f"{name} is .*; a whole number of at least 1 was expected")
-            for name in ("top_k", "passes")
-            for value in (0, -1, 1.5, True, None)
-        ),
-    ],
-)
-def test_options_that_cannot_be_used_are_refused(
-    digits_classifier: PyTorchClassifier, options: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InputError, match=said):
-        HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | options))
-    defence = HeatAndBlur.for_classifier(digits_classifier, **OPTIONS)
-    with pytest.raises(InputError, match=said):
-        defence.set_params(**options)
-    assert {name: getattr(defence, name) for name in OPTIONS} == OPTIONS
-
-
-@pytest.mark.parametrize("value", [1, np.float32(0.8), np.float64(0.8), np.int64(1)])
-def test_numbers_of_any_kind_are_numbers(digits_classifier: PyTorchClassifier, x: FloatArray, value: Any) -> None:
-    expected = HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | {"sigma": float(value)}))(x)[0]
-    got = HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | {"sigma": value}))(x)[0]
-    np.testing.assert_allclose(got, expected, atol=1e-6)
-    described = HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | {"sigma": value})).describe()
-    assert json.loads(json.dumps(described))["sigma"] == pytest.approx(float(value))
-
-
 def test_more_logits_than_there_are_classes_are_refused(digits_classifier: PyTorchClassifier, x: FloatArray) -> None:
     defence = HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | {"start": "top_k", "top_k": 11}))
     with pytest.raises(InputError, match="k is 11; at most the model's 10 classes were expected"):
@@ -559,10 +499,8 @@ def test_more_logits_than_there_are_classes_are_refused(digits_classifier: PyTor
     ("options", "kernel"),
     [
         ({"sigma": 1.4}, 11),
-        ({"heat_sigma": 1.2}, 9),
         ({"mix": "heat", "heat_sigma": 1.2}, 9),
         ({"mix": "strength", "sharp_sigma": 3.0}, 19),
-        ({"mix": "blur", "sigma": 5.0}, 31),
     ],
 )
 def test_images_smaller_than_the_kernel_are_refused(
@@ -658,8 +596,7 @@ ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
 """Attack, number of images, options."""
 
 
-@pytest.mark.parametrize("build", [with_options, by_hand])
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize(("name", "build"), [("PGD", by_hand), *((name, with_options) for name in ATTACKS)])
 def test_art_s_attacks_run(
     digits_classifier: PyTorchClassifier, x: FloatArray, one_hot: FloatArray, name: str, build: Any
 ) -> None:

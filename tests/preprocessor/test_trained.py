@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import pickle
 from collections.abc import Callable
@@ -14,10 +13,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import (
-    AutoProjectedGradientDescent,
-    CarliniL2Method,
     DeepFool,
-    HopSkipJump,
     ProjectedGradientDescent,
     SquareAttack,
 )
@@ -26,15 +22,12 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.defences.trainer import AdversarialTrainer
 from art.estimators.classification import PyTorchClassifier
-from art.evaluations.security_curve import SecurityCurve
-from art.metrics.gradient_check import loss_gradient_check
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import (
     FeatureAutoencoder,
     HeatAndBlur,
-    JumpReLU,
     RestorationLoss,
     TwoStreamRestoration,
     as_module,
@@ -43,6 +36,7 @@ from art_defenses_ext import (
     gradient_modes,
 )
 from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
@@ -67,7 +61,6 @@ KINDS: dict[str, tuple[type[TrainedRestorer], dict[str, Any]]] = {
     "two-stream": (TwoStreamRestoration, TWO_STREAM),
 }
 EPS = 0.15
-PIXELS = RestorationLoss(pixel="l2", pixel_weight=1.0)
 HOW: dict[str, Any] = {
     "eps": EPS,
     "inputs": ["clean", "fgsm"],
@@ -86,6 +79,10 @@ Fresh = Callable[..., TrainedRestorer]
 def kind(request: pytest.FixtureRequest) -> str:
     name: str = request.param
     return name
+
+
+one_kind = pytest.mark.parametrize("kind", ["autoencoder"], indirect=True)
+"""For what does not depend on the restorer's network."""
 
 
 @pytest.fixture(scope="module")
@@ -154,18 +151,18 @@ def test_training_lowers_the_loss_and_withstands_what_was_made_on_the_bare_class
     assert (defended.predict(x).argmax(axis=1) == y).mean() >= 0.9
 
 
-@pytest.mark.long
+@one_kind
 def test_training_against_end_to_end_attacks_withstands_them_better_than_denoising(
     trained: TrainedRestorer, fresh: Fresh, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     """Than a restorer that has only seen what was made on the bare classifier."""
     adversarial = fresh()
     steps = SignedGradient(EPS, EPS, 2, random_start=True, through="defence")
-    how = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2, "nb_epochs": 8}
-    adversarial.fit(digits.train.x[:700], digits.train.y[:700], **how, adversarial=True)
+    how = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2}
+    adversarial.fit(digits.train.x[:600], digits.train.y[:600], **how, adversarial=True)
     assert list(adversarial.history[0].training) == ["class"]
     denoised, withstood = (
-        pgd_accuracy(defended, defended, digits, nb=200)
+        pgd_accuracy(defended, defended, digits)
         for defended in (defend(digits_classifier, one) for one in (trained, adversarial))
     )
     assert withstood >= denoised + 0.05
@@ -183,7 +180,8 @@ def test_training_goes_on_from_where_it_is(
     assert len(own.history) == 2
 
 
-@pytest.mark.parametrize("leak", [0.0, 0.05, 1.0])
+@one_kind
+@pytest.mark.parametrize("leak", [0.0, 0.05])
 def test_beyond_the_range_a_pixel_goes_on_with_the_slope_of_the_leak(
     fresh: Fresh, few: tuple[FloatArray, IntArray], leak: float
 ) -> None:
@@ -201,59 +199,19 @@ def test_beyond_the_range_a_pixel_goes_on_with_the_slope_of_the_leak(
     assert float(restorer.views(torch.from_numpy(few[0]))["restored"].max()) == 1
 
 
-def test_the_weights_of_the_best_epoch_are_kept(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
-    """By the loss on images held out, which training does not see."""
-    how = BRIEFLY | {"nb_epochs": 5, "learning_rate": 0.05, "inputs": ["clean"], "loss": PIXELS}
-    restorer, seen = fresh(), []
-    with pytest.MonkeyPatch.context() as patch:
-        finish = training.TrainingState.finish
-
-        def noted(state: Any, epoch: Any) -> None:
-            finish(state, epoch)
-            seen.append(weights(restorer))
-
-        patch.setattr(training.TrainingState, "finish", noted)
-        restorer.fit(*few, **how)
-    losses = [epoch.validation_loss for epoch in restorer.history]
-    assert losses.index(min(losses)) < 4
-    assert torch.equal(weights(restorer), seen[losses.index(min(losses))])
-    assert restorer.trainings[-1].settings["images"] == 48
-    last = fresh()
-    last.fit(*few, **how | {"validation_split": 0})
-    assert last.trainings[-1].settings["images"] == 60
-    assert not any(epoch.validation for epoch in last.history)
-
-
-def test_patience_ends_training_early(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
-    restorer = fresh()
-    restorer.fit(*few, **BRIEFLY | {"nb_epochs": 30, "learning_rate": 0.05, "inputs": ["clean"]}, patience=1)
-    assert len(restorer.history) < 30
-    assert len(restorer.trainings[-1].losses) == len(restorer.history)
-
-
-def test_training_in_mixed_precision_keeps_the_weights_in_full(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
-    restorer, full = fresh(), fresh()
-    restorer.fit(*few, **BRIEFLY, mixed_precision=True)
-    full.fit(*few, **BRIEFLY, mixed_precision=False)
-    assert weights(restorer).dtype == torch.float32
-    torch.testing.assert_close(weights(restorer), weights(full), rtol=0, atol=0.05)
-    assert not torch.equal(weights(restorer), weights(full))
-
-
 # Which training it is
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
-    fresh: Fresh, few: tuple[FloatArray, IntArray], adversarial: bool
+    fresh: Fresh, few: tuple[FloatArray, IntArray]
 ) -> None:
     """And the caller's random numbers are left alone."""
-    how = BRIEFLY | {"inputs": ["noise", "pgd", "end_to_end"] if adversarial else ["noise", "pgd"]}
+    how = BRIEFLY | {"inputs": ["noise", "pgd", "end_to_end"]}
     runs = []
     for seed in (1, 1, 2):
         restorer = fresh()
         before = torch.get_rng_state()
-        restorer.fit(*few, **how, seed=seed, adversarial=adversarial)
+        restorer.fit(*few, **how, seed=seed, adversarial=True)
         assert torch.equal(torch.get_rng_state(), before)
         runs.append((restorer.history, weights(restorer)))
         torch.rand(5)
@@ -262,6 +220,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
     assert not torch.equal(runs[0][1], runs[2][1])
 
 
+@one_kind
 def test_labels_may_be_indices_rows_or_the_classifier_s_own(
     fresh: Fresh, digits_classifier: PyTorchClassifier, few: tuple[FloatArray, IntArray]
 ) -> None:
@@ -281,7 +240,8 @@ class Stopped(Exception):
     """What comes in between."""
 
 
-@pytest.mark.parametrize(("done", "adversarial"), [(1, False), (2, False), (3, False), (1, True)])
+@one_kind
+@pytest.mark.parametrize(("done", "adversarial"), [(2, False), (1, True)])
 def test_training_that_was_stopped_goes_on_to_the_same_weights(
     fresh: Fresh,
     few: tuple[FloatArray, IntArray],
@@ -326,6 +286,7 @@ def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "save_state", save_and_stop)
 
 
+@one_kind
 def test_a_first_training_that_was_stopped_goes_on_too(
     fresh: Fresh, few: tuple[FloatArray, IntArray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -344,6 +305,7 @@ def by_two(x: Tensor, y: Tensor, networks: Any, noise: torch.Generator) -> Tenso
     return x / 2
 
 
+@one_kind
 def test_the_file_of_another_training_is_refused(
     fresh: Fresh, own_classifier: PyTorchClassifier, few: tuple[FloatArray, IntArray], tmp_path: Path
 ) -> None:
@@ -362,12 +324,8 @@ def test_the_file_of_another_training_is_refused(
         next(other_model.parameters()).add_(0.01)
     for restorer, changes, said in (
         (fresh(), {"x": x[::-1]}, "data"),
-        (fresh(), {"y": (y + 1) % 10}, "data"),
         (fresh(), {"eps": 0.1}, "eps"),
         (fresh(), {"inputs": ["clean", "noise"]}, "inputs"),
-        (fresh(), {"learning_rate": 1e-3}, "learning_rate"),
-        (fresh(), {"nb_epochs": 2}, "nb_epochs"),
-        (fresh(), {"seed": 1}, "."),
         (fresh(), {"attack_mode": "identity"}, "attack_mode"),
         (fresh(), {"loss": RestorationLoss(feature_weight=0.5, network=features)}, "loss"),
         (fresh(), {"loss": RestorationLoss(feature_weight=1.0, network=other_features)}, "loss network"),
@@ -449,6 +407,7 @@ def test_a_trained_restorer_is_frozen(own: TrainedRestorer, own_classifier: PyTo
     assert len(list(own.parameters())) == len(list(own.network.parameters()))  # nothing of the classifier's
 
 
+@one_kind
 def test_training_that_breaks_down_leaves_the_former_weights(
     own: TrainedRestorer, fresh: Fresh, few: tuple[FloatArray, IntArray]
 ) -> None:
@@ -464,18 +423,28 @@ def test_training_that_breaks_down_leaves_the_former_weights(
 # What cannot be trained on
 
 
+@one_kind
+def test_a_value_that_fit_does_not_declare_is_refused(
+    own: TrainedRestorer, few: tuple[FloatArray, IntArray], wrong_values: Callable[[Kind], list[Any]]
+) -> None:
+    own.network.register_forward_hook(lambda *_: pytest.fail("the network ran"))
+    for name, kind in declared_of(type(own).fit).items():
+        for value in wrong_values(kind):
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                own.fit(*few, **BRIEFLY | {name: value})
+
+
+@one_kind
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"x": [[0.0]]}, "x is list; a numpy array of float32 was expected"),
         ({"x": lambda x: x.astype(np.float64)}, "x is float64; a numpy array of float32 was expected"),
-        ({"x": lambda x: (255 * x).astype(np.uint8)}, "x is uint8; a numpy array of float32 was expected"),
         ({"x": lambda x: x[:, 0]}, r"x has shape \(60, 8, 8\); \(N, 1, H, W\) with N > 0 was expected"),
         ({"x": lambda x: x[:0]}, r"x has shape \(0, 1, 8, 8\); \(N, 1, H, W\) with N > 0 was expected"),
         ({"x": lambda x: x.repeat(3, axis=1)}, r"x has shape \(60, 3, 8, 8\); \(N, 1, H, W\) with"),
         ({"x": lambda x: x[:, :, :4]}, r"x has images of shape \(1, 4, 8\), which the DigitsCNN cannot take \("),
         ({"x": lambda x: x + 1}, r"x ranges from 1 to 2; values inside the clip values \[0, 1\] were expected"),
-        ({"x": lambda x: x - 1}, r"x ranges from -1 to 0; values inside the clip values \[0, 1\] were expected"),
         ({"x": lambda x: np.where(x > 0.5, np.nan, x).astype(np.float32)}, "x ranges from nan to nan; values inside"),
         ({"x": lambda x: np.where(x > 0.5, np.inf, x).astype(np.float32)}, "x ranges from 0 to inf; values inside"),
         ({"x": lambda x: np.full_like(x, 0.5)}, "x holds images of a single value each; images with something on"),
@@ -486,23 +455,11 @@ def test_training_that_breaks_down_leaves_the_former_weights(
         ({"y": lambda y: y / 2}, r"y has shape \(60,\) and dtype float64; class indices"),
         ({"y": lambda y: y.tolist()}, "y is a list; a numpy array was expected"),
         ({"validation_split": 0.01}, "x has 60 images, of which a validation_split of 0.01 holds out none; more"),
-        *(
-            ({"validation_split": share}, "validation_split is .*; a share from 0 up to 1 was expected")
-            for share in (1, 1.5, -0.1, float("nan"), True, "half")
-        ),
         ({"attack_mode": "estimated"}, "attack_mode is 'estimated'; one of exact, .*identity was expected"),
-        ({"attack_mode": None}, "attack_mode is None; one of exact, "),
         ({"inputs": ["clean", "cw"]}, r"inputs is .*; a list of clean, .*, or of functions, or None, was expected"),
         ({"inputs": "clean"}, "inputs is 'clean'; a list of clean, .*, or of functions, or None, was expected"),
         ({"inputs": []}, r"inputs is \[\]; a list of clean, .*, or of functions, or None, was expected"),
-        ({"inputs": [3]}, "inputs is .*; a list of clean, .*, or of functions, or None, was expected"),
         ({"loss": "l1"}, "loss is 'l1'; a RestorationLoss was expected"),
-        ({"eps": 0.0}, "eps is 0.0; a share of the clip range, at most 1, was expected"),
-        ({"eps": float("nan")}, "eps is nan; a share of the clip range, at most 1, was expected"),
-        ({"nb_epochs": 0}, "nb_epochs is 0; a whole number of at least 1 was expected"),
-        ({"batch_size": 0}, "batch_size is 0; a whole number of at least 1 was expected"),
-        ({"seed": -1}, "seed is -1; a whole number from 0 to"),
-        ({"learning_rate": 0.0}, "learning_rate is 0.0; a finite number > 0 that float32 holds"),
         ({"checkpoint": "nowhere/training"}, "checkpoint is 'nowhere/training'; a file in an existing folder was exp"),
     ],
 )
@@ -521,25 +478,10 @@ def test_what_cannot_be_used_is_refused_before_any_training(
     assert not any(one.requires_grad for one in own.parameters())
 
 
-def test_one_constant_image_among_others_is_an_image(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
-    few[0][0] = 0
-    fresh().fit(*few, **BRIEFLY)
-
-
-def test_numbers_of_any_kind_are_numbers(fresh: Fresh, few: tuple[FloatArray, IntArray], tmp_path: Path) -> None:
-    plain, of_numpy = fresh(), fresh()
-    how = BRIEFLY | {"seed": 1, "eps": 0.125}
-    plain.fit(*few, **how)
-    how |= {"seed": np.int64(1), "eps": np.float32(0.125), "nb_epochs": np.int32(2), "batch_size": np.int64(20)}
-    of_numpy.fit(*few, **how, checkpoint=tmp_path / "training")
-    assert torch.equal(weights(of_numpy), weights(plain))
-    assert of_numpy.trainings == plain.trainings
-    of_numpy.save(tmp_path / "defence")
-
-
 # Before it is trained
 
 
+@one_kind
 def test_an_untrained_restorer_refuses_images_and_is_not_saved(
     fresh: Fresh, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, tmp_path: Path
 ) -> None:
@@ -581,6 +523,7 @@ def test_it_is_saved_and_loaded_with_how_it_was_trained(
     assert torch.equal(weights(loaded), weights(own))
 
 
+@one_kind
 def test_files_that_hold_something_else_are_refused(
     trained: TrainedRestorer, digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
@@ -608,6 +551,7 @@ def test_files_that_hold_something_else_are_refused(
 # Options
 
 
+@one_kind
 def test_a_copy_has_a_network_of_its_own(own: TrainedRestorer, few: Any) -> None:
     before, copied = weights(own), copy.copy(own)
     assert torch.equal(weights(copied), before)
@@ -617,29 +561,13 @@ def test_a_copy_has_a_network_of_its_own(own: TrainedRestorer, few: Any) -> None
     assert (len(own.trainings), len(copied.trainings)) == (0, 1)
 
 
-def test_it_is_fitted_by_a_module_around_it_that_loads(own: TrainedRestorer, fresh: Fresh, x: FloatArray) -> None:
-    other = fresh()
-    nn.ModuleDict({"defence": other}).load_state_dict(nn.ModuleDict({"defence": own}).state_dict())
-    np.testing.assert_array_equal(other(x)[0], own(x)[0])
-
-
-def test_a_file_belongs_to_one_range_and_normalisation(
-    own: TrainedRestorer, own_classifier: PyTorchClassifier, tmp_path: Path
-) -> None:
-    own.save(tmp_path / "defence")
-    for changed in ({"preprocessing": (0.1, 0.4)}, {"clip_values": (0.0, 2.0)}):
-        with pytest.raises(InputError, match=r"made for .*\(clip values, mean, std\); the same were expected"):
-            type(own).load(tmp_path / "defence", classifier=rebuild(own_classifier, **changed))
-    jumping = JumpReLU(own_classifier, jump=1.0)()
-    with pytest.raises(InputError, match="was built for another network"):
-        type(own).load(tmp_path / "defence", classifier=jumping)
-
-
+@one_kind
 def test_an_adversarial_fit_needs_inputs_made_through_the_defence(own: TrainedRestorer, few: Any) -> None:
     with pytest.raises(InputError, match="but adversarial is True; one made through the defence was expected"):
         own.fit(*few, **BRIEFLY | {"inputs": ["clean", pgd(EPS, 2)]}, adversarial=True)
 
 
+@one_kind
 def test_a_batch_holds_each_kind_of_input(own: TrainedRestorer, few: Any) -> None:
     kinds = ["clean", "noise", "fgsm", "bim"]
     with pytest.raises(
@@ -648,6 +576,7 @@ def test_a_batch_holds_each_kind_of_input(own: TrainedRestorer, few: Any) -> Non
         own.fit(*few, **BRIEFLY | {"inputs": kinds, "batch_size": 3})
 
 
+@one_kind
 def test_rebind_refuses_a_classifier_of_another_shape(own: TrainedRestorer, own_classifier: PyTorchClassifier) -> None:
     colour = PyTorchClassifier(
         nn.Conv2d(3, 10, 8), nn.CrossEntropyLoss(), (3, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
@@ -671,21 +600,6 @@ def test_what_the_network_was_made_for_cannot_be_set(own: TrainedRestorer, x: Fl
     own.set_params(chunk_size=3, apply_fit=True, apply_predict=False)
     assert (own.chunk_size, own.apply_fit, own.apply_predict) == (3, True, False)
     np.testing.assert_allclose(own(x)[0], expected, atol=1e-6)
-
-
-def test_unknown_options_and_bad_values_are_refused(own: TrainedRestorer) -> None:
-    with pytest.raises(InputError, match="history, strength: no parameter of"):
-        own.set_params(chunk_size=6, strength=1, history=[])
-    with pytest.raises(InputError, match="chunk_size is 0"):
-        own.set_params(chunk_size=0)
-    assert own.chunk_size != 6
-
-
-def test_images_of_other_channels_are_refused(trained: TrainedRestorer, x: FloatArray) -> None:
-    with pytest.raises(InputError, match="x has 3 channels; images of 1 were expected"):
-        trained(x.repeat(3, axis=1))
-    with pytest.raises(InputError, match="x is empty"):
-        trained(x[:0])
 
 
 # What ART meets
@@ -753,22 +667,13 @@ def test_the_modes_differ_backwards_alone(trained: TrainedRestorer, x: FloatArra
                 assert torch.equal(trained(torch.from_numpy(x))[0], expected)
 
 
-def test_the_identity_gives_the_gradient_at_the_restored_image(
-    trained: TrainedRestorer, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
-) -> None:
-    defended = defend(digits_classifier, trained)
-    with gradient_mode(defended, "identity"):
-        found = defended.loss_gradient(x, y)
-    np.testing.assert_array_equal(found, digits_classifier.loss_gradient(trained(x)[0], y))
-
-
 def test_the_size_of_the_batches_does_not_matter(
     own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
 ) -> None:
     own_classifier.model.double()
     defended = defend(own_classifier, own)
     found = []
-    for chunk_size in (64, 7, 1):
+    for chunk_size in (64, 7):
         own.set_params(chunk_size=chunk_size)
         found.append((own(x)[0], defended.predict(x), defended.loss_gradient(x, y)))
     for result in found[1:]:
@@ -776,34 +681,10 @@ def test_the_size_of_the_batches_does_not_matter(
             np.testing.assert_allclose(one, expected, atol=1e-4 * np.abs(expected).max())
 
 
-def test_predict_keeps_nothing_of_a_batch_but_the_result(trained: TrainedRestorer) -> None:
-    """Before each batch there are as many tensors as before the one before, and no bytes more."""
-    restorer = copy.copy(trained)
-    restorer.chunk_size = 4
-    alive: list[tuple[int, int]] = []
-    handle = restorer.network.register_forward_pre_hook(lambda *_: alive.append(living_tensors()))
-    gc.collect()
-    gc.disable()  # what only the collector would free counts as kept
-    try:
-        with torch.no_grad():
-            restorer(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
-    finally:
-        gc.enable()
-        handle.remove()
-    assert len(alive) == 4
-    assert len(set(alive[1:])) == 1
-
-
-def living_tensors() -> tuple[int, int]:
-    """How many tensors there are, and the bytes of their memory."""
-    found = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
-    memory = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
-    return len(found), sum(memory.values())
-
-
-@pytest.mark.parametrize("labels", ["one-hot", "indices", "none"])
+@one_kind
+@pytest.mark.parametrize("labels", ["indices", "none"])
 def test_it_works_alone_on_arrays(trained: TrainedRestorer, x: FloatArray, y: FloatArray, labels: str) -> None:
-    given = {"one-hot": y, "indices": y.argmax(axis=1), "none": None}[labels]
+    given = {"indices": y.argmax(axis=1), "none": None}[labels]
     restored, returned = trained(x, given)
     assert isinstance(restored, np.ndarray)
     assert (restored.shape, restored.dtype) == (x.shape, np.float32)
@@ -833,6 +714,7 @@ def test_a_float64_classifier_is_defended_and_trained_before(
     assert double.history[-1].validation_loss == pytest.approx(single.history[-1].validation_loss, rel=0.05)
 
 
+@one_kind
 @pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_a_copied_classifier_s_restorer_is_its_own(
     own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, duplicate: Any
@@ -854,39 +736,19 @@ def test_a_copied_classifier_s_restorer_is_its_own(
     np.testing.assert_array_equal(own(x)[0], expected)
 
 
-def test_a_clone_for_refitting_is_bound_anew(
-    own: TrainedRestorer, own_classifier: PyTorchClassifier, fresh: Fresh, x: FloatArray
-) -> None:
-    """The copy keeps what it has learnt, and looks into the clone."""
-    defended = defend(own_classifier, own)
-    expected = defended.predict(x)
-    clone = defended.clone_for_refitting()
-    bound = copy.copy(own)
-    bound.rebind(clone)
-    clone.set_params(preprocessing_defences=[bound])
-    assert bound.model is clone.model
-    another = fresh(clone)
-    another.load_state_dict(own.state_dict())
-    np.testing.assert_array_equal(clone.predict(x), rebuild(clone, preprocessing_defences=[another]).predict(x))
-    np.testing.assert_array_equal(defended.predict(x), expected)
-
-
-AUTO_PGD = {"eps": 0.2, "eps_step": 0.1, "max_iter": 8, "nb_random_init": 1}
 ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
-    "PGD": (ProjectedGradientDescent, 12, {"eps": 0.2, "eps_step": 0.05, "max_iter": 8}),
     "PGD in torch": (ProjectedGradientDescentPyTorch, 12, {"eps": 0.2, "eps_step": 0.05, "max_iter": 8}),
-    "Auto-PGD": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "cross_entropy"}),
-    "Auto-PGD, DLR": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "difference_logits_ratio"}),
     "Square": (SquareAttack, 12, {"eps": 0.3, "max_iter": 30}),
     "DeepFool": (DeepFool, 4, {"max_iter": 10}),
-    "C&W": (CarliniL2Method, 3, {"max_iter": 8, "binary_search_steps": 1, "learning_rate": 0.1, "initial_const": 10}),
-    "HopSkipJump": (HopSkipJump, 3, {"max_iter": 1, "max_eval": 20, "init_eval": 5, "init_size": 10}),
 }
 """Attack, number of images, options."""
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_art_s_attacks_run(defended: PyTorchClassifier, x: FloatArray, y: FloatArray, name: str) -> None:
+def test_art_s_attacks_run(
+    trained: TrainedRestorer, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, name: str
+) -> None:
+    defended = defend(digits_classifier, trained)
     attack, nb, options = ATTACKS[name]
     np.random.seed(0)  # noqa: NPY002 (ART's attacks draw from it)
     with torch.random.fork_rng(devices=[]):
@@ -903,14 +765,7 @@ def test_art_s_attacks_run(defended: PyTorchClassifier, x: FloatArray, y: FloatA
         assert attacked.sum() <= clean.sum() - 3
 
 
-def test_art_s_tools_run(defended: PyTorchClassifier, x: FloatArray, y: FloatArray) -> None:
-    assert not loss_gradient_check(defended, x, y, verbose=False).any()
-    curve = SecurityCurve(eps=[0.05, 0.3])
-    _, accuracies, clean = curve.evaluate(defended, x[:6], y[:6], max_iter=5, eps_step=0.05, verbose=False)
-    assert accuracies[1] < clean
-    assert curve.detected_obfuscating_gradients is False
-
-
+@one_kind
 @pytest.mark.parametrize("build", BUILDS)
 def test_art_s_adversarial_training_trains_the_classifier_alone(
     own: TrainedRestorer, own_classifier: PyTorchClassifier, digits: Dataset, build: str

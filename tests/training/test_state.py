@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import os
 import pickle
 import signal
-import struct
-import subprocess
-import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -108,8 +103,7 @@ def test_the_run_of_these_tests_keeps_weights_from_before_its_end(
     assert 0 < losses.index(min(losses)) < NB_EPOCHS - 1
 
 
-@pytest.mark.parametrize("step", [0, 1])
-@pytest.mark.parametrize("epoch", range(NB_EPOCHS))
+@pytest.mark.parametrize(("epoch", "step"), [(0, 1), (1, 0), (2, 1), (4, 1)])
 def test_a_run_that_broke_off_in_any_epoch_ends_as_the_uninterrupted_one(
     epoch: int, step: int, uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path
 ) -> None:
@@ -117,18 +111,6 @@ def test_a_run_that_broke_off_in_any_epoch_ends_as_the_uninterrupted_one(
         fit(tmp_path / "run", die_at=epoch * NB_BATCHES + step)
     assert (tmp_path / "run").exists() == (epoch > 0)
     weights, history = fit(tmp_path / "run")
-    assert same(weights, uninterrupted[0])
-    assert history == uninterrupted[1]
-
-
-def test_a_run_may_break_off_again_and_again(
-    uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path
-) -> None:
-    for _ in range(NB_EPOCHS - 1):  # one epoch further each time
-        with pytest.raises(Killed):
-            fit(tmp_path / "run", die_at=NB_BATCHES + 1)
-        torch.rand(5)  # what the caller draws in between has no say
-    weights, history = fit(tmp_path / "run", die_at=NB_BATCHES)
     assert same(weights, uninterrupted[0])
     assert history == uninterrupted[1]
 
@@ -160,20 +142,13 @@ def test_frozen_weights_and_ones_without_a_gradient_keep_their_place(tmp_path: P
     assert told == history
 
 
-def fit_that_dies(path: str) -> None:
-    """What the other process does."""
-    torch.set_num_threads(1)
-    fit(Path(path), die_at=2 * NB_BATCHES + 1, kill=True)
-
-
 def test_a_process_that_is_killed_loses_an_epoch_at_most(
     uninterrupted: tuple[dict[str, Tensor], list[Epoch]], tmp_path: Path
 ) -> None:
-    program = "import runpy, sys; runpy.run_path(sys.argv[1])['fit_that_dies'](sys.argv[2])"
-    ended = subprocess.run(
-        [sys.executable, "-c", program, __file__, str(tmp_path / "run")], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    child = os.fork()  # without the seconds that another interpreter takes to import torch
+    if child == 0:
+        fit(tmp_path / "run", die_at=2 * NB_BATCHES + 1, kill=True)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     weights, history = fit(tmp_path / "run", die_at=3 * NB_BATCHES)
     assert same(weights, uninterrupted[0])
     assert history == uninterrupted[1]
@@ -206,21 +181,12 @@ def changed(data: tuple[Tensor, Tensor], which: int) -> tuple[Tensor, Tensor]:
     ("changes", "name"),
     [
         ({"seed": 4}, "seed was 3, and this one's is 4;"),
-        ({"learning_rate": 0.06}, "learning_rate was 0.05, and this one's is 0.06;"),
-        ({"nb_epochs": 6}, "nb_epochs was 5, and this one's is 6;"),
-        ({"batch_size": 9}, "batch_size was 10, and this one's is 9;"),
-        ({"weight_decay": 0.1}, "weight_decay was 0.0, and this one's is 0.1;"),
         ({"clip_norm": None}, "clip_norm was 1.0, and this one's is None;"),
-        ({"patience": 3}, "patience was None, and this one's is 3;"),
-        ({"mixed_precision": False}, "mixed_precision was None, and this one's is False;"),
         ({"data": changed(some_data(), 0)}, "data was '"),
         ({"data": changed(some_data(), 1)}, "data was '"),
-        ({"data": some_data(29)}, "data was '"),
-        ({"validation": changed(some_data(12, seed=3), 0)}, "validation was '"),
         ({"validation": changed(some_data(12, seed=3), 1)}, "validation was '"),
         ({"identity": {"eps": 0.2, "inputs": ["pgd"]}}, "eps was 0.1, and this one's is 0.2;"),
         ({"identity": {"eps": 0.1, "inputs": ["bim"]}}, "inputs was ['pgd'], and this one's is ['bim'];"),
-        ({"identity": {"eps": 0.1}}, "inputs was ['pgd'], and this one's is None;"),
         ({"identity": {"eps": 0.1, "inputs": ["pgd"], "b": 1}}, "b was None, and this one's is 1;"),
         ({"network": Other()}, "network was '"),
         ({"network": partly_frozen()}, "network was '"),
@@ -323,15 +289,6 @@ def test_the_best_weights_are_those_of_the_first_least_loss_and_no_part_of_the_n
     assert same(state.network.state_dict(), best)
 
 
-def test_without_validation_no_weights_are_the_best() -> None:
-    state = state_of(small_network())
-    state.finish(Epoch({"a": 1.0}, {}))
-    before = deepcopy(state.network.state_dict())
-    state.restore_best()
-    assert state.best == {}
-    assert same(state.network.state_dict(), before)
-
-
 def test_a_file_from_a_cuda_device_can_be_gone_on_from_without_one(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with torch.random.fork_rng(devices=[]):
@@ -342,36 +299,6 @@ def test_a_file_from_a_cuda_device_can_be_gone_on_from_without_one(tmp_path: Pat
         found = state_of(small_network())
         load_state(path, found, {})
     assert same(found.network.state_dict(), saved.network.state_dict())
-
-
-def test_a_network_with_one_weight_in_two_places_goes_on(tmp_path: Path) -> None:
-    def tied() -> nn.Module:
-        network = nn.Sequential(nn.Flatten(), nn.Linear(36, 36), nn.Linear(36, 36), nn.Linear(36, 3))
-        network.load_state_dict({name: torch.full_like(t, 0.01) for name, t in network.state_dict().items()})
-        network[2].weight = network[1].weight
-        return network
-
-    weights, _ = fit(None, network=tied())
-    with pytest.raises(Killed):
-        fit(tmp_path / "run", network=tied(), die_at=2 * NB_BATCHES)
-    again = tied()
-    fit(tmp_path / "run", network=again)
-    assert same(again.state_dict(), weights)
-    assert again[2].weight is again[1].weight
-
-
-def test_the_file_holds_numbers_and_json_alone(tmp_path: Path) -> None:
-    path = tmp_path / "run"
-    fit(path, identity={"a": "é"})
-    content = path.read_bytes()
-    (length,) = struct.unpack("<Q", content[:8])
-    metadata = json.loads(content[8 : 8 + length])["__metadata__"]
-    assert metadata.keys() == {"format", "identity", "numbers"}
-    assert metadata["format"] == f"{FORMAT} {VERSION}"
-    assert json.loads(metadata["identity"])["a"] == "é"
-    assert json.loads(metadata["numbers"]).keys() == {"history", "schedule", "rates"}
-    names = {name.split(".")[0] for name in load_file(path)}
-    assert names == {"order", "random", "network", "best", "moment"}
 
 
 def test_a_run_that_cannot_write_keeps_the_file_of_the_epoch_before(

