@@ -11,7 +11,7 @@ from hypothesis import given, strategies as st
 from scipy import stats
 from torch import Tensor
 
-from art_defenses_ext.attack.ball import L2, Ball, Linf, ball_type, per_sample
+from art_defenses_ext.attack.ball import L2, Ball, Linf, ball_type
 from art_defenses_ext.base.errors import InputError
 
 NORMS: tuple[type[Ball], ...] = (Linf, L2)
@@ -37,14 +37,6 @@ def test_a_norm_may_be_spelt_as_art_spells_it(given_as: Any, norm: type[Ball]) -
 def test_another_norm_is_refused(norm: Any) -> None:
     with pytest.raises(InputError, match=r"norm is .*; linf or l2.* was expected"):
         ball_type(norm)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_values_of_samples_multiply_whole_samples(shape: tuple[int, ...]) -> None:
-    like = drawn(0, 5, *shape)
-    values = torch.arange(5.0)
-    expected = np.stack([value * sample.numpy() for value, sample in zip(range(5), like, strict=True)])
-    np.testing.assert_array_equal(per_sample(values, like) * like, expected)
 
 
 @pytest.mark.parametrize("norm", NORMS)

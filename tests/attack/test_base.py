@@ -177,12 +177,6 @@ def test_images_that_may_not_be_written_to_are_welcome(name: str, defended: PyTo
         torch.set_warn_always(False)
 
 
-def test_mirrored_images_are_welcome(defended: PyTorchClassifier, x: Any) -> None:
-    mirrored = np.flip(x, axis=3)
-    expected = attack("pgd linf", defended).generate(mirrored.copy())
-    np.testing.assert_array_equal(attack("pgd linf", defended).generate(mirrored), expected)
-
-
 @every_kind
 def test_the_model_is_left_as_it_was(name: str, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
     model = own_classifier.model

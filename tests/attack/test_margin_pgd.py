@@ -35,18 +35,6 @@ def margins(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
     return true - logits.max(axis=1)
 
 
-@pytest.mark.parametrize("norm", NORMS)
-def test_digging_on_lowers_the_margin(norm: float, digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    x, y = digits.test.x[:30], digits.test.y[:30]
-    eps = 0.9 if norm == 2 else 0.15
-    stopped, dug = (
-        margins(digits_classifier, MarginPGD(digits_classifier, norm, eps, stop_when_broken=stop).generate(x, y), y)
-        for stop in (True, False)
-    )
-    assert (dug <= stopped + 1e-3).all()
-    assert dug.mean() < stopped.mean() - 0.5
-
-
 def test_more_starts_break_no_fewer(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     """The first start is the same one; whatever it breaks stays broken."""
     x, y = digits.test.x[:40], digits.test.y[:40]
@@ -56,13 +44,3 @@ def test_more_starts_break_no_fewer(digits_classifier: PyTorchClassifier, digits
         for n in (1, 6)
     )
     assert (often >= once).all()
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_the_step_is_a_quarter_of_the_radius_unless_it_is_given(
-    norm: float, digits_classifier: PyTorchClassifier, digits: Dataset
-) -> None:
-    x = digits.test.x[:10]
-    by_default = MarginPGD(digits_classifier, norm, 0.2).generate(x)
-    np.testing.assert_array_equal(MarginPGD(digits_classifier, norm, 0.2, eps_step=0.05).generate(x), by_default)
-    assert not np.array_equal(MarginPGD(digits_classifier, norm, 0.2, eps_step=0.01).generate(x), by_default)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from scipy.optimize import linprog
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext import JumpReLU
 from art_defenses_ext.attack.orthogonal_pgd import (
@@ -293,20 +292,6 @@ def test_an_orthogonal_direction_is_what_the_other_gradient_leaves(whole: PyTorc
         assert direction.norm() > 0.1
 
 
-def test_an_l2_step_of_the_orthogonal_attack_leaves_the_other_loss_alone(linear_classifier: Build) -> None:
-    """Of the first step, from the image, where neither the ball nor the clip range is in the way."""
-    problem = linear(linear_classifier, 1, spread=0.2)
-    moves = {}
-    for kind in (SelectivePGD, OrthogonalPGD):
-        attack = kind(problem.whole, 2, 0.1, max_iter=1, stop_below=-np.inf)
-        heard = overheard(attack)
-        attack.generate(problem.x, problem.y)
-        moves[kind] = (heard[1][0] - heard[0][0]).numpy()
-        np.testing.assert_allclose(np.linalg.norm(moves[kind], axis=1), 0.01, rtol=1e-4)
-    assert np.abs(moves[OrthogonalPGD] @ problem.slope).max() < 1e-6
-    assert np.abs(moves[SelectivePGD] @ problem.slope).max() > 1e-3
-
-
 @pytest.mark.parametrize("norm", [2, np.inf])
 def test_the_sum_weighs_unit_gradients_and_drops_what_is_met(norm: float, whole: PyTorchClassifier) -> None:
     one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
@@ -378,43 +363,6 @@ def test_later_weights_are_for_samples_that_are_left(linear_classifier: Build) -
     assert 0 < left.sum() < 40
     np.testing.assert_array_equal(starts[-1], problem.x[left])
     np.testing.assert_array_equal(twice[~left], once[~left])
-
-
-@pytest.mark.parametrize("stop_below", [-np.inf, -1e3])
-@every_attack
-def test_no_step_waits_for_the_device(kind: type[RejectionAttack], stop_below: float, linear_classifier: Build) -> None:
-    """Only every fifth looks who is done, and none where nobody ever is."""
-    waits = {Tensor.item, Tensor.cpu, Tensor.tolist, Tensor.nonzero, torch.nonzero, Tensor.__bool__, Tensor.numpy}
-
-    class Counter(TorchFunctionMode):
-        calls = 0
-
-        def __torch_function__(self, func: Any, types: Iterable[type], args: Any = (), kwargs: Any = None) -> Any:
-            Counter.calls += func in waits
-            return func(*args, **(kwargs or {}))
-
-    problem = linear(linear_classifier, 0)
-    counts = []
-    for steps in (10, 30):
-        Counter.calls = 0
-        attack = kind(problem.whole, eps=1e-4, max_iter=steps, stop_below=stop_below)
-        with Counter():
-            attack.generate(problem.x, problem.y)
-        counts.append(Counter.calls)
-    assert counts[1] - counts[0] == (
-        0 if stop_below == -np.inf else len(getattr(attack, "weights", (1.0,))) * (30 - 10) / 5
-    )
-
-
-@every_attack
-def test_a_step_is_one_pass_forwards(kind: type[RejectionAttack], linear_classifier: Build) -> None:
-    problem = linear(linear_classifier, 0)
-    calls: list[int] = []
-    for pipeline in (problem.whole.model.pipeline, problem.whole.model.detection):
-        pipeline.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    attack = kind(problem.whole, eps=1e-4, max_iter=10, stop_below=-np.inf)
-    attack.generate(problem.x, problem.y)
-    assert calls == [40] * 2 * 11 * len(getattr(attack, "weights", (1.0,)))  # the last point is looked at as well
 
 
 # Surrogates
@@ -514,15 +462,6 @@ def test_defences_without_a_width_stay_exact(digits_classifier: PyTorchClassifie
     attack.generate(digits.test.x[:2], digits.test.y[:2])
     assert seen == {"smooth"}
     assert [one.gradient_mode for one in defences] == ["exact"] * 3
-
-
-def test_without_such_a_surrogate_factors_make_no_difference(linear_classifier: Build) -> None:
-    problem = linear(linear_classifier, 0)
-    one, other = (
-        OrthogonalPGD(problem.whole, factors=factors).generate(problem.x, problem.y)
-        for factors in ((1.0,), (3.0, 0.01, 5.0))
-    )
-    np.testing.assert_array_equal(one, other)
 
 
 # What is refused

@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext import JumpReLU, Surrogate, as_module, gradient_mode
+from art_defenses_ext import JumpReLU, as_module, gradient_mode
 from art_defenses_ext.attribution.gradient import (
     gradient_x_input,
     input_gradient,
@@ -144,13 +144,6 @@ def test_the_gradient_is_the_one_that_backward_fills_in(shape: tuple[int, ...], 
         torch.testing.assert_close(actual, by_backward(model, x, objective))
 
 
-def test_the_gradient_is_the_slope() -> None:
-    model, x = smooth_net((4, 6)), torch.randn(2, 4, 6, dtype=torch.float64)
-    torch.testing.assert_close(
-        input_gradient(model, x, 1), by_differences(lambda x: model(x)[:, 1].detach(), x), rtol=1e-6, atol=1e-8
-    )
-
-
 @explanations
 def test_several_classes_are_those_of_one_after_the_other(explain: Explain) -> None:
     model, x = smooth_net((4, 6)), torch.randn(3, 4, 6, dtype=torch.float64)
@@ -185,14 +178,6 @@ def test_passes_of_any_size_see_the_same_points(explain: Explain, shape: tuple[i
         assert max(sizes) == max(4, rows // 4 * 4)
 
 
-@explanations
-def test_a_sample_does_not_notice_its_neighbours(explain: Explain) -> None:
-    model, x = ConvNet().double(), torch.randn(3, 3, 8, 8, dtype=torch.float64)
-    if explain is EXPLANATIONS["SmoothGrad"]:
-        pytest.skip("its noise is drawn for the batch")
-    torch.testing.assert_close(explain(model, x)[1:2], explain(model, x[1:2]))
-
-
 @pytest.mark.parametrize(("build", "shape"), [(ConvNet, (3, 8, 8)), (ResNet20, (3, 32, 32))])
 def test_all_classes_of_real_networks_share_one_backward_pass(
     build: Callable[[], nn.Module], shape: tuple[int, ...]
@@ -218,12 +203,6 @@ def test_smooth_grad_tends_to_the_gradient_of_the_smoothed_network() -> None:
     for k, expected in enumerate((0 * x, 0 * x + 1, x, x**2 + sigma**2)):
         spread = 5 * sigma * 2 / samples**0.5  # five standard errors of the widest of them
         torch.testing.assert_close(actual[:, k], expected, rtol=0, atol=spread if k > 1 else 1e-12)
-
-
-def test_smooth_grad_explains_the_class_of_the_image_not_of_its_noisy_copies() -> None:
-    model, weight = linear_net((8,))
-    x = torch.randn(20, 8, dtype=torch.float64)
-    torch.testing.assert_close(smooth_grad(model, x, sigma=9.0), weight[model(x).argmax(dim=1)])
 
 
 def test_the_noise_is_repeatable_and_nobody_else_s() -> None:
@@ -255,14 +234,6 @@ def test_integrated_gradients_are_complete(shape: tuple[int, ...]) -> None:
         assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
 
 
-def test_integrated_gradients_of_powers_are_their_integrals() -> None:
-    """x times the mean of (t x)^(k - 1) over t is x^k / k; the midpoint rule is exact to k = 2."""
-    x = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
-    actual = integrated_gradients(Power(), x, "all", steps=3)
-    expected = torch.stack([0 * x, x, x**2 / 2, x**3 * (1 + 9 + 25) / 36 / 3], dim=1)
-    torch.testing.assert_close(actual, expected)
-
-
 # Second order.
 
 
@@ -284,13 +255,6 @@ def test_the_hessian_of_batch_norm_and_pooling_is_exact() -> None:
 
     (actual,) = torch.autograd.grad(weighted(x).sum(), x)
     torch.testing.assert_close(actual, by_differences(weighted, x.detach()), rtol=1e-5, atol=1e-6)
-
-
-def test_a_baseline_made_of_x_is_differentiated_through() -> None:
-    model = smooth_net((4,))
-    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    options = {"classes": 1, "steps": 3}
-    assert torch.autograd.gradcheck(lambda x: integrated_gradients(model, x, baseline=x.flip(1) / 2, **options), (x,))
 
 
 # Nothing is left behind.
@@ -319,17 +283,6 @@ def test_model_and_x_stay_as_they_were(explain: Explain, requires_grad: bool) ->
     assert torch.equal(x, values)
     assert x.requires_grad == requires_grad
     assert x.grad is None
-
-
-@explanations
-def test_an_x_that_retains_its_gradient_or_has_hooks_is_not_used(explain: Explain) -> None:
-    calls: list[Tensor] = []
-    x = torch.randn(2, 8, requires_grad=True) * 2
-    x.retain_grad()
-    x.register_hook(calls.append)
-    explain(smooth_net((8,), torch.float32), x, "all")
-    assert x.grad is None
-    assert not calls
 
 
 @explanations
@@ -447,32 +400,6 @@ def test_a_weighted_sum_costs_one_backward_pass(requires_grad: bool) -> None:
     assert found.requires_grad == requires_grad
 
 
-def test_weights_may_be_of_any_kind_of_number() -> None:
-    model, x = smooth_net((8,), torch.float32), torch.randn(3, 8)
-    chosen = torch.tensor([[1, 0, 0, 1, 0], [0, 1, 0, 0, 0]]).expand(3, -1, -1)
-    expected = weighted_loss_gradient(model, x, lambda logits: chosen.to(logits))
-    for given in (chosen, chosen.bool(), chosen.double(), chosen.half()):
-        actual = weighted_loss_gradient(model, x, lambda logits, given=given: given)
-        assert actual.dtype == torch.float32
-        assert torch.equal(actual, expected)
-    assert weighted_loss_gradient(model, x.double(), lambda logits: chosen).dtype == torch.float64
-
-
-def test_a_weighted_sum_leaves_model_and_x_as_they_were() -> None:
-    model, x = ConvNet(), torch.randn(2, 3, 8, 8, requires_grad=True)
-    state = copy.deepcopy(model.state_dict())
-    found = weighted_loss_gradient(model, x, random_weights)
-    assert all(part.training for part in model.modules())
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
-    assert x.grad is None
-    assert all(parameter.grad is None for parameter in model.parameters())
-    for context in (torch.no_grad, torch.inference_mode):
-        with context():
-            inside = weighted_loss_gradient(model, x, random_weights)
-        assert not inside.requires_grad
-        torch.testing.assert_close(inside, found.detach())
-
-
 # Operations that cannot be vectorised, and other people's networks.
 
 
@@ -513,15 +440,6 @@ def test_what_cannot_be_vectorised_is_looped_over(explain: Explain, requires_gra
     torch.testing.assert_close(actual, expected)
 
 
-def test_random_backward_passes_are_looped_over() -> None:
-    layer = Surrogate(nn.Hardshrink(0.1), "estimated", sigma=0.1, samples=2000)
-    layer.gradient_mode = "surrogate"
-    model, weight = linear_net((4,))
-    x = torch.linspace(1, 2, 8, dtype=torch.float64).reshape(2, 4)  # far from the jump: the derivative is 1
-    actual = input_gradient(nn.Sequential(layer, model), x, "all")
-    torch.testing.assert_close(actual, weight.expand(2, -1, -1), rtol=0, atol=0.15)
-
-
 def test_running_out_of_memory_is_not_hidden_by_the_loop() -> None:
     passes: list[int] = []
 
@@ -549,27 +467,6 @@ def test_defended_networks_are_explained_under_their_gradient_mode(mode: str) ->
         expected = defended.class_gradient(x.numpy())
     assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(together.numpy(), expected, rtol=1e-4, atol=1e-6)
-
-
-# Another library.
-
-
-def test_captum_agrees() -> None:
-    attr = pytest.importorskip("captum.attr")
-    model, x = ConvNet().eval(), torch.rand(3, 3, 8, 8)
-    y, baseline = torch.tensor([0, 4, 2]), torch.rand(3, 3, 8, 8)
-    plain = nn.Sequential(nn.Identity(), copy.deepcopy(model))
-    plain[1].first = nn.ReLU()  # captum has no guard against in-place layers
-    expected = attr.InputXGradient(plain).attribute(x.clone().requires_grad_(), target=y)
-    torch.testing.assert_close(gradient_x_input(model, x, y), expected.detach(), rtol=1e-4, atol=1e-6)
-    expected = attr.Saliency(plain).attribute(x.clone().requires_grad_(), target=y, abs=False)
-    torch.testing.assert_close(input_gradient(model, x, y), expected.detach(), rtol=1e-4, atol=1e-6)
-    for start in (None, baseline):
-        expected = attr.IntegratedGradients(plain).attribute(
-            x.clone(), start, target=y, n_steps=20, method="riemann_middle"
-        )
-        actual = integrated_gradients(model, x, y, baseline=start, steps=20)
-        torch.testing.assert_close(actual, expected.to(x.dtype), rtol=1e-4, atol=1e-6)
 
 
 # Refusals.

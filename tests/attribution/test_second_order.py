@@ -141,13 +141,6 @@ def test_what_has_no_second_derivative_is_named_when_the_defence_is_built(model:
             build()
 
 
-def test_it_is_named_before_a_fit_too() -> None:
-    restorer = TwoStreamRestoration(Once().eval(), channels=1, nb_classes=5, width=4)
-    x = np.random.default_rng(0).random((16, 1, 8, 8), dtype=np.float32)
-    with pytest.raises(InputError, match="the autograd function Clipped"):
-        restorer.fit(x, np.arange(16) % 5, eps=0.1, nb_epochs=1, batch_size=8, progress=False)
-
-
 def test_a_relu_inside_a_transformer_jumps_where_nobody_differentiates_too() -> None:
     """In evaluation mode torch would run a layer's fused kernel, in which no ReLU can be replaced."""
 

@@ -22,7 +22,6 @@ from art_defenses_ext.attribution.relevance import epsilon_plus
 from art_defenses_ext.base.checkpoint import (
     FORMAT,
     VERSION,
-    Checkpoint,
     check_format,
     check_kinds,
     fingerprint,
@@ -51,18 +50,6 @@ def test_settings_and_tensors_come_back_bit_for_bit(network: nn.Module, tmp_path
     for name, tensor in own.state_dict().items():
         assert found.tensors[name].dtype == tensor.dtype
         assert torch.equal(found.tensors[name], tensor)
-
-
-def test_the_settings_of_each_fit_come_back_in_order(network: nn.Module, tmp_path: Path) -> None:
-    training = [{"eps": 0.1, "inputs": ["clean", "pgd"], "patience": None}, {"eps": 0.2, "loss": {"taps": ["é"]}}]
-    save_checkpoint(tmp_path / "one", "kind", {}, nn.Identity(), network, training)
-    assert load_checkpoint(tmp_path / "one", "kind", network).training == training
-
-
-def test_a_file_from_before_training_was_noted_holds_none(network: nn.Module, tmp_path: Path) -> None:
-    metadata = {"format": f"{FORMAT} 1", "kind": "kind", "model": fingerprint(network), "settings": "{}"}
-    write_tensors(tmp_path / "one", {}, metadata)
-    assert load_checkpoint(tmp_path / "one", "kind", network) == Checkpoint({}, {}, [])
 
 
 def test_weights_that_are_one_and_views_of_others_can_be_written(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
 import pickle
 import tracemalloc
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.evasion import FastGradientMethod, ProjectedGradientDescent
-from art.defences.detector.evasion import BinaryInputDetector, EvasionDetector
+from art.defences.detector.evasion import BinaryInputDetector
 from art.defences.preprocessor import FeatureSqueezing
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
@@ -24,19 +23,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import HeatAndBlur, JumpReLU, TwoStreamRestoration, as_module, defend, gradient_mode
-from art_defenses_ext.attribution.gradient import smooth_grad
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector import fitting
 from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
-from art_defenses_ext.detector.explanations import EXPLANATIONS, SAMPLES, SIGMA
+from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.detector.network import DetectorNetwork
-from art_defenses_ext.detector.reconstructors import SCORES, ClassAutoencoders
+from art_defenses_ext.detector.reconstructors import ClassAutoencoders
 from art_defenses_ext.detector.thresholds import needed
 from art_defenses_ext.estimator.rebuild import rebuild
-from art_defenses_ext.gradients.modes import annealable_modes, find_defences, gradient_modes, surrogate_width
+from art_defenses_ext.gradients.modes import annealable_modes, gradient_modes, surrogate_width
 from art_defenses_ext.training import loop as training
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -599,13 +597,6 @@ def test_a_fit_only_reads_the_classifier() -> None:
     assert not {id(one) for one in model.parameters()} & {id(one) for one in detector.network.parameters()}
 
 
-def test_a_fitted_detector_is_frozen(own: ExplanationReconstructor, x: FloatArray) -> None:
-    """Whoever attacks it pays for no gradient of its weights, and ART piles none up."""
-    with gradient_mode(own.detector, "smooth"):
-        own.detector.loss_gradient(x, np.eye(2, dtype=np.float32)[np.zeros(len(x), int)])
-    assert all(not one.requires_grad and one.grad is None for one in own.network.parameters())
-
-
 # Thresholds
 
 
@@ -727,23 +718,6 @@ def test_a_classifier_that_no_gradient_passes_is_refused() -> None:
 # Detecting
 
 
-def test_it_is_one_of_arts_detectors(detector: ExplanationReconstructor) -> None:
-    assert isinstance(detector, BinaryInputDetector)
-    assert isinstance(detector, EvasionDetector)
-    assert isinstance(detector.detector, PyTorchClassifier)
-    assert detector.detector.nb_classes == 2
-    assert detector.detector.input_shape == detector.classifier.input_shape
-    np.testing.assert_array_equal(detector.detector.clip_values, detector.classifier.clip_values)
-    assert detector.get_params() == {
-        "explanation": "input_gradient",
-        "scaling": "image",
-        "score": "above_median",
-        "hidden": 64,
-        "reconstructor": "autoencoder",
-        "false_positive_rate": RATE,
-    }
-
-
 def test_the_report_says_what_the_detector_s_network_says(detector: ExplanationReconstructor, x: FloatArray) -> None:
     report, flagged = detector.detect(x)
     logits = detector.detector.predict(x)
@@ -780,16 +754,6 @@ def test_no_score_depends_on_the_other_images(explanation: str) -> None:
     expected = np.concatenate([detector.scores(one[None]) for one in x])
     np.testing.assert_allclose(detector.scores(x), expected, atol=1e-5)
     np.testing.assert_allclose(detector.scores(x[::-1], batch_size=7)[::-1], expected, atol=1e-5)
-
-
-def test_smooth_grad_is_that_of_each_image_alone() -> None:
-    classifier = small((3, 4, 4))
-    network, x = fitted(classifier, explanation="smooth_grad").network, torch.from_numpy(images((3, 4, 4), 5))
-    classes = network.predicted(x)
-    for one, label, found in zip(x.split(1), classes.split(1), network.explained(x, classes), strict=True):
-        noise = torch.Generator().manual_seed(0)
-        alone = smooth_grad(network.pipeline, one, label, samples=SAMPLES, sigma=SIGMA, seed=noise)
-        torch.testing.assert_close(found[0], alone[0].abs().sum(dim=0), rtol=1e-4, atol=1e-6)
 
 
 def test_a_score_that_is_no_number_is_flagged(own: ExplanationReconstructor, x: FloatArray) -> None:
@@ -969,21 +933,6 @@ def test_the_smooth_relevance_is_that_of_a_smooth_network(digits_classifier: Any
     assert float(sizes[1].max()) < 20 * float(sizes[0].max())
 
 
-def test_gradient_modes_are_reached_from_outside_and_put_back(own: ExplanationReconstructor) -> None:
-    for target in (own.detector, as_module(own.detector), own.network):
-        assert find_defences(target) == [own.network]
-        assert gradient_modes(target) == ("exact", "smooth")
-        with gradient_mode(target, "smooth"):
-            assert own.network.gradient_mode == "smooth"
-        assert own.network.gradient_mode == "exact"
-    with pytest.raises(InputError, match="gradient mode 'identity'"), gradient_mode(own.detector, "identity"):
-        pass
-    described = own.network.describe()
-    assert described == json.loads(json.dumps(described))
-    assert not own.network.trainings
-    assert own.network.name == "explanation_reconstructor"
-
-
 def test_art_s_gradients_are_those_of_autograd(detector: ExplanationReconstructor, x: FloatArray) -> None:
     labels = np.zeros(len(x), int)
     for mode in ("exact", "smooth"):
@@ -1109,12 +1058,6 @@ def test_a_float64_model_is_watched_too(digits_classifier: Any, detector: Explan
     assert float(gradient.abs().max()) > 0
 
 
-def test_a_classifier_with_fewer_logits_than_classes_is_refused() -> None:
-    classifier = wrap(Small((1, 4, 4), nn.ReLU()), (1, 4, 4), nb_classes=5)
-    with pytest.raises(InputError, match=r"^classifier gives 3 outputs an image and has nb_classes 5"):
-        ExplanationReconstructor(classifier).fit(images((1, 4, 4)), **BRIEFLY)
-
-
 # Files and copies
 
 
@@ -1236,12 +1179,3 @@ def test_copies_are_whole_and_independent(own: ExplanationReconstructor, x: Floa
     np.testing.assert_allclose(copied.detector.predict(x), copied.detect(x)[0]["predictions"], atol=1e-6)
     np.testing.assert_array_equal(own.scores(x), before)
     assert own.false_positive_rate == RATE
-
-
-def test_every_score_is_a_mean_over_pixels_from_zero_on() -> None:
-    """Of errors of one size e: half of them at most are above the median, so none; then e, then e squared."""
-    errors = torch.full((2, 10), -0.3)
-    found = {name: score(errors)[0].item() for name, score in SCORES.items()}
-    assert found == {"above_median": 0.0, "l1": pytest.approx(0.3), "l2": pytest.approx(0.09)}
-    errors = torch.tensor([[0.1, -0.2, 0.3, -0.4, 0.0]])
-    assert SCORES["above_median"](errors).item() == pytest.approx(0.7 / 5)

@@ -6,7 +6,6 @@ import resource
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -126,9 +125,3 @@ def test_where_nobody_tells_nothing_is_refused(tmp_path: Path, monkeypatch: pyte
 )
 def test_bytes_have_a_unit(count: int, words: str) -> None:
     assert in_words(count) == words
-
-
-def test_a_plausible_amount_is_left_here() -> None:
-    left = available_memory(CPU)
-    assert left is None or 2**20 < left < 2**50
-    assert np.isfinite(left or 0)

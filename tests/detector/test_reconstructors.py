@@ -71,16 +71,6 @@ def test_a_reconstruction_has_the_size_of_its_map_and_lies_between_0_and_1(shape
     assert bool(((again > 0) & (again < 1)).all())
 
 
-def test_the_class_matters_and_the_neighbours_do_not() -> None:
-    autoencoder = ConvolutionalAutoencoder(4, (1, 8, 8), 64)
-    maps, classes = torch.rand(6, 64), torch.tensor([0, 1, 2, 3, 0, 1])
-    together = autoencoder(maps, classes)
-    for number in range(6):
-        alone = autoencoder(maps[number : number + 1], classes[number : number + 1])
-        torch.testing.assert_close(together[number : number + 1], alone)
-    assert not torch.allclose(autoencoder(maps, (classes + 1) % 4), together)
-
-
 def test_it_learns_where_pixels_lie(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     """The same values in another order are reconstructed worse."""
     detector = ExplanationReconstructor(digits_classifier, reconstructor="convolutional", false_positive_rate=0.1)
@@ -220,12 +210,6 @@ def test_the_score_is_the_same_in_every_mode_and_the_smooth_one_leads_somewhere(
 def test_unknown_options_are_refused(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=f"^{said}"):
         ExplanationReconstructor(curved((1, 4, 4)), **options)
-
-
-def test_the_way_of_reconstruction_cannot_be_set_later() -> None:
-    detector = fitted(curved((1, 4, 4)), reconstructor="statistics")
-    with pytest.raises(InputError, match="reconstructor is 'autoencoder', and the detector was made for 'statistics'"):
-        detector.set_params(reconstructor="autoencoder")
 
 
 @pytest.mark.parametrize("name", STATISTICS)

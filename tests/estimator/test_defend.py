@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.defend import as_module, defend
-from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.gradients.modes import Defence, find_defences, gradient_mode, gradient_modes
 
 SHAPE = (3, 4, 5)
@@ -151,33 +150,6 @@ def test_the_earlier_classifier_stays_as_it_is_and_shares_its_model(x: Any) -> N
     assert not np.array_equal(defended.predict(x), before)
 
 
-def test_the_undefended_classifier_is_on_record() -> None:
-    classifier = wrap()
-    once = defend(classifier, Affine(2, 1))
-    assert undefended(once) is classifier
-    assert undefended(defend(once, Affine(2, 1))) is classifier
-
-
-def test_everything_else_is_carried_over() -> None:
-    model = network()
-    classifier = PyTorchClassifier(
-        model,
-        nn.MultiMarginLoss(),
-        SHAPE,
-        NB_CLASSES,
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.25),
-        clip_values=(-1.0, 3.0),
-        postprocessing_defences=[Rounded(2)],
-        preprocessing=None,
-        device_type="cpu",
-    )
-    defended = defend(classifier, Affine(2, 1))
-    for name in ("loss", "optimizer", "preprocessing", "nb_classes", "input_shape", "channels_first", "device"):
-        assert getattr(defended, name) == getattr(classifier, name)
-    assert defended.postprocessing_defences == classifier.postprocessing_defences
-    np.testing.assert_array_equal(defended.clip_values, [-1, 3])
-
-
 @pytest.mark.parametrize(
     ("preprocessors", "said"),
     [
@@ -291,14 +263,6 @@ def test_images_of_another_dtype_are_cast_at_the_models_door(dtype: torch.dtype,
     assert gradient.dtype == dtype
 
 
-def test_a_model_of_another_dtype_gets_images_of_its_own(x: Any) -> None:
-    model = network()
-    single, double = as_module(wrap(model)), as_module(wrap(deepcopy(model).double()))
-    images = torch.from_numpy(x)
-    assert double(images).dtype == torch.float64
-    torch.testing.assert_close(double(images).float(), single(images), atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("preprocessing", PREPROCESSING)
 def test_the_module_is_whole_on_the_device_of_the_model(preprocessing: str) -> None:
     """Shown on the meta device, which every machine has and which mixes with the CPU no better than CUDA does."""
@@ -306,15 +270,6 @@ def test_the_module_is_whole_on_the_device_of_the_model(preprocessing: str) -> N
     classifier.model.to("meta")
     classifier._device = torch.device("meta")
     assert as_module(classifier)(torch.empty(2, *SHAPE, device="meta")).shape == (2, NB_CLASSES)
-
-
-def test_the_module_follows_to_another_dtype_as_a_whole(x: Any) -> None:
-    module = as_module(wrap(deepcopy(network()), preprocessing=PREPROCESSING["per channel"]))
-    with torch.no_grad():
-        single = module(torch.from_numpy(x))
-        double = module.double()(torch.from_numpy(x).double())
-    assert double.dtype == torch.float64
-    torch.testing.assert_close(double.float(), single, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

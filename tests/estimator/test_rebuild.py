@@ -97,15 +97,6 @@ def test_any_preprocessing_is_carried_over(preprocessing: Any, x: Any) -> None:
     np.testing.assert_array_equal(again.predict(x), classifier.predict(x))
 
 
-def test_the_bare_minimum_is_carried_over(x: Any) -> None:
-    classifier = PyTorchClassifier(linear(), nn.CrossEntropyLoss(), (5, 5, 3), 4, device_type="cpu")
-    again = rebuild(classifier)
-    assert again.optimizer is None
-    assert again.clip_values is None
-    assert again.preprocessing_defences is None
-    np.testing.assert_array_equal(again.predict(x), classifier.predict(x))
-
-
 def test_a_part_that_is_given_replaces_the_old_one_and_the_old_classifier_stays(
     classifier: PyTorchClassifier, x: Any
 ) -> None:
@@ -167,10 +158,3 @@ def test_an_input_is_cast_to_the_dtype_of_the_parameters(model: nn.Module, dtype
     assert model_dtype(model) == dtype
     x = torch.rand(3, 2, dtype=torch.float64)
     assert as_model_input(x, model).dtype == (dtype or torch.float64)
-
-
-def test_a_cast_lets_the_gradient_pass() -> None:
-    x = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(as_model_input(x, nn.Linear(2, 2)).sum(), x)
-    assert gradient.dtype == torch.float64
-    assert (gradient == 1).all()

@@ -383,21 +383,6 @@ def test_it_follows_the_detector(own_classifier: PyTorchClassifier, digits: Data
         np.testing.assert_array_equal(whole.predict(x).argmax(axis=1) == 10, detector.detect(x)[1])
 
 
-def test_a_targeted_attack_on_both_passes_both(
-    digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
-) -> None:
-    x, y = digits.test.x[:20], digits.test.y[:20]
-    targets = (y + 1) % 10
-    whole = rejecting(digits_classifier, reconstructor)
-    with gradient_mode(whole, "smooth"):
-        attack = ProjectedGradientDescent(whole, eps=0.4, eps_step=0.03, max_iter=40, targeted=True, verbose=False)
-        x_adv = attack.generate(x, np.eye(11, dtype=np.float32)[targets])
-    fooled = digits_classifier.predict(x_adv).argmax(axis=1) != y
-    missed = ~reconstructor.detect(x_adv)[1]
-    np.testing.assert_array_equal(~missed, whole.predict(x_adv).argmax(axis=1) == 10)
-    assert (fooled & missed).mean() > 0.5
-
-
 def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, digits: Dataset
 ) -> None:
@@ -546,14 +531,3 @@ def test_a_detector_may_take_any_range(classifier: PyTorchClassifier, detector: 
     assert check_detector(anywhere, classifier) is anywhere.detector
     each = rebuild(classifier, clip_values=(np.zeros(SHAPE), np.ones(SHAPE)))
     assert check_detector(detector, each) is detector.detector
-
-
-def test_a_classifier_that_leaves_torch_is_refused(
-    classifier: PyTorchClassifier, detector: BinaryInputDetector
-) -> None:
-    squeezed = rebuild(classifier, preprocessing=None, preprocessing_defences=[FeatureSqueezing(clip_values=(0, 1))])
-    for join in (rejecting, as_module):
-        with pytest.raises(
-            InputError, match=r"^classifier has the preprocessor FeatureSqueezing, which works on numpy"
-        ):
-            join(squeezed, detector)

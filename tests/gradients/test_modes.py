@@ -271,19 +271,3 @@ def test_widths_multiply_where_contexts_nest_and_each_keeps_its_own() -> None:
             assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.25)
         assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.5)
     assert (one.surrogate_width, other.surrogate_width) == (2.0, 1.0)
-
-
-def test_an_exception_inside_restores_the_former_widths() -> None:
-    model = nn.Sequential(Wide(), Wide())
-    model[1].surrogate_width = 3.0
-    with pytest.raises(FloatingPointError), surrogate_width(model, 0.1):
-        raise FloatingPointError
-    assert [defence.surrogate_width for defence in find_defences(model)] == [1.0, 3.0]
-
-
-def test_a_defence_that_is_met_twice_is_widened_once() -> None:
-    wide = Wide()
-    with surrogate_width(nn.Sequential(wide, wide), 0.5):
-        assert wide.surrogate_width == 0.5
-    with surrogate_width(nn.Linear(4, 2), 0.5):  # without a defence there is nothing to do
-        pass

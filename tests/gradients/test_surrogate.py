@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import pickle
 from typing import Any
 
 import numpy as np
@@ -14,7 +12,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import as_module, defend, gradient_mode, gradient_modes
+from art_defenses_ext import defend, gradient_mode, gradient_modes
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.surrogate import Surrogate
@@ -143,12 +141,6 @@ def test_a_surrogate_never_turns_into_the_original_without_a_word() -> None:
         torch.func.grad(lambda z: torch.func.vmap(layer)(z).sum())(z)
 
 
-def test_a_report_says_what_is_wrapped() -> None:
-    assert Surrogate(Rounding()).describe() == {"wrapped": "Rounding", "backward": "identity"}
-    assert Surrogate(nn.ReLU(), torch.tanh).describe() == {"wrapped": "ReLU", "backward": "tanh"}
-    assert Surrogate(nn.ReLU(), nn.Softplus()).describe() == {"wrapped": "ReLU", "backward": "Softplus"}
-
-
 def test_a_report_tells_settings_apart() -> None:
     """A run is continued, or found in a cache, by what the defences say of themselves."""
 
@@ -164,15 +156,6 @@ def test_a_report_tells_settings_apart() -> None:
     estimates = [Surrogate(nn.ReLU(), "estimated", sigma=sigma, samples=4).describe() for sigma in (0.1, 0.2)]
     assert estimates[0] != estimates[1]
     assert estimates[0]["samples"] == 4
-
-
-def test_it_is_found_copied_and_pickled(digits_classifier: PyTorchClassifier) -> None:
-    surrogate = Surrogate(Rounding())
-    defended = defend(digits_classifier, surrogate)
-    assert surrogate in list(as_module(defended).modules())
-    for twin in (copy.deepcopy(surrogate), pickle.loads(pickle.dumps(surrogate))):
-        twin.gradient_mode = "surrogate"
-        assert surrogate.gradient_mode == "exact"
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from art_defenses_ext import FeatureAutoencoder, Linf, TwoStreamRestoration, as_
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.declared import Kind, NonNegative, declared_of
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.evaluation.evaluate import run_key
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.gradients.modes import find_defences, gradient_mode, gradient_modes
@@ -146,31 +145,6 @@ def test_predict_restores_no_more_than_a_batch_at_a_time(
     with restoring(the_defence(defended), lambda batch: sizes.append(len(batch))):
         defended.predict(digits.test.x[:150], batch_size=1000)
     assert sizes == [64, 64, 22]
-
-
-def test_predict_keeps_nothing_of_a_batch_but_the_result(
-    before: Defended, digits_classifier: PyTorchClassifier
-) -> None:
-    """Before each batch there are as many tensors as before the one before, and no bytes more."""
-    x = torch.rand(32, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    defence = the_defence(before(digits_classifier, chunk_size=4))
-    alive: list[tuple[int, int]] = []
-    gc.collect()
-    gc.disable()  # what only the collector would free counts as kept
-    try:
-        with torch.no_grad(), restoring(defence, lambda batch: alive.append(living_tensors())):
-            defence(x)
-    finally:
-        gc.enable()
-    assert len(alive) == 8
-    assert len(set(alive[1:])) == 1  # parts of weights may be kept from the first batch on
-
-
-def living_tensors() -> tuple[int, int]:
-    """How many tensors there are, and the bytes of their memory."""
-    found = [one for one in gc.get_objects() if issubclass(type(one), Tensor)]
-    memory = {one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in found}
-    return len(found), sum(memory.values())
 
 
 # Dtypes and labels
@@ -318,18 +292,6 @@ def test_the_exact_gradient_of_a_defence_that_takes_gradients_is_the_numerical_o
     assert torch.autograd.gradcheck(lambda x: defence(x)[0], (x,))
 
 
-def test_functional_transforms_find_the_same_gradient(digits_classifier: PyTorchClassifier, x: FloatArray) -> None:
-    """Inside them a tensor does not say that a gradient is wanted of it."""
-    defended = defend(digits_classifier, HeatAndBlur.for_classifier(digits_classifier, **OPTIONS))
-    module, images = as_module(defended), torch.from_numpy(x)
-    for mode in gradient_modes(defended):
-        with gradient_mode(defended, mode):
-            at = images.clone().requires_grad_()
-            (expected,) = torch.autograd.grad(module(at).square().sum(), at)
-            got = torch.func.grad(lambda x: module(x).square().sum())(images)
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
-
-
 @pytest.mark.parametrize("mode", ["exact", "frozen"])
 def test_forward_differentiation_finds_it_too(own_classifier: PyTorchClassifier, digits: Dataset, mode: str) -> None:
     """There no tensor requires a gradient at all."""
@@ -360,32 +322,6 @@ def test_without_gradients_no_graph_is_kept(
                 assert not restored.requires_grad
                 assert restored.grad_fn is None
     assert np.isfinite(defended.loss_gradient(x, y)).all()
-
-
-def test_what_inference_mode_left_behind_can_be_differentiated(
-    own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
-) -> None:
-    """Parts of weights are kept from pass to pass."""
-    defended = defend(own_classifier, HeatAndBlur.for_classifier(own_classifier, **OPTIONS))
-    with torch.inference_mode():
-        restored, _ = the_defence(defended)(torch.from_numpy(x))
-    np.testing.assert_array_equal(restored.numpy(), the_defence(defended)(x)[0])
-    for mode in gradient_modes(defended):
-        assert np.isfinite(gradient_in(mode, defended, x, y)).all()
-
-
-def test_the_identity_keeps_no_graph_of_what_it_stands_for(
-    before: Defended, digits_classifier: PyTorchClassifier, x: FloatArray
-) -> None:
-    defence = the_defence(before(digits_classifier))
-    defence.gradient_mode = "identity"
-    restored, _ = defence(torch.from_numpy(x).requires_grad_())
-    nodes, left = set(), [restored.grad_fn]
-    while left:
-        node = left.pop()
-        nodes.add(node.name())
-        left += [following for following, _ in node.next_functions if following is not None]
-    assert len(nodes) <= 4, nodes  # split, the replacement, concatenation and the image itself
 
 
 def test_frozen_parameters_get_none(before: Defended, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
@@ -602,13 +538,6 @@ def test_an_option_that_is_set_takes_effect(kind: Any, own_classifier: PyTorchCl
     assert not np.allclose(defence(x)[0], cls.for_classifier(own_classifier, **options)(x)[0], atol=1e-3)
 
 
-def test_every_option_can_be_set(kind: Any, own_classifier: PyTorchClassifier) -> None:
-    cls, options = kind
-    defence = cls.for_classifier(own_classifier, **options)
-    assert set(options) | {"chunk_size", "apply_fit", "apply_predict"} == set(defence.params)
-    defence.set_params(**{name: getattr(defence, name) for name in defence.params})
-
-
 def test_an_unknown_option_is_refused_and_changes_nothing(before: Defended, own_classifier: Any) -> None:
     defence = the_defence(before(own_classifier, chunk_size=5))
     with pytest.raises(InputError, match="clip_values, strength: no parameter of"):
@@ -689,29 +618,6 @@ def test_the_clip_range_is_the_classifier_s(kind: Any, own_classifier: PyTorchCl
     assert cls.for_classifier(per_pixel, **options).clip_values == (-1.0, 3.0)
 
 
-def test_mean_and_deviation_of_each_channel_are_applied() -> None:
-    """The defence normalises by itself as ART will after it."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
-    mean, std = np.array([0.1, 0.2, 0.3]), np.array([0.5, 0.6, 0.7])
-    classifier = PyTorchClassifier(
-        model, nn.CrossEntropyLoss(), (3, 8, 8), 10, clip_values=(0, 1), preprocessing=(mean, std), device_type="cpu"
-    )
-    seen: list[Tensor] = []
-    model[0].register_forward_pre_hook(lambda module, args: seen.append(args[0].detach().clone()))
-    x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    defence = Pushed.for_classifier(classifier)
-    seen.clear()  # it has tried the network
-    defence(x)
-    expected = (x.double().numpy() - mean[:, None, None]) / std[:, None, None]
-    np.testing.assert_allclose(seen[0].numpy(), expected, atol=1e-5)
-
-
-def test_the_defended_classifier_remembers_the_bare_one(before: Defended, digits_classifier: PyTorchClassifier) -> None:
-    assert undefended(before(digits_classifier)) is digits_classifier
-
-
 # What a run is known by
 
 
@@ -732,13 +638,6 @@ def test_runs_of_other_options_or_of_another_network_to_look_into_are_told_apart
     keys = [key(defence) for defence in defences]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
-
-
-def test_an_option_that_is_an_object_is_told_by_its_class(digits_classifier: PyTorchClassifier) -> None:
-    odd = Pushed(digits_classifier.model)
-    assert odd.describe() == {"step": 0.1}
-    odd.step = np.float32(1)  # type: ignore[assignment]
-    assert odd.describe() == {"step": "float32"}
 
 
 # Called directly

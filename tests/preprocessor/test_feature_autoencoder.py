@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from art_defenses_ext import FeatureAutoencoder, gradient_mode
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import surrogate_width
-from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder, UNet
+from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder
 from art_defenses_ext.preprocessor.trained import from_blocks, to_blocks
 
 MODES = ("exact", "smooth", "identity")
@@ -67,16 +67,6 @@ def test_an_untrained_u_net_is_the_identity_and_refuses_to_stand_before_a_classi
     assert torch.equal(defence.restore(x), x)
     with pytest.raises(InputError, match=r"^FeatureAutoencoder is not trained yet; fit\(\) or load\(\) first was exp"):
         defence(x)
-
-
-@pytest.mark.parametrize(("stem", "levels"), [(1, [(9, 11), (5, 6), (3, 3)]), (2, [(5, 6), (3, 3), (2, 2)])])
-def test_each_level_is_half_as_large_as_the_one_above(stem: int, levels: list[tuple[int, int]]) -> None:
-    network = UNet(channels=1, width=4, stem=stem)
-    seen: list[tuple[int, ...]] = []
-    for level in (network.level1, network.level2, network.level3):
-        level.register_forward_hook(lambda module, args, output: seen.append(tuple(output.shape[1:])))
-    network(images(1, 1, 9, 11))
-    assert seen == [(width, *size) for width, size in zip((4, 8, 8), levels, strict=True)]
 
 
 def test_every_part_of_the_u_net_has_a_say() -> None:

@@ -21,7 +21,6 @@ from art_defenses_ext.preprocessor.feature_maps import (
     feature_maps,
     usual_taps,
 )
-from art_defenses_ext.zoo.networks import DigitsCNN
 
 
 @pytest.fixture(autouse=True)
@@ -75,21 +74,6 @@ def test_torchvision_finds_the_same_features_of_squeezenet() -> None:
     for name, feature_map in zip(layers, found, strict=True):
         torch.testing.assert_close(feature_map, expected[name])
     torch.testing.assert_close(output, plain(x))
-
-
-def test_a_layer_that_runs_twice_counts_with_its_last_run() -> None:
-    class Twice(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(3, 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.layer(self.layer(x))  # type: ignore[no-any-return]
-
-    network, x = Twice(), torch.randn(2, 3)
-    found, output = feature_maps(network, x, ["layer", ""])
-    assert torch.equal(found[0], network(x))
-    assert torch.equal(found[1], output)
 
 
 def test_a_pass_leaves_no_trace() -> None:
@@ -172,14 +156,6 @@ def test_the_usual_taps_are_the_last_convolution_of_each_third(count: int, expec
     assert usual_taps(nn.Sequential(*layers, nn.Flatten(), nn.Linear(4, 2))) == tuple(str(2 * k) for k in expected)
 
 
-def test_the_usual_taps_of_any_network_give_feature_maps() -> None:
-    taps = usual_taps(DigitsCNN())
-    assert taps == ("features.0", "features.2")
-    found, _ = feature_maps(DigitsCNN(), torch.rand(2, 1, 8, 8), taps)
-    assert [tuple(one.shape) for one in found] == [(2, 16, 8, 8), (2, 32, 8, 8)]
-    assert len(usual_taps(nn.Sequential(nn.Conv1d(1, 1, 1), nn.Conv3d(1, 1, 1)))) == 2
-
-
 def test_a_network_without_convolution_has_no_usual_taps() -> None:
     with pytest.raises(InputError, match="taps is None and Sequential has no convolution; names of layers were exp"):
         usual_taps(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)))
@@ -243,12 +219,6 @@ def test_the_taps_of_vgg16_are_relu4_2_pool4_and_relu5_2(network: VGG16Features,
 def test_vgg16_sees_a_grey_image_in_all_channels(network: VGG16Features) -> None:
     x = torch.rand(2, 1, 32, 32)
     assert torch.equal(network(x), network(torch.cat([x, x, x], dim=1)))
-
-
-@pytest.mark.parametrize("size", [16, 33])
-def test_vgg16_takes_images_from_16_pixels_on(size: int, network: VGG16Features) -> None:
-    found, _ = feature_maps(network, torch.rand(1, 1, size, size), VGG16_TAPS)
-    assert [one.shape[2] for one in found] == [size // 8, size // 16, size // 16]
 
 
 def test_vgg16_is_frozen_but_lets_gradients_through(network: VGG16Features) -> None:

@@ -22,19 +22,18 @@ from art.attacks.evasion import (
 from art.estimators.classification import PyTorchClassifier
 from art.evaluations.security_curve import SecurityCurve
 from art.metrics.gradient_check import loss_gradient_check
-from scipy.ndimage import convolve, gaussian_filter
+from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate
-from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attribution import relevance as lrp
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.gradients.modes import annealable_modes, gradient_mode, gradient_modes, surrogate_width
+from art_defenses_ext.gradients.modes import annealable_modes, gradient_mode, surrogate_width
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES, SCALES, STARTS, blurred
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
@@ -134,14 +133,6 @@ def test_the_blur_is_scipy_s(sigma: float) -> None:
     expected = gaussian_filter(x.numpy(), (0, 0, sigma, sigma), mode="mirror", radius=(0, 0, radius, radius))
     np.testing.assert_allclose(blurred(x, sigma), expected, atol=1e-12)
     np.testing.assert_allclose(blurred(x.float(), sigma), expected, atol=1e-6)
-
-
-def test_the_blur_is_one_convolution_in_two_dimensions() -> None:
-    x = torch.rand(1, 2, 11, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    offsets = np.arange(-3, 4)
-    kernel = np.exp(-0.5 * (offsets[:, None] ** 2 + offsets[None, :] ** 2) / 0.9**2)
-    expected = convolve(x.numpy(), (kernel / kernel.sum())[None, None], mode="mirror")
-    np.testing.assert_allclose(blurred(x, 0.9), expected, atol=1e-12)
 
 
 # The heat
@@ -312,12 +303,6 @@ def test_blur_alone_never_runs_the_network(digits_classifier: PyTorchClassifier,
             assert sizes == [len(x)] * runs
 
 
-def test_blur_alone_takes_a_network_that_relevance_cannot_pass() -> None:
-    opaque = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.GELU())
-    x = images(2, 1, 8, 8)
-    assert torch.equal(HeatAndBlur(opaque, **(OPTIONS | {"mix": "blur"}))(x)[0], blurred(x, OPTIONS["sigma"]))
-
-
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("contrast", [0.0, 1.0])
 def test_what_is_restored_lies_in_the_clip_range(
@@ -471,21 +456,6 @@ def test_the_smooth_gradient_tends_to_the_exact_one(start: str) -> None:
     assert distances[-1] < 1e-3
 
 
-def test_no_two_modes_give_the_same_gradient(
-    digits_classifier: PyTorchClassifier, x: FloatArray, one_hot: FloatArray
-) -> None:
-    defended = with_options(digits_classifier)
-    assert gradient_modes(defended) == MODES
-    gradients = []
-    for mode in MODES:
-        with gradient_mode(defended, mode):
-            gradients.append(defended.loss_gradient(x, one_hot))
-    for i, one in enumerate(gradients):
-        assert np.isfinite(one).all()
-        for other in gradients[:i]:
-            assert np.abs(one - other).max() > 0.01 * np.abs(one).max()
-
-
 # What cannot be used
 
 
@@ -548,12 +518,6 @@ def test_a_heatmap_is_made_of_images_alone(digits_classifier: PyTorchClassifier,
 
 
 # Reports and files
-
-
-def test_a_report_says_which_options_were_used(digits_classifier: PyTorchClassifier) -> None:
-    assert HeatAndBlur.for_classifier(digits_classifier, **OPTIONS).describe() == OPTIONS
-    own = HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | {"rules": lrp.epsilon_plus()}))
-    assert own.describe()["rules"].startswith("Composite(")
 
 
 def test_it_is_saved_and_loaded(digits_classifier: PyTorchClassifier, x: FloatArray, tmp_path: Path) -> None:
@@ -624,33 +588,6 @@ def test_art_s_tools_run(digits_classifier: PyTorchClassifier, x: FloatArray, on
     _, accuracies, clean = curve.evaluate(defended, x[:6], one_hot[:6], max_iter=5, eps_step=0.05, verbose=False)
     assert accuracies[1] < clean
     assert curve.detected_obfuscating_gradients is False
-
-
-SOME_ATTACKS = (
-    AttackSpec(
-        "PGD",
-        lambda c, threat, seed: MarginPGD(c, threat.norm, threat.eps, max_iter=4, seed=seed),
-        "every mode",
-        kind="white-box",
-        modes="all",
-    ),
-    AttackSpec(
-        "annealed",
-        lambda c, threat, seed: AnnealedPGD(c, threat.norm, threat.eps, (1.0, 0.1), max_iter=4, seed=seed),
-        "every mode with a width",
-        kind="white-box",
-        modes="annealable",
-    ),
-)
-
-
-def test_an_evaluation_walks_through_the_modes(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    defended = with_options(digits_classifier)
-    x, y = digits.test.x[:20], digits.test.y[:20]
-    report = evaluate(defended, x, y, Linf(0.05), SOME_ATTACKS, curve_samples=0, check_samples=0)
-    keys = [row.key for row in report.summary.rows]
-    assert [key for key in keys if key.startswith("PGD")] == [f"PGD [{mode}]" for mode in MODES]
-    assert [key for key in keys if key.startswith("annealed")] == ["annealed [smooth]"]
 
 
 # Devices

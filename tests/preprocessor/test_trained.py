@@ -552,16 +552,6 @@ def test_files_that_hold_something_else_are_refused(
 
 
 @one_kind
-def test_a_copy_has_a_network_of_its_own(own: TrainedRestorer, few: Any) -> None:
-    before, copied = weights(own), copy.copy(own)
-    assert torch.equal(weights(copied), before)
-    copied.fit(*few, **BRIEFLY)
-    assert torch.equal(weights(own), before)
-    assert not torch.equal(weights(copied), before)
-    assert (len(own.trainings), len(copied.trainings)) == (0, 1)
-
-
-@one_kind
 def test_an_adversarial_fit_needs_inputs_made_through_the_defence(own: TrainedRestorer, few: Any) -> None:
     with pytest.raises(InputError, match="but adversarial is True; one made through the defence was expected"):
         own.fit(*few, **BRIEFLY | {"inputs": ["clean", pgd(EPS, 2)]}, adversarial=True)
@@ -655,18 +645,6 @@ def test_art_s_gradients_are_those_of_autograd_to_the_last_bit(
             assert np.abs(one - other).max() > 0.01 * np.abs(one).max()
 
 
-def test_the_modes_differ_backwards_alone(trained: TrainedRestorer, x: FloatArray) -> None:
-    with torch.no_grad():
-        expected = trained(torch.from_numpy(x))[0]
-    assert bool((expected != torch.from_numpy(x)).any())
-    for mode in trained.gradient_modes:
-        with gradient_mode(trained, mode):
-            assert torch.equal(trained(torch.from_numpy(x).requires_grad_())[0].detach(), expected)
-            np.testing.assert_array_equal(trained(x)[0], expected)
-            with torch.inference_mode():
-                assert torch.equal(trained(torch.from_numpy(x))[0], expected)
-
-
 def test_the_size_of_the_batches_does_not_matter(
     own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
 ) -> None:
@@ -679,17 +657,6 @@ def test_the_size_of_the_batches_does_not_matter(
     for result in found[1:]:
         for one, expected in zip(result, found[0], strict=True):
             np.testing.assert_allclose(one, expected, atol=1e-4 * np.abs(expected).max())
-
-
-@one_kind
-@pytest.mark.parametrize("labels", ["indices", "none"])
-def test_it_works_alone_on_arrays(trained: TrainedRestorer, x: FloatArray, y: FloatArray, labels: str) -> None:
-    given = {"indices": y.argmax(axis=1), "none": None}[labels]
-    restored, returned = trained(x, given)
-    assert isinstance(restored, np.ndarray)
-    assert (restored.shape, restored.dtype) == (x.shape, np.float32)
-    assert returned is None if given is None else np.array_equal(returned, given)
-    np.testing.assert_array_equal(trained(x.astype(np.float64))[0], restored)
 
 
 def test_a_float64_classifier_is_defended_and_trained_before(

@@ -267,18 +267,6 @@ def test_smooth_has_the_map_of_a_softplus_network(
         torch.testing.assert_close(gradient_in("smooth", defence, x, weights), by_image + through_map)
 
 
-def test_a_smooth_map_of_no_width_is_the_exact_one(relu_network: nn.Module, x: Tensor, weights: Tensor) -> None:
-    """A kink meets it nowhere then; in between, a unit close to its kink may count for the more."""
-    defence = with_weights(relu_network)
-    exact = gradient_in("exact", defence, x, weights)
-    distances = []
-    for width in (1.0, 1e-9):
-        with surrogate_width(defence, width):
-            distances.append((gradient_in("smooth", defence, x, weights) - exact).norm().item())
-    assert distances[0] > 0.01 * exact.norm()
-    assert distances[1] < 1e-6 * exact.norm()
-
-
 def test_the_smooth_map_leaves_the_restorer_s_own_relus_alone(
     smooth_network: nn.Module, x: Tensor, weights: Tensor
 ) -> None:
@@ -309,30 +297,7 @@ def test_the_modes_differ_backwards_alone(
                 assert torch.equal(defence(x.clone().requires_grad_())[0].detach(), expected)
 
 
-@pytest.mark.parametrize("map", MAPS)
-@pytest.mark.parametrize("mode", MODES)
-def test_functional_transforms_never_give_another_gradient(
-    relu_network: nn.Module, x: Tensor, weights: Tensor, mode: str, map: str
-) -> None:
-    """Some cannot look into a gradient that is taken inside, but none says nothing and leaves it out."""
-    defence = with_weights(relu_network, map=map)
-    expected = gradient_in(mode, defence, x, weights)
-    with gradient_mode(defence, mode):
-        try:
-            found = torch.func.grad(lambda x: (weights * defence(x)[0]).sum())(x).tolist()
-        except RuntimeError:
-            return
-    torch.testing.assert_close(torch.tensor(found, dtype=x.dtype), expected)
-
-
 # The network
-
-
-def test_training_starts_from_images_as_they_are(relu_network: nn.Module, x: Tensor) -> None:
-    defence = TwoStreamRestoration(relu_network, channels=2, nb_classes=6, **OPTIONS)
-    assert torch.equal(defence.restore(x), x)
-    with pytest.raises(InputError, match=r"^TwoStreamRestoration is not trained yet; fit\(\) or load\(\) first was"):
-        defence(x)
 
 
 @pytest.mark.parametrize(("size", "stem"), [((8, 8), 1), ((9, 11), 2), ((3, 3), 4), ((50, 3), 2)])

@@ -247,14 +247,6 @@ def test_an_attack_leaves_images_and_networks_as_they_were(attack: Callable[[flo
     assert all(parameter.grad is None for parameter in network.parameters())
 
 
-def test_an_image_is_attacked_as_if_it_were_alone() -> None:
-    network, (x, y) = smooth(), drawn()
-    for attack in (fgsm(EPS), bim(EPS), mim(EPS)):
-        together = attack(x, y, around(network), noise())
-        alone = torch.cat([attack(x[i : i + 1], y[i : i + 1], around(network), noise()) for i in range(len(x))])
-        torch.testing.assert_close(together, alone, rtol=0, atol=1e-15)
-
-
 def test_the_named_kinds_are_what_their_papers_say() -> None:
     assert fgsm(0.2) == SignedGradient(0.2, 0.2)
     assert ffgsm(0.2) == SignedGradient(0.2, 0.25, random_start=True)

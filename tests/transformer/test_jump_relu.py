@@ -15,19 +15,18 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from art.defences.transformer.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from art_defenses_ext import JumpReLU, as_module, defend
+from art_defenses_ext import JumpReLU, as_module
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild, undefended
 from art_defenses_ext.gradients.activation import ReplaceReLU, count_relus
-from art_defenses_ext.gradients.modes import find_defences, gradient_mode, gradient_modes, surrogate_width
+from art_defenses_ext.gradients.modes import gradient_mode, surrogate_width
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork, jump_relu
 
 MODES = ("exact", "relu", "smooth")
@@ -257,19 +256,6 @@ def test_float64_images_are_cast_and_a_float64_network_stays_so(x: Any) -> None:
     assert network.double()(images).dtype == torch.float64
 
 
-@pytest.mark.parametrize("width", [0.02, 2.0])
-def test_the_width_of_the_smooth_rule_can_be_annealed(width: float, x: Any) -> None:
-    fixed = JumpReLUNetwork(Functional(), 0.2, 2, width=width).eval()
-    annealed = JumpReLUNetwork(Functional(), 0.2, 2).eval()
-    images = torch.from_numpy(x)
-    for network in (fixed, annealed):
-        network.gradient_mode = "smooth"
-    default = gradient_of(annealed, images)
-    annealed.width = width
-    assert torch.equal(gradient_of(annealed, images), gradient_of(fixed, images))
-    assert not torch.allclose(gradient_of(fixed, images), default)
-
-
 @pytest.mark.parametrize(("width", "factor"), [(None, 0.1), (None, 3.0), (0.4, 0.5)])
 def test_an_attacker_who_anneals_makes_the_smooth_rule_wider_or_narrower_and_no_other(
     width: float | None, factor: float, x: Any
@@ -338,31 +324,7 @@ def test_a_state_that_does_not_fit_is_refused_by_torch() -> None:
             network.load_state_dict(state | {f"{next(iter(state))}.more": torch.zeros(1)})
 
 
-def test_a_network_with_a_child_called_network_is_loaded_too() -> None:
-    class Outer(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = nn.Linear(4, 4)
-            self.network = nn.ModuleDict({"one": nn.Linear(4, 4)})
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.one(F.relu(self.network["one"](x)))  # type: ignore[no-any-return]
-
-    source, target = (nn.Sequential(JumpReLUNetwork(Outer(), 0.2, 1)) for _ in range(2))
-    target.load_state_dict(source.state_dict())
-    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
-
-
 # The transformer
-
-
-def test_it_is_an_art_transformer_with_a_default_jump_of_one() -> None:
-    classifier = wrap(Functional())
-    transformer = JumpReLU(classifier)
-    assert isinstance(transformer, Transformer)
-    assert transformer.get_classifier() is classifier
-    assert not transformer.is_fitted
-    assert transformer().model.jumps == (1.0, 1.0)
 
 
 def full_classifier(model: nn.Module) -> PyTorchClassifier:
@@ -448,18 +410,6 @@ def test_a_full_copy_is_trained_and_the_original_stays(kind: str, x: Any) -> Non
     np.testing.assert_array_equal(undefended(transformed).predict(x), predicted)
 
 
-def test_the_original_keeps_its_mode_its_gradients_and_its_predictions(x: Any) -> None:
-    classifier = wrap(nn.Sequential(Functional(), nn.Dropout(0.5)))
-    before = classifier.predict(x)
-    classifier.model.train()
-    transformed = JumpReLU(classifier, 0.5)()
-    transformed.predict(x)
-    as_module(transformed)(torch.from_numpy(x))
-    assert all(module.training for module in classifier.model.modules())
-    assert all(parameter.grad is None for parameter in classifier.model.parameters())
-    np.testing.assert_array_equal(classifier.predict(x), before)
-
-
 def test_another_classifier_may_be_transformed(x: Any) -> None:
     first, second = wrap(Functional()), wrap(nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(12, 4)))
     transformer = JumpReLU(first, 0.3)
@@ -472,21 +422,6 @@ def test_another_classifier_may_be_transformed(x: Any) -> None:
         transformer(transformed_classifier=nn.Linear(12, 4))
     with pytest.raises(InputError, match="jump has 2 values"):
         JumpReLU(first, (0.3, 0.1))(transformed_classifier=second)
-
-
-def test_a_defended_classifier_keeps_its_defences(x: Any) -> None:
-    earlier = StandardisationMeanStdPyTorch(mean=0.1, std=3.0, device_type="cpu")
-    classifier = wrap(Functional())
-    transformed = JumpReLU(defend(classifier, earlier), 0.3)()
-    assert transformed.preprocessing_defences == [earlier]
-    assert undefended(transformed) is classifier
-    assert [defence.name for defence in find_defences(transformed)] == ["jump_relu"]
-
-
-def test_the_settings_can_be_described() -> None:
-    one, each = JumpReLU(wrap(Functional()), 0.3)(), JumpReLU(wrap(Functional()), (0.3, 0), width=0.1)()
-    assert one.model.describe() == {"jump": 0.3, "width": None, "relus": 2}
-    assert each.model.describe() == {"jump": [0.3, 0.0], "width": 0.1, "relus": 2}
 
 
 def deep_copied(classifier: PyTorchClassifier) -> PyTorchClassifier:
@@ -530,13 +465,6 @@ def test_training_a_copy_never_changes_its_undefended_classifier(
     np.testing.assert_array_equal(undefended(twin).predict(x), before)
 
 
-def test_the_transformer_itself_can_be_pickled(x: Any) -> None:
-    transformer = JumpReLU(wrap(Functional()), (0.2, 0.1), width=0.3)
-    again = pickle.loads(pickle.dumps(transformer))
-    assert (again.jump, again.width, again.copy) == ([0.2, 0.1], 0.3, False)
-    np.testing.assert_array_equal(again().predict(x), transformer().predict(x))
-
-
 # Gradients through ART
 
 
@@ -556,20 +484,6 @@ def test_art_s_gradients_are_autograd_s_in_every_mode(mode: str, preprocessing: 
         np.testing.assert_array_equal(transformed.class_gradient(x), torch.stack(per_class, dim=1).numpy())
         np.testing.assert_array_equal(transformed.predict(x), predicted)
         np.testing.assert_array_equal(logits.detach().numpy(), predicted)
-
-
-def test_the_modes_are_three_different_backward_passes(x: Any) -> None:
-    transformed = JumpReLU(wrap(Functional()), 0.2)()
-    assert gradient_modes(transformed) == MODES
-    y = np.eye(4, dtype=np.float32)[np.arange(9) % 4]
-    seen = []
-    for mode in MODES:
-        with gradient_mode(transformed, mode):
-            seen.append(transformed.loss_gradient(x, y))
-    assert not np.allclose(seen[0], seen[1])
-    assert not np.allclose(seen[0], seen[2])
-    assert not np.allclose(seen[1], seen[2])
-    np.testing.assert_array_equal(transformed.loss_gradient(x, y), seen[0])
 
 
 class Recurrent(nn.Module):

@@ -133,17 +133,6 @@ def test_logits_are_those_of_the_network_on_normalised_images(
     assert np.allclose(classifier.predict(x), expected.numpy(), atol=1e-5)
 
 
-def test_the_wrapper_is_complete(weights: Path, unread_digits: Dataset) -> None:
-    classifier = load_classifier(unread_digits, weights=weights)
-    assert isinstance(classifier, PyTorchClassifier)
-    assert (classifier.input_shape, classifier.nb_classes) == ((1, 8, 8), 10)
-    assert np.array_equal(classifier.clip_values, (0, 1))
-    assert classifier.device.type == "cpu"
-    assert isinstance(classifier.loss, nn.CrossEntropyLoss)
-    (group,) = classifier.optimizer.param_groups
-    assert [id(one) for one in group["params"]] == [id(one) for one in classifier.model.parameters()]
-
-
 @pytest.mark.gpu
 def test_on_cuda_it_is_the_same_network(cuda: torch.device, weights: Path, digits: Dataset) -> None:
     logits = [
