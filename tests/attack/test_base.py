@@ -112,16 +112,6 @@ def test_examples_are_allowed(name: str, defended: PyTorchClassifier, x: Any, y:
     assert not np.array_equal(x_adv, x)
 
 
-@pytest.mark.parametrize("name", NOT_RANDOM)
-def test_without_randomness_the_size_of_the_batch_changes_no_verdict(
-    name: str, defended: PyTorchClassifier, x: Any, y: Any
-) -> None:
-    verdicts = [
-        defended.predict(attack(name, defended, batch_size=size).generate(x, y)).argmax(axis=1) == y for size in (3, 64)
-    ]
-    np.testing.assert_array_equal(*verdicts)
-
-
 @every_attack
 def test_labels_may_be_indices_one_hot_or_left_out(name: str, defended: PyTorchClassifier, x: Any) -> None:
     predicted = defended.predict(x).argmax(axis=1)
@@ -429,16 +419,6 @@ def test_without_a_class_to_reach_a_targeted_attack_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="y is None; with targeted"):
         kind(digits_classifier, targeted=True).generate(x)
-
-
-def test_own_labels_are_found_in_batches_of_the_size_asked_for(digits_classifier: PyTorchClassifier, x: Any) -> None:
-    sizes = []
-    handle = digits_classifier.model.register_forward_pre_hook(lambda module, images: sizes.append(len(images[0])))
-    try:
-        AutoPGD(digits_classifier, eps=0.01, max_iter=1, batch_size=2).generate(x)
-    finally:
-        handle.remove()
-    assert max(sizes) == 2
 
 
 def test_rejected_is_no_label(guarded: PyTorchClassifier) -> None:

@@ -13,7 +13,6 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.zoo.datasets import Dataset
 
-SHAPES = [(8,), (4, 6), (3, 8, 8)]
 NORMS = (2, np.inf)
 Build = Callable[..., PyTorchClassifier]
 
@@ -98,12 +97,3 @@ def test_l2_examples_are_as_small_as_those_of_art(digits_classifier: PyTorchClas
     for x_adv in (ours, theirs):
         assert (digits_classifier.predict(x_adv).argmax(axis=1) != predicted).all()
     assert np.median(sizes(ours - x, 2)) == pytest.approx(np.median(sizes(theirs - x, 2)), rel=0.1)
-
-
-def test_the_example_of_each_norm_is_the_smaller_in_that_norm(
-    digits_classifier: PyTorchClassifier, digits: Dataset
-) -> None:
-    x = digits.test.x[:24]
-    l2, linf = (DeepFoolLp(digits_classifier, norm, max_iter=50).generate(x) for norm in NORMS)
-    assert np.median(sizes(l2 - x, 2)) < np.median(sizes(linf - x, 2))
-    assert np.median(sizes(linf - x, np.inf)) < np.median(sizes(l2 - x, np.inf))

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from scipy.optimize import linprog
@@ -158,41 +157,6 @@ def test_a_class_to_reach_is_reached_nearly_wherever_it_can_be(linear_classifier
     assert not reached[radius > eps].any()
     assert 0.3 < (radius <= 0.95 * eps).mean() < 0.9
     assert reached[radius <= 0.95 * eps].mean() >= 0.95
-
-
-@pytest.fixture(scope="module")
-def guarded_digits(digits: Dataset, digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """The digits classifier beside ART's detector, trained on images and their FGSM examples."""
-    x = digits.train.x[:800]
-    attacked = FastGradientMethod(digits_classifier, eps=0.3, batch_size=256).generate(x, digits.train.y[:800])
-    labels = np.eye(2, dtype=np.float32)[np.repeat([0, 1], 800)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)  # of the weights and of the order that ART trains in
-        model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
-        classifier = PyTorchClassifier(
-            model,
-            nn.CrossEntropyLoss(),
-            (1, 8, 8),
-            2,
-            optimizer=torch.optim.Adam(model.parameters(), lr=1e-2),
-            clip_values=(0.0, 1.0),
-            device_type="cpu",
-        )
-        detector = BinaryInputDetector(classifier)
-        detector.fit(np.concatenate([x, attacked]), labels, batch_size=128, nb_epochs=15)
-    model.eval()
-    return rejecting(digits_classifier, detector)
-
-
-def test_art_s_detector_of_fgsm_falls(guarded_digits: PyTorchClassifier, digits: Dataset) -> None:
-    """It is a good detector of what it was trained on: that is what makes its fall worth a test."""
-    x, y = digits.test.x[:100], digits.test.y[:100]
-    fast = FastGradientMethod(guarded_digits.undefended, eps=0.3).generate(x, y)
-    assert (guarded_digits.predict(x).argmax(axis=1) == 10).mean() <= 0.05
-    assert (guarded_digits.predict(fast).argmax(axis=1) == 10).mean() >= 0.95
-    for kind, share in ((SelectivePGD, 0.95), (OrthogonalPGD, 0.9), (LagrangianPGD, 0.95)):
-        predicted = guarded_digits.predict(kind(guarded_digits, eps=0.3).generate(x, y)).argmax(axis=1)
-        assert ((predicted != y) & (predicted != 10)).mean() >= share
 
 
 # What is kept

@@ -84,13 +84,6 @@ def test_what_rounding_left_outside_is_moved_in_by_its_last_place(
     assert (np.abs(after - before) <= 2 * np.spacing(np.float32(max(abs(low), abs(high))))).all()
 
 
-def test_what_is_further_outside_or_inside_stays_as_it_is() -> None:
-    x = images(0, 1, "drawn")
-    for eps in (0.1, 0.3):
-        adversarial = added(x, 0.2, Linf)
-        np.testing.assert_array_equal(Linf(eps).moved_inside(x, adversarial, (0.0, 1.0)), adversarial)
-
-
 ATTACKS: list[tuple[type[TensorAttack], dict[str, Any]]] = [
     (AutoPGD, {"max_iter": 10}),
     (AnnealedPGD, {"max_iter": 5}),

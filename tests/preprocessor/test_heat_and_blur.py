@@ -20,8 +20,6 @@ from art.attacks.evasion import (
     SquareAttack,
 )
 from art.estimators.classification import PyTorchClassifier
-from art.evaluations.security_curve import SecurityCurve
-from art.metrics.gradient_check import loss_gradient_check
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -316,24 +314,6 @@ def test_what_is_restored_lies_in_the_clip_range(
     assert restored.max() <= 1 + 1e-6
 
 
-@pytest.mark.parametrize("mix", MIXES)
-def test_the_unit_of_the_pixels_does_not_matter(mix: str) -> None:
-    low, high = -1.0, 255.0
-    model, x = relu_network(), images(3, 1, 8, 8, dtype=torch.float64)
-    options = OPTIONS | {"mix": mix, "gain": 3.0}
-    for rules in ("epsilon_plus_box", "epsilon_gamma_box"):
-        unit = HeatAndBlur(model, mean=MEAN, std=STD, **(options | {"rules": rules}))
-        scaled = HeatAndBlur(
-            model,
-            mean=low + (high - low) * MEAN,
-            std=(high - low) * STD,
-            clip_values=(low, high),
-            **(options | {"rules": rules}),
-        )
-        restored = (scaled(low + (high - low) * x)[0] - low) / (high - low)
-        torch.testing.assert_close(restored, unit(x)[0], atol=1e-6, rtol=0)
-
-
 # Networks
 
 
@@ -459,12 +439,6 @@ def test_the_smooth_gradient_tends_to_the_exact_one(start: str) -> None:
 # What cannot be used
 
 
-def test_more_logits_than_there_are_classes_are_refused(digits_classifier: PyTorchClassifier, x: FloatArray) -> None:
-    defence = HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | {"start": "top_k", "top_k": 11}))
-    with pytest.raises(InputError, match="k is 11; at most the model's 10 classes were expected"):
-        defence(x)
-
-
 @pytest.mark.parametrize(
     ("options", "kernel"),
     [
@@ -500,21 +474,6 @@ def test_a_layer_that_relevance_cannot_pass_is_named() -> None:
             pytest.raises(InputError, match=r"layer '3' \(GELU\) calls gelu, which relevance cannot be sent"),
         ):
             defence(images(2, 1, 8, 8))
-
-
-@pytest.mark.parametrize(
-    ("x", "said"),
-    [
-        (np.zeros((1, 1, 8, 8), dtype=np.float32), "x is a ndarray; images"),
-        (torch.zeros(1, 8, 8), r"x is \(1, 8, 8\)"),
-        (torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "torch.uint8"),
-        (torch.zeros(1, 1, 8, 8, device="meta"), "x is on meta"),
-        (torch.zeros(1, 1, 4, 8), "4 x 8 pixels"),
-    ],
-)
-def test_a_heatmap_is_made_of_images_alone(digits_classifier: PyTorchClassifier, x: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
-        HeatAndBlur.for_classifier(digits_classifier, **OPTIONS).heatmap(x)
 
 
 # Reports and files
@@ -579,15 +538,6 @@ def test_art_s_attacks_run(
     if name in ("PGD", "Auto-PGD"):
         clean, attacked = (defended.predict(one).argmax(axis=1) == one_hot.argmax(axis=1) for one in (x, found))
         assert attacked.sum() <= clean.sum() - 3
-
-
-def test_art_s_tools_run(digits_classifier: PyTorchClassifier, x: FloatArray, one_hot: FloatArray) -> None:
-    defended = with_options(digits_classifier)
-    assert not loss_gradient_check(defended, x, one_hot, verbose=False).any()
-    curve = SecurityCurve(eps=[0.05, 0.3])
-    _, accuracies, clean = curve.evaluate(defended, x[:6], one_hot[:6], max_iter=5, eps_step=0.05, verbose=False)
-    assert accuracies[1] < clean
-    assert curve.detected_obfuscating_gradients is False
 
 
 # Devices

@@ -539,11 +539,6 @@ def test_files_that_hold_something_else_are_refused(
     for another in {FeatureAutoencoder, TwoStreamRestoration, HeatAndBlur} - {cls}:
         with pytest.raises(InputError, match=f"which holds a {cls.name}; a {another.name} was exp"):
             another.load(path, classifier=digits_classifier)
-    written = path.read_bytes()
-    for content in (written[: len(written) // 2], written[:5], b"", pickle.dumps(weights(trained)), b"\x00" * 500):
-        path.write_bytes(content)
-        with pytest.raises(InputError, match="which is no safetensors file"):
-            cls.load(path, classifier=digits_classifier)
     with pytest.raises(InputError, match="an existing file was expected"):
         cls.load(tmp_path / "nothing", classifier=digits_classifier)
 

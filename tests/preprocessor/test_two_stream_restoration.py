@@ -337,12 +337,6 @@ def test_another_number_of_logits_is_refused(relu_network: nn.Module, x: Tensor,
         defence(x)
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 7, 9), torch.zeros(0, 2, 7, 9), torch.zeros(1, 3, 7, 9), [[0.0]]])
-def test_a_map_is_made_of_images_alone(relu_network: nn.Module, x: Any) -> None:
-    with pytest.raises(InputError, match=r"^x "):
-        with_weights(relu_network).gradient_map(x)
-
-
 # Reports
 
 

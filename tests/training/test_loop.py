@@ -116,17 +116,6 @@ def test_training_ends_in_evaluation_mode_without_gradients_and_spares_frozen_pa
     assert torch.equal(model.layers[1].bias, bias)
 
 
-def test_a_bar_shows_the_loss_on_a_terminal(
-    few: tuple[FloatArray, IntArray], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")
-    losses = train_classifier(Dropped(), *few, nb_epochs=2, progress=True, **NORMALISATION)
-    shown = capsys.readouterr()
-    assert shown.out == ""
-    assert f"loss {losses[-1]:.4f}" in shown.err
-
-
 def test_accuracy_leaves_the_modes_of_the_modules_alone(few: tuple[FloatArray, IntArray]) -> None:
     model = Dropped().train()
     model.layers[1].eval()
@@ -337,12 +326,6 @@ def test_the_weights_of_the_epoch_with_the_least_validation_loss_are_kept(losses
     assert [validation["loss"] for _, validation in found] == losses
     assert sorted(set(then)) == then  # each epoch has another weight
     assert network.weight.item() == then[best]
-
-
-def test_without_validation_the_last_weights_are_kept() -> None:
-    network = Scalar()
-    assert [validation for _, validation in run(network, lambda *_: {"loss": -network.weight})] == [{}, {}]
-    assert network.weight.item() == pytest.approx(sum(1e-3 * (1 + math.cos(math.pi * t / 6)) / 2 for t in range(6)))
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(2, 4), (3, 7), (None, 7)])
