@@ -301,16 +301,6 @@ def test_it_works_where_autograd_is_off(explain: Explain, context: Any) -> None:
             torch.testing.assert_close(one, expected)
 
 
-@explanations
-def test_x_of_another_precision_gets_an_explanation_of_its_own(explain: Explain) -> None:
-    """ART's attacks send float64 to float32 models."""
-    model, x = smooth_net((8,), torch.float32), torch.randn(3, 8)
-    actual = explain(model, x.double(), "all")
-    assert actual.dtype == torch.float64
-    if explain is not EXPLANATIONS["SmoothGrad"]:  # other noise in another precision
-        torch.testing.assert_close(actual, explain(model, x, "all").double(), rtol=1e-4, atol=1e-6)
-
-
 # Weighted sums of cross-entropies.
 
 
@@ -484,23 +474,16 @@ GIVEN = ("model", "x", "classes")
         ({"model": nn.Flatten(0)}, r"model gives shape \(24,\)"),
         ({"model": Applied(lambda x: (x, x))}, "model gives a tuple"),
         ({"model": Applied(lambda x: x.detach())}, "model passes no gradient to x"),
-        ({"model": nn.Sequential(Applied(lambda x: x.detach()), nn.Linear(8, 5))}, "model passes no gradient to x"),
         ({"x": np.zeros((3, 8), np.float32)}, "x is a ndarray; a tensor"),
         ({"x": X.long()}, "x is torch.int64; a floating-point tensor"),
-        ({"x": X[:0]}, r"x has shape \(0, 8\)"),
         ({"x": X[0]}, r"x has shape \(8,\)"),
         ({"classes": 5}, "(classes|y) is 5; class indices from 0 to 4"),
         ({"classes": True}, "(classes|y) is True"),
         ({"classes": 1.0}, r"(classes|y) is 1.0; a class index, indices \(3,\) or \(3, M\), 'all' or None"),
-        ({"classes": "every"}, "(classes|y) is 'every'"),
-        ({"classes": np.zeros(3, np.int64)}, "(classes|y) is array"),
         ({"classes": torch.tensor([0, 5, 2])}, "(classes|y) holds indices from 0 to 5; class indices from 0 to 4"),
         ({"classes": torch.zeros(3)}, "(classes|y) is torch.float32; an integer dtype"),
-        ({"classes": torch.zeros(3, dtype=torch.bool)}, "(classes|y) is torch.bool; an integer dtype"),
-        ({"classes": torch.tensor(1)}, r"(classes|y) has shape \(\)"),
         ({"classes": torch.tensor([0, 1])}, r"(classes|y) has shape \(2,\); a class index, indices \(3,\)"),
         ({"classes": torch.zeros(3, 0, dtype=torch.long)}, r"(classes|y) has shape \(3, 0\)"),
-        ({"classes": torch.zeros(3, 1, 1, dtype=torch.long)}, r"(classes|y) has shape \(3, 1, 1\)"),
         ({"classes": torch.zeros(3, dtype=torch.long, device="meta")}, "(classes|y) is on meta; the device of x, cpu"),
         ({"classes_at_once": 0}, "classes_at_once is 0"),
     ],

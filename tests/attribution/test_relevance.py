@@ -228,18 +228,6 @@ def test_a_shift_takes_no_relevance_and_a_bias_its_share() -> None:
 # Averages and sums are layers with fixed weights.
 
 
-@pytest.mark.parametrize("eps", [0.2])
-def test_an_average_is_a_depthwise_convolution(eps: float) -> None:
-    x = images(size=6)
-    pooled = Written(lambda x: F.avg_pool2d(x, 2, padding=1), x)
-    convolution = nn.Conv2d(3, 3, 2, 2, 1, groups=3, bias=False).double()
-    nn.init.constant_(convolution.weight, 1 / 4)
-    convolved = nn.Sequential(convolution, nn.Flatten(), pooled.head)
-    expected = relevance(convolved, x, 1, uniform(Epsilon(eps)))
-    actual = relevance(pooled, x, 1, Composite(Z_PLUS, Epsilon(eps), stabilizer=eps))
-    torch.testing.assert_close(actual, expected)
-
-
 @pytest.mark.parametrize(("eps", "factor"), [(1e-6, 1.0), (0.2, -1.0), (0.2, 0.5)])
 def test_a_sum_is_a_convolution_of_what_is_summed(eps: float, factor: float) -> None:
     x = images(size=6)

@@ -133,24 +133,6 @@ def test_no_hook_stays_also_where_the_model_fails(fails: bool) -> None:
     assert all(module.training for module in model.modules())
 
 
-def test_parameters_outside_of_layers_are_constants_too() -> None:
-    class Scaled(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.scale, self.shift = nn.Parameter(torch.rand(1, 3, 1, 1)), nn.Parameter(torch.rand(1, 3, 1, 1))
-            self.head = nn.Linear(3 * 8 * 8, NB_CLASSES)
-
-        def forward(self, x: Tensor) -> Tensor:
-            x = (self.scale.exp() * x + self.shift - self.shift / 2) / self.scale
-            return self.head(x.flatten(1))  # type: ignore[no-any-return]
-
-    model, x = Scaled().double(), images()
-    assert not relevance(model, x).requires_grad
-    relevance(model, x.requires_grad_(), 1).square().sum().backward()
-    assert x.grad is not None
-    assert all(parameter.grad is None for parameter in model.parameters())
-
-
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_it_works_where_autograd_is_off_and_afterwards(context: Any) -> None:
     model, x = net(), images()
@@ -164,14 +146,6 @@ def test_it_works_where_autograd_is_off_and_afterwards(context: Any) -> None:
     found = relevance(model, live)
     assert torch.equal(found.detach(), expected)
     assert torch.autograd.grad(found.sum(), live)[0].abs().max() > 0
-
-
-def test_the_result_has_the_dtype_of_x() -> None:
-    """ART's attacks send float64 to float32 models."""
-    model, x = net(torch.float32), images()
-    found = relevance(model, x, 1)
-    assert found.dtype == torch.float64
-    assert torch.equal(found, relevance(model, x.float(), 1).double())
 
 
 @composites
@@ -272,15 +246,6 @@ def test_in_place_is_as_out_of_place(written: Callable[[Written, Tensor], Tensor
             torch.testing.assert_close(relevance(other, x, start, rules, softplus=softplus), expected)
 
 
-def test_x_itself_is_not_overwritten() -> None:
-    model = nn.Sequential(nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(192, NB_CLASSES)).double()
-    x = images()
-    values = x.clone()
-    found = relevance(model, x, 1)
-    assert torch.equal(x, values)
-    torch.testing.assert_close(found, relevance(model[1:], x.clamp(min=0), 1))
-
-
 def view_then_base(net: Written, x: Tensor) -> Tensor:
     z = net.conv(x)
     z[:, :2].relu_()
@@ -294,13 +259,6 @@ def base_then_view(net: Written, x: Tensor) -> Tensor:
     return net.head(flat)  # type: ignore[no-any-return]
 
 
-def view_of_a_view_then_base(net: Written, x: Tensor) -> Tensor:
-    z = net.conv(x)
-    z.transpose(2, 3).reshape(len(z), -1).unsqueeze(0)
-    z.permute(0, 2, 3, 1).narrow(1, 0, 2).relu_()
-    return net.head(z.flatten(1))  # type: ignore[no-any-return]
-
-
 def view_of_what_was_overwritten(net: Written, x: Tensor) -> Tensor:
     z = net.conv(x)
     z.relu_()
@@ -308,20 +266,12 @@ def view_of_what_was_overwritten(net: Written, x: Tensor) -> Tensor:
     return net.head(z.flatten(1))  # type: ignore[no-any-return]
 
 
-def view_of_the_result(net: Written, x: Tensor) -> Tensor:
-    logits = net.head(net.conv(x).flatten(1))
-    logits.view(-1).relu_()
-    return logits  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize(
     "written",
     [
         view_then_base,
         base_then_view,
-        view_of_a_view_then_base,
         view_of_what_was_overwritten,
-        view_of_the_result,
     ],
 )
 def test_memory_that_was_overwritten_through_another_view_is_refused(
@@ -337,12 +287,6 @@ def item_is_set(net: Written, x: Tensor) -> Tensor:
     return net.head(z.flatten(1))  # type: ignore[no-any-return]
 
 
-def item_of_a_constant_is_set(net: Written, x: Tensor) -> Tensor:
-    y = torch.zeros(len(x), 4, 8, 8, dtype=x.dtype)
-    y[:, :2] = net.conv(x).relu()[:, :2]
-    return net.head(y.flatten(1))  # type: ignore[no-any-return]
-
-
 def item_of_x_is_set(net: Written, x: Tensor) -> Tensor:
     x[:, 0] = 0.0
     return net.head(net.conv(x).flatten(1))  # type: ignore[no-any-return]
@@ -352,7 +296,7 @@ def clamped_in_place(net: Written, x: Tensor) -> Tensor:
     return net.head(net.conv(x.clamp_(0, 1)).flatten(1))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("written", [item_is_set, item_of_a_constant_is_set, item_of_x_is_set, clamped_in_place])
+@pytest.mark.parametrize("written", [item_is_set, item_of_x_is_set, clamped_in_place])
 def test_other_writes_are_refused_before_they_happen(written: Callable[[Written, Tensor], Tensor]) -> None:
     x = images()
     values = x.clone()

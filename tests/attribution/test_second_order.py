@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torchvision.models import VisionTransformer
 
-from art_defenses_ext import ExplanationReconstructor, JumpReLU, TwoStreamRestoration, as_module, defend
+from art_defenses_ext import ExplanationReconstructor, TwoStreamRestoration, as_module, defend
 from art_defenses_ext.attribution.gradient import input_gradient
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import gradient_mode
@@ -139,25 +139,3 @@ def test_what_has_no_second_derivative_is_named_when_the_defence_is_built(model:
     ):
         with pytest.raises(InputError, match=f"model is a {model.__name__} with {operation}"):
             build()
-
-
-def test_a_relu_inside_a_transformer_jumps_where_nobody_differentiates_too() -> None:
-    """In evaluation mode torch would run a layer's fused kernel, in which no ReLU can be replaced."""
-
-    class Encoder(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-            self.last = nn.Linear(64, 5)
-
-        def forward(self, x: Tensor) -> Tensor:
-            logits: Tensor = self.last(self.layer(x[:, 0]).flatten(1))
-            return logits
-
-    module = as_module(JumpReLU(wrap(Encoder().eval(), (1, 8, 8)), 0.3)())
-    x = images(4, shape=(1, 8, 8))
-    with torch.no_grad():
-        without = module(x)
-    torch.testing.assert_close(module(x.clone().requires_grad_()).detach(), without)
-    with torch.no_grad():
-        assert not torch.allclose(without, as_module(wrap(module.model.network, (1, 8, 8)))(x), atol=1e-3)

@@ -212,18 +212,6 @@ def test_a_map_has_its_least_value_at_0_and_its_99th_percentile_at_1(detector: E
     assert float(gradient.abs().max()) < 1e3
 
 
-def test_the_benign_scaling_sends_the_outer_thousandths_of_the_logarithms_to_0_and_1() -> None:
-    detector = ExplanationReconstructor(small(), scaling="benign", explanation=["input_gradient", "loss_gradient"])
-    maps = torch.exp(torch.from_numpy(np.random.default_rng(0).normal([[-9], [4]], [[2], [1]], (9000, 2, 1)))).float()
-    detector.network.calibrate(maps[..., None])
-    scaled = detector.network.scaled(maps[..., None]).numpy()
-    for number in range(2):
-        np.testing.assert_allclose(np.quantile(scaled[:, number], [0.001, 0.999]), [0, 1], atol=1e-4)
-    twice = detector.network.scaled(2 * maps[..., None]).numpy()  # a step of the same size, however large a value is
-    steps = (twice - scaled).reshape(-1, 2)
-    np.testing.assert_allclose(steps, np.broadcast_to(steps[0], steps.shape), atol=1e-4)
-
-
 def test_the_class_is_the_one_predicted_and_training_mode_changes_nothing() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 3))
     classifier = wrap(model, (1, 4, 4))
@@ -396,16 +384,6 @@ def test_too_few_images_for_a_quantile_are_refused_with_the_numbers() -> None:
         detector.fit(x, **BRIEFLY, validation_split=1 - 1e-12)
 
 
-@pytest.mark.parametrize("rate", [0.05, 1 / 3, 0.07, 0.9])
-def test_so_many_images_suffice_and_one_fewer_does_not(rate: float) -> None:
-    """What is ``needed`` is the least number for which a conformal quantile exists."""
-    network = DetectorNetwork(as_pipeline(small()), 1, (1, 4, 4), ["input_gradient"], "image", "l1", 3)
-    network.keep(torch.rand(needed(rate) + (rate > 0.5)), torch.zeros(needed(rate) + (rate > 0.5)).long(), rate)
-    if needed(rate) > 1:
-        with pytest.raises(InputError, match=rf"class 0 has too few images held out \({needed(rate) - 1}\)"):
-            network.keep(torch.rand(needed(rate) - 1), torch.zeros(needed(rate) - 1).long(), rate)
-
-
 def as_pipeline(classifier: PyTorchClassifier) -> Any:
     return as_module(classifier)
 
@@ -435,30 +413,6 @@ def test_explanations_of_a_single_value_each_are_refused(scaling: str) -> None:
         ):
             detector.fit(x, **BRIEFLY)
         assert not detector.network.is_fitted
-
-
-class Root(nn.Module):
-    """The root of each pixel, whose derivative at a black one is infinite, before a network."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.model(x.sqrt())
-        return logits
-
-
-@pytest.mark.usefixtures("no_training")
-def test_explanations_that_are_not_finite_are_refused() -> None:
-    classifier = wrap(Root(Small((1, 4, 4), nn.ReLU())), (1, 4, 4))
-    x = images((1, 4, 4), 300)
-    with torch.no_grad():
-        classifier.model.model.out.bias.sub_(torch.from_numpy(np.median(classifier.predict(x), axis=0)))
-    x[0, 0, 0, 0] = 0
-    detector = ExplanationReconstructor(classifier, false_positive_rate=0.5)
-    with pytest.raises(InputError, match=r"^x has input_gradient explanations that hold NaN or infinite values"):
-        detector.fit(x, **BRIEFLY)
 
 
 def test_the_same_seed_gives_the_same_detector_and_another_gives_another() -> None:
@@ -523,25 +477,6 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
         detector.fit(x, **how, checkpoint=str(path))
         assert_same(state(detector), state(whole))
         assert detector.training == whole.training
-
-
-@pytest.mark.parametrize("place", ["calibrate", "keep"])
-def test_whatever_comes_in_between_an_earlier_fit_stays_whole(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    detector = fitted(small(), scaling="benign")
-    x = images((1, 4, 4))
-    before, scores = state(detector), detector.scores(x)
-    inside = getattr(DetectorNetwork, place)
-
-    def stopped(*arguments: Any) -> None:
-        inside(*arguments)
-        raise Stopped
-
-    monkeypatch.setattr(DetectorNetwork, place, stopped)
-    with pytest.raises(Stopped):
-        detector.fit(images((1, 4, 4), seed=7), **BRIEFLY)
-    monkeypatch.undo()
-    assert_same(state(detector), before)
-    np.testing.assert_array_equal(detector.scores(x), scores)
 
 
 def test_a_fit_only_reads_the_classifier() -> None:

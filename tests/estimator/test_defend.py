@@ -233,17 +233,6 @@ def test_defences_in_front_of_the_network_come_before_those_inside_it_for_the_mo
     assert find_defences(as_module(nested)) == find_defences(nested) == expected
 
 
-def test_the_module_is_for_evaluation_and_shares_the_model(x: Any) -> None:
-    classifier = wrap()
-    classifier.model.train()
-    module = as_module(classifier)
-    assert not any(one.training for one in module.modules())
-    shared = {id(parameter) for parameter in module.parameters()}
-    assert {id(parameter) for parameter in classifier.model.parameters()} <= shared
-    images = torch.from_numpy(x)
-    assert torch.equal(module(images), module(images))  # dropout is off
-
-
 def test_a_preprocessor_for_training_alone_is_left_out(x: Any, y: Any) -> None:
     classifier = defend(wrap(), Affine(0, 0, apply_predict=False), Affine(2, 1))
     assert_art_and_autograd_agree(classifier, x, y)

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from art_defenses_ext import JumpReLU, as_module
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.estimator.rebuild import undefended
 from art_defenses_ext.gradients.activation import ReplaceReLU, count_relus
 from art_defenses_ext.gradients.modes import gradient_mode, surrogate_width
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork, jump_relu
@@ -283,14 +283,6 @@ def test_an_attacker_who_anneals_makes_the_smooth_rule_wider_or_narrower_and_no_
 # State
 
 
-def test_state_dict_has_the_keys_of_the_network_alone_and_nested(x: Any) -> None:
-    model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
-    network = JumpReLUNetwork(model, 0.2, 2)
-    assert list(network.state_dict()) == list(model.state_dict())
-    plain, nested = nn.ModuleDict({"body": model}), nn.ModuleDict({"body": network})
-    assert list(nested.state_dict()) == list(plain.state_dict())
-
-
 @pytest.mark.parametrize(
     "outer", [lambda net: net, lambda net: nn.ModuleDict({"a": nn.Sequential(net), "b": Functional()})]
 )
@@ -486,21 +478,6 @@ def test_art_s_gradients_are_autograd_s_in_every_mode(mode: str, preprocessing: 
         np.testing.assert_array_equal(logits.detach().numpy(), predicted)
 
 
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.out = nn.LSTM(4, 8, batch_first=True), nn.Linear(8, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(F.relu(self.lstm(x.flatten(2))[0][:, -1]))  # type: ignore[no-any-return]
-
-
-def test_a_recurrent_network_is_refused() -> None:
-    """ART differentiates any network with a recurrent layer in training mode, where there is no jump."""
-    with pytest.raises(InputError, match="recurrent"):
-        JumpReLU(wrap(Recurrent()), 0.1, copy=True)
-
-
 # Compilation
 
 
@@ -607,11 +584,6 @@ def test_what_is_no_classifier_is_refused() -> None:
         JumpReLU(Functional())
     with pytest.raises(InputError, match="copy is 1; True or False was expected"):
         JumpReLU(wrap(Functional()), copy=1)  # type: ignore[arg-type]
-
-
-def test_rebuilding_a_transformed_classifier_keeps_the_jump(x: Any) -> None:
-    transformed = JumpReLU(wrap(Functional()), 0.2)()
-    np.testing.assert_array_equal(rebuild(transformed).predict(x), transformed.predict(x))
 
 
 def test_a_network_that_cannot_be_copied_is_refused(x: Any) -> None:
