@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,7 @@ from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.declared import Kind
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.training import loop as training
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
@@ -191,6 +193,54 @@ def wrong_values() -> Callable[[Kind], list[Any]]:
         return found
 
     return wrong
+
+
+@pytest.fixture(scope="session")
+def only_read() -> Callable[[nn.Module], AbstractContextManager[None]]:
+    """Asserts that a block leaves a network as it was: modes, frozen parameters, gradients, hooks and state."""
+
+    def everything(model: nn.Module) -> list[Any]:
+        parameters, state = list(model.parameters()), model.state_dict().values()
+        return [
+            [module.training for module in model.modules()],
+            [parameter.requires_grad for parameter in parameters],
+            [None if parameter.grad is None else parameter.grad.tolist() for parameter in parameters],
+            [len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()],
+            [(value._version, value.tolist()) for value in state],
+        ]
+
+    @contextmanager
+    def watched(model: nn.Module) -> Iterator[None]:
+        before = everything(model)
+        yield
+        assert everything(model) == before
+
+    return watched
+
+
+@pytest.fixture
+def stopped_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Within it, training is killed right after it has written its file for the given time."""
+
+    class Stopped(Exception):
+        pass
+
+    @contextmanager
+    def stopped(epochs: int) -> Iterator[None]:
+        save, written = training.save_state, []
+
+        def save_and_stop(*arguments: Any) -> None:
+            save(*arguments)
+            written.append(1)
+            if len(written) == epochs:
+                raise Stopped
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "save_state", save_and_stop)
+            with pytest.raises(Stopped):
+                yield
+
+    return stopped
 
 
 @pytest.fixture

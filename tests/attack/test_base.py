@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -168,21 +168,20 @@ def test_images_that_may_not_be_written_to_are_welcome(name: str, defended: PyTo
 
 
 @every_kind
-def test_the_model_is_left_as_it_was(name: str, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
+def test_the_model_is_left_as_it_was(
+    name: str,
+    own_classifier: PyTorchClassifier,
+    x: Any,
+    y: Any,
+    only_read: Callable[[nn.Module], AbstractContextManager[None]],
+) -> None:
     model = own_classifier.model
     next(model.children()).train()
-    modes = [module.training for module in model.modules()]
-    assert len(set(modes)) == 2
     frozen = next(iter(model.parameters()))
     frozen.requires_grad_(False)
     frozen.grad = torch.ones_like(frozen)
-    state = copy.deepcopy(model.state_dict())
-    attack(name, own_classifier).generate(x, y)
-    assert [module.training for module in model.modules()] == modes
-    assert [parameter.requires_grad for parameter in model.parameters()] == [False] + [True] * 7
-    assert (frozen.grad == 1).all()
-    assert all(parameter.grad is None for parameter in list(model.parameters())[1:])
-    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+    with only_read(model):
+        attack(name, own_classifier).generate(x, y)
 
 
 # Seeds

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -262,24 +263,20 @@ def test_the_hessian_of_batch_norm_and_pooling_is_exact() -> None:
 
 @explanations
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_model_and_x_stay_as_they_were(explain: Explain, requires_grad: bool) -> None:
+def test_model_and_x_stay_as_they_were(
+    explain: Explain, requires_grad: bool, only_read: Callable[[nn.Module], AbstractContextManager[None]]
+) -> None:
     classes = "all"
     model = ConvNet().train()
     model.norm.eval()
     model.head.weight.requires_grad_(False)
-    flags = [part.training for part in model.modules()]
-    wanted = [parameter.requires_grad for parameter in model.parameters()]
-    state = copy.deepcopy(model.state_dict())
     x = torch.randn(2, 3, 8, 8, requires_grad=requires_grad)
     values = x.detach().clone()
     expected = explain(copy.deepcopy(model).eval(), values, classes)
-    actual = explain(model, x, classes)
+    with only_read(model):
+        actual = explain(model, x, classes)
     torch.testing.assert_close(actual.detach(), expected)  # no dropout, no statistics of the batch
     assert actual.requires_grad == requires_grad
-    assert [part.training for part in model.modules()] == flags
-    assert [parameter.requires_grad for parameter in model.parameters()] == wanted
-    assert all(parameter.grad is None for parameter in model.parameters())
-    assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert torch.equal(x, values)
     assert x.requires_grad == requires_grad
     assert x.grad is None

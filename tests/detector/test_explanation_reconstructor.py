@@ -7,6 +7,7 @@ import math
 import pickle
 import tracemalloc
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -34,7 +35,6 @@ from art_defenses_ext.detector.reconstructors import ClassAutoencoders
 from art_defenses_ext.detector.thresholds import needed
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.gradients.modes import annealable_modes, gradient_modes, surrogate_width
-from art_defenses_ext.training import loop as training
 from art_defenses_ext.zoo.datasets import Dataset
 
 RATE = 0.1
@@ -431,26 +431,9 @@ def test_the_same_seed_gives_the_same_detector_and_another_gives_another() -> No
         assert not torch.equal(found[0][0][name], found[2][0][name])
 
 
-class Stopped(Exception):
-    """What comes in between."""
-
-
-def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kill training right after it has written its file for the ``epochs``-th time."""
-    save, written = training.save_state, []
-
-    def save_and_stop(*arguments: Any) -> None:
-        save(*arguments)
-        written.append(1)
-        if len(written) == epochs:
-            raise Stopped
-
-    monkeypatch.setattr(training, "save_state", save_and_stop)
-
-
 @pytest.mark.parametrize(("done", "earlier"), [(1, True), (3, False)])
 def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
-    done: int, earlier: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    done: int, earlier: bool, tmp_path: Path, stopped_after: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     """After any epoch, in the same process or another; meanwhile it is what it was."""
     how, path = BRIEFLY | {"nb_epochs": 3, "seed": 4}, tmp_path / "training"
@@ -465,10 +448,8 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
     whole, interrupted = fresh(), fresh()
     before, past = state(interrupted), interrupted.training
     whole.fit(x, **how)
-    stop_after(done, monkeypatch)
-    with pytest.raises(Stopped):
+    with stopped_after(done):
         interrupted.fit(x, **how, checkpoint=path)
-    monkeypatch.undo()
     assert_same(state(interrupted), before)
     assert interrupted.training is past
     assert interrupted.network.is_fitted is earlier
@@ -479,7 +460,7 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
         assert detector.training == whole.training
 
 
-def test_a_fit_only_reads_the_classifier() -> None:
+def test_a_fit_only_reads_the_classifier(only_read: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
     """Its parameters, statistics, modes and gradients, also those of a model in training mode."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -493,22 +474,9 @@ def test_a_fit_only_reads_the_classifier() -> None:
     model[2].eval()
     model[1].weight.requires_grad_(False)
     model[5].weight.grad = torch.ones_like(model[5].weight)
-
-    def everything() -> tuple[Any, ...]:
-        return (
-            [one.training for one in model.modules()],
-            [one.requires_grad for one in model.parameters()],
-            [None if one.grad is None else one.grad.tolist() for one in model.parameters()],
-            [value.tolist() for value in model.state_dict().values()],
-            [value._version for value in model.state_dict().values()],
-        )
-
-    before = everything()
-    detector = fitted(classifier)
-    detector.detect(x)
-    detector.network.scores(torch.from_numpy(x).requires_grad_())[0].sum().backward()
-    after = everything()
-    assert after[:2] + after[3:] == before[:2] + before[3:]
+    with only_read(model):
+        detector = fitted(classifier)
+        detector.detect(x)
     assert_same(state(detector), expected)
     assert not {id(one) for one in model.parameters()} & {id(one) for one in detector.network.parameters()}
 

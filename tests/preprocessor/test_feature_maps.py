@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -76,20 +78,14 @@ def test_torchvision_finds_the_same_features_of_squeezenet() -> None:
     torch.testing.assert_close(output, plain(x))
 
 
-def test_a_pass_leaves_no_trace() -> None:
+def test_a_pass_leaves_no_trace(only_read: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
     network, x = chain().train(), torch.randn(3, 2, 8, 8)
     network[1].eval()
-    modes = [module.training for module in network.modules()]
-    state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     calls: list[int] = []
     network[0].register_forward_hook(lambda *_: calls.append(1))  # somebody else's
-    feature_maps(network, x, ["0", "2"])
-    assert hooks(network) == 1
-    network(x)
-    assert len(calls) == 2
-    assert [module.training for module in network.modules()] == modes
-    network[1].load_state_dict({name[2:]: tensor for name, tensor in state.items() if name.startswith("1.")})
-    assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+    with only_read(network):
+        feature_maps(network, x, ["0", "2"])
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize("layers", [["0", "2"], ["0", "nowhere"]])

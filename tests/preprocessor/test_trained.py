@@ -6,6 +6,7 @@ import copy
 import json
 import pickle
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.training import loop as training
 from art_defenses_ext.training.inputs import SignedGradient, pgd
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -236,17 +236,13 @@ def test_labels_may_be_indices_rows_or_the_classifier_s_own(
     assert not torch.equal(found[0], found[3])
 
 
-class Stopped(Exception):
-    """What comes in between."""
-
-
 @one_kind
 @pytest.mark.parametrize(("done", "adversarial"), [(2, False), (1, True)])
 def test_training_that_was_stopped_goes_on_to_the_same_weights(
     fresh: Fresh,
     few: tuple[FloatArray, IntArray],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    stopped_after: Callable[[int], AbstractContextManager[None]],
     done: int,
     adversarial: bool,
 ) -> None:
@@ -260,10 +256,8 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(
     whole.fit(*few, **how)
 
     path = tmp_path / "training"
-    stop_after(done, monkeypatch)
-    with pytest.raises(Stopped):
+    with stopped_after(done):
         interrupted.fit(*few, **how, checkpoint=path)
-    monkeypatch.undo()
     assert torch.equal(weights(interrupted), start)  # not those of half a training
     assert not any(parameter.requires_grad for parameter in interrupted.parameters())
     assert len(interrupted.trainings) == 1
@@ -273,27 +267,16 @@ def test_training_that_was_stopped_goes_on_to_the_same_weights(
         assert restorer.history == whole.history
 
 
-def stop_after(epochs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kill training right after it has written its file for the ``epochs``-th time."""
-    save, written = training.save_state, []
-
-    def save_and_stop(*arguments: Any) -> None:
-        save(*arguments)
-        written.append(1)
-        if len(written) == epochs:
-            raise Stopped
-
-    monkeypatch.setattr(training, "save_state", save_and_stop)
-
-
 @one_kind
 def test_a_first_training_that_was_stopped_goes_on_too(
-    fresh: Fresh, few: tuple[FloatArray, IntArray], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Fresh,
+    few: tuple[FloatArray, IntArray],
+    tmp_path: Path,
+    stopped_after: Callable[[int], AbstractContextManager[None]],
 ) -> None:
     whole, restorer = fresh(), fresh()
     whole.fit(*few, **BRIEFLY, seed=3)
-    stop_after(1, monkeypatch)
-    with pytest.raises(Stopped):
+    with stopped_after(1):
         restorer.fit(*few, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
     with pytest.raises(InputError, match="is not trained yet"):
         restorer(few[0])
@@ -365,7 +348,9 @@ def wrap(model: nn.Module, shape: tuple[int, ...] = (1, 8, 8), **arguments: Any)
     return PyTorchClassifier(model, nn.CrossEntropyLoss(), shape, 10, **(settings | arguments))
 
 
-def test_training_only_reads_the_classifier(fresh: Fresh, few: tuple[FloatArray, IntArray]) -> None:
+def test_training_only_reads_the_classifier(
+    fresh: Fresh, few: tuple[FloatArray, IntArray], only_read: Callable[[nn.Module], AbstractContextManager[None]]
+) -> None:
     """Its parameters, statistics, modes, gradients and hooks; and trains before what it is in evaluation mode."""
     model = Everything()
     classifier = wrap(model)
@@ -378,22 +363,10 @@ def test_training_only_reads_the_classifier(fresh: Fresh, few: tuple[FloatArray,
     model.norm.eval()
     model.conv.weight.requires_grad_(False)
     model.out.weight.grad = torch.ones_like(model.out.weight)
-
-    def everything() -> tuple[Any, ...]:
-        return (
-            [one.training for one in model.modules()],
-            [one.requires_grad for one in model.parameters()],
-            [None if one.grad is None else one.grad.clone().tolist() for one in model.parameters()],
-            [[len(hooks) for hooks in (one._forward_hooks, one._forward_pre_hooks)] for one in model.modules()],
-            [value._version for value in model.state_dict().values()],
-        )
-
-    before, state = everything(), copy.deepcopy(model.state_dict())
     restorer = fresh(classifier)
-    restorer.fit(*few, **how)
+    with only_read(model):
+        restorer.fit(*few, **how)
     assert torch.equal(weights(restorer), expected)
-    assert everything() == before
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
 
 
 def test_a_trained_restorer_is_frozen(own: TrainedRestorer, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
