@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.declared import Kind, declared_of
+from art_defenses_ext.base.declared import Count, Flag, Kind, NonNegative, Positive, Seed, kind_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.training.loop import Objective, Settings, accuracy, train, train_classifier
 from art_defenses_ext.zoo.catalogue import MODELS
@@ -28,9 +28,11 @@ NORMALISATION: dict[str, Any] = {"mean": SPEC.mean, "std": SPEC.std}
 
 
 def test_a_setting_of_another_kind_is_refused(wrong_values: Callable[[Kind], list[Any]]) -> None:
-    declared = declared_of(Settings)
-    assert len(declared) >= 5
-    for name, kind in declared.items():
+    kinds = {"nb_epochs": Count, "batch_size": Count, "learning_rate": Positive, "weight_decay": NonNegative}
+    kinds |= {"clip_norm": Positive | None, "patience": Count | None, "seed": Seed, "mixed_precision": Flag | None}
+    for name, annotation in kinds.items():
+        kind = kind_of(annotation)
+        assert kind is not None
         for value in wrong_values(kind):
             with pytest.raises(InputError, match=rf"^{name} is "):
                 Settings(**{"nb_epochs": 1, name: value})

@@ -529,13 +529,13 @@ def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, said: str) -> None:
 
 
 def test_a_value_that_an_option_does_not_declare_is_refused(wrong_values: Callable[[Kind], list[Any]]) -> None:
-    transformer = JumpReLU(wrap(Functional()))
     for name, kind in declared_of(JumpReLU).items():
         for value in wrong_values(kind):
             with pytest.raises(InputError, match=rf"^{name} is "):
                 JumpReLU(wrap(Functional()), **{name: value})
             with pytest.raises(InputError, match=rf"^{name} is "):
-                transformer.set_params(**{name: value})
+                JumpReLU(wrap(Functional())).set_params(**{name: value})
+    transformer = JumpReLU(wrap(Functional()))
     for name, kind in declared_of(JumpReLU.fit).items():
         for value in wrong_values(kind):
             with pytest.raises(InputError, match=rf"^{name} is "):
