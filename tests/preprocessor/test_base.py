@@ -498,7 +498,7 @@ def test_a_value_that_an_option_does_not_declare_is_refused_and_changes_nothing(
     settings = {name: getattr(defence, name) for name in defence.params}
     declared = {name: kind for name, kind in declared_of(cls).items() if name in defence.params}
     assert len(declared) >= 2
-    arguments = inspect.signature(cls).parameters
+    arguments = inspect.signature(cls.__init__).parameters
     for name, kind in declared.items():
         for value in wrong_values(kind):
             if value is None and arguments[name].default is None:  # it stands for the usual one
