@@ -45,6 +45,14 @@ def replace_file(path: Path, content: bytes | None) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def append(path: Path, content: bytes) -> None:
+    """Add ``content`` to the end of a file, and wait until it is on the disk."""
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def leftovers(folder: Path, name: str) -> list[Path]:
     """Return temporary files in ``folder`` of interrupted writes of ``name`` (a pattern)."""
     return [path for path in folder.glob(f".{name}.*") if path.suffix[1:].isdigit()]

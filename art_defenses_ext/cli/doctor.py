@@ -52,10 +52,10 @@ def doctor_command(classifier: str | None, data: Path | None) -> None:
 
 
 def _load_own_classifier(text: str) -> PyTorchClassifier:
-    from art_defenses_ext.cli.traps import check_kind
     from art_defenses_ext.zoo.models import call_factory
 
     module, colon, attribute = text.partition(":")
     if not (module and colon and attribute):
         raise InputError(f"classifier is {text!r}; 'package.module:function' was expected")
-    return check_kind(call_factory(text, module, attribute, "classifier"), text)
+    classifier: PyTorchClassifier = call_factory(text, module, attribute, "classifier")
+    return classifier

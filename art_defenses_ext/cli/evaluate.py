@@ -172,7 +172,7 @@ def _part(options: EvaluateOptions) -> Shard:
 
     part = Shard.of_process() if options.shard is None else Shard.named(options.shard)
     if options.out is not None:
-        check_out(options.out if part.is_whole else options.out / part.folder, options.overwrite)
+        check_out(options.out if part.is_whole else options.out / part.folder)
     elif not part.is_whole:
         raise InputError(f"out is missing, but this is the part {part} of an evaluation; a folder was expected")
     return part

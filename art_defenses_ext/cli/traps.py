@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -19,8 +17,8 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import contradiction
 from art_defenses_ext.base.validation import check_outputs, has_ignored_hooks, one_line
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, gradients_enabled, model_dtype
-from art_defenses_ext.evaluation.run.describe import PACKAGES
-from art_defenses_ext.evaluation.suite.attacker import BATCH_NOISE
+from art_defenses_ext.evaluation.run.describe import versions
+from art_defenses_ext.evaluation.suite.attacker import BATCH_NOISE, followed
 from art_defenses_ext.evaluation.suite.probe import passes_gradient
 from art_defenses_ext.gradients.modes import Defence, gradient_mode, gradient_modes
 
@@ -59,7 +57,7 @@ def examine(classifier: PyTorchClassifier) -> list[Trap]:
     Args:
         classifier: an ART ``PyTorchClassifier`` with whatever stands before and after its network.
     """
-    if not isinstance(classifier, PyTorchClassifier):
+    if not isinstance(classifier, PyTorchClassifier):  # subclasses have traps of their own
         raise InputError(f"classifier is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
     x = np.random.default_rng(0).random((MANY, *classifier.input_shape), dtype=np.float32)
     if classifier.clip_values is not None:
@@ -103,43 +101,44 @@ def _layout(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _numpy(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    found = [one for one in classifier.preprocessing_operations if not isinstance(one, PreprocessorPyTorch)]
-    if not found:
-        return None
-    return f"{_names(found)} work on numpy arrays: gradients stop there, or are replaced by a guess"
+    others = [each for each in classifier.preprocessing_operations if not isinstance(each, PreprocessorPyTorch)]
+    return (
+        f"{_names(others)} work on numpy arrays: gradients stop there, or are replaced by a guess" if others else None
+    )
 
 
 def _postprocessing(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    found = classifier.postprocessing_defences
-    return f"{_names(found)} change the output on numpy arrays, which no gradient passes" if found else None
+    steps = classifier.postprocessing_defences
+    return f"{_names(steps)} change the output on numpy arrays, which no gradient passes" if steps else None
 
 
 def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     """Preprocessors through which no gradient, or one of zero, passes."""
-    found = []
-    for one in classifier.preprocessing_operations:
-        if isinstance(one, PreprocessorPyTorch) and one.apply_predict:
-            live = torch.tensor(x, device=classifier.device, requires_grad=True)
-            out = one.forward(live)[0]
-            (gradient,) = torch.autograd.grad(out.sum(), live, allow_unused=True) if out.requires_grad else (None,)
-            if gradient is None or not bool(gradient.any()):
-                found.append(one)
-    mine = [one for one in found if not isinstance(one, Defence)]
-    return f"no gradient passes {_names(mine)}: attacks see a flat network" if mine else None
+    images = torch.tensor(x, device=classifier.device)
+    flat = [
+        preprocessor
+        for preprocessor in classifier.preprocessing_operations
+        if isinstance(preprocessor, PreprocessorPyTorch)
+        and preprocessor.apply_predict
+        and not isinstance(preprocessor, Defence)
+        and not followed(preprocessor, images)[1]
+    ]
+    return f"no gradient passes {_names(flat)}: attacks see a flat network" if flat else None
 
 
 def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     """What is wrong with the loss's gradient, and under which gradient modes nothing is."""
-    found = _wrong_gradient(classifier, x)
-    if found is None:
+    flaw = _wrong_gradient(classifier, x)
+    if flaw is None:
         return None
     modes = []
     for mode in gradient_modes(classifier):
         with gradient_mode(classifier, mode):
             if _wrong_gradient(classifier, x) is None:
                 modes.append(mode)
-    known = f" (not under gradient_mode {' or '.join(modes)}, which evaluate attacks by itself)" if modes else ""
-    return found + known
+    return flaw + (
+        f" (not under gradient_mode {' or '.join(modes)}, which evaluate attacks by itself)" if modes else ""
+    )
 
 
 def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
@@ -249,11 +248,7 @@ def _batches(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     same = (np.allclose(together, other, rtol=0, atol=tolerance, equal_nan=True) for other in (turned, alone))
     if all(same):
         return None
-    changed = int((together.argmax(axis=1) != alone.argmax(axis=1)).sum())
-    return (
-        f"the logits of an image depend on the others in its batch ({changed} of {len(x)} are predicted otherwise "
-        "alone), so every figure depends on the batch size"
-    )
+    return "the logits of an image depend on the others in its batch, so every figure depends on the batch size"
 
 
 TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
@@ -284,18 +279,8 @@ NEED_MANY = ("saturation",)
 
 def environment() -> dict[str, str]:
     """Versions, devices and threads of this machine."""
-    found = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    return found | {"GPU": ", ".join(gpus) or "none that torch finds", "CPU threads": str(torch.get_num_threads())}
-
-
-def check_kind(built: Any, typed: str) -> PyTorchClassifier:
-    """What a user's function returned, if it is a classifier of ART's for torch."""
-    if not isinstance(built, PyTorchClassifier):
-        raise InputError(
-            f"classifier is {typed!r}, which returns a {type(built).__name__}; a PyTorchClassifier was expected"
-        )
-    return built
+    return versions() | {"GPU": ", ".join(gpus) or "none that torch finds", "CPU threads": str(torch.get_num_threads())}
 
 
 def _network(classifier: PyTorchClassifier) -> nn.Module:
@@ -303,8 +288,8 @@ def _network(classifier: PyTorchClassifier) -> nn.Module:
     return network
 
 
-def _names(found: list[object]) -> str:
-    return ", ".join(type(one).__name__ for one in found)
+def _names(steps: Sequence[object]) -> str:
+    return ", ".join(type(step).__name__ for step in steps)
 
 
 def _line(error: BaseException) -> str:

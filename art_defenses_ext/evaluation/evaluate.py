@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 import numpy as np
@@ -30,7 +31,7 @@ from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, 
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.describe import describe_run
-from art_defenses_ext.evaluation.run.folder import Memory, RunDirectory, check_out, check_settings
+from art_defenses_ext.evaluation.run.folder import Block, RunDirectory, check_out, check_settings
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
@@ -95,7 +96,7 @@ def evaluate(
             ``classifier`` then, or what that recorded.
         detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
             :class:`.ExplanationReconstructor`; None for none, or where ``classifier`` rejects by itself.
-        out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None writes nothing. If a run
+        out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. If a run
             with the same settings, data and networks lies there, finished or not, it goes on.
         overwrite: replace an earlier run in ``out``, whatever it is.
         allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
@@ -121,7 +122,7 @@ def evaluate(
     check_flag("overwrite", overwrite)
     check_flag("progress", progress)
     if out is not None:
-        check_out(out, overwrite)
+        check_out(out)
     task = _Task.of(
         classifier,
         x,
@@ -136,10 +137,9 @@ def evaluate(
         **options,
     )
     if out is None:
-        memory = Memory()
-        task.carry_out(memory, WHOLE, progress)
-        assert memory.manifest is not None
-        return Report.of(memory.manifest, memory.records, memory.costs, memory.findings, memory.examples)
+        with TemporaryDirectory() as folder, RunDirectory(folder, keeps=False) as directory:
+            task.carry_out(directory, WHOLE, progress)
+            return Report.load(directory.path)
     if not overwrite:
         check_settings(out, task.settings)
     with RunDirectory(out, overwrite) as directory:
@@ -197,9 +197,10 @@ def evaluate_shard(
     """
     if not isinstance(shard, Shard):
         raise InputError(f"shard is {shown(shard)}; a Shard(number, count) was expected")
+    check_flag("overwrite", overwrite)
     check_flag("progress", progress)
     out = check_path("out", out, "a folder")
-    check_out(out / shard.folder, overwrite)
+    check_out(out / shard.folder)
     task = _Task.of(classifier, x, y, threat, attacks, progress=progress, **arguments)
     if not overwrite:
         check_settings(out / shard.folder, task.settings)
@@ -291,13 +292,13 @@ class _Task:
                     probe_attacks(suite, work.target, x, labels, announce)
             self.spent.update({PREPARATION: phases.taken(0)[0].cost})
 
-    def carry_out(self, store: RunDirectory | Memory, shard: Shard, progress: bool) -> None:
+    def carry_out(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
         """Attack the blocks of a part that the store does not hold yet."""
         settings, x = self.settings, self.x
         with self._evaluating(), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
             manifest = self._begin(store, shard, phases)
-            misled = bool(manifest.health) and not any(one.is_faithful for one in manifest.health)
+            misled = bool(manifest.health) and not any(health.is_faithful for health in manifest.health)
             work = Work(
                 self.attacker,
                 self.undefended,
@@ -305,7 +306,7 @@ class _Task:
                 self.threat,
                 settings,
                 misled=misled and settings.adaptive,
-                shown={one.attack for one in store.examples},
+                shown={example.attack for example in store.examples},
             )
             starts = shard.starts(settings.samples, settings.block_size)
             task = bar.add_task("attacks", total=len(manifest.plan) * len(starts), note="")
@@ -314,7 +315,7 @@ class _Task:
                     bar.update(task, advance=len(manifest.plan))
                     continue
                 rows = slice(start, start + settings.block_size)
-                found = work.block(
+                done = work.block(
                     start,
                     np.asarray(x[rows]),
                     self.labels[rows],
@@ -322,7 +323,7 @@ class _Task:
                     store,
                     phases,
                 )
-                store.append(found.records, found.costs, found.examples)
+                store.append(Block.of(done.records), done.costs, done.examples)
             if shard.number == 1 and not store.has_findings:
                 with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
                     findings = work.find_out(x, announce)
@@ -334,7 +335,8 @@ class _Task:
             return self._manifest(WHOLE).key()
 
     def _evaluating(self) -> AbstractContextManager[None]:
-        return rebuild.evaluation_mode(*(one.model for one in (self.classifier, self.undefended) if one is not None))
+        classifiers = [self.classifier, *([] if self.undefended is None else [self.undefended])]
+        return rebuild.evaluation_mode(*(classifier.model for classifier in classifiers))
 
     @cached_property
     def _first_block(self) -> FloatArray:
@@ -367,9 +369,9 @@ class _Task:
     def _health(self, phases: Phases) -> list[GradientHealth]:
         """How good the gradients are in each mode; none where no attack and no check asks for it."""
         settings, attacker = self.settings, self.attacker
-        smoothed = settings.adaptive and any(one.crafted_on == "smoothed" for one in self.specs)
+        smoothed = settings.adaptive and any(spec.crafted_on == "smoothed" for spec in self.specs)
         checked = settings.check_samples > 0 and any(
-            one.kind == "white-box" and one.source == "suite" for one in self.specs
+            spec.kind == "white-box" and spec.source == "suite" for spec in self.specs
         )
         if not smoothed and not checked:
             return []
@@ -379,7 +381,7 @@ class _Task:
                 attacker.attacked, self.x, self.labels, self.threat, attacker.modes, settings.seed, announce
             )
 
-    def _begin(self, store: RunDirectory | Memory, shard: Shard, phases: Phases) -> Manifest:
+    def _begin(self, store: RunDirectory, shard: Shard, phases: Phases) -> Manifest:
         """What is to be done, after a look at what the store holds of it."""
         with phases.phase(PREPARATION, self.classifier, self.undefended) as announce:
             announce("what is to be run is described")
@@ -421,7 +423,9 @@ def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorch
     check_differentiable(undefended, "undefended")
     if rejects(undefended):
         raise InputError("undefended rejects images; the classifier without its detector was expected")
-    mine, others = ((one.input_shape, nb_labels(one)) for one in (classifier, undefended))
-    if mine != others:
-        raise InputError(f"undefended takes {others[0]} to {others[1]} classes; {mine[0]} to {mine[1]} was expected")
+    expected, given = ((each.input_shape, nb_labels(each)) for each in (classifier, undefended))
+    if given != expected:
+        raise InputError(
+            f"undefended takes {given[0]} to {given[1]} classes; {expected[0]} to {expected[1]} was expected"
+        )
     return undefended

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.validation import check_flag, check_path, check_paths
@@ -17,9 +16,9 @@ from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import (
     Block,
     RunDirectory,
+    costs_by_block,
     examples_by_block,
     finished_blocks,
-    read_costs,
     read_findings,
     read_manifest,
 )
@@ -42,15 +41,16 @@ class Part:
     @cached_property
     def costs(self) -> dict[int, list[CostRecord]]:
         """By the index of a block's first sample."""
-        found: dict[int, list[CostRecord]] = defaultdict(list)
-        for one in read_costs(self.path):
-            found[one.block].append(one)
-        return found
+        return costs_by_block(self.path)
 
     @cached_property
     def examples(self) -> dict[int, list[Example]]:
         """Attacked images, by the index of a block's first sample."""
         return examples_by_block(self.path)
+
+    def blocks(self) -> Iterator[Block]:
+        """The finished ones in their order; one at a time is held."""
+        return finished_blocks(self.path, self.manifest)
 
 
 def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, mixed: bool = False) -> Report:
@@ -86,9 +86,11 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
         manifest = _whole(parts, first)
         directory.check_same(manifest)
         directory.begin(manifest)
-        for part, block in _in_order(parts):
-            if block.start not in directory.done:
-                directory.append_block(block, part.costs.get(block.start, []), part.examples.get(block.start, []))
+        blocks = [part.blocks() for part in parts]
+        for start, number in sorted(holders.items()):
+            block, part = next(blocks[number]), parts[number]
+            if start not in directory.done:
+                directory.append(block, part.costs[start], part.examples.get(start, []))
         directory.finish(findings)
         report = Report.load(directory.path)
         report.save(directory.path)
@@ -98,12 +100,12 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
 def _parts_in(folder: Path) -> list[Path]:
     """The parts below a folder, or the folder itself."""
     try:
-        found = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
+        parts = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
     except OSError as error:  # such as a name too long
         raise RunError(
             f"folder is {str(folder)!r}, which cannot be read ({error.strerror}); a run's was expected"
         ) from None
-    return found or [folder]
+    return parts or [folder]
 
 
 def _check_same(parts: list[Part], mixed: bool) -> None:
@@ -122,7 +124,7 @@ def _holders(parts: list[Part]) -> dict[int, int]:
     """Which part holds the block that begins at each index; every block has one."""
     holders: dict[int, int] = {}
     for number, part in enumerate(parts):
-        for block in finished_blocks(part.path, part.manifest):
+        for block in part.blocks():
             if block.start in holders:
                 raise RunError(
                     f"{parts[holders[block.start]].path} and {part.path} both hold the samples from {block.start} on; "
@@ -134,35 +136,25 @@ def _holders(parts: list[Part]) -> dict[int, int]:
     if missing:
         raise RunError(
             f"folders hold {len(holders)} of {len(holders) + len(missing)} blocks of {settings.block_size} samples; "
-            f"the one from sample {missing[0]} on is missing: {_who(parts, missing[0])}"
+            f"the one from sample {missing[0]} on is missing: {_absent(parts, missing[0])}"
         )
     return holders
 
 
-def _who(parts: list[Part], start: int) -> str:
-    """Who was to do a block."""
+def _absent(parts: list[Part], start: int) -> str:
+    """Which part was to do a block."""
     settings = parts[0].manifest.run.settings
     for part in parts:
         if start in part.manifest.shard.starts(settings.samples, settings.block_size):
             return f"{part.path} is not finished"
-    return f"no folder of the part that does it was given, only {', '.join(str(one.manifest.shard) for one in parts)}"
-
-
-def _in_order(parts: list[Part]) -> Iterator[tuple[Part, Block]]:
-    """All blocks in their order; of each part, one at a time is held."""
-    streams = [_tagged(number, part) for number, part in enumerate(parts)]
-    for _, number, block in heapq.merge(*streams):
-        yield parts[number], block
-
-
-def _tagged(number: int, part: Part) -> Iterator[tuple[int, int, Block]]:
-    for block in finished_blocks(part.path, part.manifest):
-        yield block.start, number, block
+    return f"no folder of the part that does it was given, only {', '.join(str(part.manifest.shard) for part in parts)}"
 
 
 def _whole(parts: list[Part], first: Part) -> Manifest:
     """The manifest of the joined run; it names every environment that took part."""
-    own = first.manifest.environment
-    others = [part.manifest.environment for part in parts if part.manifest.environment != own]
-    distinct = [one for place, one in enumerate(others) if one not in others[:place]]
-    return first.manifest.whole(environments=distinct)
+    environments: list[dict[str, Any]] = []
+    for part in parts:
+        environment = part.manifest.environment
+        if environment not in [first.manifest.environment, *environments]:
+            environments.append(environment)
+    return first.manifest.whole(environments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -10,7 +9,8 @@ import pytest
 
 from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.evaluation.records.costs import Cost
-from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord, as_line, cost_of, sample_of
+from art_defenses_ext.evaluation.records.lines import as_line, parsed
+from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
 
 BROKEN = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True, undefended_prediction=5)
 HELD = Outcome(prediction=7, misclassified=False, linf=0.1, l2=0.4, success=False, ndcg=0.912, reciprocal_rank=1.0)
@@ -79,16 +79,11 @@ def test_the_classifier_alone_is_fooled_by_what_is_inside_the_ball_and_usable() 
 def test_what_goes_into_a_line_comes_out() -> None:
     for record in RECORDS:
         line = as_line(record)
-        assert line.endswith("\n")
+        assert line.endswith(b"\n")
         assert len(line.splitlines()) == 1
-        assert sample_of(line) == record
-        assert as_line(sample_of(line)) == line
-    assert cost_of(as_line(COST)) == COST
-
-
-def test_a_cost_is_one_flat_object() -> None:
-    cost = {"forward": 6, "backward": 3, "seconds": 0.125, "peak_memory": 1024}
-    assert json.loads(as_line(COST)) == {"block": 0, "attack": "FGSM [exact]", "samples": 3, **cost}
+        assert parsed(SampleRecord, line) == record
+        assert as_line(parsed(SampleRecord, line)) == line
+    assert parsed(CostRecord, as_line(COST)) == COST
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -99,6 +94,6 @@ def test_what_is_no_json_is_refused(bad: float) -> None:
 
 @pytest.mark.parametrize("line", ["", "{", "[]", "3", '{"index": 0}', '{"attacks": {}}', '{"attacks": {"a": 1}}'])
 def test_what_is_no_record_is_refused(line: str) -> None:
-    for parse in (sample_of, cost_of):
+    for kind in (SampleRecord, CostRecord):
         with pytest.raises(ValueError):
-            parse(line)
+            parsed(kind, line)

@@ -34,6 +34,7 @@ from art_defenses_ext.evaluation.run.folder import (
     LOCK,
     MANIFEST,
     RECORDS,
+    Block,
     Findings,
     RunDirectory,
     check_out,
@@ -117,7 +118,7 @@ def begun(path: Path, done: int = 0, shard: Shard = WHOLE) -> RunDirectory:
     directory = RunDirectory(path)
     directory.begin(manifest(shard))
     for start in list(shard.starts(SAMPLES, BLOCK))[:done]:
-        directory.append(records(start, min(BLOCK, SAMPLES - start)), costs(start), [example(start)])
+        directory.append(Block.of(records(start, min(BLOCK, SAMPLES - start))), costs(start), [example(start)])
     return directory
 
 
@@ -128,9 +129,9 @@ def test_what_is_appended_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run"
     with begun(path) as directory:
         assert read_records(path) == []
-        directory.append(records(0), costs(0), [example(0)])
+        directory.append(Block.of(records(0)), costs(0), [example(0)])
         assert read_records(path) == records(0)
-        directory.append(records(3), costs(3))
+        directory.append(Block.of(records(3)), costs(3))
     assert read_records(str(path)) == records(0) + records(3)
     assert read_costs(path) == costs(0) + costs(3)
     (kept,) = read_kept_examples(path)
@@ -167,8 +168,8 @@ def test_findings_come_back(tmp_path: Path, test: Binarization | None) -> None:
 
 def test_one_example_an_attack_is_kept_and_eight_in_all(tmp_path: Path) -> None:
     with begun(tmp_path) as directory:
-        directory.append(records(0), costs(0), [example(0, "a"), example(1, "b")])
-        directory.append(records(3), costs(3), [example(3, "b"), *(example(3, f"c{i}") for i in range(9))])
+        directory.append(Block.of(records(0)), costs(0), [example(0, "a"), example(1, "b")])
+        directory.append(Block.of(records(3)), costs(3), [example(3, "b"), *(example(3, f"c{i}") for i in range(9))])
     kept = [(one.index, one.attack) for one in read_kept_examples(tmp_path)]
     assert kept == [(0, "a"), (1, "b"), *((3, f"c{i}") for i in range(6))]
 
@@ -177,7 +178,7 @@ def test_seconds_stay_out_of_the_records(tmp_path: Path) -> None:
     """The records are the part of a run that must come out the same byte for byte."""
     for name, seconds in (("a", 0.125), ("b", 9.0)):
         with begun(tmp_path / name) as directory:
-            directory.append(records(0), costs(0, seconds))
+            directory.append(Block.of(records(0)), costs(0, seconds))
     files = [(tmp_path / name / RECORDS).read_bytes() for name in "ab"]
     assert files[0] == files[1]
 
@@ -188,7 +189,7 @@ def test_what_is_no_json_is_refused_and_leaves_the_former_blocks(tmp_path: Path)
         broken = records(3)
         broken[1].attacks["a"] = replace(broken[1].attacks["white [smooth]"], l2=math.nan)
         with pytest.raises(ValueError, match="JSON"):
-            directory.append(broken, costs(3))
+            directory.append(Block.of(broken), costs(3))
         assert contents(tmp_path) == before
 
 
@@ -222,7 +223,7 @@ def test_what_a_kill_left_of_a_block_is_cut_off(tmp_path: Path, keep: int) -> No
     before = contents(tmp_path)
     begun_again = RunDirectory(tmp_path)
     begun_again.begin(manifest())
-    begun_again.append(records(3), costs(3), [example(3, "new")])
+    begun_again.append(Block.of(records(3)), costs(3), [example(3, "new")])
     begun_again.__exit__()
     file = tmp_path / RECORDS
     file.write_bytes(file.read_bytes()[:keep])
@@ -374,17 +375,6 @@ def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> 
 # Versions
 
 
-def test_a_run_without_a_manifest_is_of_an_older_version(tmp_path: Path) -> None:
-    (tmp_path / RECORDS).write_text("")
-    before = contents(tmp_path)
-    for refused in (check_out, RunDirectory, read_manifest):
-        with pytest.raises(InputError, match="older version"):
-            refused(tmp_path)
-    assert contents(tmp_path) == before
-    with RunDirectory(tmp_path, overwrite=True) as directory:
-        assert directory.manifest is None
-
-
 @pytest.mark.parametrize("version", [0, FORMAT + 1, "1", None])
 def test_a_manifest_of_another_version_is_refused_in_words(tmp_path: Path, version: Any) -> None:
     begun(tmp_path).__exit__()
@@ -490,7 +480,7 @@ def test_a_full_disk_is_said_and_costs_the_block_at_work(
 
     monkeypatch.setattr(run_directory.os, "fsync", no_space)
     with pytest.raises(InputError, match=r"No space left on device.*what was finished stays"):
-        directory.append(records(3), costs(3), [example(3)])
+        directory.append(Block.of(records(3)), costs(3), [example(3)])
     directory.__exit__()
     monkeypatch.undo()
     assert resumed(tmp_path) == {0}
@@ -539,16 +529,6 @@ def _below_a_name_too_long(root: Path) -> Path:
     return _name_too_long(root) / "run"
 
 
-def _folder_for_records(root: Path) -> Path:
-    (root / RECORDS).mkdir()
-    return root
-
-
-def _folder_for_costs(root: Path) -> Path:
-    (root / COSTS).mkdir()
-    return root
-
-
 def _where_nothing_can_be_made(root: Path) -> Path:
     return Path("/proc/self/run")
 
@@ -560,8 +540,6 @@ UNWRITABLE: list[Callable[[Path], Path]] = [
     _circular_link,
     _name_too_long,
     _below_a_name_too_long,
-    _folder_for_records,
-    _folder_for_costs,
     pytest.param(
         _where_nothing_can_be_made, marks=pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="Linux only")
     ),

@@ -9,7 +9,8 @@ import pytest
 
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.examples import Example, written
-from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, Outcome, as_line, attempt_of
+from art_defenses_ext.evaluation.records.lines import as_line, parsed
+from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, Outcome
 from art_defenses_ext.evaluation.run.unfinished import IMAGES, LINES, Unfinished
 
 KEYS = ["APGD [exact] @ 0.1", "Square @ 0.1", "transfer @ 0.1"]
@@ -40,13 +41,13 @@ def noted(folder: Path) -> Unfinished:
 
 
 def test_a_line_gives_the_attempt_back() -> None:
-    assert attempt_of(as_line(attempt("a", pictured=4))) == attempt("a", pictured=4)
+    assert parsed(Attempt, as_line(attempt("a", pictured=4))) == attempt("a", pictured=4)
 
 
 @pytest.mark.parametrize("line", ["", "{}", "[1]", "3", '{"cost": 1, "outcomes": []}', '{"cost": {"block": 1}}'])
 def test_a_line_that_is_none_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match=r"."):
-        attempt_of(line)
+        parsed(Attempt, line)
 
 
 def test_what_was_noted_comes_back_to_another_process(tmp_path: Path) -> None:

@@ -10,14 +10,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
-from art_defenses_ext.base.errors import RunError
-from art_defenses_ext.evaluation.records.lines import STRICT, parsed
+from art_defenses_ext.evaluation.records.lines import STRICT, read_lines
 
 DIGESTS = "digests.jsonl"
 
@@ -55,33 +52,10 @@ def digest_of_plain(plain: dict[str, Any], binding: str = "") -> str:
     return digest_of(binding, json.dumps(rest, sort_keys=True).encode())
 
 
-def digest_line(one: BlockDigest) -> bytes:
-    """As a line of the file."""
-    return (json.dumps(asdict(one)) + "\n").encode()
-
-
 def read_digests(folder: Path) -> dict[int, BlockDigest]:
-    """The digests in a run's folder by the index of their block's first sample; a last line without an end is left out.
+    """The digests in a run's folder by the index of their block's first sample.
 
     Raises:
         InputError: for a line that is none.
     """
-    file, found = folder / DIGESTS, {}
-    try:
-        lines = file.read_bytes().splitlines(keepends=True)
-    except OSError as error:
-        raise RunError(f"{file} cannot be read ({error.strerror}); the digests of a run were expected") from None
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            one = parsed(_DIGEST, line)
-        except ValueError as error:
-            raise RunError(
-                f"{file}, line {number}, cannot be read ({error}); a block's digests were expected"
-            ) from None
-        found[one.block] = one
-    return found
-
-
-_DIGEST = TypeAdapter(BlockDigest)
+    return {digest.block: digest for _, digest in read_lines(folder / DIGESTS, BlockDigest)}

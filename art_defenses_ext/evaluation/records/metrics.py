@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_number
 
 Lists = npt.NDArray[np.floating[Any]]
@@ -66,9 +67,9 @@ def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
     mass = check_number("mass", mass, "a number above 0 and at most 1", lambda share: 0 < share <= 1)
     clean_ranks, other_ranks = _ranks(clean), _ranks(other)  # (N, K)
     gains = np.where(_kept(clean, clean_ranks, mass), np.exp2(clean) - 1, 0.0)  # (N, K)
-    found = np.where(_kept(other, other_ranks, mass), gains, 0.0)  # (N, K)
+    regained = np.where(_kept(other, other_ranks, mass), gains, 0.0)  # (N, K)
     ideal = (gains / np.log2(clean_ranks + 1)).sum(axis=1)  # (N,), > 0
-    value = (found / np.log2(other_ranks + 1)).sum(axis=1)  # (N,)
+    value = (regained / np.log2(other_ranks + 1)).sum(axis=1)  # (N,)
     scores: Scores = np.minimum(value / ideal, 1.0)  # equal gains in another order may sum to an ulp more
     return scores
 
@@ -114,7 +115,7 @@ def recorded(
     """
     known = counted & np.isfinite(clean).all(axis=1) & np.isfinite(other).all(axis=1)
     even = 1 / clean.shape[1]  # stands in where nothing is known, so that all rows are lists
-    reference, lists = (np.where(known[:, np.newaxis], one, even) for one in (clean, other))
+    reference, lists = (np.where(known[:, np.newaxis], each, even) for each in (clean, other))
     return _rounded(ndcg(reference, lists), known), _rounded(reciprocal_rank(reference, lists), known)
 
 
@@ -141,26 +142,18 @@ def _kept(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArr
 
 def _check_lists(clean: Any, other: Any) -> tuple[Scores, Scores]:
     """Both in float64, if they are softmax lists of the same images and classes."""
-    lists = _check_list(clean, "clean"), _check_list(other, "other")
-    if lists[0].shape != lists[1].shape:
-        raise InputError(f"other has shape {lists[1].shape}; that of clean, {lists[0].shape}, was expected")
-    return lists
+    for argument, lists in (("clean", clean), ("other", other)):
+        if not _are_softmax_lists(lists):
+            raise InputError(
+                f"{argument} is {shown(lists)}; an array (N, K) of probabilities that sum to 1 was expected"
+            )
+    if clean.shape != other.shape:
+        raise InputError(f"other has shape {other.shape}; that of clean, {clean.shape}, was expected")
+    return clean.astype(np.float64), other.astype(np.float64)
 
 
-def _check_list(lists: Any, argument: str) -> Scores:
-    if not isinstance(lists, np.ndarray):
-        raise InputError(f"{argument} is a {type(lists).__name__}; a numpy array was expected")
-    if not np.issubdtype(lists.dtype, np.floating):
-        raise InputError(f"{argument} is {lists.dtype}; floating-point probabilities were expected")
-    if lists.ndim != 2 or lists.size == 0:
-        raise InputError(f"{argument} has shape {lists.shape}; (N, K) of at least one list and class was expected")
-    wide: Scores = lists.astype(np.float64)
-    if not (np.isfinite(wide).all() and (wide >= 0).all()):
-        raise InputError(f"{argument} holds negative, NaN or infinite values; probabilities were expected")
-    sums = wide.sum(axis=1)
-    if (np.abs(sums - 1) > SUM_TOLERANCE).any():
-        raise InputError(
-            f"{argument} has lists that sum to {sums.min():g} up to {sums.max():g}; probabilities that sum to 1 were "
-            "expected"
-        )
-    return wide
+def _are_softmax_lists(lists: Any) -> bool:
+    if not isinstance(lists, np.ndarray) or lists.dtype.kind != "f" or lists.ndim != 2 or lists.size == 0:
+        return False
+    sums = lists.astype(np.float64).sum(axis=1)
+    return bool((lists >= 0).all() and (np.abs(sums - 1) <= SUM_TOLERANCE).all())

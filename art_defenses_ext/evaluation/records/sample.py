@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from sys import intern
-from typing import Any
-
-from pydantic import TypeAdapter
 
 from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.evaluation.records.costs import Cost
-from art_defenses_ext.evaluation.records.lines import STRICT, parsed
+from art_defenses_ext.evaluation.records.lines import STRICT
 from art_defenses_ext.evaluation.threat import Threat
 
 RECORDED: tuple[type[Threat], ...] = (Linf, L2)
@@ -122,6 +118,9 @@ class SampleRecord:
     clean_first_misses: int | None = None
     attacks: dict[str, Outcome] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.attacks = {intern(key): outcome for key, outcome in self.attacks.items()}  # many samples share few keys
+
     @property
     def correct(self) -> bool:
         """Whether the clean image is classified as labelled and not rejected.
@@ -176,61 +175,3 @@ class Attempt:
     outcomes: list[Outcome]
     pictured: int | None = None
     judging: Cost = field(default_factory=Cost)
-
-
-def as_line(record: SampleRecord | CostRecord | Attempt) -> str:
-    """A record as a line of JSON.
-
-    Raises:
-        ValueError: for a number that JSON has none for.
-    """
-    row = asdict(record)
-    if isinstance(record, CostRecord):
-        cost: dict[str, Any] = row.pop("cost")
-        row |= cost
-    return json.dumps(row, allow_nan=False) + "\n"
-
-
-def sample_of(line: str | bytes) -> SampleRecord:
-    """The sample's record of a line.
-
-    Raises:
-        ValueError: for a line that is none; it names the field.
-    """
-    record = parsed(_SAMPLE, line)
-    record.attacks = {intern(key): outcome for key, outcome in record.attacks.items()}
-    return record
-
-
-def cost_of(line: str | bytes) -> CostRecord:
-    """The cost's record of a line.
-
-    Raises:
-        ValueError: for a line that is none; it names the field.
-    """
-    row = vars(parsed(_COST, line)).copy()
-    block, attack, samples = (row.pop(name) for name in ("block", "attack", "samples"))
-    return CostRecord(block, intern(attack), samples, Cost(**row))
-
-
-def attempt_of(line: str | bytes) -> Attempt:
-    """The attempt of a line.
-
-    Raises:
-        ValueError: for a line that is none; it names the field.
-    """
-    return parsed(_ATTEMPT, line)
-
-
-@dataclass
-class _CostLine(Cost):
-    """A cost as it stands in a line: all in one object, and none of it may be missing."""
-
-    __pydantic_config__ = STRICT
-
-    block: int = field(kw_only=True)
-    attack: str = field(kw_only=True)
-    samples: int = field(kw_only=True)
-
-
-_SAMPLE, _COST, _ATTEMPT = TypeAdapter(SampleRecord), TypeAdapter(_CostLine), TypeAdapter(Attempt)

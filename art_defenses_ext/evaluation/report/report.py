@@ -13,21 +13,19 @@ from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
 from art_defenses_ext.evaluation.records.examples import Example, written
-from art_defenses_ext.evaluation.records.sample import CostRecord, SampleRecord
+from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.page import render_page
 from art_defenses_ext.evaluation.report.sections import NO_BREAK
 from art_defenses_ext.evaluation.report.terminal import render
 from art_defenses_ext.evaluation.report.verdict import verdict
 from art_defenses_ext.evaluation.results.summary import Summary, summarise
 from art_defenses_ext.evaluation.run.folder import (
-    Findings,
     finished_blocks,
     read_costs,
     read_findings,
     read_kept_examples,
     read_manifest,
 )
-from art_defenses_ext.evaluation.run.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -42,21 +40,6 @@ class Report:
     examples: list[Example] = field(repr=False)
 
     @classmethod
-    def of(
-        cls,
-        manifest: Manifest,
-        records: list[SampleRecord],
-        costs: list[CostRecord],
-        findings: Findings,
-        examples: list[Example],
-    ) -> Report:
-        """The report of what a run found."""
-        run, plan = manifest.run, manifest.plan
-        evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
-        checks = run_checks(evidence) if run.settings.check_samples else []
-        return cls(summarise(run, plan, records, costs + findings.costs, checks), records, examples)
-
-    @classmethod
     def load(cls, folder: str | Path) -> Report:
         """The report of a finished run, computed anew from its folder, which may come from another machine.
 
@@ -65,15 +48,20 @@ class Report:
         """
         path = check_path("folder", folder, "the folder of a finished run")
         manifest = read_manifest(path)
+        run, plan = manifest.run, manifest.plan
         if not manifest.shard.is_whole:
             raise RunError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
         records = [record for block in finished_blocks(path, manifest) for record in block.records]
-        if len(records) < manifest.run.settings.samples:
+        if len(records) < run.settings.samples:
             raise RunError(
-                f"folder is {folder}, which holds {len(records)} of {manifest.run.settings.samples} samples; "
+                f"folder is {folder}, which holds {len(records)} of {run.settings.samples} samples; "
                 "a finished run was expected: the command that began it goes on with it"
             )
-        return cls.of(manifest, records, read_costs(path), read_findings(path), read_kept_examples(path))
+        findings = read_findings(path)
+        evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
+        checks = run_checks(evidence) if run.settings.check_samples else []
+        summary = summarise(run, plan, records, read_costs(path) + findings.costs, checks)
+        return cls(summary, records, read_kept_examples(path))
 
     @property
     def robust_accuracy(self) -> float | None:

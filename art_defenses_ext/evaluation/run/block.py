@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.records.metrics import Scores, recorded
 from art_defenses_ext.evaluation.records.phases import JUDGING, PICTURES, Phases
 from art_defenses_ext.evaluation.records.sample import RECORDED, Attempt, CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.run.defence_views import with_views
-from art_defenses_ext.evaluation.run.folder import Findings, Memory, RunDirectory
+from art_defenses_ext.evaluation.run.folder import Findings, RunDirectory
 from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.predictions import Judgement, Prediction, predict
@@ -118,7 +118,7 @@ class Work:
         x: FloatArray,
         labels: IntArray,
         announce: Callable[[str], None],
-        store: RunDirectory | Memory,
+        store: RunDirectory,
         phases: Phases,
     ) -> Done:
         """Attack the samples ``x`` (n, ...), which begin at index ``start``.

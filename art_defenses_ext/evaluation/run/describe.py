@@ -28,6 +28,11 @@ from art_defenses_ext.gradients.modes import Defence, find_defences
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
 
 
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that a result depends on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+
+
 def describe_run(
     attacker: Attacker, undefended: PyTorchClassifier | None, settings: Settings, x: Images, labels: IntArray
 ) -> RunDescription:
@@ -55,7 +60,7 @@ def describe_run(
         device=_device_name(classifier.device),
         threads=torch.get_num_threads(),
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        versions={"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        versions=versions(),
         rejects=rejects(classifier),
         batch_dependent=attacker.batch_dependent,
     )

@@ -20,38 +20,35 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from filelock import FileLock, Timeout
-from pydantic import TypeAdapter
 
 from art_defenses_ext.base.errors import InputError, RunError
-from art_defenses_ext.base.files import leftovers, replace_file
-from art_defenses_ext.base.validation import check_flag, check_path
+from art_defenses_ext.base.files import append, leftovers, replace_file
+from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.binarization import Binarization
-from art_defenses_ext.evaluation.records.consistency import Rules
+from art_defenses_ext.evaluation.records.consistency import contradiction
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.digests import (
     DIGESTS,
     BlockDigest,
-    digest_line,
     digest_of,
     digest_of_plain,
     read_digests,
 )
 from art_defenses_ext.evaluation.records.examples import Example, first_of_each, read_examples, written
-from art_defenses_ext.evaluation.records.lines import parse_json
-from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord, as_line, cost_of, sample_of
+from art_defenses_ext.evaluation.records.lines import CHANGED, adapter, as_line, parse_json, read_lines
+from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.unfinished import Attempts, Unfinished
+from art_defenses_ext.evaluation.threat import named_threat
 
 MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
 RESULTS = ("report.json", "report.html", "examples.npz")
-
-CHANGED = "it was changed by another hand"
 
 ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"
 
@@ -82,32 +79,32 @@ class Block(NamedTuple):
     lines: list[bytes]
     records: list[SampleRecord]
 
+    @classmethod
+    def of(cls, records: list[SampleRecord]) -> Block:
+        """The block of some records.
 
-def check_out(path: str | Path, overwrite: bool = False) -> Path:
+        Raises:
+            ValueError: for a number that JSON has none for.
+        """
+        return cls(records[0].index, [as_line(record) for record in records], records)
+
+
+def check_out(path: str | Path) -> Path:
     """The folder of a run, if one can be written there; nothing is written yet.
 
     Whether a run that lies there can be continued is seen when the folder is opened.
 
     Raises:
-        InputError: if it cannot be written, or holds a run of an older version and ``overwrite`` is not set.
+        InputError: if it cannot be written.
     """
     folder = check_path("out", path, "a folder")
-    check_flag("overwrite", overwrite)
     try:
         existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
         usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-        usable = usable and not any(
-            (folder / name).is_dir() for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS, LOCK)
-        )
     except OSError:  # such as a name too long
         usable = False
     if not usable:
         raise RunError(f"out is {path}, which cannot be written; a folder that can was expected")
-    if (folder / RECORDS).exists() and not (folder / MANIFEST).exists() and not overwrite:
-        raise RunError(
-            f"out is {path}, which holds a run of an older version, without a manifest; "
-            "another folder, or overwrite, was expected"
-        )
     return folder
 
 
@@ -117,18 +114,16 @@ def check_settings(path: str | Path, settings: Settings) -> None:
     Raises:
         InputError: that names the first difference, or for a manifest that cannot be read.
     """
-    if not (Path(path) / MANIFEST).exists():
-        return
-    difference = read_manifest(Path(path)).other_settings(settings)
+    if (Path(path) / MANIFEST).exists():
+        _refuse_another_run(path, read_manifest(Path(path)).other_settings(settings))
+
+
+def _refuse_another_run(path: str | Path, difference: str | None) -> None:
     if difference is not None:
-        raise RunError(_another_run(path, difference))
-
-
-def _another_run(path: str | Path, difference: str) -> str:
-    return (
-        f"out is {path}, which holds another run: {difference}; "
-        "the same settings, another folder, or overwrite, was expected"
-    )
+        raise RunError(
+            f"out is {path}, which holds another run: {difference}; "
+            "the same settings, another folder, or overwrite, was expected"
+        )
 
 
 class RunDirectory:
@@ -137,23 +132,21 @@ class RunDirectory:
     Args:
         path: folder to write to; made if need be.
         overwrite: remove the files of an earlier run there.
+        keeps: whether a later run can go on with what this one did.
 
     Attributes:
         manifest: of the run that lies there; None where none has begun.
         done: the indices of the first samples of the blocks that are finished, once :meth:`begin` was called.
-        keeps: that a later run goes on with what this one did.
 
     Raises:
         InputError: as :func:`check_out`, and if another process is at work there.
     """
 
-    keeps = True
-
-    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
-        self.path = check_out(path, overwrite)
+    def __init__(self, path: str | Path, overwrite: bool = False, keeps: bool = True) -> None:
+        self.path, self.keeps = check_out(path), keeps
         self.done: set[int] = set()
         self._unfinished = Unfinished(self.path)
-        with _writing(self.path):
+        with self._writing(""):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / LOCK)
             try:
@@ -187,8 +180,7 @@ class RunDirectory:
         difference = self.manifest.difference(manifest)
         if difference is None and self.manifest.shard != manifest.shard:
             difference = f"shard {self.manifest.shard}, not {manifest.shard}"
-        if difference is not None:
-            raise RunError(_another_run(self.path, difference))
+        _refuse_another_run(self.path, difference)
 
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest, or see what is done and cut off what a killed run has left unfinished.
@@ -196,10 +188,10 @@ class RunDirectory:
         Raises:
             InputError: if the folder cannot be written, or records were changed by another hand.
         """
-        with _writing(self.path):
+        with self._writing(""):
             for name in RESULTS:  # or they would stand beside unfinished records
                 (self.path / name).unlink(missing_ok=True)
-            if self.manifest is None:  # it comes first: records without one are those of an older version
+            if self.manifest is None:
                 replace_file(self.path / MANIFEST, manifest.as_json().encode())
                 # As the file says: a hash of an attack's code may change while it runs, with a list that it fills.
                 self.manifest = read_manifest(self.path)
@@ -213,12 +205,12 @@ class RunDirectory:
             self.done.add(block.start)
             end += sum(map(len, block.lines))
         os.truncate(self.path / RECORDS, end)
-        kept = [as_line(one) for one in read_costs(self.path) if one.block in self.done]
-        digests = [digest_line(one) for one in read_digests(self.path).values() if one.block in self.done]
-        replace_file(self.path / COSTS, "".join(kept).encode())
+        costs = [as_line(cost) for cost in read_costs(self.path) if cost.block in self.done]
+        digests = [as_line(digest) for digest in read_digests(self.path).values() if digest.block in self.done]
+        replace_file(self.path / COSTS, b"".join(costs))
         replace_file(self.path / DIGESTS, b"".join(digests))
         for path in _example_files(self.path):
-            if _start_of(path) not in self.done:
+            if int(path.stem) not in self.done:
                 path.unlink()
         self._unfinished.mend(self.done)
         half = [leftovers(self.path, name) for name in (MANIFEST, COSTS, DIGESTS, FINDINGS, *RESULTS)]
@@ -235,23 +227,17 @@ class RunDirectory:
         Raises:
             InputError: if it cannot be written, such as on a full disk.
         """
-        with _writing(self.path, ONE_MORE_TIME):
+        with self._writing():
             self._unfinished.add(attempt, example)
 
-    def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
-        """Add one finished block.
+    def append(self, block: Block, costs: Sequence[CostRecord], examples: Sequence[Example] = ()) -> None:
+        """Add one finished block. Its records come last: a block that has them has everything.
 
         Raises:
             InputError: if it cannot be written, such as on a full disk.
-            ValueError: for a number that JSON has none for; nothing is written.
         """
-        lines = [as_line(record).encode() for record in records]
-        self.append_block(Block(records[0].index, lines, records), costs, examples)
-
-    def append_block(self, block: Block, costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
-        """The same for records that are lines already. They come last: a block that has them has everything."""
         assert self.manifest is not None
-        binding, spent = self.manifest.digest(), [as_line(one).encode() for one in costs]
+        binding, spent = self.manifest.digest(), [as_line(cost) for cost in costs]
         pictures = written(examples) if examples else None
         digest = BlockDigest(
             block.start,
@@ -259,22 +245,19 @@ class RunDirectory:
             digest_of(binding, spent),
             None if pictures is None else digest_of(binding, pictures),
         )
-        with _writing(self.path, ONE_MORE_TIME):
+        with self._writing():
             if pictures is not None:
                 replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures)
-            for name, lines in ((COSTS, spent), (DIGESTS, [digest_line(digest)]), (RECORDS, block.lines)):
-                with (self.path / name).open("ab") as file:
-                    file.write(b"".join(lines))
-                    file.flush()
-                    os.fsync(file.fileno())
+            for name, lines in ((COSTS, spent), (DIGESTS, [as_line(digest)]), (RECORDS, block.lines)):
+                append(self.path / name, b"".join(lines))
             self._unfinished.remove()
 
     def finish(self, findings: Findings) -> None:
         """Note what was found out once for all blocks."""
-        with _writing(self.path, ONE_MORE_TIME):
-            assert self.manifest is not None
-            plain = json.loads(json.dumps(asdict(findings), allow_nan=False))
-            plain["digest"] = digest_of_plain(plain, self.manifest.digest())
+        assert self.manifest is not None
+        plain = json.loads(json.dumps(asdict(findings), allow_nan=False))
+        plain["digest"] = digest_of_plain(plain, self.manifest.digest())
+        with self._writing():
             replace_file(self.path / FINDINGS, (json.dumps(plain, indent=1) + "\n").encode())
 
     @property
@@ -288,70 +271,22 @@ class RunDirectory:
         return (self.path / FINDINGS).exists()
 
     def _clear(self) -> None:
-        with _writing(self.path):
-            for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS, *RESULTS):
-                (self.path / name).unlink(missing_ok=True)
+        with self._writing(""):
+            for path in [self.path / name for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS, *RESULTS)]:
+                path.unlink(missing_ok=True)
             for path in _example_files(self.path):
                 path.unlink()
             self._unfinished.remove()
 
-
-class Memory:
-    """The same in memory, for a run that writes nothing.
-
-    Attributes:
-        manifest: what the run is; None before it has begun.
-        done: the indices of the first samples of the blocks that are finished.
-        records, costs, examples, findings: what was found so far.
-        has_findings: whether there are any of the latter.
-        keeps: nothing.
-    """
-
-    keeps = False
-
-    def __init__(self) -> None:
-        self.manifest: Manifest | None = None
-        self.done: set[int] = set()
-        self.records: list[SampleRecord] = []
-        self.costs: list[CostRecord] = []
-        self.examples: list[Example] = []
-        self.findings, self.has_findings = Findings(), False
-
-    def check_same(self, manifest: Manifest) -> None:
-        """Nothing to compare with."""
-
-    def begin(self, manifest: Manifest) -> None:
-        """Keep what the run is."""
-        self.manifest = manifest
-
-    def attempts(self, _start: int) -> Attempts:
-        """Nothing: no block was begun before."""
-        return {}
-
-    def note(self, attempt: Attempt, example: Example | None = None) -> None:
-        """Nothing to keep: the block comes whole, or not at all."""
-
-    def append(self, records: list[SampleRecord], costs: list[CostRecord], examples: Sequence[Example] = ()) -> None:
-        """Add one finished block."""
-        self.done.add(records[0].index)
-        self.records += records
-        self.costs += costs
-        self.examples += examples
-
-    def finish(self, findings: Findings) -> None:
-        """Keep what was found out once for all blocks."""
-        self.findings, self.has_findings = findings, True
-
-
-@contextmanager
-def _writing(path: Path, hint: str = "") -> Iterator[None]:
-    """Say in words what the system has against writing."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(
-            f"out is {path}, which cannot be written ({error.strerror}); a folder that can was expected{hint}"
-        ) from None
+    @contextmanager
+    def _writing(self, hint: str = ONE_MORE_TIME) -> Iterator[None]:
+        """Say in words what the system has against writing."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"out is {self.path}, which cannot be written ({error.strerror}); a folder that can was expected{hint}"
+            ) from None
 
 
 # Reading
@@ -363,10 +298,6 @@ def read_manifest(path: Path) -> Manifest:
     Raises:
         InputError: for a folder without a run, or with one of another version.
     """
-    with _reading(path):
-        old = (path / RECORDS).exists() and not (path / MANIFEST).exists()
-    if old:
-        raise RunError(f"{path} holds a run of an older version, without a manifest; evaluate again")
     return Manifest.read(path / MANIFEST)
 
 
@@ -376,40 +307,31 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
     Raises:
         InputError: where the lines are not those of the part, contradict themselves, or differ from their digest.
     """
-    settings, file = manifest.run.settings, path / RECORDS
-    rules, binding = Rules.of(manifest.run, [run.key for run in manifest.plan]), manifest.digest()
-    number = 0
-    with _reading(path), file.open("rb") as lines:
-        digests = read_digests(path)
-        for start in manifest.shard.starts(settings.samples, settings.block_size):
-            block = Block(start, [], [])
-            for index in range(start, min(start + settings.block_size, settings.samples)):
-                line, number = lines.readline(), number + 1
-                if not line.endswith(b"\n"):
-                    return
-                block.lines.append(line)
-                block.records.append(_checked_record(line, index, rules, f"{file}, line {number}"))
-            digest = digests.get(start)
-            if digest is None or digest.records != digest_of(binding, block.lines):
-                last = number + 1 - len(block.lines)
-                raise RunError(f"{file}, lines {last} to {number}, differ from their digest; {CHANGED}")
-            yield block
-        if lines.readline():
-            raise RunError(f"{file} goes on after its last sample; {CHANGED}")
-
-
-def _checked_record(line: bytes, index: int, rules: Rules, place: str) -> SampleRecord:
-    """The record of a line, if it can be that of the sample with an index."""
-    try:
-        record = sample_of(line)
-    except ValueError as error:
-        raise RunError(f"{place}, cannot be read ({error}); {CHANGED}") from None
-    if record.index != index:
-        raise RunError(f"{place}, holds sample {record.index} where {index} was expected; {CHANGED}")
-    contradiction = rules.contradiction(record)
-    if contradiction is not None:
-        raise RunError(f"{place}, contradicts itself: {contradiction}; {CHANGED}")
-    return record
+    run, file, digests = manifest.run, path / RECORDS, read_digests(path)
+    settings, threat = run.settings, named_threat(run.settings.threat, run.settings.eps)
+    keys, binding = {attack.key for attack in manifest.plan}, manifest.digest()
+    lines, last = read_lines(file, SampleRecord), 0
+    for start in manifest.shard.starts(settings.samples, settings.block_size):
+        size = min(settings.block_size, settings.samples - start)
+        block = Block(start, [], [])
+        for index, (line, record) in enumerate(islice(lines, size), start):
+            last += 1
+            if record.index != index:
+                raise RunError(
+                    f"{file}, line {last}, holds sample {record.index} where {index} was expected; {CHANGED}"
+                )
+            wrong = contradiction(record, run.labels, threat, keys)
+            if wrong is not None:
+                raise RunError(f"{file}, line {last}, contradicts itself: {wrong}; {CHANGED}")
+            block.lines.append(line)
+            block.records.append(record)
+        if len(block.lines) < size:
+            return
+        if start not in digests or digests[start].records != digest_of(binding, block.lines):
+            raise RunError(f"{file}, lines {last + 1 - size} to {last}, differ from their digest; {CHANGED}")
+        yield block
+    if next(lines, None) is not None:
+        raise RunError(f"{file} goes on after its last sample; {CHANGED}")
 
 
 def read_records(path: str | Path) -> list[SampleRecord]:
@@ -422,31 +344,33 @@ def read_records(path: str | Path) -> list[SampleRecord]:
     return [record for block in finished_blocks(folder, read_manifest(folder)) for record in block.records]
 
 
-def read_costs(path: str | Path) -> list[CostRecord]:
-    """The costs of the finished blocks in a run's folder.
+def costs_by_block(path: Path) -> dict[int, list[CostRecord]]:
+    """The costs of the finished blocks in a run's folder, by the index of a block's first sample.
 
     Raises:
         InputError: for a line that is none, or lines that differ from their digest.
     """
-    folder, file = Path(path), Path(path) / COSTS
-    found: dict[int, list[tuple[CostRecord, bytes]]] = defaultdict(list)
-    with _reading(folder):
-        lines = file.read_bytes().splitlines(keepends=True)
-        binding, digests = read_manifest(folder).digest(), read_digests(folder)
-    for number, line in enumerate(lines, 1):
-        if not line.endswith(b"\n"):
-            break
-        try:
-            cost = cost_of(line)
-        except ValueError as error:
-            raise RunError(f"{file}, line {number}, cannot be read ({error}); a record was expected") from None
-        found[cost.block].append((cost, line))
+    file, binding, lines = path / COSTS, read_manifest(path).digest(), defaultdict[int, list[bytes]](list)
+    costs = defaultdict[int, list[CostRecord]](list)
+    for line, cost in read_lines(file, CostRecord):
+        lines[cost.block].append(line)
+        costs[cost.block].append(cost)
+    digests = read_digests(path)
     for start, digest in digests.items():
-        if digest.costs != digest_of(binding, [line for _, line in found[start]]):
+        if digest.costs != digest_of(binding, lines[start]):
             raise RunError(
                 f"{file}, the lines of the block from sample {start} on, differ from their digest; {CHANGED}"
             )
-    return [cost for start, pairs in found.items() if start in digests for cost, _ in pairs]
+    return {start: costs[start] for start in digests}
+
+
+def read_costs(path: str | Path) -> list[CostRecord]:
+    """All of these costs.
+
+    Raises:
+        InputError: as :func:`costs_by_block`.
+    """
+    return [cost for costs in costs_by_block(Path(path)).values() for cost in costs]
 
 
 def read_findings(path: Path) -> Findings:
@@ -459,7 +383,7 @@ def read_findings(path: Path) -> Findings:
     try:
         plain = parse_json(file.read_bytes())
         digest = plain.pop("digest")
-        findings = TypeAdapter(Findings).validate_python(plain)
+        findings: Findings = adapter(Findings).validate_python(plain)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise RunError(f"{file} is missing or broken; a run that came to its end was expected") from None
     if digest != digest_of_plain(plain, read_manifest(path).digest()):
@@ -473,7 +397,7 @@ def read_kept_examples(path: Path) -> list[Example]:
     Raises:
         InputError: for a file of a finished block that cannot be read, or differs from its digest.
     """
-    return first_of_each(one for examples in examples_by_block(path).values() for one in examples)
+    return first_of_each(example for examples in examples_by_block(path).values() for example in examples)
 
 
 def examples_by_block(path: Path) -> dict[int, list[Example]]:
@@ -486,30 +410,20 @@ def examples_by_block(path: Path) -> dict[int, list[Example]]:
     """
     files = _example_files(path)
     binding, digests = (read_manifest(path).digest(), read_digests(path)) if files else ("", {})
-    found = {}
+    examples = {}
     for file in files:
-        digest = digests.get(_start_of(file))
+        digest = digests.get(int(file.stem))
         if digest is None:  # of a block that a kill left unfinished
             continue
-        with _reading(path):
+        try:
             content = file.read_bytes()
+        except OSError as error:
+            raise RunError(f"{file} cannot be read ({error.strerror}); the folder of a run was expected") from None
         if digest.examples != digest_of(binding, content):
             raise RunError(f"{file} differs from its digest; {CHANGED}")
-        found[digest.block] = read_examples(file)
-    return found
+        examples[digest.block] = read_examples(file)
+    return examples
 
 
 def _example_files(path: Path) -> list[Path]:
     return sorted(file for file in (path / EXAMPLES).glob("*.npz") if file.stem.isascii() and file.stem.isdecimal())
-
-
-def _start_of(file: Path) -> int:
-    return int(file.stem)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} cannot be read ({error}); the folder of a run was expected") from None

@@ -11,13 +11,13 @@ from typing import Any
 
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.digests import digest_of_plain
-from art_defenses_ext.evaluation.records.lines import parse_json
+from art_defenses_ext.evaluation.records.lines import adapter, parse_json
 from art_defenses_ext.evaluation.run.code_hash import code_hash
 from art_defenses_ext.evaluation.run.identity import Identity
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
-FORMAT = 3
+FORMAT = 4
 """Of ``manifest.json`` and of the records beside it."""
 
 FREE = ("command", "tunings", "trainings", "environments")
@@ -139,11 +139,11 @@ class Manifest:
             raise RunError(f"{path} differs from its digest; the manifest of a run as it was written was expected")
         try:
             return cls(
-                TypeAdapter(RunDescription).validate_python(plain["run"]),
+                adapter(RunDescription).validate_python(plain["run"]),
                 [_run_of(one) for one in plain["plan"]],
-                TypeAdapter(list[GradientHealth]).validate_python(plain["health"]),
+                adapter(list[GradientHealth]).validate_python(plain["health"]),
                 Shard(**plain["shard"]),
-                TypeAdapter(Identity).validate_python(plain["identity"]),
+                adapter(Identity).validate_python(plain["identity"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{error.error_count()} fields" if isinstance(error, ValidationError) else str(error)
@@ -158,7 +158,7 @@ def _plain(run: AttackRun) -> dict[str, Any]:
 
 def _run_of(plain: dict[str, Any]) -> AttackRun:
     build = _ReadOnly(plain["spec"].get("build"))
-    spec = TypeAdapter(AttackSpec).validate_python(plain["spec"] | {"build": build})
+    spec = adapter(AttackSpec).validate_python(plain["spec"] | {"build": build})
     return AttackRun(spec, plain["mode"], named_threat(plain["norm"], plain["eps"]), plain["role"])
 
 

@@ -8,15 +8,15 @@ Both go when the block is finished. What cannot be read of them is attacked agai
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.base.files import leftovers, replace_file
+from art_defenses_ext.base.files import append, leftovers, replace_file
 from art_defenses_ext.evaluation.records.digests import digest_of
 from art_defenses_ext.evaluation.records.examples import Example, read_examples, written
-from art_defenses_ext.evaluation.records.sample import Attempt, as_line, attempt_of
+from art_defenses_ext.evaluation.records.lines import as_line, parsed
+from art_defenses_ext.evaluation.records.sample import Attempt
 
 LINES, IMAGES = "unfinished.jsonl", "unfinished.npz"
 
@@ -37,28 +37,26 @@ class Unfinished:
 
     def attempts(self, start: int) -> Attempts:
         """What they did to the block that begins at ``start``."""
-        return {one.cost.attack: (one, example) for one, example in self._read() if one.cost.block == start}
+        attempts = ((attempt, example) for attempt, example in self._read() if attempt.cost.block == start)
+        return {attempt.cost.attack: (attempt, example) for attempt, example in attempts}
 
     def add(self, attempt: Attempt, example: Example | None) -> None:
         """Keep what one attack did. Its line comes last: an attack that has one has its image."""
         if example is not None:
             self._examples.append(example)
             replace_file(self._images, written(self._examples))
-        with self._lines.open("ab") as file:
-            file.write(_line(attempt))
-            file.flush()
-            os.fsync(file.fileno())
+        append(self._lines, _line(attempt))
 
     def mend(self, done: Collection[int]) -> None:
         """Cut off what a kill has left of a line, and all of blocks that are ``done`` (their first samples)."""
-        found = [(one, example) for one, example in self._read() if one.cost.block not in done]
+        kept = [(attempt, example) for attempt, example in self._read() if attempt.cost.block not in done]
         for path in (path for name in (LINES, IMAGES) for path in leftovers(self._lines.parent, name)):
             path.unlink()
-        if not found:
+        if not kept:
             self.remove()
             return
-        self._examples = [example for _, example in found if example is not None]
-        replace_file(self._lines, b"".join(_line(one) for one, _ in found))
+        self._examples = [example for _, example in kept if example is not None]
+        replace_file(self._lines, b"".join(_line(attempt) for attempt, _ in kept))
 
     def remove(self) -> None:
         """The block is finished."""
@@ -69,25 +67,24 @@ class Unfinished:
     def _read(self) -> Iterator[tuple[Attempt, Example | None]]:
         """The attempts as far as they can be read."""
         try:
-            kept = read_examples(self._images) if self._images.exists() else []
+            examples = read_examples(self._images) if self._images.exists() else []
             lines = self._lines.read_bytes().splitlines(keepends=True)
         except (OSError, InputError):
             return
-        examples = {one.attack: one for one in kept}
+        by_attack = {example.attack: example for example in examples}
         for line in lines:
             digest, _, text = line.partition(b" ")
             try:
-                attempt = attempt_of(text)
+                attempt = parsed(Attempt, text)
             except ValueError:
                 return
-            if digest.decode(errors="replace") != digest_of(LINES, text):
-                return
-            example = None if attempt.pictured is None else examples.get(attempt.cost.attack)
-            if not line.endswith(b"\n") or (example is None) != (attempt.pictured is None):
+            example = None if attempt.pictured is None else by_attack.get(attempt.cost.attack)
+            is_whole = line.endswith(b"\n") and (example is None) == (attempt.pictured is None)
+            if not is_whole or digest.decode(errors="replace") != digest_of(LINES, text):
                 return
             yield attempt, example
 
 
 def _line(attempt: Attempt) -> bytes:
-    text = as_line(attempt).encode()
+    text = as_line(attempt)
     return f"{digest_of(LINES, text)} ".encode() + text

@@ -188,7 +188,7 @@ def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
             continue
         known = isinstance(one, Defence)
         with unmoved_generators():
-            shown, has_slope = (_shown(one, x), True) if known else _followed(one, x)
+            shown, has_slope = (_shown(one, x), True) if known else followed(one, x)
         exposed.append(one if known or (has_slope and shown.shape != x.shape) else _exposed(one, x, shown))
         x = shown
     return rebuild(classifier, preprocessing_defences=exposed)
@@ -212,7 +212,7 @@ def _shown(preprocessor: PreprocessorPyTorch, x: Tensor) -> Tensor:
     return shown
 
 
-def _followed(preprocessor: PreprocessorPyTorch, x: Tensor) -> tuple[Tensor, bool]:
+def followed(preprocessor: PreprocessorPyTorch, x: Tensor) -> tuple[Tensor, bool]:
     """What a preprocessor makes of images (n, ...), and whether it has a derivative that is not zero everywhere."""
     live = x.detach().clone().requires_grad_()
     with torch.enable_grad():
