@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Unpack
@@ -31,7 +31,7 @@ from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, 
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.describe import describe_run
-from art_defenses_ext.evaluation.run.folder import Block, RunDirectory, check_out, check_settings
+from art_defenses_ext.evaluation.run.folder import RunDirectory, check_out, check_settings
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
@@ -53,14 +53,10 @@ def evaluate(
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
     *,
-    undefended: PyTorchClassifier | None = None,
-    detector: BinaryInputDetector | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
-    allow_large_eps: bool = False,
     progress: bool = True,
-    config: EvaluationConfig | None = None,
-    **options: Unpack[EvaluationOptions],
+    **arguments: Unpack[EvaluationArguments],
 ) -> Report:
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
 
@@ -91,19 +87,12 @@ def evaluate(
             installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
             :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
             (``kind="white-box"``) run under every gradient mode, as ``modes="all"`` has them do.
-        undefended: the classifier without defences, which transferred examples are made on; None for the one that
-            our defences recorded. Without either, the rows that need it say "not run"; with a detector it is
-            ``classifier`` then, or what that recorded.
-        detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
-            :class:`.ExplanationReconstructor`; None for none, or where ``classifier`` rejects by itself.
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. If a run
             with the same settings, data and networks lies there, finished or not, it goes on.
         overwrite: replace an earlier run in ``out``, whatever it is.
-        allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
-            most often one is in other units than the pixels.
         progress: show a progress bar.
-        config: the options of an :class:`.EvaluationConfig`; None for the defaults.
-        options: single ones by name, such as ``seed=1`` or ``check_samples=0``; they win over ``config``.
+        arguments: those of :class:`EvaluationArguments`, and single options of an :class:`.EvaluationConfig` by name,
+            such as ``seed=1`` or ``check_samples=0``; they win over ``config``.
 
     Returns:
         The report: figures, per-sample records, costs.
@@ -119,38 +108,44 @@ def evaluate(
     >>> report.robust_accuracy, report.summary.unknown
     (None, "no adaptive attack ran: the paper's attacks ran alone")
     """
-    check_flag("overwrite", overwrite)
-    check_flag("progress", progress)
-    if out is not None:
-        check_out(out)
-    task = _Task.of(
-        classifier,
-        x,
-        y,
-        threat,
-        attacks,
-        undefended=undefended,
-        detector=detector,
-        allow_large_eps=allow_large_eps,
-        progress=progress,
-        config=config,
-        **options,
-    )
-    if out is None:
-        with TemporaryDirectory() as folder, RunDirectory(folder, keeps=False) as directory:
-            task.carry_out(directory, WHOLE, progress)
-            return Report.load(directory.path)
-    if not overwrite:
-        check_settings(out, task.settings)
-    with RunDirectory(out, overwrite) as directory:
-        task.carry_out(directory, WHOLE, progress)
+    task = partial(_Task.of, classifier, x, y, threat, attacks, progress=progress, **arguments)
+    with (
+        TemporaryDirectory() if out is None else nullcontext(out) as folder,
+        _evaluated(task, folder, WHOLE, overwrite, progress, keeps=out is not None) as directory,
+    ):
         report = Report.load(directory.path)
-        report.save(directory.path)
+        if out is not None:
+            report.save(directory.path)
     return report
 
 
+@contextmanager
+def _evaluated(
+    task_of: Callable[[], _Task], out: str | Path, shard: Shard, overwrite: bool, progress: bool, keeps: bool = True
+) -> Iterator[RunDirectory]:
+    """Carry out a part of an evaluation in a folder, which stays locked inside the block."""
+    check_flag("overwrite", overwrite)
+    check_flag("progress", progress)
+    check_out(out)
+    task = task_of()
+    if not overwrite:
+        check_settings(out, task.settings)
+    with RunDirectory(out, overwrite, keeps) as directory:
+        task.carry_out(directory, shard, progress)
+        yield directory
+
+
 class AttackArguments(EvaluationOptions, total=False):
-    """The arguments of :func:`evaluate` that decide how a network is attacked."""
+    """The arguments of :func:`evaluate` that decide how a network is attacked.
+
+    Attributes:
+        undefended: the classifier without defences, which transferred examples are made on; None for the one that
+            our defences recorded. Without either, the rows that need it say "not run"; with a detector it is
+            ``classifier`` then, or what that recorded.
+        allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
+            most often one is in other units than the pixels.
+        config: the options of an :class:`.EvaluationConfig`; None for the defaults.
+    """
 
     undefended: PyTorchClassifier | None
     allow_large_eps: bool
@@ -158,7 +153,12 @@ class AttackArguments(EvaluationOptions, total=False):
 
 
 class EvaluationArguments(AttackArguments, total=False):
-    """The same with a detector beside the network."""
+    """The same with a detector beside the network.
+
+    Attributes:
+        detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
+            :class:`.ExplanationReconstructor`; None for none, or where ``classifier`` rejects by itself.
+    """
 
     detector: BinaryInputDetector | None
 
@@ -197,15 +197,9 @@ def evaluate_shard(
     """
     if not isinstance(shard, Shard):
         raise InputError(f"shard is {shown(shard)}; a Shard(number, count) was expected")
-    check_flag("overwrite", overwrite)
-    check_flag("progress", progress)
-    out = check_path("out", out, "a folder")
-    check_out(out / shard.folder)
-    task = _Task.of(classifier, x, y, threat, attacks, progress=progress, **arguments)
-    if not overwrite:
-        check_settings(out / shard.folder, task.settings)
-    with RunDirectory(out / shard.folder, overwrite) as directory:
-        task.carry_out(directory, shard, progress)
+    folder = check_path("out", out, "a folder") / shard.folder
+    task = partial(_Task.of, classifier, x, y, threat, attacks, progress=progress, **arguments)
+    with _evaluated(task, folder, shard, overwrite, progress) as directory:
         return directory.path
 
 
@@ -315,15 +309,8 @@ class _Task:
                     bar.update(task, advance=len(manifest.plan))
                     continue
                 rows = slice(start, start + settings.block_size)
-                done = work.block(
-                    start,
-                    np.asarray(x[rows]),
-                    self.labels[rows],
-                    lambda key: bar.update(task, advance=1, note=key),
-                    store,
-                    phases,
-                )
-                store.append(Block.of(done.records), done.costs, done.examples)
+                step = partial(bar.update, task, advance=1)
+                work.block(start, np.asarray(x[rows]), self.labels[rows], step, store, phases)
             if shard.number == 1 and not store.has_findings:
                 with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
                     findings = work.find_out(x, announce)

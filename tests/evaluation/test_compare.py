@@ -22,6 +22,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.publish.compare import Paired, _paired, compare
+from art_defenses_ext.evaluation.records.proportion import plain
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
@@ -267,7 +268,7 @@ def test_the_files_say_what_the_comparison_says(runs: Path, tmp_path: Path) -> N
     data = json.loads((tmp_path / "out" / "compare.json").read_text())
     pair = comparison.runs[1].against_first
     assert pair is not None
-    assert data["runs"][1]["against_first"] == json.loads(json.dumps(pair.as_dict()))
+    assert data["runs"][1]["against_first"] == json.loads(json.dumps(plain(pair)))
     assert [one["name"] for one in data["runs"]] == ["bare", "jump"]
     text = (tmp_path / "out" / "compare.md").read_text()
     assert str(pair) in text

@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from art_defenses_ext.attack.ball import Linf
-from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.records.proportion import Proportion, plain
 from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
 from art_defenses_ext.evaluation.results.detection import (
     FALSE_POSITIVES,
@@ -239,7 +239,7 @@ def test_an_excess_that_is_not_finite_is_above_or_below_all_others() -> None:
     assert fooled_margins("zero", records, THREAT).tolist() == [np.inf, -2.0]
     summary = found(records, [ZERO])
     assert dict(summary.thresholds)[0.01] is None  # no finite one is high enough
-    json.dumps([vars(one.success[0]) | {"share": one.success[0].share.as_dict()} for one in summary.rows])
+    json.dumps([vars(one.success[0]) | {"share": plain(one.success[0].share)} for one in summary.rows])
 
 
 # All attacks together

@@ -17,7 +17,7 @@ from art_defenses_ext.attack.ball import Linf
 from art_defenses_ext.evaluation.checks.checks import Check
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
-from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion, plain
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.results.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
@@ -129,7 +129,7 @@ def test_a_proportion_counts_what_is_true() -> None:
     assert Proportion.of(one % 3 == 0 for one in range(10)) == Proportion(4, 10)
     assert Proportion(4, 10).rate == 0.4
     low, high = Proportion(4, 10).interval
-    assert Proportion(4, 10).as_dict() == {"count": 4, "total": 10, "rate": 0.4, "interval": [low, high]}
+    assert plain(Proportion(4, 10)) == {"count": 4, "total": 10, "rate": 0.4, "interval": [low, high]}
     assert "40.0 %" in str(Proportion(4, 10))
 
 
@@ -138,7 +138,7 @@ def test_a_mean_holds_its_deviation_and_interval() -> None:
     assert (mean.mean, mean.deviation, mean.total) == (pytest.approx(0.5), pytest.approx(math.sqrt(0.02 / 3)), 3)
     assert 0 < mean.interval[0] < 0.4
     assert 0.6 < mean.interval[1] < 1
-    assert mean.as_dict() == {**vars(mean), "interval": list(mean.interval)}
+    assert plain(mean) == {**vars(mean), "interval": list(mean.interval)}
     assert Mean.of([1.0]).interval == (pytest.approx(0.025, abs=0.01), 1.0)
 
 
@@ -549,7 +549,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
         "name": "more effort",
         "verdict": "failed",
         "finding": "300 steps break 1 of 2",
-        "figures": {"broken": Proportion(1, 2).as_dict(), "eps": 0.1},
+        "figures": {"broken": plain(Proportion(1, 2)), "eps": 0.1},
     }
     assert data["checks"][1]["figures"] == {}
     assert data["randomness"] is None
@@ -559,10 +559,10 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     assert {one["agreement"] for one in data["rows"]} == {None}
     assert data["run"]["modes"] == ["exact"]
     assert data["gap"] == result.gap == 0.5
-    assert data["after_attacks"] == data["robust_accuracy"] == result.worst_case.as_dict()
+    assert data["after_attacks"] == data["robust_accuracy"] == plain(result.worst_case)
     assert data["clean"]["rate"] == 1.0
     assert data["undefended_robust"]["count"] == 1
     assert data["run"]["settings"]["eps"] == 0.1
     assert [one["key"] for one in data["rows"]][:3] == ["paper", "transfer", "suite"]
-    assert data["curves"][0]["points"][1] == [0.05, Proportion(1, 2).as_dict()]
+    assert data["curves"][0]["points"][1] == [0.05, plain(Proportion(1, 2))]
     assert data["total"]["forward"] == 4

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any, Literal
 
 from art_defenses_ext.evaluation.checks.binarization import Binarization
-from art_defenses_ext.evaluation.checks.gradient_health import FAITHFUL_SHARE, GradientHealth
+from art_defenses_ext.evaluation.checks.gradient_health import FAITHFUL_SHARE, VERDICTS, GradientHealth
 from art_defenses_ext.evaluation.checks.standing import untried_modes
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.not_finite import NotFinite
@@ -52,6 +52,8 @@ class Check:
         finding: the answer in a sentence with its figures.
         figures: the counts behind it, as plain data and proportions.
     """
+
+    DERIVED = ("link",)
 
     name: str
     verdict: Verdict
@@ -206,7 +208,10 @@ def _gradients(name: str, evidence: Evidence) -> Check:
         )
     left = any(record.robust(evidence.keys("white-box")) for record in evidence.records)
     bad = _too_many(useless) or (misled and not smoothed and left)
-    figures = {"useless": useless, "modes": [mode.as_dict() for mode in health]}
+    figures = {
+        "useless": useless,
+        "modes": [{name: getattr(mode, name) for name in ("mode", "points", *VERDICTS)} for mode in health],
+    }
     return Check(name, _judged(bad), "; ".join(parts), figures)
 
 

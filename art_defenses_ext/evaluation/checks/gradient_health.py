@@ -77,11 +77,6 @@ class GradientHealth:
         """Whether the share of faithful points may be as large as it must be: the interval reaches so far."""
         return Proportion(self.faithful, self.points).interval[1] >= FAITHFUL_SHARE
 
-    def as_dict(self) -> dict[str, str | int]:
-        """The counts, for JSON."""
-        counts = ("mode", "points", *VERDICTS)
-        return {name: getattr(self, name) for name in counts}
-
 
 @gradients_enabled()
 def examine_gradients(

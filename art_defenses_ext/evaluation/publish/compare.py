@@ -18,7 +18,7 @@ from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.text import for_markdown, for_terminal
 from art_defenses_ext.base.validation import check_flag, check_paths
 from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
-from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.records.proportion import Proportion, plain
 from art_defenses_ext.evaluation.report.described import describe_defences
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, compared_figure
 from art_defenses_ext.evaluation.report.report import Report
@@ -39,6 +39,8 @@ class Paired:
         lost: that are robust in the first alone.
         neither: that are robust in none.
     """
+
+    DERIVED = ("difference", "interval", "p_value")
 
     both: int
     gained: int
@@ -88,10 +90,6 @@ class Paired:
     def __str__(self) -> str:
         low, high = self.interval
         return f"{100 * self.difference:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-
-    def as_dict(self) -> dict[str, Any]:
-        """Counts and statistics, for JSON."""
-        return vars(self) | {"difference": self.difference, "interval": list(self.interval), "p_value": self.p_value}
 
 
 @dataclass(frozen=True)
@@ -187,25 +185,15 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
-        return {
-            "runs": [
-                {
-                    "name": run.name,
-                    "defences": run.defences,
-                    "settings": vars(run.summary.run.settings),
-                    "robust_accuracy": None if robust is None else robust.as_dict(),
-                    "after_attacks": run.summary.worst_case.as_dict(),
-                    "standing": run.summary.standing,
-                    "established": run.summary.established,
-                    "other_attacker": list(run.other_attacker),
-                    "paper": None if run.summary.paper is None else run.summary.paper.as_dict(),
-                    "clean": run.summary.clean.as_dict(),
-                    "against_first": None if run.against_first is None else run.against_first.as_dict(),
-                }
-                for run in self.runs
-                for robust in [run.summary.robust_accuracy]
-            ]
-        }
+        shown = ("robust_accuracy", "standing", "established", "paper", "clean")
+        runs = [
+            {"name": run.name, "defences": run.defences, "settings": run.summary.run.settings}
+            | {name: getattr(run.summary, name) for name in shown}
+            | {"after_attacks": run.summary.worst_case}
+            | {"other_attacker": run.other_attacker, "against_first": run.against_first}
+            for run in self.runs
+        ]
+        return {"runs": plain(runs)}
 
     def save(self, folder: str | Path) -> None:
         """Write ``compare.json``, ``compare.md`` and ``compare.png`` into a folder, which is made if need be.

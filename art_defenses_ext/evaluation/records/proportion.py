@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -11,6 +11,18 @@ import numpy as np
 from scipy.stats import binomtest
 
 from art_defenses_ext.evaluation.records import bounded_mean
+
+
+def plain(value: Any) -> Any:
+    """A figure as plain data, for JSON: of a dataclass its fields, and the properties that it lists as ``DERIVED``."""
+    if is_dataclass(value):
+        names = [*(each.name for each in fields(value)), *getattr(value, "DERIVED", ())]
+        return {name: plain(getattr(value, name)) for name in names}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    return value
 
 
 @dataclass(frozen=True)
@@ -21,6 +33,8 @@ class Proportion:
         count: samples for which it holds.
         total: samples in all, at least one.
     """
+
+    DERIVED = ("rate", "interval")
 
     count: int
     total: int
@@ -46,10 +60,6 @@ class Proportion:
         low, high = self.interval
         return f"{100 * self.rate:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
-    def as_dict(self) -> dict[str, Any]:
-        """Counts, rate and interval, for JSON."""
-        return asdict(self) | {"rate": self.rate, "interval": list(self.interval)}
-
 
 @dataclass(frozen=True)
 class Mean:
@@ -73,7 +83,3 @@ class Mean:
         """The mean of some values from 0 to 1, at least one."""
         listed = list(values)
         return cls(fmean(listed), pstdev(listed), len(listed), bounded_mean.interval(np.array(listed, dtype=float)))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Mean, deviation, number of samples and interval, for JSON."""
-        return asdict(self) | {"interval": list(self.interval)}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from art_defenses_ext.evaluation.checks.checks import Check
-from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.report.numbers import MISSING, amount, count_of, fraction, percent, size, unbroken
 from art_defenses_ext.evaluation.report.sections import Column, Row, Table
 from art_defenses_ext.evaluation.results.detection import FALSE_POSITIVES, PASSING, At, Detection, DetectionRow, Pool
-from art_defenses_ext.evaluation.results.summary import AttackRow, Phase, Summary
+from art_defenses_ext.evaluation.results.summary import AttackRow, Summary
 
 GROUPS = {"suite": "Attack suite", "paper": "The paper's attacks", "side": "Curves and checks"}
 """Headings of the attacks' tables, by the rows' ``source``, in the order in which they ran."""
@@ -78,16 +77,17 @@ def costs_table(summary: Summary) -> Table:
     """What each attack leaves of the ranking of classes, where that was recorded, and what it cost."""
     rankings = RANKINGS if any(row.agreement for row in summary.rows) else {}
     table = _attacks_table(rankings | COSTS, [row for row in summary.rows if row.attacked])
-    spent: dict[str, Phase | Cost] = {phase.name: phase for phase in summary.phases} | {"total": summary.total}
-    others = [
+    others = "Besides the attacks"
+    spent = [(name, cost, others) for name, cost in summary.phases.items()] + [("total", summary.total, "All in all")]
+    rows = [
         Row(
             name,
             (*[MISSING] * len(rankings), f"{cost.forward} in all", f"{cost.backward} in all", amount(cost.seconds)),
-            group="Besides the attacks" if isinstance(cost, Phase) else "All in all",
+            group=group,
         )
-        for name, cost in spent.items()
+        for name, cost, group in spent
     ]
-    return Table(table.columns, [*table.rows, *others])
+    return Table(table.columns, [*table.rows, *rows])
 
 
 def _attacks_table(columns: Columns, attacks: Sequence[AttackRow]) -> Table:

@@ -15,14 +15,14 @@ from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.not_finite import NotFinite
 from art_defenses_ext.evaluation.records.phases import PHASES
-from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
+from art_defenses_ext.evaluation.records.proportion import Mean, Proportion, plain
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.results.detection import Detection, detection
 from art_defenses_ext.evaluation.results.randomness import Randomness, randomness, worst_of_each
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.threat import named_threat
 
-FORMAT = 8
+FORMAT = 9
 """Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
@@ -30,7 +30,7 @@ FORMAT = 8
 ``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``, there is ``not_finite``, ``detection``
 has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
 passes that chose no attack; from 8 on rows have ``median_size``, their ``source`` is ``"suite"``, ``"paper"`` or
-``"side"``, and ``detection`` gives thresholds of the detector's margin."""
+``"side"``, and ``detection`` gives thresholds of the detector's margin; from 9 on ``phases`` are costs by name."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Agreement:
     reciprocal_rank: Mean
 
     @classmethod
-    def of(cls, ndcgs: Iterable[float | None], ranks: Iterable[float | None]) -> Agreement | None:
-        """The means over what was recorded, sample by sample; None if nothing was."""
-        pairs = [(ndcg, rank) for ndcg, rank in zip(ndcgs, ranks, strict=True) if ndcg is not None and rank is not None]
-        return cls(*(Mean.of(values) for values in zip(*pairs, strict=True))) if pairs else None
+    def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> Agreement | None:
+        """The means over what was recorded, (NDCG, reciprocal rank) of each sample; None if nothing was."""
+        known = [(ndcg, rank) for ndcg, rank in pairs if ndcg is not None and rank is not None]
+        return cls(*(Mean.of(values) for values in zip(*known, strict=True))) if known else None
 
 
 @dataclass(frozen=True)
@@ -89,31 +89,14 @@ class AttackRow:
     bounded: bool
     attacked: int
     broke: int
-    accuracy: Proportion | None
-    robust: Proportion | None
-    median_size: float | None
-    agreement: Agreement | None
     forward: float
     backward: float
     seconds: float
     note: str
-
-
-@dataclass(frozen=True)
-class Phase:
-    """What an evaluation does besides attacking, and its cost.
-
-    Attributes:
-        name: such as ``"gradient examination"`` (``evaluation/records/phases.py``).
-        forward: images passed forwards.
-        backward: images passed backwards.
-        seconds: wall time.
-    """
-
-    name: str
-    forward: int
-    backward: int
-    seconds: float
+    accuracy: Proportion | None = None
+    robust: Proportion | None = None
+    median_size: float | None = None
+    agreement: Agreement | None = None
 
 
 @dataclass(frozen=True)
@@ -155,9 +138,11 @@ class Summary:
         detection: the detector's error rates and the attack success rates; None without one.
         rows: the attacks.
         curves: accuracy against eps.
-        phases: what was done besides the attacks; none without a cost.
+        phases: the cost of what was done besides the attacks, by its name (``evaluation/records/phases.py``).
         total: cost of everything.
     """
+
+    DERIVED = ("standing", "established", "gap", "robust_accuracy")
 
     run: RunDescription
     clean: Proportion
@@ -175,7 +160,7 @@ class Summary:
     detection: Detection | None
     rows: list[AttackRow]
     curves: list[Curve]
-    phases: list[Phase]
+    phases: dict[str, Cost]
     total: Cost
 
     @property
@@ -226,25 +211,8 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``report.json``."""
-        plain = _plain(self)
-        after_attacks = plain.pop("worst_case")
-        known = {"standing": self.standing, "established": self.established, "gap": self.gap}
-        robust = {"robust_accuracy": _plain(self.robust_accuracy), "after_attacks": after_attacks}
-        return {"format": FORMAT, **known, **robust, **plain}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Check):
-        return {"link": value.link} | {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    if isinstance(value, Proportion | Mean):
-        return value.as_dict()
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "__dataclass_fields__"):
-        return {name: _plain(getattr(value, name)) for name in value.__dataclass_fields__}
-    return value
+        figures = {"after_attacks" if name == "worst_case" else name: figure for name, figure in plain(self).items()}
+        return {"format": FORMAT, **figures}
 
 
 def summarise(
@@ -270,22 +238,15 @@ def summarise(
         randomness=randomness(run, records),
         not_finite=NotFinite.of(records),
         reference="undefended" if has_undefended else "own",
-        clean_agreement=Agreement.of((r.clean_ndcg for r in records), (r.clean_reciprocal_rank for r in records)),
+        clean_agreement=Agreement.of((record.clean_ndcg, record.clean_reciprocal_rank) for record in records),
         worst_agreement=_worst_agreement(run, records),
         detection=detection(plan, records, named_threat(run.settings.threat, run.settings.eps)),
         rows=[_row(attack, records, by_attack[attack.key]) for attack in plan if attack.role == "suite"]
         + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
         curves=_curves(run, plan, records),
-        phases=_phases(costs),
+        phases={name: by_attack[name] for name in PHASES if name in by_attack},
         total=_sum(record.cost for record in costs),
     )
-
-
-def _phases(costs: list[CostRecord]) -> list[Phase]:
-    spent = _cost_by_attack([record for record in costs if record.attack in PHASES])
-    return [
-        Phase(name, spent[name].forward, spent[name].backward, spent[name].seconds) for name in PHASES if name in spent
-    ]
 
 
 def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:
@@ -312,9 +273,7 @@ def _row(attack: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRo
         accuracy=Proportion(len(outcomes) - len(missed), len(outcomes)) if everywhere else None,
         robust=Proportion.of(r.robust({attack.key}) for r in records) if everywhere else None,
         median_size=median(outcome.size_in(attack.threat) for outcome in sizes) if sizes else None,
-        agreement=Agreement.of(
-            (outcome.ndcg for outcome in outcomes), (outcome.reciprocal_rank for outcome in outcomes)
-        ),
+        agreement=Agreement.of([(outcome.ndcg, outcome.reciprocal_rank) for outcome in outcomes]),
         forward=cost.forward / attacked,
         backward=cost.backward / attacked,
         seconds=cost.seconds,
@@ -354,10 +313,6 @@ def _side_row(
             bounded=True,
             attacked=len(chosen),
             broke=sum(not record.robust(before | keys) for record in chosen),
-            accuracy=None,
-            robust=None,
-            median_size=None,
-            agreement=None,
             forward=cost.forward / images,
             backward=cost.backward / images,
             seconds=cost.seconds,
@@ -444,17 +399,18 @@ def _worst_agreement(run: RunDescription, records: list[SampleRecord]) -> Agreem
     """
     if run.votes > 1:
         worst = worst_of_each(records, named_threat(run.settings.threat, run.settings.eps), run.votes)
-        pairs = list(zip(records, worst, strict=True))
         return Agreement.of(
-            (record.clean_ndcg if outcome is None else outcome.ndcg for record, outcome in pairs),
-            (record.clean_reciprocal_rank if outcome is None else outcome.reciprocal_rank for record, outcome in pairs),
+            (record.clean_ndcg, record.clean_reciprocal_rank)
+            if outcome is None
+            else (outcome.ndcg, outcome.reciprocal_rank)
+            for record, outcome in zip(records, worst, strict=True)
         )
     return Agreement.of(
-        (_least([r.clean_ndcg, *(outcome.ndcg for outcome in r.attacks.values())]) for r in records),
         (
-            _least([r.clean_reciprocal_rank, *(outcome.reciprocal_rank for outcome in r.attacks.values())])
-            for r in records
-        ),
+            _least([record.clean_ndcg, *(outcome.ndcg for outcome in record.attacks.values())]),
+            _least([record.clean_reciprocal_rank, *(each.reciprocal_rank for each in record.attacks.values())]),
+        )
+        for record in records
     )
 
 

@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.records.metrics import Scores, recorded
 from art_defenses_ext.evaluation.records.phases import JUDGING, PICTURES, Phases
 from art_defenses_ext.evaluation.records.sample import RECORDED, Attempt, CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.run.defence_views import with_views
-from art_defenses_ext.evaluation.run.folder import Findings, RunDirectory
+from art_defenses_ext.evaluation.run.folder import Block, Findings, RunDirectory
 from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.predictions import Judgement, Prediction, predict
@@ -39,21 +39,6 @@ SIZE_DIGITS = 9
 """Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
 
 BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
-
-
-@dataclass(frozen=True)
-class Done:
-    """A block after all attacks.
-
-    Attributes:
-        records: of each sample.
-        costs: of each attack.
-        examples: images for the report, of attacks that broke none before.
-    """
-
-    records: list[SampleRecord]
-    costs: list[CostRecord]
-    examples: list[Example]
 
 
 @dataclass(frozen=True)
@@ -117,11 +102,11 @@ class Work:
         start: int,
         x: FloatArray,
         labels: IntArray,
-        announce: Callable[[str], None],
+        announce: Callable[..., None],
         store: RunDirectory,
         phases: Phases,
-    ) -> Done:
-        """Attack the samples ``x`` (n, ...), which begin at index ``start``.
+    ) -> None:
+        """Attack the samples ``x`` (n, ...), which begin at index ``start``, and hand the block to the store.
 
         What the store holds of the block already is not done again; each further attack is handed to it at its end.
         """
@@ -129,7 +114,7 @@ class Work:
             block, judging = self._clean(start, x, labels)
         earlier, costs = store.attempts(start), []
         for run in self.plan:
-            announce(run.key)
+            announce(note=run.key)
             rows = self._rows(run, block.records)
             if not len(rows):
                 continue
@@ -147,7 +132,7 @@ class Work:
         drawing = blamed("a defence, asked for the report's pictures,", start, store.keeps)
         with drawing, phases.phase(PICTURES, self.classifier), seeded(views):
             examples = with_views(self.classifier, block.examples)
-        return Done(block.records, phases.taken(start) + costs, examples)
+        store.append(Block.of(block.records), phases.taken(start) + costs, examples)
 
     def _clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
         """The block before any attack: what both classifiers say of the clean images, and what that cost."""
