@@ -112,19 +112,22 @@ def words(text: str) -> str:
 
 def test_list_names_all_that_can_be_chosen(command: Command) -> None:
     """Each name whole on its line, in a terminal of the usual width."""
-    result = command("list")
-    assert (result.status, result.err) == (0, "")
-    lines = [f"{line} " for line in result.out.splitlines()]
-    papers = (paper_specs(load_face(name)) for name in installed())
+    lines, details = (
+        [f"{line} " for line in command("list", *names).out.splitlines()] for names in ((), (*installed("defence"), "full"))
+    )
+    papers = (paper_specs(load_face(name)) for name in installed("defence"))
     attacks = [spec.name for specs in (*papers, FULL, DETECTOR_SUITE) for spec in specs]
-    for name in (*defence_names(), *DATASETS, *MODELS, *attacks):
+    for name in (*defence_names(), *DATASETS, *MODELS, *SETS):
         assert any(f" {name} " in line for line in lines), name
-    assert max(map(len, result.out.splitlines())) <= 80
+    for name in attacks:
+        assert any(f" {name} " in line for line in details), name
+    assert all(load_face(name).title[:20] in " ".join(lines) for name in installed("defence"))
+    assert max(map(len, lines)) <= 81
 
 
 def test_list_says_which_set_an_attack_first_stands_in(command: Command) -> None:
-    lines = [words(line) for line in command("list").out.splitlines()]
-    papers = [spec for specs in (paper_specs(load_face(name)) for name in installed()) for spec in specs]
+    lines = [words(line) for line in command("list", *installed("defence"), "full").out.splitlines()]
+    papers = [spec for specs in (paper_specs(load_face(name)) for name in installed("defence")) for spec in specs]
     sets = {"papers": papers, "standard": STANDARD, "full": FULL[len(STANDARD) :]}
     assert tuple(sets) == SETS
     for name, specs in sets.items():

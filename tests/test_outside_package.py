@@ -35,7 +35,7 @@ def command(environment: dict[str, str], *arguments: str) -> str:
 
 
 def test_they_are_listed_with_options_and_attacks(environment: dict[str, str]) -> None:
-    lines = [" ".join(line.split()) for line in command(environment, "list").splitlines()]
+    lines = [" ".join(line.split()) for line in command(environment, "list", "grey_levels", "simba").splitlines()]
     place = lines.index("defence grey_levels Grey levels: pixels rounded to a few values")
     assert lines[place + 1] == "options: chunk_size, levels"
     assert any(line.startswith("attacks papers PGD-10, gray-box grey_levels:") for line in lines)

@@ -91,7 +91,7 @@ class EvaluateOptions(EvaluationConfig):
     options: Texts = option(
         (),
         "An option of the defence or of its training, such as jump=1; of one of several, such as jump_relu.jump=1. "
-        "`art-defenses list` prints them.",
+        "`art-defenses list jump_relu` prints them.",
         multiple=True, switch="--option", short="-o", metavar="NAME=VALUE",
     )  # fmt: skip
     fitted: Texts = option(

@@ -2,38 +2,90 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint
+from importlib.util import find_spec
+from pathlib import Path
+
 import click
+
+from art_defenses_ext.base.declared import one_of
+from art_defenses_ext.base.entry_points import installed
+from art_defenses_ext.evaluation.config import SETS
+from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
+
+SUITES = {"papers": "what the method's authors ran", "standard": "these and our suite", "full": "and what takes longer"}
+
+Line = tuple[str, str, str]
+"""What something is, its name, and what to know of it."""
 
 
 @click.command("list")
-def list_command() -> None:
-    """List defences, data sets, networks and attacks."""
+@click.argument("names", nargs=-1)
+def list_command(names: tuple[str, ...]) -> None:
+    """List defences, data sets, networks and attack suites.
+
+    With NAMES among them: the options and the paper's attacks of each defence, the attacks of each suite, and what the
+    attack of another package is for.
+    """
     from rich.console import Console
     from rich.table import Table
 
-    from art_defenses_ext.base.entry_points import installed
-    from art_defenses_ext.cli.defences import defence_names, face_of, option_names
-    from art_defenses_ext.evaluation.suite.papers import paper_specs
-    from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD, load_attack
-    from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
-
+    known = one_of(*installed("defence"), *SETS[1:], *installed("attack"))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    faces = {name: face_of(name) for name in defence_names()}
-    for name, face in faces.items():
-        table.add_row("defence", name, "the undefended model" if face is None else face.title)
-        if face is not None:
-            table.add_row("", "", f"options: {', '.join(option_names(name))}")
-    for name in DATASETS:
-        table.add_row("data set", name, "")
-    for name, spec in MODELS.items():
-        table.add_row("network", name, f"for {spec.dataset}, {' x '.join(map(str, spec.input_shape))}")
-    for name, face in faces.items():
-        for attack in () if face is None else paper_specs(face):
-            table.add_row("attacks papers", attack.name, f"{name}: {attack.purpose}")
-    for attack in FULL:
-        table.add_row(f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose)
-    for attack in DETECTOR_SUITE:
-        table.add_row("attacks detector", attack.name, attack.purpose)
-    for name in installed("attack"):
-        table.add_row("attack", name, load_attack(name).purpose)
+    for line in [line for name in names for line in _details(known.checked("name", name))] if names else _overview():
+        table.add_row(*line)
     Console().print(table)
+
+
+def _overview() -> Iterator[Line]:
+    for name, point in installed("defence").items():
+        yield "defence", name, _title(point)
+    yield "defence", "none", "the undefended model"
+    for name in DATASETS:
+        yield "data set", name, ""
+    for name, spec in MODELS.items():
+        yield "network", name, f"for {spec.dataset}, {' x '.join(map(str, spec.input_shape))}"
+    for name in SETS:
+        yield "attacks", name, SUITES[name]
+    for name, point in installed("attack").items():
+        yield "attack", name, point.value
+
+
+def _title(point: EntryPoint) -> str:
+    """The title that the class of a defence declares, read off its source: to import it would take seconds."""
+    try:
+        source = find_spec(point.module)
+        nodes = ast.walk(ast.parse(Path(source.origin).read_bytes())) if source and source.origin else ()
+    except (ImportError, OSError, SyntaxError) as error:
+        return f"cannot be read ({error})"
+    for node in nodes:
+        if isinstance(node, ast.ClassDef) and node.name == point.attr:
+            for statement in node.body:
+                match statement:
+                    case ast.Assign(targets=[ast.Name("title")], value=ast.Constant(str(title))):
+                        return title
+    return ""
+
+
+def _details(name: str) -> Iterator[Line]:
+    from art_defenses_ext.cli.defences import option_names
+    from art_defenses_ext.defence.registry import load_face
+    from art_defenses_ext.evaluation.suite.papers import paper_specs
+    from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, STANDARD, SUITES, load_attack
+
+    if name in installed("attack"):
+        yield "attack", name, load_attack(name).purpose
+        return
+    if name in installed("defence"):
+        face = load_face(name)
+        yield "defence", name, face.title
+        yield "", "", f"options: {', '.join(option_names(name))}"
+        for attack in paper_specs(face):
+            yield "attacks papers", attack.name, f"{name}: {attack.purpose}"
+        return
+    for attack in SUITES[name]:
+        yield f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose
+    for attack in DETECTOR_SUITE:
+        yield "attacks detector", attack.name, attack.purpose
