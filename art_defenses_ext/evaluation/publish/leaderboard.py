@@ -11,20 +11,34 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import TypeAdapter
 
+from art_defenses_ext.base.declared import Kind, Text, declared_of, number
 from art_defenses_ext.base.errors import InputError, RunError
 from art_defenses_ext.base.files import replace_file
-from art_defenses_ext.base.text import code_block, for_markdown, is_web_address, markdown_link, shown
-from art_defenses_ext.base.validation import check_number, check_path, check_text
+from art_defenses_ext.base.text import code_block, for_markdown, is_web_address, markdown_link
+from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.records.lines import parse_json
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.described import describe_defences
 from art_defenses_ext.evaluation.report.report import Report
 
 FORMAT = "art-defenses-ext entry 1"
+
+AS_IN_RUN = ("defences", "device", "threads", "versions", "data_sha256", "model_sha256", "pipeline_sha256")
+"""The fields of an entry that say what the run's description says under the same name."""
+
+
+def _web_address(value: Any) -> str:
+    if not isinstance(value, str) or not is_web_address(value):  # whoever reads a page of results clicks on it
+        raise ValueError
+    return value
+
+
+Link = Annotated[str, Kind("an address that begins with http:// or https://", _web_address)]
+Percent = Annotated[float, number("a share from 0 to 100 per cent", lambda value: 0 <= value <= 100)]
 
 
 @dataclass(frozen=True)
@@ -65,20 +79,20 @@ class Entry:
     """
 
     format: str
-    name: str
-    link: str | None
-    dataset: str
+    name: Text
+    link: Link | None
+    dataset: Text
     architecture: str
     defences: list[dict[str, Any]]
     threat: str
     eps: float
     clean_acc: float
-    reported: float | None
+    reported: Percent | None
     paper_acc: float | None
     robust_acc: float
     robust_interval: tuple[float, float]
     undefended_acc: float | None
-    external: float | None
+    external: Percent | None
     unreliable: bool
     failed_checks: list[str]
     attacks: str | list[str]
@@ -89,11 +103,15 @@ class Entry:
     seconds: float
     device: str
     threads: int
-    command: str
+    command: Text
     versions: dict[str, str]
     data_sha256: str
     model_sha256: str
     pipeline_sha256: str
+
+    def __post_init__(self) -> None:
+        for name, kind in declared_of(Entry).items():
+            kind.checked(name, getattr(self, name))
 
     @classmethod
     def of(
@@ -126,23 +144,14 @@ class Entry:
         if summary.robust_accuracy is None:
             expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
             raise RunError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
-        for argument, share in (("reported", reported), ("external", external)):
-            if share is not None:
-                check_number(argument, share, "a share from 0 to 100 per cent", lambda value: 0 <= value <= 100)
-        check_text("dataset", dataset)
-        for argument, text in (("name", name), ("command", command)):
-            if text is not None:
-                check_text(argument, text)
-        _check_link(link)
         settings, total = run.settings, summary.total
         low, high = summary.worst_case.interval
         return cls(
             format=FORMAT,
-            name=name or describe_defences(run),
+            name=describe_defences(run) if name is None else name,
             link=link,
             dataset=dataset,
             architecture=run.model,
-            defences=run.defences,
             threat=settings.threat,
             eps=settings.eps,
             clean_acc=_percent(summary.clean),
@@ -160,13 +169,8 @@ class Entry:
             forward=round(total.forward / settings.samples, 1),
             backward=round(total.backward / settings.samples, 1),
             seconds=round(total.seconds / settings.samples, 4),
-            device=run.device,
-            threads=run.threads,
-            command=command or run.command,
-            versions=run.versions,
-            data_sha256=run.data_sha256,
-            model_sha256=run.model_sha256,
-            pipeline_sha256=run.pipeline_sha256,
+            command=run.command if command is None else command,
+            **{field: getattr(run, field) for field in AS_IN_RUN},
         )
 
     def save(self, path: str | Path) -> None:
@@ -193,9 +197,7 @@ class Entry:
             version = plain.get("format") if isinstance(plain, dict) else None
             if version != FORMAT:
                 raise ValueError(f"format {version!r}")
-            entry = TypeAdapter(cls).validate_python(plain)
-            _check_link(entry.link)
-            return entry
+            return TypeAdapter(cls).validate_python(plain)
         except InputError:
             raise
         except (OSError, ValueError, RecursionError) as error:
@@ -206,12 +208,6 @@ class Entry:
     def best_known(self) -> float:
         """The lowest robust accuracy that anybody has shown, in per cent."""
         return self.robust_acc if self.external is None else min(self.robust_acc, self.external)
-
-
-def _check_link(link: str | None) -> None:
-    """Refuse a link to anything but a page on the web: whoever reads a page of results clicks on it."""
-    if link is not None and not (isinstance(link, str) and is_web_address(link)):
-        raise RunError(f"link is {shown(link)}; an address that begins with http:// or https:// was expected")
 
 
 def leaderboard(folder: str | Path) -> str:
