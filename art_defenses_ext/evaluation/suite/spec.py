@@ -23,6 +23,9 @@ Kind = Literal["white-box", "single step", "transfer", "queries", "noise", "othe
 CraftedOn = Literal["defended", "undefended", "smoothed"]
 """The network that an attacker differentiates or queries."""
 
+Modes = Literal["exact", "all", "annealable", "smoothest"]
+"""The gradient modes that an attack runs under: these by name, or all of a kind."""
+
 
 @dataclass(frozen=True)
 class AttackSpec:
@@ -67,7 +70,7 @@ class AttackSpec:
     source: Literal["paper", "suite"] = "suite"
     kind: Kind = "other"
     crafted_on: CraftedOn = "defended"
-    modes: Literal["exact", "all", "annealable", "smoothest"] = "exact"
+    modes: Modes = "exact"
     samples: Literal["all", "survivors"] = "survivors"
     curve: bool = False
     bounded: bool = True

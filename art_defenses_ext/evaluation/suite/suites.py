@@ -30,7 +30,7 @@ from art_defenses_ext.evaluation.config import NamedAttacks
 from art_defenses_ext.evaluation.suite.papers import fgsm, specs_of_papers
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.evaluation.suite.scale import clip_width
-from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build
+from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, Modes
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 
@@ -67,38 +67,19 @@ def _noise(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionA
     return RandomNoise(classifier, threat.norm, threat.eps, nb_draws=100, seed=seed)
 
 
-WHITE_BOX = AttackSpec(
-    "APGD margin",
-    _auto_pgd("margin"),
-    "white-box: Auto-PGD on the logit margin, 100 steps",
-    kind="white-box",
-    modes="all",
-    curve=True,
-)
+def _white_box(name: str, build: Build, purpose: str, modes: Modes = "all", *, curve: bool = False) -> AttackSpec:
+    return AttackSpec(name, build, f"white-box: {purpose}", kind="white-box", modes=modes, curve=curve)
+
+
+WHITE_BOX = _white_box("APGD margin", _auto_pgd("margin"), "Auto-PGD on the logit margin, 100 steps", curve=True)
 """The first attack of each suite: the checks ask whether it works."""
 
 STANDARD = (
     WHITE_BOX,
-    AttackSpec(
-        "APGD cross-entropy",
-        _auto_pgd("cross_entropy"),
-        "white-box: another loss finds other ways, 100 steps",
-        kind="white-box",
-        modes="all",
-    ),
-    AttackSpec(
-        "APGD targeted",
-        _targeted,
-        "white-box: towards each of the nine nearest classes, 100 steps each",
-        kind="white-box",
-        modes="all",
-    ),
-    AttackSpec(
-        "APGD annealed",
-        _annealed(),
-        "white-box: smooth surrogates that grow sharper, from run to run of 100 steps",
-        kind="white-box",
-        modes="annealable",
+    _white_box("APGD cross-entropy", _auto_pgd("cross_entropy"), "another loss finds other ways, 100 steps"),
+    _white_box("APGD targeted", _targeted, "towards each of the nine nearest classes, 100 steps each"),
+    _white_box(
+        "APGD annealed", _annealed(), "smooth surrogates that grow sharper, from run to run of 100 steps", "annealable"
     ),
     AttackSpec(
         "APGD smoothed",
@@ -142,20 +123,13 @@ def _hop_skip_jump(classifier: PyTorchClassifier, threat: Threat, seed: int) -> 
 
 FULL = (
     *STANDARD,
-    AttackSpec(
+    _white_box(
         "APGD annealed, slower",
         _annealed(factors=(2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025), loss="cross_entropy", max_iter=300),
-        "white-box: the same on another loss, with more and longer runs",
-        kind="white-box",
-        modes="annealable",
+        "the same on another loss, with more and longer runs",
+        "annealable",
     ),
-    AttackSpec(
-        "APGD restarts",
-        _auto_pgd("margin", nb_runs=10),
-        "white-box: ten more random starts",
-        kind="white-box",
-        modes="all",
-    ),
+    _white_box("APGD restarts", _auto_pgd("margin", nb_runs=10), "ten more random starts"),
     AttackSpec("Square, 5,000 queries", _square(5000), "black-box: five times the queries", kind="queries"),
     AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", bounded=False, modes="all"),
     AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", bounded=False),
