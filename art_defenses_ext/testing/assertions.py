@@ -271,7 +271,7 @@ class Suite:
                 f"baseline is {baseline}, which another attacker made ({'; '.join(differences)}); a run of the same "
                 "attacker was expected"
             )
-        pair = Paired.of(*([record.robust() for record in one.records] for one in (earlier, report)))
+        pair = Paired.of(*([record.robust() for record in each.records] for each in (earlier, report)))
         self._note(name, f"against the baseline {pair} points, p {pair.p_value:.2g}", report)
         if pair.lost > pair.gained and pair.p_value < SURE:
             raise AssertionError(

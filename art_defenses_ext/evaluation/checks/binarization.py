@@ -100,17 +100,17 @@ def binarization_test(
         tried.append(_head(classifier, layer, image, threat, own_seed))
     heads = {index: head for index, head in enumerate(tried) if head is not None}
     rows = list(heads)
-    found: list[bool] = []
+    broken: list[bool] = []
     chance: list[bool] = []
     for start in range(0, len(rows), at_once):
-        some = rows[start : start + at_once]
-        binary = _binary(classifier, layer, [heads[row] for row in some])
-        found += _broken(binary, x[some], threat, tries, seeds[some[0]])
-        for i, row in enumerate(some):
+        chosen = rows[start : start + at_once]
+        binary = _binary(classifier, layer, [heads[row] for row in chosen])
+        broken += _broken(binary, x[chosen], threat, tries, seeds[chosen[0]])
+        for i, row in enumerate(chosen):
             announce("attacked")
             chance.append(_breaks_by_chance(binary, i, x[row], threat, seeds[row]))
     built = Proportion(len(rows), len(x))
-    return Binarization(Proportion.of(found), Proportion.of(chance), built) if rows else None
+    return Binarization(Proportion.of(broken), Proportion.of(chance), built) if rows else None
 
 
 def last_linear(classifier: PyTorchClassifier, x: FloatArray) -> nn.Linear | None:
@@ -278,24 +278,24 @@ def _separate(features: FloatArray) -> Head | None:
 def _broken(binary: PyTorchClassifier, x: FloatArray, threat: Threat, tries: Sequence[Try], seed: int) -> list[bool]:
     """Whether some attack finds an example of class 1 of its problem in the ball of each image (B, ...)."""
     broken = np.zeros(len(x), dtype=bool)
-    for one in tries:
+    for attempt in tries:
         left = np.flatnonzero(~broken)
         if len(left):
             with seeded(seed):
-                broken[left] = _breaks(binary, x[left], left, threat, one, seed)
+                broken[left] = _breaks(binary, x[left], left, threat, attempt, seed)
     return broken.tolist()
 
 
 def _breaks(
-    binary: PyTorchClassifier, x: FloatArray, problems: IntArray, threat: Threat, one: Try, seed: int
+    binary: PyTorchClassifier, x: FloatArray, problems: IntArray, threat: Threat, attempt: Try, seed: int
 ) -> npt.NDArray[np.bool_]:
     """Whether an attack turns class 0 of images (n, ...), each of its problem (n,), into 1 inside the ball."""
-    build, mode = one
+    build, mode = attempt
     attack = build(smoothed(binary, threat) if mode is None else binary, threat, seed)
     if not isinstance(attack, TensorAttack) and binary.nb_classes > 2:  # it would confuse the problems
         alone = [_only(binary, problem) for problem in problems]
-        found = [_breaks(alone[i], x[i : i + 1], np.zeros(1, np.int64), threat, one, seed) for i in range(len(x))]
-        return np.concatenate(found)
+        broken = [_breaks(alone[i], x[i : i + 1], np.zeros(1, np.int64), threat, attempt, seed) for i in range(len(x))]
+        return np.concatenate(broken)
     with nullcontext() if mode is None else gradient_mode(binary, mode):
         adversarial = attack.generate(x, np.eye(binary.nb_classes, dtype=np.float32)[2 * problems])
     inside = np.array([threat.allows(size) for size in threat.sizes(x, adversarial, binary.clip_values)])

@@ -105,7 +105,7 @@ def examine_gradients(
     drawn = clean + threat.random_inside(clean, generator)
     points = [clean, into_range(drawn, classifier.clip_values)]
     module = as_module(classifier)
-    found = []
+    health = []
     for mode in modes:
         with gradient_mode(classifier, mode):
             looks = []
@@ -113,8 +113,8 @@ def examine_gradients(
                 for batch, labels_of in zip(at.split(AT_ONCE), y.split(AT_ONCE), strict=True):
                     announce(mode)
                     looks.append(_look(module, batch, labels_of, threat, seed))
-            found.append(_merge(mode, looks))
-    return found
+            health.append(_merge(mode, looks))
+    return health
 
 
 def nb_looks(nb_images: int, nb_modes: int) -> int:

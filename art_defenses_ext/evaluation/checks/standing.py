@@ -29,12 +29,12 @@ def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
         plan: its attacks, with their kinds.
     """
     tried = {
-        one.mode
-        for one in plan
-        if one.role == "suite"
-        and one.spec.source == "suite"
-        and one.spec.kind == "white-box"
-        and one.spec.crafted_on == "defended"
+        attack.mode
+        for attack in plan
+        if attack.role == "suite"
+        and attack.spec.source == "suite"
+        and attack.spec.kind == "white-box"
+        and attack.spec.crafted_on == "defended"
     }
     plain = any(set(mode.split("+")) == {"exact"} for mode in tried)  # "exact" alone stands for any number of defences
     return [mode for mode in run.modes if mode not in tried and not (plain and set(mode.split("+")) == {"exact"})]
@@ -51,6 +51,6 @@ def lacking(run: RunDescription, plan: list[AttackRun]) -> str:
         return "the attacker was given the exact gradient alone"
     untried = untried_modes(run, plan)
     if len(untried) == len(run.modes):
-        only = all(one.spec.source == "paper" for one in plan)
+        only = all(attack.spec.source == "paper" for attack in plan)
         return "the paper's attacks ran alone" if only else "none of the suite's white-box attacks was run"
     return f"no white-box attack was made in mode {', '.join(untried)}" if untried else ""

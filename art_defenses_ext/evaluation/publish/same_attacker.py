@@ -24,35 +24,35 @@ def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
     Args:
         first, second: what the runs are.
     """
-    mine, others = first.run.settings, second.run.settings
+    settings, others = first.run.settings, second.run.settings
     same_images = first.run.data_sha256 == second.run.data_sha256
-    names = [name for name in ("threat", "eps", "seed", "block_size", "adaptive") if _differ(mine, others, name)]
-    found = [f"{name} {getattr(mine, name)}, not {getattr(others, name)}" for name in names]
+    names = [name for name in ("threat", "eps", "seed", "block_size", "adaptive") if _differ(settings, others, name)]
+    differences = [f"{name} {getattr(settings, name)}, not {getattr(others, name)}" for name in names]
     for name in ("check_samples", "curve_samples"):
-        left, right = getattr(mine, name), getattr(others, name)
+        left, right = getattr(settings, name), getattr(others, name)
         if (left != right) if same_images else (bool(left) != bool(right)):
-            found.append(f"{name} {left}, not {right}")
-    versions = [one.run.versions.get(PACKAGE) for one in (first, second)]
+            differences.append(f"{name} {left}, not {right}")
+    versions = [manifest.run.versions.get(PACKAGE) for manifest in (first, second)]
     if versions[0] != versions[1]:
-        found.append(f"version {versions[0]} of {PACKAGE}, not {versions[1]}")
-    return found + _suite_differences(first, second)
+        differences.append(f"version {versions[0]} of {PACKAGE}, not {versions[1]}")
+    return differences + _suite_differences(first, second)
 
 
-def _differ(mine: Settings, others: Settings, name: str) -> bool:
-    return bool(getattr(mine, name) != getattr(others, name))
+def _differ(settings: Settings, others: Settings, name: str) -> bool:
+    return bool(getattr(settings, name) != getattr(others, name))
 
 
 def _suite_differences(first: Manifest, second: Manifest) -> list[str]:
     """In which attacks, and in which of their properties."""
-    mine, others = first.run.settings.attacks, second.run.settings.attacks
-    if isinstance(mine, str) and mine == others and mine != "papers":
+    attacks, others = first.run.settings.attacks, second.run.settings.attacks
+    if isinstance(attacks, str) and attacks == others and attacks != "papers":
         return []
-    if isinstance(mine, str) != isinstance(others, str) or (isinstance(mine, str) and mine != others):
-        return [f"attacks {_named(mine)}, not {_named(others)}"]
-    specs = [_specs(one) for one in (first, second)]
+    if isinstance(attacks, str) != isinstance(others, str) or (isinstance(attacks, str) and attacks != others):
+        return [f"attacks {_named(attacks)}, not {_named(others)}"]
+    specs = [_specs(each) for each in (first, second)]
     # Of a list of attacks some may have nothing to do on a network, such as annealing where no mode has a width.
-    by_name = isinstance(mine, list) and isinstance(others, list)
-    names = [list(mine), list(others)] if by_name else [list(one) for one in specs]
+    by_name = isinstance(attacks, list) and isinstance(others, list)
+    names = [list(attacks), list(others)] if by_name else [list(each) for each in specs]
     if set(names[0]) != set(names[1]):
         return [f"attacks {_named(names[0])}, not {_named(names[1])}"]
     return [

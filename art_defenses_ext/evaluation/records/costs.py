@@ -60,9 +60,9 @@ def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Itera
     def count_backward(gradient: Tensor) -> None:
         cost.backward += len(gradient)
 
-    entrances = {id(one): one for one in (_entrance(each.model) for each in (classifier, *others))}
+    entrances = {id(entrance): entrance for entrance in (_entrance(each.model) for each in (classifier, *others))}
     try:
-        handles = [one.register_forward_hook(count) for one in entrances.values()]
+        handles = [entrance.register_forward_hook(count) for entrance in entrances.values()]
     except RuntimeError as error:
         raise InputError(
             f"classifier has a network of TorchScript, whose passes cannot be counted ({one_line(error)}); "

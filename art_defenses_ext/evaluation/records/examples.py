@@ -46,9 +46,9 @@ class Example:
 def first_of_each(examples: Iterable[Example]) -> list[Example]:
     """The first of each attack, of as many attacks as are shown."""
     chosen: dict[str, Example] = {}
-    for one in examples:
+    for example in examples:
         if len(chosen) < NB_EXAMPLES:
-            chosen.setdefault(one.attack, one)
+            chosen.setdefault(example.attack, example)
     return list(chosen.values())
 
 
@@ -61,17 +61,17 @@ def written(examples: Sequence[Example]) -> bytes:
     buffer = io.BytesIO()
     views = {
         f"view {number} {name}": np.stack(pair)
-        for number, one in enumerate(examples)
-        for name, pair in one.views.items()
+        for number, example in enumerate(examples)
+        for name, pair in example.views.items()
     }
     np.savez(
         buffer,
-        clean=np.stack([one.clean for one in examples]),
-        adversarial=np.stack([one.adversarial for one in examples]),
-        index=np.array([one.index for one in examples]),
-        label=np.array([one.label for one in examples]),
-        prediction=np.array([one.prediction for one in examples]),
-        attack=np.array([one.attack for one in examples]),
+        clean=np.stack([example.clean for example in examples]),
+        adversarial=np.stack([example.adversarial for example in examples]),
+        index=np.array([example.index for example in examples]),
+        label=np.array([example.label for example in examples]),
+        prediction=np.array([example.prediction for example in examples]),
+        attack=np.array([example.attack for example in examples]),
         **views,  # type: ignore[arg-type]
     )
     return buffer.getvalue()

@@ -24,7 +24,9 @@ class NotFinite:
     @classmethod
     def of(cls, records: list[SampleRecord]) -> NotFinite:
         """Counted in the records."""
-        successes = [[one for one in record.attacks.values() if one.success] for record in records if record.correct]
-        broken = [all(one.prediction == NO_CLASS for one in some) for some in successes if some]
+        successes = [
+            [outcome for outcome in record.attacks.values() if outcome.success] for record in records if record.correct
+        ]
+        broken = [all(outcome.prediction == NO_CLASS for outcome in outcomes) for outcomes in successes if outcomes]
         clean = Proportion.of(record.clean == NO_CLASS for record in records)
         return cls(clean, Proportion.of(broken) if broken else None)

@@ -201,8 +201,8 @@ def class_aucs(clean: list[tuple[int, float]], fooled: list[tuple[int, float]], 
 def roc(clean: Margins, fooled: Margins) -> tuple[Margins, Margins]:
     """Shares of clean (N,) and of attacked images (n,) above each threshold, from above all to below all."""
     at = np.unique(np.concatenate([clean, fooled]))[::-1]
-    above = (1 - np.searchsorted(np.sort(one), at, side="right") / len(one) for one in (clean, fooled))
-    false, true = (np.concatenate([one, [1.0]]) for one in above)  # the last threshold is below all
+    above = (1 - np.searchsorted(np.sort(margins), at, side="right") / len(margins) for margins in (clean, fooled))
+    false, true = (np.concatenate([margins, [1.0]]) for margins in above)  # the last threshold is below all
     return false, true
 
 
@@ -229,14 +229,14 @@ def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: T
         [(outcome.prediction, margin_of(outcome)) for _, outcome in fooled],
         classes,
     )
-    known = [one for one in aucs if one is not None]
+    known = [each for each in aucs if each is not None]
     return replace(
         row,
         mean_auc=float(np.mean(known)) if known else None,
         class_aucs=aucs,
         left_out=len(aucs) - len(known),
         auc=auc(clean, margins),
-        true_positives=_at(FALSE_POSITIVES, clean, lambda limit: [bool(one > limit) for one in margins]),
+        true_positives=_at(FALSE_POSITIVES, clean, lambda limit: [bool(each > limit) for each in margins]),
         success=_success({row.key}, records, threat),
     )
 
@@ -248,7 +248,9 @@ def _pool(knows: Knowledge, zero: set[str], records: list[SampleRecord], threat:
     random = records[0].clean_misses is not None
     return Pool(
         knows=knows,
-        mead=Proportion.of(all(bool(one.rejected) for one in some) for some in fooled if some) if any(fooled) else None,
+        mead=Proportion.of(all(bool(outcome.rejected) for outcome in outcomes) for outcomes in fooled if outcomes)
+        if any(fooled)
+        else None,
         past=_past(keys, records, threat),
         success=[] if random or knows == "perfect" else _success(keys, records, threat),
     )
@@ -257,7 +259,7 @@ def _pool(knows: Knowledge, zero: set[str], records: list[SampleRecord], threat:
 def _past(keys: set[str], records: list[SampleRecord], threat: Threat) -> Proportion | None:
     """The attack success rate: of the samples that the classifier gets right, those with a fooling, accepted image."""
     right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
-    return Proportion.of(any(not one.rejected for one in some) for some in right) if right else None
+    return Proportion.of(any(not outcome.rejected for outcome in outcomes) for outcomes in right) if right else None
 
 
 def _known(zero: set[str], records: list[SampleRecord]) -> list[Knowledge]:
@@ -273,23 +275,23 @@ def _success(keys: set[str], records: list[SampleRecord], threat: Threat) -> lis
     return _at(
         PASSING,
         clean_margins(records),
-        lambda limit: [any(margin_of(one) <= limit for one in some) for some in right],
+        lambda limit: [any(margin_of(outcome) <= limit for outcome in outcomes) for outcomes in right],
     )
 
 
 def _at(shares: Iterable[float], clean: Margins, verdicts: Callable[[float], list[bool]]) -> list[At]:
     """What holds at the thresholds that flag some shares of clean images; nothing where nothing is asked about."""
-    found = [(share, verdicts(threshold(clean, share))) for share in shares]
-    return [At(share, Proportion.of(some)) for share, some in found if some]
+    answers = [(share, verdicts(threshold(clean, share))) for share in shares]
+    return [At(share, Proportion.of(verdict)) for share, verdict in answers if verdict]
 
 
 def _fooled(key: str, records: list[SampleRecord], threat: Threat) -> list[tuple[SampleRecord, Outcome]]:
     """The samples that an attack fooled the classifier on, whatever it says of the clean image."""
-    return [(record, one) for record in records for one in _outcomes(record, {key}, threat)]
+    return [(record, outcome) for record in records for outcome in _outcomes(record, {key}, threat)]
 
 
 def _outcomes(record: SampleRecord, keys: set[str], threat: Threat) -> list[Outcome]:
-    return [one for key, one in record.attacks.items() if key in keys and one.fooled(record.label, threat)]
+    return [outcome for key, outcome in record.attacks.items() if key in keys and outcome.fooled(record.label, threat)]
 
 
 def _margin(margin: float | None, rejected: bool | None) -> float:

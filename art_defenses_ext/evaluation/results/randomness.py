@@ -49,7 +49,9 @@ def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness |
     chosen = zip(records, worst_of_each(records, ball, run.votes), strict=True)
     misses = [(record.clean_misses if worst is None else worst.misses) or 0 for record, worst in chosen]
     right = Mean.of(1 - count / run.votes for count in misses)
-    near = [record.robust() and any(one.undecided for one in _inside(record, ball).values()) for record in records]
+    near = [
+        record.robust() and any(outcome.undecided for outcome in _inside(record, ball).values()) for record in records
+    ]
     return Randomness(
         votes=run.votes,
         mean=right.mean,
@@ -76,13 +78,15 @@ def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list
         before = np.array([records[row].clean_first_misses or 0 for row in rows], dtype=np.float64)
         for row, gain in zip(rows, _shrunk(before, after, votes), strict=True):
             gains[row][key] = gain
-    return [_best(found, outcomes) for found, outcomes in zip(gains, inside, strict=True)]
+    return [_best(estimates, outcomes) for estimates, outcomes in zip(gains, inside, strict=True)]
 
 
 def _shrunk(before: Numbers, after: Numbers, votes: int) -> Numbers:
     """What an attack adds to the misses ``before`` (n,), estimated from those ``after`` it (n,)."""
     gain = after - before
-    by_chance = sum(float(np.mean(one * (1 - one / votes))) for one in (before, after)) * votes / max(votes - 1, 1)
+    by_chance = (
+        sum(float(np.mean(misses * (1 - misses / votes))) for misses in (before, after)) * votes / max(votes - 1, 1)
+    )
     true = max(float(gain.var()) - by_chance, 0.0)
     share = true / (true + by_chance) if true else float(by_chance == 0)
     shrunk: Numbers = gain.mean() + share * (gain - gain.mean())
@@ -90,10 +94,10 @@ def _shrunk(before: Numbers, after: Numbers, votes: int) -> Numbers:
 
 
 def _best(gains: dict[str, float], outcomes: dict[str, Outcome]) -> Outcome | None:
-    key = max(gains, key=lambda one: gains[one], default=None)
+    key = max(gains, key=lambda attack: gains[attack], default=None)
     return None if key is None or gains[key] <= 0 else outcomes[key]
 
 
 def _inside(record: SampleRecord, ball: Threat) -> dict[str, Outcome]:
     """The outcomes of attacks that stayed in the ball, by the attack's key."""
-    return {key: one for key, one in record.attacks.items() if one.usable and one.lies_in(ball)}
+    return {key: outcome for key, outcome in record.attacks.items() if outcome.usable and outcome.lies_in(ball)}

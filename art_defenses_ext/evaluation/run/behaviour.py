@@ -75,7 +75,7 @@ class Behaviour:
     def rounded(self) -> dict[str, Any]:
         """The same rounded coarsely, for a hash. At an edge of the rounding noise may flip it."""
         rows = {"logits": self.logits, "undefended": self.undefended} | self.gradients
-        return {name: None if one is None else _rounded(one) for name, one in rows.items()}
+        return {name: None if numbers is None else _rounded(numbers) for name, numbers in rows.items()}
 
 
 def behaviour_of(
@@ -140,20 +140,20 @@ def _kept(values: Tensor) -> Rows:
     flat = values.detach().flatten(1).double().numpy()
     if flat.shape[1] > NUMBERS:
         flat = flat @ _drawn(flat.shape[1], NUMBERS)
-    return [[float(f"{one:.6g}") if np.isfinite(one) else None for one in row] for row in flat]
+    return [[float(f"{number:.6g}") if np.isfinite(number) else None for number in row] for row in flat]
 
 
 def _numbers(rows: Rows) -> np.ndarray:
-    return np.array([[np.nan if one is None else one for one in row] for row in rows], dtype=np.float64)
+    return np.array([[np.nan if number is None else number for number in row] for row in rows], dtype=np.float64)
 
 
-def _differ(mine: Rows | None, others: Rows | None, noise: float, some_may: bool) -> bool:
-    if mine is None or others is None:
-        return (mine is None) != (others is None)
-    a, b = _numbers(mine), _numbers(others)
+def _differ(rows: Rows | None, others: Rows | None, noise: float, some_may: bool) -> bool:
+    if rows is None or others is None:
+        return (rows is None) != (others is None)
+    a, b = _numbers(rows), _numbers(others)
     if a.shape != b.shape:
         return True
-    scale = max((float(np.abs(one[np.isfinite(one)]).max(initial=0)) for one in (a, b)), default=0.0)
+    scale = max((float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0)) for numbers in (a, b)), default=0.0)
     equal = (np.abs(a - b) <= noise * scale) | (np.isnan(a) & np.isnan(b))
     return int((~equal.all(axis=1)).sum()) > (len(a) // 4 if some_may else 0)
 
@@ -162,4 +162,4 @@ def _rounded(rows: Rows) -> list[list[int | None]]:
     numbers = _numbers(rows)
     largest = float(np.abs(numbers[np.isfinite(numbers)]).max(initial=0))
     step = 2.0 ** np.ceil(np.log2(largest)) / STEPS if largest > 0 else 1.0
-    return [[None if one is None else round(one / step) for one in row] for row in rows]
+    return [[None if number is None else round(number / step) for number in row] for row in rows]

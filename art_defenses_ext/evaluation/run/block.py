@@ -278,9 +278,9 @@ class Work:
     def _sizes(self, run: AttackRun, x: FloatArray, adversarial: FloatArray) -> dict[str, list[float]]:
         """The sizes of changes of images (n, ...) by norm, as records keep them; judged by the run's own ball."""
         delta = adversarial.astype(np.float64) - x
-        found = {ball.norm_name: ball.exact_sizes(delta) for ball in RECORDED}
-        found[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
-        return {name: [float(f"{size:.{SIZE_DIGITS}g}") for size in sizes] for name, sizes in found.items()}
+        sizes_of = {ball.norm_name: ball.exact_sizes(delta) for ball in RECORDED}
+        sizes_of[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
+        return {name: [float(f"{size:.{SIZE_DIGITS}g}") for size in sizes] for name, sizes in sizes_of.items()}
 
     def _example(
         self, run: AttackRun, rows: IntArray, block: _Block, outcomes: list[Outcome], adversarial: FloatArray

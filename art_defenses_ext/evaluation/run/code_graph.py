@@ -132,11 +132,11 @@ def parts_of_value(value: Any) -> tuple[str, list[Part]]:
 
 
 def _items(value: Any) -> tuple[str, list[Part]]:
-    return _kind(value), [*_own_type(value), *(("", one) for one in value)]
+    return _kind(value), [*_own_type(value), *(("", part) for part in value)]
 
 
 def _pairs(value: Any) -> tuple[str, list[Part]]:
-    return _kind(value), [*_own_type(value), *(("", one) for pair in value.items() for one in pair)]
+    return _kind(value), [*_own_type(value), *(("", part) for pair in value.items() for part in pair)]
 
 
 def _own_type(value: Any) -> list[Part]:
@@ -145,7 +145,7 @@ def _own_type(value: Any) -> list[Part]:
 
 
 def _set(value: Any) -> tuple[str, list[Part]]:
-    texts = sorted(text_of(one) or type(one).__qualname__ for one in value)
+    texts = sorted(text_of(part) or type(part).__qualname__ for part in value)
     return f"{_kind(value)} {texts}", []
 
 
@@ -155,7 +155,7 @@ def _kind(value: Any) -> str:
 
 
 def _code(code: types.CodeType) -> tuple[str, list[Part]]:
-    return _instructions(code), [("", one) for one in code.co_consts]
+    return _instructions(code), [("", part) for part in code.co_consts]
 
 
 def _instructions(code: types.CodeType) -> str:
@@ -167,10 +167,10 @@ def _instructions(code: types.CodeType) -> str:
 def _function(function: types.FunctionType) -> tuple[str, list[Part]]:
     code = function.__code__
     skipped = 1 if function.__doc__ is not None and code.co_consts[:1] == (function.__doc__,) else 0
-    constants = [("constant", one) for one in code.co_consts[skipped:]]
+    constants = [("constant", part) for part in code.co_consts[skipped:]]
     cells = [(f"cell {number}", _content(cell)) for number, cell in enumerate(function.__closure__ or ())]
     fixed = [("defaults", function.__defaults__), ("keywords", function.__kwdefaults__)]
-    own = [(f"attribute {name}", one) for name, one in sorted(vars(function).items())]
+    own = [(f"attribute {name}", part) for name, part in sorted(vars(function).items())]
     kind = f"function {function.__qualname__} {skipped} {_instructions(code)}"
     return kind, [*constants, *fixed, *cells, *_globals(function), *own]
 
@@ -183,12 +183,16 @@ def _globals(function: types.FunctionType) -> Iterator[Part]:
         if value is not function:
             yield f"global {name}", value
         if isinstance(value, types.ModuleType) and released(value.__name__) is None:
-            yield from ((f"global {name}.{one}", vars(value)[one]) for one in names if one in vars(value))
+            yield from (
+                (f"global {name}.{attribute}", vars(value)[attribute])
+                for attribute in names
+                if attribute in vars(value)
+            )
 
 
 def _names(code: types.CodeType) -> set[str]:
     """What the code and the functions written inside it refer to by name."""
-    inner = (_names(one) for one in code.co_consts if isinstance(one, types.CodeType))
+    inner = (_names(inner_code) for inner_code in code.co_consts if isinstance(inner_code, types.CodeType))
     return set(code.co_names).union(*inner)
 
 
@@ -200,8 +204,8 @@ def _content(cell: types.CellType) -> Any:
 
 
 def _class(value: type) -> tuple[str, list[Part]]:
-    own = [(name, one) for name, one in sorted(vars(value).items()) if name not in UNTOLD]
-    own = [(name, one) for name, one in own if not name.startswith("_abc_")]
+    own = [(name, part) for name, part in sorted(vars(value).items()) if name not in UNTOLD]
+    own = [(name, part) for name, part in own if not name.startswith("_abc_")]
     return f"class {value.__qualname__}", own + [("base", base) for base in value.__bases__ if base is not object]
 
 
@@ -231,19 +235,19 @@ def _module(value: nn.Module) -> tuple[str, list[Part]]:
     if type(value).__name__ == "OptimizedModule":  # of torch.compile, which changes speed alone
         return "compiled", [("_orig_mod", value._orig_mod)]
     if isinstance(value, torch.jit.ScriptModule):
-        code = [(name, getattr(one, "code", "")) for name, one in value.named_modules()]
+        code = [(name, getattr(part, "code", "")) for name, part in value.named_modules()]
         return f"script {code}", sorted(value.state_dict().items())
     state: dict[str, Any] = dict(vars(value))
     parts: list[Part] = [("type", type(value))]
     for kind, with_keywords in HOOKS.items():
         hooks, marked = state.pop(kind, None) or {}, state.pop(with_keywords, None) or {}
         parts += [(f"{kind} {place}", (hooks[number], number in marked)) for place, number in enumerate(hooks)]
-    parts += [(f"module {name}", one) for name, one in (state.pop("_modules", None) or {}).items()]  # in their order
+    parts += [(f"module {name}", part) for name, part in (state.pop("_modules", None) or {}).items()]  # in their order
     for kind in ("_parameters", "_buffers"):
-        parts += [(f"{kind} {name}", one) for name, one in sorted((state.pop(kind, None) or {}).items())]
+        parts += [(f"{kind} {name}", part) for name, part in sorted((state.pop(kind, None) or {}).items())]
     unused = UNUSED_BY_A_PASS | (UNUSED_OF_DEFENCES if isinstance(value, Defence) else set())
     unused |= {"_graph", "meta"} if isinstance(value, torch.fx.GraphModule) else set()  # its code says the same
-    return "module", parts + [(name, one) for name, one in sorted(state.items()) if name not in unused]
+    return "module", parts + [(name, part) for name, part in sorted(state.items()) if name not in unused]
 
 
 def _object(value: Any) -> tuple[str, list[Part]]:
@@ -254,12 +258,12 @@ def _object(value: Any) -> tuple[str, list[Part]]:
     if standard or (version is not None and not state):
         return f"{kind.__qualname__} {_told(value)}", []
     unused = UNUSED_OF_DEFENCES if isinstance(value, Defence) else set()
-    return "object", [("type", kind), *((name, one) for name, one in sorted(state.items()) if name not in unused)]
+    return "object", [("type", kind), *((name, part) for name, part in sorted(state.items()) if name not in unused)]
 
 
 def _slots(value: Any) -> dict[str, Any]:
     declared = (vars(base).get("__slots__", ()) for base in type(value).__mro__)
-    names = [name for one in declared for name in ([one] if isinstance(one, str) else one)]
+    names = [name for slots in declared for name in ([slots] if isinstance(slots, str) else slots)]
     return {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
 
 
@@ -273,7 +277,7 @@ READERS: list[tuple[tuple[type, ...], Callable[[Any], tuple[str, list[Part]]]]] 
     ((dict,), _pairs),
     ((list, tuple, deque), _items),
     ((set, frozenset), _set),
-    ((np.ndarray,), lambda value: (f"array {value.shape}", [("", one) for one in value.ravel().tolist()])),
+    ((np.ndarray,), lambda value: (f"array {value.shape}", [("", item) for item in value.ravel().tolist()])),
     ((types.CodeType,), _code),
     ((types.FunctionType,), _function),
     ((type,), _class),

@@ -38,7 +38,7 @@ def code_hash(value: Any, changing: Collection[Place] = ()) -> str:
     labels = [_digest(kind) for kind, _ in graph.nodes]
     for _ in range(ROUNDS):
         labels = [
-            _digest(kind, *(labels[one] if isinstance(one, int) else one for one in parts))
+            _digest(kind, *(labels[part] if isinstance(part, int) else part for part in parts))
             for kind, parts in graph.nodes
         ]
     return _digest(labels[root] if isinstance(root, int) else root, *sorted(set(labels)))
@@ -86,13 +86,13 @@ class _Graph:
 
     def _read(self, value: Any) -> tuple[str, list[int | str]]:
         kind, parts = parts_of_value(value)
-        found: list[int | str] = []
+        references: list[int | str] = []
         for name, part in parts:
             if self._only_tokens:
                 self.tokens.setdefault((id(value), name), []).append(_token(part))
             if (id(value), name) not in self._changing:
-                found += [name, self._reference(part)]
-        return kind, found
+                references += [name, self._reference(part)]
+        return kind, references
 
     def _reference(self, value: Any) -> int | str:
         text = text_of(value)
@@ -111,7 +111,7 @@ class _Graph:
 def _token(value: Any) -> Any:
     """What tells, within a process, whether a value is still the same and unwritten."""
     if isinstance(value, tuple):
-        return tuple(_token(one) for one in value)
+        return tuple(_token(part) for part in value)
     if isinstance(value, torch.Tensor):
         return id(value), None if value.is_inference() else value._version
     if isinstance(value, types.CodeType | types.MethodType):

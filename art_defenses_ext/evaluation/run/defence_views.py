@@ -39,20 +39,20 @@ def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatA
     whole = Pipeline(classifier).eval()
     # A detector stands beside the classifier: it sees the image, not what a preprocessor made of it.
     pipelines = [whole.model.pipeline, whole.model.detection] if rejects(classifier) else [whole]
-    found: dict[str, Tensor] = {}
+    views: dict[str, Tensor] = {}
     with torch.no_grad():
         x = as_model_input(torch.tensor(image[None], device=classifier.device), classifier.model)
         for pipeline in pipelines:
-            found |= _views_on_the_way(pipeline, x)
-    return {name: view[0].float().cpu().numpy() for name, view in found.items()}
+            views |= _views_on_the_way(pipeline, x)
+    return {name: view[0].float().cpu().numpy() for name, view in views.items()}
 
 
 def _views_on_the_way(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
     """By name, of what a pipeline's preprocessors and its model see of images (N, ...)."""
-    found: dict[str, Tensor] = {}
+    views: dict[str, Tensor] = {}
     for step in pipeline.steps:
         seeing = getattr(step, "preprocessor", None)
         if isinstance(seeing, Defence):
-            found |= seeing.views(x.clone())  # it may run a network that writes into its input
+            views |= seeing.views(x.clone())  # it may run a network that writes into its input
         x = step(x.clone())
-    return found | (pipeline.model.views(x) if isinstance(pipeline.model, Defence) else {})
+    return views | (pipeline.model.views(x) if isinstance(pipeline.model, Defence) else {})

@@ -38,12 +38,12 @@ def describe_run(
 ) -> RunDescription:
     """Describe a run that is about to start."""
     classifier = attacker.classifier
-    found = find_defences(classifier)
+    defences = find_defences(classifier)
     return RunDescription(
         settings=settings,
-        defences=[{"name": defence.name} | defence.describe() for defence in found] + _foreign(classifier),
-        tunings=[defence.tuning for defence in found if defence.tuning is not None],
-        trainings=[training for defence in found for training in defence.trainings],
+        defences=[{"name": defence.name} | defence.describe() for defence in defences] + _foreign(classifier),
+        tunings=[defence.tuning for defence in defences if defence.tuning is not None],
+        trainings=[training for defence in defences for training in defence.trainings],
         modes=list(attacker.modes),
         votes=attacker.votes,
         draws=attacker.draws,
@@ -51,7 +51,11 @@ def describe_run(
         model_sha256=fingerprint(classifier.model),
         pipeline_sha256=_pipeline_sha256(classifier),
         undefended_sha256=None if undefended is None else _pipeline_sha256(undefended),
-        foreign=[_named(one) for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)],
+        foreign=[
+            _named(preprocessor)
+            for preprocessor in classifier.preprocessing_defences or []
+            if not isinstance(preprocessor, Defence)
+        ],
         labels=nb_labels(classifier),
         clip_values=_clip_values(classifier),
         random=attacker.random,
@@ -92,13 +96,13 @@ def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
 def _looked_into(classifier: PyTorchClassifier) -> list[nn.Module]:
     """The networks that defences look into and that are not the one behind them."""
     networks = [getattr(defence, "model", None) for defence in find_defences(classifier)]
-    return [one for one in networks if isinstance(one, nn.Module) and one is not classifier.model]
+    return [network for network in networks if isinstance(network, nn.Module) and network is not classifier.model]
 
 
 def _named(preprocessor: Any) -> str:
     """Class and plain parameters of an ART preprocessor."""
-    found = {name: getattr(preprocessor, name, None) for name in preprocessor.params}
-    plain = (f"{name}={value!r}" for name, value in found.items() if isinstance(value, bool | int | float | str))
+    values = {name: getattr(preprocessor, name, None) for name in preprocessor.params}
+    plain = (f"{name}={value!r}" for name, value in values.items() if isinstance(value, bool | int | float | str))
     return f"{type(preprocessor).__name__}({', '.join(plain)})"
 
 

@@ -75,8 +75,8 @@ def parts_of_run(classifier: PyTorchClassifier, undefended: PyTorchClassifier | 
     """All that an image meets, by a name for messages."""
     model = classifier.model
     parts = {"network": model.pipeline, "detector": model.detection} if rejects(classifier) else {"network": model}
-    for number, one in enumerate(classifier.preprocessing_operations, 1):
-        parts[f"preprocessor {number} ({type(one).__name__})"] = one
+    for number, preprocessor in enumerate(classifier.preprocessing_operations, 1):
+        parts[f"preprocessor {number} ({type(preprocessor).__name__})"] = preprocessor
     names = ("clip_values", "input_shape", "nb_classes", "channels_first")
     parts["loss"] = classifier.loss
     parts["classifier"] = [type(classifier), [getattr(classifier, name) for name in names]]

@@ -83,8 +83,8 @@ class Manifest:
 
     def other_settings(self, settings: Settings) -> str | None:
         """The first setting in which a run differs from this one, in words; None if there is none."""
-        mine, others = (json.loads(json.dumps(asdict(one))) for one in (self.run.settings, settings))
-        return next(_differences(mine, others, "settings"), None)
+        own, others = (json.loads(json.dumps(asdict(each))) for each in (self.run.settings, settings))
+        return next(_differences(own, others, "settings"), None)
 
     def whole(self, environments: list[dict[str, Any]]) -> Manifest:
         """That of the run which this one is a part of, where other parts ran in the given environments."""
@@ -113,7 +113,7 @@ class Manifest:
             "shard": asdict(self.shard),
             "run": self._plain_run(),
             "plan": [_plain(run) for run in self.plan],
-            "health": [asdict(one) for one in self.health],
+            "health": [asdict(health) for health in self.health],
             "identity": asdict(self.identity),
         }
         plain = json.loads(json.dumps(plain, allow_nan=False))
@@ -140,7 +140,7 @@ class Manifest:
         try:
             return cls(
                 adapter(RunDescription).validate_python(plain["run"]),
-                [_run_of(one) for one in plain["plan"]],
+                [_run_of(attack) for attack in plain["plan"]],
                 adapter(list[GradientHealth]).validate_python(plain["health"]),
                 Shard(**plain["shard"]),
                 adapter(Identity).validate_python(plain["identity"]),
@@ -180,16 +180,16 @@ class _ReadOnly:
         raise RunError("this attack was read from a run's folder, which says what it did, not how; its results alone")
 
 
-def _differences(mine: Any, others: Any, path: str = "") -> Iterator[str]:
+def _differences(own: Any, others: Any, path: str = "") -> Iterator[str]:
     """Where two plain values differ, in words."""
-    if isinstance(mine, dict) and isinstance(others, dict):
-        for name in [*mine, *(name for name in others if name not in mine)]:
-            yield from _differences(mine.get(name), others.get(name), f"{path} {name}".strip())
-    elif isinstance(mine, list) and isinstance(others, list) and len(mine) == len(others):
-        for place, (one, other) in enumerate(zip(mine, others, strict=True), 1):
-            yield from _differences(one, other, f"{path} {place}")
-    elif mine != others:
-        yield f"{path} {_short(mine)}, not {_short(others)}"
+    if isinstance(own, dict) and isinstance(others, dict):
+        for name in [*own, *(name for name in others if name not in own)]:
+            yield from _differences(own.get(name), others.get(name), f"{path} {name}".strip())
+    elif isinstance(own, list) and isinstance(others, list) and len(own) == len(others):
+        for place, (value, other) in enumerate(zip(own, others, strict=True), 1):
+            yield from _differences(value, other, f"{path} {place}")
+    elif own != others:
+        yield f"{path} {_short(own)}, not {_short(others)}"
 
 
 def _short(value: Any) -> str:

@@ -33,7 +33,7 @@ class Shard:
     count: int
 
     def __post_init__(self) -> None:
-        whole = all(isinstance(one, int) and not isinstance(one, bool) for one in (self.number, self.count))
+        whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (self.number, self.count))
         if not whole or not 1 <= self.number <= self.count:
             raise RunError(f"shard is {self}; i/n with i from 1 to n was expected")
 
@@ -58,7 +58,7 @@ class Shard:
     def named(cls, text: str) -> Shard:
         """The part that ``"i/n"`` means."""
         number, slash, count = text.partition("/")
-        if not slash or not all(one.isascii() and one.isdigit() for one in (number, count)):
+        if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
             raise RunError(f"shard is {text!r}; i/n with i from 1 to n was expected")
         return cls(int(number), int(count))
 
@@ -82,7 +82,7 @@ WHOLE = Shard(1, 1)
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
     """The number of this process on its machine, from 0; 0 if nobody has started several."""
-    found = next((environment[name] for name in LOCAL_RANKS if name in environment), "0")
-    if not found.isdigit():
-        raise RunError(f"{' or '.join(LOCAL_RANKS)} is {found!r}; a number from 0 was expected")
-    return int(found)
+    rank = next((environment[name] for name in LOCAL_RANKS if name in environment), "0")
+    if not rank.isdigit():
+        raise RunError(f"{' or '.join(LOCAL_RANKS)} is {rank!r}; a number from 0 was expected")
+    return int(rank)

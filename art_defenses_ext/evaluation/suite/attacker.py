@@ -178,18 +178,20 @@ def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
         InputError: for a preprocessor that changes more than height and width and passes no gradient.
     """
     preprocessors = classifier.preprocessing_defences or []
-    if all(isinstance(one, Defence) for one in preprocessors):
+    if all(isinstance(preprocessor, Defence) for preprocessor in preprocessors):
         return classifier
     x = torch.tensor(probes(classifier), device=device_of(classifier))
     exposed = []
-    for one in preprocessors:
-        if not one.apply_predict:
-            exposed.append(one)
+    for preprocessor in preprocessors:
+        if not preprocessor.apply_predict:
+            exposed.append(preprocessor)
             continue
-        known = isinstance(one, Defence)
+        known = isinstance(preprocessor, Defence)
         with unmoved_generators():
-            shown, has_slope = (_shown(one, x), True) if known else followed(one, x)
-        exposed.append(one if known or (has_slope and shown.shape != x.shape) else _exposed(one, x, shown))
+            shown, has_slope = (_shown(preprocessor, x), True) if known else followed(preprocessor, x)
+        exposed.append(
+            preprocessor if known or (has_slope and shown.shape != x.shape) else _exposed(preprocessor, x, shown)
+        )
         x = shown
     return rebuild(classifier, preprocessing_defences=exposed)
 

@@ -95,8 +95,8 @@ def predict(
         if not rejects(classifier):
             parts = [check_outputs(module(batch.to(classifier.device)), len(batch), count).cpu() for batch in batches]
             return Prediction(*_named(torch.cat(parts)))
-        said = [parts_of(module, batch.to(classifier.device)) for batch in batches]
-    logits, margins = (torch.cat([one.cpu() for one in some]) for some in zip(*said, strict=True))
+        outputs = [parts_of(module, batch.to(classifier.device)) for batch in batches]
+    logits, margins = (torch.cat([batch.cpu() for batch in columns]) for columns in zip(*outputs, strict=True))
     margin = margins.double().numpy()  # (N,)
     return Prediction(
         *_named(logits), rejected=~(margin <= 0), detection_margin=margin

@@ -103,7 +103,7 @@ def check_graph(
     Raises:
         InputError: where nothing could move an image.
     """
-    blind = [one for one in specs if one.crafted_on == "defended" and one.kind in ("white-box", "single step")]
+    blind = [spec for spec in specs if spec.crafted_on == "defended" and spec.kind in ("white-box", "single step")]
     if len(blind) < len(specs) or any(passes_gradient(classifier, mode, x) for mode in modes):
         return
     raise InputError(

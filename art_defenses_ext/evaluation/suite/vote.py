@@ -54,10 +54,10 @@ class _Counts(NamedTuple):
         shape = (count, nb_classes + 2)
         return cls(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros(count, dtype=np.int64))
 
-    def add(self, rows: IntArray, said: Prediction) -> None:
+    def add(self, rows: IntArray, prediction: Prediction) -> None:
         """Count a pass of the images ``rows``."""
-        named = np.where(said.classes == NO_CLASS, self.alone.shape[1] - 2, said.classes)
-        rejected = np.zeros(len(rows), dtype=np.bool_) if said.rejected is None else said.rejected
+        named = np.where(prediction.classes == NO_CLASS, self.alone.shape[1] - 2, prediction.classes)
+        rejected = np.zeros(len(rows), dtype=np.bool_) if prediction.rejected is None else prediction.rejected
         self.alone[rows, named] += 1
         self.accepted[rows, named] += ~rejected
         self.rejected[rows] += rejected
@@ -96,8 +96,10 @@ def judge(
     """
     with seeded(seed):
         if votes == 1:
-            found = predict(classifier, x)
-            return Judgement(found.classes, found.softmax, None, found.rejected, found.detection_margin)
+            prediction = predict(classifier, x)
+            return Judgement(
+                prediction.classes, prediction.softmax, None, prediction.rejected, prediction.detection_margin
+            )
         return _Vote(classifier, x, labels, votes, attacks).judge()
 
 
@@ -144,14 +146,18 @@ class _Vote:
     def _count(self, counts: _Counts, rows: IntArray, passes: int) -> tuple[Scores, Scores | None]:
         """Count so many passes of some images: their mean probabilities (n, K) and mean margin (n,)."""
         x = self.x[rows]
-        said = predict(self.classifier, x, module=self.module)
-        softmax, margin = said.softmax / passes, said.detection_margin
+        prediction = predict(self.classifier, x, module=self.module)
+        softmax, margin = prediction.softmax / passes, prediction.detection_margin
         for number in range(passes):
             if number:
-                said = predict(self.classifier, x, module=self.module)
-                softmax = softmax + said.softmax / passes
-                margin = None if margin is None or said.detection_margin is None else margin + said.detection_margin
-            counts.add(rows, said)
+                prediction = predict(self.classifier, x, module=self.module)
+                softmax = softmax + prediction.softmax / passes
+                margin = (
+                    None
+                    if margin is None or prediction.detection_margin is None
+                    else margin + prediction.detection_margin
+                )
+            counts.add(rows, prediction)
         return softmax, None if margin is None else margin / passes
 
     def _rivals(self, counts: IntArray) -> IntArray:
@@ -205,8 +211,8 @@ class _Vote:
 
 def _of(counts: IntArray, classes: IntArray) -> IntArray:
     """The counts (n,) of one class of each image, out of those of all (n, K + 2)."""
-    found: IntArray = counts[np.arange(len(counts)), classes]
-    return found
+    chosen: IntArray = counts[np.arange(len(counts)), classes]
+    return chosen
 
 
 def _surprise(more: IntArray, less: IntArray) -> npt.NDArray[np.float64]:

@@ -55,8 +55,8 @@ def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float
 
 def _value_range(examples: Sequence[Example]) -> tuple[float, float]:
     """The pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
-    low = min(float(min(one.clean.min(), one.adversarial.min())) for one in examples)
-    high = max(float(max(one.clean.max(), one.adversarial.max())) for one in examples)
+    low = min(float(min(example.clean.min(), example.adversarial.min())) for example in examples)
+    high = max(float(max(example.clean.max(), example.adversarial.max())) for example in examples)
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
 
 
