@@ -30,7 +30,7 @@ from sybil.parsers.rest import DocTestParser
 
 import art_defenses_ext
 from art_defenses_ext.cli.app import app
-from art_defenses_ext.cli.options import check_defences, options_of
+from art_defenses_ext.cli.defences import check_defences, options_of
 from art_defenses_ext.defence.registry import installed
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard

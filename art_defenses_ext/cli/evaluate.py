@@ -151,8 +151,15 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
 def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishes]:
     """What is wanted of each defence, by its name, in the order in which they are put on."""
-    from art_defenses_ext.cli.defences import NONE, Wishes, check_wishes
-    from art_defenses_ext.cli.options import check_defences, check_file, files_of, options_of
+    from art_defenses_ext.cli.defences import (
+        NONE,
+        Wishes,
+        check_defences,
+        check_file,
+        check_wishes,
+        files_of,
+        options_of,
+    )
 
     names = check_defences(options.defence)
     if options.attacks == "papers" and names == [NONE]:

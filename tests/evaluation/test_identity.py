@@ -23,8 +23,7 @@ from art_defenses_ext import JumpReLU, Linf, Surrogate, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.evaluate import run_key
-from art_defenses_ext.evaluation.run.behaviour import Behaviour
-from art_defenses_ext.evaluation.run.identity import Identity
+from art_defenses_ext.evaluation.run.identity import Behaviour, Identity
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.testing import assertions
 from art_defenses_ext.testing.assertions import Suite

@@ -20,7 +20,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.publish.leaderboard import Entry
-from art_defenses_ext.evaluation.records.digests import DIGESTS, digest_of, read_digests
+from art_defenses_ext.evaluation.records.lines import DIGESTS, digest_of, read_digests
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import COSTS, EXAMPLES, FINDINGS, MANIFEST, RECORDS, read_manifest
 from art_defenses_ext.evaluation.run.unfinished import IMAGES, LINES, Unfinished

@@ -16,9 +16,8 @@ from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.checks.gradient_health import FAITHFUL_SHARE, VERDICTS, GradientHealth
 from art_defenses_ext.evaluation.checks.standing import untried_modes
 from art_defenses_ext.evaluation.records.description import RunDescription
-from art_defenses_ext.evaluation.records.not_finite import NotFinite
 from art_defenses_ext.evaluation.records.proportion import Proportion
-from art_defenses_ext.evaluation.records.sample import SampleRecord
+from art_defenses_ext.evaluation.records.sample import NotFinite, SampleRecord
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.suite.spec import Kind
 

@@ -13,10 +13,9 @@ from art_defenses_ext.evaluation.checks.checks import OF_THE_ATTACKS, Check
 from art_defenses_ext.evaluation.checks.standing import Standing, lacking
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription
-from art_defenses_ext.evaluation.records.not_finite import NotFinite
 from art_defenses_ext.evaluation.records.phases import PHASES
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion, plain
-from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.records.sample import CostRecord, NotFinite, Outcome, SampleRecord
 from art_defenses_ext.evaluation.results.detection import Detection, detection
 from art_defenses_ext.evaluation.results.randomness import Randomness, randomness, worst_of_each
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role

@@ -4,7 +4,7 @@
     records.jsonl    a line a sample, whole blocks in their order; the same bytes however often the run was killed
     costs.jsonl      a line an attack and block; seconds and memory, which are never the same
     examples/        attacked images for the report, a file a block that has some
-    digests.jsonl    a line a block, by which changes of the others are noticed (``digests.py``)
+    digests.jsonl    a line a block, by which changes of the others are noticed (``lines.py``)
     findings.json    what was found out about the attacks once for all blocks
     unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
@@ -32,15 +32,19 @@ from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.records.consistency import contradiction
 from art_defenses_ext.evaluation.records.description import Settings
-from art_defenses_ext.evaluation.records.digests import (
+from art_defenses_ext.evaluation.records.examples import Example, first_of_each, read_examples, written
+from art_defenses_ext.evaluation.records.lines import (
+    CHANGED,
     DIGESTS,
     BlockDigest,
+    adapter,
+    as_line,
     digest_of,
     digest_of_plain,
+    parse_json,
     read_digests,
+    read_lines,
 )
-from art_defenses_ext.evaluation.records.examples import Example, first_of_each, read_examples, written
-from art_defenses_ext.evaluation.records.lines import CHANGED, adapter, as_line, parse_json, read_lines
 from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.unfinished import Attempts, Unfinished

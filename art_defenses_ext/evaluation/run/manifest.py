@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
-from art_defenses_ext.evaluation.records.digests import digest_of_plain
-from art_defenses_ext.evaluation.records.lines import adapter, parse_json
+from art_defenses_ext.evaluation.records.lines import adapter, digest_of_plain, parse_json
 from art_defenses_ext.evaluation.run.code_hash import code_hash
 from art_defenses_ext.evaluation.run.identity import Identity
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.files import append, leftovers, replace_file
-from art_defenses_ext.evaluation.records.digests import digest_of
 from art_defenses_ext.evaluation.records.examples import Example, read_examples, written
-from art_defenses_ext.evaluation.records.lines import as_line, parsed
+from art_defenses_ext.evaluation.records.lines import as_line, digest_of, parsed
 from art_defenses_ext.evaluation.records.sample import Attempt
 
 LINES, IMAGES = "unfinished.jsonl", "unfinished.npz"
