@@ -27,6 +27,7 @@ from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, e
 from art_defenses_ext.evaluation.config import EvaluationConfig, EvaluationOptions, config_of
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import Settings
+from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.block import Work
@@ -271,20 +272,22 @@ class _Task:
         x, labels = np.asarray(self.x[:PROBES]), self.labels[:PROBES]
         with self._evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
+            suite = [run for run in self.plan if run.role == "suite"]
             with phases.phase(PREPARATION, self.classifier, steps=len(self.specs)) as announce:
                 check_runs(self.classifier)
                 _check_finite(self.classifier, self.x, self.settings.block_size)
                 check_graph(self.specs, self.attacker.attacked, self.attacker.modes, x)
-                work = Work(self.attacker, None, self.plan, self.threat, self.settings, misled=True)
-                suite = [run for run in self.plan if run.role == "suite"]
-                probe_attacks(suite, work.target, x, labels, announce)
+                probe_attacks(suite, self._work(None).target, x, labels, announce)
             if self.undefended is not None:
                 with phases.phase(PREPARATION, self.undefended) as announce:
                     check_runs(self.undefended, "undefended")
-                    work = Work(self.attacker, self.undefended, self.plan, self.threat, self.settings, misled=True)
                     suite = [run for run in suite if run.spec.crafted_on == "undefended"]
-                    probe_attacks(suite, work.target, x, labels, announce)
+                    probe_attacks(suite, self._work(self.undefended).target, x, labels, announce)
             self.spent.update({PREPARATION: phases.taken(0)[0].cost})
+
+    def _work(self, undefended: PyTorchClassifier | None, misled: bool = True, shown: Sequence[Example] = ()) -> Work:
+        attacks = {example.attack for example in shown}
+        return Work(self.attacker, undefended, self.plan, self.threat, self.settings, misled, attacks)
 
     def carry_out(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
         """Attack the blocks of a part that the store does not hold yet."""
@@ -293,15 +296,7 @@ class _Task:
             phases = Phases(bar, self.spent)
             manifest = self._begin(store, shard, phases)
             misled = bool(manifest.health) and not any(health.is_faithful for health in manifest.health)
-            work = Work(
-                self.attacker,
-                self.undefended,
-                manifest.plan,
-                self.threat,
-                settings,
-                misled=misled and settings.adaptive,
-                shown={example.attack for example in store.examples},
-            )
+            work = self._work(self.undefended, misled and settings.adaptive, store.examples)
             starts = shard.starts(settings.samples, settings.block_size)
             task = bar.add_task("attacks", total=len(manifest.plan) * len(starts), note="")
             for start in starts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,10 +69,11 @@ class _Block:
             self.examples.append(example)
 
 
+@dataclass
 class Work:
     """The attacks of a plan, carried out block by block.
 
-    Args:
+    Attributes:
         attacker: what the attacker is given.
         undefended: the classifier without defences, if there is one.
         plan: the runs.
@@ -82,20 +83,19 @@ class Work:
         shown: attacks of which there is an example already.
     """
 
-    def __init__(
-        self,
-        attacker: Attacker,
-        undefended: PyTorchClassifier | None,
-        plan: list[AttackRun],
-        threat: Threat,
-        settings: Settings,
-        misled: bool,
-        shown: Collection[str] = (),
-    ) -> None:
-        self.attacker, self.classifier, self.undefended = attacker, attacker.classifier, undefended
-        self.plan, self.threat, self.settings, self.misled = plan, threat, settings, misled
-        self.shown = set(shown)
-        self._judging = Cost()
+    attacker: Attacker
+    undefended: PyTorchClassifier | None
+    plan: list[AttackRun]
+    threat: Threat
+    settings: Settings
+    misled: bool
+    shown: set[str] = field(default_factory=set)
+    _judging: Cost = field(default_factory=Cost)
+
+    @property
+    def classifier(self) -> PyTorchClassifier:
+        """The defended one, which judges."""
+        return self.attacker.classifier
 
     def block(
         self,
