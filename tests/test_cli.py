@@ -22,11 +22,12 @@ from safetensors.torch import save_file
 from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, HeatAndBlur, JumpReLU, Linf, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base import progress
+from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import main
 from art_defenses_ext.cli.defences import Wishes, check_wishes, defence_names
 from art_defenses_ext.cli.evaluate import evaluate_command
-from art_defenses_ext.defence.registry import installed, load_face
+from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
@@ -113,7 +114,8 @@ def words(text: str) -> str:
 def test_list_names_all_that_can_be_chosen(command: Command) -> None:
     """Each name whole on its line, in a terminal of the usual width."""
     lines, details = (
-        [f"{line} " for line in command("list", *names).out.splitlines()] for names in ((), (*installed("defence"), "full"))
+        [f"{line} " for line in command("list", *names).out.splitlines()]
+        for names in ((), (*installed("defence"), "full"))
     )
     papers = (paper_specs(load_face(name)) for name in installed("defence"))
     attacks = [spec.name for specs in (*papers, FULL, DETECTOR_SUITE) for spec in specs]

@@ -79,14 +79,14 @@ def _click_option(declared: Field[Any], hint: Any, kind: Kind) -> click.Option:
 
 
 def _click_type(hint: Any) -> Any:
-    """The type of a value, of an option that may be None the other one."""
+    """Return the type of a value, of an option that may be None the other one."""
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (each for each in get_args(hint) if each is not type(None))
     return TYPES.get(hint, click.STRING)
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The values of a TOML file by name.
+    """Return the values of a TOML file by name.
 
     Raises:
         InputError: for a file that cannot be read or is no TOML.

@@ -44,17 +44,17 @@ class Wishes:
 
 
 def defence_names() -> list[str]:
-    """What may be typed as a defence; nothing is imported."""
+    """Return what may be typed as a defence; nothing is imported."""
     return [*installed(), NONE]
 
 
 def face_of(name: str) -> type[DefenceFace] | None:
-    """The class of a defence; None for ``none``."""
+    """Return the class of a defence; None for ``none``."""
     return None if name == NONE else load_face(name)
 
 
 def option_names(name: str) -> list[str]:
-    """What --option may name of a defence: of its constructor, then of its training."""
+    """Return what --option may name of a defence: of its constructor, then of its training."""
     face = face_of(name)
     if face is None:
         return []
@@ -63,7 +63,7 @@ def option_names(name: str) -> list[str]:
 
 
 def is_detector(name: str) -> bool:
-    """Whether a defence rejects images."""
+    """Return whether a defence rejects images."""
     face = face_of(name)
     return face is not None and issubclass(face, BinaryInputDetector)
 
@@ -93,7 +93,7 @@ def check_wishes(name: str, wishes: Wishes, dataset: str) -> None:
 
 
 def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: dict[str, Wishes]) -> PyTorchClassifier:
-    """The classifier with defences by name, put on in their order, each fitted to what stands already.
+    """Return the classifier with defences by name, put on in their order, each fitted to what stands already.
 
     Images meet preprocessors in that order, whatever stands between them.
     """
@@ -105,7 +105,7 @@ def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: dict[str, Wi
 
 
 def _make(face: type[DefenceFace], classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> DefenceFace:
-    """The defence for a classifier: from its file, or fitted."""
+    """Return the defence for a classifier: from its file, or fitted."""
     if wishes.fitted is not None:
         return face.load(wishes.fitted, classifier=classifier)
     made, training = _parted(face, wishes, dataset.name)
@@ -138,7 +138,7 @@ def _stand_in(dataset: str) -> PyTorchClassifier:
 
 
 def check_defences(names: Sequence[str]) -> list[str]:
-    """The names of defences, if they can be put on one after the other.
+    """Return the names of defences, if they can be put on one after the other.
 
     Raises:
         InputError: for an unknown one, one twice, ``none`` beside others, or something after a detector.
@@ -155,7 +155,7 @@ def check_defences(names: Sequence[str]) -> list[str]:
 
 
 def options_of(names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The options of each defence, from ``NAME=VALUE``, or ``DEFENCE.NAME=VALUE`` where there are several.
+    """Return the options of each defence, from ``NAME=VALUE``, or ``DEFENCE.NAME=VALUE`` where there are several.
 
     A value is a number, true, false, null or a list where it reads as one in JSON, else text.
     """
@@ -182,7 +182,7 @@ def _expected(names: Sequence[str]) -> str:
 
 
 def files_of(names: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
-    """The files of fitted defences, from ``FILE``, or ``DEFENCE=FILE`` where there are several."""
+    """Return the files of fitted defences, from ``FILE``, or ``DEFENCE=FILE`` where there are several."""
     files: dict[str, Path] = {}
     for text in given:
         defence, equals, path = text.partition("=")

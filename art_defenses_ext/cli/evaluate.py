@@ -150,7 +150,7 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
 
 def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishes]:
-    """What is wanted of each defence, by its name, in the order in which they are put on."""
+    """Return what is wanted of each defence, by its name, in the order in which they are put on."""
     from art_defenses_ext.cli.defences import (
         NONE,
         Wishes,
@@ -173,7 +173,7 @@ def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishe
 
 
 def _part(options: EvaluateOptions) -> Shard:
-    """Which part of the evaluation is this process's, if it can be written."""
+    """Return which part of the evaluation is this process's, if it can be written."""
     from art_defenses_ext.evaluation.run.folder import check_out
     from art_defenses_ext.evaluation.run.shard import Shard
 
@@ -198,7 +198,7 @@ def _prepare_machine(options: EvaluateOptions) -> None:
 
 
 def _images(options: EvaluateOptions) -> tuple[Dataset, int]:
-    """The data set, and how many of its test images are attacked."""
+    """Return the data set, and how many of its test images are attacked."""
     from art_defenses_ext.base.validation import check_folder
     from art_defenses_ext.zoo.datasets import load_dataset
 
@@ -213,7 +213,7 @@ def _images(options: EvaluateOptions) -> tuple[Dataset, int]:
 
 
 def _size(dataset: str, model: str | None) -> int | None:
-    """The size to which the images of a folder are cropped: the built-in network's; None for their own."""
+    """Return the size to which the images of a folder are cropped: the built-in network's; None for their own."""
     spec = MODELS.get(DEFAULT_MODEL[dataset] if model is None else model)
     return spec.input_shape[1] if spec is not None and dataset == "image_folder" else None
 

@@ -54,7 +54,7 @@ def _overview() -> Iterator[Line]:
 
 
 def _title(point: EntryPoint) -> str:
-    """The title that the class of a defence declares, read off its source: to import it would take seconds."""
+    """Return the title that the class of a defence declares, read off its source: to import it would take seconds."""
     try:
         source = find_spec(point.module)
         nodes = ast.walk(ast.parse(Path(source.origin).read_bytes())) if source and source.origin else ()

@@ -52,7 +52,7 @@ class Trap:
 
 @gradients_enabled()
 def examine(classifier: PyTorchClassifier) -> list[Trap]:
-    """The traps that a classifier holds, looked for with a few random images; none if all is well.
+    """Return the traps that a classifier holds, looked for with a few random images; none if all is well.
 
     Args:
         classifier: an ART ``PyTorchClassifier`` with whatever stands before and after its network.
@@ -127,7 +127,7 @@ def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """What is wrong with the loss's gradient, and under which gradient modes nothing is."""
+    """Return what is wrong with the loss's gradient, and under which gradient modes nothing is."""
     flaw = _wrong_gradient(classifier, x)
     if flaw is None:
         return None
@@ -157,7 +157,7 @@ def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _has_no_graph(classifier: PyTorchClassifier, x: FloatArray) -> bool:
-    """Whether the logits are computed, but not from the image as autograd sees it."""
+    """Return whether the logits are computed, but not from the image as autograd sees it."""
     try:
         return not passes_gradient(classifier, "exact", x)
     except Exception:  # it has another flaw, which is named instead
@@ -173,7 +173,7 @@ def _double(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _precision(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """What ART makes of a network of another dtype, which gets and should give float32."""
+    """Return what ART makes of a network of another dtype, which gets and should give float32."""
     dtype = model_dtype(_network(classifier))
     if dtype in (None, torch.float32):
         return None
@@ -213,7 +213,7 @@ def _output(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
-    """What the network returns for images, whatever that is, behind ART's preprocessing."""
+    """Return what the network returns for images, whatever that is, behind ART's preprocessing."""
     network, device = _network(classifier), classifier.device
     with evaluation_mode(network), torch.no_grad():
         images, _ = classifier._apply_preprocessing(x, y=None, fit=False)
@@ -221,7 +221,7 @@ def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
 
 
 def _saturated(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Whether the cross-entropy of the predicted class has a gradient where the logits have one."""
+    """Return whether the cross-entropy of the predicted class has a gradient where the logits have one."""
     if _wrong_gradient(classifier, x[:IMAGES]) is not None:
         return None  # that is another trap
     logits = classifier.predict(x)

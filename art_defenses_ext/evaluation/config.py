@@ -71,7 +71,7 @@ class EvaluationOptions(TypedDict, total=False):
 
 
 def config_of(config: EvaluationConfig | None, options: EvaluationOptions) -> EvaluationConfig:
-    """The options of a config, or the defaults, in which single ones are replaced.
+    """Return the options of a config, or the defaults, in which single ones are replaced.
 
     Raises:
         InputError: for another object, a name that is no option, or a value that is none of its kind.

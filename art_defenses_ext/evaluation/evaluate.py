@@ -343,7 +343,7 @@ class _Task:
         )
 
     def _manifest(self, shard: Shard) -> Manifest:
-        """What is to be done, without a look at gradients yet."""
+        """Return what is to be done, without a look at gradients yet."""
         run = describe_run(self.attacker, self.undefended, self.settings, self.x, self.labels)
         identity = identity_of(self.attacker, self.undefended, self._first_block, self.settings.seed)
         return Manifest(run, self.plan, [], shard, identity)
@@ -364,7 +364,7 @@ class _Task:
             )
 
     def _begin(self, store: RunDirectory, shard: Shard, phases: Phases) -> Manifest:
-        """What is to be done, after a look at what the store holds of it."""
+        """Return what is to be done, after a look at what the store holds of it."""
         with phases.phase(PREPARATION, self.classifier, self.undefended) as announce:
             announce("what is to be run is described")
             manifest = self._manifest(shard)
@@ -379,7 +379,7 @@ class _Task:
 
 
 def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
-    """Both as one classifier that rejects; the modes of their networks stay as they are."""
+    """Return both as one classifier that rejects; the modes of their networks stay as they are."""
     if rejects(classifier):
         raise InputError("detector was given, and classifier rejects by itself; one of both was expected")
     with rebuild.evaluation_mode(classifier.model):

@@ -98,7 +98,7 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
 
 
 def _parts_in(folder: Path) -> list[Path]:
-    """The parts below a folder, or the folder itself."""
+    """Return the parts below a folder, or the folder itself."""
     try:
         parts = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
     except OSError as error:  # such as a name too long
@@ -121,7 +121,7 @@ def _check_same(parts: list[Part], mixed: bool) -> None:
 
 
 def _holders(parts: list[Part]) -> dict[int, int]:
-    """Which part holds the block that begins at each index; every block has one."""
+    """Return which part holds the block that begins at each index; every block has one."""
     holders: dict[int, int] = {}
     for number, part in enumerate(parts):
         for block in part.blocks():
@@ -142,7 +142,7 @@ def _holders(parts: list[Part]) -> dict[int, int]:
 
 
 def _absent(parts: list[Part], start: int) -> str:
-    """Which part was to do a block."""
+    """Return which part was to do a block."""
     settings = parts[0].manifest.run.settings
     for part in parts:
         if start in part.manifest.shard.starts(settings.samples, settings.block_size):
@@ -151,7 +151,7 @@ def _absent(parts: list[Part], start: int) -> str:
 
 
 def _whole(parts: list[Part], first: Part) -> Manifest:
-    """The manifest of the joined run; it names every environment that took part."""
+    """Return the manifest of the joined run; it names every environment that took part."""
     environments: list[dict[str, Any]] = []
     for part in parts:
         environment = part.manifest.environment

@@ -22,7 +22,7 @@ Threat = Ball
 
 
 def named_threat(norm: Any, eps: float | str) -> Threat:
-    """The threat of a norm, such as ``"linf"`` or ``"l2"``, see :func:`.ball_type`, and a radius."""
+    """Return the threat of a norm, such as ``"linf"`` or ``"l2"``, see :func:`.ball_type`, and a radius."""
     return ball_type(norm)(eps)
 
 
@@ -76,7 +76,7 @@ def radius_to_grey(threat: Threat, clip_values: ClipValues, shape: tuple[int, ..
 
 
 def _largest(x: Images, shape: tuple[int, ...], at_once: int = 256) -> Any:
-    """The largest pixel values (...) in magnitude of images (N, ...), place by place."""
+    """Return the largest pixel values (...) in magnitude of images (N, ...), place by place."""
     largest = np.zeros(shape)
     for start in range(0, len(x), at_once):
         largest = np.maximum(largest, np.abs(np.asarray(x[start : start + at_once])).max(axis=0))

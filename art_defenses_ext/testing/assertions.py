@@ -72,7 +72,7 @@ class Suite:
         attacks: str | Sequence[AttackSpec] = "standard",
         **arguments: Unpack[EvaluationArguments],
     ) -> tuple[Report, Path]:
-        """The report of an evaluation and its folder; one that was finished before is not made again.
+        """Return the report of an evaluation and its folder; one that was finished before is not made again.
 
         That holds for the named sets; attacks of one's own run each time.
 
@@ -284,7 +284,7 @@ class Suite:
         return report
 
     def _writable_cache(self, name: str) -> Path:
-        """The cache, or where that cannot be written, which is noted, a temporary folder."""
+        """Return the cache, or where that cannot be written, which is noted, a temporary folder."""
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.cache):
@@ -320,7 +320,7 @@ def _check_standing(report: Report, statement: str, threat: Threat, folder: Path
 
 
 def _first(argument: str, values: Any, count: int | None) -> Any:
-    """The first so many of images or labels; None for all."""
+    """Return the first so many of images or labels; None for all."""
     if isinstance(values, StoredImages) or (isinstance(values, np.ndarray) and values.ndim > 0):
         return values[:count]
     raise InputError(f"{argument} is {shown(values)}; a numpy array was expected")
@@ -331,7 +331,7 @@ def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector | None)
 
 
 def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
-    """The classifier on another device, and what it records as undefended.
+    """Return the classifier on another device, and what it records as undefended.
 
     Their network is moved there, not copied: ``classifier`` itself, which still sends images to its own device, is of
     no use afterwards.
@@ -354,7 +354,7 @@ def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
 
 
 def _who_broke(report: Report) -> str:
-    """The attacks in their order, with the images that each was the first to break."""
+    """Return the attacks in their order, with the images that each was the first to break."""
     broken: dict[str, list[int]] = {}
     for record in report.records:
         if record.correct:

@@ -119,7 +119,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _named(assertion: Callable[Concatenate[str, P], Report], request: pytest.FixtureRequest) -> Callable[P, Report]:
-    """The statement under the name of the test, numbered where a test makes several."""
+    """Return the statement under the name of the test, numbered where a test makes several."""
     name, made = re.sub(r"[^\w.-]+", "_", request.node.nodeid), [0]
 
     def stated(*arguments: P.args, **options: P.kwargs) -> Report:

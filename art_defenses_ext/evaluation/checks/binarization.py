@@ -215,7 +215,7 @@ def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, th
 
 
 def _binary(classifier: PyTorchClassifier, layer: nn.Linear, heads: Sequence[Head]) -> PyTorchClassifier:
-    """The classifier with so many two-class problems in place of its last layer."""
+    """Return the classifier with so many two-class problems in place of its last layer."""
     precise = torch.promote_types(next(layer.parameters()).dtype, torch.float32)  # half would overflow
     like = {"device": classifier.device, "dtype": precise}
     weights = torch.tensor(np.stack([weight for weight, _ in heads], axis=1), **like)
@@ -276,7 +276,7 @@ def _separate(features: FloatArray) -> Head | None:
 
 
 def _broken(binary: PyTorchClassifier, x: FloatArray, threat: Threat, tries: Sequence[Try], seed: int) -> list[bool]:
-    """Whether some attack finds an example of class 1 of its problem in the ball of each image (B, ...)."""
+    """Return whether some attack finds an example of class 1 of its problem in the ball of each image (B, ...)."""
     broken = np.zeros(len(x), dtype=bool)
     for attempt in tries:
         left = np.flatnonzero(~broken)
@@ -289,7 +289,7 @@ def _broken(binary: PyTorchClassifier, x: FloatArray, threat: Threat, tries: Seq
 def _breaks(
     binary: PyTorchClassifier, x: FloatArray, problems: IntArray, threat: Threat, attempt: Try, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Whether an attack turns class 0 of images (n, ...), each of its problem (n,), into 1 inside the ball."""
+    """Return whether an attack turns class 0 of images (n, ...), each of its problem (n,), into 1 inside the ball."""
     build, mode = attempt
     attack = build(smoothed(binary, threat) if mode is None else binary, threat, seed)
     if not isinstance(attack, TensorAttack) and binary.nb_classes > 2:  # it would confuse the problems
@@ -321,7 +321,7 @@ def _breaks_by_chance(binary: PyTorchClassifier, problem: int, image: FloatArray
 
 
 def _scores(binary: PyTorchClassifier, images: Tensor) -> FloatArray:
-    """The scores (n, B) of all problems."""
+    """Return the scores (n, B) of all problems."""
     with torch.no_grad():
         scores: FloatArray = as_module(binary)(images)[:, 1::2].float().cpu().numpy()
     return scores

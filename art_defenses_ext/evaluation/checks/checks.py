@@ -84,7 +84,7 @@ class Evidence:
     binarization: Binarization | None
 
     def keys(self, *kinds: Kind, role: Role = "suite") -> list[str]:
-        """The keys of the runs of some kinds that attacked something."""
+        """Return the keys of the runs of some kinds that attacked something."""
         chosen = (run for run in self.plan if run.role == role and (run.spec.kind in kinds or not kinds))
         return [run.key for run in chosen if any(run.key in record.attacks for record in self.records)]
 
@@ -99,7 +99,7 @@ class Evidence:
         return Proportion.of(not record.robust(others) for record in left)
 
     def among(self, keys: Collection[str]) -> list[SampleRecord]:
-        """The samples that any of the runs attacked."""
+        """Return the samples that any of the runs attacked."""
         return [record for record in self.records if any(key in record.attacks for key in keys)]
 
 
@@ -154,7 +154,7 @@ def _larger_eps(name: str, evidence: Evidence) -> Check:
 
 
 def _holds(record: SampleRecord, keys: Collection[str]) -> bool:
-    """Whether no run of another eps than the threat's changed the sample's class."""
+    """Return whether no run of another eps than the threat's changed the sample's class."""
     return not any(record.attacks[key].misclassified for key in keys if key in record.attacks)
 
 
@@ -226,7 +226,7 @@ def _randomness(name: str, evidence: Evidence) -> Check:
 
 
 def _batches(name: str, evidence: Evidence) -> Check:
-    """What is said of an image does not depend on the others."""
+    """The logits of an image do not depend on the others in its batch."""
     if evidence.run.random:
         return Check(name, "not run", "passes differ anyway")
     if evidence.run.batch_dependent:

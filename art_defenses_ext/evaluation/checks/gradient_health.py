@@ -118,12 +118,12 @@ def examine_gradients(
 
 
 def nb_looks(nb_images: int, nb_modes: int) -> int:
-    """How many looks at a few images it takes to examine the gradients of so many."""
+    """Return how many looks at a few images it takes to examine the gradients of so many."""
     return nb_modes * 2 * -(-min(nb_images, SAMPLES) // AT_ONCE)
 
 
 def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Tensor]:
-    """What the gradient is at each of ``x`` (n, ...), as verdicts (n,)."""
+    """Return what the gradient is at each of ``x`` (n, ...), as verdicts (n,)."""
     margins, slopes = _differentiate(module, x, y, seed)
     gradient = torch.zeros_like(x) if slopes is None else slopes
     flat = gradient.flatten(1)

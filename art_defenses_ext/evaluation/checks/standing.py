@@ -22,7 +22,7 @@ suite ran. In the last two cases there is no robust accuracy, only an accuracy u
 
 
 def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
-    """The gradient modes of the defence under which no white-box attack of the suite is made on it.
+    """Return the gradient modes of the defence under which no white-box attack of the suite is made on it.
 
     Args:
         run: what was run; it names the modes.
@@ -41,7 +41,7 @@ def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
 
 
 def lacking(run: RunDescription, plan: list[AttackRun]) -> str:
-    """What keeps the attacks of a run from being an adaptive suite, in words; empty if they are one.
+    """Return what keeps the attacks of a run from being an adaptive suite, in words; empty if they are one.
 
     Args:
         run: what was run.

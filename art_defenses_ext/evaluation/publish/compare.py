@@ -178,7 +178,7 @@ class Comparison:
         console.print(f"\n{self.note}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
-        """The table, what its last columns mean, and above it, in what the attackers differ."""
+        """Return the table, what its last columns mean, and above it, in what the attackers differ."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
         table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
         return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, self.note]) + "\n"
@@ -283,13 +283,13 @@ def _row(run: Compared, first: Compared) -> list[str]:
 
 
 def _against(pair: Paired, *runs: Compared) -> str:
-    """The difference, and on how many images where one of the runs attacked more."""
+    """Return the difference, and on how many images where one of the runs attacked more."""
     whole = all(run.summary.run.settings.samples == pair.total for run in runs)
     return str(pair) if whole else f"{pair} ({pair.total} images)"
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
-    """The folders' last names, or all of their paths where two have one name."""
+    """Return the folders' last names, or all of their paths where two have one name."""
     last = [Path(folder).resolve().name for folder in folders]
     return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
 

@@ -125,7 +125,7 @@ class Entry:
         external: float | None = None,
         command: str | None = None,
     ) -> Entry:
-        """The entry of a run.
+        """Return the entry of a run.
 
         Args:
             report: of the run.
@@ -283,7 +283,7 @@ def _row(path: Path, entry: Entry) -> list[str]:
 
 
 def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
-    """Which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
+    """Return which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
     failed = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
     return [f"Checks that the attacks failed: {for_markdown('; '.join(failed))}."] if failed else []
 

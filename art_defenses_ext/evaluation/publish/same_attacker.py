@@ -12,7 +12,7 @@ PACKAGE = "art-defenses-ext"
 
 
 def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
-    """In what the attackers of two runs differ, each in words; none if they are one.
+    """Return the differences between the attackers of two runs in words; none if they are one.
 
     An attacker is their ball, attack suite, gradient modes, checks, seed and code. A named suite is one attacker,
     whatever the network: it adapts to the defence, whose gradient modes it tries, and whose paper's attacks it adds.
@@ -43,7 +43,7 @@ def _differ(settings: Settings, others: Settings, name: str) -> bool:
 
 
 def _suite_differences(first: Manifest, second: Manifest) -> list[str]:
-    """In which attacks, and in which of their properties."""
+    """Return the attacks in which two runs differ, and their properties."""
     attacks, others = first.run.settings.attacks, second.run.settings.attacks
     if isinstance(attacks, str) and attacks == others and attacks != "papers":
         return []
@@ -65,7 +65,7 @@ def _suite_differences(first: Manifest, second: Manifest) -> list[str]:
 
 
 def _specs(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """The attacks of a run by their names, each with a hash of its code."""
+    """Return the attacks of a run by their names, each with a hash of its code."""
     plan = json.loads(manifest.as_json())["plan"]
     return {run["spec"]["name"]: run["spec"] for run in plan if run["role"] == "suite"}
 

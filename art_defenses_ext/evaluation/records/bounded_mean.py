@@ -30,7 +30,7 @@ _SEARCHED = (-30.0, 15.0)  # logarithms of how far above 1 the pole of the saddl
 
 
 def interval(values: Values) -> tuple[float, float]:
-    """The 95 % confidence interval of the mean of ``values`` (n,), n at least 1, each from 0 to 1."""
+    """Return the 95 % confidence interval of the mean of ``values`` (n,), n at least 1, each from 0 to 1."""
     return 1 - _upper_end(1 - values), _upper_end(values)
 
 

@@ -10,7 +10,7 @@ from art_defenses_ext.evaluation.threat import Threat
 
 
 def contradiction(record: SampleRecord, nb_classes: int, threat: Threat, keys: Collection[str]) -> str | None:
-    """The first field of a record that cannot be what the others say, in words; None if there is none.
+    """Return the first field of a record that cannot be what the others say, in words; None if there is none.
 
     Args:
         record: of one sample.

@@ -83,7 +83,7 @@ def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Itera
 
 
 def _entrance(model: nn.Module) -> nn.Module:
-    """The module that each pass calls once.
+    """Return the module that each pass calls once.
 
     ART calls the children of a Sequential, not the Sequential itself. Of a network that rejects, some attacks call the
     parts: those passes count that go through the classifier's network, of which the detector may do some.
@@ -94,7 +94,7 @@ def _entrance(model: nn.Module) -> nn.Module:
 
 
 def _innermost(model: RejectingNetwork) -> nn.Module:
-    """The classifier's network, or what has been wrapped around a rejecting one."""
+    """Return the classifier's network, or what has been wrapped around a rejecting one."""
     inner: Any = model.pipeline.model if hasattr(model, "pipeline") else model.module
     network: nn.Module = inner
     return network

@@ -44,7 +44,7 @@ class Example:
 
 
 def first_of_each(examples: Iterable[Example]) -> list[Example]:
-    """The first of each attack, of as many attacks as are shown."""
+    """Return the first of each attack, of as many attacks as are shown."""
     chosen: dict[str, Example] = {}
     for example in examples:
         if len(chosen) < NB_EXAMPLES:
@@ -78,7 +78,7 @@ def written(examples: Sequence[Example]) -> bytes:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """What :func:`written` wrote.
+    """Return what :func:`written` wrote.
 
     Raises:
         InputError: for another file.

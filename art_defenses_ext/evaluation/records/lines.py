@@ -29,7 +29,7 @@ Line = TypeVar("Line")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """What a file of JSON holds.
+    """Return what a file of JSON holds.
 
     Raises:
         ValueError: for anything else, also for what is nested too deep and for text that is no UTF-8.
@@ -42,7 +42,7 @@ def parse_json(text: str | bytes) -> Any:
 
 @cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """What makes values of a kind of plain data, and checks them."""
+    """Return what makes values of a kind of plain data, and checks them."""
     return TypeAdapter(kind)
 
 
@@ -56,7 +56,7 @@ def as_line(record: Any) -> bytes:
 
 
 def parsed(kind: type[Line], line: str | bytes) -> Line:
-    """The value of a kind that stands in a line.
+    """Return the value of a kind that stands in a line.
 
     Raises:
         ValueError: that names the first field which is wrong.
@@ -126,7 +126,7 @@ def digest_of_plain(plain: dict[str, Any], binding: str = "") -> str:
 
 
 def read_digests(folder: Path) -> dict[int, BlockDigest]:
-    """The digests in a run's folder by the index of their block's first sample.
+    """Return the digests in a run's folder by the index of their block's first sample.
 
     Raises:
         InputError: for a line that is none.

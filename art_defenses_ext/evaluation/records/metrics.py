@@ -102,7 +102,7 @@ def reciprocal_rank(clean: Lists, other: Lists) -> Scores:
 def recorded(
     clean: Lists, other: Lists, counted: npt.NDArray[np.bool_]
 ) -> tuple[list[float | None], list[float | None]]:
-    """Both metrics as a sample's record keeps them.
+    """Return both metrics as a sample's record keeps them.
 
     Args:
         clean: softmax lists (N, K) of the clean images.
@@ -124,7 +124,7 @@ def _rounded(scores: Scores, known: npt.NDArray[np.bool_]) -> list[float | None]
 
 
 def _ranks(lists: Scores) -> npt.NDArray[np.int64]:
-    """The rank of each class in its list, (N, K), from 1."""
+    """Return the rank of each class in its list, (N, K), from 1."""
     order = np.argsort(-lists, axis=1, kind="stable")  # (N, K): the likeliest class first
     ranks = np.empty_like(order)
     np.put_along_axis(ranks, order, np.arange(1, lists.shape[1] + 1)[np.newaxis], axis=1)
@@ -132,7 +132,7 @@ def _ranks(lists: Scores) -> npt.NDArray[np.int64]:
 
 
 def _kept(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArray[np.bool_]:
-    """Which classes the cut lists hold (N, K): those that the classes above them leave short of ``mass``."""
+    """Return which classes the cut lists hold (N, K): those that the classes above them leave short of ``mass``."""
     ordered = -np.sort(-lists, axis=1)  # (N, K)
     above = np.cumsum(ordered, axis=1) - ordered  # (N, K), rank by rank
     length = (above < mass * (1 - MASS_TOLERANCE)).sum(axis=1, keepdims=True)  # (N, 1), at least 1
@@ -141,7 +141,7 @@ def _kept(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArr
 
 
 def _check_lists(clean: Any, other: Any) -> tuple[Scores, Scores]:
-    """Both in float64, if they are softmax lists of the same images and classes."""
+    """Return both in float64, if they are softmax lists of the same images and classes."""
     for argument, lists in (("clean", clean), ("other", other)):
         if not _are_softmax_lists(lists):
             raise InputError(

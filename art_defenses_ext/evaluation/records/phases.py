@@ -58,6 +58,6 @@ class Phases:
         self._costs[name] = self._costs[name] + cost if name in self._costs else cost
 
     def taken(self, block: int) -> list[CostRecord]:
-        """What was counted since the last call, in the name of the block that begins at sample ``block``."""
+        """Return what was counted since the last call, in the name of the block that begins at sample ``block``."""
         costs, self._costs = self._costs, {}
         return [CostRecord(block, name, 0, cost) for name, cost in costs.items()]

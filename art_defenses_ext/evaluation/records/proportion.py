@@ -80,6 +80,6 @@ class Mean:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Mean:
-        """The mean of some values from 0 to 1, at least one."""
+        """Return the mean of some values from 0 to 1, at least one."""
         listed = list(values)
         return cls(fmean(listed), pstdev(listed), len(listed), bounded_mean.interval(np.array(listed, dtype=float)))

@@ -69,16 +69,16 @@ class Outcome:
     size: float | None = None
 
     def lies_in(self, threat: Threat) -> bool:
-        """Whether the change lies in a ball of the run's norm."""
+        """Return whether the change lies in a ball of the run's norm."""
         return threat.allows(self.size_in(threat))
 
     def size_in(self, threat: Threat) -> float:
-        """The size of the change in the run's norm, which is that of ``threat``."""
+        """Return the size of the change in the run's norm, which is that of ``threat``."""
         size = getattr(self, threat.norm_name) if type(threat) in RECORDED else self.size
         return math.nan if size is None else float(size)
 
     def fooled(self, label: int, threat: Threat) -> bool:
-        """Whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
+        """Return whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
         return self.prediction != label and self.usable and self.lies_in(threat)
 
 
@@ -133,7 +133,7 @@ class SampleRecord:
         return self.clean == self.label and not self.clean_rejected
 
     def robust(self, keys: Collection[str] | None = None) -> bool:
-        """Whether the sample is classified correctly and no attack (of those with ``keys``) succeeded on it."""
+        """Return whether the sample is classified correctly and no attack (of those with ``keys``) succeeded on it."""
         return self.correct and not any(
             outcome.success for key, outcome in self.attacks.items() if keys is None or key in keys
         )

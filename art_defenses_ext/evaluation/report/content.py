@@ -17,7 +17,7 @@ BY = {"zero": "at least one attack with zero knowledge", "perfect": "at least on
 
 
 def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
-    """The report of a run.
+    """Return the report of a run.
 
     Args:
         summary: its figures.

@@ -35,12 +35,12 @@ def _setting(value: Any) -> str:
 
 
 def describe_defences(run: RunDescription) -> str:
-    """All defences of a run in a line."""
+    """Return all defences of a run in a line."""
     return " + ".join(defence_names(run)) or "no defence"
 
 
 def describe_training(training: Training) -> str:
-    """What a defence was trained on, in a line."""
+    """Return what a defence was trained on, in a line."""
     settings = training.settings
     if "loss" not in settings:  # a detector's
         images = f"{settings['images']} benign images"
@@ -59,12 +59,12 @@ def describe_training(training: Training) -> str:
 
 
 def describe_threat(settings: Settings) -> str:
-    """What the attacker may do."""
+    """Return what the attacker may do."""
     return f"{settings.threat}: {ball_type(settings.threat).rule} {settings.eps:g}"
 
 
 def describe_attacker(run: RunDescription) -> str:
-    """Which gradients the attacker is given."""
+    """Return which gradients the attacker is given."""
     given = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
     if run.draws > 1:
         given += f", averaged over {run.draws} passes (EOT)"
@@ -72,7 +72,7 @@ def describe_attacker(run: RunDescription) -> str:
 
 
 def facts(run: RunDescription) -> Table:
-    """What stands at the head of a report."""
+    """Return what stands at the head of a report."""
     settings = run.settings
     lines = [
         *(("defence", name) for name in defence_names(run) or ["none"]),
@@ -86,7 +86,7 @@ def facts(run: RunDescription) -> Table:
 
 
 def provenance(run: RunDescription) -> Table:
-    """What a run can be repeated from."""
+    """Return what a run can be repeated from."""
     settings = run.settings
     firsts = {"the curves": settings.curve_samples, "the checks' own attacks": settings.check_samples}
     parts = [f"the first {count} for {purpose}" for purpose, count in firsts.items() if count]

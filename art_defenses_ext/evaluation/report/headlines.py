@@ -100,7 +100,7 @@ def _join(*remarks: str) -> str:
 
 
 def headline_table(summary: Summary) -> Table:
-    """The headline figures with their intervals, and the gap between the first two."""
+    """Return the headline figures with their intervals, and the gap between the first two."""
     rows: list[Row] = []
     for line in headlines(summary):
         if line.value is None:
@@ -116,7 +116,7 @@ def headline_table(summary: Summary) -> Table:
 
 
 def coverage(summary: Summary) -> Coverage:
-    """How far the attackers went: the reading of the worst case depends on it.
+    """Return how far the attackers went: the reading of the worst case depends on it.
 
     Returns:
         ``"adaptive"`` if an adaptive suite ran (``evaluation/checks/standing.py``) and followed the gradient of the
@@ -135,7 +135,7 @@ def coverage(summary: Summary) -> Coverage:
 
 
 def figure_name(summary: Summary) -> str:
-    """What the worst case over the attacks that ran is called."""
+    """Return what the worst case over the attacks that ran is called."""
     if summary.robust_accuracy is not None:
         return "robust accuracy"
     attacks = "the paper's attacks" if coverage(summary) == "papers only" else "the attacks that ran"
@@ -143,13 +143,13 @@ def figure_name(summary: Summary) -> str:
 
 
 def compared_figure(summaries: Sequence[Summary]) -> str:
-    """What the worst cases of several runs are called together: robust accuracy only if every run has one."""
+    """Return what the worst cases of several runs are called together: robust accuracy only if every run has one."""
     known = all(summary.robust_accuracy is not None for summary in summaries)
     return "robust accuracy" if known else "accuracy under the attacks that ran"
 
 
 def result_in_words(summary: Summary) -> str:
-    """The result in two or three words."""
+    """Return the result in two or three words."""
     if summary.standing == "not established":
         return NOT_ESTABLISHED
     if summary.robust_accuracy is None:

@@ -49,7 +49,7 @@ def points(gap: float) -> str:
 
 
 def images(count: int) -> str:
-    """So many images."""
+    """Return a number of images on one line."""
     return f"{count}{NO_BREAK}image{'' if count == 1 else 's'}"
 
 
@@ -64,7 +64,7 @@ def amount(value: float) -> str:
 
 
 def size(value: float | None) -> str:
-    """The size of a perturbation."""
+    """Return the size of a perturbation."""
     return MISSING if value is None else f"{value:.3g}"
 
 

@@ -20,7 +20,7 @@ TEMPLATE = "report.html.j2"
 
 
 def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[str, bytes | None]) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
         summary: the figures of a run.
@@ -47,13 +47,13 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
 
 
 def _with_figures(section: Section, images: Mapping[str, str]) -> Section:
-    """The section without the figures that there are not."""
+    """Return the section without the figures that there are not."""
     shown = [part for part in section.parts if not isinstance(part, Figure) or part.name in images]
     return replace(section, parts=shown)
 
 
 def _printable(value: Any) -> Any:
-    """What the template writes; markup of its own as it is."""
+    """Return what the template writes; markup of its own as it is."""
     return value if hasattr(value, "__html__") or not isinstance(value, str) else for_terminal(value)
 
 

@@ -41,7 +41,7 @@ class Report:
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
-        """The report of a finished run, computed anew from its folder, which may come from another machine.
+        """Return the report of a finished run, computed anew from its folder, which may come from another machine.
 
         Raises:
             InputError: for a folder that holds no run, an unfinished one, a part of one, or one of another version.

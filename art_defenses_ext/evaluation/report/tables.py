@@ -48,7 +48,7 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 
 def attacks_table(summary: Summary) -> Table:
-    """What each attack found."""
+    """Return what each attack found."""
     norm = summary.run.settings.threat
     columns: Columns = {
         Column("made on", "the model that the attack queries; 'smoothed': by gradient estimation", "words"): (
@@ -74,7 +74,7 @@ def attacks_table(summary: Summary) -> Table:
 
 
 def costs_table(summary: Summary) -> Table:
-    """What each attack leaves of the ranking of classes, where that was recorded, and what it cost."""
+    """Return what each attack leaves of the ranking of classes, where that was recorded, and what it cost."""
     rankings = RANKINGS if any(row.agreement for row in summary.rows) else {}
     table = _attacks_table(rankings | COSTS, [row for row in summary.rows if row.attacked])
     others = "Besides the attacks"
@@ -108,7 +108,7 @@ def _attacks_table(columns: Columns, attacks: Sequence[AttackRow]) -> Table:
 
 
 def curves_table(summary: Summary) -> Table:
-    """The accuracy at each eps of each curve."""
+    """Return the accuracy at each eps of each curve."""
     grid = sorted({eps for curve in summary.curves for eps, _ in curve.points})
     rows = []
     for curve in summary.curves:
@@ -119,7 +119,7 @@ def curves_table(summary: Summary) -> Table:
 
 
 def detector_table(detection: Detection) -> Table:
-    """What the detector does at its own threshold with the images of each attack."""
+    """Return what the detector does at its own threshold with the images of each attack."""
     columns = (
         ATTACK,
         Column("knows", "'zero': made on the undefended model; 'perfect': on model and detector", "words"),
@@ -137,7 +137,7 @@ def detector_table(detection: Detection) -> Table:
 
 
 def thresholds_table(detection: Detection) -> Table:
-    """The detector at all thresholds, for attacks that aim at none; without rows where no such attack ran."""
+    """Return the detector at all thresholds, for attacks that aim at none; without rows where no such attack ran."""
     auc = "area under the ROC curve of fooled against clean images, class by class, then the mean"
     columns = (
         ATTACK,

@@ -29,7 +29,7 @@ WEIGHTS = {"plain": "", "strong": "", "soft": "dim"}
 
 
 def render(summary: Summary) -> RenderableType:
-    """The report for a terminal of any width.
+    """Return the report for a terminal of any width.
 
     Args:
         summary: the figures of a run.

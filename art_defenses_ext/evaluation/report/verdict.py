@@ -17,7 +17,7 @@ from art_defenses_ext.evaluation.suite.vote import MOST_PASSES
 
 
 def verdict(summary: Summary) -> str:
-    """The result in a few sentences."""
+    """Return the result in a few sentences."""
     parts = (_on_checks(summary), _on_attacks(summary), _on_detector(summary), _on_undefended(summary))
     return " ".join(part for part in parts if part)
 
@@ -58,7 +58,7 @@ def _on_attacks(summary: Summary) -> str:
 
 
 def _compared(summary: Summary) -> str:
-    """The accuracy under the paper's attacks beside that under all attacks."""
+    """Return the accuracy under the paper's attacks beside that under all attacks."""
     assert summary.paper is not None
     gap = summary.paper.count - summary.worst_case.count
     if gap == 0:
@@ -67,7 +67,7 @@ def _compared(summary: Summary) -> str:
 
 
 def _on_detector(summary: Summary) -> str:
-    """The attack success rate beside the false positive rate."""
+    """Return the attack success rate beside the false positive rate."""
     if summary.detection is None:
         return ""
     whose = {"zero": "for attacks that do not know the detector", "perfect": "for attacks that do"}
@@ -90,7 +90,7 @@ def _on_undefended(summary: Summary) -> str:
 
 
 def describe_not_finite(summary: Summary) -> str:
-    """How many images have no finite logits; empty where all have."""
+    """Return how many images have no finite logits; empty where all have."""
     clean, broken = summary.not_finite.clean, summary.not_finite.broken
     parts = []
     if clean.count:
@@ -120,7 +120,7 @@ def describe_randomness(summary: Summary) -> str:
 
 
 def describe_agreement(summary: Summary) -> str:
-    """The agreement of softmax lists, of clean images and in the worst case; empty if none was recorded."""
+    """Return the agreement of softmax lists, of clean images and in the worst case; empty if none was recorded."""
     clean, worst = summary.clean_agreement, summary.worst_agreement
     if clean is None or worst is None:
         return ""

@@ -152,22 +152,22 @@ def runs_on_all(plan: list[AttackRun], records: list[SampleRecord]) -> list[Atta
 
 
 def clean_margins(records: list[SampleRecord]) -> Margins:
-    """The detector's margin for the clean images (N,); what is not finite is infinite where it is rejected."""
+    """Return the detector's margin for the clean images (N,); what is not finite is infinite where it is rejected."""
     return np.array([_margin(record.clean_detection_margin, record.clean_rejected) for record in records])
 
 
 def fooled_margins(key: str, records: list[SampleRecord], threat: Threat) -> Margins:
-    """The detector's margin for what an attack fooled the classifier with (n,)."""
+    """Return the detector's margin for what an attack fooled the classifier with (n,)."""
     return np.array([margin_of(outcome) for _, outcome in _fooled(key, records, threat)])
 
 
 def margin_of(outcome: Outcome) -> float:
-    """The detector's margin, infinite where it is not finite."""
+    """Return the detector's margin, infinite where it is not finite."""
     return _margin(outcome.detection_margin, outcome.rejected)
 
 
 def threshold(clean: Margins, share: float) -> float:
-    """The least margin of clean images (N,) above which at most ``share`` of them lie.
+    """Return the least margin of clean images (N,) above which at most ``share`` of them lie.
 
     **Convention**: over the clean images of the run itself, whatever their class, and flagged is what lies above.
     """
@@ -185,7 +185,7 @@ def auc(negatives: Margins, positives: Margins) -> float | None:
 
 
 def class_aucs(clean: list[tuple[int, float]], fooled: list[tuple[int, float]], nb_classes: int) -> list[float | None]:
-    """The AUC of each class, as in Ko and Lim 2021 (arXiv:2107.10480).
+    """Return the AUC of each class, as in Ko and Lim 2021 (arXiv:2107.10480).
 
     Args:
         clean: true class and margin of each clean image: the negatives of their class.
@@ -263,7 +263,7 @@ def _past(keys: set[str], records: list[SampleRecord], threat: Threat) -> Propor
 
 
 def _known(zero: set[str], records: list[SampleRecord]) -> list[Knowledge]:
-    """Which attackers tried."""
+    """Return which attackers tried."""
     keys = {key for record in records for key in record.attacks}
     known: list[Knowledge] = ["zero"] if keys & zero else []
     return [*known, "perfect"] if keys - zero else known
@@ -286,7 +286,7 @@ def _at(shares: Iterable[float], clean: Margins, verdicts: Callable[[float], lis
 
 
 def _fooled(key: str, records: list[SampleRecord], threat: Threat) -> list[tuple[SampleRecord, Outcome]]:
-    """The samples that an attack fooled the classifier on, whatever it says of the clean image."""
+    """Return the samples that an attack fooled the classifier on, whatever it says of the clean image."""
     return [(record, outcome) for record in records for outcome in _outcomes(record, {key}, threat)]
 
 

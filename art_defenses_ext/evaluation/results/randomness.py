@@ -42,7 +42,7 @@ class Randomness:
 
 
 def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness | None:
-    """The figures of the passes; None for a defence that is not random."""
+    """Return the figures of the passes; None for a defence that is not random."""
     if run.votes == 1:
         return None
     ball = named_threat(run.settings.threat, run.settings.eps)
@@ -62,7 +62,7 @@ def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness |
 
 
 def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list[Outcome | None]:
-    """The attack inside the ball that seems to be missed most often, of each sample; None for the clean image.
+    """Return the attack inside the ball that seems to be missed most often, of each sample; None for the clean image.
 
     What an attack adds to the misses of a sample is estimated from the first passes, drawn to what it adds in the mean
     over samples as far as the differences between samples are those of chance: else, of enough attacks that do nothing,
@@ -82,7 +82,7 @@ def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list
 
 
 def _shrunk(before: Numbers, after: Numbers, votes: int) -> Numbers:
-    """What an attack adds to the misses ``before`` (n,), estimated from those ``after`` it (n,)."""
+    """Return what an attack adds to the misses ``before`` (n,), estimated from those ``after`` it (n,)."""
     gain = after - before
     by_chance = (
         sum(float(np.mean(misses * (1 - misses / votes))) for misses in (before, after)) * votes / max(votes - 1, 1)
@@ -99,5 +99,5 @@ def _best(gains: dict[str, float], outcomes: dict[str, Outcome]) -> Outcome | No
 
 
 def _inside(record: SampleRecord, ball: Threat) -> dict[str, Outcome]:
-    """The outcomes of attacks that stayed in the ball, by the attack's key."""
+    """Return the outcomes of attacks that stayed in the ball, by the attack's key."""
     return {key: outcome for key, outcome in record.attacks.items() if outcome.usable and outcome.lies_in(ball)}

@@ -46,7 +46,7 @@ class Agreement:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> Agreement | None:
-        """The means over what was recorded, (NDCG, reciprocal rank) of each sample; None if nothing was."""
+        """Return the means over what was recorded, (NDCG, reciprocal rank) of each sample; None if nothing was."""
         known = [(ndcg, rank) for ndcg, rank in pairs if ndcg is not None and rank is not None]
         return cls(*(Mean.of(values) for values in zip(*known, strict=True))) if known else None
 
@@ -321,7 +321,7 @@ def _side_row(
 
 
 def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
-    """The runs of the suite and of the roles whose lines stand above this one's."""
+    """Return the runs of the suite and of the roles whose lines stand above this one's."""
     above: list[Role] = ["suite", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
     return {attack.key for attack in plan if attack.role in above}
 
@@ -341,7 +341,7 @@ def _note(attack: AttackRun, outcomes: list[Outcome], records: list[SampleRecord
 
 
 def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Proportion | None:
-    """What the attacks made on the undefended classifier, on all samples and inside the ball, left of it."""
+    """Return what the attacks made on the undefended classifier, on all samples and inside the ball, left of it."""
     keys = [
         attack.key
         for attack in plan

@@ -135,7 +135,7 @@ class Work:
         store.append(Block.of(block.records), phases.taken(start) + costs, examples)
 
     def _clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
-        """The block before any attack: what both classifiers say of the clean images, and what that cost."""
+        """Return the block before any attack: what both classifiers say of the clean images, and what that cost."""
         self._judging = Cost()
         clean = self._judge("clean", start, x, labels, None)
         plain = None if self.undefended is None else self._without_defences(self.undefended, x)
@@ -197,7 +197,7 @@ class Work:
         return predicted
 
     def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
-        """Which samples of the block the run attacks."""
+        """Return which samples of the block the run attacks."""
         if self.target(run) is None:
             return np.array([], dtype=np.int64)
         chosen = range(len(records))
@@ -209,7 +209,7 @@ class Work:
         return np.array(chosen, dtype=np.int64)
 
     def target(self, run: AttackRun) -> PyTorchClassifier | None:
-        """The classifier that the attack is made on; None if there is none, or no need to."""
+        """Return the classifier that the attack is made on; None if there is none, or no need to."""
         if run.spec.crafted_on == "undefended":
             return None if self.undefended is None else for_any_attack(self.undefended)
         if run.spec.crafted_on == "smoothed":
@@ -242,7 +242,7 @@ class Work:
     def _outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
     ) -> list[Outcome]:
-        """What the images that an attack made of some samples are worth."""
+        """Return what the images that an attack made of some samples are worth."""
         labels = block.labels[rows]
         judged = self._judge(run.key, block.start, adversarial, labels, len(self.plan))
         plain = None
@@ -285,7 +285,7 @@ class Work:
     def _example(
         self, run: AttackRun, rows: IntArray, block: _Block, outcomes: list[Outcome], adversarial: FloatArray
     ) -> Example | None:
-        """The first image that nothing broke before the attack, of attacks that have none in the report yet."""
+        """Return the first image that nothing broke before the attack, of attacks that have none in the report yet."""
         if run.key in self.shown or len(self.shown) >= NB_EXAMPLES:
             return None
         for row, outcome, attacked in zip(rows, outcomes, adversarial, strict=True):
@@ -297,7 +297,7 @@ class Work:
 
 
 def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
-    """The attack; ART's own on a classifier that rejects go class by class, or they would stop at "rejected"."""
+    """Return the attack; ART's own on a classifier that rejects go class by class, or they would stop at "rejected"."""
     attack = run.spec.build(target, run.threat, seed)
     of_art = type(attack).__module__.startswith("art.")
     if not (of_art and rejects(target)) or attack.targeted:
@@ -332,7 +332,7 @@ def blamed(what: str, start: int, keeps: bool) -> Iterator[None]:
 def _check_examples(
     adversarial: Any, key: str, x: FloatArray, classifier: PyTorchClassifier
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """What an attack returned, with the clean image where that is unusable, and which ones are usable (n,)."""
+    """Return what an attack returned, with the clean image where that is unusable, and which ones are usable (n,)."""
     if not isinstance(adversarial, np.ndarray):
         raise InputError(f"the attack {key!r} returned a {type(adversarial).__name__}; a numpy array was expected")
     if adversarial.shape != x.shape:
@@ -354,7 +354,7 @@ def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) 
 
 
 def _margin(judged: Judgement, i: int) -> float | None:
-    """The detector's margin as records keep it: as many digits as float32 has, so that its sign is kept."""
+    """Return the detector's margin as records keep it: as many digits as float32 has, so that its sign is kept."""
     if judged.detection_margin is None or not np.isfinite(judged.detection_margin[i]):
         return None
     return float(f"{judged.detection_margin[i]:.7g}")

@@ -100,7 +100,7 @@ def released(module: str | None) -> str | None:
 
 
 def is_array(value: Any) -> bool:
-    """Whether a value is a tensor, an array or a number of numpy, and holds numbers."""
+    """Return whether a value is a tensor, an array or a number of numpy, and holds numbers."""
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject)
 
 
@@ -121,7 +121,7 @@ def array_digest(value: Any) -> str:
 
 
 def parts_of_value(value: Any) -> tuple[str, list[Part]]:
-    """What kind of thing a value is, in words, and what it holds, place by place.
+    """Return what kind of thing a value is, in words, and what it holds, place by place.
 
     The places of an object, a class and a function's globals are named; of a container the whole is one place, ``""``.
     """
@@ -140,7 +140,7 @@ def _pairs(value: Any) -> tuple[str, list[Part]]:
 
 
 def _own_type(value: Any) -> list[Part]:
-    """The class of a container, where it is one's own."""
+    """Return the class of a container, where it is one's own."""
     return [] if released(type(value).__module__) is not None else [("type", type(value))]
 
 
@@ -191,7 +191,7 @@ def _globals(function: types.FunctionType) -> Iterator[Part]:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """What the code and the functions written inside it refer to by name."""
+    """Return what the code and the functions written inside it refer to by name."""
     inner = (_names(inner_code) for inner_code in code.co_consts if isinstance(inner_code, types.CodeType))
     return set(code.co_names).union(*inner)
 
@@ -225,7 +225,7 @@ def _standardisation(value: StandardisationMeanStdPyTorch) -> tuple[str, list[Pa
 
 
 def _classifier(value: PyTorchClassifier) -> tuple[str, list[Part]]:
-    """What an image meets, and what attacks ask a classifier for; not its optimizer, nor ART's bookkeeping."""
+    """Return what an image meets, and what attacks ask a classifier for; not its optimizer, nor ART's bookkeeping."""
     names = ("model", "loss", "clip_values", "input_shape", "nb_classes", "channels_first")
     parts = [("type", type(value)), ("preprocessing", tuple(value.preprocessing_operations or ()))]
     return "classifier", parts + [(name, getattr(value, name)) for name in names]
@@ -268,7 +268,7 @@ def _slots(value: Any) -> dict[str, Any]:
 
 
 def _told(value: Any) -> str:
-    """What an object says of itself, unless that is where it lies."""
+    """Return what an object says of itself, unless that is where it lies."""
     text = repr(value)
     return "" if ADDRESS.search(text) else text
 

@@ -52,7 +52,7 @@ class Snapshot:
         self._graph.reached_from(value)
 
     def changes(self, later: Snapshot) -> set[Place]:
-        """The places where something else stands later on: caches, counters, kept activations."""
+        """Return the places where something else stands later on: caches, counters, kept activations."""
         before, after = self._graph.tokens, later._graph.tokens
         return {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
 
@@ -109,7 +109,7 @@ class _Graph:
 
 
 def _token(value: Any) -> Any:
-    """What tells, within a process, whether a value is still the same and unwritten."""
+    """Return what tells, within a process, whether a value is still the same and unwritten."""
     if isinstance(value, tuple):
         return tuple(_token(part) for part in value)
     if isinstance(value, torch.Tensor):

@@ -19,7 +19,7 @@ from art_defenses_ext.gradients.modes import Defence
 
 
 def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> list[Example]:
-    """The examples, each with what the classifier's preprocessing defences make of its clean and attacked image.
+    """Return the examples, each with what the classifier's preprocessing defences make of its clean and attacked image.
 
     As pictures all have their channels in front, wherever the classifier has them.
     """

@@ -79,7 +79,7 @@ def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
 
 
 def _network_name(classifier: PyTorchClassifier) -> str:
-    """The class of the network that all defences stand around."""
+    """Return the class of the network that all defences stand around."""
     model = classifier.model.pipeline.model if rejects(classifier) else classifier.model
     return type(getattr(model, "network", model)).__name__
 
@@ -94,7 +94,7 @@ def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
 
 
 def _looked_into(classifier: PyTorchClassifier) -> list[nn.Module]:
-    """The networks that defences look into and that are not the one behind them."""
+    """Return the networks that defences look into and that are not the one behind them."""
     networks = [getattr(defence, "model", None) for defence in find_defences(classifier)]
     return [network for network in networks if isinstance(network, nn.Module) and network is not classifier.model]
 
@@ -107,7 +107,7 @@ def _named(preprocessor: Any) -> str:
 
 
 def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
-    """The detector, where it is none of our defences."""
+    """Return the detector, where it is none of our defences."""
     if not rejects(classifier) or find_defences(classifier.model.detection):
         return []
     return [{"name": "detector", "network": type(classifier.model.detection.model).__name__}]

@@ -85,7 +85,7 @@ class Block(NamedTuple):
 
     @classmethod
     def of(cls, records: list[SampleRecord]) -> Block:
-        """The block of some records.
+        """Return the block of some records.
 
         Raises:
             ValueError: for a number that JSON has none for.
@@ -94,7 +94,7 @@ class Block(NamedTuple):
 
 
 def check_out(path: str | Path) -> Path:
-    """The folder of a run, if one can be written there; nothing is written yet.
+    """Return the folder of a run, if one can be written there; nothing is written yet.
 
     Whether a run that lies there can be continued is seen when the folder is opened.
 
@@ -222,7 +222,7 @@ class RunDirectory:
             path.unlink()
 
     def attempts(self, start: int) -> Attempts:
-        """What attacks did to the block that begins at ``start`` before the run was killed."""
+        """Return what attacks did to the block that begins at ``start`` before the run was killed."""
         return self._unfinished.attempts(start)
 
     def note(self, attempt: Attempt, example: Example | None = None) -> None:
@@ -297,7 +297,7 @@ class RunDirectory:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """What the run in a folder is.
+    """Return what the run in a folder is.
 
     Raises:
         InputError: for a folder without a run, or with one of another version.
@@ -339,7 +339,7 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
 
 
 def read_records(path: str | Path) -> list[SampleRecord]:
-    """The sample records of the finished blocks in a run's folder.
+    """Return the sample records of the finished blocks in a run's folder.
 
     Raises:
         InputError: as :func:`finished_blocks`.
@@ -349,7 +349,7 @@ def read_records(path: str | Path) -> list[SampleRecord]:
 
 
 def costs_by_block(path: Path) -> dict[int, list[CostRecord]]:
-    """The costs of the finished blocks in a run's folder, by the index of a block's first sample.
+    """Return the costs of the finished blocks in a run's folder, by the index of a block's first sample.
 
     Raises:
         InputError: for a line that is none, or lines that differ from their digest.
@@ -369,7 +369,7 @@ def costs_by_block(path: Path) -> dict[int, list[CostRecord]]:
 
 
 def read_costs(path: str | Path) -> list[CostRecord]:
-    """All of these costs.
+    """Return all of these costs.
 
     Raises:
         InputError: as :func:`costs_by_block`.
@@ -378,7 +378,7 @@ def read_costs(path: str | Path) -> list[CostRecord]:
 
 
 def read_findings(path: Path) -> Findings:
-    """What was found out once for all blocks of the run in a folder.
+    """Return what was found out once for all blocks of the run in a folder.
 
     Raises:
         InputError: if that was not done yet, cannot be read, or differs from its digest.
@@ -396,7 +396,7 @@ def read_findings(path: Path) -> Findings:
 
 
 def read_kept_examples(path: Path) -> list[Example]:
-    """The examples for the report of the run in a folder.
+    """Return the examples for the report of the run in a folder.
 
     Raises:
         InputError: for a file of a finished block that cannot be read, or differs from its digest.
@@ -405,7 +405,7 @@ def read_kept_examples(path: Path) -> list[Example]:
 
 
 def examples_by_block(path: Path) -> dict[int, list[Example]]:
-    """The examples of the run in a folder, by the index of their block's first sample.
+    """Return the examples of the run in a folder, by the index of their block's first sample.
 
     Raises:
         InputError: as :func:`read_kept_examples`.

@@ -57,7 +57,7 @@ class Behaviour:
     gradients: dict[str, Rows | None]
 
     def difference(self, other: Behaviour, same_place: bool) -> str | None:
-        """The first answer in which two runs differ by more than noise, in words; None if there is none.
+        """Return the first answer in which two runs differ by more than noise, in words; None if there is none.
 
         Args:
             other: of the other run.
@@ -182,7 +182,7 @@ class Identity:
     behaviour: Behaviour | None = None
 
     def difference(self, other: Identity, *, same_place: bool, same_code: bool, random: bool) -> str | None:
-        """The first thing in which two classifiers differ, in words; None if there is none.
+        """Return the first thing in which two classifiers differ, in words; None if there is none.
 
         Args:
             other: of the other run.
@@ -226,7 +226,7 @@ def identity_of(attacker: Attacker, undefended: PyTorchClassifier | None, x: Flo
 
 
 def parts_of_run(classifier: PyTorchClassifier, undefended: PyTorchClassifier | None) -> dict[str, Any]:
-    """All that an image meets, by a name for messages."""
+    """Return all that an image meets, by a name for messages."""
     model = classifier.model
     parts = {"network": model.pipeline, "detector": model.detection} if rejects(classifier) else {"network": model}
     for number, preprocessor in enumerate(classifier.preprocessing_operations, 1):

@@ -53,7 +53,7 @@ class Manifest:
     identity: Identity = field(default_factory=Identity)
 
     def difference(self, other: Manifest, but: tuple[str, ...] = ()) -> str | None:
-        """The first thing in which the records of two runs cannot agree, in words; None if there is none.
+        """Return the first thing in which the records of two runs cannot agree, in words; None if there is none.
 
         Args:
             other: the other run; gradients and parts are not compared.
@@ -81,7 +81,7 @@ class Manifest:
         return plain | {"attack": [_plain(run) for run in self.plan]}
 
     def other_settings(self, settings: Settings) -> str | None:
-        """The first setting in which a run differs from this one, in words; None if there is none."""
+        """Return the first setting in which a run differs from this one, in words; None if there is none."""
         own, others = (json.loads(json.dumps(asdict(each))) for each in (self.run.settings, settings))
         return next(_differences(own, others, "settings"), None)
 
@@ -103,7 +103,7 @@ class Manifest:
         return digest_of_plain(self._plain())
 
     def as_json(self) -> str:
-        """The file's text."""
+        """Return the file's text."""
         return json.dumps(self._plain() | {"digest": self.digest()}, indent=1, allow_nan=False) + "\n"
 
     def _plain(self) -> dict[str, Any]:

@@ -51,12 +51,12 @@ class Shard:
         return f"shards/{self.number}-of-{self.count}"
 
     def starts(self, samples: int, block_size: int) -> range:
-        """The indices of the first samples of its blocks."""
+        """Return the indices of the first samples of its blocks."""
         return range((self.number - 1) * block_size, samples, self.count * block_size)
 
     @classmethod
     def named(cls, text: str) -> Shard:
-        """The part that ``"i/n"`` means."""
+        """Return the part that ``"i/n"`` means."""
         number, slash, count = text.partition("/")
         if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
             raise RunError(f"shard is {text!r}; i/n with i from 1 to n was expected")
@@ -64,7 +64,7 @@ class Shard:
 
     @classmethod
     def of_process(cls, environment: Mapping[str, str] = os.environ) -> Shard:
-        """The part of this process among those that torchrun, or srun inside a SLURM job, has started."""
+        """Return the part of this process among those that torchrun, or srun inside a SLURM job, has started."""
         for launcher, (rank, size) in RANKS.items():
             if rank in environment and size in environment:
                 number, count = environment[rank], environment[size]
@@ -81,7 +81,7 @@ WHOLE = Shard(1, 1)
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """The number of this process on its machine, from 0; 0 if nobody has started several."""
+    """Return the number of this process on its machine, from 0; 0 if nobody has started several."""
     rank = next((environment[name] for name in LOCAL_RANKS if name in environment), "0")
     if not rank.isdigit():
         raise RunError(f"{' or '.join(LOCAL_RANKS)} is {rank!r}; a number from 0 was expected")

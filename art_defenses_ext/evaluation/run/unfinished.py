@@ -35,7 +35,7 @@ class Unfinished:
         self._examples: list[Example] = []
 
     def attempts(self, start: int) -> Attempts:
-        """What they did to the block that begins at ``start``."""
+        """Return what they did to the block that begins at ``start``."""
         attempts = ((attempt, example) for attempt, example in self._read() if attempt.cost.block == start)
         return {attempt.cost.attack: (attempt, example) for attempt, example in attempts}
 

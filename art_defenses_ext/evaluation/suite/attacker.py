@@ -117,7 +117,7 @@ def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
 
 
 def _speaks_float32(classifier: PyTorchClassifier) -> bool:
-    """Whether the network takes float32 and gives it: one may cast by itself, or compute under autocast."""
+    """Return whether the network takes float32 and gives it: one may cast by itself, or compute under autocast."""
     model = classifier.model
     if model_dtype(model) not in (None, torch.float32):
         return False
@@ -144,7 +144,7 @@ class _Float32Boundary(nn.Module):
 
 
 def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
-    """Whether two passes of the same images (n, ...) give different logits."""
+    """Return whether two passes of the same images (n, ...) give different logits."""
     module, images = as_module(classifier), torch.tensor(x, device=classifier.device)
     with seeded(seed), torch.no_grad():
         first, second = module(images), module(images)
@@ -153,7 +153,7 @@ def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
 
 
 def depends_on_batch(classifier: PyTorchClassifier, x: FloatArray) -> bool:
-    """Whether the logits of an image depend on which others are in its batch, or on their order.
+    """Return whether the logits of an image depend on which others are in its batch, or on their order.
 
     Args:
         classifier: one that is not random.
@@ -208,7 +208,7 @@ def _exposed(preprocessor: PreprocessorPyTorch, x: Tensor, shown: Tensor) -> Sur
 
 
 def _shown(preprocessor: PreprocessorPyTorch, x: Tensor) -> Tensor:
-    """What a preprocessor makes of images (n, ...)."""
+    """Return what a preprocessor makes of images (n, ...)."""
     with torch.no_grad():
         shown: Tensor = preprocessor.forward(x)[0]
     return shown
@@ -234,7 +234,7 @@ def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
 
 
 def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:
-    """The classifier, preprocessing and all, with the estimated gradient of its average under Gaussian noise.
+    """Return the classifier, preprocessing and all, with the estimated gradient of its average under Gaussian noise.
 
     That leads uphill where the exact gradient does not: across steps, plateaus and activations that switch at random.
 

@@ -79,7 +79,7 @@ ATTACKS: dict[str, Callable[..., EvasionAttack]] = {
 
 
 def paper_specs(defence: Defence | type[Defence | DefenceFace]) -> tuple[AttackSpec, ...]:
-    """The attacks of a defence's paper; they run on all samples.
+    """Return the attacks of a defence's paper; they run on all samples.
 
     Raises:
         InputError: for one that names an unknown attack.

@@ -70,7 +70,7 @@ def make_plan(
     with_checks: bool = False,
     limit: Threat | None = None,
 ) -> list[AttackRun]:
-    """All runs of an evaluation in their order.
+    """Return all runs of an evaluation in their order.
 
     Args:
         specs: the attacks.

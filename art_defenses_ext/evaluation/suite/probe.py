@@ -113,7 +113,7 @@ def check_graph(
 
 
 def passes_gradient(classifier: PyTorchClassifier, mode: str, x: FloatArray) -> bool:
-    """Whether a graph leads from the logits back to the images (n, ...) in a gradient mode."""
+    """Return whether a graph leads from the logits back to the images (n, ...) in a gradient mode."""
     live = torch.tensor(x, device=classifier.device, requires_grad=True)
     with torch.enable_grad(), gradient_mode(classifier, mode):
         logits = as_module(classifier)(live)

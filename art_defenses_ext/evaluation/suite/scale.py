@@ -42,7 +42,7 @@ def clip_width(classifier: PyTorchClassifier) -> float:
 
 
 def _inner_std(classifier: PyTorchClassifier) -> FloatArray | None:
-    """The deviation (C,) by which the network itself divides what it takes; None where it does not."""
+    """Return the deviation (C,) by which the network itself divides what it takes; None where it does not."""
     if len(classifier.input_shape) != 3 or classifier.clip_values is None:
         return None
     standardised = Pipeline(rebuild(classifier, preprocessing_defences=None, postprocessing_defences=None))

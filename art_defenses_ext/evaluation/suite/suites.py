@@ -166,7 +166,7 @@ SUITES: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}
 
 
 def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
-    """The attacks of a set for the defences that ``classifier`` has, in the order in which they run.
+    """Return the attacks of a set for the defences that ``classifier`` has, in the order in which they run.
 
     Our attacks come first, so that the checks can tell what its white-box attacks find by themselves; the papers'
     attacks run on all samples in any case.
@@ -217,7 +217,7 @@ def load_attack(name: str) -> AttackSpec:
 
 
 def _with_detector(suite: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
-    """The suite for a classifier that rejects: the detector's attacks follow the white-box ones."""
+    """Return the suite for a classifier that rejects: the detector's attacks follow the white-box ones."""
     seeing = [spec for spec in suite if spec.name not in BLIND]
     white = max(place for place, spec in enumerate(seeing) if spec.kind == "white-box" and spec in STANDARD)
     return (*seeing[: white + 1], *DETECTOR_SUITE, *seeing[white + 1 :])

@@ -63,7 +63,7 @@ class _Counts(NamedTuple):
         self.rejected[rows] += rejected
 
     def misses(self, labels: IntArray) -> IntArray:
-        """How many name another class than the label (n,) and do not reject (n,)."""
+        """Return how many name another class than the label (n,) and do not reject (n,)."""
         missed: IntArray = self.accepted.sum(axis=1) - _of(self.accepted, labels)
         return missed
 
@@ -76,7 +76,7 @@ def judge(
     seed: int,
     attacks: int | None = None,
 ) -> Judgement:
-    """The likeliest class of images (n, ...), and whether they are rejected.
+    """Return the likeliest class of images (n, ...), and whether they are rejected.
 
     With ``votes`` 1 that is what one pass says. Otherwise the first ``votes`` passes name a rival of each image's
     label, the class that is likeliest to have taken its place. As many fresh passes are counted, and doubled up to
@@ -167,7 +167,7 @@ class _Vote:
         return np.where(others.max(axis=1) > 0, others.argmax(axis=1), self.nb_classes + 1)
 
     def _decided(self, counts: _Counts, rival: IntArray, rival_alone: IntArray) -> BoolArray:
-        """Where more passes would hardly change the verdict (n,)."""
+        """Return where more passes would hardly change the verdict (n,)."""
         own, rejected = _of(counts.accepted, self.labels), counts.rejected
         if self.clean:
             best = np.maximum(_of(counts.accepted, self._rivals(counts.accepted)), rejected)
@@ -178,19 +178,19 @@ class _Vote:
         return (self._broken(counts, rival) | unbroken) & (self._fooled(counts, rival_alone) | unfooled)
 
     def _broken(self, counts: _Counts, rival: IntArray) -> BoolArray:
-        """Where it is shown that the rival is at least as likely as the label, and as being rejected (n,)."""
+        """Return where it is shown that the rival is at least as likely as the label, and as being rejected (n,)."""
         own, other = _of(counts.accepted, self.labels), _of(counts.accepted, rival)
         best = np.maximum(own, counts.rejected)
         shown: BoolArray = _surprise(other, best) <= self.level
         return shown
 
     def _fooled(self, counts: _Counts, rival: IntArray) -> BoolArray:
-        """Where it is shown that the classifier alone names its rival at least as often as the label (n,)."""
+        """Return where it is shown that the classifier alone names its rival at least as often as the label (n,)."""
         fooled: BoolArray = _surprise(_of(counts.alone, rival), _of(counts.alone, self.labels)) <= self.level
         return fooled
 
     def _verdict(self, counts: _Counts, rival: IntArray, rival_alone: IntArray) -> tuple[IntArray, BoolArray]:
-        """The classes (n,), and which images are rejected (n,)."""
+        """Return the classes (n,), and which images are rejected (n,)."""
         own, rejected = _of(counts.accepted, self.labels), counts.rejected
         if self.clean:
             alone = self._likelier(counts.alone)
@@ -204,13 +204,13 @@ class _Vote:
         return np.where(broken, rival, alone), ~broken & (fooled | (rejected > own))
 
     def _likelier(self, counts: IntArray) -> IntArray:
-        """The class that is named most often (n,); the label only if no other is named as often."""
+        """Return the class that is named most often (n,); the label only if no other is named as often."""
         rival = self._rivals(counts)
         return np.where(_of(counts, self.labels) > _of(counts, rival), self.labels, rival)
 
 
 def _of(counts: IntArray, classes: IntArray) -> IntArray:
-    """The counts (n,) of one class of each image, out of those of all (n, K + 2)."""
+    """Return the counts (n,) of one class of each image, out of those of all (n, K + 2)."""
     chosen: IntArray = counts[np.arange(len(counts)), classes]
     return chosen
 

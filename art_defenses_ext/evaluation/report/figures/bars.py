@@ -14,7 +14,7 @@ from art_defenses_ext.evaluation.results.summary import Summary
 
 
 def summary_bars(summary: Summary) -> Figure:
-    """The headline figures as bars with their 95 % intervals, the robust accuracy on top.
+    """Return the headline figures as bars with their 95 % intervals, the robust accuracy on top.
 
     Args:
         summary: the figures of a run.
@@ -78,7 +78,7 @@ def _draw_bar(axes: Axes, row: int, share: Proportion, colour: str, alpha: float
 
 
 def _reservation(summary: Summary) -> str:
-    """What to know with a run's bar, to be added to its name."""
+    """Return what to know with a run's bar, to be added to its name."""
     if summary.standing == "not established":
         return ", an upper bound"
     return f", {summary.standing}" * (summary.robust_accuracy is None)

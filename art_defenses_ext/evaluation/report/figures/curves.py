@@ -69,7 +69,7 @@ def _families(summary: Summary) -> dict[tuple[str, int], list[Curve]]:
 
 
 def _at(curve: Curve, eps: float) -> Proportion:
-    """The curve's point at the threat's eps, or next to it."""
+    """Return the curve's point at the threat's eps, or next to it."""
     return min(curve.points, key=lambda point: abs(point[0] - eps))[1]
 
 

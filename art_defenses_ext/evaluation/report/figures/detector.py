@@ -15,7 +15,7 @@ KNOWLEDGE = {"zero": "zero knowledge of the detector", "perfect": "perfect knowl
 
 
 def roc_curves(summary: Summary, records: list[SampleRecord]) -> Figure | None:
-    """The ROC curve of each attack: true against false positive rate of the detector.
+    """Return the ROC curve of each attack: true against false positive rate of the detector.
 
     Of attacks with zero knowledge alone: the others aim at one threshold, and their curve is not that of an attacker
     who aims at each.
@@ -87,7 +87,7 @@ def margin_histograms(summary: Summary, records: list[SampleRecord]) -> Figure |
 
 
 def _fooling(summary: Summary) -> list[DetectionRow]:
-    """The attacks that there is something to show of."""
+    """Return the attacks that there is something to show of."""
     return [row for row in summary.detection.rows if row.fooled.count] if summary.detection else []
 
 

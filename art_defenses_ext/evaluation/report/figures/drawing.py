@@ -27,7 +27,7 @@ WORST, OTHER = "#D55E00", "#0072B2"
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as a PNG file; equal figures give equal bytes."""
+    """Return the figure as a PNG file; equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
@@ -46,14 +46,14 @@ def set_title(axes: Axes, summary: Summary, pad: float = 8) -> None:
 
 
 def subject(summary: Summary) -> str:
-    """What was evaluated, in a line."""
+    """Return what was evaluated, in a line."""
     run = summary.run
     defences = " + ".join(str(defence["name"]) for defence in run.defences) or "no defence"
     return f"{defences} on {run.model}, {run.settings.threat} {run.settings.eps:.4g}, {run.settings.samples} images"
 
 
 def or_rejected(summary: Summary) -> str:
-    """What counts as correct besides, where a detector rejects images."""
+    """Return what counts as correct besides, where a detector rejects images."""
     return " or rejected" if summary.run.rejects else ""
 
 
@@ -85,7 +85,7 @@ def add_legend(figure: Figure, entries: list[tuple[Line2D, str]], title: str) ->
 
 
 def invisible() -> Line2D:
-    """The handle of a heading."""
+    """Return the handle of a heading."""
     return Line2D([], [], linestyle="", visible=False)
 
 

@@ -54,14 +54,14 @@ def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float
 
 
 def _value_range(examples: Sequence[Example]) -> tuple[float, float]:
-    """The pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
+    """Return the pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
     low = min(float(min(example.clean.min(), example.adversarial.min())) for example in examples)
     high = max(float(max(example.clean.max(), example.adversarial.max())) for example in examples)
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
 
 
 def _pixels(image: FloatArray) -> Any:
-    """The image as (H, W) or (H, W, 3)."""
+    """Return the image as (H, W) or (H, W, 3)."""
     wide = image.astype(np.float64)
     if wide.ndim == 2:
         return wide

@@ -38,7 +38,7 @@ def trade_off(summary: Summary) -> Figure | None:
 
 
 def losses(summary: Summary) -> Figure | None:
-    """The losses of each training of a defence, epoch by epoch.
+    """Return the losses of each training of a defence, epoch by epoch.
 
     Args:
         summary: the figures of a run.
