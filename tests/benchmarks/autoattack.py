@@ -31,7 +31,7 @@ from art_defenses_ext import Linf, as_module, evaluate
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.evaluation.records.costs import Cost, measured
 from art_defenses_ext.evaluation.records.proportion import Proportion
-from art_defenses_ext.evaluation.suite.predictions import classes
+from art_defenses_ext.evaluation.suite.predictions import predict
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
@@ -118,8 +118,8 @@ def judged(
     sizes = Linf(eps).sizes(x, adversarial, classifier.clip_values)
     in_range = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(x), -1).all(axis=1)
     in_ball = np.array([Linf(eps).allows(size) for size in sizes])
-    broken = in_range & in_ball & (classes(classifier, adversarial) != y)
-    return Proportion.of(((classes(classifier, x) == y) & ~broken).tolist())
+    broken = in_range & in_ball & (predict(classifier, adversarial).classes != y)
+    return Proportion.of(((predict(classifier, x).classes == y) & ~broken).tolist())
 
 
 def warm_up(classifier: PyTorchClassifier, x: FloatArray) -> None:

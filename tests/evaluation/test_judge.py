@@ -12,7 +12,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.suite.predictions import Judgement, classes, nb_labels, predict
+from art_defenses_ext.evaluation.suite.predictions import Judgement, nb_labels, predict
 from art_defenses_ext.evaluation.suite.vote import judge
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -91,9 +91,11 @@ def test_votes_are_drawn_from_the_seed_alone() -> None:
 
 def test_classes_are_predicted_batch_by_batch(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     x = digits.test.x[:30]
-    np.testing.assert_array_equal(classes(digits_classifier, x, batch_size=7), classes(digits_classifier, x))
+    np.testing.assert_array_equal(
+        predict(digits_classifier, x, batch_size=7).classes, predict(digits_classifier, x).classes
+    )
     said = predict(digits_classifier, x, batch_size=7)
-    np.testing.assert_array_equal(said.classes, classes(digits_classifier, x))
+    np.testing.assert_array_equal(said.classes, predict(digits_classifier, x).classes)
     np.testing.assert_allclose(said.softmax, predict(digits_classifier, x).softmax, atol=1e-6)
 
 
@@ -228,7 +230,7 @@ def test_a_clean_image_is_rejected_where_that_is_the_likeliest() -> None:
 def test_logits_that_are_not_finite_name_no_class() -> None:
     x = np.array([[np.nan, 1, 0], [np.inf, 1, 0], [-np.inf, 1, 2], [-np.inf] * 3, [np.nan] * 3, [3, 1, 0]], np.float32)
     classifier = PyTorchClassifier(Read(0, 3), nn.CrossEntropyLoss(), (3,), 3, device_type="cpu")
-    assert classes(classifier, x).tolist() == [-1, -1, 2, -1, -1, 0]
+    assert predict(classifier, x).classes.tolist() == [-1, -1, 2, -1, -1, 0]
     judged = judge(classifier, x, np.zeros(6, np.int64), 1, 0)
     assert judged.broken(np.zeros(6, np.int64)).tolist() == [True, True, True, True, True, False]
     attacked = judge(classifier, x, np.zeros(6, np.int64), 32, 0, attacks=9)

@@ -226,7 +226,8 @@ def leaderboard(folder: str | Path) -> str:
     parts = ["# Results", LEGEND]
     for (dataset, threat, eps), group in sorted(groups.items()):
         heading = for_markdown(f"{dataset}, {threat}, eps {eps:.4g}")
-        parts += [f"## {heading}", _table(group), *_failed(group), "Commands:", _commands(group)]
+        commands = [line for path, entry in group for line in (f"# {path.stem}", entry.command)]
+        parts += [f"## {heading}", _table(group), *_failed(group), "Commands:", code_block(commands)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -286,10 +287,6 @@ def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
     """Return which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
     failed = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
     return [f"Checks that the attacks failed: {for_markdown('; '.join(failed))}."] if failed else []
-
-
-def _commands(entries: Sequence[tuple[Path, Entry]]) -> str:
-    return code_block([line for path, entry in entries for line in (f"# {path.stem}", entry.command)])
 
 
 def _or_none(share: float | None) -> str:

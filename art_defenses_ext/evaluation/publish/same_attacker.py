@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.run.manifest import Manifest
 
 PACKAGE = "art-defenses-ext"
@@ -26,8 +25,11 @@ def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
     """
     settings, others = first.run.settings, second.run.settings
     same_images = first.run.data_sha256 == second.run.data_sha256
-    names = [name for name in ("threat", "eps", "seed", "block_size", "adaptive") if _differ(settings, others, name)]
-    differences = [f"{name} {getattr(settings, name)}, not {getattr(others, name)}" for name in names]
+    pairs = [
+        (name, getattr(settings, name), getattr(others, name))
+        for name in ("threat", "eps", "seed", "block_size", "adaptive")
+    ]
+    differences = [f"{name} {value}, not {other}" for name, value, other in pairs if value != other]
     for name in ("check_samples", "curve_samples"):
         left, right = getattr(settings, name), getattr(others, name)
         if (left != right) if same_images else (bool(left) != bool(right)):
@@ -36,10 +38,6 @@ def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
     if versions[0] != versions[1]:
         differences.append(f"version {versions[0]} of {PACKAGE}, not {versions[1]}")
     return differences + _suite_differences(first, second)
-
-
-def _differ(settings: Settings, others: Settings, name: str) -> bool:
-    return bool(getattr(settings, name) != getattr(others, name))
 
 
 def _suite_differences(first: Manifest, second: Manifest) -> list[str]:

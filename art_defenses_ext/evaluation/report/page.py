@@ -36,7 +36,11 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
     )
     environment.filters |= {"kind": lambda part: type(part).__name__, "zip": zip}
     report = document(summary, examples)
-    images = {name: _data_uri(content) for name, content in figures.items() if content}
+    images = {
+        name: f"data:image/png;base64,{base64.b64encode(content).decode('ascii')}"
+        for name, content in figures.items()
+        if content
+    }
     sections = (_with_figures(section, images) for section in report.sections)
     source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     return environment.from_string(source).render(
@@ -55,7 +59,3 @@ def _with_figures(section: Section, images: Mapping[str, str]) -> Section:
 def _printable(value: Any) -> Any:
     """Return what the template writes; markup of its own as it is."""
     return value if hasattr(value, "__html__") or not isinstance(value, str) else for_terminal(value)
-
-
-def _data_uri(png: bytes) -> str:
-    return "data:image/png;base64," + base64.b64encode(png).decode("ascii")

@@ -112,12 +112,8 @@ class Report:
 
         figures = draw_figures(self.summary, self.records, self.examples)
         contents: dict[str, bytes | None] = {
-            "report.json": _json(self.summary),
+            "report.json": (json.dumps(self.summary.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
             "report.html": render_page(self.summary, self.examples, figures).encode(),
             "examples.npz": written(self.examples) if self.examples else None,
         } | {f"figures/{name}.png": content for name, content in figures.items()}
         write_files(folder, contents)
-
-
-def _json(summary: Summary) -> bytes:
-    return (json.dumps(summary.as_dict(), indent=1, allow_nan=False) + "\n").encode()

@@ -43,7 +43,7 @@ def _on_attacks(summary: Summary) -> str:
         return f"The accuracy {ball} is {paper}, and no {left} image was left to the attack suite."
     attacks, caution = {
         "adaptive": ("adaptive attacks", ""),
-        "not all modes": ("the attacks that ran", f" {_capital(summary.unknown)}."),
+        "not all modes": ("the attacks that ran", f" {summary.unknown[:1].upper()}{summary.unknown[1:]}."),
         "no gradient": (
             "attacks that follow no gradient of the defended model",
             " No adaptive attack was tried; it may break far more.",
@@ -135,8 +135,3 @@ def describe_agreement(summary: Summary) -> str:
 def whose_ranking(summary: Summary) -> str:
     """Whose ranking of the classes all others are compared with."""
     return {"undefended": "the undefended model's", "own": "its own"}[summary.reference]
-
-
-def _capital(text: str) -> str:
-    """With its first letter as a capital, the rest as it is."""
-    return text[:1].upper() + text[1:]

@@ -106,8 +106,3 @@ def predict(
 def _named(logits: Tensor) -> tuple[IntArray, Scores]:
     """Classes (N,) and probabilities (N, K) from logits (N, K)."""
     return named_classes(logits).numpy(), logits.double().softmax(dim=1).numpy()
-
-
-def classes(classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256) -> IntArray:
-    """Predicted classes (N,) of images (N, ...) in one pass; -1 where the logits are not finite."""
-    return predict(classifier, x, batch_size).classes

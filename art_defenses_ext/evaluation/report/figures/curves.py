@@ -43,7 +43,8 @@ def accuracy_curves(summary: Summary) -> Figure | None:
         which = "all images" if total == summary.clean.total else f"first {total} images"
         legend.append((drawing.invisible(), f"{GROUPS[source]}, {which}"))
         for curve in curves:
-            legend.append((_draw(axes, curve, source, number), _entry(curve, eps)))
+            entry = f"{100 * _at(curve, eps).rate:5.1f} %  {drawing.wrap(curve.attack, 30)}"
+            legend.append((_draw(axes, curve, source, number), entry))
             number += 1  # across the groups: so that colours repeat as late as they can
     worst = summary.worst_case
     style: dict[str, Any] = {"color": drawing.INK, "markersize": 14, "markeredgecolor": "white"}
@@ -93,10 +94,6 @@ def _draw(axes: Axes, curve: Curve, source: str, number: int) -> Line2D:
         clip_on=False,
     )
     return line
-
-
-def _entry(curve: Curve, eps: float) -> str:
-    return f"{100 * _at(curve, eps).rate:5.1f} %  {drawing.wrap(curve.attack, 30)}"
 
 
 def _finish(axes: Axes, summary: Summary) -> None:
