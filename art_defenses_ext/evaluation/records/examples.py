@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,10 @@ from art_defenses_ext.base.validation import one_line
 
 NB_EXAMPLES = 8
 """How many a report shows, at most: one an attack, the first that it broke."""
+
+PLAIN: dict[str, Callable[[Any], Any]] = {"index": int, "label": int, "prediction": int, "attack": str}
+IMAGES = ("clean", "adversarial")
+"""The arrays of the file: of an example's fields, one of all examples each."""
 
 View = tuple[FloatArray, FloatArray]
 """What a defence makes of the clean image and of the attacked one."""
@@ -59,21 +64,10 @@ def written(examples: Sequence[Example]) -> bytes:
     as ``view 0 heat map``, one of the clean and the attacked image above each other.
     """
     buffer = io.BytesIO()
-    views = {
-        f"view {number} {name}": np.stack(pair)
-        for number, example in enumerate(examples)
-        for name, pair in example.views.items()
-    }
-    np.savez(
-        buffer,
-        clean=np.stack([example.clean for example in examples]),
-        adversarial=np.stack([example.adversarial for example in examples]),
-        index=np.array([example.index for example in examples]),
-        label=np.array([example.label for example in examples]),
-        prediction=np.array([example.prediction for example in examples]),
-        attack=np.array([example.attack for example in examples]),
-        **views,  # type: ignore[arg-type]
-    )
+    arrays = {name: np.array([getattr(example, name) for example in examples]) for name in (*PLAIN, *IMAGES)}
+    for number, example in enumerate(examples):
+        arrays |= {f"view {number} {name}": np.stack(pair) for name, pair in example.views.items()}
+    np.savez(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()
 
 
@@ -94,17 +88,11 @@ def read_examples(path: Path) -> list[Example]:
 
 
 def _example(number: int, arrays: dict[str, np.ndarray]) -> Example:
+    if any(arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all() for name in IMAGES):
+        raise ValueError("it holds no images")
     start = f"view {number} "
-    for name in ("clean", "adversarial"):
-        if arrays[name].dtype.kind != "f" or not np.isfinite(arrays[name]).all():
-            raise ValueError(f"{name} holds no images")
-    views = {name.removeprefix(start): (pair[0], pair[1]) for name, pair in arrays.items() if name.startswith(start)}
     return Example(
-        index=int(arrays["index"][number]),
-        label=int(arrays["label"][number]),
-        prediction=int(arrays["prediction"][number]),
-        attack=str(arrays["attack"][number]),
-        clean=arrays["clean"][number],
-        adversarial=arrays["adversarial"][number],
-        views=views,
+        **{name: kind(arrays[name][number]) for name, kind in PLAIN.items()},
+        **{name: arrays[name][number] for name in IMAGES},
+        views={name.removeprefix(start): (two[0], two[1]) for name, two in arrays.items() if name.startswith(start)},
     )
