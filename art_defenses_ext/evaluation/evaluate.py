@@ -247,13 +247,11 @@ class _Task:
         attacks: str | Sequence[AttackSpec],
         *,
         progress: bool,
-        undefended: PyTorchClassifier | None = None,
-        detector: BinaryInputDetector | None = None,
-        allow_large_eps: bool = False,
-        config: EvaluationConfig | None = None,
-        **options: Unpack[EvaluationOptions],
+        **arguments: Unpack[EvaluationArguments],
     ) -> _Task:
         """Check the arguments of :func:`evaluate`."""
+        undefended, detector = arguments.pop("undefended", None), arguments.pop("detector", None)
+        allow_large_eps, config = arguments.pop("allow_large_eps", False), arguments.pop("config", None)
         check_differentiable(classifier)
         classifier = classifier if detector is None else _joined(classifier, detector)
         x = check_evaluated(x, classifier)
@@ -262,7 +260,7 @@ class _Task:
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
         specs = attack_set(attacks, classifier)
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
-        settings = Settings.describing(threat, named, len(x), config_of(config, options))
+        settings = Settings.describing(threat, named, len(x), config_of(config, arguments))
         task = cls(classifier, undefended, x, labels, threat, specs, settings)
         task._probe(check_flag("progress", progress))
         return task

@@ -82,7 +82,8 @@ class Suite:
                 for one.
         """
         if self.device is not None:
-            classifier = on_device(_joined(classifier, arguments.pop("detector", None)), self.device)
+            detector = arguments.pop("detector", None)
+            classifier = on_device(classifier if detector is None else rejecting(classifier, detector), self.device)
             if (plain := arguments.get("undefended")) is not None:
                 arguments["undefended"] = on_device(plain, self.device)
         attacks = attacks if self.attacks is None else self.attacks
@@ -93,10 +94,10 @@ class Suite:
         cache = self._writable_cache(name)
         folder = cache / key[:16]
         with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be at it
-            if isinstance(attacks, str) and (folder / "report.json").exists():
+            again = not isinstance(attacks, str)
+            if not again and (folder / "report.json").exists():
                 report = Report.load(folder)
             else:
-                again = not isinstance(attacks, str)
                 report = evaluate(
                     classifier, x, y, threat, attacks, out=folder, overwrite=again, progress=False, **arguments
                 )
@@ -135,11 +136,8 @@ class Suite:
         report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
         worst, figure = report.summary.worst_case, figure_name(report.summary)
         self._note(name, f"{figure} {worst}, at least {100 * at_least:g} % wanted", report)
-        if worst.rate < at_least:
-            raise AssertionError(
-                f"{figure} is {worst} under {threat}; at least {100 * at_least:g} % was wanted\n"
-                f"{_who_broke(report)}\n{_where(folder)}"
-            )
+        failure = f"{figure} is {worst} under {threat}; at least {100 * at_least:g} % was wanted"
+        _check(report, folder, worst.rate >= at_least, failure)
         if established:
             _check_standing(report, f"{100 * at_least:g} %", threat, folder)
         return report
@@ -211,17 +209,14 @@ class Suite:
             raise InputError("classifier gets none of the images right; at least one that it does was expected")
         flagged = report.summary.detection.false_positives
         self._note(name, f"attack success rate {past}, at most {100 * (1 - at_least):g} % wanted", report)
-        if 1 - past.rate < at_least:
-            raise AssertionError(
-                f"attack success rate against classifier and detector is {past} under {threat}, at a false positive "
-                f"rate of {flagged}; at most {100 * (1 - at_least):g} % was wanted\n"
-                f"{_who_broke(report)}\n{_where(folder)}"
+        failure = f"attack success rate against classifier and detector is {past} under {threat}, at a false positive "
+        failure += f"rate of {flagged}; at most {100 * (1 - at_least):g} % was wanted"
+        _check(report, folder, 1 - past.rate >= at_least, failure)
+        if false_positives is not None:
+            failure = (
+                f"the detector flags {flagged} of the clean images; at most {100 * false_positives:g} % was wanted"
             )
-        if false_positives is not None and flagged.interval[0] > false_positives:
-            raise AssertionError(
-                f"the detector flags {flagged} of the clean images; at most {100 * false_positives:g} % was wanted\n"
-                f"{_where(folder)}"
-            )
+            _check(report, folder, flagged.interval[0] <= false_positives, failure)
         if established:
             _check_standing(report, f"that {100 * at_least:g} % let nothing past", threat, folder)
         return report
@@ -273,12 +268,10 @@ class Suite:
             )
         pair = Paired.of(*([record.robust() for record in each.records] for each in (earlier, report)))
         self._note(name, f"against the baseline {pair} points, p {pair.p_value:.2g}", report)
-        if pair.lost > pair.gained and pair.p_value < SURE:
-            raise AssertionError(
-                f"{figure_name(report.summary)} is {report.summary.worst_case} under {threat}, that of {baseline} "
-                f"{earlier.summary.worst_case}: {pair.lost} images were lost and {pair.gained} gained, "
-                f"{pair} points, p {pair.p_value:.2g}\n{_who_broke(report)}\n{_where(folder)}"
-            )
+        failure = f"{figure_name(report.summary)} is {report.summary.worst_case} under {threat}, that of {baseline} "
+        failure += f"{earlier.summary.worst_case}: {pair.lost} images were lost and {pair.gained} gained, "
+        failure += f"{pair} points, p {pair.p_value:.2g}"
+        _check(report, folder, pair.lost <= pair.gained or pair.p_value >= SURE, failure)
         if established:
             _check_standing(report, "that it is not worse", threat, folder)
         return report
@@ -299,6 +292,13 @@ class Suite:
         summary = report.summary
         reservation = summary.unknown or (NOT_ESTABLISHED if summary.standing != "established" else "")
         self.notes.append(for_terminal(f"{name}: {text}{f' ({reservation})' if reservation else ''}"))
+
+
+def _check(report: Report, folder: Path, holds: bool, failure: str) -> None:
+    """Refuse a statement that does not hold, with the attacks that broke it and where their pictures lie."""
+    __tracebackhide__ = True
+    if not holds:
+        raise AssertionError(f"{failure}\n{_who_broke(report)}\n{_where(folder)}")
 
 
 def _check_standing(report: Report, statement: str, threat: Threat, folder: Path) -> None:
@@ -324,10 +324,6 @@ def _first(argument: str, values: Any, count: int | None) -> Any:
     if isinstance(values, StoredImages) or (isinstance(values, np.ndarray) and values.ndim > 0):
         return values[:count]
     raise InputError(f"{argument} is {shown(values)}; a numpy array was expected")
-
-
-def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector | None) -> PyTorchClassifier:
-    return classifier if detector is None else rejecting(classifier, detector)
 
 
 def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
