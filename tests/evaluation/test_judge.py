@@ -12,7 +12,7 @@ from scipy.special import softmax
 from torch import Tensor, nn
 
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.evaluation.suite.predictions import Judgement, nb_labels, predict
+from art_defenses_ext.evaluation.suite.predictions import Prediction, nb_labels, predict
 from art_defenses_ext.evaluation.suite.vote import judge
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -201,7 +201,7 @@ def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
     classifier = beside(scripted(said), ScriptedWord(word))
     labels = np.zeros(4, np.int64)
     judged = judge(classifier, FOUR, labels, 8, 0, attacks=20)
-    assert isinstance(judged, Judgement)
+    assert isinstance(judged, Prediction)
     assert judged.rejected is not None
     assert judged.rejections is not None
     assert judged.misses is not None

@@ -29,7 +29,7 @@ from art_defenses_ext.evaluation.run.defence_views import with_views
 from art_defenses_ext.evaluation.run.folder import Block, Findings, RunDirectory
 from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.predictions import Judgement, Prediction, predict
+from art_defenses_ext.evaluation.suite.predictions import Prediction, predict
 from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.suite.vote import judge
 from art_defenses_ext.evaluation.threat import Threat
@@ -183,7 +183,7 @@ class Work:
             )
         )
 
-    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Judgement:
+    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Prediction:
         seed = derived_seed(self.settings.seed, f"judge {key}", start)
         with measured(self.classifier) as cost:
             judged = judge(self.classifier, x, labels, self.attacker.votes, seed, attacks)
@@ -353,7 +353,7 @@ def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) 
     return int(misses[i]) + (0 if rejections is None else int(rejections[i]))
 
 
-def _margin(judged: Judgement, i: int) -> float | None:
+def _margin(judged: Prediction, i: int) -> float | None:
     """Return the detector's margin as records keep it: as many digits as float32 has, so that its sign is kept."""
     if judged.detection_margin is None or not np.isfinite(judged.detection_margin[i]):
         return None

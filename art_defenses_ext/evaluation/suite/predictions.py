@@ -21,18 +21,19 @@ from art_defenses_ext.evaluation.records.metrics import Scores
 BoolArray = npt.NDArray[np.bool_]
 
 
-class Judgement(NamedTuple):
-    """The classifier's word on some images, and the detector's where there is one.
+class Prediction(NamedTuple):
+    """What a classifier, and the detector where there is one, say of some images, in one pass or in several.
 
     Attributes:
-        classes: the predicted ones (n,), of a random classifier the likeliest as far as its passes show (``vote.py``);
-            of a rejected image the one that the classifier itself names; -1 where its logits are not finite.
-        softmax: the classifier's probabilities (n, K), float64, each the mean over the counted passes.
-        misses: in how many of the counted passes another class than the label was predicted and not rejected (n,);
-            None for a single pass.
+        classes: the likeliest ones (n,), of a random classifier as far as its passes show (``vote.py``); of a rejected
+            image the one that the classifier itself names; -1 where its logits are not finite.
+        softmax: the classifier's probabilities (n, K), float64, the mean over the counted passes: in float32 those of
+            unlikely classes would vanish, and with them their order.
         rejected: whether the detector rejects them (n,), judged as the classes are; None without a detector.
         detection_margin: the detector's score minus its threshold (n,), float64, the mean over the counted passes;
             None without a detector.
+        misses: in how many of the counted passes another class than the label was predicted and not rejected (n,);
+            None for a single pass.
         rejections: in how many of the counted passes they were rejected (n,); None without a detector, and for a single
             pass.
         first_misses: misses in as many passes before the counted ones (n,); None for a single pass.
@@ -43,9 +44,9 @@ class Judgement(NamedTuple):
 
     classes: IntArray
     softmax: Scores
-    misses: IntArray | None
     rejected: BoolArray | None = None
     detection_margin: Scores | None = None
+    misses: IntArray | None = None
     rejections: IntArray | None = None
     first_misses: IntArray | None = None
     first_rejections: IntArray | None = None
@@ -56,23 +57,6 @@ class Judgement(NamedTuple):
         """Whether another class than the label (n,) is predicted, and not rejected: what an attacker is after."""
         missed: BoolArray = self.classes != labels
         return missed if self.rejected is None else missed & ~self.rejected
-
-
-class Prediction(NamedTuple):
-    """What one pass says of some images.
-
-    Attributes:
-        classes: the classifier's likeliest ones (n,), whether it rejects or not; -1 where its logits are not finite.
-        softmax: its probabilities (n, K), float64: in float32 those of unlikely classes would vanish, and with them
-            their order.
-        rejected: whether the detector rejects them (n,); None without a detector.
-        detection_margin: the detector's score minus its threshold (n,), float64; None without a detector.
-    """
-
-    classes: IntArray
-    softmax: Scores
-    rejected: BoolArray | None = None
-    detection_margin: Scores | None = None
 
 
 def nb_labels(classifier: PyTorchClassifier) -> int:

@@ -19,7 +19,7 @@ from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.logits import NO_CLASS
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.records.metrics import Scores
-from art_defenses_ext.evaluation.suite.predictions import BoolArray, Judgement, Prediction, nb_labels, predict
+from art_defenses_ext.evaluation.suite.predictions import BoolArray, Prediction, nb_labels, predict
 from art_defenses_ext.evaluation.suite.seeding import seeded
 
 FALSE_SUCCESS = 0.01
@@ -75,7 +75,7 @@ def judge(
     votes: int,
     seed: int,
     attacks: int | None = None,
-) -> Judgement:
+) -> Prediction:
     """Return the likeliest class of images (n, ...), and whether they are rejected.
 
     With ``votes`` 1 that is what one pass says. Otherwise the first ``votes`` passes name a rival of each image's
@@ -96,10 +96,7 @@ def judge(
     """
     with seeded(seed):
         if votes == 1:
-            prediction = predict(classifier, x)
-            return Judgement(
-                prediction.classes, prediction.softmax, None, prediction.rejected, prediction.detection_margin
-            )
+            return predict(classifier, x)
         return _Vote(classifier, x, labels, votes, attacks).judge()
 
 
@@ -116,7 +113,7 @@ class _Vote:
         looks = 1 + max(int(np.ceil(np.log2(MOST_PASSES / votes))), 0)
         self.level = FALSE_SUCCESS / (attacks or 1) / looks
 
-    def judge(self) -> Judgement:
+    def judge(self) -> Prediction:
         """Choose the rivals, count fresh passes, decide."""
         everything = np.arange(len(self.x))
         first, fresh = (_Counts.none(len(self.x), self.nb_classes) for _ in range(2))
@@ -130,7 +127,7 @@ class _Vote:
             self._count(fresh, rows, again)
             passes[rows] += again
         classes, rejected = self._verdict(fresh, *rivals)
-        return Judgement(
+        return Prediction(
             classes=np.where(classes < self.nb_classes, classes, NO_CLASS),
             softmax=softmax,
             misses=misses,
