@@ -33,7 +33,7 @@ TRAINED_AGAINST = 0.1
 """linf eps that a defence is trained against where the threat is none of linf."""
 
 CLIP_VALUES = (0.0, 1.0)
-"""Of all data sets that the command knows."""
+"""The clip values of all data sets that the command knows."""
 
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""

@@ -29,7 +29,7 @@ IMAGES = 4
 """Random images that are tried."""
 
 MANY = 32
-"""Of them, where a share is told."""
+"""Random images where a share is told."""
 
 SATURATED = 0.1
 """The share of images at which the cross-entropy may have no gradient before it is a trap."""
@@ -268,7 +268,7 @@ TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], st
     "saturation": (_saturated, "attack the margin (AutoPGD(loss='margin')) or divide the logits by a constant"),
     "batches": (_batches, "let batch norm use its running statistics, and take the softmax over the classes"),
 }
-"""By name: (what looks for it, what to do)."""
+"""What looks for each trap, and what to do, by its name."""
 
 NEED_LOGITS = ("no gradient", "float64", "random", "saturation", "batches")
 """What is looked for only where ART gets logits from the network."""

@@ -61,7 +61,7 @@ class EvaluationConfig(Options):
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """The same as keyword arguments, for type checkers and editors, which cannot read them off the class."""
+    """The options as keyword arguments, for type checkers and editors, which cannot read them off the class."""
 
     seed: Seed
     block_size: Count

@@ -154,7 +154,7 @@ class AttackArguments(EvaluationOptions, total=False):
 
 
 class EvaluationArguments(AttackArguments, total=False):
-    """The same with a detector beside the network.
+    """The arguments of :func:`evaluate` that decide what is attacked, and how.
 
     Attributes:
         detector: what rejects images beside the classifier, see :func:`.rejecting`, such as

@@ -40,7 +40,7 @@ class Part:
 
     @cached_property
     def costs(self) -> dict[int, list[CostRecord]]:
-        """By the index of a block's first sample."""
+        """The costs, by the index of a block's first sample."""
         return costs_by_block(self.path)
 
     @cached_property

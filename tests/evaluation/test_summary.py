@@ -542,7 +542,7 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
     plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
     result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT == 8
+    assert data["format"] == FORMAT == 9
     assert data["established"] is False
     assert data["checks"][0] == {
         "link": "docs/checks.md#more-effort",

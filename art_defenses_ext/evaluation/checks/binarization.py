@@ -38,7 +38,7 @@ INNER_POINTS = 999
 """Points inside the ball, of the image's class. **Convention**: with the surface point a thousand."""
 
 INNER_RADIUS = 0.95
-"""Of the ball that these are drawn from, in units of eps. **Convention**."""
+"""The radius of the ball that these are drawn from, in units of eps. **Convention**."""
 
 CLOSENESS = 0.999
 """Where the decision boundary lies between the inner points' largest score (0) and the surface point's (1): the nearer
@@ -226,7 +226,7 @@ def _binary(classifier: PyTorchClassifier, layer: nn.Linear, heads: Sequence[Hea
 
 
 HALVINGS = 100
-"""Of the interval in which a factor is looked for, until float64 tells its ends apart no more."""
+"""The number of halvings of the interval of a factor, until float64 does not tell its ends apart."""
 
 
 def _on_surface(clean: Tensor, threat: Threat, clip_values: ClipValues, generator: torch.Generator) -> Tensor:

@@ -159,7 +159,7 @@ def _holds(record: SampleRecord, keys: Collection[str]) -> bool:
 
 
 def _largest_rise(evidence: Evidence) -> tuple[Proportion, str]:
-    """By how many samples accuracy rises, at most, from one eps of the curve to the next; and between which."""
+    """Return the largest rise of accuracy, in samples, from one eps of the curve to the next; and between which."""
     runs = [run for run in evidence.plan if run.role == "curve" and run.spec.kind == "white-box"]
     by_eps = {eps: [run.key for run in runs if run.threat.eps == eps] for eps in sorted({r.threat.eps for r in runs})}
     samples = evidence.among([run.key for run in runs])
@@ -304,4 +304,4 @@ CHECKS: dict[str, Callable[[str, Evidence], Check]] = {
     "binarization": _binarization,
     "finite logits": _finite_logits,
 }
-"""By name, in their order."""
+"""The checks by name, in their order."""

@@ -25,7 +25,7 @@ SAMPLES = 100
 """Images that the gradients are looked at for."""
 
 AT_ONCE = 25
-"""Of them, since a gradient of a large image through a defence that takes gradients itself fills memory."""
+"""Images at a time: a gradient of a large image through a defence that takes gradients itself fills memory."""
 
 VANISHING = 1e-3
 """A gradient vanishes if following it through the whole ball would change the margin by less than this share of it."""

@@ -49,7 +49,7 @@ class Paired:
 
     @classmethod
     def of(cls, first: Sequence[bool], second: Sequence[bool]) -> Paired:
-        """From the verdicts on each image (N,) of both runs.
+        """Count the verdicts on each image (N,) of both runs.
 
         Raises:
             InputError: for none, or different numbers of images.
@@ -83,7 +83,7 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test: how likely images that differ would fall so unevenly, were the runs equally good."""
+        """The p value of McNemar's exact test: the chance of so uneven a difference, were the runs equally good."""
         differing = self.gained + self.lost
         return float(binomtest(self.gained, differing).pvalue) if differing else 1.0
 
@@ -132,7 +132,7 @@ class Comparison:
 
     @property
     def heads(self) -> tuple[str, ...]:
-        """Of the table's columns."""
+        """The heads of the table's columns."""
         figures = (self.figure, "paper's attacks", "clean", "minus the first", "p")
         return ("run", "defences", "threat", "images", *figures)
 

@@ -187,7 +187,7 @@ class Entry:
 
     @classmethod
     def read(cls, path: str | Path) -> Entry:
-        """From a JSON file.
+        """Read an entry from a JSON file.
 
         Raises:
             InputError: for another file.

@@ -27,7 +27,7 @@ class Settings(EvaluationConfig):
 
     @classmethod
     def describing(cls, threat: Threat, attacks: str | list[str], samples: int, config: EvaluationConfig) -> Settings:
-        """From the arguments of an evaluation, of which some count samples that there may not be."""
+        """Return the settings of an evaluation; options that count samples are at most their number."""
         options = asdict(config)
         for name in ("curve_samples", "check_samples"):
             options[name] = min(options[name], samples)

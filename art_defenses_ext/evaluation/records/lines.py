@@ -21,7 +21,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from art_defenses_ext.base.errors import RunError
 
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-"""Of dataclasses that are read so: their attribute ``__pydantic_config__``."""
+"""The attribute ``__pydantic_config__`` of dataclasses that are read strictly."""
 
 CHANGED = "it was changed by another hand"
 
@@ -112,7 +112,7 @@ class BlockDigest:
 
 
 def digest_of(binding: str, content: bytes | Iterable[bytes]) -> str:
-    """Of some content that belongs to the run whose manifest has the digest ``binding``."""
+    """Return the digest of some content that belongs to the run whose manifest has the digest ``binding``."""
     digest = hashlib.sha256(binding.encode())
     for piece in [content] if isinstance(content, bytes) else content:
         digest.update(piece)
@@ -120,7 +120,7 @@ def digest_of(binding: str, content: bytes | Iterable[bytes]) -> str:
 
 
 def digest_of_plain(plain: dict[str, Any], binding: str = "") -> str:
-    """Of plain data, but for what stands under ``"digest"`` in it."""
+    """Return the digest of plain data, but for what stands under ``"digest"`` in it."""
     rest = {name: value for name, value in plain.items() if name != "digest"}
     return digest_of(binding, json.dumps(rest, sort_keys=True).encode())
 

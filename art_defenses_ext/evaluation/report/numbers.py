@@ -69,5 +69,5 @@ def size(value: float | None) -> str:
 
 
 def unbroken(text: str) -> str:
-    """With ``"3 of 20"`` and ``"90 %"`` kept on one line."""
+    """Return a text with ``"3 of 20"`` and ``"90 %"`` kept on one line."""
     return re.sub(r"(?<=\d) of (?=\d)|(?<=\d) (?=%)", lambda match: match[0].replace(" ", NO_BREAK), text)

@@ -98,7 +98,7 @@ class DrawnTable:
         yield from self._lines()
 
     def _widths(self, room: int, gap: int) -> list[int] | None:
-        """Of each column, so that only names and prose are wrapped; None if these get too little room."""
+        """Return the columns' widths, so that only names and prose are wrapped; None if these get too little room."""
         columns, rows = self.table.columns, self.table.rows
         cells = [[row.name for row in rows], *zip(*(row.cells for row in rows if row.cells), strict=True)]
         cells += [()] * (len(columns) - len(cells))

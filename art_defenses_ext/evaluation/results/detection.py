@@ -219,7 +219,7 @@ def _row(run: AttackRun, records: list[SampleRecord], threat: Threat) -> Detecti
 
 
 def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: Threat) -> DetectionRow:
-    """With the figures that hold of an attack which aims at no threshold."""
+    """Return the row with the figures that hold of an attack which aims at no threshold."""
     clean = clean_margins(records)
     fooled = _fooled(row.key, records, threat)
     margins = np.array([margin_of(outcome) for _, outcome in fooled])
@@ -270,7 +270,7 @@ def _known(zero: set[str], records: list[SampleRecord]) -> list[Knowledge]:
 
 
 def _success(keys: set[str], records: list[SampleRecord], threat: Threat) -> list[At]:
-    """The same at other thresholds than the detector's own."""
+    """Return the attack success rates at other thresholds than the detector's own."""
     right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
     return _at(
         PASSING,

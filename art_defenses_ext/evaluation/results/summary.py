@@ -22,7 +22,7 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.threat import named_threat
 
 FORMAT = 9
-"""Of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
+"""The format of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
 (``evaluation/run/manifest.py``); from 7 on ``robust_accuracy`` is null without an adaptive attack suite and its checks,

@@ -105,7 +105,7 @@ def is_array(value: Any) -> bool:
 
 
 def array_digest(value: Any) -> str:
-    """Of the numbers of a tensor or an array, wherever and however they lie."""
+    """Return the digest of a tensor's or an array's numbers, wherever and however they lie."""
     if isinstance(value, torch.Tensor):
         kind = f"{value.dtype} {tuple(value.shape)}"
         try:
@@ -219,7 +219,7 @@ def _wrapper(value: Any) -> tuple[str, list[Part]]:
 
 
 def _standardisation(value: StandardisationMeanStdPyTorch) -> tuple[str, list[Part]]:
-    """Not what ART's first pass leaves there: the same numbers in the shape of images."""
+    """Leave out what ART's first pass stores there: the same numbers in the shape of images."""
     names = ("mean", "std", "apply_fit", "apply_predict")
     return "standardisation", [("type", type(value)), *((name, getattr(value, name)) for name in names)]
 

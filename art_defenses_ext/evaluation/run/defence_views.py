@@ -35,7 +35,7 @@ def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> li
 
 
 def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatArray]:
-    """By name, of one image as the classifier takes it; each defence sees what the one before it restored."""
+    """Return the views of an image (...) by name; each defence sees what the one before it restored."""
     whole = Pipeline(classifier).eval()
     # A detector stands beside the classifier: it sees the image, not what a preprocessor made of it.
     pipelines = [whole.model.pipeline, whole.model.detection] if rejects(classifier) else [whole]
@@ -48,7 +48,7 @@ def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatA
 
 
 def _views_on_the_way(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
-    """By name, of what a pipeline's preprocessors and its model see of images (N, ...)."""
+    """Return what a pipeline's preprocessors and its model see of images (N, ...), by name."""
     views: dict[str, Tensor] = {}
     for step in pipeline.steps:
         seeing = getattr(step, "preprocessor", None)

@@ -29,7 +29,7 @@ PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torc
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that a result depends on."""
+    """Return the versions of Python and of the packages that a result depends on."""
     return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
 
 
@@ -85,7 +85,7 @@ def _network_name(classifier: PyTorchClassifier) -> str:
 
 
 def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
-    """Of all tensors that an image meets, mean and deviation of ART's standardisation included."""
+    """Return the hash of all tensors that an image meets, ART's mean and deviation included."""
     whole = Pipeline(classifier)
     tensors = dict(whole.named_parameters()) | dict(whole.named_buffers())
     for number, network in enumerate(_looked_into(classifier)):

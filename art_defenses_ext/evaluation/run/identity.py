@@ -35,10 +35,10 @@ SAME_PLACE, ELSEWHERE = {"logits": 1e-3, "gradient": 1e-2}, {"logits": 2e-2, "gr
 versions. **Convention**: float32 rounds to 1e-7 and TF32 to 5e-4, a few layers deep to some times that."""
 
 STEPS = 64
-"""Of the rounding for a key, in units of the power of two above the largest number."""
+"""The steps of the rounding for a key, from 0 to the power of two above the largest number."""
 
 Rows = list[list[float | None]]
-"""Of each image some numbers; None for what is not finite."""
+"""Some numbers of each image; None for what is not finite."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Behaviour:
         return None
 
     def rounded(self) -> dict[str, Any]:
-        """The same rounded coarsely, for a hash. At an edge of the rounding noise may flip it."""
+        """Return the answers rounded coarsely, for a hash. At an edge of the rounding noise may flip it."""
         rows = {"logits": self.logits, "undefended": self.undefended} | self.gradients
         return {name: None if numbers is None else _rounded(numbers) for name, numbers in rows.items()}
 

@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 FORMAT = 4
-"""Of ``manifest.json`` and of the records beside it."""
+"""The format of ``manifest.json`` and of the records beside it."""
 
 FREE = ("command", "tunings", "trainings", "environments")
 """What may differ between two runs of the same records: how a network came to be does not matter, its hash does."""
@@ -99,7 +99,7 @@ class Manifest:
         return plain
 
     def digest(self) -> str:
-        """Of all of it: what the digests of records, costs and pictures are bound to."""
+        """Return the manifest's digest, which the digests of records, costs and pictures are bound to."""
         return digest_of_plain(self._plain())
 
     def as_json(self) -> str:
@@ -120,7 +120,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """From a file.
+        """Read a manifest.
 
         Raises:
             InputError: for one that is missing, broken, or of another version.

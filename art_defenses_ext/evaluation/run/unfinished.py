@@ -20,7 +20,7 @@ from art_defenses_ext.evaluation.records.sample import Attempt
 LINES, IMAGES = "unfinished.jsonl", "unfinished.npz"
 
 Attempts = dict[str, tuple[Attempt, Example | None]]
-"""By the attack's key, what it did, and the image for the report that it left."""
+"""What each attack did, and the image for the report that it left, by the attack's key."""
 
 
 class Unfinished:

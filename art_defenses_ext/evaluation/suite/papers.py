@@ -75,7 +75,7 @@ ATTACKS: dict[str, Callable[..., EvasionAttack]] = {
     "iterative_fgsm": _iterative_fgsm,
     "deep_fool": _deep_fool,
 }
-"""By the name that :class:`.PaperAttack` gives: (classifier, threat, seed, parameters) -> attack."""
+"""The attacks by the names that :class:`.PaperAttack` gives: (classifier, threat, seed, parameters) -> attack."""
 
 
 def paper_specs(defence: Defence | type[Defence | DefenceFace]) -> tuple[AttackSpec, ...]:
@@ -88,7 +88,7 @@ def paper_specs(defence: Defence | type[Defence | DefenceFace]) -> tuple[AttackS
 
 
 def specs_of_papers(classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
-    """Those of every defence that a classifier has; a name that two of them use gets the defence's behind it."""
+    """Return the papers' attacks of a classifier's defences; a name that two use gets the defence's behind it."""
     defences = {defence.name: defence for defence in find_defences(classifier)}
     named = [(name, spec) for name, defence in defences.items() for spec in paper_specs(defence)]
     uses = Counter(spec.name for _, spec in named)

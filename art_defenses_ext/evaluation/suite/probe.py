@@ -82,7 +82,7 @@ def _try(run: AttackRun, classifier: PyTorchClassifier, x: FloatArray, labels: I
 
 
 def with_least_effort(attack: TensorAttack) -> TensorAttack:
-    """The same attack with as few steps, starts and queries as it can do with."""
+    """Return the attack with as few steps, starts and queries as it can do with."""
     brief = copy(attack)
     for name, least in LEAST.items():
         if name in attack.attack_params:

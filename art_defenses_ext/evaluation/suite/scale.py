@@ -1,4 +1,4 @@
-"""In which unit an attack counts its steps: pixel values, shares of the clip range, the network's normalised input."""
+"""The unit in which an attack counts its steps: pixel values, the clip range, the network's normalised input."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def normalisation_scale(classifier: PyTorchClassifier) -> Any:
 
 
 def clip_width(classifier: PyTorchClassifier) -> float:
-    """From the least pixel value to the largest; 1 without clip values."""
+    """Return the width of the clip range; 1 without clip values."""
     if classifier.clip_values is None:
         return 1.0
     low, high = classifier.clip_values

@@ -34,7 +34,7 @@ MOST_PASSES = 1024
 
 
 class _Counts(NamedTuple):
-    """Of passes of some images, how many say what.
+    """Counts of what the passes of some images say.
 
     The columns are the K classes, one for logits that are not finite, and one that no pass names.
 
@@ -50,7 +50,7 @@ class _Counts(NamedTuple):
 
     @classmethod
     def none(cls, count: int, nb_classes: int) -> _Counts:
-        """Of no pass at all."""
+        """Return the counts of no pass."""
         shape = (count, nb_classes + 2)
         return cls(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros(count, dtype=np.int64))
 
