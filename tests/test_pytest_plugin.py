@@ -143,7 +143,10 @@ def test_it(assert_robust):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--robustness-attacks", "all"], "--robustness-attacks is 'all'; one of papers, standard, full, an installed attack"),
+        (
+            ["--robustness-attacks", "all"],
+            "--robustness-attacks is 'all'; one of papers, standard, full, an installed attack",
+        ),
         (["--robustness-samples", "0"], "--robustness-samples is 0; a whole number of at least 1 was expected"),
     ],
 )

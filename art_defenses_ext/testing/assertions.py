@@ -28,10 +28,10 @@ from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import AttackArguments, EvaluationArguments, evaluate, run_key
 from art_defenses_ext.evaluation.publish.compare import Paired
-from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import read_manifest
+from art_defenses_ext.evaluation.run.manifest import attacker_differences
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 

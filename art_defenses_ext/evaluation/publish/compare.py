@@ -17,13 +17,13 @@ from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.text import for_markdown, for_terminal
 from art_defenses_ext.base.validation import check_flag, check_paths
-from art_defenses_ext.evaluation.publish.same_attacker import attacker_differences
 from art_defenses_ext.evaluation.records.proportion import Proportion, plain
 from art_defenses_ext.evaluation.report.described import describe_defences
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, compared_figure
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.summary import Summary
 from art_defenses_ext.evaluation.run.folder import read_manifest
+from art_defenses_ext.evaluation.run.manifest import attacker_differences
 
 NORMAL = float(norm.ppf(0.975))
 """The normal quantile of a two-sided 95 % interval."""
@@ -219,7 +219,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     Args:
         folders: of the runs; the others are compared with the first.
         different_attackers: compare runs, too, that different attackers made: another ball, suite, seed, or other
-            checks (``evaluation/publish/same_attacker.py``). The table begins with the differences then.
+            checks (``evaluation/run/manifest.py``). The table begins with the differences then.
 
     Raises:
         InputError: for fewer than two, folders without a finished run, or, without ``different_attackers``, runs of

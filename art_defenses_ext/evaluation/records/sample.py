@@ -138,6 +138,33 @@ class SampleRecord:
             outcome.success for key, outcome in self.attacks.items() if keys is None or key in keys
         )
 
+    def contradiction(self, nb_classes: int, threat: Threat, keys: Collection[str]) -> str | None:
+        """Return the first field that cannot be what the others say, in words; None if there is none.
+
+        Args:
+            nb_classes: that the run's classifier tells apart.
+            threat: the ball that counts.
+            keys: of the run's attacks.
+        """
+        if not 0 <= self.label < nb_classes:
+            return f"label is {self.label}; 0 to {nb_classes - 1} was expected"
+        for key, outcome in self.attacks.items():
+            if key not in keys:
+                return f"attacks {key!r} is no attack of the run"
+            if not NO_CLASS <= outcome.prediction < nb_classes:
+                return (
+                    f"attacks {key!r} prediction is {outcome.prediction}; a class up to {nb_classes - 1} was expected"
+                )
+            misclassified = outcome.prediction != self.label and not outcome.rejected
+            if outcome.misclassified != misclassified:
+                fields = "prediction, label and rejected"
+                return f"attacks {key!r} misclassified is {outcome.misclassified}, and {fields} say {misclassified}"
+            success = misclassified and outcome.usable and outcome.lies_in(threat)
+            if outcome.success != success:
+                fields = "misclassified, usable and the size of the change"
+                return f"attacks {key!r} success is {outcome.success}, and {fields} say {success}"
+        return None
+
 
 @dataclass(frozen=True)
 class CostRecord:

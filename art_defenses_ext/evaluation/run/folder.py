@@ -30,7 +30,6 @@ from art_defenses_ext.base.errors import InputError, RunError
 from art_defenses_ext.base.files import append, leftovers, replace_file
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.binarization import Binarization
-from art_defenses_ext.evaluation.records.consistency import contradiction
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import Example, first_of_each, read_examples, written
 from art_defenses_ext.evaluation.records.lines import (
@@ -324,7 +323,7 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
                 raise RunError(
                     f"{file}, line {last}, holds sample {record.index} where {index} was expected; {CHANGED}"
                 )
-            wrong = contradiction(record, run.labels, threat, keys)
+            wrong = record.contradiction(run.labels, threat, keys)
             if wrong is not None:
                 raise RunError(f"{file}, line {last}, contradicts itself: {wrong}; {CHANGED}")
             block.lines.append(line)
