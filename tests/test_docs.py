@@ -33,8 +33,8 @@ from art_defenses_ext.cli.app import app
 from art_defenses_ext.cli.defences import check_defences, options_of
 from art_defenses_ext.defence.registry import installed
 from art_defenses_ext.estimator.defend import as_module
+from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
-from art_defenses_ext.evaluation.suite.suites import SETS
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset, load_dataset
 
