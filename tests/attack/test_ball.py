@@ -114,16 +114,3 @@ def test_random_points_fill_the_linf_ball_evenly(shape: tuple[int, ...]) -> None
     if points.shape[1] > 1:
         correlation = np.corrcoef(points.numpy().T) - np.eye(points.shape[1])
         assert np.abs(correlation).max() < 0.2
-
-
-@pytest.mark.parametrize("norm", NORMS)
-def test_random_points_come_from_the_generator_alone(norm: type[Ball]) -> None:
-    def draw(seed: int) -> Tensor:
-        return norm(0.3).random_inside(torch.empty(3, 5), torch.Generator().manual_seed(seed))
-
-    before = torch.get_rng_state()
-    one = draw(1)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.rand(1)
-    assert torch.equal(draw(1), one)
-    assert not torch.equal(draw(2), one)

@@ -28,7 +28,7 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize(("norm", "shape"), [(2, (8,)), (2, (3, 8, 8)), (np.inf, (4, 6))])
+@pytest.mark.parametrize(("norm", "shape"), [(2, (3, 8, 8)), (np.inf, (4, 6))])
 def test_one_per_cent_around_the_closed_form_distance_decides(
     name: str,
     norm: float,

@@ -393,7 +393,7 @@ def test_without_biases_and_stabilisers_no_relevance_is_lost(rules: Composite, s
     torch.testing.assert_close(total, expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize("name", ["Net", "ResNet-18", "MobileNetV2"])
+@pytest.mark.parametrize("name", ["Net", "MobileNetV2"])
 def test_every_composite_is_finite_and_single_precision_is_enough(name: str) -> None:
     model, x = with_statistics(NETWORKS[name]()), images(size=48).clamp(-4, 4)
     single = copy.deepcopy(model).float()

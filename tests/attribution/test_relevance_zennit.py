@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.models import resnet18, squeezenet1_1
-from torchvision.models.vgg import cfgs, make_layers
 from zennit import composites, rules, types
 from zennit.attribution import Gradient
 from zennit.torchvision import ResNetCanonizer
@@ -50,17 +49,9 @@ def plain_cnn() -> nn.Module:
     )
 
 
-def vgg11() -> nn.Module:
-    """At half its width: zennit copies each weight for each part of a rule."""
-    convolutions = make_layers([width // 2 if isinstance(width, int) else width for width in cfgs["A"]])
-    dense = nn.Linear(256 * 7 * 7, 32), nn.ReLU(True), nn.Dropout(), nn.Linear(32, NB_CLASSES)
-    return nn.Sequential(convolutions, nn.AdaptiveAvgPool2d(7), nn.Flatten(), *dense)
-
-
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], int]] = {
     # Name -> (network, height and width of an image).
     "plain CNN": (plain_cnn, 33),
-    "VGG-11": (vgg11, 32),
     "SqueezeNet 1.1": (lambda: squeezenet1_1(weights=None, num_classes=NB_CLASSES), 48),
     "ResNet-18": (lambda: resnet18(weights=None, num_classes=NB_CLASSES), 40),
 }

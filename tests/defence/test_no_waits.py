@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from copy import deepcopy
+from itertools import cycle
 
 import pytest
 import torch
@@ -45,8 +46,7 @@ def assert_waits_for_nothing(network: nn.Module) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        *({"rules": name} for name in RULES),
-        *({"start": name} for name in STARTS),
+        *({"rules": rules, "start": start} for rules, start in zip(RULES, cycle(STARTS), strict=False)),
         {"mix": "soft_mask", "scale": "percentile", "passes": 2, "heat_sigma": 1.0},
     ],
     ids=str,

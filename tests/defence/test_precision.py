@@ -28,7 +28,7 @@ from art_defenses_ext import (
 )
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.papers import ATTACKS as OF_PAPERS
-from art_defenses_ext.evaluation.suite.suites import _auto_pgd, _deep_fool, _noise, _square
+from art_defenses_ext.evaluation.suite.suites import _auto_pgd
 from art_defenses_ext.preprocessor.heat_and_blur import RULES
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
@@ -158,9 +158,6 @@ ATTACKS = [
     ),
     AttackSpec("APGD", _auto_pgd("margin", max_iter=5), "ours", kind="white-box", modes="all"),
     AttackSpec("APGD targeted", _auto_pgd("dlr_targeted", max_iter=5, nb_runs=3), "ours"),
-    AttackSpec("Square", _square(20), "ours"),
-    AttackSpec("DeepFool", _deep_fool, "ours", bounded=False),
-    AttackSpec("noise", _noise, "ours"),
 ]
 
 

@@ -118,10 +118,3 @@ def test_where_nobody_tells_nothing_is_refused(tmp_path: Path, monkeypatch: pyte
     assert available_memory(torch.device("meta")) is None
     monkeypatch.setattr(detector_memory, "available_memory", lambda device: None)
     assert not ExplanationReconstructor(wide()).network.is_fitted
-
-
-@pytest.mark.parametrize(
-    ("count", "words"), [(0, "0 bytes"), (1023, "1023 bytes"), (1536, "1.5 KiB"), (25 * 2**30, "25.0 GiB")]
-)
-def test_bytes_have_a_unit(count: int, words: str) -> None:
-    assert in_words(count) == words

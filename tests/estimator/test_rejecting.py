@@ -171,15 +171,6 @@ def test_it_rejects_what_art_s_detector_flags_and_keeps_the_classifier_s_logits(
     assert 0 < flagged.sum() < len(x)
 
 
-def test_a_word_that_is_no_number_rejects(classifier: PyTorchClassifier) -> None:
-    class NaN(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.full((len(x), 2), torch.nan) + 0 * x.flatten(1)[:, :2]
-
-    whole = rejecting(classifier, BinaryInputDetector(wrap(NaN(), 2)))
-    np.testing.assert_array_equal(whole.predict(images()).argmax(axis=1), NB_CLASSES)
-
-
 # The one network
 
 
@@ -394,7 +385,7 @@ def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
 
     def art(classifier: PyTorchClassifier) -> AutoProjectedGradientDescent:
         return AutoProjectedGradientDescent(
-            classifier, eps=eps, eps_step=2 * eps, max_iter=30, nb_random_init=2, batch_size=64, verbose=False
+            classifier, eps=eps, eps_step=2 * eps, max_iter=20, nb_random_init=1, batch_size=64, verbose=False
         )
 
     with gradient_mode(whole, "smooth"), seeded(0):  # ART draws from numpy's global generator

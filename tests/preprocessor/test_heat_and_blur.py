@@ -347,15 +347,6 @@ def test_without_positive_logits_there_is_no_heat() -> None:
         torch.testing.assert_close(torch.autograd.grad(restored.square().sum(), x)[0], expected)
 
 
-def test_a_network_without_convolutions_starts_at_its_logits() -> None:
-    model = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
-    x = images(2, 1, 8, 8)
-    for start in ("predicted", "top_k", "positive"):
-        assert HeatAndBlur(model, **(OPTIONS | {"start": start}))(x)[0].isfinite().all()
-    with pytest.raises(InputError, match="start is 'last_conv', but the model has no convolution"):
-        HeatAndBlur(model, **OPTIONS)
-
-
 # The backward passes
 
 COMBINATIONS: list[dict[str, Any]] = [
@@ -509,7 +500,6 @@ def by_hand(classifier: PyTorchClassifier) -> PyTorchClassifier:
 AUTO_PGD = {"eps": 0.2, "eps_step": 0.1, "max_iter": 8, "nb_random_init": 1}
 ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "PGD": (ProjectedGradientDescent, 12, {"eps": 0.2, "eps_step": 0.05, "max_iter": 8}),
-    "Auto-PGD": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "cross_entropy"}),
     "Auto-PGD, DLR": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "difference_logits_ratio"}),
     "Square": (SquareAttack, 12, {"eps": 0.3, "max_iter": 30}),
     "DeepFool": (DeepFool, 4, {"max_iter": 10}),
@@ -535,7 +525,7 @@ def test_art_s_attacks_run(
     assert found.min() >= 0
     assert found.max() <= 1
     assert not np.array_equal(found, x[:nb])
-    if name in ("PGD", "Auto-PGD"):
+    if name == "PGD":
         clean, attacked = (defended.predict(one).argmax(axis=1) == one_hot.argmax(axis=1) for one in (x, found))
         assert attacked.sum() <= clean.sum() - 3
 
