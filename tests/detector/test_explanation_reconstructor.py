@@ -22,7 +22,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext import HeatAndBlur, JumpReLU, TwoStreamRestoration, as_module, defend, gradient_mode
+from art_defenses_ext import HeatAndBlur, JumpReLU, as_module, defend, gradient_mode
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.declared import Kind, declared_of
@@ -34,7 +34,7 @@ from art_defenses_ext.detector.network import DetectorNetwork
 from art_defenses_ext.detector.reconstructors import ClassAutoencoders
 from art_defenses_ext.detector.thresholds import needed
 from art_defenses_ext.estimator.rebuild import rebuild
-from art_defenses_ext.gradients.modes import annealable_modes, gradient_modes, surrogate_width
+from art_defenses_ext.gradients.modes import annealable_modes, surrogate_width
 from art_defenses_ext.zoo.datasets import Dataset
 
 RATE = 0.1
@@ -878,29 +878,6 @@ def test_it_watches_a_classifier_behind_a_restorer(own_classifier: Any, digits: 
             (gradient,) = torch.autograd.grad(detector.network.scores(live)[0].sum(), live)
         assert bool(gradient.isfinite().all())
     assert float(gradient.abs().max()) > 0
-
-
-def test_it_watches_a_trained_restorer_and_a_jump(own_classifier: Any, digits: Dataset) -> None:
-    """What their gradient modes change is what an attacker gets, not the explanation."""
-    restorer = TwoStreamRestoration.for_classifier(own_classifier, width=4, blocks=1)
-    restorer.fit(digits.train.x[:200], digits.train.y[:200], eps=0.1, nb_epochs=1, inputs=["clean"], progress=False)
-    x = digits.test.x[:20]
-    for watched in (defend(own_classifier, restorer), JumpReLU(own_classifier, jump=0.1)()):
-        detector = ExplanationReconstructor(watched, explanation="gradient_x_input", false_positive_rate=RATE)
-        detector.fit(digits.train.x, **BRIEFLY | {"nb_epochs": 1})
-        expected = detector.scores(x)
-        assert np.isfinite(expected).all()
-        gradients: list[Tensor] = []
-        for mode in gradient_modes(watched):
-            with gradient_mode(watched, mode):
-                np.testing.assert_array_equal(detector.scores(x), expected)
-                live = torch.from_numpy(x).requires_grad_()
-                scores = detector.network.scores(live)[0]
-                np.testing.assert_array_equal(scores.detach().numpy(), expected)
-                (gradient,) = torch.autograd.grad(scores.sum(), live)
-            assert bool(gradient.isfinite().all())
-            assert not any(torch.allclose(gradient, one, rtol=1e-3) for one in gradients)
-            gradients.append(gradient)
 
 
 def test_a_float64_model_is_watched_too(digits_classifier: Any, detector: ExplanationReconstructor, x: Any) -> None:

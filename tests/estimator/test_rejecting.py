@@ -509,11 +509,3 @@ def test_a_detector_that_cannot_be_joined_is_refused(
             join(classifier, spoilt(detector))
     with pytest.raises(InputError, match=f"^{said}"):
         check_detector(spoilt(detector), classifier)
-
-
-def test_a_detector_may_take_any_range(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
-    """Where it or the classifier names none, or one for each pixel that says the same."""
-    anywhere = BinaryInputDetector(rebuild(detector.detector, clip_values=None))
-    assert check_detector(anywhere, classifier) is anywhere.detector
-    each = rebuild(classifier, clip_values=(np.zeros(SHAPE), np.ones(SHAPE)))
-    assert check_detector(detector, each) is detector.detector

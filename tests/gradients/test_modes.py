@@ -12,7 +12,6 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from art_defenses_ext import JumpReLU
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import (
     Defence,
@@ -240,11 +239,6 @@ def test_annealable_are_the_modes_in_which_some_surrogate_has_a_width() -> None:
         "wide+wide",
     )
     assert set(annealable_modes(stacked)) <= set(gradient_modes(stacked))
-
-
-def test_a_jump_s_smooth_mode_can_be_annealed(digits_classifier: PyTorchClassifier) -> None:
-    assert annealable_modes(digits_classifier) == ()
-    assert annealable_modes(JumpReLU(digits_classifier, 1.0)()) == ("smooth",)
 
 
 @pytest.mark.parametrize("factor", [0.25, 3.0])
