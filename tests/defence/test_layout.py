@@ -30,7 +30,7 @@ from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import contradiction
 from art_defenses_ext.cli.traps import examine
-from art_defenses_ext.evaluation.suite.scale import normalisation_scale
+from art_defenses_ext.evaluation.suite.papers import normalisation_scale
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
 from art_defenses_ext.preprocessor.heat_and_blur import RULES

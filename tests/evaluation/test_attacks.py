@@ -25,8 +25,7 @@ from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.registry import installed, load_face
 from art_defenses_ext.evaluation.config import SETS
-from art_defenses_ext.evaluation.suite.papers import paper_specs
-from art_defenses_ext.evaluation.suite.scale import normalisation_scale
+from art_defenses_ext.evaluation.suite.papers import normalisation_scale, paper_specs
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD, WHITE_BOX, attack_set

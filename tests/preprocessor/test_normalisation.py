@@ -18,7 +18,7 @@ from art_defenses_ext.attribution.relevance import epsilon_gamma_box, epsilon_pl
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS, maps
 from art_defenses_ext.estimator.pipeline import Pipeline
-from art_defenses_ext.evaluation.suite.scale import normalisation_scale
+from art_defenses_ext.evaluation.suite.papers import normalisation_scale
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)

@@ -27,9 +27,8 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.config import NamedAttacks
-from art_defenses_ext.evaluation.suite.papers import fgsm, specs_of_papers
+from art_defenses_ext.evaluation.suite.papers import clip_width, fgsm, specs_of_papers
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
-from art_defenses_ext.evaluation.suite.scale import clip_width
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, Modes
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
