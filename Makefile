@@ -6,22 +6,19 @@ OUT ?= out/digits
 # What examples may do: hand on dictionaries of options, and what ART, which has no types, returns.
 RELAXED := --allow-subclassing-any $(addprefix --disable-error-code=,arg-type no-any-return unused-ignore)
 
-.PHONY: evaluate test fuzz test-long test-data coverage docs lint constraints clean
+.PHONY: evaluate test fuzz test-data coverage docs lint constraints clean
 
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm linf --eps 0.1 --out $(OUT) --overwrite
 
-test: $(INSTALLED)  ## the test suite, without what takes longest and what needs real data
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data and not long and not nightly"
-
-test-long: $(INSTALLED)  ## what takes longest: whole examples, twenty killed runs, defences known to be broken
-	$(BIN)/python -m pytest -m "long"
+test: $(INSTALLED)  ## the test suite: everything that needs no real data
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data"
 
 fuzz: $(INSTALLED)  ## hostile arguments, ten thousand, over the whole public API and the command; minutes
 	$(BIN)/python tests/fuzz.py --seed $(or $(SEED),0) --cases $(or $(CASES),10000)
 
 coverage: $(INSTALLED)  ## the test suite once more, and which lines of the package it does not reach
-	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data and not nightly" --cov=art_defenses_ext --cov-report=term-missing:skip-covered
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data" --cov=art_defenses_ext --cov-report=term-missing:skip-covered
 
 test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFENSES_DATA names
 	$(BIN)/python -m pytest -m data

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.training import loop as training
 from art_defenses_ext.training.loop import train_classifier
 from art_defenses_ext.zoo.catalogue import MODELS
-from art_defenses_ext.zoo.datasets import Dataset, load_dataset
+from art_defenses_ext.zoo.datasets import Dataset, Split, load_dataset
 from art_defenses_ext.zoo.networks import DigitsCNN
 
 # The same examples in each run, and no verdict that depends on how busy the machine is.
@@ -82,6 +82,15 @@ def cuda() -> Iterator[torch.device]:
 @pytest.fixture(scope="session")
 def digits() -> Dataset:
     return load_dataset("digits")
+
+
+@pytest.fixture
+def few_digits(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever loads a data set by name gets the digits with 160 training and 40 validation images."""
+    parts = ((digits.train, 160), (digits.validation, 40))
+    x, y = (np.concatenate([getattr(part, kind)[:count] for part, count in parts]) for kind in "xy")
+    smaller = replace(digits, nb_validation=40, read_training=lambda: Split(x, y))
+    monkeypatch.setattr("art_defenses_ext.zoo.datasets.load_dataset", lambda *_, **__: smaller)
 
 
 @pytest.fixture(scope="session")

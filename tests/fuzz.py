@@ -92,12 +92,12 @@ def reason(target: str, argument: str, value: str) -> str | None:
     return None
 
 
-def run(seed: int, cases: int, *, only: str = "*") -> Tally:
-    """Draw so many cases and see what becomes of each."""
+def run(seed: int, cases: int, *, only: str = "*", world: World | None = None) -> Tally:
+    """Draw so many cases, in a world of their own or in a given one, and see what becomes of each."""
     tally = Tally()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder, warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
-        world = World(Path(folder))
+        world = World(Path(folder)) if world is None else world
         # Whatever is written to a relative path stays in the folder.
         with contextlib.chdir(world.working):
             _draw(seed, cases, only, world, tally)

@@ -45,8 +45,6 @@ RESULTS = ROOT / "docs" / "results"
 BIBLIOGRAPHY = ROOT / "docs" / "bibliography.md"
 TRAINING = ("docs/restoration.md", "docs/methods/feature_autoencoder.md", "docs/methods/two_stream_restoration.md")
 """Pages that train for epochs, on few images."""
-LONG = ("docs/tutorial.md", "docs/howto/check_a_detector.md")
-"""Pages whose code takes longest."""
 FLAGS = ELLIPSIS | NORMALIZE_WHITESPACE
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 NEAR = 0.3  # of the larger one
@@ -139,18 +137,12 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        pytest.param(page, id=short(page), marks=pytest.mark.long if short(page) in LONG else ())
-        for page in PAGES
-        if "```python" in page.read_text()
-    ],
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=short)
 def test_the_code_of_a_page_runs(page: Path, request: pytest.FixtureRequest, names: dict[str, Any]) -> None:
     runner = Runner(request)
     document = runner.sybil.parse(page)
     document.namespace.update(names)
+    document.namespace.update({name: names[name][:3] for name in ("x", "y", "x_test", "y_test")})
     if short(page) in TRAINING:
         document.namespace.update(x_train=names["x_train"][:200], y_train=names["y_train"][:200])
     skipped = runner.run(document)

@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -26,8 +27,14 @@ def _fuzz() -> ModuleType:
 fuzz = _fuzz()
 
 
-def test_a_run_says_what_became_of_each_case_and_a_seed_draws_the_same_ones() -> None:
-    first, second = (fuzz.run(3, 40, only="Surrogate") for _ in range(2))
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What cases are made of, once for all tests here."""
+    return fuzz.World(tmp_path_factory.mktemp("world"))
+
+
+def test_a_run_says_what_became_of_each_case_and_a_seed_draws_the_same_ones(world: Any) -> None:
+    first, second = (fuzz.run(3, 40, only="Surrogate", world=world) for _ in range(2))
     assert first.cases == second.cases == 40
     assert str(first) == str(second)
     assert first.refused > 20
@@ -40,9 +47,8 @@ def test_what_nobody_argued_for_is_counted() -> None:
     assert "NOT ARGUED FOR" in fuzz.report(tally)
 
 
-def test_every_call_works_as_it_is_declared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_call_works_as_it_is_declared(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its refusals would say nothing."""
-    world = fuzz.World(tmp_path)
     monkeypatch.chdir(world.working)
     refused = []
     with fuzz.quiet():
@@ -57,16 +63,7 @@ def test_every_call_works_as_it_is_declared(tmp_path: Path, monkeypatch: pytest.
     assert not refused
 
 
-def test_three_hundred() -> None:
-    tally = fuzz.run(20_26, 300)
+def test_three_hundred(world: Any) -> None:
+    tally = fuzz.run(20_26, 300, world=world)
     assert not tally.tracebacks, fuzz.report(tally)
     assert not tally.unargued, fuzz.report(tally)
-
-
-@pytest.mark.nightly
-def test_ten_thousand() -> None:
-    tally = fuzz.run(0, 10_000)
-    print(fuzz.report(tally))
-    assert tally.cases == 10_000
-    assert not tally.tracebacks
-    assert not tally.unargued

@@ -13,19 +13,28 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 
 from art_defenses_ext import Linf, evaluate
+from art_defenses_ext.testing.plugin import NOTES
 from art_defenses_ext.zoo.datasets import Dataset
 
 pytest_plugins = ["pytester"]
 
+ATTACKS = """
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+
+def pgd(classifier, threat, seed):
+    return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)
+
+PGD = [AttackSpec("PGD", pgd, "a", kind="white-box", modes="all")]
+"""
+"""A module of its own, since the code of an attack is part of what an attacker is."""
+
 HEAD = """
 import torch
-from art.estimators.classification import PyTorchClassifier
-from safetensors.torch import load_file
-from art_defenses_ext import ExplanationReconstructor, JumpReLU, Linf
-from art_defenses_ext.attack.margin_pgd import MarginPGD
+from own_attacks import PGD, pgd
+from art_defenses_ext import AttackSpec, ExplanationReconstructor, JumpReLU, Linf
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
-from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from pathlib import Path
 
 torch.set_num_threads(1)
@@ -35,22 +44,15 @@ x, y = digits.test.x[:12], digits.test.y[:12]
 def network():
     return load_classifier(digits, weights=Path("weights.safetensors"))
 
-PGD = [
-    AttackSpec(
-        "PGD",
-        lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=s),
-        "a",
-        kind="white-box",
-        modes="all",
-    )
-]
 QUICK = {"attacks": PGD, "check_samples": 0, "established": False}
 """
 
 
 @pytest.fixture
 def suite(pytester: pytest.Pytester, digits_classifier: PyTorchClassifier) -> pytest.Pytester:
-    """An empty folder with the weights of the digits network."""
+    """A folder with the weights of the digits network and a quick attack alone."""
+    pytester.makepyfile(own_attacks=ATTACKS)
+    pytester.syspathinsert()
     save_file(digits_classifier.model.state_dict(), pytester.path / "weights.safetensors")
     return pytester
 
@@ -108,8 +110,8 @@ def _weights(suite: pytest.Pytester) -> dict[str, torch.Tensor]:
 
 CACHED = """
 def test_it(assert_robust):
-    how = {"check_samples": 0, "seed": SEED, "established": False}
-    assert_robust(JumpReLU(network(), 1.0)(), x[:4], y[:4], Linf(0.05), 0, "papers", **how)
+    defended = JumpReLU(network(), 1.0)()
+    assert_robust(defended, x[:2], y[:2], Linf(0.05), 0, "papers", check_samples=0, seed=SEED, established=False)
 """
 
 
@@ -160,7 +162,7 @@ def test_checks_that_fail_are_masking_and_not_established(suite: pytest.Pytester
     """An attacker without the smooth derivative: the report itself says that it was withheld."""
     tests = """
 DEFENDED = JumpReLU(network(), 1.0)()
-NAIVE = {"attacks": PGD, "check_samples": 2, "adaptive": False}
+NAIVE = {"attacks": PGD, "check_samples": 1, "adaptive": False}
 
 def test_masking(assert_no_masking):
     assert_no_masking(DEFENDED, x, y, Linf(0.02), **NAIVE)
@@ -226,7 +228,7 @@ def test_a_detector_is_asked_who_gets_past(suite: pytest.Pytester) -> None:
 import numpy as np
 DETECTOR = ExplanationReconstructor(network(), false_positive_rate=0.1)
 DETECTOR.fit(digits.train.x, nb_epochs=2, progress=False)
-ALL = [AttackSpec("PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=5, seed=s), "a", samples="all")]
+ALL = [AttackSpec("PGD", pgd, "a", samples="all")]
 HOW = {"attacks": ALL, "check_samples": 0, "established": False}
 
 def test_nobody(assert_detects):
@@ -247,19 +249,7 @@ def test_false_positives(assert_detects):
     )
 
 
-OWN_ATTACKS = """
-from art_defenses_ext.attack.margin_pgd import MarginPGD
-from art_defenses_ext.evaluation.suite.spec import AttackSpec
-
-def pgd(classifier, threat, seed):
-    return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)
-
-PGD = [AttackSpec("PGD", pgd, "a", kind="white-box", modes="all")]
-"""
-
 BASELINE = """
-from own_attacks import PGD
-
 def test_it(assert_not_worse_than):
     images, labels = digits.test.x[:30], digits.test.y[:30]
     report = assert_not_worse_than("baseline", WHICH, images, labels, attacks=PGD, established=False)
@@ -271,9 +261,6 @@ def test_it(assert_not_worse_than):
 def test_a_baseline_is_compared_image_by_image(
     suite: pytest.Pytester, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    # One module for both runs: the code of an attack is part of what an attacker is.
-    suite.makepyfile(own_attacks=OWN_ATTACKS)
-    suite.syspathinsert()
     pgd = importlib.import_module("own_attacks").PGD
     part = digits.test.x[:30], digits.test.y[:30]
     options = {"curve_samples": 0, "check_samples": 0, "adaptive": False, "block_size": 16, "progress": False}
@@ -305,13 +292,15 @@ def test_nothing_heavy_is_imported_before_a_fixture_is_used(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout
 
 
-@pytest.mark.long
-def test_workers_share_the_cache_and_report_together(suite: pytest.Pytester) -> None:
-    """Under pytest-xdist; as a process, since workers are."""
+def test_what_statements_of_workers_found_is_reported_together(suite: pytest.Pytester) -> None:
+    """Under pytest-xdist, whose workers are processes; notes alone, since to attack in each takes long."""
     suite.makepyfile(
-        test_suite=HEAD + CACHED.replace("SEED", "0") + CACHED.replace("SEED", "0").replace("test_it", "test_b")
+        "import pytest\n"
+        "@pytest.mark.parametrize('name', ['first', 'second'])\n"
+        f"def test_it(name, record_property):\n    record_property({NOTES!r}, [name + ' statement'])\n"
     )
     result = suite.runpytest_subprocess("-n", "2")
     result.assert_outcomes(passed=2)
-    result.stdout.fnmatch_lines(["*= robustness =*"])
-    assert len(list((suite.path / ".pytest_cache" / "d" / "robustness").glob("*/report.json"))) == 1
+    lines = result.stdout.lines
+    start = next(place for place, line in enumerate(lines) if line.startswith("=") and " robustness " in line)
+    assert sorted(lines[start + 1 : start + 3]) == ["first statement", "second statement"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from importlib.metadata import version
@@ -14,12 +15,15 @@ from art_defenses_ext.cli.app import app
 HEAVY = ("torch", "art", "numpy", "scipy", "sklearn", "matplotlib", "pydantic", "rich")
 
 SCRIPT = f"""
-import sys
+import json, os, sys
 from art_defenses_ext.cli.app import main
-try:
-    main()
-except SystemExit as left:
-    print("left", left.code, *(name for name in {HEAVY} if name in sys.modules))
+for arguments, environment in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    os.environ.update(environment)
+    try:
+        main()
+    except SystemExit as left:
+        print("left", left.code, *(name for name in {HEAVY} if name in sys.modules))
 """
 
 SAYING = (
@@ -33,35 +37,48 @@ SAYING = (
     ["evaluate", "--print-config", "--samples", "3"],
 )
 
+COMPLETED = {"eval": "evaluate", "evaluate --curve": "--curve-samples", "evaluate --dataset fa": "fashion_mnist"}
 
-def left_of(*arguments: str, **environment: str) -> tuple[str, list[str]]:
-    """What a process printed, its exit status and what heavy it had imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, timeout=60, env=environment or None
-    )
-    *lines, last = done.stdout.splitlines()
-    assert last.startswith("left "), done.stderr
-    return "\n".join(lines), last.split()[1:]
+
+def completing(typed: str) -> dict[str, str]:
+    """The environment in which a shell asks how to go on."""
+    words = f"art-defenses {typed}"
+    place = str(len(words.split()) - 1)
+    return {"_ART_DEFENSES_COMPLETE": "bash_complete", "COMP_WORDS": words, "COMP_CWORD": place}
+
+
+Calls = dict[str, tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def calls() -> Calls:
+    """What each call prints, its exit status and what heavy has been imported by then; all in one new process."""
+    wanted = [(arguments, {}) for arguments in SAYING] + [([], completing(typed)) for typed in COMPLETED]
+    line = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    printed: list[str] = []
+    left = []
+    for text in done.stdout.splitlines():
+        if text.startswith("left "):
+            left.append(("\n".join(printed), text.split()[1:]))
+            printed = []
+        else:
+            printed.append(text)
+    return dict(zip([*map(" ".join, SAYING), *COMPLETED], left, strict=True))
 
 
 @pytest.mark.parametrize("arguments", SAYING, ids=" ".join)
-def test_nothing_heavy_is_imported(arguments: list[str]) -> None:
-    _, left = left_of(*arguments)
+def test_nothing_heavy_is_imported(arguments: list[str], calls: Calls) -> None:
+    _, left = calls[" ".join(arguments)]
     assert left == ["2" if any("unknown" in word for word in arguments) else "0"]
 
 
-def test_the_version_is_that_of_what_is_installed() -> None:
-    out, _ = left_of("--version")
-    assert out == version("art-defenses-ext") == art_defenses_ext.__version__
+def test_the_version_is_that_of_what_is_installed(calls: Calls) -> None:
+    assert calls["--version"][0] == version("art-defenses-ext") == art_defenses_ext.__version__
 
 
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [("eval", "evaluate"), ("evaluate --curve", "--curve-samples"), ("evaluate --dataset fa", "fashion_mnist")],
-)
-def test_a_shell_completes_commands_options_and_names(typed: str, expected: str) -> None:
-    words = f"art-defenses {typed}"
-    place = str(len(words.split()) - 1)
-    out, left = left_of(_ART_DEFENSES_COMPLETE="bash_complete", COMP_WORDS=words, COMP_CWORD=place)
-    assert f"plain,{expected}" in out.splitlines()
+@pytest.mark.parametrize("typed", COMPLETED)
+def test_a_shell_completes_commands_options_and_names(typed: str, calls: Calls) -> None:
+    out, left = calls[typed]
+    assert f"plain,{COMPLETED[typed]}" in out.splitlines()
     assert left == ["0"]

@@ -24,7 +24,6 @@ from art_defenses_ext.base.validation import (
     check_flag,
     check_images,
     check_labels,
-    check_positive,
     check_target,
 )
 from art_defenses_ext.evaluation.run.shard import Shard
@@ -308,27 +307,6 @@ ROOT = Path(art_defenses_ext.__file__).parent
 def test_the_pages_that_refusals_name_are_there(kind: type[InputError]) -> None:
     assert kind.page is not None
     assert (ROOT.parent / "docs" / kind.page).is_file()
-
-
-NO_FLAGS = ["no", "", 0, 1, None, np.array([True]), [], float("nan")]
-
-
-@pytest.mark.parametrize("value", NO_FLAGS, ids=repr)
-def test_a_flag_is_true_or_false_and_nothing_that_python_would_take_for_it(value: Any) -> None:
-    with pytest.raises(InputError, match=r"^overwrite is .*; True or False was expected$"):
-        check_flag("overwrite", value)
-
-
-def test_a_flag_may_come_from_numpy() -> None:
-    assert [check_flag("overwrite", value) for value in (True, False, np.True_, np.False_)] == [True, False] * 2
-
-
-@pytest.mark.parametrize(
-    "value", [10**400, float("inf"), float("nan"), True, "1", None, [0.5], np.array([0.5, 0.5]), 1j], ids=type
-)
-def test_a_number_is_one_finite_real_one(value: Any) -> None:
-    with pytest.raises(InputError, match=r"eps is .*; a finite number > 0 that float32 holds was expected"):
-        check_positive("eps", value)
 
 
 def test_a_message_is_one_line_of_printable_characters_whatever_the_value() -> None:
