@@ -115,7 +115,7 @@ def test_the_same_fit_makes_the_same_restorer(
             eps=0.1,
             loss=LOSSES[loss],
             inputs=INPUTS[name],
-            nb_epochs=2,
+            nb_epochs=1,
             batch_size=20,
             learning_rate=5e-3,
             progress=False,
@@ -149,26 +149,24 @@ def test_a_defence_without_training_does_the_same(
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"explanation": ["smooth_grad", "gradient_x_input", "integrated_gradients"], "scaling": "benign"},
-        {"explanation": "relevance", "reconstructor": "convolutional", "scaling": "benign"},
+        {"explanation": ["smooth_grad", "gradient_x_input", "relevance"], "scaling": "benign"},
         {"explanation": ["input_gradient", "noise_response"], "reconstructor": "statistics"},
     ],
-    ids=["default", "gradients", "relevance", "statistics"],
+    ids=["maps", "statistics"],
 )
 def test_a_detector_gives_the_same_scores(
     options: dict[str, Any], plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
 ) -> None:
     scores = []
     for unit in (plain, other):
-        detector = ExplanationReconstructor(unit.classifier, hidden=8, **options)
-        detector.fit(unit.pixels(digits.train.x), nb_epochs=1, validation_split=0.3, progress=False)
+        detector = ExplanationReconstructor(unit.classifier, hidden=8, false_positive_rate=0.2, **options)
+        detector.fit(unit.pixels(digits.train.x[:400]), nb_epochs=1, validation_split=0.3, progress=False)
         scores.append(detector.scores(unit.pixels(noisy)))
     assert scores[0].std() > 0
     np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("paper", ["jump_relu", "explanation_reconstructor"])
+@pytest.mark.parametrize("paper", ["jump_relu"])
 def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digits: Dataset) -> None:
     """JumpReLU's attacks step in units of the normalised image, the detector's in shares of the range."""
     found = []

@@ -74,7 +74,7 @@ def test_a_reconstruction_has_the_size_of_its_map_and_lies_between_0_and_1(shape
 def test_it_learns_where_pixels_lie(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     """The same values in another order are reconstructed worse."""
     detector = ExplanationReconstructor(digits_classifier, reconstructor="convolutional", false_positive_rate=0.1)
-    detector.fit(digits.train.x, nb_epochs=60, learning_rate=3e-3, progress=False)
+    detector.fit(digits.train.x, nb_epochs=40, learning_rate=3e-3, progress=False)
     assert detector.training is not None
     losses = [loss for loss, _ in detector.training.losses]
     assert losses[-1] < 0.6 * losses[0]

@@ -385,7 +385,7 @@ def test_art_s_untargeted_auto_pgd_finds_class_by_class_what_ours_finds(
 
     def art(classifier: PyTorchClassifier) -> AutoProjectedGradientDescent:
         return AutoProjectedGradientDescent(
-            classifier, eps=eps, eps_step=2 * eps, max_iter=30, nb_random_init=2, batch_size=64, verbose=False
+            classifier, eps=eps, eps_step=2 * eps, max_iter=20, nb_random_init=1, batch_size=64, verbose=False
         )
 
     with gradient_mode(whole, "smooth"), seeded(0):  # ART draws from numpy's global generator

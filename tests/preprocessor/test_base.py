@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -498,10 +497,9 @@ def test_a_value_that_an_option_does_not_declare_is_refused_and_changes_nothing(
     settings = {name: getattr(defence, name) for name in defence.params}
     declared = {name: kind for name, kind in declared_of(cls).items() if name in defence.params}
     assert len(declared) >= 2
-    arguments = inspect.signature(cls.__init__).parameters
     for name, kind in declared.items():
         for value in wrong_values(kind):
-            if value is None and arguments[name].default is None:  # it stands for the usual one
+            if value is None and name == "top_k":  # it stands for the usual number of classes
                 continue
             with pytest.raises(InputError, match=rf"^{name} is "):
                 cls.for_classifier(digits_classifier, **{name: value})
