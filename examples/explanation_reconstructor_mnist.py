@@ -30,7 +30,7 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.results.detection import Detection, DetectionRow
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.training.classifier import train_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 from art_defenses_ext.zoo.networks import KoLim, LeNetLike
 

@@ -29,7 +29,7 @@ from art_defenses_ext.base.declared import Kind
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.training import loop as training
-from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.training.classifier import train_classifier
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset, Split, load_dataset
 from art_defenses_ext.zoo.networks import DigitsCNN

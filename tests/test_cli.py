@@ -395,7 +395,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "eps in words": (["--eps", "much"], "eps is 'much'; a finite number > 0, or a fraction such as '8/255'"),
     "eps over zero": (["--eps", "8/0"], "eps is '8/0'"),
     "eps of other units": (["--eps", 8], "eps is 8, beyond half the clip range (0.5 in linf)"),
-    "no images": (["--dataset", "image_folder", "--data", "."], "holds no images; .jpg"),
+    "no images": (["--dataset", "image_folder", "--data", "."], "holds 0 folder(s) of images; .jpg"),
     "too many samples": (["--samples", 501], "samples is 501"),
     "no data folder": (["--data", "nowhere"], "data is 'nowhere'; an existing folder"),
     "data is a file": (["--data", _text_file], "data is "),

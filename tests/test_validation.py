@@ -190,22 +190,6 @@ def test_a_range_is_told_in_digits_that_show_what_is_wrong(low: float, high: flo
     assert float(told) > high
 
 
-def test_how_grey_levels_become_pixels_follows_the_clip_values(x: Any) -> None:
-    """What the message says, done: grey levels from 0 to 255 fill the range."""
-    grey = np.array([0, 255], np.uint8).repeat(6).reshape(1, 3, 2, 2)
-    for low, high in RANGES:
-        classifier = wrap(nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), clip_values=(low, high))
-        with pytest.raises(InputError, match="x is uint8; float32 was expected") as refusal:
-            check_images(grey, classifier)
-        _, _, code = str(refusal.value).partition("expected: ")
-        if (low, high) == (-1024.0, 3071.0):  # no usual range: nobody knows which
-            assert not code
-            assert "inside the clip values [-1024, 3071]" in str(refusal.value)
-            continue
-        pixels = check_images(eval(code.splitlines()[0], {"np": np, "x": grey}), classifier)
-        assert (pixels.min(), pixels.max()) == (low, high)
-
-
 def changed(x: Any, value: float) -> Any:
     x[2, 1, 0, 1] = value
     return x
@@ -214,11 +198,16 @@ def changed(x: Any, value: float) -> Any:
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda x: x.tolist(), "is a list; a numpy array was expected"),
-        (torch.from_numpy, "is a Tensor; a numpy array was expected"),
-        (lambda x: (x * 255).astype(np.uint8), r"is uint8; float32 was expected: .*/ 255"),
-        (lambda x: x.astype(np.float64), "is float64; float32 was expected"),
-        (lambda x: x > 0.5, "is bool; float32 was expected"),
+        *(
+            (spoil, "is .*; a numpy array of float32, scaled as in training, was expected")
+            for spoil in (
+                lambda x: x.tolist(),
+                torch.from_numpy,
+                lambda x: (x * 255).astype(np.uint8),
+                lambda x: x.astype(np.float64),
+                lambda x: x > 0.5,
+            )
+        ),
         (lambda x: x[0], r"has shape \(3, 2, 2\); \(N, 3, 2, 2\) was expected"),
         (lambda x: x.transpose(0, 2, 3, 1), r"has shape \(5, 2, 2, 3\); \(N, 3, 2, 2\) was expected"),
         (lambda x: x[:0], "is empty; at least one image was expected"),
@@ -262,19 +251,24 @@ def test_indices_and_one_hot_rows_say_the_same(labels: list[int], dtype: type) -
 @pytest.mark.parametrize(
     ("y", "said"),
     [
-        ([0, 1, 2], "is a list; a numpy array was expected"),
-        (None, "is a NoneType; a numpy array was expected"),
         (np.array([0, 1]), "has 2 labels for 3 images"),
         (np.eye(5, dtype=np.float32)[:3], "is one-hot of width 5; 4 classes were expected"),
-        (np.full((3, 4), 0.25, np.float32), "not one-hot"),
-        (np.zeros((3, 4), np.float32), "not one-hot"),
-        (np.ones((3, 4), np.float32), "not one-hot"),
-        (np.full((3, 4), np.nan, np.float32), "not one-hot"),
-        (np.eye(4, dtype=np.float32)[:3] * 2 - 1, "not one-hot"),
-        (np.array([0.0, 1.0, 2.0]), r"dtype float64; class indices \(N,\)"),
-        (np.array([True, False, True]), "dtype bool"),
-        (np.array(["0", "1", "2"]), "dtype <U1"),
-        (np.zeros((3, 4, 1)), r"has shape \(3, 4, 1\)"),
+        *(
+            (y, r"is .*; an array of class indices \(N,\) or one-hot rows \(N, 4\) was expected")
+            for y in (
+                [0, 1, 2],
+                None,
+                np.full((3, 4), 0.25, np.float32),
+                np.zeros((3, 4), np.float32),
+                np.ones((3, 4), np.float32),
+                np.full((3, 4), np.nan, np.float32),
+                np.eye(4, dtype=np.float32)[:3] * 2 - 1,
+                np.array([0.0, 1.0, 2.0]),
+                np.array([True, False, True]),
+                np.array(["0", "1", "2"]),
+                np.zeros((3, 4, 1)),
+            )
+        ),
         (np.array([0, 1, 4]), "holds labels from 0 to 4; 0 to 3 were expected"),
         (np.array([0, -1, 3]), "holds labels from -1 to 3; 0 to 3 were expected"),
     ],

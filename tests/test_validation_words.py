@@ -36,7 +36,7 @@ from art_defenses_ext.attribution.rules import AlphaBeta, Epsilon, Gamma
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.training.inputs import GaussianNoise, SignedGradient
-from art_defenses_ext.training.loop import Settings
+from art_defenses_ext.training.settings import Settings
 
 NO_FLAGS = ["no", "false", "", None, 0, 1, np.array([True]), np.array(3)]
 NO_NUMBERS = ["2", "a", None, True, [0.1], np.array([0.1, 0.2]), np.array(0.1), float("nan"), 1j, torch.tensor(0.1)]
@@ -106,8 +106,8 @@ NUMBERS: list[tuple[Make, str]] = [
     (lambda **options: HeatAndBlur.for_classifier(classifier(), **options), "heat_sigma"),
     (lambda **options: HeatAndBlur.for_classifier(classifier(), **options), "floor"),
     (lambda **options: Surrogate(nn.Identity(), **options), "sigma"),
-    (lambda **options: Settings(1, **options), "learning_rate"),
-    (lambda **options: Settings(1, **options), "weight_decay"),
+    (lambda **options: Settings(nb_epochs=1, **options), "learning_rate"),
+    (lambda **options: Settings(nb_epochs=1, **options), "weight_decay"),
     (GaussianNoise, "sigma"),
     (RestorationLoss, "pixel_weight"),
     (lambda **options: FeatureAutoencoder.for_classifier(classifier(), **options), "leak"),
@@ -123,7 +123,7 @@ COUNTS: list[tuple[Make, str]] = [
     (TopK, "k"),
     (lambda **options: HeatAndBlur.for_classifier(classifier(), **options), "passes"),
     (Settings, "nb_epochs"),
-    (lambda **options: Settings(1, **options), "patience"),
+    (lambda **options: Settings(nb_epochs=1, **options), "patience"),
     (lambda **options: ExplanationReconstructor(classifier(), **options), "hidden"),
 ]
 WORDS: list[tuple[Make, str]] = [

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext.attribution.second_order import plain_attention
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_count, check_positive, check_seed, may_look
 from art_defenses_ext.estimator.rebuild import HALVES, as_model_input, at_least_float32, evaluation_mode
 
@@ -35,9 +36,7 @@ Classes = int | Tensor | Literal["all"] | None
 """A class for all samples, one (N,) or several (N, M) per sample, every class, or None for the predicted class."""
 
 
-def input_gradient(
-    model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
-) -> Tensor:
+def input_gradient(model: nn.Module, x: Tensor, classes: Classes = None) -> Tensor:
     """Return the gradient of a class's logit with respect to the input.
 
     Several classes share one forward pass and one vectorised backward pass (``torch.func``'s batching rules). If an
@@ -53,8 +52,6 @@ def input_gradient(
         classes: class of the logit: an index from 0 to K - 1 for all samples, indices (N,) of any integer dtype,
             indices (N, M) for M explanations per sample, ``"all"`` for K, None for the class with the largest logit.
             The range of tensors on an accelerator is not checked, since that would wait for it.
-        classes_at_once: classes in one vectorised backward pass, which takes that many times the memory of an ordinary
-            one; None for all of them.
 
     Returns:
         Gradients of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
@@ -64,14 +61,14 @@ def input_gradient(
             floating-point, empty or without a dimension beside N; classes of another shape, dtype or device, or out
             of range.
     """
-    _check_inputs(model, x, classes, "classes", classes_at_once)
+    _check_inputs(model, x, classes, "classes")
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
         cotangents = _one_hot(_chosen(classes, logits, "classes"), logits)
-        return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), classes)
+        return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad), classes)
 
 
-def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: int | None = None) -> Tensor:
+def loss_gradient(model: nn.Module, x: Tensor, y: Classes) -> Tensor:
     """Return the gradient of each sample's cross-entropy with respect to the input.
 
     It is the gradient of the sum of the losses, not of their mean, and does not depend on the batch size.
@@ -81,7 +78,6 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: i
         x: inputs (N, ...) as for ``input_gradient``.
         y: labels, in any form of ``classes`` of ``input_gradient``; several labels per sample give the
             gradient of the cross-entropy with each.
-        classes_at_once: as for ``input_gradient``.
 
     Returns:
         Gradients of the shape and dtype of x; for several labels (N, M, ...) or (N, K, ...).
@@ -89,18 +85,16 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes, *, classes_at_once: i
     Raises:
         InputError: as ``input_gradient``.
     """
-    _check_inputs(model, x, y, "y", classes_at_once)
+    _check_inputs(model, x, y, "y")
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
         # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its derivative is included.
         probabilities = at_least_float32(logits).softmax(dim=1)
         cotangents = probabilities - _one_hot(_chosen(y, logits, "y"), probabilities)  # (M, N, K)
-        return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad, classes_at_once), y)
+        return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad), y)
 
 
-def weighted_loss_gradient(
-    model: nn.Module, x: Tensor, weights: Callable[[Tensor], Tensor], *, classes_at_once: int | None = None
-) -> Tensor:
+def weighted_loss_gradient(model: nn.Module, x: Tensor, weights: Callable[[Tensor], Tensor]) -> Tensor:
     """Return gradients of weighted sums of a sample's cross-entropies with several classes, one backward pass a sum.
 
     With weights w (M, K) and the softmax p, the m-th sum's gradient with respect to the logits is (sum_c w_mc) p - w_m.
@@ -111,7 +105,6 @@ def weighted_loss_gradient(
         x: inputs (N, ...) as for ``input_gradient``.
         weights: from logits (N, K), in float64, to weights (N, M, K) of M sums per sample. They are constants in
             the gradient, but part of its own derivative.
-        classes_at_once: sums in one vectorised backward pass; None for all M.
 
     Returns:
         Gradients (N, M, ...) of the dtype of x.
@@ -119,7 +112,7 @@ def weighted_loss_gradient(
     Raises:
         InputError: as ``input_gradient``, and for weights of another shape.
     """
-    _check_inputs(model, x, None, "weights", classes_at_once)
+    _check_inputs(model, x, None, "weights")
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
         wide = logits.double()  # confident probabilities differ from 0 and 1 by less than float32 resolves
@@ -127,22 +120,19 @@ def weighted_loss_gradient(
         count, nb_classes = logits.shape
         shape = tuple(weighted.shape) if isinstance(weighted, Tensor) else ()
         if len(shape) != 3 or shape[1] < 1 or (shape[0], shape[2]) != (count, nb_classes):
-            got = shape if isinstance(weighted, Tensor) else f"a {type(weighted).__name__}"
-            raise InputError(f"weights gives {got}; ({count}, M, {nb_classes}) was expected")
+            raise InputError(f"weights gives {shown(weighted)}; shape ({count}, M, {nb_classes}) was expected")
         weighted = weighted.to(wide.dtype)
         cotangents = weighted.sum(dim=2, keepdim=True) * wide.softmax(dim=1).unsqueeze(1) - weighted  # (N, M, K)
         cotangents = cotangents.transpose(0, 1).to(at_least_float32(logits).dtype)
-        gradients = _pull_back(logits, points, cotangents, live.requires_grad, classes_at_once)
+        gradients = _pull_back(logits, points, cotangents, live.requires_grad)
         return gradients.transpose(0, 1)
 
 
-def gradient_x_input(
-    model: nn.Module, x: Tensor, classes: Classes = None, *, classes_at_once: int | None = None
-) -> Tensor:
+def gradient_x_input(model: nn.Module, x: Tensor, classes: Classes = None) -> Tensor:
     """Return the gradient of a class's logit times the input, element by element.
 
     Args:
-        model, x, classes, classes_at_once: as for ``input_gradient``.
+        model, x, classes: as for ``input_gradient``.
 
     Returns:
         Attributions of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
@@ -152,7 +142,7 @@ def gradient_x_input(
 
     *Source*: Shrikumar, Greenside, Shcherbina, Kundaje 2016, "Not Just a Black Box" (arXiv:1605.01713).
     """
-    gradient = input_gradient(model, x, classes, classes_at_once=classes_at_once)
+    gradient = input_gradient(model, x, classes)
     return gradient * _like_result(x, classes)
 
 
@@ -164,8 +154,6 @@ def smooth_grad(
     sigma: float = 0.15,
     samples: int = 50,
     seed: int | torch.Generator = 0,
-    rows_at_once: int = ROWS_AT_ONCE,
-    classes_at_once: int | None = None,
 ) -> Tensor:
     """Return SmoothGrad: the mean gradient of a class's logit over noisy copies of the input.
 
@@ -177,35 +165,32 @@ def smooth_grad(
     figures.
 
     Args:
-        model, x, classes, classes_at_once: as for ``input_gradient``.
+        model, x, classes: as for ``input_gradient``.
         sigma: standard deviation of the Gaussian noise; the paper's level is 0.1 to 0.2 for inputs in [0, 1].
         samples: number of noisy copies; the paper sees little gain beyond 50.
         seed: a whole number >= 0 gives the same noise at each call on a device; a generator draws on its own
             device (one on the CPU gives the same noise for every device). torch's global generator is not used.
-        rows_at_once: rows of noisy copies in one pass of the model; at least one copy of all of x. The noise does not
-            depend on it.
 
     Returns:
         Gradients of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
 
     Raises:
-        InputError: as ``input_gradient``, and for ``sigma`` <= 0, ``samples`` or ``rows_at_once`` < 1, or another seed.
+        InputError: as ``input_gradient``, and for ``sigma`` <= 0, ``samples`` < 1, or another seed.
 
     *Source*: Smilkov, Thorat, Kim, Viegas, Wattenberg 2017 (arXiv:1706.03825), section 2; noise level and samples from
     section 3.
     """
-    _check_inputs(model, x, classes, "classes", classes_at_once)
+    _check_inputs(model, x, classes, "classes")
     check_positive("sigma", sigma)
     check_count("samples", samples)
-    check_count("rows_at_once", rows_at_once)
     generator = _generator(seed, x.device)
 
     def noisy(live: Tensor, _: int) -> Tensor:
-        # Drawn copy by copy: larger draws would give other numbers for another rows_at_once.
+        # Drawn copy by copy: larger draws would give other numbers for another ROWS_AT_ONCE.
         noise = torch.randn(live.shape, generator=generator, device=generator.device, dtype=live.dtype)
         return live + sigma * noise.to(live.device)
 
-    return _mean_gradient(model, x, classes, noisy, samples, rows_at_once, classes_at_once)
+    return _mean_gradient(model, x, classes, noisy, samples)
 
 
 def integrated_gradients(
@@ -215,8 +200,6 @@ def integrated_gradients(
     *,
     baseline: Tensor | None = None,
     steps: int = 50,
-    rows_at_once: int = ROWS_AT_ONCE,
-    classes_at_once: int | None = None,
 ) -> Tensor:
     """Return integrated gradients: x - baseline times the mean gradient on the straight line between the two.
 
@@ -231,31 +214,28 @@ def integrated_gradients(
     ones. The predicted class is that of x, at every step.
 
     Args:
-        model, x, classes, classes_at_once: as for ``input_gradient``.
+        model, x, classes: as for ``input_gradient``.
         baseline: reference input, of shape, dtype and device of x; None for zeros. It is part of the graph if x
             requires grad.
         steps: points on the line; the paper finds 20 to 300 enough with its rule.
-        rows_at_once: rows of such points in one pass of the model; at least one step of all of x.
 
     Returns:
         Attributions of the shape and dtype of x; for several classes (N, M, ...) or (N, K, ...).
 
     Raises:
-        InputError: as ``input_gradient``, and for a ``baseline`` of another shape, dtype or device, or ``steps`` or
-            ``rows_at_once`` < 1.
+        InputError: as ``input_gradient``, and for a ``baseline`` of another shape, dtype or device, or ``steps`` < 1.
 
     *Source*: Sundararajan, Taly, Yan 2017 (arXiv:1703.01365), section 3, equation 1; the sum and the baseline from
     section 5.
     """
-    _check_inputs(model, x, classes, "classes", classes_at_once)
+    _check_inputs(model, x, classes, "classes")
     check_count("steps", steps)
-    check_count("rows_at_once", rows_at_once)
     start = _start(baseline, x)
 
     def midpoint(live: Tensor, step: int) -> Tensor:
         return start + (step + 0.5) / steps * (live - start)
 
-    mean = _mean_gradient(model, x, classes, midpoint, steps, rows_at_once, classes_at_once)
+    mean = _mean_gradient(model, x, classes, midpoint, steps)
     return mean * _like_result(x - start, classes)
 
 
@@ -265,21 +245,19 @@ def _mean_gradient(
     classes: Classes,
     point: Callable[[Tensor, int], Tensor],
     count: int,
-    rows_at_once: int,
-    classes_at_once: int | None,
 ) -> Tensor:
     """Return the mean over j = 0 ... count - 1 of the input gradient at ``point(x, j)``, for classes chosen at x."""
     with _recording(model, x) as live:
         with torch.no_grad():
             chosen = _chosen(classes, _forward(model, live)[1], "classes")  # (N, M)
         total = torch.zeros(chosen.shape[1], *x.shape, dtype=x.dtype, device=x.device)
-        at_once = max(1, rows_at_once // len(x))
+        at_once = max(1, ROWS_AT_ONCE // len(x))
         for done in range(0, count, at_once):
             copies = min(at_once, count - done)
             places = torch.cat([point(live, j) for j in range(done, done + copies)])  # (copies * N, ...)
             points, logits = _forward(model, places)
             cotangents = _one_hot(chosen.repeat(copies, 1), logits)
-            gradients = _pull_back(logits, points, cotangents, live.requires_grad, classes_at_once)
+            gradients = _pull_back(logits, points, cotangents, live.requires_grad)
             total = total + gradients.unflatten(1, (copies, len(x))).sum(dim=1)
         return _by_sample(total / count, classes)
 
@@ -301,26 +279,23 @@ def _forward(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         points.requires_grad_()
     logits = model(as_model_input(points.clone(), model))
     if not (isinstance(logits, Tensor) and logits.ndim == 2 and len(logits) == len(x) and logits.is_floating_point()):
-        is_tensor = isinstance(logits, Tensor)
-        got = f"shape {tuple(logits.shape)}, {logits.dtype}," if is_tensor else f"a {type(logits).__name__}"
-        raise InputError(f"model gives {got} for {len(x)} inputs; floating-point logits ({len(x)}, K) were expected")
+        raise InputError(f"model gives {shown(logits)}; floating-point logits ({len(x)}, K) were expected")
     return points, logits
 
 
-def _pull_back(logits: Tensor, points: Tensor, cotangents: Tensor, again: bool, at_once: int | None) -> Tensor:
+def _pull_back(logits: Tensor, points: Tensor, cotangents: Tensor, again: bool) -> Tensor:
     """Return d sum(cotangent * logits) / d points, (M, n, ...), for each of ``cotangents`` (M, n, K)."""
     if logits.dtype in HALVES:  # small numbers underflow: scale the largest of each sample to 1
         size = cotangents.detach().abs().amax(dim=2, keepdim=True)
         size = torch.where(size > 0, size, 1.0)
-        gradients = _pull_back(at_least_float32(logits), points, cotangents / size, again, at_once)
+        gradients = _pull_back(at_least_float32(logits), points, cotangents / size, again)
         return gradients * size.reshape(*size.shape[:2], *[1] * (points.ndim - 1)).to(points.dtype)
     if len(cotangents) == 1:
         return _vjp(logits, points, cotangents[0], again, retain=again)[None]
     try:
-        parts = cotangents.split(at_once or len(cotangents))
-        return torch.cat([_vjp(logits, points, part, again, batched=True) for part in parts])
+        return _vjp(logits, points, cotangents, again, batched=True)
     except torch.OutOfMemoryError:
-        raise  # the loop would hide that a lower classes_at_once is needed
+        raise  # the loop would hide that fewer classes at a time are needed
     except RuntimeError:
         # An operation without a batching rule. Any other cause raises its own error again, without vmap.
         return torch.stack([_vjp(logits, points, cotangent, again) for cotangent in cotangents])
@@ -331,15 +306,8 @@ def _vjp(
 ) -> Tensor:
     gradient = None
     if logits.requires_grad:
-        (gradient,) = torch.autograd.grad(
-            logits,
-            points,
-            cotangent,
-            retain_graph=retain,
-            create_graph=again,
-            allow_unused=True,
-            is_grads_batched=batched,
-        )
+        graph = {"retain_graph": retain, "create_graph": again, "allow_unused": True, "is_grads_batched": batched}
+        (gradient,) = torch.autograd.grad(logits, points, cotangent, **graph)
     if gradient is None:
         # Zeros would look like an explanation.
         raise InputError("model passes no gradient to x; logits that depend differentiably on it were expected")
@@ -386,12 +354,11 @@ def _like_result(x: Tensor, classes: Classes) -> Tensor:
 def _start(baseline: Tensor | None, x: Tensor) -> Tensor:
     if baseline is None:
         return torch.zeros_like(x)
-    if not isinstance(baseline, Tensor):
-        raise InputError(f"baseline is a {type(baseline).__name__}; a tensor of the shape of x was expected")
-    if (baseline.shape, baseline.dtype, baseline.device) != (x.shape, x.dtype, x.device):
+    wanted = (x.shape, x.dtype, x.device)
+    if not isinstance(baseline, Tensor) or (baseline.shape, baseline.dtype, baseline.device) != wanted:
         raise InputError(
-            f"baseline has shape {tuple(baseline.shape)}, {baseline.dtype}, on {baseline.device}; "
-            f"that of x, {tuple(x.shape)}, {x.dtype}, on {x.device}, was expected"
+            f"baseline is {shown(baseline)}; a tensor like x, {x.dtype} of shape {tuple(x.shape)} on {x.device}, was "
+            "expected"
         )
     return baseline if x.requires_grad else baseline.detach()
 
@@ -399,36 +366,25 @@ def _start(baseline: Tensor | None, x: Tensor) -> Tensor:
 def _generator(seed: int | torch.Generator, device: torch.device) -> torch.Generator:
     if isinstance(seed, torch.Generator):
         return seed
-    check_seed(seed)
-    return torch.Generator(device).manual_seed(seed)
+    return torch.Generator(device).manual_seed(check_seed(seed))
 
 
-def _check_inputs(model: Any, x: Any, classes: Any, argument: str, classes_at_once: Any) -> None:
+def _check_inputs(model: Any, x: Any, classes: Any, argument: str) -> None:
     if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
-    if not isinstance(x, Tensor):
-        raise InputError(f"x is a {type(x).__name__}; a tensor was expected")
-    if not x.is_floating_point():
-        raise InputError(f"x is {x.dtype}; a floating-point tensor was expected")
-    if x.ndim < 2 or x.numel() == 0:
-        raise InputError(f"x has shape {tuple(x.shape)}; (N, ...) with at least one sample was expected")
-    _check_form(classes, x, argument)
-    if classes_at_once is not None:
-        check_count("classes_at_once", classes_at_once)
+        raise InputError(f"model is {shown(model)}; an nn.Module was expected")
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2 or x.numel() == 0:
+        raise InputError(f"x is {shown(x)}; a floating-point tensor (N, ...) with at least one sample was expected")
+    if not _may_name_classes(classes, x):
+        raise InputError(
+            f"{argument} is {shown(classes)}; a class index, indices ({len(x)},) or ({len(x)}, M) on the device of x, "
+            "'all' or None was expected"
+        )
 
 
-def _check_form(classes: Any, x: Tensor, argument: str) -> None:
-    """Refuse values that are no ``Classes`` for x, for any number of classes."""
-    expected = f"a class index, indices ({len(x)},) or ({len(x)}, M), 'all' or None was expected"
+def _may_name_classes(classes: Any, x: Tensor) -> bool:
+    """Return whether values are ``Classes`` of x for some number of classes."""
     if isinstance(classes, Tensor):
-        if classes.dtype == torch.bool or classes.is_floating_point() or classes.is_complex():
-            raise InputError(f"{argument} is {classes.dtype}; an integer dtype was expected")
-        if classes.ndim not in (1, 2) or len(classes) != len(x) or classes.numel() == 0:
-            raise InputError(f"{argument} has shape {tuple(classes.shape)}; {expected}")
-        if classes.device != x.device:
-            raise InputError(f"{argument} is on {classes.device}; the device of x, {x.device}, was expected")
-    elif isinstance(classes, str):
-        if classes != "all":
-            raise InputError(f"{argument} is {classes!r}; {expected}")
-    elif isinstance(classes, bool) or not (classes is None or isinstance(classes, int)):
-        raise InputError(f"{argument} is {classes!r}; {expected}")
+        integers = not (classes.dtype == torch.bool or classes.is_floating_point() or classes.is_complex())
+        fits = classes.ndim in (1, 2) and len(classes) == len(x) and classes.numel() > 0
+        return integers and fits and classes.device == x.device
+    return classes is None or (isinstance(classes, str) and classes == "all") or type(classes) is int

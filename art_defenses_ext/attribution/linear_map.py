@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,7 @@ Kind = Literal["convolution", "linear", "scale"]
 _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """Stride, padding and dilation of a convolution per spatial dimension, and its groups."""
 
     stride: list[int]
@@ -49,11 +48,8 @@ class LinearMap:
     def __call__(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output for ``a`` (N, ...) with another weight and bias of the same shapes."""
         if self.geometry is not None:
-            geometry = self.geometry
-            convolve: Any = _CONVOLVE[len(geometry.stride)]
-            convolved: Tensor = convolve(
-                a, weight, bias, geometry.stride, geometry.padding, geometry.dilation, geometry.groups
-            )
+            convolve: Any = _CONVOLVE[len(self.geometry.stride)]
+            convolved: Tensor = convolve(a, weight, bias, *self.geometry)
             return convolved
         if self.kind == "linear":
             return functional.linear(a, weight, bias)
@@ -63,19 +59,10 @@ class LinearMap:
     def transposed(self, s: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         """Return W^T s, the derivative of (W a) . s with respect to ``a``, of the shape of ``like``."""
         if self.geometry is not None:
-            geometry = self.geometry
+            *places, groups = self.geometry
+            unpadded = False, [0] * len(self.geometry.stride)  # not transposed itself
             back: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-                s,
-                like.detach(),
-                weight,
-                None,
-                geometry.stride,
-                geometry.padding,
-                geometry.dilation,
-                False,
-                [0] * len(geometry.stride),
-                geometry.groups,
-                [True, False, False],
+                s, like.detach(), weight, None, *places, *unpadded, groups, [True, False, False]
             )
             return back[0]
         return s @ weight if self.kind == "linear" else s * _along_channels(weight, s)

@@ -241,11 +241,14 @@ def _average(function: Callable[..., Tensor]) -> Handler:
     return handler
 
 
-def _max_pool(function: Callable[..., tuple[Tensor, Tensor]]) -> Handler:
-    """Return the handler of max pooling: relevance returns to the maximum of each window, by its index."""
+def _max_pool(function: Callable[..., tuple[Tensor, Tensor]], nb_arguments: int) -> Handler:
+    """Return the handler of max pooling: relevance returns to the maximum of each window, by its index.
+
+    ``nb_arguments`` positional ones come between the input and ``return_indices``.
+    """
 
     def handler(note: Notes, input: Tensor, *args: Any, return_indices: bool = False, **kwargs: Any) -> Any:
-        if return_indices or len(args) > _BEFORE_RETURN_INDICES[function]:
+        if return_indices or len(args) > nb_arguments:
             return NotImplemented
         output, places = function(input, *args, **kwargs)
         nb_windowed = input.ndim - 2  # images come in batches, with channels
@@ -260,78 +263,26 @@ def _max_pool(function: Callable[..., tuple[Tensor, Tensor]]) -> Handler:
     return handler
 
 
-_WITH_PLACES: dict[Any, Any] = {
-    F.max_pool1d: F.max_pool1d_with_indices,
-    F.max_pool2d: F.max_pool2d_with_indices,
-    F.max_pool3d: F.max_pool3d_with_indices,
-    torch.max_pool1d: F.max_pool1d_with_indices,
-    torch.max_pool2d: F.max_pool2d_with_indices,
-    torch.max_pool3d: F.max_pool3d_with_indices,
-    F.adaptive_max_pool1d: F.adaptive_max_pool1d_with_indices,
-    F.adaptive_max_pool2d: F.adaptive_max_pool2d_with_indices,
-    F.adaptive_max_pool3d: F.adaptive_max_pool3d_with_indices,
-}
-_BEFORE_RETURN_INDICES: dict[Any, int] = {
-    pool: 1 if "adaptive" in pool.__name__ else 5 for pool in _WITH_PLACES.values()
-}
-HANDLERS |= {pool: _max_pool(with_places) for pool, with_places in _WITH_PLACES.items()}
-_RESHAPES: tuple[Any, ...] = (
-    torch.flatten,
-    Tensor.flatten,
-    torch.reshape,
-    Tensor.reshape,
-    Tensor.view,
-    torch.squeeze,
-    Tensor.squeeze,
-    torch.unsqueeze,
-    Tensor.unsqueeze,
-    Tensor.contiguous,
-)
-HANDLERS |= {function: _reshape(function) for function in _RESHAPES}
-_CASTS: tuple[Any, ...] = (
-    Tensor.to,
-    Tensor.type,
-    Tensor.type_as,
-    Tensor.float,
-    Tensor.double,
-    Tensor.half,
-    Tensor.bfloat16,
-    Tensor.clone,
-    torch.clone,
-)
-HANDLERS |= {function: _cast(function) for function in _CASTS}
-_VIEWS: tuple[Any, ...] = (
-    torch.permute,
-    Tensor.permute,
-    torch.transpose,
-    Tensor.transpose,
-    Tensor.__getitem__,
-    torch.movedim,
-    Tensor.movedim,
-    torch.moveaxis,
-    Tensor.moveaxis,
-    torch.swapaxes,
-    Tensor.swapaxes,
-    torch.swapdims,
-    Tensor.swapdims,
-    torch.narrow,
-    Tensor.narrow,
-)
-HANDLERS |= {function: _view(function) for function in _VIEWS}
-HANDLERS |= {function: _route(function) for function in (torch.flip, Tensor.flip)}
-_AVERAGES: tuple[Any, ...] = (
-    F.avg_pool1d,
-    F.avg_pool2d,
-    F.avg_pool3d,
-    F.adaptive_avg_pool1d,
-    F.adaptive_avg_pool2d,
-    F.adaptive_avg_pool3d,
-    torch.mean,
-    Tensor.mean,
-    torch.sum,
-    Tensor.sum,
-)
-HANDLERS |= {function: _average(function) for function in _AVERAGES}
+def _each_named(names: str, *owners: Any) -> list[Any]:
+    """Return the functions that have these names in torch, ``torch.nn.functional`` or ``Tensor``."""
+    return [getattr(owner, name) for name in names.split() for owner in owners if hasattr(owner, name)]
+
+
+for _pool in _each_named("max_pool1d max_pool2d max_pool3d", F, torch):
+    HANDLERS[_pool] = _max_pool(getattr(F, f"{_pool.__name__}_with_indices"), nb_arguments=5)
+for _pool in _each_named("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", F):
+    HANDLERS[_pool] = _max_pool(getattr(F, f"{_pool.__name__}_with_indices"), nb_arguments=1)
+
+_VIEWS = "permute transpose movedim moveaxis swapaxes swapdims narrow"
+_AVERAGES = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
+for _make, _functions in (
+    (_reshape, _each_named("flatten reshape view squeeze unsqueeze contiguous", torch, Tensor)),
+    (_cast, [torch.clone, *_each_named("clone to type type_as float double half bfloat16", Tensor)]),
+    (_view, [Tensor.__getitem__, *_each_named(_VIEWS, torch, Tensor)]),
+    (_route, _each_named("flip", torch, Tensor)),
+    (_average, [*_each_named(_AVERAGES, F), *_each_named("mean sum", torch, Tensor)]),
+):
+    HANDLERS |= {function: _make(function) for function in _functions}
 
 
 @_handles(F.pad)

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +26,24 @@ from art_defenses_ext.attribution.first_layer import entrance
 from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace
+from art_defenses_ext.base.declared import Count, Declared, Kind, Positive
 from art_defenses_ext.base.errors import AttributionError
-from art_defenses_ext.base.validation import check_count, check_positive, may_look
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import check_positive, may_look
 from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32, evaluation_mode
 
 
+def _rule(value: Any) -> Any:
+    if isinstance(value, type) or not callable(value):
+        raise ValueError
+    return value
+
+
+AnyRule = Annotated[Rule, Kind("a rule such as Epsilon()", _rule)]
+
+
 @dataclass(frozen=True)
-class Composite:
+class Composite(Declared):
     """The rules of the layers of a network.
 
     Attributes:
@@ -45,24 +56,18 @@ class Composite:
         stabilizer: stabiliser of averages and sums.
     """
 
-    convolution: Rule
-    linear: Rule
-    first: Rule | None = None
-    scale: Rule = Epsilon()  # noqa: RUF009 (a frozen dataclass)
-    stabilizer: float = STABILIZER
-
-    def __post_init__(self) -> None:
-        check_positive("stabilizer", self.stabilizer)
-        for name in ("convolution", "linear", "first", "scale"):
-            rule = getattr(self, name)
-            if isinstance(rule, type) or not (callable(rule) or (rule is None and name == "first")):
-                raise AttributionError(f"{name} is {rule!r}; a rule such as Epsilon() was expected")
+    convolution: AnyRule
+    linear: AnyRule
+    first: AnyRule | None = None
+    scale: AnyRule = Epsilon()  # noqa: RUF009 (a frozen dataclass)
+    stabilizer: Positive = STABILIZER
 
     def rule(self, kind: str, is_first: bool) -> Rule:
         """Return the rule for a layer of this kind."""
         if is_first and self.first is not None and kind != "scale":
             return self.first
-        return {"convolution": self.convolution, "linear": self.linear, "scale": self.scale}[kind]
+        rule: Rule = getattr(self, kind)
+        return rule
 
 
 def uniform(rule: Rule) -> Composite:
@@ -98,13 +103,10 @@ def epsilon_gamma_box(
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(Declared):
     """Relevance starts at the ``k`` largest logits."""
 
-    k: int = 5
-
-    def __post_init__(self) -> None:
-        check_count("k", self.k)
+    k: Count = 5
 
 
 @dataclass(frozen=True)
@@ -172,14 +174,15 @@ def check_start(start: Any, model: nn.Module) -> None:
     Raises:
         InputError: as :func:`relevance`.
     """
-    if isinstance(start, str) and start not in STARTS:
-        raise AttributionError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
+    known = start in STARTS if isinstance(start, str) else isinstance(start, int | Tensor | TopK | Layer)
+    if not known or isinstance(start, bool):
+        raise AttributionError(
+            f"start is {shown(start)}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected"
+        )
     if isinstance(start, Layer) and start.name not in dict(model.named_modules()):
         raise AttributionError(f"start is the layer {start.name!r}, which the model does not have")
     if start == "last_conv" and not any(isinstance(module, _CONVOLUTIONS) for module in model.modules()):
         raise AttributionError("start is 'last_conv', but the model has no convolution; 'predicted' takes any model")
-    if isinstance(start, bool) or not isinstance(start, str | int | Tensor | TopK | Layer):
-        raise AttributionError(f"start is {start!r}; one of {', '.join(STARTS)}, classes, TopK or Layer was expected")
 
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -213,12 +216,11 @@ def _chosen(start: Start, logits: Tensor) -> Tensor:
     assert not isinstance(start, Layer)
     classes = torch.as_tensor(start, device=logits.device)
     integers = not (classes.is_floating_point() or classes.is_complex() or classes.dtype == torch.bool)
-    if not integers or classes.shape not in ((), (len(logits),)):
+    fits = integers and classes.shape in ((), (len(logits),))
+    if not fits or (may_look(start) and bool(((classes < 0) | (classes >= nb_classes)).any())):
         raise AttributionError(
-            f"start has shape {tuple(classes.shape)} and {classes.dtype}; a class or (N,) was expected"
+            f"start is {shown(start)}; a class or classes ({len(logits)},), from 0 to {nb_classes - 1}, were expected"
         )
-    if may_look(start) and bool(((classes < 0) | (classes >= nb_classes)).any()):
-        raise AttributionError(f"start is {start}; classes from 0 to {nb_classes - 1} were expected")
     return torch.zeros_like(logits).scatter(1, classes.long().expand(len(logits))[:, None], 1.0)
 
 

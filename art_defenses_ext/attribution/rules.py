@@ -24,8 +24,9 @@ import torch
 from torch import Tensor
 
 from art_defenses_ext.attribution.linear_map import LinearMap
+from art_defenses_ext.base.declared import Declared, Number, Positive
 from art_defenses_ext.base.errors import AttributionError
-from art_defenses_ext.base.validation import check_number, check_positive, may_look
+from art_defenses_ext.base.validation import may_look
 
 STABILIZER = 1e-6
 
@@ -39,24 +40,21 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True)
-class Epsilon:
+class Epsilon(Declared):
     """R_j = sum_k a_j W_jk R_k / (z_k + eps sign z_k).
 
     Args:
         epsilon: > 0; a small value only stabilises, a larger one removes weak and contradictory relevance.
     """
 
-    epsilon: float = STABILIZER
-
-    def __post_init__(self) -> None:
-        check_positive("epsilon", self.epsilon)
+    epsilon: Positive = STABILIZER
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         return a * layer.transposed(r / stabilised(z, self.epsilon), layer.weight, a)
 
 
 @dataclass(frozen=True)
-class AlphaBeta:
+class AlphaBeta(Declared):
     """R_j = sum_k (alpha (a_j W_jk)+ / z_k+ - beta (a_j W_jk)- / z_k-) R_k.
 
     z_k+ sums the positive contributions (bias among them) and z_k- the negative ones. alpha 1, beta 0 is the z+ rule,
@@ -68,14 +66,12 @@ class AlphaBeta:
         stabilizer: > 0.
     """
 
-    alpha: float = 2.0
-    beta: float = 1.0
-    stabilizer: float = STABILIZER
+    alpha: Number = 2.0
+    beta: Number = 1.0
+    stabilizer: Positive = STABILIZER
 
     def __post_init__(self) -> None:
-        check_positive("stabilizer", self.stabilizer)
-        for argument in ("alpha", "beta"):
-            check_number(argument, getattr(self, argument), "a finite number")
+        super().__post_init__()
         if self.beta < 0 or self.alpha - self.beta != 1:
             raise AttributionError(
                 f"alpha is {self.alpha} and beta is {self.beta}; beta >= 0 and alpha = 1 + beta expected"
@@ -92,7 +88,7 @@ class AlphaBeta:
 
 
 @dataclass(frozen=True)
-class Gamma:
+class Gamma(Declared):
     """R_j = sum_k a_j (W_jk + gamma W_jk+) R_k / (z_k + gamma z_k+) where z_k > 0.
 
     Where z_k < 0 the same with negative parts; inputs of both signs are treated as in Andeol et al.
@@ -102,12 +98,8 @@ class Gamma:
         stabilizer: > 0.
     """
 
-    gamma: float = 0.25
-    stabilizer: float = STABILIZER
-
-    def __post_init__(self) -> None:
-        check_positive("gamma", self.gamma)
-        check_positive("stabilizer", self.stabilizer)
+    gamma: Positive = 0.25
+    stabilizer: Positive = STABILIZER
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         positive = positive_part(layer, a, nonnegative)
@@ -122,7 +114,7 @@ class Gamma:
 
 
 @dataclass(frozen=True)
-class ZBox:
+class ZBox(Declared):
     """R_j = sum_k (x_j W_jk - l_j W_jk+ - h_j W_jk-) R_k / (the same summed over j), for inputs in [l, h].
 
     For the first layer: it measures how far each pixel is from the end of its range that the weight favours least. As
@@ -137,10 +129,10 @@ class ZBox:
 
     low: float | Tensor
     high: float | Tensor
-    stabilizer: float = STABILIZER
+    stabilizer: Positive = STABILIZER
 
     def __post_init__(self) -> None:
-        check_positive("stabilizer", self.stabilizer)
+        super().__post_init__()
         readable = may_look(self.low) and may_look(self.high)
         if readable and not bool(torch.all(torch.as_tensor(self.low < self.high))):
             raise AttributionError(f"low is {self.low} and high is {self.high}; low < high was expected")
@@ -162,17 +154,14 @@ class ZBox:
 
 
 @dataclass(frozen=True)
-class WSquare:
+class WSquare(Declared):
     """R_j = sum_k W_jk^2 R_k / (sum_j W_jk^2 + b_k^2), for any inputs; for the first layer.
 
     Args:
         stabilizer: > 0.
     """
 
-    stabilizer: float = STABILIZER
-
-    def __post_init__(self) -> None:
-        check_positive("stabilizer", self.stabilizer)
+    stabilizer: Positive = STABILIZER
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         bias = None if layer.bias is None else layer.bias.square()
@@ -180,17 +169,14 @@ class WSquare:
 
 
 @dataclass(frozen=True)
-class Flat:
+class Flat(Declared):
     """R_j = sum_k R_k / (number of inputs of k): shared evenly over the receptive field; for the first layer.
 
     Args:
         stabilizer: > 0.
     """
 
-    stabilizer: float = STABILIZER
-
-    def __post_init__(self) -> None:
-        check_positive("stabilizer", self.stabilizer)
+    stabilizer: Positive = STABILIZER
 
     def __call__(self, layer: LinearMap, a: Tensor, z: Tensor, r: Tensor, nonnegative: bool) -> Tensor:
         return _shared(layer, a, r, torch.ones_like(layer.weight), None, self.stabilizer)

@@ -72,13 +72,8 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 def _kind_of(tensor: Tensor) -> str:
-    words = [
-        "meta" if tensor.is_meta else "",
-        "" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch."),
-        "quantised" if tensor.is_quantized else "",
-        str(tensor.dtype).removeprefix("torch."),
-    ]
-    return "a tensor of " + " ".join(word for word in words if word)
+    layout = "dense" if tensor.layout == torch.strided else str(tensor.layout).removeprefix("torch.")
+    return f"a tensor of {layout} {str(tensor.dtype).removeprefix('torch.')} on {tensor.device}"
 
 
 def check_kinds(subject: str, tensors: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:

@@ -24,6 +24,7 @@ from typing import (
     ParamSpec,
     Self,
     TypeVar,
+    Unpack,
     dataclass_transform,
     get_args,
     get_origin,
@@ -46,7 +47,7 @@ LARGEST = (2 - 2.0**-23) * 2.0**127
 
 @dataclass(frozen=True)
 class Kind:
-    """What a value must be.
+    """A kind of values.
 
     Attributes:
         expected: in words, such as "a whole number of at least 1".
@@ -70,7 +71,7 @@ class Kind:
             raise InputError(f"{argument} is {shown(value)}; {self.expected} was expected") from None
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """The same for a field of pydantic."""
+        """Check a field of pydantic in the same way."""
         from pydantic_core import PydanticCustomError, core_schema
 
         def accept(value: Any) -> Any:
@@ -148,6 +149,17 @@ def as_path(value: Any) -> Path:
     return Path(text)
 
 
+def instance_of(types: Any, expected: str) -> Kind:
+    """An object of a class, or of one of several."""
+
+    def accept(value: Any) -> Any:
+        if not isinstance(value, types):
+            raise ValueError
+        return value
+
+    return Kind(expected, accept)
+
+
 def several(kind: Kind, expected: str) -> Kind:
     """A list or tuple of values of a kind, kept as a tuple."""
 
@@ -211,7 +223,11 @@ def declared_of(owner: Any) -> dict[str, Kind]:
         raise InputError(
             f"{owner.__qualname__} has an annotation that cannot be read ({error}); names of its module were expected"
         ) from error
-    return {name: kind for name, hint in hints.items() if (kind := kind_of(hint)) is not None}
+    kinds = {name: kind for name, hint in hints.items() if (kind := kind_of(hint)) is not None}
+    for hint in hints.values():
+        if get_origin(hint) is Unpack:  # keyword arguments that a dictionary's class declares
+            kinds |= declared_of(get_args(hint)[0])
+    return kinds
 
 
 def check_declared(instance: Any) -> None:
@@ -223,7 +239,18 @@ def check_declared(instance: Any) -> None:
     owner: Any = type(instance)
     for name, kind in declared_of(owner).items():
         if hasattr(instance, name):
-            setattr(instance, name, kind.checked(name, getattr(instance, name)))
+            object.__setattr__(instance, name, kind.checked(name, getattr(instance, name)))  # also where it is frozen
+
+
+class Declared:
+    """Base of a dataclass whose fields are checked when it is made, by the kinds that they declare.
+
+    Raises:
+        InputError: for a value that is none of its kind.
+    """
+
+    def __post_init__(self) -> None:
+        check_declared(self)
 
 
 def validated(function: Callable[P, T]) -> Callable[P, T]:
@@ -258,7 +285,7 @@ def option(default: Any = MISSING, description: str = "", **details: Any) -> Any
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
-class Options:
+class Options(Declared):
     """A frozen set of options, each a field with its kind: ``name: Kind = option(default, "What it is for.")``.
 
     Raises:
@@ -267,11 +294,6 @@ class Options:
 
     def __init_subclass__(cls) -> None:
         dataclass(frozen=True, kw_only=True)(cls)
-
-    def __post_init__(self) -> None:
-        owner: Any = type(self)
-        for name, kind in declared_of(owner).items():
-            object.__setattr__(self, name, kind.checked(name, getattr(self, name)))
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:

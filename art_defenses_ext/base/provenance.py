@@ -32,3 +32,8 @@ class Training:
 
     settings: dict[str, Any]
     losses: list[tuple[float, float | None]]
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> Training:
+        """Return the training that ``vars`` gave as plain data, such as from a file."""
+        return cls(plain["settings"], [(loss, held_out) for loss, held_out in plain["losses"]])

@@ -6,6 +6,7 @@ a spreadsheet would interpret is escaped in this module only; HTML is escaped by
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from typing import Any
@@ -13,6 +14,9 @@ from urllib.parse import quote, urlsplit
 
 LONGEST = 200
 """Maximum number of characters of a value in a message."""
+
+FEW = 6
+"""Maximum number of an array's numbers in a message."""
 
 FORMULA = ("=", "+", "-", "@")
 """Characters that begin a formula in a spreadsheet."""
@@ -77,9 +81,13 @@ def for_picture(text: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """Return the ``repr`` of a value for a message, at most ``LONGEST`` characters; never raises."""
+    """Return the ``repr`` of a value for a message, at most ``LONGEST`` characters; never raises.
+
+    Of an array or a tensor with more than a few numbers it is their type and shape.
+    """
     try:
-        text = repr(value)
+        many = math.prod(getattr(value, "shape", ())) > FEW
+        text = f"{value.dtype} of shape {tuple(value.shape)}" if many else repr(value)
     except Exception:  # the repr of a user's class, or of a number with too many digits
         text = f"a {type(value).__name__}"
     text = for_terminal(text)

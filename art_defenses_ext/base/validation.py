@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -129,24 +131,18 @@ def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, a
     Raises:
         InputError: for anything else.
     """
-    count = "K >= 2" if nb_classes is None else str(nb_classes)
-    expected = f"logits ({nb_images}, {count}) of floating-point values were expected"
-    if not isinstance(outputs, Tensor):
-        raise ClassifierError(f"{argument} gives a {type(outputs).__name__} for {nb_images} images; {expected}")
-    if tuple(outputs.shape[:1]) != (nb_images,) or outputs.ndim != 2 or not outputs.is_floating_point():
-        what = f"{tuple(outputs.shape)} of {str(outputs.dtype).removeprefix('torch.')}"
-        raise ClassifierError(f"{argument} gives {what} for {nb_images} images; {expected}")
-    width = outputs.shape[1]
-    if width < 2:
+    readable = isinstance(outputs, Tensor) and outputs.ndim == 2 and outputs.is_floating_point()
+    if not (
+        readable and len(outputs) == nb_images and outputs.shape[1] >= 2 and nb_classes in (None, outputs.shape[1])
+    ):
+        count = "K >= 2" if nb_classes is None else str(nb_classes)
+        what = f"{outputs.dtype} of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else shown(outputs)
         raise ClassifierError(
-            f"{argument} gives one output an image; at least two, one for each class, were expected: for a single "
-            "logit z the two are 0 and z"
+            f"{argument} gives {what} for {nb_images} images; logits ({nb_images}, {count}) of floating-point values "
+            "were expected, 0 and z for a single logit z"
         )
-    if nb_classes is not None and width != nb_classes:
-        raise ClassifierError(
-            f"{argument} gives {width} outputs an image and has nb_classes {nb_classes}; as many were expected"
-        )
-    return outputs
+    logits: Tensor = outputs
+    return logits
 
 
 def check_evaluated(x: Any, classifier: PyTorchClassifier) -> Images:
@@ -169,12 +165,8 @@ def check_images(x: Any, classifier: PyTorchClassifier, argument: str = "x") -> 
     Raises:
         InputError: for anything else.
     """
-    if not isinstance(x, np.ndarray):
-        raise InputError(f"{argument} is a {type(x).__name__}; a numpy array was expected")
-    if x.dtype == np.uint8:
-        raise InputError(f"{argument} is uint8; float32 was expected{_scaled(argument, classifier.clip_values)}")
-    if x.dtype != np.float32:
-        raise InputError(f"{argument} is {x.dtype}; float32 was expected: {argument}.astype(np.float32)")
+    if not isinstance(x, np.ndarray) or x.dtype != np.float32:
+        raise InputError(f"{argument} is {shown(x)}; a numpy array of float32, scaled as in training, was expected")
     expected = tuple(classifier.input_shape)
     if x.shape[1:] != expected:
         raise InputError(f"{argument} has shape {x.shape}; (N, {', '.join(map(str, expected))}) was expected")
@@ -217,17 +209,6 @@ def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str 
     return clipped
 
 
-def _scaled(argument: str, clip_values: Any) -> str:
-    """Return the conversion of grey levels from 0 to 255 to the clip range, for the error message."""
-    ends = None if clip_values is None else (float(np.min(clip_values[0])), float(np.max(clip_values[1])))
-    usual = {(0.0, 1.0): " / 255", (0.0, 255.0): "", (-1.0, 1.0): " / 127.5 - 1", (-0.5, 0.5): " / 255 - 0.5"}
-    if ends is None:
-        return f": {argument}.astype(np.float32), scaled as in training"
-    if ends not in usual:
-        return f", inside the clip values [{ends[0]:g}, {ends[1]:g}], scaled as in training"
-    return f": {argument}.astype(np.float32){usual[ends]}"
-
-
 def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") -> IntArray:
     """Return labels as class indices, int64 of shape (N,).
 
@@ -240,27 +221,40 @@ def check_labels(y: Any, nb_classes: int, nb_samples: int, argument: str = "y") 
     Raises:
         InputError: for another width or length, rows that are not one-hot, or an index out of range.
     """
-    if not isinstance(y, np.ndarray):
-        raise InputError(f"{argument} is a {type(y).__name__}; a numpy array was expected")
-    if y.ndim == 0:
-        raise InputError(f"{argument} is {shown(y)}; an array of labels, one an image, was expected")
+    array = isinstance(y, np.ndarray)
+    one_hot = array and y.ndim == 2 and bool(np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all())
+    if not (one_hot or (array and y.ndim == 1 and np.issubdtype(y.dtype, np.integer))):
+        raise InputError(
+            f"{argument} is {shown(y)}; an array of class indices (N,) or one-hot rows (N, {nb_classes}) was expected"
+        )
     if len(y) != nb_samples:
         raise InputError(f"{argument} has {len(y)} labels for {nb_samples} images; as many were expected")
-    if y.ndim == 2:
+    if one_hot:
         if y.shape[1] != nb_classes:
             raise InputError(f"{argument} is one-hot of width {y.shape[1]}; {nb_classes} classes were expected")
-        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
-            raise InputError(f"{argument} has rows that are not one-hot; a single 1 a row was expected")
         y = y.argmax(axis=1)
-    elif y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
-        raise InputError(
-            f"{argument} has shape {y.shape} and dtype {y.dtype}; "
-            f"class indices (N,) or one-hot rows (N, {nb_classes}) were expected"
-        )
     if (y < 0).any() or (y >= nb_classes).any():
         raise InputError(f"{argument} holds labels from {y.min()} to {y.max()}; 0 to {nb_classes - 1} were expected")
     indices: IntArray = y.astype(np.int64)
     return indices
+
+
+@contextmanager
+def explained_by_shape(model: nn.Module, shape: Sequence[int]) -> Iterator[None]:
+    """Refuse images that a network cannot take, in place of the error that it raises for them.
+
+    Raises:
+        InputError: for any error inside the block but one of this package, or of memory.
+    """
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a network may check its input in any way
+        raise InputError(
+            f"x has images of shape {tuple(shape)}, which the {type(model).__name__} cannot take ({one_line(error)}); "
+            "images of the shape that it was made for were expected"
+        ) from error
 
 
 def one_line(error: BaseException) -> str:
@@ -280,12 +274,6 @@ def check_number(argument: str, value: Any, expected: str, holds: Callable[[floa
     return result
 
 
-def check_whole(argument: str, value: Any, least: int, expected: str) -> int:
-    """Return the whole number ``value``, numpy's too, from ``least`` on that 64 bits hold, as ``expected`` says."""
-    result: int = whole(least, expected).checked(argument, value)
-    return result
-
-
 def check_share(argument: str, value: Any) -> float:
     """Return a number from 0 to 1.
 
@@ -298,7 +286,8 @@ def check_share(argument: str, value: Any) -> float:
 
 def check_count(argument: str, value: Any, least: int = 1) -> int:
     """Refuse anything but a whole number of at least ``least``."""
-    return check_whole(argument, value, least, f"a whole number of at least {least}")
+    result: int = whole(least).checked(argument, value)
+    return result
 
 
 def check_positive(argument: str, value: Any) -> float:

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
+from art_defenses_ext.base.checkpoint import Checkpoint, load_checkpoint, rebuilding, save_checkpoint
 from art_defenses_ext.base.declared import Kind, declared_of
+from art_defenses_ext.base.errors import CheckpointError, InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import check_classifier, differs
+
+MADE_FOR = "made for"
+"""Under this name a file holds what else of the classifier must be the same."""
 
 
 class DefenceFace:
@@ -60,24 +68,106 @@ class DefenceFace:
         return [training]
 
     @classmethod
-    @abstractmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """The defence for a classifier, not fitted yet."""
+        """The defence for a classifier, not fitted yet; by default what the constructor makes of it.
+
+        Args:
+            classifier: what is to be defended.
+            **options: the constructor's.
+        """
+        return cls(classifier, **options)  # type: ignore[call-arg]  # a mix-in of ART's classes
 
     @abstractmethod
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
         """The defended classifier; of a detector one that rejects."""
 
-    @abstractmethod
     def save(self, path: str | Path) -> None:
-        """Write the defence to one file, with a hash of the network that it was made for."""
+        """Write options and what was fitted to one safetensors file, with a hash of the network that they are for.
+
+        Args:
+            path: the file, which is replaced as a whole if it is there.
+
+        Raises:
+            InputError: before a fit that the defence needs, and as :func:`.save_checkpoint`.
+        """
+        settings = {name: getattr(self, name) for name in self._parameters_of_file()} | {MADE_FOR: self._made_for()}
+        save_checkpoint(path, self.name, settings, self._own(), self._network(), self._fits())
 
     @classmethod
-    @abstractmethod
     def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
-        """The defence that was saved to ``path``, for the classifier that it was saved with."""
+        """Return the defence that was saved to ``path``, for the classifier that it was saved with.
+
+        Args:
+            path: the file.
+            classifier: the one that it was saved with.
+
+        Raises:
+            InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`, and for a classifier of another range,
+                normalisation or, where they matter, other defences.
+        """
+        saved = load_checkpoint(path, cls.name, cls._network_of(check_classifier(classifier)))
+        settings = dict(saved.settings)
+        made_for = settings.pop(MADE_FOR, None)
+        with rebuilding(path, cls.__name__):
+            defence = cls.for_classifier(classifier, **settings)
+            defence._restore(saved, f"path is {str(path)!r}")
+        if made_for != defence._made_for():
+            raise CheckpointError(
+                f"path is {str(path)!r}, made for {made_for}, and the classifier has {defence._made_for()} "
+                f"({cls.made_for_in_words}); the same were expected"
+            )
+        return defence
+
+    # What a file holds
+
+    made_for_in_words: ClassVar[str] = "clip values, mean, std"
+
+    @classmethod
+    def _network_of(cls, classifier: PyTorchClassifier) -> nn.Module:
+        """Return the network of a classifier whose hash the file holds."""
+        network: nn.Module = classifier.model
+        return network
+
+    @abstractmethod
+    def _network(self) -> nn.Module:
+        """Return the network that the defence was made for."""
+
+    def _parameters_of_file(self) -> Sequence[str]:
+        return self.params  # type: ignore[attr-defined,no-any-return]  # of ART's class beside this mix-in
+
+    def _made_for(self) -> list[Any]:
+        """Return what else of the classifier must be the same, as JSON holds it."""
+        return []
+
+    def _own(self) -> nn.Module:
+        """Return the module whose parameters and buffers the file holds."""
+        return nn.Module()
+
+    def _fits(self) -> list[dict[str, Any]]:
+        """Return what is known of each fit, as plain data."""
+        return []
+
+    def _restore(self, saved: Checkpoint, subject: str) -> None:
+        """Take back what :meth:`save` wrote besides the options; ``subject`` begins the messages of errors."""
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
         """What the method's own authors attacked it with; none by default."""
         return ()
+
+
+def check_known(face: DefenceFace, names: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse names that are no parameters of a defence, which ART would drop in silence."""
+    unknown = sorted(set(names) - set(known))
+    if unknown:
+        raise InputError(f"{', '.join(unknown)}: no parameter of {type(face).__name__}; it has {list(known)}")
+
+
+def check_unchanged(face: DefenceFace, params: Mapping[str, Any], fixed: Sequence[str]) -> None:
+    """Refuse other values for the parameters ``fixed`` than those that a defence was made with."""
+    for name in fixed:
+        if name in params and differs(params[name], getattr(face, name)):
+            raise InputError(
+                f"{name} is {shown(params[name])}, and the {type(face).__name__} was made for "
+                f"{getattr(face, name)!r}; a new one was expected"
+            )

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -29,14 +29,12 @@ from torch import nn
 
 from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, rebuilding, save_checkpoint
+from art_defenses_ext.base.checkpoint import Checkpoint, check_kinds
 from art_defenses_ext.base.declared import (
     Count,
     Flag,
     InnerShare,
     Kind,
-    Positive,
-    Seed,
     check_declared,
     one_of,
     validated,
@@ -53,9 +51,8 @@ from art_defenses_ext.base.validation import (
     check_labels,
     check_takes_images,
     check_target,
-    differs,
 )
-from art_defenses_ext.defence.face import DefenceFace
+from art_defenses_ext.defence.face import DefenceFace, check_known, check_unchanged
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS
 from art_defenses_ext.detector.fitting import fit_network
 from art_defenses_ext.detector.memory import TRAINING_COPIES, check_memory, weight_bytes
@@ -65,7 +62,7 @@ from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable, 
 from art_defenses_ext.estimator.rebuild import gradients_enabled, rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradients.modes import Defence, find_defences
-from art_defenses_ext.training.loop import Settings
+from art_defenses_ext.training.settings import OtherSettings, Settings
 
 
 def _distinct(value: Any) -> Any:
@@ -102,7 +99,6 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         detector: a two-output ``PyTorchClassifier`` over images in the clip range, with logits [0, score - threshold of
             the predicted class]; ART's attacks run on it.
         network: its network, whose ``scores`` is differentiable.
-        training: how it was fitted; None before ``fit``.
 
     Raises:
         InputError: for an unknown option, a classifier that does not give an image a logit for each of at least two
@@ -156,23 +152,12 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         self.explanation = explanation  # type: ignore[assignment]
         self.scaling, self.score, self.hidden, self.reconstructor = scaling, score, hidden, reconstructor
         self.false_positive_rate = false_positive_rate
-        self.training: Training | None = None
         self._check_params()
         check_runs(check_differentiable(classifier))
         check_memory(*self._sizes(), device_of(classifier))
         self.network = self._new_network()
         self._check_second_derivative()
         super().__init__(self._as_classifier())
-
-    @classmethod
-    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """The detector for a classifier; its constructor under the name that all defences have.
-
-        Args:
-            classifier: the classifier to watch.
-            **options: the constructor's.
-        """
-        return cls(classifier, **options)
 
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
         """The classifier with one class more, "rejected", see :func:`.rejecting`.
@@ -192,12 +177,10 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         nb_epochs: Count = 10,
         *,
         benign: npt.NDArray[np.bool_] | None = None,
-        learning_rate: Positive = 1e-3,
         validation_split: InnerShare = 0.1,
-        seed: Seed = 0,
         checkpoint: str | Path | None = None,
         progress: Flag = True,
-        **kwargs: Any,
+        **settings: Unpack[OtherSettings],
     ) -> None:
         """Learn what explanations of benign images look like, and set the thresholds on those held out.
 
@@ -212,26 +195,24 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
                 together.
             benign: which images are benign (N,); the others are left out. None for all of them.
             nb_epochs: passes over the images.
-            learning_rate: Adam's step size at the start. **Convention**: it falls to 0 along a cosine, as everywhere
-                here; the authors keep it.
             validation_split: share of each predicted class's images that only the thresholds are set on.
-            seed: of initial weights, split and order.
             checkpoint: a file, written after each epoch, from which an interrupted fit goes on.
             progress: show a bar.
+            **settings: of the training, such as ``learning_rate`` and ``seed``, see :class:`.Settings`; the seed is
+                also that of initial weights and split. **Convention**: the learning rate falls to 0 along a cosine, as
+                everywhere here; the authors keep it.
 
         Raises:
             InputError: for images or labels that cannot be used, a class that no image is predicted as, too few images
                 to set a threshold on, explanations that are all constant, or settings of no use; before any training.
         """
-        if kwargs:
-            raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; see its documentation")
         x = check_images(x, self.classifier)
         nb_classes = self.classifier.nb_classes
         if y is not None:
             check_labels(y, nb_classes, len(x))
         x = x[_benign(benign, len(x))]
         check_memory(*self._sizes(), device_of(self.classifier), TRAINING_COPIES)
-        settings = Settings(nb_epochs, batch_size or 32 * nb_classes, learning_rate, seed=seed)
+        chosen = Settings.of({"nb_epochs": nb_epochs, "batch_size": batch_size or 32 * nb_classes, **settings})
         path = None if checkpoint is None else check_target("checkpoint", checkpoint)
         network = self._new_network()  # its own, so that whatever comes in between leaves the former one whole
         training = fit_network(
@@ -239,17 +220,16 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
             x,
             self.false_positive_rate,
             validation_split,
-            settings,
+            chosen,
             checkpoint=path,
             identity={name: getattr(self, name) for name in self.made_with if name != "score"},
             progress=progress,
         )
         self.network.take(network)
-        self.training = training
         self.network.trainings = [training]
 
     def scores(self, x: FloatArray, batch_size: int = 128) -> npt.NDArray[np.float32]:
-        """How badly each image's explanation is reconstructed.
+        """Return the detection score of each image: the reconstruction error of its explanation.
 
         Args:
             x: images ``(N, *input_shape)``, float32, in the clip range; read batch by batch, so a memory-mapped array
@@ -265,10 +245,8 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         scores: npt.NDArray[np.float32] = self._measured(x, batch_size)["scores"]
         return scores
 
-    def detect(
-        self, x: FloatArray, batch_size: int = 128, **kwargs: Any
-    ) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
-        """Which images are flagged.
+    def detect(self, x: FloatArray, batch_size: int = 128) -> tuple[dict[str, Any], npt.NDArray[np.bool_]]:
+        """Detect adversarial images.
 
         Args:
             x, batch_size: as for :meth:`scores`.
@@ -280,12 +258,10 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         Raises:
             InputError: as :meth:`scores`.
         """
-        if kwargs:
-            raise InputError(f"detect has no argument {sorted(kwargs)[0]!r}; x and batch_size were expected")
-        found = self._measured(x, batch_size)
-        flagged = ~(found["scores"] <= found["thresholds"])  # a score that is NaN is flagged, as ART's argmax has it
-        margins = found["scores"] - found["thresholds"]
-        return {"predictions": np.stack([np.zeros_like(margins), margins], axis=1), **found}, flagged
+        report = self._measured(x, batch_size)
+        margins = report["scores"] - report["thresholds"]
+        flagged = ~(report["scores"] <= report["thresholds"])  # NaN is flagged, as ART's argmax has it
+        return {"predictions": np.stack([np.zeros_like(margins), margins], axis=1), **report}, flagged
 
     def set_params(self, **kwargs: Any) -> None:
         """Set ``false_positive_rate``, and with it the thresholds; what the network is made with cannot be set.
@@ -293,15 +269,9 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         Raises:
             InputError: for another name or value; nothing changes then.
         """
-        for name in kwargs:
-            if name not in self.defence_params:
-                raise InputError(f"{name}: no parameter of {type(self).__name__}; it has {self.defence_params}")
-            given = list(kwargs[name]) if isinstance(kwargs[name], tuple) else kwargs[name]
-            if name in self.made_with and differs(given, getattr(self, name)):
-                raise InputError(
-                    f"{name} is {shown(kwargs[name])}, and the detector was made for "
-                    f"{getattr(self, name)!r}; a new one was expected"
-                )
+        check_known(self, kwargs, self.defence_params)
+        given = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
+        check_unchanged(self, given, self.made_with)
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
         rate = self.options()["false_positive_rate"].checked("false_positive_rate", rate)
         if self.network.is_fitted:
@@ -309,47 +279,13 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         self.false_positive_rate = rate
 
     def save(self, path: str | Path) -> None:
-        """Write options, autoencoders and thresholds to one safetensors file, together with a hash of the classifier.
-
-        Args:
-            path: the file, which is replaced as a whole if it is there.
-
-        Raises:
-            InputError: before ``fit``, and as :func:`.save_checkpoint`.
-        """
         self.network.check_fitted()
-        settings = {name: getattr(self, name) for name in self.defence_params} | {
-            "made for": _made_for(self.classifier)
-        }
-        training = [] if self.training is None else [vars(self.training)]
-        save_checkpoint(path, DetectorNetwork.name, settings, self.network, self.network.pipeline, training)
+        super().save(path)
 
-    @classmethod
-    def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
-        """The detector that was saved to ``path``, for the classifier that it was fitted for.
-
-        Raises:
-            InputError: as :func:`.load_checkpoint`, and for a classifier with other preprocessing or defences.
-        """
-        check_classifier(classifier)
-        saved = load_checkpoint(path, DetectorNetwork.name, _pipeline(classifier))
-        settings = dict(saved.settings)
-        made_for = settings.pop("made for", None)
-        if made_for != _made_for(classifier):
-            raise InputError(
-                f"path is {str(path)!r}, made for {made_for}, and the classifier has {_made_for(classifier)} (clip "
-                "values, mean, std, then its defences); the same were expected"
-            )
-        with rebuilding(path, cls.__name__):
-            detector = cls(classifier, **settings)
-            detector.network.make()
-            check_kinds(f"path is {str(path)!r}", saved.tensors, detector.network.state_dict())
-            detector.network.load(saved.tensors)
-            if saved.training:
-                held = saved.training[0]
-                detector.training = Training(held["settings"], [(a, b) for a, b in held["losses"]])
-                detector.network.trainings = [detector.training]
-        return detector
+    @property
+    def training(self) -> Training | None:
+        """How it was fitted; None before ``fit``."""
+        return next(iter(self.network.trainings), None)
 
     @property
     def weight_bytes(self) -> int:
@@ -358,6 +294,35 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         For the dense ones 4 K (2 d h + d + h) with K classes, d pixels of all maps and h hidden units.
         """
         return weight_bytes(*self._sizes())
+
+    # What a file holds
+
+    made_for_in_words = "clip values, mean, std, then its defences"
+
+    @classmethod
+    def _network_of(cls, classifier: PyTorchClassifier) -> nn.Module:
+        return _pipeline(classifier)
+
+    def _network(self) -> nn.Module:
+        return self.network.pipeline
+
+    def _parameters_of_file(self) -> Sequence[str]:
+        return self.defence_params
+
+    def _made_for(self) -> list[Any]:
+        return _made_for(self.classifier)
+
+    def _own(self) -> nn.Module:
+        return self.network
+
+    def _fits(self) -> list[dict[str, Any]]:
+        return [vars(training) for training in self.network.trainings]
+
+    def _restore(self, saved: Checkpoint, subject: str) -> None:
+        self.network.make()
+        check_kinds(subject, saved.tensors, self.network.state_dict())
+        self.network.load(saved.tensors)
+        self.network.trainings = [Training.of(held) for held in saved.training]
 
     # Inside
 
@@ -413,20 +378,14 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         check_count("batch_size", batch_size)
         if not isinstance(x, np.ndarray) or x.ndim == 0 or len(x) == 0:
             check_images(x, self.classifier)  # says what is wrong
-        found: dict[str, npt.NDArray[Any]] = {
-            "scores": np.empty(len(x), np.float32),
-            "thresholds": np.empty(len(x), np.float32),
-            "classes": np.empty(len(x), np.int64),
-        }
+        batches = []
         for start in range(0, len(x), batch_size):
-            rows = slice(start, start + batch_size)
-            batch = torch.tensor(check_images(x[rows], self.classifier), device=self.network.device)
+            images = check_images(x[start : start + batch_size], self.classifier)
             with torch.no_grad():
-                scores, classes = self.network.scores(batch)
-                thresholds = self.network.thresholds[classes]
-            for name, values in (("scores", scores), ("thresholds", thresholds), ("classes", classes)):
-                found[name][rows] = values.cpu().numpy()
-        return found
+                scores, classes = self.network.scores(torch.tensor(images, device=self.network.device))
+            batches.append([values.cpu().numpy() for values in (scores, self.network.thresholds[classes], classes)])
+        columns = map(np.concatenate, zip(*batches, strict=True))
+        return dict(zip(("scores", "thresholds", "classes"), columns, strict=True))
 
     def _check_params(self) -> None:
         check_declared(self)
@@ -439,11 +398,12 @@ def _benign(benign: Any, count: int) -> npt.NDArray[np.bool_]:
     """Which of so many images are benign (N,)."""
     if benign is None:
         return np.ones(count, dtype=np.bool_)
-    if not isinstance(benign, np.ndarray) or benign.shape != (count,) or benign.dtype != np.bool_:
-        what = f"{benign.shape} of {benign.dtype}" if isinstance(benign, np.ndarray) else f"a {type(benign).__name__}"
-        raise InputError(f"benign is {what}; truth values ({count},), one an image, were expected")
-    if not benign.any():
-        raise InputError("benign is False for every image; some benign images were expected")
+    readable = isinstance(benign, np.ndarray) and benign.shape == (count,) and benign.dtype == np.bool_
+    if not (readable and benign.any()):
+        raise InputError(
+            f"benign is {shown(benign)}; truth values ({count},), one an image and some True, were expected"
+        )
+    assert isinstance(benign, np.ndarray)
     return benign
 
 
@@ -454,9 +414,9 @@ def _made_for(classifier: PyTorchClassifier) -> list[Any]:
     for name in ("mean", "std"):
         value = getattr(classifier.preprocessing, name, None)
         numbers.append(None if value is None else np.asarray(value, dtype=np.float32).ravel().tolist())
-    others = [one for one in classifier.preprocessing_defences or [] if not isinstance(one, Defence)]
-    numbers += [[type(one).__name__, {name: getattr(one, name) for name in one.params}] for one in others]
-    numbers += [[one.name, one.describe()] for one in find_defences(classifier)]
+    others = [step for step in classifier.preprocessing_defences or [] if not isinstance(step, Defence)]
+    numbers += [[type(step).__name__, {name: getattr(step, name) for name in step.params}] for step in others]
+    numbers += [[defence.name, defence.describe()] for defence in find_defences(classifier)]
     plain: list[Any] = json.loads(json.dumps(numbers, default=str))
     return plain
 

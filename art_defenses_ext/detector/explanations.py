@@ -1,4 +1,4 @@
-"""What a detector looks at: explanations of a prediction, and numbers that sum them up.
+"""Explanations of a prediction as a detector's input, and statistics of them.
 
 An explanation is an attribution to each pixel value. *Statistics* of one are few numbers: how large it is and how much
 of it is of high frequency; or, of the surface around the image, how the logits answer to noise.
@@ -56,11 +56,11 @@ def _smooth_grad(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
 
 def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """Of what the model is shown: the steps before it need be no layers, and mean and deviation pass relevance on."""
+    """Return the relevance of the network's input: preprocessors need be no layers, and normalisation passes it on."""
     with evaluation_mode(pipeline):
         x = pipeline.before_model(x)
-    found = relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
-    return channels_to_front(found) if pipeline.turns else found
+    pixels = relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
+    return channels_to_front(pixels) if pipeline.turns else pixels
 
 
 EXPLANATIONS: dict[str, Explanation] = {
@@ -83,7 +83,7 @@ SIGMA = 0.15
 """Standard deviation of SmoothGrad's noise, as a share of the clip range."""
 
 NOISE, DRAWS = 0.06, 8
-"""Of the surface around an image: standard deviation as a share of the clip range, and how many points.
+"""Noise around an image: its standard deviation as a share of the clip range, and the number of draws.
 
 **Convention**: twice the eps that the method was found wanting at; on CIFAR-10's validation images less tells less."""
 
@@ -92,19 +92,19 @@ TINY = 1e-12
 
 def maps(names: list[str], pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
     """Absolute attributions summed over colours (n, M, H, W), a map for each named explanation of the classes (n,)."""
-    found = [EXPLANATIONS[name](pipeline, x, classes, beta) for name in names]
-    return torch.stack([one.abs().sum(dim=1) for one in found], dim=1)
+    attributions = [EXPLANATIONS[name](pipeline, x, classes, beta) for name in names]
+    return torch.stack([attribution.abs().sum(dim=1) for attribution in attributions], dim=1)
 
 
 def statistics(names: list[str], pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
     """Two numbers (n, M, 1, 2) for each named explanation of the classes (n,), see ``STATISTICS``."""
-    found = []
-    for name in names:
-        if name == SURFACE:
-            found.append(_answer_to_noise(pipeline, x, classes, beta))
-        else:
-            found.append(_size_and_detail(EXPLANATIONS[name](pipeline, x, classes, beta)))
-    return torch.stack(found, dim=1)[:, :, None]
+    pairs = [
+        _answer_to_noise(pipeline, x, classes, beta)
+        if name == SURFACE
+        else _size_and_detail(EXPLANATIONS[name](pipeline, x, classes, beta))
+        for name in names
+    ]
+    return torch.stack(pairs, dim=1)[:, :, None]
 
 
 def _size_and_detail(attribution: Tensor) -> Tensor:
@@ -147,4 +147,4 @@ def _answer_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float
 SURFACE = "noise_response"
 
 STATISTICS = (*EXPLANATIONS, SURFACE)
-"""What statistics can be had of."""
+"""Names of everything that statistics are computed of."""

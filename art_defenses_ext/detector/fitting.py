@@ -1,4 +1,4 @@
-"""What a fit of the detector does to its network: explain benign images, learn them, set the thresholds."""
+"""The fit of a detector's network: explain benign images, learn the explanations, set the thresholds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.detector.network import DetectorNetwork
 from art_defenses_ext.detector.reconstructors import ClassGaussians
 from art_defenses_ext.detector.thresholds import hold_out
-from art_defenses_ext.training.loop import Settings, train
+from art_defenses_ext.training.loop import train
+from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.training.state import Epoch
 
 AT_ONCE = 128
@@ -82,15 +83,15 @@ def _learn(network: DetectorNetwork, scaled: Tensor, classes: Tensor, settings: 
     def objective(batch: Tensor, classes: Tensor, _: torch.Generator) -> dict[str, Tensor]:
         return {"reconstruction": functional.mse_loss(reconstructors(batch.flatten(1), classes), batch.flatten(1))}
 
-    return train(reconstructors, scaled, classes, objective, settings, **loop)
+    return train(reconstructors, (scaled, classes), objective, settings, **loop)
 
 
 def _check_maps(maps: Tensor, explanations: list[str]) -> None:
     """Refuse unscaled maps (N, M, H, W) from which nothing can be learnt."""
-    for name, one in zip(explanations, maps.flatten(2).unbind(dim=1), strict=True):
-        if not bool(one.isfinite().all()):
+    for name, values in zip(explanations, maps.flatten(2).unbind(dim=1), strict=True):
+        if not bool(values.isfinite().all()):
             raise InputError(f"x has {name} explanations that hold NaN or infinite values; finite ones were expected")
-        if torch.equal(one.amax(dim=1), one.amin(dim=1)):
+        if torch.equal(values.amax(dim=1), values.amin(dim=1)):
             raise InputError(
                 f"x has {name} explanations of a single value each; ones with something on them were expected"
             )

@@ -1,4 +1,4 @@
-"""How much memory a detector's weights take, counted before any of them is made."""
+"""The memory that a detector's weights take, counted before any of them is made."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from art_defenses_ext.base.memory import available_memory, in_words
 from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, make_reconstructors
 
 TRAINING_COPIES = 4
-"""Of the weights, while they are trained: themselves, their gradients and Adam's two moments."""
+"""Copies of the weights in training: the weights, their gradients and Adam's two moments."""
 
 
 def weight_bytes(reconstructor: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> int:
@@ -37,14 +37,9 @@ def check_memory(
     if available is None or copies * weights <= available:
         return
     doing = "" if copies == 1 else f", and {in_words(copies * weights)} while they are trained"
-    sizes = {kind: weight_bytes(kind, *options) for kind in RECONSTRUCTORS if kind != reconstructor}
-    others = [
-        f"reconstructor={kind!r}, which takes {in_words(size)}"
-        for kind, size in sizes.items()
-        if copies * size <= available
-    ]
+    others = [kind for kind in RECONSTRUCTORS if copies * weight_bytes(kind, *options) <= available]
+    smaller = " or ".join(f"reconstructor={kind!r}" for kind in others) or "a smaller hidden"
     raise InputError(
         f"reconstructor is {reconstructor!r}, whose weights for {nb_classes} classes take "
-        f"{in_words(weights)}{doing}, of {in_words(available)} available on {device}; "
-        f"{' or '.join(others) or 'a smaller hidden'} was expected"
+        f"{in_words(weights)}{doing}, of {in_words(available)} available on {device}; {smaller} was expected"
     )

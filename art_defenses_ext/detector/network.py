@@ -12,13 +12,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_front
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.detector.explanations import TINY, maps, statistics
-from art_defenses_ext.detector.reconstructors import (
-    SCORES,
-    ClassAutoencoders,
-    ClassGaussians,
-    ConvolutionalAutoencoder,
-    make_reconstructors,
-)
+from art_defenses_ext.detector.reconstructors import SCORES, Reconstructor, make_reconstructors
 from art_defenses_ext.detector.thresholds import conformal_thresholds
 from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.estimator.rebuild import evaluation_mode
@@ -28,11 +22,11 @@ from art_defenses_ext.gradients.surrogate import replaced
 SCALINGS = ("image", "benign")
 
 BETA = 10.0
-"""Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for TRN's maps; an
-attacker grows it to ten times as much."""
+"""Beta of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for TRN's maps;
+an attacker grows it to ten times as much."""
 
 PERCENTILE = 0.99
-"""Of an image's explanation, which becomes 1. Source: the authors' code."""
+"""The quantile of an image's explanation that becomes 1. Source: the authors' code."""
 
 
 class DetectorNetwork(nn.Module, Defence):
@@ -55,7 +49,7 @@ class DetectorNetwork(nn.Module, Defence):
     high: Tensor
     held_out_scores: Tensor
     held_out_classes: Tensor
-    reconstructors: ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians
+    reconstructors: Reconstructor
 
     def __init__(
         self,
@@ -130,12 +124,12 @@ class DetectorNetwork(nn.Module, Defence):
         Of statistics (n, M, 1, 2) the squared Mahalanobis distance, over their number.
         """
         flat = maps.flatten(1).to(self.reconstructors.dtype)
-        found = self.reconstructors(flat, classes)
-        return SCORES["l2"](found) if self.reconstructor == "statistics" else SCORES[self.scoring](flat - found)
+        learnt = self.reconstructors(flat, classes)
+        return SCORES["l2"](learnt) if self.reconstructor == "statistics" else SCORES[self.scoring](flat - learnt)
 
     def _explained_as_attacked(self, x: Tensor, classes: Tensor) -> Tensor:
         """The exact explanations; backwards those that the gradient modes make, the defences' inside included."""
-        modes = {self.gradient_mode} | {one.gradient_mode for one in find_defences(self.pipeline)}
+        modes = {self.gradient_mode} | {defence.gradient_mode for defence in find_defences(self.pipeline)}
         if modes == {"exact"} or not torch.is_grad_enabled():
             return self.explained(x, classes)
         with torch.no_grad():
@@ -151,9 +145,9 @@ class DetectorNetwork(nn.Module, Defence):
         """Images with the channels in front, as the pipeline takes them."""
         return channels_to_front(x) if self.pipeline.turns else x
 
-    # What fit settles
+    # Fitting
 
-    def new_reconstructors(self, seed: int) -> ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians:
+    def new_reconstructors(self, seed: int) -> Reconstructor:
         """Autoencoders with the random weights of ``seed``, or Gaussians."""
         count, (height, width) = len(self.explanations), self.image_shape[1:]
         with torch.random.fork_rng(devices=[]):
@@ -164,8 +158,10 @@ class DetectorNetwork(nn.Module, Defence):
         """Set what ``"benign"`` scales by, from unscaled maps (N, M, H, W) of benign images."""
         if self.scaling != "benign" or self.reconstructor == "statistics":
             return
-        for number, one in enumerate(maps.unbind(dim=1)):
-            logarithms = np.log(one.flatten().numpy() + TINY)  # torch's quantile takes no more than 16 million values
+        for number, values in enumerate(maps.unbind(dim=1)):
+            logarithms = np.log(
+                values.flatten().numpy() + TINY
+            )  # torch's quantile takes no more than 16 million values
             low, high = np.quantile(logarithms, [0.001, 0.999])
             if not low < high:
                 raise InputError(
@@ -202,7 +198,7 @@ class DetectorNetwork(nn.Module, Defence):
             setattr(self, name, torch.empty_like(tensors[name], device=self.device))
         self.load_state_dict(tensors)
 
-    # What else others ask
+    # State
 
     @property
     def pipeline(self) -> Pipeline:
@@ -215,12 +211,12 @@ class DetectorNetwork(nn.Module, Defence):
 
     @property
     def device(self) -> torch.device:
-        """Of the thresholds, and so of the classifier."""
+        """The device of the thresholds, and so of the classifier."""
         return self.thresholds.device
 
     @property
     def is_fitted(self) -> bool:
-        """Whether there are benign scores to take thresholds from."""
+        """Whether there are benign scores to set thresholds on."""
         return len(self.held_out_scores) > 0
 
     def check_fitted(self) -> None:

@@ -1,4 +1,4 @@
-"""What has learnt how benign explanations of each class look, and says how far another one is from that."""
+"""Models of the benign explanations of each class, and the distance of an explanation from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,17 @@ from art_defenses_ext.base.validation import may_look
 RECONSTRUCTORS = ("autoencoder", "convolutional", "statistics")
 
 
-class ClassAutoencoders(nn.Module):
+class Reconstructor(nn.Module):
+    """From maps or statistics (n, d) and classes (n,) to what benign ones of the class look like."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of its parameters."""
+        first: Tensor = next(iter(self.state_dict().values()))
+        return first.dtype
+
+
+class ClassAutoencoders(Reconstructor):
     """One autoencoder a class, all in one pass: d - hidden ReLU - d sigmoid.
 
     *Source*: the authors' code. **Convention**: torch's initial weights for dense layers.
@@ -28,13 +38,8 @@ class ClassAutoencoders(nn.Module):
         self.decoder = nn.Parameter(_uniform(hidden, nb_classes, hidden, size))
         self.decoder_bias = nn.Parameter(_uniform(hidden, nb_classes, 1, size))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its numbers."""
-        return self.encoder.dtype
-
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Reconstructions (n, d) of maps (n, d), each by the autoencoder of its class (n,)."""
+        """Return reconstructions (n, d) of maps (n, d), each by the autoencoder of its class (n,)."""
         nb_classes = len(self.encoder)
         seen_before = functional.one_hot(classes, nb_classes).cumsum(dim=0).gather(1, classes[:, None]).squeeze(1)
         # On a GPU, room for all in each class: how many there are would have to be asked, and waited for.
@@ -43,8 +48,8 @@ class ClassAutoencoders(nn.Module):
         grouped = maps.new_zeros(nb_classes, room, maps.shape[1]).index_put(places, maps)  # (K, room, d)
         hidden = torch.baddbmm(self.encoder_bias, grouped, self.encoder).relu()  # (K, room, hidden)
         reconstructed = torch.baddbmm(self.decoder_bias, hidden, self.decoder).sigmoid()  # (K, room, d)
-        mine: Tensor = reconstructed[places]
-        return mine
+        reconstructions: Tensor = reconstructed[places]
+        return reconstructions
 
 
 def _uniform(nb_in: int, *shape: int) -> Tensor:
@@ -66,7 +71,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 """From errors (n, d) to scores (n,)."""
 
 
-class ConvolutionalAutoencoder(nn.Module):
+class ConvolutionalAutoencoder(Reconstructor):
     """One convolutional autoencoder for the maps of all classes, with biases of each class's own.
 
     Two halvings to a sixteenth of ``hidden`` channels, two doublings back. **Departure** from the authors' dense ones:
@@ -86,13 +91,8 @@ class ConvolutionalAutoencoder(nn.Module):
         self.last = nn.Conv2d(self.WIDTH, map_shape[0], 3, padding=1)
         self.of_class = nn.Embedding(nb_classes, 2 * self.WIDTH)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its numbers."""
-        return self.last.weight.dtype
-
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Reconstructions (n, d) of maps (n, d), each as one of its class (n,)."""
+        """Return reconstructions (n, d) of maps (n, d), each as one of its class (n,)."""
         inner, outer = self.of_class(classes)[:, :, None, None].chunk(2, dim=1)
         seen = (self.first(maps.unflatten(1, self.map_shape)) + inner).relu()
         narrow = self.second(seen).relu()
@@ -101,7 +101,7 @@ class ConvolutionalAutoencoder(nn.Module):
         return restored
 
 
-class ClassGaussians(nn.Module):
+class ClassGaussians(Reconstructor):
     """A Gaussian for the statistics of each class; how far a point is from its class is its Mahalanobis distance.
 
     *Source*: Lee, Lee, Lee, Shin 2018 (arXiv:1807.03888), who take features of the network for what is taken here of
@@ -117,11 +117,6 @@ class ClassGaussians(nn.Module):
         self.register_buffer("mean", torch.zeros(nb_classes, size))
         self.register_buffer("whitening", torch.eye(size).repeat(nb_classes, 1, 1))
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of its numbers."""
-        return self.mean.dtype
-
     def fit(self, points: Tensor, classes: Tensor) -> None:
         """Learn from points (N, d) of classes (N,), on any device; each class has more points than ``d``.
 
@@ -129,13 +124,13 @@ class ClassGaussians(nn.Module):
             InputError: for a class with fewer, or whose points lie in a plane.
         """
         for number in range(len(self.mean)):
-            mine = points[classes == number].double()
-            if len(mine) <= mine.shape[1]:
+            members = points[classes == number].double()
+            if len(members) <= members.shape[1]:
                 raise InputError(
-                    f"x has {len(mine)} images predicted as class {number} to learn from; more than the "
-                    f"{mine.shape[1]} statistics were expected"
+                    f"x has {len(members)} images predicted as class {number} to learn from; more than the "
+                    f"{members.shape[1]} statistics were expected"
                 )
-            covariance = mine.T.cov()
+            covariance = members.T.cov()
             covariance = covariance + 1e-6 * covariance.diagonal().mean() * torch.eye(len(covariance)).to(covariance)
             factor, failed = torch.linalg.cholesky_ex(covariance)
             if failed or not bool(factor.isfinite().all()):
@@ -143,19 +138,17 @@ class ClassGaussians(nn.Module):
                     f"x has statistics of class {number} that are all the same; ones that differ were expected"
                 )
             unit = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-            self.mean[number] = mine.mean(dim=0)
+            self.mean[number] = members.mean(dim=0)
             self.whitening[number] = torch.linalg.solve_triangular(factor, unit, upper=False)
 
     def forward(self, points: Tensor, classes: Tensor) -> Tensor:
-        """What is left of points (n, d) after their class's mean, in its standard deviations: white if benign."""
+        """Return points (n, d) whitened by mean and covariance of their class."""
         left: Tensor = (self.whitening[classes] @ (points - self.mean[classes])[:, :, None]).squeeze(2)
         return left
 
 
-def make_reconstructors(
-    kind: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int
-) -> ClassAutoencoders | ConvolutionalAutoencoder | ClassGaussians:
-    """New ones for maps of ``map_shape`` (M, H, W): ``"autoencoder"``, ``"convolutional"`` or ``"statistics"``."""
+def make_reconstructors(kind: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> Reconstructor:
+    """Return untrained reconstructors for maps of ``map_shape`` (M, H, W), of a kind out of ``RECONSTRUCTORS``."""
     if kind == "statistics":
         return ClassGaussians(nb_classes, 2 * map_shape[0])
     if kind == "convolutional":

@@ -39,12 +39,12 @@ def conformal_thresholds(scores: Tensor, classes: Tensor, nb_classes: int, rate:
 
 
 def needed(rate: float) -> int:
-    """How many images a class needs for a threshold that flags the share ``rate`` of benign ones at most."""
+    """Return the least number of images of a class for a threshold that flags at most the share ``rate``."""
     return math.ceil(1 / rate - 1e-9) - 1
 
 
 def hold_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed: int) -> Tensor:
-    """Which images (N,) the thresholds are set on: the same share of each predicted class."""
+    """Select the images (N,) that the thresholds are set on: the same share of each predicted class."""
     counts = torch.bincount(classes, minlength=nb_classes).tolist()
     kept = [int(share * count + 1e-9) for count in counts]  # so that 0.29 of 100 are 29
     missing = [number for number in range(nb_classes) if counts[number] == 0]
@@ -68,13 +68,13 @@ def hold_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed: 
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(classes), dtype=torch.bool)
     for number in range(nb_classes):
-        mine = (classes == number).nonzero().squeeze(1)
-        chosen[mine[torch.randperm(len(mine), generator=generator)[: kept[number]]]] = True
+        members = (classes == number).nonzero().squeeze(1)
+        chosen[members[torch.randperm(len(members), generator=generator)[: kept[number]]]] = True
     return chosen
 
 
 def _larger_split(count: int, rate: float) -> str:
-    """What to do where the smallest class has so many images, if it has enough."""
+    """Suggest a validation split that suffices for a class of so many images, if one does."""
     share = math.ceil(100 * needed(rate) / count) / 100
     return f": validation_split={share:g} holds out so many" if share <= 0.5 else ""
 

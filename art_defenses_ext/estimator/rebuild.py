@@ -63,7 +63,7 @@ class NoOptimizer:
     def __init__(self, parameters: Any = (), *, reason: str) -> None:
         self.defaults = {"reason": reason}
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
+    def _refuse(self, *_: Any, **__: Any) -> Any:
         """Refuse to train.
 
         Raises:
@@ -71,22 +71,8 @@ class NoOptimizer:
         """
         raise ClassifierError(self.defaults["reason"])
 
-    def step(self, closure: Any = None) -> None:
-        """Refuse to train.
-
-        Raises:
-            InputError: always.
-        """
-        raise ClassifierError(self.defaults["reason"])
-
-    @property
-    def param_groups(self) -> Any:
-        """Refuse access, which setting a learning rate needs.
-
-        Raises:
-            InputError: always.
-        """
-        raise ClassifierError(self.defaults["reason"])
+    zero_grad = step = _refuse
+    param_groups = property(_refuse)  # which setting a learning rate needs
 
     def state_dict(self) -> dict[str, Any]:
         """Return an empty dictionary, since ART saves a classifier's optimizer beside its network."""

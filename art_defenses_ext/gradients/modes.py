@@ -1,7 +1,7 @@
-"""What an attacker may differentiate: the backward passes that a defence offers, by name.
+"""Gradient modes: the backward passes that a defence offers to an attacker, by name.
 
 The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) always comes first;
-the other modes are surrogates, for where the exact derivative misleads: backward-pass differentiable approximation.
+the other modes are surrogates, for defences that mask the exact gradient: backward-pass differentiable approximation.
 
 Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
 4.1 (BPDA).
@@ -46,7 +46,7 @@ class Defence:
 
     @property
     def gradient_mode(self) -> str:
-        """What whoever differentiates the defence gets: one of ``gradient_modes``."""
+        """The backward pass in force, one of ``gradient_modes``."""
         return self._gradient_mode
 
     @gradient_mode.setter
@@ -65,11 +65,11 @@ class Defence:
         return {}
 
     def undefended_network(self) -> nn.Module | None:
-        """Of a defence that is a network itself, the one without it, for attacks that do not know it; else None."""
+        """Return the undefended network of a defence that is a network itself, for gray-box attacks; else None."""
         return None
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """What the defence sees and makes of images (N, ...), by name, for a report's pictures.
+        """Return pictures of what the defence sees and makes of images (N, ...), by name, for a report.
 
         As images (N, C, H, W), channels in front wherever those of the images are, with values from 0 (black) to 1
         (white) whatever the range of pixel values.
@@ -84,12 +84,12 @@ def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
     places: list[Any] = [target]
     if isinstance(target, PyTorchClassifier):
         places = [*target.preprocessing_operations, target.model]
-    found: list[Defence] = []
+    defences: list[Defence] = []
     for place in places:
         for candidate in place.modules() if isinstance(place, nn.Module) else [place]:
-            if isinstance(candidate, Defence) and candidate not in found:
-                found.append(candidate)
-    return found
+            if isinstance(candidate, Defence) and candidate not in defences:
+                defences.append(candidate)
+    return defences
 
 
 def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
@@ -114,13 +114,13 @@ def annealable_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
     return tuple(
         mode
         for mode in gradient_modes(target)
-        if any(one in defence.annealable_modes for one, defence in zip(mode.split("+"), defences, strict=False))
+        if any(name in defence.annealable_modes for name, defence in zip(mode.split("+"), defences, strict=False))
     )
 
 
 @contextmanager
 def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[None]:
-    """Give whoever differentiates ``target`` the backward passes named ``mode``; restore the former ones on exit.
+    """Set the backward passes of ``target`` to those named ``mode``; restore the former ones on exit.
 
     Args:
         target: a classifier or module with any number of defences.
@@ -144,17 +144,17 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
     chosen = ["exact"] * len(defences) if mode == "exact" else mode.split("+")
     if mode != "exact" and (
         len(chosen) != len(defences)
-        or any(one not in defence.gradient_modes for one, defence in zip(chosen, defences, strict=True))
+        or any(name not in defence.gradient_modes for name, defence in zip(chosen, defences, strict=True))
     ):
         raise InputError(f"gradient mode {mode!r}: one of {', '.join(gradient_modes(target))} was expected")
     before = [defence.gradient_mode for defence in defences]
     try:
-        for defence, one in zip(defences, chosen, strict=True):
-            defence.gradient_mode = one
+        for defence, name in zip(defences, chosen, strict=True):
+            defence.gradient_mode = name
         yield
     finally:
-        for defence, one in zip(defences, before, strict=True):
-            defence.gradient_mode = one
+        for defence, name in zip(defences, before, strict=True):
+            defence.gradient_mode = name
 
 
 @contextmanager

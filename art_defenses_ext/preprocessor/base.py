@@ -1,51 +1,43 @@
 """Everything that ART demands of a preprocessor in torch, once, for all defences of that kind.
 
-What a defence adds is one differentiable function from a batch of images to restored ones, ``restore``, and the
-backward passes that an attacker may be given beside the exact one.
+A defence adds one differentiable function from a batch of images to restored ones, ``restore``, and the backward
+passes that an attacker may be given beside the exact one.
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from copy import copy
-from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
-from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from torch import Tensor, nn
 
 from art_defenses_ext.attribution.first_layer import Normalisation, normalisation_of
-from art_defenses_ext.base.checkpoint import check_kinds, load_checkpoint, rebuilding, save_checkpoint
+from art_defenses_ext.base.checkpoint import Checkpoint, check_kinds
 from art_defenses_ext.base.declared import Count, check_declared
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
 from art_defenses_ext.base.shares import as_shares
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
-    ROUNDING,
-    check_classifier,
     check_flag,
-    check_takes_images,
+    explained_by_shape,
     may_look,
-    one_line,
 )
-from art_defenses_ext.defence.face import DefenceFace
+from art_defenses_ext.defence.face import DefenceFace, check_known
 from art_defenses_ext.estimator.defend import defend
-from art_defenses_ext.estimator.pipeline import check_runs, probes
+from art_defenses_ext.estimator.pipeline import probes
 from art_defenses_ext.estimator.rebuild import HALVES, model_dtype
 from art_defenses_ext.gradients.modes import Defence
 from art_defenses_ext.gradients.surrogate import replaced
+from art_defenses_ext.preprocessor.checks import channel_numbers, check_pixels, check_restorable, parts_of, pixel_range
 
 Numbers = float | Sequence[float]
-
-MADE_FOR = "made for"
-"""Under this name a file says for which clip values, mean and deviation."""
 
 
 class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace):
@@ -55,27 +47,13 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
     - The network is no submodule, so that the defence's own parameters, state and mode are its own. A deepcopy or
       pickle of a defended classifier copies both together; ``rebind`` ties the defence to another one.
     - Under ``no_grad`` nothing is kept for gradients, even by a defence that takes gradients itself.
-
-    Args:
-        model: the network, from normalised images to logits (N, K).
-        mean: of the network's normalisation, one number or one a channel; ART applies it after the defence, so a
-            defence that runs the network applies it itself.
-        std: deviation of the same normalisation.
-        clip_values: least and largest pixel value.
-        channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
-        chunk_size: images restored at a time.
-        apply_fit: whether ART applies the defence when it trains the classifier.
-        apply_predict: whether ART applies it otherwise.
-
-    Raises:
-        InputError: for a model that is no ``nn.Module``, or numbers that are none.
     """
 
     mean: Tensor
     std: Tensor
     apply_params: ClassVar[tuple[str, ...]] = ("apply_fit", "apply_predict")
     """Parameters that ART's preprocessors have; whether a defence is applied is no option of its own."""
-    chunk_size: Count
+    chunk_size: Count = 64
 
     def __init__(
         self,
@@ -85,23 +63,40 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         std: Numbers = 1.0,
         clip_values: tuple[float, float] = (0.0, 1.0),
         channels_first: bool = True,
-        chunk_size: int = 64,
         apply_fit: bool = False,
         apply_predict: bool = True,
+        **options: Any,
     ) -> None:
+        """Make a defence for a network.
+
+        Args:
+            model: the network, from normalised images to logits (N, K).
+            mean: of the network's normalisation, one number or one a channel; ART applies it after the defence, so a
+                defence that runs the network applies it itself.
+            std: deviation of the same normalisation.
+            clip_values: least and largest pixel value.
+            channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
+            apply_fit: whether ART applies the defence when it trains the classifier.
+            apply_predict: whether ART applies it otherwise.
+            chunk_size: images restored at a time.
+            **options: the method's own; it declares each as an annotated attribute of its class, with its default.
+
+        Raises:
+            InputError: for a model that is no ``nn.Module``, numbers that are none, and for an option that is unknown,
+                missing or none of its kind.
+        """
+        nn.Module.__init__(self)
         PreprocessorPyTorch.__init__(self, is_fitted=True)
         if not isinstance(model, nn.Module):
             raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
         self._hold(model, mean, std, clip_values, channels_first)
-        self.chunk_size = chunk_size
         self._apply_fit, self._apply_predict = apply_fit, apply_predict  # ART would make a bool of anything
+        check_known(self, options, list(self.options()))
+        for name in self.options():
+            if name not in options and not hasattr(type(self), name):
+                raise InputError(f"{name} is missing; a value was expected")
+            setattr(self, name, options.get(name, getattr(type(self), name, None)))
         self._check_params()
-
-    def __new__(cls, *_: Any, **__: Any) -> Self:
-        """A module from the start, so that a method may keep its options before the checks of all of them."""
-        made: Self = super().__new__(cls)
-        nn.Module.__init__(made)
-        return made
 
     @classmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
@@ -115,7 +110,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
             InputError: for a classifier without clip values, or with preprocessing other than mean and deviation, or
                 whose network gives no logits (N, nb_classes).
         """
-        return cls(**_taken_from(classifier), **options)
+        return cls(**parts_of(classifier), **options)
 
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
         """The classifier with the defence before it, behind those that it has, see :func:`.defend`.
@@ -125,40 +120,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         """
         return defend(classifier, self)
 
-    def save(self, path: str | Path) -> None:
-        """Write settings and own parameters to one safetensors file, together with a hash of the network.
-
-        Raises:
-            InputError: as :func:`.save_checkpoint`.
-        """
-        settings = {name: getattr(self, name) for name in self.params}
-        settings[MADE_FOR] = self._range_and_normalisation()
-        save_checkpoint(path, self.name, settings, self, self.model, self._training_summary())
-
-    @classmethod
-    def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
-        """The defence that was saved to ``path``, for the classifier that it was saved with.
-
-        Raises:
-            InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`.
-        """
-        check_classifier(classifier)
-        saved = load_checkpoint(path, cls.name, classifier.model)
-        settings = dict(saved.settings)
-        made_for = settings.pop(MADE_FOR, None)
-        with rebuilding(path, cls.__name__):
-            defence = cls.for_classifier(classifier, **settings)
-            check_kinds(f"path is {str(path)!r}", saved.tensors, defence.state_dict())
-            defence.load_state_dict(saved.tensors)
-            defence._take_summary(saved.training)
-        if made_for != defence._range_and_normalisation():
-            raise InputError(
-                f"path is {str(path)!r}, made for {made_for}, and the classifier has "
-                f"{defence._range_and_normalisation()} (clip values, mean, std); the same were expected"
-            )
-        return defence
-
-    # What a defence is
+    # The method
 
     @abstractmethod
     def restore(self, x: Tensor) -> Tensor:
@@ -169,7 +131,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         """
 
     def restore_with(self, x: Tensor, mode: str) -> Tensor:
-        """The same values as :meth:`restore` with the backward pass named ``mode``."""
+        """Return the same values as :meth:`restore`, with the backward pass named ``mode``."""
         if mode == "identity":
             with torch.no_grad():
                 restored = self.restore(x.detach())
@@ -185,7 +147,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         """Images (N, ...) in the clip range as a report shows them: from 0 to 1."""
         return as_shares(x.clamp(*self.clip_values), self.clip_values)
 
-    # What ART and torch call
+    # The interface of ART and torch
 
     @property
     def params(self) -> list[str]:
@@ -200,8 +162,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
     @property
     def device(self) -> torch.device:
         """The network's device."""
-        found = next((one.device for one in (*self.model.parameters(), *self.model.buffers())), None)
-        return torch.device("cpu") if found is None else found
+        tensors = (*self.model.parameters(), *self.model.buffers())
+        return tensors[0].device if tensors else torch.device("cpu")
 
     def __call__(self, x: Any, y: Any = None) -> Any:
         """ART's way with numpy arrays, torch's with tensors; (restored images, labels as they came).
@@ -225,18 +187,12 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return self._tried(nn.Module.__call__, x, y)
 
     def _tried(self, call: Any, x: Any, y: Any) -> Any:
-        """A direct call; what the network cannot take is said in words."""
-        try:
+        """Call the restorer; images that the network cannot take are refused by an InputError."""
+        # Under torch.func it may be torch that refuses, whatever the shape.
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return call(self, x, y)
-        except (InputError, torch.OutOfMemoryError):
-            raise
-        except (RuntimeError, ValueError, IndexError) as error:  # a network may check its input in any way
-            if torch._C._are_functorch_transforms_active():  # it is torch that refuses, and not for the image's shape
-                raise
-            raise InputError(
-                f"x has images of shape {tuple(x.shape[1:])}, which the {type(self.model).__name__} cannot take "
-                f"({one_line(error)}); images of the shape that it was made for were expected"
-            ) from error
+        with explained_by_shape(self.model, x.shape[1:]):
+            return call(self, x, y)
 
     def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
         """Restore images.
@@ -270,11 +226,11 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         Raises:
             InputError: as :meth:`for_classifier`, or if an option does not fit the network; nothing changes then.
         """
-        found = _taken_from(classifier)
+        parts = parts_of(classifier)
         tried = copy(self)
-        tried._hold(**found)
+        tried._hold(**parts)
         tried._check_params()
-        self._hold(**found)
+        self._hold(**parts)
 
     def set_params(self, **kwargs: Any) -> None:
         """Set what ``params`` names; ART drops other names silently, this refuses them.
@@ -282,9 +238,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         Raises:
             InputError: for another name or a value that cannot be used; nothing changes then.
         """
-        unknown = sorted(set(kwargs) - set(self.params))
-        if unknown:
-            raise InputError(f"{', '.join(unknown)}: no parameter of {type(self).__name__}; it has {self.params}")
+        check_known(self, kwargs, self.params)
         tried = copy(self)
         tried._set(kwargs)
         tried._check_params()
@@ -297,24 +251,27 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
     # Inside
 
-    def _range_and_normalisation(self) -> list[list[float]]:
-        """Clip values, mean, std, in float32 as a file may have been written on any device."""
+    def _network(self) -> nn.Module:
+        return self.model
+
+    def _own(self) -> nn.Module:
+        return self
+
+    def _made_for(self) -> list[Any]:
+        """Return clip values, mean and std, in float32 as a file may have been written on any device."""
         numbers = (torch.tensor(self.clip_values), self.mean, self.std)
-        return [one.flatten().float().tolist() for one in numbers]
+        return [values.flatten().float().tolist() for values in numbers]
 
-    def _training_summary(self) -> list[dict[str, Any]]:
-        """How it was trained, for its file: plain data."""
-        return []
-
-    def _take_summary(self, training: list[dict[str, Any]]) -> None:
-        """Take back what ``_training_summary`` gave."""
+    def _restore(self, saved: Checkpoint, subject: str) -> None:
+        check_kinds(subject, saved.tensors, self.state_dict())
+        self.load_state_dict(saved.tensors)
 
     def _hold(self, model: nn.Module, mean: Any, std: Any, clip_values: Any, channels_first: Any) -> None:
-        numbers = {"mean": _numbers("mean", mean), "std": _numbers("std", std)}
+        numbers = {"mean": channel_numbers("mean", mean), "std": channel_numbers("std", std)}
         if bool((numbers["std"] <= 0).any()):
             raise InputError(f"std is {shown(std)}; numbers > 0 were expected")
         check_flag("channels_first", channels_first)
-        self.clip_values = _range(clip_values)
+        self.clip_values = pixel_range(clip_values)
         self.channels_first = channels_first
         self._held = (model,)  # in a tuple, which nn.Module does not look into
         self._buffers = dict(self._buffers)  # which a copy.copy shares with its original
@@ -359,7 +316,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return self._inside(torch.tensor(probes(classifier), device=self.device))
 
     def _inner_normalisation(self, x: Tensor) -> Normalisation | None:
-        """What the network does to such images (n, C, H, W), normalised, before its first layer; None for nothing."""
+        """Return the normalisation of images (n, C, H, W) inside the network before its first layer, if any."""
         low, high = (self._normalised(torch.full_like(x[:1], end))[0] for end in self.clip_values)
         return normalisation_of(self.model, low, high, 0 if self.channels_first else 2)
 
@@ -387,77 +344,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
             )
 
 
-def check_restorable(x: Any, clip_values: tuple[float, float], axes: str) -> Any:
-    """Images as torch reads them: native floating-point numbers, without negative strides.
-
-    Raises:
-        InputError: for anything else, NaN, and values outside ``clip_values``.
-    """
-    if not isinstance(x, np.ndarray) or x.ndim != 4 or x.dtype.kind != "f" or x.dtype.itemsize > 8:
-        what = f"{x.shape} of {x.dtype}" if isinstance(x, np.ndarray) else f"a {type(x).__name__}"
-        raise InputError(f"x is {what}; images {axes} of floating-point values were expected")
-    if x.size == 0:
-        raise InputError("x is empty; at least one image was expected")
-    check_pixels(x, clip_values)
-    return np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
-
-
-def check_pixels(x: Any, clip_values: tuple[float, float]) -> None:
-    """Refuse images, an array or a tensor, with NaN or with values outside ``clip_values`` by more than rounding."""
-    low, high = clip_values
-    slack = ROUNDING * max(abs(low), abs(high))
-    try:
-        least, most = float(x.min()), float(x.max())
-    except RuntimeError:  # inside torch.func.vmap, where no value can be looked at
-        return
-    if not (low - slack <= least and most <= high + slack):  # written so that NaN fails too
-        raise InputError(f"x ranges from {least:.9g} to {most:.9g}; values inside [{low:g}, {high:g}] were expected")
-
-
 def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)
-
-
-def _numbers(argument: str, value: Any) -> Tensor:
-    """(C, 1, 1), or (1, 1, 1) for one number."""
-    try:
-        given = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else np.empty(0)
-    except (TypeError, ValueError, RuntimeError):  # such as a ragged list, or a tensor that numpy cannot read
-        numbers = np.empty(0)
-    one_an_axis = numbers.size == max(numbers.shape, default=1)  # not one a pixel
-    if not (numbers.size and one_an_axis and np.isfinite(numbers).all()):
-        raise InputError(f"{argument} is {shown(value)}; finite numbers, one or one a channel, were expected")
-    return torch.tensor(numbers).reshape(-1, 1, 1)
-
-
-def _range(clip_values: Any) -> tuple[float, float]:
-    try:
-        low, high = (float(end(values)) for end, values in zip((np.min, np.max), clip_values, strict=True))
-    except (TypeError, ValueError):
-        low = high = math.nan
-    if not -math.inf < low < high < math.inf:
-        raise InputError(f"clip_values is {shown(clip_values)}; (low, high) with low < high was expected")
-    return low, high
-
-
-def _taken_from(classifier: PyTorchClassifier) -> dict[str, Any]:
-    """Model, clip values, layout, and the mean and deviation that ART applies after the defences."""
-    check_classifier(classifier)
-    check_takes_images(classifier, "the defence")
-    if classifier.clip_values is None:
-        raise InputError("classifier has no clip_values; the range of its pixel values was expected")
-    preprocessing = classifier.preprocessing
-    if not (preprocessing is None or isinstance(preprocessing, StandardisationMeanStdPyTorch)):
-        raise InputError(f"classifier has the preprocessing {type(preprocessing).__name__}; mean and std were expected")
-    check_runs(classifier)
-    mean, std = (0.0, 1.0) if preprocessing is None else (preprocessing.mean, preprocessing.std)
-    return {
-        "model": classifier.model,
-        "mean": mean,
-        "std": std,
-        "clip_values": classifier.clip_values,
-        "channels_first": classifier.channels_first,
-    }

@@ -16,7 +16,7 @@ table is in docs/methods/feature_autoencoder.md.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,15 @@ from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
 from art_defenses_ext.gradients.activation import softplus_for_relu
 from art_defenses_ext.gradients.surrogate import replaced
+from art_defenses_ext.preprocessor.blocks import from_blocks, to_blocks
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
 
 ARCHITECTURES = ("unet", "paper")
 
 BETA = 10.0
-"""Of the smooth surrogate's softplus. **Convention**: an annealed attack leaves least from there on; the table is in
-docs/methods/feature_autoencoder.md."""
+"""Beta of the smooth surrogate's softplus. **Convention**: from there on an annealed attack is strongest; the table is
+in docs/methods/feature_autoencoder.md."""
 
 
 class FeatureAutoencoder(TrainedRestorer):
@@ -68,25 +69,12 @@ class FeatureAutoencoder(TrainedRestorer):
     annealable_modes = ("smooth",)
     title = "Feature autoencoder: a denoiser trained on feature losses (Sivamani 2019)"
     paper = "https://arxiv.org/abs/1912.04497"
-    architecture: Annotated[str, one_of(*ARCHITECTURES)]
-    width: Count
-    stem: Count
+    architecture: Annotated[str, one_of(*ARCHITECTURES)] = "unet"
+    width: Count = 16
+    stem: Count = 2
     network_params = (*TrainedRestorer.network_params, "architecture", "width", "stem")
     usual_loss = RestorationLoss(feature_weight=1.0)
     usual_inputs = ("clean", "fgsm", "pgd")
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        channels: int,
-        architecture: str = "unet",
-        width: int = 16,
-        stem: int = 2,
-        **options: Any,
-    ) -> None:
-        self.architecture, self.width, self.stem = architecture, width, stem
-        super().__init__(model, channels=channels, **options)
 
     def _build(self) -> nn.Module:
         return PaperAutoencoder() if self.architecture == "paper" else UNet(self.channels, self.width, self.stem)

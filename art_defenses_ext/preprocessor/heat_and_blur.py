@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from art_defenses_ext.attribution.relevance import (
@@ -53,11 +53,11 @@ RULES: dict[str, Callable[[Tensor, Tensor], Composite]] = {
 SCALES = ("percentile", "max")
 
 MIXES = ("blend", "heat_then_blur", "soft_mask", "strength", "gain", "blur", "heat")
-"""How heat and image meet; ``HeatAndBlur`` says what each does. The last two are controls: no heat, no blur."""
+"""Ways to combine heat and image; ``HeatAndBlur`` says what each does. The last two are controls: no heat, no blur."""
 
 BETA = 10.0
-"""Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: Dombrowski et al. 2019
-(arXiv:1906.07983), who smooth explanations so, go from 0.8 to 10."""
+"""Beta of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: Dombrowski et al.
+2019 (arXiv:1906.07983), who smooth explanations so, go from 0.8 to 10."""
 
 TINY = 1e-12
 
@@ -125,39 +125,19 @@ class HeatAndBlur(RestoringPreprocessor):
     annealable_modes = ("smooth",)
     title = "Heat and Blur: blurs what is irrelevant to the network (Brama, Grinshpoun 2020)"
     paper = "https://arxiv.org/abs/2003.07573"
-    start: Annotated[str, one_of(*STARTS)]
-    top_k: Count
-    rules: Annotated[str | Composite, Kind(f"one of {', '.join(RULES)}, or a Composite,", _composite)]
-    scale: Annotated[str, one_of(*SCALES)]
-    heat_sigma: NonNegative
-    floor: Annotated[float, number("a number from 0 up to 1", lambda value: 0 <= value < 1)]
-    mix: Annotated[str, one_of(*MIXES)]
-    sigma: Positive | None
-    sharp_sigma: Positive
-    gain: Positive
-    passes: Count
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        start: str = "last_conv",
-        top_k: int = 5,
-        rules: str | Composite = "epsilon_plus_box",
-        scale: str = "max",
-        heat_sigma: float = 0.0,
-        floor: float = 0.0,
-        mix: str = "blend",
-        sigma: float | None = None,
-        sharp_sigma: float = 0.5,
-        gain: float = 1.0,
-        passes: int = 1,
-        **options: Any,
-    ) -> None:
-        self.start, self.top_k, self.rules, self.scale = start, top_k, rules, scale
-        self.heat_sigma, self.floor, self.mix = heat_sigma, floor, mix
-        self.sigma, self.sharp_sigma, self.gain, self.passes = sigma, sharp_sigma, gain, passes
-        super().__init__(model, **options)
+    start: Annotated[str, one_of(*STARTS)] = "last_conv"
+    top_k: Count = 5
+    rules: Annotated[str | Composite, Kind(f"one of {', '.join(RULES)}, or a Composite,", _composite)] = (
+        "epsilon_plus_box"
+    )
+    scale: Annotated[str, one_of(*SCALES)] = "max"
+    heat_sigma: NonNegative = 0.0
+    floor: Annotated[float, number("a number from 0 up to 1", lambda value: 0 <= value < 1)] = 0.0
+    mix: Annotated[str, one_of(*MIXES)] = "blend"
+    sigma: Positive | None = None
+    sharp_sigma: Positive = 0.5
+    gain: Positive = 1.0
+    passes: Count = 1
 
     def heatmap(self, x: Tensor) -> Tensor:
         """Heat: relevance cut at zero, summed over the channels and divided by its 99th percentile or its maximum.
@@ -174,7 +154,7 @@ class HeatAndBlur(RestoringPreprocessor):
         return self._heat(x, None)
 
     def mixed(self, x: Tensor, heat: Tensor) -> Tensor:
-        """What the network is shown.
+        """Combine images and their heat into the network's input.
 
         Args:
             x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
@@ -243,9 +223,9 @@ class HeatAndBlur(RestoringPreprocessor):
         return restored
 
     def _heat(self, x: Tensor, softplus: float | None) -> Tensor:
-        found = relevance(self.model, self._normalised(x), self._start(), self._composite(), softplus=softplus)
-        found = found if self.channels_first else channels_to_front(found)
-        heat = found.clamp(min=0).sum(dim=1, keepdim=True)  # (N, 1, H, W)
+        pixels = relevance(self.model, self._normalised(x), self._start(), self._composite(), softplus=softplus)
+        pixels = pixels if self.channels_first else channels_to_front(pixels)
+        heat = pixels.clamp(min=0).sum(dim=1, keepdim=True)  # (N, 1, H, W)
         heat = heat / (self._scale_of(heat) + TINY)
         if self.heat_sigma > 0:
             heat = blurred(heat.clamp(max=1), self.heat_sigma)
@@ -260,7 +240,7 @@ class HeatAndBlur(RestoringPreprocessor):
         return replaced(smooth, exact)
 
     def _scale_of(self, heat: Tensor) -> Tensor:
-        """What heat (N, 1, H, W) is divided by, (N, 1, 1, 1)."""
+        """Return the divisor (N, 1, 1, 1) of heat (N, 1, H, W)."""
         flat = heat.flatten(1)
         nb_above = 1 if self.scale == "max" else max(1, math.ceil(0.01 * flat.shape[1]))
         return flat.topk(nb_above, dim=1).values[:, -1].reshape(-1, 1, 1, 1)

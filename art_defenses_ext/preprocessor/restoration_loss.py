@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from art_defenses_ext.base.declared import Declared, Kind, NonNegative, Texts, one_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.shares import as_shares
-from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import check_choice, check_number
 from art_defenses_ext.estimator.rebuild import as_model_input, at_least_float32
 from art_defenses_ext.preprocessor.feature_maps import VGG16_TAPS, VGG16Features, feature_maps, usual_taps
 
@@ -23,8 +22,14 @@ Terms = Callable[[Tensor, Tensor, Tensor], dict[str, Tensor]]
 TINY = 1e-12
 
 
+def _network(value: Any) -> Any:
+    if not isinstance(value, nn.Module) and not (isinstance(value, str) and value in ("classifier", "vgg16")):
+        raise ValueError
+    return value
+
+
 @dataclass(frozen=True)
-class RestorationLoss:
+class RestorationLoss(Declared):
     """A weighted sum of three terms; those of weight 0 are not computed.
 
     **Convention**: a feature term is the mean square of the difference of two maps over the mean square of the clean
@@ -46,35 +51,22 @@ class RestorationLoss:
     >>> restorer.fit(x_train[:100], y_train[:100], eps=0.1, loss=loss, nb_epochs=1, progress=False)
     """
 
-    pixel: Literal["l1", "l2"] = "l1"
-    pixel_weight: float = 1.0
-    feature_weight: float = 0.0
-    class_weight: float = 0.0
-    network: str | nn.Module = "classifier"
-    taps: Sequence[str] | None = None
+    pixel: Annotated[Literal["l1", "l2"], one_of("l1", "l2")] = "l1"
+    pixel_weight: NonNegative = 1.0
+    feature_weight: NonNegative = 0.0
+    class_weight: NonNegative = 0.0
+    network: Annotated[str | nn.Module, Kind("'classifier', 'vgg16' or an nn.Module", _network)] = "classifier"
+    taps: Texts | None = None
 
     def __post_init__(self) -> None:
-        check_choice("pixel", self.pixel, ("l1", "l2"))
-        weights = {name: getattr(self, name) for name in ("pixel_weight", "feature_weight", "class_weight")}
-        for name, weight in weights.items():
-            check_number(name, weight, "a finite number >= 0", lambda value: value >= 0)
-        if not any(weights.values()):
+        super().__post_init__()
+        if not (self.pixel_weight or self.feature_weight or self.class_weight):
             raise InputError("pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected")
-        names = self.taps is None or (
-            isinstance(self.taps, list | tuple) and all(isinstance(name, str) for name in self.taps)
-        )
-        if not names:
-            raise InputError(f"taps is {shown(self.taps)}; a list of layers' names, or None, was expected")
-        named = isinstance(self.network, str) and self.network in ("classifier", "vgg16")
-        if not named and not isinstance(self.network, nn.Module):
-            raise InputError(f"network is {shown(self.network)}; 'classifier', 'vgg16' or an nn.Module was expected")
 
     def describe(self) -> dict[str, Any]:
         """Return the settings as plain data."""
-        named = {name: float(value) if name.endswith("weight") else value for name, value in vars(self).items()}
-        named["network"] = self.network if isinstance(self.network, str) else type(self.network).__name__
-        named["taps"] = None if self.taps is None else list(self.taps)
-        return named
+        network = self.network if isinstance(self.network, str) else type(self.network).__name__
+        return vars(self) | {"network": network, "taps": None if self.taps is None else list(self.taps)}
 
     def bound_to(
         self,

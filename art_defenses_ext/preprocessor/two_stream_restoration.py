@@ -25,14 +25,15 @@ from torch.nn import functional
 
 from art_defenses_ext.attribution.gradient import weighted_loss_gradient
 from art_defenses_ext.attribution.second_order import check_second_derivative
-from art_defenses_ext.base.declared import Count, one_of
+from art_defenses_ext.base.declared import Count, accepted, one_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
 from art_defenses_ext.gradients.activation import softplus_for_relu
 from art_defenses_ext.gradients.surrogate import replaced
+from art_defenses_ext.preprocessor.blocks import from_blocks, to_blocks
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
-from art_defenses_ext.preprocessor.trained import TrainedRestorer, from_blocks, to_blocks
+from art_defenses_ext.preprocessor.trained import TrainedRestorer
 from art_defenses_ext.training.loop import Objective
 
 MAPS = ("stacked", "sum", "predicted")
@@ -44,8 +45,8 @@ SCALES = ("image", "channel")
 STREAMS = ("estimated", "zero", "shuffled")
 
 BETA = 10.0
-"""Of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for heatmaps, after
-Dombrowski et al. 2019 (arXiv:1906.07983)."""
+"""Beta of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: as for heatmaps,
+after Dombrowski et al. 2019 (arXiv:1906.07983)."""
 
 TINY = 1e-12
 
@@ -100,14 +101,14 @@ class TwoStreamRestoration(TrainedRestorer):
     paper = "https://arxiv.org/abs/2202.01117"
     from_classifier = ("channels", "nb_classes")
     nb_classes: Count
-    map: Annotated[str, one_of(*MAPS)]
+    map: Annotated[str, one_of(*MAPS)] = "sum"
     top_k: Count
-    weights: Annotated[str, one_of(*WEIGHTS)]
-    scale: Annotated[str, one_of(*SCALES)]
-    gradient_stream: Annotated[str, one_of(*STREAMS)]
-    width: Count
-    blocks: Count
-    stem: Count
+    weights: Annotated[str, one_of(*WEIGHTS)] = "uniform"
+    scale: Annotated[str, one_of(*SCALES)] = "image"
+    gradient_stream: Annotated[str, one_of(*STREAMS)] = "estimated"
+    width: Count = 16
+    blocks: Count = 2
+    stem: Count = 2
     network_params = (
         *TrainedRestorer.network_params,
         *("nb_classes", "map", "top_k", "weights", "scale", "width", "blocks", "stem"),
@@ -115,27 +116,10 @@ class TwoStreamRestoration(TrainedRestorer):
     usual_loss = RestorationLoss(class_weight=1.0)
     usual_inputs = ("clean", "fgsm", "pgd", "bim")
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        channels: int,
-        nb_classes: int,
-        map: str = "sum",
-        top_k: int | None = None,
-        weights: str = "uniform",
-        scale: str = "image",
-        gradient_stream: str = "estimated",
-        width: int = 16,
-        blocks: int = 2,
-        stem: int = 2,
-        **options: Any,
-    ) -> None:
-        self.options()["nb_classes"].checked("nb_classes", nb_classes)
-        self.nb_classes, self.map, self.top_k = nb_classes, map, min(3, nb_classes) if top_k is None else top_k
-        self.weights, self.scale, self.gradient_stream = weights, scale, gradient_stream
-        self.width, self.blocks, self.stem = width, blocks, stem
-        super().__init__(model, channels=channels, **options)
+    def __init__(self, model: nn.Module, *, nb_classes: int, top_k: int | None = None, **options: Any) -> None:
+        nb_classes = accepted(Count, "nb_classes", nb_classes)
+        top_k = min(3, nb_classes) if top_k is None else top_k
+        super().__init__(model, nb_classes=nb_classes, top_k=top_k, **options)
 
     @classmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
@@ -175,14 +159,9 @@ class TwoStreamRestoration(TrainedRestorer):
     # The method
 
     def _proposed(self, x: Tensor, mode: str) -> Tensor:
-        if mode == "frozen":
-            found = self._map(x.detach())
-        elif mode == "smooth":
-            found = self._smooth_map(x)
-        else:
-            found = self._map(x)
+        gradients = self._smooth_map(x) if mode == "smooth" else self._map(x.detach() if mode == "frozen" else x)
         shares = as_shares(x, self.clip_values)
-        return shares + self._run(shares, found)
+        return shares + self._run(shares, gradients)
 
     def _map(self, x: Tensor, classes: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Gradient Map Estimation; ``classes``: from logits (N, K) to the classes (N, k) that count."""
@@ -198,28 +177,28 @@ class TwoStreamRestoration(TrainedRestorer):
         inner = self._inner_normalisation(x)
         if inner is not None:
             gradients = gradients * inner.std.reshape(-1, 1, 1)
-        found = gradients.flatten(1, 2)  # (N, M C, H, W)
-        largest = found.abs().amax(dim=(2, 3) if self.scale == "channel" else (1, 2, 3), keepdim=True)
-        found = found / (largest + TINY)
-        return found.roll(1, dims=0) if self.gradient_stream == "shuffled" else found
+        channels = gradients.flatten(1, 2)  # (N, M C, H, W)
+        largest = channels.abs().amax(dim=(2, 3) if self.scale == "channel" else (1, 2, 3), keepdim=True)
+        scaled = channels / (largest + TINY)
+        return scaled.roll(1, dims=0) if self.gradient_stream == "shuffled" else scaled
 
     def _smooth_map(self, x: Tensor) -> Tensor:
         """The exact map forwards, backwards that of the network with softplus, narrower as an attacker anneals it.
 
         Both are about the same classes, the exact network's: softplus may rank them otherwise.
         """
-        found: list[Tensor] = []
+        classes: list[Tensor] = []
 
-        def noted(logits: Tensor) -> Tensor:
-            found.append(self._likeliest(logits))
-            return found[0]
+        def keep_likeliest(logits: Tensor) -> Tensor:
+            classes.append(self._likeliest(logits))
+            return classes[0]
 
         with torch.no_grad():
-            exact = self._map(x, noted)
+            exact = self._map(x, keep_likeliest)
         if self.gradient_stream == "zero":
             return exact
         with softplus_for_relu(BETA / self.surrogate_width):
-            smooth = self._map(x, lambda logits: found[0])
+            smooth = self._map(x, lambda logits: classes[0])
         return replaced(smooth, exact)
 
     def _likeliest(self, logits: Tensor) -> Tensor:

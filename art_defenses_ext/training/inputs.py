@@ -9,15 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import check_choice, check_count, check_flag, check_positive
+from art_defenses_ext.base.declared import (
+    Count,
+    Declared,
+    Flag,
+    Kind,
+    Positive,
+    accepted,
+    number,
+    one_of,
+    validated,
+)
+
+Radius = Annotated[float, number("a share of the clip range, at most 1,", lambda value: 0 < value <= 1)]
+"""Size of a perturbation: 8/255, not 8, for images in [0, 255] and in [0, 1] alike."""
 
 Logits = Callable[[Tensor], Tensor]
 """From images (n, C, H, W) in the clip range to logits (n, K), differentiable."""
@@ -59,17 +70,14 @@ class Clean:
 
 
 @dataclass(frozen=True)
-class GaussianNoise:
+class GaussianNoise(Declared):
     """Images with white noise, clipped.
 
     Attributes:
         sigma: standard deviation of the noise, as a fraction of the clip range.
     """
 
-    sigma: float
-
-    def __post_init__(self) -> None:
-        check_positive("sigma", self.sigma)
+    sigma: Positive
 
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         drawn = torch.randn(x.shape, generator=noise, device=x.device, dtype=x.dtype)
@@ -77,7 +85,7 @@ class GaussianNoise:
 
 
 @dataclass(frozen=True)
-class SignedGradient:
+class SignedGradient(Declared):
     """Signed gradient ascent on the cross-entropy inside an linf ball.
 
     Attributes:
@@ -90,28 +98,18 @@ class SignedGradient:
             end.
     """
 
-    eps: float
-    step: float
-    nb_steps: int = 1
-    random_start: bool = False
-    decay: float | None = None
-    through: Literal["classifier", "defence"] = "classifier"
-
-    def __post_init__(self) -> None:
-        _check_eps(self.eps)
-        check_positive("step", self.step)
-        check_count("nb_steps", self.nb_steps)
-        check_flag("random_start", self.random_start)
-        if self.decay is not None:
-            check_positive("decay", self.decay)
-        check_choice("through", self.through, ("classifier", "defence"))
+    eps: Radius
+    step: Positive
+    nb_steps: Count = 1
+    random_start: Flag = False
+    decay: Positive | None = None
+    through: Annotated[Literal["classifier", "defence"], one_of("classifier", "defence")] = "classifier"
 
     def __str__(self) -> str:
-        extras = [" from a random start"] * self.random_start + [f" with momentum {self.decay}"] * (
-            self.decay is not None
-        )
+        start = " from a random start" if self.random_start else ""
+        momentum = "" if self.decay is None else f" with momentum {self.decay}"
         where = " through the defence" if self.through == "defence" else ""
-        return f"{self.nb_steps} signed step(s) of {self.step:.4g} within {self.eps:.4g}{''.join(extras)}{where}"
+        return f"{self.nb_steps} signed step(s) of {self.step:.4g} within {self.eps:.4g}{start}{momentum}{where}"
 
     def __call__(self, x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         network = networks.classifier if self.through == "classifier" else networks.defended
@@ -141,16 +139,8 @@ def _gradient(network: Logits, x: Tensor, y: Tensor) -> Tensor:
     return gradient
 
 
-def _check_eps(eps: float) -> None:
-    check_positive("eps", eps)
-    if eps > 1:
-        raise InputError(f"eps is {eps!r}; a share of the clip range, at most 1, was expected: 8/255, not 8")
-
-
 def _share(eps: float, nb_steps: int) -> float:
-    _check_eps(eps)
-    check_count("nb_steps", nb_steps)
-    return eps / nb_steps
+    return accepted(Radius, "eps", eps) / accepted(Count, "nb_steps", nb_steps)  # type: ignore[no-any-return]
 
 
 def fgsm(eps: float) -> SignedGradient:
@@ -205,6 +195,18 @@ INPUTS: dict[str, Callable[[float], TrainingInput]] = {
 """Kinds of training images by name, for a given eps; for ``"noise"`` it is the standard deviation."""
 
 
+def _inputs(value: Any) -> Any:
+    """A list of names out of ``INPUTS`` and of functions."""
+    if not isinstance(value, list | tuple) or not value:
+        raise ValueError
+    if not all(kind in INPUTS if isinstance(kind, str) else callable(kind) for kind in value):
+        raise ValueError
+    return value
+
+
+Inputs = Annotated[Sequence[str | TrainingInput], Kind(f"a list of {', '.join(INPUTS)}, or of functions", _inputs)]
+
+
 def may_be_end_to_end(kind: str | TrainingInput) -> bool:
     """Return whether a kind of training images may attack the defence; true for the user's own functions."""
     if isinstance(kind, str):
@@ -214,29 +216,18 @@ def may_be_end_to_end(kind: str | TrainingInput) -> bool:
     )
 
 
-def mixture(kinds: Sequence[str | TrainingInput], eps: float) -> TrainingInput:
-    """Return training inputs that divide each batch evenly among ``kinds``.
+@validated
+def mixture(inputs: Inputs, eps: Radius) -> TrainingInput:
+    """Return training inputs that divide each batch evenly among the kinds ``inputs``.
 
     Args:
-        kinds: names of ``INPUTS``, or functions; at least one.
+        inputs: names of ``INPUTS``, or functions; at least one.
         eps: radius for named kinds, as a fraction of the clip range, up to 1.
 
     Raises:
         InputError: for an unknown name, an empty list, and for a larger ``eps``.
     """
-    _check_eps(eps)
-    if not isinstance(kinds, list | tuple) or not kinds:
-        raise InputError(f"inputs is {shown(kinds)}; a list of {', '.join(INPUTS)}, or of functions, was expected")
-    makers: list[TrainingInput] = []
-    for kind in kinds:
-        if isinstance(kind, str):
-            if kind not in INPUTS:
-                raise InputError(f"inputs names {shown(kind)}; one of {', '.join(INPUTS)} was expected")
-            makers.append(INPUTS[kind](eps))
-        elif callable(kind):
-            makers.append(kind)
-        else:
-            raise InputError(f"inputs holds {shown(kind)}; one of {', '.join(INPUTS)}, or a function, was expected")
+    makers = [INPUTS[kind](eps) if isinstance(kind, str) else kind for kind in inputs]
 
     def mix(x: Tensor, y: Tensor, networks: Networks, noise: torch.Generator) -> Tensor:
         parts = [slice(first, None, len(makers)) for first in range(len(makers))]

@@ -3,93 +3,38 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.checkpoint import fingerprint
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.progress import progress_bar
-from art_defenses_ext.base.validation import (
-    check_count,
-    check_differentiable_tensors,
-    check_flag,
-    check_labels,
-    check_number,
-    check_outputs,
-    check_positive,
-    check_seed,
-    check_target,
-    one_line,
-)
+from art_defenses_ext.base.validation import check_differentiable_tensors, check_target
 from art_defenses_ext.estimator.rebuild import evaluation_mode, gradients_enabled
+from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.training.state import Epoch, TrainingState, as_plain, load_state, save_state
+
+Data = tuple[Tensor, Tensor]
+"""Images (N, C, H, W) and labels (N,)."""
 
 Objective = Callable[[Tensor, Tensor, torch.Generator], dict[str, Tensor]]
 """(images (n, C, H, W), labels (n,), random generator on their device) -> terms of the loss by name, each a mean over
 the images; training minimises their sum."""
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a training run.
-
-    Attributes:
-        nb_epochs: passes over the images, at least 1.
-        batch_size: maximum number of images in a step.
-        learning_rate: Adam's initial step size; it decays to 0 along half a cosine, step by step.
-        weight_decay: Adam's weight decay, added to the gradient.
-        clip_norm: maximum l2 norm of the gradient of all parameters together; None for no clipping.
-        patience: stop after this many epochs without a lower validation loss, which needs validation images; None runs
-            all epochs.
-        seed: seed of the order of the images and of all random draws.
-        mixed_precision: autocast to bfloat16; None does so on CUDA only.
-    """
-
-    nb_epochs: int
-    batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.0
-    clip_norm: float | None = None
-    patience: int | None = None
-    seed: int = 0
-    mixed_precision: bool | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, np.generic):  # neither torch's generators nor JSON accept them
-                object.__setattr__(self, name, value.item())
-        check_count("nb_epochs", self.nb_epochs)
-        check_count("batch_size", self.batch_size)
-        check_seed(self.seed)
-        check_positive("learning_rate", self.learning_rate)
-        check_number("weight_decay", self.weight_decay, "a finite number >= 0", lambda value: value >= 0)
-        if self.clip_norm is not None:
-            check_positive("clip_norm", self.clip_norm)
-        if self.patience is not None:
-            check_count("patience", self.patience)
-        if self.mixed_precision is not None:
-            check_flag("mixed_precision", self.mixed_precision)
-
-
 @gradients_enabled()
 def train(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    data: Data,
     objective: Objective,
     settings: Settings,
     *,
-    validation: tuple[Tensor, Tensor] | None = None,
+    validation: Data | None = None,
     checkpoint: Path | None = None,
     identity: dict[str, Any] | None = None,
     progress: bool = True,
@@ -101,8 +46,7 @@ def train(
 
     Args:
         network: the trained network; it stays on its device, in channels-last memory during training.
-        images: images (N, C, H, W), on the CPU or the network's device.
-        labels: labels (N,), on the CPU or the network's device.
+        data: images (N, C, H, W) and labels (N,), on the CPU or the network's device.
         objective: the loss, which runs ``network``.
         settings: settings of the run.
         validation: images and labels on which the objective is computed after each epoch, in evaluation mode and with
@@ -126,13 +70,14 @@ def train(
     weigh more, and batch normalisation fails on a single image.
     """
     check_differentiable_tensors(network, "network")
-    trained = _check_run(network, images, labels, settings, validation, checkpoint)
+    trained = _check_run(network, data, settings, validation, checkpoint)
+    images, labels = data
     device = trained[0].device
     nb_batches = math.ceil(len(images) / settings.batch_size)
     optimiser = torch.optim.Adam(trained, lr=settings.learning_rate, weight_decay=settings.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=settings.nb_epochs * nb_batches)
     state = TrainingState(network, optimiser, schedule, order=torch.Generator().manual_seed(settings.seed))
-    run_identity = {} if checkpoint is None else _identity(network, (images, labels), validation, settings, identity)
+    run_identity = {} if checkpoint is None else _identity(network, data, validation, settings, identity)
     precision = _precision(settings, device)
     noise = torch.Generator(device)
     try:
@@ -169,100 +114,18 @@ def train(
     return state.history
 
 
-def train_classifier(
-    model: nn.Module,
-    x: FloatArray,
-    y: IntArray,
-    *,
-    nb_epochs: int,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int = 128,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    progress: bool = True,
-) -> list[float]:
-    """Train a classifier on the cross entropy and leave it in evaluation mode.
-
-    Args:
-        model: from normalised images (N, C, H, W) to logits (N, nb_classes); it stays on its device, and parameters
-            that require no gradient do not change.
-        x: images (N, C, H, W), float32, in [0, 1].
-        y: class indices (N,) or one-hot rows (N, nb_classes).
-        nb_epochs: passes over the images, at least 1.
-        mean: mean of the normalisation, one number per channel.
-        std: standard deviation of the normalisation, one number per channel, above 0.
-        batch_size: maximum number of images in a step.
-        learning_rate: Adam's initial step size; it decays to 0 along half a cosine, step by step.
-        seed: seed of the order of the images and of dropout; the caller's random state is restored. On the CPU
-            the same seed (with the same initial weights and number of threads) gives the same weights.
-        progress: show a transient bar with the loss on the standard error.
-
-    Returns:
-        The mean training loss of each epoch.
-
-    Raises:
-        InputError: for a model, images, labels or settings that cannot be used, before any training.
-    """
-    settings = Settings(nb_epochs, batch_size, learning_rate, seed=seed, mixed_precision=False)
-    images, labels = _check_data(model, x, y, mean, std)
-
-    def objective(images: Tensor, labels: Tensor, _: torch.Generator) -> dict[str, Tensor]:
-        return {"cross-entropy": functional.cross_entropy(model(_normalise(images, mean, std)), labels)}
-
-    history = train(model, images, labels, objective, settings, progress=progress)
-    return [epoch.training["cross-entropy"] for epoch in history]
-
-
-def accuracy(
-    model: nn.Module,
-    x: FloatArray,
-    y: IntArray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    batch_size: int = 512,
-) -> float:
-    """Return the accuracy of a classifier in evaluation mode.
-
-    Args:
-        model: from normalised images to logits (N, nb_classes); the modes of its modules are restored.
-        x: images (N, C, H, W), float32, in [0, 1].
-        y: class indices (N,) or one-hot rows (N, nb_classes).
-        mean: mean of the normalisation, one number per channel.
-        std: standard deviation of the normalisation, one number per channel, above 0.
-        batch_size: maximum number of images in a forward pass.
-
-    Returns:
-        A number in [0, 1].
-
-    Raises:
-        InputError: for images, labels or settings that cannot be used.
-    """
-    check_count("batch_size", batch_size)
-    images, labels = _check_data(model, x, y, mean, std)
-    device = _device(model)
-    correct = 0
-    with evaluation_mode(model), torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            batch = slice(start, start + batch_size)
-            logits = model(_normalise(images[batch].to(device), mean, std))
-            correct += int((named_classes(logits).cpu() == labels[batch]).sum())
-    return correct / len(images)
-
-
 def _check_run(
     network: nn.Module,
-    images: Tensor,
-    labels: Tensor,
+    data: Data,
     settings: Settings,
-    validation: tuple[Tensor, Tensor] | None,
+    validation: Data | None,
     checkpoint: Path | None,
 ) -> list[nn.Parameter]:
     """Return the parameters to train; refuse a run without parameters or images."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise InputError(f"model is a {type(network).__name__} without a parameter to train; at least one was expected")
-    _check_pairs("images", images, labels)
+    _check_pairs("images", *data)
     if validation is not None:
         _check_pairs("validation", *validation)
     elif settings.patience is not None:
@@ -282,8 +145,8 @@ def _check_pairs(argument: str, images: Tensor, labels: Tensor) -> None:
 
 def _identity(
     network: nn.Module,
-    data: tuple[Tensor, Tensor],
-    validation: tuple[Tensor, Tensor] | None,
+    data: Data,
+    validation: Data | None,
     settings: Settings,
     identity: dict[str, Any] | None,
 ) -> dict[str, Any]:
@@ -297,7 +160,7 @@ def _identity(
     return as_plain(own | vars(settings) | (identity or {}))
 
 
-def _fingerprint(data: tuple[Tensor, Tensor]) -> str:
+def _fingerprint(data: Data) -> str:
     images, labels = data
     return fingerprint({"images": images, "labels": labels})
 
@@ -339,7 +202,7 @@ def _validate(
     network: nn.Module,
     objective: Objective,
     settings: Settings,
-    validation: tuple[Tensor, Tensor] | None,
+    validation: Data | None,
     precision: Callable[[], Any],
     device: torch.device,
 ) -> dict[str, float]:
@@ -392,15 +255,6 @@ def _channels_last(network: nn.Module) -> Iterator[None]:
         network.to(memory_format=torch.contiguous_format)
 
 
-def _normalise(x: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    return (x - x.new_tensor(mean).view(-1, 1, 1)) / x.new_tensor(std).view(-1, 1, 1)
-
-
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Seed random layers such as dropout on ``device``, and restore the caller's random state afterwards."""
@@ -412,49 +266,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed)
         yield
-
-
-def _check_data(
-    model: nn.Module, x: FloatArray, y: IntArray, mean: Sequence[float], std: Sequence[float]
-) -> tuple[Tensor, Tensor]:
-    """Return the images and labels as tensors; refuse those that ``model`` cannot be run on."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; an nn.Module was expected")
-    _check_images(x)
-    _check_channels("mean", mean, x.shape[1], -math.inf, "finite numbers")
-    _check_channels("std", std, x.shape[1], 0, "finite numbers above 0")
-    images = torch.from_numpy(np.ascontiguousarray(x))  # torch has no negative strides
-    labels = check_labels(y, _nb_classes(model, images[:1], mean, std), len(x))
-    return images, torch.from_numpy(labels)
-
-
-def _check_images(x: FloatArray) -> None:
-    if not isinstance(x, np.ndarray):
-        raise InputError(f"x is a {type(x).__name__}; a numpy array was expected")
-    if x.dtype != np.float32 or x.ndim != 4 or len(x) == 0:
-        raise InputError(
-            f"x has dtype {x.dtype} and shape {x.shape}; float32 and (N, C, H, W) with N > 0 were expected"
-        )
-    # In this form NaN fails too.
-    if not (x.min() >= 0 and x.max() <= 1):
-        raise InputError(f"x ranges from {x.min():g} to {x.max():g}; values inside [0, 1] were expected")
-
-
-def _check_channels(argument: str, values: Sequence[float], nb_channels: int, above: float, wanted: str) -> None:
-    numbers = np.asarray(values)
-    fits = numbers.shape == (nb_channels,) and numbers.dtype.kind in "iuf"
-    if not (fits and np.isfinite(numbers).all() and (numbers > above).all()):
-        raise InputError(f"{argument} is {values!r}; {wanted}, {nb_channels} for as many channels, were expected")
-
-
-def _nb_classes(model: nn.Module, image: Tensor, mean: Sequence[float], std: Sequence[float]) -> int:
-    """Return the number of logits that ``model`` gives for one image (1, C, H, W)."""
-    try:
-        with evaluation_mode(model), torch.no_grad():
-            logits = model(_normalise(image.to(_device(model)), mean, std))
-    except Exception as error:  # a model may check its input in any way
-        raise InputError(
-            f"x has images of shape {tuple(image.shape[1:])}, which the {type(model).__name__} cannot take "
-            f"({one_line(error)}); images of the shape that it was made for were expected"
-        ) from error
-    return check_outputs(logits, 1, argument=f"model, a {type(model).__name__},").shape[1]

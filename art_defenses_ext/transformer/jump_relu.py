@@ -4,17 +4,16 @@ Source: Erichson, Yao, Mahoney 2019, "JumpReLU: A Retrofit Defense Strategy for 
 arXiv:1904.03750 (ICPRAM 2020), and the authors' published code.
 
 A small positive signal is taken for noise: J(z) = z if z > kappa, else 0. The weights stay as they are. The jump
-makes the loss surface discontinuous, so the derivative that autograd finds misleads an attacker; the surrogate
-gradient modes are there to lead him right.
+makes the loss surface discontinuous, so its exact gradient is uninformative at the discontinuity; an adaptive attacker
+uses the surrogate gradient modes.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Annotated, Any, NamedTuple, Self
+from itertools import takewhile
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,15 +22,15 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.checkpoint import load_checkpoint, rebuilding, save_checkpoint
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.checkpoint import Checkpoint
 from art_defenses_ext.base.declared import Count, Flag, Kind, Positive, check_declared, number, validated
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.provenance import Tuning
 from art_defenses_ext.base.validation import check_classifier, check_images, check_labels
-from art_defenses_ext.defence.face import DefenceFace
+from art_defenses_ext.defence.face import DefenceFace, check_known
 from art_defenses_ext.estimator.pipeline import check_runs, network_input
 from art_defenses_ext.estimator.rebuild import (
     as_model_input,
@@ -86,60 +85,39 @@ def jump_relu(z: Tensor, jump: float, gradient_mode: str = "exact", width: float
     """
     if gradient_mode == "exact" or not torch.is_grad_enabled():
         return F.threshold(z, jump, 0.0)
-    if gradient_mode == "smooth" and jump > 0:
-        smooth: Tensor = _SmoothJump.apply(z, jump, jump / 4 if width is None else width)
-        return smooth
-    relu: Tensor = _ReLUJump.apply(z, jump)  # also the limit of the smooth rule where there is no jump
-    return relu
+    if gradient_mode == "relu" or jump == 0:  # without a jump the ReLU is the limit of the smooth rule
+        width = None
+    elif width is None:
+        width = jump / 4
+    activation: Tensor = _SurrogateJump.apply(z, jump, width)
+    return activation
 
 
-class _ReLUJump(torch.autograd.Function):
-    """The jump forwards, the ReLU backwards."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(z: Tensor, jump: float) -> Tensor:
-        return F.threshold(z, jump, 0.0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        (z,) = ctx.saved_tensors
-        return torch.where(z > 0, grad_outputs[0], 0), None
-
-
-class _SmoothJump(torch.autograd.Function):
-    """The jump forwards, z * sigmoid((z - jump) / width) backwards."""
+class _SurrogateJump(torch.autograd.Function):
+    """The jump forwards; backwards z * sigmoid((z - jump) / width), or the ReLU without a width."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(z: Tensor, jump: float, width: float) -> Tensor:
+    def forward(z: Tensor, jump: float, width: float | None) -> Tensor:
         return F.threshold(z, jump, 0.0)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, float | None], output: Tensor) -> None:
         z, ctx.jump, ctx.width = inputs
         ctx.save_for_backward(z)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
+        if ctx.width is None:
+            return torch.where(z > 0, grad_outputs[0], 0), None, None
         gate = torch.sigmoid((z - ctx.jump) / ctx.width)
         return grad_outputs[0] * (gate + z * gate * (1 - gate) / ctx.width), None, None
 
 
-for _function in (_ReLUJump, _SmoothJump):
-    # torch asks for it at each call, and to find it out anew is dear where the network is small.
-    vars(_function.forward)["__signature__"] = inspect.signature(_function.forward)
-
-
 class JumpReLUNetwork(nn.Module, Defence):
-    """A network whose ReLUs jump in evaluation mode; in training mode it is the plain network.
+    """A network whose ReLUs jump in evaluation mode; in training mode it is the undefended network.
 
     ``state_dict`` and ``load_state_dict`` use the network's own keys.
 
@@ -301,16 +279,6 @@ class JumpReLU(Transformer, DefenceFace):
         self._tuned: float | None = None
         self._check_params()
 
-    @classmethod
-    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """The defence for a classifier; its constructor under the name that all defences have.
-
-        Args:
-            classifier: trained classifier whose network has ReLUs.
-            **options: the constructor's.
-        """
-        return cls(classifier, **options)
-
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
         """The classifier with the jump in its network, as ART's call.
 
@@ -319,38 +287,17 @@ class JumpReLU(Transformer, DefenceFace):
         """
         return self(transformed_classifier=classifier)
 
-    def save(self, path: str | Path) -> None:
-        """Write the options and what ``fit`` found to one safetensors file, with a hash of the network.
+    def _network(self) -> nn.Module:
+        return self._network_of(self.classifier)
 
-        Args:
-            path: the file, which is replaced as a whole if it is there.
+    def _fits(self) -> list[dict[str, Any]]:
+        return [] if self._tuned is None else [{"jump": self._tuned, "curve": self.curve}]
 
-        Raises:
-            InputError: as :func:`.save_checkpoint`.
-        """
-        settings = {name: getattr(self, name) for name in self.params}
-        tuned = [] if self._tuned is None else [{"jump": self._tuned, "curve": self.curve}]
-        save_checkpoint(path, self.name, settings, nn.Module(), self.classifier.model, tuned)
-
-    @classmethod
-    def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
-        """The defence that was saved to ``path``, with its tuned jump and the curve that it was chosen from.
-
-        Args:
-            path: the file.
-            classifier: the one that it was saved with.
-
-        Raises:
-            InputError: as :func:`.load_checkpoint`.
-        """
-        saved = load_checkpoint(path, cls.name, check_classifier(classifier).model)
-        with rebuilding(path, cls.__name__):
-            defence = cls(classifier, **saved.settings)
-            for tuned in saved.training:
-                defence._tuned = tuned["jump"]
-                defence.curve = [TradeOff(float(jump), float(accuracy)) for jump, accuracy in tuned["curve"]]
-                defence._is_fitted = True
-        return defence
+    def _restore(self, saved: Checkpoint, subject: str) -> None:
+        for tuned in saved.training:
+            self._tuned = tuned["jump"]
+            self.curve = [TradeOff(float(jump), float(accuracy)) for jump, accuracy in tuned["curve"]]
+            self._is_fitted = True
 
     def __call__(
         self, x: FloatArray | None = None, transformed_classifier: PyTorchClassifier | None = None
@@ -369,19 +316,13 @@ class JumpReLU(Transformer, DefenceFace):
         if transformed_classifier is not None:
             classifier = check_classifier(transformed_classifier, "transformed_classifier")
         optimizer = classifier.optimizer if self.copy else without_training(classifier, NOT_TRAINED)
+        tensors = () if self.copy else (*classifier.model.parameters(), *classifier.model.buffers())
         # One copy of both, so that the optimizer's copy holds the network's copied parameters.
-        network, optimizer = _copied((classifier.model, optimizer), self._kept(classifier))
+        network, optimizer = _copied((classifier.model, optimizer), {id(tensor): tensor for tensor in tensors})
         network = JumpReLUNetwork(network, self.jump, _relus_of(classifier), self.width, shared=not self.copy)
         if self._tuned is not None and self._tuned == self.jump and classifier is self.classifier:
             network.tuning = Tuning("jump", self._tuned, [(point.jump, point.accuracy) for point in self.curve])
         return record_undefended(rebuild(classifier, model=network.eval(), optimizer=optimizer), classifier)
-
-    def _kept(self, classifier: PyTorchClassifier) -> dict[int, Any]:
-        """What deepcopy shall take as it is: all tensors, unless a full copy was asked for."""
-        if self.copy:
-            return {}
-        shared = [*classifier.model.parameters(), *classifier.model.buffers()]
-        return {id(one): one for one in shared}
 
     @gradients_enabled()
     @validated
@@ -393,9 +334,8 @@ class JumpReLU(Transformer, DefenceFace):
         max_accuracy_drop: Drop = 0.01,
         jumps: Grid | None = None,
         batch_size: Count = 256,
-        **kwargs: Any,
     ) -> None:
-        """Choose the largest jump whose clean accuracy stays within ``max_accuracy_drop`` of the plain network's.
+        """Choose the largest jump whose clean accuracy stays within ``max_accuracy_drop`` of the undefended network's.
 
         Sets ``jump`` to the last jump before the first that costs more, and ``curve`` to the (jump, accuracy) pairs
         that were looked at, in ascending order. Use validation images: the choice is a form of training.
@@ -414,15 +354,17 @@ class JumpReLU(Transformer, DefenceFace):
 
         Source: arXiv:1904.03750: kappa is tuned during validation.
         """
-        if kwargs:
-            raise InputError(f"fit has no argument {sorted(kwargs)[0]!r}; x, y, max_accuracy_drop, jumps were expected")
         x = check_images(x, self.classifier)
         labels = check_labels(y, self.classifier.nb_classes, len(x))
-        tuning = _Tuning(self.classifier, x, labels, max_accuracy_drop, batch_size)
+        accuracy = _CleanAccuracy(self.classifier, x, labels, batch_size)
+        required = accuracy(0.0) - max_accuracy_drop - 1e-9  # for the rounding of the two means
         if jumps is None:
-            jumps = np.linspace(0, tuning.upper_limit(), 21)[1:].tolist()
-        self.jump = self._tuned = tuning.largest_acceptable(jumps)
-        self.curve = tuning.curve()
+            end = 0.01
+            while end < 1e6 and accuracy(end) >= required:
+                end *= 2
+            jumps = np.linspace(0, end, 21)[1:].tolist()
+        self.jump = self._tuned = [0.0, *takewhile(lambda jump: accuracy(jump) >= required, jumps)][-1]
+        self.curve = [TradeOff(*point) for point in sorted(accuracy.known.items())]
         self._is_fitted = True
 
     def set_params(self, **kwargs: Any) -> None:
@@ -431,9 +373,7 @@ class JumpReLU(Transformer, DefenceFace):
         Raises:
             InputError: for another name, which ART's own transformers drop in silence.
         """
-        for name in kwargs:
-            if name not in self.params:
-                raise InputError(f"JumpReLU has no parameter {name!r}; one of {', '.join(self.params)} was expected")
+        check_known(self, kwargs, self.params)
         super().set_params(**kwargs)
 
     def _check_params(self) -> None:
@@ -441,47 +381,25 @@ class JumpReLU(Transformer, DefenceFace):
         per_layer(self.jump, _relus_of(self.classifier))
 
 
-class _Tuning:
-    """Clean accuracy as a function of the jump, each value computed once."""
+class _CleanAccuracy:
+    """Clean accuracy as a function of the jump, each value computed once.
 
-    def __init__(
-        self, classifier: PyTorchClassifier, x: FloatArray, labels: Any, max_drop: float, batch_size: int
-    ) -> None:
+    Attributes:
+        known: those computed so far, by jump.
+    """
+
+    def __init__(self, classifier: PyTorchClassifier, x: FloatArray, labels: IntArray, batch_size: int) -> None:
         self.transformed = JumpReLU(classifier, 0.0)()
-        self.network: JumpReLUNetwork = self.transformed.model
         self.x, self.labels, self.batch_size = x, labels, batch_size
         self.known: dict[float, float] = {}
-        self.required = self.accuracy(0.0) - max_drop
 
-    def accuracy(self, jump: float) -> float:
+    def __call__(self, jump: float) -> float:
         if jump not in self.known:
-            self.network.jumps = per_layer(jump, self.network.nb_relus)
+            network: JumpReLUNetwork = self.transformed.model
+            network.jumps = per_layer(jump, network.nb_relus)
             logits = torch.as_tensor(self.transformed.predict(self.x, batch_size=self.batch_size))
-            predicted = named_classes(logits).numpy()
-            self.known[jump] = float((predicted == self.labels).mean())
+            self.known[jump] = float((named_classes(logits).numpy() == self.labels).mean())
         return self.known[jump]
-
-    def acceptable(self, jump: float) -> bool:
-        # The slack is for the rounding of the two means alone.
-        return self.accuracy(jump) >= self.required - 1e-9
-
-    def upper_limit(self) -> float:
-        """The first of .01, .02, .04, ... that costs too much; the end of the search where none does."""
-        jump = 0.01
-        while jump < 1e6 and self.acceptable(jump):
-            jump *= 2
-        return jump
-
-    def largest_acceptable(self, grid: Sequence[float]) -> float:
-        largest = 0.0
-        for jump in grid:
-            if not self.acceptable(jump):
-                break
-            largest = jump
-        return largest
-
-    def curve(self) -> list[TradeOff]:
-        return [TradeOff(jump, self.known[jump]) for jump in sorted(self.known)]
 
 
 def per_layer(jump: Jump, nb_relus: int) -> tuple[float, ...]:

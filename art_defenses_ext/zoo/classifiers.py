@@ -12,7 +12,8 @@ from torch import nn
 
 from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.validation import check_seed
-from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.training.classifier import check_normalisation, train_classifier
+from art_defenses_ext.training.settings import SettingsOptions
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import Dataset
 from art_defenses_ext.zoo.models import build_model
@@ -70,10 +71,11 @@ def load_classifier(
     if weights is not None and epochs is not None:
         raise DataError("weights and epochs were both given; one of them was expected")
     channels = shape[0]
-    mean = _per_channel("mean", mean, spec.mean if spec else (0.0,) * channels, channels)
-    std = _per_channel("std", std, spec.std if spec else (1.0,) * channels, channels)
-    if min(std) <= 0:
-        raise DataError(f"std is {list(std)}; numbers > 0 were expected")
+    if mean is None:
+        mean = spec.mean if spec else (0.0,) * channels
+    if std is None:
+        std = spec.std if spec else (1.0,) * channels
+    check_normalisation(mean, std, channels)
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # otherwise torch warns of several devices
         torch.manual_seed(seed)
@@ -85,7 +87,11 @@ def load_classifier(
     if weights is None and epochs is None and spec is not None and spec.published:
         load_published(network, name, progress)
     elif weights is None and (spec is not None or epochs is not None):
-        _train(network, name, dataset, mean, std, epochs, seed, progress)
+        epochs = EPOCHS.get(dataset.name) if epochs is None else epochs
+        if epochs is None:
+            raise DataError(f"model {name} has no weights; weights, or a number of epochs to train, was expected")
+        options: SettingsOptions = {"nb_epochs": epochs, "batch_size": BATCH_SIZE.get(dataset.name, 128), "seed": seed}
+        train_classifier(network, dataset.train.x, dataset.train.y, mean=mean, std=std, progress=progress, **options)
     return PyTorchClassifier(
         network,
         nn.CrossEntropyLoss(),
@@ -96,39 +102,6 @@ def load_classifier(
         preprocessing=(np.array(mean, dtype=np.float32), np.array(std, dtype=np.float32)),
         device_type="gpu" if device == "cuda" else "cpu",
     )
-
-
-def _train(
-    network: nn.Module,
-    name: str,
-    dataset: Dataset,
-    mean: Sequence[float],
-    std: Sequence[float],
-    epochs: int | None,
-    seed: int,
-    progress: bool,
-) -> None:
-    epochs = EPOCHS.get(dataset.name) if epochs is None else epochs
-    if epochs is None:
-        raise DataError(f"model {name} has no weights; weights, or a number of epochs to train, was expected")
-    train_classifier(
-        network,
-        dataset.train.x,
-        dataset.train.y,
-        nb_epochs=epochs,
-        mean=mean,
-        std=std,
-        batch_size=BATCH_SIZE.get(dataset.name, 128),
-        seed=seed,
-        progress=progress,
-    )
-
-
-def _per_channel(argument: str, given: Sequence[float] | None, default: Sequence[float], channels: int) -> list[float]:
-    values = list(default if given is None else given)
-    if len(values) != channels or not np.isfinite(values).all():
-        raise DataError(f"{argument} is {values}; {channels} finite number(s), one a channel, were expected")
-    return values
 
 
 def _check_logits(network: nn.Module, name: str, dataset: Dataset) -> int:

@@ -107,14 +107,12 @@ class _Published:
 
     Args:
         loader: reads a part, and downloads the files of both on request.
-        call: torchvision's call that downloads them, as shown in errors.
         folder: their folder, relative to the root.
         files: their names.
         input_shape: shape of an image (C, H, W).
     """
 
     loader: Callable[..., Any]
-    call: str
     folder: Path
     files: tuple[str, ...]
     input_shape: tuple[int, int, int]
@@ -122,14 +120,6 @@ class _Published:
 
 def _idx_files(loader: Any) -> tuple[str, ...]:
     return tuple(Path(archive).stem for archive, _ in loader.resources)
-
-
-def _batch_files(loader: Any) -> tuple[str, ...]:
-    return (*(name for name, _ in loader.train_list + loader.test_list), loader.meta["filename"])
-
-
-def _mat_files(loader: Any) -> tuple[str, ...]:
-    return tuple(loader.split_list[split][1] for split in ("train", "test"))
 
 
 def _svhn(root: str | Path, train: bool, download: bool) -> SimpleNamespace:
@@ -146,19 +136,14 @@ def _svhn(root: str | Path, train: bool, download: bool) -> SimpleNamespace:
 def _published_sets() -> dict[str, _Published]:
     from torchvision.datasets import CIFAR10, MNIST, SVHN, FashionMNIST  # here, since it takes as long as torch
 
+    batches = CIFAR10.train_list + CIFAR10.test_list
+    cifar10 = (*(name for name, _ in batches), str(CIFAR10.meta["filename"]))
+    svhn = tuple(SVHN.split_list[split][1] for split in ("train", "test"))
     return {
-        "mnist": _Published(MNIST, "MNIST(root, download=True)", Path("MNIST/raw"), _idx_files(MNIST), (1, 28, 28)),
-        "fashion_mnist": _Published(
-            FashionMNIST,
-            "FashionMNIST(root, download=True)",
-            Path("FashionMNIST/raw"),
-            _idx_files(FashionMNIST),
-            (1, 28, 28),
-        ),
-        "cifar10": _Published(
-            CIFAR10, "CIFAR10(root, download=True)", Path(CIFAR10.base_folder), _batch_files(CIFAR10), (3, 32, 32)
-        ),
-        "svhn": _Published(_svhn, "SVHN(root, split, download=True)", Path(), _mat_files(SVHN), (3, 32, 32)),
+        "mnist": _Published(MNIST, Path("MNIST/raw"), _idx_files(MNIST), (1, 28, 28)),
+        "fashion_mnist": _Published(FashionMNIST, Path("FashionMNIST/raw"), _idx_files(FashionMNIST), (1, 28, 28)),
+        "cifar10": _Published(CIFAR10, Path(CIFAR10.base_folder), cifar10, (3, 32, 32)),
+        "svhn": _Published(_svhn, Path(), svhn, (3, 32, 32)),
     }
 
 
@@ -304,8 +289,8 @@ def _ensure_files(name: str, root: Path) -> None:
     except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(
             f"name is {name!r}, but {', '.join(missing)} are missing and could not be downloaded "
-            f"({last_line(error)}); the files that torchvision.datasets.{published.call} fetches on a machine "
-            f"with network access were expected in {folder}"
+            f"({last_line(error)}); the files that torchvision.datasets downloads on a machine with network access "
+            f"were expected in {folder}"
         ) from error
 
 

@@ -63,10 +63,8 @@ def find_images(root: Path) -> LabelledFiles:
     """
     if not root.is_dir():
         raise _no_use(root, "is no folder; one with images and their labels was expected")
-    candidates = (root, root / NIPS2017_FOLDER)
-    flat = [
-        folder for folder in candidates if (folder / LABELS_FILE).is_file() or (folder.is_dir() and _images_in(folder))
-    ]
+    candidates = [folder for folder in (root, root / NIPS2017_FOLDER) if folder.is_dir()]
+    flat = [folder for folder in candidates if (folder / LABELS_FILE).is_file() or _images_in(folder)]
     images = _with_labels_file(flat[0]) if flat else _with_class_folders(root)
     if len(images.files) < 2:
         raise _no_use(images.folder, "holds a single image; two or more, to tune on one half, were expected")
@@ -86,30 +84,26 @@ def _by_name(paths: Iterable[Path]) -> list[Path]:
 def _with_class_folders(root: Path) -> LabelledFiles:
     folders = _by_name(path for path in root.iterdir() if path.is_dir())
     inside = [_images_in(folder) for folder in folders]
-    if not any(inside):
+    if len(folders) < 2 or not all(inside):
+        empty = [folder.name for folder, files in zip(folders, inside, strict=True) if not files]
+        held = f"the folder {empty[0]} without an image" if empty else f"{len(folders)} folder(s) of images"
         raise _no_use(
             root,
-            f"holds no images; {', '.join(IMAGE_ENDINGS)} files with a {LABELS_FILE}, or in a folder for each class, "
-            "were expected",
+            f"holds {held}; {', '.join(IMAGE_ENDINGS)} files in a folder for each of two or more classes, or with a "
+            f"{LABELS_FILE}, were expected",
         )
-    for folder, files in zip(folders, inside, strict=True):
-        if not files:
-            raise _no_use(root, f"holds the folder {folder.name} without an image; images of a class were expected")
-    if len(folders) < 2:
-        raise _no_use(root, f"holds {folders[0].name} as its only class; two or more classes were expected")
     labels = [label for label, files in enumerate(inside) for _ in files]
     return LabelledFiles(root, tuple(file for files in inside for file in files), tuple(labels), len(folders), False)
 
 
 def _with_labels_file(folder: Path) -> LabelledFiles:
     files = _images_in(folder)
-    if not files:
-        raise _no_use(folder, f"holds a {LABELS_FILE} and no images; {', '.join(IMAGE_ENDINGS)} files were expected")
-    if not (folder / LABELS_FILE).is_file():
+    labelled = (folder / LABELS_FILE).is_file()
+    if not (files and labelled):
         raise _no_use(
             folder,
-            f"holds images and no {LABELS_FILE}; one with the columns {FILE_COLUMNS[0]} and {LABEL_COLUMNS[0]} was "
-            "expected",
+            f"holds {len(files)} images and {'a' if labelled else 'no'} {LABELS_FILE}; images, and one with the "
+            f"columns {FILE_COLUMNS[0]} and {LABEL_COLUMNS[0]}, were expected",
         )
     labels = _match(_read_labels(folder / LABELS_FILE), files, folder)
     return LabelledFiles(folder, tuple(files), tuple(labels), max(labels) + 1, True)

@@ -92,28 +92,10 @@ def call_factory(text: str, module: str, attribute: str, argument: str = "model"
         InputError: for a module that is missing or fails, and an attribute that is missing, not callable, or fails.
     """
     with _current_directory_importable():
-        return _import_and_call(f"{argument} is {text!r}", module, attribute)
-
-
-def _import_and_call(subject: str, module: str, attribute: str) -> Any:
-    try:
-        imported = importlib.import_module(module)
-    except (Exception, SystemExit) as error:  # a module may run any code, including sys.exit
-        raise DataError(
-            f"{subject}, whose module cannot be imported ({one_line(error)}); an importable module was expected"
-        ) from error
-    try:
-        factory = operator.attrgetter(attribute)(imported)
-    except AttributeError as error:
-        raise DataError(f"{subject}, but {module} has no {attribute}; a function in it was expected") from error
-    if not callable(factory):
-        raise DataError(
-            f"{subject}, which is a {type(factory).__name__}; a function that builds a network was expected"
-        )
-    try:
-        return factory()
-    except (Exception, SystemExit) as error:
-        raise DataError(
-            f"{subject}, which failed ({one_line(error)}); a function that builds a network without arguments was "
-            "expected"
-        ) from error
+        try:
+            return operator.attrgetter(attribute)(importlib.import_module(module))()
+        except (Exception, SystemExit) as error:  # the user's code may do anything, sys.exit included
+            raise DataError(
+                f"{argument} is {text!r}, which failed ({one_line(error)}); a function that can be imported and called "
+                "without arguments was expected"
+            ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -75,28 +75,19 @@ def load_published(model: nn.Module, name: str, progress: bool = True) -> None:
 
 def _read_state(path: str | Path) -> dict[str, Any]:
     path = check_file("weights", path, "an existing file of weights")
-    if path.suffix == ".safetensors":
-        return dict(_attempt(path, load_file, "which is no safetensors file"))
-    state = _attempt(path, _load_torch, "which is no file of PyTorch weights, or holds more than plain data")
+    try:
+        safe = path.suffix == ".safetensors"
+        state = load_file(path) if safe else torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # both readers raise many types on damaged files
+        raise DataError(
+            f"weights is {str(path)!r}, which cannot be read ({type(error).__name__}); a state dict saved as "
+            ".safetensors or by torch.save, which torch.load(weights_only=True) reads, was expected"
+        ) from error
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         raise DataError(f"weights is {str(path)!r}, which holds a {type(state).__name__}; a state dict was expected")
     return dict(state)
-
-
-def _load_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _attempt(path: Path, load: Callable[[Path], Any], problem: str) -> Any:
-    try:
-        return load(path)
-    except Exception as error:  # both readers raise many types on damaged files
-        raise DataError(
-            f"weights is {str(path)!r}, {problem} ({type(error).__name__}); a state dict saved as .safetensors or by "
-            "torch.save, which torch.load(weights_only=True) reads, was expected"
-        ) from error
 
 
 def _strip_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:

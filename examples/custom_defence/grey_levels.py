@@ -24,11 +24,7 @@ class GreyLevels(RestoringPreprocessor):
     name = "grey_levels"
     title = "Grey levels: pixels rounded to a few values"
     gradient_modes = ("exact", "identity")
-    levels: Annotated[int, whole(2)]
-
-    def __init__(self, model: torch.nn.Module, *, levels: int = 4, **options: object) -> None:
-        self.levels = levels
-        super().__init__(model, **options)  # type: ignore[arg-type]
+    levels: Annotated[int, whole(2)] = 4
 
     def restore(self, x: torch.Tensor) -> torch.Tensor:
         low, high = self.clip_values

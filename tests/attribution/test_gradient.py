@@ -158,24 +158,19 @@ def test_several_classes_are_those_of_one_after_the_other(explain: Explain) -> N
     torch.testing.assert_close(explain(model, x, several[:, 0]), expected[:, 0])
 
 
-@explanations
-def test_chunks_change_nothing(explain: Explain) -> None:
-    model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
-    whole = explain(model, x, "all")
-    for at_once in (1, 2, 4, 9):
-        torch.testing.assert_close(explain(model, x, "all", classes_at_once=at_once), whole)
-
-
 @pytest.mark.parametrize("explain", [EXPLANATIONS["SmoothGrad"], EXPLANATIONS["integrated gradients"]])
 @pytest.mark.parametrize("shape", [(3,), (8, 8)], ids=str)
-def test_passes_of_any_size_see_the_same_points(explain: Explain, shape: tuple[int, ...]) -> None:
+def test_passes_of_any_size_see_the_same_points(
+    explain: Explain, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, x = smooth_net(shape, torch.float32), torch.randn(4, *shape)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     whole = explain(model, x, "all")
     for rows in (1, 4, 9):
         sizes.clear()
-        torch.testing.assert_close(explain(model, x, "all", rows_at_once=rows), whole)
+        monkeypatch.setattr("art_defenses_ext.attribution.gradient.ROWS_AT_ONCE", rows)
+        torch.testing.assert_close(explain(model, x, "all"), whole)
         assert max(sizes) == max(4, rows // 4 * 4)
 
 
@@ -330,9 +325,6 @@ def test_a_weighted_sum_has_the_gradient_of_its_cross_entropies(
     for m in range(constant.shape[1]):
         expected = by_backward(model, x, lambda logits, m=m: objective(m, logits))
         torch.testing.assert_close(actual[:, m], expected, rtol=1e-10, atol=1e-14)
-    for at_once in (1, 2, 5):
-        chunks = weighted_loss_gradient(model, x, weights, classes_at_once=at_once)
-        torch.testing.assert_close(chunks, actual, rtol=1e-12, atol=1e-15)
 
 
 @pytest.mark.parametrize("build", [smooth_net, lambda shape: nn.Sequential(ConvNet().double())])
@@ -466,23 +458,25 @@ GIVEN = ("model", "x", "classes")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"model": torch.sigmoid}, "model is a builtin_function_or_method; an nn.Module"),
-        ({"model": nn.Identity(), "x": X[None]}, r"model gives shape \(1, 3, 8\), torch.float32, for 1 inputs"),
-        ({"model": nn.Flatten(0)}, r"model gives shape \(24,\)"),
-        ({"model": Applied(lambda x: (x, x))}, "model gives a tuple"),
+        ({"model": torch.sigmoid}, "model is .*; an nn.Module"),
+        ({"model": nn.Identity(), "x": X[None]}, r"model gives torch.float32 of shape \(1, 3, 8\)"),
+        ({"model": nn.Flatten(0)}, r"model gives torch.float32 of shape \(24,\)"),
+        ({"model": Applied(lambda x: (x, x))}, "model gives "),
         ({"model": Applied(lambda x: x.detach())}, "model passes no gradient to x"),
-        ({"x": np.zeros((3, 8), np.float32)}, "x is a ndarray; a tensor"),
-        ({"x": X.long()}, "x is torch.int64; a floating-point tensor"),
-        ({"x": X[0]}, r"x has shape \(8,\)"),
+        *(({"x": x}, "x is .*; a floating-point tensor") for x in (np.zeros((3, 8), np.float32), X.long(), X[0])),
         ({"classes": 5}, "(classes|y) is 5; class indices from 0 to 4"),
-        ({"classes": True}, "(classes|y) is True"),
-        ({"classes": 1.0}, r"(classes|y) is 1.0; a class index, indices \(3,\) or \(3, M\), 'all' or None"),
         ({"classes": torch.tensor([0, 5, 2])}, "(classes|y) holds indices from 0 to 5; class indices from 0 to 4"),
-        ({"classes": torch.zeros(3)}, "(classes|y) is torch.float32; an integer dtype"),
-        ({"classes": torch.tensor([0, 1])}, r"(classes|y) has shape \(2,\); a class index, indices \(3,\)"),
-        ({"classes": torch.zeros(3, 0, dtype=torch.long)}, r"(classes|y) has shape \(3, 0\)"),
-        ({"classes": torch.zeros(3, dtype=torch.long, device="meta")}, "(classes|y) is on meta; the device of x, cpu"),
-        ({"classes_at_once": 0}, "classes_at_once is 0"),
+        *(
+            ({"classes": classes}, r"(classes|y) is .*; a class index, indices \(3,\) or \(3, M\)")
+            for classes in (
+                True,
+                1.0,
+                torch.zeros(3),
+                torch.tensor([0, 1]),
+                torch.zeros(3, 0, dtype=torch.long),
+                torch.zeros(3, dtype=torch.long, device="meta"),
+            )
+        ),
     ],
 )
 def test_what_cannot_be_explained_is_refused(arguments: dict[str, Any], said: str) -> None:
@@ -503,14 +497,12 @@ def test_each_explanation_refuses_a_class_that_there_is_not(explain: Explain) ->
     [
         (smooth_grad, {"sigma": 0.0}, "sigma is 0.0; a finite number > 0"),
         (smooth_grad, {"samples": 0}, "samples is 0; a whole number"),
-        (smooth_grad, {"rows_at_once": 0}, "rows_at_once is 0"),
         (smooth_grad, {"seed": -1}, "seed is -1"),
         (integrated_gradients, {"steps": 0}, "steps is 0; a whole number"),
-        (integrated_gradients, {"rows_at_once": 0}, "rows_at_once is 0"),
-        (integrated_gradients, {"baseline": 0.5}, "baseline is a float; a tensor of the shape of x"),
-        (integrated_gradients, {"baseline": X[:1]}, r"baseline has shape \(1, 8\).* that of x, \(3, 8\)"),
-        (integrated_gradients, {"baseline": X.double()}, "baseline has .*torch.float64.* that of x, .*torch.float32"),
-        (integrated_gradients, {"baseline": X.to("meta")}, "baseline has .*on meta; that of x, .*on cpu"),
+        *(
+            (integrated_gradients, {"baseline": baseline}, r"baseline is .*; a tensor like x, torch.float32 of shape")
+            for baseline in (0.5, X[:1], X.double(), X.to("meta"))
+        ),
     ],
 )
 def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dict[str, Any], said: str) -> None:
@@ -518,17 +510,10 @@ def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dic
         explain(nn.Linear(8, 5), X, **arguments)
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        (torch.ones(3, 5), r"weights gives \(3, 5\); \(3, M, 5\) was expected"),
-        (torch.ones(3, 0, 5), r"weights gives \(3, 0, 5\)"),
-        (torch.tensor(1.0), r"weights gives \(\); \(3, M, 5\)"),
-        (None, r"weights gives a NoneType; \(3, M, 5\)"),
-    ],
-)
-def test_weights_of_another_shape_are_refused(given: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize("shape", [(3, 5), (3, 0, 5), (), None], ids=str)
+def test_weights_of_another_shape_are_refused(shape: Any) -> None:
+    given: Any = None if shape is None else torch.ones(shape)
+    with pytest.raises(InputError, match=r"weights gives .*; shape \(3, M, 5\) was expected"):
         weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: given)
 
 

@@ -629,10 +629,10 @@ def test_an_upper_limit_has_no_smooth_copy() -> None:
         ([1, 2], r"start is \[1, 2\]; one of predicted"),
         (Layer("fc"), "start is the layer 'fc', which the model does not have"),
         (Layer("unused"), "start is the layer 'unused', which did not run on the way to the logits, or gave no tensor"),
-        (6, "start is 6; classes from 0 to 5 were expected"),
-        (torch.tensor([0, 6]), r"start is tensor\(\[0, 6\]\); classes from 0 to 5 were expected"),
-        (torch.tensor([0, 1, 2]), r"start has shape \(3,\) and torch.int64; a class or \(N,\) was expected"),
-        (torch.tensor([0.0, 1.0]), r"start has shape \(2,\) and torch.float32; a class or \(N,\) was expected"),
+        *(
+            (start, r"start is .*; a class or classes \(2,\), from 0 to 5, were expected")
+            for start in (6, torch.tensor([0, 6]), torch.tensor([0, 1, 2]), torch.tensor([0.0, 1.0]))
+        ),
         (TopK(7), "k is 7; at most the model's 6 classes were expected"),
     ],
     ids=str,

@@ -26,7 +26,7 @@ from art_defenses_ext import (
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.pipeline import check_runs
 from art_defenses_ext.estimator.rebuild import rebuild
-from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.training.classifier import train_classifier
 
 SHAPE, NB_CLASSES = (3, 8, 8), 10
 
@@ -49,15 +49,15 @@ def wrap(answer: Callable[[Tensor], Any] = lambda logits: logits, **options: Any
 
 
 ANSWERS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
-    "one column": (lambda z: z[:, :1], "gives one output an image; at least two"),
-    "no column": (lambda z: z[:, 0], r"gives \(2,\) of float32"),
-    "too many axes": (lambda z: z[:, :, None, None], r"gives \(2, 10, 1, 1\) of float32"),
-    "too few": (lambda z: z[:, :9], "gives 9 outputs an image and has nb_classes 10"),
-    "too many": (lambda z: torch.cat([z, z], dim=1), "gives 20 outputs an image and has nb_classes 10"),
-    "whole numbers": (lambda z: z.round().long(), r"gives \(2, 10\) of int64"),
-    "a pair": (lambda z: (z, z), "gives a tuple"),
-    "a dictionary": (lambda z: {"logits": z}, "gives a dict"),
-    "another number of rows": (lambda z: z[:1], r"gives \(1, 10\)"),
+    "one column": (lambda z: z[:, :1], r"gives torch.float32 of shape \(2, 1\) for 2 images; logits"),
+    "no column": (lambda z: z[:, 0], r"gives torch.float32 of shape \(2,\)"),
+    "too many axes": (lambda z: z[:, :, None, None], r"gives torch.float32 of shape \(2, 10, 1, 1\)"),
+    "too few": (lambda z: z[:, :9], r"gives .*shape \(2, 9\) for 2 images; logits \(2, 10\)"),
+    "too many": (lambda z: torch.cat([z, z], dim=1), r"gives .*shape \(2, 20\) for 2 images; logits \(2, 10\)"),
+    "whole numbers": (lambda z: z.round().long(), r"gives torch.int64 of shape \(2, 10\)"),
+    "a pair": (lambda z: (z, z), r"gives \(tensor"),
+    "a dictionary": (lambda z: {"logits": z}, "gives {"),
+    "another number of rows": (lambda z: z[:1], r"gives .*shape \(1, 10\) for 2"),
 }
 
 CONSTRUCTORS: dict[str, Callable[[PyTorchClassifier], Any]] = {

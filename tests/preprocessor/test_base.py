@@ -49,11 +49,7 @@ class Pushed(RestoringPreprocessor):
 
     name = "pushed"
     gradient_modes = ("exact", "identity")
-    step: NonNegative
-
-    def __init__(self, model: nn.Module, *, step: float = 0.1, **options: Any) -> None:
-        self.step = step
-        super().__init__(model, **options)
+    step: NonNegative = 0.1
 
     def restore(self, x: Tensor) -> Tensor:
         wanted = torch.is_grad_enabled()

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from art_defenses_ext import FeatureAutoencoder, gradient_mode
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import surrogate_width
+from art_defenses_ext.preprocessor.blocks import from_blocks, to_blocks
 from art_defenses_ext.preprocessor.feature_autoencoder import ARCHITECTURES, PaperAutoencoder
-from art_defenses_ext.preprocessor.trained import from_blocks, to_blocks
 
 MODES = ("exact", "smooth", "identity")
 SMALL: dict[str, Any] = {"architecture": "unet", "width": 4, "stem": 2}

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 from art_defenses_ext.base.checkpoint import read_tensors, save_checkpoint, write_tensors
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.training.loop import Settings, train
+from art_defenses_ext.training.loop import train
+from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.training.state import FORMAT, VERSION, Epoch, TrainingState, load_state, save_state
 
 NB_EPOCHS, NB_BATCHES = 5, 3
@@ -74,7 +75,7 @@ def fit(
     chosen = {"nb_epochs": NB_EPOCHS, "batch_size": 10, "learning_rate": 0.05, "clip_norm": 1.0, "seed": 3} | options
     history = train(
         network,
-        *(data or some_data()),
+        data or some_data(),
         objective,
         Settings(**chosen),
         validation=validation or some_data(12, seed=3),

@@ -84,7 +84,6 @@ def test_labels_in_either_form_and_batches_of_any_size_give_the_same_jump(
         ({"jumps": [0.1, 0.1]}, "ascending"),
         ({"jumps": [0.1, float("nan")]}, "ascending finite numbers"),
         ({"jumps": 0.1}, "jumps is 0.1"),
-        ({"nb_epochs": 3}, "fit has no argument 'nb_epochs'"),
     ],
 )
 def test_tuning_with_unusable_arguments_is_refused(

