@@ -75,7 +75,7 @@ def test_labels_in_either_form_and_batches_of_any_size_give_the_same_jump(
     ("arguments", "said"),
     [
         ({"x": np.zeros((9, 1, 8, 8))}, "x is float64"),
-        ({"y": None}, "y is a NoneType"),
+        ({"y": None}, "y is None"),
         ({"y": np.zeros(8, int)}, "y has 8 labels for 9 images"),
         ({"max_accuracy_drop": 1}, "max_accuracy_drop is 1; a fraction"),
         ({"jumps": []}, r"jumps is \[\]; ascending finite numbers > 0, or None, was expected"),
