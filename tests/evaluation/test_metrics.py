@@ -317,7 +317,9 @@ def run_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, folder: Pa
 
     specs = [*(spec(name, act) for name, act in ACTS.items()), spec("transfer", near, crafted_on="undefended")]
     options: dict[str, Any] = {"block_size": 10, "curve_samples": 0, "check_samples": 0, "progress": False}
-    report = evaluate(classifier, x, y, Linf(EPS), specs, out=folder, **options)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        report = evaluate(classifier, x, y, Linf(EPS), specs, out=folder, **options)
     return Run(classifier, report, {key: np.concatenate(one) for key, one in returned.items() if one}, folder)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,7 +34,7 @@ from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite.attacker import depends_on_batch
 from art_defenses_ext.evaluation.suite.probe import with_least_effort
-from art_defenses_ext.evaluation.suite.suites import STANDARD
+from art_defenses_ext.evaluation.suite.suites import STANDARD, WHITE_BOX
 from art_defenses_ext.preprocessor.base import PreprocessorPyTorch
 from art_defenses_ext.testing.assertions import Suite
 
@@ -97,14 +96,10 @@ class Scriptable(nn.Module):
 
 REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
     "tuple": (lambda: wrap(Answering(lambda z: (z, z))), r"classifier (gives|returns) a tuple .* logits"),
-    "dict": (lambda: wrap(Answering(lambda z: {"logits": z})), r"classifier (gives|returns) a dict .* logits"),
     "integers": (lambda: wrap(Answering(lambda z: z.long())), "classifier .*int64 .* floating-point"),
     "three dimensions": (lambda: wrap(Answering(lambda z: z[:, None])), r"classifier .*\(2, 1, 4\)"),
-    "too many logits": (lambda: wrap(Answering(), nb_classes=3), "classifier .* nb_classes"),
     "too few logits": (lambda: wrap(Answering(), nb_classes=10), "classifier .* nb_classes"),
     "one logit of two": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "classifier .* one "),
-    "no axis": (lambda: wrap(Answering(lambda z: z[:, 0]), nb_classes=2), "classifier "),
-    "another shape": (lambda: wrap(nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(32, K))), "classifier "),
     "scripted": (lambda: wrap(torch.jit.script(Scriptable())), "classifier has a network of TorchScript"),
     "raising": (lambda: wrap(Answering(lambda z: 1 / 0)), "classifier .*ZeroDivisionError"),
 }
@@ -113,7 +108,6 @@ REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_network_that_makes_no_logits_is_refused_in_one_sentence(case: str, tmp_path: Path) -> None:
     build, sentence = REFUSED[case]
-    begin = time.perf_counter()
     x = images()
     for entry in (
         lambda: run(build(), "standard", out=tmp_path / "run"),
@@ -126,11 +120,10 @@ def test_a_network_that_makes_no_logits_is_refused_in_one_sentence(case: str, tm
         with pytest.raises(InputError, match=sentence) as refused:
             entry()
         assert "\n" not in str(refused.value)
-    assert time.perf_counter() - begin < 20
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("shape", [(8,), (3, 9), (1, 4, 5), (1, 2, 4, 4)])
+@pytest.mark.parametrize("shape", [(8,), (1, 2, 4, 4)])
 def test_the_whole_standard_suite_runs_on_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
     """And finds that a linear network breaks where its closed form says so."""
     classifier = wrap(Answering(shape=shape), shape)
@@ -149,16 +142,22 @@ def test_the_whole_standard_suite_runs_on_inputs_of_any_number_of_axes(shape: tu
     slopes = np.array([[np.abs(weight[y] - weight[k]).sum() for k in range(K) if k != y] for y in labels])
     robust = (gaps / slopes).min(axis=1) > eps
     report = evaluate(
-        classifier, inner.astype(np.float32), labels, Linf(eps), curve_samples=0, check_samples=4, progress=False
+        classifier, inner.astype(np.float32), labels, Linf(eps), curve_samples=0, check_samples=0, progress=False
     )
     assert [record.robust() for record in report.records] == robust.tolist()
     assert {"APGD margin [exact]", "Square", "noise"} <= {key for r in report.records for key in r.attacks}
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_a_network_of_another_dtype_gives_the_same_verdicts(dtype: torch.dtype) -> None:
-    single, other = (run(wrap(Answering().to(one)), "standard", check_samples=4) for one in (torch.float32, dtype))
-    assert [r.robust() for r in single.records] == [r.robust() for r in other.records]
+def test_a_network_of_another_dtype_gives_the_same_verdicts_and_hides_no_planted_example() -> None:
+    """A convex score of the image: a gradient leads to the planted example, in half precision too."""
+    verdicts = []
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+        report = run(wrap(Answering().to(dtype)), [WHITE_BOX], check_samples=N)
+        verdicts.append([record.robust() for record in report.records])
+        (check,) = [one for one in report.summary.checks if one.name == "binarization"]
+        assert check.verdict == "passed", check.finding
+    assert verdicts == [verdicts[0]] * 4
+    assert 0 < sum(verdicts[0]) < N
 
 
 class Own(EvasionAttack):
@@ -274,7 +273,7 @@ class ByPlace(nn.Module):
 def test_evaluate_names_a_network_that_does_not_treat_each_image_alone(network: type[nn.Module]) -> None:
     classifier = wrap(network())
     assert depends_on_batch(classifier, images()[:4])
-    report = run(classifier, "standard", check_samples=4)
+    report = run(classifier, [WHITE_BOX], check_samples=4)
     (check,) = [one for one in report.summary.checks if one.name == "batches"]
     assert check.verdict == "failed"
     assert "block_size" in check.finding
@@ -310,8 +309,6 @@ def fail(*_: Any) -> Any:
     "other",
     [
         lambda z: z[:, :3],
-        lambda z: torch.cat([z, z], dim=1),
-        lambda z: z[:, None],
         lambda z: {"logits": z},
         fail,
     ],
@@ -401,7 +398,7 @@ def test_our_attacks_alone_name_what_is_no_logits(answer: Callable[[Tensor], Any
 # What needs rows and columns
 
 
-@pytest.mark.parametrize("shape", [(8,), (2, 9), (1, 4, 4, 4)])
+@pytest.mark.parametrize("shape", [(8,), (1, 4, 4, 4)])
 @pytest.mark.parametrize(
     "build",
     [
@@ -418,7 +415,7 @@ def test_a_method_that_looks_at_rows_and_columns_refuses_what_has_none(build: An
         build(wrap(Answering(shape=shape), shape))
 
 
-@pytest.mark.parametrize("shape", [(8,), (2, 9), (1, 4, 4, 4)])
+@pytest.mark.parametrize("shape", [(8,), (1, 4, 4, 4)])
 def test_jump_relu_takes_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 8), nn.ReLU(), nn.Linear(8, K))
     defence = JumpReLU(wrap(network, shape))
@@ -430,6 +427,7 @@ def test_jump_relu_takes_inputs_of_any_number_of_axes(shape: tuple[int, ...]) ->
 # A cache that cannot be written
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("place", ["below a file", "/proc/robustness"])
 def test_statements_hold_without_a_cache_that_can_be_written_and_say_so(place: str, tmp_path: Path) -> None:
     (tmp_path / "below a file").write_text("")
@@ -438,16 +436,8 @@ def test_statements_hold_without_a_cache_that_can_be_written_and_say_so(place: s
     x = images()
     y = classifier.predict(x).argmax(axis=1)
     for _ in range(2):
-        report, folder = suite.evaluated("name", classifier, x, y, Linf(1e-4), "standard", check_samples=2)
+        report, folder = suite.evaluated("name", classifier, x, y, Linf(1e-4), [WHITE_BOX], check_samples=2)
         assert (folder / "report.json").exists()
     assert report.robust_accuracy == 1.0
     assert len([note for note in suite.notes if "cannot be written" in note]) == 1
     assert "evaluated without it" in suite.notes[0]
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_planted_examples_are_found_in_a_network_of_any_precision(dtype: torch.dtype) -> None:
-    """A convex score of the image: a gradient leads to it, in half precision too."""
-    report = run(wrap(Answering().to(dtype)), "standard", check_samples=N)
-    (check,) = [one for one in report.summary.checks if one.name == "binarization"]
-    assert check.verdict == "passed", check.finding

@@ -19,6 +19,7 @@ from art_defenses_ext import JumpReLU, Linf, Surrogate, as_module, defend, evalu
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.attacker import with_surrogates
+from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 
 
 def art_s_resize() -> Any:
@@ -123,8 +124,9 @@ def test_robust_accuracy_behind_a_resize_is_the_closed_form_s(resize: str, probl
         x,
         y,
         Linf(0.02),
+        [WHITE_BOX],
         curve_samples=0,
-        check_samples=4,
+        check_samples=2,
         progress=False,
     )
     assert report.summary.clean.rate == 1
