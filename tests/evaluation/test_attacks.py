@@ -14,7 +14,7 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, defend, rejecting
+from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, rejecting
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.ball import L2, Linf
@@ -100,14 +100,6 @@ def test_what_follows_gradients_comes_before_what_needs_none() -> None:
     assert STANDARD[-1].kind == "noise"
 
 
-def test_the_full_ladder_is_the_standard_one_and_what_takes_longer() -> None:
-    assert FULL[: len(STANDARD)] == STANDARD
-    longer = FULL[len(STANDARD) :]
-    assert longer
-    assert all(spec.crafted_on == "defended" and spec.samples == "survivors" for spec in longer)
-    assert {spec.name for spec in longer if not spec.bounded} == {"DeepFool", "C&W", "HopSkipJump"}
-
-
 @pytest.mark.parametrize(
     ("argument", "word"),
     [
@@ -172,18 +164,6 @@ def test_the_papers_of_the_reconstructor_take_steps_of_the_authors_sizes(digits_
         assert pgd.decay is None
         assert (mim.eps, mim.eps_step, mim.max_iter, mim.num_random_init, mim.decay) == (eps, 0.06, 10, 0, 1.0)
     assert [spec.build(digits_classifier, L2(2.0), 0).eps_step for spec in specs[1:]] == pytest.approx([0.2, 1.2])
-
-
-def test_papers_of_two_defences_never_share_a_name(digits_classifier: PyTorchClassifier) -> None:
-    """The one would stand in the other's place in the records."""
-    defended = defend(digits_classifier, HeatAndBlur.for_classifier(digits_classifier))
-    stacked = rejecting(defended, ExplanationReconstructor(defended))
-    papers = attack_set("papers", stacked)
-    names = [spec.name for spec in papers]
-    assert "FGSM, gray-box, heat_and_blur" in names
-    assert "FGSM, gray-box, explanation_reconstructor" in names
-    assert "PGD-10, gray-box" in names
-    assert len(set(names)) == len(names) == 5
 
 
 # The attacks built
@@ -320,13 +300,6 @@ class _JumpingHead(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.network(x)
         return logits
-
-
-def test_a_plain_classifier_gets_the_ladder(digits_classifier: PyTorchClassifier) -> None:
-    assert attack_set("standard", digits_classifier) == STANDARD
-    assert attack_set("full", digits_classifier) == FULL
-    with pytest.raises(InputError, match=r"attacks is 'papers', but .*; use 'standard'"):
-        attack_set("papers", digits_classifier)
 
 
 def test_an_unknown_set_is_refused_with_those_that_there_are(defended: PyTorchClassifier) -> None:

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.attack import EvasionAttack
-from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
@@ -230,22 +229,6 @@ def test_a_detector_beside_it_says_the_same(twins: list[PyTorchClassifier], digi
         broken.append(SelectivePGD(joined, eps=0.1, max_iter=10).generate(x.copy()))
     np.testing.assert_array_equal(*scores)
     np.testing.assert_array_equal(*broken)
-
-
-def test_two_networks_that_write_into_one_image_do_not_meet(twins: list[PyTorchClassifier], digits: Dataset) -> None:
-    def whole(classifier: PyTorchClassifier) -> PyTorchClassifier:
-        two = PyTorchClassifier(
-            nn.Sequential(deepcopy(classifier.model), nn.Linear(10, 2)), nn.CrossEntropyLoss(), (1, 8, 8), 2,
-            clip_values=(0, 1), device_type="cpu",
-        )  # fmt: skip
-        return rejecting(classifier, BinaryInputDetector(two))
-
-    torch.manual_seed(1)
-    one = whole(twins[0])
-    torch.manual_seed(1)
-    other = whole(twins[1])
-    images = torch.tensor(digits.test.x[:8])
-    assert torch.equal(as_module(one)(images), as_module(other)(images))
 
 
 def test_a_restorer_before_it_sees_the_same(twins: list[PyTorchClassifier], digits: Dataset) -> None:

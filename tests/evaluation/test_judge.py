@@ -99,18 +99,6 @@ def test_classes_are_predicted_batch_by_batch(digits_classifier: PyTorchClassifi
     np.testing.assert_allclose(said.softmax, predict(digits_classifier, x).softmax, atol=1e-6)
 
 
-def test_unlikely_classes_keep_their_order() -> None:
-    """In float32 the softmax of both last logits would be zero."""
-
-    class Sure(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.tensor([[0.0, -200.0, -150.0]]).expand(len(x), 3)
-
-    classifier = PyTorchClassifier(Sure(), nn.CrossEntropyLoss(), (2,), 3, device_type="cpu")
-    (found,) = predict(classifier, np.zeros((1, 2), np.float32)).softmax
-    assert found[0] > found[2] > found[1] > 0
-
-
 # With a detector
 
 
@@ -185,13 +173,6 @@ def test_what_stands_before_a_network_that_rejects_is_seen_by_both_of_its_parts(
     mine, theirs = predict(standardised, x), predict(plain, (x - np.float32(0.5)) / 2)
     np.testing.assert_allclose(mine.softmax, theirs.softmax)
     np.testing.assert_allclose(mine.detection_margin, theirs.detection_margin)  # type: ignore[arg-type]
-
-
-def test_without_a_detector_there_is_no_word_of_it(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    said = predict(digits_classifier, digits.test.x[:3])
-    assert said.rejected is said.detection_margin is None
-    judged = judge(digits_classifier, digits.test.x[:3], digits.test.y[:3], 3, 0)
-    assert judged.rejected is judged.detection_margin is judged.rejections is None
 
 
 def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:

@@ -71,11 +71,6 @@ def test_a_naive_attacker_gets_the_exact_gradient_alone(digits_classifier: PyTor
     assert [(run.spec, run.mode) for run in plan] == [(ONCE, "exact"), (IN_ALL_MODES, "exact")]
 
 
-def test_without_a_defence_there_is_one_mode(of_a_plain_network: Attacker) -> None:
-    plan = make_plan((IN_ALL_MODES,), of_a_plain_network, Linf(0.1), with_curve=False)
-    assert [run.mode for run in plan] == ["exact"]
-
-
 # The curve
 
 
@@ -91,12 +86,6 @@ def test_the_curve_comes_last_at_each_eps_and_mode(attacker: Attacker, threat: T
     assert [(run.spec.name, run.mode, pytest.approx(run.threat.eps / threat.eps)) for run in curve] == expected
     assert all(run.role == "curve" for run in curve)
     assert all(type(run.threat) is type(threat) for run in plan)
-
-
-def test_the_curve_rises_through_the_threat_itself() -> None:
-    assert list(CURVE_FACTORS) == sorted(set(CURVE_FACTORS))
-    assert CURVE_FACTORS[0] > 0
-    assert 1.0 in CURVE_FACTORS
 
 
 # What the checks need
@@ -123,11 +112,6 @@ def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
 ) -> None:
     plan = make_plan(specs, attacker, Linf(0.1), with_curve=False, with_checks=with_checks, limit=LIMIT)
     assert {run.role for run in plan} == {"suite"}
-
-
-def test_without_a_known_limit_the_other_checks_keep_their_runs(attacker: Attacker) -> None:
-    plan = make_plan((WHITE_BOX,), attacker, Linf(0.1), with_curve=False, with_checks=True)
-    assert {run.role for run in plan} == {"suite", "effort"}
 
 
 @pytest.mark.parametrize("eps", [0.3, 1e-9, 1e5])
@@ -159,11 +143,6 @@ def test_in_the_hopeless_ball_every_image_can_be_turned_grey(clip_values: Any) -
         assert limit is not None
         assert type(limit) is type(threat)
         assert np.linalg.norm(distance, ord=threat.norm, axis=1) == pytest.approx(limit.eps)
-
-
-def test_without_clip_values_no_ball_is_known_to_be_hopeless() -> None:
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
-    assert hopeless(Linf(0.1), PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 4, 4), 2)) is None
 
 
 def test_where_a_detector_may_reject_grey_the_hopeless_ball_holds_every_image() -> None:
@@ -204,8 +183,3 @@ def test_a_key_names_the_attack_its_mode_and_at_another_eps_than_the_threats_its
     assert AttackRun(CURVED, "exact", L2(np.sqrt(0.25)), "curve").key == "curved @ 0.5"
     assert AttackRun(BOTH, "relu", Linf(0.5), "limit").key == "both [relu] @ 0.5, limit"
     assert AttackRun(BOTH, "relu", Linf(0.1), "effort").key == "both [relu]"
-
-
-def test_a_family_is_what_the_points_of_one_curve_share(attacker: Attacker) -> None:
-    curve = [run for run in make_plan((BOTH,), attacker, Linf(0.1), with_curve=True) if run.role == "curve"]
-    assert [run.family for run in curve] == [f"both [{mode}]" for mode in MODES for _ in CURVE_FACTORS]

@@ -19,13 +19,11 @@ from art_defenses_ext import (
     ExplanationReconstructor,
     FeatureAutoencoder,
     HeatAndBlur,
-    JumpReLU,
     Linf,
     TwoStreamRestoration,
     defend,
     evaluate,
 )
-from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
@@ -357,14 +355,6 @@ def test_a_users_attack_that_raises_is_named_and_what_was_done_is_not_done_again
     assert len(report.records) == N
 
 
-def test_an_interrupt_passes_through() -> None:
-    def interrupt(x: Any) -> Any:
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        run(wrap(Answering()), [own("stopped", interrupt, samples="all")])
-
-
 class Sometimes(PreprocessorPyTorch):
     """Raises from its n-th call on."""
 
@@ -389,12 +379,6 @@ def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> 
     assert isinstance(e.value.__cause__, OSError)
 
 
-@pytest.mark.parametrize("answer", [lambda z: z[:, :3], lambda z: (z, z), lambda z: z[0]])
-def test_our_attacks_alone_name_what_is_no_logits(answer: Callable[[Tensor], Any]) -> None:
-    with pytest.raises(InputError, match=r"^estimator gives .* expected"):
-        AutoPGD(wrap(Answering(answer)), max_iter=2).generate(images(), np.arange(N) % 2)
-
-
 # What needs rows and columns
 
 
@@ -413,15 +397,6 @@ def test_our_attacks_alone_name_what_is_no_logits(answer: Callable[[Tensor], Any
 def test_a_method_that_looks_at_rows_and_columns_refuses_what_has_none(build: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"classifier takes inputs of shape .*; images \(C, H, W\) were expected"):
         build(wrap(Answering(shape=shape), shape))
-
-
-@pytest.mark.parametrize("shape", [(8,), (1, 4, 4, 4)])
-def test_jump_relu_takes_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
-    network = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(shape)), 8), nn.ReLU(), nn.Linear(8, K))
-    defence = JumpReLU(wrap(network, shape))
-    defence.fit(images(shape), np.arange(N) % K)
-    report = run(defence(), BRIEF)
-    assert len(report.records) == N
 
 
 # A cache that cannot be written
