@@ -5,7 +5,7 @@ variable" (Mathematical Methods of Statistics 14); Learned-Miller, Thomas 2019, 
 of a Bounded Random Variable" (arXiv:1905.06208). The upper end is the 97.5 % quantile of the values' weighted mean,
 with the value 1 added and weights that are uniform on the simplex; the lower end likewise, with 0 added. Of zeros and
 ones it is the interval of Clopper and Pearson. That it covers for all distributions is not proved, but no
-exception is known; tests/evaluation/test_intervals.py measures how often it does.
+exception is known; tests/evaluation/records/test_intervals.py measures how often it does.
 """
 
 from __future__ import annotations

@@ -220,7 +220,7 @@ def test_without_white_box_attacks_nothing_is_checked(attacker: Attacker) -> Non
 
 
 def test_each_check_links_to_its_paragraph(attacker: Attacker) -> None:
-    text = (Path(__file__).parents[2] / "docs" / "checks.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "checks.md").read_text(encoding="utf-8")
     anchors = {heading.replace(" ", "-") for heading in re.findall(r"^## (.+)$", text, re.MULTILINE)}
     for check in run_checks(evidence(attacker)):
         file, _, anchor = check.link.partition("#")

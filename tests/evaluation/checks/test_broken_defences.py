@@ -42,6 +42,7 @@ class Foreign(PreprocessorPyTorch):
 
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "rounding": lambda x: torch.round(8 * x) / 8,
+    "detaching": lambda x: x.detach(),
     "noise": lambda x: x + 0.1 * torch.randn_like(x),
 }
 
@@ -105,6 +106,7 @@ def white_box_accuracy(report: Report) -> float:
 # the checks that must catch him.
 BROKEN = [
     ("rounding", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
+    ("detaching", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
     ("noise", 0.2, 0.05, 0.0, {"randomness"}),
     ("winners take all", 0.1, 0.25, 0.35, {"queries", "gradients", "binarization"}),
 ]
