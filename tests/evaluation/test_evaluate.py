@@ -179,7 +179,7 @@ def run(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factor
     calls: list[Call] = []
     folder = tmp_path_factory.mktemp("evaluate") / "run"
     attacks = [overheard(spec, calls) for spec in ATTACKS]
-    report = evaluate(defended, x, y, Linf(EPS), attacks, out=folder, block_size=BLOCK, curve_samples=0)
+    report = evaluated(defended, x, y, Linf(EPS), attacks, out=folder, check_samples=4)
     return Run(report, calls, folder)
 
 
@@ -359,15 +359,7 @@ def test_the_global_generators_are_seeded_for_an_attack(
 def test_every_seed_that_is_accepted_can_be_used(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
     attacks = [own("a", drawing, samples="all")]
     for seed in (2**32, 2**63 - 1):
-        report = evaluated(
-            defended,
-            x[:2],
-            y[:2],
-            Linf(1.0),
-            attacks,
-            seed=seed,
-            allow_large_eps=True,
-        )
+        report = evaluated(defended, x[:2], y[:2], Linf(1.0), attacks, seed=seed, allow_large_eps=True)
         assert report.summary.run.settings.seed == seed
 
 
@@ -523,14 +515,7 @@ def test_the_ladder_sees_only_what_nothing_broke_before(
         own("later paper", breaking(strangers, 1, 4), source="paper", samples="all"),
         own("last", breaking(strangers)),
     ]
-    report = evaluated(
-        defended,
-        x,
-        y,
-        Linf(1.0),
-        [overheard(one, calls) for one in attacks],
-        allow_large_eps=True,
-    )
+    report = evaluated(defended, x, y, Linf(1.0), [overheard(spec, calls) for spec in attacks], allow_large_eps=True)
     correct = predicted(defended, x) == y
     met = {
         "paper": np.ones(len(x), bool),
@@ -731,7 +716,7 @@ def test_a_random_defences_records_come_out_the_same_again(
     records = []
     for outside, count in ((1, 8), (2, 8), (3, 4)):
         with unsettled(outside):
-            report = evaluated(defended, x[:count], y[:count], Linf(EPS), attacks, check_samples=2)
+            report = evaluated(defended, x[:count], y[:count], Linf(EPS), attacks, block_size=4, check_samples=2)
         records.append(report.records)
     assert records[0] == records[1]
     assert records[0][:4] == records[2]
