@@ -1009,7 +1009,7 @@ def test_the_records_are_what_classifier_and_detector_say_by_themselves(
 def test_the_standard_set_beside_a_detector(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
 ) -> None:
-    """Every attack runs, those against the detector on all images and on the surrogate; the naive one has it not."""
+    """Every attack runs, those against the detector on all images and on the surrogate."""
     brief = [replace(spec, build=lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 2, seed=seed)) for spec in STANDARD]
     attacks = [*brief, *paper_specs(ExplanationReconstructor), *DETECTOR_SUITE[:1]]
     report = evaluated(
