@@ -715,12 +715,12 @@ def test_a_random_defences_records_come_out_the_same_again(
     defended = defend(digits_classifier, Noise())
     attacks = [spec for spec in ATTACKS if spec.name in ("FGSM", "transfer")]
     records = []
-    for outside, count in ((1, 6), (2, 6), (3, 3)):
+    for outside, count in ((1, 4), (2, 4), (3, 2)):
         with unsettled(outside):
-            report = evaluated(defended, x[:count], y[:count], Linf(EPS), attacks, block_size=3)
+            report = evaluated(defended, x[:count], y[:count], Linf(EPS), attacks, block_size=2)
         records.append(report.records)
     assert records[0] == records[1]
-    assert records[0][:3] == records[2]
+    assert records[0][:2] == records[2]
 
 
 # The checks
