@@ -368,7 +368,7 @@ for number in range(RUNS):
 '''
 
 
-RUNS = 3
+RUNS = 2
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forks of one that has loaded everything")
@@ -384,7 +384,6 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     kills = [int(line) for line in done.stdout.split()]
     assert len(kills) == RUNS
     assert min(kills) >= 1
-    assert sum(kills) > RUNS
     folders = [tmp_path / "runs" / name / WHOLE.folder for name in ("undisturbed", *map(str, range(RUNS)))]
     assert len({(folder / RECORDS).read_bytes() for folder in folders}) == 1
     pictures = {tuple(path.read_bytes() for path in sorted((folder / EXAMPLES).iterdir())) for folder in folders}

@@ -109,7 +109,7 @@ def digits_in(span: tuple[float, float], threat: Threat, classifier: PyTorchClas
     other = PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=span, device_type="cpu")
     x = (low + width * digits.test.x[:12].astype(np.float64)).astype(np.float32)
     ball = threat.at(threat.eps * width)
-    return evaluate(other, x, digits.test.y[:12], ball, BRIEF, curve_samples=2, check_samples=6, progress=False)
+    return evaluate(other, x, digits.test.y[:12], ball, BRIEF, curve_samples=0, check_samples=2, progress=False)
 
 
 def test_attacks_and_checks_say_the_same_in_every_unit(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:

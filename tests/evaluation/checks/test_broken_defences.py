@@ -102,6 +102,8 @@ def white_box_accuracy(report: Report) -> float:
     return sum(record.robust(keys) for record in report.records) / len(report.records)
 
 
+SIZES = {"winners take all": (SAMPLES, SAMPLES), "noise": (FEW, CHECKED // 2)}  # the others are clearer, or slower
+
 # The defence, its radius, what the standard ladder must leave at most, what the naive attacker leaves at least, and
 # the checks that must catch him.
 BROKEN = [
@@ -123,7 +125,7 @@ def test_the_ladder_breaks_what_is_broken_and_the_checks_catch_who_does_not(
     digits_classifier: PyTorchClassifier,
 ) -> None:
     broken = winners_take_all(digits) if name not in CHANGES else defend(digits_classifier, Foreign(CHANGES[name]))
-    samples, checked = (SAMPLES, SAMPLES) if name == "winners take all" else (FEW, CHECKED)  # the others are clearer
+    samples, checked = SIZES.get(name, (FEW, CHECKED))
     report = attacked(broken, digits, Linf(eps), adaptive=True, samples=samples, checked=checked)
     assert report.summary.clean.rate >= 0.85
     assert white_box_accuracy(report) <= at_most
