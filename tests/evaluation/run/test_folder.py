@@ -448,8 +448,6 @@ def _name_too_long(root: Path) -> Path:
     return root / ("x" * 300)
 
 
-
-
 def _where_nothing_can_be_made(root: Path) -> Path:
     return Path("/proc/self/run")
 
