@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 from art.attacks.attack import EvasionAttack
+from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import (
-    AttackSpec,
     ExplanationReconstructor,
     FeatureAutoencoder,
     JumpReLU,
@@ -53,33 +53,32 @@ ATTACKS: dict[str, Callable[[PyTorchClassifier], EvasionAttack]] = {
 }
 
 
-BRIEF = [
-    WHITE_BOX,
-    AttackSpec("Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=20, seed=seed), "b", kind="queries"),
-]
-
 # Gradients
 
 
+@pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
 def test_an_attack_does_the_same_where_the_caller_needs_no_gradients(
-    attack: Callable[[PyTorchClassifier], EvasionAttack], digits_classifier: PyTorchClassifier, digits: Dataset
+    attack: Callable[[PyTorchClassifier], EvasionAttack],
+    off: Any,
+    digits_classifier: PyTorchClassifier,
+    digits: Dataset,
 ) -> None:
     x, y = digits.test.x[:8], digits.test.y[:8]
     expected = attack(digits_classifier).generate(x, y)
     assert (expected != x).any()
-    for off in OFF.values():
-        with off():
-            found = attack(digits_classifier).generate(x, y)
-            assert torch.is_grad_enabled() is False  # the caller's own mode is back
-        np.testing.assert_array_equal(found, expected)
+    with off():
+        found = attack(digits_classifier).generate(x, y)
+        assert torch.is_grad_enabled() is False  # the caller's own mode is back
+    np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
 def test_an_evaluation_does_the_same_where_the_caller_needs_no_gradients(
-    digits_classifier: PyTorchClassifier, digits: Dataset
+    off: Any, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     def robust() -> list[dict[str, Any]]:
-        x, y = digits.test.x[:4], digits.test.y[:4]
+        x, y = digits.test.x[:6], digits.test.y[:6]
         report = evaluate(
             digits_classifier, x, y, Linf(0.1), [WHITE_BOX], check_samples=2, curve_samples=0, progress=False
         )
@@ -87,12 +86,13 @@ def test_an_evaluation_does_the_same_where_the_caller_needs_no_gradients(
         return [{key: one.success for key, one in record.attacks.items()} for record in report.records]
 
     expected = robust()
-    with torch.inference_mode():
+    with off():
         assert robust() == expected
 
 
+@pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
 def test_defences_are_fitted_where_the_caller_needs_no_gradients(
-    own_classifier: PyTorchClassifier, digits: Dataset
+    off: Any, own_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     x = digits.train.x
     autoencoders = [FeatureAutoencoder.for_classifier(own_classifier) for _ in range(2)]
@@ -103,7 +103,7 @@ def test_defences_are_fitted_where_the_caller_needs_no_gradients(
         detector.fit(x, nb_epochs=1, validation_split=0.25, progress=False)
 
     fit(autoencoders[0], detectors[0])
-    with torch.inference_mode():
+    with off():
         fit(autoencoders[1], detectors[1])
         JumpReLU(own_classifier).fit(x[:64], digits.train.y[:64], jumps=[0.1])
         assert "no gradient" not in [trap.name for trap in examine(own_classifier)]
@@ -137,7 +137,7 @@ def test_the_report_tells_no_graph_from_a_flat_one(digits: Dataset) -> None:
     cut = PyTorchClassifier(Cut(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
     x = digits.test.x[:6]
     report = evaluate(
-        cut, x, cut.predict(x).argmax(axis=1), Linf(0.01), BRIEF, curve_samples=0, check_samples=6, progress=False
+        cut, x, cut.predict(x).argmax(axis=1), Linf(0.01), curve_samples=0, check_samples=6, progress=False
     )
     (check,) = [one for one in report.summary.checks if one.name == "gradients"]
     assert "at 12 of 12 points no graph leads from the logits back to the image" in check.finding
@@ -212,7 +212,7 @@ def test_it_is_judged_and_evaluated_like_its_twin(twins: list[PyTorchClassifier]
     np.testing.assert_array_equal(judged[0].softmax, judged[2].softmax)
     np.testing.assert_array_equal(judged[1].softmax, judged[3].softmax)
     reports = [
-        evaluate(classifier, x.copy(), y, Linf(0.1), BRIEF, curve_samples=0, check_samples=0, progress=False)
+        evaluate(classifier, x.copy(), y, Linf(0.1), curve_samples=0, check_samples=0, progress=False)
         for classifier in twins
     ]
     assert reports[0].records == reports[1].records
@@ -229,6 +229,22 @@ def test_a_detector_beside_it_says_the_same(twins: list[PyTorchClassifier], digi
         broken.append(SelectivePGD(joined, eps=0.1, max_iter=10).generate(x.copy()))
     np.testing.assert_array_equal(*scores)
     np.testing.assert_array_equal(*broken)
+
+
+def test_two_networks_that_write_into_one_image_do_not_meet(twins: list[PyTorchClassifier], digits: Dataset) -> None:
+    def whole(classifier: PyTorchClassifier) -> PyTorchClassifier:
+        two = PyTorchClassifier(
+            nn.Sequential(deepcopy(classifier.model), nn.Linear(10, 2)), nn.CrossEntropyLoss(), (1, 8, 8), 2,
+            clip_values=(0, 1), device_type="cpu",
+        )  # fmt: skip
+        return rejecting(classifier, BinaryInputDetector(two))
+
+    torch.manual_seed(1)
+    one = whole(twins[0])
+    torch.manual_seed(1)
+    other = whole(twins[1])
+    images = torch.tensor(digits.test.x[:8])
+    assert torch.equal(as_module(one)(images), as_module(other)(images))
 
 
 def test_a_restorer_before_it_sees_the_same(twins: list[PyTorchClassifier], digits: Dataset) -> None:

@@ -19,8 +19,13 @@ from art_defenses_ext.evaluation.threat import Threat, check_threat, named_threa
 THREATS = [Linf, L2]
 
 
+def test_the_norms_are_those_that_art_knows() -> None:
+    assert (Linf(0.1).norm, Linf(0.1).norm_name) == (np.inf, "linf")
+    assert (L2(0.1).norm, L2(0.1).norm_name) == (2, "l2")
+
+
 @pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("eps", [1, 1e-6, np.float32(0.25)])
+@pytest.mark.parametrize("eps", [8 / 255, 1, 1e-6, np.float64(0.5), np.float32(0.25)])
 def test_a_positive_number_is_a_radius(threat: type[Threat], eps: Any) -> None:
     """Whatever kind of number: a radius computed from float32 images is one of numpy's."""
     assert threat(eps).eps == eps
@@ -36,7 +41,7 @@ def test_a_radius_may_be_text_as_papers_write_it(threat: type[Threat], text: str
 
 
 @pytest.mark.parametrize("threat", THREATS)
-@pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, None, True, [0.1]])
+@pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, -math.inf, None, True, [0.1], 1j, np.bool_(True)])
 def test_anything_else_is_refused_in_a_sentence(threat: type[Threat], eps: Any) -> None:
     with pytest.raises(InputError, match=r"eps is .*; a finite number > 0, or a fraction .* was expected") as caught:
         threat(eps)
@@ -81,6 +86,12 @@ def test_another_radius_keeps_the_norm(threat: type[Threat]) -> None:
     assert threat(0.1).at(0.3) == threat(0.3)
     with pytest.raises(InputError):
         threat(0.1).at(0)
+
+
+@pytest.mark.parametrize("threat", THREATS)
+def test_its_text_names_norm_and_radius(threat: type[Threat]) -> None:
+    assert threat.norm_name in str(threat(0.125))
+    assert "0.125" in str(threat(0.125))
 
 
 @pytest.mark.parametrize("threat", THREATS)

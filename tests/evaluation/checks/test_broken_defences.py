@@ -102,7 +102,7 @@ def white_box_accuracy(report: Report) -> float:
     return sum(record.robust(keys) for record in report.records) / len(report.records)
 
 
-SIZES = {"winners take all": (SAMPLES, SAMPLES), "noise": (FEW, CHECKED // 2)}  # the others are clearer, or slower
+SIZES = {"winners take all": (SAMPLES, SAMPLES), "noise": (FEW, CHECKED)}  # the others are clearer, or slower
 
 # The defence, its radius, what the standard ladder must leave at most, what the naive attacker leaves at least, and
 # the checks that must catch him.

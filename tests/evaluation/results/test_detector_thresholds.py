@@ -15,11 +15,9 @@ from torch import nn
 
 from art_defenses_ext import Linf, evaluate
 from art_defenses_ext.evaluation.results.summary import Summary
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, STANDARD, WHITE_BOX
 
 Numbers = npt.NDArray[np.float64]
 DIMENSIONS, EPS = 20, 0.06
-SUITE = [WHITE_BOX, *DETECTOR_SUITE, *(spec for spec in STANDARD if spec.crafted_on == "undefended")]
 
 
 def linear(weights: Numbers, bias: Numbers) -> PyTorchClassifier:
@@ -31,13 +29,13 @@ def linear(weights: Numbers, bias: Numbers) -> PyTorchClassifier:
 
 
 class Linear:
-    """Three classes and a detector, both linear, and 40 images that the classifier gets right."""
+    """Three classes and a detector, both linear, and 80 images that the classifier gets right."""
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
         self.weights, self.word = random.normal(size=(3, DIMENSIONS)), random.normal(size=DIMENSIONS)
         self.bias = -self.weights @ np.full(DIMENSIONS, 0.5)
-        self.x = random.uniform(0.2, 0.8, size=(40, DIMENSIONS)).astype(np.float32)
+        self.x = random.uniform(0.2, 0.8, size=(80, DIMENSIONS)).astype(np.float32)
         self.y = (self.x @ self.weights.T + self.bias).argmax(axis=1)
 
     def past(self, threshold: float) -> float:
@@ -56,7 +54,7 @@ class Linear:
     def evaluated(self, threshold: float) -> Summary:
         detector = linear(np.stack([np.zeros(DIMENSIONS), self.word]), np.array([0, -threshold]))
         report = evaluate(
-            linear(self.weights, self.bias), self.x, self.y, Linf(EPS), SUITE,
+            linear(self.weights, self.bias), self.x, self.y, Linf(EPS), "standard",
             detector=BinaryInputDetector(detector), check_samples=0, curve_samples=0, progress=False,
         )  # fmt: skip
         return report.summary
