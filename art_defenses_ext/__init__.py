@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from art_defenses_ext.attack.ball import L2, Linf
+    from art_defenses_ext.attack.ball import L1, L2, Linf
     from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.transformer.jump_relu import JumpReLU
 
 __all__ = [
+    "L1",
     "L2",
     "AttackSpec",
     "EvaluationConfig",
@@ -52,6 +53,7 @@ _HOMES = {
     "FeatureAutoencoder": "preprocessor.feature_autoencoder",
     "HeatAndBlur": "preprocessor.heat_and_blur",
     "JumpReLU": "transformer.jump_relu",
+    "L1": "attack.ball",
     "L2": "attack.ball",
     "Linf": "attack.ball",
     "RestorationLoss": "preprocessor.restoration_loss",

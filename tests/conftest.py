@@ -285,7 +285,7 @@ def at_distance(
         x = 0.5 + 0.1 * random.uniform(-1, 1, size=(16, direction.size))
         y = np.arange(16) % 2
         # Along the direction w a step t changes the gap by t ||w||^2, and the distance is gap / dual norm of w.
-        wanted = np.where(y == 0, 1, -1) * distance * np.linalg.norm(direction, ord=1 if norm == np.inf else 2)
+        wanted = np.where(y == 0, 1, -1) * distance * np.linalg.norm(direction, ord={1: np.inf, 2: 2, np.inf: 1}[norm])
         x += ((wanted - (x - 0.5) @ direction) / (direction @ direction))[:, None] * direction
         return linear_classifier(weight, bias, shape), x.astype(np.float32).reshape(16, *shape), y, direction
 

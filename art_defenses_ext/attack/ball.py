@@ -33,6 +33,9 @@ place, since an attack that adds, clips and undoes a normalisation rounds more t
 TOLERANCE = 1e-5
 """Of eps: how much further a size may be and still be that of the ball, since attacks add up squares in float32."""
 
+SHARE = 0.05
+"""Of the pixel values, how many a step in a sparse norm changes, unless the attack adapts it. **Convention**."""
+
 _TINY = 1e-12  # keeps a zero vector zero instead of NaN; shorter vectors are scaled up before
 
 
@@ -51,6 +54,7 @@ class Ball(ABC):
         norm_name: as it stands in records and reports.
         rule: what the attacker may do, in words that go before the radius.
         separable: whether each pixel value may change by eps whatever the others do: the ball is a cube.
+        sparse: whether the steepest step changes a single pixel value: the ball has its corners on the axes.
     """
 
     eps: float
@@ -58,6 +62,7 @@ class Ball(ABC):
     norm_name: ClassVar[str]
     rule: ClassVar[str] = "the change's size is at most"
     separable: ClassVar[bool] = False
+    sparse: ClassVar[bool] = False
 
     def __init__(self, eps: float | str) -> None:
         object.__setattr__(self, "eps", parse_eps(eps))
@@ -94,6 +99,16 @@ class Ball(ABC):
         """The step of size one along which a loss with this ``gradient`` (N, ...) rises fastest; zero where it is."""
 
     @classmethod
+    def step(cls, gradient: Tensor, share: Tensor | float = SHARE) -> Tensor:
+        """The step of size one that an attack takes along ``gradient`` (N, ...).
+
+        Args:
+            gradient: of a loss to raise.
+            share: of the pixel values, how many change, one number or (N,); only sparse norms look at it.
+        """
+        return cls.steepest(gradient)
+
+    @classmethod
     def exact_sizes(cls, delta: npt.NDArray[Any]) -> Sizes:
         """The norm of each sample of ``delta`` (N, ...) in float64, (N,)."""
         sizes: Sizes = cls.size(torch.from_numpy(delta.astype(np.float64))).numpy()
@@ -110,9 +125,20 @@ class Ball(ABC):
     def project(self, delta: Tensor) -> Tensor:
         """The point of the ball nearest to each sample of ``delta`` (N, ...) in the Euclidean sense."""
 
-    def inside(self, points: Tensor, clean: Tensor, clip_values: ClipValues) -> Tensor:
-        """Points (n, ...) moved into the balls around images ``clean`` (n, ...) and into the clip range."""
-        return into_range(clean + self.project(points - clean), clip_values)
+    def inside(self, points: Tensor, clean: Tensor, clip_values: ClipValues, growth: Tensor | None = None) -> Tensor:
+        """Points (n, ...) moved into the balls around images ``clean`` (n, ...) and into the clip range.
+
+        Args:
+            points: to be moved.
+            clean: the centres.
+            clip_values: least and largest pixel value.
+            growth: factor of the radius of each ball (n,); None for eps itself.
+        """
+        change = points - clean
+        if growth is None:
+            return into_range(clean + self.project(change), clip_values)
+        factor = per_sample(growth, change)
+        return into_range(clean + factor * self.project(change / factor), clip_values)
 
     def random_inside(self, like: Tensor, generator: torch.Generator) -> Tensor:
         """Random changes from the ball, one for each sample of ``like`` (N, ...)."""
@@ -126,7 +152,7 @@ class Ball(ABC):
         return self.eps * draw / per_sample(self.size(draw).clamp_min(_TINY), draw)
 
     def random_extreme(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Random changes that lie between no two others of the ball: a cube's corners, all of a round surface."""
+        """Random changes of size eps that a plane parts from the rest: a cube's corners, any of another surface."""
         return self.random_on_surface(like, generator)
 
     @staticmethod
@@ -263,8 +289,59 @@ class L2(_Lp):
         return self.eps * direction * per_sample(radius ** (1 / like[0].numel()), like)
 
 
+class L1(_Lp):
+    """The changes of all pixel values add up to at most ``eps``.
+
+    Source: Croce, Hein 2021, "Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers"
+    (arXiv:2103.01208), section 3, for the projection to the ball and the clip range at once; section 3.2 for the step.
+
+    >>> from art_defenses_ext import L1
+    >>> str(L1(12)), L1(12).allows(12.5)
+    ('l1 12', False)
+    """
+
+    norm, norm_name, rule, sparse = 1, "l1", "the changes of all pixel values add up to at most", True
+    order, dual_order = 1, np.inf
+
+    @classmethod
+    def steepest(cls, gradient: Tensor) -> Tensor:
+        flat = gradient.flatten(1)
+        largest = flat.abs().argmax(dim=1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign()).reshape(gradient.shape)
+
+    @classmethod
+    def step(cls, gradient: Tensor, share: Tensor | float = SHARE) -> Tensor:
+        """The same change of each of the pixel values with the largest slopes; all of those that tie for the last."""
+        flat = gradient.flatten(1).abs()
+        count = flat.shape[1]
+        places = ((1 - torch.as_tensor(share, device=flat.device).expand(len(flat))) * count).long().clamp(0, count - 1)
+        least = flat.sort(dim=1)[0].gather(1, places[:, None])
+        signs = gradient.sign() * (flat >= least).reshape(gradient.shape)
+        return signs / per_sample(cls.size(signs).clamp_min(1), signs)
+
+    def project(self, delta: Tensor) -> Tensor:
+        return nearest_of_size(delta, torch.full_like(delta, torch.inf), self._sizes(delta))
+
+    def inside(self, points: Tensor, clean: Tensor, clip_values: ClipValues, growth: Tensor | None = None) -> Tensor:
+        """The nearest points in ball and clip range at once: to clip after a projection would leave size unused."""
+        ends = (-torch.inf, torch.inf) if clip_values is None else clip_values
+        low, high = (torch.as_tensor(end, device=clean.device, dtype=clean.dtype) for end in ends)
+        change = points - clean
+        room = torch.where(change > 0, high - clean, clean - low).clamp_min(0)
+        sizes = self._sizes(clean) * (1 if growth is None else growth)
+        return into_range(clean + nearest_of_size(change, room, sizes), clip_values)
+
+    def _sizes(self, like: Tensor) -> Tensor:
+        return torch.full((len(like),), self.eps, device=like.device, dtype=like.dtype)
+
+    @staticmethod
+    def _random_direction(like: Tensor, generator: torch.Generator) -> Tensor:
+        draw = torch.empty_like(like).exponential_(generator=generator)
+        return torch.where(torch.empty_like(like).uniform_(-1, 1, generator=generator) < 0, -draw, draw)
+
+
 def ball_type(norm: Any) -> type[Ball]:
-    """The class of a norm, by its name (``linf``, ``inf``, ``l2``, ``2``), by ART's number, or the class itself.
+    """The class of a norm, by its name (``linf``, ``inf``, ``l1``, ``1``), by ART's number, or the class itself.
 
     Raises:
         InputError: for anything else.
@@ -314,6 +391,34 @@ def unit(vector: Tensor, size: Callable[[Tensor], Tensor]) -> Tensor:
     short = length < _TINY
     vector = torch.where(per_sample(short, vector), vector / per_sample(largest, vector), vector)
     return vector / per_sample(torch.where(short, size(vector), length).clamp_min(_TINY), vector)
+
+
+def nearest_of_size(delta: Tensor, room: Tensor, size: Tensor) -> Tensor:
+    """The changes nearest to ``delta`` (n, ...) that add up to at most ``size`` (n,), none of which exceeds its room.
+
+    Each is ``min(max(|delta| - shift, 0), room)`` with the sign of ``delta``. The shift of a sample is zero where these
+    add up to no more than ``size``; else it makes them add up to it. Their sum is linear in the shift between two
+    of the values at which a change begins to shrink or vanishes, so these are sorted.
+
+    Args:
+        delta: changes.
+        room: how far each may go into the direction of ``delta`` (n, ...), >= 0.
+        size: of the ball of each sample, in l1.
+
+    Source: Croce, Hein 2021 (arXiv:2103.01208), proposition 2.1 and its proof.
+    """
+    length, room = delta.abs().flatten(1), room.flatten(1)
+    # The sum is that of (length - shift)+ less that of (length - room - shift)+.
+    turns, order = torch.cat([length, (length - room).clamp_min(0)], dim=1).sort(dim=1, descending=True)
+    weights = torch.where(order < length.shape[1], 1.0, -1.0).double()
+    slopes = weights.cumsum(dim=1)
+    totals = (weights * turns).cumsum(dim=1)
+    below = (totals - slopes * turns < size[:, None]).sum(dim=1, keepdim=True)  # how many turns are too large a shift
+    last = (below - 1).clamp_min(0)
+    shift = (totals.gather(1, last) - size[:, None]) / slopes.gather(1, last)
+    shift = torch.where(below < turns.shape[1], shift, 0).clamp_min(0).to(delta.dtype)
+    kept = torch.minimum((length - shift).clamp_min(0), room)
+    return delta.sign() * kept.reshape(delta.shape)
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from art_defenses_ext.attack.ball import NormName, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
 from art_defenses_ext.base.declared import Count, NonNegative, whole
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import undefined
 from art_defenses_ext.base.validation import check_all_positive
 
@@ -70,4 +71,8 @@ class DeepFoolLp(TensorAttack):
 
     def _check_params(self) -> None:
         super()._check_params()
+        if self.geometry.sparse:
+            raise InputError(
+                f"norm is {self.geometry.norm_name}, in which DeepFool has no form; linf or l2 was expected"
+            )
         check_all_positive("scale", self.scale, self.estimator.input_shape)

@@ -64,7 +64,7 @@ class IterativeFGSM(TensorAttack):
             logits = self.logits(module, images, labels)
             gradient = gradient_of(F.cross_entropy(logits, labels, reduction="none"), images)
             unbroken = named_classes(logits) == labels
-            moved = self.clip(images.detach() + size * self.geometry.steepest(gradient))
+            moved = self.clip(images.detach() + size * self.geometry.step(gradient))
             return torch.where(per_sample(unbroken, x), moved, images.detach()), unbroken
 
         return iterate_until_broken(step, x, y, self.max_iter)

@@ -73,7 +73,7 @@ class MarginPGD(TensorAttack):
                 rows, current, gradient = rows[left], current[left], gradient[left]
                 if len(rows) == 0:
                     return
-            moved = current - step * ball.steepest(gradient)
+            moved = current - step * ball.step(gradient)
             current = ball.inside(moved, x[rows], self.estimator.clip_values)
         with torch.no_grad():
             best.offer(current, margin(self.logits(module, current, y[rows]), y[rows]), rows)

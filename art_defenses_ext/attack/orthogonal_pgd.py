@@ -126,7 +126,7 @@ class RejectionAttack(TensorAttack):
                 rows, current, towards = rows[left], current[left], towards[left]
                 if len(rows) == 0:
                     return
-            moved = current - step * ball.steepest(towards)
+            moved = current - step * ball.step(towards)
             current = ball.inside(moved, x[rows], self.estimator.clip_values)
         with torch.no_grad():
             seen.offer(current, self._look(module, current, y[rows]), rows)

@@ -69,7 +69,7 @@ class EvaluateOptions(EvaluationConfig):
         "fitted to what stands already.",
         multiple=True, metavar="NAME",
     )  # fmt: skip
-    norm: Text = option("linf", "Norm of the perturbation, such as linf or l2.")
+    norm: Text = option("linf", "Norm of the perturbation, such as linf, l2 or l1.")
     eps: Eps = option("0.1", "Its largest size, such as 0.1 or 8/255; pixel values are from 0 to 1.")
     allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
     attacks: NamedAttacks = option(

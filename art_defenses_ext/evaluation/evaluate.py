@@ -41,7 +41,7 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_pla
 from art_defenses_ext.evaluation.suite.predictions import nb_labels, predict
 from art_defenses_ext.evaluation.suite.probe import check_graph, probe_attacks
 from art_defenses_ext.evaluation.suite.seeding import seeded
-from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import AttackSpec, attacks_in
 from art_defenses_ext.evaluation.suite.suites import attack_set
 from art_defenses_ext.evaluation.threat import Threat, check_threat
 
@@ -83,7 +83,7 @@ def evaluate(
         x: images ``(N, *input_shape)``, float32, in the clip range; or :class:`.StoredImages`, which are read block by
             block.
         y: true labels, indices (N,) or one-hot (N, nb_classes).
-        threat: ``Linf(eps)`` or ``L2(eps)``, with eps in the units of the pixels.
+        threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), with
             installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
             :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
@@ -258,7 +258,7 @@ class _Task:
         labels = check_labels(y, nb_labels(classifier), len(x))
         check_threat(threat, classifier, x, allow_large_eps)
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
-        specs = attack_set(attacks, classifier)
+        specs = attacks_in(threat, attack_set(attacks, classifier))
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.describing(threat, named, len(x), config_of(config, arguments))
         task = cls(classifier, undefended, x, labels, threat, specs, settings)

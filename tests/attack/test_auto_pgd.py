@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import as_module
 from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
-from art_defenses_ext.attack.ball import L2, Ball, Linf
+from art_defenses_ext.attack.ball import L1, L2, Ball, Linf
 from art_defenses_ext.attack.base import predict
 from art_defenses_ext.attack.losses import LOSSES, Objective
 from art_defenses_ext.attack.margin_pgd import MarginPGD
@@ -30,7 +30,7 @@ def missed(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
     return classifier.predict(x).argmax(axis=1) != y
 
 
-@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5)])
+@pytest.mark.parametrize("ball", [Linf(0.1), L2(0.5), L1(2)])
 def test_the_function_alone_descends_a_linear_network_to_its_lowest_margin(ball: Ball) -> None:
     """No classifier, no ART: the margin of w x falls by eps times the dual norm of w at most."""
     weight = torch.randn(40, generator=torch.Generator().manual_seed(0))

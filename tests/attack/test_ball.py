@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, strategies as st
-from scipy import stats
+from scipy import optimize, stats
 from torch import Tensor
 
-from art_defenses_ext.attack.ball import L2, Ball, Linf, ball_type
+from art_defenses_ext.attack.ball import L1, L2, Ball, Linf, ball_type
 from art_defenses_ext.base.errors import InputError
 
-NORMS: tuple[type[Ball], ...] = (Linf, L2)
+NORMS: tuple[type[Ball], ...] = (Linf, L2, L1)
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 
 
@@ -26,6 +26,7 @@ def drawn(seed: int, *shape: int) -> Tensor:
     ("given_as", "norm"),
     [
         *[(2, L2), (2.0, L2), (np.int64(2), L2), ("2", L2), ("l2", L2), ("L2", L2), (L2, L2)],
+        *[(1, L1), (1.0, L1), ("1", L1), ("l1", L1), ("L1", L1), (L1, L1)],
         *[(np.inf, Linf), (np.float32(np.inf), Linf), ("inf", Linf), ("linf", Linf), ("Linf", Linf)],
     ],
 )
@@ -33,9 +34,9 @@ def test_a_norm_may_be_spelt_as_art_spells_it(given_as: Any, norm: type[Ball]) -
     assert ball_type(given_as) is norm
 
 
-@pytest.mark.parametrize("norm", [1, 0, 3, "l1", "", None, -np.inf, float("nan"), True, [2], float])
+@pytest.mark.parametrize("norm", [1.5, 0, 3, "l3", "", None, -np.inf, float("nan"), True, [2], float])
 def test_another_norm_is_refused(norm: Any) -> None:
-    with pytest.raises(InputError, match=r"norm is .*; linf or l2.* was expected"):
+    with pytest.raises(InputError, match=r"norm is .*; linf or l2 or l1.* was expected"):
         ball_type(norm)
 
 
@@ -68,6 +69,41 @@ def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: type[Ball], se
     distance = L2.size(delta - norm(0.7).project(delta)).item()
     others = norm(0.7).random_inside(torch.empty(500, 3), torch.Generator().manual_seed(seed))
     assert L2.size(delta - others).min().item() >= distance * (1 - 1e-5)
+
+
+@given(seed=st.integers(0, 10_000), eps=st.floats(0.05, 3))
+def test_the_l1_projection_solves_the_quadratic_program_in_ball_and_clip_range(seed: int, eps: float) -> None:
+    """min |z - u|^2 over |z|_1 <= eps and 0 <= clean + z <= 1, as z = p - q with p, q >= 0, by scipy."""
+    clean = torch.rand(1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    wish = drawn(seed, 1, 5).double()
+    change = (L1(eps).inside(clean + wish, clean, (0.0, 1.0)) - clean)[0].numpy()
+    target = wish[0].numpy()
+    program = optimize.minimize(
+        lambda parts: ((parts[:5] - parts[5:] - target) ** 2).sum(),
+        np.zeros(10),
+        jac=lambda parts: 2 * np.outer([1, -1], parts[:5] - parts[5:] - target).ravel(),
+        bounds=[*((0, float(1 - value)) for value in clean[0]), *((0, float(value)) for value in clean[0])],
+        constraints={"type": "ineq", "fun": lambda parts: eps - parts.sum(), "jac": lambda _: -np.ones(10)},
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 500},
+    )
+    np.testing.assert_allclose(change, program.x[:5] - program.x[5:], atol=1e-6)
+    assert np.abs(change).sum() <= eps * (1 + 1e-12)
+
+
+def test_a_sparse_step_changes_the_share_of_pixel_values_with_the_largest_slopes() -> None:
+    gradient = torch.tensor([[[3.0, -4.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    half = L1.step(gradient, torch.tensor([0.5, 0.5]))
+    torch.testing.assert_close(half[0], torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
+    torch.testing.assert_close(L1.step(gradient, 0.25)[0], L1.steepest(gradient)[0])
+    assert not half[1].any()
+
+
+def test_balls_grow_by_a_factor_for_each_sample() -> None:
+    clean, growth = torch.full((2, 6), 0.5), torch.tensor([1.0, 3.0])
+    for ball in (Linf(0.02), L2(0.05), L1(0.1)):
+        moved = ball.inside(clean + drawn(0, 2, 6), clean, (0.0, 1.0), growth) - clean
+        torch.testing.assert_close(ball.size(moved), ball.eps * growth)
 
 
 @pytest.mark.parametrize("norm", NORMS)

@@ -27,7 +27,8 @@ from art.attacks.evasion import AutoAttack as ArtsEnsemble
 from art.estimators.classification import PyTorchClassifier
 from timing import device_name
 
-from art_defenses_ext import Linf, as_module, evaluate
+from art_defenses_ext import L1, Linf, as_module, evaluate
+from art_defenses_ext.attack.ball import Ball
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.evaluation.records.costs import Cost, measured
 from art_defenses_ext.evaluation.records.proportion import Proportion
@@ -44,13 +45,13 @@ TIME = 0.5  # what share of the published seconds ours may take
 
 @dataclass(frozen=True)
 class Setting:
-    """A network with published weights, a radius, and how many of the first test images."""
+    """A network with published weights, a ball, and how many of the first test images."""
 
     title: str
     dataset: str
     model: str
     weights: str
-    eps: float
+    ball: Ball
     samples: int
 
 
@@ -59,12 +60,13 @@ ROBUST = ("mnist", "lenet_like", "erichson_mnist_lenet_robust.pkl")
 PGD_TRAINED = ("mnist", "wong_kolter", "fastadv_mnist_pgd.pth")
 ROBUST_RESNET = ("cifar10", "resnet20", "erichson_cifar10_resnet20_robust.pkl")
 SETTINGS = {
-    "base-0.1": Setting("base LeNet, eps 0.1", *BASE, eps=0.1, samples=500),
-    "base-0.2": Setting("base LeNet, eps 0.2", *BASE, eps=0.2, samples=500),
-    "robust-0.1": Setting("robust LeNet, eps 0.1", *ROBUST, eps=0.1, samples=500),
-    "robust-0.2": Setting("robust LeNet, eps 0.2", *ROBUST, eps=0.2, samples=500),
-    "pgd-0.3": Setting("PGD-trained MNIST CNN, eps 0.3", *PGD_TRAINED, eps=0.3, samples=500),
-    "resnet-2/255": Setting("robust CIFAR-10 ResNet-20, eps 2/255", *ROBUST_RESNET, eps=2 / 255, samples=200),
+    "base-0.1": Setting("base LeNet, eps 0.1", *BASE, ball=Linf(0.1), samples=500),
+    "base-0.2": Setting("base LeNet, eps 0.2", *BASE, ball=Linf(0.2), samples=500),
+    "robust-0.1": Setting("robust LeNet, eps 0.1", *ROBUST, ball=Linf(0.1), samples=500),
+    "robust-0.2": Setting("robust LeNet, eps 0.2", *ROBUST, ball=Linf(0.2), samples=500),
+    "pgd-0.3": Setting("PGD-trained MNIST CNN, eps 0.3", *PGD_TRAINED, ball=Linf(0.3), samples=500),
+    "robust-l1": Setting("robust LeNet, l1 10", *ROBUST, ball=L1(10), samples=200),
+    "resnet-2/255": Setting("robust CIFAR-10 ResNet-20, eps 2/255", *ROBUST_RESNET, ball=Linf(2 / 255), samples=200),
 }
 
 
@@ -76,48 +78,52 @@ class Run:
     cost: Cost
 
 
-Attacker = Callable[[PyTorchClassifier, FloatArray, IntArray, float, int], Run]
-"""(classifier, images (N, C, H, W) in [0, 1], labels (N,), eps, seed) -> run."""
+Attacker = Callable[[PyTorchClassifier, FloatArray, IntArray, Ball, int], Run]
+"""(classifier, images (N, C, H, W) in [0, 1], labels (N,), ball, seed) -> run."""
 
 
-def ours(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, eps: float, seed: int) -> Run:
+def ours(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, seed: int) -> Run:
     """The ladder; its cost includes the judging of each attack's images, which the others' does not."""
-    threat = Linf(eps)
     with measured(classifier) as cost:
         report = evaluate(
-            classifier, x, y, threat, seed=seed, curve_samples=0, check_samples=0, block_size=512, progress=False
+            classifier, x, y, ball, seed=seed, curve_samples=0, check_samples=0, block_size=512, progress=False
         )
     return Run(report.summary.worst_case, cost)
 
 
-def published(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, eps: float, seed: int) -> Run:
+def published(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, seed: int) -> Run:
     images, labels = torch.tensor(x), torch.tensor(y, dtype=torch.int64)
-    options = {"norm": "Linf", "version": "standard", "verbose": False, "device": classifier.device}
+    options = {
+        "norm": ball.norm_name.capitalize(),
+        "version": "standard",
+        "verbose": False,
+        "device": classifier.device,
+    }
     # This script is called like the package, but main() has put the package's folder first.
     package = importlib.import_module("autoattack")
     with redirect_stdout(sys.stderr), measured(classifier) as cost:  # its warnings are no part of the table
-        attack = package.AutoAttack(as_module(classifier), eps=eps, seed=seed, **options)
+        attack = package.AutoAttack(as_module(classifier), eps=ball.eps, seed=seed, **options)
         adversarial = attack.run_standard_evaluation(images, labels, bs=BATCH)
-    return Run(judged(classifier, x, y, adversarial.cpu().numpy(), eps), cost)
+    return Run(judged(classifier, x, y, adversarial.cpu().numpy(), ball), cost)
 
 
-def arts_ensemble(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, eps: float, seed: int) -> Run:
+def arts_ensemble(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, seed: int) -> Run:
     """ART's class of the same name, another set: no targets, five Auto-PGD restarts, l2 DeepFool in place of FAB."""
-    ensemble = ArtsEnsemble(classifier, eps=eps, eps_step=eps / 4, batch_size=BATCH)
+    ensemble = ArtsEnsemble(classifier, ball.norm, eps=ball.eps, eps_step=ball.eps / 4, batch_size=BATCH)
     for attack in ensemble.attacks:
         attack.set_params(verbose=False)
     with seeded(seed), measured(classifier) as cost:
         adversarial = ensemble.generate(x, y)
-    return Run(judged(classifier, x, y, adversarial, eps), cost)
+    return Run(judged(classifier, x, y, adversarial, ball), cost)
 
 
 def judged(
-    classifier: PyTorchClassifier, x: FloatArray, y: IntArray, adversarial: FloatArray, eps: float
+    classifier: PyTorchClassifier, x: FloatArray, y: IntArray, adversarial: FloatArray, ball: Ball
 ) -> Proportion:
     """Robust accuracy by the rules of :func:`evaluate`: only images in the ball and in [0, 1] count as successes."""
-    sizes = Linf(eps).sizes(x, adversarial, classifier.clip_values)
+    sizes = ball.sizes(x, adversarial, classifier.clip_values)
     in_range = ((adversarial >= 0) & (adversarial <= 1)).reshape(len(x), -1).all(axis=1)
-    in_ball = np.array([Linf(eps).allows(size) for size in sizes])
+    in_ball = np.array([ball.allows(size) for size in sizes])
     broken = in_range & in_ball & (predict(classifier, adversarial).classes != y)
     return Proportion.of(((predict(classifier, x).classes == y) & ~broken).tolist())
 
@@ -156,7 +162,7 @@ def cells(runs: list[Run]) -> list[str]:
 
 
 def print_header(with_art: bool) -> None:
-    columns = ["setting, linf", "images", "ours: robust %", "s", "passes", "published: robust %", "s", "passes"]
+    columns = ["setting", "images", "ours: robust %", "s", "passes", "published: robust %", "s", "passes"]
     columns += ["difference, points", "holds", "ratio of seconds", "holds"]
     columns += [f"{ART}: robust %", "s", "passes"] if with_art else []
     print(f"| {' | '.join(columns)} |")
@@ -207,7 +213,7 @@ def main() -> None:
         dataset = data[setting.dataset]
         classifier = load_classifier(dataset, setting.model, options.data / "weights" / setting.weights)
         rows = slice(min(setting.samples, options.samples or setting.samples))
-        attacked = classifier, dataset.test.x[rows], dataset.test.y[rows], setting.eps
+        attacked = classifier, dataset.test.x[rows], dataset.test.y[rows], setting.ball
         warm_up(classifier, dataset.test.x)
         runs: dict[str, list[Run]] = {name: [] for name in attackers}
         for turn, seed in enumerate(options.seeds):

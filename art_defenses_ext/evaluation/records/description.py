@@ -14,7 +14,7 @@ class Settings(EvaluationConfig):
     """The arguments of an evaluation that its records depend on.
 
     Attributes:
-        threat: ``"linf"`` or ``"l2"``.
+        threat: the norm, such as ``"linf"``, ``"l2"`` or ``"l1"``.
         eps: radius, in pixel values.
         attacks: the set's name, or the attacks' names.
         samples: number of images.

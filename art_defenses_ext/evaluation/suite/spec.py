@@ -47,6 +47,8 @@ class AttackSpec:
         curve: also run at several eps, for the curve of accuracy against eps.
         bounded: keeps to the threat's ball. False for attacks that look for the smallest perturbation, whatever its
             size; they count as successes where that size is inside the ball.
+        norms: the names of the norms that it has a form for, such as ``("linf", "l2")``; None for all. In balls of
+            other norms it does not run.
         labels: what the attack is told to move away from: the ``"true"`` classes, or those ``"predicted"`` by the
             network that it is made on.
 
@@ -75,6 +77,7 @@ class AttackSpec:
     curve: bool = False
     bounded: bool = True
     labels: Literal["true", "predicted"] = "true"
+    norms: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_text("name", self.name)
@@ -88,6 +91,18 @@ class AttackSpec:
             raise InputError(
                 f"build is {shown(self.build)}; a function (classifier, threat, seed) -> attack was expected"
             )
+
+
+def attacks_in(threat: Threat, specs: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
+    """Those attacks that have a form for the norm of ``threat``.
+
+    Raises:
+        InputError: if none has.
+    """
+    suited = tuple(spec for spec in specs if spec.norms is None or threat.norm_name in spec.norms)
+    if specs and not suited:
+        raise InputError(f"attacks holds none with a form for {threat.norm_name}; at least one was expected")
+    return suited
 
 
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(AttackSpec).items() if get_origin(kind) is Literal}

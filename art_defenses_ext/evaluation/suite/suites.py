@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
-import numpy as np
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, HopSkipJump
 from art.estimators.classification import PyTorchClassifier
@@ -103,11 +102,15 @@ STANDARD = (
 """The attack suite: one attack of each kind that could break a defence."""
 
 
+CARLINI = {
+    "linf": partial(CarliniLInfMethod, learning_rate=0.01, batch_size=1),
+    "l2": partial(CarliniL2Method, binary_search_steps=9, learning_rate=0.01, batch_size=128),
+}
+"""ART's two forms of Carlini and Wagner's attack, by norm."""
+
+
 def _carlini(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    options: dict[str, Any] = {"max_iter": 50, "verbose": False}
-    if threat.norm == np.inf:  # of other norms: which of ART's two it is
-        return CarliniLInfMethod(classifier, learning_rate=0.01, batch_size=1, **options)
-    return CarliniL2Method(classifier, binary_search_steps=9, learning_rate=0.01, batch_size=128, **options)
+    return CARLINI[threat.norm_name](classifier, max_iter=50, verbose=False)
 
 
 def _deep_fool(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -120,6 +123,9 @@ def _hop_skip_jump(classifier: PyTorchClassifier, threat: Threat, seed: int) -> 
     return HopSkipJump(whole, norm=threat.norm, max_iter=10, max_eval=1000, init_eval=10, verbose=False)
 
 
+WITHOUT_L1: dict[str, Any] = {"bounded": False, "norms": tuple(CARLINI)}
+"""ART has no form of its two for l1, and a step of DeepFool would change one pixel value far beyond the clip range."""
+
 FULL = (
     *STANDARD,
     _white_box(
@@ -130,9 +136,9 @@ FULL = (
     ),
     _white_box("APGD restarts", _auto_pgd("margin", nb_runs=10), "ten more random starts"),
     AttackSpec("Square, 5,000 queries", _square(5000), "black-box: five times the queries", kind="queries"),
-    AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", bounded=False, modes="all"),
-    AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", bounded=False),
-    AttackSpec("HopSkipJump", _hop_skip_jump, "minimum norm: from decisions alone", kind="queries", bounded=False),
+    AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", modes="all", **WITHOUT_L1),
+    AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", **WITHOUT_L1),
+    AttackSpec("HopSkipJump", _hop_skip_jump, "minimum norm: from decisions alone", kind="queries", **WITHOUT_L1),
 )
 """The standard attacks and those that take longer."""
 
