@@ -6,17 +6,20 @@ sharpness of Dombrowski et al. 2019 (arXiv:1906.07983), section 4.2, there of a 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.auto_pgd import AutoPGD
-from art_defenses_ext.attack.ball import NormName
-from art_defenses_ext.attack.base import BestPoints, TensorAttack
-from art_defenses_ext.attack.losses import LossName, margin
-from art_defenses_ext.base.declared import Count, Kind, Positive
+from art_defenses_ext.attack.auto_pgd import MARGIN, AutoPGD, auto_pgd
+from art_defenses_ext.attack.ball import Ball, ClipValues
+from art_defenses_ext.attack.base import BallAttack, BestPoints
+from art_defenses_ext.attack.losses import Logits, LossName, Objective, margin
+from art_defenses_ext.base.declared import Count, Kind
 from art_defenses_ext.base.validation import check_positive
 from art_defenses_ext.gradients.modes import surrogate_width
 
@@ -34,17 +37,73 @@ def _factors(values: Any) -> Any:
 Factors = Annotated[tuple[float, ...], Kind("a sequence of numbers > 0", _factors)]
 
 
+def annealed_pgd(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    width: Callable[[float], AbstractContextManager[None]],
+    generator: torch.Generator,
+    factors: Sequence[float] = FACTORS,
+    objective: Objective = MARGIN,
+    max_iter: int = 100,
+    clip_values: ClipValues = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return the points of lowest margin (N, ...) of runs of Auto-PGD, each from the best points so far.
+
+    Args:
+        logits: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,).
+        ball: where to search.
+        width: makes a context in which the surrogates' width is multiplied by a factor.
+        generator: of the first run's random start.
+        factors: one for each run.
+        objective: what to climb.
+        max_iter: gradients a run.
+        clip_values: least and largest pixel value.
+        batch_size: images in one pass.
+    """
+    search = partial(
+        auto_pgd,
+        logits,
+        ball=ball,
+        objective=objective,
+        max_iter=max_iter,
+        clip_values=clip_values,
+        batch_size=batch_size,
+        generator=generator,
+    )
+    best = BestPoints(x)
+    unbroken, start = torch.arange(len(x), device=x.device), None
+    for factor in factors:
+        with width(factor):
+            points = search(x=x[unbroken], y=y[unbroken], start=start)
+        best.offer(points, _margins(logits, points, y[unbroken], batch_size), unbroken)
+        unbroken = unbroken[best.margins[unbroken] >= 0]
+        if len(unbroken) == 0:
+            break
+        start = best.points[unbroken]
+    return best.points
+
+
+@torch.no_grad()
+def _margins(logits: Logits, points: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    batches = zip(points.split(batch_size), y.split(batch_size), strict=True)
+    return torch.cat([margin(logits(images, labels), labels) for images, labels in batches])
+
+
 @dataclass(eq=False, repr=False)
-class AnnealedPGD(TensorAttack):
+class AnnealedPGD(BallAttack):
     """Several runs of Auto-PGD on those samples that are left, each from the best point so far.
 
     Defences whose surrogates have a width are made wider and narrower by ``factors``; on others these are plain
     restarts from the best point.
 
     Args:
-        estimator: the classifier under attack.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
-        eps: radius of the ball, in pixel values.
+        estimator, norm, eps: see :class:`BallAttack`.
         factors: of the surrogates' width, one for each run. **Convention**: from the width itself to a twentieth; the
             table in docs/methods/jump_relu.md compares schedules.
         max_iter: gradients a run.
@@ -55,8 +114,6 @@ class AnnealedPGD(TensorAttack):
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
     """
 
-    norm: NormName = "linf"
-    eps: Positive = 0.3
     factors: Factors = FACTORS
     max_iter: Count = 100
     loss: LossName = "margin"
@@ -65,29 +122,24 @@ class AnnealedPGD(TensorAttack):
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         run = self._run()
-        best = BestPoints(x)
-        left = torch.arange(len(x), device=x.device)
-        start = None
-        for factor in self.factors:
-            with surrogate_width(module, factor):
-                points = run.perturb(module, x[left], y[left], generator, start)
-            best.offer(points, self._margins(module, points, y[left]), left)
-            left = left[best.margins[left] >= 0]
-            if len(left) == 0:
-                break
-            start = best.points[left]
-        return best.points
-
-    def _run(self) -> AutoPGD:
-        return AutoPGD(
-            self.estimator, self.norm, self.eps, max_iter=self.max_iter, loss=self.loss, batch_size=self.batch_size
+        return annealed_pgd(
+            partial(run.logits, module),
+            x,
+            y,
+            self.ball,
+            width=partial(surrogate_width, module),
+            generator=generator,
+            factors=self.factors,
+            objective=run.objective,
+            max_iter=self.max_iter,
+            clip_values=self.estimator.clip_values,
+            batch_size=self.batch_size,
         )
 
-    def _margins(self, module: nn.Module, points: Tensor, y: Tensor) -> Tensor:
-        batches = zip(points.split(self.batch_size), y.split(self.batch_size), strict=True)
-        with torch.no_grad():
-            return torch.cat([margin(self.logits(module, batch, labels), labels) for batch, labels in batches])
+    def _run(self) -> AutoPGD:
+        """The attack of a single run, which refuses a loss that needs more classes."""
+        return AutoPGD(self.estimator, self.norm, self.eps, loss=self.loss)
 
     def _check_params(self) -> None:
         super()._check_params()
-        self._run()  # refuses a loss that needs more classes
+        self._run()

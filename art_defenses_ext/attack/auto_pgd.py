@@ -14,13 +14,13 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import Ball, ClipValues, NormName
-from art_defenses_ext.attack.base import BestPoints, TensorAttack
+from art_defenses_ext.attack.ball import Ball, ClipValues
+from art_defenses_ext.attack.base import BallAttack, BestPoints
 from art_defenses_ext.attack.boundaries import nearest_rivals
 from art_defenses_ext.attack.losses import MIN_CLASSES, Logits, LossName, Objective
 from art_defenses_ext.attack.search import Search
 from art_defenses_ext.attack.sparse_search import SparseSearch
-from art_defenses_ext.base.declared import Count, Flag, Positive
+from art_defenses_ext.base.declared import Count, Flag
 from art_defenses_ext.base.errors import InputError
 
 MARGIN = Objective()
@@ -34,6 +34,7 @@ def auto_pgd(
     *,
     objective: Objective = MARGIN,
     max_iter: int = 100,
+    nb_runs: int = 1,
     targets: Tensor | None = None,
     start: Tensor | None = None,
     clip_values: ClipValues = None,
@@ -49,8 +50,9 @@ def auto_pgd(
         ball: where to search.
         objective: what to climb.
         max_iter: gradients a run.
-        targets: the class that each run of an image heads for (N, runs), where the loss has any; its width is the
-            number of runs. None for a single run.
+        nb_runs: runs an image.
+        targets: the class that each run of an image heads for (N, nb_runs), where the loss has any; None for those
+            whose boundaries seem nearest.
         start: where the first run begins (N, ...); None for a random point of the ball's surface, as later runs do.
         clip_values: least and largest pixel value.
         batch_size: images in one pass. An image leaves the batch once it is broken or its runs are done, and the next
@@ -60,7 +62,7 @@ def auto_pgd(
     Returns:
         Images (N, ...).
     """
-    targets = y[:, None] if targets is None else targets
+    targets = nearest_targets(logits, x, y, ball, objective.loss, nb_runs, batch_size) if targets is None else targets
     generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
     search = (SparseSearch if ball.sparse else Search)(
         logits, x, y, ball, objective, max_iter, targets, start, clip_values, batch_size, generator, BestPoints(x)
@@ -73,16 +75,31 @@ def auto_pgd(
     return search.best.points
 
 
+def nearest_targets(
+    logits: Logits, x: Tensor, y: Tensor, ball: Ball, loss: str, nb_runs: int, batch_size: int = 256
+) -> Tensor:
+    """The class that each run of each image heads for (N, nb_runs); only targeted losses look at it."""
+    if not loss.endswith("_targeted"):
+        return y[:, None].expand(-1, nb_runs)
+    targets = []
+    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
+        network = partial(_swapped, logits, labels)
+        targets.append(nearest_rivals(network, images, type(ball), nb_runs))
+    return torch.cat(targets)
+
+
+def _swapped(logits: Logits, labels: Tensor, images: Tensor) -> Tensor:
+    return logits(images, labels)
+
+
 @dataclass(eq=False, repr=False)
-class AutoPGD(TensorAttack):
+class AutoPGD(BallAttack):
     """Auto-PGD on any loss of :mod:`.losses`, from several starts or towards several targets.
 
-    What comes back is the image of lowest margin that was seen: broken, or the nearest to it.
+    It returns the image of lowest margin that was seen: broken, or the nearest to it.
 
     Args:
-        estimator: the classifier under attack.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2; or a class of :mod:`.ball`.
-        eps: radius of the ball, in pixel values.
+        estimator, norm, eps: see :class:`BallAttack`.
         max_iter: gradients a run.
         loss: a name out of ``losses.LOSSES``.
         nb_runs: runs a sample; each from a new random start, with a targeted loss also towards another class, those
@@ -98,8 +115,6 @@ class AutoPGD(TensorAttack):
     clock, so that another can take its place.
     """
 
-    norm: NormName = "linf"
-    eps: Positive = 0.3
     max_iter: Count = 100
     loss: LossName = "margin"
     nb_runs: Count = 1
@@ -108,40 +123,29 @@ class AutoPGD(TensorAttack):
 
     batches_per_block = 16
 
-    def perturb(
-        self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator, start: Tensor | None = None
-    ) -> Tensor:
-        """As :meth:`TensorAttack.perturb`; ``start`` (N, ...): where the first run begins instead of at random."""
+    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         return auto_pgd(
             partial(self.logits, module),
             x,
             y,
-            self.geometry(self.eps),
-            objective=Objective(self._loss, self.eot, self.targeted),
+            self.ball,
+            objective=self.objective,
             max_iter=self.max_iter,
-            targets=self._targets(module, x, y),
-            start=start,
+            nb_runs=self.nb_runs,
             clip_values=self.estimator.clip_values,
             batch_size=self.batch_size,
             generator=generator,
         )
 
     @property
+    def objective(self) -> Objective:
+        """What the attack climbs."""
+        return Objective(self._loss, self.eot, self.targeted)
+
+    @property
     def _loss(self) -> str:
         """The name of the loss; of two classes that count there is no third logit to divide by."""
         return self.loss.replace("dlr", "margin") if self._paired else self.loss
-
-    def _targets(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The class that each run of each sample heads for (N, runs); only targeted losses look at it."""
-        if not self._loss.endswith("_targeted"):
-            return y[:, None].expand(-1, self.nb_runs)
-        batches = zip(x.split(self.batch_size), y.split(self.batch_size), strict=True)
-        return torch.cat(
-            [
-                nearest_rivals(partial(self.logits, module, y=labels), images, self.geometry, self.nb_runs)
-                for images, labels in batches
-            ]
-        )
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -1,4 +1,4 @@
-"""What every attack of ours shares: ART's interface outside, tensors on the model's device inside."""
+"""Attacks have ART's interface outside, and inside tensors on the model's device."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator, LossGradientsMixin
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import Ball, ball_type, into_range, per_sample
+from art_defenses_ext.attack.ball import Ball, NormName, ball_type, per_sample
 from art_defenses_ext.attack.losses import only_pair
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.declared import Count, Flag, Seed, check_declared
+from art_defenses_ext.base.declared import Count, Flag, Positive, Seed, check_declared
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
@@ -95,10 +95,10 @@ class TensorAttack(EvasionAttack):
                 images = torch.tensor(x[rows], device=device)
                 if labels is None:
                     parts = images.split(self.batch_size)
-                    own = torch.cat([predict(module, part, self.nb_labels) for part in parts])
+                    y_block = torch.cat([predict(module, part, self.nb_labels) for part in parts])
                 else:
-                    own = torch.tensor(labels[rows], device=device)
-                adversarial = self.perturb(module, images, own, generator).detach().cpu().numpy()
+                    y_block = torch.tensor(labels[rows], device=device)
+                adversarial = self.perturb(module, images, y_block, generator).detach().cpu().numpy()
                 results.append(self._inside(x[rows], adversarial))
                 bar.advance(task)
         return np.concatenate(results)
@@ -117,8 +117,7 @@ class TensorAttack(EvasionAttack):
     @property
     def ball(self) -> Ball | None:
         """The ball that the attack keeps to; None for one that keeps to none."""
-        eps = getattr(self, "eps", None)
-        return None if eps is None else self.geometry(eps)
+        return None
 
     @property
     def geometry(self) -> type[Ball]:
@@ -126,26 +125,23 @@ class TensorAttack(EvasionAttack):
         return ball_type(vars(self)["norm"])
 
     def _inside(self, x: FloatArray, adversarial: FloatArray) -> FloatArray:
-        """What was made of images (n, ...), moved into the attack's ball where rounding left it outside."""
-        return adversarial if self.ball is None else self.ball.moved_inside(x, adversarial, self.estimator.clip_values)
-
-    def clip(self, x: Tensor) -> Tensor:
-        """``x`` moved into the classifier's clip range."""
-        return into_range(x, self.estimator.clip_values)
+        """Attacked images (n, ...) of which those are moved into the ball that rounding left outside."""
+        ball = self.ball
+        return adversarial if ball is None else ball.moved_inside(x, adversarial, self.estimator.clip_values)
 
     def logits(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """What every loss, margin and verdict is taken from: the network's logits at images (n, ...).
+        """The network's logits at images (n, ...), from which every loss, margin and prediction is taken.
 
         Where the network rejects and ``y`` (n,) are labels to leave, rejection is merged into the label's logit, see
         :func:`.merge_rejection`. Where they are classes to reach, "rejected" stays: one more class that is not reached.
         Of a :class:`.PairedNetwork` only the two classes of the label's problem count.
         """
         # A network may change in the middle.
-        returned = check_outputs(module(x), len(x), self.estimator.nb_classes, "estimator")
-        found: Tensor = at_least_float32(returned)
+        outputs = check_outputs(module(x), len(x), self.estimator.nb_classes, "estimator")
+        logits: Tensor = at_least_float32(outputs)
         if self._paired:
-            return only_pair(found, y)
-        return merge_rejection(found, y) if rejects(self.estimator) and not self.targeted else found
+            return only_pair(logits, y)
+        return merge_rejection(logits, y) if rejects(self.estimator) and not self.targeted else logits
 
     @cached_property
     def _paired(self) -> bool:
@@ -181,6 +177,25 @@ class TensorAttack(EvasionAttack):
         mode = self.gradient_mode
         if mode is not None and (not isinstance(mode, str) or mode not in ("exact", *modes)):
             raise InputError(f"gradient mode {shown(mode)}: one of {', '.join(modes)} was expected")
+
+
+@dataclass(eq=False, repr=False)
+class BallAttack(TensorAttack):
+    """An attack that keeps to a ball.
+
+    Args:
+        estimator: the classifier under attack.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``, or as ART has it, inf, 2 or 1; or a class of :mod:`.ball`.
+        eps: radius of the ball, in pixel values.
+        **options: see :class:`TensorAttack`.
+    """
+
+    norm: NormName = "linf"
+    eps: Positive = 0.3
+
+    @property
+    def ball(self) -> Ball:
+        return self.geometry(self.eps)
 
 
 def predict(module: nn.Module, x: Tensor, nb_labels: int | None = None) -> Tensor:

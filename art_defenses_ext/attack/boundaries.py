@@ -32,7 +32,7 @@ class Linearised(NamedTuple):
     gradients: Tensor
 
     def distances(self, norm: type[Ball]) -> Tensor:
-        """How far the boundary to each rival (G - 1, n) is, in ``norm``; inf where the slope is zero."""
+        """Return the distances to the boundaries of each rival (G - 1, n), in ``norm``; inf where the slope is zero."""
         slope = torch.stack([norm.dual_size(gradient) for gradient in self.gradients[1:] - self.gradients[0]])
         gap = (self.logits[:, :1] - self.logits[:, 1:]).T
         return torch.where(slope > 0, gap / slope, torch.inf)
@@ -44,7 +44,7 @@ def linearise(network: Network, x: Tensor, count: int) -> Linearised:
     logits = network(x)
     largest, classes = logits.topk(min(count, logits.shape[1]), dim=1)
     last = largest.shape[1] - 1
-    gradients = [gradient_of(one, x, retain_graph=rank < last) for rank, one in enumerate(largest.unbind(dim=1))]
+    gradients = [gradient_of(logit, x, retain_graph=rank < last) for rank, logit in enumerate(largest.unbind(dim=1))]
     return Linearised(classes, largest.detach().to(x.dtype), torch.stack(gradients))
 
 

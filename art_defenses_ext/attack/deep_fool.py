@@ -16,15 +16,61 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import NormName, per_sample
+from art_defenses_ext.attack.ball import Ball, ClipValues, NormName, into_range, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
+from art_defenses_ext.attack.losses import Logits
 from art_defenses_ext.base.declared import Count, NonNegative, whole
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import undefined
 from art_defenses_ext.base.validation import check_all_positive
 
 _PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
+
+
+def deep_fool(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    norm: type[Ball],
+    *,
+    max_iter: int = 40,
+    overshoot: float = 0.02,
+    nb_grads: int = 10,
+    scale: Tensor | float = 1.0,
+    clip_values: ClipValues = None,
+) -> Tensor:
+    """Return images (N, ...) after steps to the nearest linearised boundary, up to where they are misclassified.
+
+    Args:
+        logits: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,).
+        norm: which distance is "nearest".
+        max_iter: steps at most.
+        overshoot: each step is 1 + overshoot times as long as the distance.
+        nb_grads: how many classes to consider, those of the largest logits.
+        scale: pixel values per unit of distance, a number or a tensor that broadcasts against an image.
+        clip_values: least and largest pixel value.
+    """
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        at = linearise(lambda points: logits(points, labels), images, nb_grads)
+        unbroken = (at.classes[:, 0] == labels) & ~undefined(at.logits)
+        change = scale * _to_nearest_boundary(at._replace(gradients=at.gradients * scale), norm, overshoot)
+        moved = into_range(images + change, clip_values)
+        return torch.where(per_sample(unbroken, images), moved, images), unbroken
+
+    return iterate_until_broken(step, x, y, max_iter, period=1)
+
+
+def _to_nearest_boundary(at: Linearised, norm: type[Ball], overshoot: float) -> Tensor:
+    """The step (n, ...) towards the nearest boundary; zero where all slopes are, and none is in sight."""
+    distance, nearest = at.distances(norm).min(dim=0)
+    rows = torch.arange(len(nearest), device=nearest.device)
+    direction = at.gradients[1:][nearest, rows] - at.gradients[0]
+    step = per_sample((distance + _PUSH) * (1 + overshoot), direction) * norm.steepest(direction)
+    return torch.where(per_sample(distance.isfinite(), direction), step, 0)
 
 
 @dataclass(eq=False, repr=False)
@@ -51,23 +97,17 @@ class DeepFoolLp(TensorAttack):
     scale: float | npt.NDArray[np.float32] = 1.0
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        scale = torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
-
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            at = linearise(partial(self.logits, module, y=labels), images, self.nb_grads)
-            unbroken = (at.classes[:, 0] == labels) & ~undefined(at.logits)
-            moved = self.clip(images + scale * self._to_nearest_boundary(at._replace(gradients=at.gradients * scale)))
-            return torch.where(per_sample(unbroken, images), moved, images), unbroken
-
-        return iterate_until_broken(step, x, y, self.max_iter, period=1)
-
-    def _to_nearest_boundary(self, at: Linearised) -> Tensor:
-        """The step (n, ...) towards the nearest boundary; zero where all slopes are, and none is in sight."""
-        distance, nearest = at.distances(self.geometry).min(dim=0)
-        rows = torch.arange(len(nearest), device=nearest.device)
-        direction = at.gradients[1:][nearest, rows] - at.gradients[0]
-        step = per_sample((distance + _PUSH) * (1 + self.overshoot), direction) * self.geometry.steepest(direction)
-        return torch.where(per_sample(distance.isfinite(), direction), step, 0)
+        return deep_fool(
+            partial(self.logits, module),
+            x,
+            y,
+            self.geometry,
+            max_iter=self.max_iter,
+            overshoot=self.overshoot,
+            nb_grads=self.nb_grads,
+            scale=torch.as_tensor(self.scale, device=x.device, dtype=x.dtype),
+            clip_values=self.estimator.clip_values,
+        )
 
     def _check_params(self) -> None:
         super()._check_params()

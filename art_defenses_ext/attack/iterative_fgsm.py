@@ -9,6 +9,7 @@ never stops.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,46 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.attack.ball import Ball, NormName, per_sample
+from art_defenses_ext.attack.ball import Ball, ClipValues, NormName, into_range, per_sample
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
-from art_defenses_ext.attack.losses import gradient_of
+from art_defenses_ext.attack.losses import Logits, gradient_of
 from art_defenses_ext.base.declared import Count, Positive
 from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.validation import check_all_positive
+
+
+def iterative_fgsm(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    norm: type[Ball],
+    *,
+    step_size: Tensor | float,
+    max_iter: int,
+    clip_values: ClipValues = None,
+) -> Tensor:
+    """Return images (N, ...) after steps along the gradient of the cross-entropy, up to where they are misclassified.
+
+    Args:
+        logits: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,).
+        norm: in which a step has its size.
+        step_size: in pixel values, or a tensor that broadcasts against an image.
+        max_iter: steps at most.
+        clip_values: least and largest pixel value.
+    """
+
+    def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.detach().requires_grad_()
+        outputs = logits(images, labels)
+        gradient = gradient_of(F.cross_entropy(outputs, labels, reduction="none"), images)
+        unbroken = named_classes(outputs) == labels
+        images = images.detach()
+        moved = into_range(images + step_size * norm.step(gradient), clip_values)
+        return torch.where(per_sample(unbroken, x), moved, images), unbroken
+
+    return iterate_until_broken(step, x, y, max_iter)
 
 
 @dataclass(eq=False, repr=False)
@@ -51,23 +86,17 @@ class IterativeFGSM(TensorAttack):
 
     @property
     def ball(self) -> Ball | None:
-        """What so many steps of one length cannot leave; None where pixels have scales of their own."""
+        """The ball that so many steps of one length cannot leave; None where pixels have scales of their own."""
         if np.ndim(self.scale) > 0:
             return None
         return self.geometry(self.max_iter * self.eps_step * float(self.scale))
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
+        logits, clip_values = partial(self.logits, module), self.estimator.clip_values
         size = self.eps_step * torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
-
-        def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-            images = images.detach().requires_grad_()
-            logits = self.logits(module, images, labels)
-            gradient = gradient_of(F.cross_entropy(logits, labels, reduction="none"), images)
-            unbroken = named_classes(logits) == labels
-            moved = self.clip(images.detach() + size * self.geometry.step(gradient))
-            return torch.where(per_sample(unbroken, x), moved, images.detach()), unbroken
-
-        return iterate_until_broken(step, x, y, self.max_iter)
+        return iterative_fgsm(
+            logits, x, y, self.geometry, step_size=size, max_iter=self.max_iter, clip_values=clip_values
+        )
 
     def _check_params(self) -> None:
         super()._check_params()

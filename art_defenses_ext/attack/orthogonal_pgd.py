@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.annealed_pgd import Factors
-from art_defenses_ext.attack.ball import L2, NormName, per_sample, unit
-from art_defenses_ext.attack.base import BestPoints, TensorAttack
+from art_defenses_ext.attack.ball import L2, into_range, per_sample, unit
+from art_defenses_ext.attack.base import BallAttack, BestPoints
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.base.declared import Count, Flag, NonNegative, Positive
 from art_defenses_ext.base.errors import InputError
@@ -54,7 +54,7 @@ class Place(NamedTuple):
 
 
 @dataclass(eq=False, repr=False)
-class RejectionAttack(TensorAttack):
+class RejectionAttack(BallAttack):
     """What the attacks on a classifier that rejects share: steepest descent of one gradient made of two.
 
     What comes back is the misclassified image of lowest detection margin that was seen, judged by the forward pass,
@@ -62,8 +62,7 @@ class RejectionAttack(TensorAttack):
 
     Args:
         estimator: a classifier that rejects, from :func:`.rejecting`.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
-        eps: radius of the ball, in pixel values.
+        norm, eps: see :class:`BallAttack`.
         eps_step: step size in pixel values; None for eps / 10.
         max_iter: steps a run.
         random_start: begin at a random point of the ball instead of at the image.
@@ -80,8 +79,6 @@ class RejectionAttack(TensorAttack):
         InputError: for a classifier that does not reject.
     """
 
-    norm: NormName = "linf"
-    eps: Positive = 0.3
     eps_step: Positive | None = None
     max_iter: Count = 100
     random_start: Flag = False
@@ -104,7 +101,7 @@ class RejectionAttack(TensorAttack):
         for weight in self._weights():
             start = x[left]
             if self.random_start:
-                start = self.clip(start + self.geometry(self.eps).random_inside(start, generator))
+                start = into_range(start + self.ball.random_inside(start, generator), self.estimator.clip_values)
             self._descend(module, x, y, start, left, seen, weight)
             left = left[seen.lowest_detection_margin[left] >= self.stop_below]
             if len(left) == 0:
@@ -115,7 +112,7 @@ class RejectionAttack(TensorAttack):
         self, module: nn.Module, x: Tensor, y: Tensor, current: Tensor, rows: Tensor, seen: _Seen, weight: float
     ) -> None:
         """One run of the images ``rows`` of ``x`` from ``current``; every point on the way is offered to ``seen``."""
-        ball = self.geometry(self.eps)
+        ball = self.ball
         step = self.eps / 10 if self.eps_step is None else self.eps_step
         for done in self._phases(module):
             at = self._look(module, current, y[rows])

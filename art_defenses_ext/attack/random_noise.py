@@ -1,44 +1,69 @@
-"""Uniform noise in the ball: a control. What noise breaks, no gradient was needed for."""
+"""Uniform noise in the ball: a control. Where noise breaks an image, no gradient was needed.
+
+Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), section 4.3: gradient attacks
+must beat random noise.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import NormName
-from art_defenses_ext.attack.base import BestPoints, TensorAttack
-from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.base.declared import Count, Positive
+from art_defenses_ext.attack.ball import Ball, ClipValues, into_range
+from art_defenses_ext.attack.base import BallAttack, BestPoints
+from art_defenses_ext.attack.losses import Logits, margin
+from art_defenses_ext.base.declared import Count
+
+
+@torch.no_grad()
+def random_noise(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    generator: torch.Generator,
+    nb_draws: int = 100,
+    clip_values: ClipValues = None,
+) -> Tensor:
+    """Return the points of lowest margin (N, ...) among uniform draws from the balls around images ``x`` (N, ...).
+
+    Args:
+        logits: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,).
+        ball: where to draw.
+        generator: of the draws.
+        nb_draws: draws an image.
+        clip_values: least and largest pixel value.
+    """
+    best = BestPoints(x)
+    for _ in range(nb_draws):
+        points = into_range(x + ball.random_inside(x, generator), clip_values)
+        best.offer(points, margin(logits(points, y), y))
+    return best.points
 
 
 @dataclass(eq=False, repr=False)
-class RandomNoise(TensorAttack):
+class RandomNoise(BallAttack):
     """The best of many uniform draws from the ball, judged by the margin.
 
     Args:
-        estimator: the classifier under attack.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
-        eps: radius of the ball, in pixel values.
+        estimator, norm, eps: see :class:`BallAttack`.
         nb_draws: draws per image.
         **options: see :class:`TensorAttack`.
 
     Raises:
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
-
-    Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), section 4.3: gradient
-    attacks must beat random noise.
     """
 
-    norm: NormName = "linf"
-    eps: Positive = 0.3
     nb_draws: Count = 100
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        best = BestPoints(x)
-        for _ in range(self.nb_draws):
-            drawn = self.clip(x + self.geometry(self.eps).random_inside(x, generator))
-            with torch.no_grad():
-                best.offer(drawn, margin(self.logits(module, drawn, y), y))
-        return best.points
+        logits, clip_values = partial(self.logits, module), self.estimator.clip_values
+        return random_noise(
+            logits, x, y, self.ball, generator=generator, nb_draws=self.nb_draws, clip_values=clip_values
+        )

@@ -7,30 +7,86 @@ via random search" (arXiv:1912.00049), algorithms 1 to 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from art_defenses_ext.attack.ball import NormName, per_sample
-from art_defenses_ext.attack.base import TensorAttack
-from art_defenses_ext.attack.losses import margin
-from art_defenses_ext.base.declared import Count, Flag, Positive, number
+from art_defenses_ext.attack.ball import Ball, ClipValues, into_range, per_sample
+from art_defenses_ext.attack.base import BallAttack
+from art_defenses_ext.attack.losses import Logits, margin
+from art_defenses_ext.base.declared import Count, Flag, number
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
 
 HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
 SMALLEST_SCALE = 0.01  # of an l2 bump, in units of eps
 
 
+def square(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    generator: torch.Generator,
+    max_queries: int = 5000,
+    p_init: float = 0.8,
+    targeted: bool = False,
+    channels_first: bool = True,
+    clip_values: ClipValues = None,
+) -> Tensor:
+    """Return the points of lowest margin (N, ...) of a random search in the balls around images ``x`` (N, ...).
+
+    Args:
+        logits: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,).
+        ball: where to search.
+        generator: of the squares.
+        max_queries: forward passes an image.
+        p_init: share of the image that a square covers at the start.
+        targeted: whether ``y`` are classes to reach.
+        channels_first: whether images of three dimensions are (C, H, W), not (H, W, C).
+        clip_values: least and largest pixel value.
+    """
+    layout = _Layout(x, channels_first, ball, clip_values)
+
+    @torch.no_grad()
+    def judge(planes: Tensor, labels: Tensor) -> Tensor:
+        margins = margin(logits(layout.images(planes), labels), labels)
+        return -margins if targeted else margins
+
+    result = x.clone()
+    active = torch.arange(len(x), device=x.device)
+    clean = layout.planes(x)
+    current = layout.inside(clean + _first(clean, ball, generator), clean)
+    lowest = judge(current, y)
+    for query in range(1, max_queries):
+        if query % 10 == 0:  # finding the broken ones costs a wait for the device
+            result[active] = layout.images(current)
+            unbroken = (lowest >= 0).nonzero().squeeze(1)
+            active, clean, current, lowest = active[unbroken], clean[unbroken], current[unbroken], lowest[unbroken]
+            if len(active) == 0:
+                return result
+        halvings = sum(query > limit * max_queries / 10_000 for limit in HALVE_AT)
+        side = _sides(clean, p_init / 2**halvings)
+        proposed = layout.inside(_propose(clean, current, side, layout, generator), clean)
+        margins = judge(proposed, y[active])
+        better = margins < lowest
+        current = torch.where(per_sample(better, current), proposed, current)
+        lowest = torch.where(better, margins, lowest)
+    result[active] = layout.images(current)
+    return result
+
+
 @dataclass(eq=False, repr=False)
-class Square(TensorAttack):
+class Square(BallAttack):
     """Square attack: each image has squares of its own, and no query repeats the one before.
 
     Args:
-        estimator: the classifier under attack.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
-        eps: radius of the ball, in pixel values.
+        estimator, norm, eps: see :class:`BallAttack`.
         max_queries: forward passes an image.
         p_init: share of the image that a square covers at the start.
         targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
@@ -44,107 +100,107 @@ class Square(TensorAttack):
     two dimensions, or be volumes, in which a square is a cube; a square that would change nothing gets the opposite
     sign. For l2, a bump is added to what the window holds, at a random scale from 1/100 of eps to eps, and every other
     proposal clears a second window first: the published rule replaces the whole window, too coarse a move to come near
-    an optimum.
+    an optimum. For l1 as for l2, but that the result is projected to ball and clip range at once.
     """
 
-    norm: NormName = "linf"
-    eps: Positive = 0.3
     max_queries: Count = 5000
     p_init: Annotated[float, number("a share above 0 and up to 1", lambda share: 0 < share <= 1)] = 0.8
     targeted: Flag = False
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        found = x.clone()
-        active = torch.arange(len(x), device=x.device)
-        clean = self._planes(x)
-        current = self._clipped(clean + self._first(clean, generator), x)
-        lowest = self._judge(module, current, x, y)
-        for query in range(1, self.max_queries):
-            if query % 10 == 0:  # finding the broken ones costs a wait for the device
-                found[active] = self._images(current, x)
-                left = (lowest >= 0).nonzero().squeeze(1)
-                active, clean, current, lowest = active[left], clean[left], current[left], lowest[left]
-                if len(active) == 0:
-                    return found
-            proposed = self._clipped(self._propose(clean, current, x, self._side(query, clean), generator), x)
-            margins = self._judge(module, proposed, x, y[active])
-            better = margins < lowest
-            current = torch.where(per_sample(better, current), proposed, current)
-            lowest = torch.where(better, margins, lowest)
-        found[active] = self._images(current, x)
-        return found
-
-    def _judge(self, module: nn.Module, planes: Tensor, x: Tensor, y: Tensor) -> Tensor:
-        """The margin (n,) that the search lowers: below zero where the attack succeeded."""
-        with torch.no_grad():
-            margins = margin(self.logits(module, self._images(planes, x), y), y)
-        return -margins if self.targeted else margins
-
-    def _side(self, query: int, planes: Tensor) -> tuple[int, ...]:
-        """The sides of the windows at a query: equal, unless the image is too narrow for that."""
-        halvings = sum(query > limit * self.max_queries / 10_000 for limit in HALVE_AT)
-        lengths = planes.shape[2:]
-        volume = self.p_init / 2**halvings * float(np.prod(lengths))
-        sides: list[int] = []
-        side = max(round(volume ** (1 / len(lengths))), 1)
-        for axis, length in enumerate(lengths, 1):
-            sides.append(min(side, length))
-            if side > length and axis < len(lengths):  # the other sides make up for it
-                side = max(round((volume / float(np.prod(sides))) ** (1 / (len(lengths) - axis))), 1)
-        return tuple(sides)
-
-    def _first(self, planes: Tensor, generator: torch.Generator) -> Tensor:
-        """The perturbation (n, C, ..., H, W) that the search starts from."""
-        count, channels, *lengths = planes.shape
-        if self.geometry.separable:  # vertical stripes
-            stripes = _signs((count, channels, *[1] * (len(lengths) - 1), lengths[-1]), planes, generator)
-            return self.eps * stripes.expand(planes.shape)
-        tiles = _signs((count, channels, *(-(-length // 5) for length in lengths)), planes, generator)
-        for axis, length in enumerate(lengths, 2):
-            tiles = tiles.repeat_interleave(5, axis).narrow(axis, 0, length)
-        return self.eps * tiles / per_sample(self.geometry.size(tiles), tiles)
-
-    def _propose(
-        self, clean: Tensor, current: Tensor, x: Tensor, side: tuple[int, ...], generator: torch.Generator
-    ) -> Tensor:
-        """The next points to query (n, C, ..., H, W), not yet in the clip range."""
-        window = _Window.draw(current, side, generator)
-        signs = _signs((*current.shape[:2], *[1] * (current.ndim - 2)), current, generator)
-        if not self.geometry.separable:
-            return self._propose_bump(clean, current, window, signs, generator)
-        proposed = torch.where(window.mask, clean + self.eps * signs, current)
-        idle = (self._clipped(proposed, x) == current).flatten(1).all(dim=1)
-        flipped = torch.where(window.mask, clean - self.eps * signs, current)
-        return torch.where(per_sample(idle, current), flipped, proposed)
-
-    def _propose_bump(
-        self, clean: Tensor, current: Tensor, window: _Window, signs: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        delta = current - clean
-        draw = torch.rand(len(current), 2, generator=generator, device=current.device, dtype=current.dtype)
-        other = _Window.draw(current, window.side, generator)
-        clear = other.mask & per_sample(draw[:, 0] < 0.5, current).bool()
-        scale = per_sample(self.eps * SMALLEST_SCALE ** draw[:, 1], current)
-        moved = torch.where(clear, 0, delta) + scale * signs * window.bump
-        return clean + self.eps * moved / per_sample(
-            self.geometry.size(moved).clamp_min(torch.finfo(moved.dtype).tiny), moved
+        return square(
+            partial(self.logits, module),
+            x,
+            y,
+            self.ball,
+            generator=generator,
+            max_queries=self.max_queries,
+            p_init=self.p_init,
+            targeted=self.targeted,
+            channels_first=self.estimator.channels_first,
+            clip_values=self.estimator.clip_values,
         )
 
-    def _planes(self, x: Tensor) -> Tensor:
+
+@dataclass(frozen=True)
+class _Layout:
+    """Images like ``x`` (N, ...) as planes (n, C, ..., H, W), and what bounds them."""
+
+    x: Tensor
+    channels_first: bool
+    ball: Ball
+    clip_values: ClipValues
+
+    def planes(self, images: Tensor) -> Tensor:
         """Images (n, ...) as (n, C, H, W), volumes as (n, C, D, H, W)."""
-        if x.ndim == 4 and not self.estimator.channels_first:
-            return channels_to_front(x)
-        return x.reshape(len(x), *[1] * (4 - x.ndim), *x.shape[1:])
+        if images.ndim == 4 and not self.channels_first:
+            return channels_to_front(images)
+        return images.reshape(len(images), *[1] * (4 - images.ndim), *images.shape[1:])
 
-    def _images(self, planes: Tensor, x: Tensor) -> Tensor:
-        """The way back, to images like ``x``."""
-        if x.ndim == 4 and not self.estimator.channels_first:
+    def images(self, planes: Tensor) -> Tensor:
+        """The way back."""
+        if self.x.ndim == 4 and not self.channels_first:
             return channels_to_back(planes)
-        return planes.reshape(-1, *x.shape[1:])
+        return planes.reshape(-1, *self.x.shape[1:])
 
-    def _clipped(self, planes: Tensor, x: Tensor) -> Tensor:
-        """Planes (n, C, H, W) moved into the clip range of images like ``x``."""
-        return self._planes(self.clip(self._images(planes, x)))
+    def inside(self, planes: Tensor, clean: Tensor) -> Tensor:
+        """Changed planes (n, C, ..., H, W) moved into the clip range; in l1 into ball and range at once."""
+        if self.ball.sparse:
+            return self.planes(self.ball.inside(self.images(planes), self.images(clean), self.clip_values))
+        return self.planes(into_range(self.images(planes), self.clip_values))
+
+
+def _sides(planes: Tensor, share: float) -> tuple[int, ...]:
+    """The sides of windows that cover a share of the image: equal, unless it is too narrow for that."""
+    lengths = planes.shape[2:]
+    volume = share * float(np.prod(lengths))
+    sides: list[int] = []
+    side = max(round(volume ** (1 / len(lengths))), 1)
+    for axis, length in enumerate(lengths, 1):
+        sides.append(min(side, length))
+        if side > length and axis < len(lengths):  # the other sides make up for it
+            side = max(round((volume / float(np.prod(sides))) ** (1 / (len(lengths) - axis))), 1)
+    return tuple(sides)
+
+
+def _first(planes: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+    """The perturbation (n, C, ..., H, W) that the search starts from."""
+    count, channels, *lengths = planes.shape
+    if ball.separable:  # vertical stripes
+        stripes = _signs((count, channels, *[1] * (len(lengths) - 1), lengths[-1]), planes, generator)
+        return ball.eps * stripes.expand(planes.shape)
+    tiles = _signs((count, channels, *(-(-length // 5) for length in lengths)), planes, generator)
+    for axis, length in enumerate(lengths, 2):
+        tiles = tiles.repeat_interleave(5, axis).narrow(axis, 0, length)
+    return ball.eps * tiles / per_sample(ball.size(tiles), tiles)
+
+
+def _propose(
+    clean: Tensor, current: Tensor, side: tuple[int, ...], layout: _Layout, generator: torch.Generator
+) -> Tensor:
+    """The next points to query (n, C, ..., H, W), not yet in the clip range."""
+    ball = layout.ball
+    window = _Window.draw(current, side, generator)
+    signs = _signs((*current.shape[:2], *[1] * (current.ndim - 2)), current, generator)
+    if not ball.separable:
+        return _propose_bump(clean, current, window, signs, ball, generator)
+    proposed = torch.where(window.mask, clean + ball.eps * signs, current)
+    idle = (layout.inside(proposed, clean) == current).flatten(1).all(dim=1)
+    flipped = torch.where(window.mask, clean - ball.eps * signs, current)
+    return torch.where(per_sample(idle, current), flipped, proposed)
+
+
+def _propose_bump(
+    clean: Tensor, current: Tensor, window: _Window, signs: Tensor, ball: Ball, generator: torch.Generator
+) -> Tensor:
+    delta = current - clean
+    draw = torch.rand(len(current), 2, generator=generator, device=current.device, dtype=current.dtype)
+    other = _Window.draw(current, window.side, generator)
+    clear = other.mask & per_sample(draw[:, 0] < 0.5, current).bool()
+    scale = per_sample(ball.eps * SMALLEST_SCALE ** draw[:, 1], current)
+    moved = torch.where(clear, 0, delta) + scale * signs * window.bump
+    size = ball.size(moved).clamp_min(torch.finfo(moved.dtype).tiny)
+    return clean + ball.eps * moved / per_sample(size, moved)
 
 
 class _Window(NamedTuple):

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext import AttackSpec
-from art_defenses_ext.attack.ball import Ball, ClipValues, NormName
-from art_defenses_ext.attack.base import BestPoints, TensorAttack
+from art_defenses_ext.attack.ball import Ball, ClipValues
+from art_defenses_ext.attack.base import BallAttack, BestPoints
 from art_defenses_ext.attack.losses import Logits, margin
-from art_defenses_ext.base.declared import Count, Positive
+from art_defenses_ext.base.declared import Count
 
 
 @torch.no_grad()
@@ -48,17 +48,16 @@ def simba(
 
 
 @dataclass(eq=False, repr=False)
-class SIMBA(TensorAttack):
+class SIMBA(BallAttack):
     """SimBA in ART's interface."""
 
-    norm: NormName = "linf"
-    eps: Positive = 0.3
     max_queries: Count = 1000
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         logits, clip_values = partial(self.logits, module), self.estimator.clip_values
-        ball = self.geometry(self.eps)
-        return simba(logits, x, y, ball, max_queries=self.max_queries, clip_values=clip_values, generator=generator)
+        return simba(
+            logits, x, y, self.ball, max_queries=self.max_queries, clip_values=clip_values, generator=generator
+        )
 
 
 def build(classifier: PyTorchClassifier, threat: Ball, seed: int) -> SIMBA:

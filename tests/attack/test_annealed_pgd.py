@@ -10,8 +10,9 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from art_defenses_ext import JumpReLU
+from art_defenses_ext.attack import annealed_pgd
 from art_defenses_ext.attack.annealed_pgd import FACTORS, AnnealedPGD
-from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -35,14 +36,13 @@ def test_each_run_has_its_width_and_begins_at_the_best_point_so_far(
     defended = JumpReLU(digits_classifier, 0.7)()
     (network,) = find_defences(defended)
     seen: list[tuple[float, Tensor | None, Tensor]] = []
-    perturb = AutoPGD.perturb
 
-    def overheard(self: AutoPGD, module: Any, x: Tensor, y: Tensor, generator: Any, start: Any = None) -> Tensor:
-        found = perturb(self, module, x, y, generator, start)
-        seen.append((network.surrogate_width, start, found))
-        return found
+    def overheard(*args: Any, start: Tensor | None, **options: Any) -> Tensor:
+        points = auto_pgd(*args, start=start, **options)
+        seen.append((network.surrogate_width, start, points))
+        return points
 
-    monkeypatch.setattr(AutoPGD, "perturb", overheard)
+    monkeypatch.setattr(annealed_pgd, "auto_pgd", overheard)
     AnnealedPGD(defended, eps=0.02, factors=(2.0, 0.5, 0.25), max_iter=10, gradient_mode="smooth").generate(
         digits.test.x[:3], digits.test.y[:3]
     )

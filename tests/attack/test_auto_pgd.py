@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import as_module
-from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
+from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd, nearest_targets
 from art_defenses_ext.attack.ball import L1, L2, Ball, Linf
 from art_defenses_ext.attack.base import predict
 from art_defenses_ext.attack.losses import LOSSES, Objective
@@ -125,6 +126,37 @@ def test_gradients_averaged_over_randomness_converge_to_their_expectation() -> N
     assert errors[1] < 4 * (2 / 2_500) ** 0.5
 
 
+def test_the_first_run_begins_where_it_is_told_and_the_later_ones_at_random(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    x, y = torch.from_numpy(digits.test.x[:8]), torch.from_numpy(digits.test.y[:8])
+    start = (x + 0.05 * torch.sign(torch.linspace(-1, 1, 64)).reshape(1, 8, 8)).clamp(0, 1)
+    begun: list[Tensor] = []
+
+    def logits(images: Tensor, labels: Tensor) -> Tensor:
+        begun.append(images.detach().clone())
+        return as_module(digits_classifier)(images)  # type: ignore[no-any-return]
+
+    with torch.no_grad():
+        assert (predict(as_module(digits_classifier), x) == y).all()
+    auto_pgd(logits, x, y, Linf(1e-4), max_iter=10, nb_runs=2, start=start)  # too small a ball to break anything
+    assert torch.equal(begun[0], start)
+    first, second = begun[0], begun[10]
+    assert (second - x).abs().max() <= 1e-4 * (1 + 1e-3)
+    assert not torch.equal(first, second)
+
+
+def test_a_run_that_begins_at_a_broken_point_returns_it(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    x, y = digits.test.x[:16], digits.test.y[:16]
+    found = AutoPGD(digits_classifier, np.inf, 0.2).generate(x, y)
+    broken = missed(digits_classifier, found, y)
+    assert broken.sum() > 8
+    images, labels, start = (torch.from_numpy(np.asarray(one)[broken]) for one in (x, y, found))
+    module = as_module(digits_classifier)
+    again = auto_pgd(lambda images, _: module(images), images, labels, Linf(0.2), max_iter=1, start=start)
+    assert torch.equal(again, start)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -160,7 +192,9 @@ def test_rejected_is_no_target(
     rejected = predict(as_module(whole), x) == 10
     assert 5 < rejected.sum() < 35
     right = rejected | (predict(as_module(whole), x) == y)
-    targets = AutoPGD(whole, norm, loss="margin_targeted", nb_runs=9)._targets(as_module(whole), x[right], y[right])
+    attack = AutoPGD(whole, norm, loss="margin_targeted", nb_runs=9)
+    logits = partial(attack.logits, as_module(whole))
+    targets = nearest_targets(logits, x[right], y[right], attack.ball, attack.loss, attack.nb_runs)
     everything = torch.cat([targets, y[right, None]], dim=1).sort(dim=1).values
     assert (everything == torch.arange(10)).all()
 

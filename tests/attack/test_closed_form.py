@@ -27,8 +27,12 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-@pytest.mark.parametrize(("norm", "shape"), [(2, (3, 8, 8)), (np.inf, (4, 6))])
+CASES = [(name, norm, shape) for name in ATTACKS for norm, shape in ((2, (3, 8, 8)), (np.inf, (4, 6)))]
+CASES += [(name, 1, (3, 8, 8)) for name, (kind, _) in ATTACKS.items() if kind in (AutoPGD, AnnealedPGD)]
+DISTANCES = {1: 0.3, 2: 0.2, np.inf: 0.03}
+
+
+@pytest.mark.parametrize(("name", "norm", "shape"), CASES)
 def test_one_per_cent_around_the_closed_form_distance_decides(
     name: str,
     norm: float,
@@ -36,7 +40,7 @@ def test_one_per_cent_around_the_closed_form_distance_decides(
     at_distance: Callable[..., tuple[PyTorchClassifier, Any, Any, Any]],
 ) -> None:
     kind, options = ATTACKS[name]
-    distance = 0.2 if norm == 2 else 0.03
+    distance = DISTANCES[norm]
     classifier, x, y, _ = at_distance(shape, norm, distance)
     np.testing.assert_array_equal(classifier.predict(x).argmax(axis=1), y)
     x, y = x[:5], y[:5]  # a batch of three is refilled
