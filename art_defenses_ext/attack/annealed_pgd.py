@@ -120,21 +120,11 @@ class AnnealedPGD(BallAttack):
 
     batches_per_block = AutoPGD.batches_per_block
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        run = self._run()
-        return annealed_pgd(
-            partial(run.logits, module),
-            x,
-            y,
-            self.ball,
-            width=partial(surrogate_width, module),
-            generator=generator,
-            factors=self.factors,
-            objective=run.objective,
-            max_iter=self.max_iter,
-            clip_values=self.estimator.clip_values,
-            batch_size=self.batch_size,
-        )
+    function = staticmethod(annealed_pgd)
+
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
+        width, objective = partial(surrogate_width, module), self._run().objective
+        return super().options(module, x) | {"width": width, "objective": objective}
 
     def _run(self) -> AutoPGD:
         """The attack of a single run, which refuses a loss that needs more classes."""

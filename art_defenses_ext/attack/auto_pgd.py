@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,19 +124,10 @@ class AutoPGD(BallAttack):
 
     batches_per_block = 16
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return auto_pgd(
-            partial(self.logits, module),
-            x,
-            y,
-            self.ball,
-            objective=self.objective,
-            max_iter=self.max_iter,
-            nb_runs=self.nb_runs,
-            clip_values=self.estimator.clip_values,
-            batch_size=self.batch_size,
-            generator=generator,
-        )
+    function = staticmethod(auto_pgd)
+
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
+        return super().options(module, x) | {"objective": self.objective}
 
     @property
     def objective(self) -> Objective:

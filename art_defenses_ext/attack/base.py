@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, InitVar, dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
+from inspect import signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -48,6 +48,7 @@ class TensorAttack(EvasionAttack):
     """
 
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
+    function: ClassVar[Callable[..., Tensor]]  # (logits, images, labels, ball or norm, options by name) -> images
     batches_per_block: ClassVar[int] = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch
 
     estimator: InitVar[PyTorchClassifier] = field()
@@ -103,9 +104,8 @@ class TensorAttack(EvasionAttack):
                 bar.advance(task)
         return np.concatenate(results)
 
-    @abstractmethod
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Adversarial examples for one batch.
+        """Adversarial examples for one batch: the attack's ``function``, with those of its options that it names.
 
         Args:
             module: the defended network, images (N, ...) -> logits (N, K).
@@ -113,6 +113,14 @@ class TensorAttack(EvasionAttack):
             y: labels (N,) to move away from.
             generator: the attack's source of randomness, on the same device.
         """
+        options = self.options(module, x) | {"generator": generator}
+        named = {name: options[name] for name in signature(self.function).parameters if name in options}
+        return self.function(partial(self.logits, module), x, y, self.domain, **named)
+
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
+        """What the function may name: the attack's parameters, and ``clip_values`` and ``channels_first``."""
+        estimator = self.estimator
+        return vars(self) | {"clip_values": estimator.clip_values, "channels_first": estimator.channels_first}
 
     @property
     def ball(self) -> Ball | None:
@@ -123,6 +131,11 @@ class TensorAttack(EvasionAttack):
     def geometry(self) -> type[Ball]:
         """The attack's norm."""
         return ball_type(vars(self)["norm"])
+
+    @property
+    def domain(self) -> Ball | type[Ball]:
+        """Where the attack's function searches: in a ball, or along a norm."""
+        return self.geometry
 
     def _inside(self, x: FloatArray, adversarial: FloatArray) -> FloatArray:
         """Attacked images (n, ...) of which those are moved into the ball that rounding left outside."""
@@ -196,6 +209,10 @@ class BallAttack(TensorAttack):
     @property
     def ball(self) -> Ball:
         return self.geometry(self.eps)
+
+    @property
+    def domain(self) -> Ball:
+        return self.ball
 
 
 def predict(module: nn.Module, x: Tensor, nb_labels: int | None = None) -> Tensor:

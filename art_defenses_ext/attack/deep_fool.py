@@ -8,8 +8,7 @@ multiplies each step, and an image is left alone once it is misclassified. ART's
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -96,18 +95,11 @@ class DeepFoolLp(TensorAttack):
     nb_grads: Annotated[int, whole(2)] = 10
     scale: float | npt.NDArray[np.float32] = 1.0
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return deep_fool(
-            partial(self.logits, module),
-            x,
-            y,
-            self.geometry,
-            max_iter=self.max_iter,
-            overshoot=self.overshoot,
-            nb_grads=self.nb_grads,
-            scale=torch.as_tensor(self.scale, device=x.device, dtype=x.dtype),
-            clip_values=self.estimator.clip_values,
-        )
+    function = staticmethod(deep_fool)
+
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
+        scale = torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
+        return super().options(module, x) | {"scale": scale}
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -9,7 +9,7 @@ never stops.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,12 +91,11 @@ class IterativeFGSM(TensorAttack):
             return None
         return self.geometry(self.max_iter * self.eps_step * float(self.scale))
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        logits, clip_values = partial(self.logits, module), self.estimator.clip_values
+    function = staticmethod(iterative_fgsm)
+
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
         size = self.eps_step * torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
-        return iterative_fgsm(
-            logits, x, y, self.geometry, step_size=size, max_iter=self.max_iter, clip_values=clip_values
-        )
+        return super().options(module, x) | {"step_size": size}
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -7,10 +7,9 @@ margin.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_defenses_ext.attack.ball import Ball, ClipValues, into_range
 from art_defenses_ext.attack.base import BallAttack, BestPoints
@@ -27,7 +26,7 @@ def margin_pgd(
     ball: Ball,
     *,
     generator: torch.Generator,
-    step_size: float | None = None,
+    eps_step: float | None = None,
     max_iter: int = 40,
     nb_starts: int = 1,
     stop_when_broken: bool = True,
@@ -41,14 +40,14 @@ def margin_pgd(
         y: their labels (N,).
         ball: where to descend.
         generator: of the random starts.
-        step_size: in pixel values; None for a quarter of the radius.
+        eps_step: step size in pixel values; None for a quarter of the radius.
         max_iter: steps a start.
         nb_starts: random starts, uniform in the ball.
         stop_when_broken: leave an image alone once it is misclassified.
         clip_values: least and largest pixel value.
     """
     best = BestPoints(x)
-    step_size = ball.eps / 4 if step_size is None else step_size
+    step_size = ball.eps / 4 if eps_step is None else eps_step
     for _ in range(nb_starts):
         rows = torch.arange(len(x), device=x.device)
         if stop_when_broken:
@@ -97,16 +96,4 @@ class MarginPGD(BallAttack):
     nb_starts: Count = 1
     stop_when_broken: Flag = True
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return margin_pgd(
-            partial(self.logits, module),
-            x,
-            y,
-            self.ball,
-            generator=generator,
-            step_size=self.eps_step,
-            max_iter=self.max_iter,
-            nb_starts=self.nb_starts,
-            stop_when_broken=self.stop_when_broken,
-            clip_values=self.estimator.clip_values,
-        )
+    function = staticmethod(margin_pgd)

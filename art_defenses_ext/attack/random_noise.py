@@ -7,10 +7,9 @@ must beat random noise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_defenses_ext.attack.ball import Ball, ClipValues, into_range
 from art_defenses_ext.attack.base import BallAttack, BestPoints
@@ -62,8 +61,4 @@ class RandomNoise(BallAttack):
 
     nb_draws: Count = 100
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        logits, clip_values = partial(self.logits, module), self.estimator.clip_values
-        return random_noise(
-            logits, x, y, self.ball, generator=generator, nb_draws=self.nb_draws, clip_values=clip_values
-        )
+    function = staticmethod(random_noise)

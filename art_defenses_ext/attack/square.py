@@ -7,12 +7,11 @@ via random search" (arXiv:1912.00049), algorithms 1 to 3.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from art_defenses_ext.attack.ball import Ball, ClipValues, into_range, per_sample
 from art_defenses_ext.attack.base import BallAttack
@@ -107,19 +106,7 @@ class Square(BallAttack):
     p_init: Annotated[float, number("a share above 0 and up to 1", lambda share: 0 < share <= 1)] = 0.8
     targeted: Flag = False
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        return square(
-            partial(self.logits, module),
-            x,
-            y,
-            self.ball,
-            generator=generator,
-            max_queries=self.max_queries,
-            p_init=self.p_init,
-            targeted=self.targeted,
-            channels_first=self.estimator.channels_first,
-            clip_values=self.estimator.clip_values,
-        )
+    function = staticmethod(square)
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,10 @@ Source: Guo et al. 2019, "Simple Black-box Adversarial Attacks" (arXiv:1905.0712
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from art_defenses_ext import AttackSpec
@@ -53,11 +52,7 @@ class SIMBA(BallAttack):
 
     max_queries: Count = 1000
 
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        logits, clip_values = partial(self.logits, module), self.estimator.clip_values
-        return simba(
-            logits, x, y, self.ball, max_queries=self.max_queries, clip_values=clip_values, generator=generator
-        )
+    function = staticmethod(simba)
 
 
 def build(classifier: PyTorchClassifier, threat: Ball, seed: int) -> SIMBA:
