@@ -61,7 +61,7 @@ class ByClass(EvasionAttack):
             kwargs: handed on to the attack.
 
         Returns:
-            What the attack returns for the images of each class, in the order of ``x``.
+            The attack's examples for the images of each class, in the order of ``x``.
 
         Raises:
             InputError: for images or labels that do not fit the estimator.
@@ -72,9 +72,9 @@ class ByClass(EvasionAttack):
         adversarial = x.copy()
         for label in np.unique(labels):
             rows = labels == label
-            own = np.eye(nb_labels, dtype=np.float32)[labels[rows]]
+            one_hot = np.eye(nb_labels, dtype=np.float32)[labels[rows]]
             attack = self.build(rejected_as(self.estimator, int(label)))
-            adversarial[rows] = attack.generate(x[rows], own, **kwargs)
+            adversarial[rows] = attack.generate(x[rows], one_hot, **kwargs)
         return adversarial
 
     def _labels(self, y: Any, nb_samples: int) -> Any:

@@ -1,4 +1,4 @@
-"""What an attacker climbs: per-sample losses of logits, higher being closer to success, and their gradient.
+"""Per-sample losses of logits, higher being closer to success, and their gradient.
 
 Source: Croce, Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
 Attacks" (arXiv:2003.01690), section 4 for the difference of logits ratio (DLR), equations 6 and 7.
@@ -104,7 +104,7 @@ MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
 
 @dataclass(frozen=True)
 class Objective:
-    """What an attack climbs.
+    """The loss that an attack raises, and how it is differentiated.
 
     Attributes:
         loss: a name out of ``LOSSES``.
@@ -117,7 +117,7 @@ class Objective:
     targeted: bool = False
 
     def differentiate(self, logits: Logits, x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What is left to success (n,), below zero once it is reached; losses (n,); their gradient (n, ...)."""
+        """Return margins (n,), below zero on success, losses (n,) and their gradient (n, ...)."""
         sums: list[Tensor] = []
         for _ in range(self.eot):
             x = x.detach().requires_grad_()

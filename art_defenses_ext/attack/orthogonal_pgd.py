@@ -38,7 +38,7 @@ PERIOD = 5  # steps from one look at which samples are done to the next: each co
 
 
 class Place(NamedTuple):
-    """What an attacker learns from one forward and two backward passes at images (n, ...).
+    """Margins and slopes at images (n, ...), from one forward and two backward passes.
 
     Attributes:
         class_margin: of the classifier's logits (n,): below zero where the image is misclassified.
@@ -55,10 +55,10 @@ class Place(NamedTuple):
 
 @dataclass(eq=False, repr=False)
 class RejectionAttack(BallAttack):
-    """What the attacks on a classifier that rejects share: steepest descent of one gradient made of two.
+    """An attack on a classifier that rejects: descent of one gradient made of two.
 
-    What comes back is the misclassified image of lowest detection margin that was seen, judged by the forward pass,
-    which is exact in every gradient mode; without any, the one nearest to misclassification.
+    It returns the misclassified image of lowest detection margin that was seen, judged by the forward pass, which is
+    exact in every gradient mode; without any, the one nearest to misclassification.
 
     Args:
         estimator: a classifier that rejects, from :func:`.rejecting`.
@@ -93,18 +93,18 @@ class RejectionAttack(BallAttack):
 
     @abstractmethod
     def direction(self, at: Place, weight: float) -> Tensor:
-        """What to descend (n, ...); ``weight`` is the run's."""
+        """Return the gradient to descend (n, ...); ``weight`` is the run's."""
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
         seen = _Seen(x)
-        left = torch.arange(len(x), device=x.device)
+        rows = torch.arange(len(x), device=x.device)
         for weight in self._weights():
-            start = x[left]
+            start = x[rows]
             if self.random_start:
                 start = into_range(start + self.ball.random_inside(start, generator), self.estimator.clip_values)
-            self._descend(module, x, y, start, left, seen, weight)
-            left = left[seen.lowest_detection_margin[left] >= self.stop_below]
-            if len(left) == 0:
+            self._descend(module, x, y, start, rows, seen, weight)
+            rows = rows[seen.lowest_detection_margin[rows] >= self.stop_below]
+            if len(rows) == 0:
                 break
         return seen.points
 
@@ -119,8 +119,8 @@ class RejectionAttack(BallAttack):
             seen.offer(current, at, rows)
             towards = self.direction(at, weight)
             if self.stop_below > -math.inf and done % PERIOD == PERIOD - 1:
-                left = (seen.lowest_detection_margin[rows] >= self.stop_below).nonzero().squeeze(1)
-                rows, current, towards = rows[left], current[left], towards[left]
+                active = (seen.lowest_detection_margin[rows] >= self.stop_below).nonzero().squeeze(1)
+                rows, current, towards = rows[active], current[active], towards[active]
                 if len(rows) == 0:
                     return
             moved = current - step * ball.step(towards)
@@ -189,8 +189,8 @@ class OrthogonalPGD(SelectivePGD):
     """
 
     def direction(self, at: Place, weight: float) -> Tensor:
-        one, other = at.class_slope, at.detection_slope
-        return self._turn(at, without_component(one, other), without_component(other, one))
+        slope, other = at.class_slope, at.detection_slope
+        return self._turn(at, without_component(slope, other), without_component(other, slope))
 
 
 @dataclass(eq=False, repr=False)
@@ -236,14 +236,14 @@ class _Seen:
 
     @property
     def lowest_detection_margin(self) -> Tensor:
-        """Of the misclassified points (N,); inf without any."""
+        """The lowest detection margin of misclassified points (N,); inf without any."""
         return self._missed.margins
 
     @property
     def points(self) -> Tensor:
         """The misclassified point of lowest detection margin, without any the one nearest to that (N, ...)."""
-        found = self._missed.points
-        return torch.where(per_sample(self.lowest_detection_margin < torch.inf, found), found, self._nearest.points)
+        missed = self._missed.points
+        return torch.where(per_sample(self.lowest_detection_margin < torch.inf, missed), missed, self._nearest.points)
 
 
 def without_component(gradient: Tensor, other: Tensor) -> Tensor:
