@@ -126,37 +126,6 @@ def test_gradients_averaged_over_randomness_converge_to_their_expectation() -> N
     assert errors[1] < 4 * (2 / 2_500) ** 0.5
 
 
-def test_the_first_run_begins_where_it_is_told_and_the_later_ones_at_random(
-    digits_classifier: PyTorchClassifier, digits: Dataset
-) -> None:
-    x, y = torch.from_numpy(digits.test.x[:8]), torch.from_numpy(digits.test.y[:8])
-    start = (x + 0.05 * torch.sign(torch.linspace(-1, 1, 64)).reshape(1, 8, 8)).clamp(0, 1)
-    begun: list[Tensor] = []
-
-    def logits(images: Tensor, labels: Tensor) -> Tensor:
-        begun.append(images.detach().clone())
-        return as_module(digits_classifier)(images)  # type: ignore[no-any-return]
-
-    with torch.no_grad():
-        assert (predict(as_module(digits_classifier), x) == y).all()
-    auto_pgd(logits, x, y, Linf(1e-4), max_iter=10, nb_runs=2, start=start)  # too small a ball to break anything
-    assert torch.equal(begun[0], start)
-    first, second = begun[0], begun[10]
-    assert (second - x).abs().max() <= 1e-4 * (1 + 1e-3)
-    assert not torch.equal(first, second)
-
-
-def test_a_run_that_begins_at_a_broken_point_returns_it(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    x, y = digits.test.x[:16], digits.test.y[:16]
-    found = AutoPGD(digits_classifier, np.inf, 0.2).generate(x, y)
-    broken = missed(digits_classifier, found, y)
-    assert broken.sum() > 8
-    images, labels, start = (torch.from_numpy(np.asarray(one)[broken]) for one in (x, y, found))
-    module = as_module(digits_classifier)
-    again = auto_pgd(lambda images, _: module(images), images, labels, Linf(0.2), max_iter=1, start=start)
-    assert torch.equal(again, start)
-
-
 @pytest.mark.parametrize(
     ("options", "said"),
     [
