@@ -9,7 +9,6 @@ Box" (arXiv:2103.01208), algorithm 1: sparse steps in balls that shrink (:mod:`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -82,15 +81,8 @@ def nearest_targets(
     """The class that each run of each image heads for (N, nb_runs); only targeted losses look at it."""
     if not loss.endswith("_targeted"):
         return y[:, None].expand(-1, nb_runs)
-    targets = []
-    for images, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):
-        network = partial(_swapped, logits, labels)
-        targets.append(nearest_rivals(network, images, type(ball), nb_runs))
-    return torch.cat(targets)
-
-
-def _swapped(logits: Logits, labels: Tensor, images: Tensor) -> Tensor:
-    return logits(images, labels)
+    batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
+    return torch.cat([nearest_rivals(logits, images, labels, type(ball), nb_runs) for images, labels in batches])
 
 
 @dataclass(eq=False, repr=False)

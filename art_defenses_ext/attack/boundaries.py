@@ -5,17 +5,13 @@ Source: Moosavi-Dezfooli, Fawzi, Frossard 2016 (arXiv:1511.04599), equation 8 fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from art_defenses_ext.attack.ball import Ball
-from art_defenses_ext.attack.losses import gradient_of
-
-Network = Callable[[Tensor], Tensor]
-"""Images (n, ...) -> logits (n, K)."""
+from art_defenses_ext.attack.losses import Logits, gradient_of
 
 
 class Linearised(NamedTuple):
@@ -38,18 +34,18 @@ class Linearised(NamedTuple):
         return torch.where(slope > 0, gap / slope, torch.inf)
 
 
-def linearise(network: Network, x: Tensor, count: int) -> Linearised:
+def linearise(logits: Logits, x: Tensor, y: Tensor, count: int) -> Linearised:
     """Linearise a network at images (n, ...) for its ``count`` largest logits: that many backward passes."""
     x = x.detach().requires_grad_()
-    logits = network(x)
-    largest, classes = logits.topk(min(count, logits.shape[1]), dim=1)
+    outputs = logits(x, y)
+    largest, classes = outputs.topk(min(count, outputs.shape[1]), dim=1)
     last = largest.shape[1] - 1
     gradients = [gradient_of(logit, x, retain_graph=rank < last) for rank, logit in enumerate(largest.unbind(dim=1))]
     return Linearised(classes, largest.detach().to(x.dtype), torch.stack(gradients))
 
 
-def nearest_rivals(network: Network, x: Tensor, norm: type[Ball], count: int) -> Tensor:
+def nearest_rivals(logits: Logits, x: Tensor, y: Tensor, norm: type[Ball], count: int) -> Tensor:
     """The ``count`` classes (n, count) whose boundaries seem nearest to images (n, ...), the nearest first."""
-    at = linearise(network, x, 2 * count + 1)  # of many classes only those of a large logit can be near
+    at = linearise(logits, x, y, 2 * count + 1)  # of many classes only those of a large logit can be near
     order = at.distances(norm).argsort(dim=0)[:count]  # (count, n)
     return at.classes[:, 1:].gather(1, order.T)

@@ -54,7 +54,7 @@ def deep_fool(
     """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        at = linearise(lambda points: logits(points, labels), images, nb_grads)
+        at = linearise(logits, images, labels, nb_grads)
         unbroken = (at.classes[:, 0] == labels) & ~undefined(at.logits)
         change = scale * _to_nearest_boundary(at._replace(gradients=at.gradients * scale), norm, overshoot)
         moved = into_range(images + change, clip_values)

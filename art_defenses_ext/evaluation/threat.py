@@ -30,7 +30,7 @@ def check_threat(threat: Any, classifier: PyTorchClassifier, x: Images, allow_la
     """Return ``threat`` if its ball suits images ``x`` (N, ...) of ``classifier``.
 
     Args:
-        threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``.
+        threat: a ball, such as ``Linf(eps)``.
         classifier: gives the clip values.
         x: the images; only looked at where there are no clip values.
         allow_large_eps: whether the ball may be so large that every image can be turned grey.
@@ -40,7 +40,7 @@ def check_threat(threat: Any, classifier: PyTorchClassifier, x: Images, allow_la
             one beyond half the clip range without ``allow_large_eps``.
     """
     if not isinstance(threat, Ball):
-        raise InputError(f"threat is {shown(threat)}; Linf(eps), L2(eps) or L1(eps) was expected")
+        raise InputError(f"threat is {shown(threat)}; a ball such as Linf(eps) was expected")
     clip_values, shape = classifier.clip_values, tuple(classifier.input_shape)
     check_radius(threat, clip_values, shape, allow_large_eps)
     rounding = threat.size_of(allowance(_largest(x, shape) if clip_values is None else x, clip_values), shape)

@@ -167,7 +167,7 @@ def test_values_are_looked_at_where_no_clip_values_say_how_large_they_are() -> N
 
 
 def test_a_threat_is_linf_or_l2() -> None:
-    with pytest.raises(InputError, match=r"threat is 0\.1; Linf"):
+    with pytest.raises(InputError, match=r"threat is 0\.1; a ball such as Linf"):
         check_threat(0.1, a_classifier((0.0, 1.0)), X)
     with pytest.raises(InputError, match="allow_large_eps is 'no'"):
         check_threat(Linf(0.1), a_classifier((0.0, 1.0)), X, allow_large_eps="no")  # type: ignore[arg-type]
