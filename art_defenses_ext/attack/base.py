@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import KW_ONLY, InitVar, dataclass, field, fields
 from functools import cached_property, partial
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,7 +114,9 @@ class TensorAttack(EvasionAttack):
             generator: the attack's source of randomness, on the same device.
         """
         options = self.options(module, x) | {"generator": generator}
-        named = {name: options[name] for name in signature(self.function).parameters if name in options}
+        arguments = signature(self.function).parameters.values()
+        keywords = [argument.name for argument in arguments if argument.kind is Parameter.KEYWORD_ONLY]
+        named = {name: options[name] for name in keywords if name in options}
         return self.function(partial(self.logits, module), x, y, self.domain, **named)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
