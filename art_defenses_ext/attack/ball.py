@@ -314,7 +314,9 @@ class L1(_Lp):
         """The same change of each of the pixel values with the largest slopes; all of those that tie for the last."""
         flat = gradient.flatten(1).abs()
         count = flat.shape[1]
-        places = ((1 - torch.as_tensor(share, device=flat.device).expand(len(flat))) * count).long().clamp(0, count - 1)
+        if not isinstance(share, Tensor):
+            share = torch.full((len(flat),), share, device=flat.device)
+        places = ((1 - share) * count).long().clamp(0, count - 1)
         least = flat.sort(dim=1)[0].gather(1, places[:, None])
         signs = gradient.sign() * (flat >= least).reshape(gradient.shape)
         return signs / per_sample(cls.size(signs).clamp_min(1), signs)
@@ -324,8 +326,7 @@ class L1(_Lp):
 
     def inside(self, points: Tensor, clean: Tensor, clip_values: ClipValues, growth: Tensor | None = None) -> Tensor:
         """The nearest points in ball and clip range at once: to clip after a projection would leave size unused."""
-        ends = (-torch.inf, torch.inf) if clip_values is None else clip_values
-        low, high = (torch.as_tensor(end, device=clean.device, dtype=clean.dtype) for end in ends)
+        low, high = (-torch.inf, torch.inf) if clip_values is None else _ends(clip_values, clean)
         change = points - clean
         room = torch.where(change > 0, high - clean, clean - low).clamp_min(0)
         sizes = self._sizes(clean) * (1 if growth is None else growth)
@@ -416,8 +417,8 @@ def nearest_of_size(delta: Tensor, room: Tensor, size: Tensor) -> Tensor:
     below = (totals - slopes * turns < size[:, None]).sum(dim=1, keepdim=True)  # how many turns are too large a shift
     last = (below - 1).clamp_min(0)
     shift = (totals.gather(1, last) - size[:, None]) / slopes.gather(1, last)
-    shift = torch.where(below < turns.shape[1], shift, 0).clamp_min(0).to(delta.dtype)
-    kept = torch.minimum((length - shift).clamp_min(0), room)
+    shift = torch.where(below < turns.shape[1], shift, 0).clamp_min(0)
+    kept = torch.minimum((length - shift).clamp_min(0).to(delta.dtype), room)  # shortened in float64
     return delta.sign() * kept.reshape(delta.shape)
 
 
@@ -430,10 +431,15 @@ def into_range(x: Tensor, clip_values: ClipValues) -> Tensor:
     """``x`` (N, ...) moved into ART's ``clip_values``: numbers, or arrays that broadcast against an image."""
     if clip_values is None:
         return x
+    return x.clamp(*_ends(clip_values, x))
+
+
+def _ends(clip_values: tuple[Any, Any], like: Tensor) -> Any:
+    """Both ends of the clip range: two numbers, which need no copy to the device, or two tensors."""
     low, high = clip_values
     if np.ndim(low) == 0:
-        return x.clamp(float(low), float(high))
-    return x.clamp(*(torch.as_tensor(limit, device=x.device, dtype=x.dtype) for limit in (low, high)))
+        return float(low), float(high)
+    return tuple(torch.as_tensor(end, device=like.device, dtype=like.dtype) for end in (low, high))
 
 
 def allowance(values: Any, clip_values: ClipValues) -> Any:
