@@ -311,12 +311,15 @@ class L1(_Lp):
 
     @classmethod
     def step(cls, gradient: Tensor, share: Tensor | float = SHARE) -> Tensor:
-        """The same change of each of the pixel values with the largest slopes; all of those that tie for the last."""
+        """The same change of each of the pixel values with the largest slopes; all of those that tie for the last.
+
+        **Departure** from the published code: their number is rounded down, not up, so that it can come down to one.
+        """
         flat = gradient.flatten(1).abs()
         count = flat.shape[1]
         if not isinstance(share, Tensor):
             share = torch.full((len(flat),), share, device=flat.device)
-        places = ((1 - share) * count).long().clamp(0, count - 1)
+        places = count - (share * count).long().clamp(1, count)
         least = flat.sort(dim=1)[0].gather(1, places[:, None])
         signs = gradient.sign() * (flat >= least).reshape(gradient.shape)
         return signs / per_sample(cls.size(signs).clamp_min(1), signs)
