@@ -30,6 +30,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from art_defenses_ext import (
+    L1,
     L2,
     AttackSpec,
     ExplanationReconstructor,
@@ -182,7 +183,7 @@ def _labels(value: Any) -> bool:
 
 
 def _threat(value: Any) -> bool:
-    return isinstance(value, Linf | L2)
+    return isinstance(value, Linf | L2 | L1)
 
 
 def _path(value: Any) -> bool:
@@ -918,7 +919,7 @@ def _evaluations(world: World) -> Iterator[Target]:
     )
     yield made("run_key", EVALUATION, valid, run_key, weight=0.5)
     yield made("Shard", {"number": count(), "count": count()}, lambda: {"number": 1, "count": 2}, Shard)
-    for threat in (Linf, L2):
+    for threat in (Linf, L2, L1):
         yield made(threat.__name__, {"eps": POSITIVE}, lambda: {"eps": 0.1}, threat, weight=3)
     spec = {
         "name": TEXT,

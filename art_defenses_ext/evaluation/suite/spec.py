@@ -9,6 +9,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.base.declared import Texts, accepted
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_choice, check_flag, check_text
@@ -87,6 +88,8 @@ class AttackSpec:
             check_choice(argument, getattr(self, argument), choices)
         for argument in ("curve", "bounded"):
             object.__setattr__(self, argument, check_flag(argument, getattr(self, argument)))
+        if self.norms is not None:
+            object.__setattr__(self, "norms", accepted(Texts, "norms", self.norms))
         if not callable(self.build):
             raise InputError(
                 f"build is {shown(self.build)}; a function (classifier, threat, seed) -> attack was expected"
