@@ -220,7 +220,9 @@ LABELS = Kind(_labels)
 OPTIONAL_LABELS = optional(LABELS)
 THREAT = Kind(_threat)
 NORM = Kind(
-    lambda value: value in (2, "2", np.inf, "inf", "linf", "l2") if not isinstance(value, np.ndarray) else False
+    lambda value: (
+        value in (1, 2, "1", "2", np.inf, "inf", "linf", "l1", "l2") if not isinstance(value, np.ndarray) else False
+    )
 )
 CLASSIFIER = Kind(
     lambda value: type(value) is PyTorchClassifier and value.input_shape == SHAPE and value.nb_classes == CLASSES

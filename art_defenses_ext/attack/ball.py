@@ -360,7 +360,8 @@ def ball_type(norm: Any) -> type[Ball]:
         for ball in _BALLS.values():
             if ball.norm == norm:
                 return ball
-    raise InputError(f"norm is {shown(norm)}; {' or '.join(_BALLS)} was expected")
+    *others, last = _BALLS
+    raise InputError(f"norm is {shown(norm)}; {', '.join(others)} or {last} was expected")
 
 
 NormName = Annotated[Any, Kind("the name of a norm, such as linf or l2,", lambda norm: ball_type(norm).norm)]
