@@ -12,7 +12,7 @@ import pytest
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.attack.ball import L2, Linf
+from art_defenses_ext.attack.ball import L1, L2, Linf
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.threat import Threat, check_threat, named_threat
 
@@ -60,14 +60,24 @@ def test_what_is_no_radius_as_text_or_too_large_is_refused_in_a_short_sentence(e
 
 @pytest.mark.parametrize(
     ("norm", "expected"),
-    [("linf", Linf), ("inf", Linf), ("Linf", Linf), (np.inf, Linf), ("l2", L2), ("2", L2), (2, L2)],
+    [
+        ("linf", Linf),
+        ("inf", Linf),
+        ("Linf", Linf),
+        (np.inf, Linf),
+        ("l2", L2),
+        ("2", L2),
+        (2, L2),
+        ("l1", L1),
+        (1, L1),
+    ],
 )
 def test_a_threat_is_named_by_any_spelling_of_its_norm(norm: Any, expected: type[Threat]) -> None:
     assert named_threat(norm, "1/8") == expected(0.125)
     assert str(named_threat(norm, 0.125)) == f"{expected.norm_name} 0.125"
 
 
-@pytest.mark.parametrize("norm", ["l1", "", 1, None, True, math.nan, [2], np.array([2, 2])])
+@pytest.mark.parametrize("norm", ["l3", "", 3, None, True, math.nan, [2], np.array([2, 2])])
 def test_another_norm_names_no_threat(norm: Any) -> None:
     with pytest.raises(InputError, match=r"norm is .*; linf, l2.* was expected"):
         named_threat(norm, 0.1)
