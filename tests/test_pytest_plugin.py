@@ -29,6 +29,9 @@ PGD = [AttackSpec("PGD", pgd, "a", kind="white-box", modes="all")]
 """
 """A module of its own, since the code of an attack is part of what an attacker is."""
 
+# What a run inside a test imports first is forgotten at its end, but not by the package, which names it.
+importlib.import_module("art_defenses_ext.detector.explanation_reconstructor")
+
 HEAD = """
 import torch
 from own_attacks import PGD, pgd
