@@ -271,7 +271,7 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     "weights is text": (lambda path: {"weights": Path(__file__)}, "weights is .*test_classifiers.py"),
     "two means": (lambda path: {"mean": [0.1, 0.2]}, r"mean is \[0.1, 0.2\]; 1 finite number"),
     "infinite std": (lambda path: {"std": [np.inf]}, r"std is \[inf\]; 1 finite number"),
-    "std 0": (lambda path: {"std": [0.0]}, r"std is \[0.0\]; numbers > 0 were expected"),
+    "std 0": (lambda path: {"std": [0.0]}, r"std is \[0.0\]; 1 finite number\(s\) > 0, one a channel"),
     "epochs 0": (lambda path: {"weights": None, "epochs": 0}, "epochs is 0"),
     "negative seed": (lambda path: {"weights": None, "seed": -1}, "seed is -1"),
 }
