@@ -231,11 +231,11 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off"])
-@pytest.mark.parametrize(("suffix", "kind"), [(".pt", "file of PyTorch weights"), (".safetensors", "safetensors file")])
-def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, suffix: str, kind: str) -> None:
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"^weights is '{path}', which is no {kind}") as caught:
+    with pytest.raises(InputError, match=f"^weights is '{path}', which cannot be read") as caught:
         load_weights(build_model("lenet_like"), path)
     assert "\n" not in str(caught.value)
 
