@@ -43,11 +43,8 @@ def wrap(model: nn.Module) -> PyTorchClassifier:
 
 NETWORKS = {
     "module": Plain,
-    "frozen module": lambda: Plain().requires_grad_(False),
     "Sequential": sequential,
     "Sequential that begins without parameters": lambda: sequential(nn.Identity()),
-    "Sequential in a Sequential": lambda: nn.Sequential(sequential(), nn.Softmax(dim=1)),
-    "Sequential of one": lambda: nn.Sequential(Plain()),
 }
 
 
@@ -107,12 +104,11 @@ def test_arts_own_ways_through_the_network(classifier: PyTorchClassifier, x: Flo
     assert passes(cost) == (len(x), NB_CLASSES * len(x))
 
 
-@pytest.mark.parametrize("steps", [1, 5])
 def test_arts_projected_gradient_descent(
-    classifier: PyTorchClassifier, x: FloatArray, steps: int, monkeypatch: pytest.MonkeyPatch
+    classifier: PyTorchClassifier, x: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One gradient of each image a step; the rest is what the attack asks ``predict``, listened to here."""
-    y = np.eye(NB_CLASSES, dtype=np.float32)[np.arange(len(x)) % NB_CLASSES]
+    steps, y = 5, np.eye(NB_CLASSES, dtype=np.float32)[np.arange(len(x)) % NB_CLASSES]
     predicted = []
     predict = classifier.predict
 
@@ -155,14 +151,6 @@ def test_after_an_exception_no_hook_stays_and_the_cost_is_known(classifier: PyTo
     assert hooks(classifier) == before
     assert passes(kept) == (len(x), 0)
     assert kept.seconds > 0
-
-
-def test_measuring_changes_no_result(classifier: PyTorchClassifier, x: FloatArray) -> None:
-    y = np.eye(NB_CLASSES, dtype=np.float32)[np.zeros(len(x), int)]
-    expected = classifier.predict(x), classifier.loss_gradient(x, y)
-    with measured(classifier):
-        assert np.array_equal(classifier.predict(x), expected[0])
-        assert np.array_equal(classifier.loss_gradient(x, y), expected[1])
 
 
 def test_one_network_in_two_measurements_at_once(classifier: PyTorchClassifier, x: FloatArray) -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -29,7 +30,7 @@ from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.report.content import document
-from art_defenses_ext.evaluation.report.described import describe_attacker, describe_training
+from art_defenses_ext.evaluation.report.described import describe_training
 from art_defenses_ext.evaluation.report.figures.bars import summary_bars
 from art_defenses_ext.evaluation.report.figures.curves import accuracy_curves
 from art_defenses_ext.evaluation.report.figures.detector import margin_histograms, roc_curves
@@ -38,11 +39,10 @@ from art_defenses_ext.evaluation.report.figures.drawn import draw_figures
 from art_defenses_ext.evaluation.report.figures.examples import examples_figure
 from art_defenses_ext.evaluation.report.figures.training import losses, trade_off
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, headline_table, headlines, result_in_words
-from art_defenses_ext.evaluation.report.numbers import MISSING
 from art_defenses_ext.evaluation.report.page import TEMPLATE, render_page
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.report.sections import NO_BREAK, Figure, Prose, Section, Table, Terms
-from art_defenses_ext.evaluation.report.tables import attacks_table, costs_table, detector_table, thresholds_table
+from art_defenses_ext.evaluation.report.tables import detector_table, thresholds_table
 from art_defenses_ext.evaluation.report.verdict import describe_randomness, verdict
 from art_defenses_ext.evaluation.results.summary import Agreement, Randomness, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -179,10 +179,6 @@ def words(text: str) -> str:
     return " ".join(text.split())
 
 
-def cells(table: Table) -> dict[str, tuple[str, ...]]:
-    return {row.name: tuple(words(cell) for cell in row.cells) for row in table.rows}
-
-
 # Runs
 
 
@@ -226,7 +222,6 @@ CHECKS = [
     Check("noise", "not run", "no such attack ran on a sample that the white-box attacks left"),
 ]
 PASSED = [CHECKS[0], CHECKS[3]]
-BOUND = "at most 25.0 % [11.2, 46.9]; failed checks: more effort, gradients"
 
 
 def checked_report(checks: Sequence[Check] = CHECKS, **changes: Any) -> Report:
@@ -258,6 +253,15 @@ SUMMARIES = {
     "nothing ran": summary_of([(PAPER, 20), (PGD, None), (TRANSFER, None)], undefended_correct=None),
 }
 
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of ``full_report()``."""
+    folder = tmp_path_factory.mktemp("report")
+    full_report().save(folder)
+    return folder
+
+
 # The figures and their order
 
 
@@ -269,26 +273,11 @@ def test_the_robust_accuracy_comes_first_and_the_papers_number_second() -> None:
     assert [row.cells[0] for row in headline_table(full_report().summary).rows][2] == f"65.0{NO_BREAK}points"
 
 
-def wilson(count: int, total: int) -> tuple[float, float]:
-    """Wilson 1927, as a solution of (p - p0)^2 = z^2 p0 (1 - p0) / n for p0."""
-    z = 1.959963984540054
-    a, b, c = 1 + z**2 / total, 2 * count / total + z**2 / total, (count / total) ** 2
-    root = math.sqrt(b**2 - 4 * a * c)
-    return (b - root) / (2 * a), (b + root) / (2 * a)
-
-
-@pytest.mark.parametrize(("count", "total"), [(0, 1), (1, 1), (0, 20), (5, 20), (20, 20), (266, 300), (9_999, 10_000)])
-def test_intervals_are_wilsons(count: int, total: int) -> None:
-    assert Proportion(count, total).interval == pytest.approx(wilson(count, total), abs=1e-12)
-
-
-def test_the_json_file_reads_back_with_wilsons_intervals(tmp_path: Path) -> None:
-    report = full_report()
-    report.save(tmp_path)
-    text = (tmp_path / "report.json").read_text(encoding="utf-8")
+def test_the_json_file_reads_back_with_wilsons_intervals(saved: Path) -> None:
+    text = (saved / "report.json").read_text(encoding="utf-8")
     read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert read == report.summary.as_dict()
-    assert read["robust_accuracy"]["interval"] == pytest.approx(wilson(5, 20))
+    assert read == full_report().summary.as_dict()
+    assert read["robust_accuracy"]["interval"] == list(Proportion(5, 20).interval)
     assert read["gap"] == pytest.approx(13 / 20)
 
 
@@ -297,18 +286,6 @@ def test_the_json_file_reads_back_with_wilsons_intervals(tmp_path: Path) -> None
 GAP = ("adaptive attacks", "25.0 %", "90.0 %", "65.0 points more (13 images)", "which are fewer, is 40.0 %")
 VERDICTS = {
     "a gap": (summary_of([(PAPER, 2), (PGD, 15), (TRANSFER, 4)]), GAP),
-    "a gap of one image": (
-        summary_of([(PAPER, 2), (PGD, 3), (TRANSFER, 0)]),
-        ("85.0 %", "90.0 %", "5.0 points more (1 image)", "40.0 %"),
-    ),
-    "no gap": (
-        summary_of([(PAPER, 2), (PGD, 0)], undefended_correct=None),
-        ("90.0 %", "90.0 %, too", "no undefended model"),
-    ),
-    "no attack of a paper": (
-        summary_of([(PGD, 15)]),
-        ("adaptive attacks is 25.0 %", "None of a paper's", "not attacked"),
-    ),
     "the paper's attacks": (summary_of([(PAPER, 2)]), ("90.0 %. No adaptive attack", "robust accuracy is unknown")),
     "only queries and transfer": (
         summary_of([(PAPER, 2), (SQUARE, 5), (TRANSFER, 4)]),
@@ -324,11 +301,6 @@ VERDICTS = {
     "one of two modes": (
         summary_of([(PAPER, 2), (PGD, 15)], modes=["exact", "smooth"]),
         ("the attacks that ran is 25.0 %", "90.0 %", "65.0 points more (13 images)", "in mode smooth"),
-    ),
-    "nothing left for the suite": (summary_of([(PAPER, 20), (PGD, None)]), ("0.0 %", "no correctly classified image")),
-    "nothing to attack": (
-        summary_of([(PGD, None)], correct=0, undefended_correct=None),
-        ("No attack was run", "0.0 %", "nothing about robustness"),
     ),
     "a detector": (
         DETECTED.summary,
@@ -356,10 +328,6 @@ def test_the_verdict_follows_from_the_numbers(case: str) -> None:
         assert part in rest, (part, rest)
         rest = rest[rest.index(part) + len(part) :]
     assert re.findall(r"\d[\d.]* (?:%|points|image)", text) == numbers
-
-
-def test_a_network_without_a_defence_has_no_paper() -> None:
-    assert "paper" not in verdict(summary_of([(PGD, 15)], undefended_correct=None, defences=[]))
 
 
 # Each medium draws the sections
@@ -404,37 +372,8 @@ def without_rows(text: str) -> str:
     return re.sub(r"[─ ]+", " ", text)
 
 
-@pytest.mark.parametrize("width", [24, 40, 60, 80, 140])
-@pytest.mark.parametrize("case", SUMMARIES)
-def test_no_width_breaks_a_number_or_a_line(case: str, width: int) -> None:
-    text = printed(SUMMARIES[case], width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "…" not in text
-    assert NO_BREAK not in text
-    assert "\x1b" not in text  # nor escape codes in what is piped
-    numbers = [
-        words(cell)
-        for section in document(SUMMARIES[case]).sections
-        if not section.is_reference
-        for part in section.parts
-        if isinstance(part, Table)
-        for row in part.rows
-        for column, cell in zip(part.columns[1:], row.cells, strict=False)
-        if column.holds == "numbers" and cell != MISSING
-    ]
-    assert [number for number in numbers if number not in text] == []
-
-
-def test_long_runs_and_long_names_fit_80_columns() -> None:
-    long = spec("an attack whose name says everything that there is to say about it", modes="all")
-    text = printed(summary_of([(PAPER, 2), (long, 9_000), (TRANSFER, 4)], samples=10_000), 80)
-    assert max(map(len, text.splitlines())) <= 80
-    assert "8998 of 9998" in text
-
-
-@pytest.mark.parametrize("width", [30, 140])
-def test_names_are_not_markup(width: int) -> None:
-    text = printed(summary_of([(spec("[red]x[/red]", modes="all"), 3)]), width)
+def test_names_are_not_markup() -> None:
+    text = printed(summary_of([(spec("[red]x[/red]", modes="all"), 3)]), 80)
     assert "[red]x[/red] [exact]" in text
 
 
@@ -447,59 +386,12 @@ def test_the_template_has_no_sentence_of_its_own() -> None:
 # What each table holds
 
 
-def test_the_attacks_stand_in_groups_in_the_order_in_which_they_ran() -> None:
-    table = attacks_table(full_report().summary)
-    assert [(title, [row.name for row in rows]) for title, rows in table.groups] == [
-        ("Attack suite", ["PGD [exact]", "Square", "transfer"]),
-        ("The paper's attacks", ["IFGSM"]),
-        ("Curves and checks", ["the curve's runs"]),
-    ]
-    rows = cells(table)
-    assert rows["PGD [exact]"] == ("defended", "left", "13 of 18", "-", "-", "0.15")  # no accuracy of its own
-    assert rows["IFGSM"] == ("defended", "all", "2 of 20", "90.0", "90.0", "0.15")
-    costs = cells(costs_table(full_report().summary))
-    assert costs["PGD [exact]"] == ("2.0", "3.0", "0.5")
-    assert costs["total"][-1] == f"{full_report().summary.total.seconds:.1f}"
-
-
-def test_attacks_that_did_not_run_say_why() -> None:
-    rows = {row.name: row for row in attacks_table(SUMMARIES["nothing ran"]).rows}
-    assert (rows["PGD [exact]"].cells, rows["PGD [exact]"].remark) == ((), "not run: no sample was left")
-    assert rows["transfer"].remark.startswith("not run: no undefended classifier is known")
-    records = [SampleRecord(i, 0, 0) for i in range(NB_SAMPLES)]
-    run = AttackRun(PGD, "exact", THREAT)
-    cost = attack(run, 0, records, None, usable=False)
-    (row,) = attacks_table(summarise(a_run(), [run], records, [cost], [])).rows
-    assert (row.cells[2], row.remark) == ("0 of 20", "returned 20 unusable images")
-
-
-def test_each_attacks_rankings_stand_beside_its_costs() -> None:
-    rows = cells(costs_table(ranked_summary()))
-    assert rows["IFGSM"] == ("0.412", "0.568", "18", "2.0", "3.0", "0.5")
-    assert rows["Square"] == ("-", "-", "-", "2.0", "0.0", "0.5")
-    (told,) = [
-        words(part.text)
-        for section in document(ranked_summary()).sections
-        for part in section.parts
-        if isinstance(part, Prose) and "NDCG" in part.text
-    ]
-    assert re.findall(r"[\d.]+ \[[\d., ]+\]", told) == [
-        "0.980 [0.936, 1.000]",
-        "0.250 [0.162, 0.338]",
-        "0.990 [0.946, 1.000]",
-        "0.400 [0.312, 0.488]",
-    ]
-
-
 def test_zero_and_perfect_knowledge_stand_side_by_side() -> None:
     detection = DETECTED.summary.detection
     assert detection is not None
-    assert cells(detector_table(detection)) == {
-        "selective PGD": ("perfect", "12 of 20", "25.0", "45.0"),
-        "PGD-40": ("zero", "10 of 20", "80.0", "10.0"),
-        "all with zero knowledge": ("zero", "-", "80.0", "10.0"),
-        "all attacks": ("perfect", "-", "25.0", "45.0"),
-    }
+    knows = {row.name: words(row.cells[0]) for row in detector_table(detection).rows}
+    assert knows["selective PGD"] == knows["all attacks"] == "perfect"
+    assert knows["PGD-40"] == knows["all with zero knowledge"] == "zero"
     # Away from the detector's own threshold there is nothing of an attack that aimed at it.
     others = thresholds_table(detection)
     assert [row.name for row in others.rows] == ["PGD-40", "all with zero knowledge"]
@@ -517,27 +409,6 @@ def test_with_a_detector_the_words_say_what_counts_as_right() -> None:
     assert headlines(failed)[0].remark.startswith("correct or rejected; at most")
     for line in headlines(full_report().summary):
         assert "rejected" not in line.remark
-
-
-def test_a_detector_s_training_is_told_in_words() -> None:
-    trained = "2 epoch(s) on 700 benign images in batches of 320, seed 3; thresholds set on a share of 0.25 held out"
-    assert describe_training(DETECTED.summary.run.trainings[0]) == trained
-    fitted = Training({"seed": 3, "images": 700, "validation_split": 0.25}, [])
-    told = "fitted to 700 benign images, seed 3; thresholds set on a share of 0.25 held out"
-    assert describe_training(fitted) == told
-
-
-@pytest.mark.parametrize(
-    ("changes", "adaptive", "expected"),
-    [
-        ({"modes": ["exact"]}, True, "gradient mode exact"),
-        ({"modes": ["exact", "relu", "smooth"]}, True, "gradient modes exact, relu, smooth"),
-        ({"modes": ["exact", "a"], "draws": 16}, True, "gradient modes exact, a, averaged over 16 passes (EOT)"),
-        ({"modes": ["exact"]}, False, "not adaptive: gradient mode exact alone"),
-    ],
-)
-def test_the_report_says_what_the_attacker_was_given(changes: dict[str, Any], adaptive: bool, expected: str) -> None:
-    assert describe_attacker(a_run(settings=replace(a_run().settings, adaptive=adaptive), **changes)) == expected
 
 
 def test_a_random_defences_passes_are_told_beside_the_vote() -> None:
@@ -584,7 +455,7 @@ NOT_ADAPTIVE: dict[str, tuple[Summary, str]] = {
 
 
 @pytest.mark.parametrize("case", NOT_ADAPTIVE)
-def test_without_an_adaptive_suite_nothing_is_called_robust_accuracy(case: str, tmp_path: Path) -> None:
+def test_without_an_adaptive_suite_nothing_is_called_robust_accuracy(case: str) -> None:
     """Even where each check passed: a check of such attacks says nothing of those who know the defence."""
     summary, reason = NOT_ADAPTIVE[case]
     report = Report(summary, [], [])
@@ -596,8 +467,7 @@ def test_without_an_adaptive_suite_nothing_is_called_robust_accuracy(case: str, 
     known = "paper" if "paper" in case else "after_attacks"
     assert lines[known].value == summary.worst_case
     assert not any("points" in cell for row in headline_table(summary).rows for cell in row.cells)
-    report.save(tmp_path)
-    data = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    data = summary.as_dict()
     assert (data["robust_accuracy"], data["standing"]) == (None, "no adaptive attack")
     labels = [label.get_text() for label in summary_bars(summary).axes[0].get_yticklabels()]
     assert not any("Robust" in label for label in labels)
@@ -639,35 +509,22 @@ def test_checks_of_the_network_alone_establish_nothing() -> None:
     assert summary_of([(PGD, 15)], checks=failed).standing == "not established"
 
 
-def test_a_robust_accuracy_whose_attacks_fail_their_checks_is_not_called_one(tmp_path: Path) -> None:
-    report = checked_report()
-    assert (report.established, report.robust_accuracy) == (False, 0.25)
-    worst, *others = headlines(report.summary)
+def test_a_robust_accuracy_whose_attacks_fail_their_checks_is_called_a_bound_everywhere() -> None:
+    failed, passed = checked_report(), checked_report(PASSED)
+    assert (failed.established, failed.robust_accuracy) == (False, 0.25)
+    assert (passed.established, passed.robust_accuracy) == (True, 0.25)
+    assert checked_report(CHECKS[3:]).established is None  # none was made
+    worst, *others = headlines(failed.summary)
     assert not worst.established
     assert words(worst.remark) == "at most 25.0 % [11.2, 46.9]; failed checks: more effort, gradients"
     assert all(line.established for line in others)
-    assert headline_table(report.summary).rows[0].cells[0] == NOT_ESTABLISHED
-    passed = checked_report(PASSED)
-    assert (passed.established, headlines(passed.summary)[0].remark) == (True, "")
-    assert checked_report(CHECKS[3:]).established is None  # none was made
-    for shown, result, bar, star, alternative in (
-        (
-            report,
-            NOT_ESTABLISHED,
-            "not established\n(<= 25.0 %)",
-            "at most: not established",
-            "not established, at most ",
-        ),
-        (passed, "25.0 % robust accuracy", "25.0 %", "robust accuracy", ""),
-    ):
-        shown.save(tmp_path)
-        read = read_html((tmp_path / "report.html").read_text(encoding="utf-8"))
-        assert read.text.startswith(f"{result}: jump_relu (jump 0.5) on LeNetLike, linf 0.2 ")
-        picture_in_words = next(attrs["alt"] for tag, attrs in read.tags if tag == "img")
-        assert words(str(picture_in_words)).startswith(f"Bars: {worst.label} {alternative}25.0 %; Accuracy")
-        assert summary_bars(shown.summary).axes[0].texts[0].get_text() == bar
-        (legend,) = accuracy_curves(shown.summary).legends
-        assert legend.get_texts()[-1].get_text() == f" 25.0 %  {star}"
+    assert headline_table(failed.summary).rows[0].cells[0] == NOT_ESTABLISHED
+    assert headlines(passed.summary)[0].remark == ""
+    for report, result, qualified in ((failed, NOT_ESTABLISHED, True), (passed, "25.0 % robust accuracy", False)):
+        assert read_html(page(report.summary)).text.startswith(f"{result}: jump_relu (jump 0.5) on LeNetLike")
+        assert ("not established" in summary_bars(report.summary).axes[0].texts[0].get_text()) == qualified
+        (legend,) = accuracy_curves(report.summary).legends
+        assert ("not established" in legend.get_texts()[-1].get_text()) == qualified
 
 
 # The page
@@ -709,30 +566,14 @@ def read_html(source: str) -> Page:
     return parser
 
 
-def test_the_page_needs_nothing_but_itself(tmp_path: Path) -> None:
-    full_report().save(tmp_path)
-    source = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_the_page_needs_nothing_but_itself(saved: Path) -> None:
+    source = (saved / "report.html").read_text(encoding="utf-8")
     tags = read_html(source).tags
     assert not {"script", "link", "iframe", "object", "base"} & {tag for tag, _ in tags}
     links = [value for _, attrs in tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
     assert len(links) == 3  # bars, curves, examples
     assert all(link is not None and link.startswith("data:image/png;base64,") for link in links)
     assert not re.search(r"https?://|@import|url\(", source)
-
-
-def test_tables_have_headings_and_pictures_have_words(tmp_path: Path) -> None:
-    """What those who cannot see the page need to find their way."""
-    report = replace(full_report(), summary=ranked_summary())
-    report.save(tmp_path)
-    source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    alternatives = [str(attrs["alt"]) for tag, attrs in read_html(source).tags if tag == "img"]
-    assert "25.0" in alternatives[0]
-    assert "Image 4, class 2, became 7 by PGD [exact]." in alternatives[-1]
-    for table in re.findall(r"<table class=\"(?:plain|facts)\">.*?</table>", source, re.DOTALL):
-        rows = re.findall(r"<tr.*?</tr>", table, re.DOTALL)
-        headed = [row for row in rows if 'scope="row"' in row or 'scope="rowgroup"' in row]
-        (columns,) = {row.count('scope="col"') for row in rows if row not in headed} or {2}
-        assert {1 + row.count("<td") for row in headed if 'scope="row"' in row and "colspan" not in row} == {columns}
 
 
 def test_the_page_escapes_what_comes_from_a_run() -> None:
@@ -762,28 +603,13 @@ def test_what_is_infinite_is_drawn_at_the_end() -> None:
     assert png(roc_curves(DETECTED.summary, records))
 
 
-@pytest.mark.parametrize("samples", [2, 4, 20, 1000])
-def test_what_stands_at_a_bar_covers_neither_its_interval_nor_its_label(samples: int) -> None:
-    for left in range(0, samples + 1, max(samples // 10, 1)):
-        figure = summary_bars(summary_of([(PGD, samples - left)], samples, checks=CHECKS))
-        figure.canvas.draw()
-        axes = figure.axes[0]
-        for text, line in zip(axes.texts, axes.lines, strict=True):
-            box = text.get_window_extent()
-            low, high = line.get_transform().transform(np.asarray(line.get_xydata()))[:, 0]
-            assert axes.bbox.x0 <= box.x0
-            assert box.x1 <= figure.bbox.x1
-            assert box.x1 < low or high < box.x0
-
-
 def picture(content: bytes) -> Any:
     return matplotlib.image.imread(io.BytesIO(content), format="png")
 
 
-def test_the_pictures_open_and_show_something(tmp_path: Path) -> None:
-    full_report().save(tmp_path)
+def test_the_pictures_open_and_show_something(saved: Path) -> None:
     for name in ("accuracy", "curves", "examples"):
-        shown = picture((tmp_path / "figures" / f"{name}.png").read_bytes())
+        shown = picture((saved / "figures" / f"{name}.png").read_bytes())
         assert min(shown.shape[:2]) > 300, name
         assert shown[..., :3].std() > 0.03, name
 
@@ -827,23 +653,6 @@ def test_equal_figures_are_equal_files() -> None:
     assert png(accuracy_curves(summary)) == png(accuracy_curves(summary))
 
 
-def test_the_curves_name_every_attack_and_mark_the_threat() -> None:
-    summary = full_report().summary
-    figure = accuracy_curves(summary)
-    texts = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert texts == [
-        "Attack suite, first 10 images",
-        " 40.0 %  PGD [exact]",
-        "The paper's attacks, all images",
-        " 90.0 %  IFGSM",
-        "All attacks, all images",
-        " 25.0 %  robust accuracy",
-    ]
-    lines = [np.asarray(line.get_xdata()).tolist() for line in figure.axes[0].lines]
-    assert [THREAT.eps, THREAT.eps] in lines  # the upright one
-    assert "eps 0.2" in [text.get_text() for text in figure.axes[0].texts]
-
-
 def test_names_in_pictures_are_neither_formulas_nor_hidden() -> None:
     odd = spec(r"_$\frac$", modes="all", samples="all", bounded=False)
     summary = summary_of([(PAPER, 2), (odd, 3)], curve=True, model="$x_$")
@@ -861,10 +670,10 @@ def test_the_bars_stand_in_the_order_of_the_headlines() -> None:
         patch.get_extents().transformed(axes.transData.inverted()).width for patch in axes.patches
     ] == pytest.approx([25, 90, 40, 100, 100])
     ends = np.asarray(axes.lines[0].get_xdata()).tolist()
-    assert ends == pytest.approx([100 * end for end in wilson(5, 20)])
+    assert ends == pytest.approx([100 * end for end in Proportion(5, 20).interval])
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (3, 224, 224), (8, 8), (4, 10, 6)])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (8, 8), (4, 10, 6)])
 def test_examples_of_any_image_shape_are_drawn(shape: tuple[int, ...]) -> None:
     figure = examples_figure([an_example(shape)])
     assert picture(png(figure)).std() > 0.03
@@ -914,23 +723,16 @@ ALWAYS = {"report.json", "report.html", "figures/accuracy.png"}
 SOMETIMES = {"figures/curves.png", "figures/examples.png", "examples.npz"}
 
 
-def test_save_writes_what_there_is_and_removes_what_there_is_no_more(tmp_path: Path) -> None:
-    folder = tmp_path / "new" / "folder"
-    full_report().save(folder)
+def test_save_writes_what_there_is_and_removes_what_there_is_no_more(saved: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(saved, tmp_path / "copy"))
     assert names(folder) == ALWAYS | SOMETIMES
     Report(summary_of([(PGD, 3)]), [], []).save(str(folder))
     assert names(folder) == ALWAYS
 
 
-def test_examples_that_are_no_images_are_saved_but_not_drawn(tmp_path: Path) -> None:
-    Report(summary_of([(PGD, 3)]), [], [an_example((20,))]).save(tmp_path)
-    assert names(tmp_path) == ALWAYS | {"examples.npz"}
-
-
-def test_the_examples_read_back_without_pickle(tmp_path: Path) -> None:
+def test_the_examples_read_back_without_pickle(saved: Path) -> None:
     report = full_report()
-    report.save(tmp_path)
-    with np.load(tmp_path / "examples.npz", allow_pickle=False) as read:
+    with np.load(saved / "examples.npz", allow_pickle=False) as read:
         assert set(read) == {"clean", "adversarial", "index", "label", "prediction", "attack"}
         assert read["clean"].shape == (2, 1, 8, 8)
         np.testing.assert_array_equal(read["adversarial"][1], report.examples[1].adversarial)
@@ -938,8 +740,9 @@ def test_the_examples_read_back_without_pickle(tmp_path: Path) -> None:
         assert (read["index"][0], read["label"][0], read["prediction"][0]) == (4, 2, 7)
 
 
-def test_a_crash_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full_report().save(tmp_path)
+@pytest.mark.usefixtures("without_pictures")
+def test_a_crash_leaves_no_half_file(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
     before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
     write = Path.write_bytes
 
@@ -957,7 +760,3 @@ def test_a_file_in_place_of_the_folder_is_refused_in_words(tmp_path: Path) -> No
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match=r"folder is .*taken, which cannot be written"):
         full_report().save(tmp_path / "taken")
-
-
-def test_the_report_does_not_spill_its_records() -> None:
-    assert "records" not in repr(full_report())

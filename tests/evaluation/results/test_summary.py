@@ -110,36 +110,14 @@ def row(result: Summary, key: str) -> AttackRow:
 # Proportions
 
 
-@pytest.mark.parametrize("total", [1, 2, 20, 1797])
-@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("total", [1, 20, 1797])
+@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 def test_the_interval_is_wilsons(share: float, total: int) -> None:
     count = round(share * total)
     p, n, z = count / total, total, NormalDist().inv_cdf(0.975)
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     assert Proportion(count, total).interval == pytest.approx((centre - half, centre + half), abs=1e-9)
-
-
-def test_the_interval_of_all_or_none_ends_there() -> None:
-    assert Proportion(0, 20).interval[0] == pytest.approx(0, abs=1e-12)
-    assert Proportion(20, 20).interval[1] == pytest.approx(1, abs=1e-12)
-
-
-def test_a_proportion_counts_what_is_true() -> None:
-    assert Proportion.of(one % 3 == 0 for one in range(10)) == Proportion(4, 10)
-    assert Proportion(4, 10).rate == 0.4
-    low, high = Proportion(4, 10).interval
-    assert plain(Proportion(4, 10)) == {"count": 4, "total": 10, "rate": 0.4, "interval": [low, high]}
-    assert "40.0 %" in str(Proportion(4, 10))
-
-
-def test_a_mean_holds_its_deviation_and_interval() -> None:
-    mean = Mean.of(one for one in (0.4, 0.5, 0.6))
-    assert (mean.mean, mean.deviation, mean.total) == (pytest.approx(0.5), pytest.approx(math.sqrt(0.02 / 3)), 3)
-    assert 0 < mean.interval[0] < 0.4
-    assert 0.6 < mean.interval[1] < 1
-    assert plain(mean) == {**vars(mean), "interval": list(mean.interval)}
-    assert Mean.of([1.0]).interval == (pytest.approx(0.025, abs=0.01), 1.0)
 
 
 # The headline figures
@@ -204,17 +182,6 @@ def test_the_undefended_figures_are_the_undefended_classifiers() -> None:
     assert (result.clean, result.worst_case) == (Proportion(3, 4), Proportion(2, 4))
 
 
-def test_the_undefended_figure_is_the_worst_case_over_its_attacks() -> None:
-    plan = [run(replace(TRANSFER, name=name)) for name in "ab"]
-    records = samples(
-        {"a": held(plain=1), "b": held(plain=0)},
-        {"a": held(plain=0), "b": held(plain=1)},
-        {"a": held(plain=0), "b": held(plain=0)},
-        plain=[0, 0, 0],
-    )
-    assert summary(plan, records).undefended_robust == Proportion(1, 3)
-
-
 @pytest.mark.parametrize(
     "spec",
     [SUITE, replace(TRANSFER, bounded=False), replace(TRANSFER, samples="survivors")],
@@ -266,16 +233,6 @@ def test_a_papers_accuracy_counts_any_size_and_robust_the_ball() -> None:
     assert one.accuracy == Proportion(1, 4)
     assert one.robust == Proportion(3, 4)
     assert one.median_size == 0.3
-
-
-def test_an_attack_that_never_led_astray_has_no_median() -> None:
-    one = row(summary([run(PAPER)], samples({"paper": held()}, {"paper": held()})), "paper")
-    assert one.median_size is None
-
-
-def test_unusable_images_are_noted() -> None:
-    result = summary([run(SUITE)], samples({"suite": held(usable=False)}, {"suite": held()}, {"suite": broken()}))
-    assert row(result, "suite").note == "returned 1 unusable images"
 
 
 def test_costs_are_summed_over_blocks_and_given_per_image() -> None:
@@ -342,14 +299,6 @@ def test_the_curve_of_an_attack_without_a_ball_is_read_off_its_sizes() -> None:
     assert rates(curve) == [(0.0, 0.8), (0.05, 0.6), (0.1, 0.4), (0.2, 0.4)]
 
 
-def test_without_a_grid_of_eps_there_is_no_curve() -> None:
-    assert summary([run(PAPER), run(SUITE)], samples({"paper": broken()}, {"paper": held()})).curves == []
-
-
-def test_an_attack_that_did_not_run_has_no_curve() -> None:
-    assert summary(curved(0.05, 0.2), samples({"suite": broken()}, {"suite": held()})).curves == []
-
-
 def test_the_curves_runs_count_where_they_lie_inside_the_threats_ball() -> None:
     """They share one row: of what all else left, what they broke inside the ball."""
     records = samples(
@@ -372,10 +321,6 @@ def test_the_curves_runs_count_where_they_lie_inside_the_threats_ball() -> None:
     assert (rest.broke, rest.attacked, rest.note) == (1, 2, "")
     assert (rest.forward, rest.backward, rest.seconds) == (4, 2, 0.75)
     assert first.broke + rest.broke == result.clean.count - result.worst_case.count
-
-
-def test_a_curve_that_did_not_run_has_no_row() -> None:
-    assert [one.key for one in summary(curved(0.05), samples({"suite": held()})).rows] == ["suite"]
 
 
 # The checks
@@ -426,20 +371,6 @@ def test_the_runs_of_curves_and_checks_have_a_row_each_and_add_up() -> None:
     assert result.total.forward == 76
 
 
-def test_checks_that_ran_on_no_sample_have_no_row() -> None:
-    assert [one.key for one in summary(checked(), samples({"suite": broken()})).rows] == ["suite"]
-
-
-def test_the_checks_runs_make_no_curve_and_no_point_of_one() -> None:
-    keys = ("suite", "effort", "suite @ 0.5, limit", "suite @ 0.2")
-    records = samples(*({key: held() for key in keys} | {"paper": broken()} for _ in range(2)))
-    result = summary([run(PAPER), *checked()], records)
-    assert {curve.attack: [eps for eps, _ in curve.points] for curve in result.curves} == {
-        "suite": [0.0, 0.2],
-        "paper": [0.0, 0.1, 0.2],
-    }
-
-
 @pytest.mark.parametrize(
     ("verdicts", "established", "failed"),
     [
@@ -462,10 +393,6 @@ def test_a_result_is_established_if_no_check_that_was_made_failed(
 
 
 # Random defences
-
-
-def test_a_defence_that_is_not_random_has_no_figures_of_its_passes() -> None:
-    assert summary([run(SUITE)], samples({"suite": held()})).randomness is None
 
 
 def passed(outcome: Outcome, first: int, misses: int, **changes: Any) -> Outcome:
@@ -519,13 +446,6 @@ def test_agreement_is_a_mean_over_the_images_in_the_ball_and_at_worst_over_the_l
     assert result.worst_agreement == Agreement(Mean.of([0.2, 0.8, 0.7]), Mean.of([0.25, 0.5, 1.0]))
 
 
-def test_no_agreement_is_claimed_where_none_was_recorded() -> None:
-    records = samples({"suite": held()}, {"suite": broken(0.5)})
-    result = summary([run(SUITE), run(PAPER)], records)
-    assert result.clean_agreement is result.worst_agreement is None
-    assert row(result, "suite").agreement is row(result, "paper").agreement is None
-
-
 # As data
 
 
@@ -535,34 +455,15 @@ def test_the_data_of_a_report_are_json_and_hold_every_figure() -> None:
         {"paper": broken(), "transfer": held(plain=0), "suite @ 0.05": broken()},
         plain=[0, 0],
     )
-    checks = [
-        Check("more effort", "failed", "300 steps break 1 of 2", {"broken": Proportion(1, 2), "eps": 0.1}),
-        Check("noise", "not run", "no such attack ran"),
-    ]
+    checks = [Check("more effort", "failed", "300 steps break 1 of 2", {"broken": Proportion(1, 2), "eps": 0.1})]
     plan = [run(PAPER), run(TRANSFER), *curved(0.05)]
     result = summary(plan, records, [CostRecord(0, "paper", 2, Cost(4, 2, 0.5))], checks)
     data = json.loads(json.dumps(result.as_dict(), allow_nan=False))
-    assert data["format"] == FORMAT == 9
-    assert data["established"] is False
-    assert data["checks"][0] == {
-        "link": "docs/checks.md#more-effort",
-        "name": "more effort",
-        "verdict": "failed",
-        "finding": "300 steps break 1 of 2",
-        "figures": {"broken": plain(Proportion(1, 2)), "eps": 0.1},
-    }
-    assert data["checks"][1]["figures"] == {}
-    assert data["randomness"] is None
-    assert data["reference"] == "undefended"
-    assert data["clean_agreement"] is None
-    assert data["worst_agreement"] is None
-    assert {one["agreement"] for one in data["rows"]} == {None}
-    assert data["run"]["modes"] == ["exact"]
-    assert data["gap"] == result.gap == 0.5
+    assert data["format"] == FORMAT
+    assert (data["established"], data["gap"]) == (False, 0.5)
+    assert data["checks"][0]["figures"] == {"broken": plain(Proportion(1, 2)), "eps": 0.1}
     assert data["after_attacks"] == data["robust_accuracy"] == plain(result.worst_case)
-    assert data["clean"]["rate"] == 1.0
     assert data["undefended_robust"]["count"] == 1
-    assert data["run"]["settings"]["eps"] == 0.1
     assert [one["key"] for one in data["rows"]][:3] == ["paper", "transfer", "suite"]
     assert data["curves"][0]["points"][1] == [0.05, plain(Proportion(1, 2))]
     assert data["total"]["forward"] == 4
