@@ -38,7 +38,6 @@ from art_defenses_ext.evaluation.run.folder import (
     Findings,
     RunDirectory,
     check_out,
-    finished_blocks,
     read_costs,
     read_findings,
     read_kept_examples,
@@ -174,15 +173,6 @@ def test_one_example_an_attack_is_kept_and_eight_in_all(tmp_path: Path) -> None:
     assert kept == [(0, "a"), (1, "b"), *((3, f"c{i}") for i in range(6))]
 
 
-def test_seconds_stay_out_of_the_records(tmp_path: Path) -> None:
-    """The records are the part of a run that must come out the same byte for byte."""
-    for name, seconds in (("a", 0.125), ("b", 9.0)):
-        with begun(tmp_path / name) as directory:
-            directory.append(Block.of(records(0)), costs(0, seconds))
-    files = [(tmp_path / name / RECORDS).read_bytes() for name in "ab"]
-    assert files[0] == files[1]
-
-
 def test_what_is_no_json_is_refused_and_leaves_the_former_blocks(tmp_path: Path) -> None:
     with begun(tmp_path, done=1) as directory:
         before = contents(tmp_path)
@@ -210,14 +200,7 @@ def resumed(path: Path) -> set[int]:
         return directory.done
 
 
-def test_finished_blocks_stay(tmp_path: Path) -> None:
-    begun(tmp_path, done=2).__exit__()
-    before = contents(tmp_path)
-    assert resumed(tmp_path) == {0, 3}
-    assert contents(tmp_path) == before
-
-
-@pytest.mark.parametrize("keep", [-1, -2, -40, -150, -200])
+@pytest.mark.parametrize("keep", [-1, -40, -200])
 def test_what_a_kill_left_of_a_block_is_cut_off(tmp_path: Path, keep: int) -> None:
     begun(tmp_path, done=1).__exit__()
     before = contents(tmp_path)
@@ -242,7 +225,7 @@ def test_costs_and_examples_of_a_block_without_records_go(tmp_path: Path) -> Non
     assert contents(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", [MANIFEST, COSTS, DIGESTS, "report.html", f"{EXAMPLES}/00000003.npz"])
+@pytest.mark.parametrize("name", [MANIFEST, "report.html", f"{EXAMPLES}/00000003.npz"])
 def test_a_file_that_a_kill_left_half_written_goes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begun(tmp_path, done=1).__exit__()
     (tmp_path / f".{MANIFEST}.old").write_text("mine")
@@ -256,11 +239,6 @@ def test_a_file_that_a_kill_left_half_written_goes(name: str, tmp_path: Path, mo
     assert contents(tmp_path) == before
 
 
-def test_a_kill_before_the_first_block_leaves_a_run_to_begin(tmp_path: Path) -> None:
-    begun(tmp_path).__exit__()
-    assert resumed(tmp_path) == set()
-
-
 @pytest.mark.parametrize("missing", [[DIGESTS], [COSTS, DIGESTS], [RECORDS, COSTS, DIGESTS]])
 def test_a_kill_right_after_the_manifest_leaves_a_run_to_begin(tmp_path: Path, missing: list[str]) -> None:
     begun(tmp_path).__exit__()
@@ -268,20 +246,6 @@ def test_a_kill_right_after_the_manifest_leaves_a_run_to_begin(tmp_path: Path, m
         (tmp_path / name).unlink()
     assert resumed(tmp_path) == set()
     assert read_records(tmp_path) == []
-
-
-def test_a_report_does_not_stay_beside_unfinished_records(tmp_path: Path) -> None:
-    begun(tmp_path, done=1).__exit__()
-    (tmp_path / "report.json").write_text("{}")
-    resumed(tmp_path)
-    assert not (tmp_path / "report.json").exists()
-
-
-@pytest.mark.parametrize("shard", [Shard(1, 2), Shard(2, 2), Shard(3, 3), Shard(4, 4)], ids=str)
-def test_a_part_holds_its_own_blocks_alone(tmp_path: Path, shard: Shard) -> None:
-    with begun(tmp_path, done=3, shard=shard):
-        found = [block.start for block in finished_blocks(tmp_path, manifest(shard))]
-    assert found == list(shard.starts(SAMPLES, BLOCK))
 
 
 # What another hand did
@@ -294,10 +258,7 @@ def _swap(lines: list[str]) -> list[str]:
 CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
     "swapped": _swap,
     "one lost": lambda lines: lines[1:],
-    "one twice": lambda lines: [lines[0], *lines],
     "no json": lambda lines: ["{\n", *lines[1:]],
-    "no record": lambda lines: ["3\n", *lines[1:]],
-    "empty": lambda lines: ["\n", *lines[1:]],
     "too many": lambda lines: [*lines, '{"index": 7}\n'],
 }
 
@@ -325,12 +286,8 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
     "eps": ({"settings": replace(manifest().run.settings, eps=0.2)}, "settings eps 0.1, not 0.2"),
     "data": ({"data_sha256": "4" * 64}, r"data_sha256 33333333\.\.\., not 44444444"),
     "network": ({"pipeline_sha256": "4" * 64}, r"pipeline_sha256 22222222\.\.\., not 44444444"),
-    "undefended": ({"undefended_sha256": "4" * 64}, r"undefended_sha256 None, not 44444444"),
     "option": ({"defences": [{"name": "jump_relu", "jump": [0.5, 2.0]}]}, "defences 1 jump 2 1.0, not 2.0"),
-    "defences": ({"defences": []}, "defences a list of 1, not a list of 0"),
-    "foreign": ({"foreign": ["JpegCompression(quality=60)"]}, "foreign 1 .*quality=60"),
     "threads": ({"threads": 2}, "threads 1, not 2"),
-    "versions": ({"versions": {"python": "3.11.0", "torch": "2.9.0"}}, "versions torch '2.8.0', not '2.9.0'"),
 }
 
 
@@ -354,18 +311,6 @@ def test_another_attack_or_another_part_is_refused(tmp_path: Path) -> None:
             directory.check_same(manifest(Shard(2, 3)))
 
 
-def test_an_attack_of_ones_own_that_does_something_else_is_refused(tmp_path: Path) -> None:
-    begun(tmp_path).__exit__()
-    other = manifest()
-    changed = replace(other.plan[1].spec, build=lambda classifier, threat, seed: never(classifier, threat, seed + 1))
-    other.plan[1] = replace(other.plan[1], spec=changed)
-    with (
-        RunDirectory(tmp_path) as directory,
-        pytest.raises(InputError, match=r"attack 2 spec build \w{8}\.\.\., not \w{8}\.\.\."),
-    ):
-        directory.check_same(other)
-
-
 def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> None:
     begun(tmp_path).__exit__()
     with RunDirectory(tmp_path) as directory:
@@ -375,7 +320,7 @@ def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> 
 # Versions
 
 
-@pytest.mark.parametrize("version", [0, FORMAT + 1, "1", None])
+@pytest.mark.parametrize("version", [FORMAT + 1, "1"])
 def test_a_manifest_of_another_version_is_refused_in_words(tmp_path: Path, version: Any) -> None:
     begun(tmp_path).__exit__()
     plain = json.loads((tmp_path / MANIFEST).read_text()) | {"format": version}
@@ -385,7 +330,7 @@ def test_a_manifest_of_another_version_is_refused_in_words(tmp_path: Path, versi
     RunDirectory(tmp_path, overwrite=True)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 1}', '{"format": 1, "run": {}, "plan": 3}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": 1, "run": {}, "plan": 3}'])
 def test_a_broken_manifest_is_refused_in_words(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(InputError, match=r"manifest.* expected") as caught:
@@ -402,7 +347,7 @@ def _hold(path: Path, held: Any, release: Any) -> None:
         release.wait(60)
 
 
-def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
+def test_two_processes_do_not_share_a_folder_and_a_killed_one_does_not_lock_it(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path, held, release))
@@ -413,19 +358,8 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
             with pytest.raises(InputError, match="another process is at work"):
                 RunDirectory(tmp_path, overwrite)
     finally:
-        release.set()
+        other.kill()
         other.join(60)
-    RunDirectory(tmp_path)
-
-
-def test_a_killed_process_does_not_lock_the_folder_for_ever(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    held, release = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(tmp_path, held, release))
-    other.start()
-    assert held.wait(60)
-    other.kill()
-    other.join(60)
     assert (tmp_path / LOCK).exists()
     RunDirectory(tmp_path)
 
@@ -496,12 +430,6 @@ def test_checking_writes_nothing(tmp_path: Path) -> None:
     assert contents(tmp_path) == {}
 
 
-def test_a_relative_folder_is_taken_from_where_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    RunDirectory("run")
-    assert sorted(contents(tmp_path)) == ["run", f"run/{LOCK}"]
-
-
 def _file(root: Path) -> Path:
     (root / "file").write_text("in the way")
     return root / "file"
@@ -516,17 +444,8 @@ def _dangling_link(root: Path) -> Path:
     return root / "link"
 
 
-def _circular_link(root: Path) -> Path:
-    (root / "circle").symlink_to(root / "circle")
-    return root / "circle"
-
-
 def _name_too_long(root: Path) -> Path:
     return root / ("x" * 300)
-
-
-def _below_a_name_too_long(root: Path) -> Path:
-    return _name_too_long(root) / "run"
 
 
 def _where_nothing_can_be_made(root: Path) -> Path:
@@ -537,9 +456,7 @@ UNWRITABLE: list[Callable[[Path], Path]] = [
     _file,
     _below_a_file,
     _dangling_link,
-    _circular_link,
     _name_too_long,
-    _below_a_name_too_long,
     pytest.param(
         _where_nothing_can_be_made, marks=pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="Linux only")
     ),

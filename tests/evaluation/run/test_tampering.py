@@ -26,6 +26,8 @@ from art_defenses_ext.evaluation.run.folder import COSTS, EXAMPLES, FINDINGS, MA
 from art_defenses_ext.evaluation.run.unfinished import IMAGES, LINES, Unfinished
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 EPS = 0.02
 SPEC = AttackSpec("PGD", lambda c, t, s: MarginPGD(c, t.norm, t.eps, max_iter=4, seed=s), "a", kind="white-box")
 OPTIONS: dict[str, Any] = {"block_size": 4, "curve_samples": 0, "check_samples": 3, "progress": False}
@@ -272,7 +274,7 @@ def test_whatever_happens_to_a_file_is_refused_or_changes_no_figure(name: str, f
     file = next((folder / EXAMPLES).iterdir()) if name == EXAMPLES else folder / name
     content, wanted = file.read_bytes(), figures(original)
     refused: list[str] = []
-    for _ in range(60):
+    for _ in range(40):
         changed = draw.choice(FILES.get(name, [truncated, flipped]))(content, draw)
         if changed == content:
             continue
@@ -281,7 +283,7 @@ def test_whatever_happens_to_a_file_is_refused_or_changes_no_figure(name: str, f
             assert figures(folder) == wanted
         except InputError as error:
             refused.append(str(error))
-    assert len(refused) > 30
+    assert len(refused) > 20
     assert all(len(text.splitlines()) == 1 for text in refused)
 
 
@@ -294,13 +296,13 @@ def test_whatever_happens_to_the_block_at_work_no_other_outcome_comes_of_it(
     (wanted,) = Unfinished(tmp_path).attempts(0).values()
     draw, file = random.Random(name), tmp_path / name
     content, lost = file.read_bytes(), 0
-    for _ in range(60):
+    for _ in range(40):
         file.write_bytes(draw.choice([*ANY, field_changed] if name == LINES else [truncated, flipped])(content, draw))
         attempts = Unfinished(tmp_path).attempts(0)
         lost += not attempts
         for attempt, _ in attempts.values():
             assert attempt == wanted[0]
-    assert lost > 10
+    assert lost > 6
 
 
 def test_whatever_happens_to_an_entry_it_is_read_or_refused(original: Path, tmp_path: Path) -> None:
@@ -308,11 +310,11 @@ def test_whatever_happens_to_an_entry_it_is_read_or_refused(original: Path, tmp_
     file = tmp_path / "entry.json"
     Entry.of(Report.load(original), "random").save(file)
     content, draw, refused = file.read_bytes(), random.Random(0), list[str]()
-    for _ in range(200):
+    for _ in range(100):
         file.write_bytes(draw.choice([*ANY, field_changed, field_changed])(content, draw))
         try:
             Entry.read(file)
         except InputError as error:
             refused.append(str(error))
-    assert len(refused) > 60
+    assert len(refused) > 30
     assert all(len(text.splitlines()) == 1 for text in refused)
