@@ -1,0 +1,230 @@
+"""Everything stays on the device: run on a simulated accelerator, forwards and backwards, with no GPU at hand.
+
+Its tensors have shapes and a device and no values. An operation on two devices is an error there, and so is reading a
+value, which on a GPU would make the host wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from copy import deepcopy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+from torch.utils import backend_registration
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from art_defenses_ext import (
+    ExplanationReconstructor,
+    FeatureAutoencoder,
+    HeatAndBlur,
+    JumpReLU,
+    TwoStreamRestoration,
+    as_module,
+    defend,
+    gradient_mode,
+    gradient_modes,
+    rejecting,
+)
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.base import TensorAttack
+from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.attack.square import Square
+from art_defenses_ext.detector.explanations import EXPLANATIONS
+from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
+from art_defenses_ext.zoo.datasets import Dataset
+
+NAME = "simulated"
+
+
+class Accelerator:
+    """A device of which torch knows the name, the shapes of its tensors, and nothing else."""
+
+    def __init__(self) -> None:
+        self.mode = FakeTensorMode()
+
+    def copy(self, network: nn.Module) -> nn.Module:
+        """The network with all parameters and buffers there."""
+        with FakeCopyMode(self.mode):
+            moved = deepcopy(network).requires_grad_(False)
+        with self.mode:
+            for module in moved.modules():
+                for held in (module._parameters, module._buffers):
+                    for name, tensor in held.items():
+                        if tensor is not None:
+                            there = tensor.to(NAME)
+                            held[name] = nn.Parameter(there, False) if held is module._parameters else there
+        return moved
+
+    def images(self, *shape: int) -> Tensor:
+        return torch.empty(shape, device=NAME, requires_grad=True)
+
+    def labels(self, count: int) -> Tensor:
+        return torch.empty(count, dtype=torch.long, device=NAME)
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the host asks for a value, and answers: yes, 1, or that the first half of the rows is meant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        if operation is aten._local_scalar_dense.default:
+            self.count += 1
+            return True if args[0].dtype == torch.bool else 1
+        if operation is aten.nonzero.default:
+            self.count += 1
+            return self._first_half(args[0])
+        if operation is aten.index.Tensor and any(at is not None and at.dtype == torch.bool for at in args[1]):
+            self.count += 1
+            indices = [at if at is None or at.dtype != torch.bool else self._first_half(at).squeeze(1) for at in args[1]]
+            return operation(args[0], indices)
+        return operation(*args, **(kwargs or {}))
+
+    @staticmethod
+    def _first_half(mask: Tensor) -> Tensor:
+        return torch.zeros(len(mask) // 2, mask.ndim, dtype=torch.long, device=mask.device)
+
+
+@pytest.fixture(scope="session")
+def device() -> None:
+    """Registers the device, once a process."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        pytest.skip(f"torch {torch.__version__} cannot register a device from Python")
+    told = {
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "_is_in_bad_fork": lambda: False,
+        "manual_seed_all": lambda seed: None,
+        "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16],
+    }
+    backend_registration._setup_privateuseone_for_python_backend(NAME, SimpleNamespace(**told))
+    # Autocast changes types, which is no matter here: its key hands every operation on.
+    library = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
+    library.fallback(torch.library.fallthrough_kernel)
+    device.library = library  # the registration ends with the object
+
+
+@pytest.fixture
+def accelerator(device: None) -> Iterator[Accelerator]:
+    simulated = Accelerator()
+    yield simulated
+
+
+def assert_stays_there(accelerator: Accelerator, network: nn.Module) -> None:
+    """Logits and gradients in every gradient mode."""
+    there = accelerator.copy(network)
+    for mode in gradient_modes(network):
+        with accelerator.mode, gradient_mode(there, mode):
+            x = accelerator.images(2, 1, 8, 8)
+            logits = there(x)
+            (gradient,) = torch.autograd.grad(logits.logsumexp(dim=1).sum(), x)
+        assert logits.device.type == gradient.device.type == NAME, mode
+        assert gradient.shape == x.shape, mode
+
+
+def test_two_devices_in_one_operation_and_reading_a_value_are_errors(accelerator: Accelerator) -> None:
+    """Else the tests below would say nothing."""
+    network = accelerator.copy(nn.Linear(4, 2))
+    with accelerator.mode:
+        x = accelerator.images(3, 4)
+        with pytest.raises(RuntimeError, match="same device"):
+            network(torch.empty(3, 4))
+        with pytest.raises(RuntimeError, match="device"):
+            network(x) + torch.ones(3, 2)
+        with pytest.raises(DataDependentOutputException):
+            bool((network(x) > 0).any())
+
+
+def test_jump_relu(accelerator: Accelerator, digits_classifier: PyTorchClassifier) -> None:
+    assert_stays_there(accelerator, as_module(JumpReLU(digits_classifier, jump=0.5)()))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"rules": name} for name in RULES),
+        *({"start": name} for name in STARTS),
+        {"mix": "soft_mask", "scale": "percentile", "passes": 2, "heat_sigma": 1.0},
+    ],
+    ids=str,
+)
+def test_heat_and_blur(
+    accelerator: Accelerator, digits_classifier: PyTorchClassifier, options: dict[str, object]
+) -> None:
+    restorer = HeatAndBlur.for_classifier(digits_classifier, **options)
+    assert_stays_there(accelerator, as_module(defend(digits_classifier, restorer)))
+
+
+ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
+    "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 20}, 4),
+    "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 20}, 4),
+    "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 8),
+    "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 20}, 8),
+    "auto-pgd, targeted, l2": (AutoPGD, {"norm": 2, "eps": 1, "max_iter": 20, "loss": "dlr_targeted", "nb_runs": 3}, 8),
+    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, 8),
+    "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 4),
+    "square": (Square, {"eps": 0.2, "nb_queries": 20}, 4),
+}
+"""An attack, its options, and how often it may ask for a value."""
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_an_attack(
+    accelerator: Accelerator, own_classifier: PyTorchClassifier, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kind, options, most = ATTACKS[name]
+    defended = JumpReLU(own_classifier, jump=0.5)()
+    attack, there, waits = kind(defended, **options), accelerator.copy(as_module(defended)), Waits()
+    generator = torch.Generator()  # random numbers are drawn there all the same
+    monkeypatch.setattr(torch, "Generator", lambda *_: generator)
+    with accelerator.mode, waits:
+        adv = attack.perturb(there, accelerator.images(16, 1, 8, 8).detach(), accelerator.labels(16), generator)
+    assert (adv.device.type, adv.shape) == (NAME, (16, 1, 8, 8))
+    assert waits.count <= most, waits.count
+
+
+RESTORERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "autoencoder": (FeatureAutoencoder, {}),
+    **{name: (TwoStreamRestoration, {"map": name, "top_k": 3, "blocks": 1}) for name in ("stacked", "sum", "predicted")},
+}
+
+
+@pytest.mark.parametrize("name", RESTORERS)
+def test_the_restorers(
+    accelerator: Accelerator, digits_classifier: PyTorchClassifier, digits: Dataset, name: str
+) -> None:
+    kind, options = RESTORERS[name]
+    restorer = kind.for_classifier(digits_classifier, **options)
+    restorer.fit(digits.train.x[:64], digits.train.y[:64], nb_epochs=1, validation_split=0.0, progress=False)
+    assert_stays_there(accelerator, as_module(defend(digits_classifier, restorer)))
+
+
+DETECTORS: list[dict[str, Any]] = [
+    *({"explanation": name} for name in EXPLANATIONS),
+    {"reconstructor": "statistics", "explanation": ["input_gradient", "loss_gradient"]},
+]
+
+
+@pytest.mark.parametrize("options", DETECTORS, ids=str)
+def test_the_detector_and_a_classifier_that_rejects(
+    accelerator: Accelerator, digits_classifier: PyTorchClassifier, digits: Dataset, options: dict[str, Any]
+) -> None:
+    detector = ExplanationReconstructor(digits_classifier, **options)
+    detector.fit(digits.train.x, nb_epochs=1, validation_split=0.25, progress=False)
+    assert_stays_there(accelerator, as_module(digits_classifier, detector))
+    assert_stays_there(accelerator, as_module(rejecting(digits_classifier, detector)))
