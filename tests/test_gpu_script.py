@@ -2,40 +2,53 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "tests" / "benchmarks"
+BENCHMARKS = Path(__file__).parent / "benchmarks"
 
 
-def test_steps_run_and_their_table_is_printed(tmp_path: Path) -> None:
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    return importlib.import_module("gpu")
+
+
+def called(gpu: Any, monkeypatch: pytest.MonkeyPatch, *line: str) -> list[dict[str, Any]]:
+    """What ``gpu.py steps`` writes on a CPU at toy sizes."""
+    out = Path(line[line.index("--out") + 1])
+    monkeypatch.setattr("sys.argv", ["gpu.py", "steps", "--trial", "--device", "cpu", *line])
+    with pytest.raises(SystemExit) as ended:
+        gpu.main()
+    assert ended.value.code == 0
+    return [json.loads(text) for text in (out / "steps.jsonl").read_text().splitlines()]
+
+
+def test_steps_run_and_their_table_is_printed(
+    gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     images = tmp_path / "images.npz"
     random = np.random.default_rng(0)
     x, y = random.integers(0, 256, (300, 3, 32, 32), dtype=np.uint8), np.arange(300, dtype=np.uint8) % 10
     np.savez(images, x=x, y=y, x_test=x[:40], y_test=y[:40])
     steps = ["speed LeNet", "relevance", "defences", "train", "search in bfloat16", "autoattack"]
-    script = [sys.executable, str(BENCHMARKS / "gpu.py")]
-    settings = ["--trial", "--device", "cpu", "--out", str(tmp_path), "--images", str(images)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*script, "steps", *settings, "--only", *steps], check=True, env=environment, capture_output=True)
-    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    lines = called(gpu, monkeypatch, "--out", str(tmp_path), "--images", str(images), "--only", *steps)
     assert [line["step"] for line in lines] == steps
     assert all("result" in line for line in lines)
-    printed = subprocess.run([*script, "table", str(tmp_path)], check=True, env=environment, capture_output=True)
-    for step in steps:
-        assert f"| {step} |" in printed.stdout.decode()
+    monkeypatch.setattr("sys.argv", ["gpu.py", "table", str(tmp_path)])
+    gpu.main()
+    printed = capsys.readouterr().out
+    assert all(f"| {step} |" in printed for step in steps)
 
 
-def test_what_no_time_is_left_for_is_said(tmp_path: Path) -> None:
-    line = [sys.executable, str(BENCHMARKS / "gpu.py"), "steps", "--trial", "--device", "cpu", "--limit", "-1"]
-    subprocess.run([*line, "--out", str(tmp_path), "--half", "2"], check=True, capture_output=True)
-    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+def test_what_no_time_is_left_for_is_said(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = called(gpu, monkeypatch, "--limit", "-1", "--out", str(tmp_path), "--half", "2")
     assert {line["not run"] for line in lines} == {"the limit is reached"}
 
 

@@ -1,12 +1,11 @@
 """Everything stays on the device: run on a simulated accelerator, forwards and backwards, with no GPU at hand.
 
 Its tensors have shapes and a device and no values. An operation on two devices is an error there, and so is reading a
-value, which on a GPU would make the host wait.
+value, which on a GPU would make the host wait. ``test_accelerator.py`` runs this file in a process of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -39,6 +38,10 @@ from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attribution.gradient import input_gradient
+from art_defenses_ext.attribution.relevance import relevance
+from art_defenses_ext.attribution.rules import ZBox
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS
 from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
 from art_defenses_ext.zoo.datasets import Dataset
@@ -89,7 +92,9 @@ class Waits(TorchDispatchMode):
             return self._first_half(args[0])
         if operation is aten.index.Tensor and any(at is not None and at.dtype == torch.bool for at in args[1]):
             self.count += 1
-            indices = [at if at is None or at.dtype != torch.bool else self._first_half(at).squeeze(1) for at in args[1]]
+            indices = [
+                at if at is None or at.dtype != torch.bool else self._first_half(at).squeeze(1) for at in args[1]
+            ]
             return operation(args[0], indices)
         return operation(*args, **(kwargs or {}))
 
@@ -101,8 +106,6 @@ class Waits(TorchDispatchMode):
 @pytest.fixture(scope="session")
 def device() -> None:
     """Registers the device, once a process."""
-    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
-        pytest.skip(f"torch {torch.__version__} cannot register a device from Python")
     told = {
         "device_count": lambda: 1,
         "current_device": lambda: 0,
@@ -120,9 +123,8 @@ def device() -> None:
 
 
 @pytest.fixture
-def accelerator(device: None) -> Iterator[Accelerator]:
-    simulated = Accelerator()
-    yield simulated
+def accelerator(device: None) -> Accelerator:
+    return Accelerator()
 
 
 def assert_stays_there(accelerator: Accelerator, network: nn.Module) -> None:
@@ -173,12 +175,16 @@ def test_heat_and_blur(
 ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
     "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 20}, 4),
     "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 20}, 4),
-    "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 8),
-    "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 20}, 8),
-    "auto-pgd, targeted, l2": (AutoPGD, {"norm": 2, "eps": 1, "max_iter": 20, "loss": "dlr_targeted", "nb_runs": 3}, 8),
-    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, 8),
-    "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 4),
-    "square": (Square, {"eps": 0.2, "nb_queries": 20}, 4),
+    "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
+    "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 20}, 15),
+    "auto-pgd, targeted, l2": (
+        AutoPGD,
+        {"norm": 2, "eps": 1, "max_iter": 20, "loss": "dlr_targeted", "nb_runs": 3},
+        30,
+    ),
+    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, 30),
+    "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 0),
+    "square": (Square, {"eps": 0.2, "max_queries": 20}, 0),
 }
 """An attack, its options, and how often it may ask for a value."""
 
@@ -200,7 +206,9 @@ def test_an_attack(
 
 RESTORERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "autoencoder": (FeatureAutoencoder, {}),
-    **{name: (TwoStreamRestoration, {"map": name, "top_k": 3, "blocks": 1}) for name in ("stacked", "sum", "predicted")},
+    **{
+        name: (TwoStreamRestoration, {"map": name, "top_k": 3, "blocks": 1}) for name in ("stacked", "sum", "predicted")
+    },
 }
 
 
@@ -228,3 +236,13 @@ def test_the_detector_and_a_classifier_that_rejects(
     detector.fit(digits.train.x, nb_epochs=1, validation_split=0.25, progress=False)
     assert_stays_there(accelerator, as_module(digits_classifier, detector))
     assert_stays_there(accelerator, as_module(rejecting(digits_classifier, detector)))
+
+
+def test_what_is_not_read_on_a_device_is_checked_on_the_cpu(digits_classifier: PyTorchClassifier) -> None:
+    model, x = digits_classifier.model, torch.zeros(2, 1, 8, 8)
+    with pytest.raises(InputError, match="class indices from 0 to 9"):
+        input_gradient(model, x, torch.tensor([3, 10]))
+    with pytest.raises(InputError, match="classes from 0 to 9"):
+        relevance(model, x, torch.tensor([3, 10]))
+    with pytest.raises(InputError, match="low < high"):
+        ZBox(torch.zeros(1), torch.zeros(1))
