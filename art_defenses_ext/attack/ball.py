@@ -443,7 +443,7 @@ def _ends(clip_values: tuple[Any, Any], like: Tensor) -> Any:
     low, high = clip_values
     if np.ndim(low) == 0:
         return float(low), float(high)
-    return tuple(torch.as_tensor(end, device=like.device, dtype=like.dtype) for end in (low, high))
+    return tuple(torch.as_tensor(end, dtype=like.dtype).to(like.device) for end in (low, high))
 
 
 def allowance(values: Any, clip_values: ClipValues) -> Any:

@@ -98,7 +98,7 @@ class DeepFoolLp(TensorAttack):
     function = staticmethod(deep_fool)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        scale = torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
+        scale = torch.as_tensor(self.scale, dtype=x.dtype).to(x.device)
         return super().options(module, x) | {"scale": scale}
 
     def _check_params(self) -> None:

@@ -94,7 +94,7 @@ class IterativeFGSM(TensorAttack):
     function = staticmethod(iterative_fgsm)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        size = self.eps_step * torch.as_tensor(self.scale, device=x.device, dtype=x.dtype)
+        size = self.eps_step * torch.as_tensor(self.scale, dtype=x.dtype).to(x.device)
         return super().options(module, x) | {"step_size": size}
 
     def _check_params(self) -> None:
