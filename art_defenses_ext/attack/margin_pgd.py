@@ -62,8 +62,8 @@ def margin_pgd(
             points = points.detach()
             best.offer(points, margins.detach(), rows)
             if stop_when_broken and done % PERIOD == PERIOD - 1:
-                unbroken = best.margins[rows] >= 0
-                rows, points, gradient = rows[unbroken], points[unbroken], gradient[unbroken]
+                kept = (best.margins[rows] >= 0).nonzero().squeeze(1)  # the only wait
+                rows, points, gradient = rows[kept], points[kept], gradient[kept]
                 if len(rows) == 0:
                     return best.points
             points = ball.inside(points - step_size * ball.step(gradient), x[rows], clip_values)
