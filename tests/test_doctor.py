@@ -183,7 +183,7 @@ PATIENTS: dict[str, tuple[Callable[[], PyTorchClassifier], str, str]] = {
     "integers": (lambda: wrap(Answering(lambda z: z.long())), "output", "int64"),
     "too narrow": (lambda: wrap(Network(), nb_classes=10), "output", "10"),
     "too wide": (lambda: wrap(Network(), nb_classes=2), "output", "2"),
-    "one logit": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "output", "one"),
+    "one logit": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "output", "single logit"),
     "three axes": (lambda: wrap(Answering(lambda z: z[:, None])), "output", "(4, 1, 3)"),
     "raising": (lambda: wrap(Answering(lambda z: 1 / 0)), "output", "ZeroDivisionError"),
 }

@@ -6,6 +6,7 @@ terminal obeys.
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from dataclasses import replace
@@ -248,13 +249,20 @@ def test_comparisons(hostile: Report) -> None:
 
 def test_the_page_of_results(tmp_path: Path) -> None:
     folder = tmp_path / "results"
+    printed = 0
     for number, name in enumerate(HOSTILE):
         stem = re.sub(r"[/\0\ud800]", "", name)
+        if not (name.isprintable() and name.strip()):
+            with pytest.raises(InputError, match="a text of printable characters was expected"):
+                entry(name)
+            continue
         entry(name).save(folder / f"{number} {stem}.json")
+        printed += 1
+    assert printed > 2
     page = leaderboard(folder)
-    rows = assert_harmless_in_markdown(page, 2 * len(HOSTILE))
+    rows = assert_harmless_in_markdown(page, 2 * printed)
     assert {len(row) for row in rows} == {14}
-    assert page.count("\n## ") == len(HOSTILE)
+    assert page.count("\n## ") == printed
 
 
 def entry(name: str) -> Entry:
@@ -280,8 +288,10 @@ def entry(name: str) -> Entry:
 
 @pytest.mark.parametrize("link", ["javascript:alert(1)", "data:text/html,a", "https://a\x1b[2J", "ftp://a", ""])
 def test_an_entry_with_another_link_is_refused(link: str, tmp_path: Path) -> None:
-    replace(entry("a"), link=link).save(tmp_path / "a.json")
-    with pytest.raises(InputError, match=r"link is .*; an address that begins with http:// or https:// was expected"):
+    entry("a").save(tmp_path / "a.json")
+    sent = json.loads((tmp_path / "a.json").read_text()) | {"link": link}
+    (tmp_path / "a.json").write_text(json.dumps(sent))
+    with pytest.raises(InputError, match=r"link: an address that begins with http:// or https://.* was expected"):
         leaderboard(tmp_path)
 
 

@@ -78,7 +78,8 @@ class Kind:
             try:
                 return self.accept(value)
             except ValueError:
-                raise PydanticCustomError("kind", "another kind of value") from None
+                wanted = {"expected": self.expected}
+                raise PydanticCustomError("kind", "{expected} was expected", wanted) from None
 
         return core_schema.no_info_plain_validator_function(
             accept, serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value)

@@ -136,10 +136,14 @@ def check_outputs(outputs: Any, nb_images: int, nb_classes: int | None = None, a
         readable and len(outputs) == nb_images and outputs.shape[1] >= 2 and nb_classes in (None, outputs.shape[1])
     ):
         count = "K >= 2" if nb_classes is None else str(nb_classes)
-        what = f"{outputs.dtype} of shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else shown(outputs)
+        what = (
+            f"{outputs.dtype} of shape {tuple(outputs.shape)}"
+            if isinstance(outputs, Tensor)
+            else f"a {type(outputs).__name__}"
+        )
         raise ClassifierError(
             f"{argument} gives {what} for {nb_images} images; logits ({nb_images}, {count}) of floating-point values "
-            "were expected, 0 and z for a single logit z"
+            "were expected; for a single logit z these are 0 and z"
         )
     logits: Tensor = outputs
     return logits

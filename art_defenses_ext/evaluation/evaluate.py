@@ -270,11 +270,11 @@ class _Task:
         x, labels = np.asarray(self.x[:PROBES]), self.labels[:PROBES]
         with self._evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
-            suite = [run for run in self.plan if run.role == "suite"]
             with phases.phase(PREPARATION, self.classifier, steps=len(self.specs)) as announce:
                 check_runs(self.classifier)
                 _check_finite(self.classifier, self.x, self.settings.block_size)
                 check_graph(self.specs, self.attacker.attacked, self.attacker.modes, x)
+                suite = [run for run in self.plan if run.role == "suite"]
                 probe_attacks(suite, self._work(None).target, x, labels, announce)
             if self.undefended is not None:
                 with phases.phase(PREPARATION, self.undefended) as announce:

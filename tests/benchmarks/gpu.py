@@ -43,7 +43,7 @@ from art_defenses_ext import JumpReLU, Linf, TwoStreamRestoration, as_module, de
 from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.evaluation.run.shard import Shard
-from art_defenses_ext.training.loop import train_classifier
+from art_defenses_ext.training.classifier import train_classifier
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import load_dataset
 from art_defenses_ext.zoo.networks import LeNetLike

