@@ -418,19 +418,19 @@ def search_in_bfloat16(bench: Bench) -> dict[str, Any]:
 
 @step(2, "autoattack")
 def compare_autoattack(bench: Bench) -> dict[str, Any]:
-    """The suite and the authors' AutoAttack (the package ``autoattack``) on the same images of the trained network."""
+    """The suite and the authors' AutoAttack (package ``pyautoattack``) on the same images of the trained network."""
     try:
-        from autoattack import AutoAttack
+        from pyautoattack import AutoAttack
     except ImportError:
-        return {"not run": "the package autoattack is not installed"}
+        return {"not run": "the package pyautoattack is not installed"}
     _, _, x, y = cifar(bench)
     x, y = x[: bench.count(1000)], y[: bench.count(1000)]
     classifier = bench.wrapped(trained(bench), "ResNet-18")
     begun = time.perf_counter()
     ours = evaluate(classifier, x, y, Linf(0.5 / 255), **NO_CHECKS).accuracy_after_attacks
     ours_seconds, begun = time.perf_counter() - begun, time.perf_counter()
-    attack = AutoAttack(as_module(classifier), norm="Linf", eps=0.5 / 255, device=bench.device, verbose=False)
-    adv = attack.run_standard_evaluation(torch.tensor(x), torch.tensor(y, dtype=torch.int64), bs=500)
+    attack = AutoAttack(as_module(classifier), norm="Linf", eps=0.5 / 255, device=bench.device)
+    adv, _ = attack.run_standard_evaluation(torch.tensor(x), torch.tensor(y, dtype=torch.int64), batch_size=500)
     seconds = time.perf_counter() - begun
     theirs = float((classifier.predict(adv.cpu().numpy()).argmax(axis=1) == y).mean())
     return {
