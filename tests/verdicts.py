@@ -181,6 +181,10 @@ def differences(run: str, made: Verdicts, expected: Verdicts) -> list[str]:
 def main() -> int:
     """Compare, or write."""
     names = [argument for argument in sys.argv[1:] if argument != "--write"]
+    unknown = set(names) - {name for name, _ in Runs().named()}
+    if unknown:
+        print(f"no such run: {', '.join(sorted(unknown))}")
+        return 2
     expected: dict[str, Verdicts] = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     lines: list[str] = []
     for name, made in made_verdicts(names):

@@ -55,8 +55,8 @@ ANSWERS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "too few": (lambda z: z[:, :9], r"gives .*shape \(2, 9\) for 2 images; logits \(2, 10\)"),
     "too many": (lambda z: torch.cat([z, z], dim=1), r"gives .*shape \(2, 20\) for 2 images; logits \(2, 10\)"),
     "whole numbers": (lambda z: z.round().long(), r"gives torch.int64 of shape \(2, 10\)"),
-    "a pair": (lambda z: (z, z), r"gives \(tensor"),
-    "a dictionary": (lambda z: {"logits": z}, "gives {"),
+    "a pair": (lambda z: (z, z), "gives a tuple "),
+    "a dictionary": (lambda z: {"logits": z}, "gives a dict "),
     "another number of rows": (lambda z: z[:1], r"gives .*shape \(1, 10\) for 2"),
 }
 
