@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
@@ -23,6 +24,7 @@ from art_defenses_ext import (
     FeatureAutoencoder,
     HeatAndBlur,
     JumpReLU,
+    Surrogate,
     TwoStreamRestoration,
     as_module,
     defend,
@@ -157,6 +159,20 @@ def test_two_devices_in_one_operation_and_reading_a_value_are_errors(accelerator
 
 def test_jump_relu(accelerator: Accelerator, digits_classifier: PyTorchClassifier) -> None:
     assert_stays_there(accelerator, as_module(JumpReLU(digits_classifier, jump=0.5)()))
+
+
+class Rounding(PreprocessorPyTorch):
+    """Somebody else's, without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__(apply_fit=False, apply_predict=True)
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return (8 * x).round() / 8, y
+
+
+def test_a_surrogate(accelerator: Accelerator, digits_classifier: PyTorchClassifier) -> None:
+    assert_stays_there(accelerator, as_module(defend(digits_classifier, Surrogate(Rounding()))))
 
 
 @pytest.mark.parametrize(
