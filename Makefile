@@ -31,7 +31,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	MYPYPATH=examples $(BIN)/mypy $(RELAXED) examples/*.py
+	MYPYPATH=examples $(BIN)/mypy $(RELAXED) examples/*.py examples/custom_*/*.py
 
 constraints: $(INSTALLED)  ## write constraints.txt anew from the environment
 	{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)'; } > constraints.new

@@ -136,7 +136,7 @@ def test_it(assert_robust):
     report = assert_robust(JumpReLU(network(), 1.0)(), x, y, Linf(0.05), 0, check_samples=0, established=False)
     settings = report.summary.run.settings
     assert (settings.samples, settings.attacks) == (2, "papers")
-    assert any("gray-box" in key for record in report.records for key in record.attacks)  # the plain network is known
+    assert any("gray-box" in key for record in report.records for key in record.attacks)  # it is known
 """
     options = ["--robustness-attacks", "papers", "--robustness-samples", "2", "--robustness-report", "reports"]
     run(suite, tests, *options, "--robustness-device", "cpu").assert_outcomes(passed=1)

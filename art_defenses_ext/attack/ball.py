@@ -33,8 +33,10 @@ place, since an attack that adds, clips and undoes a normalisation rounds more t
 TOLERANCE = 1e-5
 """Of eps: how much further a size may be and still be that of the ball, since attacks add up squares in float32."""
 
-SHARE = 0.05
-"""Of the pixel values, how many a step in a sparse norm changes, unless the attack adapts it. **Convention**."""
+STEP_DENSITY = 0.5
+"""How many pixel values a step in a sparse norm changes, over the square root of their number, unless the attack adapts
+it. **Convention**: chosen on validation images of two sizes (``tests/benchmarks/l1_step.py``, table in
+docs/evaluation.md)."""
 
 _TINY = 1e-12  # keeps a zero vector zero instead of NaN; shorter vectors are scaled up before
 
@@ -99,12 +101,12 @@ class Ball(ABC):
         """The step of size one along which a loss with this ``gradient`` (N, ...) rises fastest; zero where it is."""
 
     @classmethod
-    def step(cls, gradient: Tensor, share: Tensor | float = SHARE) -> Tensor:
+    def step(cls, gradient: Tensor, share: Tensor | None = None) -> Tensor:
         """The step of size one that an attack takes along ``gradient`` (N, ...).
 
         Args:
             gradient: of a loss to raise.
-            share: of the pixel values, how many change, one number or (N,); only sparse norms look at it.
+            share: of the pixel values, how many change (N,); None for ``STEP_DENSITY``. Only sparse norms look at it.
         """
         return cls.steepest(gradient)
 
@@ -310,15 +312,15 @@ class L1(_Lp):
         return torch.zeros_like(flat).scatter_(1, largest, flat.gather(1, largest).sign()).reshape(gradient.shape)
 
     @classmethod
-    def step(cls, gradient: Tensor, share: Tensor | float = SHARE) -> Tensor:
+    def step(cls, gradient: Tensor, share: Tensor | None = None) -> Tensor:
         """The same change of each of the pixel values with the largest slopes; all of those that tie for the last.
 
         **Departure** from the published code: their number is rounded down, not up, so that it can come down to one.
         """
         flat = gradient.flatten(1).abs()
         count = flat.shape[1]
-        if not isinstance(share, Tensor):
-            share = torch.full((len(flat),), share, device=flat.device)
+        if share is None:
+            share = torch.full((len(flat),), STEP_DENSITY * count**-0.5, device=flat.device)
         places = count - (share * count).long().clamp(1, count)
         least = flat.sort(dim=1)[0].gather(1, places[:, None])
         signs = gradient.sign() * (flat >= least).reshape(gradient.shape)

@@ -371,10 +371,16 @@ class JumpReLU(Transformer, DefenceFace):
         """Set ``jump``, ``width`` or ``copy``.
 
         Raises:
-            InputError: for another name, which ART's own transformers drop in silence.
+            InputError: for another name, which ART's own transformers drop in silence, or a value that cannot be used;
+                nothing changes then.
         """
         check_known(self, kwargs, self.params)
-        super().set_params(**kwargs)
+        former = {name: getattr(self, name) for name in kwargs}
+        try:
+            super().set_params(**kwargs)
+        except InputError:
+            self.__dict__.update(former)
+            raise
 
     def _check_params(self) -> None:
         check_declared(self)

@@ -95,7 +95,7 @@ def test_a_sparse_step_changes_the_share_of_pixel_values_with_the_largest_slopes
     gradient = torch.tensor([[[3.0, -4.0], [0.0, 1.0]], [[0.0, 0.0], [0.0, 0.0]]])
     half = L1.step(gradient, torch.tensor([0.5, 0.5]))
     torch.testing.assert_close(half[0], torch.tensor([[0.5, -0.5], [0.0, 0.0]]))
-    torch.testing.assert_close(L1.step(gradient, 0.25)[0], L1.steepest(gradient)[0])
+    torch.testing.assert_close(L1.step(gradient, torch.tensor([0.25, 0.25]))[0], L1.steepest(gradient)[0])
     assert not half[1].any()
 
 

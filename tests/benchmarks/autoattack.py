@@ -1,4 +1,4 @@
-"""The ladder beside the published AutoAttack: robust accuracy, passes and seconds on the same images.
+"""The suite ``standard`` beside the published AutoAttack: robust accuracy, passes and seconds on the same images.
 
     python tests/benchmarks/autoattack.py --autoattack PATH --data DIR [--seeds 0 1 2] [--only NAME ...] [--art]
         [--threads 1] [--samples N]
@@ -83,7 +83,7 @@ Attacker = Callable[[PyTorchClassifier, FloatArray, IntArray, Ball, int], Run]
 
 
 def ours(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, seed: int) -> Run:
-    """The ladder; its cost includes the judging of each attack's images, which the others' does not."""
+    """The suite; its cost includes the judging of each attack's images, which the others' does not."""
     with measured(classifier) as cost:
         report = evaluate(
             classifier, x, y, ball, seed=seed, curve_samples=0, check_samples=0, block_size=512, progress=False

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/scale.py [--samples 480] [--repeats 3]
 
-A JumpReLU on the digits network under the ladder `standard`, without curve and checks, in processes of one thread
+A JumpReLU on the digits network under the suite `standard`, without curve and checks, in processes of one thread
 each. One process and two take turns; the clock of each runs from the first block's start to the last one's end, so
 that loading torch, which a long run does not notice, is left out. Memory is the process's high-water mark at the end.
 """

@@ -52,7 +52,7 @@ BLOCK = 8
 WHOLE = 2 * BLOCK
 Act = Callable[[FloatArray, FloatArray], Any]
 
-# An evaluation of seconds: all the papers' attacks, and each kind of the ladder's with few steps.
+# An evaluation of seconds: all the papers' attacks, and each kind of the suite's with few steps.
 ATTACKS = (
     *paper_specs(JumpReLU),
     AttackSpec("FGSM", lambda c, threat, seed: FastGradientMethod(c, threat.norm, threat.eps), "one step"),
@@ -504,7 +504,7 @@ def test_nothing_is_said_and_nothing_written_unasked(
 # Who attacks what
 
 
-def test_the_ladder_sees_only_what_nothing_broke_before(
+def test_the_suite_sees_only_what_nothing_broke_before(
     defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
 ) -> None:
     calls: list[Call] = []
@@ -731,7 +731,7 @@ CHECKED = BLOCK + 2
 
 @pytest.fixture(scope="module")
 def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The first rung of the ladder and its checks on more than a block, with fewer steps than they take."""
+    """The first attack of the suite and its checks on more than a block, with fewer steps than they take."""
     folder = tmp_path_factory.mktemp("checked") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("art_defenses_ext.evaluation.run.block.BINARIZED", 4)
@@ -743,12 +743,12 @@ def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_fa
 
 def test_the_checks_attack_the_first_samples_at_the_limit_and_what_is_left_with_more_effort(checked: Run) -> None:
     modes = ("exact", "relu", "smooth")
-    ladder = {f"APGD margin [{mode}]" for mode in modes}
+    suite = {f"APGD margin [{mode}]" for mode in modes}
     for record in checked.report.records:
         limit = {key for key in record.attacks if key.endswith(" @ 0.5, limit")}
         effort = {key for key in record.attacks if key.startswith("APGD margin, 300 steps")}
         assert len(limit) == (3 if record.index < CHECKED else 0)
-        if record.index >= CHECKED or not record.robust(ladder):
+        if record.index >= CHECKED or not record.robust(suite):
             assert effort == set()
         elif record.robust():
             assert len(effort) == 3

@@ -514,8 +514,10 @@ def test_the_network_compiles_into_one_graph(x: Any) -> None:
 def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, said: str) -> None:
     with pytest.raises(InputError, match=said):
         JumpReLU(wrap(Functional()), jump)
+    transformer = JumpReLU(wrap(Functional()), 0.25)
     with pytest.raises(InputError, match=said):
-        JumpReLU(wrap(Functional())).set_params(jump=jump)
+        transformer.set_params(width=0.5, jump=jump)
+    assert (transformer.jump, transformer.width) == (0.25, None)
     with pytest.raises(InputError, match=said):
         JumpReLUNetwork(Functional(), jump, 2)
 

@@ -38,7 +38,7 @@ FAITHFUL_FROM, FAITHFUL_TO = 0.5, 2.0
 
 FAITHFUL_SHARE = 0.75
 """The share of points at which a network's gradient must be faithful. **Convention**, as are the numbers above: a
-plain network's is at nearly all, the JumpReLU's own derivative is not (``tests/evaluation/checks``)."""
+undefended model's is at nearly all, the JumpReLU's own derivative is not (``tests/evaluation/checks``)."""
 
 
 VERDICTS = ("not_finite", "zero", "no_graph", "vanishing", "faithful")

@@ -104,7 +104,7 @@ def white_box_accuracy(report: Report) -> float:
 
 SIZES = {"winners take all": (SAMPLES, SAMPLES), "noise": (FEW, CHECKED)}  # the others are clearer, or slower
 
-# The defence, its radius, what the standard ladder must leave at most, what the naive attacker leaves at least, and
+# The defence, its radius, what the standard suite must leave at most, what the naive attacker leaves at least, and
 # the checks that must catch him.
 BROKEN = [
     ("rounding", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
@@ -115,7 +115,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "eps", "at_most", "naive_at_least", "caught_by"), BROKEN)
-def test_the_ladder_breaks_what_is_broken_and_the_checks_catch_who_does_not(
+def test_the_suite_breaks_what_is_broken_and_the_checks_catch_who_does_not(
     name: str,
     eps: float,
     at_most: float,

@@ -64,7 +64,7 @@ def test_the_papers_of_heat_and_blur_do_not_know_of_the_defence() -> None:
 
 
 def test_the_papers_of_jump_relu_are_three_attacks_in_two_boxes() -> None:
-    """Gray-box is made on the plain network, white-box on the defended one; none is confined to a ball."""
+    """Gray-box is made on the undefended model, white-box on the defended one; none is confined to a ball."""
     names = {"IFGSM", "DeepFool linf", "DeepFool l2"}
     boxes = {"gray": "undefended", "white": "defended"}
     expected = {(f"{name}, {box}-box", crafted_on) for name in names for box, crafted_on in boxes.items()}
@@ -129,11 +129,11 @@ def beside(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
     return rejecting(digits_classifier, BinaryInputDetector(wrap((1, 8, 8), (0.0, 1.0))))
 
 
-def test_a_detector_s_rungs_follow_the_other_white_box_ones(beside: PyTorchClassifier) -> None:
-    for name, ladder in (("standard", STANDARD), ("full", FULL)):
+def test_a_detector_s_attacks_follow_the_other_white_box_ones(beside: PyTorchClassifier) -> None:
+    for name, suite in (("standard", STANDARD), ("full", FULL)):
         found = attack_set(name, beside)
         names = [spec.name for spec in found]
-        expected = [spec.name for spec in ladder if spec.name not in ("C&W", "HopSkipJump")]
+        expected = [spec.name for spec in suite if spec.name not in ("C&W", "HopSkipJump")]
         assert [one for one in names if one not in [spec.name for spec in DETECTOR_SUITE]] == expected
         first = names.index("selective PGD")
         assert found[first : first + 3] == DETECTOR_SUITE
@@ -142,7 +142,7 @@ def test_a_detector_s_rungs_follow_the_other_white_box_ones(beside: PyTorchClass
         assert len(set(names)) == len(names)
 
 
-def test_a_detector_s_rungs_serve_every_threshold(beside: PyTorchClassifier) -> None:
+def test_a_detector_s_attacks_serve_every_threshold(beside: PyTorchClassifier) -> None:
     kinds = {"selective PGD": SelectivePGD, "orthogonal PGD": OrthogonalPGD, "Lagrangian PGD": LagrangianPGD}
     for spec in DETECTOR_SUITE:
         assert (spec.samples, spec.crafted_on, spec.source) == ("all", "defended", "suite")

@@ -91,15 +91,15 @@ def test_the_curve_comes_last_at_each_eps_and_mode(attacker: Attacker, threat: T
 # What the checks need
 
 
-def test_the_checks_runs_come_between_the_ladder_and_the_curve(attacker: Attacker) -> None:
-    """More steps on what is left at the threat's eps, then the first rung at the limit; in every mode."""
+def test_the_checks_runs_come_between_the_suite_and_the_curve(attacker: Attacker) -> None:
+    """More steps on what is left at the threat's eps, then the first attack at the limit; in every mode."""
     specs = (WHITE_BOX, ONCE)
     plan = make_plan(specs, attacker, Linf(0.1), with_curve=True, with_checks=True, limit=LIMIT)
-    ladder = make_plan(specs, attacker, Linf(0.1), with_curve=False)
-    curve = make_plan(specs, attacker, Linf(0.1), with_curve=True)[len(ladder) :]
-    assert plan[: len(ladder)] == ladder
+    suite = make_plan(specs, attacker, Linf(0.1), with_curve=False)
+    curve = make_plan(specs, attacker, Linf(0.1), with_curve=True)[len(suite) :]
+    assert plan[: len(suite)] == suite
     assert plan[-len(curve) :] == curve
-    checks = [(run.role, run.spec, run.mode, run.threat) for run in plan[len(ladder) : -len(curve)]]
+    checks = [(run.role, run.spec, run.mode, run.threat) for run in plan[len(suite) : -len(curve)]]
     assert checks == [
         *(("effort", EFFORT, mode, Linf(0.1)) for mode in MODES),
         *(("limit", WHITE_BOX, mode, LIMIT) for mode in MODES),
@@ -122,13 +122,13 @@ def test_the_curve_keeps_its_factors_whatever_the_unit(eps: float, of_a_plain_ne
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
-def test_more_effort_is_six_times_that_of_the_first_rung(threat: Threat, attacker: Attacker) -> None:
-    rung, effort = (spec.build(attacker.attacked, threat, 3) for spec in (WHITE_BOX, EFFORT))
-    assert isinstance(rung, AutoPGD)
+def test_more_effort_is_six_times_that_of_the_first_attack(threat: Threat, attacker: Attacker) -> None:
+    first, effort = (spec.build(attacker.attacked, threat, 3) for spec in (WHITE_BOX, EFFORT))
+    assert isinstance(first, AutoPGD)
     assert isinstance(effort, AutoPGD)
-    assert effort.max_iter * effort.nb_runs == 6 * rung.max_iter * rung.nb_runs
+    assert effort.max_iter * effort.nb_runs == 6 * first.max_iter * first.nb_runs
     for setting in ("norm", "eps", "loss", "seed"):
-        assert getattr(effort, setting) == getattr(rung, setting)
+        assert getattr(effort, setting) == getattr(first, setting)
 
 
 @pytest.mark.parametrize("clip_values", [(0.0, 1.0), (-1.0, 3.0)], ids=str)
