@@ -159,9 +159,8 @@ class DetectorNetwork(nn.Module, Defence):
         if self.scaling != "benign" or self.reconstructor == "statistics":
             return
         for number, values in enumerate(maps.unbind(dim=1)):
-            logarithms = np.log(
-                values.flatten().numpy() + TINY
-            )  # torch's quantile takes no more than 16 million values
+            # By numpy, since torch's quantile takes no more than 16 million values.
+            logarithms = np.log(values.flatten().numpy() + TINY)
             low, high = np.quantile(logarithms, [0.001, 0.999])
             if not low < high:
                 raise InputError(

@@ -69,6 +69,9 @@ SETTINGS = {
     "resnet-2/255": Setting("robust CIFAR-10 ResNet-20, eps 2/255", *ROBUST_RESNET, ball=Linf(2 / 255), samples=200),
 }
 
+LINF = [name for name, setting in SETTINGS.items() if isinstance(setting.ball, Linf)]
+"""The settings of the table in docs/evaluation.md."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -189,7 +192,7 @@ def main() -> None:
     parser.add_argument("--autoattack", required=True, type=Path, help="folder that holds the package autoattack")
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets and of weights/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=SETTINGS, metavar="NAME", help=str([*SETTINGS]))
+    parser.add_argument("--only", nargs="+", choices=SETTINGS, default=LINF, metavar="NAME", help=str([*SETTINGS]))
     parser.add_argument("--art", action="store_true", help=f"also {ART}, under the first seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, help="at most so many images a setting, for a quick look")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from art_defenses_ext.base.arrays import FloatArray, IntArray
-from art_defenses_ext.base.declared import Count, Flag, Kind, NonNegative, Positive, Seed, kind_of
+from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.training.classifier import train_classifier
 from art_defenses_ext.training.loop import Objective, train
-from art_defenses_ext.training.settings import Settings
+from art_defenses_ext.training.settings import Settings, SettingsOptions
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -30,14 +30,14 @@ NORMALISATION: dict[str, Any] = {"mean": SPEC.mean, "std": SPEC.std}
 
 
 def test_a_setting_of_another_kind_is_refused(wrong_values: Callable[[Kind], list[Any]]) -> None:
-    kinds = {"nb_epochs": Count, "batch_size": Count, "learning_rate": Positive, "weight_decay": NonNegative}
-    kinds |= {"clip_norm": Positive | None, "patience": Count | None, "seed": Seed, "mixed_precision": Flag | None}
-    for name, annotation in kinds.items():
-        kind = kind_of(annotation)
-        assert kind is not None
+    for name, kind in declared_of(Settings).items():
         for value in wrong_values(kind):
             with pytest.raises(InputError, match=rf"^{name} is "):
                 Settings(**{"nb_epochs": 1, name: value})
+
+
+def test_type_checkers_see_the_settings_that_are_declared() -> None:
+    assert get_type_hints(SettingsOptions, include_extras=True) == get_type_hints(Settings, include_extras=True)
 
 
 @pytest.fixture
