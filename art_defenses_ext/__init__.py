@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.evaluation.config import EvaluationConfig
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.publish.compare import compare
+    from art_defenses_ext.evaluation.rerun import rerun
     from art_defenses_ext.evaluation.suite.spec import AttackSpec
     from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
     from art_defenses_ext.gradients.surrogate import Surrogate
@@ -44,6 +45,7 @@ __all__ = [
     "gradient_mode",
     "gradient_modes",
     "rejecting",
+    "rerun",
 ]
 
 _HOMES = {
@@ -66,6 +68,7 @@ _HOMES = {
     "gradient_mode": "gradients.modes",
     "gradient_modes": "gradients.modes",
     "rejecting": "estimator.rejecting",
+    "rerun": "evaluation.rerun",
 }
 """Where each name comes from."""
 

@@ -18,6 +18,7 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from art_defenses_ext import ExplanationReconstructor, FeatureAutoencoder, JumpReLU, Linf, evaluate
@@ -313,6 +314,50 @@ def test_parts_are_merged_into_one_run(
     assert (merged.status, merged.err) == (0, "")
     assert "run/report.html" in merged.out
     assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 5
+
+
+EXAMPLE = Path(__file__).parents[1] / "examples" / "run"
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are written without their pictures, which take a second to draw."""
+    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_the_example_run_is_repeated_from_its_manifest_to_the_byte(command: Command, tmp_path: Path) -> None:
+    """Another processor may train another network: the committed run's verdicts, and the bytes of this machine."""
+    torch.set_num_threads(2)
+    first = command("rerun", EXAMPLE, "--out", "first")
+    assert "Error" not in first.err
+    assert torch.get_num_threads() == 1  # as the run was made
+    records = [Report.load(folder).records for folder in (EXAMPLE, tmp_path / "first")]
+    assert [record.robust() for record in records[0]] == [record.robust() for record in records[1]]
+    again = command("rerun", "first", "--out", "second")
+    assert (again.status, again.out) == (0, "All 12 records are equal, byte for byte.\n")
+    assert (tmp_path / "first" / RECORDS).read_bytes() == (tmp_path / "second" / RECORDS).read_bytes()
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_that_cannot_be_repeated_to_the_byte_says_why(
+    command: Command, quick: list[str], weights: Path, finished_run: Any, tmp_path: Path
+) -> None:
+    own = tmp_path / "own.safetensors"
+    own.write_bytes(weights.read_bytes())
+    assert command(*quick, "--weights", own, "--samples", 3, "--out", "run").status == 0
+    with safe_open(own, "pt") as file:
+        save_file({name: 0.5 * file.get_tensor(name) for name in file.keys()}, own)  # noqa: SIM118
+    again = command("rerun", "run")
+    assert again.status == 1
+    assert again.out.startswith("3 of 3 records differ")
+    assert "The runs differ in: model_sha256" in again.out
+    own.unlink()
+    for run, words in (("run", "weights is"), (finished_run.folder, "made in Python"), ("none", "cannot be read")):
+        refused = command("rerun", run)
+        assert (refused.status, refused.out) == (2, "")
+        assert words in refused.err
+    assert command("rerun", "run", "--out", own.parent / "run").status == 2
 
 
 def test_runs_are_compared_and_published(command: Command, weights: Path, digits: Dataset, tmp_path: Path) -> None:

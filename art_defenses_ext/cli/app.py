@@ -11,7 +11,13 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.doctor import doctor_command
 from art_defenses_ext.cli.evaluate import evaluate_command
 from art_defenses_ext.cli.listing import list_command
-from art_defenses_ext.cli.runs import compare_command, entry_command, leaderboard_command, merge_command
+from art_defenses_ext.cli.runs import (
+    compare_command,
+    entry_command,
+    leaderboard_command,
+    merge_command,
+    rerun_command,
+)
 from art_defenses_ext.cli.show import say
 
 
@@ -37,6 +43,7 @@ def app(context: click.Context) -> None:
 for command in (
     evaluate_command,
     merge_command,
+    rerun_command,
     compare_command,
     entry_command,
     leaderboard_command,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import Field, fields
 from inspect import get_annotations
 from pathlib import Path
@@ -104,18 +104,21 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def as_toml(options: Options) -> str:
     """The TOML file that :func:`read_toml` reads as these options; TOML has no None, so such a line is missing."""
-    return "".join(_lines({each.name: getattr(options, each.name) for each in fields(options)}))  # type: ignore[arg-type]
+    return "".join(f"{name} = {_as_toml_value(value)}\n" for name, value in as_plain(options).items())
 
 
-def _lines(values: Mapping[str, Any]) -> Iterator[str]:
-    for name, value in values.items():
-        if value is not None:
-            yield f"{name} = {_as_toml_value(value)}\n"
+def as_plain(options: Options) -> dict[str, Any]:
+    """The options by name as numbers, truth values, texts and lists; those that are None are missing."""
+    values = {each.name: getattr(options, each.name) for each in fields(options)}  # type: ignore[arg-type]
+    return {
+        name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for name, value in values.items()
+        if value is not None
+    }
 
 
 def _as_toml_value(value: Any) -> str:
-    plain = [value] if not isinstance(value, tuple) else list(value)
-    texts = [str(each) if isinstance(each, Path) else each for each in plain]
+    if isinstance(value, list):
+        return f"[{', '.join(map(_as_toml_value, value))}]"
     # JSON writes numbers, truth values and text as TOML does, but for the character that TOML wants escaped as well.
-    written = [json.dumps(each, ensure_ascii=False).replace("\x7f", "\\u007f") for each in texts]
-    return f"[{', '.join(written)}]" if isinstance(value, tuple) else written[0]
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

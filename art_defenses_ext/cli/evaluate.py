@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -18,12 +19,15 @@ from art_defenses_ext.base.declared import (
     whole,
 )
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.cli.declared import declared_command
+from art_defenses_ext.cli.declared import as_plain, declared_command
 from art_defenses_ext.cli.show import say, show_report
 from art_defenses_ext.evaluation.config import EvaluationConfig, NamedAttacks
 from art_defenses_ext.zoo.catalogue import DATASETS, DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
+    from art.estimators.classification import PyTorchClassifier
+
+    from art_defenses_ext.base.arrays import Images, IntArray
     from art_defenses_ext.cli.defences import Wishes
     from art_defenses_ext.evaluation.run.shard import Shard
     from art_defenses_ext.evaluation.threat import Threat
@@ -34,6 +38,9 @@ TRAINED_AGAINST = 0.1
 
 CLIP_VALUES = (0.0, 1.0)
 """The clip values of all data sets that the command knows."""
+
+NOT_REPEATED = ("out", "overwrite", "shard")
+"""Options that a run's manifest does not keep: where it wrote, and which part of it a process did."""
 
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""
@@ -114,39 +121,83 @@ class EvaluateOptions(EvaluationConfig):
         return super().of(({} if block_size is None else {"block_size": block_size}) | dict(values))
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What the options of an evaluation name, made: what :func:`.evaluate` is called with.
+
+    Attributes:
+        classifier: defended.
+        x: the images (N, ...) to attack.
+        y: their labels.
+        threat: the ball.
+        arguments: further ones.
+    """
+
+    classifier: PyTorchClassifier
+    x: Images
+    y: IntArray
+    threat: Threat
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, options: EvaluateOptions, part: Shard) -> Prepared:
+        """Load the data, and make the defended classifier, once all options have been checked."""
+        from art_defenses_ext.attack.ball import Linf
+        from art_defenses_ext.cli.defences import put_on
+        from art_defenses_ext.evaluation.threat import named_threat
+        from art_defenses_ext.zoo.classifiers import load_classifier
+
+        threat = named_threat(options.norm, options.eps)
+        wishes = _wishes(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
+        _prepare_machine(options)
+        images, count = _images(options)
+        _check_run(options, threat, images, count, part)
+        classifier = load_classifier(
+            images, options.model, options.weights, mean=options.mean, std=options.std, epochs=options.epochs,
+            device=options.device, seed=options.seed,
+        )  # fmt: skip
+        repeated = {name: value for name, value in as_plain(options).items() if name not in NOT_REPEATED}
+        arguments = {
+            "allow_large_eps": options.allow_large_eps,
+            "config": EvaluationConfig.part_of(options),
+            "command_options": repeated,
+        }
+        x, y = images.test.x[:count], images.test.y[:count]
+        return cls(put_on(classifier, images, wishes), x, y, threat, arguments)
+
+
 def attack_and_report(options: EvaluateOptions) -> None:
     """Attack a defended classifier, and print its accuracy.
 
     Every attack of a suite runs; an image counts by its worst case.
     """
-    from art_defenses_ext.attack.ball import Linf
-    from art_defenses_ext.cli.defences import put_on
     from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
-    from art_defenses_ext.evaluation.threat import named_threat
-    from art_defenses_ext.zoo.classifiers import load_classifier
 
-    threat = named_threat(options.norm, options.eps)
-    wishes = _wishes(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
-    part = _part(options)
-    _prepare_machine(options)
-    images, count = _images(options)
-    _check_run(options, threat, images, count, part)
-    classifier = load_classifier(
-        images, options.model, options.weights, mean=options.mean, std=options.std, epochs=options.epochs,
-        device=options.device, seed=options.seed,
-    )  # fmt: skip
-    defended = put_on(classifier, images, wishes)
-    x, y, out = images.test.x[:count], images.test.y[:count], options.out
-    arguments: dict[str, Any] = {
-        "overwrite": options.overwrite,
-        "allow_large_eps": options.allow_large_eps,
-        "config": EvaluationConfig.part_of(options),
-    }
+    part, out = _part(options), options.out
+    task = Prepared.of(options, part)
+    call = (task.classifier, task.x, task.y, task.threat, options.attacks)
     if out is not None and not part.is_whole:
-        folder = evaluate_shard(defended, x, y, threat, options.attacks, shard=part, out=out, **arguments)
+        folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
         say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
         return
-    show_report(evaluate(defended, x, y, threat, options.attacks, out=out, **arguments), out)
+    show_report(evaluate(*call, out=out, overwrite=options.overwrite, **task.arguments), out)
+
+
+def options_of_run(folder: Path) -> EvaluateOptions:
+    """Return what the command that made a run was asked, but for where it wrote and which part it did.
+
+    Raises:
+        InputError: for a folder without a run, and for a run that was made in Python.
+    """
+    from art_defenses_ext.evaluation.run.folder import read_manifest
+
+    run = read_manifest(folder).run
+    if not run.options:
+        raise InputError(
+            f"run is {folder}, which was made in Python, so that no command knows its model; a run of "
+            "`art-defenses evaluate`, or in Python rerun(run, model, data), was expected"
+        )
+    return EvaluateOptions.of(run.options | {"threads": run.threads})
 
 
 def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishes]:

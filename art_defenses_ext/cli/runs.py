@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.cli.show import show_report
+from art_defenses_ext.cli.show import say, show_report
 
 FOLDER = click.Path(path_type=Path)
 
@@ -29,6 +29,32 @@ def merge_command(folders: tuple[Path, ...], out: Path | None, overwrite: bool, 
             raise InputError(f"out is missing, and {len(folders)} folders were given; a folder was expected")
         (out,) = folders
     show_report(merge(folders, out, overwrite=overwrite, mixed=mixed), out)
+
+
+@click.command("rerun")
+@click.argument("run", type=FOLDER)
+@click.option("--out", type=FOLDER, help="Folder of the repetition. By default it is not kept.")
+@click.pass_context
+def rerun_command(context: click.Context, run: Path, out: Path | None) -> None:
+    """Repeat a finished run from its own manifest, and say which records differ.
+
+    RUN is the folder of a run that the command evaluate made. The exit status is 1 if a record differs.
+    """
+    from art_defenses_ext.cli.evaluate import Prepared, options_of_run
+    from art_defenses_ext.evaluation.report.report import Report
+    from art_defenses_ext.evaluation.rerun import rerun
+    from art_defenses_ext.evaluation.run.folder import check_out
+    from art_defenses_ext.evaluation.run.shard import WHOLE
+
+    if out is not None:
+        check_out(out)
+    options = options_of_run(run)
+    Report.load(run)
+    task = Prepared.of(options, WHOLE)
+    again = rerun(run, task.classifier, task.x, task.y, options.attacks, out=out)
+    for line in again.lines():
+        say(line)
+    context.exit(int(bool(again.differences)))
 
 
 @click.command("compare")

@@ -159,9 +159,11 @@ class EvaluationArguments(AttackArguments, total=False):
     Attributes:
         detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
             :class:`.ExplanationReconstructor`; None for none, or where ``classifier`` rejects by itself.
+        command_options: of a command that makes this run, by name, for the manifest: ``art-defenses rerun`` repeats it.
     """
 
     detector: BinaryInputDetector | None
+    command_options: dict[str, Any]
 
 
 @rebuild.gradients_enabled()
@@ -204,7 +206,6 @@ def evaluate_shard(
         return directory.path
 
 
-@rebuild.gradients_enabled()
 def run_key(
     classifier: PyTorchClassifier,
     x: Images,
@@ -221,7 +222,27 @@ def run_key(
     Raises:
         InputError: as :func:`evaluate`.
     """
-    return _Task.of(classifier, x, y, threat, attacks, progress=False, **arguments).key()
+    return manifest_of(classifier, x, y, threat, attacks, **arguments).key()
+
+
+@rebuild.gradients_enabled()
+def manifest_of(
+    classifier: PyTorchClassifier,
+    x: Images,
+    y: Any,
+    threat: Threat,
+    attacks: str | Sequence[AttackSpec] = "standard",
+    **arguments: Unpack[EvaluationArguments],
+) -> Manifest:
+    """What an evaluation would be, before a look at gradients.
+
+    Args:
+        classifier, x, y, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+
+    Raises:
+        InputError: as :func:`evaluate`.
+    """
+    return _Task.of(classifier, x, y, threat, attacks, progress=False, **arguments).manifest()
 
 
 @dataclass(frozen=True)
@@ -235,6 +256,7 @@ class _Task:
     threat: Threat
     specs: tuple[AttackSpec, ...]
     settings: Settings
+    command_options: dict[str, Any]
     spent: dict[str, Cost] = field(default_factory=dict)
 
     @classmethod
@@ -252,6 +274,7 @@ class _Task:
         """Check the arguments of :func:`evaluate`."""
         undefended, detector = arguments.pop("undefended", None), arguments.pop("detector", None)
         allow_large_eps, config = arguments.pop("allow_large_eps", False), arguments.pop("config", None)
+        command_options = arguments.pop("command_options", {})
         check_differentiable(classifier)
         classifier = classifier if detector is None else _joined(classifier, detector)
         x = check_evaluated(x, classifier)
@@ -261,7 +284,7 @@ class _Task:
         specs = attacks_in(threat, attack_set(attacks, classifier))
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.describing(threat, named, len(x), config_of(config, arguments))
-        task = cls(classifier, undefended, x, labels, threat, specs, settings)
+        task = cls(classifier, undefended, x, labels, threat, specs, settings, command_options)
         task._probe(check_flag("progress", progress))
         return task
 
@@ -309,10 +332,10 @@ class _Task:
                     findings = work.find_out(x, announce)
                 store.finish(replace(findings, costs=phases.taken(0)))
 
-    def key(self) -> str:
-        """A hash of what the records depend on."""
+    def manifest(self) -> Manifest:
+        """What is to be done, as a whole."""
         with self._evaluating():
-            return self._manifest(WHOLE).key()
+            return self._manifest(WHOLE)
 
     def _evaluating(self) -> AbstractContextManager[None]:
         classifiers = [self.classifier, *([] if self.undefended is None else [self.undefended])]
@@ -342,7 +365,8 @@ class _Task:
 
     def _manifest(self, shard: Shard) -> Manifest:
         """Return what is to be done, without a look at gradients yet."""
-        run = describe_run(self.attacker, self.undefended, self.settings, self.x, self.labels)
+        described = describe_run(self.attacker, self.undefended, self.settings, self.x, self.labels)
+        run = replace(described, options=self.command_options)
         identity = identity_of(self.attacker, self.undefended, self._first_block, self.settings.seed)
         return Manifest(run, self.plan, [], shard, identity)
 

@@ -64,6 +64,8 @@ class RunDescription:
         rejects: whether a detector rejects images.
         environments: devices, threads and versions of parts that ran elsewhere, where they differ.
         batch_dependent: whether the logits of an image depend on the others in its batch, or on their order.
+        options: of the command that made the run, by name, as its ``--print-config`` writes them, but for where it
+            wrote and which part it did; empty of a run made in Python.
     """
 
     settings: Settings
@@ -90,3 +92,4 @@ class RunDescription:
     rejects: bool = False
     environments: list[dict[str, Any]] = field(default_factory=list)
     batch_dependent: bool = False
+    options: dict[str, Any] = field(default_factory=dict)

@@ -27,7 +27,7 @@ from art_defenses_ext.evaluation.threat import Threat, named_threat
 FORMAT = 4
 """The format of ``manifest.json`` and of the records beside it."""
 
-FREE = ("command", "tunings", "trainings", "environments")
+FREE = ("command", "options", "tunings", "trainings", "environments")
 """What may differ between two runs of the same records: how a network came to be does not matter, its hash does."""
 
 ENVIRONMENT = ("device", "threads", "versions")
@@ -59,13 +59,22 @@ class Manifest:
             other: the other run; gradients and parts are not compared.
             but: attributes of the run's description that may differ.
         """
-        difference = next(_differences(self._declared(but), other._declared(but)), None)
-        return difference or self.identity.difference(
+        return next(self._all_differences(other, but), None)
+
+    def differences(self, other: Manifest) -> list[str]:
+        """Return all things in which two runs differ and their records depend on, in words."""
+        return list(self._all_differences(other))
+
+    def _all_differences(self, other: Manifest, but: tuple[str, ...] = ()) -> Iterator[str]:
+        yield from _differences(self._declared(but), other._declared(but))
+        difference = self.identity.difference(
             other.identity,
             same_place=self.environment == other.environment,
             same_code=self.run.versions == other.run.versions,
             random=self.run.random,
         )
+        if difference is not None:
+            yield difference
 
     def key(self) -> str:
         """A hash of all that the records depend on.

@@ -1,0 +1,173 @@
+"""A finished run repeated from its manifest: which records differ?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Unpack
+
+from art.estimators.classification import PyTorchClassifier
+
+from art_defenses_ext.base.arrays import Images
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import check_path
+from art_defenses_ext.evaluation.config import EvaluationConfig
+from art_defenses_ext.evaluation.evaluate import EvaluationArguments, evaluate, manifest_of
+from art_defenses_ext.evaluation.records.sample import SampleRecord
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest
+from art_defenses_ext.evaluation.run.manifest import Manifest
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.threat import named_threat
+
+SHOWN = 10
+"""Differing records that are printed."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A sample whose record is another one in the repetition.
+
+    Attributes:
+        index: of the sample.
+        parts: what differs: names of attacks, and of fields that belong to none.
+        verdicts: those of the parts whose verdict on the image differs: an attack that succeeds in one run alone, or
+            another class of the clean image.
+    """
+
+    index: int
+    parts: tuple[str, ...]
+    verdicts: tuple[str, ...]
+
+    @classmethod
+    def between(cls, first: SampleRecord, second: SampleRecord) -> Difference | None:
+        """Return in what two records of a sample differ; None if they are equal."""
+        if first == second:
+            return None
+        plain, other = asdict(first), asdict(second)
+        fields = [name for name in plain if name != "attacks" and plain[name] != other[name]]
+        names = dict.fromkeys([*first.attacks, *second.attacks])
+        attacks = [name for name in names if first.attacks.get(name) != second.attacks.get(name)]
+        classes = [name for name in fields if name in ("label", "clean")]
+        succeeding = [name for name in attacks if _succeeds(first, name) != _succeeds(second, name)]
+        return cls(first.index, (*fields, *attacks), (*classes, *succeeding))
+
+    def __str__(self) -> str:
+        another = f"; another verdict: {', '.join(self.verdicts)}" if self.verdicts else "; the same verdicts"
+        return f"sample {self.index}: {', '.join(self.parts)}{another}"
+
+
+def _succeeds(record: SampleRecord, attack: str) -> bool | None:
+    outcome = record.attacks.get(attack)
+    return None if outcome is None else outcome.success
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """A finished run and its repetition.
+
+    Attributes:
+        report: of the repetition.
+        byte_equal: whether both wrote the same bytes as records.
+        differences: between the records, sample by sample.
+        elsewhere: in what the two runs differ besides, such as the version of a package, in words.
+    """
+
+    report: Report
+    byte_equal: bool
+    differences: list[Difference]
+    elsewhere: list[str]
+
+    @classmethod
+    def between(cls, folder: Path, again: Path) -> Rerun:
+        """Compare the finished runs of two folders.
+
+        Raises:
+            InputError: for a folder without a finished run.
+        """
+        first, second = Report.load(folder), Report.load(again)
+        pairs = zip(first.records, second.records, strict=True)
+        differences = [each for pair in pairs if (each := Difference.between(*pair)) is not None]
+        contents = [(path / RECORDS).read_bytes() for path in (folder, again)]
+        elsewhere = read_manifest(folder).differences(read_manifest(again))
+        return cls(second, contents[0] == contents[1], differences, elsewhere)
+
+    def lines(self) -> Iterator[str]:
+        """What came of it, in words."""
+        total = len(self.report.records)
+        if self.byte_equal:
+            yield f"All {total} records are equal, byte for byte."
+        else:
+            verdicts = sum(bool(each.verdicts) for each in self.differences)
+            yield f"{len(self.differences)} of {total} records differ, {verdicts} of them in a verdict."
+        yield from map(str, self.differences[:SHOWN])
+        if len(self.differences) > SHOWN:
+            yield f"and {len(self.differences) - SHOWN} more"
+        yield from (f"The runs differ in: {words}" for words in self.elsewhere)
+
+
+def rerun(
+    run: str | Path,
+    classifier: PyTorchClassifier,
+    x: Images,
+    y: Any,
+    attacks: str | Sequence[AttackSpec] | None = None,
+    *,
+    out: str | Path | None = None,
+    progress: bool = True,
+    **arguments: Unpack[EvaluationArguments],
+) -> Rerun:
+    """Repeat a finished run with its settings, and say which records differ.
+
+    On one machine, with the same versions and threads, none does. ``art-defenses rerun`` does the same for a run that
+    the command made, and builds the model from the run's manifest.
+
+    Args:
+        run: folder of the run.
+        classifier, x, y: as :func:`evaluate`; what the run was made with.
+        attacks: of a run with a list of attacks, that list; by default those that the run names.
+        out: folder of the repetition; None keeps nothing.
+        progress: show a progress bar.
+        arguments: ``undefended`` and ``detector`` as :func:`evaluate`, where the run was made with them.
+
+    Returns:
+        What differs.
+
+    Raises:
+        InputError: for a folder without a finished run, and for other images or labels, before any attack.
+
+    >>> from art_defenses_ext import JumpReLU, Linf, evaluate, rerun
+    >>> defended = JumpReLU(classifier, jump=1.0)()
+    >>> report = evaluate(defended, x_test, y_test, Linf(0.1), "papers", out="run", progress=False)
+    >>> rerun("run", defended, x_test, y_test, progress=False).byte_equal
+    True
+    """
+    folder = check_path("run", run, "the folder of a finished run")
+    Report.load(folder)
+    manifest = read_manifest(folder)
+    settings = manifest.run.settings
+    attacks = _attacks(folder, manifest) if attacks is None else attacks
+    call = (classifier, x, y, named_threat(settings.threat, settings.eps), attacks)
+    arguments |= {"allow_large_eps": True, "config": EvaluationConfig.part_of(settings)}
+    arguments.setdefault("command_options", manifest.run.options)
+    if out is not None and Path(out).resolve() == folder.resolve():
+        raise InputError(f"out is {out}, the run itself; another folder was expected")
+    if manifest_of(*call, **arguments).run.data_sha256 != manifest.run.data_sha256:
+        raise InputError(
+            f"x and y are none of the run in {folder}; the images and labels that it attacked was expected"
+        )
+    with TemporaryDirectory() if out is None else nullcontext(out) as target:
+        evaluate(*call, out=target, progress=progress, **arguments)
+        return Rerun.between(folder, Path(target))
+
+
+def _attacks(folder: Path, manifest: Manifest) -> str:
+    """Return the named attacks of a run."""
+    attacks = manifest.run.settings.attacks
+    if not isinstance(attacks, str):
+        names = ", ".join(attacks)
+        raise InputError(f"attacks is None, and the run in {folder} was made with a list ({names}); it was expected")
+    return attacks
