@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.evaluation.publish.compare import compare
     from art_defenses_ext.evaluation.rerun import rerun
     from art_defenses_ext.evaluation.suite.spec import AttackSpec
+    from art_defenses_ext.evaluation.suite.third_party import ThirdParty
     from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
     from art_defenses_ext.gradients.surrogate import Surrogate
     from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
@@ -37,6 +38,7 @@ __all__ = [
     "Linf",
     "RestorationLoss",
     "Surrogate",
+    "ThirdParty",
     "TwoStreamRestoration",
     "as_module",
     "compare",
@@ -60,6 +62,7 @@ _HOMES = {
     "Linf": "attack.ball",
     "RestorationLoss": "preprocessor.restoration_loss",
     "Surrogate": "gradients.surrogate",
+    "ThirdParty": "evaluation.suite.third_party",
     "TwoStreamRestoration": "preprocessor.two_stream_restoration",
     "as_module": "estimator.defend",
     "compare": "evaluation.publish.compare",

@@ -1,27 +1,27 @@
 """The suite ``standard`` beside the published AutoAttack: robust accuracy, passes and seconds on the same images.
 
-    python tests/benchmarks/autoattack.py --autoattack PATH --data DIR [--seeds 0 1 2] [--only NAME ...] [--art]
-        [--threads 1] [--samples N]
+    python tests/benchmarks/autoattack.py --data DIR [--seeds 0 1 2] [--only NAME ...] [--art] [--threads 1]
+        [--samples N]
 
-PATH holds the package ``autoattack`` of Croce, Hein 2020 (arXiv:2003.01690; github.com/fra31/auto-attack). DIR holds
-MNIST and CIFAR-10 as torchvision lays them out, and the weights under weights/. A setting takes about five minutes a
-seed on one thread. The two take turns in going first from seed to seed, so that neither always meets a cold processor.
+The published one is that of Croce, Hein 2020 (arXiv:2003.01690) in its authors' package ``pyautoattack``, which
+``pip install "art-defenses-ext[autoattack]"`` brings. DIR holds MNIST and CIFAR-10 as torchvision lays them out, and
+the weights under weights/. A setting takes about five minutes a seed on one thread. The two take turns in going first
+from seed to seed, so that neither always meets a cold processor.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
 import logging
 import shlex
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
+import pyautoattack
 import torch
 from art.attacks.evasion import AutoAttack as ArtsEnsemble
 from art.estimators.classification import PyTorchClassifier
@@ -96,17 +96,10 @@ def ours(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, 
 
 def published(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, seed: int) -> Run:
     images, labels = torch.tensor(x), torch.tensor(y, dtype=torch.int64)
-    options = {
-        "norm": ball.norm_name.capitalize(),
-        "version": "standard",
-        "verbose": False,
-        "device": classifier.device,
-    }
-    # This script is called like the package, but main() has put the package's folder first.
-    package = importlib.import_module("autoattack")
-    with redirect_stdout(sys.stderr), measured(classifier) as cost:  # its warnings are no part of the table
-        attack = package.AutoAttack(as_module(classifier), eps=ball.eps, seed=seed, **options)
-        adversarial = attack.run_standard_evaluation(images, labels, bs=BATCH)
+    options = {"norm": ball.norm_name.capitalize(), "eps": ball.eps, "version": "standard", "device": classifier.device}
+    with measured(classifier) as cost:
+        attack = pyautoattack.AutoAttack(as_module(classifier), seed=seed, **options)
+        adversarial, _ = attack.run_standard_evaluation(images, labels, batch_size=BATCH)
     return Run(judged(classifier, x, y, adversarial.cpu().numpy(), ball), cost)
 
 
@@ -189,7 +182,6 @@ def verdict(value: float, bar: float) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--autoattack", required=True, type=Path, help="folder that holds the package autoattack")
     parser.add_argument("--data", required=True, type=Path, help="folder of the data sets and of weights/")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=LINF, metavar="NAME", help=str([*SETTINGS]))
@@ -197,9 +189,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, help="at most so many images a setting, for a quick look")
     options = parser.parse_args()
-    if not (options.autoattack / "autoattack" / "autoattack.py").is_file():
-        parser.error(f"{options.autoattack} holds no package autoattack")
-    sys.path.insert(0, str(options.autoattack))
     torch.set_num_threads(options.threads)
     logging.getLogger("art").setLevel(logging.ERROR)
 
