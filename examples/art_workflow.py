@@ -150,8 +150,7 @@ def evaluated(classifier: PyTorchClassifier, setting: Setting, folder: Path) -> 
     test = setting.data.test
     return evaluate(
         classifier,
-        test.x[: setting.samples],
-        test.y[: setting.samples],
+        (test.x[: setting.samples], test.y[: setting.samples]),
         setting.threat,
         ATTACKS,
         out=folder,

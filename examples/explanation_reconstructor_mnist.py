@@ -94,7 +94,7 @@ def measured(
 ) -> Detection:
     """Return a detector's figures under attacks on all images."""
     report = evaluate(
-        classifier, part.x, part.y, Linf(eps), attacks,
+        classifier, (part.x, part.y), Linf(eps), attacks,
         detector=detector, seed=seed, curve_samples=0, check_samples=0, progress=False,
     )  # fmt: skip
     assert report.summary.detection is not None

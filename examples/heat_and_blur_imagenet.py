@@ -254,7 +254,7 @@ def print_adaptive(
                 specs = [spec for spec in specs if spec.crafted_on == "defended"]
             folder = None if out is None or options is None else out / f"eps-{eps:.4f}"
             report = evaluate(
-                target, part.x, part.y, Linf(eps), specs,
+                target, (part.x, part.y), Linf(eps), specs,
                 seed=seed, block_size=25, curve_samples=0, check_samples=0, out=folder, overwrite=True, progress=False,
             )  # fmt: skip
             summary = report.summary

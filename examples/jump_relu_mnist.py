@@ -109,7 +109,7 @@ def print_adaptive_table(
             for eps in EPS:
                 folder = out / f"{name}-jump-{jump:g}-eps-{eps:g}" if out else None
                 options = {"seed": seed, "curve_samples": 0, "block_size": 512, "out": folder, "overwrite": True}
-                summary = evaluate(classifier, x, y, Linf(eps), [*STANDARD, PGD], **options).summary
+                summary = evaluate(classifier, (x, y), Linf(eps), [*STANDARD, PGD], **options).summary
                 robust = {row.key: row.robust for row in summary.rows}
                 cells = [robust.get(f"PGD-40 [{mode}]") for mode in modes] + [robust["transfer PGD-40"]]
                 shown = " | ".join("" if cell is None else str(cell) for cell in cells)

@@ -382,7 +382,7 @@ def print_adaptive(
     for title, restorer in restorers.items():
         folder = run.out / f"report_{title.replace(' ', '_').replace(',', '').replace('(', '').replace(')', '')}"
         report = evaluate(
-            defend(classifier, restorer), part.x, part.y, Linf(setting.eps), "standard",
+            defend(classifier, restorer), (part.x, part.y), Linf(setting.eps), "standard",
             seed=run.seed, curve_samples=0, check_samples=run.checks, out=folder, overwrite=True, progress=False,
         )  # fmt: skip
         summary = report.summary

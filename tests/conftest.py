@@ -139,10 +139,15 @@ class FinishedRun:
     attacks: list[AttackSpec]
     options: dict[str, Any]
 
+    @property
+    def call(self) -> dict[str, Any]:
+        """The arguments that :func:`evaluate` has no default for, and the attacks."""
+        given = {"model": self.classifier, "data": (self.x, self.y), "threat": self.threat, "attacks": self.attacks}
+        return given
+
     def repeat(self, **changes: Any) -> Report:
         """The same call of ``evaluate``, without a folder and but for ``changes``."""
-        call = {name: getattr(self, name) for name in ("classifier", "x", "y", "threat", "attacks")}
-        return evaluate(**(call | self.options | changes))
+        return evaluate(**(self.call | self.options | changes))
 
 
 FEW_STEPS = [
@@ -179,9 +184,9 @@ def finished_run(
     """
     folder = tmp_path_factory.mktemp("finished") / "run"
     options: dict[str, Any] = {"block_size": 4, "curve_samples": 6, "check_samples": 5, "progress": False}
-    call = (JumpReLU(digits_classifier, 1.0)(), digits.test.x[:23].copy(), digits.test.y[:23].copy(), Linf(0.1))
-    report = evaluate(*call, FEW_STEPS, out=folder, **options)
-    return FinishedRun(folder, report, *call, FEW_STEPS, options)
+    defended, x, y = JumpReLU(digits_classifier, 1.0)(), digits.test.x[:23].copy(), digits.test.y[:23].copy()
+    report = evaluate(defended, (x, y), Linf(0.1), FEW_STEPS, out=folder, **options)
+    return FinishedRun(folder, report, defended, x, y, Linf(0.1), FEW_STEPS, options)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from numbers import Real
 from pathlib import Path
 from random import Random
@@ -368,7 +368,7 @@ class World:
         classifier = self.classifier()
         with torch.no_grad():
             classifier.model[-1].bias[0] += bias
-        evaluate(classifier, self.x, self.y, Linf(0.1), attacks, out=folder, **options)
+        evaluate(classifier, (self.x, self.y), Linf(0.1), attacks, out=folder, **options)
 
     @cached_property
     def published_run(self) -> Path:
@@ -391,7 +391,13 @@ class World:
         for part in (1, 2):
             options = {"check_samples": 0, "curve_samples": 0, "progress": False, "block_size": 2}
             evaluate_shard(
-                self.classifier(), self.x, self.y, Linf(0.1), [self.spec()], shard=Shard(part, 2), out=folder, **options
+                self.classifier(),
+                (self.x, self.y),
+                Linf(0.1),
+                [self.spec()],
+                shard=Shard(part, 2),
+                out=folder,
+                **options,
             )
         return folder
 
@@ -903,23 +909,23 @@ def _evaluations(world: World) -> Iterator[Target]:
         "evaluate",
         EVALUATION | {"out": optional(FOLDER), "overwrite": FLAG, "progress": FLAG},
         lambda: valid() | {"progress": False},
-        evaluate,
+        _on_pair(evaluate),
     )
     yield made(
         "evaluate again",
         {"overwrite": FLAG},
         lambda: valid() | {"progress": False, "out": world.copied(world.runs[0]), "seed": 5},
-        evaluate,
+        _on_pair(evaluate),
         weight=4,
     )
     yield made(
         "evaluate_shard",
         EVALUATION | {"out": FOLDER, "overwrite": FLAG, "progress": FLAG, "shard": instance(Shard)},
         lambda: valid() | {"progress": False, "out": world.new_path(), "shard": Shard(1, 1)},
-        evaluate_shard,
+        _on_pair(evaluate_shard),
         weight=0.5,
     )
-    yield made("run_key", EVALUATION, valid, run_key, weight=0.5)
+    yield made("run_key", EVALUATION, valid, _on_pair(run_key), weight=0.5)
     yield made("Shard", {"number": count(), "count": count()}, lambda: {"number": 1, "count": 2}, Shard)
     for threat in (Linf, L2, L1):
         yield made(threat.__name__, {"eps": POSITIVE}, lambda: {"eps": 0.1}, threat, weight=3)
@@ -970,10 +976,19 @@ def _evaluations(world: World) -> Iterator[Target]:
     )
 
 
+def _on_pair(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function of a model and of data, given a classifier, images and labels that are drawn one by one."""
+
+    def call(*, classifier: Any, x: Any, y: Any, **values: Any) -> Any:
+        return function(model=classifier, data=(x, y), **values)
+
+    return call
+
+
 def _stated(statement: Callable[..., Any], values: dict[str, Any]) -> None:
     """A statement may be wrong, which is an answer; its words are for a terminal."""
     try:
-        statement("name", **values)
+        _on_pair(partial(statement, "name"))(**values)
     except AssertionError as error:
         if not all(line.isprintable() for line in str(error).splitlines()):
             raise ValueError("an assertion's words are not printable") from error

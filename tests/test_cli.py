@@ -162,7 +162,7 @@ def test_evaluate_prints_and_writes_the_evaluation_of_the_library(
 
     defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
     x, y = digits.test.x[:8], digits.test.y[:8]
-    again = evaluate(defended, x, y, Linf(0.08), "papers", seed=3, block_size=4)
+    again = evaluate(defended, (x, y), Linf(0.08), "papers", seed=3, block_size=4)
     written = Report.load(tmp_path / "run")
     assert written.records == again.records
     assert written.summary.run.settings == again.summary.run.settings
@@ -368,7 +368,7 @@ def test_runs_are_compared_and_published(command: Command, weights: Path, digits
     for name, jump in (("a", 1.0), ("b", 0.5)):
         defended = JumpReLU(load_classifier(digits, weights=weights), jump)()
         part = digits.test.x[:6], digits.test.y[:6]
-        evaluate(defended, *part, Linf(0.1), attacks, out=tmp_path / name, curve_samples=0, check_samples=1)
+        evaluate(defended, part, Linf(0.1), attacks, out=tmp_path / name, curve_samples=0, check_samples=1)
     compared = command("compare", "a", "b", "--out", "both")
     assert (compared.status, compared.err) == (0, "")
     assert {path.name for path in (tmp_path / "both").iterdir()} == {"compare.json", "compare.md", "compare.png"}

@@ -122,7 +122,14 @@ def test_a_defence_of_ones_own_hides_its_gradient_from_the_naive_alone(
     x, y = digits.test.x[:30], digits.test.y[:30]
     naive, adaptive = (
         evaluate(
-            defended, x, y, Linf(0.1), [WHITE_BOX], adaptive=adaptive, curve_samples=0, check_samples=0, progress=False
+            defended,
+            (x, y),
+            Linf(0.1),
+            [WHITE_BOX],
+            adaptive=adaptive,
+            curve_samples=0,
+            check_samples=0,
+            progress=False,
         )
         for adaptive in (False, True)
     )

@@ -202,7 +202,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     x = np.random.default_rng(0).random((4, 1, 4, 4), dtype=np.float32)
     spec = AttackSpec("a", lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=5, seed=seed), "b", kind="white-box")
     options: dict[str, Any] = {"check_samples": 2, "curve_samples": 2, "progress": False}
-    return evaluate(classifier, x, classifier.predict(x).argmax(axis=1), Linf(0.3), [spec], **options)
+    return evaluate(classifier, (x, classifier.predict(x).argmax(axis=1)), Linf(0.3), [spec], **options)
 
 
 @pytest.fixture(scope="module")

@@ -67,11 +67,11 @@ def run(suite: pytest.Pytester, tests: str, *options: str) -> pytest.RunResult:
 
 ROBUST = """
 def test_it_holds(assert_robust):
-    report = assert_robust(network(), x, y, threat=Linf(0.02), at_least=0.5, **QUICK)
+    report = assert_robust(network(), (x, y), threat=Linf(0.02), at_least=0.5, **QUICK)
     assert report.accuracy_after_attacks >= 0.5
 
 def test_it_does_not(assert_robust):
-    assert_robust(network(), x, y, threat=Linf(0.4), at_least=0.5, **QUICK)
+    assert_robust(network(), (x, y), threat=Linf(0.4), at_least=0.5, **QUICK)
 """
 
 
@@ -96,7 +96,7 @@ def test_a_statement_holds_or_says_who_broke_what(suite: pytest.Pytester) -> Non
 
 def test_a_weaker_network_turns_the_suite_red(suite: pytest.Pytester) -> None:
     """The same file; only the weights are others."""
-    tests = "\ndef test_it_holds(assert_robust):\n    assert_robust(network(), x, y, Linf(0.02), 0.5, **QUICK)\n"
+    tests = "\ndef test_it_holds(assert_robust):\n    assert_robust(network(), (x, y), Linf(0.02), 0.5, **QUICK)\n"
     run(suite, tests).assert_outcomes(passed=1)
     weights = {name: torch.randn_like(one) for name, one in _weights(suite).items()}
     save_file(weights, suite.path / "weights.safetensors")
@@ -114,7 +114,7 @@ def _weights(suite: pytest.Pytester) -> dict[str, torch.Tensor]:
 CACHED = """
 def test_it(assert_robust):
     defended = JumpReLU(network(), 1.0)()
-    assert_robust(defended, x[:2], y[:2], Linf(0.05), 0, "papers", check_samples=0, seed=SEED, established=False)
+    assert_robust(defended, (x[:2], y[:2]), Linf(0.05), 0, "papers", check_samples=0, seed=SEED, established=False)
 """
 
 
@@ -133,7 +133,7 @@ def test_an_unchanged_network_is_not_attacked_again(suite: pytest.Pytester, monk
 def test_options_override_what_tests_say(suite: pytest.Pytester) -> None:
     tests = """
 def test_it(assert_robust):
-    report = assert_robust(JumpReLU(network(), 1.0)(), x, y, Linf(0.05), 0, check_samples=0, established=False)
+    report = assert_robust(JumpReLU(network(), 1.0)(), (x, y), Linf(0.05), 0, check_samples=0, established=False)
     settings = report.summary.run.settings
     assert (settings.samples, settings.attacks) == (2, "papers")
     assert any("gray-box" in key for record in report.records for key in record.attacks)  # it is known
@@ -168,13 +168,13 @@ DEFENDED = JumpReLU(network(), 1.0)()
 NAIVE = {"attacks": PGD, "check_samples": 1, "adaptive": False}
 
 def test_masking(assert_no_masking):
-    assert_no_masking(DEFENDED, x, y, Linf(0.02), **NAIVE)
+    assert_no_masking(DEFENDED, (x, y), Linf(0.02), **NAIVE)
 
 def test_not_established(assert_robust):
-    assert_robust(DEFENDED, x, y, Linf(0.02), 0.1, **NAIVE)
+    assert_robust(DEFENDED, (x, y), Linf(0.02), 0.1, **NAIVE)
 
 def test_whatever(assert_robust):
-    assert_robust(DEFENDED, x, y, Linf(0.02), 0.1, established=False, **NAIVE)
+    assert_robust(DEFENDED, (x, y), Linf(0.02), 0.1, established=False, **NAIVE)
 """
     result = run(suite, tests)
     result.assert_outcomes(passed=1, failed=2)
@@ -200,19 +200,19 @@ BOTH = pytest.mark.parametrize("how", [PAPERS, UNCHECKED], ids=["papers", "unche
 
 @BOTH
 def test_robust(assert_robust, how):
-    assert_robust(DEFENDED, x[:4], y[:4], Linf(0.001), 0, **how)
+    assert_robust(DEFENDED, (x[:4], y[:4]), Linf(0.001), 0, **how)
 
 @BOTH
 def test_masking(assert_no_masking, how):
-    assert_no_masking(DEFENDED, x[:4], y[:4], Linf(0.001), **how)
+    assert_no_masking(DEFENDED, (x[:4], y[:4]), Linf(0.001), **how)
 
 @BOTH
 def test_detects(assert_detects, how):
-    assert_detects(network(), DETECTOR, x[:4], y[:4], Linf(0.001), at_least=0, **how)
+    assert_detects(network(), DETECTOR, (x[:4], y[:4]), Linf(0.001), at_least=0, **how)
 
 @BOTH
 def test_opting_out(assert_robust, how):
-    report = assert_robust(DEFENDED, x[:4], y[:4], Linf(0.001), 0, established=False, **how)
+    report = assert_robust(DEFENDED, (x[:4], y[:4]), Linf(0.001), 0, established=False, **how)
     assert report.robust_accuracy is None
 """
     result = run(suite, tests)
@@ -235,14 +235,14 @@ ALL = [AttackSpec("PGD", pgd, "a", samples="all")]
 HOW = {"attacks": ALL, "check_samples": 0, "established": False}
 
 def test_nobody(assert_detects):
-    assert_detects(network(), DETECTOR, x, y, Linf(0.001), at_least=0.9, **HOW)
+    assert_detects(network(), DETECTOR, (x, y), Linf(0.001), at_least=0.9, **HOW)
 
 def test_most(assert_detects):
-    assert_detects(network(), DETECTOR, x, y, Linf(0.4), at_least=0.99, **HOW)
+    assert_detects(network(), DETECTOR, (x, y), Linf(0.4), at_least=0.99, **HOW)
 
 def test_false_positives(assert_detects):
     DETECTOR.set_params(false_positive_rate=0.9)
-    assert_detects(network(), DETECTOR, x, y, Linf(0.001), at_least=0.0, false_positives=0.1, **HOW)
+    assert_detects(network(), DETECTOR, (x, y), Linf(0.001), at_least=0.0, false_positives=0.1, **HOW)
 """
     result = run(suite, tests)
     result.assert_outcomes(passed=1, failed=2)
@@ -254,8 +254,8 @@ def test_false_positives(assert_detects):
 
 BASELINE = """
 def test_it(assert_not_worse_than):
-    images, labels = digits.test.x[:30], digits.test.y[:30]
-    report = assert_not_worse_than("baseline", WHICH, images, labels, attacks=PGD, established=False)
+    part = digits.test.x[:30], digits.test.y[:30]
+    report = assert_not_worse_than("baseline", WHICH, part, attacks=PGD, established=False)
     settings = report.summary.run.settings
     assert (settings.adaptive, settings.block_size) == (False, 16)  # the same attacker as the baseline's
 """
@@ -267,7 +267,7 @@ def test_a_baseline_is_compared_image_by_image(
     pgd = importlib.import_module("own_attacks").PGD
     part = digits.test.x[:30], digits.test.y[:30]
     options = {"curve_samples": 0, "check_samples": 0, "adaptive": False, "block_size": 16, "progress": False}
-    evaluate(digits_classifier, *part, Linf(0.05), pgd, out=suite.path / "baseline", **options)
+    evaluate(digits_classifier, part, Linf(0.05), pgd, out=suite.path / "baseline", **options)
     run(suite, BASELINE.replace("WHICH", "network()")).assert_outcomes(passed=1)
     result = run(suite, BASELINE.replace("WHICH", "network()").replace("established=", "seed=1, established="))
     result.assert_outcomes(failed=1)

@@ -62,7 +62,7 @@ Y = np.arange(4)
 def evaluated(**options: Any) -> Any:
     brief = AttackSpec("noise", lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 1, seed=seed), "", kind="noise")
     settings: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False} | options
-    return evaluate(classifier(), X, Y, Linf(0.1), [brief], **settings)
+    return evaluate(classifier(), (X, Y), Linf(0.1), [brief], **settings)
 
 
 def spec(**options: Any) -> AttackSpec:

@@ -143,7 +143,7 @@ class Runs:
         classifier, options = build()
         settings = {"threat": Linf(EPS), "attacks": "standard", "curve_samples": 0, "check_samples": 4} | options
         x, y = self.data.test.x[:SAMPLES], self.data.test.y[:SAMPLES]
-        return evaluate(classifier, x, y, block_size=8, progress=False, **settings)
+        return evaluate(classifier, (x, y), block_size=8, progress=False, **settings)
 
 
 def verdicts(report: Report) -> Verdicts:

@@ -175,7 +175,7 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
     part, out = _part(options), options.out
     task = Prepared.of(options, part)
-    call = (task.classifier, task.x, task.y, task.threat, options.attacks)
+    call = (task.classifier, (task.x, task.y), task.threat, options.attacks)
     if out is not None and not part.is_whole:
         folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
         say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")

@@ -15,6 +15,7 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.base.data import images_and_labels
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import NO_CLASS
 from art_defenses_ext.base.progress import progress_bar
@@ -48,9 +49,8 @@ from art_defenses_ext.evaluation.threat import Threat, check_threat
 
 @rebuild.gradients_enabled()
 def evaluate(
-    classifier: PyTorchClassifier,
-    x: Images,
-    y: Any,
+    model: PyTorchClassifier,
+    data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
     *,
@@ -79,10 +79,9 @@ def evaluate(
     through each attack with the least effort, so that what cannot be run is refused at once.
 
     Args:
-        classifier: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
-        x: images ``(N, *input_shape)``, float32, in the clip range; or :class:`.StoredImages`, which are read block by
-            block.
-        y: true labels, indices (N,) or one-hot (N, nb_classes).
+        model: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
+        data: images and true labels, a pair ``(x, y)``: x ``(N, *input_shape)``, float32, in the clip range, or
+            :class:`.StoredImages`, which are read block by block; y indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), with
             installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
@@ -103,13 +102,13 @@ def evaluate(
 
     >>> from art_defenses_ext import JumpReLU, Linf, evaluate
     >>> defended = JumpReLU(classifier)()
-    >>> report = evaluate(defended, x_test, y_test, Linf(0.3), "papers", progress=False)
+    >>> report = evaluate(defended, (x_test, y_test), Linf(0.3), "papers", progress=False)
     >>> report.accuracy_after_attacks <= report.summary.clean.rate, len(report.records)
     (True, 4)
     >>> report.robust_accuracy, report.summary.unknown
     (None, "no adaptive attack ran: the paper's attacks ran alone")
     """
-    task = partial(_Task.of, classifier, x, y, threat, attacks, progress=progress, **arguments)
+    task = partial(_Task.of, model, data, threat, attacks, progress=progress, **arguments)
     with (
         TemporaryDirectory() if out is None else nullcontext(out) as folder,
         _evaluated(task, folder, WHOLE, overwrite, progress, keeps=out is not None) as directory,
@@ -142,7 +141,7 @@ class AttackArguments(EvaluationOptions, total=False):
     Attributes:
         undefended: the classifier without defences, which transferred examples are made on; None for the one that
             our defences recorded. Without either, the rows that need it say "not run"; with a detector it is
-            ``classifier`` then, or what that recorded.
+            ``model`` then, or what that recorded.
         allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
             most often one is in other units than the pixels.
         config: the options of an :class:`.EvaluationConfig`; None for the defaults.
@@ -158,7 +157,7 @@ class EvaluationArguments(AttackArguments, total=False):
 
     Attributes:
         detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
-            :class:`.ExplanationReconstructor`; None for none, or where ``classifier`` rejects by itself.
+            :class:`.ExplanationReconstructor`; None for none, or where ``model`` rejects by itself.
         command_options: of a command that makes this run, by name, for the manifest: ``art-defenses rerun`` repeats it.
     """
 
@@ -168,9 +167,8 @@ class EvaluationArguments(AttackArguments, total=False):
 
 @rebuild.gradients_enabled()
 def evaluate_shard(
-    classifier: PyTorchClassifier,
-    x: Images,
-    y: Any,
+    model: PyTorchClassifier,
+    data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
     *,
@@ -186,8 +184,8 @@ def evaluate_shard(
     arguments but for ``shard``.
 
     Args:
-        classifier, x, y, threat, attacks, overwrite, progress: as :func:`evaluate`; all images, of which this part's
-            are taken.
+        model, data, threat, attacks, overwrite, progress: as :func:`evaluate`; all images, of which this part's are
+            taken.
         shard: which part.
         out: folder of the whole evaluation.
         arguments: further ones of :func:`evaluate`.
@@ -201,15 +199,14 @@ def evaluate_shard(
     if not isinstance(shard, Shard):
         raise InputError(f"shard is {shown(shard)}; a Shard(number, count) was expected")
     folder = check_path("out", out, "a folder") / shard.folder
-    task = partial(_Task.of, classifier, x, y, threat, attacks, progress=progress, **arguments)
+    task = partial(_Task.of, model, data, threat, attacks, progress=progress, **arguments)
     with _evaluated(task, folder, shard, overwrite, progress) as directory:
         return directory.path
 
 
 def run_key(
-    classifier: PyTorchClassifier,
-    x: Images,
-    y: Any,
+    model: PyTorchClassifier,
+    data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
     **arguments: Unpack[EvaluationArguments],
@@ -217,19 +214,18 @@ def run_key(
     """A hash of everything that an evaluation's records depend on: equal keys, equal records.
 
     Args:
-        classifier, x, y, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+        model, data, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
 
     Raises:
         InputError: as :func:`evaluate`.
     """
-    return manifest_of(classifier, x, y, threat, attacks, **arguments).key()
+    return manifest_of(model, data, threat, attacks, **arguments).key()
 
 
 @rebuild.gradients_enabled()
 def manifest_of(
-    classifier: PyTorchClassifier,
-    x: Images,
-    y: Any,
+    model: PyTorchClassifier,
+    data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
     **arguments: Unpack[EvaluationArguments],
@@ -237,12 +233,12 @@ def manifest_of(
     """What an evaluation would be, before a look at gradients.
 
     Args:
-        classifier, x, y, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+        model, data, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
 
     Raises:
         InputError: as :func:`evaluate`.
     """
-    return _Task.of(classifier, x, y, threat, attacks, progress=False, **arguments).manifest()
+    return _Task.of(model, data, threat, attacks, progress=False, **arguments).manifest()
 
 
 @dataclass(frozen=True)
@@ -262,9 +258,8 @@ class _Task:
     @classmethod
     def of(
         cls,
-        classifier: PyTorchClassifier,
-        x: Images,
-        y: Any,
+        model: PyTorchClassifier,
+        data: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec],
         *,
@@ -275,7 +270,8 @@ class _Task:
         undefended, detector = arguments.pop("undefended", None), arguments.pop("detector", None)
         allow_large_eps, config = arguments.pop("allow_large_eps", False), arguments.pop("config", None)
         command_options = arguments.pop("command_options", {})
-        check_differentiable(classifier)
+        x, y = images_and_labels(data)
+        classifier = check_differentiable(model)
         classifier = classifier if detector is None else _joined(classifier, detector)
         x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))

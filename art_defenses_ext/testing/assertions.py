@@ -19,7 +19,8 @@ from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from filelock import FileLock
 
-from art_defenses_ext.base.arrays import FloatArray, StoredImages
+from art_defenses_ext.base.arrays import StoredImages
+from art_defenses_ext.base.data import images_and_labels
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import for_terminal, shown
 from art_defenses_ext.base.validation import check_choice, check_flag, check_share
@@ -65,9 +66,8 @@ class Suite:
     def evaluated(
         self,
         name: str,
-        classifier: PyTorchClassifier,
-        x: FloatArray,
-        y: Any,
+        model: PyTorchClassifier,
+        data: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec] = "standard",
         **arguments: Unpack[EvaluationArguments],
@@ -78,19 +78,20 @@ class Suite:
 
         Args:
             name: of the folder among ``reports``.
-            classifier, x, y, threat, attacks, arguments: as :func:`.evaluate`; without a curve where nothing asks
+            model, data, threat, attacks, arguments: as :func:`.evaluate`; without a curve where nothing asks
                 for one.
         """
         if self.device is not None:
             detector = arguments.pop("detector", None)
-            classifier = on_device(classifier if detector is None else rejecting(classifier, detector), self.device)
+            model = on_device(model if detector is None else rejecting(model, detector), self.device)
             if (plain := arguments.get("undefended")) is not None:
                 arguments["undefended"] = on_device(plain, self.device)
         attacks = attacks if self.attacks is None else self.attacks
-        x, y = _first("x", x, self.samples), _first("y", y, self.samples)
+        x, y = images_and_labels(data)
+        data = _first("x", x, self.samples), _first("y", y, self.samples)
         if arguments.get("config") is None:
             arguments.setdefault("curve_samples", 0)
-        key = run_key(classifier, x, y, threat, attacks, **arguments)
+        key = run_key(model, data, threat, attacks, **arguments)
         cache = self._writable_cache(name)
         folder = cache / key[:16]
         with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be at it
@@ -99,7 +100,7 @@ class Suite:
                 report = Report.load(folder)
             else:
                 report = evaluate(
-                    classifier, x, y, threat, attacks, out=folder, overwrite=again, progress=False, **arguments
+                    model, data, threat, attacks, out=folder, overwrite=again, progress=False, **arguments
                 )
             if self.reports is not None:
                 folder = Path(shutil.copytree(folder, self.reports / name, dirs_exist_ok=True))
@@ -108,9 +109,8 @@ class Suite:
     def is_robust(
         self,
         name: str,
-        classifier: PyTorchClassifier,
-        x: FloatArray,
-        y: Any,
+        model: PyTorchClassifier,
+        data: Any,
         threat: Threat,
         at_least: float,
         attacks: str | Sequence[AttackSpec] = "standard",
@@ -121,7 +121,7 @@ class Suite:
         """Robust accuracy is at least so large, and established.
 
         Args:
-            name, classifier, x, y, threat, attacks, arguments: as :meth:`evaluated`.
+            name, model, data, threat, attacks, arguments: as :meth:`evaluated`.
             at_least: from 0 to 1.
             established: an adaptive attack suite must have run and passed its checks
                 (``evaluation/checks/standing.py``).
@@ -133,7 +133,7 @@ class Suite:
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
         check_flag("established", established)
-        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
+        report, folder = self.evaluated(name, model, data, threat, attacks, **arguments)
         worst, figure = report.summary.worst_case, figure_name(report.summary)
         self._note(name, f"{figure} {worst}, at least {100 * at_least:g} % wanted", report)
         failure = f"{figure} is {worst} under {threat}; at least {100 * at_least:g} % was wanted"
@@ -145,9 +145,8 @@ class Suite:
     def masks_nothing(
         self,
         name: str,
-        classifier: PyTorchClassifier,
-        x: FloatArray,
-        y: Any,
+        model: PyTorchClassifier,
+        data: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec] = "standard",
         **arguments: Unpack[EvaluationArguments],
@@ -155,13 +154,13 @@ class Suite:
         """An adaptive attack suite ran and passes its own checks: no gradient is masked.
 
         Args:
-            name, classifier, x, y, threat, attacks, arguments: as :meth:`evaluated`.
+            name, model, data, threat, attacks, arguments: as :meth:`evaluated`.
 
         Raises:
             AssertionError: if a check fails, none was made, or no such suite ran.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
-        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
+        report, folder = self.evaluated(name, model, data, threat, attacks, **arguments)
         failed = report.summary.failed_checks
         self._note(name, f"checks failed: {', '.join(failed) or 'none'}", report)
         if failed:
@@ -172,10 +171,9 @@ class Suite:
     def detects(
         self,
         name: str,
-        classifier: PyTorchClassifier,
+        model: PyTorchClassifier,
         detector: BinaryInputDetector,
-        x: FloatArray,
-        y: Any,
+        data: Any,
         threat: Threat,
         at_least: float,
         attacks: str | Sequence[AttackSpec] = "standard",
@@ -189,7 +187,7 @@ class Suite:
         That is at the detector's own threshold, which the attackers aim at; for another one set the detector to it.
 
         Args:
-            name, classifier, detector, x, y, threat, attacks, arguments: as :meth:`evaluated`.
+            name, model, detector, data, threat, attacks, arguments: as :meth:`evaluated`.
             at_least: from 0 to 1.
             false_positives: share of clean images that the detector may flag, from 0 to 1; None for any.
             established: as :meth:`is_robust`.
@@ -202,7 +200,7 @@ class Suite:
         check_flag("established", established)
         if false_positives is not None:
             check_share("false_positives", false_positives)
-        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, detector=detector, **arguments)
+        report, folder = self.evaluated(name, model, data, threat, attacks, detector=detector, **arguments)
         assert report.summary.detection is not None
         past = report.summary.detection.pools[-1].past  # of the attacker who knows most
         if past is None:
@@ -225,9 +223,8 @@ class Suite:
         self,
         name: str,
         baseline: str | Path,
-        classifier: PyTorchClassifier,
-        x: FloatArray,
-        y: Any,
+        model: PyTorchClassifier,
+        data: Any,
         attacks: str | Sequence[AttackSpec] | None = None,
         *,
         established: bool = True,
@@ -239,7 +236,7 @@ class Suite:
         McNemar's exact test.
 
         Args:
-            name, classifier, x, y, attacks, arguments: as :meth:`evaluated`; by default those of the earlier run.
+            name, model, data, attacks, arguments: as :meth:`evaluated`; by default those of the earlier run.
             baseline: folder of the earlier run.
             established: as :meth:`is_robust`, of the new run.
 
@@ -257,7 +254,7 @@ class Suite:
             attacks = settings.attacks
         threat = named_threat(settings.threat, settings.eps)
         arguments.setdefault("config", EvaluationConfig.part_of(settings))
-        report, folder = self.evaluated(name, classifier, x, y, threat, attacks, **arguments)
+        report, folder = self.evaluated(name, model, data, threat, attacks, **arguments)
         if report.summary.run.data_sha256 != before.run.data_sha256:
             raise InputError(f"baseline is {baseline}, which is of other images; a run of the same ones was expected")
         differences = attacker_differences(before, read_manifest(folder))

@@ -1,7 +1,7 @@
 """Robustness suites in pytest: fixtures that turn a run red when robustness drops.
 
     def test_the_network_holds(assert_robust):
-        assert_robust(classifier, x, y, threat=Linf(0.1), at_least=0.8)
+        assert_robust(model, (x, y), threat=Linf(0.1), at_least=0.8)
 
 Installed with the package, pytest finds it by itself. Nothing heavy is imported before a fixture is used.
 """
@@ -78,25 +78,25 @@ def robustness(request: pytest.FixtureRequest) -> Suite:
 
 @pytest.fixture
 def assert_robust(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
-    """``assert_robust(classifier, x, y, threat=Linf(0.1), at_least=0.8)``: see ``Suite.is_robust``."""
+    """``assert_robust(model, (x, y), threat=Linf(0.1), at_least=0.8)``: see ``Suite.is_robust``."""
     return _named(robustness.is_robust, request)
 
 
 @pytest.fixture
 def assert_detects(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
-    """``assert_detects(classifier, detector, x, y, threat=Linf(0.1), at_least=0.9)``: see ``Suite.detects``."""
+    """``assert_detects(model, detector, (x, y), threat=Linf(0.1), at_least=0.9)``: see ``Suite.detects``."""
     return _named(robustness.detects, request)
 
 
 @pytest.fixture
 def assert_no_masking(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
-    """``assert_no_masking(classifier, x, y, threat=Linf(0.1))``: see ``Suite.masks_nothing``."""
+    """``assert_no_masking(model, (x, y), threat=Linf(0.1))``: see ``Suite.masks_nothing``."""
     return _named(robustness.masks_nothing, request)
 
 
 @pytest.fixture
 def assert_not_worse_than(robustness: Suite, request: pytest.FixtureRequest) -> Assertion:
-    """``assert_not_worse_than("baseline", classifier, x, y)``: see ``Suite.is_not_worse_than``."""
+    """``assert_not_worse_than("baseline", model, (x, y))``: see ``Suite.is_not_worse_than``."""
     return _named(robustness.is_not_worse_than, request)
 
 

@@ -90,7 +90,7 @@ def test_an_evaluation_counts_what_lies_within_eps(linear_classifier: Any, tmp_p
         return AutoPGD(classifier, threat.norm, threat.eps, max_iter=50, seed=seed)
 
     spec = AttackSpec("APGD", build, "", kind="white-box", modes="all")
-    report = evaluate(classifier, x, y, Halves(eps), [spec], check_samples=4, progress=False, out=tmp_path / "run")
+    report = evaluate(classifier, (x, y), Halves(eps), [spec], check_samples=4, progress=False, out=tmp_path / "run")
     assert [record.robust() for record in report.records] == [bool(near > eps) for near in distance]
     sizes = [record.attacks["APGD [exact]"].size or 0 for record in report.records]
     assert max(sizes) == pytest.approx(eps)

@@ -89,7 +89,7 @@ def ours(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, 
     """The suite; its cost includes the judging of each attack's images, which the others' does not."""
     with measured(classifier) as cost:
         report = evaluate(
-            classifier, x, y, ball, seed=seed, curve_samples=0, check_samples=0, block_size=512, progress=False
+            classifier, (x, y), ball, seed=seed, curve_samples=0, check_samples=0, block_size=512, progress=False
         )
     return Run(report.summary.worst_case, cost)
 

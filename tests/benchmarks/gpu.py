@@ -243,7 +243,7 @@ def compare_devices(bench: Bench) -> dict[str, Any]:
             verdicts = []
             for device in ("cpu", bench.device.type):
                 defended = JumpReLU(load_classifier(dataset, weights=weights, device=device), 0.5)()
-                report = evaluate(defended, x, y, Linf(eps), **NO_CHECKS)
+                report = evaluate(defended, (x, y), Linf(eps), **NO_CHECKS)
                 verdicts.append([record.robust() for record in report.records])
             differing = sum(first != second for first, second in zip(*verdicts, strict=True))
             holds = differing <= 0.005 * count
@@ -300,7 +300,7 @@ def suite_step(name: str, count: int) -> Step:
         images = bench.random_images(name, bench.count(count))
         x, y = images.cpu().numpy(), network(images).argmax(dim=1).cpu().numpy()
         begun = time.perf_counter()
-        report = evaluate(bench.wrapped(network, name), x, y, Linf(UNBREAKABLE), **NO_CHECKS)
+        report = evaluate(bench.wrapped(network, name), (x, y), Linf(UNBREAKABLE), **NO_CHECKS)
         seconds = time.perf_counter() - begun
         cost = report.summary.total
         return {
@@ -427,7 +427,7 @@ def compare_autoattack(bench: Bench) -> dict[str, Any]:
     x, y = x[: bench.count(1000)], y[: bench.count(1000)]
     classifier = bench.wrapped(trained(bench), "ResNet-18")
     begun = time.perf_counter()
-    ours = evaluate(classifier, x, y, Linf(0.5 / 255), **NO_CHECKS).accuracy_after_attacks
+    ours = evaluate(classifier, (x, y), Linf(0.5 / 255), **NO_CHECKS).accuracy_after_attacks
     ours_seconds, begun = time.perf_counter() - begun, time.perf_counter()
     attack = AutoAttack(as_module(classifier), norm="Linf", eps=0.5 / 255, device=bench.device)
     adv, _ = attack.run_standard_evaluation(torch.tensor(x), torch.tensor(y, dtype=torch.int64), batch_size=500)
@@ -453,7 +453,7 @@ def train_restorer(bench: Bench) -> dict[str, Any]:
     fitted = time.perf_counter() - begun
     count = bench.count(1000)
     report = evaluate(
-        defend(classifier, restorer), x_test[:count], y_test[:count], Linf(0.5 / 255), out=bench.out / "trn",
+        defend(classifier, restorer), (x_test[:count], y_test[:count]), Linf(0.5 / 255), out=bench.out / "trn",
         overwrite=True, progress=False, **({"check_samples": 0, "curve_samples": 0} if bench.trial else {}),
     )  # fmt: skip
     seconds = time.perf_counter() - begun - fitted

@@ -53,7 +53,7 @@ def work(weights: Path, out: Path, shard: Shard, samples: int, attacks: str) -> 
     chosen = "standard" if attacks == "standard" else [paper_specs(JumpReLU)[0]]
     options = {"block_size": BLOCK, "curve_samples": 0, "check_samples": 0, "progress": False}
     begun = time.time()
-    evaluate_shard(defended, x, y, Linf(0.1), chosen, shard=shard, out=out, **options)
+    evaluate_shard(defended, (x, y), Linf(0.1), chosen, shard=shard, out=out, **options)
     return begun, time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 

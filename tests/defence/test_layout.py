@@ -230,7 +230,7 @@ def test_a_report_draws_both_the_same(x: Images) -> None:
     for one, images in zip(twins, (x, behind(x)), strict=True):
         defended = defend(one, HeatAndBlur.for_classifier(one, sigma=1.0))
         labels = defended.predict(images).argmax(axis=1)
-        reports.append(evaluate(defended, images, labels, Linf(0.3), [spec], check_samples=0, progress=False))
+        reports.append(evaluate(defended, (images, labels), Linf(0.3), [spec], check_samples=0, progress=False))
     assert reports[0].robust_accuracy == reports[1].robust_accuracy
     assert reports[0].examples
     for first, second in zip(*(one.examples for one in reports), strict=True):
@@ -272,7 +272,7 @@ def test_images_that_art_was_not_told_of_are_refused(x: Images) -> None:
         lambda: ExplanationReconstructor(untold),
         lambda: JumpReLU(untold),
         lambda: Square(untold),
-        lambda: evaluate(untold, behind(x), labels, Linf(0.1)),
+        lambda: evaluate(untold, (behind(x), labels), Linf(0.1)),
     ):
         with pytest.raises(InputError, match=expected):
             build()

@@ -165,7 +165,7 @@ def test_an_evaluation_ends_with_a_report(cast: tuple[PyTorchClassifier, float],
     classifier = cast[0]
     defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
     x, y = digits.test.x[:4], digits.test.y[:4]
-    report = evaluate(defended, x, y, Linf(0.2), ATTACKS, check_samples=2, curve_samples=0, progress=False)
+    report = evaluate(defended, (x, y), Linf(0.2), ATTACKS, check_samples=2, curve_samples=0, progress=False)
     assert len(report.records) == 4
     assert report.accuracy_after_attacks <= report.summary.clean.rate
 
@@ -181,6 +181,6 @@ def test_nor_does_a_loss_that_arts_attacks_cannot_climb_end_it(
     found = []
     for one in (wrap(digits_classifier.model, loss), digits_classifier):
         defended = defend(one, HeatAndBlur.for_classifier(one))
-        report = evaluate(defended, x, y, Linf(0.1), ATTACKS[:3], check_samples=0, curve_samples=0, progress=False)
+        report = evaluate(defended, (x, y), Linf(0.1), ATTACKS[:3], check_samples=0, curve_samples=0, progress=False)
         found.append([sorted(record.attacks.items()) for record in report.records])
     assert found[0] == found[1]

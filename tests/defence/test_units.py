@@ -173,8 +173,7 @@ def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digi
     for unit in (plain, other):
         report = evaluate(
             JumpReLU(unit.classifier, 0.2)(),
-            unit.pixels(digits.test.x[:8]),
-            digits.test.y[:8],
+            (unit.pixels(digits.test.x[:8]), digits.test.y[:8]),
             Linf(0.15 * unit.width),
             list(paper_specs(load_face(paper))),
             undefended=unit.classifier,

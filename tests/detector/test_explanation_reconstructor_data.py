@@ -43,7 +43,7 @@ def detection(
     classifier, detector = watched
     x, y = mnist.test.x[:count], mnist.test.y[:count]
     report = evaluate(
-        classifier, x, y, Linf(eps), attacks, detector=detector, curve_samples=0, check_samples=0, progress=False
+        classifier, (x, y), Linf(eps), attacks, detector=detector, curve_samples=0, check_samples=0, progress=False
     )
     assert report.summary.detection is not None
     return report.summary.detection

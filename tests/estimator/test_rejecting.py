@@ -422,10 +422,10 @@ def test_an_evaluation_sends_other_people_s_attacks_class_by_class(
     y = classifier.predict(x).argmax(axis=1)
     options: Any = {"curve_samples": 0, "check_samples": 0, "progress": False}
     attacks = {name: AttackSpec(name, build, "", samples="all") for name, build in (("a", art_pgd), ("b", our_pgd))}
-    evaluate(classifier, x, y, Linf(0.2), [attacks["b"]], detector=detector, **options)
+    evaluate(classifier, (x, y), Linf(0.2), [attacks["b"]], detector=detector, **options)
     assert seen == [NB_CLASSES + 1] * 2  # tried on two images, then run
     seen.clear()
-    report = evaluate(classifier, x, y, Linf(0.2), [attacks["a"]], detector=detector, **options)
+    report = evaluate(classifier, (x, y), Linf(0.2), [attacks["a"]], detector=detector, **options)
     assert seen[-len(set(y)) :] == [NB_CLASSES] * len(set(y))
     whole = rejecting(classifier, detector)
     plain = ProjectedGradientDescent(whole, eps=0.2, eps_step=0.05, max_iter=5, verbose=False).generate(x, y)

@@ -80,7 +80,7 @@ def test_an_evaluation_does_the_same_where_the_caller_needs_no_gradients(
     def robust() -> list[dict[str, Any]]:
         x, y = digits.test.x[:6], digits.test.y[:6]
         report = evaluate(
-            digits_classifier, x, y, Linf(0.1), [WHITE_BOX], check_samples=2, curve_samples=0, progress=False
+            digits_classifier, (x, y), Linf(0.1), [WHITE_BOX], check_samples=2, curve_samples=0, progress=False
         )
         assert report.summary.checks[6].verdict == "passed"  # of the gradients
         return [{key: one.success for key, one in record.attacks.items()} for record in report.records]
@@ -118,7 +118,7 @@ def test_a_network_made_under_inference_mode_is_refused_before_any_work(digits: 
         model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
     with pytest.raises(InputError, match=r"classifier has the tensor 1\.weight, which was made under torch.inference_"):
-        evaluate(classifier, digits.test.x[:4], digits.test.y[:4], Linf(0.1), progress=False)
+        evaluate(classifier, (digits.test.x[:4], digits.test.y[:4]), Linf(0.1), progress=False)
 
 
 def test_the_report_tells_no_graph_from_a_flat_one(digits: Dataset) -> None:
@@ -137,7 +137,7 @@ def test_the_report_tells_no_graph_from_a_flat_one(digits: Dataset) -> None:
     cut = PyTorchClassifier(Cut(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
     x = digits.test.x[:6]
     report = evaluate(
-        cut, x, cut.predict(x).argmax(axis=1), Linf(0.01), curve_samples=0, check_samples=6, progress=False
+        cut, (x, cut.predict(x).argmax(axis=1)), Linf(0.01), curve_samples=0, check_samples=6, progress=False
     )
     (check,) = [one for one in report.summary.checks if one.name == "gradients"]
     assert "at 12 of 12 points no graph leads from the logits back to the image" in check.finding
@@ -212,7 +212,7 @@ def test_it_is_judged_and_evaluated_like_its_twin(twins: list[PyTorchClassifier]
     np.testing.assert_array_equal(judged[0].softmax, judged[2].softmax)
     np.testing.assert_array_equal(judged[1].softmax, judged[3].softmax)
     reports = [
-        evaluate(classifier, x.copy(), y, Linf(0.1), curve_samples=0, check_samples=0, progress=False)
+        evaluate(classifier, (x.copy(), y), Linf(0.1), curve_samples=0, check_samples=0, progress=False)
         for classifier in twins
     ]
     assert reports[0].records == reports[1].records

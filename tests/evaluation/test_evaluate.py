@@ -127,7 +127,7 @@ def evaluated(
 ) -> Report:
     """``evaluate`` in blocks, by default without curve and checks."""
     return evaluate(
-        classifier, x, y, threat, attacks,
+        classifier, (x, y), threat, attacks,
         **({"block_size": BLOCK, "curve_samples": 0, "check_samples": 0, "progress": False} | options),
     )  # fmt: skip
 
@@ -1216,8 +1216,10 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
 ) -> None:
     attacks = [own("white", untouchable), own("transfer", untouchable, crafted_on="undefended", samples="all")]
     good: dict[str, Any] = {"classifier": defended, "x": x, "y": y, "threat": Linf(EPS), "attacks": attacks}
+    options = good | bad(defended, x, y)
+    model, data = options.pop("classifier"), (options.pop("x"), options.pop("y"))
     with pytest.raises(InputError, match="expected") as caught:
-        evaluate(**(good | bad(defended, x, y)), out=tmp_path / "run")
+        evaluate(model, data, **options, out=tmp_path / "run")
     assert len(str(caught.value).splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
 

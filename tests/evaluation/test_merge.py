@@ -49,7 +49,7 @@ def whole(finished_run: Any) -> Path:
 
 def share(run: Any, out: Path, count: int, numbers: Sequence[int] = (), **changes: Any) -> list[Path]:
     """Do some parts of the run, by default all."""
-    call = {name: getattr(run, name) for name in ("classifier", "x", "y", "threat", "attacks")} | run.options | changes
+    call = run.call | run.options | changes
     return [evaluate_shard(**call, shard=Shard(number, count), out=out) for number in numbers or range(1, count + 1)]
 
 
@@ -134,13 +134,13 @@ class Stored(StoredImages):
 
 def test_images_may_be_read_block_by_block(finished_run: Any) -> None:
     read: list[int] = []
-    report = finished_run.repeat(x=Stored(finished_run.x, read))
+    report = finished_run.repeat(data=(Stored(finished_run.x, read), finished_run.y))
     assert report.records == finished_run.report.records
     # One image, and two that networks and attacks are tried on; a block for the randomness; all (at most a hundred) for
     # the gradients; five for the checks; then each block.
     assert sorted(read) == sorted([1, 2, BLOCK, SAMPLES, 5, *[BLOCK] * 5, 3])
     with pytest.raises(InputError, match=r"x has shape \(23, 1, 8, 7\); \(N, 1, 8, 8\) was expected"):
-        finished_run.repeat(x=Stored(finished_run.x[..., :7], read))
+        finished_run.repeat(data=(Stored(finished_run.x[..., :7], read), finished_run.y))
 
 
 # What does not fit
@@ -330,7 +330,7 @@ def child(folder):
         return pid
     status = 1
     try:
-        evaluate_shard(defended, x, y, Linf(0.1), FEW_STEPS, out=folder, **options)
+        evaluate_shard(defended, (x, y), Linf(0.1), FEW_STEPS, out=folder, **options)
         status = 0
     finally:
         os._exit(status)

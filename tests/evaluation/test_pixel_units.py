@@ -82,7 +82,7 @@ def test_a_linear_network_is_as_robust_as_its_closed_form_says(
     """Half of the images lie within eps of the boundary; attacks that rounding put outside would leave them all."""
     classifier, x, y, distances = linear_problem(span if clipped else None, kind.norm, span)
     threat = kind(SHARE * (span[1] - span[0]))
-    report = evaluate(classifier, x, y, threat, BRIEF, curve_samples=0, check_samples=0, progress=False)
+    report = evaluate(classifier, (x, y), threat, BRIEF, curve_samples=0, check_samples=0, progress=False)
     assert report.summary.clean.rate == 1
     assert [record.robust() for record in report.records] == (distances > SHARE).tolist()
     outcomes = [outcome for record in report.records for outcome in record.attacks.values()]
@@ -109,7 +109,7 @@ def digits_in(span: tuple[float, float], threat: Threat, classifier: PyTorchClas
     other = PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=span, device_type="cpu")
     x = (low + width * digits.test.x[:12].astype(np.float64)).astype(np.float32)
     ball = threat.at(threat.eps * width)
-    return evaluate(other, x, digits.test.y[:12], ball, BRIEF, curve_samples=0, check_samples=2, progress=False)
+    return evaluate(other, (x, digits.test.y[:12]), ball, BRIEF, curve_samples=0, check_samples=2, progress=False)
 
 
 def test_attacks_and_checks_say_the_same_in_every_unit(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
@@ -130,7 +130,7 @@ def test_features_without_a_range_are_not_asked_to_turn_grey() -> None:
     model = nn.Linear(8, 2)
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (8,), 2, device_type="cpu")
     y = classifier.predict(x).argmax(axis=1)
-    report = evaluate(classifier, x, y, Linf(20), BRIEF, curve_samples=0, check_samples=4, progress=False)
+    report = evaluate(classifier, (x, y), Linf(20), BRIEF, curve_samples=0, check_samples=4, progress=False)
     verdicts = {check.name: check for check in report.summary.checks}
     assert verdicts["larger eps"].verdict == "not run"
     assert "without clip values" in verdicts["larger eps"].finding
@@ -214,7 +214,7 @@ def test_other_people_s_attacks_at_the_edge_of_the_ball_are_inside_in_every_unit
     specs = [AttackSpec(name, steps(attack), name, samples="all") for name, attack in attacks.items()]
     specs.append(AttackSpec("one step", lambda c, t, s: FastGradientMethod(c, t.norm, t.eps), "fgm", samples="all"))
     threat = kind(SHARE * (span[1] - span[0]))
-    report = evaluate(classifier, x, y, threat, specs, curve_samples=0, check_samples=0, progress=False)
+    report = evaluate(classifier, (x, y), threat, specs, curve_samples=0, check_samples=0, progress=False)
     for spec in specs:
         broken = [record.attacks[spec.name].success for record in report.records]
         assert broken == (distances < SHARE).tolist()

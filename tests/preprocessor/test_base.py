@@ -609,7 +609,7 @@ def test_runs_of_other_options_or_of_another_network_to_look_into_are_told_apart
 
     def key(defence: RestoringPreprocessor) -> str:
         defended = defend(digits_classifier, defence)
-        return run_key(defended, x, y, Linf(0.1), [WHITE_BOX], curve_samples=0, check_samples=0)
+        return run_key(defended, (x, y), Linf(0.1), [WHITE_BOX], curve_samples=0, check_samples=0)
 
     model = digits_classifier.model
     with torch.random.fork_rng(devices=[]):

@@ -596,7 +596,7 @@ def test_a_report_pictures_what_the_network_is_shown(digits_classifier: PyTorchC
     for mix, names in (("strength", ["heat", "what the network is shown"]), ("blur", ["what the network is shown"])):
         face = HeatAndBlur.for_classifier(digits_classifier, **OPTIONS | {"mix": mix})
         defended = defend(digits_classifier, face)
-        report = evaluate(defended, x, y, Linf(0.3), [attack], curve_samples=0, check_samples=0, progress=False)
+        report = evaluate(defended, (x, y), Linf(0.3), [attack], curve_samples=0, check_samples=0, progress=False)
         example = report.examples[0]
         assert list(example.views) == names
         for image, view in zip((example.clean, example.adversarial), example.views[names[-1]], strict=True):

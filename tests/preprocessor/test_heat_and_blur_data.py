@@ -39,7 +39,7 @@ def test_an_adaptive_attacker_leaves_little_of_it(name: str, data_root: Path) ->
     x, y = dataset.test.x[:samples], dataset.test.y[:samples]
     attacks = [PGD, *paper_specs(HeatAndBlur)]
     report = evaluate(
-        defended, x, y, Linf(eps), attacks, block_size=10, curve_samples=0, check_samples=0, progress=False
+        defended, (x, y), Linf(eps), attacks, block_size=10, curve_samples=0, check_samples=0, progress=False
     )
     summary = report.summary
     assert summary.run.modes == ["exact", "frozen", "smooth", "identity"]

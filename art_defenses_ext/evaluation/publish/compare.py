@@ -228,7 +228,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     >>> from art_defenses_ext import JumpReLU, Linf, compare, evaluate
     >>> options = {"attacks": "papers", "check_samples": 0, "curve_samples": 0, "progress": False}
     >>> for name, jump in ("small", 0.2), ("large", 1.0):
-    ...     report = evaluate(JumpReLU(classifier, jump)(), x_test, y_test, Linf(0.1), out=name, **options)
+    ...     report = evaluate(JumpReLU(classifier, jump)(), (x_test, y_test), Linf(0.1), out=name, **options)
     >>> [row[:2] for row in compare(["small", "large"]).rows()]
     [['small', 'jump_relu (jump 0.2, relus 3)'], ['large', 'jump_relu (jump 1, relus 3)']]
     """

@@ -62,7 +62,7 @@ class AttackSpec:
     >>> def fgsm(classifier, threat, seed):
     ...     return FastGradientMethod(classifier, threat.norm, threat.eps)
     >>> mine = AttackSpec("FGSM", fgsm, "a single step", kind="single step")
-    >>> report = evaluate(classifier, x_test, y_test, Linf(0.1), [mine], check_samples=0, progress=False)
+    >>> report = evaluate(classifier, (x_test, y_test), Linf(0.1), [mine], check_samples=0, progress=False)
     >>> [row.key for row in report.summary.rows]
     ['FGSM']
     """

@@ -85,8 +85,7 @@ def attacked(
 ) -> Report:
     return evaluate(
         classifier,
-        data.test.x[:samples],
-        data.test.y[:samples],
+        (data.test.x[:samples], data.test.y[:samples]),
         threat,
         suite,
         adaptive=adaptive,
@@ -178,7 +177,7 @@ def test_jump_relu_on_its_authors_networks_falls_as_far_as_it_must(
     data = load_dataset("mnist", data_root)
     plain = load_classifier(data, "lenet_like", data_root / "weights" / f"erichson_mnist_lenet_{weights}.pkl")
     report = evaluate(
-        JumpReLU(plain, 1.0)(), data.test.x[:500], data.test.y[:500], Linf(eps), curve_samples=0, check_samples=100
+        JumpReLU(plain, 1.0)(), (data.test.x[:500], data.test.y[:500]), Linf(eps), curve_samples=0, check_samples=100
     )
     assert report.accuracy_after_attacks <= at_most
     assert report.established, report.summary.failed_checks

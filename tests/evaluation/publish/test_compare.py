@@ -106,7 +106,7 @@ def runs(digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory
     ):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
-            evaluate(classifier, x[part], y[part], Linf(eps), PGD, out=folder / name, **options)
+            evaluate(classifier, (x[part], y[part]), Linf(eps), PGD, out=folder / name, **options)
     return folder
 
 
@@ -138,7 +138,7 @@ def test_an_image_of_another_label_or_without_a_hash_is_no_pair(
     nines = int((y[6:12] == 9).sum())
     y[6:] = 9
     options: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False}
-    evaluate(JumpReLU(digits_classifier, 1.0)(), x, y, Linf(0.1), PGD, out=tmp_path / "label", **options)
+    evaluate(JumpReLU(digits_classifier, 1.0)(), (x, y), Linf(0.1), PGD, out=tmp_path / "label", **options)
     pair = compare([runs / "bare", tmp_path / "label"]).runs[1].against_first
     assert pair is not None
     assert pair.total == 6 + nines
@@ -180,7 +180,7 @@ def test_runs_of_different_attackers_are_refused_or_say_so_first(
         "progress": False,
     } | changes
     few = 1 if case == "named suite" else 6
-    evaluate(digits_classifier, digits.test.x[:few], digits.test.y[:few], out=tmp_path / "other", **arguments)
+    evaluate(digits_classifier, (digits.test.x[:few], digits.test.y[:few]), out=tmp_path / "other", **arguments)
     with pytest.raises(
         InputError, match=f"bare and other, made by different attackers \\({re.escape(words)}.*expected"
     ):
@@ -201,7 +201,7 @@ def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
     """The network is one and the same, and McNemar's test is sure of a difference: it is the attackers'."""
     x, y = digits.test.x[:40], digits.test.y[:40]
     options: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False}
-    evaluate(digits_classifier, x, y, Linf(0.1), NOISE, out=tmp_path / "noise", **options)
+    evaluate(digits_classifier, (x, y), Linf(0.1), NOISE, out=tmp_path / "noise", **options)
     comparison = compare([runs / "bare", tmp_path / "noise"], different_attackers=True)
     pair = comparison.runs[1].against_first
     assert pair is not None
@@ -223,13 +223,13 @@ def test_robust_accuracies_are_compared_under_their_name(
     options: dict[str, Any] = {"curve_samples": 0, "check_samples": 1, "progress": False}
     jump = JumpReLU(digits_classifier, 1.0)()
     for name, classifier in (("bare", digits_classifier), ("jump", jump)):
-        evaluate(classifier, x, y, Linf(0.02), out=tmp_path / name, **options)
+        evaluate(classifier, (x, y), Linf(0.02), out=tmp_path / name, **options)
     comparison = compare([tmp_path / "bare", tmp_path / "jump"])
     assert comparison.warning == ""
     assert comparison.heads[4] == "robust accuracy"
     restorer = defend(digits_classifier, HeatAndBlur.for_classifier(digits_classifier))
     for name, classifier in (("jump, paper", jump), ("blur, paper", restorer)):
-        evaluate(classifier, x, y, Linf(0.02), "papers", out=tmp_path / name, **options)
+        evaluate(classifier, (x, y), Linf(0.02), "papers", out=tmp_path / name, **options)
     with pytest.raises(InputError, match=r"made by different attackers .attacks IFGSM, gray-box"):
         compare([tmp_path / "jump, paper", tmp_path / "blur, paper"])
 

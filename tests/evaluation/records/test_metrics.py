@@ -230,7 +230,7 @@ def run_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, folder: Pa
     options: dict[str, Any] = {"block_size": 10, "curve_samples": 0, "check_samples": 0, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
-        report = evaluate(classifier, x, y, Linf(EPS), specs, out=folder, **options)
+        report = evaluate(classifier, (x, y), Linf(EPS), specs, out=folder, **options)
     return Run(classifier, report, {key: np.concatenate(one) for key, one in returned.items() if one}, folder)
 
 

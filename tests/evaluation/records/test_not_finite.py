@@ -61,7 +61,7 @@ def images() -> tuple[FloatArray, IntArray]:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_network_without_any_finite_logits_is_refused(images: tuple[FloatArray, IntArray], value: float) -> None:
     with pytest.raises(InputError, match="classifier gives NaN or infinite logits for all of the first 40 images"):
-        evaluate(network(-1.0, value), *images, Linf(0.1), progress=False)
+        evaluate(network(-1.0, value), images, Linf(0.1), progress=False)
 
 
 @pytest.mark.usefixtures("without_pictures")
@@ -69,7 +69,7 @@ def test_a_network_without_any_finite_logits_is_refused(images: tuple[FloatArray
 def test_clean_images_without_finite_logits_are_wrong_counted_and_named(
     images: tuple[FloatArray, IntArray], value: float, tmp_path: Path
 ) -> None:
-    report = evaluate(network(0.8, value), *images, Linf(0.01), BRIEF, curve_samples=0, progress=False, out=tmp_path)
+    report = evaluate(network(0.8, value), images, Linf(0.01), BRIEF, curve_samples=0, progress=False, out=tmp_path)
     assert report.summary.clean.count == report.summary.worst_case.count == 36
     assert [record.clean for record in report.records[:5]] == [-1, -1, -1, -1, 0]
     assert report.summary.established is False
@@ -87,7 +87,9 @@ def test_images_that_attacks_bring_to_logits_that_are_not_finite_are_broken_and_
 ) -> None:
     """Within .15 all can be, and none can be brought into the other class."""
     x, y = images[0][4:], images[1][4:]
-    summary = evaluate(network(0.5), x, y, Linf(0.15), BRIEF, curve_samples=0, check_samples=4, progress=False).summary
+    summary = evaluate(
+        network(0.5), (x, y), Linf(0.15), BRIEF, curve_samples=0, check_samples=4, progress=False
+    ).summary
     assert summary.worst_case.count == 0
     broken = summary.not_finite.broken
     assert broken is not None

@@ -54,7 +54,7 @@ class Linear:
     def evaluated(self, threshold: float) -> Summary:
         detector = linear(np.stack([np.zeros(DIMENSIONS), self.word]), np.array([0, -threshold]))
         report = evaluate(
-            linear(self.weights, self.bias), self.x, self.y, Linf(EPS), "standard",
+            linear(self.weights, self.bias), (self.x, self.y), Linf(EPS), "standard",
             detector=BinaryInputDetector(detector), check_samples=0, curve_samples=0, progress=False,
         )  # fmt: skip
         return report.summary

@@ -142,7 +142,7 @@ OPTIONS: dict[str, Any] = {"curve_samples": 0, "check_samples": 0}
 
 
 def key(target: PyTorchClassifier) -> str:
-    return run_key(target, X, Y, Linf(0.05), [PGD], **OPTIONS)
+    return run_key(target, (X, Y), Linf(0.05), [PGD], **OPTIONS)
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def predicted(target: PyTorchClassifier) -> PyTorchClassifier:
 
 
 def evaluated(target: PyTorchClassifier) -> PyTorchClassifier:
-    evaluate(target, X, Y, Linf(0.05), [PGD], **OPTIONS, progress=False)
+    evaluate(target, (X, Y), Linf(0.05), [PGD], **OPTIONS, progress=False)
     return target
 
 
@@ -347,22 +347,22 @@ def test_answers_are_part_of_the_identity(content: str, words: str, tmp_path: Pa
     target = classifier(FromFile(file))
     before = key(target)
     out = tmp_path / "run"
-    evaluate(target, X, Y, Linf(0.05), [PGD], out=out, **OPTIONS, progress=False)
+    evaluate(target, (X, Y), Linf(0.05), [PGD], out=out, **OPTIONS, progress=False)
     records = (out / "records.jsonl").read_bytes()
-    evaluate(target, X, Y, Linf(0.05), [PGD], out=out, **OPTIONS, progress=False)  # goes on
+    evaluate(target, (X, Y), Linf(0.05), [PGD], out=out, **OPTIONS, progress=False)  # goes on
     file.write_text(content)
     assert key(target) != before
     with pytest.raises(InputError, match=f"another run: {words}"):
-        evaluate(target, X, Y, Linf(0.05), [PGD], out=out, **OPTIONS, progress=False)
+        evaluate(target, (X, Y), Linf(0.05), [PGD], out=out, **OPTIONS, progress=False)
     assert (out / "records.jsonl").read_bytes() == records
 
 
 def test_a_run_of_an_edited_network_is_not_gone_on_with(tmp_path: Path) -> None:
     target = classifier()
-    evaluate(target, X, Y, Linf(0.05), [PGD], out=tmp_path, **OPTIONS, progress=False)
+    evaluate(target, (X, Y), Linf(0.05), [PGD], out=tmp_path, **OPTIONS, progress=False)
     network_of(target).leaky.negative_slope = 0.100001
     with pytest.raises(InputError, match="another run: the code or the attributes of the network differ"):
-        evaluate(target, X, Y, Linf(0.05), [PGD], out=tmp_path, **OPTIONS, progress=False)
+        evaluate(target, (X, Y), Linf(0.05), [PGD], out=tmp_path, **OPTIONS, progress=False)
 
 
 # How much noise is none
@@ -450,7 +450,7 @@ def test_a_cached_evaluation_is_found_again_until_the_network_changes(
 
     def clean_accuracy() -> float:
         target = JumpReLU(plain, 0.1)()
-        return suite.evaluated("a", target, X, right, Linf(0.01), "papers", check_samples=0)[0].summary.clean.rate
+        return suite.evaluated("a", target, (X, right), Linf(0.01), "papers", check_samples=0)[0].summary.clean.rate
 
     assert [clean_accuracy(), clean_accuracy(), len(calls)] == [1.0, 1.0, 1]
     monkeypatch.setattr(Ranking, "forward", lambda self, x: -torch.relu(self.layer(x.flatten(1))))

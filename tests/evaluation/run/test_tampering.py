@@ -59,7 +59,7 @@ def y(target: PyTorchClassifier, x: np.ndarray) -> np.ndarray:
 @pytest.fixture(scope="module")
 def original(target: PyTorchClassifier, x: np.ndarray, y: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tampering") / "run"
-    evaluate(target, x, y, Linf(EPS), [SPEC], out=folder, **OPTIONS)
+    evaluate(target, (x, y), Linf(EPS), [SPEC], out=folder, **OPTIONS)
     return folder
 
 
@@ -114,7 +114,7 @@ def test_successes_set_to_false_are_refused_wherever_records_are_read(
         with pytest.raises(InputError, match=words):
             merge([folder], tmp_path / "merged")
         with pytest.raises(InputError, match=words):
-            evaluate(target, x, y, Linf(EPS), [SPEC], out=folder, **OPTIONS)
+            evaluate(target, (x, y), Linf(EPS), [SPEC], out=folder, **OPTIONS)
 
 
 def first_attacked(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -197,7 +197,7 @@ def test_costs_findings_manifest_and_pictures_have_digests(folder: Path, origina
 def test_files_of_another_run_do_not_fit(
     folder: Path, target: PyTorchClassifier, x: np.ndarray, y: np.ndarray, tmp_path: Path
 ) -> None:
-    evaluate(target, x, y, Linf(EPS), [SPEC], out=tmp_path / "other", seed=1, **OPTIONS)
+    evaluate(target, (x, y), Linf(EPS), [SPEC], out=tmp_path / "other", seed=1, **OPTIONS)
     for names in ([RECORDS], [RECORDS, DIGESTS], [RECORDS, DIGESTS, COSTS], [FINDINGS]):
         shutil.copytree(folder, tmp_path / "mixed", dirs_exist_ok=True)
         for name in names:
@@ -292,7 +292,7 @@ def test_whatever_happens_to_the_block_at_work_no_other_outcome_comes_of_it(
     name: str, target: PyTorchClassifier, x: np.ndarray, y: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Unfinished, "remove", lambda self: None)  # as if killed before the block was finished
-    evaluate(target, x, y, Linf(EPS), [SPEC], out=tmp_path, **(OPTIONS | {"block_size": 10, "check_samples": 0}))
+    evaluate(target, (x, y), Linf(EPS), [SPEC], out=tmp_path, **(OPTIONS | {"block_size": 10, "check_samples": 0}))
     (wanted,) = Unfinished(tmp_path).attempts(0).values()
     draw, file = random.Random(name), tmp_path / name
     content, lost = file.read_bytes(), 0

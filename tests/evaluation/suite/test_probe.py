@@ -78,7 +78,7 @@ BRIEF = (
 def run(classifier: PyTorchClassifier, attacks: Any = BRIEF, **options: Any) -> Any:
     x = images(classifier.input_shape)
     settings: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False} | options
-    return evaluate(classifier, x, np.arange(N) % 2, Linf(0.1), attacks, **settings)
+    return evaluate(classifier, (x, np.arange(N) % 2), Linf(0.1), attacks, **settings)
 
 
 class Scriptable(nn.Module):
@@ -109,11 +109,11 @@ def test_a_network_that_makes_no_logits_is_refused_in_one_sentence(case: str, tm
     x = images()
     for entry in (
         lambda: run(build(), "standard", out=tmp_path / "run"),
-        lambda: run_key(build(), x, np.arange(N) % 2, Linf(0.1)),
+        lambda: run_key(build(), (x, np.arange(N) % 2), Linf(0.1)),
         lambda: evaluate_shard(
-            build(), x, np.arange(N) % 2, Linf(0.1), shard=Shard(1, 2), out=tmp_path / "run", progress=False
+            build(), (x, np.arange(N) % 2), Linf(0.1), shard=Shard(1, 2), out=tmp_path / "run", progress=False
         ),
-        lambda: Suite(tmp_path / "cache").is_robust("name", build(), x, np.arange(N) % 2, Linf(0.1), 0.0),
+        lambda: Suite(tmp_path / "cache").is_robust("name", build(), (x, np.arange(N) % 2), Linf(0.1), 0.0),
     ):
         with pytest.raises(InputError, match=sentence) as refused:
             entry()
@@ -140,7 +140,7 @@ def test_the_whole_standard_suite_runs_on_inputs_of_any_number_of_axes(shape: tu
     slopes = np.array([[np.abs(weight[y] - weight[k]).sum() for k in range(K) if k != y] for y in labels])
     robust = (gaps / slopes).min(axis=1) > eps
     report = evaluate(
-        classifier, inner.astype(np.float32), labels, Linf(eps), curve_samples=0, check_samples=0, progress=False
+        classifier, (inner.astype(np.float32), labels), Linf(eps), curve_samples=0, check_samples=0, progress=False
     )
     assert [record.robust() for record in report.records] == robust.tolist()
     assert {"APGD margin [exact]", "Square", "noise"} <= {key for r in report.records for key in r.attacks}
@@ -397,7 +397,7 @@ def test_statements_hold_without_a_cache_that_can_be_written_and_say_so(tmp_path
     x = images()
     y = classifier.predict(x).argmax(axis=1)
     for _ in range(2):
-        report, folder = suite.evaluated("name", classifier, x, y, Linf(1e-4), [WHITE_BOX], check_samples=2)
+        report, folder = suite.evaluated("name", classifier, (x, y), Linf(1e-4), [WHITE_BOX], check_samples=2)
         assert (folder / "report.json").exists()
     assert report.robust_accuracy == 1.0
     assert len([note for note in suite.notes if "cannot be written" in note]) == 1

@@ -89,7 +89,7 @@ def idle(count: int) -> list[AttackSpec]:
 
 def attacked(problem: Problem, specs: list[AttackSpec], eps: float = 0.05, **options: Any) -> Report:
     return evaluate(
-        problem.classifier, problem.x, problem.y, Linf(eps), specs,
+        problem.classifier, (problem.x, problem.y), Linf(eps), specs,
         curve_samples=0, check_samples=0, progress=False, **options,
     )  # fmt: skip
 
@@ -184,7 +184,7 @@ def test_a_noisy_detector_lets_nobody_past_by_luck() -> None:
     )
     x, y = np.random.default_rng(0).random((60, 2)).astype(np.float32), np.zeros(60, np.int64)
     report = evaluate(
-        classifier, x, y, Linf(0.1), idle(6), detector=BinaryInputDetector(detector),
+        classifier, (x, y), Linf(0.1), idle(6), detector=BinaryInputDetector(detector),
         curve_samples=0, check_samples=0, progress=False,
     )  # fmt: skip
     succeeded = [any(one.success for one in record.attacks.values()) for record in report.records]

@@ -121,8 +121,7 @@ def test_robust_accuracy_behind_a_resize_is_the_closed_form_s(resize: str, probl
     x, y, distances = at_distances(effective, 0.02)
     report = evaluate(
         defend(classifier, RESIZES[resize]()),
-        x,
-        y,
+        (x, y),
         Linf(0.02),
         [WHITE_BOX],
         curve_samples=0,
