@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 from art_defenses_ext import JumpReLU, Linf
 from art_defenses_ext.attack.random_noise import RandomNoise
-from art_defenses_ext.base.arrays import FloatArray, IntArray, StoredImages
+from art_defenses_ext.base.arrays import FloatArray, StoredImages
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation import evaluate as module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
@@ -153,26 +153,15 @@ def refused(folders: Sequence[Path], out: Path, words: str, **options: Any) -> N
     assert not out.exists()
 
 
-@dataclass
-class Brief:
-    """A run of moments, of which parts are made that do not fit together."""
-
-    classifier: PyTorchClassifier
-    x: FloatArray
-    y: IntArray
-    threat: Linf
-    attacks: list[AttackSpec]
-    options: dict[str, Any]
-
-
 @pytest.fixture
-def brief(finished_run: Any) -> Brief:
+def brief(finished_run: Any) -> Any:
+    """A run of moments, of which parts are made that do not fit together."""
     noise = AttackSpec("noise", lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 2, seed=seed), "control", kind="noise")
     options = {"block_size": 2, "curve_samples": 0, "check_samples": 0, "progress": False}
-    return Brief(finished_run.classifier, finished_run.x[:6], finished_run.y[:6], Linf(0.1), [noise], options)
+    return replace(finished_run, x=finished_run.x[:6], y=finished_run.y[:6], attacks=[noise], options=options)
 
 
-def test_gaps_are_refused(brief: Brief, tmp_path: Path) -> None:
+def test_gaps_are_refused(brief: Any, tmp_path: Path) -> None:
     folders = share(brief, tmp_path / "parts", 2, [1])
     refused(folders, tmp_path / "out", r"2 of 3 blocks .* from sample 2 on is missing: no folder .* only 1/2")
     other = share(brief, tmp_path / "parts", 2, [2])
@@ -181,20 +170,20 @@ def test_gaps_are_refused(brief: Brief, tmp_path: Path) -> None:
     refused(folders + other, tmp_path / "out", r"2 of 3 blocks .* sample 4 on is missing: .*1-of-2 is not finished")
 
 
-def test_duplicates_are_refused(brief: Brief, tmp_path: Path) -> None:
+def test_duplicates_are_refused(brief: Any, tmp_path: Path) -> None:
     folders = share(brief, tmp_path / "parts", 2)
     refused([*folders, folders[0]], tmp_path / "out", "both hold the samples from 0 on")
     share(brief, tmp_path / "parts", 3, [2])
     refused([tmp_path / "parts"], tmp_path / "out", "both hold the samples from 2 on")
 
 
-def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(brief: Brief, tmp_path: Path) -> None:
+def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(brief: Any, tmp_path: Path) -> None:
     folders = share(brief, tmp_path / "parts", 2)
     (folders[0] / FINDINGS).unlink()
     refused(folders, tmp_path / "out", "came to its end")
 
 
-def test_parts_of_another_run_are_refused(brief: Brief, own_classifier: PyTorchClassifier, tmp_path: Path) -> None:
+def test_parts_of_another_run_are_refused(brief: Any, own_classifier: PyTorchClassifier, tmp_path: Path) -> None:
     first = share(brief, tmp_path / "first", 2, [1])
     jump = JumpReLU(own_classifier, 0.5)()
     last = list(own_classifier.model.parameters())[-1]
@@ -204,15 +193,15 @@ def test_parts_of_another_run_are_refused(brief: Brief, own_classifier: PyTorchC
         ("seed", {"seed": 1}, "settings seed 0, not 1"),
         ("eps", {"threat": Linf(0.2)}, "settings eps 0.1, not 0.2"),
         ("attacks", {"attacks": [replace(brief.attacks[0], name="louder")]}, "settings attacks"),
-        ("images", {"x": brief.x * np.float32(0.5)}, "data_sha256"),
-        ("network", {"classifier": JumpReLU(other, 1.0)()}, "model_sha256"),
-        ("defence", {"classifier": jump}, "defences 1 jump"),
+        ("images", {"data": (brief.x * np.float32(0.5), brief.y)}, "data_sha256"),
+        ("network", {"model": JumpReLU(other, 1.0)()}, "model_sha256"),
+        ("defence", {"model": jump}, "defences 1 jump"),
     ):
         folders = first + share(brief, tmp_path / name, 2, [2], **changes)
         refused(folders, tmp_path / "out", f"different runs: .*{words}")
 
 
-def test_other_machines_join_only_when_asked(brief: Brief, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_machines_join_only_when_asked(brief: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders = share(brief, tmp_path / "parts", 2, [1])
     monkeypatch.setattr(describe.torch, "get_num_threads", lambda: 4)
     folders += share(brief, tmp_path / "parts", 2, [2])
@@ -228,7 +217,7 @@ def test_no_folder_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> Non
     refused([tmp_path / ("x" * 5000)], tmp_path / "out", "cannot be read .File name too long")
 
 
-def test_a_part_or_an_unfinished_run_is_no_report(brief: Brief, whole: Path, tmp_path: Path) -> None:
+def test_a_part_or_an_unfinished_run_is_no_report(brief: Any, whole: Path, tmp_path: Path) -> None:
     (folder,) = share(brief, tmp_path, 2, [1])
     with pytest.raises(InputError, match="part 1/2 of a run; merge"):
         Report.load(folder)
