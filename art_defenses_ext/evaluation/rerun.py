@@ -11,7 +11,6 @@ from typing import Any, Unpack
 
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext.base.arrays import Images
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.config import EvaluationConfig
@@ -111,9 +110,8 @@ class Rerun:
 
 def rerun(
     run: str | Path,
-    classifier: PyTorchClassifier,
-    x: Images,
-    y: Any,
+    model: PyTorchClassifier,
+    data: Any,
     attacks: str | Sequence[AttackSpec] | None = None,
     *,
     out: str | Path | None = None,
@@ -127,7 +125,7 @@ def rerun(
 
     Args:
         run: folder of the run.
-        classifier, x, y: as :func:`evaluate`; what the run was made with.
+        model, data: as :func:`evaluate`; what the run was made with.
         attacks: of a run with a list of attacks, that list; by default those that the run names.
         out: folder of the repetition; None keeps nothing.
         progress: show a progress bar.
@@ -141,8 +139,8 @@ def rerun(
 
     >>> from art_defenses_ext import JumpReLU, Linf, evaluate, rerun
     >>> defended = JumpReLU(classifier, jump=1.0)()
-    >>> report = evaluate(defended, x_test, y_test, Linf(0.1), "papers", out="run", progress=False)
-    >>> rerun("run", defended, x_test, y_test, progress=False).byte_equal
+    >>> report = evaluate(defended, (x_test, y_test), Linf(0.1), "papers", out="run", progress=False)
+    >>> rerun("run", defended, (x_test, y_test), progress=False).byte_equal
     True
     """
     folder = check_path("run", run, "the folder of a finished run")
@@ -150,15 +148,13 @@ def rerun(
     manifest = read_manifest(folder)
     settings = manifest.run.settings
     attacks = _attacks(folder, manifest) if attacks is None else attacks
-    call = (classifier, x, y, named_threat(settings.threat, settings.eps), attacks)
+    call = (model, data, named_threat(settings.threat, settings.eps), attacks)
     arguments |= {"allow_large_eps": True, "config": EvaluationConfig.part_of(settings)}
     arguments.setdefault("command_options", manifest.run.options)
     if out is not None and Path(out).resolve() == folder.resolve():
         raise InputError(f"out is {out}, the run itself; another folder was expected")
     if manifest_of(*call, **arguments).run.data_sha256 != manifest.run.data_sha256:
-        raise InputError(
-            f"x and y are none of the run in {folder}; the images and labels that it attacked was expected"
-        )
+        raise InputError(f"data is none of the run in {folder}; the images and labels that it attacked were expected")
     with TemporaryDirectory() if out is None else nullcontext(out) as target:
         evaluate(*call, out=target, progress=progress, **arguments)
         return Rerun.between(folder, Path(target))

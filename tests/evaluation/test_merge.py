@@ -245,7 +245,7 @@ def test_the_same_call_goes_on_without_repeating_a_block_whatever_the_clock_says
         return block(self, start, *arguments)
 
     monkeypatch.setattr(module.Work, "block", failing)
-    first = {"x": finished_run.x[:12], "y": finished_run.y[:12]}
+    first = {"data": (finished_run.x[:12], finished_run.y[:12])}
     with pytest.raises(KeyboardInterrupt):
         finished_run.repeat(out=tmp_path, **first)
     report = finished_run.repeat(out=tmp_path, **first)
@@ -263,8 +263,7 @@ def test_the_same_call_goes_on_without_repeating_an_attack(
 ) -> None:
     """A block may take hours. The samples are one here, so that only finished attacks can be gone on from."""
     changes = {
-        "x": finished_run.x[:8],
-        "y": finished_run.y[:8],
+        "data": (finished_run.x[:8], finished_run.y[:8]),
         "block_size": 8,
         "curve_samples": 2,
         "check_samples": 0,

@@ -26,7 +26,7 @@ def run(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_a_run_of_the_same_model_is_repeated_to_the_byte(run: Any, tmp_path: Path) -> None:
-    again = rerun(run.folder, run.classifier, run.x, run.y, run.attacks, out=tmp_path / "again", progress=False)
+    again = rerun(run.folder, run.classifier, (run.x, run.y), run.attacks, out=tmp_path / "again", progress=False)
     assert (again.byte_equal, again.differences, again.elsewhere) == (True, [], [])
     assert list(again.lines()) == ["All 6 records are equal, byte for byte."]
     assert (tmp_path / "again" / RECORDS).read_bytes() == (run.folder / RECORDS).read_bytes()
@@ -34,7 +34,7 @@ def test_a_run_of_the_same_model_is_repeated_to_the_byte(run: Any, tmp_path: Pat
 
 def test_of_another_model_all_differing_records_are_named(run: Any, digits_classifier: Any, tmp_path: Path) -> None:
     other = JumpReLU(digits_classifier, 0.2)()
-    again = rerun(run.folder, other, run.x, run.y, run.attacks, out=tmp_path / "again", progress=False)
+    again = rerun(run.folder, other, (run.x, run.y), run.attacks, out=tmp_path / "again", progress=False)
     pairs = [
         [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
         for folder in (run.folder, tmp_path / "again")
@@ -58,8 +58,8 @@ def test_of_another_model_all_differing_records_are_named(run: Any, digits_class
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"x": lambda run: 1 - run.x}, "x and y are none of the run"),
-        ({"y": lambda run: run.y[::-1].copy()}, "x and y are none of the run"),
+        ({"data": lambda run: (1 - run.x, run.y)}, "data is none of the run"),
+        ({"data": lambda run: (run.x, run.y[::-1].copy())}, "data is none of the run"),
         ({"attacks": lambda run: None}, "was made with a list (PGD, undefended, Square)"),
         ({"out": lambda run: run.folder}, "the run itself"),
         ({"run": lambda run: run.folder / "figures"}, "manifest.json cannot be read"),
@@ -69,7 +69,7 @@ def test_what_cannot_be_repeated_is_refused_before_any_attack(
     run: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
 ) -> None:
     monkeypatch.setattr("art_defenses_ext.evaluation.run.block.Work.block", lambda *_: pytest.fail("attacked"))
-    call = {name: getattr(run, name) for name in ("classifier", "x", "y", "attacks")}
-    call |= {"run": run.folder} | {name: value(run) for name, value in change.items()}
+    call = {"run": run.folder, "model": run.classifier, "data": (run.x, run.y), "attacks": run.attacks}
+    call |= {name: value(run) for name, value in change.items()}
     with pytest.raises(InputError, match=re.escape(words)):
         rerun(**call, progress=False)
