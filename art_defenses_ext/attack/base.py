@@ -117,7 +117,11 @@ class TensorAttack(EvasionAttack):
         arguments = signature(self.function).parameters.values()
         keywords = [argument.name for argument in arguments if argument.kind is Parameter.KEYWORD_ONLY]
         named = {name: options[name] for name in keywords if name in options}
-        return self.function(partial(self.logits, module), x, y, self.domain, **named)
+        return self.function(self.network(module), x, y, self.domain, **named)
+
+    def network(self, module: nn.Module) -> Callable[..., Any]:
+        """What the function attacks: a network as :meth:`logits` gives it."""
+        return partial(self.logits, module)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
         """What the function may name: the attack's parameters, and ``clip_values`` and ``channels_first``."""

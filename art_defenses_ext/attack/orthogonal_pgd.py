@@ -13,17 +13,18 @@ Detected" (arXiv:1705.07263).
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.annealed_pgd import Factors
-from art_defenses_ext.attack.ball import L2, into_range, per_sample, unit
+from art_defenses_ext.attack.ball import L2, Ball, ClipValues, into_range, per_sample, unit
 from art_defenses_ext.attack.base import BallAttack, BestPoints
 from art_defenses_ext.attack.losses import gradient_of, margin
 from art_defenses_ext.base.declared import Count, Flag, NonNegative, Positive
@@ -35,6 +36,10 @@ from art_defenses_ext.gradients.modes import annealable_modes, find_defences, su
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
 PERIOD = 5  # steps from one look at which samples are done to the next: each costs a wait for the device
+
+
+Parts = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A network that rejects: images (n, ...) -> the classifier's logits (n, K) and the detection margin (n,)."""
 
 
 class Place(NamedTuple):
@@ -53,6 +58,200 @@ class Place(NamedTuple):
     detection_slope: Tensor
 
 
+Direction = Callable[[Place], Tensor]
+"""The gradient to descend (n, ...), out of both slopes."""
+
+
+def _as_it_is(factor: float) -> AbstractContextManager[None]:
+    """Leave the surrogates as wide as they are."""
+    return nullcontext()
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How long an attack descends, how far at a time, and when it stops.
+
+    Attributes:
+        step_size: in pixel values; None for a tenth of the radius.
+        max_iter: steps a run.
+        random_start: begin at a random point of the ball instead of at the image.
+        stop_below: a sample is done once it is misclassified with a detection margin below this; -inf never stops,
+            for the lowest one that can be found.
+        switch_margin: how far beyond the boundary, in logits, an image must be for the detector's turn to come.
+        factors: of the width of the defences' smooth surrogates, one for each of as many equal phases of a run.
+        width: makes a context in which the surrogates' width is multiplied by a factor.
+        targeted: the labels are classes to reach, not to leave.
+        clip_values: least and largest pixel value.
+    """
+
+    step_size: float | None = None
+    max_iter: int = 100
+    random_start: bool = False
+    stop_below: float = 0.0
+    switch_margin: float = 0.05
+    factors: Sequence[float] = FACTORS
+    width: Callable[[float], AbstractContextManager[None]] = _as_it_is
+    targeted: bool = False
+    clip_values: ClipValues = None
+
+    def phases(self) -> Iterator[int]:
+        """Yield the steps' numbers, each while the surrogates have the width of its phase."""
+        limits = [number * self.max_iter // len(self.factors) for number in range(len(self.factors) + 1)]
+        for factor, first, end in zip(self.factors, limits[:-1], limits[1:], strict=True):
+            with self.width(factor):
+                yield from range(first, end)
+
+
+def selective_pgd(
+    parts: Parts, x: Tensor, y: Tensor, ball: Ball, *, descent: Descent, generator: torch.Generator
+) -> Tensor:
+    """Descend the classifier's margin until the image is misclassified, then the detection margin.
+
+    Args:
+        parts: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,), or the classes to reach.
+        ball: where to descend.
+        descent: how.
+        generator: of a random start.
+
+    Returns:
+        Of each image the misclassified point of lowest detection margin that was seen, judged by the forward pass;
+        without any, the one nearest to misclassification.
+    """
+    direction = partial(selective_direction, switch_margin=descent.switch_margin)
+    return _descend(parts, x, y, ball, [direction], descent, generator)
+
+
+def orthogonal_pgd(
+    parts: Parts, x: Tensor, y: Tensor, ball: Ball, *, descent: Descent, generator: torch.Generator
+) -> Tensor:
+    """Descend as :func:`selective_pgd`, along gradients without their component along each other.
+
+    Args:
+        parts, x, y, ball, descent, generator: as :func:`selective_pgd`.
+    """
+    direction = partial(orthogonal_direction, switch_margin=descent.switch_margin)
+    return _descend(parts, x, y, ball, [direction], descent, generator)
+
+
+def lagrangian_pgd(
+    parts: Parts,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    descent: Descent,
+    generator: torch.Generator,
+    weights: Sequence[float] = WEIGHTS,
+) -> Tensor:
+    """Descend the sum of both losses, each until it is met, in one run for each weight of the detector's.
+
+    Args:
+        parts, x, y, ball, descent, generator: as :func:`selective_pgd`.
+        weights: of the detector's gradient, in the order of the runs; later ones are for the images that are not done.
+    """
+    directions = [partial(lagrangian_direction, weight=weight, ball=type(ball), descent=descent) for weight in weights]
+    return _descend(parts, x, y, ball, directions, descent, generator)
+
+
+def selective_direction(at: Place, switch_margin: float) -> Tensor:
+    """Return the classifier's slope for the images that are not yet misclassified, the detector's for the others."""
+    return _whose_turn(at, at.class_slope, at.detection_slope, switch_margin)
+
+
+def orthogonal_direction(at: Place, switch_margin: float) -> Tensor:
+    """Return the selective direction without its component along the other slope."""
+    slope, other = at.class_slope, at.detection_slope
+    return _whose_turn(at, without_component(slope, other), without_component(other, slope), switch_margin)
+
+
+def _whose_turn(at: Place, until_misclassified: Tensor, afterwards: Tensor, switch_margin: float) -> Tensor:
+    return torch.where(per_sample(at.class_margin > -switch_margin, afterwards), until_misclassified, afterwards)
+
+
+def lagrangian_direction(at: Place, weight: float, ball: type[Ball], descent: Descent) -> Tensor:
+    """Return the sum of both slopes, each of length 1 in the dual norm, and zero where its loss is met."""
+    size = ball.dual_size
+    missing = unit(at.class_slope, size) * per_sample(at.class_margin > -descent.switch_margin, at.class_slope)
+    passing = unit(at.detection_slope, size) * per_sample(at.detection_margin >= descent.stop_below, at.detection_slope)
+    return missing + weight * passing
+
+
+def _descend(
+    parts: Parts,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    directions: Sequence[Direction],
+    descent: Descent,
+    generator: torch.Generator,
+) -> Tensor:
+    """Descend once along each of ``directions`` from the images that are not done; return the best points (N, ...)."""
+    seen = _Seen(x)
+    step_size = ball.eps / 10 if descent.step_size is None else descent.step_size
+    remaining = torch.arange(len(x), device=x.device)
+    for direction in directions:
+        rows, points = remaining, x[remaining]
+        if descent.random_start:
+            points = into_range(points + ball.random_inside(points, generator), descent.clip_values)
+        for done in descent.phases():
+            at = look(parts, points, y[rows], descent.targeted)
+            seen.offer(points, at, rows)
+            towards = direction(at)
+            if descent.stop_below > -math.inf and done % PERIOD == PERIOD - 1:
+                active = (seen.lowest_detection_margin[rows] >= descent.stop_below).nonzero().squeeze(1)
+                rows, points, towards = rows[active], points[active], towards[active]
+                if len(rows) == 0:
+                    break
+            points = ball.inside(points - step_size * ball.step(towards), x[rows], descent.clip_values)
+        else:
+            with torch.no_grad():
+                seen.offer(points, look(parts, points, y[rows], descent.targeted), rows)
+        remaining = remaining[seen.lowest_detection_margin[remaining] >= descent.stop_below]
+        if len(remaining) == 0:
+            break
+    return seen.points
+
+
+def look(parts: Parts, x: Tensor, y: Tensor, targeted: bool = False) -> Place:
+    """Return both margins at images (n, ...) and, where gradients are on, their slopes."""
+    x = x.detach().requires_grad_()
+    logits, detection_margin = parts(x)
+    class_margin = -margin(logits, y) if targeted else margin(logits, y)
+    slopes = gradient_of(class_margin, x, retain_graph=True), gradient_of(detection_margin, x)
+    return Place(class_margin.detach(), detection_margin.detach(), *slopes)
+
+
+def without_component(gradient: Tensor, other: Tensor) -> Tensor:
+    """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
+    along = L2.steepest(other)
+    return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along
+
+
+class _Seen:
+    """The best that was seen of each image of ``x`` (N, ...)."""
+
+    def __init__(self, x: Tensor) -> None:
+        self._missed, self._nearest = BestPoints(x), BestPoints(x)
+
+    def offer(self, points: Tensor, at: Place, rows: Tensor) -> None:
+        """Take what is better of ``points`` (n, ...), which belong to the images ``rows`` (n,)."""
+        self._missed.offer(points, torch.where(at.class_margin < 0, at.detection_margin, torch.inf), rows)
+        self._nearest.offer(points, at.class_margin, rows)
+
+    @property
+    def lowest_detection_margin(self) -> Tensor:
+        """The lowest detection margin of misclassified points (N,); inf without any."""
+        return self._missed.margins
+
+    @property
+    def points(self) -> Tensor:
+        """The misclassified point of lowest detection margin, without any the one nearest to that (N, ...)."""
+        missed = self._missed.points
+        return torch.where(per_sample(self.lowest_detection_margin < torch.inf, missed), missed, self._nearest.points)
+
+
 @dataclass(eq=False, repr=False)
 class RejectionAttack(BallAttack):
     """An attack on a classifier that rejects: descent of one gradient made of two.
@@ -63,15 +262,8 @@ class RejectionAttack(BallAttack):
     Args:
         estimator: a classifier that rejects, from :func:`.rejecting`.
         norm, eps: see :class:`BallAttack`.
-        eps_step: step size in pixel values; None for eps / 10.
-        max_iter: steps a run.
-        random_start: begin at a random point of the ball instead of at the image.
-        stop_below: a sample is done once it is misclassified with a detection margin below this; -inf never stops,
-            for the lowest one that can be found.
-        switch_margin: how far beyond the boundary, in logits, an image must be for the detector's turn to come.
-        factors: of the width of the defences' smooth surrogates, one for each of as many equal phases of a run; without
-            such a surrogate they make no difference.
-        targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
+        eps_step, max_iter, random_start, stop_below, switch_margin, factors, targeted: see :class:`Descent`; the first
+            is its step size. Without surrogates that have a width ``factors`` make no difference.
         **options: see :class:`TensorAttack`; but with ``gradient_mode`` None every defence that has a mode whose
             surrogate has a width is attacked under that one, and the others under ``"exact"``.
 
@@ -87,61 +279,23 @@ class RejectionAttack(BallAttack):
     factors: Factors = FACTORS
     targeted: Flag = False
 
-    def _weights(self) -> tuple[float, ...]:
-        """One for each run."""
-        return (1.0,)
+    def network(self, module: nn.Module) -> Parts:
+        """What the function attacks: logits and detection margin apart."""
+        return partial(parts_of, module)
 
-    @abstractmethod
-    def direction(self, at: Place, weight: float) -> Tensor:
-        """Return the gradient to descend (n, ...); ``weight`` is the run's."""
-
-    def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        seen = _Seen(x)
-        rows = torch.arange(len(x), device=x.device)
-        for weight in self._weights():
-            start = x[rows]
-            if self.random_start:
-                start = into_range(start + self.ball.random_inside(start, generator), self.estimator.clip_values)
-            self._descend(module, x, y, start, rows, seen, weight)
-            rows = rows[seen.lowest_detection_margin[rows] >= self.stop_below]
-            if len(rows) == 0:
-                break
-        return seen.points
-
-    def _descend(
-        self, module: nn.Module, x: Tensor, y: Tensor, current: Tensor, rows: Tensor, seen: _Seen, weight: float
-    ) -> None:
-        """One run of the images ``rows`` of ``x`` from ``current``; every point on the way is offered to ``seen``."""
-        ball = self.ball
-        step = self.eps / 10 if self.eps_step is None else self.eps_step
-        for done in self._phases(module):
-            at = self._look(module, current, y[rows])
-            seen.offer(current, at, rows)
-            towards = self.direction(at, weight)
-            if self.stop_below > -math.inf and done % PERIOD == PERIOD - 1:
-                active = (seen.lowest_detection_margin[rows] >= self.stop_below).nonzero().squeeze(1)
-                rows, current, towards = rows[active], current[active], towards[active]
-                if len(rows) == 0:
-                    return
-            moved = current - step * ball.step(towards)
-            current = ball.inside(moved, x[rows], self.estimator.clip_values)
-        with torch.no_grad():
-            seen.offer(current, self._look(module, current, y[rows]), rows)
-
-    def _phases(self, module: nn.Module) -> Iterator[int]:
-        """The steps' numbers, each handed out while the surrogates have the width of its phase."""
-        limits = [number * self.max_iter // len(self.factors) for number in range(len(self.factors) + 1)]
-        for factor, first, end in zip(self.factors, limits[:-1], limits[1:], strict=True):
-            with surrogate_width(module, factor):
-                yield from range(first, end)
-
-    def _look(self, module: nn.Module, x: Tensor, y: Tensor) -> Place:
-        """The network's two answers at images (n, ...) and, where gradients are on, their slopes."""
-        x = x.detach().requires_grad_()
-        logits, detection_margin = parts_of(module, x)
-        class_margin = -margin(logits, y) if self.targeted else margin(logits, y)
-        slopes = gradient_of(class_margin, x, retain_graph=True), gradient_of(detection_margin, x)
-        return Place(class_margin.detach(), detection_margin.detach(), *slopes)
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
+        descent = Descent(
+            self.eps_step,
+            self.max_iter,
+            self.random_start,
+            self.stop_below,
+            self.switch_margin,
+            self.factors,
+            partial(surrogate_width, module),
+            self.targeted,
+            self.estimator.clip_values,
+        )
+        return vars(self) | {"descent": descent}
 
     def _mode(self) -> str | None:
         if self.gradient_mode is not None or not annealable_modes(self.estimator):
@@ -168,15 +322,10 @@ class SelectivePGD(RejectionAttack):
     Source: Bryniarski et al. 2022 (arXiv:2106.15023), the selective attack.
     """
 
-    def direction(self, at: Place, weight: float) -> Tensor:
-        return self._turn(at, at.class_slope, at.detection_slope)
-
-    def _turn(self, at: Place, until_missed: Tensor, afterwards: Tensor) -> Tensor:
-        """Whose turn it is, sample by sample."""
-        return torch.where(per_sample(at.class_margin > -self.switch_margin, until_missed), until_missed, afterwards)
+    function = staticmethod(selective_pgd)
 
 
-class OrthogonalPGD(SelectivePGD):
+class OrthogonalPGD(RejectionAttack):
     """The selective attack on gradients without their component along each other.
 
     A step of l2 then changes the other loss in no first order. **Convention**, the source's: the sign of a linf step is
@@ -188,9 +337,7 @@ class OrthogonalPGD(SelectivePGD):
     Source: Bryniarski et al. 2022 (arXiv:2106.15023), the orthogonal attack.
     """
 
-    def direction(self, at: Place, weight: float) -> Tensor:
-        slope, other = at.class_slope, at.detection_slope
-        return self._turn(at, without_component(slope, other), without_component(other, slope))
+    function = staticmethod(orthogonal_pgd)
 
 
 @dataclass(eq=False, repr=False)
@@ -211,42 +358,4 @@ class LagrangianPGD(RejectionAttack):
 
     weights: Factors = WEIGHTS
 
-    def _weights(self) -> tuple[float, ...]:
-        return self.weights
-
-    def direction(self, at: Place, weight: float) -> Tensor:
-        size = self.geometry.dual_size
-        missing = unit(at.class_slope, size) * per_sample(at.class_margin > -self.switch_margin, at.class_slope)
-        passing = unit(at.detection_slope, size) * per_sample(
-            at.detection_margin >= self.stop_below, at.detection_slope
-        )
-        return missing + weight * passing
-
-
-class _Seen:
-    """The best that was seen of each image of ``x`` (N, ...)."""
-
-    def __init__(self, x: Tensor) -> None:
-        self._missed, self._nearest = BestPoints(x), BestPoints(x)
-
-    def offer(self, points: Tensor, at: Place, rows: Tensor) -> None:
-        """Take what is better of ``points`` (n, ...), which belong to the images ``rows`` (n,)."""
-        self._missed.offer(points, torch.where(at.class_margin < 0, at.detection_margin, torch.inf), rows)
-        self._nearest.offer(points, at.class_margin, rows)
-
-    @property
-    def lowest_detection_margin(self) -> Tensor:
-        """The lowest detection margin of misclassified points (N,); inf without any."""
-        return self._missed.margins
-
-    @property
-    def points(self) -> Tensor:
-        """The misclassified point of lowest detection margin, without any the one nearest to that (N, ...)."""
-        missed = self._missed.points
-        return torch.where(per_sample(self.lowest_detection_margin < torch.inf, missed), missed, self._nearest.points)
-
-
-def without_component(gradient: Tensor, other: Tensor) -> Tensor:
-    """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
-    along = L2.steepest(other)
-    return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along
+    function = staticmethod(lagrangian_pgd)

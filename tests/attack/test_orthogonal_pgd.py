@@ -14,12 +14,18 @@ from scipy.optimize import linprog
 from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU
+from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.attack.orthogonal_pgd import (
+    Descent,
     LagrangianPGD,
     OrthogonalPGD,
+    Parts,
     Place,
     RejectionAttack,
     SelectivePGD,
+    lagrangian_direction,
+    orthogonal_direction,
+    selective_direction,
     without_component,
 )
 from art_defenses_ext.base.errors import InputError
@@ -160,18 +166,22 @@ def test_images_stay_in_the_ball_and_the_clip_range(
     assert not np.array_equal(found, problem.x)
 
 
-def overheard(attack: RejectionAttack) -> list[tuple[Tensor, Place]]:
-    """Every point that ``attack`` is going to look at, and what it sees there."""
-    heard: list[tuple[Tensor, Place]] = []
-    look = attack._look
+def overheard(attack: RejectionAttack) -> list[Tensor]:
+    """Every point that ``attack`` is going to look at."""
+    points: list[Tensor] = []
+    network = attack.network
 
-    def listen(module: nn.Module, x: Tensor, y: Tensor) -> Place:
-        at = look(module, x, y)
-        heard.append((x.detach().clone(), at))
-        return at
+    def listening(module: nn.Module) -> Parts:
+        parts = network(module)
 
-    attack._look = listen  # type: ignore[method-assign]
-    return heard
+        def listen(x: Tensor) -> tuple[Tensor, Tensor]:
+            points.append(x.detach().clone())
+            return parts(x)
+
+        return listen
+
+    attack.network = listening  # type: ignore[method-assign]
+    return points
 
 
 @every_attack
@@ -185,7 +195,7 @@ def test_the_misclassified_point_of_lowest_excess_is_kept(
     heard = overheard(attack)
     y = (problem.y + 1) % 4 if targeted else problem.y
     found = attack.generate(problem.x, y)
-    points = torch.stack([x for x, _ in heard]).numpy()  # (looks, n, 8)
+    points = torch.stack(heard).numpy()  # (looks, n, 8)
     assert len(points) == 21 * len(getattr(attack, "weights", (1.0,)))
 
     logits = points.astype(float) @ problem.weight.T + problem.bias
@@ -214,24 +224,19 @@ def in_turn(classifier_slope: Tensor, detector_slope: Tensor, gaps: list[float],
     )
 
 
-@pytest.fixture
-def whole(linear_classifier: Build) -> PyTorchClassifier:
-    return linear(linear_classifier, 0).whole
-
-
-def test_the_detector_s_turn_comes_once_the_image_is_misclassified_by_the_margin(whole: PyTorchClassifier) -> None:
+def test_the_detector_s_turn_comes_once_the_image_is_misclassified_by_the_margin() -> None:
     one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
     at = in_turn(one, other, [1.0, 0.0, -0.04, -0.06, -1.0])
-    direction = SelectivePGD(whole).direction(at, 1.0)
+    direction = selective_direction(at, 0.05)
     assert torch.equal(direction, torch.stack([one[0], one[0], one[0], other[0], other[0]]))
-    direction = SelectivePGD(whole, switch_margin=0.5).direction(at, 1.0)
+    direction = selective_direction(at, 0.5)
     assert torch.equal(direction, torch.stack([one[0]] * 4 + [other[0]]))
 
 
-def test_an_orthogonal_direction_is_what_the_other_gradient_leaves(whole: PyTorchClassifier) -> None:
+def test_an_orthogonal_direction_is_what_the_other_gradient_leaves() -> None:
     """Pythagoras: it is orthogonal to the other, and differs from its own gradient by a multiple of the other."""
     one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
-    before, after = OrthogonalPGD(whole).direction(in_turn(one, other, [1.0, -1.0]), 1.0)
+    before, after = orthogonal_direction(in_turn(one, other, [1.0, -1.0]), 0.05)
     for direction, own, against in ((before, one[0], other[0]), (after, other[0], one[0])):
         assert abs((direction * against).sum()) < 1e-6
         removed = own - direction
@@ -240,15 +245,16 @@ def test_an_orthogonal_direction_is_what_the_other_gradient_leaves(whole: PyTorc
 
 
 @pytest.mark.parametrize("norm", [2, np.inf])
-def test_the_sum_weighs_unit_gradients_and_drops_what_is_met(norm: float, whole: PyTorchClassifier) -> None:
+def test_the_sum_weighs_unit_gradients_and_drops_what_is_met(norm: float) -> None:
     one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
     dual = 1 if norm == np.inf else 2
     units = [part[0] / torch.linalg.vector_norm(part, ord=dual) for part in (one, 100 * other)]
-    attack = LagrangianPGD(whole, norm)
-    both, detector = attack.direction(in_turn(one, 100 * other, [1.0, -1.0]), 3.0)
+    both, detector = lagrangian_direction(in_turn(one, 100 * other, [1.0, -1.0]), 3.0, ball_type(norm), Descent())
     torch.testing.assert_close(both, units[0] + 3 * units[1])
     torch.testing.assert_close(detector, 3 * units[1])
-    classifier, nothing = attack.direction(in_turn(one, 100 * other, [1.0, -1.0], excess=-1.0), 3.0)
+    classifier, nothing = lagrangian_direction(
+        in_turn(one, 100 * other, [1.0, -1.0], excess=-1.0), 3.0, ball_type(norm), Descent()
+    )
     torch.testing.assert_close(classifier, units[0])
     assert not nothing.any()
 
@@ -289,7 +295,7 @@ def test_a_sample_leaves_once_it_evades_and_never_at_minus_infinity(
         attack = kind(problem.whole, eps=0.3, max_iter=40, stop_below=stop_below)
         heard = overheard(attack)
         found = attack.generate(problem.x, problem.y)
-        lengths[stop_below] = [len(points) for points, _ in heard]
+        lengths[stop_below] = [len(points) for points in heard]
         done = problem.evades(found) & (found @ problem.slope + problem.offset < stop_below)
         if stop_below > -np.inf:
             assert lengths[stop_below][-1] == 40 - done.sum() or done.all()
@@ -305,7 +311,7 @@ def test_later_weights_are_for_samples_that_are_left(linear_classifier: Build) -
     heard = overheard(attack)
     once = LagrangianPGD(problem.whole, eps=0.1, weights=(1.0,), max_iter=10).generate(problem.x, problem.y)
     twice = attack.generate(problem.x, problem.y)
-    starts = [points for points, _ in heard if any(torch.equal(points[0], torch.from_numpy(row)) for row in problem.x)]
+    starts = [points for points in heard if any(torch.equal(points[0], torch.from_numpy(row)) for row in problem.x)]
     left = ~problem.evades(once)
     assert 0 < left.sum() < 40
     np.testing.assert_array_equal(starts[-1], problem.x[left])
