@@ -233,7 +233,7 @@ def ThirdParty(
 
     >>> from art_defenses_ext import Linf, ThirdParty, evaluate
     >>> pgd = ThirdParty("art:ProjectedGradientDescent", kind="white-box", options={"max_iter": 5})
-    >>> report = evaluate(classifier, x_test, y_test, Linf(0.3), [pgd], check_samples=0, progress=False)
+    >>> report = evaluate(classifier, (x_test, y_test), Linf(0.3), [pgd], check_samples=0, progress=False)
     >>> [row.key for row in report.summary.rows]
     ['art:ProjectedGradientDescent [exact]']
     """

@@ -164,4 +164,4 @@ def test_an_option_that_the_attack_lacks_is_refused_before_any_work(
     for name, options in (("foolbox:LinfPGD", {"stepz": 3}), ("autoattack", {"squares__n_queries": 3})):
         spec = ThirdParty(name, options=options)
         with pytest.raises(InputError, match=f"attacks holds '{name}', which cannot attack"):
-            evaluate(digits_classifier, digits.test.x[:4], digits.test.y[:4], Linf(EPS), [spec], progress=False)
+            evaluate(digits_classifier, (digits.test.x[:4], digits.test.y[:4]), Linf(EPS), [spec], progress=False)
