@@ -19,6 +19,7 @@ from art_defenses_ext.cli.runs import (
     rerun_command,
 )
 from art_defenses_ext.cli.show import say
+from art_defenses_ext.cli.sweep import sweep_command
 
 
 @click.group("art-defenses", invoke_without_command=True)
@@ -42,6 +43,7 @@ def app(context: click.Context) -> None:
 
 for command in (
     evaluate_command,
+    sweep_command,
     merge_command,
     rerun_command,
     compare_command,

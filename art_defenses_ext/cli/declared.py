@@ -85,8 +85,12 @@ def _click_type(hint: Any) -> Any:
     return TYPES.get(hint, click.STRING)
 
 
-def read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
     """Return the values of a TOML file by name.
+
+    Args:
+        path: of the file.
+        argument: what the file was given as, for the message.
 
     Raises:
         InputError: for a file that cannot be read or is no TOML.
@@ -99,7 +103,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         reason = f"cannot be read ({error.strerror})"
     except ValueError as error:
         reason = f"is no TOML ({error})"
-    raise InputError(f"config is '{path}', which {reason}; a TOML file was expected")
+    raise InputError(f"{argument} is '{path}', which {reason}; a TOML file was expected")
 
 
 def as_toml(options: Options) -> str:

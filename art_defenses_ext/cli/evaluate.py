@@ -127,43 +127,56 @@ class Prepared:
 
     Attributes:
         classifier: defended.
-        x: the images (N, ...) to attack.
-        y: their labels.
+        data: the images (N, ...) to attack, and their labels (N,).
         threat: the ball.
         arguments: further ones.
     """
 
     classifier: PyTorchClassifier
-    x: Images
-    y: IntArray
+    data: tuple[Images, IntArray]
     threat: Threat
     arguments: dict[str, Any]
 
     @classmethod
     def of(cls, options: EvaluateOptions, part: Shard) -> Prepared:
         """Load the data, and make the defended classifier, once all options have been checked."""
-        from art_defenses_ext.attack.ball import Linf
         from art_defenses_ext.cli.defences import put_on
-        from art_defenses_ext.evaluation.threat import named_threat
         from art_defenses_ext.zoo.classifiers import load_classifier
 
-        threat = named_threat(options.norm, options.eps)
-        wishes = _wishes(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
         _prepare_machine(options)
-        images, count = _images(options)
-        _check_run(options, threat, images, count, part)
+        threat, wishes, images, count = checked(options, part)
         classifier = load_classifier(
             images, options.model, options.weights, mean=options.mean, std=options.std, epochs=options.epochs,
             device=options.device, seed=options.seed,
         )  # fmt: skip
-        repeated = {name: value for name, value in as_plain(options).items() if name not in NOT_REPEATED}
         arguments = {
             "allow_large_eps": options.allow_large_eps,
             "config": EvaluationConfig.part_of(options),
-            "command_options": repeated,
+            "command_options": repeated(options),
         }
-        x, y = images.test.x[:count], images.test.y[:count]
-        return cls(put_on(classifier, images, wishes), x, y, threat, arguments)
+        data = images.test.x[:count], images.test.y[:count]
+        return cls(put_on(classifier, images, wishes), data, threat, arguments)
+
+
+def checked(options: EvaluateOptions, part: Shard) -> tuple[Threat, dict[str, Wishes], Dataset, int]:
+    """Return the ball, what is wanted of each defence, the data and how many images are attacked.
+
+    Raises:
+        InputError: for options that cannot be used together, before a network is loaded or trained.
+    """
+    from art_defenses_ext.attack.ball import Linf
+    from art_defenses_ext.evaluation.threat import named_threat
+
+    threat = named_threat(options.norm, options.eps)
+    wishes = _wishes(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
+    images, count = _images(options)
+    _check_run(options, threat, images, count, part)
+    return threat, wishes, images, count
+
+
+def repeated(options: EvaluateOptions) -> dict[str, Any]:
+    """Return the options by name that a run's manifest keeps, as plain values."""
+    return {name: value for name, value in as_plain(options).items() if name not in NOT_REPEATED}
 
 
 def attack_and_report(options: EvaluateOptions) -> None:
@@ -175,7 +188,7 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
     part, out = _part(options), options.out
     task = Prepared.of(options, part)
-    call = (task.classifier, (task.x, task.y), task.threat, options.attacks)
+    call = (task.classifier, task.data, task.threat, options.attacks)
     if out is not None and not part.is_whole:
         folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
         say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")

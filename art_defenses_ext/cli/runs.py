@@ -51,7 +51,7 @@ def rerun_command(context: click.Context, run: Path, out: Path | None) -> None:
     options = options_of_run(run)
     Report.load(run)
     task = Prepared.of(options, WHOLE)
-    again = rerun(run, task.classifier, (task.x, task.y), options.attacks, out=out)
+    again = rerun(run, task.classifier, task.data, options.attacks, out=out)
     for line in again.lines():
         say(line)
     context.exit(int(bool(again.differences)))

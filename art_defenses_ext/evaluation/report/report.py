@@ -27,6 +27,9 @@ from art_defenses_ext.evaluation.run.folder import (
     read_manifest,
 )
 
+PAGE = "report.html"
+"""The file of a report that is written last: where it lies, the report is complete."""
+
 
 @dataclass(frozen=True)
 class Report:
@@ -113,7 +116,7 @@ class Report:
         figures = draw_figures(self.summary, self.records, self.examples)
         contents: dict[str, bytes | None] = {
             "report.json": (json.dumps(self.summary.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
-            "report.html": render_page(self.summary, self.examples, figures).encode(),
             "examples.npz": written(self.examples) if self.examples else None,
         } | {f"figures/{name}.png": content for name, content in figures.items()}
+        contents[PAGE] = render_page(self.summary, self.examples, figures).encode()  # last: where it is, all is
         write_files(folder, contents)

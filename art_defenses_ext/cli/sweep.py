@@ -1,0 +1,176 @@
+"""``art-defenses sweep``: a matrix of evaluations from a file, each in a folder of its own, and their comparison."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import click
+
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.cli.declared import read_toml
+from art_defenses_ext.cli.evaluate import EvaluateOptions, Prepared, checked, repeated
+from art_defenses_ext.cli.show import say
+
+COMPARISON = "comparison"
+"""The folder of the final page, beside those of the runs."""
+
+OF_ONE_RUN = ("overwrite", "shard")
+"""Options that a sweep has no use for."""
+
+LISTS = ("defence", "options", "fitted")
+"""Options that are lists; a single text is a list of one."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Evaluations that are to be made.
+
+    Attributes:
+        out: folder of their folders.
+        runs: their options, by the names of their folders, in the order of the file.
+    """
+
+    out: Path
+    runs: dict[str, EvaluateOptions]
+
+    @classmethod
+    def read(cls, path: Path) -> Sweep:
+        """Read a sweep from its file: options of ``evaluate``, and under ``[matrix]`` lists of values.
+
+        Raises:
+            InputError: for a file that cannot be read, or that holds what no evaluation takes.
+        """
+        values = read_toml(path, "sweep")
+        matrix, out = values.pop("matrix", None), values.pop("out", None)
+        if not isinstance(matrix, dict) or not matrix:
+            raise InputError("matrix is missing; a table [matrix] with lists of values was expected")
+        if not isinstance(out, str) or not out:
+            raise InputError("out is missing; the folder of all runs was expected")
+        runs: dict[str, EvaluateOptions] = {}
+        for cells in product(*(_axis(name, choices) for name, choices in matrix.items())):
+            name = ",".join(label for label, _ in cells)
+            if name in runs:
+                raise InputError(f"matrix has the run {name!r} twice; another name = TEXT in one's table was expected")
+            options = dict(values)
+            for _, chosen in cells:
+                options |= chosen
+            with _naming(name):
+                runs[name] = _options(options, Path(out) / name)
+        return cls(Path(out), runs)
+
+    def unfinished(self) -> list[str]:
+        """Return the runs that are not finished yet, by name.
+
+        Raises:
+            InputError: for a folder that holds a run of other options.
+        """
+        return [name for name, options in self.runs.items() if not _is_finished(name, options)]
+
+
+@contextmanager
+def _naming(run: str) -> Iterator[None]:
+    """Say which run of the sweep an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"run {run}: {error}") from error
+
+
+def _axis(name: str, choices: Any) -> list[tuple[str, dict[str, Any]]]:
+    """Return the values of one axis of the matrix: a label, and the options that it sets."""
+    if not isinstance(choices, list) or not choices:
+        raise InputError(f"matrix {name} is {choices!r}; a list of values was expected")
+    cells = []
+    for choice in choices:
+        chosen = dict(choice) if isinstance(choice, dict) else {name: choice}
+        label = chosen.pop("name", None) or " ".join(map(_in_words, chosen.values()))
+        cells.append((f"{name}={re.sub(r'[^A-Za-z0-9._+=-]+', '-', str(label))}", chosen))
+    return cells
+
+
+def _in_words(value: Any) -> str:
+    return "+".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _options(values: dict[str, Any], out: Path) -> EvaluateOptions:
+    for name in OF_ONE_RUN:
+        if name in values:
+            raise InputError(f"{name} is an option of a single run; a sweep without it was expected")
+    lists = {name: [values[name]] for name in LISTS if isinstance(values.get(name), str)}
+    return EvaluateOptions.of(values | lists | {"out": str(out)})
+
+
+def _is_finished(name: str, options: EvaluateOptions) -> bool:
+    from art_defenses_ext.evaluation.report.report import PAGE
+    from art_defenses_ext.evaluation.run.folder import MANIFEST, read_manifest
+
+    assert options.out is not None
+    if not (options.out / MANIFEST).exists():
+        return False
+    earlier, wanted = read_manifest(options.out).run.options, repeated(options)
+    for option in {**wanted, **earlier}:
+        if earlier.get(option) != wanted.get(option):
+            raise InputError(
+                f"out is {options.out}, which holds another run: {option} {earlier.get(option)!r}, not "
+                f"{wanted.get(option)!r}; the same options, or another folder, was expected"
+            )
+    return (options.out / PAGE).exists()
+
+
+def _attack(name: str, options: EvaluateOptions) -> None:
+    """Make one run, or go on with it."""
+    from art_defenses_ext.evaluation.evaluate import evaluate
+    from art_defenses_ext.evaluation.report.headlines import figure_name
+    from art_defenses_ext.evaluation.run.shard import WHOLE
+
+    task = Prepared.of(options, WHOLE)
+    report = evaluate(task.classifier, task.data, task.threat, options.attacks, out=options.out, **task.arguments)
+    say(f"{name}: {figure_name(report.summary)} {report.summary.worst_case}")
+
+
+@click.command("sweep")
+@click.argument("sweep", type=click.Path(path_type=Path))
+@click.option("--print", "only_print", is_flag=True, help="Print the runs and whether they are finished, and stop.")
+def sweep_command(sweep: Path, only_print: bool) -> None:
+    """Make a matrix of evaluations, each in its folder, and compare them.
+
+    SWEEP is a TOML file: options of evaluate, and under [matrix] lists of values. Finished runs
+    are skipped, and unfinished ones go on, so that the same command continues an interrupted sweep.
+    """
+    from art_defenses_ext.evaluation.publish.compare import compare
+    from art_defenses_ext.evaluation.run.folder import check_out
+    from art_defenses_ext.evaluation.run.shard import WHOLE
+
+    task = Sweep.read(sweep)
+    unfinished = task.unfinished()
+    if only_print:
+        for name in task.runs:
+            say(f"{name}: {'to do' if name in unfinished else 'finished'}")
+        return
+    for name in unfinished:
+        with _naming(name):
+            check_out(task.out / name)
+            checked(task.runs[name], WHOLE)
+    broken = []
+    for name, options in task.runs.items():
+        if name not in unfinished:
+            say(f"{name}: finished before")
+            continue
+        try:
+            _attack(name, options)
+        except InputError as error:  # the others need not wait for somebody to look at it
+            broken.append(name)
+            say(f"{name}: broke off: {error}", err=True, fg="red")
+    if broken:
+        raise InputError(f"sweep is {sweep}, of which {', '.join(broken)} broke off; the same command tries again")
+    if len(task.runs) > 1:
+        comparison = compare([task.out / name for name in task.runs], different_attackers=True)
+        comparison.print()
+        comparison.save(task.out / COMPARISON)
+        say(f"Comparison: {task.out / COMPARISON / 'compare.md'}")
