@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.detector.explanation_reconstructor import ExplanationReconstructor
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
+    from art_defenses_ext.estimator.wrap import as_classifier
     from art_defenses_ext.evaluation.config import EvaluationConfig
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.publish.compare import compare
@@ -40,6 +41,7 @@ __all__ = [
     "Surrogate",
     "ThirdParty",
     "TwoStreamRestoration",
+    "as_classifier",
     "as_module",
     "compare",
     "defend",
@@ -64,6 +66,7 @@ _HOMES = {
     "Surrogate": "gradients.surrogate",
     "ThirdParty": "evaluation.suite.third_party",
     "TwoStreamRestoration": "preprocessor.two_stream_restoration",
+    "as_classifier": "estimator.wrap",
     "as_module": "estimator.defend",
     "compare": "evaluation.publish.compare",
     "defend": "estimator.defend",

@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.base.data import images_and_labels
@@ -24,6 +25,7 @@ from art_defenses_ext.base.validation import check_evaluated, check_flag, check_
 from art_defenses_ext.estimator import rebuild
 from art_defenses_ext.estimator.pipeline import PROBES, check_differentiable, check_runs
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
+from art_defenses_ext.estimator.wrap import as_classifier
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_looks
 from art_defenses_ext.evaluation.config import EvaluationConfig, EvaluationOptions, config_of
 from art_defenses_ext.evaluation.records.costs import Cost
@@ -49,7 +51,7 @@ from art_defenses_ext.evaluation.threat import Threat, check_threat
 
 @rebuild.gradients_enabled()
 def evaluate(
-    model: PyTorchClassifier,
+    model: PyTorchClassifier | nn.Module,
     data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
@@ -79,9 +81,11 @@ def evaluate(
     through each attack with the least effort, so that what cannot be run is refused at once.
 
     Args:
-        model: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one.
-        data: images and true labels, a pair ``(x, y)``: x ``(N, *input_shape)``, float32, in the clip range, or
-            :class:`.StoredImages`, which are read block by block; y indices (N,) or one-hot (N, nb_classes).
+        model: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one; or a torch
+            network, see :func:`.as_classifier`.
+        data: images and true labels: a pair ``(x, y)`` of arrays or tensors, a ``DataLoader`` or a ``Dataset``, see
+            :func:`.images_and_labels`. x ``(N, *input_shape)`` in the clip range, or :class:`.StoredImages`, which are
+            read block by block; y indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), with
             installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
@@ -135,6 +139,10 @@ def _evaluated(
         yield directory
 
 
+DECLARED = ("mean", "std", "clip_values", "outputs")
+"""What is declared of a torch network, and what a classifier has of its own."""
+
+
 class AttackArguments(EvaluationOptions, total=False):
     """The arguments of :func:`evaluate` that decide how a network is attacked.
 
@@ -145,11 +153,16 @@ class AttackArguments(EvaluationOptions, total=False):
         allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
             most often one is in other units than the pixels.
         config: the options of an :class:`.EvaluationConfig`; None for the defaults.
+        mean, std, clip_values, outputs: of a torch network, as :func:`.as_classifier`; a classifier has its own.
     """
 
     undefended: PyTorchClassifier | None
     allow_large_eps: bool
     config: EvaluationConfig | None
+    mean: Any
+    std: Any
+    clip_values: tuple[Any, Any] | None
+    outputs: str
 
 
 class EvaluationArguments(AttackArguments, total=False):
@@ -167,7 +180,7 @@ class EvaluationArguments(AttackArguments, total=False):
 
 @rebuild.gradients_enabled()
 def evaluate_shard(
-    model: PyTorchClassifier,
+    model: PyTorchClassifier | nn.Module,
     data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
@@ -205,7 +218,7 @@ def evaluate_shard(
 
 
 def run_key(
-    model: PyTorchClassifier,
+    model: PyTorchClassifier | nn.Module,
     data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
@@ -224,7 +237,7 @@ def run_key(
 
 @rebuild.gradients_enabled()
 def manifest_of(
-    model: PyTorchClassifier,
+    model: PyTorchClassifier | nn.Module,
     data: Any,
     threat: Threat,
     attacks: str | Sequence[AttackSpec] = "standard",
@@ -258,7 +271,7 @@ class _Task:
     @classmethod
     def of(
         cls,
-        model: PyTorchClassifier,
+        model: PyTorchClassifier | nn.Module,
         data: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec],
@@ -271,7 +284,8 @@ class _Task:
         allow_large_eps, config = arguments.pop("allow_large_eps", False), arguments.pop("config", None)
         command_options = arguments.pop("command_options", {})
         x, y = images_and_labels(data)
-        classifier = check_differentiable(model)
+        declared = {name: arguments.pop(name) for name in DECLARED if name in arguments}  # type: ignore[misc]
+        classifier = check_differentiable(classifier_of(model, (x, y), declared))
         classifier = classifier if detector is None else _joined(classifier, detector)
         x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))
@@ -394,6 +408,18 @@ class _Task:
         manifest = replace(manifest, health=health)
         store.begin(manifest)
         return manifest
+
+
+def classifier_of(model: Any, data: Any, declared: dict[str, Any]) -> Any:
+    """Return a torch network as a classifier, and anything else as it is."""
+    if isinstance(model, nn.Module):
+        return as_classifier(model, data, **declared)
+    if declared:
+        raise InputError(
+            f"{' and '.join(declared)} given beside a {type(model).__name__}, which has its own; a torch network "
+            "(nn.Module) was expected with them"
+        )
+    return model
 
 
 def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:

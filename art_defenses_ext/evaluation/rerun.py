@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Unpack
 
 from art.estimators.classification import PyTorchClassifier
+from torch import nn
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.validation import check_path
@@ -110,7 +111,7 @@ class Rerun:
 
 def rerun(
     run: str | Path,
-    model: PyTorchClassifier,
+    model: PyTorchClassifier | nn.Module,
     data: Any,
     attacks: str | Sequence[AttackSpec] | None = None,
     *,

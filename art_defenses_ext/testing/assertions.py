@@ -18,6 +18,7 @@ from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMeanStdPyTorch
 from filelock import FileLock
+from torch import nn
 
 from art_defenses_ext.base.arrays import StoredImages
 from art_defenses_ext.base.data import images_and_labels
@@ -27,7 +28,14 @@ from art_defenses_ext.base.validation import check_choice, check_flag, check_sha
 from art_defenses_ext.estimator.rebuild import rebuild, record_undefended, undefended
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.config import EvaluationConfig
-from art_defenses_ext.evaluation.evaluate import AttackArguments, EvaluationArguments, evaluate, run_key
+from art_defenses_ext.evaluation.evaluate import (
+    DECLARED,
+    AttackArguments,
+    EvaluationArguments,
+    classifier_of,
+    evaluate,
+    run_key,
+)
 from art_defenses_ext.evaluation.publish.compare import Paired
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.evaluation.report.report import Report
@@ -66,7 +74,7 @@ class Suite:
     def evaluated(
         self,
         name: str,
-        model: PyTorchClassifier,
+        model: PyTorchClassifier | nn.Module,
         data: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec] = "standard",
@@ -81,13 +89,15 @@ class Suite:
             model, data, threat, attacks, arguments: as :func:`.evaluate`; without a curve where nothing asks
                 for one.
         """
+        x, y = images_and_labels(data)
         if self.device is not None:
+            declared = {name: arguments.pop(name) for name in DECLARED if name in arguments}  # type: ignore[misc]
+            model = classifier_of(model, (x, y), declared)
             detector = arguments.pop("detector", None)
             model = on_device(model if detector is None else rejecting(model, detector), self.device)
             if (plain := arguments.get("undefended")) is not None:
                 arguments["undefended"] = on_device(plain, self.device)
         attacks = attacks if self.attacks is None else self.attacks
-        x, y = images_and_labels(data)
         data = _first("x", x, self.samples), _first("y", y, self.samples)
         if arguments.get("config") is None:
             arguments.setdefault("curve_samples", 0)
@@ -109,7 +119,7 @@ class Suite:
     def is_robust(
         self,
         name: str,
-        model: PyTorchClassifier,
+        model: PyTorchClassifier | nn.Module,
         data: Any,
         threat: Threat,
         at_least: float,
@@ -145,7 +155,7 @@ class Suite:
     def masks_nothing(
         self,
         name: str,
-        model: PyTorchClassifier,
+        model: PyTorchClassifier | nn.Module,
         data: Any,
         threat: Threat,
         attacks: str | Sequence[AttackSpec] = "standard",
@@ -171,7 +181,7 @@ class Suite:
     def detects(
         self,
         name: str,
-        model: PyTorchClassifier,
+        model: PyTorchClassifier | nn.Module,
         detector: BinaryInputDetector,
         data: Any,
         threat: Threat,
@@ -223,7 +233,7 @@ class Suite:
         self,
         name: str,
         baseline: str | Path,
-        model: PyTorchClassifier,
+        model: PyTorchClassifier | nn.Module,
         data: Any,
         attacks: str | Sequence[AttackSpec] | None = None,
         *,

@@ -66,6 +66,9 @@ class RunDescription:
         batch_dependent: whether the logits of an image depend on the others in its batch, or on their order.
         options: of the command that made the run, by name, as its ``--print-config`` writes them, but for where it
             wrote and which part it did; empty of a run made in Python.
+        outputs: what a torch network gives, and on what of it the attacks work, in words; empty for plain logits.
+        dtype: of the network; it runs in this, and losses are computed in float32 at least.
+        input_shape: of an image; empty of runs that did not note it.
     """
 
     settings: Settings
@@ -93,3 +96,6 @@ class RunDescription:
     environments: list[dict[str, Any]] = field(default_factory=list)
     batch_dependent: bool = False
     options: dict[str, Any] = field(default_factory=dict)
+    outputs: str = ""
+    dtype: str = "float32"
+    input_shape: list[int] = field(default_factory=list)

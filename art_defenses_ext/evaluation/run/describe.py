@@ -19,7 +19,9 @@ from torch import nn
 from art_defenses_ext.base.arrays import Images, IntArray, StoredImages
 from art_defenses_ext.base.checkpoint import fingerprint
 from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.estimator.rebuild import model_dtype
 from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.estimator.wrap import AdaptedNetwork
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
@@ -67,6 +69,9 @@ def describe_run(
         versions=versions(),
         rejects=rejects(classifier),
         batch_dependent=attacker.batch_dependent,
+        outputs=next((part.remark for part in classifier.model.modules() if isinstance(part, AdaptedNetwork)), ""),
+        dtype=str(model_dtype(classifier.model) or torch.float32).removeprefix("torch."),
+        input_shape=list(classifier.input_shape),
     )
 
 
@@ -81,7 +86,8 @@ def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
 def _network_name(classifier: PyTorchClassifier) -> str:
     """Return the class of the network that all defences stand around."""
     model = classifier.model.pipeline.model if rejects(classifier) else classifier.model
-    return type(getattr(model, "network", model)).__name__
+    model = getattr(model, "network", model)
+    return type(model.network if isinstance(model, AdaptedNetwork) else model).__name__
 
 
 def _pipeline_sha256(classifier: PyTorchClassifier) -> str:

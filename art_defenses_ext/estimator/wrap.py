@@ -1,0 +1,339 @@
+"""An ART classifier of any torch network: what ART asks for is said, or found on some of the images."""
+
+from __future__ import annotations
+
+import warnings
+from contextlib import nullcontext
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from art.estimators.classification import PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.utils import broadcastable_mean_std
+from torch import Tensor, nn
+
+from art_defenses_ext.base.arrays import FloatArray, Images, StoredImages
+from art_defenses_ext.base.data import as_pixels, images_and_labels
+from art_defenses_ext.base.errors import ClassifierError, InputError
+from art_defenses_ext.base.layout import contradiction
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import check_choice, has_ignored_hooks, one_line
+from art_defenses_ext.estimator.pipeline import unmoved_generators
+from art_defenses_ext.estimator.rebuild import HALVES, as_model_input, at_least_float32, evaluation_mode, model_dtype
+
+FOUND = "found"
+"""In place of a value that is to be found on the images."""
+
+OUTPUTS = ("logits", "log-probabilities", "probabilities", "logit", "probability")
+"""What a network may give: (N, K), or one value (N,) or (N, 1) for the second of two classes."""
+
+EXAMINED = 256
+"""Number of images on which a network's outputs are looked at."""
+
+LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
+"""Layers that are left out where they make a network's outputs, since attacks need what stands before them."""
+
+SATURATED = (
+    "the probabilities of {} of {} images are rounded to 0 or 1, where no gradient is left: gradients are masked"
+)
+
+
+class AdaptedNetwork(nn.Module):
+    """A network whose images or outputs have another form than ART's, as images (N, ...) to logits (N, K).
+
+    Args:
+        network: the network.
+        outputs: one of ``OUTPUTS``.
+        axes: an order of the axes in which the network takes images; None for that in which they come.
+        remark: what is said of the outputs in a report; empty where they are logits.
+
+    **Convention**: one logit z becomes -z/2 and z/2, so that both classes have a gradient and an explanation. The
+    logarithm of a probability is its logit but for a constant of the image; a probability below what its dtype can
+    hold has no gradient. Logits are float32 where the network has less, since numpy has no bfloat16.
+    """
+
+    halves: Tensor
+
+    def __init__(self, network: nn.Module, outputs: str, axes: tuple[int, ...] | None, remark: str) -> None:
+        super().__init__()
+        self.network, self.outputs, self.axes, self.remark = network, outputs, axes, remark
+        self.register_buffer("halves", torch.tensor([[-0.5], [0.5]]), persistent=False)
+        self.training = network.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = as_model_input(x if self.axes is None else x.permute(self.axes), self.network)
+        return self.logits(at_least_float32(tensor_of(self.network(x))))
+
+    def logits(self, outputs: Tensor) -> Tensor:
+        """Return logits (N, K) of what the network gives."""
+        if self.outputs in ("logits", "log-probabilities"):
+            return outputs
+        tiny = torch.finfo(outputs.dtype).tiny
+        if self.outputs == "probabilities":
+            return outputs.clamp(min=tiny).log()
+        single = outputs.reshape(-1, 1)
+        if self.outputs == "probability":
+            single = single.clamp(min=tiny).log() - (1 - single).clamp(min=tiny).log()
+        return F.linear(single, self.halves.to(single))
+
+
+def as_classifier(
+    model: nn.Module,
+    data: Any,
+    *,
+    mean: Any = None,
+    std: Any = None,
+    clip_values: tuple[Any, Any] | str | None = FOUND,
+    channels_first: bool | str = FOUND,
+    outputs: str = FOUND,
+) -> PyTorchClassifier:
+    """Return an ART classifier of a torch network; what is not said is found on the images.
+
+    The network may return a tensor, a dictionary, a tuple, of which the first element counts, or an object with
+    ``logits``, as Hugging Face's do; logits, probabilities, log-probabilities, or one value for two classes. Attacks
+    need logits: a last softmax or sigmoid layer is left out, and of probabilities that a function makes the logarithm
+    is taken. Images may have their channels in front or behind, whatever the network takes.
+
+    Args:
+        model: the network, in any floating-point dtype. It is shared, not copied, but for a last layer that is left
+            out.
+        data: images ``(N, ...)``, an array or a tensor, or images and labels as :func:`evaluate` takes them.
+        mean: of the network's normalisation, in the units of the pixels: one number, or one a channel.
+        std: deviation of the same normalisation; neither is given where the network or a loader normalises.
+        clip_values: least and largest pixel value, or None for none. **Convention**: by default 0 and 1 for images
+            (N, C, H, W) in this range, 0 and 255 for whole numbers in that, and None for all else.
+        channels_first: whether images are (C, H, W), else (H, W, C); found by their shape.
+        outputs: one of ``"logits"``, ``"log-probabilities"``, ``"probabilities"``, ``"logit"`` and ``"probability"``,
+            the last two for two classes; found by their values.
+
+    Returns:
+        A plain ``PyTorchClassifier`` without an optimizer, on the network's device.
+
+    Raises:
+        InputError: for a network that is none, cannot take the images, or gives no logits; and for a normalisation of
+            other units than the pixels.
+
+    >>> from torch import nn
+    >>> from art_defenses_ext import as_classifier
+    >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(dim=1))
+    >>> wrapped = as_classifier(network, x_test)
+    >>> wrapped.nb_classes, wrapped.clip_values[1], wrapped.model.remark
+    (10, 1.0, 'probabilities of a Softmax layer; attacked on the logits before it')
+    """
+    if not isinstance(model, nn.Module):
+        raise ClassifierError(f"model is a {type(model).__name__}; an nn.Module or a PyTorchClassifier was expected")
+    if outputs != FOUND:
+        check_choice("outputs", outputs, OUTPUTS)
+    images = _images(data)
+    shape = images.shape[1:]
+    if channels_first == FOUND:
+        channels_first = contradiction(shape, True) is None
+    clip = _range_of(images) if isinstance(clip_values, str) and clip_values == FOUND else clip_values
+    mean, std = _normalisation(mean, std, clip)
+    x = torch.tensor(np.asarray(images[:EXAMINED]))
+    if mean is not None:
+        low, high = broadcastable_mean_std(x, mean, std)
+        x = (x - torch.as_tensor(low)) / torch.as_tensor(high)
+    network, nb_classes = _adapted(model, x, outputs)
+    on_cuda = next((tensor.is_cuda for tensor in model.parameters()), False)
+    with torch.cuda.device(next(model.parameters()).device) if on_cuda else nullcontext():
+        return PyTorchClassifier(
+            network,
+            nn.CrossEntropyLoss(),
+            tuple(shape),
+            nb_classes,
+            clip_values=None if clip is None else tuple(clip),
+            channels_first=bool(channels_first),
+            preprocessing=None if mean is None else (mean, std),
+            device_type="gpu" if on_cuda else "cpu",
+        )
+
+
+def tensor_of(outputs: Any) -> Any:
+    """Return the logits among what a network gives: of a dictionary, an object with ``logits``, or a tuple."""
+    if isinstance(outputs, Tensor):
+        return outputs
+    if isinstance(outputs, dict) and "logits" not in outputs:
+        names = [name for name in ("out", "output", "scores") if name in outputs] or list(outputs)
+        return tensor_of(outputs[names[0]]) if "out" in outputs or len(names) == 1 else outputs
+    if isinstance(outputs, dict):
+        return outputs["logits"]
+    if getattr(outputs, "logits", None) is not None:
+        return outputs.logits
+    return tensor_of(outputs[0]) if isinstance(outputs, tuple | list) and outputs else outputs
+
+
+def recognised(outputs: Tensor) -> str:
+    """Return which of ``OUTPUTS`` a network's outputs (N, K), (N, 1) or (N,) are."""
+    tolerance = 0.02 if outputs.dtype in HALVES else 1e-4
+    values = outputs.double()
+    if values.ndim == 1 or values.shape[1] == 1:
+        return "probability" if bool(((values >= 0) & (values <= 1)).all()) else "logit"
+    if bool((values >= 0).all()) and bool(((values.sum(dim=1) - 1).abs() < tolerance).all()):
+        return "probabilities"
+    if bool((values <= tolerance).all()) and bool((values.logsumexp(dim=1).abs() < tolerance).all()):
+        return "log-probabilities"
+    return "logits"
+
+
+def _images(data: Any) -> Images:
+    """Return images (N, ...), of which there is at least one."""
+    alone = isinstance(data, np.ndarray | Tensor | StoredImages)
+    x = as_pixels(data) if alone else images_and_labels(data)[0]
+    if not isinstance(x, np.ndarray | StoredImages) or (isinstance(x, np.ndarray) and x.dtype != np.float32):
+        raise InputError(f"x is {shown(x)}; a numpy array or a tensor of images (N, ...) was expected")
+    if len(x.shape) < 2 or len(x) == 0:
+        raise InputError(f"x has shape {x.shape}; images (N, ...), at least one, were expected")
+    return x
+
+
+def _range_of(x: Images) -> tuple[float, float] | None:
+    """Return the range that images (N, C, H, W) fill; None for no known one, and for other inputs than images."""
+    values = np.asarray(x[:EXAMINED]) if isinstance(x, StoredImages) else x
+    if values.ndim != 4 or not bool((values >= 0).all()):
+        return None
+    if bool((values <= 1).all()):
+        return 0.0, 1.0
+    whole = bool((values <= 255).all()) and bool((np.mod(values[:EXAMINED], 1) == 0).all())
+    return (0.0, 255.0) if whole else None
+
+
+def _normalisation(mean: Any, std: Any, clip_values: Any) -> tuple[FloatArray | None, FloatArray | None]:
+    """Return mean and deviation as arrays of one shape; None for none."""
+    if mean is None and std is None:
+        return None, None
+    try:
+        means = np.asarray(0.0 if mean is None else mean, np.float32)
+        stds = np.asarray(1.0 if std is None else std, np.float32)
+        means, stds = (np.ascontiguousarray(each) for each in np.broadcast_arrays(means, stds))
+        usable = bool(np.isfinite(means).all() and np.isfinite(stds).all() and (stds > 0).all())
+    except (TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise InputError(f"mean is {shown(mean)} and std {shown(std)}; finite numbers, std > 0, were expected")
+    width = None if clip_values is None else float(np.max(clip_values[1]) - np.min(clip_values[0]))
+    if width is not None and width > 100 and means.any() and stds.max() <= 1:
+        raise InputError(
+            f"mean is {shown(mean)} and std {shown(std)} for pixel values up to {np.max(clip_values[1]):g}; both in "
+            "the units of the pixels were expected, such as mean=123.7, std=58.4"
+        )
+    return means, stds
+
+
+def _adapted(model: nn.Module, x: Tensor, outputs: str) -> tuple[nn.Module, int]:
+    """Return the network behind what it needs around it, and its number of classes."""
+    axes, values = _first_outputs(model, x)
+    given = tensor_of(values)
+    form = recognised(given) if outputs == FOUND else outputs
+    single = given.ndim == 1 or given.shape[1] == 1
+    if single != (form in ("logit", "probability")):
+        raise InputError(f"outputs is {form!r}, and model gives {tuple(given.shape)}; one of {OUTPUTS} that fits")
+    network, layer = model, None
+    if form not in ("logits", "logit"):
+        network, layer = _without_last(model, x, axes, form)
+    nb_classes = 2 if single else given.shape[1]
+    ignored = has_ignored_hooks(model) or (
+        isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward
+    )
+    plain = isinstance(values, Tensor) and form == "logits" and axes is None and not ignored
+    if plain and given.dtype not in HALVES:
+        return model, nb_classes
+    remark = {
+        "logits": "",
+        "log-probabilities": "log-probabilities, which are logits but for a constant of each image",
+        "probabilities": "probabilities; attacked on their logarithm",
+        "logit": "one logit z; attacked as the logits -z/2 and z/2 of two classes",
+        "probability": "one probability; attacked on its logit",
+    }[form]
+    if layer is not None:
+        remark = f"{form} of a {layer} layer; attacked on the logits before it"
+        form = "logit" if single else "logits"
+    elif form in ("probabilities", "probability"):
+        remark += _warned(given)
+    return AdaptedNetwork(network, form, axes, remark), nb_classes
+
+
+def _first_outputs(model: nn.Module, x: Tensor) -> tuple[tuple[int, ...] | None, Any]:
+    """Return the order of axes in which a network takes images, None for theirs, and what it gives for them."""
+    orders: list[tuple[int, ...] | None] = [None, *([(0, 3, 1, 2), (0, 2, 3, 1)] if x.ndim == 4 else [])]
+    first: Exception | None = None
+    for axes in orders:
+        try:
+            values = _run(model, x, axes)
+        except Exception as error:  # a network may check its input in any way
+            first = first or error
+            continue
+        _check_outputs(tensor_of(values), len(x))
+        return axes, values
+    assert first is not None
+    raise ClassifierError(
+        f"model cannot take images {tuple(x.shape[1:])} ({one_line(first)}); a network for such images was expected"
+    ) from first
+
+
+def _run(model: nn.Module, x: Tensor, axes: tuple[int, ...] | None) -> Any:
+    """Return what a network gives for normalised images."""
+    tensor = next((tensor for tensor in model.parameters()), None)
+    dtype = model_dtype(model)
+    x = x if axes is None else x.permute(axes)
+    x = (x if dtype is None else x.to(dtype)).clone()  # which it may write into
+    with evaluation_mode(model), unmoved_generators(), torch.no_grad():
+        return model(x if tensor is None else x.to(tensor.device))
+
+
+def _check_outputs(outputs: Any, nb_images: int) -> None:
+    """Refuse outputs that are neither (N, K) nor one value an image."""
+    fits = isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.ndim in (1, 2)
+    if not fits or len(outputs) != nb_images or outputs.numel() == 0:
+        what = f"a {type(outputs).__name__}"
+        if isinstance(outputs, Tensor):
+            what = f"{outputs.dtype} of shape {tuple(outputs.shape)}"
+        elif isinstance(outputs, dict):
+            what += f" with the keys {', '.join(map(repr, outputs))}"
+        raise ClassifierError(
+            f"model gives {what} for {nb_images} images; logits ({nb_images}, K) of floating-point values were expected"
+        )
+
+
+def _without_last(model: nn.Module, x: Tensor, axes: tuple[int, ...] | None, form: str) -> tuple[nn.Module, str | None]:
+    """Return a copy without its last layer that shares all tensors, and that layer's class.
+
+    Where no softmax or sigmoid layer alone makes the outputs, this is the network itself, and None.
+    """
+    calls: list[tuple[str, Any]] = []
+    layers = {name: module for name, module in model.named_modules() if name and isinstance(module, LAST)}
+    hooks = [
+        layer.register_forward_hook(lambda *call, name=name: calls.append((name, call[2])))
+        for name, layer in layers.items()
+    ]
+    try:
+        outputs = tensor_of(_run(model, x, axes))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    last = [name for name, made in calls if made is outputs]
+    if len(last) != 1 or [name for name, _ in calls].count(last[0]) != 1:
+        return model, None
+    try:
+        copy = deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+        copy.set_submodule(last[0], nn.Identity())
+        logits = tensor_of(_run(copy, x, axes))
+    except Exception:  # torch's old weight_norm cannot be copied, and a network may do anything else
+        return model, None
+    remade = {"probabilities": F.softmax, "log-probabilities": F.log_softmax}.get(form)
+    again = torch.sigmoid(logits) if remade is None else remade(logits, dim=1)
+    agrees = torch.allclose(again.float(), outputs.float(), rtol=1e-3, atol=1e-4)
+    return (copy, type(layers[last[0]]).__name__) if agrees else (model, None)
+
+
+def _warned(probabilities: Tensor) -> str:
+    """Return how many images have probabilities that are rounded to 0 or 1, with a warning; nothing for none."""
+    rows = probabilities.reshape(len(probabilities), -1)
+    saturated = int(((rows == 0) | (rows == 1)).any(dim=1).sum())
+    if saturated == 0:
+        return ""
+    words = SATURATED.format(saturated, len(rows))
+    warnings.warn(f"model: {words}; a network that returns logits was expected", UserWarning, stacklevel=4)
+    return f"; {words}"
