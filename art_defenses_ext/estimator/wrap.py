@@ -119,8 +119,8 @@ def as_classifier(
     >>> from art_defenses_ext import as_classifier
     >>> network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Softmax(dim=1))
     >>> wrapped = as_classifier(network, x_test)
-    >>> wrapped.nb_classes, wrapped.clip_values[1], wrapped.model.remark
-    (10, 1.0, 'probabilities of a Softmax layer; attacked on the logits before it')
+    >>> wrapped.nb_classes, wrapped.model.remark
+    (10, 'probabilities of a Softmax layer; attacked on the logits before it')
     """
     if not isinstance(model, nn.Module):
         raise ClassifierError(f"model is a {type(model).__name__}; an nn.Module or a PyTorchClassifier was expected")
