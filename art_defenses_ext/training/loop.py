@@ -225,7 +225,7 @@ def _check_finite(losses: Epoch, trained: list[nn.Parameter], settings: Settings
                     f"learning_rate is {settings.learning_rate}, and the {part} loss {name!r} became {value} in epoch "
                     f"{epoch + 1}; a step size that keeps it finite was expected"
                 )
-    if not all(bool(parameter.isfinite().all()) for parameter in trained):
+    if not bool(torch.stack([parameter.isfinite().all() for parameter in trained]).all()):
         raise InputError(
             f"learning_rate is {settings.learning_rate}, and a weight became NaN or infinite in epoch {epoch + 1}, "
             "though the loss did not; a loss with a finite gradient was expected"

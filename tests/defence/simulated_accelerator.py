@@ -6,6 +6,7 @@ value, which on a GPU would make the host wait. ``test_accelerator.py`` runs thi
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from copy import deepcopy
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeCopyMode, FakeTensorMode
+from torch.nn import functional
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -38,6 +40,7 @@ from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, RejectionAttack, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attribution.gradient import input_gradient
@@ -45,7 +48,12 @@ from art_defenses_ext.attribution.relevance import relevance
 from art_defenses_ext.attribution.rules import ZBox
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS
+from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
+from art_defenses_ext.training import loop
+from art_defenses_ext.training.inputs import mixture
+from art_defenses_ext.training.loop import train
+from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.zoo.datasets import Dataset
 
 NAME = "simulated"
@@ -87,7 +95,7 @@ class Waits(TorchDispatchMode):
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         aten = torch.ops.aten
         if operation is aten._local_scalar_dense.default:
-            self.count += 1
+            self.count += args[0].device.type == NAME
             return True if args[0].dtype == torch.bool else 1
         if operation is aten.nonzero.default:
             self.count += 1
@@ -98,6 +106,8 @@ class Waits(TorchDispatchMode):
                 at if at is None or at.dtype != torch.bool else self._first_half(at).squeeze(1) for at in args[1]
             ]
             return operation(args[0], indices)
+        if operation is aten.exponential_.default:  # torch knows no shape for it where a generator is given
+            return args[0]
         device = (kwargs or {}).get("device")
         if operation is aten._to_copy.default and device is not None and device.type == NAME:  # else it copies for real
             return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device=NAME)
@@ -195,7 +205,11 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
     "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 20}, 4),
     "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 20}, 5),
     "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
+    "pgd in l2": (MarginPGD, {"norm": 2, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
+    "pgd in l1": (MarginPGD, {"norm": 1, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
     "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 20}, 15),
+    "auto-pgd in l2": (AutoPGD, {"norm": 2, "eps": 0.2, "max_iter": 20}, 15),
+    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 20}, 15),
     "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, 30),
     "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 0),
     "square": (Square, {"eps": 0.2, "max_queries": 20}, 1),
@@ -208,14 +222,50 @@ def test_an_attack(
     accelerator: Accelerator, own_classifier: PyTorchClassifier, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind, options, most = ATTACKS[name]
-    defended = JumpReLU(own_classifier, jump=0.5)()
-    attack, there, waits = kind(defended, **options), accelerator.copy(as_module(defended)), Waits()
+    waits = attack_there(accelerator, kind(JumpReLU(own_classifier, jump=0.5)(), **options), monkeypatch)
+    assert waits <= most
+
+
+@pytest.mark.parametrize("kind", [SelectivePGD, OrthogonalPGD, LagrangianPGD])
+def test_an_attack_on_classifier_and_detector(
+    accelerator: Accelerator,
+    own_classifier: PyTorchClassifier,
+    digits: Dataset,
+    kind: type[RejectionAttack],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    detector = ExplanationReconstructor(own_classifier)
+    detector.fit(digits.train.x, nb_epochs=1, validation_split=0.25, progress=False)
+    attack = kind(rejecting(own_classifier, detector), eps=0.2, max_iter=10)
+    assert attack_there(accelerator, attack, monkeypatch) <= 3 * len(getattr(attack, "weights", (1.0,)))
+
+
+def attack_there(accelerator: Accelerator, attack: TensorAttack, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Attack 16 images on the device; return how often the attack asks for a value."""
+    there, waits = accelerator.copy(as_module(attack.estimator)), Waits()
     generator = torch.Generator()  # random numbers are drawn there all the same
     monkeypatch.setattr(torch, "Generator", lambda *_: generator)
     with accelerator.mode, waits:
         adv = attack.perturb(there, accelerator.images(16, 1, 8, 8).detach(), accelerator.labels(16), generator)
     assert (adv.device.type, adv.shape) == (NAME, (16, 1, 8, 8))
-    assert waits.count <= most, waits.count
+    return waits.count
+
+
+def test_training_waits_once_an_epoch_for_each_term(accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And once for the check that the weights are finite; an epoch has four steps."""
+    generator, waits = torch.Generator(), Waits()
+    monkeypatch.setattr(torch, "Generator", lambda *_: generator)
+    monkeypatch.setattr(loop, "_channels_last", lambda _: nullcontext())  # simulated weights have no layout to change
+    network = accelerator.copy(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))).requires_grad_(True)
+
+    def objective(images: Tensor, labels: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
+        logits = network(images + 0.1 * torch.randn(images.shape, generator=noise, device=images.device))
+        return {"class": functional.cross_entropy(logits, labels), "size": logits.square().mean()}
+
+    with accelerator.mode, waits:
+        data = accelerator.images(32, 1, 8, 8).detach(), accelerator.labels(32)
+        train(network, data, objective, Settings(nb_epochs=1, batch_size=8, clip_norm=1.0), progress=False)
+    assert waits.count <= 3
 
 
 RESTORERS: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -234,6 +284,31 @@ def test_the_restorers(
     restorer = kind.for_classifier(digits_classifier, **options)
     restorer.fit(digits.train.x[:64], digits.train.y[:64], nb_epochs=1, validation_split=0.0, progress=False)
     assert_stays_there(accelerator, as_module(defend(digits_classifier, restorer)))
+
+
+@pytest.mark.parametrize("inputs", [("clean", "noise", "fgsm", "bim"), ("end_to_end",)], ids=str)
+@pytest.mark.parametrize("name", RESTORERS)
+def test_a_training_step_of_the_restorers(
+    accelerator: Accelerator,
+    digits_classifier: PyTorchClassifier,
+    name: str,
+    inputs: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind, options = RESTORERS[name]
+    restorer = kind.for_classifier(digits_classifier, **options)
+    restorer._make_network(0)
+    restorer._is_fitted = True
+    there: Any = find_defences(accelerator.copy(as_module(defend(digits_classifier, restorer))))[0]
+    generator, waits = torch.Generator(), Waits()
+    monkeypatch.setattr(torch, "Generator", lambda *_: generator)
+    weights = list(there.network.requires_grad_(True).parameters())
+    with accelerator.mode, waits:
+        objective = there._objective(mixture(inputs, 0.1), there.usual_loss, "exact")
+        terms = objective(accelerator.images(8, 1, 8, 8).detach(), accelerator.labels(8), generator)
+        gradients = torch.autograd.grad(sum(terms.values()), weights, allow_unused=True)
+    assert {gradient.device.type for gradient in gradients if gradient is not None} == {NAME}
+    assert waits.count == 0
 
 
 DETECTORS: list[dict[str, Any]] = [
