@@ -23,10 +23,12 @@ from unittest import SkipTest
 
 import numpy as np
 import pytest
+import torch
 from art.estimators.classification import PyTorchClassifier
 from sybil import Document, Example, Sybil
 from sybil.parsers.myst import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
+from torch.utils.data import DataLoader, TensorDataset
 
 import art_defenses_ext
 from art_defenses_ext.cli.app import app
@@ -70,6 +72,9 @@ def names(digits: Dataset, own_classifier: PyTorchClassifier) -> dict[str, Any]:
         "__name__": "documentation",
         "classifier": own_classifier,
         "model": own_classifier.model,
+        "mean": MODELS["digits_cnn"].mean,
+        "std": MODELS["digits_cnn"].std,
+        "loader": DataLoader(TensorDataset(torch.tensor(test.x[weak[:2]]), torch.tensor(test.y[weak[:2]]))),
         "my_network": lambda: as_module(own_classifier),
         "low": 0.0,
         "high": 1.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,6 +35,8 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.report.sections import Row
+from art_defenses_ext.evaluation.report.wording import worded
 
 PGD = AttackSpec(
     "PGD",
@@ -480,13 +483,26 @@ def test_the_network_itself_stays_as_it_is() -> None:
     assert as_classifier(small(), X).model.__class__ is nn.Sequential
 
 
-def test_a_standard_suite_runs_without_clip_values() -> None:
+def test_a_standard_suite_runs_on_vectors_without_clip_values_and_speaks_of_features(tmp_path: Path) -> None:
     """The check that needs the grey image is not run, and did not fail."""
     kind = MODELS["features"]
     x = kind.images(4)
     y = kind.hand_written().predict(x).argmax(axis=1)
-    report = evaluate(kind.model(), (x, y), Linf(0.02), check_samples=2, curve_samples=2, progress=False)
+    report = evaluate(kind.model(), (x, y), Linf(0.02), check_samples=2, curve_samples=2, progress=False, out=tmp_path)
     (check,) = [check for check in report.summary.checks if check.name == "larger eps"]
     assert check.verdict == "not run"
     assert "without clip values" in check.finding
     assert report.robust_accuracy is not None
+    page = re.sub(
+        r"<style>.*?</style>|<img[^>]*>|<[^>]*>", " ", (tmp_path / "report.html").read_text(), flags=re.DOTALL
+    )
+    assert re.findall(r".*\b(?:pixels?|images?)\b.*", page) == []
+    assert "each feature may change by at most 0.02" in page
+
+
+def test_words_follow_the_shape_of_an_input() -> None:
+    text = "Images: an image whose pixel values, each pixel value, can be turned grey"
+    assert worded(text, (3, 8, 8)) == worded(text, ()) == text
+    assert worded(text, (10,)) == "Samples: a sample whose features, each feature, can be changed into one and the same"
+    row = Row("one pixel", ("12 images",))
+    assert worded(row, (2, 12)) == Row("one pixel", ("12 samples",))

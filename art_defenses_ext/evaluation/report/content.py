@@ -10,6 +10,7 @@ from art_defenses_ext.evaluation.report import described, tables, verdict
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, headline_table, headlines, result_in_words
 from art_defenses_ext.evaluation.report.numbers import percentage, with_interval
 from art_defenses_ext.evaluation.report.sections import Document, Figure, Part, Prose, Section, Table, Terms
+from art_defenses_ext.evaluation.report.wording import worded
 from art_defenses_ext.evaluation.results.detection import Detection
 from art_defenses_ext.evaluation.results.summary import Summary
 
@@ -40,7 +41,8 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
         Section("How to read this report", [_terms(summary)], is_reference=True),
         Section("Provenance", [described.provenance(run)], is_reference=True),
     ]
-    return Document(title, heading, [section for section in sections if section.parts])
+    report = Document(title, heading, [section for section in sections if section.parts])
+    return worded(report, run.input_shape)
 
 
 def _result(summary: Summary) -> list[Part]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from matplotlib.text import Text
+
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.figures.bars import summary_bars
@@ -12,6 +14,7 @@ from art_defenses_ext.evaluation.report.figures.detector import margin_histogram
 from art_defenses_ext.evaluation.report.figures.drawing import png
 from art_defenses_ext.evaluation.report.figures.examples import examples_figure
 from art_defenses_ext.evaluation.report.figures.training import losses, trade_off
+from art_defenses_ext.evaluation.report.wording import worded
 from art_defenses_ext.evaluation.results.summary import Summary
 
 
@@ -32,4 +35,9 @@ def draw_figures(summary: Summary, records: list[SampleRecord], examples: Sequen
         "roc": roc_curves(summary, records),
         "trade_off": trade_off(summary),
     }
+    for figure in filter(None, figures.values()):
+        for text in figure.findobj(Text):
+            reworded = worded(text.get_text(), summary.run.input_shape)
+            if reworded != text.get_text():  # else the numbers at the axes would be fixed
+                text.set_text(reworded)
     return {name: png(figure) if figure else None for name, figure in figures.items()}
