@@ -265,7 +265,7 @@ class RejectionAttack(BallAttack):
         eps_step, max_iter, random_start, stop_below, switch_margin, factors, targeted: see :class:`Descent`; the first
             is its step size. Without surrogates that have a width ``factors`` make no difference.
         **options: see :class:`TensorAttack`; but with ``gradient_mode`` None every defence that has a mode whose
-            surrogate has a width is attacked under that one, and the others under ``"exact"``.
+            surrogate has a width is attacked under that one, and the others under their first.
 
     Raises:
         InputError: for a classifier that does not reject.
@@ -300,7 +300,9 @@ class RejectionAttack(BallAttack):
     def _mode(self) -> str | None:
         if self.gradient_mode is not None or not annealable_modes(self.estimator):
             return self.gradient_mode
-        return "+".join((*defence.annealable_modes, "exact")[0] for defence in find_defences(self.estimator))
+        return "+".join(
+            (*defence.annealable_modes, *defence.gradient_modes)[0] for defence in find_defences(self.estimator)
+        )
 
     def _check_params(self) -> None:
         super()._check_params()

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from art.defences.postprocessor import HighConfidence, ReverseSigmoid
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
@@ -33,6 +34,9 @@ MANY = 32
 
 SATURATED = 0.1
 """The share of images at which the cross-entropy may have no gradient before it is a trap."""
+
+NEED_PROBABILITIES = (HighConfidence, ReverseSigmoid)
+"""ART's postprocessors that take their input for probabilities."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,13 @@ def _numpy(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 def _postprocessing(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     steps = classifier.postprocessing_defences
-    return f"{_names(steps)} change the output on numpy arrays, which no gradient passes" if steps else None
+    if not steps:
+        return None
+    finding = f"{_names(steps)} change the output on numpy arrays, which no gradient passes"
+    misused = [step for step in steps if isinstance(step, NEED_PROBABILITIES)]
+    if misused and not _are_probabilities(torch.as_tensor(_outputs(classifier, x))):
+        finding += f"; {_names(misused)} were written for probabilities, and the network gives logits"
+    return finding
 
 
 def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
@@ -205,11 +215,15 @@ def _output(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
         logits = check_outputs(outputs, len(x), classifier.nb_classes, "the network")
     except InputError as error:
         return str(error)
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), torch.ones_like(logits[:, 0]), atol=1e-3):
+    if _are_probabilities(logits):
         return (
             "the network gives probabilities, not logits: the loss takes a softmax of a softmax, and gradients vanish"
         )
     return None
+
+
+def _are_probabilities(outputs: Tensor) -> bool:
+    return bool((outputs >= 0).all()) and torch.allclose(outputs.sum(dim=1), torch.ones_like(outputs[:, 0]), atol=1e-3)
 
 
 def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
@@ -256,8 +270,8 @@ TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], st
     "sequential with a forward": (_sequential, "make it a plain nn.Module"),
     "sequential with a hook": (_hooks, "put an nn.Module around it"),
     "channels": (_layout, "pass channels_first to PyTorchClassifier: the defences and Square look at rows and columns"),
-    "numpy preprocessing": (_numpy, "write it as a PreprocessorPyTorch, or attack through Surrogate"),
-    "postprocessing": (_postprocessing, "attack the classifier without it: it hides gradients, not errors"),
+    "numpy preprocessing": (_numpy, "attack as_module(classifier), which bridges it, as evaluate and defend do"),
+    "postprocessing": (_postprocessing, "attack the classifier without it, and judge with it, as evaluate does"),
     "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),
     "output": (_output, "return a tensor of logits, one for each class"),
     "precision": (_precision, "cast in the network's forward, its input and its logits, or use model.float()"),

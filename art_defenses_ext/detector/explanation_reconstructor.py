@@ -45,7 +45,6 @@ from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import (
     check_choice,
-    check_classifier,
     check_count,
     check_images,
     check_labels,
@@ -58,7 +57,8 @@ from art_defenses_ext.detector.fitting import fit_network
 from art_defenses_ext.detector.memory import TRAINING_COPIES, check_memory, weight_bytes
 from art_defenses_ext.detector.network import SCALINGS, DetectorNetwork
 from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, SCORES
-from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable, check_runs, device_of, probes
+from art_defenses_ext.estimator.bridged import differentiable
+from art_defenses_ext.estimator.pipeline import Pipeline, check_runs, device_of, probes
 from art_defenses_ext.estimator.rebuild import gradients_enabled, rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.gradients.modes import Defence, find_defences
@@ -146,14 +146,14 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         reconstructor: str = "autoencoder",
         false_positive_rate: float = 0.05,
     ) -> None:
-        check_classifier(classifier)
+        classifier = differentiable(classifier)
         check_takes_images(classifier, type(self).__name__)
         self.classifier = classifier
         self.explanation = explanation  # type: ignore[assignment]
         self.scaling, self.score, self.hidden, self.reconstructor = scaling, score, hidden, reconstructor
         self.false_positive_rate = false_positive_rate
         self._check_params()
-        check_runs(check_differentiable(classifier))
+        check_runs(classifier)
         check_memory(*self._sizes(), device_of(classifier))
         self.network = self._new_network()
         self._check_second_derivative()

@@ -26,7 +26,7 @@ PROBES = 2
 
 
 def check_differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
-    """Return ``classifier`` if it is differentiable end to end.
+    """Return ``classifier`` if it is differentiable end to end; :func:`.differentiable` makes it so.
 
     Raises:
         InputError: for numpy preprocessing or a postprocessor, for tensors made under ``torch.inference_mode``, and as
@@ -122,12 +122,34 @@ def probes(classifier: PyTorchClassifier) -> FloatArray:
     return inside
 
 
-def check_keeps_batch(restored: Any, x: Tensor, argument: str) -> Tensor:
-    """Return a preprocessor's output if it has as many images as its input.
+def run_preprocessor(preprocessor: PreprocessorPyTorch, x: Tensor, argument: str) -> Tensor:
+    """Return what a preprocessor makes of images (n, ...) at prediction; the images where it acts in training alone.
+
+    Args:
+        preprocessor: one in torch.
+        x: a few images as they reach it.
+        argument: what to call it in error messages.
 
     Raises:
-        InputError: for another number, as of ART's expectation over transformation, or no tensor.
+        InputError: for one that needs labels, gives another number of images (such as ART's expectation over
+            transformation) or no tensor, or that cannot take the images.
     """
+    if not preprocessor.apply_predict:
+        return x
+    with unmoved_generators(), torch.no_grad():
+        try:
+            restored = preprocessor.forward(x)[0]
+        except InputError:
+            raise
+        except Exception as error:  # it may raise any type
+            if _runs_with_labels(preprocessor, x):
+                raise ClassifierError(
+                    f"{argument} needs labels, which nobody has at prediction; apply_predict=False was expected"
+                ) from error
+            raise ClassifierError(
+                f"{argument} cannot take images {tuple(x.shape)} ({one_line(error)}); one for images of the "
+                "classifier's input_shape was expected"
+            ) from error
     if not isinstance(restored, Tensor):
         raise ClassifierError(f"{argument} gives a {type(restored).__name__}; a tensor was expected")
     if restored.ndim == 0 or len(restored) != len(x):
@@ -138,13 +160,29 @@ def check_keeps_batch(restored: Any, x: Tensor, argument: str) -> Tensor:
     return restored
 
 
+def _runs_with_labels(preprocessor: PreprocessorPyTorch, x: Tensor) -> bool:
+    try:
+        preprocessor.forward(x, torch.eye(len(x), device=x.device))
+    except Exception:  # it may raise any type
+        return False
+    return True
+
+
+def own_name(preprocessor: PreprocessorPyTorch) -> str:
+    """Return the class name of a preprocessor, of a bridged or wrapped one that of what is inside."""
+    return type(getattr(preprocessor, "wrapped", preprocessor)).__name__
+
+
 def _run_checked(classifier: PyTorchClassifier, x: Tensor, argument: str) -> Any:
     """Return the network's output; refuse preprocessors that change the number of images."""
     pipeline = Pipeline(classifier)
     x = x.to(device_of(classifier))
     for step in pipeline.steps:
-        name = type(getattr(step, "preprocessor", step)).__name__
-        x = check_keeps_batch(step(x), x, f"{argument} has the preprocessor {name}, which")
+        if isinstance(step, Step):
+            name = own_name(step.preprocessor)
+            x = run_preprocessor(step.preprocessor, x, f"{argument} has the preprocessor {name}, which")
+        else:
+            x = step(x)
     return pipeline.model(as_model_input(x, pipeline.model))
 
 

@@ -19,7 +19,9 @@ from torch import Tensor, nn
 
 from art_defenses_ext.base.errors import ClassifierError
 from art_defenses_ext.base.logits import undefined
-from art_defenses_ext.estimator.pipeline import Pipeline, check_differentiable
+from art_defenses_ext.base.validation import check_classifier
+from art_defenses_ext.estimator.bridged import bridged, differentiable
+from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.estimator.rebuild import as_model_input, rebuild, record_undefended, without_training
 
 NOT_TRAINED = (
@@ -39,7 +41,7 @@ class RejectingNetwork(nn.Module):
     1 - min Z, which changes no prediction, keeps the largest above zero; here the others are shifted back.
 
     Args:
-        classifier: a classifier whose preprocessing runs in torch.
+        classifier: a classifier without postprocessing.
         detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``, such as
             :class:`.ExplanationReconstructor`.
 
@@ -49,7 +51,9 @@ class RejectingNetwork(nn.Module):
 
     def __init__(self, classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
         super().__init__()
-        self.pipeline = Pipeline(classifier)
+        if classifier.postprocessing_defences:  # an attack on both could not reach the logits behind them
+            raise ClassifierError("classifier has postprocessing defences; none were expected beside a detector")
+        self.pipeline = Pipeline(bridged(check_classifier(classifier)))
         self.detection = Pipeline(check_detector(detector, classifier))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -77,7 +81,7 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
     does for ART's.
 
     Args:
-        classifier: a classifier whose preprocessing runs in torch, defended or not; it, or its recorded undefended
+        classifier: a classifier without postprocessing, defended or not; it, or its recorded undefended
             classifier, is recorded as the undefended one.
         detector: an ART ``BinaryInputDetector`` over a two-output ``PyTorchClassifier``.
 
@@ -95,6 +99,7 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
     >>> rejecting(classifier, detector).predict(x).shape  # ten classes, and "rejected"
     (8, 11)
     """
+    classifier = bridged(check_classifier(classifier))
     whole = rebuild(
         classifier,
         model=RejectingNetwork(classifier, detector).eval(),
@@ -195,7 +200,7 @@ def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClass
     """
     if not isinstance(detector, BinaryInputDetector):
         raise ClassifierError(f"detector is a {type(detector).__name__}; an ART BinaryInputDetector was expected")
-    scorer = check_differentiable(detector.detector, "detector.detector")
+    scorer = differentiable(detector.detector, "detector.detector")
     if scorer.nb_classes != 2:
         raise ClassifierError(f"detector.detector has {scorer.nb_classes} outputs; two were expected")
     if tuple(scorer.input_shape) != tuple(classifier.input_shape):

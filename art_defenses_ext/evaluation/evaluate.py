@@ -23,7 +23,8 @@ from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_evaluated, check_flag, check_labels, check_path
 from art_defenses_ext.estimator import rebuild
-from art_defenses_ext.estimator.pipeline import PROBES, check_differentiable, check_runs
+from art_defenses_ext.estimator.bridged import differentiable, logits_behind
+from art_defenses_ext.estimator.pipeline import PROBES, check_runs
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.estimator.wrap import as_classifier
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_looks
@@ -285,13 +286,13 @@ class _Task:
         command_options = arguments.pop("command_options", {})
         x, y = images_and_labels(data)
         declared = {name: arguments.pop(name) for name in DECLARED if name in arguments}  # type: ignore[misc]
-        classifier = check_differentiable(classifier_of(model, (x, y), declared))
+        classifier = differentiable(classifier_of(model, (x, y), declared))
         classifier = classifier if detector is None else _joined(classifier, detector)
         x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))
         check_threat(threat, classifier, x, allow_large_eps)
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
-        specs = attacks_in(threat, attack_set(attacks, classifier))
+        specs = attacks_in(threat, attack_set(attacks, logits_behind(classifier)))
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.describing(threat, named, len(x), config_of(config, arguments))
         task = cls(classifier, undefended, x, labels, threat, specs, settings, command_options)
@@ -446,7 +447,7 @@ def _check_finite(classifier: PyTorchClassifier, x: Images, block_size: int) -> 
 
 def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:
     """Refuse a classifier that takes other images or knows other classes than the defended one, or that rejects."""
-    check_differentiable(undefended, "undefended")
+    undefended = differentiable(undefended, "undefended")
     if rejects(undefended):
         raise InputError("undefended rejects images; the classifier without its detector was expected")
     expected, given = ((each.input_shape, nb_labels(each)) for each in (classifier, undefended))
@@ -454,4 +455,5 @@ def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorch
         raise InputError(
             f"undefended takes {given[0]} to {given[1]} classes; {expected[0]} to {expected[1]} was expected"
         )
-    return undefended
+    checked: PyTorchClassifier = undefended
+    return checked

@@ -1,7 +1,8 @@
 """Gradient modes: the backward passes that a defence offers to an attacker, by name.
 
-The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) always comes first;
-the other modes are surrogates, for defences that mask the exact gradient: backward-pass differentiable approximation.
+The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) comes first; the other
+modes are surrogates, for defences that mask the exact gradient: backward-pass differentiable approximation. What works
+on numpy arrays has no exact gradient, and surrogates alone.
 
 Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
 4.1 (BPDA).
@@ -28,7 +29,7 @@ class Defence:
 
     Attributes:
         name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
-        gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
+        gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first, where there is one.
         gradient_mode: the one in force; settable.
         annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which an attacker may anneal.
         surrogate_width: factor on that width; 1 as configured.
@@ -83,7 +84,7 @@ def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
         raise InputError(f"target is a {type(target).__name__}; a PyTorchClassifier or an nn.Module was expected")
     places: list[Any] = [target]
     if isinstance(target, PyTorchClassifier):
-        places = [*target.preprocessing_operations, target.model]
+        places = [*(step for step in target.preprocessing_operations if step.apply_predict), target.model]
     defences: list[Defence] = []
     for place in places:
         for candidate in place.modules() if isinstance(place, nn.Module) else [place]:
@@ -124,7 +125,8 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
 
     Args:
         target: a classifier or module with any number of defences.
-        mode: one of ``gradient_modes(target)``; ``"exact"`` alone is understood for any number of defences.
+        mode: one of ``gradient_modes(target)``; ``"exact"`` alone is understood for any number of defences, and
+            stands for the first mode of each.
 
     Raises:
         InputError: for a mode that the defences do not offer.
@@ -141,7 +143,7 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
     defences = find_defences(target)
     if not isinstance(mode, str):
         raise InputError(f"gradient mode {shown(mode)}: one of {', '.join(gradient_modes(target))} was expected")
-    chosen = ["exact"] * len(defences) if mode == "exact" else mode.split("+")
+    chosen = [defence.gradient_modes[0] for defence in defences] if mode == "exact" else mode.split("+")
     if mode != "exact" and (
         len(chosen) != len(defences)
         or any(name not in defence.gradient_modes for name, defence in zip(chosen, defences, strict=True))

@@ -8,10 +8,10 @@ in Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, against k
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
+from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -62,7 +62,7 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
     """
 
     name = "surrogate"
-    gradient_modes = ("exact", "surrogate")
+    gradient_modes: ClassVar[tuple[str, ...]] = ("exact", "surrogate")
     params = ["apply_fit", "apply_predict"]  # noqa: RUF012 (ART's convention)
 
     def __init__(
@@ -73,14 +73,15 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
         sigma: float = 8 / 255,
         samples: int = 32,
     ) -> None:
-        if not isinstance(wrapped, PreprocessorPyTorch | nn.Module):
-            raise InputError(f"wrapped is a {type(wrapped).__name__}; a PreprocessorPyTorch or nn.Module was expected")
+        expected = self._can_wrap(wrapped)
+        if expected is not None:
+            raise InputError(f"wrapped is a {type(wrapped).__name__}; {expected} was expected")
         named = isinstance(backward, str) and backward in ("identity", "estimated")
         if not named and not callable(backward):
             raise InputError(f"backward is {shown(backward)}; 'identity', 'estimated' or a function was expected")
         sigma, samples = check_positive("sigma", sigma), check_count("samples", samples)
         nn.Module.__init__(self)
-        is_preprocessor = isinstance(wrapped, PreprocessorPyTorch)
+        is_preprocessor = isinstance(wrapped, Preprocessor)
         PreprocessorPyTorch.__init__(
             self,
             is_fitted=True,
@@ -101,11 +102,18 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
     def describe(self) -> dict[str, Any]:
         """Return the wrapped class, its plain parameters, and the surrogate backward pass."""
         rule = self.backward_rule
-        names = [name for name in getattr(self.wrapped, "params", ()) if not name.startswith("apply_")]
-        named = {name: getattr(self.wrapped, name, None) for name in names}
-        plain = {name: value for name, value in named.items() if isinstance(value, bool | int | float | str)}
         estimate = {"sigma": self.sigma, "samples": self.samples} if rule == "estimated" else {}
-        return plain | {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)} | estimate
+        own = {"wrapped": type(self.wrapped).__name__, "backward": _name(rule)}
+        return plain_params(self.wrapped) | own | estimate
+
+    @staticmethod
+    def _can_wrap(wrapped: Any) -> str | None:
+        """Return None, or what was expected in the place of ``wrapped``."""
+        return None if isinstance(wrapped, PreprocessorPyTorch | nn.Module) else "a PreprocessorPyTorch or nn.Module"
+
+    def _rule(self) -> Backward:
+        """Return the backward pass in force, where it is not the exact one."""
+        return self.backward_rule
 
     def _follows_original(self) -> bool:
         # Not x.requires_grad, which is False inside torch.func transforms.
@@ -118,16 +126,41 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
     def _with_surrogate(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             result = self._run(x)
-        if self.backward_rule == "estimated":
+        rule = self._rule()
+        if rule == "identity":
+            stand_in = resized(x, result.shape)
+        elif callable(rule):
+            stand_in = rule(x)
+        else:
             estimated: Tensor = _Estimated.apply(x, result, self)
             return estimated
-        stand_in = resized(x, result.shape) if self.backward_rule == "identity" else self.backward_rule(x)  # type: ignore[operator]
         if stand_in.shape != result.shape:
             raise InputError(
                 f"backward gives shape {tuple(stand_in.shape)} where the wrapped one gives {tuple(result.shape)}; "
                 "the same shape was expected"
             )
         return replaced(stand_in, result)
+
+    def _estimate(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """Return the gradient of the smoothed original at ``x`` (n, ...), by sampling, for that of its output."""
+        gradient = gradient.flatten(1)
+        total = torch.zeros_like(x)
+        at_once = max(1, min(self.samples, ROWS_AT_ONCE // max(len(x), 1)))
+        for done in range(0, self.samples, at_once):
+            pairs = min(at_once, self.samples - done)
+            noise = torch.randn(pairs, *x.shape, device=x.device, dtype=x.dtype)
+            points = torch.cat([x + self.sigma * noise, x - self.sigma * noise]).flatten(0, 1)
+            above, below = self._run(points).reshape(2, pairs, len(x), -1)
+            rise = ((above - below) * gradient).sum(dim=2)  # (pairs, n)
+            total += (rise.reshape(*rise.shape, *[1] * (x.ndim - 1)) * noise).sum(dim=0)
+        return total / (2 * self.sigma * self.samples)
+
+
+def plain_params(preprocessor: Any) -> dict[str, Any]:
+    """Return those parameters of an ART preprocessor that are plain values, but for when it is applied."""
+    names = [name for name in getattr(preprocessor, "params", ()) if "apply_" not in name]
+    named = {name: getattr(preprocessor, name, None) for name in names}
+    return {name: value for name, value in named.items() if isinstance(value, bool | int | float | str)}
 
 
 def resized(x: Tensor, shape: torch.Size) -> Tensor:
@@ -160,7 +193,7 @@ class _Replaced(torch.autograd.Function):
 
 
 class _Estimated(torch.autograd.Function):
-    """The result in the forward pass, an estimate of the smoothed original's derivative in the backward pass."""
+    """The result in the forward pass, the surrogate's estimate in the backward pass."""
 
     @staticmethod
     def forward(x: Tensor, result: Tensor, surrogate: Surrogate) -> Tensor:
@@ -174,17 +207,7 @@ class _Estimated(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:
         (x,) = ctx.saved_tensors
-        surrogate, gradient = ctx.surrogate, grad_outputs[0].flatten(1)
-        total = torch.zeros_like(x)
-        at_once = max(1, min(surrogate.samples, ROWS_AT_ONCE // max(len(x), 1)))
-        for done in range(0, surrogate.samples, at_once):
-            pairs = min(at_once, surrogate.samples - done)
-            noise = torch.randn(pairs, *x.shape, device=x.device, dtype=x.dtype)
-            points = torch.cat([x + surrogate.sigma * noise, x - surrogate.sigma * noise]).flatten(0, 1)
-            above, below = surrogate._run(points).reshape(2, pairs, len(x), -1)
-            rise = ((above - below) * gradient).sum(dim=2)  # (pairs, n)
-            total += (rise.reshape(*rise.shape, *[1] * (x.ndim - 1)) * noise).sum(dim=0)
-        return total / (2 * surrogate.sigma * surrogate.samples), None, None
+        return ctx.surrogate._estimate(x, grad_outputs[0]), None, None
 
 
 def _name(rule: Backward) -> str:

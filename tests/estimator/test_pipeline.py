@@ -109,7 +109,9 @@ def test_a_preprocessor_that_repeats_images_is_refused_where_it_is_put_on() -> N
     )
     with pytest.raises(InputError, match=said):
         defend(wrap(), rotations())
-    with pytest.raises(InputError, match=r"Surrogate makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\)"):
+    with pytest.raises(
+        InputError, match=r"preprocessor EoTImageRotationPyTorch makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\)"
+    ):
         defend(wrap(), Surrogate(rotations()))
     already = rebuild(wrap(), preprocessing_defences=[rotations()])
     for constructor in CONSTRUCTORS.values():

@@ -12,7 +12,6 @@ import pytest
 import torch
 from art.attacks.evasion import AutoProjectedGradientDescent, FastGradientMethod, ProjectedGradientDescent
 from art.defences.detector.evasion import BinaryInputDetector
-from art.defences.preprocessor import FeatureSqueezing
 from art.defences.trainer import AdversarialTrainerFBFPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
@@ -487,16 +486,6 @@ def test_copies_are_whole_and_independent(
         (
             lambda detector: BinaryInputDetector(rebuild(detector.detector, clip_values=(0, 255))),
             r"detector takes values in \[0, 255\] and classifier in \[0, 1\]; the same were expected",
-        ),
-        (
-            lambda detector: BinaryInputDetector(
-                rebuild(
-                    detector.detector,
-                    preprocessing=None,
-                    preprocessing_defences=[FeatureSqueezing(clip_values=(0, 1))],
-                )
-            ),
-            "detector.detector has the preprocessor FeatureSqueezing, which works on numpy arrays; a Prepro.* was exp",
         ),
     ],
 )

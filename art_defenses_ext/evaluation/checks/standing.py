@@ -36,8 +36,8 @@ def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
         and attack.spec.kind == "white-box"
         and attack.spec.crafted_on == "defended"
     }
-    plain = any(set(mode.split("+")) == {"exact"} for mode in tried)  # "exact" alone stands for any number of defences
-    return [mode for mode in run.modes if mode not in tried and not (plain and set(mode.split("+")) == {"exact"})]
+    tried |= set(run.modes[:1]) if "exact" in tried else set()  # "exact" alone stands for each defence's first mode
+    return [mode for mode in run.modes if mode not in tried]
 
 
 def lacking(run: RunDescription, plan: list[AttackRun]) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.estimator.rejecting import RejectingNetwork
+from art_defenses_ext.gradients.numpy_bridge import Postprocessed
 
 
 @dataclass
@@ -88,6 +89,8 @@ def _entrance(model: nn.Module) -> nn.Module:
     ART calls the children of a Sequential, not the Sequential itself. Of a network that rejects, some attacks call the
     parts: those passes count that go through the classifier's network, of which the detector may do some.
     """
+    if isinstance(model, Postprocessed):
+        return _entrance(model.network)
     if isinstance(model, RejectingNetwork):
         return _entrance(_innermost(model))
     return next(iter(model.children())) if isinstance(model, nn.Sequential) else model

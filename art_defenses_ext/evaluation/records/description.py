@@ -51,7 +51,7 @@ class RunDescription:
         model_sha256: of its parameters and buffers.
         pipeline_sha256: of those of the whole defended classifier: preprocessing, model, detector.
         undefended_sha256: of those of the undefended classifier; None without one.
-        foreign: preprocessors that are none of our defences, with their parameters as far as these are plain.
+        foreign: preprocessors in torch that are none of our defences, with their parameters as far as these are plain.
         labels: number of classes that an image may belong to.
         clip_values: least and largest pixel value; None without clip values.
         random: whether the defence is random.
@@ -69,6 +69,7 @@ class RunDescription:
         outputs: what a torch network gives, and on what of it the attacks work, in words; empty for plain logits.
         dtype: of the network; it runs in this, and losses are computed in float32 at least.
         input_shape: of an image; empty of runs that did not note it.
+        training_alone: preprocessors that act in training alone, which no image of an evaluation meets.
     """
 
     settings: Settings
@@ -99,3 +100,4 @@ class RunDescription:
     outputs: str = ""
     dtype: str = "float32"
     input_shape: list[int] = field(default_factory=list)
+    training_alone: list[str] = field(default_factory=list)

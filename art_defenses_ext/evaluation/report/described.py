@@ -76,6 +76,8 @@ def facts(run: RunDescription) -> Table:
     settings = run.settings
     lines = [
         *(("defence", name) for name in defence_names(run) or ["none"]),
+        *(("preprocessor", name) for name in run.foreign),
+        *(("left out", f"{name}, which acts in training alone") for name in run.training_alone),
         *(("trained", describe_training(training)) for training in run.trainings),
         ("network", run.model),
         *([("outputs", run.outputs)] if run.outputs else []),

@@ -18,7 +18,8 @@ from torch import nn
 
 from art_defenses_ext.base.arrays import Images, IntArray, StoredImages
 from art_defenses_ext.base.checkpoint import fingerprint
-from art_defenses_ext.estimator.pipeline import Pipeline
+from art_defenses_ext.estimator.bridged import logits_behind
+from art_defenses_ext.estimator.pipeline import Pipeline, own_name
 from art_defenses_ext.estimator.rebuild import model_dtype
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.estimator.wrap import AdaptedNetwork
@@ -26,6 +27,8 @@ from art_defenses_ext.evaluation.records.description import RunDescription, Sett
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.gradients.modes import Defence, find_defences
+from art_defenses_ext.gradients.numpy_bridge import Postprocessed
+from art_defenses_ext.gradients.surrogate import plain_params
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
 
@@ -41,9 +44,12 @@ def describe_run(
     """Describe a run that is about to start."""
     classifier = attacker.classifier
     defences = find_defences(classifier)
+    preprocessors = classifier.preprocessing_defences or []
     return RunDescription(
         settings=settings,
-        defences=[{"name": defence.name} | defence.describe() for defence in defences] + _foreign(classifier),
+        defences=[{"name": defence.name} | defence.describe() for defence in defences]
+        + _foreign(classifier)
+        + _postprocessors(classifier),
         tunings=[defence.tuning for defence in defences if defence.tuning is not None],
         trainings=[training for defence in defences for training in defence.trainings],
         modes=list(attacker.modes),
@@ -55,9 +61,10 @@ def describe_run(
         undefended_sha256=None if undefended is None else _pipeline_sha256(undefended),
         foreign=[
             _named(preprocessor)
-            for preprocessor in classifier.preprocessing_defences or []
-            if not isinstance(preprocessor, Defence)
+            for preprocessor in preprocessors
+            if preprocessor.apply_predict and not isinstance(preprocessor, Defence)
         ],
+        training_alone=[own_name(preprocessor) for preprocessor in preprocessors if not preprocessor.apply_predict],
         labels=nb_labels(classifier),
         clip_values=_clip_values(classifier),
         random=attacker.random,
@@ -85,7 +92,8 @@ def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
 
 def _network_name(classifier: PyTorchClassifier) -> str:
     """Return the class of the network that all defences stand around."""
-    model = classifier.model.pipeline.model if rejects(classifier) else classifier.model
+    model = logits_behind(classifier).model
+    model = model.pipeline.model if rejects(classifier) else model
     model = getattr(model, "network", model)
     return type(model.network if isinstance(model, AdaptedNetwork) else model).__name__
 
@@ -107,9 +115,15 @@ def _looked_into(classifier: PyTorchClassifier) -> list[nn.Module]:
 
 def _named(preprocessor: Any) -> str:
     """Class and plain parameters of an ART preprocessor."""
-    values = {name: getattr(preprocessor, name, None) for name in preprocessor.params}
-    plain = (f"{name}={value!r}" for name, value in values.items() if isinstance(value, bool | int | float | str))
+    plain = (f"{name}={value!r}" for name, value in plain_params(preprocessor).items())
     return f"{type(preprocessor).__name__}({', '.join(plain)})"
+
+
+def _postprocessors(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
+    """Return ART's postprocessors, through which the classifier is judged."""
+    model = classifier.model
+    steps = model.steps if isinstance(model, Postprocessed) else []
+    return [{"name": type(step).__name__} | plain_params(step) for step in steps]
 
 
 def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:

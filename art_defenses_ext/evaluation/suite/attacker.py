@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, model_dtype, rebuild
@@ -46,7 +47,8 @@ class Attacker:
 
     Attributes:
         classifier: the defended classifier as it is.
-        attacked: the same forward pass, with a surrogate beside each foreign preprocessor, averaged if it is random.
+        attacked: the same forward pass up to the logits, with a surrogate beside each foreign preprocessor, averaged if
+            it is random.
         smoothed: the same forward pass, with the estimated gradient of its average under Gaussian noise.
         modes: the gradient modes of ``attacked`` that are tried.
         annealable: those of them whose surrogates have a width.
@@ -80,7 +82,7 @@ class Attacker:
             seed: of the passes that look for randomness.
         """
         random = is_random(classifier, x, derived_seed(seed, "is it random", 0))
-        exposed = with_surrogates(classifier)
+        exposed = with_surrogates(logits_behind(classifier))
         draws = EOT_DRAWS if random and adaptive else 1
         modes = gradient_modes(exposed)
         return cls(
@@ -89,7 +91,7 @@ class Attacker:
             smoothed=smoothed(exposed, threat),
             modes=modes if adaptive else ("exact",),
             annealable=annealable_modes(exposed) if adaptive else (),
-            withheld=() if adaptive else tuple(mode for mode in modes if set(mode.split("+")) != {"exact"}),
+            withheld=() if adaptive else modes[1:],
             random=random,
             draws=draws,
             votes=VOTES if random else 1,
@@ -100,9 +102,11 @@ class Attacker:
 def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
     """The classifier as attacks of ART's can run it too, which send float32 images and climb ``classifier.loss``.
 
+    Attacks are given the logits behind ART's postprocessors, which only judge.
     A network of another dtype gets a cast before and behind it. A loss that is no mean of cross-entropies is replaced
     by that: it is what the papers' attacks climb, and of other losses not all take ART's labels.
     """
+    classifier = logits_behind(classifier)
     loss = classifier.loss
     suits = type(loss) is nn.CrossEntropyLoss and loss.reduction != "none"
     casts = not rejects(classifier) and not _speaks_float32(classifier)
