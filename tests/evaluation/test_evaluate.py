@@ -18,7 +18,7 @@ import torch
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod, SquareAttack
 from art.defences.detector.evasion import BinaryInputDetector
-from art.defences.preprocessor import FeatureSqueezing
+from art.defences.preprocessor import LabelSmoothing
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import BaseEstimator
@@ -1151,8 +1151,8 @@ def test_a_result_that_is_no_batch_of_images_is_refused_in_a_sentence(
 # Input that cannot be used
 
 
-def _numpy_preprocessor(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    return rebuild(classifier, preprocessing_defences=[FeatureSqueezing(clip_values=(0, 1), bit_depth=4)])
+def _needing_labels(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    return rebuild(classifier, preprocessing_defences=[LabelSmoothing(apply_predict=True)])
 
 
 def _of_shape(input_shape: tuple[int, ...], nb_classes: int) -> PyTorchClassifier:
@@ -1191,7 +1191,7 @@ BAD: dict[str, Callable[[PyTorchClassifier, FloatArray, Any], dict[str, Any]]] =
     "curve_samples -1": lambda c, x, y: {"curve_samples": -1},
     "check_samples True": lambda c, x, y: {"check_samples": True},
     "a function": lambda c, x, y: {"classifier": c.predict},
-    "numpy preprocessing": lambda c, x, y: {"classifier": _numpy_preprocessor(c)},
+    "labels at prediction": lambda c, x, y: {"classifier": _needing_labels(c)},
     "undefended for other images": lambda c, x, y: {"undefended": _of_shape((3, 8, 8), 10)},
     "undefended that rejects": lambda c, x, y: {"undefended": rejecting(c, word(1, 0.5))},
     "a network as detector": lambda c, x, y: {"detector": Word(1, 0.5)},

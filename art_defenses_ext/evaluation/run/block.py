@@ -17,6 +17,7 @@ from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.validation import one_line
+from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.checks.binarization import binarization_test
 from art_defenses_ext.evaluation.records.costs import Cost, measured
@@ -211,11 +212,11 @@ class Work:
     def target(self, run: AttackRun) -> PyTorchClassifier | None:
         """Return the classifier that the attack is made on; None if there is none, or no need to."""
         if run.spec.crafted_on == "undefended":
-            return None if self.undefended is None else for_any_attack(self.undefended)
+            return None if self.undefended is None else for_any_attack(logits_behind(self.undefended))
         if run.spec.crafted_on == "smoothed":
             return self.attacker.smoothed if self.misled else None
         # What a paper ran is run as it was: without our surrogates and averages.
-        return for_any_attack(self.classifier) if run.spec.source == "paper" else self.attacker.attacked
+        return for_any_attack(logits_behind(self.classifier)) if run.spec.source == "paper" else self.attacker.attacked
 
     def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None]:
         """Run one attack on some samples of a block: what it did, and an image for the report."""

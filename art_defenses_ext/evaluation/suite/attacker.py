@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
@@ -47,8 +48,8 @@ class Attacker:
 
     Attributes:
         classifier: the defended classifier as it is.
-        attacked: the same forward pass up to the logits, with a surrogate beside each foreign preprocessor, averaged if
-            it is random.
+        attacked: the same forward pass, with a surrogate beside each foreign preprocessor, averaged if it is random;
+            without ART's postprocessors, unless they change the class of an image of the first block.
         smoothed: the same forward pass, with the estimated gradient of its average under Gaussian noise.
         modes: the gradient modes of ``attacked`` that are tried.
         annealable: those of them whose surrogates have a width.
@@ -82,7 +83,8 @@ class Attacker:
             seed: of the passes that look for randomness.
         """
         random = is_random(classifier, x, derived_seed(seed, "is it random", 0))
-        exposed = with_surrogates(logits_behind(classifier))
+        logits = logits_behind(classifier)
+        exposed = with_surrogates(logits if keeps_classes(classifier, logits, x, seed) else classifier)
         draws = EOT_DRAWS if random and adaptive else 1
         modes = gradient_modes(exposed)
         return cls(
@@ -102,11 +104,9 @@ class Attacker:
 def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
     """The classifier as attacks of ART's can run it too, which send float32 images and climb ``classifier.loss``.
 
-    Attacks are given the logits behind ART's postprocessors, which only judge.
     A network of another dtype gets a cast before and behind it. A loss that is no mean of cross-entropies is replaced
     by that: it is what the papers' attacks climb, and of other losses not all take ART's labels.
     """
-    classifier = logits_behind(classifier)
     loss = classifier.loss
     suits = type(loss) is nn.CrossEntropyLoss and loss.reduction != "none"
     casts = not rejects(classifier) and not _speaks_float32(classifier)
@@ -154,6 +154,21 @@ def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
         first, second = module(images), module(images)
     unit = min(1.0, float(torch.nan_to_num(first.abs(), nan=0.0, posinf=0.0).amax()))  # small logits differ by little
     return not torch.allclose(first, second, rtol=1e-4, atol=1e-5 * unit, equal_nan=True)  # kernels may round apart
+
+
+def keeps_classes(classifier: PyTorchClassifier, logits: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
+    """Return whether ART's postprocessors keep the class of each of some images (n, ...).
+
+    Their logits alone are attacked then. Otherwise an attacker sees what is judged, with the gradient of the logits.
+    """
+    if logits is classifier:
+        return True
+    classes = []
+    for each in (classifier, logits):
+        with seeded(seed), torch.no_grad():
+            outputs = as_module(each)(torch.tensor(x, device=classifier.device))
+        classes.append(named_classes(outputs))
+    return torch.equal(*classes)
 
 
 def depends_on_batch(classifier: PyTorchClassifier, x: FloatArray) -> bool:
