@@ -395,7 +395,7 @@ def test_the_doctor_says_what_is_here_and_examines_a_classifier(command: Command
     found = command("doctor", "--classifier", "own_for_doctor:build")
     assert found.status == 0
     assert "no clip values" in found.out
-    assert "docs/traps.md" in found.out
+    assert "art-defenses docs traps" in found.out
     for bad in ("nothing", "own_for_doctor:absent", "own_for_doctor:torch.Generator"):
         assert_one_sentence(command("doctor", "--classifier", bad))
 
@@ -660,7 +660,7 @@ def assert_one_sentence(result: Result) -> None:
     assert result.out == ""
     line, *page = result.err.splitlines()
     assert len(page) <= 1
-    assert all(one.startswith("See docs/") for one in page)
+    assert all(one.startswith("See: art-defenses docs ") for one in page)
     assert line.startswith("Error: ")
     assert "Traceback" not in line
 

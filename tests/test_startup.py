@@ -12,7 +12,10 @@ import pytest
 import art_defenses_ext
 from art_defenses_ext.cli.app import app
 
-HEAVY = ("torch", "art", "numpy", "scipy", "sklearn", "matplotlib", "pydantic", "rich")
+HEAVY = ("torch", "art", "numpy", "scipy", "sklearn", "matplotlib", "jinja2", "pydantic", "rich")
+
+NOT_NEEDED = ("matplotlib", "jinja2", "typer", "click")
+"""What a defence does without: pictures, pages and the command."""
 
 SCRIPT = f"""
 import json, os, sys
@@ -34,6 +37,9 @@ SAYING = (
     ["unknown"],
     *([name, "--help"] for name in app.commands),
     *([name, "--unknown"] for name in app.commands),
+    ["docs"],
+    ["docs", "checks#more-effort"],
+    ["docs", "unknown"],
     ["evaluate", "--print-config", "--samples", "3"],
 )
 
@@ -82,3 +88,15 @@ def test_a_shell_completes_commands_options_and_names(typed: str, calls: Calls) 
     out, left = calls[typed]
     assert f"plain,{COMPLETED[typed]}" in out.splitlines()
     assert left == ["0"]
+
+
+def test_a_defence_needs_no_library_for_pictures_pages_or_commands() -> None:
+    script = f"""
+import sys
+from importlib.metadata import entry_points
+for point in entry_points(group="art_defenses_ext.defences"):
+    point.load()
+print(*(name for name in {NOT_NEEDED} if name in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == []

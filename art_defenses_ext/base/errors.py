@@ -10,6 +10,11 @@ from typing import ClassVar
 from art_defenses_ext.base.text import for_terminal
 
 
+def shown_by(page: str) -> str:
+    """Return the command that shows a page of the documentation, or a section of it, as ``checks#more-effort``."""
+    return f"art-defenses docs {page}"
+
+
 class InputError(ValueError):
     """An argument that cannot be used; the message names it, its value and what was expected.
 
@@ -18,39 +23,39 @@ class InputError(ValueError):
     """
 
     page: ClassVar[str | None] = None
-    """Below docs/; None where the message says all."""
+    """Its name; None where the message says all."""
 
     def __init__(self, message: str) -> None:
         super().__init__(for_terminal(message))
         if self.page is not None:
-            self.add_note(f"See docs/{self.page}.")
+            self.add_note(f"See: {shown_by(self.page)}")
 
 
 class ClassifierError(InputError):
     """A classifier that ART or an attack would not run as it is meant."""
 
-    page = "traps.md"
+    page = "traps"
 
 
 class DataError(InputError):
     """A data set, a network or its weights that cannot be read."""
 
-    page = "data.md"
+    page = "data"
 
 
 class RunError(InputError):
     """A folder of a run, or an entry made of one, that cannot be read, written, continued or compared."""
 
-    page = "scale.md"
+    page = "scale"
 
 
 class CheckpointError(InputError):
     """A file of a fitted defence or of a training run that cannot be read, written or used here."""
 
-    page = "restoration.md"
+    page = "restoration"
 
 
 class AttributionError(InputError):
     """A network or an operation that an explanation does not cover."""
 
-    page = "attribution.md"
+    page = "attribution"

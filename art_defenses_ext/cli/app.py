@@ -8,6 +8,7 @@ from typing import NoReturn
 import click
 
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.cli.docs import docs_command
 from art_defenses_ext.cli.doctor import doctor_command
 from art_defenses_ext.cli.evaluate import evaluate_command
 from art_defenses_ext.cli.listing import list_command
@@ -50,6 +51,7 @@ for command in (
     entry_command,
     leaderboard_command,
     doctor_command,
+    docs_command,
     list_command,
 ):
     app.add_command(command)

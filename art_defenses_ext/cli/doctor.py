@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.errors import InputError, shown_by
 from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.cli.show import say
 
@@ -46,7 +46,7 @@ def doctor_command(classifier: str | None, data: Path | None) -> None:
         table.add_row(name, "found" if there else "not there")
     Console().print(table)
     for trap in traps or ():
-        say(f"{trap.name}: {trap.finding}; {trap.advice} (docs/traps.md)", fg="red")
+        say(f"{trap.name}: {trap.finding}; {trap.advice} ({shown_by('traps')})", fg="red")
     if traps is not None:
         say(f"{len(traps)} of {len(TRAPS)} traps found")
 

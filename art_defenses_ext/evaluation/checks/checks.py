@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
 
+from art_defenses_ext.base.errors import shown_by
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.checks.gradient_health import FAITHFUL_SHARE, VERDICTS, GradientHealth
 from art_defenses_ext.evaluation.checks.standing import untried_modes
@@ -36,7 +37,8 @@ TOO_EASY = 0.5
 OF_THE_ATTACKS = ("single step", "larger eps", "more effort", "transfer", "queries", "noise", "binarization")
 """The checks that look at what the attacks find; the others, at the network and the plan, establish nothing alone."""
 
-DOCS = "docs/checks.md"
+PAGE = "checks"
+"""The page of the documentation that has a section for each check."""
 
 Verdict = Literal["passed", "failed", "not run"]
 
@@ -61,8 +63,8 @@ class Check:
 
     @property
     def link(self) -> str:
-        """Where its paragraph stands."""
-        return f"{DOCS}#{self.name.replace(' ', '-')}"
+        """The command that shows its section of the documentation."""
+        return shown_by(f"{PAGE}#{self.name.replace(' ', '-')}")
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from art_defenses_ext.evaluation.checks.checks import DOCS
+from art_defenses_ext.base.errors import shown_by
+from art_defenses_ext.evaluation.checks.checks import PAGE
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.report import described, tables, verdict
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, headline_table, headlines, result_in_words
@@ -61,7 +62,7 @@ def _result(summary: Summary) -> list[Part]:
 
 
 def _checks(summary: Summary) -> list[Part]:
-    note = f"Where a check fails, the robust accuracy is not established; {DOCS} says what to do then."
+    note = f"Where a check fails, the robust accuracy is not established; `{shown_by(PAGE)}` shows what to do then."
     return [tables.checks_table(summary.checks), Prose(note, "soft")] if summary.checks else []
 
 
