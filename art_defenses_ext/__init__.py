@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.estimator.defend import as_module, defend
     from art_defenses_ext.estimator.rejecting import rejecting
     from art_defenses_ext.estimator.wrap import as_classifier
+    from art_defenses_ext.evaluation.add import add_examples
     from art_defenses_ext.evaluation.config import EvaluationConfig
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.publish.compare import compare
@@ -41,6 +42,7 @@ __all__ = [
     "Surrogate",
     "ThirdParty",
     "TwoStreamRestoration",
+    "add_examples",
     "as_classifier",
     "as_module",
     "compare",
@@ -66,6 +68,7 @@ _HOMES = {
     "Surrogate": "gradients.surrogate",
     "ThirdParty": "evaluation.suite.third_party",
     "TwoStreamRestoration": "preprocessor.two_stream_restoration",
+    "add_examples": "evaluation.add",
     "as_classifier": "estimator.wrap",
     "as_module": "estimator.defend",
     "compare": "evaluation.publish.compare",

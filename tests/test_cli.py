@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -197,8 +198,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command asks of ``evaluate``, which ends it here instead of attacking."""
     call: dict[str, Any] = {}
 
-    def listen(classifier: PyTorchClassifier, x: Any, y: Any, threat: Any, attacks: str, **options: Any) -> Any:
-        call.update(options, classifier=classifier, x=x, y=y, threat=threat, attacks=attacks)
+    def listen(model: PyTorchClassifier, data: Any, threat: Any, attacks: str, **options: Any) -> Any:
+        call.update(options, classifier=model, x=data[0], y=data[1], threat=threat, attacks=attacks)
         raise InputError("that is all")
 
     monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.evaluate", listen)
@@ -358,6 +359,25 @@ def test_a_run_that_cannot_be_repeated_to_the_byte_says_why(
         assert (refused.status, refused.out) == (2, "")
         assert words in refused.err
     assert command("rerun", "run", "--out", own.parent / "run").status == 2
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_examples_made_elsewhere_are_added_to_a_run_of_the_command(
+    command: Command, quick: list[str], digits: Dataset, finished_run: Any, tmp_path: Path
+) -> None:
+    assert command(*quick, "--samples", 3, "--out", "run").status == 0
+    adversarial = np.clip(digits.test.x[:3] + np.float32(0.01), 0, 1)
+    np.savez(tmp_path / "adv.npz", adversarial=adversarial)
+    np.savez(tmp_path / "far.npz", adversarial=1 - adversarial)
+    added = command("add", "run", "adv.npz", "--from", "Doe et al., https://example.org/attack")
+    assert (added.status, added.err) == (0, "")
+    assert "Doe et al." in added.out
+    assert "https://example.org/attack" in (tmp_path / "run" / "report.html").read_text()
+    refusals = (("run", "far.npz", "away from sample 0"), (finished_run.folder, "adv.npz", "made in Python"))
+    for run, file, words in refusals:
+        refused = command("add", run, file, "--from", "Doe again")
+        assert (refused.status, refused.out) == (2, "")
+        assert words in refused.err
 
 
 def test_runs_are_compared_and_published(command: Command, weights: Path, digits: Dataset, tmp_path: Path) -> None:

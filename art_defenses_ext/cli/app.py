@@ -13,6 +13,7 @@ from art_defenses_ext.cli.doctor import doctor_command
 from art_defenses_ext.cli.evaluate import evaluate_command
 from art_defenses_ext.cli.listing import list_command
 from art_defenses_ext.cli.runs import (
+    add_command,
     compare_command,
     entry_command,
     leaderboard_command,
@@ -47,6 +48,7 @@ for command in (
     sweep_command,
     merge_command,
     rerun_command,
+    add_command,
     compare_command,
     entry_command,
     leaderboard_command,

@@ -57,6 +57,27 @@ def rerun_command(context: click.Context, run: Path, out: Path | None) -> None:
     context.exit(int(bool(again.differences)))
 
 
+@click.command("add")
+@click.argument("run", type=FOLDER)
+@click.argument("adversarial", type=FOLDER)
+@click.option("--from", "source", required=True, metavar="NAME, LINK", help="Whose examples they are, and where from.")
+def add_command(run: Path, adversarial: Path, source: str) -> None:
+    """Add adversarial examples that somebody else made to a finished run; print and write its report.
+
+    RUN is the folder of a run that the command evaluate made. ADVERSARIAL is a file of images: .npz, .safetensors, or
+    what torch.save wrote (docs/howto/add_examples.md).
+    """
+    from art_defenses_ext.cli.evaluate import Prepared, options_of_run
+    from art_defenses_ext.evaluation.add import add_examples
+    from art_defenses_ext.evaluation.report.report import Report
+    from art_defenses_ext.evaluation.run.shard import WHOLE
+
+    name, _, link = (part.strip() for part in source.partition(","))
+    Report.load(run)
+    task = Prepared.of(options_of_run(run), WHOLE)
+    show_report(add_examples(run, adversarial, task.classifier, task.data, name=name, link=link or None), run)
+
+
 @click.command("compare")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder for the table (JSON, Markdown) and a picture.")

@@ -255,6 +255,24 @@ def manifest_of(
     return _Task.of(model, data, threat, attacks, progress=False, **arguments).manifest()
 
 
+def task_of(
+    model: Any,
+    data: Any,
+    threat: Threat,
+    attacks: str | Sequence[AttackSpec],
+    **arguments: Unpack[EvaluationArguments],
+) -> _Task:
+    """An evaluation whose arguments have been checked: what is done with a run's model besides attacking it.
+
+    Args:
+        model, data, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+
+    Raises:
+        InputError: as :func:`evaluate`.
+    """
+    return _Task.of(model, data, threat, attacks, progress=False, **arguments)
+
+
 @dataclass(frozen=True)
 class _Task:
     """An evaluation whose arguments have been checked."""
@@ -302,7 +320,7 @@ class _Task:
     def _probe(self, progress: bool) -> None:
         """Find out on two images what cannot be run, such as a detector that is not fitted."""
         x, labels = np.asarray(self.x[:PROBES]), self.labels[:PROBES]
-        with self._evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
+        with self.evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
             with phases.phase(PREPARATION, self.classifier, steps=len(self.specs)) as announce:
                 check_runs(self.classifier)
@@ -324,7 +342,7 @@ class _Task:
     def carry_out(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
         """Attack the blocks of a part that the store does not hold yet."""
         settings, x = self.settings, self.x
-        with self._evaluating(), progress_bar(progress) as bar:
+        with self.evaluating(), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
             manifest = self._begin(store, shard, phases)
             misled = bool(manifest.health) and not any(health.is_faithful for health in manifest.health)
@@ -344,11 +362,14 @@ class _Task:
                 store.finish(replace(findings, costs=phases.taken(0)))
 
     def manifest(self) -> Manifest:
-        """What is to be done, as a whole."""
-        with self._evaluating():
-            return self._manifest(WHOLE)
+        """What is to be done, as a whole; described as a run describes it, while passes are counted."""
+        with self.evaluating(), progress_bar(False) as bar:
+            phases = Phases(bar, {})
+            with phases.phase(PREPARATION, self.classifier, self.undefended):
+                return self._manifest(WHOLE)
 
-    def _evaluating(self) -> AbstractContextManager[None]:
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Within it the networks are in evaluation mode."""
         classifiers = [self.classifier, *([] if self.undefended is None else [self.undefended])]
         return rebuild.evaluation_mode(*(classifier.model for classifier in classifiers))
 

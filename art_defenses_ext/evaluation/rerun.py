@@ -18,7 +18,7 @@ from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import EvaluationArguments, evaluate, manifest_of
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest
+from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest, read_records
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import named_threat
@@ -88,8 +88,8 @@ class Rerun:
         Raises:
             InputError: for a folder without a finished run.
         """
-        first, second = Report.load(folder), Report.load(again)
-        pairs = zip(first.records, second.records, strict=True)
+        second = Report.load(again)
+        pairs = zip(read_records(folder), second.records, strict=True)  # without what was added to the run since
         differences = [each for pair in pairs if (each := Difference.between(*pair)) is not None]
         contents = [(path / RECORDS).read_bytes() for path in (folder, again)]
         elsewhere = read_manifest(folder).differences(read_manifest(again))

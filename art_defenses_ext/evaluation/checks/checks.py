@@ -37,6 +37,9 @@ TOO_EASY = 0.5
 OF_THE_ATTACKS = ("single step", "larger eps", "more effort", "transfer", "queries", "noise", "binarization")
 """The checks that look at what the attacks find; the others, at the network and the plan, establish nothing alone."""
 
+ELSEWHERE = "elsewhere"
+"""The check that is made only where examples from elsewhere were added to a run."""
+
 PAGE = "checks"
 """The page of the documentation that has a section for each check."""
 
@@ -90,6 +93,11 @@ class Evidence:
         chosen = (run for run in self.plan if run.role == role and (run.spec.kind in kinds or not kinds))
         return [run.key for run in chosen if any(run.key in record.attacks for record in self.records)]
 
+    @property
+    def elsewhere(self) -> list[str]:
+        """The keys of examples that somebody else made."""
+        return [run.key for run in self.plan if run.spec.source == "elsewhere"]
+
     def late(self, kind: Kind) -> Proportion | None:
         """What one kind of attack breaks of the samples that the white-box attacks leave; None if it did not run."""
         white, others = self.keys("white-box"), self.keys(kind)
@@ -110,7 +118,8 @@ def run_checks(evidence: Evidence) -> list[Check]:
     if not evidence.keys("white-box"):
         reason = "no white-box attack of ours ran on any sample"
         return [Check(name, "not run", reason) for name in CHECKS]
-    return [check(name, evidence) for name, check in CHECKS.items()]
+    checks = [check(name, evidence) for name, check in CHECKS.items()]
+    return [*checks, _elsewhere(ELSEWHERE, evidence)] if evidence.elsewhere else checks
 
 
 def _too_many(share: Proportion) -> bool:
@@ -183,6 +192,18 @@ def _more_effort(name: str, evidence: Evidence) -> Check:
     share = Proportion.of(not record.robust(effort) for record in left)
     finding = f"300 steps from 2 starts break {_of(share)} images that all attacks leave"
     return Check(name, _judged(_too_many(share)), finding, {"broken by more effort": share})
+
+
+def _elsewhere(name: str, evidence: Evidence) -> Check:
+    """Examples that somebody else made break nothing that all attacks of the run leave."""
+    added = evidence.elsewhere
+    own = [run.key for run in evidence.plan if run.key not in added]
+    left = [record for record in evidence.among(added) if record.robust(own)]
+    if not left:
+        return Check(name, "passed", "they were made of images alone that the run's own attacks had broken")
+    share = Proportion.of(not record.robust(added) for record in left)
+    finding = f"examples made elsewhere break {_of(share)} images that all attacks of the run leave"
+    return Check(name, _judged(_too_many(share)), finding, {"broken elsewhere": share})
 
 
 def _gradients(name: str, evidence: Evidence) -> Check:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,7 @@ from art_defenses_ext.evaluation.records.lines import parse_json
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.described import describe_defences
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.results.summary import Summary
 
 FORMAT = "art-defenses-ext entry 1"
 
@@ -57,7 +58,7 @@ class Entry:
         clean_acc: accuracy on clean images.
         reported: the robust accuracy that the paper prints for its own setting; None if it prints none.
         paper_acc: accuracy under the paper's own attacks, run by us.
-        robust_acc: robust accuracy: the worst case of each image over all attacks.
+        robust_acc: robust accuracy: the worst case of each image over all attacks of the run.
         robust_interval: its 95 % interval.
         undefended_acc: of the undefended model under the attacks made on it, which are fewer.
         external: a lower robust accuracy that somebody else has shown; None if none is known.
@@ -76,6 +77,7 @@ class Entry:
         data_sha256: of images and labels.
         model_sha256: of the network.
         pipeline_sha256: of the defended whole.
+        evidence: whose examples show ``external``, and where from, where they were added to the run.
     """
 
     format: str
@@ -108,6 +110,7 @@ class Entry:
     data_sha256: str
     model_sha256: str
     pipeline_sha256: str
+    evidence: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         for name, kind in declared_of(Entry).items():
@@ -133,7 +136,8 @@ class Entry:
             name: by default the defences' names and options.
             link: to the paper.
             reported: what that prints, in per cent.
-            external: what somebody else has shown, in per cent.
+            external: what somebody else has shown, in per cent; None for what the examples show that were added to
+                the run.
             command: that made the run; by default the process's own.
 
         Raises:
@@ -145,7 +149,10 @@ class Entry:
             expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
             raise RunError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
         settings, total = run.settings, summary.total
-        low, high = summary.worst_case.interval
+        own = summary.worst_case if summary.own_worst_case is None else summary.own_worst_case
+        low, high = own.interval
+        if external is None and own.count > summary.worst_case.count:
+            external = _percent(summary.worst_case)
         return cls(
             format=FORMAT,
             name=describe_defences(run) if name is None else name,
@@ -157,10 +164,11 @@ class Entry:
             clean_acc=_percent(summary.clean),
             reported=reported,
             paper_acc=None if summary.paper is None else _percent(summary.paper),
-            robust_acc=_percent(summary.worst_case),
+            robust_acc=_percent(own),
             robust_interval=(round(100 * low, 2), round(100 * high, 2)),
             undefended_acc=None if summary.undefended_robust is None else _percent(summary.undefended_robust),
             external=external,
+            evidence=_evidence(summary),
             unreliable=not summary.established,
             failed_checks=summary.failed_checks,
             attacks=settings.attacks,
@@ -298,6 +306,12 @@ def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
 
 def _or_none(share: float | None) -> str:
     return "" if share is None else f"{share:.1f}"
+
+
+def _evidence(summary: Summary) -> list[str]:
+    """Whose examples were added to a run, and where from."""
+    added = [row for row in summary.rows if row.source == "elsewhere"]
+    return [f"{row.key}, {row.purpose}" for row in added]
 
 
 def _percent(share: Proportion) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from sys import intern
 
 from art_defenses_ext.attack.ball import L2, Linf
+from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.logits import NO_CLASS
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.lines import STRICT
@@ -16,6 +18,11 @@ from art_defenses_ext.evaluation.threat import Threat
 
 RECORDED: tuple[type[Threat], ...] = (Linf, L2)
 """Norms in which the size of every change is recorded, whatever the threat."""
+
+
+def image_hash(image: FloatArray) -> str:
+    """What a record keeps of a sample's image."""
+    return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

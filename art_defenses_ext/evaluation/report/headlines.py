@@ -65,15 +65,18 @@ def _under_attack(summary: Summary) -> list[Headline]:
         "paper", "Accuracy under the paper's attacks", summary.paper, counted if summary.paper else "none was run"
     )
     label = f"Robust accuracy ({_suite_name(summary)})"
+    added = "" if summary.own_worst_case is None else f"{percentage(summary.own_worst_case)} by the run's own attacks"
     if summary.robust_accuracy is not None:
         established = summary.standing != "not established"
         bound = "" if established else f"at most {with_interval(summary.worst_case)}"
-        remark = _join(counted, bound, failed)
+        remark = _join(counted, bound, failed, added)
         return [Headline("robust", label, summary.robust_accuracy, remark, established), paper]
     robust = Headline("robust", label, None, f"unknown: {summary.unknown}")
     if coverage(summary) in ("nothing", "papers only"):
         return [robust, paper]
-    ran = Headline("after_attacks", "Accuracy under the attacks that ran", summary.worst_case, _join(counted, failed))
+    ran = Headline(
+        "after_attacks", "Accuracy under the attacks that ran", summary.worst_case, _join(counted, failed, added)
+    )
     return [robust, ran, paper]
 
 

@@ -19,12 +19,13 @@ from art_defenses_ext.evaluation.report.sections import NO_BREAK
 from art_defenses_ext.evaluation.report.terminal import render
 from art_defenses_ext.evaluation.report.verdict import verdict
 from art_defenses_ext.evaluation.results.summary import Summary, summarise
+from art_defenses_ext.evaluation.run.added import join, read_additions
 from art_defenses_ext.evaluation.run.folder import (
-    finished_blocks,
     read_costs,
     read_findings,
     read_kept_examples,
     read_manifest,
+    read_records,
 )
 
 PAGE = "report.html"
@@ -51,15 +52,16 @@ class Report:
         """
         path = check_path("folder", folder, "the folder of a finished run")
         manifest = read_manifest(path)
-        run, plan = manifest.run, manifest.plan
+        run = manifest.run
         if not manifest.shard.is_whole:
             raise RunError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
-        records = [record for block in finished_blocks(path, manifest) for record in block.records]
+        records = read_records(path)
         if len(records) < run.settings.samples:
             raise RunError(
                 f"folder is {folder}, which holds {len(records)} of {run.settings.samples} samples; "
                 "a finished run was expected: the command that began it goes on with it"
             )
+        plan, records = join(manifest, records, read_additions(path, manifest))
         findings = read_findings(path)
         evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
         checks = run_checks(evidence) if run.settings.check_samples else []

@@ -10,7 +10,12 @@ from art_defenses_ext.evaluation.report.sections import Column, Row, Table
 from art_defenses_ext.evaluation.results.detection import FALSE_POSITIVES, PASSING, At, Detection, DetectionRow, Pool
 from art_defenses_ext.evaluation.results.summary import AttackRow, Summary
 
-GROUPS = {"suite": "Attack suite", "paper": "The paper's attacks", "side": "Curves and checks"}
+GROUPS = {
+    "suite": "Attack suite",
+    "paper": "The paper's attacks",
+    "side": "Curves and checks",
+    "elsewhere": "Examples made elsewhere",
+}
 """Headings of the attacks' tables, by the rows' ``source``, in the order in which they ran."""
 
 POOLS = {"zero": "all with zero knowledge", "perfect": "all attacks"}
@@ -54,9 +59,7 @@ def attacks_table(summary: Summary) -> Table:
         Column("made on", "the model that the attack queries; 'smoothed': by gradient estimation", "words"): (
             lambda row: row.crafted_on
         ),
-        Column("given", "'all' images, or 'left': the correct ones that no attack above had broken", "words"): (
-            lambda row: "all" if row.samples == "all" else "left"
-        ),
+        Column("given", "'all' images, or 'left': the correct ones that no attack above had broken", "words"): _given,
         Column("broke\nk of m", "of m images given, k were correct and are misclassified inside the ball"): (
             lambda row: f"{row.broke} of {row.attacked}"
         ),
@@ -73,10 +76,16 @@ def attacks_table(summary: Summary) -> Table:
     return _attacks_table(columns, summary.rows)
 
 
+def _given(row: AttackRow) -> str:
+    return "all" if row.samples == "all" else "some" if row.source == "elsewhere" else "left"
+
+
 def costs_table(summary: Summary) -> Table:
     """Return what each attack leaves of the ranking of classes, where that was recorded, and what it cost."""
     rankings = RANKINGS if any(row.agreement for row in summary.rows) else {}
-    table = _attacks_table(rankings | COSTS, [row for row in summary.rows if row.attacked])
+    table = _attacks_table(
+        rankings | COSTS, [row for row in summary.rows if row.attacked and row.source != "elsewhere"]
+    )
     others = "Besides the attacks"
     spent = [(name, cost, others) for name, cost in summary.phases.items()] + [("total", summary.total, "All in all")]
     rows = [

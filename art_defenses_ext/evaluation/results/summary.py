@@ -21,7 +21,7 @@ from art_defenses_ext.evaluation.results.randomness import Randomness, randomnes
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.threat import named_threat
 
-FORMAT = 9
+FORMAT = 10
 """The format of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
@@ -29,7 +29,8 @@ FORMAT = 9
 ``after_attacks`` is the accuracy after whatever ran, formerly ``worst_case``, there is ``not_finite``, ``detection``
 has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
 passes that chose no attack; from 8 on rows have ``median_size``, their ``source`` is ``"suite"``, ``"paper"`` or
-``"side"``, and ``detection`` gives thresholds of the detector's margin; from 9 on ``phases`` are costs by name."""
+``"side"``, and ``detection`` gives thresholds of the detector's margin; from 9 on ``phases`` are costs by name; from
+10 on there is ``own_worst_case``, and the ``source`` of a row may be ``"elsewhere"``."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class AttackRow:
 
     Attributes:
         key: its name in the records.
-        source: ``"paper"``, ``"suite"``, or ``"side"`` for the runs of curves and checks.
+        source: ``"paper"``, ``"suite"``, ``"elsewhere"`` for examples that somebody else made, or ``"side"`` for the
+            runs of curves and checks.
         crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
         purpose: what it is for.
@@ -137,6 +139,8 @@ class Summary:
         detection: the detector's error rates and the attack success rates; None without one.
         rows: the attacks.
         curves: accuracy against eps.
+        own_worst_case: the worst case over the run's own attacks, where examples made elsewhere were added to it; else
+            None.
         phases: the cost of what was done besides the attacks, by its name (``evaluation/records/phases.py``).
         total: cost of everything.
     """
@@ -161,6 +165,7 @@ class Summary:
     curves: list[Curve]
     phases: dict[str, Cost]
     total: Cost
+    own_worst_case: Proportion | None = None
 
     @property
     def standing(self) -> Standing:
@@ -245,7 +250,13 @@ def summarise(
         curves=_curves(run, plan, records),
         phases={name: by_attack[name] for name in PHASES if name in by_attack},
         total=_sum(record.cost for record in costs),
+        own_worst_case=_own_worst_case(plan, records),
     )
+
+
+def _own_worst_case(plan: list[AttackRun], records: list[SampleRecord]) -> Proportion | None:
+    own = [attack.key for attack in plan if attack.spec.source != "elsewhere"]
+    return None if len(own) == len(plan) else Proportion.of(record.robust(own) for record in records)
 
 
 def _outcomes(key: str, records: list[SampleRecord]) -> list[Outcome]:

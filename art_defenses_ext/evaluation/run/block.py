@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import NB_EXAMPLES, Example
 from art_defenses_ext.evaluation.records.metrics import Scores, recorded
 from art_defenses_ext.evaluation.records.phases import JUDGING, PICTURES, Phases
-from art_defenses_ext.evaluation.records.sample import RECORDED, Attempt, CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.records.sample import RECORDED, Attempt, CostRecord, Outcome, SampleRecord, image_hash
 from art_defenses_ext.evaluation.run.defence_views import with_views
 from art_defenses_ext.evaluation.run.folder import Block, Findings, RunDirectory
 from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
@@ -112,7 +111,7 @@ class Work:
         What the store holds of the block already is not done again; each further attack is handed to it at its end.
         """
         with blamed("the classifier, on clean images,", start, store.keeps):
-            block, judging = self._clean(start, x, labels)
+            block, judging = self.clean(start, x, labels)
         earlier, costs = store.attempts(start), []
         for run in self.plan:
             announce(note=run.key)
@@ -135,7 +134,7 @@ class Work:
             examples = with_views(self.classifier, block.examples)
         store.append(Block.of(block.records), phases.taken(start) + costs, examples)
 
-    def _clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
+    def clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
         """Return the block before any attack: what both classifiers say of the clean images, and what that cost."""
         self._judging = Cost()
         clean = self._judge("clean", start, x, labels, None)
@@ -153,7 +152,7 @@ class Work:
                 clean_reciprocal_rank=ranks[i],
                 clean_rejected=None if clean.rejected is None else bool(clean.rejected[i]),
                 clean_detection_margin=_margin(clean, i),
-                image=hashlib.sha256(x[i].tobytes()).hexdigest()[:16],
+                image=image_hash(x[i]),
                 clean_first_misses=_clean_misses(clean.first_misses, clean.first_rejections, i),
             )
             for i in range(len(x))
@@ -234,13 +233,13 @@ class Work:
             adversarial = _built(run, target, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
         self._judging = Cost()
-        outcomes = self._outcomes(run, rows, block, adversarial, usable)
+        outcomes = self.outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
         spent = CostRecord(block.start, run.key, len(rows), cost)
         pictured = None if example is None else example.index
         return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example
 
-    def _outcomes(
+    def outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
     ) -> list[Outcome]:
         """Return what the images that an attack made of some samples are worth."""

@@ -6,6 +6,7 @@
     examples/        attacked images for the report, a file a block that has some
     digests.jsonl    a line a block, by which changes of the others are noticed (``lines.py``)
     findings.json    what was found out about the attacks once for all blocks
+    added/           examples that somebody else made of its images (``added.py``)
     unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
 
@@ -51,6 +52,7 @@ from art_defenses_ext.evaluation.threat import named_threat
 
 MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
+ADDED = "added"
 RESULTS = ("report.json", "report.html", "examples.npz")
 
 ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"
@@ -277,7 +279,7 @@ class RunDirectory:
         with self._writing(""):
             for path in [self.path / name for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS, *RESULTS)]:
                 path.unlink(missing_ok=True)
-            for path in _example_files(self.path):
+            for path in [*_example_files(self.path), *(self.path / ADDED).glob("*")]:
                 path.unlink()
             self._unfinished.remove()
 

@@ -22,7 +22,7 @@ from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.run.code_hash import Snapshot, code_hash
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
-from art_defenses_ext.gradients.modes import gradient_mode
+from art_defenses_ext.gradients.modes import find_defences, gradient_mode
 
 IMAGES, DIFFERENTIATED = 8, 4
 """How many of the first images are classified, and of how many of them a gradient is taken."""
@@ -227,6 +227,8 @@ def identity_of(attacker: Attacker, undefended: PyTorchClassifier | None, x: Flo
 
 def parts_of_run(classifier: PyTorchClassifier, undefended: PyTorchClassifier | None) -> dict[str, Any]:
     """Return all that an image meets, by a name for messages."""
+    for defence in find_defences(classifier):  # as after an attack that anneals, whether one ran before or not
+        defence.surrogate_width = defence.surrogate_width
     model = classifier.model
     parts = {"network": model.pipeline, "detector": model.detection} if rejects(classifier) else {"network": model}
     for number, preprocessor in enumerate(classifier.preprocessing_operations, 1):

@@ -165,21 +165,21 @@ def _plain(run: AttackRun) -> dict[str, Any]:
 
 
 def _run_of(plain: dict[str, Any]) -> AttackRun:
-    build = _ReadOnly(plain["spec"].get("build"))
+    build = ReadOnlyBuild(plain["spec"].get("build"))
     spec = adapter(AttackSpec).validate_python(plain["spec"] | {"build": build})
     return AttackRun(spec, plain["mode"], named_threat(plain["norm"], plain["eps"]), plain["role"])
 
 
 def _build_hash(build: Build) -> str | None:
     """A hash of what makes an attack; None for the package's own, which the versions stand for."""
-    if isinstance(build, _ReadOnly):
+    if isinstance(build, ReadOnlyBuild):
         return build.sha256
     package = getattr(build, "__module__", "").partition(".")[0]
     return None if package == __package__.partition(".")[0] else code_hash(build)
 
 
 @dataclass(frozen=True)
-class _ReadOnly:
+class ReadOnlyBuild:
     """What stands for the maker of an attack that was read from a run's folder."""
 
     sha256: str | None

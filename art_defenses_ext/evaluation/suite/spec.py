@@ -36,7 +36,8 @@ class AttackSpec:
         name: unique in its set; stands in records and reports.
         build: makes the attack.
         purpose: what it is for, in a line.
-        source: ``"paper"`` for what the method's own authors ran, ``"suite"`` for ours.
+        source: ``"paper"`` for what the method's own authors ran, ``"suite"`` for ours, ``"elsewhere"`` for examples
+            that somebody else made.
         kind: how it works. A list of attacks is an adaptive suite, whose figure may be called robust accuracy, if those
             of kind ``"white-box"`` and source ``"suite"`` made on the ``"defended"`` network run under all its modes.
         crafted_on: the network that the attacker differentiates or queries; what comes out is always judged on the
@@ -70,7 +71,7 @@ class AttackSpec:
     name: str
     build: Build
     purpose: str
-    source: Literal["paper", "suite"] = "suite"
+    source: Literal["paper", "suite", "elsewhere"] = "suite"
     kind: Kind = "other"
     crafted_on: CraftedOn = "defended"
     modes: Modes = "exact"

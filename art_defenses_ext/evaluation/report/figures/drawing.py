@@ -20,7 +20,7 @@ from art_defenses_ext.evaluation.results.summary import Summary
 # Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
-LINES = {"suite": "-", "paper": "--"}
+LINES = {"suite": "-", "paper": "--", "elsewhere": ":"}
 INK, FAINT = "#222222", "#8a8a8a"
 TITLE: dict[str, Any] = {"fontsize": 10, "color": INK, "parse_math": False}
 WORST, OTHER = "#D55E00", "#0072B2"

@@ -1,0 +1,249 @@
+"""Adversarial examples that somebody else made, judged by a run's model and joined into its worst case."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Unpack
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file
+
+from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import is_web_address, shown
+from art_defenses_ext.base.validation import check_file, check_path, check_text, one_line
+from art_defenses_ext.estimator import rebuild
+from art_defenses_ext.evaluation.config import EvaluationConfig
+from art_defenses_ext.evaluation.evaluate import EvaluationArguments, task_of
+from art_defenses_ext.evaluation.records.sample import Outcome, image_hash
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.added import Addition, hash_of, read_additions, write_addition
+from art_defenses_ext.evaluation.run.block import Work
+from art_defenses_ext.evaluation.run.folder import RunDirectory, read_manifest
+from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
+from art_defenses_ext.evaluation.suite.suites import STANDARD
+from art_defenses_ext.evaluation.threat import Threat, named_threat
+
+ADVERSARIAL = ("adversarial", "adv", "x_adv", "adv_complete")
+"""What the array of the images may be called in a file; the last is the name in the files of AutoAttack's authors."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Adversarial examples from elsewhere, checked as far as they can be by themselves.
+
+    Attributes:
+        adversarial: images (n, ...), float32.
+        index: which samples of the run they were made of (n,).
+        clean: the images that they were made of (n, ...); None if the file holds none.
+    """
+
+    adversarial: FloatArray
+    index: IntArray
+    clean: FloatArray | None
+
+    @classmethod
+    def of(cls, adversarial: Any, samples: int) -> Examples:
+        """Read a file, or take an array of all samples.
+
+        Raises:
+            InputError: for anything else, or numbers that are not finite.
+        """
+        named = {"adversarial": adversarial} if isinstance(adversarial, np.ndarray) else _read(adversarial)
+        images = next((named[name] for name in ADVERSARIAL if name in named), None)
+        if images is None or images.dtype.kind != "f" or images.ndim < 2 or not len(images):
+            expected = f"floating-point images under one of the names {', '.join(ADVERSARIAL)}"
+            raise InputError(f"adversarial holds {_contents(named)}; {expected} were expected")
+        if not np.isfinite(images).all():
+            raise InputError("adversarial holds images with NaN or infinite values; finite ones were expected")
+        clean = named.get("clean")
+        if clean is not None and (clean.dtype.kind != "f" or clean.shape != images.shape):
+            raise InputError(f"adversarial holds clean of shape {clean.shape}; {images.shape} was expected")
+        index = _index(named.get("index"), len(images), samples)
+        return cls(images.astype(np.float32), index, None if clean is None else clean.astype(np.float32))
+
+
+def _contents(named: dict[str, Any]) -> str:
+    return ", ".join(f"{shown(name)} {array.dtype}{array.shape}" for name, array in named.items()) or "nothing"
+
+
+def _read(path: Any) -> dict[str, Any]:
+    """Return the arrays of a file by name; nothing in it is run."""
+    file = check_file("adversarial", path, "an existing file of images")
+    try:
+        if file.suffix == ".safetensors":
+            named: Any = load_file(file)
+        elif file.suffix in (".npz", ".npy"):
+            content = np.load(file, allow_pickle=False)
+            named = {"adversarial": content} if isinstance(content, np.ndarray) else dict(content)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+            named = content if isinstance(content, dict) else {"adversarial": content}
+            named = {name: value.numpy() for name, value in named.items() if isinstance(value, torch.Tensor)}
+    except MemoryError:
+        raise
+    except Exception as error:  # the readers raise many types on damaged files
+        raise InputError(
+            f"adversarial is {str(file)!r}, which cannot be read ({one_line(error)}); a .npz, .npy or .safetensors "
+            "file, or one that torch.load(weights_only=True) reads, was expected"
+        ) from error
+    return {str(name): np.asarray(array) for name, array in named.items()}
+
+
+def _index(index: Any, count: int, samples: int) -> IntArray:
+    """Return which samples some images belong to; all of them in their order if the file does not say."""
+    if index is None:
+        if count != samples:
+            raise InputError(
+                f"adversarial holds {count} images and no array index; {samples}, one for each sample, were expected"
+            )
+        return np.arange(samples)
+    fits = index.dtype.kind in "iu" and index.shape == (count,)
+    if not fits or len(np.unique(index)) < count or index.min() < 0 or index.max() >= samples:
+        raise InputError(
+            f"adversarial holds index {index.dtype}{index.shape} for {count} images; distinct samples from 0 to "
+            f"{samples - 1} were expected"
+        )
+    positions: IntArray = index.astype(np.int64)
+    return positions
+
+
+@rebuild.gradients_enabled()
+def add_examples(
+    run: str | Path,
+    adversarial: str | Path | FloatArray,
+    model: Any,
+    data: Any,
+    *,
+    name: str,
+    link: str | None = None,
+    **arguments: Unpack[EvaluationArguments],
+) -> Report:
+    """Add adversarial examples that somebody else made to a finished run: each sample counts by its worst case.
+
+    They are checked (the run's images and model, shape, finite values, clip range, ball), judged by the model, and kept
+    in the run's folder beside its own records, which stay as they are. The report there is written anew. Adding the
+    same examples again changes nothing. ``art-defenses add`` does the same for a run that the command made.
+
+    Args:
+        run: folder of the run.
+        adversarial: images ``(n, *input_shape)`` in the run's units: a ``.npz`` or ``.safetensors`` file with the array
+            ``adversarial`` and, unless it has an image for each sample, ``index`` (n,), the samples' positions;
+            ``clean`` (n, ...) is compared with the run's images where it is given. Also a ``.npy`` file, what
+            ``torch.save`` writes, or an array. Only images inside the ball are taken: leave the others out.
+        model, data: as :func:`evaluate`; what the run was made with.
+        name: whose examples they are, as the report names them.
+        link: where they come from, an http or https address; None for none.
+        arguments: ``undefended`` and ``detector`` as :func:`evaluate`, where the run was made with them.
+
+    Returns:
+        The report with them.
+
+    Raises:
+        InputError: for a folder without a finished run, another model or other images than the run's, and examples
+            that are not finite, of another shape, outside the clip range or the ball, or of other images. Nothing is
+            written then.
+
+    >>> import numpy as np
+    >>> from art_defenses_ext import JumpReLU, Linf, add_examples, evaluate
+    >>> defended = JumpReLU(classifier, jump=1.0)()
+    >>> report = evaluate(defended, (x_test, y_test), Linf(0.1), "papers", out="run", progress=False)
+    >>> brighter = np.clip(x_test + np.float32(0.05), 0, 1)
+    >>> report = add_examples("run", brighter, defended, (x_test, y_test), name="brighter")
+    >>> [(row.key, row.attacked) for row in report.summary.rows if row.source == "elsewhere"]
+    [('brighter', 4)]
+    """
+    folder = check_path("run", run, "the folder of a finished run")
+    before = Report.load(folder)
+    manifest = read_manifest(folder)
+    check_text("name", name)
+    if link is not None and not (isinstance(link, str) and is_web_address(link)):
+        raise InputError(f"link is {shown(link)}; an address that begins with http:// or https:// was expected")
+    examples = Examples.of(adversarial, manifest.run.settings.samples)
+    added = read_additions(folder, manifest)
+    addition = Addition(name, link, hash_of(examples.adversarial, examples.index), {})
+    if addition.stem not in {each.stem for each in added}:
+        if name in {run.key for run in manifest.plan} | {each.name for each in added}:
+            raise InputError(f"name is {shown(name)}, which the run has already; another name was expected")
+        outcomes = _judge(folder, manifest, before, examples, addition, model, data, arguments)
+        with RunDirectory(folder):
+            write_addition(folder, manifest, replace(addition, outcomes=outcomes), examples.adversarial, examples.index)
+    report = Report.load(folder)
+    report.save(folder)
+    return report
+
+
+def _judge(
+    folder: Path,
+    manifest: Manifest,
+    before: Report,
+    examples: Examples,
+    addition: Addition,
+    model: Any,
+    data: Any,
+    arguments: EvaluationArguments,
+) -> dict[str, Outcome]:
+    """What the run's model says of each example, by its sample, block by block as the run's own were judged.
+
+    Raises:
+        InputError: for another model or other images than the run's, and examples that are none of its ball.
+    """
+    settings = manifest.run.settings
+    threat = named_threat(settings.threat, settings.eps)
+    run = addition.run(threat, settings.samples)
+    arguments |= {"allow_large_eps": True, "config": EvaluationConfig.part_of(settings)}
+    task = task_of(model, data, threat, [STANDARD[-1]], **arguments)  # it checks the model; no attack is made
+    _check_same(folder, manifest, task.manifest())
+    _check_examples(examples, before, task.x, threat, manifest.run.clip_values)
+    plan = [*manifest.plan, run]
+    work = Work(task.attacker, task.undefended, plan, threat, settings, misled=False)
+    outcomes: dict[str, Outcome] = {}
+    for start in range(0, settings.samples, settings.block_size):
+        rows = slice(start, start + settings.block_size)
+        chosen = np.flatnonzero((examples.index >= start) & (examples.index < start + settings.block_size))
+        if len(chosen):
+            places, adversarial = examples.index[chosen] - start, examples.adversarial[chosen]
+            with task.evaluating():
+                block, _ = work.clean(start, np.asarray(task.x[rows]), task.labels[rows])
+                judged = work.outcomes(run, places, block, adversarial, np.ones(len(chosen), dtype=np.bool_))
+            outcomes |= {str(start + place): outcome for place, outcome in zip(places, judged, strict=True)}
+    return outcomes
+
+
+def _check_same(folder: Path, manifest: Manifest, other: Manifest) -> None:
+    """Refuse another model or other images than a run's."""
+    if other.run.data_sha256 != manifest.run.data_sha256:
+        raise InputError(f"data is none of the run in {folder}; the images and labels that it attacked were expected")
+    other = replace(other, plan=manifest.plan, run=replace(other.run, settings=manifest.run.settings))
+    difference = manifest.difference(other, but=ENVIRONMENT)
+    if difference is not None:
+        raise InputError(f"model is none of the run in {folder} ({difference}); what it attacked was expected")
+
+
+def _check_examples(examples: Examples, report: Report, x: Images, threat: Threat, clip_values: Any) -> None:
+    """Refuse examples of another shape, outside the clip range or the ball, or of other images than the run's.
+
+    Raises:
+        InputError: that names the first.
+    """
+    adversarial = examples.adversarial
+    shape = tuple(x.shape[1:])
+    if adversarial.shape[1:] != shape:
+        raise InputError(f"adversarial holds images of shape {adversarial.shape[1:]}; {shape} was expected")
+    for row, sample in enumerate(map(int, examples.index)):
+        image, clean = adversarial[row : row + 1], np.asarray(x[sample : sample + 1])
+        own = clean if examples.clean is None else examples.clean[row : row + 1]
+        recorded = report.records[sample].image
+        if recorded is not None and image_hash(own[0]) != recorded:
+            raise InputError(f"adversarial was made of another image than sample {sample} of the run; its was expected")
+        if clip_values is not None and not clip_values[0] <= image.min() <= image.max() <= clip_values[1]:
+            low, high = clip_values
+            raise InputError(f"adversarial leaves the clip range at sample {sample}; {low:g} to {high:g} was expected")
+        (size,) = threat.sizes(clean, image, clip_values)
+        if not threat.allows(size):
+            raise InputError(
+                f"adversarial is {size:.4g} in {threat.norm_name} away from sample {sample} of the run; at most "
+                f"{threat.eps:g} was expected: it is of another ball or of other images"
+            )

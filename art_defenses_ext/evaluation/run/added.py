@@ -1,0 +1,135 @@
+"""Adversarial examples that somebody else made, beside a run's own records.
+
+    added/NAME.json   whose they are, and the outcome of each on the run's model; with a digest
+    added/NAME.npz    the images, as evidence: ``adversarial`` and ``index``
+
+NAME is made of the images' hash and of whose they are, so that adding the same ones again changes nothing. The run's
+own records stay as they are: they are joined when a report is made. Images may be missing, as a run's examples may.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.errors import RunError
+from art_defenses_ext.base.files import write_files
+from art_defenses_ext.evaluation.records.lines import CHANGED, STRICT, digest_of_plain, parse_json, parsed
+from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
+from art_defenses_ext.evaluation.run.folder import ADDED
+from art_defenses_ext.evaluation.run.manifest import Manifest, ReadOnlyBuild
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.threat import Threat, named_threat
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Examples from elsewhere, judged.
+
+    Attributes:
+        name: whose they are; stands in records and reports as an attack's name does.
+        link: where they come from; None if nobody said.
+        images: SHA-256 of the images.
+        outcomes: by the sample's index, as a text since JSON has no other keys.
+    """
+
+    __pydantic_config__ = STRICT
+
+    name: str
+    link: str | None
+    images: str
+    outcomes: dict[str, Outcome]
+
+    @property
+    def stem(self) -> str:
+        """The name of its files."""
+        return hashlib.sha256(json.dumps([self.name, self.link, self.images]).encode()).hexdigest()[:16]
+
+    def run(self, threat: Threat, samples: int) -> AttackRun:
+        """As a line of a plan, among ``samples`` samples."""
+        given: Literal["all", "survivors"] = "all" if len(self.outcomes) == samples else "survivors"
+        source = "made elsewhere" if self.link is None else f"made elsewhere: {self.link}"
+        spec = AttackSpec(self.name, ReadOnlyBuild(None), source, source="elsewhere", samples=given)
+        return AttackRun(spec, "exact", threat)
+
+
+def hash_of(adversarial: FloatArray, index: IntArray) -> str:
+    """The hash of images (n, ...) of the samples ``index`` (n,), in whatever order they come."""
+    order = np.argsort(index)
+    digest = hashlib.sha256(np.ascontiguousarray(index[order], dtype=np.int64).tobytes())
+    digest.update(np.ascontiguousarray(adversarial[order], dtype=np.float32).tobytes())
+    return digest.hexdigest()
+
+
+def write_addition(
+    folder: Path, manifest: Manifest, addition: Addition, adversarial: FloatArray, index: IntArray
+) -> None:
+    """Keep examples in a run's folder; the file that counts comes last.
+
+    Raises:
+        InputError: if it cannot be written.
+    """
+    images = io.BytesIO()
+    np.savez(images, adversarial=adversarial, index=index)
+    plain = json.loads(json.dumps(asdict(addition), allow_nan=False))
+    plain["digest"] = digest_of_plain(plain, manifest.digest())
+    text = json.dumps(plain, indent=1) + "\n"
+    stem = addition.stem
+    write_files(folder / ADDED, {f"{stem}.npz": images.getvalue(), f"{stem}.json": text.encode()})
+
+
+def read_additions(folder: Path, manifest: Manifest) -> list[Addition]:
+    """Return what was added to the run in a folder.
+
+    Raises:
+        InputError: for a file that is none, or differs from its digest.
+    """
+    return [_read(path, manifest) for path in sorted((folder / ADDED).glob("*.json"))]
+
+
+def _read(path: Path, manifest: Manifest) -> Addition:
+    try:
+        plain = parse_json(path.read_bytes())
+        digest = plain.pop("digest")
+        addition = parsed(Addition, json.dumps(plain))
+        indices = [int(index) for index in addition.outcomes]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise RunError(f"{path} cannot be read; examples added to a run were expected") from None
+    if digest != digest_of_plain(plain, manifest.digest()):
+        raise RunError(f"{path} differs from its digest; {CHANGED}")
+    if not all(0 <= index < manifest.run.settings.samples for index in indices):
+        raise RunError(f"{path} names samples that the run has not; {CHANGED}")
+    return addition
+
+
+def join(
+    manifest: Manifest, records: Sequence[SampleRecord], additions: Sequence[Addition]
+) -> tuple[list[AttackRun], list[SampleRecord]]:
+    """Return plan and records of a run with what was added to it; the records are changed in place.
+
+    Raises:
+        InputError: for two attacks of one name, and outcomes that contradict themselves.
+    """
+    settings = manifest.run.settings
+    threat = named_threat(settings.threat, settings.eps)
+    plan = [*manifest.plan, *(addition.run(threat, settings.samples) for addition in additions)]
+    keys = {run.key for run in plan}
+    if len(keys) < len(plan):
+        raise RunError(f"{ADDED}/ holds examples of the name of an attack of the run; {CHANGED}")
+    for addition in additions:
+        for index, outcome in addition.outcomes.items():
+            record = records[int(index)]
+            record.attacks[addition.name] = outcome
+            wrong = record.contradiction(manifest.run.labels, threat, keys)
+            if wrong is not None:
+                raise RunError(f"{ADDED}/{addition.stem}.json contradicts itself: {wrong}; {CHANGED}")
+    return plan, list(records)
