@@ -1,12 +1,13 @@
 # make evaluate and make test do everything on a fresh machine; the rest is for developers.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip --quiet --disable-pip-version-check
 INSTALLED := .venv/.installed
 OUT ?= out/digits
 # What examples may do: hand on dictionaries of options, and what ART, which has no types, returns.
 RELAXED := --allow-subclassing-any $(addprefix --disable-error-code=,arg-type no-any-return unused-ignore)
 
-.PHONY: evaluate test fuzz test-data coverage docs lint constraints clean
+.PHONY: evaluate test fuzz test-data coverage docs lint dist check-dist constraints clean
 
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm linf --eps 0.1 --out $(OUT) --overwrite
@@ -24,7 +25,7 @@ test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFEN
 	$(BIN)/python -m pytest -m data
 
 docs: $(INSTALLED)  ## the documentation site, into out/docs; a warning is an error
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[docs]"
+	$(PIP) install --constraint constraints.txt --group docs
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs
 
 lint: $(INSTALLED)
@@ -32,6 +33,16 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	MYPYPATH=examples $(BIN)/mypy $(RELAXED) examples/*.py examples/custom_*/*.py
+
+dist: $(INSTALLED)  ## the sdist and the wheel, into dist/, checked as a package index does
+	test -x .venv/release/bin/python || $(BIN)/python -m venv .venv/release
+	$(PIP) --python .venv/release install --group release
+	rm -rf dist
+	.venv/release/bin/python -m build --outdir dist . > /dev/null
+	.venv/release/bin/python -m twine check --strict dist/*
+
+check-dist: dist  ## the wheel in new environments, from an empty folder: see .ci/installed
+	.ci/installed
 
 constraints: $(INSTALLED)  ## write constraints.txt anew from the environment
 	{ head -n 1 constraints.txt; $(BIN)/python -m pip freeze --exclude-editable | grep -viE '^(nvidia|cuda|triton)'; } > constraints.new
@@ -44,5 +55,6 @@ $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
+	$(PIP) install "pip>=25.1"  # the first that knows dependency groups
+	$(PIP) install --constraint constraints.txt --editable . --group dev
 	touch $@

@@ -64,6 +64,26 @@ def test_the_version_stands_in_one_place_and_is_cited() -> None:
     assert f"\nversion: {PROJECT['version']}\n" in (ROOT / "CITATION.cff").read_text()
 
 
+MAKING = ("CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml", ".github/PULL_REQUEST_TEMPLATE.md")
+
+
+@pytest.mark.parametrize("name", MAKING)
+def test_what_is_made_can_be_made(name: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    lines = re.findall(r"^(?:.*`|.*run: )?make ((?:[a-z-]+ ?)+)", (ROOT / name).read_text(), re.MULTILINE)
+    made = {target for line in lines for target in line.split()}
+    assert made
+    assert made <= targets
+
+
+def test_every_python_that_is_claimed_is_tested() -> None:
+    claimed = {text.split(" :: ")[-1] for text in PROJECT["classifiers"] if "Python :: 3." in text}
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
+    matrices = re.findall(r"(?:python|environment): \[(.*)\]", workflow)
+    assert len(matrices) == 2
+    assert all(set(re.findall(r'"([^"]*)"', matrix)) == claimed for matrix in matrices)
+
+
 def test_the_changelog_keeps_its_form() -> None:
     """Keep a Changelog: versions with dates, and in them kinds of changes, bullet by bullet."""
     lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
