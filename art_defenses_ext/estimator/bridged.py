@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from art.defences.postprocessor.postprocessor import Postprocessor
 from art.defences.preprocessor.preprocessor import Preprocessor, PreprocessorPyTorch
 from art.estimators.classification import PyTorchClassifier
 from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
@@ -13,8 +15,16 @@ from art.preprocessing.standardisation_mean_std.pytorch import StandardisationMe
 from torch import Tensor
 
 from art_defenses_ext.base.validation import check_classifier
-from art_defenses_ext.estimator.pipeline import check_differentiable, device_of, probes, run_preprocessor
-from art_defenses_ext.estimator.rebuild import rebuild, undefended
+from art_defenses_ext.estimator.pipeline import (
+    Pipeline,
+    check_differentiable,
+    device_of,
+    probes,
+    run_preprocessor,
+    unmoved_generators,
+)
+from art_defenses_ext.estimator.rebuild import evaluation_mode, rebuild, undefended
+from art_defenses_ext.estimator.wrap import AdaptedNetwork, recognised
 from art_defenses_ext.gradients.numpy_bridge import NumpyBridge, Postprocessed, is_numpy
 from art_defenses_ext.gradients.surrogate import resized
 
@@ -39,10 +49,8 @@ def differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClas
     in_torch = bridged(classifier, argument)
     steps = in_torch.postprocessing_defences or []
     if steps:
-        model = (
-            Postprocessed(in_torch.model, steps).eval() if any(step.apply_predict for step in steps) else in_torch.model
-        )
-        in_torch = _rebuilt(in_torch, argument, model=model, postprocessing_defences=None)
+        plain = _rebuilt(in_torch, argument, postprocessing_defences=None)
+        in_torch = _postprocessed(plain, steps) if any(step.apply_predict for step in steps) else plain
     return check_differentiable(in_torch, argument)
 
 
@@ -104,7 +112,18 @@ def bridge(preprocessor: Preprocessor, x: Tensor, classifier: PyTorchClassifier,
 def logits_behind(classifier: PyTorchClassifier) -> PyTorchClassifier:
     """Return the classifier without its postprocessors, which hide logits from an attacker and change few classes."""
     model = classifier.model
-    return rebuild(classifier, model=model.network) if isinstance(model, Postprocessed) else classifier
+    return rebuild(classifier, model=model.logits) if isinstance(model, Postprocessed) else classifier
+
+
+def _postprocessed(classifier: PyTorchClassifier, steps: Sequence[Postprocessor]) -> PyTorchClassifier:
+    """Return a classifier with postprocessors behind its network; attacks get the logarithm of probabilities."""
+    x = torch.tensor(probes(classifier), device=device_of(classifier))
+    with evaluation_mode(classifier.model), unmoved_generators(), torch.no_grad():
+        outputs = Pipeline(classifier)(x)
+    network = classifier.model
+    probabilities = isinstance(outputs, Tensor) and outputs.ndim == 2 and recognised(outputs) == "probabilities"
+    logits = AdaptedNetwork(network, "probabilities", None, "") if probabilities else network
+    return _rebuilt(classifier, "classifier", model=Postprocessed(network, logits, steps).eval())
 
 
 def _rebuilt(classifier: PyTorchClassifier, argument: str, **parts: Any) -> PyTorchClassifier:

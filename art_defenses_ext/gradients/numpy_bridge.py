@@ -109,13 +109,14 @@ class Postprocessed(nn.Module):
     """A network and ART's postprocessors behind it: their output forwards, the gradient of the logits backwards.
 
     Attributes:
-        network: the network alone, whose logits are attacked.
+        network: the network alone.
+        logits: what is attacked in its place: itself, or the logarithm of the probabilities that it gives.
         steps: the postprocessors in their order; those for training alone are left out.
     """
 
-    def __init__(self, network: nn.Module, postprocessors: Sequence[Postprocessor]) -> None:
+    def __init__(self, network: nn.Module, logits: nn.Module, postprocessors: Sequence[Postprocessor]) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.logits = network, logits
         self.steps = [step for step in postprocessors if step.apply_predict]
 
     def forward(self, x: Tensor) -> Tensor:

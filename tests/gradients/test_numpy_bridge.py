@@ -135,7 +135,7 @@ POSTPROCESSORS = {
 def test_what_is_judged_is_art_s_output_and_what_is_differentiated_the_logits(name: str) -> None:
     network, x, upstream = nn.Softmax(dim=1), images((5, 4)), torch.rand(5, 4)
     with seeded(3):
-        outputs = Postprocessed(network, POSTPROCESSORS[name])(x)
+        outputs = Postprocessed(network, network, POSTPROCESSORS[name])(x)
     expected = network(x).detach().numpy()
     with seeded(3):
         for step in POSTPROCESSORS[name]:
