@@ -141,7 +141,8 @@ class Runs:
     def report(self, build: Callable[[], Run]) -> Report:
         """The report of a run."""
         classifier, options = build()
-        settings = {"threat": Linf(EPS), "attacks": "standard", "curve_samples": 0, "check_samples": 4} | options
+        settings = {"threat": Linf(EPS), "attacks": "standard", "curve_samples": 0, "check_samples": 4}
+        settings |= {"undefended_suite": "papers"} | options
         x, y = self.data.test.x[:SAMPLES], self.data.test.y[:SAMPLES]
         return evaluate(classifier, (x, y), block_size=8, progress=False, **settings)
 

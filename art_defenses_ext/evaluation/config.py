@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
-from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, option
+from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, one_of, option
 from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
@@ -30,6 +30,10 @@ NamedAttacks = Annotated[
 """Attacks by name, such as ``"standard"`` or ``"standard+simba"``: suites, and attacks of other packages."""
 
 
+UndefendedSuite = Annotated[str, one_of("same", "papers")]
+"""What is run on the undefended model."""
+
+
 class EvaluationConfig(Options):
     """The options of an evaluation that its records depend on.
 
@@ -41,13 +45,16 @@ class EvaluationConfig(Options):
             0 for no checks.
         adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
             hides.
+        undefended_suite: ``"same"``: where a named suite runs, the undefended model is evaluated under it too, on the
+            same images with the same seed and checks, so that the report can say whether the defence helps;
+            ``"papers"``: only the attacks that are made on the undefended model anyway.
 
     Raises:
         InputError: for a value of another type or out of range.
 
     Example:
-        >>> EvaluationConfig(seed=3)
-        EvaluationConfig(seed=3, block_size=256, curve_samples=200, check_samples=100, adaptive=True)
+        >>> EvaluationConfig(seed=3).block_size
+        256
     """
 
     seed: Seed = option(0, "Seed of training and of all attacks.")
@@ -58,6 +65,9 @@ class EvaluationConfig(Options):
         True, "Whether the attacker may do more than follow the exact gradient; --naive shows what that hides.",
         off="--naive",
     )  # fmt: skip
+    undefended_suite: UndefendedSuite = option(
+        "same", "What the undefended model is attacked with: the same suite, or only what the papers' attacks need."
+    )
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -68,6 +78,7 @@ class EvaluationOptions(TypedDict, total=False):
     curve_samples: Natural
     check_samples: Natural
     adaptive: Flag
+    undefended_suite: UndefendedSuite
 
 
 def config_of(config: EvaluationConfig | None, options: EvaluationOptions) -> EvaluationConfig:

@@ -36,7 +36,7 @@ from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, 
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.describe import describe_run
-from art_defenses_ext.evaluation.run.folder import RunDirectory, check_out, check_settings
+from art_defenses_ext.evaluation.run.folder import UNDEFENDED, RunDirectory, check_out, check_settings
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
@@ -137,6 +137,10 @@ def _evaluated(
         check_settings(out, task.settings)
     with RunDirectory(out, overwrite, keeps) as directory:
         task.carry_out(directory, shard, progress)
+        counterpart = task.counterpart(progress)
+        if counterpart is not None:
+            with RunDirectory(directory.path / UNDEFENDED, overwrite, keeps) as beside:
+                counterpart.carry_out(beside, shard, progress)
         yield directory
 
 
@@ -360,6 +364,22 @@ class _Task:
                 with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
                     findings = work.find_out(x, announce)
                 store.finish(replace(findings, costs=phases.taken(0)))
+
+    def counterpart(self, progress: bool) -> _Task | None:
+        """Return the evaluation of the undefended model under the same named suite; None where none is wanted.
+
+        Its papers' attacks are those of no defence, and it has no curve.
+        """
+        settings = self.settings
+        if self.undefended is None or settings.undefended_suite == "papers" or not isinstance(settings.attacks, str):
+            return None
+        if not any(spec.source == "suite" for spec in self.specs):
+            return None
+        config = replace(EvaluationConfig.part_of(settings), curve_samples=0, undefended_suite="papers")
+        data = self.x, self.labels
+        return _Task.of(
+            self.undefended, data, self.threat, settings.attacks, progress=progress, config=config, allow_large_eps=True
+        )
 
     def manifest(self) -> Manifest:
         """What is to be done, as a whole; described as a run describes it, while passes are counted."""

@@ -14,6 +14,8 @@ from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import (
+    MANIFEST,
+    UNDEFENDED,
     Block,
     RunDirectory,
     costs_by_block,
@@ -92,6 +94,9 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
             if start not in directory.done:
                 directory.append(block, part.costs[start], part.examples.get(start, []))
         directory.finish(findings)
+        beside = [part.path / UNDEFENDED for part in parts]
+        if all((path / MANIFEST).exists() for path in beside):
+            merge(beside, directory.path / UNDEFENDED, overwrite=overwrite, mixed=mixed)
         report = Report.load(directory.path)
         report.save(directory.path)
     return report

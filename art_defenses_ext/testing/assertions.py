@@ -36,7 +36,7 @@ from art_defenses_ext.evaluation.evaluate import (
     evaluate,
     run_key,
 )
-from art_defenses_ext.evaluation.publish.compare import Paired
+from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import read_manifest

@@ -101,3 +101,10 @@ class RunDescription:
     dtype: str = "float32"
     input_shape: list[int] = field(default_factory=list)
     training_alone: list[str] = field(default_factory=list)
+
+    @property
+    def pairs_undefended(self) -> bool:
+        """Whether the undefended model is evaluated beside it: it is known, and a named suite is to run on both."""
+        settings = self.settings
+        is_wanted = settings.undefended_suite == "same" and isinstance(settings.attacks, str)
+        return is_wanted and self.undefended_sha256 is not None

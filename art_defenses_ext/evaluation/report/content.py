@@ -42,7 +42,7 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
         Section("How to read this report", [_terms(summary)], is_reference=True),
         Section("Provenance", [described.provenance(run)], is_reference=True),
     ]
-    report = Document(title, heading, [section for section in sections if section.parts])
+    report = Document(title, heading, verdict.conclusion(summary), [section for section in sections if section.parts])
     return worded(report, run.input_shape)
 
 
@@ -55,7 +55,7 @@ def _result(summary: Summary) -> list[Part]:
     remarks = (verdict.describe_not_finite, verdict.describe_randomness, verdict.describe_agreement)
     return [
         headline_table(summary),
-        Prose(verdict.verdict(summary), "strong"),
+        Prose(verdict.explanation(summary)),
         *(Prose(text) for text in (describe(summary) for describe in remarks) if text),
         Figure("accuracy", f"Bars: {'; '.join(bars)}.", is_small=True),
     ]
@@ -172,8 +172,14 @@ def _terms(summary: Summary) -> Terms:
             ("ball", f"the perturbations that are allowed: {described.describe_threat(summary.run.settings)}."),
             ("attack suite", suite),
             ("the paper's attacks", "what the defence's authors ran, counted in the same ball."),
-            ("undefended model", "the network without the defence. Fewer attacks are made on it."),
+            ("undefended model", f"the network without the defence. {_undefended_attacks(summary)}"),
             ("NDCG and 1/rank", rankings),
             ("intervals", intervals),
         ]
     )
+
+
+def _undefended_attacks(summary: Summary) -> str:
+    if summary.against_undefended is None:
+        return "Fewer attacks are made on it."
+    return "It is evaluated under the same suite on the same images, which are then compared one by one."

@@ -89,6 +89,11 @@ def _undefended(summary: Summary) -> list[Headline]:
     attacked, clean = "Undefended model under attacks made on it", "Clean accuracy of the undefended model"
     if summary.undefended_clean is None:
         return [Headline("undefended_clean", clean, None, "unknown: no undefended model is known")]
+    if (beside := summary.against_undefended) is not None:
+        label = f"Undefended model under the same attacks ({_suite_name(summary)})"
+        bound = "an upper bound: its attacks fail their checks" if beside.standing == "not established" else ""
+        undefended = Headline("undefended_robust", label, beside.worst_case, bound)
+        return [undefended, Headline("undefended_clean", clean, summary.undefended_clean)]
     fewer = "fewer attacks than on the defended model" if coverage(summary) == "adaptive" else ""
     return [
         Headline(

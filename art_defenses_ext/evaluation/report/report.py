@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -12,15 +12,18 @@ from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
+from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.examples import Example, written
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.page import render_page
 from art_defenses_ext.evaluation.report.sections import NO_BREAK
 from art_defenses_ext.evaluation.report.terminal import render
 from art_defenses_ext.evaluation.report.verdict import verdict
-from art_defenses_ext.evaluation.results.summary import Summary, summarise
+from art_defenses_ext.evaluation.results.summary import AgainstUndefended, Summary, summarise
 from art_defenses_ext.evaluation.run.added import join, read_additions
 from art_defenses_ext.evaluation.run.folder import (
+    MANIFEST,
+    UNDEFENDED,
     read_costs,
     read_findings,
     read_kept_examples,
@@ -30,6 +33,10 @@ from art_defenses_ext.evaluation.run.folder import (
 
 PAGE = "report.html"
 """The file of a report that is written last: where it lies, the report is complete."""
+
+
+SHARED = ("threat", "eps", "attacks", "samples", "seed", "block_size", "adaptive")
+"""The settings that an evaluation shares with that of its undefended model."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,8 @@ class Report:
         evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
         checks = run_checks(evidence) if run.settings.check_samples else []
         summary = summarise(run, plan, records, read_costs(path) + findings.costs, checks)
+        if run.pairs_undefended and (path / UNDEFENDED / MANIFEST).exists():
+            summary = replace(summary, against_undefended=_against_undefended(path / UNDEFENDED, run, records))
         return cls(summary, records, read_kept_examples(path))
 
     @property
@@ -122,3 +131,19 @@ class Report:
         } | {f"figures/{name}.png": content for name, content in figures.items()}
         contents[PAGE] = render_page(self.summary, self.examples, figures).encode()  # last: where it is, all is
         write_files(folder, contents)
+
+
+def _against_undefended(folder: Path, run: RunDescription, records: list[SampleRecord]) -> AgainstUndefended:
+    """Return how a run's images fare in that of the undefended model.
+
+    Raises:
+        InputError: for the run of another model, of other images, or under another attacker.
+    """
+    undefended = Report.load(folder)
+    other = undefended.summary.run
+    same = other.data_sha256 == run.data_sha256 and other.pipeline_sha256 == run.undefended_sha256
+    if not same or any(getattr(other.settings, name) != getattr(run.settings, name) for name in SHARED):
+        raise RunError(
+            f"{folder} holds another evaluation than the one beside it; that of its undefended model was expected"
+        )
+    return AgainstUndefended.of(records, undefended.records, undefended.summary)

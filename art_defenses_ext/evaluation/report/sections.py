@@ -23,10 +23,12 @@ class Prose:
     Attributes:
         text: its sentences.
         weight: how much it matters.
+        status: whether it is good news, bad news, or neither.
     """
 
     text: str
     weight: Literal["plain", "strong", "soft"] = "plain"
+    status: Status = ""
 
 
 @dataclass(frozen=True)
@@ -146,9 +148,11 @@ class Document:
     Attributes:
         title: the result and what was evaluated, in a line.
         heading: what was evaluated.
+        conclusion: the result in a sentence, good or bad.
         sections: in their order.
     """
 
     title: str
     heading: str
+    conclusion: Prose
     sections: Sequence[Section]

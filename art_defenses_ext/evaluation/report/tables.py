@@ -88,6 +88,8 @@ def costs_table(summary: Summary) -> Table:
     )
     others = "Besides the attacks"
     spent = [(name, cost, others) for name, cost in summary.phases.items()] + [("total", summary.total, "All in all")]
+    if summary.against_undefended is not None:
+        spent.append(("the undefended model's evaluation", summary.against_undefended.cost, "All in all"))
     rows = [
         Row(
             name,

@@ -38,7 +38,8 @@ def render(summary: Summary) -> RenderableType:
         Something that ``rich`` prints: all sections but those of figures, definitions and provenance.
     """
     report = document(summary)
-    parts: list[RenderableType] = [_Wrapped(report.heading, "bold"), ""]
+    conclusion = _Wrapped(report.conclusion.text, f"bold {STYLES[report.conclusion.status]}")
+    parts: list[RenderableType] = [_Wrapped(report.heading, "bold"), "", conclusion, ""]
     for section in report.sections:
         if not section.is_reference:
             parts += _drawn(section)

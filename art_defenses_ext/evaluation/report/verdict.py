@@ -2,24 +2,71 @@
 
 from __future__ import annotations
 
+from art_defenses_ext.evaluation.checks.standing import Standing
+from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.headlines import coverage
 from art_defenses_ext.evaluation.report.numbers import (
     count_of,
     images,
+    interval,
     mean_with_interval,
     percentage,
     points,
     with_interval,
 )
-from art_defenses_ext.evaluation.report.sections import NO_BREAK
-from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.report.sections import NO_BREAK, Prose, Status
+from art_defenses_ext.evaluation.results.summary import AgainstUndefended, Summary
 from art_defenses_ext.evaluation.suite.vote import MOST_PASSES
+
+SIGNIFICANT = 0.05
+"""The p value below which a difference is called one."""
 
 
 def verdict(summary: Summary) -> str:
-    """Return the result in a few sentences."""
+    """Return the result in a few sentences; the first is the conclusion."""
+    return f"{conclusion(summary).text} {explanation(summary)}"
+
+
+def explanation(summary: Summary) -> str:
+    """Return what stands behind the conclusion, in a few sentences."""
     parts = (_on_checks(summary), _on_attacks(summary), _on_detector(summary), _on_undefended(summary))
     return " ".join(part for part in parts if part)
+
+
+def conclusion(summary: Summary) -> Prose:
+    """Return the result in a sentence: whether the defence helps, or else the robust accuracy, or why it is unknown."""
+    robust = f"robust accuracy {_bounded(summary.worst_case, summary.standing)}"
+    beside = summary.against_undefended
+    if summary.robust_accuracy is None:
+        return Prose(f"The robust accuracy is unknown: {summary.unknown}.", "strong", "not run")
+    if beside is None:
+        suite = summary.run.settings.attacks
+        where = f" under the suite {suite}" if isinstance(suite, str) else ""
+        text = f"{robust[:1].upper()}{robust[1:]} {interval(summary.worst_case)}{where}."
+        return Prose(text, "strong", "" if summary.standing == "established" else "failed")
+    effect, status = _effect(summary, beside)
+    low, high = (f"{100 * end:+.1f}" for end in beside.paired.interval)
+    figures = (
+        f"{robust} against {_bounded(beside.worst_case, beside.standing)} undefended under the same suite; paired "
+        f"difference {100 * beside.paired.difference:+.1f}{NO_BREAK}points [{low},{NO_BREAK}{high}], "
+        f"p{NO_BREAK}={NO_BREAK}{beside.paired.p_value:.2g}"
+    )
+    return Prose(f"{effect}: {figures}.", "strong", status)
+
+
+def _effect(summary: Summary, beside: AgainstUndefended) -> tuple[str, Status]:
+    """Return what the defence does, in words. An upper bound can show that it does not help, never that it helps."""
+    pair = beside.paired
+    bounds = beside.standing if pair.difference < 0 else summary.standing  # the larger of both must not be a mere bound
+    if pair.p_value >= SIGNIFICANT:
+        return "The defence makes no significant difference", "failed"
+    if bounds != "established":
+        return "Whether the defence helps is not established", "not run"
+    return ("The defence helps", "passed") if pair.difference > 0 else ("The defence does not help", "failed")
+
+
+def _bounded(share: Proportion, standing: Standing) -> str:
+    return percentage(share) if standing == "established" else f"at most {percentage(share)}"
 
 
 def _on_checks(summary: Summary) -> str:
@@ -80,6 +127,8 @@ def _on_detector(summary: Summary) -> str:
 
 
 def _on_undefended(summary: Summary) -> str:
+    if summary.against_undefended is not None:
+        return ""
     if summary.undefended_clean is None:
         return "There was no undefended model to compare with." if summary.run.defences else ""
     if summary.undefended_robust is None:

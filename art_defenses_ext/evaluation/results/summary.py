@@ -13,6 +13,7 @@ from art_defenses_ext.evaluation.checks.checks import OF_THE_ATTACKS, Check
 from art_defenses_ext.evaluation.checks.standing import Standing, lacking
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription
+from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.phases import PHASES
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion, plain
 from art_defenses_ext.evaluation.records.sample import CostRecord, NotFinite, Outcome, SampleRecord
@@ -30,7 +31,7 @@ FORMAT = 10
 has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
 passes that chose no attack; from 8 on rows have ``median_size``, their ``source`` is ``"suite"``, ``"paper"`` or
 ``"side"``, and ``detection`` gives thresholds of the detector's margin; from 9 on ``phases`` are costs by name; from
-10 on there is ``own_worst_case``, and the ``source`` of a row may be ``"elsewhere"``."""
+10 on there are ``own_worst_case`` and ``against_undefended``, and the ``source`` of a row may be ``"elsewhere"``."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,29 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class AgainstUndefended:
+    """The undefended model under the same suite, on the same images.
+
+    Attributes:
+        worst_case: its accuracy after all attacks.
+        standing: what that may be called, as :attr:`Summary.standing`.
+        paired: the undefended model's verdicts and the defended one's, image by image.
+        cost: of its evaluation.
+    """
+
+    worst_case: Proportion
+    standing: Standing
+    paired: Paired
+    cost: Cost
+
+    @classmethod
+    def of(cls, defended: list[SampleRecord], undefended: list[SampleRecord], summary: Summary) -> AgainstUndefended:
+        """Pair the records of both; ``summary`` is the undefended model's."""
+        verdicts = ([record.robust() for record in records] for records in (undefended, defended))
+        return cls(summary.worst_case, summary.standing, Paired.of(*verdicts), summary.total)
+
+
+@dataclass(frozen=True)
 class Summary:
     """The figures of a run.
 
@@ -142,7 +166,8 @@ class Summary:
         own_worst_case: the worst case over the run's own attacks, where examples made elsewhere were added to it; else
             None.
         phases: the cost of what was done besides the attacks, by its name (``evaluation/records/phases.py``).
-        total: cost of everything.
+        total: cost of everything but the undefended model's own evaluation.
+        against_undefended: the undefended model under the same suite; None where it was not evaluated.
     """
 
     DERIVED = ("standing", "established", "gap", "robust_accuracy")
@@ -166,6 +191,7 @@ class Summary:
     phases: dict[str, Cost]
     total: Cost
     own_worst_case: Proportion | None = None
+    against_undefended: AgainstUndefended | None = None
 
     @property
     def standing(self) -> Standing:

@@ -9,6 +9,7 @@
     added/           examples that somebody else made of its images (``added.py``)
     unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
+    undefended/      the undefended model's run under the same suite, a folder like this one
 
 A block counts as done when its last record's line has ended; what stands after that is cut off before a run goes on.
 """
@@ -53,6 +54,7 @@ from art_defenses_ext.evaluation.threat import named_threat
 MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
 ADDED = "added"
+UNDEFENDED = "undefended"
 RESULTS = ("report.json", "report.html", "examples.npz")
 
 ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"

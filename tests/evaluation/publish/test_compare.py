@@ -20,7 +20,8 @@ from art_defenses_ext import HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation.publish.compare import Paired, _paired, compare
+from art_defenses_ext.evaluation.publish.compare import _paired, compare
+from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import plain
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import pytest
 from scipy.stats import beta, binom, multinomial
 
-from art_defenses_ext.evaluation.publish.compare import Paired
 from art_defenses_ext.evaluation.records.bounded_mean import interval
+from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 
 Numbers = npt.NDArray[np.float64]
