@@ -86,8 +86,8 @@ class Suite:
 
         Args:
             name: of the folder among ``reports``.
-            model, data, threat, attacks, arguments: as :func:`.evaluate`; without a curve where nothing asks
-                for one.
+            model, data, threat, attacks, arguments: as :func:`.evaluate`; without a curve, and without an
+                evaluation of the undefended model, where nothing asks for them.
         """
         x, y = images_and_labels(data)
         if self.device is not None:
@@ -101,6 +101,7 @@ class Suite:
         data = _first("x", x, self.samples), _first("y", y, self.samples)
         if arguments.get("config") is None:
             arguments.setdefault("curve_samples", 0)
+            arguments.setdefault("undefended_suite", "papers")
         key = run_key(model, data, threat, attacks, **arguments)
         cache = self._writable_cache(name)
         folder = cache / key[:16]

@@ -20,7 +20,10 @@ from art_defenses_ext.cli.evaluate import EvaluateOptions
 from art_defenses_ext.evaluation.config import EvaluationConfig, EvaluationOptions, config_of
 from art_defenses_ext.evaluation.records.description import Settings
 
-OTHER: dict[str, Any] = {"seed": 5, "block_size": 7, "curve_samples": 3, "check_samples": 2, "adaptive": False}
+OTHER: dict[str, Any] = {
+    **{"seed": 5, "block_size": 7, "curve_samples": 3, "check_samples": 2, "adaptive": False},
+    "undefended_suite": "papers",
+}
 NAMES = [each.name for each in fields(EvaluationConfig)]  # type: ignore[arg-type]
 
 

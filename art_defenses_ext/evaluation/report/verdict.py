@@ -35,21 +35,22 @@ def explanation(summary: Summary) -> str:
 
 def conclusion(summary: Summary) -> Prose:
     """Return the result in a sentence: whether the defence helps, or else the robust accuracy, or why it is unknown."""
-    robust = f"robust accuracy {_bounded(summary.worst_case, summary.standing)}"
     beside = summary.against_undefended
     if summary.robust_accuracy is None:
-        return Prose(f"The robust accuracy is unknown: {summary.unknown}.", "strong", "not run")
+        return Prose(f"The robust accuracy is unknown, since {summary.unknown}.", "strong", "not run")
+    counted = ", rejected images counted as correct," if summary.run.rejects else ""
+    robust = f"robust accuracy {_bounded(summary.worst_case, summary.standing)}"
     if beside is None:
         suite = summary.run.settings.attacks
         where = f" under the suite {suite}" if isinstance(suite, str) else ""
-        text = f"{robust[:1].upper()}{robust[1:]} {interval(summary.worst_case)}{where}."
+        text = f"{robust[:1].upper()}{robust[1:]} {interval(summary.worst_case)}{counted}{where}."
         return Prose(text, "strong", "" if summary.standing == "established" else "failed")
     effect, status = _effect(summary, beside)
     low, high = (f"{100 * end:+.1f}" for end in beside.paired.interval)
+    undefended = _bounded(beside.worst_case, beside.standing)
     figures = (
-        f"{robust} against {_bounded(beside.worst_case, beside.standing)} undefended under the same suite; paired "
-        f"difference {100 * beside.paired.difference:+.1f}{NO_BREAK}points [{low},{NO_BREAK}{high}], "
-        f"p{NO_BREAK}={NO_BREAK}{beside.paired.p_value:.2g}"
+        f"{robust}{counted} against {undefended} undefended under the same suite; paired difference {100 * beside.paired.difference:+.1f}"
+        f"{NO_BREAK}points [{low},{NO_BREAK}{high}], p{NO_BREAK}={NO_BREAK}{beside.paired.p_value:.2g}"
     )
     return Prose(f"{effect}: {figures}.", "strong", status)
 
@@ -70,8 +71,6 @@ def _bounded(share: Proportion, standing: Standing) -> str:
 
 
 def _on_checks(summary: Summary) -> str:
-    if summary.standing == "no checks" and coverage(summary) != "nothing":
-        return "No checks of the attacks were made, so the robust accuracy is unknown."
     if not summary.failed_checks:
         return ""
     failed = ", ".join(summary.failed_checks)
@@ -84,7 +83,7 @@ def _on_attacks(summary: Summary) -> str:
         return f"No attack was run: a clean accuracy of {percentage(summary.clean)} says nothing about robustness."
     paper, ball = percentage(summary.paper), "under the paper's own attacks, counted in the same ball,"
     if how_far == "papers only":
-        return f"The accuracy {ball} is {paper}. No adaptive attack was tried, so the robust accuracy is unknown."
+        return f"The accuracy {ball} is {paper}."
     if how_far == "nothing left":
         left = "correctly classified and accepted" if rejects else "correctly classified"
         return f"The accuracy {ball} is {paper}, and no {left} image was left to the attack suite."
@@ -96,6 +95,8 @@ def _on_attacks(summary: Summary) -> str:
             " No adaptive attack was tried; it may break far more.",
         ),
     }[how_far]
+    if summary.robust_accuracy is not None and how_far == "adaptive":
+        return "" if summary.paper is None else f"The accuracy {ball} is {paper}{_compared(summary)}."
     counted = ", rejected images counted as correct," if rejects else ""
     first = f"The accuracy under {attacks}{counted} is {accuracy}"
     if summary.paper is None:

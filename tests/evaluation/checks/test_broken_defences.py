@@ -91,6 +91,7 @@ def attacked(
         adaptive=adaptive,
         curve_samples=0,
         check_samples=checked,
+        undefended_suite="papers",
         progress=False,
     )
 

@@ -283,10 +283,13 @@ def test_the_json_file_reads_back_with_wilsons_intervals(saved: Path) -> None:
 
 # The verdict
 
-GAP = ("adaptive attacks", "25.0 %", "90.0 %", "65.0 points more (13 images)", "which are fewer, is 40.0 %")
+GAP = ("25.0 %", "90.0 %", "65.0 points more (13 images)", "which are fewer, is 40.0 %")
 VERDICTS = {
     "a gap": (summary_of([(PAPER, 2), (PGD, 15), (TRANSFER, 4)]), GAP),
-    "the paper's attacks": (summary_of([(PAPER, 2)]), ("90.0 %. No adaptive attack", "robust accuracy is unknown")),
+    "the paper's attacks": (
+        summary_of([(PAPER, 2)]),
+        ("robust accuracy is unknown, since no adaptive attack ran", "90.0 %"),
+    ),
     "only queries and transfer": (
         summary_of([(PAPER, 2), (SQUARE, 5), (TRANSFER, 4)]),
         (
@@ -305,15 +308,15 @@ VERDICTS = {
     "a detector": (
         DETECTED.summary,
         (
-            *("rejected images counted as correct, is 50.0 %", "85.0 %", "35.0 points more (7 images)"),
+            *("Robust accuracy 50.0 %", "rejected images counted as correct", "85.0 %", "35.0 points more (7 images)"),
             *("flags 5.0 % of clean", "10.0 % for attacks that do not know", "45.0 % for attacks that do", "0.0 %"),
         ),
     ),
     "failed checks": (
         checked_report().summary,
-        ("not established", "more effort, gradients", *GAP),
+        ("Robust accuracy at most 25.0 %", "not established", "more effort, gradients", *GAP[1:]),
     ),
-    "no checks": (checked_report([]).summary, ("No checks of the attacks were made", "unknown", *GAP)),
+    "no checks": (checked_report([]).summary, ("unknown, since no checks were made", "adaptive attacks", *GAP)),
 }
 
 

@@ -55,7 +55,8 @@ class Linear:
         detector = linear(np.stack([np.zeros(DIMENSIONS), self.word]), np.array([0, -threshold]))
         report = evaluate(
             linear(self.weights, self.bias), (self.x, self.y), Linf(EPS), "standard",
-            detector=BinaryInputDetector(detector), check_samples=0, curve_samples=0, progress=False,
+            detector=BinaryInputDetector(detector), check_samples=0, curve_samples=0,
+            undefended_suite="papers", progress=False,
         )  # fmt: skip
         return report.summary
 
