@@ -46,11 +46,12 @@ def conclusion(summary: Summary) -> Prose:
         text = f"{robust[:1].upper()}{robust[1:]} {interval(summary.worst_case)}{counted}{where}."
         return Prose(text, "strong", "" if summary.standing == "established" else "failed")
     effect, status = _effect(summary, beside)
-    low, high = (f"{100 * end:+.1f}" for end in beside.paired.interval)
-    undefended = _bounded(beside.worst_case, beside.standing)
+    pair = beside.paired
+    low, high = (f"{100 * end:+.1f}" for end in pair.interval)
+    difference = f"{100 * pair.difference:+.1f}{NO_BREAK}points [{low},{NO_BREAK}{high}]"
     figures = (
-        f"{robust}{counted} against {undefended} undefended under the same suite; paired difference {100 * beside.paired.difference:+.1f}"
-        f"{NO_BREAK}points [{low},{NO_BREAK}{high}], p{NO_BREAK}={NO_BREAK}{beside.paired.p_value:.2g}"
+        f"{robust}{counted} against {_bounded(beside.worst_case, beside.standing)} undefended under the same suite; "
+        f"paired difference {difference}, p{NO_BREAK}={NO_BREAK}{pair.p_value:.2g}"
     )
     return Prose(f"{effect}: {figures}.", "strong", status)
 
