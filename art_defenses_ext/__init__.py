@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
     from art_defenses_ext.preprocessor.two_stream_restoration import TwoStreamRestoration
     from art_defenses_ext.transformer.jump_relu import JumpReLU
+    from art_defenses_ext.zoo.loaders import load_model
 
 __all__ = [
     "L1",
@@ -50,6 +51,7 @@ __all__ = [
     "evaluate",
     "gradient_mode",
     "gradient_modes",
+    "load_model",
     "rejecting",
     "rerun",
 ]
@@ -76,6 +78,7 @@ _HOMES = {
     "evaluate": "evaluation.evaluate",
     "gradient_mode": "gradients.modes",
     "gradient_modes": "gradients.modes",
+    "load_model": "zoo.loaders",
     "rejecting": "estimator.rejecting",
     "rerun": "evaluation.rerun",
 }

@@ -22,7 +22,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import as_plain, declared_command
 from art_defenses_ext.cli.show import say, show_report
 from art_defenses_ext.evaluation.config import EvaluationConfig, NamedAttacks
-from art_defenses_ext.zoo.catalogue import DATASETS, DEFAULT_MODEL, MODELS
+from art_defenses_ext.zoo.catalogue import COLLECTIONS, DATASETS, DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier
@@ -90,7 +90,11 @@ class EvaluateOptions(EvaluationConfig):
     data: AnyPath | None = option(
         None, "Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."
     )
-    model: Text | None = option(None, f"Network: {', '.join(MODELS)}, or package.module:function of your own.")
+    model: Text | None = option(
+        None,
+        f"Network: {', '.join(MODELS)}; {', '.join(f'{each}:NAME' for each in COLLECTIONS)} (docs/data.md); or "
+        "package.module:function of your own.",
+    )
     weights: AnyPath | None = option(None, "Its weights: safetensors, or a torch file that holds nothing else.")
     mean: Numbers | None = option(None, "Its normalisation: mean per channel, with commas.")
     std: Numbers | None = option(None, "Its normalisation: deviation per channel, with commas.")
@@ -277,9 +281,15 @@ def _images(options: EvaluateOptions) -> tuple[Dataset, int]:
 
 
 def _size(dataset: str, model: str | None) -> int | None:
-    """Return the size to which the images of a folder are cropped: the built-in network's; None for their own."""
+    """Return the size to which the images of a folder are cropped: the network's; None for their own."""
+    from art_defenses_ext.zoo.loaders import has_loader, load_pretrained
+
+    if dataset != "image_folder":
+        return None
+    if model is not None and has_loader(model):
+        return load_pretrained(model).input_shape[1]
     spec = MODELS.get(DEFAULT_MODEL[dataset] if model is None else model)
-    return spec.input_shape[1] if spec is not None and dataset == "image_folder" else None
+    return None if spec is None else spec.input_shape[1]
 
 
 def _check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count: int, part: Shard) -> None:

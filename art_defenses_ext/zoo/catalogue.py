@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COLLECTIONS: tuple[str, ...] = ("timm", "hf", "torchvision")
+"""The collections of trained networks that there are loaders for (``loaders.py``)."""
+
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
 

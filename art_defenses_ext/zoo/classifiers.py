@@ -16,6 +16,7 @@ from art_defenses_ext.training.classifier import check_normalisation, train_clas
 from art_defenses_ext.training.settings import SettingsOptions
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import Dataset
+from art_defenses_ext.zoo.loaders import has_loader, load_pretrained
 from art_defenses_ext.zoo.models import build_model
 from art_defenses_ext.zoo.weights import load_published, load_weights
 
@@ -41,9 +42,11 @@ def load_classifier(
 
     Args:
         dataset: data set with the image shape, and the training images if training is needed.
-        model: a built-in name, or ``"package.module:function"``; None for the data set's default network.
+        model: a built-in name, ``"package.module:function"``, or a collection's as :func:`.load_model` takes it;
+            None for the data set's default network.
         weights: file of weights to load. Without weights and ``epochs``, a network of torchvision's
-            loads the weights that torchvision publishes, any other built-in network is trained on the training part,
+            and of a collection loads the weights that are published, any other built-in network is trained on the
+            training part,
             and your own network is used as its function returns it.
         mean: mean of the normalisation, per channel; None for the built-in network's own, else 0.
         std: standard deviation of the normalisation, per channel; None for the built-in network's own, else 1.
@@ -71,15 +74,19 @@ def load_classifier(
     if weights is not None and epochs is not None:
         raise DataError("weights and epochs were both given; one of them was expected")
     channels = shape[0]
+    pretrained = load_pretrained(name) if has_loader(name) else None
+    if pretrained is not None and pretrained.input_shape != shape:
+        raise DataError(f"model {name} takes images {pretrained.input_shape}; {dataset.name} has {shape}")
+    normalisation = spec or pretrained
     if mean is None:
-        mean = spec.mean if spec else (0.0,) * channels
+        mean = normalisation.mean if normalisation else (0.0,) * channels
     if std is None:
-        std = spec.std if spec else (1.0,) * channels
+        std = normalisation.std if normalisation else (1.0,) * channels
     check_normalisation(mean, std, channels)
 
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # otherwise torch warns of several devices
         torch.manual_seed(seed)
-        network = build_model(name)
+        network = build_model(name) if pretrained is None else pretrained.network
     if weights is not None:
         load_weights(network, weights)
     network = network.to(device).eval()

@@ -18,7 +18,7 @@ from torch import nn
 from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import one_line
-from art_defenses_ext.zoo.catalogue import MODELS
+from art_defenses_ext.zoo.catalogue import COLLECTIONS, MODELS
 from art_defenses_ext.zoo.networks import AlexLike, DigitsCNN, KoLim, LeNetLike, ResNet20, ResNet20A, WongKolter
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
@@ -51,9 +51,8 @@ def build_model(model: str) -> nn.Module:
         return BUILDERS[model]() if model in BUILDERS else _of_torchvision(model)
     module, colon, attribute = (model if isinstance(model, str) else "").partition(":")
     if not (module and colon and attribute):
-        raise DataError(
-            f"model is {shown(model)}; one of {', '.join(MODELS)} or 'package.module:function' was expected"
-        )
+        known = ", ".join([*MODELS, *(f"{each}:NAME" for each in COLLECTIONS)])
+        raise DataError(f"model is {shown(model)}; one of {known} or 'package.module:function' was expected")
     built = call_factory(model, module, attribute)
     if not isinstance(built, nn.Module):
         raise DataError(f"model is {model!r}, which returns a {type(built).__name__}; an nn.Module was expected")
