@@ -314,7 +314,13 @@ def test_parts_are_merged_into_one_run(
     merged = command("merge", "run")
     assert (merged.status, merged.err) == (0, "")
     assert "run/report.html" in merged.out
-    assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 5
+    records = (tmp_path / "run" / RECORDS).read_bytes()
+    assert len(records.splitlines()) == 5
+    at_once = command(*cut, "--out", "at_once", "--processes", 2, "--threads", 1)
+    assert (at_once.status, at_once.err) == (0, "")
+    assert "at_once/report.html" in at_once.out
+    assert (tmp_path / "at_once" / RECORDS).read_bytes() == records
+    assert "processes is 2, but out is missing" in command(*cut, "--processes", 2).err
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run"

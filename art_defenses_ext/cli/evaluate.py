@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 
     from art_defenses_ext.base.arrays import Images, IntArray
     from art_defenses_ext.cli.defences import Wishes
+    from art_defenses_ext.evaluation.report.report import Report
     from art_defenses_ext.evaluation.run.shard import Shard
     from art_defenses_ext.evaluation.threat import Threat
     from art_defenses_ext.zoo.datasets import Dataset
@@ -39,8 +43,8 @@ TRAINED_AGAINST = 0.1
 CLIP_VALUES = (0.0, 1.0)
 """The clip values of all data sets that the command knows."""
 
-NOT_REPEATED = ("out", "overwrite", "shard")
-"""Options that a run's manifest does not keep: where it wrote, and which part of it a process did."""
+NOT_REPEATED = ("out", "overwrite", "shard", "processes")
+"""Options that a run's manifest does not keep: where it wrote, and how it was shared among processes."""
 
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""
@@ -113,6 +117,7 @@ class EvaluateOptions(EvaluationConfig):
     shard: Text | None = option(
         None, "i/n: do the i-th of n parts, to be merged. By default what torchrun or srun says, else everything."
     )
+    processes: Count = option(1, "Share the blocks among so many processes of this machine, and merge them.")
     device: Annotated[str, one_of("cpu", "cuda")] = option("cpu", "cpu or cuda.")
     threads: Annotated[int, whole(1, "a whole number from 1 to 4096", most=4096)] | None = option(
         None, "Threads on the CPU. By default torch's own number."
@@ -191,6 +196,9 @@ def attack_and_report(options: EvaluateOptions) -> None:
     from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
 
     part, out = _part(options), options.out
+    if options.processes > 1:
+        show_report(_evaluated_in_processes(options, out, part), out)
+        return
     task = Prepared.of(options, part)
     call = (task.classifier, task.data, task.threat, options.attacks)
     if out is not None and not part.is_whole:
@@ -198,6 +206,34 @@ def attack_and_report(options: EvaluateOptions) -> None:
         say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
         return
     show_report(evaluate(*call, out=out, overwrite=options.overwrite, **task.arguments), out)
+
+
+def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
+    """Do the parts of an evaluation in processes of their own, which share the processor's cores; return the whole."""
+    from art_defenses_ext.evaluation.merge import merge
+
+    if out is None or not part.is_whole:
+        missing = "out is missing" if out is None else f"shard is {part}"
+        raise InputError(f"processes is {options.processes}, but {missing}; a folder for the whole was expected")
+    count, cores = options.processes, os.cpu_count() or 1
+    each = replace(options, processes=1, threads=options.threads or max(1, cores // count))
+    parts = [replace(each, shard=f"{number}/{count}") for number in range(1, count + 1)]
+    with ProcessPoolExecutor(count, get_context("spawn")) as pool:  # torch's threads do not outlive a fork
+        folders = list(pool.map(_evaluated_part, parts))
+    return merge(folders, out, overwrite=options.overwrite)
+
+
+def _evaluated_part(options: EvaluateOptions) -> Path:
+    """Do a part of an evaluation; the first one shows how far it is."""
+    from art_defenses_ext.evaluation.evaluate import evaluate_shard
+
+    part, out = _part(options), options.out
+    assert out is not None
+    task = Prepared.of(options, part)
+    return evaluate_shard(
+        task.classifier, task.data, task.threat, options.attacks, shard=part, out=out, overwrite=options.overwrite,
+        progress=part.number == 1, **task.arguments,
+    )  # fmt: skip
 
 
 def options_of_run(folder: Path) -> EvaluateOptions:

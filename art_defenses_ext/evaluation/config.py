@@ -66,8 +66,9 @@ class EvaluationConfig(Options):
         off="--naive",
     )  # fmt: skip
     undefended_suite: UndefendedSuite = option(
-        "same", "What the undefended model is attacked with: the same suite, or only what the papers' attacks need."
-    )
+        "same", "What the undefended model is attacked with: the same suite, or only what the papers' attacks need.",
+        switch="--undefended",
+    )  # fmt: skip
 
 
 class EvaluationOptions(TypedDict, total=False):
