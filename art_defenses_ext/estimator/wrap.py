@@ -26,10 +26,12 @@ from art_defenses_ext.estimator.rebuild import HALVES, as_model_input, at_least_
 FOUND = "found"
 """In place of a value that is to be found on the images."""
 
-OUTPUTS = ("logits", "log-probabilities", "probabilities", "logit", "probability")
-"""What a network may give: (N, K), or one value (N,) or (N, 1) for the second of two classes."""
+OUTPUTS = ("logits", "log-probabilities", "probabilities", "sigmoids", "logit", "probability")
+"""What a network may give: (N, K), or with the last two one value (N,) or (N, 1) for the second of two classes.
 
-EXAMINED = 256
+Sigmoids are a probability for each class that do not add up to 1."""
+
+EXAMINED = 32
 """Number of images on which a network's outputs are looked at."""
 
 LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
@@ -73,10 +75,9 @@ class AdaptedNetwork(nn.Module):
         tiny = torch.finfo(outputs.dtype).tiny
         if self.outputs == "probabilities":
             return outputs.clamp(min=tiny).log()
-        single = outputs.reshape(-1, 1)
-        if self.outputs == "probability":
-            single = single.clamp(min=tiny).log() - (1 - single).clamp(min=tiny).log()
-        return F.linear(single, self.halves.to(single))
+        if self.outputs in ("sigmoids", "probability"):
+            outputs = outputs.clamp(min=tiny).log() - (1 - outputs).clamp(min=tiny).log()
+        return outputs if self.outputs == "sigmoids" else F.linear(outputs.reshape(-1, 1), self.halves.to(outputs))
 
 
 def as_classifier(
@@ -105,8 +106,9 @@ def as_classifier(
         clip_values: least and largest pixel value, or None for none. **Convention**: by default 0 and 1 for images
             (N, C, H, W) in this range, 0 and 255 for whole numbers in that, and None for all else.
         channels_first: whether images are (C, H, W), else (H, W, C); found by their shape.
-        outputs: one of ``"logits"``, ``"log-probabilities"``, ``"probabilities"``, ``"logit"`` and ``"probability"``,
-            the last two for two classes; found by their values.
+        outputs: one of ``"logits"``, ``"log-probabilities"``, ``"probabilities"``, ``"sigmoids"`` (a probability for
+            each class that do not add up to 1), ``"logit"`` and ``"probability"``, the last two for two classes; found
+            by their values.
 
     Returns:
         A plain ``PyTorchClassifier`` without an optimizer, on the network's device.
@@ -175,7 +177,7 @@ def recognised(outputs: Tensor) -> str:
         return "probabilities"
     if bool((values <= tolerance).all()) and bool((values.logsumexp(dim=1).abs() < tolerance).all()):
         return "log-probabilities"
-    return "logits"
+    return "sigmoids" if bool(((values >= 0) & (values <= 1)).all()) else "logits"
 
 
 def _images(data: Any) -> Images:
@@ -244,13 +246,14 @@ def _adapted(model: nn.Module, x: Tensor, outputs: str) -> tuple[nn.Module, int]
         "logits": "",
         "log-probabilities": "log-probabilities, which are logits but for a constant of each image",
         "probabilities": "probabilities; attacked on their logarithm",
+        "sigmoids": "a probability for each class; attacked on their logits",
         "logit": "one logit z; attacked as the logits -z/2 and z/2 of two classes",
         "probability": "one probability; attacked on its logit",
     }[form]
     if layer is not None:
         remark = f"{form} of a {layer} layer; attacked on the logits before it"
         form = "logit" if single else "logits"
-    elif form in ("probabilities", "probability"):
+    elif form in ("probabilities", "sigmoids", "probability"):
         remark += _warned(given)
     return AdaptedNetwork(network, form, axes, remark), nb_classes
 

@@ -161,7 +161,7 @@ class AttackArguments(EvaluationOptions, total=False):
         mean, std, clip_values, outputs: of a torch network, as :func:`.as_classifier`; a classifier has its own.
     """
 
-    undefended: PyTorchClassifier | None
+    undefended: PyTorchClassifier | nn.Module | None
     allow_large_eps: bool
     config: EvaluationConfig | None
     mean: Any
@@ -313,6 +313,8 @@ class _Task:
         x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))
         check_threat(threat, classifier, x, allow_large_eps)
+        if isinstance(undefended, nn.Module):
+            undefended = as_classifier(undefended, (x, y), **declared)
         undefended = rebuild.undefended(classifier) if undefended is None else _check_undefended(undefended, classifier)
         specs = attacks_in(threat, attack_set(attacks, logits_behind(classifier)))
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]

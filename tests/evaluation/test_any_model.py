@@ -206,6 +206,8 @@ MODELS: dict[str, Kind] = {
     ),
     "log-softmax layer": before(nn.LogSoftmax(dim=1), words="log-probabilities of a LogSoftmax" + LEFT_OUT),
     "log-softmax function": of(lambda z: F.log_softmax(z, dim=1), log_softmax, words=LOG),
+    "sigmoids layer": before(nn.Sigmoid(), words="sigmoids of a Sigmoid" + LEFT_OUT),
+    "sigmoids function": of(torch.sigmoid, words="a probability for each class; attacked on their logits"),
     "one logit": of(same, halves, outputs=1, words=ONE),
     "one logit without an axis": of(lambda z: z[:, 0], halves, outputs=1, words=ONE),
     "sigmoid layer": before(nn.Sigmoid(), halves, outputs=1, words="probability of a Sigmoid" + LEFT_OUT),
@@ -297,6 +299,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "no clip values": dict.fromkeys(RESTORERS, "classifier has no clip_values"),
     "softmax function": {"HeatAndBlur": "calls softmax, which relevance cannot be sent through"},
     "log-softmax function": {"HeatAndBlur": "calls log_softmax, which relevance cannot be sent through"},
+    "sigmoids function": {"HeatAndBlur": "calls sigmoid, which relevance cannot be sent through"},
     "sigmoid function": {"HeatAndBlur": "calls sigmoid, which relevance cannot be sent through"},
     "float16": dict.fromkeys(RESTORERS[1:], "model is in float16, in which small gradients become zero"),
 }

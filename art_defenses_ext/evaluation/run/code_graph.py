@@ -30,7 +30,10 @@ from art_defenses_ext.gradients.modes import Defence
 RELEASED = {"art", "art_defenses_ext", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
 """Packages whose versions a run's manifest names, Python's own among them: their code is known by its name."""
 
-VERSIONED = {"PIL", "cv2", "matplotlib", "pandas", "scipy", "skimage", "sklearn"}
+VERSIONED = {
+    *("PIL", "cv2", "huggingface_hub", "matplotlib", "pandas", "safetensors", "scipy", "skimage", "sklearn", "timm"),
+    "transformers",
+}
 """Packages whose code is known by its name and by the version that they give."""
 
 OPAQUE = (logging.Logger, torch.optim.Optimizer, RemovableHandle, weakref.ref, torch.Generator)
