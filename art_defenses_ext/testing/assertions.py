@@ -27,6 +27,7 @@ from art_defenses_ext.base.text import for_terminal, shown
 from art_defenses_ext.base.validation import check_choice, check_flag, check_share
 from art_defenses_ext.estimator.rebuild import rebuild, record_undefended, undefended
 from art_defenses_ext.estimator.rejecting import rejecting
+from art_defenses_ext.estimator.wrap import as_classifier
 from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import (
     DECLARED,
@@ -96,6 +97,7 @@ class Suite:
             detector = arguments.pop("detector", None)
             model = on_device(model if detector is None else rejecting(model, detector), self.device)
             if (plain := arguments.get("undefended")) is not None:
+                plain = as_classifier(plain, (x, y), **declared) if isinstance(plain, nn.Module) else plain
                 arguments["undefended"] = on_device(plain, self.device)
         attacks = attacks if self.attacks is None else self.attacks
         data = _first("x", x, self.samples), _first("y", y, self.samples)

@@ -509,3 +509,14 @@ def test_words_follow_the_shape_of_an_input() -> None:
     assert worded(text, (10,)) == "Samples: a sample whose features, each feature, can be changed into one and the same"
     row = Row("one pixel", ("12 images",))
     assert worded(row, (2, 12)) == Row("one pixel", ("12 samples",))
+
+
+def test_an_undefended_network_is_taken_as_one_too() -> None:
+    defended = JumpReLU(as_classifier(small(), X), 0.1)()
+    plain = small()
+    reports = [
+        evaluate(defended, (X, Y), Linf(0.02), [PGD], undefended=undefended, **QUICK)
+        for undefended in (plain, as_classifier(plain, X))
+    ]
+    assert reports[0].summary.run.undefended_sha256 == reports[1].summary.run.undefended_sha256
+    assert reports[0].records == reports[1].records
