@@ -32,6 +32,7 @@ from art_defenses_ext.cli.defences import Wishes, check_wishes, defence_names, o
 from art_defenses_ext.cli.evaluate import evaluate_command
 from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
+from art_defenses_ext.evaluation.report.headlines import figure_name
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
@@ -384,6 +385,17 @@ def test_examples_made_elsewhere_are_added_to_a_run_of_the_command(
         refused = command("add", run, file, "--from", "Doe again")
         assert (refused.status, refused.out) == (2, "")
         assert words in refused.err
+
+
+def test_a_run_is_exported_and_what_failed_is_the_exit_status(command: Command, finished_run: Any) -> None:
+    rate = finished_run.report.summary.worst_case.rate
+    failed = command("export", finished_run.folder, "--format", "junit", "--out", "all.xml", "--at-least", rate + 0.01)
+    assert (failed.status, failed.out) == (1, "")
+    assert f"robust accuracy: {figure_name(finished_run.report.summary)} is" in failed.err
+    assert "<testsuites" in Path("all.xml").read_text()
+    passed = command("export", finished_run.folder, "--format", "sarif", "--out", "checks.sarif")
+    assert passed.status == int(bool(finished_run.report.summary.failed_checks))
+    assert json.loads(Path("checks.sarif").read_text())["version"] == "2.1.0"
 
 
 def test_runs_are_compared_and_published(command: Command, weights: Path, digits: Dataset, tmp_path: Path) -> None:

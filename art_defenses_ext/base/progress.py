@@ -29,8 +29,8 @@ PERIOD = 30.0
 class _Lines(Progress):
     """Progress as occasional lines instead of a bar, for logs."""
 
-    def __init__(self) -> None:
-        super().__init__(disable=True)
+    def __init__(self, console: Console) -> None:
+        super().__init__(console=console, disable=True)
         self.last = time.monotonic()
 
     def update(self, task_id: TaskID, **fields: Any) -> None:
@@ -65,7 +65,7 @@ def progress_bar(show: bool = True) -> Progress:
     check_flag("progress", show)
     console = Console(stderr=True)
     if show and not console.is_terminal:
-        return _Lines()
+        return _Lines(console)
     return Progress(
         _Words("{task.description}"),
         BarColumn(),

@@ -43,7 +43,7 @@ TRAINED_AGAINST = 0.1
 CLIP_VALUES = (0.0, 1.0)
 """The clip values of all data sets that the command knows."""
 
-NOT_REPEATED = ("out", "overwrite", "shard", "processes")
+NOT_REPEATED = ("out", "overwrite", "price", "shard", "processes")
 """Options that a run's manifest does not keep: where it wrote, and how it was shared among processes."""
 
 BLOCK_SIZE = {"image_folder": 32}
@@ -90,6 +90,7 @@ class EvaluateOptions(EvaluationConfig):
     )
     samples: Count | None = option(None, "Test images, from the first on. By default all.")
     out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")
+    price: Flag = option(False, "Print what the evaluation will cost, from a trial on a few images, and stop.")
     overwrite: Flag = option(False, "Replace an earlier run in --out, instead of going on.")
     data: AnyPath | None = option(
         None, "Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."
@@ -193,14 +194,18 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
     Every attack of a suite runs; an image counts by its worst case.
     """
-    from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard
+    from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard, price
 
     part, out = _part(options), options.out
-    if options.processes > 1:
+    if options.processes > 1 and not options.price:
         show_report(_evaluated_in_processes(options, out, part), out)
         return
     task = Prepared.of(options, part)
     call = (task.classifier, task.data, task.threat, options.attacks)
+    if options.price:
+        for line in price(*call, **task.arguments).lines():
+            say(line)
+        return
     if out is not None and not part.is_whole:
         folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
         say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")

@@ -97,6 +97,25 @@ def compare_command(folders: tuple[Path, ...], out: Path | None, different_attac
         comparison.save(out)
 
 
+@click.command("export")
+@click.argument("run", type=FOLDER)
+@click.option("--format", "form", type=click.Choice(["junit", "sarif"]), required=True, help="Of the file.")
+@click.option("--out", type=FOLDER, required=True, help="File to write.")
+@click.option("--at-least", type=float, help="The smallest robust accuracy that is accepted, from 0 to 1.")
+@click.pass_context
+def export_command(context: click.Context, run: Path, form: str, out: Path, at_least: float | None) -> None:
+    """Write the checks of a finished run, and a bound on its robust accuracy, for a forge to show.
+
+    RUN is its folder. The exit status is 1 if a check failed, or if the robust accuracy is too low or not established.
+    """
+    from art_defenses_ext.evaluation.publish.export import export
+
+    failed = [each for each in export(run, form, out, at_least=at_least) if each.verdict == "failed"]
+    for statement in failed:
+        say(f"{statement.name}: {statement.finding}", err=True, fg="red")
+    context.exit(int(bool(failed)))
+
+
 @click.command("entry")
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="JSON file to write.")

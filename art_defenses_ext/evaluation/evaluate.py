@@ -13,6 +13,7 @@ from typing import Any, Unpack
 import numpy as np
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
+from rich.progress import Progress
 from torch import nn
 
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
@@ -27,6 +28,7 @@ from art_defenses_ext.estimator.bridged import differentiable, logits_behind
 from art_defenses_ext.estimator.pipeline import PROBES, check_runs
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.estimator.wrap import as_classifier
+from art_defenses_ext.evaluation.callbacks import Listeners, RunCallback
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_looks
 from art_defenses_ext.evaluation.config import EvaluationConfig, EvaluationOptions, config_of
 from art_defenses_ext.evaluation.records.costs import Cost
@@ -34,12 +36,21 @@ from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.results.price import Price, Trial, in_words
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.describe import describe_run
-from art_defenses_ext.evaluation.run.folder import UNDEFENDED, RunDirectory, check_out, check_settings
+from art_defenses_ext.evaluation.run.folder import (
+    UNDEFENDED,
+    RunDirectory,
+    check_out,
+    check_settings,
+    read_costs,
+    read_findings,
+)
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
+from art_defenses_ext.evaluation.run.trial import TRIAL, spread, timed
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.suite.predictions import nb_labels, predict
@@ -48,6 +59,9 @@ from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, attacks_in
 from art_defenses_ext.evaluation.suite.suites import attack_set
 from art_defenses_ext.evaluation.threat import Threat, check_threat
+
+LONG = 30.0
+"""Seconds from which on a run says, after its first block, what the others will cost."""
 
 
 @rebuild.gradients_enabled()
@@ -60,6 +74,7 @@ def evaluate(
     out: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
+    callbacks: Sequence[RunCallback] = (),
     **arguments: Unpack[EvaluationArguments],
 ) -> Report:
     """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
@@ -96,6 +111,7 @@ def evaluate(
             with the same settings, data and networks lies there, finished or not, it goes on.
         overwrite: replace an earlier run in ``out``, whatever it is.
         progress: show a progress bar.
+        callbacks: are told what happens, such as a :class:`.TensorBoardCallback`.
         arguments: those of :class:`EvaluationArguments`, and single options of an :class:`.EvaluationConfig` by name,
             such as ``seed=1`` or ``check_samples=0``; they win over ``config``.
 
@@ -113,7 +129,8 @@ def evaluate(
     >>> report.robust_accuracy, report.summary.unknown
     (None, "no adaptive attack ran: the paper's attacks ran alone")
     """
-    task = partial(_Task.of, model, data, threat, attacks, progress=progress, **arguments)
+    listeners = Listeners(callbacks)
+    task = partial(_Task.of, model, data, threat, attacks, progress=progress, listeners=listeners, **arguments)
     with (
         TemporaryDirectory() if out is None else nullcontext(out) as folder,
         _evaluated(task, folder, WHOLE, overwrite, progress, keeps=out is not None) as directory,
@@ -121,6 +138,7 @@ def evaluate(
         report = Report.load(directory.path)
         if out is not None:
             report.save(directory.path)
+    listeners.end(report)
     return report
 
 
@@ -277,6 +295,37 @@ def task_of(
     return _Task.of(model, data, threat, attacks, progress=False, **arguments)
 
 
+@rebuild.gradients_enabled()
+def price(
+    model: PyTorchClassifier | nn.Module,
+    data: Any,
+    threat: Threat,
+    attacks: str | Sequence[AttackSpec] = "standard",
+    *,
+    progress: bool = True,
+    **arguments: Unpack[EvaluationArguments],
+) -> Price:
+    """What an evaluation will cost, from a trial: everything that it does, on a few of its images.
+
+    The images are spread evenly over the margins of the first block, from the least sure image to the surest.
+
+    Args:
+        model, data, threat, attacks, progress, arguments: as :func:`evaluate`.
+
+    Raises:
+        InputError: as :func:`evaluate`.
+
+    >>> from art_defenses_ext import JumpReLU, Linf
+    >>> defended = JumpReLU(classifier, jump=1.0)()
+    >>> expected = price(defended, (x_test, y_test), Linf(0.1), "papers", progress=False)
+    >>> expected.cost.backward > expected.cost.forward > 0
+    True
+    """
+    task = _Task.of(model, data, threat, attacks, progress=progress, **arguments)
+    whole, counterpart = Price.of(task.trial(progress), task.settings), task.counterpart(progress)
+    return whole if counterpart is None else whole.beside(Price.of(counterpart.trial(progress), counterpart.settings))
+
+
 @dataclass(frozen=True)
 class _Task:
     """An evaluation whose arguments have been checked."""
@@ -289,6 +338,7 @@ class _Task:
     specs: tuple[AttackSpec, ...]
     settings: Settings
     command_options: dict[str, Any]
+    listeners: Listeners
     spent: dict[str, Cost] = field(default_factory=dict)
 
     @classmethod
@@ -300,6 +350,7 @@ class _Task:
         attacks: str | Sequence[AttackSpec],
         *,
         progress: bool,
+        listeners: Listeners | None = None,
         **arguments: Unpack[EvaluationArguments],
     ) -> _Task:
         """Check the arguments of :func:`evaluate`."""
@@ -319,7 +370,9 @@ class _Task:
         specs = attacks_in(threat, attack_set(attacks, logits_behind(classifier)))
         named = attacks if isinstance(attacks, str) else [spec.name for spec in specs]
         settings = Settings.describing(threat, named, len(x), config_of(config, arguments))
-        task = cls(classifier, undefended, x, labels, threat, specs, settings, command_options)
+        task = cls(
+            classifier, undefended, x, labels, threat, specs, settings, command_options, listeners or Listeners()
+        )
         task._probe(check_flag("progress", progress))
         return task
 
@@ -343,7 +396,9 @@ class _Task:
 
     def _work(self, undefended: PyTorchClassifier | None, misled: bool = True, shown: Sequence[Example] = ()) -> Work:
         attacks = {example.attack for example in shown}
-        return Work(self.attacker, undefended, self.plan, self.threat, self.settings, misled, attacks)
+        return Work(
+            self.attacker, undefended, self.plan, self.threat, self.settings, misled, attacks, self.listeners.attacked
+        )
 
     def carry_out(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
         """Attack the blocks of a part that the store does not hold yet."""
@@ -351,9 +406,11 @@ class _Task:
         with self.evaluating(), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
             manifest = self._begin(store, shard, phases)
+            self.listeners.begin(manifest.run)
             misled = bool(manifest.health) and not any(health.is_faithful for health in manifest.health)
             work = self._work(self.undefended, misled and settings.adaptive, store.examples)
             starts = shard.starts(settings.samples, settings.block_size)
+            fresh = [start for start in starts if start not in store.done]
             task = bar.add_task("attacks", total=len(manifest.plan) * len(starts), note="")
             for start in starts:
                 if start in store.done:
@@ -361,7 +418,9 @@ class _Task:
                     continue
                 rows = slice(start, start + settings.block_size)
                 step = partial(bar.update, task, advance=1)
-                work.block(start, np.asarray(x[rows]), self.labels[rows], step, store, phases)
+                costs = work.block(start, np.asarray(x[rows]), self.labels[rows], step, store, phases)
+                if progress and start == fresh[0]:
+                    self._announce(Trial(manifest.plan, settings, start, len(x[rows]), costs), fresh[1:], bar)
             if shard.number == 1 and not store.has_findings:
                 with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
                     findings = work.find_out(x, announce)
@@ -382,6 +441,34 @@ class _Task:
         return _Task.of(
             self.undefended, data, self.threat, settings.attacks, progress=progress, config=config, allow_large_eps=True
         )
+
+    def _announce(self, trial: Trial, starts: Sequence[int], bar: Progress) -> None:
+        """Say what the blocks that are left will cost, from what the first one cost, where that takes long."""
+        rest = trial.expected(self.settings, starts)
+        if starts and rest.seconds >= LONG:
+            bar.console.print(f"Expected after the first block: {in_words(rest)}.", highlight=False, soft_wrap=True)
+
+    def trial(self, progress: bool) -> Trial:
+        """Do everything on a few images, for its cost."""
+        block = self._first_block
+        with self.evaluating(), seeded(self.settings.seed):
+            softmax = predict(self.classifier, block).softmax
+            rows = spread(softmax, self.labels[: len(block)], TRIAL)
+            seconds_of_step = timed(self._work(None), block, self.labels, len(rows))
+        config = EvaluationConfig.part_of(self.settings)
+        settings = Settings.describing(self.threat, self.settings.attacks, len(rows), config)
+        task = replace(
+            self,
+            x=block[rows],
+            labels=self.labels[rows],
+            settings=settings,
+            listeners=Listeners(),
+            spent=dict(self.spent),
+        )
+        with TemporaryDirectory() as folder, RunDirectory(folder, keeps=False) as store:
+            task.carry_out(store, WHOLE, progress)
+            costs = read_costs(folder) + read_findings(Path(folder)).costs
+        return Trial(task.plan, settings, 0, len(rows), costs, seconds_of_step)
 
     def manifest(self) -> Manifest:
         """What is to be done, as a whole; described as a run describes it, while passes are counted."""

@@ -30,17 +30,20 @@ class Cost:
         seconds: wall time.
         peak_memory: bytes: the most that was allocated on a CUDA device meanwhile; on the CPU the process's
             high-water mark so far.
+        calls: how often the network was called with a batch of images.
     """
 
     forward: int = 0
     backward: int = 0
     seconds: float = 0.0
     peak_memory: int = 0
+    calls: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         """Both, one after the other."""
+        passes = self.forward + other.forward, self.backward + other.backward
         memory = max(self.peak_memory, other.peak_memory)
-        return Cost(self.forward + other.forward, self.backward + other.backward, self.seconds + other.seconds, memory)
+        return Cost(*passes, self.seconds + other.seconds, memory, self.calls + other.calls)
 
 
 @contextmanager
@@ -55,6 +58,7 @@ def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Itera
 
     def count(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         cost.forward += len(inputs[0])
+        cost.calls += 1
         if isinstance(output, Tensor) and output.requires_grad:
             output.register_hook(count_backward)
 

@@ -42,6 +42,29 @@ BINARIZED = 50  # images of the binarization test, at most: a thousand points ea
 
 
 @dataclass(frozen=True)
+class Attacked:
+    """What an attack did to a block of images.
+
+    Attributes:
+        attack: the attack's key.
+        start: index of the block's first image.
+        images: of the block.
+        attacked: how many of them were attacked.
+        broken: of these, how many were broken inside the ball.
+        robust: images of the block that nothing has broken yet.
+        cost: of the attack.
+    """
+
+    attack: str
+    start: int
+    images: int
+    attacked: int
+    broken: int
+    robust: int
+    cost: Cost
+
+
+@dataclass(frozen=True)
 class _Block:
     """Consecutive samples that are attacked together.
 
@@ -68,6 +91,13 @@ class _Block:
         if example is not None:
             self.examples.append(example)
 
+    def after(self, attempt: Attempt) -> Attacked:
+        """Return what an attack did that has been noted."""
+        broken = sum(outcome.success for outcome in attempt.outcomes)
+        robust = sum(record.robust() for record in self.records)
+        counts = (len(self.records), len(attempt.rows), broken, robust)
+        return Attacked(attempt.cost.attack, self.start, *counts, attempt.cost.cost)
+
 
 @dataclass
 class Work:
@@ -81,6 +111,7 @@ class Work:
         settings: of the evaluation.
         misled: whether no gradient mode leads where it says.
         shown: attacks of which there is an example already.
+        listen: is told of each attack, once it is written down.
     """
 
     attacker: Attacker
@@ -90,6 +121,7 @@ class Work:
     settings: Settings
     misled: bool
     shown: set[str] = field(default_factory=set)
+    listen: Callable[[Attacked], None] = lambda _: None
     _judging: Cost = field(default_factory=Cost)
 
     @property
@@ -105,10 +137,13 @@ class Work:
         announce: Callable[..., None],
         store: RunDirectory,
         phases: Phases,
-    ) -> None:
+    ) -> list[CostRecord]:
         """Attack the samples ``x`` (n, ...), which begin at index ``start``, and hand the block to the store.
 
         What the store holds of the block already is not done again; each further attack is handed to it at its end.
+
+        Returns:
+            What the block cost.
         """
         with blamed("the classifier, on clean images,", start, store.keeps):
             block, judging = self.clean(start, x, labels)
@@ -124,6 +159,7 @@ class Work:
                     attempt, example = self._attack(run, rows, block)
                 store.note(attempt, example)
             block.note(attempt, example)
+            self.listen(block.after(attempt))
             self.shown |= set() if example is None else {run.key}
             costs.append(attempt.cost)
             judging = judging + attempt.judging
@@ -132,7 +168,9 @@ class Work:
         drawing = blamed("a defence, asked for the report's pictures,", start, store.keeps)
         with drawing, phases.phase(PICTURES, self.classifier), seeded(views):
             examples = with_views(self.classifier, block.examples)
-        store.append(Block.of(block.records), phases.taken(start) + costs, examples)
+        costs = phases.taken(start) + costs
+        store.append(Block.of(block.records), costs, examples)
+        return costs
 
     def clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
         """Return the block before any attack: what both classifiers say of the clean images, and what that cost."""

@@ -1,0 +1,130 @@
+"""What happens in a run, told to others: the log of an experiment tracker, such as TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import check_path, one_line
+from art_defenses_ext.evaluation.records.description import RunDescription
+from art_defenses_ext.evaluation.report.headlines import figure_name
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.block import Attacked
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class RunCallback:
+    """Is told what happens in a run; whoever wants to know subclasses it and overrides what is of interest.
+
+    A callback changes nothing: an exception in one is a warning, after which the callback is not told any more.
+
+    >>> from art_defenses_ext import JumpReLU, Linf, evaluate
+    >>> class Names(RunCallback):
+    ...     def attacked(self, step):
+    ...         print(step.attack, step.images)
+    >>> defended = JumpReLU(classifier, jump=1.0)()
+    >>> report = evaluate(defended, (x_test, y_test), Linf(0.1), "papers", progress=False, callbacks=[Names()])
+    IFGSM, gray-box 4...
+    """
+
+    def begin(self, run: RunDescription) -> None:
+        """Before the first attack of the process: what the run is. A run that goes on begins once more."""
+
+    def attacked(self, step: Attacked) -> None:
+        """After each attack on a block of images."""
+
+    def end(self, report: Report) -> None:
+        """When the run is finished and its report is made."""
+
+
+class Listeners:
+    """The callbacks of a run; those that raise are told no more.
+
+    Raises:
+        InputError: for an object that is no callback.
+    """
+
+    def __init__(self, callbacks: Sequence[RunCallback] = ()) -> None:
+        for callback in callbacks:
+            if not isinstance(callback, RunCallback):
+                raise InputError(
+                    f"callbacks holds {shown(callback)}; objects of subclasses of RunCallback was expected"
+                )
+        self._callbacks = list(callbacks)
+
+    def begin(self, run: RunDescription) -> None:
+        """Tell all that a run begins."""
+        self._tell(lambda callback: callback.begin(run))
+
+    def attacked(self, step: Attacked) -> None:
+        """Tell all what an attack did."""
+        self._tell(lambda callback: callback.attacked(step))
+
+    def end(self, report: Report) -> None:
+        """Tell all that the run is finished."""
+        self._tell(lambda callback: callback.end(report))
+
+    def _tell(self, call: Callable[[RunCallback], None]) -> None:
+        for callback in list(self._callbacks):
+            try:
+                call(callback)
+            except Exception as error:  # of anybody's code, hours into a run
+                self._callbacks.remove(callback)
+                raised = f"{type(callback).__name__} raised {one_line(error)}"
+                warnings.warn(f"the callback {raised} and is told no more", stacklevel=3)
+
+
+class TensorBoardCallback(RunCallback):
+    """Writes a run's figures for TensorBoard (the extra ``tensorboard``).
+
+    Scalars by the number of attacks: ``robust`` (the share of the block's images that no attack has broken yet),
+    ``broken`` and ``seconds`` of each attack; at the end the clean accuracy, and the accuracy under attack by the name
+    that the report gives it. Texts: the settings, and the verdict.
+
+    Args:
+        folder: of the log.
+
+    Raises:
+        InputError: without the package, or for what is no folder.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = check_path("folder", folder, "a folder")
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise InputError(
+                "TensorBoardCallback needs the package tensorboard, which is not installed; "
+                "pip install 'art-defenses-ext[tensorboard]' was expected"
+            ) from None
+        self._open: Callable[[], SummaryWriter] = lambda: SummaryWriter(str(self.folder))
+        self._writer: Any = None
+        self._step = 0
+
+    def begin(self, run: RunDescription) -> None:
+        """Open the log, and write the run's settings."""
+        self._writer = self._open()
+        self._writer.add_text("settings", json.dumps(asdict(run.settings), indent=1))
+
+    def attacked(self, step: Attacked) -> None:
+        """Write what an attack did."""
+        self._step += 1
+        scalars = {"robust": step.robust / step.images, f"broken/{step.attack}": step.broken / step.attacked}
+        for name, value in (scalars | {f"seconds/{step.attack}": step.cost.seconds}).items():
+            self._writer.add_scalar(name, value, self._step)
+
+    def end(self, report: Report) -> None:
+        """Write the figures of the report, and close the log."""
+        summary = report.summary
+        for name, share in (("clean accuracy", summary.clean), (figure_name(summary), summary.worst_case)):
+            self._writer.add_scalar(name, share.rate, self._step)
+        self._writer.add_text("verdict", str(report))
+        self._writer.close()

@@ -1,0 +1,146 @@
+"""A run's checks, and a bound on its robust accuracy, as the files that forges show: JUnit XML and SARIF.
+
+Source: SARIF 2.1.0 (OASIS, 2020); for JUnit XML, which has no specification, what its readers agree on: the counts of a
+suite, and ``failure`` and ``skipped`` in a test case.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+from art_defenses_ext.base.files import write_files
+from art_defenses_ext.base.text import for_terminal
+from art_defenses_ext.base.validation import check_choice, check_path, check_share
+from art_defenses_ext.evaluation.checks.checks import Verdict
+from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.folder import MANIFEST
+from art_defenses_ext.evaluation.run.manifest import PACKAGE
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+BOUND = "robust accuracy"
+"""The name of the statement about the robust accuracy, beside those of the checks."""
+
+
+@dataclass(frozen=True)
+class Statement:
+    """A check, or a bound on the robust accuracy.
+
+    Attributes:
+        name: of the check.
+        verdict: whether it holds.
+        finding: why, in a sentence with its figures.
+        page: the paragraph that explains it.
+    """
+
+    name: str
+    verdict: Verdict
+    finding: str
+    page: str
+
+
+def statements(report: Report, at_least: float | None = None) -> list[Statement]:
+    """Return what a forge is to show of a run: its checks, and whether its robust accuracy is large enough.
+
+    Args:
+        report: of the run.
+        at_least: the smallest robust accuracy that is accepted, from 0 to 1, established by an adaptive suite that
+            passed its checks; None for no bound.
+    """
+    summary = report.summary
+    made = [Statement(check.name, check.verdict, check.finding, check.link) for check in summary.checks]
+    if at_least is None:
+        return made
+    wanted = f"at least {100 * check_share('at_least', at_least):g} %"
+    holds = summary.worst_case.rate >= at_least and summary.standing == "established"
+    reservation = summary.unknown or (NOT_ESTABLISHED if summary.standing != "established" else "")
+    threat = f"{summary.run.settings.threat} {summary.run.settings.eps:.4g}"
+    finding = f"{figure_name(summary)} is {summary.worst_case} under {threat}; {wanted}, established, was expected"
+    finding += f" ({reservation})" if reservation else ""
+    return [Statement(BOUND, "passed" if holds else "failed", finding, "docs/testing.md"), *made]
+
+
+def as_junit(made: Sequence[Statement], name: str, seconds: float) -> str:
+    """Return JUnit XML: a test case a statement; a check that did not run is skipped."""
+    verdicts = [statement.verdict for statement in made]
+    counts = {"tests": len(made), "failures": verdicts.count("failed"), "skipped": verdicts.count("not run")}
+    numbers = {key: str(count) for key, count in counts.items()} | {"errors": "0", "time": f"{seconds:.3f}"}
+    root = ElementTree.Element("testsuites", {"name": PACKAGE, **numbers})
+    suite = ElementTree.SubElement(root, "testsuite", {"name": for_terminal(name), **numbers})
+    for statement in made:
+        names = {"classname": for_terminal(name), "name": statement.name, "time": "0"}
+        case = ElementTree.SubElement(suite, "testcase", names)
+        finding = for_terminal(statement.finding)
+        if statement.verdict == "failed":
+            failure = ElementTree.SubElement(case, "failure", {"message": finding, "type": "robustness"})
+            failure.text = f"{finding}\nSee {statement.page}"
+        elif statement.verdict == "not run":
+            ElementTree.SubElement(case, "skipped", {"message": finding})
+    ElementTree.indent(root)
+    return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def as_sarif(made: Sequence[Statement], file: str) -> str:
+    """Return SARIF 2.1.0: a rule a statement, a result for each that failed, located in a file of the run."""
+    rules = [
+        {
+            "id": statement.name.replace(" ", "-"),
+            "name": statement.name,
+            "shortDescription": {"text": f"{statement.name}: did the attacks work?"},
+            "help": {"text": f"See {statement.page}"},
+        }
+        for statement in made
+    ]
+    where = {"physicalLocation": {"artifactLocation": {"uri": file}, "region": {"startLine": 1}}}
+    results = [
+        {
+            "ruleId": statement.name.replace(" ", "-"),
+            "ruleIndex": index,
+            "level": "error",
+            "message": {"text": statement.finding},
+            "locations": [where],
+        }
+        for index, statement in enumerate(made)
+        if statement.verdict == "failed"
+    ]
+    driver = {"name": PACKAGE, "version": version(PACKAGE), "rules": rules}
+    whole: dict[str, Any] = {"$schema": SCHEMA, "version": "2.1.0"}
+    whole["runs"] = [{"tool": {"driver": driver}, "results": results}]
+    return json.dumps(whole, indent=1) + "\n"
+
+
+FORMATS: dict[str, Callable[[Sequence[Statement], Report, Path], str]] = {
+    "junit": lambda made, report, folder: as_junit(made, folder.resolve().name, report.summary.total.seconds),
+    "sarif": lambda made, report, folder: as_sarif(made, (folder / MANIFEST).as_posix()),
+}
+"""What a run can be exported to, by name."""
+
+
+def export(run: str | Path, format: str, out: str | Path, *, at_least: float | None = None) -> list[Statement]:
+    """Write the checks of a finished run, and a bound on its robust accuracy, as a file that forges show.
+
+    Args:
+        run: folder of the run.
+        format: ``"junit"`` or ``"sarif"``.
+        out: file to write.
+        at_least: as :func:`statements`.
+
+    Returns:
+        The statements, of which some may have failed.
+
+    Raises:
+        InputError: for a folder without a finished run, another format, or a file that cannot be written.
+    """
+    folder, file = check_path("run", run, "the folder of a finished run"), check_path("out", out, "a file")
+    check_choice("format", format, list(FORMATS))
+    report = Report.load(folder)
+    made = statements(report, at_least)
+    write_files(file.parent, {file.name: FORMATS[format](made, report, folder).encode()})
+    return made
