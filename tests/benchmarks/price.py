@@ -19,7 +19,7 @@ EXAMPLES = {
     "undefended, digits": {"defence": ["none"]},
     "two-stream restoration, digits": {"defence": ["two_stream_restoration"], "samples": 96},
     "autoencoder, digits, l2": {"defence": ["feature_autoencoder"], "norm": "l2", "eps": 0.5, "samples": 256},
-    "heat and blur, digits": {"defence": ["heat_and_blur"], "samples": 256},
+    "heat and blur, digits": {"defence": ["heat_and_blur"], "samples": 100},
     "detector, digits": {"defence": ["explanation_reconstructor"], "samples": 128},
 }
 
@@ -32,7 +32,7 @@ def main() -> None:
     for name, values in EXAMPLES.items():
         if len(sys.argv) > 1 and not any(word in name for word in sys.argv[1:]):
             continue
-        options = EvaluateOptions.of(values)
+        options = EvaluateOptions.of(values | {"undefended_suite": "papers"})
         task = Prepared.of(options, WHOLE)
         call = (task.classifier, task.data, task.threat, options.attacks)
         begin = time.process_time()
