@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import reduce
 from operator import add
 
@@ -41,7 +41,7 @@ class Trial:
     start: int
     size: int
     costs: list[CostRecord]
-    seconds_of_step: Callable[[float, bool], float] = lambda images, backward: images
+    seconds_of_step: Callable[[float, bool], float] = field(default_factory=lambda: lambda images, backward: images)
 
     def expected(self, settings: Settings, starts: Sequence[int], papers_only: bool = False) -> Cost:
         """Return the expected cost of an evaluation of the same model.
@@ -156,13 +156,13 @@ def _starts(settings: Settings) -> range:
 
 
 def in_words(cost: Cost) -> str:
-    """``"1,234 passes forwards, 567 backwards, 3 min, at most 0.8 GB of memory"``."""
+    """Return a cost as ``"1,234 passes forwards, 567 backwards, 3 min, at most 0.8 GB of memory"``."""
     passes = f"{cost.forward:,} passes forwards, {cost.backward:,} backwards"
     return f"{passes}, {duration(cost.seconds)}, at most {cost.peak_memory / 1e9:.2f} GB of memory"
 
 
 def duration(seconds: float) -> str:
-    """``"42 s"``, ``"12 min"`` or ``"3.4 h"``."""
+    """Return seconds as ``"42 s"``, ``"12 min"`` or ``"3.4 h"``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

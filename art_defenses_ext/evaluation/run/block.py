@@ -121,7 +121,7 @@ class Work:
     settings: Settings
     misled: bool
     shown: set[str] = field(default_factory=set)
-    listen: Callable[[Attacked], None] = lambda _: None
+    listen: Callable[[Attacked], None] = field(default_factory=lambda: lambda _: None)
     _judging: Cost = field(default_factory=Cost)
 
     @property
