@@ -51,9 +51,11 @@ class RejectingNetwork(nn.Module):
 
     def __init__(self, classifier: PyTorchClassifier, detector: BinaryInputDetector) -> None:
         super().__init__()
-        if classifier.postprocessing_defences:  # an attack on both could not reach the logits behind them
+        if check_classifier(
+            classifier
+        ).postprocessing_defences:  # an attack on both could not reach the logits behind them
             raise ClassifierError("classifier has postprocessing defences; none were expected beside a detector")
-        self.pipeline = Pipeline(bridged(check_classifier(classifier)))
+        self.pipeline = Pipeline(bridged(classifier))
         self.detection = Pipeline(check_detector(detector, classifier))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -434,12 +434,13 @@ class _Task:
         settings = self.settings
         if self.undefended is None or settings.undefended_suite == "papers" or not isinstance(settings.attacks, str):
             return None
-        if not any(spec.source == "suite" for spec in self.specs):
+        attacks = "+".join(name for name in settings.attacks.split("+") if name != "papers")
+        if not attacks:
             return None
         config = replace(EvaluationConfig.part_of(settings), curve_samples=0, undefended_suite="papers")
         data = self.x, self.labels
         return _Task.of(
-            self.undefended, data, self.threat, settings.attacks, progress=progress, config=config, allow_large_eps=True
+            self.undefended, data, self.threat, attacks, progress=progress, config=config, allow_large_eps=True
         )
 
     def _announce(self, trial: Trial, starts: Sequence[int], bar: Progress) -> None:

@@ -34,7 +34,7 @@ from art_defenses_ext.evaluation.run.folder import (
 PAGE = "report.html"
 """The file of a report that is written last: where it lies, the report is complete."""
 
-SHARED = ("threat", "eps", "attacks", "samples", "seed", "block_size", "adaptive")
+SHARED = ("threat", "eps", "samples", "seed", "block_size", "adaptive")
 """The settings that an evaluation shares with that of its undefended model."""
 
 

@@ -101,7 +101,7 @@ def test_an_evaluation_runs_it_under_every_mode(digits: Dataset, digits_classifi
     few = {"square__n_queries": 20, **{f"{attack}__n_iter": 2 for attack in ("apgd", "apgd_targeted", "fab")}}
     spec = ThirdParty("autoattack", options=few)
     x, y = digits.test.x[:8], digits.test.y[:8]
-    call = JumpReLU(digits_classifier, 1.0)(), x, y, Linf(EPS)
+    call = JumpReLU(digits_classifier, 1.0)(), (x, y), Linf(EPS)
     report = evaluate(*call, [spec], check_samples=0, curve_samples=0, progress=False)
     assert [row.key for row in report.summary.rows] == [f"autoattack [{mode}]" for mode in ("exact", "relu", "smooth")]
     assert report.summary.lacking == ""
