@@ -34,6 +34,7 @@ from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.report.headlines import figure_name
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
@@ -66,7 +67,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for name in ("FORCE_COLOR", "COLUMNS", "TERMINAL_WIDTH", "ART_DEFENSES_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(progress, "PERIOD", math.inf)  # on a busy machine lines of progress would come in between
-    level, threads = logging.getLogger("art").level, torch.get_num_threads()
+    ours, level, threads = progress.LOGGER, logging.getLogger("art").level, torch.get_num_threads()
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["art-defenses", *map(str, arguments)])
@@ -77,6 +78,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         return Result(int(left.value.code or 0), out, err)
 
     yield run
+    ours.setLevel(logging.NOTSET)
+    ours.handlers = []
     logging.getLogger("art").setLevel(level)
     torch.set_num_threads(threads)
 
@@ -746,3 +749,62 @@ def test_a_defence_is_wished_for_without_options_wherever_its_training_takes_min
     usual = () if name == "none" else load_face(name).usual_training
     for dataset in ("digits", *usual):
         check_wishes(name, Wishes(options={}, eps=0.1, seed=0), dataset)
+
+
+# Noise
+
+
+def test_quiet_is_silent_and_verbose_tells_of_each_attack(
+    command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "PERIOD", -1.0)  # a line of progress at each step
+    usual = command(*quick)
+    assert "paper's attacks" in usual.out
+    assert "attacks" in usual.err
+    quiet = command(*quick, "--quiet")
+    assert quiet.err == ""
+    assert quiet.out.partition("Costs")[0] == usual.out.partition("Costs")[0]  # seconds differ
+    monkeypatch.setattr(progress, "PERIOD", math.inf)
+    verbose = command(*quick, "--verbose", "--out", tmp_path / "run")
+    told = re.findall(r"^\d\d:\d\d:\d\d images from 0 on: (.*) succeeds on (\d) of 8, in", verbose.err, re.MULTILINE)
+    rows = {row.key: str(row.successes) for row in Report.load(tmp_path / "run").summary.rows}
+    assert dict(told) == rows
+    assert len(told) == len(verbose.err.splitlines())
+
+
+def test_an_interrupted_evaluation_says_how_it_goes_on_and_does(
+    command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attack, begun = Work._attack, []
+
+    def interrupted(self: Work, run: Any, *arguments: Any) -> Any:
+        begun.append(run.key)
+        if len(begun) == 2:
+            raise KeyboardInterrupt
+        return attack(self, run, *arguments)
+
+    monkeypatch.setattr(Work, "_attack", interrupted)
+    line = [*quick, "--out", tmp_path / "run"]
+    stopped = command(*line)
+    assert (stopped.status, stopped.out) == (130, "")
+    words = f"Finished attacks are kept in {tmp_path / 'run'}; the same command goes on from there."
+    assert stopped.err.splitlines() == ["", "Interrupted.", words]
+    assert command(*line).status == 0
+    assert begun[1] == begun[2]
+    assert len(begun) == len(set(begun)) + 1  # none but the interrupted one is begun twice
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [([], "Nothing is kept without --out."), (["--out", "run", "--overwrite"], "same command without --overwrite")],
+)
+def test_an_interruption_says_what_is_kept(
+    options: list[str], words: str, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("art_defenses_ext.cli.evaluate.Prepared.of", interrupted)
+    stopped = command("evaluate", *options)
+    assert stopped.status == 130
+    assert words in stopped.err

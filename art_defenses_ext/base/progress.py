@@ -1,7 +1,12 @@
-"""Progress bars for long phases."""
+"""Progress bars for long phases, and the log that may stand in their place.
+
+All loggers of the package are below ``art_defenses_ext``. At ``INFO`` it tells of each attack and epoch, without bars
+between its lines; at ``ERROR`` and above there is neither.
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from typing import Any
@@ -21,6 +26,8 @@ from rich.text import Text
 
 from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.base.validation import check_flag
+
+LOGGER = logging.getLogger("art_defenses_ext")
 
 PERIOD = 30.0
 """Seconds between two lines without a terminal."""
@@ -58,13 +65,14 @@ class _Words(TextColumn):
 
 
 def progress_bar(show: bool = True) -> Progress:
-    """Return a transient bar on the standard error; without a terminal, a line each half minute.
+    """Return a transient bar on the standard error; without a terminal or beside a log, a line each half minute.
 
     Each task has the fields ``description``, before the bar, and ``note``, behind it.
     """
     check_flag("progress", show)
     console = Console(stderr=True)
-    if show and not console.is_terminal:
+    show = show and LOGGER.getEffectiveLevel() < logging.ERROR
+    if show and (LOGGER.isEnabledFor(logging.INFO) or not console.is_terminal):
         return _Lines(console)
     return Progress(
         _Words("{task.description}"),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -21,11 +22,26 @@ from art_defenses_ext.cli.runs import (
     merge_command,
     rerun_command,
 )
-from art_defenses_ext.cli.show import say
+from art_defenses_ext.cli.show import noise_options, say
 from art_defenses_ext.cli.sweep import sweep_command
 
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells give it: 128 and the signal's number."""
 
-@click.group("art-defenses", invoke_without_command=True)
+
+class _Commands(click.Group):
+    """A group whose commands say how to go on when they are interrupted."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            return super().invoke(context)
+        except KeyboardInterrupt as interrupt:
+            for line in ("", "Interrupted.", *getattr(interrupt, "__notes__", [])):
+                say(line, err=True)
+            context.exit(INTERRUPTED)
+
+
+@click.group("art-defenses", cls=_Commands, invoke_without_command=True)
 @click.version_option(package_name="art-defenses-ext", message="%(version)s")
 @click.pass_context
 def app(context: click.Context) -> None:
@@ -36,8 +52,6 @@ def app(context: click.Context) -> None:
     Shell completion: eval "$(_ART_DEFENSES_COMPLETE=bash_source art-defenses)"
     in ~/.bashrc; zsh_source and fish_source for the other shells.
     """
-    import logging  # here, since --version and --help need none
-
     # ART warns about its own optional frameworks on import and about each small thing while attacking.
     logging.getLogger("art").setLevel(logging.ERROR)
     if context.invoked_subcommand is None:
@@ -59,6 +73,9 @@ for command in (
     list_command,
 ):
     app.add_command(command)
+
+for command in (evaluate_command, sweep_command, rerun_command):
+    command.params += noise_options()
 
 
 def main() -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -23,7 +24,7 @@ from art_defenses_ext.base.declared import (
 )
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import as_plain, declared_command
-from art_defenses_ext.cli.show import say, show_report
+from art_defenses_ext.cli.show import resumable, say, set_noise, show_report
 from art_defenses_ext.evaluation.config import EvaluationConfig, NamedAttacks
 from art_defenses_ext.zoo.catalogue import COLLECTIONS, DATASETS, DEFAULT_MODEL, MODELS
 
@@ -197,20 +198,21 @@ def attack_and_report(options: EvaluateOptions) -> None:
     from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard, price
 
     part, out = _part(options), options.out
-    if options.processes > 1 and not options.price:
-        show_report(_evaluated_in_processes(options, out, part), out)
-        return
-    task = Prepared.of(options, part)
-    call = (task.classifier, task.data, task.threat, options.attacks)
-    if options.price:
-        for line in price(*call, **task.arguments).lines():
-            say(line)
-        return
-    if out is not None and not part.is_whole:
-        folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
-        say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
-        return
-    show_report(evaluate(*call, out=out, overwrite=options.overwrite, **task.arguments), out)
+    with resumable(out, options.overwrite):
+        if options.processes > 1 and not options.price:
+            show_report(_evaluated_in_processes(options, out, part), out)
+            return
+        task = Prepared.of(options, part)
+        call = (task.classifier, task.data, task.threat, options.attacks)
+        if options.price:
+            for line in price(*call, **task.arguments).lines():
+                say(line)
+            return
+        if out is not None and not part.is_whole:
+            folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
+            say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
+            return
+        show_report(evaluate(*call, out=out, overwrite=options.overwrite, **task.arguments), out)
 
 
 def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
@@ -223,7 +225,9 @@ def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Sh
     count, cores = options.processes, os.cpu_count() or 1
     each = replace(options, processes=1, threads=options.threads or max(1, cores // count))
     parts = [replace(each, shard=f"{number}/{count}") for number in range(1, count + 1)]
-    with ProcessPoolExecutor(count, get_context("spawn")) as pool:  # torch's threads do not outlive a fork
+    level = logging.getLogger("art_defenses_ext").level
+    spawn = get_context("spawn")  # torch's threads do not outlive a fork
+    with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
         folders = list(pool.map(_evaluated_part, parts))
     return merge(folders, out, overwrite=options.overwrite)
 

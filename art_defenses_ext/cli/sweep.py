@@ -15,7 +15,7 @@ import click
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import read_toml
 from art_defenses_ext.cli.evaluate import EvaluateOptions, Prepared, checked, repeated
-from art_defenses_ext.cli.show import say
+from art_defenses_ext.cli.show import resumable, say
 
 COMPARISON = "comparison"
 """The folder of the final page, beside those of the runs."""
@@ -163,7 +163,8 @@ def sweep_command(sweep: Path, only_print: bool) -> None:
             say(f"{name}: finished before")
             continue
         try:
-            _attack(name, options)
+            with resumable(task.out):
+                _attack(name, options)
         except InputError as error:  # the others need not wait for somebody to look at it
             broken.append(name)
             say(f"{name}: broke off: {error}", err=True, fg="red")

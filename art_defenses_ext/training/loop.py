@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -18,6 +19,8 @@ from art_defenses_ext.base.validation import check_differentiable_tensors, check
 from art_defenses_ext.estimator.rebuild import evaluation_mode, gradients_enabled
 from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.training.state import Epoch, TrainingState, as_plain, load_state, save_state
+
+LOG = logging.getLogger(__name__)
 
 Data = tuple[Tensor, Tensor]
 """Images (N, C, H, W) and labels (N,)."""
@@ -107,6 +110,7 @@ def train(
                 if checkpoint is not None:
                     save_state(checkpoint, state, run_identity)
                 bar.update(task, note=_note(epoch_losses))
+                LOG.info("epoch %d of %d: %s", epoch + 1, settings.nb_epochs, _note(epoch_losses))
             state.restore_best()
     finally:
         optimiser.zero_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from art_defenses_ext.base import progress
@@ -29,3 +31,20 @@ def test_silence_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: 
         now += 100.0
         bar.advance(task)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("level", "is_bar", "is_shown"),
+    [(logging.NOTSET, True, True), (logging.INFO, False, True), (logging.ERROR, True, False)],
+)
+def test_a_log_replaces_the_bar_and_errors_alone_silence_it(
+    level: int, is_bar: bool, is_shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as in a terminal
+    progress.LOGGER.setLevel(level)
+    try:
+        bar = progress.progress_bar()
+    finally:
+        progress.LOGGER.setLevel(logging.NOTSET)
+    assert isinstance(bar, progress._Lines) is not is_bar
+    assert (is_bar and bar.disable) is not is_shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.rejecting import rejects
@@ -34,6 +36,8 @@ from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.suite.vote import judge
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import gradient_mode
+
+LOG = logging.getLogger(__name__)
 
 SIZE_DIGITS = 9
 """Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
@@ -205,7 +209,7 @@ class Work:
     def find_out(self, x: Images, announce: Callable[[str], None]) -> Findings:
         """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
         tries = [
-            (run.spec.build, None if run.spec.crafted_on == "smoothed" else run.mode)
+            (run.spec.attack_on, None if run.spec.crafted_on == "smoothed" else run.mode)
             for run in self.plan
             if run.role == "suite"
             and run.spec.kind == "white-box"
@@ -273,6 +277,9 @@ class Work:
         self._judging = Cost()
         outcomes = self.outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
+        successes = sum(outcome.success for outcome in outcomes)
+        words = "images from %d on: %s succeeds on %d of %d, in %.1f s"
+        LOG.info(words, block.start, for_terminal(run.key), successes, len(rows), cost.seconds)
         spent = CostRecord(block.start, run.key, len(rows), cost)
         pictured = None if example is None else example.index
         return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example
@@ -336,11 +343,11 @@ class Work:
 
 def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
     """Return the attack; ART's own on a classifier that rejects go class by class, or they would stop at "rejected"."""
-    attack = run.spec.build(target, run.threat, seed)
+    attack = run.spec.attack_on(target, run.threat, seed)
     of_art = type(attack).__module__.startswith("art.")
     if not (of_art and rejects(target)) or attack.targeted:
         return attack
-    return ByClass(target, lambda view: run.spec.build(view, run.threat, seed))
+    return ByClass(target, lambda view: run.spec.attack_on(view, run.threat, seed))
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def probe_attacks(
 
 
 def _try(run: AttackRun, classifier: PyTorchClassifier, x: FloatArray, labels: IntArray) -> None:
-    attack = run.spec.build(classifier, run.threat, 0)
+    attack = run.spec.attack_on(classifier, run.threat, 0)
     if not callable(getattr(attack, "generate", None)):
         raise InputError(f"build returned a {type(attack).__name__}; an attack of ART's kind was expected")
     if run.spec.crafted_on == "smoothed":

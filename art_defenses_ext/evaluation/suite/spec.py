@@ -96,6 +96,14 @@ class AttackSpec:
                 f"build is {shown(self.build)}; a function (classifier, threat, seed) -> attack was expected"
             )
 
+    def attack_on(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        """Return the attack on a classifier, without progress bars of its own: the evaluation shows one for all."""
+        attack = self.build(classifier, threat, seed)
+        for part in (attack, *getattr(attack, "attacks", ())):  # an ensemble of ART's holds its attacks
+            if "verbose" in getattr(part, "attack_params", ()) and part.verbose:
+                part.set_params(verbose=False)
+        return attack
+
 
 def attacks_in(threat: Threat, specs: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
     """Those attacks that have a form for the norm of ``threat``.

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from art.attacks.evasion import FastGradientMethod
+from art.attacks.evasion import AutoAttack, FastGradientMethod, ProjectedGradientDescent, SquareAttack
 from art.defences.detector.evasion import BinaryInputDetector
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
@@ -361,3 +361,13 @@ def test_a_step_in_normalised_space_is_that_many_pixel_values(
     broadcast = [np.reshape(one, (-1, 1, 1)) for one in (mean, std)]
     normalised = [(image - broadcast[0]) / broadcast[1] for image in (x, x + scale * np.float32(0.1))]
     assert np.allclose(normalised[1] - normalised[0], 0.1, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [ProjectedGradientDescent, SquareAttack, AutoAttack, FastGradientMethod])
+def test_an_attack_of_arts_shows_no_bars_of_its_own(kind: Any, digits_classifier: PyTorchClassifier) -> None:
+    spec = AttackSpec("own", lambda classifier, threat, seed: kind(classifier), "by default")
+    attack: Any = spec.attack_on(digits_classifier, Linf(0.1), 0)
+    parts = [attack, *getattr(attack, "attacks", ()), getattr(attack, "_attack", None)]
+    shows = [part.verbose for part in parts if hasattr(part, "verbose")]
+    assert bool(shows) is (kind is not FastGradientMethod)  # a single step, which shows none
+    assert not any(shows)
