@@ -97,7 +97,13 @@ class AttackSpec:
             )
 
     def attack_on(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        """Return the attack on a classifier, without progress bars of its own: the evaluation shows one for all."""
+        """Return the attack on a classifier, without progress bars of its own: the evaluation shows one for all.
+
+        Args:
+            classifier: to attack.
+            threat: the ball.
+            seed: of what is random in the attack.
+        """
         attack = self.build(classifier, threat, seed)
         for part in (attack, *getattr(attack, "attacks", ())):  # an ensemble of ART's holds its attacks
             if "verbose" in getattr(part, "attack_params", ()) and part.verbose:
