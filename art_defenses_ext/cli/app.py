@@ -21,6 +21,7 @@ from art_defenses_ext.cli.runs import (
     leaderboard_command,
     merge_command,
     rerun_command,
+    schema_command,
 )
 from art_defenses_ext.cli.show import noise_options, say
 from art_defenses_ext.cli.sweep import sweep_command
@@ -68,6 +69,7 @@ for command in (
     export_command,
     entry_command,
     leaderboard_command,
+    schema_command,
     doctor_command,
     docs_command,
     list_command,

@@ -1,4 +1,4 @@
-"""``art-defenses merge``, ``compare``, ``entry`` and ``leaderboard``: what is made of runs."""
+"""``art-defenses merge``, ``compare``, ``entry``, ``schema`` and ``leaderboard``: what is made of runs."""
 
 from __future__ import annotations
 
@@ -140,6 +140,17 @@ def entry_command(
     Entry.of(
         report, dataset, name=name, link=link, reported=reported, external=external, command=command
     ).save(out)  # fmt: skip
+
+
+@click.command("schema")
+@click.argument("file", type=click.Choice(["report", "entry"]))
+def schema_command(file: str) -> None:
+    """Print the JSON schema of report.json or of an entry."""
+    from json import dumps
+
+    from art_defenses_ext.evaluation.publish.schemas import entry_schema, report_schema
+
+    click.echo(dumps(report_schema() if file == "report" else entry_schema(), indent=1))
 
 
 @click.command("leaderboard")

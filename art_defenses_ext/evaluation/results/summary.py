@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from art_defenses_ext.base.logits import NO_CLASS
 from art_defenses_ext.evaluation.checks.checks import OF_THE_ATTACKS, Check
@@ -171,6 +171,7 @@ class Summary:
     """
 
     DERIVED = ("standing", "established", "gap", "robust_accuracy")
+    IN_FILE: ClassVar = {"worst_case": "after_attacks"}
 
     run: RunDescription
     clean: Proportion
@@ -241,7 +242,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for ``report.json``."""
-        figures = {"after_attacks" if name == "worst_case" else name: figure for name, figure in plain(self).items()}
+        figures = {self.IN_FILE.get(name, name): figure for name, figure in plain(self).items()}
         return {"format": FORMAT, **figures}
 
 
