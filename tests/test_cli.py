@@ -303,14 +303,14 @@ def test_parts_are_merged_into_one_run(
     command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Either the command says which part to do, or a launcher."""
-    cut = [*quick, "--samples", 5, "--block-size", 2]
-    part = command(*cut, "--out", "run", "--shard", "2/2")
+    cut, images = [*quick, "--samples", 5, "--block-size", 2], ["--save-examples", "all"]
+    part = command(*cut, "--out", "run", "--shard", "2/2", *images)
     assert (part.status, part.err) == (0, "")
     assert "art-defenses merge run" in part.out
     with monkeypatch.context() as launcher:
         launcher.setenv("RANK", "0")
         launcher.setenv("WORLD_SIZE", "2")
-        assert command(*cut, "--out", "run").status == 0
+        assert command(*cut, "--out", "run", *images).status == 0
         refused = command(*cut)
         assert refused.status == 2
         assert "out is missing" in refused.err
@@ -320,10 +320,13 @@ def test_parts_are_merged_into_one_run(
     assert "run/report.html" in merged.out
     records = (tmp_path / "run" / RECORDS).read_bytes()
     assert len(records.splitlines()) == 5
-    at_once = command(*cut, "--out", "at_once", "--processes", 2, "--threads", 1)
+    at_once = command(*cut, "--out", "at_once", "--processes", 2, "--threads", 1, *images)
     assert (at_once.status, at_once.err) == (0, "")
     assert "at_once/report.html" in at_once.out
     assert (tmp_path / "at_once" / RECORDS).read_bytes() == records
+    worst_cases = [tmp_path / run / "adversarial" / "worst_case.npz" for run in ("run", "at_once")]
+    assert worst_cases[0].read_bytes() == worst_cases[1].read_bytes()
+    assert "save_examples is 'all', but out is missing" in command(*cut, *images).err
     assert "processes is 2, but out is missing" in command(*cut, "--processes", 2).err
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from errno import EISDIR
 from pathlib import Path
 
@@ -32,12 +33,19 @@ def replace_file(path: Path, content: bytes | None) -> None:
     if content is None:
         path.unlink(missing_ok=True)
         return
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Give a temporary file to be written inside, which becomes ``path`` at the end."""
     if not path.name:
         raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))  # such as "."
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # found by leftovers after an interruption
     try:
-        temporary.write_bytes(content)
+        yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())  # otherwise the name may reach the disk before the bytes
         temporary.replace(path)

@@ -44,8 +44,8 @@ TRAINED_AGAINST = 0.1
 CLIP_VALUES = (0.0, 1.0)
 """The clip values of all data sets that the command knows."""
 
-NOT_REPEATED = ("out", "overwrite", "price", "shard", "processes")
-"""Options that a run's manifest does not keep: where it wrote, and how it was shared among processes."""
+NOT_REPEATED = ("out", "overwrite", "save_examples", "price", "shard", "processes")
+"""Options that a run's manifest does not keep: where and what it wrote, and how it was shared among processes."""
 
 BLOCK_SIZE = {"image_folder": 32}
 """Where the gradients of 256 images at a time would not fit into memory."""
@@ -93,6 +93,9 @@ class EvaluateOptions(EvaluationConfig):
     out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")
     price: Flag = option(False, "Print what the evaluation will cost, from a trial on a few images, and stop.")
     overwrite: Flag = option(False, "Replace an earlier run in --out, instead of going on.")
+    save_examples: Annotated[str, one_of("one", "all")] = option(
+        "one", "Adversarial images that --out keeps: one of each attack, or all, in its folder adversarial."
+    )
     data: AnyPath | None = option(
         None, "Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."
     )
@@ -204,15 +207,21 @@ def attack_and_report(options: EvaluateOptions) -> None:
             return
         task = Prepared.of(options, part)
         call = (task.classifier, task.data, task.threat, options.attacks)
+        arguments = task.arguments | _written(options)
         if options.price:
             for line in price(*call, **task.arguments).lines():
                 say(line)
             return
         if out is not None and not part.is_whole:
-            folder = evaluate_shard(*call, shard=part, out=out, overwrite=options.overwrite, **task.arguments)
+            folder = evaluate_shard(*call, shard=part, out=out, **arguments)
             say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
             return
-        show_report(evaluate(*call, out=out, overwrite=options.overwrite, **task.arguments), out)
+        show_report(evaluate(*call, out=out, **arguments), out)
+
+
+def _written(options: EvaluateOptions) -> dict[str, Any]:
+    """Return the arguments of :func:`.evaluate` that say what it does with its folder."""
+    return {"overwrite": options.overwrite, "save_examples": options.save_examples}
 
 
 def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
@@ -240,8 +249,8 @@ def _evaluated_part(options: EvaluateOptions) -> Path:
     assert out is not None
     task = Prepared.of(options, part)
     return evaluate_shard(
-        task.classifier, task.data, task.threat, options.attacks, shard=part, out=out, overwrite=options.overwrite,
-        progress=part.number == 1, **task.arguments,
+        task.classifier, task.data, task.threat, options.attacks, shard=part, out=out, progress=part.number == 1,
+        **task.arguments | _written(options),
     )  # fmt: skip
 
 
@@ -295,6 +304,8 @@ def _part(options: EvaluateOptions) -> Shard:
         check_out(options.out if part.is_whole else options.out / part.folder)
     elif not part.is_whole:
         raise InputError(f"out is missing, but this is the part {part} of an evaluation; a folder was expected")
+    elif options.save_examples == "all":
+        raise InputError("save_examples is 'all', but out is missing; a folder for the images was expected")
     return part
 
 

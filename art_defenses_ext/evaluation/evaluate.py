@@ -37,6 +37,7 @@ from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.price import Price, Trial, in_words
+from art_defenses_ext.evaluation.run.all_images import check_extent
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.describe import describe_run
 from art_defenses_ext.evaluation.run.folder import (
@@ -73,6 +74,7 @@ def evaluate(
     *,
     out: str | Path | None = None,
     overwrite: bool = False,
+    save_examples: str = "one",
     progress: bool = True,
     callbacks: Sequence[RunCallback] = (),
     **arguments: Unpack[EvaluationArguments],
@@ -110,6 +112,8 @@ def evaluate(
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. If a run
             with the same settings, data and networks lies there, finished or not, it goes on.
         overwrite: replace an earlier run in ``out``, whatever it is.
+        save_examples: adversarial images that ``out`` keeps: ``"one"`` of each attack, for the report, or ``"all"``, in
+            ``out/adversarial`` (docs/evaluation.md). No figure depends on it.
         progress: show a progress bar.
         callbacks: are told what happens, such as a :class:`.TensorBoardCallback`.
         arguments: those of :class:`EvaluationArguments`, and single options of an :class:`.EvaluationConfig` by name,
@@ -130,13 +134,15 @@ def evaluate(
     (None, "no adaptive attack ran: the paper's attacks ran alone")
     """
     listeners = Listeners(callbacks)
+    check_extent(save_examples, out)
     task = partial(_Task.of, model, data, threat, attacks, progress=progress, listeners=listeners, **arguments)
     with (
         TemporaryDirectory() if out is None else nullcontext(out) as folder,
-        _evaluated(task, folder, WHOLE, overwrite, progress, keeps=out is not None) as directory,
+        _evaluated(task, folder, WHOLE, overwrite, progress, save_examples, keeps=out is not None) as directory,
     ):
         report = Report.load(directory.path)
         if out is not None:
+            directory.join_images(report.records)
             report.save(directory.path)
     listeners.end(report)
     return report
@@ -144,7 +150,13 @@ def evaluate(
 
 @contextmanager
 def _evaluated(
-    task_of: Callable[[], _Task], out: str | Path, shard: Shard, overwrite: bool, progress: bool, keeps: bool = True
+    task_of: Callable[[], _Task],
+    out: str | Path,
+    shard: Shard,
+    overwrite: bool,
+    progress: bool,
+    save_examples: str,
+    keeps: bool = True,
 ) -> Iterator[RunDirectory]:
     """Carry out a part of an evaluation in a folder, which stays locked inside the block."""
     check_flag("overwrite", overwrite)
@@ -153,7 +165,7 @@ def _evaluated(
     task = task_of()
     if not overwrite:
         check_settings(out, task.settings)
-    with RunDirectory(out, overwrite, keeps) as directory:
+    with RunDirectory(out, overwrite, keeps, save_examples) as directory:
         task.carry_out(directory, shard, progress)
         counterpart = task.counterpart(progress)
         if counterpart is not None:
@@ -211,6 +223,7 @@ def evaluate_shard(
     shard: Shard,
     out: str | Path,
     overwrite: bool = False,
+    save_examples: str = "one",
     progress: bool = True,
     **arguments: Unpack[EvaluationArguments],
 ) -> Path:
@@ -220,8 +233,8 @@ def evaluate_shard(
     arguments but for ``shard``.
 
     Args:
-        model, data, threat, attacks, overwrite, progress: as :func:`evaluate`; all images, of which this part's are
-            taken.
+        model, data, threat, attacks, overwrite, save_examples, progress: as :func:`evaluate`; all images, of which
+            this part's are taken.
         shard: which part.
         out: folder of the whole evaluation.
         arguments: further ones of :func:`evaluate`.
@@ -234,9 +247,10 @@ def evaluate_shard(
     """
     if not isinstance(shard, Shard):
         raise InputError(f"shard is {shown(shard)}; a Shard(number, count) was expected")
+    check_extent(save_examples, out)
     folder = check_path("out", out, "a folder") / shard.folder
     task = partial(_Task.of, model, data, threat, attacks, progress=progress, **arguments)
-    with _evaluated(task, folder, shard, overwrite, progress) as directory:
+    with _evaluated(task, folder, shard, overwrite, progress, save_examples) as directory:
         return directory.path
 
 

@@ -13,6 +13,7 @@ from art_defenses_ext.base.validation import check_flag, check_path, check_paths
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run.all_images import holds_block, join_images
 from art_defenses_ext.evaluation.run.folder import (
     MANIFEST,
     UNDEFENDED,
@@ -59,7 +60,8 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
     """Join the parts of an evaluation and write its report.
 
     Args:
-        folders: of the parts, or of what holds them, as :func:`.evaluate_shard` was given it.
+        folders: of the parts, or of what holds them, as :func:`.evaluate_shard` was given it. All adversarial images
+            are joined too where every part kept them.
         out: folder of the whole; may be the one that holds the parts.
         overwrite: replace an earlier run in ``out``.
         mixed: join parts from different devices, versions or numbers of threads, too. Their records may differ by
@@ -98,6 +100,9 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
         if all((path / MANIFEST).exists() for path in beside):
             merge(beside, directory.path / UNDEFENDED, overwrite=overwrite, mixed=mixed)
         report = Report.load(directory.path)
+        paths = {start: parts[number].path for start, number in holders.items()}
+        if all(holds_block(path, start) for start, path in paths.items()):
+            join_images(out, paths, manifest, report.records)
         report.save(directory.path)
     return report
 

@@ -160,8 +160,8 @@ class Work:
             attempt, example = earlier.get(run.key, (None, None))
             if attempt is None or attempt.rows != rows.tolist():
                 with blamed(f"the attack {run.key!r}", start, store.keeps):
-                    attempt, example = self._attack(run, rows, block)
-                store.note(attempt, example)
+                    attempt, example, adversarial = self._attack(run, rows, block)
+                store.note(attempt, example, adversarial)
             block.note(attempt, example)
             self.listen(block.after(attempt))
             self.shown |= set() if example is None else {run.key}
@@ -259,8 +259,8 @@ class Work:
         # What a paper ran is run as it was: without our surrogates and averages.
         return for_any_attack(logits_behind(self.classifier)) if run.spec.source == "paper" else self.attacker.attacked
 
-    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None]:
-        """Run one attack on some samples of a block: what it did, and an image for the report."""
+    def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None, FloatArray]:
+        """Run one attack on some samples of a block: what it did, an image for the report, and all images."""
         target = self.target(run)
         assert target is not None  # _rows left nothing to attack otherwise
         seed = derived_seed(self.settings.seed, run.key, block.start)
@@ -282,7 +282,7 @@ class Work:
         LOG.info(words, block.start, for_terminal(run.key), successes, len(rows), cost.seconds)
         spent = CostRecord(block.start, run.key, len(rows), cost)
         pictured = None if example is None else example.index
-        return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example
+        return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example, adversarial
 
     def outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]

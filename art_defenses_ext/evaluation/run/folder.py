@@ -7,6 +7,7 @@
     digests.jsonl    a line a block, by which changes of the others are noticed (``lines.py``)
     findings.json    what was found out about the attacks once for all blocks
     added/           examples that somebody else made of its images (``added.py``)
+    adversarial/     all adversarial images, where they are asked for (``all_images.py``)
     unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
     undefended/      the undefended model's run under the same suite, a folder like this one
@@ -28,6 +29,7 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
+from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError, RunError
 from art_defenses_ext.base.files import append, leftovers, replace_file
 from art_defenses_ext.base.validation import check_path
@@ -47,6 +49,7 @@ from art_defenses_ext.evaluation.records.lines import (
     read_lines,
 )
 from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord
+from art_defenses_ext.evaluation.run.all_images import AllImages, join_images, remove_blocks, remove_images
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.unfinished import Attempts, Unfinished
 from art_defenses_ext.evaluation.threat import named_threat
@@ -140,6 +143,7 @@ class RunDirectory:
         path: folder to write to; made if need be.
         overwrite: remove the files of an earlier run there.
         keeps: whether a later run can go on with what this one did.
+        save_examples: ``"one"`` adversarial image an attack, for the report, or ``"all"`` of them beside.
 
     Attributes:
         manifest: of the run that lies there; None where none has begun.
@@ -149,9 +153,12 @@ class RunDirectory:
         InputError: as :func:`check_out`, and if another process is at work there.
     """
 
-    def __init__(self, path: str | Path, overwrite: bool = False, keeps: bool = True) -> None:
-        self.path, self.keeps = check_out(path), keeps
+    def __init__(
+        self, path: str | Path, overwrite: bool = False, keeps: bool = True, save_examples: str = "one"
+    ) -> None:
+        self.path, self.keeps, self._save_examples = check_out(path), keeps, save_examples
         self.done: set[int] = set()
+        self._images: AllImages | None = None
         self._unfinished = Unfinished(self.path)
         with self._writing(""):
             self.path.mkdir(parents=True, exist_ok=True)
@@ -205,6 +212,9 @@ class RunDirectory:
             for name in (RECORDS, COSTS, DIGESTS):
                 (self.path / name).touch()
             self._cut_off(self.manifest)
+        if self._save_examples == "all":
+            self._images = AllImages(self.path, self.manifest)
+            self._images.check_complete(self.done)
 
     def _cut_off(self, manifest: Manifest) -> None:
         end = 0
@@ -225,16 +235,27 @@ class RunDirectory:
             path.unlink()
 
     def attempts(self, start: int) -> Attempts:
-        """Return what attacks did to the block that begins at ``start`` before the run was killed."""
-        return self._unfinished.attempts(start)
+        """Return what attacks did to the block that begins at ``start`` before the run was killed.
 
-    def note(self, attempt: Attempt, example: Example | None = None) -> None:
-        """Keep what an attack did to the block at work, and its image for the report.
+        Where all images are kept, those attacks whose images were not are left out, and so are made again.
+        """
+        attempts, images = self._unfinished.attempts(start), self._images
+        return {key: each for key, each in attempts.items() if images is None or images.holds(each[0])}
+
+    def note(self, attempt: Attempt, example: Example | None, adv: FloatArray) -> None:
+        """Keep what an attack did to the block at work, its image for the report, and where asked all of its images.
+
+        Args:
+            attempt: what it did.
+            example: for the report; None if it left none.
+            adv: all of its images (n, ...).
 
         Raises:
             InputError: if it cannot be written, such as on a full disk.
         """
         with self._writing():
+            if self._images is not None:
+                self._images.keep(attempt, adv)
             self._unfinished.add(attempt, example)
 
     def append(self, block: Block, costs: Sequence[CostRecord], examples: Sequence[Example] = ()) -> None:
@@ -255,6 +276,8 @@ class RunDirectory:
         with self._writing():
             if pictures is not None:
                 replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures)
+            if self._images is not None:
+                self._images.finish(block.start)
             for name, lines in ((COSTS, spent), (DIGESTS, [as_line(digest)]), (RECORDS, block.lines)):
                 append(self.path / name, b"".join(lines))
             self._unfinished.remove()
@@ -266,6 +289,21 @@ class RunDirectory:
         plain["digest"] = digest_of_plain(plain, self.manifest.digest())
         with self._writing():
             replace_file(self.path / FINDINGS, (json.dumps(plain, indent=1) + "\n").encode())
+
+    def join_images(self, records: Sequence[SampleRecord]) -> None:
+        """Make a file of each attack out of all adversarial images of the finished run, where these were asked for.
+
+        Raises:
+            InputError: if they cannot be written, or those of a block are missing.
+        """
+        assert self.manifest is not None
+        if self._images is None:
+            return
+        if not self._images.are_joined:
+            settings = self.manifest.run.settings
+            starts = self.manifest.shard.starts(settings.samples, settings.block_size)
+            join_images(self.path, dict.fromkeys(starts, self.path), self.manifest, records)
+        remove_blocks(self.path)
 
     @property
     def examples(self) -> list[Example]:
@@ -284,6 +322,7 @@ class RunDirectory:
             for path in [*_example_files(self.path), *(self.path / ADDED).glob("*")]:
                 path.unlink()
             self._unfinished.remove()
+            remove_images(self.path)
 
     @contextmanager
     def _writing(self, hint: str = ONE_MORE_TIME) -> Iterator[None]:

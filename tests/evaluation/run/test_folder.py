@@ -380,7 +380,8 @@ def test_a_full_disk_costs_the_attack_at_work_alone(tmp_path: Path, monkeypatch:
     (spent,) = costs(3)
     outcomes = list(records(3)[0].attacks.values())
     directory = begun(tmp_path, done=1)
-    directory.note(Attempt(spent, [0], outcomes, 3), example(3))
+    adv = example(3).adversarial[None]
+    directory.note(Attempt(spent, [0], outcomes, 3), example(3), adv)
     before = contents(tmp_path)
 
     def no_space(*_: Any) -> None:
@@ -388,7 +389,7 @@ def test_a_full_disk_costs_the_attack_at_work_alone(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(run_directory.os, "fsync", no_space)
     with pytest.raises(InputError, match=r"No space left on device.*what was finished stays"):
-        directory.note(Attempt(replace(spent, attack="another"), [0], outcomes, 4), example(4, "another"))
+        directory.note(Attempt(replace(spent, attack="another"), [0], outcomes, 4), example(4, "another"), adv)
     directory.__exit__()
     monkeypatch.undo()
     assert resumed(tmp_path) == {0}

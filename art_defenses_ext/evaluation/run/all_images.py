@@ -1,0 +1,231 @@
+"""Every adversarial image of a run, where it is asked for: written attack by attack, and joined at the run's end.
+
+    adversarial/blocks/START/NUMBER.npz   what attack NUMBER of the plan made of the block from sample START on
+    adversarial/ATTACK.npz                all images that one attack made
+    adversarial/worst_case.npz            of each sample on which an attack succeeded, the first one's image
+
+The worst case comes last. The blocks of a whole run go once they are joined; those of a part stay for :func:`.merge`.
+No record depends on any of this. One block is held in memory at a time.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import shutil
+import zipfile
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.base.errors import RunError
+from art_defenses_ext.base.files import leftovers, replace_file, replacing
+from art_defenses_ext.base.validation import check_choice, one_line
+from art_defenses_ext.evaluation.records.sample import Attempt, SampleRecord
+from art_defenses_ext.evaluation.run.manifest import Manifest
+
+ADVERSARIAL, BLOCKS, WORST_CASE = "adversarial", "blocks", "worst_case"
+EXTENT = ("one", "all")
+"""How many adversarial images a run keeps: one an attack for the report, or all of them beside."""
+
+NAME_LENGTH = 100  # of a file, in characters: an attack's name may be longer than a file's
+
+Chosen = tuple[SampleRecord, str]
+"""A sample, and the attack whose image of it is meant."""
+
+
+def check_extent(save_examples: str, out: object) -> None:
+    """Refuse another number of images than one an attack or all, and all of them where nothing is written.
+
+    Raises:
+        InputError: for these.
+    """
+    check_choice("save_examples", save_examples, EXTENT)
+    if save_examples == "all" and out is None:
+        raise RunError("save_examples is 'all', but out is missing; a folder for the images was expected")
+
+
+class AllImages:
+    """All adversarial images of the run in a folder, block by block.
+
+    Args:
+        folder: of the run.
+        manifest: what the run is.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self._folder = folder
+        self._numbers = {run.key: number for number, run in enumerate(manifest.plan)}
+
+    def check_complete(self, done: Collection[int]) -> None:
+        """Refuse a run of whose finished blocks, which begin at the indices ``done``, no images were kept.
+
+        Raises:
+            InputError: that names the first.
+        """
+        missing = [start for start in sorted(done) if not holds_block(self._folder, start)]
+        if missing and not self.are_joined:
+            raise RunError(
+                f"save_examples is 'all', and out is {self._folder}, whose samples from {missing[0]} on were attacked "
+                "without it; 'one', another folder, or overwrite, was expected"
+            )
+
+    @property
+    def are_joined(self) -> bool:
+        """Whether the run came to its end before, and its files are written."""
+        return (self._folder / ADVERSARIAL / f"{WORST_CASE}.npz").exists()
+
+    def holds(self, attempt: Attempt) -> bool:
+        """Return whether the images of an attack on a block lie in the folder."""
+        return attempt.cost.attack in self._numbers and self._file(attempt).exists()
+
+    def keep(self, attempt: Attempt, adv: FloatArray) -> None:
+        """Write the images (n, ...) that an attack made of a block, instead of those of an earlier attempt."""
+        content = io.BytesIO()
+        np.savez(content, index=attempt.cost.block + np.array(attempt.rows), adv=adv)
+        replace_file(self._file(attempt), content.getvalue())
+
+    def finish(self, start: int) -> None:
+        """Note that a block has all its images, also where no attack had anything to do."""
+        _block(self._folder, start).mkdir(parents=True, exist_ok=True)
+
+    def _file(self, attempt: Attempt) -> Path:
+        return _file(_block(self._folder, attempt.cost.block), self._numbers[attempt.cost.attack])
+
+
+def holds_block(folder: Path, start: int) -> bool:
+    """Return whether the run in a folder has the images of the block that begins at an index."""
+    return _block(folder, start).is_dir()
+
+
+def join_images(out: Path, holders: Mapping[int, Path], manifest: Manifest, records: Sequence[SampleRecord]) -> None:
+    """Write the images of each attack, and then those of the worst case, as files that :func:`.add_examples` reads.
+
+    Args:
+        out: folder of the run.
+        holders: the folder of the run or part that holds a block, by the index of the block's first sample.
+        manifest: what the run is.
+        records: of all samples, in their order.
+
+    Raises:
+        InputError: for images of a block that are missing, cannot be read, or are of other samples than the records;
+            and if the files cannot be written.
+    """
+    folder = out / ADVERSARIAL
+    keys = [run.key for run in manifest.plan]
+    images = _Joined(holders, {key: number for number, key in enumerate(keys)}, manifest)
+    made = {
+        name: [(record, key) for record in records if key in record.attacks] for key, name in file_names(keys).items()
+    }
+    succeeding = ((record, _first_success(record, keys)) for record in records)
+    made[WORST_CASE] = [(record, key) for record, key in succeeding if key is not None]
+    try:
+        for path in leftovers(folder, "*.npz"):
+            path.unlink()
+        for name, chosen in made.items():
+            if chosen or name == WORST_CASE:
+                images.write(folder / f"{name}.npz", chosen)
+    except OSError as error:
+        raise RunError(
+            f"out is {out}, which cannot be written ({error.strerror}); a folder that can was expected"
+        ) from None
+
+
+def remove_blocks(folder: Path) -> None:
+    """Remove the images of single blocks of the run in a folder."""
+    shutil.rmtree(folder / ADVERSARIAL / BLOCKS, ignore_errors=True)
+
+
+def remove_images(folder: Path) -> None:
+    """Remove all adversarial images of the run in a folder, if these are ours."""
+    joined = folder / ADVERSARIAL / f"{WORST_CASE}.npz"
+    if joined.exists():
+        for path in joined.parent.glob("*.npz"):
+            path.unlink()
+    remove_blocks(folder)
+
+
+def file_names(keys: Sequence[str]) -> dict[str, str]:
+    """Return the name of each attack's file without its suffix: short, ASCII, and no two alike on any disk."""
+    names: dict[str, str] = {}
+    taken = {WORST_CASE}
+    for key in keys:
+        plain = re.sub(r"[^A-Za-z0-9._+=]+", "-", key).strip("-.")[:NAME_LENGTH] or "attack"
+        name, number = plain, 1
+        while name.lower() in taken:
+            number += 1
+            name = f"{plain}-{number}"
+        taken.add(name.lower())
+        names[key] = name
+    return names
+
+
+class _Joined:
+    """Images of many blocks that become one file."""
+
+    def __init__(self, holders: Mapping[int, Path], numbers: dict[str, int], manifest: Manifest) -> None:
+        self.holders, self.numbers = holders, numbers
+        self.shape, self.block_size = tuple(manifest.run.input_shape), manifest.run.settings.block_size
+
+    def write(self, path: Path, chosen: Sequence[Chosen]) -> None:
+        """Write a ``.npz`` file as numpy does, but for the images, which are copied block by block."""
+        outcomes = [record.attacks[key] for record, key in chosen]
+        arrays = {
+            "index": np.array([record.index for record, _ in chosen], dtype=np.int64),
+            "label": np.array([record.label for record, _ in chosen], dtype=np.int64),
+            "prediction": np.array([outcome.prediction for outcome in outcomes], dtype=np.int64),
+            "success": np.array([outcome.success for outcome in outcomes], dtype=np.bool_),
+            "attack": np.array([key for _, key in chosen], dtype=np.str_),
+        }
+        header = {"descr": "<f4", "fortran_order": False, "shape": (len(chosen), *self.shape)}
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as file:
+            with file.open("adv.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array_header_1_0(member, header)
+                for images in self._images(chosen):
+                    member.write(images.data)
+            for name, array in arrays.items():
+                with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.lib.format.write_array(member, array, allow_pickle=False)
+
+    def _images(self, chosen: Sequence[Chosen]) -> Iterator[FloatArray]:
+        """The images of one block after the other, each (n, ...)."""
+        for start, group in groupby(chosen, lambda each: each[0].index // self.block_size * self.block_size):
+            block = list(group)
+            images = np.empty((len(block), *self.shape), dtype="<f4")
+            for key in dict.fromkeys(key for _, key in block):
+                places = [place for place, (_, own) in enumerate(block) if own == key]
+                path = _file(_block(self.holders[start], start), self.numbers[key])
+                images[places] = _taken(path, [block[place][0].index for place in places], self.shape)
+            yield images
+
+
+def _taken(path: Path, wanted: list[int], shape: tuple[int, ...]) -> FloatArray:
+    """Return the images of some samples from the file of an attack on a block."""
+    expected = "the images that the records are of were expected, as save_examples='all' keeps them"
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            index, adv = file["index"], file["adv"]
+    except MemoryError:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy trip over a damaged file in a dozen ways
+        raise RunError(f"{path} cannot be read ({one_line(error)}); {expected}") from None
+    rows = {int(sample): row for row, sample in enumerate(index)}
+    if adv.shape != (len(index), *shape) or not set(wanted) <= set(rows):
+        raise RunError(f"{path} holds samples {sorted(rows)} of shape {adv.shape[1:]}; {expected}")
+    images: FloatArray = adv[[rows[sample] for sample in wanted]]
+    return images
+
+
+def _first_success(record: SampleRecord, keys: Sequence[str]) -> str | None:
+    return next((key for key in keys if key in record.attacks and record.attacks[key].success), None)
+
+
+def _block(folder: Path, start: int) -> Path:
+    return folder / ADVERSARIAL / BLOCKS / f"{start:08d}"
+
+
+def _file(block: Path, number: int) -> Path:
+    return block / f"{number:03d}.npz"
