@@ -62,7 +62,7 @@ def _folder() -> Path:
 
 def _section(text: str, page: str, anchor: str) -> str:
     """Return the lines from a heading up to the next of its level or above."""
-    places = [(number, level, _anchor(title)) for number, level, title in headings(text)]
+    places = [(number, level, anchor_of(title)) for number, level, title in headings(text)]
     known = [name for _, _, name in places]
     one_of(*known).checked(f"section of {page}", anchor)
     start, own_level, _ = places[known.index(anchor)]
@@ -70,6 +70,6 @@ def _section(text: str, page: str, anchor: str) -> str:
     return "\n".join(text.splitlines()[start:end]).rstrip() + "\n"
 
 
-def _anchor(title: str) -> str:
+def anchor_of(title: str) -> str:
     """Return what the site and the forges call a heading."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

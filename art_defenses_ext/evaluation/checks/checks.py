@@ -65,9 +65,14 @@ class Check:
     figures: dict[str, Any] = field(default_factory=dict)
 
     @property
+    def section(self) -> str:
+        """Its section of the documentation."""
+        return f"{PAGE}#{self.name.replace(' ', '-')}"
+
+    @property
     def link(self) -> str:
-        """The command that shows its section of the documentation."""
-        return shown_by(f"{PAGE}#{self.name.replace(' ', '-')}")
+        """The command that shows that section."""
+        return shown_by(self.section)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,11 @@ from art_defenses_ext.base.errors import shown_by
 from art_defenses_ext.evaluation.checks.checks import PAGE
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.report import described, tables, verdict
+from art_defenses_ext.evaluation.report.explained import explained
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, headline_table, headlines, result_in_words
+from art_defenses_ext.evaluation.report.next_steps import next_steps
 from art_defenses_ext.evaluation.report.numbers import percentage, with_interval
-from art_defenses_ext.evaluation.report.sections import Document, Figure, Part, Prose, Section, Table, Terms
+from art_defenses_ext.evaluation.report.sections import Document, Figure, Folded, Part, Prose, Section, Table, Terms
 from art_defenses_ext.evaluation.report.wording import worded
 from art_defenses_ext.evaluation.results.detection import Detection
 from art_defenses_ext.evaluation.results.summary import Summary
@@ -32,6 +34,7 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
         Section("What was evaluated", [described.facts(run)]),
         Section("Result", _result(summary)),
         Section("Did the attacks work?", _checks(summary)),
+        Section("What next", [next_steps(summary)]),
         Section("The attacks", _attacks(summary)),
         Section("The detector", _detector(summary.detection) if summary.detection else []),
         Section("Accuracy against eps", _curves(summary) if summary.curves else []),
@@ -53,10 +56,12 @@ def _result(summary: Summary) -> list[Part]:
         if line.value is not None
     ]
     remarks = (verdict.describe_not_finite, verdict.describe_randomness, verdict.describe_agreement)
+    votes = explained("evaluation#random-defences", "How a random defence is judged") if summary.randomness else None
     return [
         headline_table(summary),
         Prose(verdict.explanation(summary)),
         *(Prose(text) for text in (describe(summary) for describe in remarks) if text),
+        *_if_any(votes),
         Figure("accuracy", f"Bars: {'; '.join(bars)}.", is_small=True),
     ]
 
@@ -71,11 +76,16 @@ def _attacks(summary: Summary) -> list[Part]:
         "In the order in which they ran; so a small k low in the table does not mean a weak attack. An attack that was "
         "given the images left alone has no accuracy of its own."
     )
-    return _with_legend(tables.attacks_table(summary), order)
+    modes = explained("evaluation#gradient-modes", "What the gradient modes are")
+    return [*_with_legend(tables.attacks_table(summary), order), *_if_any(modes)]
+
+
+def _if_any(folded: Folded | None) -> list[Part]:
+    return [] if folded is None else [folded]
 
 
 def _with_legend(table: Table, note: str) -> list[Part]:
-    return [table, Prose(note, "soft"), table.legend]
+    return [table, Prose(note, "soft"), Folded("What the columns mean", [table.legend])]
 
 
 def _detector(detection: Detection) -> list[Part]:
@@ -84,16 +94,14 @@ def _detector(detection: Detection) -> list[Part]:
         if pool.mead is not None:
             rejected = f"it rejects {with_interval(pool.mead)} under each of them"
             text += f" Of the images that {BY[pool.knows]} fooled the model on, {rejected}."
-    note = (
-        "Attacks that know the detector aim at its own threshold; at another one they would aim at that. So figures at "
-        "other thresholds are of attacks with zero knowledge alone."
-    )
+    own = "Attacks that know the detector aim at its own threshold; at another one they would aim at that."
+    zero = "So figures at other thresholds are of attacks with zero knowledge alone."
     roc = "Attacked images are those inside the ball that the model alone misclassifies. Dotted: no better than chance."
     others = tables.thresholds_table(detection)
-    parts: list[Part] = [others, others.legend] if others.rows else []
+    parts = _with_legend(others, zero) if others.rows else []
     return [
         Prose(text),
-        *_with_legend(tables.detector_table(detection), note),
+        *_with_legend(tables.detector_table(detection), own),
         *parts,
         Figure("roc", "True against false positive rate of the detector, for each attack with zero knowledge.", roc),
         Figure(

@@ -1,8 +1,9 @@
-"""The report as one HTML page that needs nothing else: no network, no script, no other file."""
+"""The report as one HTML page that needs nothing else: no network, no other file, and no script but its own."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -13,10 +14,12 @@ from jinja2 import Environment, StrictUndefined
 from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.report.content import document
+from art_defenses_ext.evaluation.report.numbers import MISSING
 from art_defenses_ext.evaluation.report.sections import Figure, Section
 from art_defenses_ext.evaluation.results.summary import Summary
 
 TEMPLATE = "report.html.j2"
+SCRIPT = "report.js"
 
 
 def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[str, bytes | None]) -> str:
@@ -42,11 +45,14 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
         if content
     }
     sections = (_with_figures(section, images) for section in report.sections)
-    source = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    source, script = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in (TEMPLATE, SCRIPT))
     return environment.from_string(source).render(
         report=report,
         sections=[section for section in sections if section.parts],
         images=images,
+        missing=MISSING,
+        script=script,
+        script_sha256=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii"),
     )
 
 

@@ -1,7 +1,7 @@
 """What a report consists of, as data: sections of prose, terms, tables and figures. A medium draws them as it can.
 
 All text here is plain: whoever draws it escapes it for the medium. A no-break space keeps a number and its unit on one
-line.
+line. What is typed or is a name in code stands between backticks.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from art_defenses_ext.base.pages import anchor_of
 
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
@@ -68,6 +70,7 @@ class Row:
         detail: stands below the name too, where there is room.
         group: the heading above this row, and above those next to it that have the same.
         status: what stands out.
+        folded: explains the row, where a medium can fold it away.
     """
 
     name: str
@@ -76,6 +79,7 @@ class Row:
     detail: str = ""
     group: str = ""
     status: Status = ""
+    folded: Folded | None = None
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,13 @@ class Table:
         columns: the first is that of the names.
         rows: from the top.
         look: ``"facts"`` have no headings; of ``"figures"`` each may stand by itself, large.
+        is_sortable: whether a reader may want the rows in another order.
     """
 
     columns: Sequence[Column]
     rows: Sequence[Row]
     look: Literal["plain", "facts", "figures"] = "plain"
+    is_sortable: bool = False
 
     @property
     def legend(self) -> Terms:
@@ -123,7 +129,22 @@ class Figure:
     is_small: bool = False
 
 
-Part = Prose | Terms | Table | Figure
+@dataclass(frozen=True)
+class Folded:
+    """Parts that are looked up rather than read, under a line that unfolds them.
+
+    Attributes:
+        title: the line.
+        parts: in their order.
+        command: prints the same; a medium that cannot fold names it in place of the parts. Empty: it shows the parts.
+    """
+
+    title: str
+    parts: Sequence[Prose | Terms]
+    command: str = ""
+
+
+Part = Prose | Terms | Table | Figure | Folded
 
 
 @dataclass(frozen=True)
@@ -133,12 +154,18 @@ class Section:
     Attributes:
         title: the heading; empty for none.
         parts: in their order.
-        is_reference: whether it is looked up rather than read: definitions, hashes, versions. A terminal leaves it out.
+        is_reference: whether it is looked up rather than read: definitions, hashes, versions. A page folds it, and a
+            terminal leaves it out.
     """
 
     title: str
     parts: Sequence[Part]
     is_reference: bool = False
+
+    @property
+    def anchor(self) -> str:
+        """What a link to it names."""
+        return anchor_of(self.title)
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from art_defenses_ext.evaluation.checks.checks import Check
+from art_defenses_ext.evaluation.report.explained import explained
 from art_defenses_ext.evaluation.report.numbers import MISSING, amount, count_of, fraction, percent, size, unbroken
 from art_defenses_ext.evaluation.report.sections import Column, Row, Table
 from art_defenses_ext.evaluation.results.detection import FALSE_POSITIVES, PASSING, At, Detection, DetectionRow, Pool
@@ -46,7 +48,12 @@ def checks_table(checks: Sequence[Check]) -> Table:
     """Each check with its verdict and finding."""
     columns = (Column("check", holds="words"), Column("verdict", holds="words"), Column("finding", holds="prose"))
     rows = [
-        Row(check.name, (check.verdict, unbroken(check.finding)), detail=check.link, status=check.verdict)
+        Row(
+            check.name,
+            (check.verdict, unbroken(check.finding)),
+            status=check.verdict,
+            folded=explained(check.section, "When it fails, why that matters, what to do"),
+        )
         for check in checks
     ]
     return Table(columns, rows)
@@ -98,7 +105,7 @@ def costs_table(summary: Summary) -> Table:
         )
         for name, cost, group in spent
     ]
-    return Table(table.columns, [*table.rows, *rows])
+    return replace(table, rows=[*table.rows, *rows])
 
 
 def _attacks_table(columns: Columns, attacks: Sequence[AttackRow]) -> Table:
@@ -115,7 +122,7 @@ def _attacks_table(columns: Columns, attacks: Sequence[AttackRow]) -> Table:
         for attack in attacks
         if attack.source == source
     ]
-    return Table((ATTACK, *columns), rows)
+    return Table((ATTACK, *columns), rows, is_sortable=True)
 
 
 def curves_table(summary: Summary) -> Table:

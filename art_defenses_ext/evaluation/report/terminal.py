@@ -17,7 +17,17 @@ from rich.text import Text
 from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.evaluation.report.content import document
 from art_defenses_ext.evaluation.report.numbers import MISSING
-from art_defenses_ext.evaluation.report.sections import NO_BREAK, Column, Figure, Prose, Row, Section, Table, Terms
+from art_defenses_ext.evaluation.report.sections import (
+    NO_BREAK,
+    Column,
+    Figure,
+    Folded,
+    Prose,
+    Row,
+    Section,
+    Table,
+    Terms,
+)
 from art_defenses_ext.evaluation.results.summary import Summary
 
 NARROWEST_NAME = 18
@@ -50,13 +60,24 @@ def _drawn(section: Section) -> list[RenderableType]:
     """Title, parts, and a line between this section and the next; nothing of a section of figures alone."""
     parts: list[RenderableType] = []
     for part in section.parts:
-        if isinstance(part, Prose):
-            parts.append(_Wrapped(part.text, WEIGHTS[part.weight]))
-        elif isinstance(part, Terms):
-            parts += [_Wrapped(f"{term}: {meaning}", "dim", "  ") for term, meaning in part.meanings]
-        elif not isinstance(part, Figure):
+        if isinstance(part, Table):
             parts += [DrawnTable(part), ""]
+        elif not isinstance(part, Figure):
+            parts += _lines_of(part)
     return [_text(section.title, "bold underline"), *parts, *[""] * (parts[-1] != "")] if parts else []
+
+
+def _lines_of(part: Prose | Terms | Folded) -> Iterator[RenderableType]:
+    if isinstance(part, Prose):
+        yield _Wrapped(part.text, WEIGHTS[part.weight])
+    elif isinstance(part, Terms):
+        for term, meaning in part.meanings:
+            yield _Wrapped(f"{term}: {meaning}", "dim", "  ")
+    elif part.command:
+        yield _Wrapped(f"{part.title}: {part.command}", "dim", "  ")
+    else:
+        for inner in part.parts:
+            yield from _lines_of(inner)
 
 
 @dataclass(frozen=True)

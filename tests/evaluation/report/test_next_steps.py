@@ -1,0 +1,131 @@
+"""A report explains its checks by the documentation's own paragraphs, and names commands that there are."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import click
+import pytest
+
+from art_defenses_ext.base.pages import read_page
+from art_defenses_ext.cli.app import app
+from art_defenses_ext.evaluation.checks.checks import CHECKS, ELSEWHERE, Check
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.explained import advice, explained
+from art_defenses_ext.evaluation.report.next_steps import next_steps
+from art_defenses_ext.evaluation.report.sections import Prose, Terms
+from art_defenses_ext.evaluation.results.summary import Summary
+
+from ...conftest import FinishedRun
+
+TYPED = "art-defenses evaluate --defence jump_relu --samples 60 --out run"
+
+
+def texts_of(parts: Sequence[Prose | Terms]) -> Iterator[str]:
+    for part in parts:
+        yield from [part.text] if isinstance(part, Prose) else (text for pair in part.meanings for text in pair)
+
+
+@pytest.mark.parametrize("section", [*(Check(name, "passed", "").section for name in [*CHECKS, ELSEWHERE])])
+def test_a_check_is_explained_by_its_paragraph_word_for_word(section: str) -> None:
+    folded = explained(section, "a line")
+    assert folded is not None
+    assert (folded.title, folded.command) == ("a line", f"art-defenses docs {section}")
+    _heading, text = read_page(section).split("\n", 1)
+    linked = re.sub(r"\[([^\]]*)\]\((\S+)\.md(\S*)\)", r"\1 art-defenses docs \2\3", text)
+    shown = " ".join(texts_of(folded.parts))
+    assert re.findall(r"\w+", shown) == re.findall(r"\w+", linked)
+    assert "*" not in shown
+    assert "](" not in shown
+    names = {term for part in folded.parts if isinstance(part, Terms) for term, _ in part.meanings}
+    assert names >= {"Fails if", "Why it matters", "What to do"}
+
+
+def test_tables_of_the_documentation_are_terms() -> None:
+    folded = explained("evaluation#gradient-modes", "")
+    assert folded is not None
+    (modes,) = (part.meanings for part in folded.parts if isinstance(part, Terms))
+    assert modes[0] == ("`exact`", "autograd through everything; always the first")
+
+
+def test_what_the_documentation_does_not_hold_is_left_out() -> None:
+    assert explained("checks#astrology", "") is None
+    assert (advice("checks#astrology", "What to do"), advice("checks#noise", "What for")) == ("", "")
+
+
+def settings_of(summary: Summary, **changes: object) -> Summary:
+    return replace(summary, run=replace(summary.run, settings=replace(summary.run.settings, **changes)))
+
+
+def typed(summary: Summary) -> Summary:
+    options = {"dataset": "digits"}
+    return replace(summary, run=replace(summary.run, command=TYPED, options=options, undefended_sha256="0" * 64))
+
+
+@pytest.fixture(scope="module")
+def summary(finished_run: FinishedRun) -> Summary:
+    """Of an adaptive suite that passed its checks, on 1,000 images: there is nothing left to establish."""
+    whole, passed = finished_run.report.summary, [Check("more effort", "passed", "")]
+    whole = replace(whole, checks=passed, worst_case=Proportion(500, 1000), lacking="")
+    return settings_of(whole, attacks="standard")
+
+
+STEPS = {
+    "established": ({}, [], ["--attacks full --out NEW", "add RUN", "rerun RUN", "entry RUN --dataset digits"]),
+    "few images": ({"worst_case": Proportion(20, 40)}, ["interval is 30 points wide"], ["--samples 400 --out NEW"]),
+    "papers only": ({"lacking": "the paper's attacks ran alone"}, ["gradient mode"], ["--attacks standard --out NEW"]),
+    "no checks": ({"checks": []}, ["must pass"], ["--check-samples 100 --out NEW"]),
+    "failed": ({"checks": [Check("noise", "failed", "")]}, ["labels, clip range, eps"], ["docs checks#noise"]),
+    "no undefended": ({"against_undefended": None}, ["same suite"], ["--undefended same --out NEW"]),
+}
+
+
+@pytest.mark.parametrize("case", STEPS)
+def test_the_next_steps_follow_from_the_result(case: str, summary: Summary) -> None:
+    changes, sentences, commands = STEPS[case]
+    steps = " ".join(how for _, how in next_steps(replace(typed(summary), **changes)).meanings)
+    shown = re.findall(r"`(art-defenses [^`]*)`", steps)
+    assert all(any(command in line for line in shown) for command in commands), steps
+    assert all(sentence in steps.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences), steps
+    assert ("entry RUN" in steps) == ("established" in case or case in ("few images", "no undefended"))
+    for line in shown:
+        assert_is_a_command(line)
+
+
+def assert_is_a_command(line: str) -> None:
+    """Whether the options and arguments of a line are those of a command, and the page that it shows exists."""
+    _, name, *arguments = shlex.split(line)
+    command = app.commands[name]
+    context = command.make_context(name, arguments, resilient_parsing=False)
+    assert isinstance(context, click.Context)
+    if name == "docs":
+        assert read_page(context.params["name"])
+
+
+def test_without_a_command_the_steps_are_calls(summary: Summary) -> None:
+    steps = " ".join(how for _, how in next_steps(replace(summary, worst_case=Proportion(20, 40))).meanings)
+    assert "`evaluate(..., samples=400)`" in steps
+    assert "`evaluate(..., attacks='full')`" in steps
+    assert "art-defenses evaluate" not in steps
+
+
+def test_a_naive_attacker_is_told_what_to_leave_out(summary: Summary) -> None:
+    naive = settings_of(replace(summary, lacking="the attacker was given the exact gradient alone"), adaptive=False)
+    assert "without `adaptive=False`" in str(next_steps(naive))
+    assert "without `--naive`" in str(next_steps(typed(naive)))
+    assert "entry" not in str(next_steps(typed(naive)))
+
+
+@pytest.mark.parametrize("count", [0, 3, 20, 37, 40])
+def test_as_many_images_as_are_advised_give_a_narrow_interval(count: int, summary: Summary) -> None:
+    few = Proportion(count, 40)
+    steps = " ".join(how for _, how in next_steps(typed(replace(summary, worst_case=few))).meanings)
+    advised = re.search(r"--samples (\d+) --out NEW", steps)
+    assert (advised is None) == (few.interval[1] - few.interval[0] <= 0.1)
+    if advised:
+        total = int(advised[1])
+        low, high = Proportion(round(few.rate * total), total).interval
+        assert high - low <= 0.1
