@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attribution.first_layer import entrance
 from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
-from art_defenses_ext.attribution.trace import Step, Trace
+from art_defenses_ext.attribution.trace import Step, Trace, check_visible
 from art_defenses_ext.base.declared import Count, Declared, Kind, Positive
 from art_defenses_ext.base.errors import AttributionError
 from art_defenses_ext.base.text import shown
@@ -157,6 +157,7 @@ def relevance(
         raise AttributionError(f"rules is {rules!r}; a Composite such as epsilon_plus() was expected")
     if softplus is not None:
         check_positive("softplus", softplus)
+    check_visible(model)
     check_start(start, model)
     trace = Trace(as_model_input(x, model), model, softplus, rules.stabilizer)
     with evaluation_mode(model), _watching(model, start, trace) as seen, trace:

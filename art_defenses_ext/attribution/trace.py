@@ -45,6 +45,20 @@ class Step:
     nonnegative: bool = False
 
 
+def check_visible(model: nn.Module) -> None:
+    """Refuse a network whose operations cannot be seen.
+
+    Raises:
+        InputError: for compiled TorchScript, and for what ``torch.compile`` returned.
+    """
+    for name, module in model.named_modules():
+        scripted = isinstance(module, torch.jit.ScriptModule)
+        if scripted or type(module).__name__ == "OptimizedModule":
+            where = f"layer {name!r}" if name else "the model"
+            how = "compiled TorchScript" if scripted else "compiled by torch.compile"
+            raise AttributionError(f"{where} is {how}, whose operations cannot be seen; pass it uncompiled")
+
+
 class Trace(TorchFunctionMode):
     """A torch function mode that records the operations of a network on ``x`` while active.
 
@@ -73,12 +87,6 @@ class Trace(TorchFunctionMode):
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []  # the layers that are running, the innermost last
         self._constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
-        for name, module in model.named_modules():
-            if isinstance(module, torch.jit.ScriptModule):
-                where = f"layer {name!r}" if name else "the model"
-                raise AttributionError(
-                    f"{where} is compiled TorchScript, whose operations cannot be seen; pass it uncompiled"
-                )
 
     def __torch_function__(
         self,

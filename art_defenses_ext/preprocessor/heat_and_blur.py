@@ -32,6 +32,7 @@ from art_defenses_ext.attribution.relevance import (
     epsilon_plus_flat,
     relevance,
 )
+from art_defenses_ext.attribution.trace import check_visible
 from art_defenses_ext.base.declared import Count, Kind, NonNegative, Positive, number, one_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_front
@@ -108,8 +109,8 @@ class HeatAndBlur(RestoringPreprocessor):
             gradients through as if nothing were restored.
 
     Raises:
-        InputError: for an unknown option, a number out of range, a model without convolution for ``"last_conv"``, and
-            in ``forward`` for images smaller than the kernel.
+        InputError: for an unknown option, a number out of range, a model without convolution for ``"last_conv"`` or
+            that is compiled, and in ``forward`` for images smaller than the kernel.
 
     >>> from art_defenses_ext import HeatAndBlur, defend
     >>> face = HeatAndBlur.for_classifier(classifier, sigma=1.0)
@@ -272,6 +273,7 @@ class HeatAndBlur(RestoringPreprocessor):
     def _check_params(self) -> None:
         super()._check_params()
         if self.mix != "blur":
+            check_visible(self.model)
             check_start(self._start(), self.model)
 
     def _check_size(self, x: Tensor) -> None:

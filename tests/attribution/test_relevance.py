@@ -593,6 +593,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(300, 3))),
         "the model is compiled TorchScript, whose operations cannot be seen; pass it uncompiled",
     ),
+    "torch.compile": (
+        lambda: torch.compile(nn.Sequential(nn.Flatten(), nn.Linear(300, 3)), backend="eager"),
+        "the model is compiled by torch.compile, whose operations cannot be seen; pass it uncompiled",
+    ),
     "TorchScript inside": (Scripted, "layer 'inside' is compiled TorchScript, whose operations cannot be seen"),
     "no weights": (nn.Flatten, "the model has no layer with weights that relevance could be sent through"),
     "no logits": (lambda: nn.Conv2d(3, 3, 1), r"the model returns shape \(2, 3, 10, 10\); logits \(N, classes\) were"),

@@ -455,6 +455,13 @@ def test_a_blur_that_is_not_used_may_be_of_any_size(
     assert np.isfinite(HeatAndBlur.for_classifier(digits_classifier, **(OPTIONS | options))(x)[0]).all()
 
 
+def test_a_compiled_network_is_refused_where_relevance_is_asked_of_it() -> None:
+    compiled = torch.compile(relu_network().float(), backend="eager")
+    with pytest.raises(InputError, match=r"^the model is compiled by torch.compile, .*; pass it uncompiled"):
+        HeatAndBlur(compiled, **OPTIONS)
+    HeatAndBlur(compiled, **(OPTIONS | {"mix": "blur"}))
+
+
 def test_a_layer_that_relevance_cannot_pass_is_named() -> None:
     model = relu_network().float()
     model[3] = nn.GELU()
