@@ -26,6 +26,7 @@ test-data: $(INSTALLED)  ## the tests of real data, in the folder that ART_DEFEN
 
 docs: $(INSTALLED)  ## the documentation site, into out/docs; a warning is an error
 	$(PIP) install --constraint constraints.txt --group docs
+	$(BIN)/python docs/generated.py
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs out/docs
 
 lint: $(INSTALLED)

@@ -5,17 +5,23 @@ which link to each other. Furo, since it is quiet, readable on a phone, and has 
 """
 
 import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # generated.py
 
 project = "art-defenses-ext"
-author = "The art-defenses-ext developers"
+author = project_copyright = "The art-defenses-ext developers"
 release = importlib.metadata.version("art-defenses-ext")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "generated"]
 myst_heading_anchors = 3
 exclude_patterns = ["results/**/*.json"]
 
 html_theme = "furo"
-html_title = project
+html_title = f"{project} {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -167,7 +167,7 @@ def verdicts(target: Target, attack: Attack, mode: str) -> np.ndarray:
 
 
 def print_table(target: Target, missing: list[str]) -> dict[tuple[str, str], dict[str, np.ndarray]]:
-    """Print robust accuracy by attack, library and gradient mode; return which images are robust."""
+    """Print accuracy under attack by attack, library and gradient mode; return which images are robust."""
     modes = gradient_modes(target.classifier)
     print(f"| attack | library | {' | '.join(modes)} | all modes |")
     print("|---" * (len(modes) + 3) + "|")
@@ -199,7 +199,7 @@ def print_gain(robust: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
     exact = [by_mode["exact"].mean() for by_mode in robust.values()]
     worst = [np.all(list(by_mode.values()), axis=0).mean() for by_mode in robust.values()]
     print(
-        f"\nRobust accuracy along the exact gradient: {100 * min(exact):.1f} to {100 * max(exact):.1f} %, "
+        f"\nAccuracy under attack along the exact gradient: {100 * min(exact):.1f} to {100 * max(exact):.1f} %, "
         f"under all modes: {100 * min(worst):.1f} to {100 * max(worst):.1f} %."
     )
 
@@ -229,7 +229,7 @@ def main() -> None:
         print(f"{name} is missing and left out: {INSTALL[name]}")
 
     print(f"\n{options.defence} on {options.dataset}, linf, eps {options.eps:g}, first {len(x)} test images, ", end="")
-    print(f"{options.steps} steps: robust accuracy [95 % interval] by gradient mode; clean {clean}\n")
+    print(f"{options.steps} steps: accuracy under attack [95 % interval] by gradient mode; clean {clean}\n")
     robust = print_table(target, missing)
     print_agreement(robust)
     print_gain(robust)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import inspect
 import io
 import re
+import runpy
 import shlex
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -31,8 +32,11 @@ from sybil.parsers.rest import DocTestParser
 from torch.utils.data import DataLoader, TensorDataset
 
 import art_defenses_ext
+from art_defenses_ext.base.declared import declared_of
+from art_defenses_ext.base.pages import page_names
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.cli.defences import check_defences, options_of
+from art_defenses_ext.cli.evaluate import EvaluateOptions
 from art_defenses_ext.defence.registry import installed
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.config import SETS
@@ -168,6 +172,37 @@ def test_what_users_import_has_an_example(name: str) -> None:
     assert ">>> " in (getattr(art_defenses_ext, name).__doc__ or "")
 
 
+# What follows from declarations
+
+GENERATED = runpy.run_path(str(ROOT / "docs" / "generated.py"))
+
+
+@pytest.mark.parametrize("name", GENERATED["PAGES"])
+def test_a_generated_page_is_up_to_date(name: str) -> None:
+    assert (ROOT / "docs" / name).read_text() == GENERATED["PAGES"][name](), "run: python docs/generated.py"
+
+
+def test_the_generated_pages_name_every_command_and_option() -> None:
+    commands_page, configuration = ((ROOT / "docs" / name).read_text() for name in GENERATED["PAGES"])
+    for command in app.commands.values():
+        section = commands_page.split(f"\n## {command.name}\n")[1].split("\n## ")[0]
+        switches = {switch for parameter in command.params for switch in parameter.opts if switch.startswith("--")}
+        assert [switch for switch in switches if switch not in section] == []
+    assert [name for name in declared_of(EvaluateOptions) if f"\n| `{name}` | " not in configuration] == []
+
+
+def test_the_index_for_language_models_has_a_line_for_every_page() -> None:
+    text = GENERATED["llms_txt"]()
+    assert set(re.findall(r"\(_sources/(.*?)\.md\.txt\)", text)) == set(page_names())
+    lines = [line for line in text.splitlines() if line.startswith("- ")]
+    assert [line for line in lines if not re.fullmatch(r"- \[[^]]+\]\([^)]+\): \S.+", line)] == []
+    assert text.startswith("# art-defenses-ext\n\n> Defences")
+
+
+def test_the_figure_of_the_tour_is_the_notebook_s() -> None:
+    assert GENERATED["FIGURE"].read_bytes() == GENERATED["figure_of_tour"]()
+
+
 # Commands
 
 COMMAND = re.compile(r"art-defenses |-m art_defenses_ext |python (?:examples|tests)/")
@@ -176,8 +211,8 @@ COMMAND = re.compile(r"art-defenses |-m art_defenses_ext |python (?:examples|tes
 def commands(page: Path) -> Iterator[list[str]]:
     """Each command that a page shows, in a block or in a line, as words; ``...`` stands for what is left out."""
     text = page.read_text().replace("\\\n", " ").replace('"..."', "TEXT")
-    block = re.compile(r"^```(?:bash)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
-    lines = [line for found in block.findall(text) for line in found.splitlines()]
+    block = re.compile(r"^```(\S*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    lines = [line for kind, found in block.findall(text) if kind in ("", "bash") for line in found.splitlines()]
     lines += [
         " ".join(found.split())
         for found in re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))

@@ -101,8 +101,8 @@ class EvaluateOptions(EvaluationConfig):
     )
     model: Text | None = option(
         None,
-        f"Network: {', '.join(MODELS)}; {', '.join(f'{each}:NAME' for each in COLLECTIONS)} (docs/data.md); or "
-        "package.module:function of your own.",
+        f"Network: {', '.join(MODELS)}; {', '.join(f'{each}:NAME' for each in COLLECTIONS)} (`art-defenses docs data` "
+        "says more); or package.module:function of your own.",
     )
     weights: AnyPath | None = option(None, "Its weights: safetensors, or a torch file that holds nothing else.")
     mean: Numbers | None = option(None, "Its normalisation: mean per channel, with commas.")

@@ -157,16 +157,10 @@ def schema_command(file: str) -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Markdown file to write. By default README.md in the folder.")
 def leaderboard_command(folder: Path, out: Path | None) -> None:
-    """Write the page of all results in a folder.
+    """Write the page of all results in a folder, and its picture.
 
     FOLDER holds entries, as the command entry writes them.
     """
-    from art_defenses_ext.base.files import replace_file
-    from art_defenses_ext.evaluation.publish.leaderboard import leaderboard
+    from art_defenses_ext.evaluation.publish.leaderboard import save_leaderboard
 
-    page = leaderboard(folder)
-    target = folder / "README.md" if out is None else out
-    try:
-        replace_file(target, page.encode())
-    except OSError as error:
-        raise InputError(f"out is {target}, which cannot be written ({error.strerror}); a file was expected") from None
+    save_leaderboard(folder, folder / "README.md" if out is None else out)

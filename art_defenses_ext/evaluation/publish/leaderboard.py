@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -225,25 +225,54 @@ def _cause(error: ValidationError) -> str:
     return f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
 
 
+PICTURE = "accuracy.png"
+"""The file of the picture, beside the page."""
+
+
 def leaderboard(folder: str | Path) -> str:
     """A page in Markdown of all entries below a folder: a table for each data set and threat, the most robust first.
+
+    It shows the picture that :func:`save_leaderboard` writes beside it.
 
     Raises:
         InputError: for a folder without entries, or a JSON file in it that is none.
     """
+    return _page(_entries_below(folder))
+
+
+def save_leaderboard(folder: str | Path, page: str | Path) -> None:
+    """Write the page of all entries below a folder, and beside it the picture ``accuracy.png``.
+
+    Raises:
+        InputError: for a folder without entries, a JSON file in it that is none, or a page that cannot be written.
+    """
+    from art_defenses_ext.evaluation.publish.picture import Point, accuracy_picture  # matplotlib takes long to import
+    from art_defenses_ext.evaluation.report.figures.drawing import png
+
+    def point(entry: Entry) -> Point:
+        names = tuple(str(defence.get("name")) for defence in entry.defences)
+        return Point(names, entry.clean_acc, entry.robust_acc, entry.robust_interval, entry.unreliable)
+
+    page = check_path("page", page, "a file")
+    groups = _entries_below(folder)
+    picture = png(accuracy_picture({title: [point(entry) for _, entry in group] for title, group in groups.items()}))
+    try:
+        replace_file(page, _page(groups).encode())
+        replace_file(page.with_name(PICTURE), picture)
+    except OSError as error:
+        raise RunError(f"page is {page}, which cannot be written ({error.strerror}); a file was expected") from None
+
+
+def _entries_below(folder: str | Path) -> dict[str, list[tuple[Path, Entry]]]:
+    """Return the entries below a folder with their files, the most robust first, by data set and threat in words."""
     root = check_path("folder", folder, "a folder")
     entries = [(path.relative_to(root), Entry.read(path)) for path in _files_below(root)]
     if not entries:
         raise RunError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
     groups: dict[tuple[str, str, float], list[tuple[Path, Entry]]] = defaultdict(list)
-    for path, entry in entries:
+    for path, entry in sorted(entries, key=lambda pair: (-pair[1].best_known, pair[1].name)):
         groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
-    parts = ["# Results", LEGEND]
-    for (dataset, threat, eps), group in sorted(groups.items()):
-        heading = for_markdown(f"{dataset}, {threat}, eps {eps:.4g}")
-        commands = [line for path, entry in group for line in (f"# {path.stem}", entry.command)]
-        parts += [f"## {heading}", _table(group), *_failed(group), "Commands:", code_block(commands)]
-    return "\n\n".join(parts) + "\n"
+    return {f"{dataset}, {threat}, eps {eps:.4g}": group for (dataset, threat, eps), group in sorted(groups.items())}
 
 
 def _files_below(root: Path) -> list[Path]:
@@ -253,28 +282,45 @@ def _files_below(root: Path) -> list[Path]:
         raise RunError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
-LEGEND = """Written by `art-defenses leaderboard`. *Robust*: robust accuracy, the mean over images of the minimum over
-all attacks of the suite, with its 95 % interval; *at most* where the attacks failed a check of their own, so that it
-is an upper bound. *Paper's attacks*: accuracy under those alone that the method's authors ran, run by us; *reported*:
-what their paper prints, for its own setting. *Gap*: accuracy under the paper's attacks minus robust accuracy.
-*Undefended*: accuracy of the undefended model under the attacks made on it, which are fewer. *Passes* and *seconds*
-are per image, over all attacks, on the machine that the entry names. With a detector, a rejected image counts as
-correct under an attack and as wrong when clean. Pairs are of several defences at once. Each line is a JSON file
-beside this page, with versions and hashes."""
+LEGEND = f"""Written by `art-defenses leaderboard` from the entries beside this page, one JSON file a run. All figures
+are in per cent.
 
-HEADS = (
-    "defence", "network", "robust, %", "paper's attacks, %", "reported, %", "gap", "clean, %", "undefended, %",
-    "attacks", "images", "seed", "passes", "seconds", "entry",
-)  # fmt: skip
+- **Robust**: robust accuracy under the adaptive attack suite, the mean over images of the minimum over all attacks,
+  with its 95 % interval. *At most*: the attacks failed a check of their own, so the figure is an upper bound.
+- **Paper's attacks**: accuracy under the attacks of the method's authors alone, run by us. **Gap**: that minus robust
+  accuracy.
+- **Undefended**: accuracy of the undefended model under the attacks made on it, which are fewer.
+- With a detector, a rejected image counts as correct under an attack and as wrong when clean. *Pair*: several defences
+  at once.
+
+Below each table, in its order: what each run attacked, its checks, its cost on the machine that is named, and its
+command.
+
+![Clean against robust accuracy of each run, a panel for each data set and threat]({PICTURE})"""
+
+HEADS = ("defence", "robust", "paper's attacks", "gap", "clean", "undefended", "images")
+REPORTED = "reported by the paper"
+"""A column of tables in which an entry has such a figure."""
 
 
-def _table(entries: Sequence[tuple[Path, Entry]]) -> str:
-    ranked = sorted(entries, key=lambda pair: (-pair[1].best_known, pair[1].name))
-    lines = [HEADS, ["---"] * len(HEADS), *(_row(path, entry) for path, entry in ranked)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def _page(groups: Mapping[str, Sequence[tuple[Path, Entry]]]) -> str:
+    parts = ["# Results", LEGEND]
+    for title, group in groups.items():
+        parts += [f"## {for_markdown(title)}", _table([entry for _, entry in group])]
+        for path, entry in group:
+            parts += [_details(path, entry), code_block(entry.command.split("; "))]
+    return "\n\n".join(parts) + "\n"
 
 
-def _row(path: Path, entry: Entry) -> list[str]:
+def _table(entries: Sequence[Entry]) -> str:
+    rows, heads = [_row(entry) for entry in entries], list(HEADS)
+    if any(entry.reported is not None for entry in entries):
+        heads.append(REPORTED)
+        rows = [[*row, _or_none(entry.reported)] for row, entry in zip(rows, entries, strict=True)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
+
+
+def _row(entry: Entry) -> list[str]:
     low, high = entry.robust_interval
     robust = f"{'at most ' * entry.unreliable}**{entry.robust_acc:.1f}** [{low:.1f}, {high:.1f}]"
     if entry.external is not None:
@@ -282,26 +328,23 @@ def _row(path: Path, entry: Entry) -> list[str]:
     name = for_markdown(entry.name) if entry.link is None else markdown_link(entry.name, entry.link)
     return [
         f"{'pair: ' * (len(entry.defences) > 1)}{name}",
-        for_markdown(entry.architecture),
         robust,
         _or_none(entry.paper_acc),
-        _or_none(entry.reported),
         _or_none(None if entry.paper_acc is None else entry.paper_acc - entry.best_known),
         f"{entry.clean_acc:.1f}",
         _or_none(entry.undefended_acc),
-        for_markdown(entry.attacks) if isinstance(entry.attacks, str) else f"{len(entry.attacks)} of its own",
         str(entry.samples),
-        str(entry.seed),
-        f"{entry.forward:.0f} / {entry.backward:.0f}",
-        f"{entry.seconds:.2g}",
-        markdown_link(path.stem, path.as_posix()),
     ]
 
 
-def _failed(entries: Sequence[tuple[Path, Entry]]) -> list[str]:
-    """Return which checks the attacks failed where a figure is an upper bound only; a paragraph, or none."""
-    failed = [f"{path.stem} ({', '.join(entry.failed_checks)})" for path, entry in entries if entry.unreliable]
-    return [f"Checks that the attacks failed: {for_markdown('; '.join(failed))}."] if failed else []
+def _details(path: Path, entry: Entry) -> str:
+    """Return what a row leaves out, in a paragraph."""
+    suite = f"suite {entry.attacks}" if isinstance(entry.attacks, str) else f"{len(entry.attacks)} attacks of its own"
+    checks = f"failed {', '.join(entry.failed_checks)}" if entry.unreliable else "passed"
+    cost = f"{entry.forward:.0f} forward and {entry.backward:.0f} backward passes and {entry.seconds:.2g} s per image"
+    machine = f"{entry.device}, {entry.threads} {'thread' if entry.threads == 1 else 'threads'}"
+    words = f"{entry.architecture}; {suite}, seed {entry.seed}; checks {checks}; {cost} ({machine})."
+    return f"{markdown_link(path.stem, path.as_posix())}: {for_markdown(words)}"
 
 
 def _or_none(share: float | None) -> str:

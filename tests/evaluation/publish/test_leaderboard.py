@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 import pytest
 
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation.publish.leaderboard import FORMAT, Entry, leaderboard
+from art_defenses_ext.evaluation.publish.leaderboard import FORMAT, Entry, leaderboard, save_leaderboard
+from art_defenses_ext.evaluation.publish.picture import Point, accuracy_picture
 from art_defenses_ext.evaluation.report.report import Report
 
 
@@ -100,7 +102,54 @@ def test_the_page_ranks_by_what_is_known_and_marks_bounds_and_pairs(entry: Entry
     assert "at most" not in rows[2]
     assert "[shown](https://example.org)" in rows[3]
     assert "elsewhere 5.0" in rows[3]
-    assert "(digits/low.json)" in rows[2]
-    failed = [line for line in page.splitlines() if line.startswith("Checks that the attacks failed")]
-    assert failed == ["Checks that the attacks failed: bound (queries, single step)."]
     assert page.count("art-defenses evaluate --dataset digits") == 5
+
+
+def test_below_a_table_each_row_has_its_details_and_its_command(entry: Entry, tmp_path: Path) -> None:
+    sound = replace(entry, name="sound", unreliable=False, failed_checks=[], robust_acc=70.0, command="first; second")
+    bound = replace(entry, unreliable=True, failed_checks=["queries", "single step"], robust_acc=60.0)
+    sound.save(tmp_path / "digits" / "sound.json")
+    bound.save(tmp_path / "digits" / "bound.json")
+    _, _, first, first_command, second, second_command = leaderboard(tmp_path).split("\n## ")[1].split("\n\n")
+    assert first.startswith("[sound](digits/sound.json): DigitsCNN; 3 attacks of its own, seed 0; checks passed; ")
+    assert first_command == "```\nfirst\nsecond\n```"
+    assert second.startswith("[bound](digits/bound.json): ")
+    assert "checks failed queries, single step; " in second
+    assert second_command == f"```\n{entry.command}\n```\n"
+
+
+def test_a_paper_s_figure_has_a_column_where_there_is_one(entry: Entry, tmp_path: Path) -> None:
+    entry.save(tmp_path / "a.json")
+    assert "reported" not in leaderboard(tmp_path)
+    replace(entry, reported=71.5).save(tmp_path / "b.json")
+    table = [line for line in leaderboard(tmp_path).splitlines() if line.startswith("|")]
+    assert table[0].endswith("| reported by the paper |")
+    assert sorted(line.rsplit("|", 2)[1].strip() for line in table[2:]) == ["", "71.5"]
+
+
+def test_the_picture_has_a_point_for_each_run_and_is_hollow_where_it_bounds() -> None:
+    runs = [
+        Point(("jump_relu",), clean=90.0, robust=40.0, interval=(30.0, 50.0), bound=False),
+        Point((), clean=80.0, robust=20.0, interval=(10.0, 30.0), bound=True),
+        Point(("jump_relu", "heat_and_blur"), clean=70.0, robust=10.0, interval=(5.0, 15.0), bound=False),
+    ]
+    figure = accuracy_picture({"digits, linf, eps 0.1": runs, "mnist": runs[:1]})
+    digits, mnist = figure.axes
+    points = [line for line in digits.lines if line.get_marker() != "None"]
+    assert [tuple(line.get_xydata()[0]) for line in points] == [(90.0, 40.0), (80.0, 20.0), (70.0, 10.0)]
+    assert [line.get_markerfacecolor() == "white" for line in points] == [False, True, False]
+    assert len({line.get_color() for line in points}) == 3
+    assert [90.0, 90.0] in [list(line.get_xdata()) for line in mnist.lines]
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "undefended model", "jump relu", "several defences", "hollow: upper bound",
+    ]  # fmt: skip
+
+
+def test_the_page_lies_beside_its_picture(entry: Entry, tmp_path: Path) -> None:
+    entry.save(tmp_path / "entries" / "a.json")
+    save_leaderboard(tmp_path / "entries", tmp_path / "site" / "results.md")
+    page = (tmp_path / "site" / "results.md").read_text()
+    assert page == leaderboard(tmp_path / "entries")
+    (picture,) = re.findall(r"!\[.*\]\((.*)\)", page)
+    assert (tmp_path / "site" / picture).read_bytes().startswith(b"\x89PNG")
