@@ -9,6 +9,15 @@ COLLECTIONS: tuple[str, ...] = ("timm", "hf", "torchvision")
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
+CLASSES: dict[str, tuple[str, ...]] = {
+    "fashion_mnist": (
+        *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+        *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
+    "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+}
+"""What the classes of a data set are called, in the order of their labels; of digits they are the labels."""
+
 
 @dataclass(frozen=True)
 class ModelSpec:

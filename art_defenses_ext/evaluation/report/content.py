@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from art_defenses_ext.base.errors import shown_by
 from art_defenses_ext.evaluation.checks.checks import PAGE
+from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.report import described, tables, verdict
 from art_defenses_ext.evaluation.report.explained import explained
@@ -40,7 +41,7 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
         Section("Accuracy against eps", _curves(summary) if summary.curves else []),
         Section("Clean accuracy against the strength of the defence", [_strength(summary)]),
         Section("Training of the defence", [_training(summary)]),
-        Section("Examples", [_examples(examples)]),
+        Section("Examples", [_examples(summary.run, examples)]),
         Section("Costs", _costs(summary)),
         Section("How to read this report", [_terms(summary)], is_reference=True),
         Section("Provenance", [described.provenance(run)], is_reference=True),
@@ -136,9 +137,10 @@ def _training(summary: Summary) -> Figure:
     return Figure("losses", f"Losses epoch by epoch. {'. '.join(trainings)}.", caption, is_small=True)
 
 
-def _examples(examples: Sequence[Example]) -> Figure:
+def _examples(run: RunDescription, examples: Sequence[Example]) -> Figure:
     texts = [
-        f"Image {example.index}, class {example.label}, became {example.prediction} by {example.attack}."
+        f"Image {example.index}, class {described.class_name(run, example.label)}, "
+        f"became {described.class_name(run, example.prediction)} by {example.attack}."
         for example in examples
     ]
     caption = (

@@ -8,6 +8,7 @@ from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.report.sections import Column, Row, Table
+from art_defenses_ext.zoo.catalogue import CLASSES
 
 FACTS = (Column("", holds="words"), Column("", holds="prose"))
 
@@ -56,6 +57,12 @@ def describe_training(training: Training) -> str:
         f"{len(training.losses)} epoch(s) on {settings['images']} images: {'; '.join(settings['inputs'])}; eps "
         f"{settings['eps']:g}, attacks made in mode {settings['attack_mode']}, seed {settings['seed']}; loss {terms}"
     )
+
+
+def class_name(run: RunDescription, label: int) -> str:
+    """Return what a class is called: its name where the data set is known to have names, else its number."""
+    names = CLASSES.get(str(run.options.get("dataset")), ())
+    return names[label] if label < len(names) else str(label)
 
 
 def describe_threat(settings: Settings) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,7 @@ NARROW = 0.1
 Z = 1.96
 """The normal quantile of a 95 % interval."""
 
-COMMAND = "art-defenses evaluate"
+COMMAND = ["art-defenses", "evaluate"]
 
 
 def next_steps(summary: Summary) -> Terms:
@@ -32,7 +33,7 @@ def _to_establish(summary: Summary) -> Iterator[tuple[str, str]]:
         if run.settings.adaptive:
             yield "Run an adaptive suite", f"{_again(run, attacks='standard')} attacks under every gradient mode."
         else:
-            how = "without `--naive`" if _is_typed(run) else "without `adaptive=False`"
+            how = "without `--naive`" if _typed(run) else "without `adaptive=False`"
             yield "Run an adaptive suite", f"The same {how} gives the attacker every gradient mode."
     elif summary.standing == "no checks":
         yield (
@@ -64,7 +65,7 @@ def _to_strengthen(summary: Summary) -> Iterator[tuple[str, str]]:
         again = _again(run, samples=enough)
         yield (
             "Attack more images",
-            f"The 95 % interval is {width} wide. {again} makes it about {100 * NARROW:.0f} wide.",
+            f"The 95 % interval is {width} wide. {again} makes it about {100 * NARROW:.0f}{NO_BREAK}points.",
         )
     if summary.standing == "established" and run.settings.attacks == "standard":
         yield "Attack for longer", f"{_again(run, attacks='full')} adds what takes longer."
@@ -78,7 +79,7 @@ def _to_publish(summary: Summary) -> Iterator[tuple[str, str]]:
     if run.options:
         yield "Repeat it", "`art-defenses rerun RUN` runs it once more and compares the records."
     if summary.standing == "established":
-        dataset = run.options.get("dataset", "NAME")
+        dataset = shlex.quote(str(run.options.get("dataset", "NAME")))
         entry = f"`art-defenses entry RUN --dataset {dataset} --out results/ENTRY.json`"
         yield "Publish it", f"{entry} writes its line; `art-defenses leaderboard results` writes the page of all lines."
 
@@ -91,16 +92,25 @@ def _enough_samples(share: Proportion) -> int:
     return 100 * math.ceil(rate * (1 - rate) * (2 * Z / NARROW) ** 2 / 100)
 
 
-def _is_typed(run: RunDescription) -> bool:
-    return run.command.startswith(COMMAND) and bool(run.options)
+def _typed(run: RunDescription) -> str:
+    """Return the command that made a run, as it can be typed again; empty of a run made in Python.
+
+    A run's folder may come from others: each word is quoted, so that a shell sees one command and nothing else.
+    """
+    try:
+        words = shlex.split(run.command)
+    except ValueError:  # a quotation that does not end
+        return ""
+    return shlex.join(words) if run.options and words[:2] == COMMAND else ""
 
 
 def _again(run: RunDescription, **changes: Any) -> str:
     """Return the run's command, or its call, with changed options and another folder."""
-    if not _is_typed(run):
+    command = _typed(run)
+    if not command:
         return f"`evaluate({', '.join(['...', *(f'{name}={value!r}' for name, value in changes.items())])})`"
     options = " ".join(f"--{_switch(name)} {value}" for name, value in changes.items())
-    return f"`{run.command} {options} --out NEW`"
+    return f"`{command} {options} --out NEW`"
 
 
 def _switch(name: str) -> str:

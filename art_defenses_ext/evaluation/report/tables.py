@@ -52,7 +52,7 @@ def checks_table(checks: Sequence[Check]) -> Table:
             check.name,
             (check.verdict, unbroken(check.finding)),
             status=check.verdict,
-            folded=explained(check.section, "When it fails, why that matters, what to do"),
+            folded=explained(check.section, "Why it matters, what to do"),
         )
         for check in checks
     ]

@@ -105,6 +105,15 @@ def assert_is_a_command(line: str) -> None:
         assert read_page(context.params["name"])
 
 
+@pytest.mark.parametrize("rest", ["; rm -r run", "$(rm -r run)", "&& rm run", "| rm", "> run", "'"])
+def test_a_command_from_elsewhere_is_a_single_one(rest: str, summary: Summary) -> None:
+    run = replace(typed(summary).run, command=f"{TYPED} {rest}")
+    steps = " ".join(how for _, how in next_steps(replace(summary, run=run)).meanings)
+    for line in re.findall(r"`(art-defenses evaluate .*?)`", steps):
+        assert not {*shlex.shlex(line, punctuation_chars=True)} & {";", "&&", "|", ">", "$"}, line
+    assert ("`art-defenses evaluate" in steps) == (rest != "'")
+
+
 def test_without_a_command_the_steps_are_calls(summary: Summary) -> None:
     steps = " ".join(how for _, how in next_steps(replace(summary, worst_case=Proportion(20, 40))).meanings)
     assert "`evaluate(..., samples=400)`" in steps

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from html.parser import HTMLParser
 from importlib.resources import files
 from pathlib import Path
@@ -32,7 +33,7 @@ from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
 from art_defenses_ext.evaluation.report.content import document
-from art_defenses_ext.evaluation.report.described import describe_training
+from art_defenses_ext.evaluation.report.described import class_name, describe_training
 from art_defenses_ext.evaluation.report.figures.bars import summary_bars
 from art_defenses_ext.evaluation.report.figures.curves import accuracy_curves
 from art_defenses_ext.evaluation.report.figures.detector import margin_histograms, roc_curves
@@ -697,6 +698,20 @@ def test_the_bars_stand_in_the_order_of_the_headlines() -> None:
     ] == pytest.approx([25, 90, 40, 100, 100])
     ends = np.asarray(axes.lines[0].get_xdata()).tolist()
     assert ends == pytest.approx([100 * end for end in Proportion(5, 20).interval])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "before", "after"), [("cifar10", "bird", "horse"), ("digits", "2", "7"), (None, "2", "7")]
+)
+def test_classes_are_called_by_their_names_where_these_are_known(dataset: str | None, before: str, after: str) -> None:
+    """The example is of class 2 and becomes 7."""
+    run = a_run(options={} if dataset is None else {"dataset": dataset})
+    example = an_example()
+    (title, *_) = (axes.get_title() for axes in examples_figure([example], None, partial(class_name, run)).axes)
+    assert title == f"#4: {before} → {after}\nPGD [exact]"
+    summary = replace(full_report().summary, run=run)
+    source = render_page(summary, [example], {"examples": b"png"})
+    assert f"Image 4, class {before}, became {after} by PGD [exact]." in source
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (8, 8), (4, 10, 6)])

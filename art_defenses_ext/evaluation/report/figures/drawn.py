@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from matplotlib.text import Text
 
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import SampleRecord
+from art_defenses_ext.evaluation.report.described import class_name
 from art_defenses_ext.evaluation.report.figures.bars import summary_bars
 from art_defenses_ext.evaluation.report.figures.curves import accuracy_curves
 from art_defenses_ext.evaluation.report.figures.detector import margin_histograms, roc_curves
@@ -29,7 +31,7 @@ def draw_figures(summary: Summary, records: list[SampleRecord], examples: Sequen
     figures = {
         "accuracy": summary_bars(summary),
         "curves": accuracy_curves(summary),
-        "examples": examples_figure(examples, summary.run.clip_values),
+        "examples": examples_figure(examples, summary.run.clip_values, partial(class_name, summary.run)),
         "losses": losses(summary),
         "margins": margin_histograms(summary, records),
         "roc": roc_curves(summary, records),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -15,7 +15,11 @@ from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.report.figures import drawing
 
 
-def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float] | None = None) -> Figure | None:
+def examples_figure(
+    examples: Sequence[Example],
+    clip_values: tuple[float, float] | None = None,
+    class_name: Callable[[int], str] = str,
+) -> Figure | None:
     """Clean images, what an attack made of them, the difference, and what the defences make of both.
 
     Args:
@@ -23,6 +27,7 @@ def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float
             is averaged into grey.
         clip_values: the pixel values shown as black and white; None for what the images span, or [0, 1] if that holds
             them all.
+        class_name: what a class is called.
 
     Returns:
         None if there are none, or they are no images.
@@ -42,8 +47,9 @@ def examples_figure(examples: Sequence[Example], clip_values: tuple[float, float
             _show(grid[row, column], picture, diverging=row == 2)
         for row, (name, which) in enumerate(product(views, range(2)), start=3):
             _show(grid[row, column], _pixels(example.views[name][which]), diverging=False, hot=name == "heat")
-        title = f"#{example.index}: {example.label} → {example.prediction}"
-        grid[0, column].set_title(f"{title}\n{drawing.wrap(example.attack, 20)}", fontsize=9, parse_math=False)
+        change_of_class = f"#{example.index}: {class_name(example.label)} → {class_name(example.prediction)}"
+        title = "\n".join(drawing.wrap(line, 20) for line in (change_of_class, example.attack))
+        grid[0, column].set_title(title, fontsize=9, parse_math=False)
         grid[2, column].set_xlabel(f"full scale: ±{scale:.2g}", fontsize=9)
     unchanged = "grey" if _pixels(examples[0].clean).ndim == 3 else "white"
     for row, label in enumerate(("clean", "adversarial", f"difference\n({unchanged}: unchanged)")):
