@@ -120,7 +120,7 @@ class _UpToFirstLayer(Trace):
             raise _Reached(a)
         return super().linear(a, layer, z)
 
-    def step(self, inputs: Any, output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
-        if len(inputs) > 1 and output.shape == inputs[0].shape:  # a sum of several values
+    def step(self, inputs: Any, output: Tensor, back: Back, *, monotonic: bool = True, **kinds: Any) -> Tensor:
+        if not monotonic or (len(inputs) > 1 and output.shape == inputs[0].shape):  # a sum of several values
             self.elementwise = False
-        return super().step(inputs, output, back, nonnegative=nonnegative)
+        return super().step(inputs, output, back, **kinds)

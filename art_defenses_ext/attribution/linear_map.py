@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -18,12 +19,14 @@ _CONVOLVE = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
 
 
 class Geometry(NamedTuple):
-    """Stride, padding and dilation of a convolution per spatial dimension, and its groups."""
+    """Stride, padding and dilation of a convolution per spatial dimension, and its groups; or a transposed one."""
 
     stride: list[int]
     padding: list[int]
     dilation: list[int]
     groups: int
+    transposed: bool = False
+    output_padding: Sequence[int] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class LinearMap:
 
     Attributes:
         kind: kind of the layer.
-        weight: convolution (O, I / groups, *kernel), dense (O, I), or scale (C,).
+        weight: convolution (O, I / groups, *kernel), transposed (I, O / groups, *kernel), dense (O, I), or scale (C,).
         bias: (O,) or None.
         geometry: geometry of a convolution, else None.
     """
@@ -48,8 +51,13 @@ class LinearMap:
     def __call__(self, a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Return the output for ``a`` (N, ...) with another weight and bias of the same shapes."""
         if self.geometry is not None:
+            *places, groups, transposed, output_padding = self.geometry
+            if transposed:
+                general: Any = torch.convolution
+                moved: Tensor = general(a, weight, bias, *places, True, output_padding, groups)
+                return moved
             convolve: Any = _CONVOLVE[len(self.geometry.stride)]
-            convolved: Tensor = convolve(a, weight, bias, *self.geometry)
+            convolved: Tensor = convolve(a, weight, bias, *places, groups)
             return convolved
         if self.kind == "linear":
             return functional.linear(a, weight, bias)
@@ -59,10 +67,10 @@ class LinearMap:
     def transposed(self, s: Tensor, weight: Tensor, like: Tensor) -> Tensor:
         """Return W^T s, the derivative of (W a) . s with respect to ``a``, of the shape of ``like``."""
         if self.geometry is not None:
-            *places, groups = self.geometry
-            unpadded = False, [0] * len(self.geometry.stride)  # not transposed itself
+            *places, groups, transposed, output_padding = self.geometry
+            kind = transposed, output_padding or [0] * len(self.geometry.stride)
             back: tuple[Tensor, ...] = torch.ops.aten.convolution_backward(
-                s, like.detach(), weight, None, *places, *unpadded, groups, [True, False, False]
+                s, like.detach(), weight, None, *places, *kind, groups, [True, False, False]
             )
             return back[0]
         return s @ weight if self.kind == "linear" else s * _along_channels(weight, s)
@@ -70,6 +78,8 @@ class LinearMap:
     @property
     def nb_outputs(self) -> int:
         """Number of output channels or units."""
+        if self.geometry is not None and self.geometry.transposed:
+            return int(self.weight.shape[1]) * self.geometry.groups
         return int(self.weight.shape[0])
 
     @cached_property
@@ -96,7 +106,12 @@ def widened(layer: LinearMap) -> LinearMap:
 
 def scaled(layer: LinearMap, scale: Tensor, shift: Tensor) -> LinearMap:
     """Return ``layer`` followed by a scale (O,) and shift (O,): a batch norm folded into the layer before."""
-    weight = layer.weight * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+    ones = [1] * (layer.weight.ndim - 1)
+    if layer.geometry is not None and layer.geometry.transposed:  # outputs second, of each group
+        scales = scale.reshape(layer.geometry.groups, 1, -1, *ones[1:])
+        weight = (layer.weight.unflatten(0, (layer.geometry.groups, -1)) * scales).flatten(0, 1)
+    else:
+        weight = layer.weight * scale.reshape(-1, *ones)
     bias = shift if layer.bias is None else layer.bias * scale + shift
     return LinearMap(layer.kind, weight, bias, layer.geometry)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -27,8 +26,20 @@ class Notes(Protocol):
     def linear(self, a: Tensor, layer: LinearMap, z: Tensor) -> Tensor:
         """Record a linear layer."""
 
-    def step(self, inputs: Sequence[Tensor], output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
-        """Record any other operation; by default its output is nonnegative if all inputs are."""
+    def step(
+        self,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        back: Back,
+        *,
+        nonnegative: bool | None = None,
+        gate: bool | None = None,
+        monotonic: bool = True,
+    ) -> Tensor:
+        """Record any other operation; by default its output is nonnegative, or a gate, if all inputs are."""
+
+    def is_gate(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` weights the values that it is multiplied with, such as a sigmoid's output."""
 
     def view(self, base: Tensor, output: Tensor) -> Tensor:
         """Record that ``output`` may share its memory with ``base``."""
@@ -48,7 +59,9 @@ IN_PLACE: set[Any] = set()
 """The torch functions that write to their first argument."""
 
 
-def _handles(*functions: Any, in_place: Sequence[Any] = ()) -> Callable[[Handler], Handler]:
+def handles(*functions: Any, in_place: Sequence[Any] = ()) -> Callable[[Handler], Handler]:
+    """Register the handler of some torch functions, and of those that do the same in place."""
+
     def register(handler: Handler) -> Handler:
         HANDLERS.update(dict.fromkeys((*functions, *in_place), handler))
         IN_PLACE.update(in_place)
@@ -57,9 +70,9 @@ def _handles(*functions: Any, in_place: Sequence[Any] = ()) -> Callable[[Handler
     return register
 
 
-@_handles(F.linear)
+@handles(F.linear)
 def _linear(note: Notes, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Any:
-    if not _are_constants(note, weight, bias):
+    if not are_constants(note, weight, bias):
         return NotImplemented
     layer = LinearMap("linear", weight.detach(), None if bias is None else bias.detach())
     return note.linear(input, layer, F.linear(input, layer.weight, layer.bias))
@@ -78,7 +91,7 @@ def _convolution(nb_dims: int) -> Handler:
     ) -> Any:
         strides, dilations = _each(stride, nb_dims), _each(dilation, nb_dims)
         paddings = _paddings(padding, weight.shape[2:], dilations)
-        if not _are_constants(note, weight, bias) or paddings is None or input.ndim != nb_dims + 2:
+        if not are_constants(note, weight, bias) or paddings is None or input.ndim != nb_dims + 2:
             return NotImplemented
         layer = LinearMap(
             "convolution",
@@ -92,6 +105,37 @@ def _convolution(nb_dims: int) -> Handler:
 
 
 HANDLERS |= {F.conv1d: _convolution(1), F.conv2d: _convolution(2), F.conv3d: _convolution(3)}
+
+
+def _transposed_convolution(nb_dims: int) -> Handler:
+    def handler(
+        note: Notes,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        dilation: int | Sequence[int] = 1,
+    ) -> Any:
+        if not are_constants(note, weight, bias) or input.ndim != nb_dims + 2:
+            return NotImplemented
+        strides, paddings, dilations, outer = (
+            _each(value, nb_dims) for value in (stride, padding, dilation, output_padding)
+        )
+        geometry = Geometry(strides, paddings, dilations, groups, transposed=True, output_padding=outer)
+        layer = LinearMap("convolution", weight.detach(), None if bias is None else bias.detach(), geometry)
+        return note.linear(input, layer, layer(input, layer.weight, layer.bias))
+
+    return handler
+
+
+HANDLERS |= {
+    F.conv_transpose1d: _transposed_convolution(1),
+    F.conv_transpose2d: _transposed_convolution(2),
+    F.conv_transpose3d: _transposed_convolution(3),
+}
 
 
 def _each(value: int | Sequence[int], nb_dims: int) -> list[int]:
@@ -110,7 +154,7 @@ def _paddings(padding: int | str | Sequence[int], kernel: Sequence[int], dilatio
     return _each(padding, len(kernel))
 
 
-@_handles(F.batch_norm)
+@handles(F.batch_norm)
 def _batch_norm(
     note: Notes,
     input: Tensor,
@@ -132,27 +176,27 @@ def _batch_norm(
     return note.linear(input, layer, layer(input, scale, shift))
 
 
-@_handles(F.relu, torch.relu, Tensor.relu, in_place=(torch.relu_, Tensor.relu_))
+@handles(F.relu, torch.relu, Tensor.relu, in_place=(torch.relu_, Tensor.relu_))
 def _relu(note: Notes, input: Tensor, inplace: bool = False) -> Any:
     if note.softplus is not None:
         return _softplus(note, input, beta=note.softplus, threshold=float("inf"))
     # Relevance passes: where the output is zero, so is its relevance.
-    return note.step([input], torch.relu(input), _pass, nonnegative=True)
+    return note.step([input], torch.relu(input), pass_on, nonnegative=True)
 
 
-@_handles(F.relu6)
+@handles(F.relu6)
 def _relu6(note: Notes, input: Tensor, inplace: bool = False) -> Any:
     return _hardtanh(note, input, 0.0, 6.0)
 
 
-@_handles(F.hardtanh, in_place=(F.hardtanh_,))
+@handles(F.hardtanh, in_place=(F.hardtanh_,))
 def _hardtanh(note: Notes, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
     if min_val != 0 or note.softplus is not None:
         return NotImplemented
-    return note.step([input], F.hardtanh(input, 0.0, max_val), _pass, nonnegative=True)
+    return note.step([input], F.hardtanh(input, 0.0, max_val), pass_on, nonnegative=True)
 
 
-@_handles(F.softplus)
+@handles(F.softplus)
 def _softplus(note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
     output = F.softplus(input, beta) if threshold == 20 else _smooth_relu(input, beta)
 
@@ -170,16 +214,17 @@ def _smooth_relu(z: Tensor, beta: float) -> Tensor:
     return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 
 
-@_handles(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
+@handles(F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout)
 def _dropout(note: Notes, input: Tensor, *_: Any, **__: Any) -> Tensor:
     return input
 
 
-def _pass(r: Tensor) -> tuple[Tensor]:
+def pass_on(r: Tensor) -> tuple[Tensor]:
+    """Return the relevance unchanged: R_in = R_out."""
     return (r,)
 
 
-def _route(function: Callable[..., Tensor]) -> Handler:
+def route(function: Callable[..., Tensor]) -> Handler:
     """Return the handler of an operation that moves or selects values: relevance returns to their origin."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -188,7 +233,7 @@ def _route(function: Callable[..., Tensor]) -> Handler:
             return NotImplemented
 
         def back(r: Tensor) -> tuple[Tensor]:
-            return (_pulled_back(lambda a: function(a, *args, **kwargs), input, r),)
+            return (pulled_back(lambda a: function(a, *args, **kwargs), input, r),)
 
         return note.step([input], output, back)
 
@@ -217,16 +262,16 @@ def _cast(function: Callable[..., Tensor]) -> Handler:
 
 def _view(function: Callable[..., Tensor]) -> Handler:
     """Return the handler of an operation that moves values and may share their memory."""
-    route = _route(function)
+    move = route(function)
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
-        output = route(note, input, *args, **kwargs)
+        output = move(note, input, *args, **kwargs)
         return output if output is NotImplemented else note.view(input, output)
 
     return handler
 
 
-def _average(function: Callable[..., Tensor]) -> Handler:
+def average(function: Callable[..., Tensor]) -> Handler:
     """Return the handler of a fixed linear operation: relevance is distributed by contribution."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -234,7 +279,7 @@ def _average(function: Callable[..., Tensor]) -> Handler:
 
         def back(r: Tensor) -> tuple[Tensor]:
             share = r / stabilised(at_least_float32(output), note.stabilizer)
-            return (input * _pulled_back(lambda a: function(a, *args, **kwargs), input, share),)
+            return (input * pulled_back(lambda a: function(a, *args, **kwargs), input, share),)
 
         return note.step([input], output, back)
 
@@ -263,109 +308,169 @@ def _max_pool(function: Callable[..., tuple[Tensor, Tensor]], nb_arguments: int)
     return handler
 
 
-def _each_named(names: str, *owners: Any) -> list[Any]:
+def each_named(names: str, *owners: Any) -> list[Any]:
     """Return the functions that have these names in torch, ``torch.nn.functional`` or ``Tensor``."""
     return [getattr(owner, name) for name in names.split() for owner in owners if hasattr(owner, name)]
 
 
-for _pool in _each_named("max_pool1d max_pool2d max_pool3d", F, torch):
+for _pool in each_named("max_pool1d max_pool2d max_pool3d", F, torch):
     HANDLERS[_pool] = _max_pool(getattr(F, f"{_pool.__name__}_with_indices"), nb_arguments=5)
-for _pool in _each_named("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", F):
+for _pool in each_named("adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d", F):
     HANDLERS[_pool] = _max_pool(getattr(F, f"{_pool.__name__}_with_indices"), nb_arguments=1)
 
-_VIEWS = "permute transpose movedim moveaxis swapaxes swapdims narrow"
+
+def _pieces(function: Callable[..., Sequence[Tensor]]) -> Handler:
+    """Return the handler of an operation that returns several parts of its input, which share its memory."""
+
+    def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
+        def back(place: int) -> Back:
+            return lambda r: (pulled_back(lambda a: function(a, *args, **kwargs)[place], input, r),)
+
+        pieces = enumerate(function(input, *args, **kwargs))
+        return tuple(note.view(input, note.step([input], piece, back(place))) for place, piece in pieces)
+
+    return handler
+
+
+_RESHAPES = "flatten reshape view squeeze unsqueeze contiguous unflatten reshape_as view_as ravel"
+_VIEWS = "permute transpose movedim moveaxis swapaxes swapdims narrow expand expand_as broadcast_to t select unfold"
+_MOVES = "flip fliplr flipud roll rot90 tile repeat repeat_interleave index_select gather take_along_dim"
+_SHUFFLES = "pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle"
+_PIECES = "chunk tensor_split split unbind hsplit vsplit"
 _AVERAGES = "avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d"
 for _make, _functions in (
-    (_reshape, _each_named("flatten reshape view squeeze unsqueeze contiguous", torch, Tensor)),
-    (_cast, [torch.clone, *_each_named("clone to type type_as float double half bfloat16", Tensor)]),
-    (_view, [Tensor.__getitem__, *_each_named(_VIEWS, torch, Tensor)]),
-    (_route, _each_named("flip", torch, Tensor)),
-    (_average, [*_each_named(_AVERAGES, F), *_each_named("mean sum", torch, Tensor)]),
+    (_reshape, each_named(_RESHAPES, torch, Tensor)),
+    (_cast, [torch.clone, *each_named("clone to type type_as float double half bfloat16", Tensor)]),
+    (_view, [Tensor.__getitem__, *each_named(_VIEWS, torch, Tensor)]),
+    (route, [*each_named(_MOVES, torch, Tensor), *each_named(_SHUFFLES, torch, F), F.unfold]),
+    (_pieces, each_named(_PIECES, torch, Tensor)),
+    (average, [*each_named(_AVERAGES, F), F.interpolate, F.fold, *each_named("mean sum", torch, Tensor)]),
 ):
     HANDLERS |= {function: _make(function) for function in _functions}
 
 
-@_handles(F.pad)
+@handles(F.pad)
 def _pad(note: Notes, input: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Any:
     if mode == "constant" and value:
         return NotImplemented  # the value would be a bias
-    return _route(F.pad)(note, input, pad, mode)
+    return route(F.pad)(note, input, pad, mode)
 
 
-@_handles(torch.cat, torch.concat, torch.concatenate)
+@handles(torch.cat, torch.concat, torch.concatenate)
 def _concatenate(note: Notes, tensors: Sequence[Tensor], dim: int = 0) -> Any:
-    if not all(note.knows(tensor) for tensor in tensors):
-        return NotImplemented
     sizes = [tensor.shape[dim] for tensor in tensors]
-    return note.step(list(tensors), torch.cat(list(tensors), dim), lambda r: tuple(r.split(sizes, dim)))
+    return _together(note, tensors, torch.cat(list(tensors), dim), lambda r: r.split(sizes, dim))
 
 
-def _sum_of_two(sign: int) -> Handler:
-    """Return the handler of a + b or a - b: relevance is distributed by contribution, none to a constant."""
+@handles(torch.stack)
+def _stack(note: Notes, tensors: Sequence[Tensor], dim: int = 0) -> Any:
+    return _together(note, tensors, torch.stack(list(tensors), dim), lambda r: r.unbind(dim))
+
+
+def _together(
+    note: Notes, tensors: Sequence[Tensor], output: Tensor, parts: Callable[[Tensor], Sequence[Tensor]]
+) -> Any:
+    """Record a concatenation.
+
+    **Convention**: a part that does not depend on the image, such as a class token, keeps its relevance, as a bias.
+    """
+    places = [place for place, tensor in enumerate(tensors) if note.knows(tensor)]
+
+    def back(r: Tensor) -> tuple[Tensor, ...]:
+        shares = parts(r)
+        return tuple(shares[place] for place in places)
+
+    nonnegative = None if len(places) == len(tensors) else False
+    return note.step([tensors[place] for place in places], output, back, nonnegative=nonnegative, gate=nonnegative)
+
+
+def _sum_of_two(sign: int, *, swapped: bool = False) -> Handler:
+    """Return the handler of a + b or a - b, or b - a: relevance is distributed by contribution, none to a constant."""
 
     def handler(note: Notes, input: Any, other: Any, *, alpha: float = 1) -> Any:
         factor = sign * alpha
+        if swapped:
+            input, other = other, input
         input, other = note.without_parameters(input), note.without_parameters(other)
         output = input + factor * other if factor != 1 else input + other
         parts = [(term, times) for term, times in ((input, 1), (other, factor)) if note.knows(term)]
         if len(parts) == 1:
             return _constant(note, parts[0][0], output)
-        if input.shape != other.shape or input is other:
-            return NotImplemented
 
         def back(r: Tensor) -> tuple[Tensor, ...]:
             share = r / stabilised(at_least_float32(output), note.stabilizer)
-            return tuple(times * term * share if times != 1 else term * share for term, times in parts)
+            shares = (times * term * share if times != 1 else term * share for term, times in parts)
+            return tuple(
+                part if part.shape == term.shape else part.sum_to_size(term.shape)
+                for part, (term, _) in zip(shares, parts, strict=True)
+            )
 
         return note.step([input, other], output, back, nonnegative=None if factor >= 0 else False)
 
     return handler
 
 
-_handles(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, in_place=(Tensor.add_, Tensor.__iadd__))(
-    _sum_of_two(1)
-)
-_handles(torch.sub, Tensor.sub, Tensor.__sub__, in_place=(Tensor.sub_, Tensor.__isub__))(_sum_of_two(-1))
+handles(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, in_place=(Tensor.add_, Tensor.__iadd__))(_sum_of_two(1))
+handles(torch.sub, Tensor.sub, Tensor.__sub__, in_place=(Tensor.sub_, Tensor.__isub__))(_sum_of_two(-1))
 
 
-def _scaling(operation: Callable[[Any, Any], Tensor]) -> Handler:
-    def handler(note: Notes, input: Any, other: Any) -> Any:
-        if note.knows(input) and note.knows(other):
-            return NotImplemented
-        output = operation(note.without_parameters(input), note.without_parameters(other))
-        return _constant(note, input if note.knows(input) else other, output)
-
-    return handler
+handles(torch.rsub, Tensor.__rsub__)(_sum_of_two(-1, swapped=True))
 
 
-_handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, in_place=(Tensor.mul_, Tensor.__imul__))(
-    _scaling(operator.mul)
-)
+@handles(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, in_place=(Tensor.mul_, Tensor.__imul__))
+def _product(note: Notes, input: Any, other: Any) -> Any:
+    """Record a product.
+
+    **Convention**: where one factor is a gate (a sigmoid, a softmax), the other takes all relevance, as in Arras et al.
+    2017 (arXiv:1706.07206); else each takes half, the uniform rule of Achtibat et al. 2024 (arXiv:2402.05602).
+    """
+    output = note.without_parameters(input) * note.without_parameters(other)
+    factors = [factor for factor in (input, other) if note.knows(factor)]
+    if len(factors) == 1:
+        return _constant(note, factors[0], output)
+    signals = [factor for factor in factors if not note.is_gate(factor)] or factors
+
+    def back(r: Tensor) -> tuple[Tensor, ...]:
+        return tuple((r / len(signals)).sum_to_size(signal.shape) for signal in signals)
+
+    return note.step(signals, output, back)
 
 
-@_handles(torch.div, Tensor.div, Tensor.__truediv__, in_place=(Tensor.div_, Tensor.__itruediv__))
+@handles(torch.div, Tensor.div, Tensor.__truediv__, in_place=(Tensor.div_, Tensor.__itruediv__))
 def _divided(note: Notes, input: Any, other: Any, *, rounding_mode: str | None = None) -> Any:
-    if rounding_mode is not None or note.knows(other):
+    """Record a quotient; the divisor counts as a constant, as the deviation of a layer norm does."""
+    if rounding_mode is not None or not note.knows(input):
         return NotImplemented
     return _constant(note, input, input / note.without_parameters(other))
 
 
+@handles(torch.neg, Tensor.neg, Tensor.__neg__)
+def _negative(note: Notes, input: Tensor) -> Any:
+    return _constant(note, input, -input)
+
+
+_NEW = "zeros_like ones_like full_like empty_like rand_like randn_like"
+for _new in (*each_named(_NEW, torch), *each_named("new_zeros new_ones new_full new_empty new_tensor", Tensor)):
+    HANDLERS[_new] = lambda note, *args, _new=_new, **kwargs: _new(*args, **kwargs)  # constants
+
+
 def _constant(note: Notes, input: Tensor, output: Tensor) -> Any:
-    """Record an elementwise operation with a constant.
+    """Record an elementwise operation with a constant; where that repeats a value, its relevances are added.
 
     **Convention**: relevance passes through, since it belongs to a pixel at any scale and origin of its values; treated
-    as a bias, the mean that a network subtracts would absorb relevance.
+    as a bias, the mean that a network subtracts would absorb relevance. So it is for a position embedding.
     """
-    if output.shape != input.shape:
-        return NotImplemented
-    return note.step([input], output, _pass, nonnegative=False)
+    same = output.shape == input.shape
+    back: Back = pass_on if same else lambda r: (r.sum_to_size(input.shape),)
+    return note.step([input], output, back, nonnegative=False, gate=note.is_gate(input))
 
 
-def _are_constants(note: Notes, *tensors: Tensor | None) -> bool:
+def are_constants(note: Notes, *tensors: Tensor | None) -> bool:
+    """Return whether none of ``tensors`` depends on the input of the pass."""
     return not any(note.knows(tensor) for tensor in tensors)
 
 
-def _pulled_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangent: Tensor) -> Tensor:
+def pulled_back(function: Callable[[Tensor], Tensor], at: Tensor, cotangent: Tensor) -> Tensor:
     """Return the vector-Jacobian product of ``function`` at ``at`` with ``cotangent``; differentiable in the latter.
 
     ``function`` is linear or selects values, so its derivative is piecewise constant in ``at``.

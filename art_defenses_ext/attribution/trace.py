@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
 
+from art_defenses_ext.attribution import activations, attention, normalisation  # noqa: F401 (they add their handlers)
 from art_defenses_ext.attribution.linear_map import LinearMap, scaled
 from art_defenses_ext.attribution.operations import HANDLERS, IN_PLACE, Back
 from art_defenses_ext.base.errors import AttributionError
@@ -84,6 +86,7 @@ class Trace(TorchFunctionMode):
         self._stale: set[int] = set()  # tensors that share memory with an overwritten one
         self._views: dict[int, set[int]] = {}  # tensors that share memory, by each of them
         self._nonnegative: set[int] = set()
+        self._gates: set[int] = set()
         self._names = {module: name for name, module in model.named_modules()}
         self._running: list[nn.Module] = []  # the layers that are running, the innermost last
         self._constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -108,7 +111,7 @@ class Trace(TorchFunctionMode):
         result = HANDLERS[func](self, *args, **kwargs)
         if result is NotImplemented:
             raise self._untreatable(func)
-        if func in IN_PLACE or kwargs.get("inplace") is True:
+        if func in IN_PLACE or _asks_for_in_place(func, args, kwargs):
             self._overwrite(given, result)
         return result
 
@@ -160,14 +163,28 @@ class Trace(TorchFunctionMode):
         self.steps.append(Step((a,), z, None, layer, id(a) in self._nonnegative))
         return self._add(z)
 
-    def step(self, inputs: Sequence[Tensor], output: Tensor, back: Back, *, nonnegative: bool | None = None) -> Tensor:
-        """Record any other operation; by default its output is nonnegative if all inputs are."""
+    def step(
+        self,
+        inputs: Sequence[Tensor],
+        output: Tensor,
+        back: Back,
+        *,
+        nonnegative: bool | None = None,
+        gate: bool | None = None,
+        monotonic: bool = True,
+    ) -> Tensor:
+        """Record any other operation; by default its output is nonnegative, or a gate, if all inputs are."""
         if any(output is tensor for tensor in inputs):
             return output
         self.steps.append(Step(tuple(inputs), output, back))
-        if all(id(tensor) in self._nonnegative for tensor in inputs) if nonnegative is None else nonnegative:
-            self._nonnegative.add(id(output))
+        for kind, given in ((self._nonnegative, nonnegative), (self._gates, gate)):
+            if all(id(tensor) in kind for tensor in inputs) if given is None else given:
+                kind.add(id(output))
         return self._add(output)
+
+    def is_gate(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` weights the values that it is multiplied with, such as a sigmoid's output."""
+        return id(tensor) in self._gates
 
     def view(self, base: Tensor, output: Tensor) -> Tensor:
         """Record that ``output`` may share its memory with ``base``."""
@@ -214,8 +231,8 @@ class Trace(TorchFunctionMode):
     def _untreatable(self, func: Callable[..., Any]) -> AttributionError:
         name = getattr(func, "__name__", repr(func))
         return AttributionError(
-            f"{self._where()} calls {name}, which relevance cannot be sent through; linear layers, convolutions, batch "
-            "norm, pooling, dropout, ReLU, softplus, addition, concatenation and reshaping were expected"
+            f"{self._where()} calls {name}, which relevance cannot be sent through; linear layers, convolutions, "
+            "norms, pooling, dropout, activations, attention, sums, products and moves of values were expected"
         )
 
     def _where(self) -> str:
@@ -252,6 +269,20 @@ def _writes(func: Callable[..., Any]) -> bool:
     """Return whether ``func`` writes to its first argument, judged by its name."""
     name = getattr(func, "__name__", "")
     return name == "__setitem__" or (name.endswith("_") and not name.endswith("__"))
+
+
+def _asks_for_in_place(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Return whether the argument ``inplace`` of ``func`` is True, by name or by place."""
+    if "inplace" in kwargs or len(args) < 2:
+        return kwargs.get("inplace") is True
+    place = _place_of_inplace(func)
+    return place is not None and place < len(args) and args[place] is True
+
+
+@cache
+def _place_of_inplace(func: Callable[..., Any]) -> int | None:
+    names = getattr(getattr(func, "__code__", None), "co_varnames", ())
+    return names.index("inplace") if "inplace" in names else None
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

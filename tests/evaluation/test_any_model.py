@@ -297,10 +297,10 @@ REFUSED: dict[str, dict[str, str]] = {
     "features": ROWS,
     "a series": ROWS,
     "no clip values": dict.fromkeys(RESTORERS, "classifier has no clip_values"),
-    "softmax function": {"HeatAndBlur": "calls softmax, which relevance cannot be sent through"},
+    "softmax function": {"HeatAndBlur": "calls clamp, which relevance cannot be sent through"},
     "log-softmax function": {"HeatAndBlur": "calls log_softmax, which relevance cannot be sent through"},
-    "sigmoids function": {"HeatAndBlur": "calls sigmoid, which relevance cannot be sent through"},
-    "sigmoid function": {"HeatAndBlur": "calls sigmoid, which relevance cannot be sent through"},
+    "sigmoids function": {"HeatAndBlur": "calls clamp, which relevance cannot be sent through"},
+    "sigmoid function": {"HeatAndBlur": "calls clamp, which relevance cannot be sent through"},
     "float16": dict.fromkeys(RESTORERS[1:], "model is in float16, in which small gradients become zero"),
 }
 """Which defence cannot take which kind, and the words with which it says so."""
