@@ -18,6 +18,8 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "gener
 myst_heading_anchors = 3
 exclude_patterns = ["results/**/*.json"]
 
+smartquotes_action = "qe"  # options begin with two hyphens
+
 html_theme = "furo"
 html_title = f"{project} {release}"
 html_static_path = ["_static"]
