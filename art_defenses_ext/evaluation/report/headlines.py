@@ -82,7 +82,9 @@ def _under_attack(summary: Summary) -> list[Headline]:
 
 def _suite_name(summary: Summary) -> str:
     attacks = summary.run.settings.attacks
-    return f"suite {attacks}" if isinstance(attacks, str) else f"suite of {len(attacks)} attacks"
+    if isinstance(attacks, str):
+        return f"suite {attacks}"
+    return f"suite of {len(attacks)} attack{'' if len(attacks) == 1 else 's'}"
 
 
 def _undefended(summary: Summary) -> list[Headline]:
