@@ -74,7 +74,8 @@ def test_clean_images_without_finite_logits_are_wrong_counted_and_named(
     assert [record.clean for record in report.records[:5]] == [-1, -1, -1, -1, 0]
     assert report.summary.established is False
     assert report.summary.failed_checks[-1] == "finite logits"
-    told = "The model gives logits that are not finite for 4 of 40 clean images, which count as wrong."
+    # The network takes vectors, which are samples rather than images.
+    told = "The model gives logits that are not finite for 4 of 40 clean samples, which count as wrong."
     console = Console(file=StringIO(), width=200)
     console.print(render(report.summary))
     assert told in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
