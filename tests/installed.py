@@ -9,7 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import time
-from importlib.metadata import version
+from importlib.metadata import metadata, version
 from pathlib import Path
 
 import art_defenses_ext
@@ -41,6 +41,12 @@ def run(*line: str) -> str:
     return done.stdout
 
 
+def first_lines() -> str:
+    """The first Python lines of README, which is the package's description."""
+    description = metadata("art-defenses-ext").get_payload()
+    return str(description).split("```python\n")[1].split("```")[0]
+
+
 def main() -> None:
     """Run it all; an AssertionError or an exit status says what is missing."""
     home = Path(art_defenses_ext.__file__).parent
@@ -58,6 +64,8 @@ def main() -> None:
     assert "jump_relu" in run("art-defenses", "evaluate", *options)
     page = Path("report", "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("art-defenses docs checks", "Why it matters", "toSorted"))
+    Path("ten_lines.py").write_text(first_lines())
+    assert "robust accuracy" in run("python", "ten_lines.py")
     Path("test_own.py").write_text(TEST)
     assert "1 passed" in run("python", "-m", "pytest", "-p", "no:cacheprovider", "test_own.py")
 
