@@ -183,7 +183,7 @@ def test_predictions_in_float64_are_those_in_float32(defended: PyTorchClassifier
 
 def test_the_security_curve_starts_at_the_clean_accuracy_and_falls(defended: PyTorchClassifier, x: Any, y: Any) -> None:
     curve = SecurityCurve(eps=[0.02, 0.15, 0.4])
-    radii, attacked, clean = curve.evaluate(defended, (x, one_hot(y)), max_iter=10, eps_step=0.05, verbose=False)
+    radii, attacked, clean = curve.evaluate(defended, x, one_hot(y), max_iter=10, eps_step=0.05, verbose=False)
     assert radii == [0.02, 0.15, 0.4]
     assert clean == 1
     assert attacked[0] >= attacked[1] >= attacked[2]

@@ -107,7 +107,8 @@ def as_classifier(
             (N, C, H, W) in this range, 0 and 255 for whole numbers in that, and None for all else.
         channels_first: whether images are (C, H, W), else (H, W, C); found by their shape.
         outputs: one of ``"logits"``, ``"log-probabilities"``, ``"probabilities"``, ``"sigmoids"`` (a probability for
-            each class that do not add up to 1), ``"logit"`` and ``"probability"``, the last two for two classes; found
+            each class that do not add up to 1; found only where a last layer makes them, since logits may lie between
+            0 and 1 too), ``"logit"`` and ``"probability"``, the last two for two classes; found
             by their values.
 
     Returns:
@@ -235,6 +236,8 @@ def _adapted(model: nn.Module, x: Tensor, outputs: str) -> tuple[nn.Module, int]
     network, layer = model, None
     if form not in ("logits", "logit"):
         network, layer = _without_last(model, x, axes, form)
+    if form == "sigmoids" and layer is None and outputs == FOUND:
+        form = "logits"  # which may lie between 0 and 1 as well, and say the same class
     nb_classes = 2 if single else given.shape[1]
     ignored = has_ignored_hooks(model) or (
         isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward

@@ -179,9 +179,15 @@ def in_dtype(dtype: torch.dtype) -> Kind:
     return Kind(lambda: small(dtype=dtype), by_hand)
 
 
-def of(after: Callable[[Any], Any], by_hand: Callable[[Any], Any] = same, outputs: int = 3, words: str = "") -> Kind:
+def of(
+    after: Callable[[Any], Any],
+    by_hand: Callable[[Any], Any] = same,
+    outputs: int = 3,
+    words: str = "",
+    told: str | None = None,
+) -> Kind:
     networks = [lambda f=f: Wrapped(small(outputs=outputs), f) for f in (after, by_hand)]
-    return Kind(*networks, outputs=words)
+    return Kind(*networks, outputs=words, options={} if told is None else {"outputs": told})
 
 
 def before(layer: nn.Module, by_hand: Callable[[Any], Any] = same, outputs: int = 3, words: str = "") -> Kind:
@@ -207,7 +213,10 @@ MODELS: dict[str, Kind] = {
     "log-softmax layer": before(nn.LogSoftmax(dim=1), words="log-probabilities of a LogSoftmax" + LEFT_OUT),
     "log-softmax function": of(lambda z: F.log_softmax(z, dim=1), log_softmax, words=LOG),
     "sigmoids layer": before(nn.Sigmoid(), words="sigmoids of a Sigmoid" + LEFT_OUT),
-    "sigmoids function": of(torch.sigmoid, words="a probability for each class; attacked on their logits"),
+    "sigmoids function": of(
+        torch.sigmoid, words="a probability for each class; attacked on their logits", told="sigmoids"
+    ),
+    "logits between 0 and 1": of(*[lambda z: 0.5 + z / 20] * 2),
     "one logit": of(same, halves, outputs=1, words=ONE),
     "one logit without an axis": of(lambda z: z[:, 0], halves, outputs=1, words=ONE),
     "sigmoid layer": before(nn.Sigmoid(), halves, outputs=1, words="probability of a Sigmoid" + LEFT_OUT),

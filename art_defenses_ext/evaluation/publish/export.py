@@ -64,7 +64,7 @@ def statements(report: Report, at_least: float | None = None) -> list[Statement]
     threat = f"{summary.run.settings.threat} {summary.run.settings.eps:.4g}"
     finding = f"{figure_name(summary)} is {summary.worst_case} under {threat}; {wanted}, established, was expected"
     finding += f" ({reservation})" if reservation else ""
-    return [Statement(BOUND, "passed" if holds else "failed", finding, "docs/testing.md"), *made]
+    return [Statement(BOUND, "passed" if holds else "failed", finding, "art-defenses docs testing"), *made]
 
 
 def as_junit(made: Sequence[Statement], name: str, seconds: float) -> str:

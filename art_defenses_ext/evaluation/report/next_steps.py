@@ -20,6 +20,7 @@ Z = 1.96
 """The normal quantile of a 95 % interval."""
 
 COMMAND = ["art-defenses", "evaluate"]
+LOUDNESS = ("--quiet", "--verbose")
 
 
 def next_steps(summary: Summary) -> Terms:
@@ -101,6 +102,7 @@ def _typed(run: RunDescription) -> str:
         words = shlex.split(run.command)
     except ValueError:  # a quotation that does not end
         return ""
+    words = [word for word in words if word not in LOUDNESS]
     return shlex.join(words) if run.options and words[:2] == COMMAND else ""
 
 
