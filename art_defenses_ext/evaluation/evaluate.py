@@ -288,7 +288,7 @@ def manifest_of(
     Raises:
         InputError: as :func:`evaluate`.
     """
-    return _Task.of(model, data, threat, attacks, progress=False, **arguments).manifest()
+    return task_of(model, data, threat, attacks, **arguments).manifest()
 
 
 def task_of(
@@ -445,13 +445,10 @@ class _Task:
 
         Its papers' attacks are those of no defence, and it has no curve.
         """
-        settings = self.settings
-        if self.undefended is None or settings.undefended_suite == "papers" or not isinstance(settings.attacks, str):
+        attacks = self.settings.undefended_attacks
+        if self.undefended is None or not attacks:
             return None
-        attacks = "+".join(name for name in settings.attacks.split("+") if name != "papers")
-        if not attacks:
-            return None
-        config = replace(EvaluationConfig.part_of(settings), curve_samples=0, undefended_suite="papers")
+        config = replace(EvaluationConfig.part_of(self.settings), curve_samples=0, undefended_suite="papers")
         data = self.x, self.labels
         return _Task.of(
             self.undefended, data, self.threat, attacks, progress=progress, config=config, allow_large_eps=True

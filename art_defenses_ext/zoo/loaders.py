@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import Tensor, nn
+from torch import nn
 
 from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import one_line
+from art_defenses_ext.estimator.wrap import AdaptedNetwork, as_classifier
 from art_defenses_ext.training.classifier import check_normalisation
 from art_defenses_ext.zoo.catalogue import COLLECTIONS
 from art_defenses_ext.zoo.weights import load_weights
@@ -63,18 +63,6 @@ def _load_timm(name: str) -> Pretrained:
     return Pretrained(network, tuple(config["input_size"]), tuple(config["mean"]), tuple(config["std"]))
 
 
-class _Logits(nn.Module):
-    """A network that returns an object with ``logits``, as one that returns them."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.network(x).logits
-        return logits
-
-
 def _load_hf(name: str) -> Pretrained:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
@@ -92,7 +80,7 @@ def _load_hf(name: str) -> Pretrained:
     normalises = processor.do_normalize
     mean = tuple(processor.image_mean) if normalises else (0.0,) * channels
     std = tuple(processor.image_std) if normalises else (1.0,) * channels
-    return Pretrained(_Logits(network), (channels, height, width), mean, std)
+    return Pretrained(AdaptedNetwork(network, "logits", None, ""), (channels, height, width), mean, std)
 
 
 def _side(size: Any, side: str) -> int:
@@ -184,15 +172,12 @@ def load_model(name: str, weights: str | Path | None = None, *, device: str = "c
         load_weights(network, weights)
     shape = pretrained.input_shape
     check_normalisation(pretrained.mean, pretrained.std, shape[0])
-    network = network.to(device)
-    with torch.no_grad():
-        logits = network(torch.zeros(1, *shape, device=device))
-    return PyTorchClassifier(
-        network,
-        nn.CrossEntropyLoss(),
-        input_shape=shape,
-        nb_classes=int(logits.shape[1]),
+    return as_classifier(
+        network.to(device),
+        torch.zeros(1, *shape),
+        mean=pretrained.mean,
+        std=pretrained.std,
         clip_values=(0.0, 1.0),
-        preprocessing=(np.array(pretrained.mean, dtype=np.float32), np.array(pretrained.std, dtype=np.float32)),
-        device_type="gpu" if device.startswith("cuda") else "cpu",
+        channels_first=True,
+        outputs="logits",
     )

@@ -19,7 +19,7 @@ from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.report.verdict import conclusion
+from art_defenses_ext.evaluation.report.verdict import conclusion, verdict
 from art_defenses_ext.evaluation.results.summary import AgainstUndefended
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite import suites
@@ -91,6 +91,23 @@ def test_it_is_left_out_where_it_is_not_wanted_or_not_known(
     assert evaluate(digits_classifier, *call[1:], **OPTIONS).summary.against_undefended is None
 
 
+def test_overwriting_removes_it(call: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "run")
+    report = evaluate(*call[:3], "papers", out=tmp_path / "run", overwrite=True, **OPTIONS)
+    assert report.summary.against_undefended is None
+    assert not (tmp_path / "run" / "undefended" / "manifest.json").exists()
+
+
+def test_examples_made_elsewhere_are_not_held_against_the_defence_alone(finished_run: FinishedRun) -> None:
+    """The undefended model was not attacked with them, so that no difference is told."""
+    summary = finished_run.report.summary
+    beside = AgainstUndefended(SHARES["high"], "established", Paired(10, 0, 13, 0), summary.total)
+    text = verdict(replace(summary, against_undefended=beside, own_worst_case=SHARES["low"]))
+    assert "helps" not in text
+    assert "examples made elsewhere" in text
+    assert "Under the run's own attacks alone it is 20.0" in text
+
+
 def test_the_run_of_another_model_beside_it_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("undefended"))
     shutil.copytree(folder, tmp_path / "run" / "undefended", ignore=shutil.ignore_patterns("undefended"))
@@ -107,6 +124,7 @@ CASES = [
     ("high", "low", (False, True), "Whether the defence helps is not established: robust accuracy at most 60.0 %"),
     ("low", "high", (False, True), "The defence does not help: robust accuracy at most 20.0 % against 60.0 %"),
     ("low", "high", (True, False), "Whether the defence helps is not established"),
+    ("low", "low", (False, True), "Whether the defence helps is not established"),
 ]
 
 

@@ -33,6 +33,13 @@ class Settings(EvaluationConfig):
             options[name] = min(options[name], samples)
         return cls(threat=threat.norm_name, eps=threat.eps, attacks=attacks, samples=samples, **options)
 
+    @property
+    def undefended_attacks(self) -> str:
+        """The named suite that is run on the undefended model too; empty where none is. No paper attacks that model."""
+        if self.undefended_suite == "papers" or not isinstance(self.attacks, str):
+            return ""
+        return "+".join(name for name in self.attacks.split("+") if name != "papers")
+
 
 @dataclass(frozen=True)
 class RunDescription:
@@ -105,6 +112,4 @@ class RunDescription:
     @property
     def pairs_undefended(self) -> bool:
         """Whether the undefended model is evaluated beside it: it is known, and a named suite is to run on both."""
-        settings = self.settings
-        is_wanted = settings.undefended_suite == "same" and isinstance(settings.attacks, str)
-        return is_wanted and self.undefended_sha256 is not None
+        return bool(self.settings.undefended_attacks) and self.undefended_sha256 is not None

@@ -61,19 +61,19 @@ class Report:
         run = manifest.run
         if not manifest.shard.is_whole:
             raise RunError(f"folder is {folder}, which holds the part {manifest.shard} of a run; merge all of them")
-        records = read_records(path)
-        if len(records) < run.settings.samples:
+        own = read_records(path)
+        if len(own) < run.settings.samples:
             raise RunError(
-                f"folder is {folder}, which holds {len(records)} of {run.settings.samples} samples; "
+                f"folder is {folder}, which holds {len(own)} of {run.settings.samples} samples; "
                 "a finished run was expected: the command that began it goes on with it"
             )
-        plan, records = join(manifest, records, read_additions(path, manifest))
+        plan, records = join(manifest, own, read_additions(path, manifest))
         findings = read_findings(path)
         evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
         checks = run_checks(evidence) if run.settings.check_samples else []
         summary = summarise(run, plan, records, read_costs(path) + findings.costs, checks)
         if run.pairs_undefended and (path / UNDEFENDED / MANIFEST).exists():
-            summary = replace(summary, against_undefended=_against_undefended(path / UNDEFENDED, run, records))
+            summary = replace(summary, against_undefended=_against_undefended(path / UNDEFENDED, run, own))
         return cls(summary, records, read_kept_examples(path))
 
     @property
@@ -133,14 +133,15 @@ class Report:
 
 
 def _against_undefended(folder: Path, run: RunDescription, records: list[SampleRecord]) -> AgainstUndefended:
-    """Return how a run's images fare in that of the undefended model.
+    """Return how a run's images fare in that of the undefended model, under the run's own attacks.
 
     Raises:
         InputError: for the run of another model, of other images, or under another attacker.
     """
     undefended = Report.load(folder)
     other = undefended.summary.run
-    same = other.data_sha256 == run.data_sha256 and other.pipeline_sha256 == run.undefended_sha256
+    theirs = other.data_sha256, other.pipeline_sha256, other.settings.attacks
+    same = theirs == (run.data_sha256, run.undefended_sha256, run.settings.undefended_attacks)
     if not same or any(getattr(other.settings, name) != getattr(run.settings, name) for name in SHARED):
         raise RunError(
             f"{folder} holds another evaluation than the one beside it; that of its undefended model was expected"

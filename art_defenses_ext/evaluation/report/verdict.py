@@ -40,11 +40,14 @@ def conclusion(summary: Summary) -> Prose:
         return Prose(f"The robust accuracy is unknown, since {summary.unknown}.", "strong", "not run")
     counted = ", rejected images counted as correct," if summary.run.rejects else ""
     robust = f"robust accuracy {_bounded(summary.worst_case, summary.standing)}"
-    if beside is None:
+    if beside is None or summary.own_worst_case is not None:  # examples made elsewhere are of the defended model alone
         suite = summary.run.settings.attacks
         where = f" under the suite {suite}" if isinstance(suite, str) else ""
-        text = f"{robust[:1].upper()}{robust[1:]} {interval(summary.worst_case)}{counted}{where}."
-        return Prose(text, "strong", "" if summary.standing == "established" else "failed")
+        where += " and examples made elsewhere" if summary.own_worst_case is not None else ""
+        figure = f"{robust} {interval(summary.worst_case)}{counted}{where}."
+        is_known = summary.standing == "established"
+        text = figure[:1].upper() + figure[1:] if is_known else f"Robustness is not established: {figure}"
+        return Prose(text, "strong", "" if is_known else "failed")
     effect, status = _effect(summary, beside)
     pair = beside.paired
     low, high = (f"{100 * end:+.1f}" for end in pair.interval)
@@ -60,9 +63,9 @@ def _effect(summary: Summary, beside: AgainstUndefended) -> tuple[str, Status]:
     """Return what the defence does, in words. An upper bound can show that it does not help, never that it helps."""
     pair = beside.paired
     bounds = beside.standing if pair.difference < 0 else summary.standing  # the larger of both must not be a mere bound
-    if pair.p_value >= SIGNIFICANT:
+    if pair.p_value >= SIGNIFICANT and summary.standing == beside.standing == "established":
         return "The defence makes no significant difference", "failed"
-    if bounds != "established":
+    if pair.p_value >= SIGNIFICANT or bounds != "established":
         return "Whether the defence helps is not established", "not run"
     return ("The defence helps", "passed") if pair.difference > 0 else ("The defence does not help", "failed")
 
@@ -75,7 +78,7 @@ def _on_checks(summary: Summary) -> str:
     if not summary.failed_checks:
         return ""
     failed = ", ".join(summary.failed_checks)
-    return f"Robustness is not established: the attacks fail their own checks ({failed}), so others may break more."
+    return f"The attacks fail their own checks ({failed}), so others may break more."
 
 
 def _on_attacks(summary: Summary) -> str:
@@ -90,19 +93,19 @@ def _on_attacks(summary: Summary) -> str:
         return f"The accuracy {ball} is {paper}, and no {left} image was left to the attack suite."
     attacks, caution = {
         "adaptive": ("adaptive attacks", ""),
-        "not all modes": ("the attacks that ran", f" {summary.unknown[:1].upper()}{summary.unknown[1:]}."),
+        "not all modes": ("the attacks that ran", ""),
         "no gradient": (
             "attacks that follow no gradient of the defended model",
-            " No adaptive attack was tried; it may break far more.",
+            " An adaptive attack may break far more.",
         ),
     }[how_far]
+    none = "None of a paper's own attacks was run." if summary.run.defences and summary.paper is None else ""
     if summary.robust_accuracy is not None and how_far == "adaptive":
-        return "" if summary.paper is None else f"The accuracy {ball} is {paper}{_compared(summary)}."
+        return none if summary.paper is None else f"The accuracy {ball} is {paper}{_compared(summary)}."
     counted = ", rejected images counted as correct," if rejects else ""
     first = f"The accuracy under {attacks}{counted} is {accuracy}"
     if summary.paper is None:
-        none = " None of a paper's own attacks was run." if summary.run.defences else ""
-        return f"{first}.{caution}{none}"
+        return f"{first}.{caution} {none}".rstrip()
     return f"{first}; {ball} it is {paper}{_compared(summary)}.{caution}"
 
 
@@ -129,8 +132,11 @@ def _on_detector(summary: Summary) -> str:
 
 
 def _on_undefended(summary: Summary) -> str:
-    if summary.against_undefended is not None:
-        return ""
+    if (beside := summary.against_undefended) is not None:
+        if summary.own_worst_case is None:
+            return ""
+        own, undefended = percentage(summary.own_worst_case), _bounded(beside.worst_case, beside.standing)
+        return f"Under the run's own attacks alone it is {own}, and {undefended} undefended under the same suite."
     if summary.undefended_clean is None:
         return "There was no undefended model to compare with." if summary.run.defences else ""
     if summary.undefended_robust is None:

@@ -323,6 +323,9 @@ class RunDirectory:
                 path.unlink()
             self._unfinished.remove()
             remove_images(self.path)
+        if (self.path / UNDEFENDED / MANIFEST).exists():
+            with RunDirectory(self.path / UNDEFENDED, overwrite=True):
+                pass
 
     @contextmanager
     def _writing(self, hint: str = ONE_MORE_TIME) -> Iterator[None]:
