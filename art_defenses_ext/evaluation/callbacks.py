@@ -56,7 +56,7 @@ class Listeners:
         for callback in callbacks:
             if not isinstance(callback, RunCallback):
                 raise InputError(
-                    f"callbacks holds {shown(callback)}; objects of subclasses of RunCallback was expected"
+                    f"callbacks holds {shown(callback)}; objects of subclasses of RunCallback were expected"
                 )
         self._callbacks = list(callbacks)
 

@@ -140,7 +140,7 @@ class Price:
             option: cost if option == PAPERS else cost + undefended.cheaper.get(option, undefended.cost)
             for option, cost in self.cheaper.items()
         }
-        cheaper = both | {"--undefended-suite papers": self.cost}
+        cheaper = both | {"--undefended papers": self.cost}
         return Price(self.cost + undefended.cost, cheaper, self.trial)
 
     def lines(self) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from art_defenses_ext.cli.declared import click_options
+from art_defenses_ext.cli.evaluate import EvaluateOptions
 from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import price
 from art_defenses_ext.evaluation.records.costs import Cost
@@ -110,7 +112,9 @@ def test_an_undefended_model_beside_costs_its_own_price_more(trial: Trial, finis
     assert both.cost == named.cost + named.cost
     assert both.cheaper["--samples 100"] == named.cheaper["--samples 100"] + named.cheaper["--samples 100"]
     assert both.cheaper["--attacks papers"] == named.cheaper["--attacks papers"]
-    assert both.cheaper["--undefended-suite papers"] == named.cost
+    assert both.cheaper["--undefended papers"] == named.cost
+    typed = {name for option in click_options(EvaluateOptions) for name in option.opts}
+    assert {option.split()[0] for option in both.cheaper} <= typed
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (720, "12 min"), (12_240, "3.4 h")])
