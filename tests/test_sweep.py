@@ -66,6 +66,7 @@ def test_each_cell_of_the_matrix_is_a_run_with_the_options_of_its_row_and_column
         (f"{ATTACKS}[matrix]\nseed = [1, 1]", "the run 'seed=1' twice"),
         (f"{ATTACKS}[matrix]\nseed = [1, 'a']", "run seed=a: seed is 'a'; a whole number"),
         (f"{ATTACKS}[matrix]\ncolour = [1]", "run colour=1: colour is no option"),
+        (f"{ATTACKS}processes = 2\n[matrix]\nseed = [1]", "run seed=1: processes is an option of a single run"),
         (f"{ATTACKS}shard = '1/2'\n[matrix]\nseed = [1]", "run seed=1: shard is an option of a single run"),
     ],
 )

@@ -160,7 +160,7 @@ def _multi_head_attention(
         return moved
 
     q, k, v = map(heads, (query, key, value), in_proj_weight.chunk(3), biases)
-    mask = None if attn_mask is None else attn_mask
+    mask = attn_mask
     if mask is not None and mask.dtype == torch.bool:
         mask = ~mask  # here True is where no attention goes
     if mask is not None and mask.ndim == 3:

@@ -20,7 +20,7 @@ from art_defenses_ext.cli.show import resumable, say
 COMPARISON = "comparison"
 """The folder of the final page, beside those of the runs."""
 
-OF_ONE_RUN = ("overwrite", "price", "shard")
+OF_ONE_RUN = ("overwrite", "price", "processes", "shard")
 """Options that a sweep has no use for."""
 
 LISTS = ("defence", "options", "fitted")
