@@ -18,7 +18,7 @@ from art_defenses_ext.base.layout import channels_to_front
 from art_defenses_ext.base.shares import as_shares, from_shares
 from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.estimator.rebuild import evaluation_mode
-from art_defenses_ext.gradients.activation import softplus_for_relu
+from art_defenses_ext.gradients.activation import softplus_for_kinks
 
 Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
 """(classifier, images (n, C, H, W), their predicted classes (n,), beta of the softplus that replaces each ReLU or None)
@@ -39,7 +39,7 @@ class _OfShares(nn.Module):
 
 def _by_gradient(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Explanation:
     def explanation(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-        with softplus_for_relu(beta):
+        with softplus_for_kinks(beta):
             return explain(_OfShares(pipeline), as_shares(x, pipeline.clip_values), classes)
 
     return explanation
@@ -135,7 +135,7 @@ def _answer_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float
     """
     drawn = torch.Generator().manual_seed(0)
     network, x = _OfShares(pipeline), as_shares(x, pipeline.clip_values)
-    with softplus_for_relu(beta):
+    with softplus_for_kinks(beta):
         clean = network(x)
         noisy = [network(x + NOISE * torch.randn(1, *x.shape[1:], generator=drawn).to(x)) for _ in range(DRAWS)]
     change = torch.stack(noisy).mean(dim=0) - clean  # (n, K)

@@ -26,7 +26,7 @@ from art_defenses_ext.base.declared import Count, one_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
-from art_defenses_ext.gradients.activation import softplus_for_relu
+from art_defenses_ext.gradients.activation import softplus_for_kinks
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.blocks import from_blocks, to_blocks
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
@@ -84,7 +84,7 @@ class FeatureAutoencoder(TrainedRestorer):
             return self._answer(x)
         with torch.no_grad():
             exact = self._answer(x)
-        with softplus_for_relu(BETA / self.surrogate_width):
+        with softplus_for_kinks(BETA / self.surrogate_width):
             smooth = self._answer(x)
         return replaced(smooth, exact)
 

@@ -29,7 +29,7 @@ from art_defenses_ext.base.declared import Count, accepted, one_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.shares import as_shares
-from art_defenses_ext.gradients.activation import softplus_for_relu
+from art_defenses_ext.gradients.activation import softplus_for_kinks
 from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.blocks import from_blocks, to_blocks
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
@@ -197,7 +197,7 @@ class TwoStreamRestoration(TrainedRestorer):
             exact = self._map(x, keep_likeliest)
         if self.gradient_stream == "zero":
             return exact
-        with softplus_for_relu(BETA / self.surrogate_width):
+        with softplus_for_kinks(BETA / self.surrogate_width):
             smooth = self._map(x, lambda logits: classes[0])
         return replaced(smooth, exact)
 

@@ -1,4 +1,4 @@
-"""JumpReLU: a jump retrofitted to the ReLUs of a trained network.
+"""JumpReLU: a jump retrofitted to the rectifiers of a trained network.
 
 Source: Erichson, Yao, Mahoney 2019, "JumpReLU: A Retrofit Defense Strategy for Adversarial Attacks",
 arXiv:1904.03750 (ICPRAM 2020), and the authors' published code.
@@ -6,12 +6,15 @@ arXiv:1904.03750 (ICPRAM 2020), and the authors' published code.
 A small positive signal is taken for noise: J(z) = z if z > kappa, else 0. The weights stay as they are. The jump
 makes the loss surface discontinuous, so its exact gradient is uninformative at the discontinuity; an adaptive attacker
 uses the surrogate gradient modes.
+
+**Departure**: the paper has ReLUs. Of any other rectifier r, such as GELU, J(z) = r(z) if z > kappa, else 0: a gate at
+the same place, which at kappa = 0 takes away what r has below zero.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import takewhile
 from typing import Annotated, Any, NamedTuple
 
@@ -41,8 +44,9 @@ from art_defenses_ext.estimator.rebuild import (
     record_undefended,
     without_training,
 )
-from art_defenses_ext.gradients.activation import ReplaceReLU, check_replaceable, count_relus
+from art_defenses_ext.gradients.activation import Rectifier, ReplaceRectifiers, check_replaceable, count_rectifiers
 from art_defenses_ext.gradients.modes import Defence
+from art_defenses_ext.gradients.surrogate import replaced
 
 
 def _jumps(value: Any) -> Any:
@@ -68,29 +72,45 @@ NOT_TRAINED = (
 )
 
 
-def jump_relu(z: Tensor, jump: float, gradient_mode: str = "exact", width: float | None = None) -> Tensor:
-    """J(z) = z where z > jump, else 0.
+def jump_relu(
+    z: Tensor,
+    jump: float,
+    gradient_mode: str = "exact",
+    width: float | None = None,
+    rectifier: Callable[[Tensor], Tensor] = torch.relu,
+) -> Tensor:
+    """J(z) = r(z) where z > jump, else 0, for a rectifier r.
 
     Args:
         z: pre-activations, any shape.
-        jump: kappa >= 0; 0 is the ReLU.
-        gradient_mode: the backward rule. ``"exact"``: 1[z > jump], as the paper's white-box attacker has it.
-            ``"relu"``: 1[z > 0], which also reaches the units that the jump silenced. ``"smooth"``: the derivative
-            of z * sigmoid((z - jump) / width), which also feels the step itself.
+        jump: kappa >= 0; at 0 the ReLU is itself.
+        gradient_mode: the backward rule. ``"exact"``: r'(z) 1[z > jump], as the paper's white-box attacker has it.
+            ``"relu"``: r'(z), for the ReLU 1[z > 0], which also reaches the units that the jump silenced.
+            ``"smooth"``: the derivative of r(z) * sigmoid((z - jump) / width), which also feels the step itself.
+            **Convention**: for the ReLU with z in place of r(z), so that units below zero feel the step too.
         width: of the sigmoid, > 0; None for a quarter of the jump. **Convention**: the paper knows no smooth
             derivative; the table in docs/methods/jump_relu.md compares widths.
+        rectifier: r, elementwise.
 
     Returns:
         J(z), the same to the last bit in every gradient mode.
     """
-    if gradient_mode == "exact" or not torch.is_grad_enabled():
-        return F.threshold(z, jump, 0.0)
+    exact = gradient_mode == "exact" or not torch.is_grad_enabled()
     if gradient_mode == "relu" or jump == 0:  # without a jump the ReLU is the limit of the smooth rule
         width = None
     elif width is None:
         width = jump / 4
-    activation: Tensor = _SurrogateJump.apply(z, jump, width)
-    return activation
+    if rectifier is not torch.relu:
+        activation = rectifier(z)
+        gated = activation.masked_fill(z <= jump, 0.0)
+        if exact:
+            return gated
+        gate = 1.0 if width is None else torch.sigmoid((z - jump) / width)
+        return replaced(activation * gate, gated.detach())
+    if exact:
+        return F.threshold(z, jump, 0.0)
+    surrogate: Tensor = _SurrogateJump.apply(z, jump, width)
+    return surrogate
 
 
 class _SurrogateJump(torch.autograd.Function):
@@ -117,20 +137,20 @@ class _SurrogateJump(torch.autograd.Function):
 
 
 class JumpReLUNetwork(nn.Module, Defence):
-    """A network whose ReLUs jump in evaluation mode; in training mode it is the undefended network.
+    """A network whose rectifiers jump in evaluation mode; in training mode it is the undefended network.
 
     ``state_dict`` and ``load_state_dict`` use the network's own keys.
 
     Args:
-        network: the network, with ``nb_relus`` ReLU calls in each pass.
+        network: the network, with ``nb_rectifiers`` calls of rectifiers in each pass.
         jump: kappa >= 0, for all calls or one each.
-        nb_relus: ReLU calls in one pass.
+        nb_rectifiers: calls of rectifiers in one pass, see :class:`.ReplaceRectifiers`.
         width: of the smooth backward rule, see :func:`jump_relu`; an attacker anneals it by ``surrogate_width``.
         shared: whether the parameters belong to another network too, in which case training is refused; copies stay
             so, since whoever copies a defended classifier copies its undefended one along.
 
     Attributes:
-        jumps: kappa of each ReLU call, in the order of execution.
+        jumps: kappa of each call, in the order of execution.
 
     Source: arXiv:1904.03750 and the authors' code: every ReLU is replaced, the jump acts in evaluation mode only.
     """
@@ -141,12 +161,12 @@ class JumpReLUNetwork(nn.Module, Defence):
 
     @validated
     def __init__(
-        self, network: nn.Module, jump: Jump, nb_relus: int, width: Positive | None = None, shared: bool = False
+        self, network: nn.Module, jump: Jump, nb_rectifiers: int, width: Positive | None = None, shared: bool = False
     ) -> None:
         super().__init__()
         self.network = network
-        self.nb_relus = nb_relus
-        self.jumps = per_layer(jump, nb_relus)
+        self.nb_rectifiers = nb_rectifiers
+        self.jumps = per_layer(jump, nb_rectifiers)
         self.width = width
         self.shared = shared
         self.training = network.training
@@ -156,18 +176,20 @@ class JumpReLUNetwork(nn.Module, Defence):
         if self.training:
             plain: Tensor = self.network(x)
             return plain
-        with ReplaceReLU(self._activate):
+        with ReplaceRectifiers(self._activate):
             logits: Tensor = self.network(x)
         return at_least_float32(logits)  # numpy, through which ART's predict goes, has no bfloat16
 
-    def _activate(self, z: Tensor, call: int) -> Tensor:
-        if call >= self.nb_relus:
+    def _activate(self, rectifier: Rectifier, z: Tensor, call: int) -> Tensor:
+        if call >= self.nb_rectifiers:
             if len(set(self.jumps)) > 1:
-                raise InputError(f"the network calls more than {self.nb_relus} ReLUs; as many as jumps were expected")
+                raise InputError(
+                    f"the network calls more than {self.nb_rectifiers} rectifiers; as many as jumps were expected"
+                )
             call = 0
         jump = self.jumps[call]
         width = (jump / 4 if self.width is None else self.width) * self.surrogate_width
-        return jump_relu(z, jump, self.gradient_mode, width)
+        return jump_relu(z, jump, self.gradient_mode, width, rectifier.function)
 
     def train(self, mode: bool = True) -> JumpReLUNetwork:
         """Set training or evaluation mode.
@@ -199,13 +221,13 @@ class JumpReLUNetwork(nn.Module, Defence):
         )
 
     def undefended_network(self) -> nn.Module:
-        """The network with its own ReLUs, which shares all tensors."""
+        """The network with its own rectifiers, which shares all tensors."""
         return self.network
 
     def describe(self) -> dict[str, Any]:
         """The jump (one number if all calls share it) and the width of the smooth rule."""
         jump = self.jumps[0] if len(set(self.jumps)) == 1 else list(self.jumps)
-        return {"jump": jump, "width": self.width, "relus": self.nb_relus}
+        return {"jump": jump, "width": self.width, "rectifiers": self.nb_rectifiers}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The network's own state under its own keys: the jump has none."""
@@ -233,18 +255,20 @@ class JumpReLU(Transformer, DefenceFace):
     """Retrofit a classifier with the JumpReLU.
 
     Args:
-        classifier: trained classifier whose network has ReLUs. ``nn.ReLU``, ``F.relu``, ``torch.relu``,
-            ``Tensor.relu``, their in-place forms and ReLU6 are replaced; ``clamp(min=0)`` and other activations stay.
+        classifier: trained classifier whose network has rectifiers: ReLU, ReLU6, leaky ReLU, PReLU, ELU, GELU, SiLU,
+            hard-swish and others (:class:`.ReplaceRectifiers`), as modules, functions or methods, in place or not, and
+            mixed. ``clamp(min=0)`` and what does not rectify stay: tanh, sigmoid and hard-sigmoid, which are gates,
+            and softmax.
         jump: kappa >= 0 in units of the pre-activation, one for the whole network as in the paper, or one for each
-            ReLU call in the order of execution. **Convention**: 1.0, the largest jump of the authors' grid
+            rectifier in the order of execution. **Convention**: 1.0, the largest jump of the authors' grid
             (0, .5, 1, 1.5) that costs their LeNet nothing; networks with batch norm want far less (the authors' grid
             for ResNets ends at .09), which ``fit`` finds.
         width: of the smooth backward rule, see :func:`jump_relu`.
         copy: give the transformed classifier parameters of its own, so that it can be trained.
 
     Raises:
-        InputError: for a jump below zero or not finite, a network without a ReLU, one that hides them, or one that
-            does not give an image a logit for each of at least two classes.
+        InputError: for a jump below zero or not finite, a network without a rectifier, one that hides them or jumps
+            already, or one that does not give an image a logit for each of at least two classes.
 
     Source: arXiv:1904.03750; the equation in the authors' code is z * H(z - kappa).
 
@@ -319,7 +343,7 @@ class JumpReLU(Transformer, DefenceFace):
         tensors = () if self.copy else (*classifier.model.parameters(), *classifier.model.buffers())
         # One copy of both, so that the optimizer's copy holds the network's copied parameters.
         network, optimizer = _copied((classifier.model, optimizer), {id(tensor): tensor for tensor in tensors})
-        network = JumpReLUNetwork(network, self.jump, _relus_of(classifier), self.width, shared=not self.copy)
+        network = JumpReLUNetwork(network, self.jump, _rectifiers_of(classifier), self.width, shared=not self.copy)
         if self._tuned is not None and self._tuned == self.jump and classifier is self.classifier:
             network.tuning = Tuning("jump", self._tuned, [(point.jump, point.accuracy) for point in self.curve])
         return record_undefended(rebuild(classifier, model=network.eval(), optimizer=optimizer), classifier)
@@ -350,14 +374,21 @@ class JumpReLU(Transformer, DefenceFace):
             batch_size: images per forward pass.
 
         Raises:
-            InputError: for unusable images or labels, or a drop or a grid out of range.
+            InputError: for unusable images or labels, a drop or a grid out of range, and where a jump of 0 costs more:
+                it takes away what rectifiers other than the ReLU have below zero.
 
         Source: arXiv:1904.03750: kappa is tuned during validation.
         """
         x = check_images(x, self.classifier)
         labels = check_labels(y, self.classifier.nb_classes, len(x))
         accuracy = _CleanAccuracy(self.classifier, x, labels, batch_size)
-        required = accuracy(0.0) - max_accuracy_drop - 1e-9  # for the rounding of the two means
+        drop = accuracy.undefended - accuracy(0.0)
+        required = accuracy.undefended - max_accuracy_drop - 1e-9  # for the rounding of the two means
+        if accuracy(0.0) < required:
+            raise InputError(
+                f"max_accuracy_drop is {max_accuracy_drop:g}, but a jump of 0 costs {drop:.3f}, as it takes away what "
+                "the network's rectifiers have below zero; a larger one was expected"
+            )
         if jumps is None:
             end = 0.01
             while end < 1e6 and accuracy(end) >= required:
@@ -384,13 +415,14 @@ class JumpReLU(Transformer, DefenceFace):
 
     def _check_params(self) -> None:
         check_declared(self)
-        per_layer(self.jump, _relus_of(self.classifier))
+        per_layer(self.jump, _rectifiers_of(self.classifier))
 
 
 class _CleanAccuracy:
     """Clean accuracy as a function of the jump, each value computed once.
 
     Attributes:
+        undefended: that of the network without the jump.
         known: those computed so far, by jump.
     """
 
@@ -398,43 +430,54 @@ class _CleanAccuracy:
         self.transformed = JumpReLU(classifier, 0.0)()
         self.x, self.labels, self.batch_size = x, labels, batch_size
         self.known: dict[float, float] = {}
+        self.undefended = self._of(classifier)
 
     def __call__(self, jump: float) -> float:
         if jump not in self.known:
             network: JumpReLUNetwork = self.transformed.model
-            network.jumps = per_layer(jump, network.nb_relus)
-            logits = torch.as_tensor(self.transformed.predict(self.x, batch_size=self.batch_size))
-            self.known[jump] = float((named_classes(logits).numpy() == self.labels).mean())
+            network.jumps = per_layer(jump, network.nb_rectifiers)
+            self.known[jump] = self._of(self.transformed)
         return self.known[jump]
 
+    def _of(self, classifier: PyTorchClassifier) -> float:
+        logits = torch.as_tensor(classifier.predict(self.x, batch_size=self.batch_size))
+        return float((named_classes(logits).numpy() == self.labels).mean())
 
-def per_layer(jump: Jump, nb_relus: int) -> tuple[float, ...]:
-    """The jump of each ReLU call.
+
+def per_layer(jump: Jump, nb_rectifiers: int) -> tuple[float, ...]:
+    """The jump of each rectifier.
 
     Raises:
-        InputError: for another number of jumps than of ReLU calls.
+        InputError: for another number of jumps than of rectifiers.
     """
-    jumps = tuple(jump) if isinstance(jump, Sequence) else (jump,) * nb_relus
-    if len(jumps) != nb_relus:
-        raise InputError(f"jump has {len(jumps)} values; one, or one for each of the {nb_relus} ReLUs, was expected")
+    jumps = tuple(jump) if isinstance(jump, Sequence) else (jump,) * nb_rectifiers
+    if len(jumps) != nb_rectifiers:
+        raise InputError(
+            f"jump has {len(jumps)} values; one, or one for each of the {nb_rectifiers} rectifiers, was expected"
+        )
     return jumps
 
 
-def _relus_of(classifier: PyTorchClassifier) -> int:
-    """ReLU calls in one evaluation pass of the classifier's network, found by a pass on an empty image."""
+def _rectifiers_of(classifier: PyTorchClassifier) -> int:
+    """Rectifiers in one evaluation pass of the classifier's network, found by a pass on an empty image."""
+    if any(isinstance(module, JumpReLUNetwork) for module in classifier.model.modules()):
+        raise InputError(f"the model {type(classifier.model).__name__} jumps already; one without a jump was expected")
     check_replaceable(classifier.model)
     probe = _copied(classifier.model, {id(p): p for p in classifier.model.parameters()}).eval()
     try:
-        nb_relus = count_relus(probe, network_input(classifier).to(model_dtype(probe)))
+        nb_rectifiers = count_rectifiers(probe, network_input(classifier).to(model_dtype(probe)))
     except InputError:
         raise
     except Exception:
         check_runs(classifier)  # which says what the network cannot take
         raise
     check_runs(classifier)  # after a copy was made: the pass that this takes may hide what cannot be copied
-    if nb_relus == 0:
-        raise InputError(f"the model {type(classifier.model).__name__} calls no ReLU; at least one was expected")
-    return nb_relus
+    if nb_rectifiers == 0:
+        raise InputError(
+            f"the model {type(classifier.model).__name__} calls no rectifier such as ReLU, GELU or SiLU; at least one "
+            "was expected"
+        )
+    return nb_rectifiers
 
 
 def _copied(original: Any, kept: dict[int, Any]) -> Any:

@@ -15,7 +15,7 @@ import torch
 from timing import Run, device_name, take_turns
 from torch import Tensor, nn
 
-from art_defenses_ext.gradients.activation import ReplaceReLU
+from art_defenses_ext.gradients.activation import ReplaceRectifiers
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork
 from art_defenses_ext.zoo.networks import LeNetLike, ResNet20
 
@@ -35,15 +35,15 @@ class NaiveJump(nn.Module):
         self.network, self.jump = network, jump
 
     def forward(self, x: Tensor) -> Tensor:
-        with ReplaceReLU(lambda z, _: z * (z > self.jump)):
+        with ReplaceRectifiers(lambda _, z, __: z * (z > self.jump)):
             logits: Tensor = self.network(x)
         return logits
 
 
-def variants(network: nn.Module, nb_relus: int, jump: float) -> dict[str, nn.Module]:
+def variants(network: nn.Module, nb_rectifiers: int, jump: float) -> dict[str, nn.Module]:
     found: dict[str, nn.Module] = {"plain": network}
     for mode in JumpReLUNetwork.gradient_modes:
-        found[mode] = JumpReLUNetwork(network, jump, nb_relus)
+        found[mode] = JumpReLUNetwork(network, jump, nb_rectifiers)
         found[mode].gradient_mode = mode
     return found | {"naive": NaiveJump(network, jump).eval()}
 
@@ -77,11 +77,11 @@ def main() -> None:
     print(f"torch {torch.__version__}, {device_name(device)}, {options.threads} threads, batch {BATCH}")
     columns = (*JumpReLUNetwork.gradient_modes, "naive")
     print(f"{'network':<10} {'pass':<18} {'plain ms':>9}", *(f"{column:>7}" for column in columns))
-    for name, (build, shape, nb_relus, jump) in NETWORKS.items():
+    for name, (build, shape, nb_rectifiers, jump) in NETWORKS.items():
         network = build().eval().to(device)
         x = torch.randn(BATCH, *shape, device=device)
         for label, timed in (("forward", forward), ("forward + backward", forward_and_backward)):
-            runs = {which: timed(module, x) for which, module in variants(network, nb_relus, jump).items()}
+            runs = {which: timed(module, x) for which, module in variants(network, nb_rectifiers, jump).items()}
             take_turns(runs, device, 3)  # warms up
             times = take_turns(runs, device, options.rounds)
             found = {which: one.median("wall") for which, one in times.items()}

@@ -1,7 +1,9 @@
-"""Replacing ReLUs: each way to write one is answered, nothing else is, and no trace is left behind."""
+"""Replacing rectifiers: each way to write one is answered, nothing else is, and no trace is left behind."""
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.gradients.activation import ReplaceReLU, check_replaceable, count_relus
+from art_defenses_ext.gradients.activation import (
+    Rectifier,
+    ReplaceRectifiers,
+    check_replaceable,
+    count_rectifiers,
+    softplus_for_kinks,
+)
 
 Activation = Callable[[Tensor], Tensor]
 
@@ -52,15 +60,56 @@ OTHERS: dict[str, Activation] = {
     "clamp": lambda z: z.clamp(min=0),
     "clamp_min": lambda z: torch.clamp_min(z, 0),
     "maximum": lambda z: torch.maximum(z, torch.zeros(())),
-    "nn.LeakyReLU": nn.LeakyReLU(0.1),
-    "F.leaky_relu": F.leaky_relu,
-    "F.leaky_relu(inplace)": lambda z: F.leaky_relu(z, inplace=True),
-    "nn.PReLU": nn.PReLU(),
-    "nn.ELU": nn.ELU(),
-    "nn.GELU": nn.GELU(),
+    "nn.Tanh": nn.Tanh(),
+    "nn.Sigmoid": nn.Sigmoid(),
+    "nn.Hardsigmoid": nn.Hardsigmoid(),
+    "nn.Softmax": nn.Softmax(1),
+    "nn.Softshrink": nn.Softshrink(),
+    "SiLU by arithmetic": lambda z: z * z.sigmoid(),
+    "a random RReLU": lambda z: F.rrelu(z, training=True).sign(),
     "nn.Hardtanh": nn.Hardtanh(),
     "F.hardtanh_": lambda z: F.hardtanh_(z),
     "nn.Threshold": nn.Threshold(0, 0),
+}
+
+
+def phi(z: Any) -> Any:
+    """The standard normal distribution function."""
+    return np.vectorize(math.erfc)(-z / math.sqrt(2)) / 2
+
+
+# Each with the function that its definition gives, and whether it is linear on either side of zero.
+RECTIFIERS: dict[str, tuple[Activation, Callable[[Any], Any], bool]] = {
+    "nn.LeakyReLU": (nn.LeakyReLU(0.1), lambda z: np.where(z > 0, z, 0.1 * z), True),
+    "F.leaky_relu": (lambda z: F.leaky_relu(z, 0.2), lambda z: np.where(z > 0, z, 0.2 * z), True),
+    "nn.PReLU": (nn.PReLU(init=0.3), lambda z: np.where(z > 0, z, 0.3 * z), True),
+    "Tensor.prelu": (lambda z: z.prelu(torch.tensor([0.3])), lambda z: np.where(z > 0, z, 0.3 * z), True),
+    "nn.RReLU": (nn.RReLU(0.1, 0.3).eval(), lambda z: np.where(z > 0, z, 0.2 * z), True),
+    "nn.GELU": (nn.GELU(), lambda z: z * phi(z), False),
+    "nn.GELU(tanh)": (
+        nn.GELU("tanh"),
+        lambda z: z / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+        False,
+    ),
+    "nn.SiLU": (nn.SiLU(), lambda z: z / (1 + np.exp(-z)), False),
+    "nn.Mish": (nn.Mish(), lambda z: z * np.tanh(np.log1p(np.exp(z))), False),
+    "nn.Hardswish": (nn.Hardswish(), lambda z: z * np.clip(z + 3, 0, 6) / 6, False),
+    "nn.Softplus": (nn.Softplus(2.0), lambda z: np.log1p(np.exp(2 * z)) / 2, False),
+    "nn.ELU": (nn.ELU(0.7), lambda z: np.where(z > 0, z, 0.7 * np.expm1(z)), False),
+    "nn.CELU": (nn.CELU(0.7), lambda z: np.where(z > 0, z, 0.7 * np.expm1(z / 0.7)), False),
+    "nn.SELU": (nn.SELU(), lambda z: 1.0507009873554805 * np.where(z > 0, z, 1.6732632423543772 * np.expm1(z)), False),
+}
+IN_PLACE: dict[str, tuple[Activation, str]] = {
+    "nn.LeakyReLU(inplace)": (nn.LeakyReLU(0.1, inplace=True), "nn.LeakyReLU"),
+    "F.leaky_relu(z, slope, True)": (lambda z: F.leaky_relu(z, 0.1, True), "nn.LeakyReLU"),
+    "F.leaky_relu_": (lambda z: F.leaky_relu_(z, 0.1), "nn.LeakyReLU"),
+    "F.rrelu_": (lambda z: F.rrelu_(z, 0.1, 0.3), "nn.RReLU"),
+    "F.silu(z, True)": (lambda z: F.silu(z, True), "nn.SiLU"),
+    "nn.Mish(inplace)": (nn.Mish(inplace=True), "nn.Mish"),
+    "nn.Hardswish(inplace)": (nn.Hardswish(inplace=True), "nn.Hardswish"),
+    "F.elu_": (lambda z: F.elu_(z, 0.7), "nn.ELU"),
+    "nn.CELU(inplace)": (nn.CELU(0.7, inplace=True), "nn.CELU"),
+    "F.selu_": (F.selu_, "nn.SELU"),
 }
 
 WEIGHT_1 = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))
@@ -87,8 +136,8 @@ def numpy_two_layers(activation: Callable[[Any], Any], inplace: bool) -> Any:
     return a @ WEIGHT_2.numpy().T + (a if inplace else z).mean(axis=1, keepdims=True)
 
 
-def jump(z: Tensor, call: int) -> Tensor:
-    return torch.where(z > 0.7, z, 0)
+def jump(rectifier: Rectifier, z: Tensor, call: int) -> Tensor:
+    return torch.where(z > 0.7, rectifier.function(z), 0)
 
 
 def numpy_jump(z: Any) -> Any:
@@ -96,7 +145,7 @@ def numpy_jump(z: Any) -> Any:
 
 
 def run(model: nn.Module, x: Tensor = X, replacement: Any = jump) -> tuple[Tensor, int]:
-    with ReplaceReLU(replacement) as mode:
+    with ReplaceRectifiers(replacement) as mode:
         out = model(x)
     return out, mode.calls
 
@@ -139,12 +188,54 @@ def test_a_clipped_relu_keeps_its_ceiling(form: str, activation: Activation, cei
 def test_the_relu_itself_as_the_answer_changes_no_bit(form: str) -> None:
     model = TwoLayers((FORMS | INPLACE | CLIPPED | CLIPPED_INPLACE | RELU6 | RELU6_INPLACE)[form])
     replaced, plain = (X.clone().requires_grad_() for _ in range(2))
-    out, _ = run(model, replaced, lambda z, _: torch.relu(z))
+    out, _ = run(model, replaced, lambda rectifier, z, _: rectifier.function(z))
     expected = model(plain)
     assert torch.equal(out, expected)
     assert torch.equal(
         torch.autograd.grad(out.square().sum(), replaced)[0], torch.autograd.grad(expected.square().sum(), plain)[0]
     )
+
+
+@pytest.mark.parametrize("form", RECTIFIERS)
+def test_other_rectifiers_are_answered_with_their_function_and_their_kink(form: str) -> None:
+    activation, numpy_form, has_kink = RECTIFIERS[form]
+    kinks: list[bool] = []
+
+    def keep_kink(rectifier: Rectifier, z: Tensor, call: int) -> Tensor:
+        kinks.append(rectifier.has_kink)
+        return jump(rectifier, z, call)
+
+    with torch.no_grad():
+        out, _ = run(TwoLayers(activation), replacement=keep_kink)
+    expected = numpy_two_layers(lambda z: numpy_form(z) * (z > 0.7), inplace=False)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+    assert kinks == [has_kink]
+
+
+@pytest.mark.parametrize("form", IN_PLACE)
+def test_an_inplace_rectifier_still_overwrites_its_input(form: str) -> None:
+    activation, of = IN_PLACE[form]
+    out, calls = run(TwoLayers(activation))
+    assert calls == 1
+    expected = numpy_two_layers(lambda z: RECTIFIERS[of][1](z) * (z > 0.7), inplace=True)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["nn.ReLU", *RECTIFIERS])
+def test_softplus_smooths_what_has_a_kink_and_nothing_else(form: str) -> None:
+    activation = FORMS["nn.ReLU"] if form == "nn.ReLU" else RECTIFIERS[form][0]
+    has_kink = form == "nn.ReLU" or RECTIFIERS[form][2]
+    z = torch.linspace(-3, 3, 61, dtype=torch.float64)[:, None]
+    activation = copy.deepcopy(activation).double() if isinstance(activation, nn.Module) else activation
+    if form == "Tensor.prelu":
+        activation = RECTIFIERS["nn.PReLU"][0].double()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        exact, beta = activation(z), 10.0
+        with softplus_for_kinks(beta):
+            smooth = activation(z)
+        below = activation(torch.tensor([[-1.0]], dtype=torch.float64))
+    expected = F.softplus(z, beta=beta) + below * F.softplus(-z, beta=beta) if has_kink else exact
+    torch.testing.assert_close(smooth, expected)
 
 
 @pytest.mark.parametrize("form", OTHERS)
@@ -171,7 +262,7 @@ def test_calls_are_numbered_in_the_order_of_execution() -> None:
 
     seen: list[int] = []
 
-    def scaled(z: Tensor, call: int) -> Tensor:
+    def scaled(rectifier: Rectifier, z: Tensor, call: int) -> Tensor:
         seen.append(call)
         return z.clamp(min=0) * (call + 1)
 
@@ -193,7 +284,7 @@ def test_a_transformer_layer_is_seen_on_its_fast_path_too() -> None:
         torch.manual_seed(0)
         layer = nn.TransformerEncoderLayer(8, nhead=2, dim_feedforward=16, batch_first=True).eval()
         x = torch.randn(2, 5, 8)
-    assert count_relus(layer, x) == 1
+    assert count_rectifiers(layer, x) == 1
     with torch.no_grad():
         without = run(layer, x)[0]
     assert torch.equal(without, run(layer, x.clone().requires_grad_())[0])
@@ -211,7 +302,7 @@ def assert_no_mode_is_active() -> None:
 def test_after_the_pass_a_relu_is_a_relu_again() -> None:
     run(TwoLayers(F.relu))
     assert_no_mode_is_active()
-    count_relus(TwoLayers(F.relu), X)
+    count_rectifiers(TwoLayers(F.relu), X)
     assert_no_mode_is_active()
 
 
@@ -224,7 +315,7 @@ def test_an_exception_inside_the_pass_leaves_no_mode_behind() -> None:
         run(Failing())
     assert_no_mode_is_active()
     with pytest.raises(FloatingPointError):
-        count_relus(Failing(), X)
+        count_rectifiers(Failing(), X)
     assert_no_mode_is_active()
 
 

@@ -25,7 +25,7 @@ from art_defenses_ext import JumpReLU, as_module
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import undefended
-from art_defenses_ext.gradients.activation import ReplaceReLU, count_relus
+from art_defenses_ext.gradients.activation import ReplaceRectifiers, count_rectifiers
 from art_defenses_ext.gradients.modes import gradient_mode, surrogate_width
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork, jump_relu
 
@@ -100,7 +100,7 @@ def test_predictions_are_those_of_the_network_with_the_jump(jump: Any, x: Any) -
 def test_gradients_are_those_of_the_mode_layer_by_layer(mode: str, x: Any) -> None:
     """The chain rule written out, in float64."""
     model = Functional().double()
-    network = JumpReLUNetwork(model, (0.2, 0.1), nb_relus=2).eval()
+    network = JumpReLUNetwork(model, (0.2, 0.1), nb_rectifiers=2).eval()
     network.gradient_mode = mode
     images = torch.from_numpy(x).double().requires_grad_()
     (gradient,) = torch.autograd.grad(network(images)[:, 1].sum(), images)
@@ -150,7 +150,7 @@ def settle_batch_norm(model: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("name", zoo())
 def test_networks_of_torchvision(name: str) -> None:
-    build, nb_relus = zoo()[name]
+    build, nb_rectifiers = zoo()[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build()
@@ -162,10 +162,10 @@ def test_networks_of_torchvision(name: str) -> None:
     )
     with torch.no_grad():
         plain = model(x)
-    assert count_relus(model, x) == nb_relus
+    assert count_rectifiers(model, x) == nb_rectifiers
 
     unchanged = JumpReLU(classifier, 0.0)()
-    assert unchanged.model.nb_relus == nb_relus
+    assert unchanged.model.nb_rectifiers == nb_rectifiers
     np.testing.assert_array_equal(unchanged.predict(x.numpy()), plain.numpy())
 
     changed = JumpReLU(classifier, 0.03)()
@@ -220,15 +220,32 @@ class RandomDepth(nn.Module):
 
 
 def test_a_network_of_varying_depth_takes_one_jump_but_no_list(x: Any) -> None:
-    assert JumpReLU(wrap(RandomDepth()), 0.3)().model.nb_relus == 1
+    assert JumpReLU(wrap(RandomDepth()), 0.3)().model.nb_rectifiers == 1
     expected = x
     for _ in range(9):
         expected = np.where(expected - np.float32(0.1) > 0.3, expected - np.float32(0.1), 0)
     np.testing.assert_allclose(
         JumpReLUNetwork(RandomDepth(), 0.3, 2).eval()(torch.from_numpy(x)), expected.reshape(9, -1)[:, :4]
     )
-    with pytest.raises(InputError, match="calls more than 2 ReLUs; as many as jumps were expected"):
+    with pytest.raises(InputError, match="calls more than 2 rectifiers; as many as jumps were expected"):
         JumpReLUNetwork(RandomDepth(), (0.3, 0.2), 2).eval()(torch.from_numpy(x))
+
+
+class Mixed(nn.Module):
+    """A SiLU, a gate as in squeeze-and-excitation, and a leaky ReLU; the gate is no rectifier."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = 4 * x.flatten(1) - 2
+        h = F.silu(z) * F.hardsigmoid(z.flip(1))
+        return F.leaky_relu(h - 0.2, 0.1)[:, :4]
+
+
+def test_rectifiers_are_mixed_and_gates_stay(x: Any) -> None:
+    z = 4.0 * x.reshape(9, -1) - 2
+    h = np.where(z > 0.3, z / (1 + np.exp(-z)), 0) * np.clip(z[:, ::-1] / 6 + 0.5, 0, 1)
+    expected = np.where(h - 0.2 > 0.1, h - 0.2, 0)[:, :4]
+    assert (expected > 0).any()
+    np.testing.assert_allclose(JumpReLU(wrap(Mixed()), (0.3, 0.1))().predict(x), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_after_an_exception_inside_the_network_a_relu_is_a_relu_again() -> None:
@@ -266,7 +283,7 @@ def test_an_attacker_who_anneals_makes_the_smooth_rule_wider_or_narrower_and_no_
     jumps, widths = network.jumps, [factor * (jump / 4 if width is None else width) for jump in network.jumps]
 
     def reference(z: Tensor) -> Tensor:
-        with ReplaceReLU(lambda z, call: jump_relu(z, jumps[call], "smooth", widths[call])):
+        with ReplaceRectifiers(lambda _, z, call: jump_relu(z, jumps[call], "smooth", widths[call])):
             return network.network(z)  # type: ignore[no-any-return]
 
     torch.testing.assert_close(inside, gradient_of(reference, images))
@@ -400,7 +417,7 @@ def test_another_classifier_may_be_transformed(x: Any) -> None:
     transformed = transformer(x, transformed_classifier=second)
     assert undefended(transformed) is second
     assert_same_storage(transformed.model, second.model)
-    assert transformed.model.nb_relus == 1
+    assert transformed.model.nb_rectifiers == 1
     assert undefended(transformer()) is first
     with pytest.raises(InputError, match="transformed_classifier is a Linear"):
         transformer(transformed_classifier=nn.Linear(12, 4))
@@ -506,7 +523,7 @@ def test_the_network_compiles_into_one_graph(x: Any) -> None:
         (None, "jump is None"),
         ([0.1, -0.2], r"jump is \[0.1, -0.2\]"),
         ([0.1, "a"], r"jump is \[0.1, 'a'\]"),
-        ([], "jump has 0 values; one, or one for each of the 2 ReLUs, was expected"),
+        ([], "jump has 0 values; one, or one for each of the 2 rectifiers, was expected"),
         ([0.1], "jump has 1 values"),
         ((0.1, 0.2, 0.3), "jump has 3 values"),
     ],
@@ -550,8 +567,8 @@ def test_a_parameter_that_does_not_exist_is_refused() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), "calls no ReLU; at least one was expected"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.LeakyReLU()), "calls no ReLU"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), "calls no rectifier such as ReLU, GELU or SiLU; at least"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()), "calls no rectifier"),
         (nn.Sequential(nn.Flatten(), nn.DataParallel(nn.Sequential(nn.Linear(12, 4), nn.ReLU()))), "DataParallel"),
         (nn.Sequential(nn.Flatten(), nn.RNN(12, 4, nonlinearity="relu")), "recurrent"),
     ],
@@ -569,7 +586,7 @@ def test_torchscript_is_refused() -> None:
 
 
 def test_a_jump_network_is_not_given_a_second_jump() -> None:
-    with pytest.raises(InputError, match="JumpReLUNetwork calls no ReLU"):
+    with pytest.raises(InputError, match="JumpReLUNetwork jumps already"):
         JumpReLU(JumpReLU(wrap(Functional()), 0.1)(), 0.1)
 
 

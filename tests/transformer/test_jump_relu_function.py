@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from art_defenses_ext.transformer.jump_relu import jump_relu
 
@@ -134,3 +135,32 @@ def test_a_surrogate_without_a_forward_mode_rule_says_so(mode: str) -> None:
     except (RuntimeError, NotImplementedError):
         return
     torch.testing.assert_close(tangent, derivative(z, 1.0, mode))
+
+
+@pytest.mark.parametrize("width", [None, 0.3])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("jump", [0.0, 0.4])
+@pytest.mark.parametrize(
+    "rectifier", [F.gelu, F.silu, F.hardswish, F.leaky_relu, F.elu, F.softplus], ids=lambda function: function.__name__
+)
+def test_another_rectifier_jumps_and_has_each_mode_s_derivative(
+    rectifier: Callable[[Tensor], Tensor], jump: float, mode: str, width: float | None
+) -> None:
+    z = torch.linspace(-4, 4, 82, dtype=torch.float64)
+    used = jump / 4 if width is None else width
+
+    def surrogate(z: Tensor) -> Tensor:
+        if mode == "exact":
+            return rectifier(z) * (z > jump)
+        return rectifier(z) * (1 if mode == "relu" or jump == 0 else 1 / (1 + torch.exp((jump - z) / used)))
+
+    def jumped(z: Tensor) -> Tensor:
+        return jump_relu(z, jump, mode, width, rectifier)
+
+    assert torch.equal(jumped(z.clone().requires_grad_()).detach(), rectifier(z) * (z > jump))
+    torch.testing.assert_close(gradient_of(jumped, z), gradient_of(surrogate, z))
+
+    def squared_slope(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda z: torch.autograd.grad(function(z).sum(), z, create_graph=True)[0].square()
+
+    torch.testing.assert_close(gradient_of(squared_slope(jumped), z), gradient_of(squared_slope(surrogate), z))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from art_defenses_ext import JumpReLU
 from art_defenses_ext.base.errors import InputError
@@ -95,6 +98,35 @@ def test_tuning_with_unusable_arguments_is_refused(
         transformer.fit(**({"x": x, "y": y} | arguments))
     assert not transformer.is_fitted
     assert transformer.jump == 0.1
+
+
+class Threshold(nn.Module):
+    """Class 1 where r(x + shift) exceeds its value at x = .5."""
+
+    def __init__(self, rectifier: Callable[[Tensor], Tensor], shift: float) -> None:
+        super().__init__()
+        self.rectifier, self.shift = rectifier, shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = torch.sigmoid(torch.tensor(0.5 + self.shift)) * (0.5 + self.shift)  # SiLU's
+        return torch.cat([level.expand(len(x), 1), self.rectifier(x.flatten(1) + self.shift)], dim=1)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0])
+def test_tuning_is_held_against_the_network_without_a_gate(shift: float) -> None:
+    """What decides lies above zero, where jumps up to .5 cost nothing, or below, where a jump of 0 takes it away."""
+    x = np.linspace(0, 1, 100, dtype=np.float32).reshape(100, 1)
+    classifier = PyTorchClassifier(
+        Threshold(F.silu, shift), nn.CrossEntropyLoss(), (1,), 2, clip_values=(0.0, 1.0), device_type="cpu"
+    )
+    transformer, y = JumpReLU(classifier), (x[:, 0] > 0.5).astype(int)
+    assert (classifier.predict(x).argmax(axis=1) == y).all()
+    if shift < 0:
+        with pytest.raises(InputError, match=r"max_accuracy_drop is 0\.01, but a jump of 0 costs 0\.500"):
+            transformer.fit(x, y)
+    else:
+        transformer.fit(x, y, jumps=[0.2, 0.4, 0.6])
+        assert transformer.jump == 0.4
 
 
 def test_what_was_tuned_goes_with_the_network_and_what_was_set_does_not(
