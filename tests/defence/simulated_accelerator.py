@@ -208,9 +208,9 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
     "pgd in l2": (MarginPGD, {"norm": 2, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
     "pgd in l1": (MarginPGD, {"norm": 1, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
     "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 20}, 15),
-    "auto-pgd in l2": (AutoPGD, {"norm": 2, "eps": 0.2, "max_iter": 20}, 15),
-    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 20}, 15),
-    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 20, "factors": (1.0, 0.2)}, 30),
+    "auto-pgd in l2": (AutoPGD, {"norm": 2, "eps": 0.2, "max_iter": 10}, 13),
+    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 10}, 13),
+    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 10, "factors": (1.0, 0.2)}, 25),
     "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 0),
     "square": (Square, {"eps": 0.2, "max_queries": 20}, 1),
 }
@@ -226,18 +226,21 @@ def test_an_attack(
     assert waits <= most
 
 
-@pytest.mark.parametrize("kind", [SelectivePGD, OrthogonalPGD, LagrangianPGD])
+@pytest.mark.parametrize(
+    ("kind", "options"), [(SelectivePGD, {}), (OrthogonalPGD, {}), (LagrangianPGD, {"weights": (0.5, 1.0)})]
+)
 def test_an_attack_on_classifier_and_detector(
     accelerator: Accelerator,
     own_classifier: PyTorchClassifier,
     digits: Dataset,
     kind: type[RejectionAttack],
+    options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     detector = ExplanationReconstructor(own_classifier)
     detector.fit(digits.train.x, nb_epochs=1, validation_split=0.25, progress=False)
-    attack = kind(rejecting(own_classifier, detector), eps=0.2, max_iter=10)
-    assert attack_there(accelerator, attack, monkeypatch) <= 3 * len(getattr(attack, "weights", (1.0,)))
+    attack = kind(rejecting(own_classifier, detector), eps=0.2, max_iter=5, **options)
+    assert attack_there(accelerator, attack, monkeypatch) <= 3 * len(options.get("weights", (1.0,)))
 
 
 def attack_there(accelerator: Accelerator, attack: TensorAttack, monkeypatch: pytest.MonkeyPatch) -> int:
