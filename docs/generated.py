@@ -1,9 +1,10 @@
-"""The pages that follow from declarations: the command's, and that of the configuration; `make docs` writes them.
+"""Generate the pages on the command and the configuration from the declarations of their options (`make docs`).
 
     python docs/generated.py [--tour]
 
-They lie in the tree, so that the package, a forge and the site show the same page, and a test says when one is old.
-With --tour the notebook is executed, too, which takes minutes; its figure is a picture of the documentation.
+The pages are committed, so that the package, a forge and the site show the same text; a test fails if one is out of
+date.
+With --tour the notebook is executed too, which takes minutes; its figure is a picture of the documentation.
 As an extension of Sphinx it writes the index for language models, ``llms.txt``, beside the site's pages.
 """
 
@@ -31,36 +32,37 @@ DOCS = Path(__file__).parent
 
 COMMANDS = """# The command
 
-The option `--help` of each command prints the same in a terminal, and `art-defenses docs` these pages. This page is
-written from the declarations of the options (`docs/generated.py`)."""
+The option `--help` of each command prints the same text, and `art-defenses docs` shows these pages in a terminal. This
+page is generated from the declarations of the options (`docs/generated.py`)."""
 
 CONFIGURATION = """# Configuration
 
-An option of `art-defenses evaluate` can be typed, or stand in a TOML file under the same name with underscores. What is
-typed wins over the file, and the file over the defaults. `--print-config` prints the file that repeats a call; with
-that text in `run.toml`, the second command does what the first would have done:
+An option of `art-defenses evaluate` can be typed, or written in a TOML file under the same name with underscores. Typed
+options take precedence over the file, and the file over the defaults. `--print-config` prints the file that repeats a
+call. With its output in `run.toml`, the second command repeats the first:
 
 ```
 art-defenses evaluate --defence jump_relu -o jump=1 --eps 8/255 --print-config
 art-defenses evaluate --config run.toml --out report
 ```
 
-The report's folder keeps the options too: `art-defenses rerun FOLDER` repeats them. [A sweep](howto/sweep.md) takes the
-same names. This page is written from the declarations of the options (`docs/generated.py`)."""
+The report's folder keeps the options too: `art-defenses rerun FOLDER` repeats the run. [A sweep](howto/sweep.md) uses
+the same names. This page is generated from the declarations of the options (`docs/generated.py`)."""
 
 SHARED = """## Options of every evaluation
 
-The fields of [`EvaluationConfig`](reference.md#evaluation), which are also keyword arguments of `evaluate` and of the
-pytest fixtures: `evaluate(..., seed=3)` and `evaluate(..., config=EvaluationConfig(seed=3))` are the same. The records
-depend on them, so a folder with a run of other values is refused instead of continued."""
+These are the fields of [`EvaluationConfig`](reference.md#evaluation). They are also keyword arguments of `evaluate` and
+of the pytest fixtures: `evaluate(..., seed=3)` and `evaluate(..., config=EvaluationConfig(seed=3))` are the same. The
+records depend on them, so a folder that holds a run with other values is refused instead of continued."""
 
 OWN = """## Options of the command
 
-What is evaluated, where, and where the report goes. A value that has no default is missing from the file."""
+These options name the model, the data, the machine and the report. The file below leaves out options without a
+default."""
 
 
 def commands_page() -> str:
-    """The commands with their arguments and options, as their parser knows them."""
+    """Return the page of the commands, with their arguments and options from their parser."""
     return "\n\n".join([COMMANDS, *(_command(command) for command in app.commands.values())]) + "\n"
 
 
@@ -76,7 +78,7 @@ def _command(command: click.Command) -> str:
 
 
 def configuration_page() -> str:
-    """The names of a TOML file: what each may be, and its default."""
+    """Return the page of the options in a TOML file, with their values and defaults."""
     shared = [each.name for each in fields(EvaluationConfig)]  # type: ignore[arg-type]
     own = [each.name for each in fields(EvaluateOptions) if each.name not in shared]  # type: ignore[arg-type]
     defaults = "\n".join(["```toml", as_toml(EvaluateOptions.of({})).rstrip(), "```"])
@@ -121,7 +123,7 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def llms_txt() -> str:
-    """The pages of ``index.md`` with a line each, as https://llmstxt.org has it; links lead to their Markdown."""
+    """Return the pages of ``index.md``, a line each, in the format of https://llmstxt.org; links lead to Markdown."""
     index = (DOCS / "index.md").read_text(encoding="utf-8")
     parts = [f"# {title_of(index)}", f"> {_first_paragraph(index)}"]
     for caption, names in _contents(index):
@@ -140,7 +142,7 @@ def _contents(index: str) -> Iterator[tuple[str, list[str]]]:
 
 
 def _first_paragraph(text: str) -> str:
-    """Return the first paragraph below the title on a line, without its links."""
+    """Return the first paragraph below the title as one line, without links."""
     words = next((part for part in text.split("\n\n")[1:] if re.match(r"[\w`*\[\"]", part)), "")
     return re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(words.split()))
 
@@ -156,13 +158,13 @@ def write_llms_txt(app: Any, error: Exception | None) -> None:
 
 
 def add_script(app: Any, page: str, *_: Any) -> None:
-    """Give the page of results its script."""
+    """Add its script to the page of results."""
     if page == "results/README":
         app.add_js_file("results.js")
 
 
 def setup(app: Any) -> dict[str, bool]:
-    """Called by Sphinx."""
+    """Register the handlers with Sphinx."""
     app.connect("html-page-context", add_script)
     app.connect("build-finished", write_llms_txt)
     return {"parallel_read_safe": True}
@@ -174,7 +176,7 @@ TOUR, FIGURE = DOCS.parent / "examples" / "tour.ipynb", DOCS / "images" / "tour.
 
 
 def execute_tour() -> None:
-    """Run the notebook, and keep what it prints and draws, without times and warnings."""
+    """Execute the notebook and save its outputs, without times and warnings."""
     import nbformat
     from nbclient import NotebookClient
 
@@ -190,7 +192,7 @@ def execute_tour() -> None:
 
 
 def figure_of_tour() -> bytes:
-    """The picture that the notebook draws."""
+    """Return the picture that the notebook draws."""
     import nbformat
 
     outputs = [output for cell in nbformat.read(TOUR, as_version=4).cells for output in cell.get("outputs", [])]
@@ -200,7 +202,7 @@ def figure_of_tour() -> bytes:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--tour", action="store_true", help="execute the notebook, too")
+    parser.add_argument("--tour", action="store_true", help="execute the notebook too")
     if parser.parse_args().tour:
         execute_tour()
         FIGURE.write_bytes(figure_of_tour())

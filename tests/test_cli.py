@@ -28,7 +28,7 @@ from art_defenses_ext.base import progress
 from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import main
-from art_defenses_ext.cli.defences import Wishes, check_wishes, defence_names, option_names
+from art_defenses_ext.cli.defences import DefenceSpec, check_spec, defence_names, option_names
 from art_defenses_ext.cli.evaluate import evaluate_command
 from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
@@ -430,7 +430,7 @@ def test_the_doctor_says_what_is_here_and_examines_a_classifier(command: Command
     assert (plain.status, plain.err) == (0, "")
     assert torch.__version__.partition("+")[0] in plain.out
     assert "mnist" in plain.out
-    assert "not there" in plain.out
+    assert "not found" in plain.out
     (tmp_path / "own_for_doctor.py").write_text(
         "import torch\nfrom art.estimators.classification import PyTorchClassifier as C\n"
         "def build():\n    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))\n"
@@ -501,7 +501,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "weights that are none": (["--weights", _text_file], "weights is "),
     "weights that do not fit": (["--weights", _other_weights], "do not fit DigitsCNN"),
     "weights and epochs": (["--weights", _other_weights, "--epochs", 1], "weights and epochs were both given"),
-    "mean of letters": (["--mean", "a,b"], "mean is 'a,b'; numbers with commas between"),
+    "mean of letters": (["--mean", "a,b"], "mean is 'a,b'; numbers separated by commas"),
     "too many means": (["--mean", "0.1,0.2"], "mean is (0.1, 0.2); 1 finite number"),
     "std 0": (["--std", "0"], "std is (0.0,); 1 finite number(s) > 0"),
     "negative jump": (["-o", "jump=-1"], "jump is -1; a finite number >= 0"),
@@ -523,8 +523,8 @@ BAD: dict[str, tuple[Arguments, str]] = {
         "explanation_reconstructor must be trained, which takes long on image_folder; --fitted FILE",
     ),
     "one defence twice": ([*HEAT, *HEAT], "defence is 'heat_and_blur' twice"),
-    "none beside another": ([*HEAT, "--defence", "none"], "'none' only alone"),
-    "something after a detector": ([*WATCH, *HEAT], "the detector as the last"),
+    "none beside another": ([*HEAT, "--defence", "none"], "'none' alone"),
+    "something after a detector": ([*WATCH, *HEAT], "the detector in the last place"),
     "an option of nobody": (
         [*HEAT, *WATCH, "-o", "sigma=2"],
         "option is 'sigma=2'; DEFENCE.NAME=VALUE with one of heat",
@@ -599,11 +599,11 @@ def test_a_file_repeats_a_call_and_what_is_typed_wins(command: Command, quick: l
         ("seed = true", "seed is True; a whole number"),
         ("sede = 1", "sede is no option of EvaluateOptions; one of seed"),
         ('fitted = "a"', "fitted is 'a'; a list of texts"),
-        ("mean = [true]", "mean is [True]; numbers with commas between"),
+        ("mean = [true]", "mean is [True]; numbers separated by commas"),
         ("eps = [1]", "eps is [1]; a number, or a fraction such as '8/255', was expected"),
         ("[seed]", "seed is {}; a whole number"),
-        ("seed 1", "config is 'run.toml', which is no TOML ("),
-        (b"\xff", "config is 'run.toml', which is no TOML ("),
+        ("seed 1", "config is 'run.toml', which is not TOML ("),
+        (b"\xff", "config is 'run.toml', which is not TOML ("),
         (None, "config is 'run.toml', which cannot be read (No such file or directory); a TOML file was expected"),
     ],
 )
@@ -751,7 +751,7 @@ def test_the_process_says_nothing_but_its_progress_on_stderr(quick: list[str], t
 def test_a_defence_is_wished_for_without_options_wherever_its_training_takes_minutes(name: str) -> None:
     usual = () if name == "none" else load_face(name).usual_training
     for dataset in ("digits", *usual):
-        check_wishes(name, Wishes(options={}, eps=0.1, seed=0), dataset)
+        check_spec(name, DefenceSpec(options={}, eps=0.1, seed=0), dataset)
 
 
 # Noise
@@ -790,7 +790,7 @@ def test_an_interrupted_evaluation_says_how_it_goes_on_and_does(
     line = [*quick, "--out", tmp_path / "run"]
     stopped = command(*line)
     assert (stopped.status, stopped.out) == (130, "")
-    words = f"Finished attacks are kept in {tmp_path / 'run'}; the same command goes on from there."
+    words = f"Finished attacks are kept in {tmp_path / 'run'}; the same command continues from there."
     assert stopped.err.splitlines() == ["", "Interrupted.", words]
     assert command(*line).status == 0
     assert begun[1] == begun[2]

@@ -155,7 +155,7 @@ def test_a_gradient_under_another_mode_is_named() -> None:
     """A surrogate is there, but not for who attacks with the exact gradient."""
     (trap,) = examine(defend(wrap(Network()), Surrogate(Stopping(), backward="identity")))
     assert trap.name == "no gradient"
-    assert "(not under gradient_mode surrogate, which evaluate attacks by itself)" in trap.finding
+    assert "(not under gradient_mode surrogate, which evaluate attacks too)" in trap.finding
 
 
 def test_looking_changes_nothing() -> None:

@@ -58,7 +58,7 @@ def test_each_cell_of_the_matrix_is_a_run_with_the_options_of_its_row_and_column
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("out = [", "sweep is '.*', which is no TOML"),
+        ("out = [", "sweep is '.*', which is not TOML"),
         (ATTACKS, "matrix is missing"),
         ("[matrix]\nseed = [1]", "out is missing"),
         (f"{ATTACKS}[matrix]\nseed = 1", r"matrix seed is 1; a list"),
@@ -117,19 +117,19 @@ def test_what_is_finished_is_skipped_and_what_broke_off_is_named(
     with monkeypatch.context() as broken:
         broken.setattr(sweep, "_attack", breaking_off(sweep._attack, "options=jump=1"))
         refused = runner(text)
-    assert str(refused.exception).endswith("of which options=jump=1 broke off; the same command tries again")
+    assert str(refused.exception).endswith("of which options=jump=1 failed; the same command tries again")
     assert runner(text, "--print").stdout == "options=jump=1: to do\noptions=jump=0.5: finished\n"
     done = runner(text)
     assert done.exit_code == 0
     first, second = done.stdout.splitlines()[:2]
     assert first.startswith("options=jump=1: accuracy under the paper's attacks")
-    assert second == "options=jump=0.5: finished before"
+    assert second == "options=jump=0.5: already finished"
     page = json.loads((tmp_path / "runs" / "comparison" / "compare.json").read_text())
     assert [run["name"] for run in page["runs"]] == ["options=jump=1", "options=jump=0.5"]
     records = [Report.load(tmp_path / "runs" / run["name"]).records for run in page["runs"]]
     assert [run["after_attacks"]["rate"] for run in page["runs"]] == [float(run[0].robust()) for run in records]
     assert runner(text, "--print").stdout == "options=jump=1: finished\noptions=jump=0.5: finished\n"
-    assert runner(text).stdout.startswith("options=jump=1: finished before\noptions=jump=0.5: finished before\n")
+    assert runner(text).stdout.startswith("options=jump=1: already finished\noptions=jump=0.5: already finished\n")
     assert "holds another run: eps '0.1', not '0.2'" in str(runner(f"eps = 0.2\n{text}").exception)
 
 

@@ -31,7 +31,7 @@ INTERRUPTED = 130
 
 
 class _Commands(click.Group):
-    """A group whose commands say how to go on when they are interrupted."""
+    """A group of commands that print, when interrupted, how to continue."""
 
     def invoke(self, context: click.Context) -> Any:
         try:
@@ -46,14 +46,13 @@ class _Commands(click.Group):
 @click.version_option(package_name="art-defenses-ext", message="%(version)s")
 @click.pass_context
 def app(context: click.Context) -> None:
-    """Put a published defence on a PyTorch classifier, attack it as its paper did and adaptively, and print both
-    accuracies.
+    """Evaluate defences against adversarial examples under the attacks of their papers and under adaptive attacks.
 
     \b
     Shell completion: eval "$(_ART_DEFENSES_COMPLETE=bash_source art-defenses)"
-    in ~/.bashrc; zsh_source and fish_source for the other shells.
+    in ~/.bashrc; for the other shells zsh_source and fish_source.
     """
-    # ART warns about its own optional frameworks on import and about each small thing while attacking.
+    # ART warns about its optional frameworks on import, and often while it attacks.
     logging.getLogger("art").setLevel(logging.ERROR)
     if context.invoked_subcommand is None:
         click.echo(context.get_help())
@@ -81,7 +80,7 @@ for command in (evaluate_command, sweep_command, rerun_command):
 
 
 def main() -> NoReturn:
-    """Run the command; what a user got wrong is one sentence, and the page that helps, and exit status 2."""
+    """Run the command; print a user's error as one sentence with the page that helps, and exit with status 2."""
     try:
         app(prog_name="art-defenses")
     except InputError as error:

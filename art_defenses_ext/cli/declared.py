@@ -1,4 +1,4 @@
-"""A command whose options are declared: what is typed, a TOML file, and the declaration's defaults, in this order."""
+"""Commands with declared options: typed values take precedence over a TOML file, and the file over the defaults."""
 
 from __future__ import annotations
 
@@ -19,21 +19,19 @@ from art_defenses_ext.base.errors import InputError
 T = TypeVar("T", bound=Options)
 
 TYPES: dict[Any, Any] = {int: click.INT, float: click.FLOAT, Path: click.Path(path_type=Path)}
-"""What click makes of a text, by the type that is declared; any other stays text."""
+"""The click type of each declared type; any other type stays text."""
 
 
 def declared_command(name: str, options: type[T], run: Callable[[T], None]) -> click.Command:
-    """A command that makes its options of what is typed, of ``--config`` and of defaults, and runs with them.
+    """Return a command that builds its options from typed values, ``--config`` and defaults, and runs with them.
 
     Args:
-        name: of the command.
-        options: the declaration.
-        run: what the command does; its docstring is the command's help.
+        name: the command's name.
+        options: the declaration of the options.
+        run: the function of the command; its docstring is the command's help.
     """
     extra = [
-        click.Option(
-            ["--config"], type=TYPES[Path], help="TOML file of these options; values typed on the command line win."
-        ),
+        click.Option(["--config"], type=TYPES[Path], help="TOML file of these options; typed options take precedence."),
         click.Option(["--print-config"], is_flag=True, help="Print the TOML file that repeats this call, and stop."),
     ]
 
@@ -54,7 +52,7 @@ def declared_command(name: str, options: type[T], run: Callable[[T], None]) -> c
 
 
 def click_options(options: type[Options]) -> list[click.Parameter]:
-    """An option of the command for each that is declared; those of the class itself before those it inherits."""
+    """Return an option of the command for each declared one; those of the class itself before inherited ones."""
     own, hints, kinds = get_annotations(options), get_type_hints(options), declared_of(options)  # type: ignore[arg-type]
     declared = sorted(fields(options), key=lambda each: each.name not in own)  # type: ignore[arg-type]
     return [_click_option(each, hints[each.name], kinds[each.name]) for each in declared]
@@ -79,7 +77,7 @@ def _click_option(declared: Field[Any], hint: Any, kind: Kind) -> click.Option:
 
 
 def _click_type(hint: Any) -> Any:
-    """Return the type of a value, of an option that may be None the other one."""
+    """Return the click type of a value; of an optional value, that of the value."""
     if get_origin(hint) in (Union, UnionType):
         (hint,) = (each for each in get_args(hint) if each is not type(None))
     return TYPES.get(hint, click.STRING)
@@ -89,11 +87,11 @@ def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
     """Return the values of a TOML file by name.
 
     Args:
-        path: of the file.
-        argument: what the file was given as, for the message.
+        path: the file.
+        argument: name of the argument, for the message.
 
     Raises:
-        InputError: for a file that cannot be read or is no TOML.
+        InputError: for a file that cannot be read or is not TOML.
     """
     import tomllib
 
@@ -102,17 +100,17 @@ def read_toml(path: Path, argument: str = "config") -> dict[str, Any]:
     except OSError as error:
         reason = f"cannot be read ({error.strerror})"
     except ValueError as error:
-        reason = f"is no TOML ({error})"
+        reason = f"is not TOML ({error})"
     raise InputError(f"{argument} is '{path}', which {reason}; a TOML file was expected")
 
 
 def as_toml(options: Options) -> str:
-    """The TOML file that :func:`read_toml` reads as these options; TOML has no None, so such a line is missing."""
+    """Return a TOML file that :func:`read_toml` reads as these options; those that are None are left out."""
     return "".join(f"{name} = {_as_toml_value(value)}\n" for name, value in as_plain(options).items())
 
 
 def as_plain(options: Options) -> dict[str, Any]:
-    """The options by name as numbers, truth values, texts and lists; those that are None are missing."""
+    """Return the options by name as numbers, truth values, texts and lists; those that are None are left out."""
     values = {each.name: getattr(options, each.name) for each in fields(options)}  # type: ignore[arg-type]
     return {
         name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value

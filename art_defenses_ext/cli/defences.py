@@ -1,4 +1,4 @@
-"""A defended classifier from the names, options and files that a user types."""
+"""Defended classifiers from typed names, options and files of defences."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
 from art_defenses_ext.zoo.datasets import NB_CLASSES, Dataset
 
 NONE = "none"
-"""In place of a defence's name: the undefended model."""
+"""The name, in place of a defence's, of the undefended model."""
 
 NOT_TYPED = ("progress",)
-"""Declared options that mean nothing on the command line."""
+"""Declared options that the command line does not have."""
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What the user asked of a defence.
+class DefenceSpec:
+    """The options of a defence, as typed.
 
     Attributes:
-        options: of the defence's constructor and of its training, by name.
-        eps: what a defence is trained against, as a share of the clip range, unless an option says otherwise.
-        seed: of the training, unless an option says otherwise.
-        fitted: the file of a fitted defence; None: fitted here.
+        options: options of the defence's constructor and of its training, by name.
+        eps: eps of the training, as a share of the clip range, unless an option sets another.
+        seed: seed of the training, unless an option sets another.
+        fitted: the file of a fitted defence; None if it is to be fitted.
     """
 
     options: dict[str, Any]
@@ -44,7 +44,7 @@ class Wishes:
 
 
 def defence_names() -> list[str]:
-    """Return what may be typed as a defence; nothing is imported."""
+    """Return the names of all defences; nothing is imported."""
     return [*installed(), NONE]
 
 
@@ -54,7 +54,7 @@ def face_of(name: str) -> type[DefenceFace] | None:
 
 
 def option_names(name: str) -> list[str]:
-    """Return what --option may name of a defence: of its constructor, then of its training."""
+    """Return the names of a defence's options: those of its constructor, then those of its training."""
     face = face_of(name)
     if face is None:
         return []
@@ -68,66 +68,68 @@ def is_detector(name: str) -> bool:
     return face is not None and issubclass(face, BinaryInputDetector)
 
 
-def check_wishes(name: str, wishes: Wishes, dataset: str) -> None:
-    """Refuse what cannot be done for a data set of that name, before any work.
+def check_spec(name: str, spec: DefenceSpec, dataset: str) -> None:
+    """Check the specification of a defence for a data set, before any work.
 
     Raises:
-        InputError: for an option that cannot be used, and a training of which nobody said how long it may take.
+        InputError: for an invalid option, and for a long training without a number of epochs.
     """
     face = face_of(name)
-    if face is None or wishes.fitted is not None:
+    if face is None or spec.fitted is not None:
         return
-    made, training = _parted(face, wishes, dataset)
+    constructor_options, training = _split_options(face, spec, dataset)
     kinds = face.training_options()
-    chosen = [option for option in face.chosen_by_fit if option in made]
-    for option in [option for option in wishes.options if chosen and option not in made]:
-        raise InputError(f"option is {option!r}, but {chosen[0]} is given, which a fit would choose; one was expected")
+    tuned = [option for option in face.chosen_by_fit if option in constructor_options]
+    for option in [option for option in spec.options if tuned and option not in constructor_options]:
+        raise InputError(
+            f"option is {option!r}, but {tuned[0]} is given, which a fit would choose; one of both was expected"
+        )
     if "nb_epochs" in kinds and "nb_epochs" not in training and dataset not in face.usual_training:
         raise InputError(
             f"defence {name} must be trained, which takes long on {dataset}; "
             "--fitted FILE, or -o nb_epochs=NUMBER, was expected"
         )
-    face.for_classifier(_stand_in(dataset), **made)
+    face.for_classifier(_stand_in(dataset), **constructor_options)
     for option, value in training.items():
         kinds[option].checked(option, value)
 
 
-def put_on(classifier: PyTorchClassifier, dataset: Dataset, wishes: dict[str, Wishes]) -> PyTorchClassifier:
-    """Return the classifier with defences by name, put on in their order, each fitted to what stands already.
+def apply_defences(classifier: PyTorchClassifier, dataset: Dataset, specs: dict[str, DefenceSpec]) -> PyTorchClassifier:
+    """Return the classifier with the defences applied in their order, each fitted to the classifier before it.
 
-    Images meet preprocessors in that order, whatever stands between them.
+    Images pass through the preprocessors in this order, whatever other defences lie between them.
     """
-    for name, wished in wishes.items():
+    for name, spec in specs.items():
         face = face_of(name)
         if face is not None:
-            classifier = _make(face, classifier, dataset, wished).apply(classifier)
+            classifier = _make(face, classifier, dataset, spec).apply(classifier)
     return classifier
 
 
-def _make(face: type[DefenceFace], classifier: PyTorchClassifier, dataset: Dataset, wishes: Wishes) -> DefenceFace:
-    """Return the defence for a classifier: from its file, or fitted."""
-    if wishes.fitted is not None:
-        return face.load(wishes.fitted, classifier=classifier)
-    made, training = _parted(face, wishes, dataset.name)
-    defence = face.for_classifier(classifier, **made)
-    if face.fitted_on is not None and not any(option in made for option in face.chosen_by_fit):
+def _make(face: type[DefenceFace], classifier: PyTorchClassifier, dataset: Dataset, spec: DefenceSpec) -> DefenceFace:
+    """Return the defence for a classifier, loaded from its file or fitted."""
+    if spec.fitted is not None:
+        return face.load(spec.fitted, classifier=classifier)
+    constructor_options, training = _split_options(face, spec, dataset.name)
+    defence = face.for_classifier(classifier, **constructor_options)
+    if face.fitted_on is not None and not any(option in constructor_options for option in face.chosen_by_fit):
         images = getattr(dataset, face.fitted_on)
         for stage in face.stages(training):
             defence.fit(images.x, images.y, **stage)
     return defence
 
 
-def _parted(face: type[DefenceFace], wishes: Wishes, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of a defence's constructor, and those of its training."""
+def _split_options(face: type[DefenceFace], spec: DefenceSpec, dataset: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a defence's constructor, and those of its training."""
     kinds = face.training_options()
-    usual = {"eps": wishes.eps, "seed": wishes.seed} | dict(face.usual_training.get(dataset, {}))
-    training = usual | {name: value for name, value in wishes.options.items() if name in kinds}
-    made = {name: value for name, value in wishes.options.items() if name not in kinds}
-    return made, {name: value for name, value in training.items() if name in kinds}
+    usual = {"eps": spec.eps, "seed": spec.seed} | dict(face.usual_training.get(dataset, {}))
+    training = usual | {name: value for name, value in spec.options.items() if name in kinds}
+    constructor_options = {name: value for name, value in spec.options.items() if name not in kinds}
+    return constructor_options, {name: value for name, value in training.items() if name in kinds}
 
 
 def _stand_in(dataset: str) -> PyTorchClassifier:
-    """A small network for images of a data set, untrained: what a defence refuses of options, it refuses for this."""
+    """Return a small, untrained classifier for images of a data set, with which a defence checks its options."""
     shape = MODELS[DEFAULT_MODEL[dataset]].input_shape
     nb_classes = 1000 if dataset == "image_folder" else NB_CLASSES
     layers = nn.Conv2d(shape[0], 2, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
@@ -138,19 +140,19 @@ def _stand_in(dataset: str) -> PyTorchClassifier:
 
 
 def check_defences(names: Sequence[str]) -> list[str]:
-    """Return the names of defences, if they can be put on one after the other.
+    """Return the names of defences, if they can be applied one after the other.
 
     Raises:
-        InputError: for an unknown one, one twice, ``none`` beside others, or something after a detector.
+        InputError: for an unknown or repeated name, ``none`` beside others, or a defence after a detector.
     """
     for name in names:
         check_choice("defence", name, defence_names())
         if names.count(name) > 1:
-            raise InputError(f"defence is {name!r} twice; each only once was expected")
+            raise InputError(f"defence is {name!r} twice; each defence once was expected")
     if NONE in names and len(names) > 1:
-        raise InputError(f"defence is {', '.join(names)}; 'none' only alone was expected")
+        raise InputError(f"defence is {', '.join(names)}; 'none' alone was expected")
     if any(map(is_detector, names[:-1])):
-        raise InputError(f"defence is {', '.join(names)}; the detector as the last was expected: it watches all others")
+        raise InputError(f"defence is {', '.join(names)}; the detector in the last place was expected")
     return list(names)
 
 
@@ -197,18 +199,18 @@ def files_of(names: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
     return files
 
 
-def check_file(name: str, wishes: Wishes) -> None:
-    """Refuse a file that is missing or means nothing to the defence, and options beside it."""
-    if wishes.fitted is None:
+def check_file(name: str, spec: DefenceSpec) -> None:
+    """Refuse a file that is missing or that the defence cannot use, and options beside a file."""
+    if spec.fitted is None:
         return
     if not _is_fitted(name):
-        raise InputError(f"fitted is {wishes.fitted}, but defence {name} is not fitted; no file was expected")
-    if wishes.options:
+        raise InputError(f"fitted is {spec.fitted}, but defence {name} is not fitted; no file was expected")
+    if spec.options:
         raise InputError(
-            f"fitted is {wishes.fitted} and option is {next(iter(wishes.options))!r}; a file holds its own options"
+            f"fitted is {spec.fitted} and option is {next(iter(spec.options))!r}; a file holds its own options"
         )
-    if not wishes.fitted.is_file():
-        raise InputError(f"fitted is {wishes.fitted}; an existing file was expected")
+    if not spec.fitted.is_file():
+        raise InputError(f"fitted is {spec.fitted}; an existing file was expected")
 
 
 def _is_fitted(name: str) -> bool:

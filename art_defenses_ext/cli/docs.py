@@ -18,8 +18,8 @@ def _matching_pages(_context: click.Context, _parameter: click.Parameter, start:
 def docs_command(name: str | None) -> None:
     """List the pages of the documentation, or show one.
 
-    NAME is a page, such as checks, or a section of it, such as checks#more-effort. A terminal shows it laid out; a
-    pipe gets it in Markdown.
+    NAME is a page, such as checks, or a section of it, such as checks#more-effort. A terminal shows the page formatted;
+    a pipe receives Markdown.
     """
     text = _contents() if name is None else read_page(name)
     if name is None or not sys.stdout.isatty():

@@ -1,4 +1,4 @@
-"""``art-defenses doctor``: what is installed here, and which of ART's traps a classifier holds."""
+"""``art-defenses doctor``: the installed versions, and ART's traps in a classifier."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @click.option(
     "--classifier",
     metavar="PACKAGE.MODULE:FUNCTION",
-    help="Your function that returns an ART PyTorchClassifier, to be examined.",
+    help="Your own function, which returns the ART PyTorchClassifier to examine.",
 )
 @click.option(
     "--data",
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     help="Folder of the data sets. By default ART_DEFENSES_DATA, else a cache.",
 )
 def doctor_command(classifier: str | None, data: Path | None) -> None:
-    """Say what is installed, and examine a classifier.
+    """Print versions, devices and data sets, and examine a classifier.
 
-    Of a classifier of your own it names the traps of ART's that it holds.
+    In a classifier of your own it looks for traps that make ART's attacks fail.
     """
     from rich.console import Console
     from rich.table import Table
@@ -42,8 +42,8 @@ def doctor_command(classifier: str | None, data: Path | None) -> None:
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, text in environment().items():
         table.add_row(name, Text(for_terminal(text)))
-    for name, there in data_found(data).items():
-        table.add_row(name, "found" if there else "not there")
+    for name, is_present in data_found(data).items():
+        table.add_row(name, "found" if is_present else "not found")
     Console().print(table)
     for trap in traps or ():
         say(f"{trap.name}: {trap.finding}; {trap.advice} ({shown_by('traps')})", fg="red")

@@ -32,23 +32,23 @@ if TYPE_CHECKING:
     from art.estimators.classification import PyTorchClassifier
 
     from art_defenses_ext.base.arrays import Images, IntArray
-    from art_defenses_ext.cli.defences import Wishes
+    from art_defenses_ext.cli.defences import DefenceSpec
     from art_defenses_ext.evaluation.report.report import Report
     from art_defenses_ext.evaluation.run.shard import Shard
     from art_defenses_ext.evaluation.threat import Threat
     from art_defenses_ext.zoo.datasets import Dataset
 
 TRAINED_AGAINST = 0.1
-"""linf eps that a defence is trained against where the threat is none of linf."""
+"""The linf eps of a defence's adversarial training if the threat is not a linf ball."""
 
 CLIP_VALUES = (0.0, 1.0)
-"""The clip values of all data sets that the command knows."""
+"""The clip values of all built-in data sets."""
 
 NOT_REPEATED = ("out", "overwrite", "save_examples", "price", "shard", "processes")
-"""Options that a run's manifest does not keep: where and what it wrote, and how it was shared among processes."""
+"""Options that a run's manifest does not keep: those of its files and of its processes."""
 
 BLOCK_SIZE = {"image_folder": 32}
-"""Where the gradients of 256 images at a time would not fit into memory."""
+"""Default block sizes for data sets of which the gradients of 256 images do not fit into memory."""
 
 
 def _text_of_number(value: Any) -> str:
@@ -58,92 +58,100 @@ def _text_of_number(value: Any) -> str:
 
 
 def _numbers(value: Any) -> tuple[float, ...]:
-    values = value.split(",") if isinstance(value, str) else value
-    if not isinstance(values, list | tuple) or any(isinstance(each, bool) for each in values):
+    numbers = value.split(",") if isinstance(value, str) else value
+    if not isinstance(numbers, list | tuple) or any(isinstance(number, bool) for number in numbers):
         raise ValueError
     try:
-        return tuple(map(float, values))
+        return tuple(map(float, numbers))
     except TypeError:
         raise ValueError from None
 
 
-Numbers = Annotated[tuple[float, ...], Kind("numbers with commas between", _numbers)]
+Numbers = Annotated[tuple[float, ...], Kind("numbers separated by commas", _numbers)]
 Eps = Annotated[str, Kind("a number, or a fraction such as '8/255',", _text_of_number)]
 
 
 class EvaluateOptions(EvaluationConfig):
-    """What ``art-defenses evaluate`` can be told: the options of the evaluation, and what is evaluated."""
+    """The options of ``art-defenses evaluate``: those of the evaluation, of the model and of the data."""
 
-    dataset: Annotated[str, one_of(*DATASETS)] = option("digits", f"Images to attack: {', '.join(DATASETS)}.")
+    dataset: Annotated[str, one_of(*DATASETS)] = option("digits", f"Data set to attack: {', '.join(DATASETS)}.")
     defence: Texts = option(
         ("jump_relu",),
-        "Defence to put on, a name that `art-defenses list` prints; by default jump_relu. Several: in this order, each "
-        "fitted to what stands already.",
+        "Name of a defence, as `art-defenses list` prints it; by default jump_relu. Repeat the option to apply several "
+        "defences in this order; each is fitted to the classifier with the defences before it.",
         multiple=True, metavar="NAME",
     )  # fmt: skip
     norm: Text = option("linf", "Norm of the perturbation, such as linf, l2 or l1.")
-    eps: Eps = option("0.1", "Its largest size, such as 0.1 or 8/255; pixel values are from 0 to 1.")
+    eps: Eps = option("0.1", "Radius of the ball in this norm, such as 0.1 or 8/255; pixel values are from 0 to 1.")
     allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
     attacks: NamedAttacks = option(
         "standard",
-        "papers: what the method's authors ran; standard: these and our suite; full: and what takes longer. Attacks of "
-        "other packages are added with +, as in standard+simba; `art-defenses list` names those that are installed.",
+        "Attack suite: papers (the attacks of the method's authors), standard (these and the adaptive attacks of this "
+        "package), full (slower attacks too). Attacks of other packages are added with +, as in standard+simba; "
+        "`art-defenses list` names those that are installed.",
     )
-    samples: Count | None = option(None, "Test images, from the first on. By default all.")
+    samples: Count | None = option(None, "Number of test images, from the first on. By default all.")
     out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")
-    price: Flag = option(False, "Print what the evaluation will cost, from a trial on a few images, and stop.")
-    overwrite: Flag = option(False, "Replace an earlier run in --out, instead of going on.")
+    price: Flag = option(False, "Print the estimated cost of the evaluation, from a trial on a few images, and stop.")
+    overwrite: Flag = option(False, "Replace an earlier run in --out instead of continuing it.")
     save_examples: Annotated[str, one_of("one", "all")] = option(
-        "one", "Adversarial images that --out keeps: one of each attack, or all, in its folder adversarial."
+        "one", "Adversarial images to keep in --out: one of each attack, or all, in its folder adversarial."
     )
     data: AnyPath | None = option(
         None, "Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."
     )
     model: Text | None = option(
         None,
-        f"Network: {', '.join(MODELS)}; {', '.join(f'{each}:NAME' for each in COLLECTIONS)} (`art-defenses docs data` "
-        "says more); or package.module:function of your own.",
+        f"Network: {', '.join(MODELS)}; {', '.join(f'{name}:NAME' for name in COLLECTIONS)} (see `art-defenses docs "
+        "data`); or a function of your own, package.module:function.",
     )
-    weights: AnyPath | None = option(None, "Its weights: safetensors, or a torch file that holds nothing else.")
-    mean: Numbers | None = option(None, "Its normalisation: mean per channel, with commas.")
-    std: Numbers | None = option(None, "Its normalisation: deviation per channel, with commas.")
-    epochs: Count | None = option(None, "Train it for so long instead of loading weights.")
+    weights: AnyPath | None = option(
+        None, "File of the network's weights: safetensors, or a torch file of tensors only."
+    )
+    mean: Numbers | None = option(
+        None, "Mean of the network's normalisation: a number per channel, separated by commas."
+    )
+    std: Numbers | None = option(
+        None, "Deviation of the network's normalisation: a number per channel, separated by commas."
+    )
+    epochs: Count | None = option(None, "Train the network for this many epochs instead of loading weights.")
     options: Texts = option(
         (),
-        "An option of the defence or of its training, such as jump=1; of one of several, such as jump_relu.jump=1. "
-        "`art-defenses list jump_relu` prints them.",
+        "Option of the defence or of its training, such as jump=1; with several defences, such as jump_relu.jump=1. "
+        "`art-defenses list jump_relu` prints the names.",
         multiple=True, switch="--option", short="-o", metavar="NAME=VALUE",
     )  # fmt: skip
     fitted: Texts = option(
         (),
-        "File of a fitted defence, as save() writes it; of one of several, DEFENCE=FILE. By default fitted.",
+        "File of a fitted defence, as save() writes it; with several defences, DEFENCE=FILE. By default the defence is "
+        "fitted first.",
         multiple=True, metavar="FILE",
     )  # fmt: skip
     shard: Text | None = option(
-        None, "i/n: do the i-th of n parts, to be merged. By default what torchrun or srun says, else everything."
+        None, "Evaluate the i-th of n parts, as i/n, for a later merge. By default torchrun or srun sets it, else all."
     )
-    processes: Count = option(1, "Share the blocks among so many processes of this machine, and merge them.")
-    device: Annotated[str, one_of("cpu", "cuda")] = option("cpu", "cpu or cuda.")
+    processes: Count = option(1, "Number of processes of this machine that share the blocks; their parts are merged.")
+    device: Annotated[str, one_of("cpu", "cuda")] = option("cpu", "Device of the network: cpu or cuda.")
     threads: Annotated[int, whole(1, "a whole number from 1 to 4096", most=4096)] | None = option(
-        None, "Threads on the CPU. By default torch's own number."
+        None, "Number of threads on the CPU. By default torch's own."
     )
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """The options of these values by name, and else by default, which for a block depends on the data set."""
+        """Return the options with these values by name, else the defaults; that of a block depends on the data set."""
         block_size = BLOCK_SIZE.get(str(values.get("dataset")))
         return super().of(({} if block_size is None else {"block_size": block_size}) | dict(values))
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """What the options of an evaluation name, made: what :func:`.evaluate` is called with.
+    """The arguments of :func:`.evaluate`, made from the options of the command.
 
     Attributes:
-        classifier: defended.
+        classifier: the defended classifier.
         data: the images (N, ...) to attack, and their labels (N,).
         threat: the ball.
-        arguments: further ones.
+        arguments: the keyword arguments.
     """
 
     classifier: PyTorchClassifier
@@ -153,12 +161,12 @@ class Prepared:
 
     @classmethod
     def of(cls, options: EvaluateOptions, part: Shard) -> Prepared:
-        """Load the data, and make the defended classifier, once all options have been checked."""
-        from art_defenses_ext.cli.defences import put_on
+        """Check all options, load the data, and make the defended classifier."""
+        from art_defenses_ext.cli.defences import apply_defences
         from art_defenses_ext.zoo.classifiers import load_classifier
 
         _prepare_machine(options)
-        threat, wishes, images, count = checked(options, part)
+        threat, specs, images, count = checked(options, part)
         classifier = load_classifier(
             images, options.model, options.weights, mean=options.mean, std=options.std, epochs=options.epochs,
             device=options.device, seed=options.seed,
@@ -169,34 +177,34 @@ class Prepared:
             "command_options": repeated(options),
         }
         data = images.test.x[:count], images.test.y[:count]
-        return cls(put_on(classifier, images, wishes), data, threat, arguments)
+        return cls(apply_defences(classifier, images, specs), data, threat, arguments)
 
 
-def checked(options: EvaluateOptions, part: Shard) -> tuple[Threat, dict[str, Wishes], Dataset, int]:
-    """Return the ball, what is wanted of each defence, the data and how many images are attacked.
+def checked(options: EvaluateOptions, part: Shard) -> tuple[Threat, dict[str, DefenceSpec], Dataset, int]:
+    """Return the ball, the specification of each defence, the data and the number of attacked images.
 
     Raises:
-        InputError: for options that cannot be used together, before a network is loaded or trained.
+        InputError: for options that contradict each other, before a network is loaded or trained.
     """
     from art_defenses_ext.attack.ball import Linf
     from art_defenses_ext.evaluation.threat import named_threat
 
     threat = named_threat(options.norm, options.eps)
-    wishes = _wishes(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
+    specs = _defence_specs(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
     images, count = _images(options)
     _check_run(options, threat, images, count, part)
-    return threat, wishes, images, count
+    return threat, specs, images, count
 
 
 def repeated(options: EvaluateOptions) -> dict[str, Any]:
-    """Return the options by name that a run's manifest keeps, as plain values."""
+    """Return the options that a run's manifest keeps, by name, as plain values."""
     return {name: value for name, value in as_plain(options).items() if name not in NOT_REPEATED}
 
 
 def attack_and_report(options: EvaluateOptions) -> None:
-    """Attack a defended classifier, and print its accuracy.
+    """Attack a defended classifier, and print whether the defence helps.
 
-    Every attack of a suite runs; an image counts by its worst case.
+    Every attack of the suite runs, and each image counts by its worst case.
     """
     from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard, price
 
@@ -220,12 +228,12 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
 
 def _written(options: EvaluateOptions) -> dict[str, Any]:
-    """Return the arguments of :func:`.evaluate` that say what it does with its folder."""
+    """Return the arguments of :func:`.evaluate` for its folder."""
     return {"overwrite": options.overwrite, "save_examples": options.save_examples}
 
 
 def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
-    """Do the parts of an evaluation in processes of their own, which share the processor's cores; return the whole."""
+    """Make an evaluation in several processes, which share the processor's cores; return the merged report."""
     from art_defenses_ext.evaluation.merge import merge
 
     if out is None or not part.is_whole:
@@ -242,7 +250,7 @@ def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Sh
 
 
 def _evaluated_part(options: EvaluateOptions) -> Path:
-    """Do a part of an evaluation; the first one shows how far it is."""
+    """Evaluate one part; the first part shows a progress bar."""
     from art_defenses_ext.evaluation.evaluate import evaluate_shard
 
     part, out = _part(options), options.out
@@ -255,7 +263,7 @@ def _evaluated_part(options: EvaluateOptions) -> Path:
 
 
 def options_of_run(folder: Path) -> EvaluateOptions:
-    """Return what the command that made a run was asked, but for where it wrote and which part it did.
+    """Return the options of the command that made a run, without those of its files and of its processes.
 
     Raises:
         InputError: for a folder without a run, and for a run that was made in Python.
@@ -265,20 +273,20 @@ def options_of_run(folder: Path) -> EvaluateOptions:
     run = read_manifest(folder).run
     if not run.options:
         raise InputError(
-            f"run is {folder}, which was made in Python, so that no command knows its model; a run of "
+            f"run is {folder}, which was made in Python and does not name its model; a run of "
             "`art-defenses evaluate`, or in Python rerun(run, model, data), was expected"
         )
     return EvaluateOptions.of(run.options | {"threads": run.threads})
 
 
-def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishes]:
-    """Return what is wanted of each defence, by its name, in the order in which they are put on."""
+def _defence_specs(options: EvaluateOptions, trained_against: float) -> dict[str, DefenceSpec]:
+    """Return the specification of each defence by its name, in the order of application."""
     from art_defenses_ext.cli.defences import (
         NONE,
-        Wishes,
+        DefenceSpec,
         check_defences,
         check_file,
-        check_wishes,
+        check_spec,
         files_of,
         options_of,
     )
@@ -287,15 +295,15 @@ def _wishes(options: EvaluateOptions, trained_against: float) -> dict[str, Wishe
     if options.attacks == "papers" and names == [NONE]:
         raise InputError("attacks is 'papers', but defence is 'none'; a defence that a paper attacks was expected")
     chosen, files = options_of(names, options.options), files_of(names, options.fitted)
-    wishes = {name: Wishes(chosen[name], trained_against, options.seed, files.get(name)) for name in names}
-    for name, wish in wishes.items():
-        check_file(name, wish)
-        check_wishes(name, wish, options.dataset)
-    return wishes
+    specs = {name: DefenceSpec(chosen[name], trained_against, options.seed, files.get(name)) for name in names}
+    for name, spec in specs.items():
+        check_file(name, spec)
+        check_spec(name, spec, options.dataset)
+    return specs
 
 
 def _part(options: EvaluateOptions) -> Shard:
-    """Return which part of the evaluation is this process's, if it can be written."""
+    """Return the part of the evaluation that belongs to this process, if it can be written."""
     from art_defenses_ext.evaluation.run.folder import check_out
     from art_defenses_ext.evaluation.run.shard import Shard
 
@@ -310,7 +318,7 @@ def _part(options: EvaluateOptions) -> Shard:
 
 
 def _prepare_machine(options: EvaluateOptions) -> None:
-    """Torch's threads, and the GPU of this process among those that a launcher started."""
+    """Set torch's threads, and the GPU of this process among those that a launcher started."""
     import torch
 
     from art_defenses_ext.evaluation.run.shard import local_rank
@@ -322,7 +330,7 @@ def _prepare_machine(options: EvaluateOptions) -> None:
 
 
 def _images(options: EvaluateOptions) -> tuple[Dataset, int]:
-    """Return the data set, and how many of its test images are attacked."""
+    """Return the data set, and the number of its test images that are attacked."""
     from art_defenses_ext.base.validation import check_folder
     from art_defenses_ext.zoo.datasets import load_dataset
 

@@ -1,4 +1,4 @@
-"""``art-defenses list``: what can be chosen."""
+"""``art-defenses list``: names of defences, data sets, networks and attack suites."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
 
-SUITES = {"papers": "what the method's authors ran", "standard": "these and our suite", "full": "and what takes longer"}
+SUITES = {
+    "papers": "the attacks of the method's authors",
+    "standard": "these and the adaptive attacks of this package",
+    "full": "slower attacks too",
+}
 
 Line = tuple[str, str, str]
-"""What something is, its name, and what to know of it."""
+"""The kind of an item, its name, and a description."""
 
 
 @click.command("list")
@@ -26,8 +30,8 @@ Line = tuple[str, str, str]
 def list_command(names: tuple[str, ...]) -> None:
     """List defences, data sets, networks and attack suites.
 
-    With NAMES among them: the options and the paper's attacks of each defence, the attacks of each suite, and what the
-    attack of another package is for.
+    For each of NAMES: the options and the paper's attacks of a defence, the attacks of a suite, or the purpose of an
+    attack of another package.
     """
     from rich.console import Console
     from rich.table import Table
@@ -54,7 +58,7 @@ def _overview() -> Iterator[Line]:
 
 
 def _title(point: EntryPoint) -> str:
-    """Return the title that the class of a defence declares, read off its source: to import it would take seconds."""
+    """Return the title that the class of a defence declares, from its source, since an import would take seconds."""
     try:
         source = find_spec(point.module)
         nodes = ast.walk(ast.parse(Path(source.origin).read_bytes())) if source and source.origin else ()

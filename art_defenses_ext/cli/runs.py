@@ -1,4 +1,4 @@
-"""``art-defenses merge``, ``compare``, ``entry``, ``schema`` and ``leaderboard``: what is made of runs."""
+"""The commands on finished runs: ``merge``, ``rerun``, ``add``, ``compare``, ``export``, ``entry``, ``leaderboard``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ FOLDER = click.Path(path_type=Path)
 
 @click.command("merge")
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", type=FOLDER, help="Folder of the whole. By default the only one given.")
+@click.option("--out", type=FOLDER, help="Folder of the merged run. By default the folder, if only one is given.")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
-@click.option("--mixed", is_flag=True, help="Join parts from different devices, versions or numbers of threads, too.")
+@click.option("--mixed", is_flag=True, help="Merge parts from different devices, versions or numbers of threads too.")
 def merge_command(folders: tuple[Path, ...], out: Path | None, overwrite: bool, mixed: bool) -> None:
-    """Join the parts of an evaluation; print and write its report.
+    """Merge the parts of an evaluation; print and write its report.
 
-    FOLDERS are those that --shard wrote to, or of single parts.
+    FOLDERS are the folders of the evaluation, which --out named with --shard, or those of single parts.
     """
     from art_defenses_ext.evaluation.merge import merge
 
@@ -36,7 +36,7 @@ def merge_command(folders: tuple[Path, ...], out: Path | None, overwrite: bool, 
 @click.option("--out", type=FOLDER, help="Folder of the repetition. By default it is not kept.")
 @click.pass_context
 def rerun_command(context: click.Context, run: Path, out: Path | None) -> None:
-    """Repeat a finished run from its own manifest, and say which records differ.
+    """Repeat a finished run from its own manifest, and print which records differ.
 
     RUN is the folder of a run that the command evaluate made. The exit status is 1 if a record differs.
     """
@@ -60,12 +60,14 @@ def rerun_command(context: click.Context, run: Path, out: Path | None) -> None:
 @click.command("add")
 @click.argument("run", type=FOLDER)
 @click.argument("adversarial", type=FOLDER)
-@click.option("--from", "source", required=True, metavar="NAME, LINK", help="Whose examples they are, and where from.")
+@click.option(
+    "--from", "source", required=True, metavar="NAME, LINK", help="Author of the examples, and optionally a link."
+)
 def add_command(run: Path, adversarial: Path, source: str) -> None:
     """Add adversarial examples that somebody else made to a finished run; print and write its report.
 
-    RUN is the folder of a run that the command evaluate made. ADVERSARIAL is a file of images: .npz, .safetensors, or
-    what torch.save wrote (docs/howto/add_examples.md).
+    RUN is the folder of a run that the command evaluate made. ADVERSARIAL is a file of images: .npz, .npy,
+    .safetensors, or a file of torch.save (art-defenses docs howto/add_examples).
     """
     from art_defenses_ext.cli.evaluate import Prepared, options_of_run
     from art_defenses_ext.evaluation.add import add_examples
@@ -82,12 +84,12 @@ def add_command(run: Path, adversarial: Path, source: str) -> None:
 @click.argument("folders", nargs=-1, required=True, type=FOLDER)
 @click.option("--out", type=FOLDER, help="Folder for the table (JSON, Markdown) and a picture.")
 @click.option(
-    "--different-attackers", is_flag=True, help="Compare runs of different attackers, too, and say how they differ."
+    "--different-attackers", is_flag=True, help="Compare runs with different attackers too, and print the differences."
 )
 def compare_command(folders: tuple[Path, ...], out: Path | None, different_attackers: bool) -> None:
-    """Put finished runs beside each other.
+    """Compare finished runs with the first of them.
 
-    That is image by image where they attacked the same ones. The first of FOLDERS is what others are held against.
+    Runs on the same images are compared image by image. FOLDERS are the folders of the runs.
     """
     from art_defenses_ext.evaluation.publish.compare import compare
 
@@ -99,14 +101,15 @@ def compare_command(folders: tuple[Path, ...], out: Path | None, different_attac
 
 @click.command("export")
 @click.argument("run", type=FOLDER)
-@click.option("--format", "form", type=click.Choice(["junit", "sarif"]), required=True, help="Of the file.")
+@click.option("--format", "form", type=click.Choice(["junit", "sarif"]), required=True, help="Format of the file.")
 @click.option("--out", type=FOLDER, required=True, help="File to write.")
-@click.option("--at-least", type=float, help="The smallest robust accuracy that is accepted, from 0 to 1.")
+@click.option("--at-least", type=float, help="Smallest robust accuracy that passes, from 0 to 1.")
 @click.pass_context
 def export_command(context: click.Context, run: Path, form: str, out: Path, at_least: float | None) -> None:
-    """Write the checks of a finished run, and a bound on its robust accuracy, for a forge to show.
+    """Write the checks of a finished run, and a bound on its robust accuracy, for a forge.
 
-    RUN is its folder. The exit status is 1 if a check failed, or if the robust accuracy is too low or not established.
+    RUN is the folder of the run. The exit status is 1 if a check failed, or if the robust accuracy is too low or not
+    established.
     """
     from art_defenses_ext.evaluation.publish.export import export
 
@@ -120,18 +123,18 @@ def export_command(context: click.Context, run: Path, form: str, out: Path, at_l
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=FOLDER, required=True, help="JSON file to write.")
 @click.option("--dataset", required=True, help="Name of the data set.")
-@click.option("--name", help="Of the line. By default the defences with their options.")
-@click.option("--link", help="To the paper.")
-@click.option("--reported", type=float, help="Robust accuracy that the paper prints, in per cent.")
-@click.option("--external", type=float, help="A lower one that somebody else has shown, in per cent.")
-@click.option("--command", help="That made the run, as others can type it. By default as it was typed.")
+@click.option("--name", help="Name of the entry. By default the defences with their options.")
+@click.option("--link", help="Link to the paper.")
+@click.option("--reported", type=float, help="Robust accuracy in the paper, in per cent.")
+@click.option("--external", type=float, help="Lower robust accuracy that others have shown, in per cent.")
+@click.option("--command", help="Command that made the run, as others can type it. By default as it was typed.")
 def entry_command(
     folder: Path, out: Path, dataset: str, name: str | None, link: str | None, reported: float | None,
     external: float | None, command: str | None,
 ) -> None:  # fmt: skip
-    """Write the line of a run for a page of results.
+    """Write a finished run as an entry of a page of results.
 
-    FOLDER is that of the finished run.
+    FOLDER is the folder of the run.
     """
     from art_defenses_ext.evaluation.publish.leaderboard import Entry
     from art_defenses_ext.evaluation.report.report import Report
@@ -157,7 +160,7 @@ def schema_command(file: str) -> None:
 @click.argument("folder", type=FOLDER)
 @click.option("--out", type=FOLDER, help="Markdown file to write. By default README.md in the folder.")
 def leaderboard_command(folder: Path, out: Path | None) -> None:
-    """Write the page of all results in a folder, and its picture.
+    """Write a page of all entries in a folder, with a picture.
 
     FOLDER holds entries, as the command entry writes them.
     """

@@ -1,4 +1,4 @@
-"""What a command prints."""
+"""The output of the commands."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def say(line: str, *, fg: str | None = None, err: bool = False) -> None:
-    """A line for whoever typed the command, with names as they are and nothing that a terminal would obey."""
+    """Print a line, without the control sequences that names may contain."""
     click.secho(for_terminal(line), fg=fg, err=err)
 
 
 def noise_options() -> list[click.Option]:
-    """Return the options of a command that works for long, by which it says less or more meanwhile."""
+    """Return the options of a long command that set how much it prints."""
     switches = {
-        "--quiet": "Show no progress: results and errors alone.",
-        "--verbose": "Show a line for each attack and each epoch instead of a bar.",
+        "--quiet": "Print results and errors only, without progress.",
+        "--verbose": "Print a line for each attack and each epoch instead of a bar.",
     }
     return [
         click.Option([name], is_flag=True, expose_value=False, callback=_set_level, help=text)
@@ -39,7 +39,7 @@ def _set_level(_context: click.Context, option: click.Parameter, given: bool) ->
 
 
 def set_noise(level: int) -> None:
-    """Have the package's logger print what is of a level and above on the standard error."""
+    """Print messages of the package's logger from a level on to the standard error."""
     if level == logging.NOTSET:
         return
     lines = logging.StreamHandler()
@@ -50,7 +50,7 @@ def set_noise(level: int) -> None:
 
 @contextmanager
 def resumable(out: Path | None, overwrite: bool = False) -> Iterator[None]:
-    """Say, where the work inside is interrupted, how it goes on: a run in a folder keeps what is finished."""
+    """Add to an interruption how to continue: a run in a folder keeps its finished attacks."""
     try:
         yield
     except KeyboardInterrupt as interrupt:
@@ -58,13 +58,13 @@ def resumable(out: Path | None, overwrite: bool = False) -> Iterator[None]:
         interrupt.add_note(
             "Nothing is kept without --out."
             if out is None
-            else f"Finished attacks are kept in {out}; {again} goes on from there."
+            else f"Finished attacks are kept in {out}; {again} continues from there."
         )
         raise
 
 
 def show_report(report: Report, out: Path | None) -> None:
-    """Print a report, and where its page lies."""
+    """Print a report, and the path of its page."""
     report.print()
     if out is not None:
         say(f"Report: {out / 'report.html'}")

@@ -18,22 +18,22 @@ from art_defenses_ext.cli.evaluate import EvaluateOptions, Prepared, checked, re
 from art_defenses_ext.cli.show import resumable, say
 
 COMPARISON = "comparison"
-"""The folder of the final page, beside those of the runs."""
+"""The folder of the comparison, beside those of the runs."""
 
 OF_ONE_RUN = ("overwrite", "price", "processes", "shard")
-"""Options that a sweep has no use for."""
+"""Options that a sweep refuses, since they concern a single run."""
 
 LISTS = ("defence", "options", "fitted")
-"""Options that are lists; a single text is a list of one."""
+"""Options that are lists; a single text counts as a list of one."""
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Evaluations that are to be made.
+    """The evaluations of a sweep.
 
     Attributes:
-        out: folder of their folders.
-        runs: their options, by the names of their folders, in the order of the file.
+        out: the folder that holds the folders of the runs.
+        runs: the options of each run by the name of its folder, in the order of the file.
     """
 
     out: Path
@@ -41,10 +41,10 @@ class Sweep:
 
     @classmethod
     def read(cls, path: Path) -> Sweep:
-        """Read a sweep from its file: options of ``evaluate``, and under ``[matrix]`` lists of values.
+        """Read a sweep from its file: options of ``evaluate``, and lists of values under ``[matrix]``.
 
         Raises:
-            InputError: for a file that cannot be read, or that holds what no evaluation takes.
+            InputError: for a file that cannot be read, or that holds an invalid option.
         """
         values = read_toml(path, "sweep")
         matrix, out = values.pop("matrix", None), values.pop("out", None)
@@ -65,17 +65,17 @@ class Sweep:
         return cls(Path(out), runs)
 
     def unfinished(self) -> list[str]:
-        """Return the runs that are not finished yet, by name.
+        """Return the names of the runs that are not finished.
 
         Raises:
-            InputError: for a folder that holds a run of other options.
+            InputError: for a folder that holds a run with other options.
         """
         return [name for name, options in self.runs.items() if not _is_finished(name, options)]
 
 
 @contextmanager
 def _naming(run: str) -> Iterator[None]:
-    """Say which run of the sweep an error is about."""
+    """Name the run of the sweep in the message of an error."""
     try:
         yield
     except InputError as error:
@@ -124,7 +124,7 @@ def _is_finished(name: str, options: EvaluateOptions) -> bool:
 
 
 def _attack(name: str, options: EvaluateOptions) -> None:
-    """Make one run, or go on with it."""
+    """Make a run, or continue it."""
     from art_defenses_ext.evaluation.evaluate import evaluate
     from art_defenses_ext.evaluation.report.headlines import figure_name
     from art_defenses_ext.evaluation.run.shard import WHOLE
@@ -139,10 +139,10 @@ def _attack(name: str, options: EvaluateOptions) -> None:
 @click.argument("sweep", type=click.Path(path_type=Path))
 @click.option("--print", "only_print", is_flag=True, help="Print the runs and whether they are finished, and stop.")
 def sweep_command(sweep: Path, only_print: bool) -> None:
-    """Make a matrix of evaluations, each in its folder, and compare them.
+    """Make a matrix of evaluations, each in its own folder, and compare them.
 
-    SWEEP is a TOML file: options of evaluate, and under [matrix] lists of values. Finished runs
-    are skipped, and unfinished ones go on, so that the same command continues an interrupted sweep.
+    SWEEP is a TOML file with options of evaluate, and lists of values under [matrix]. Finished runs are skipped and
+    unfinished ones are continued, so the same command continues an interrupted sweep.
     """
     from art_defenses_ext.evaluation.publish.compare import compare
     from art_defenses_ext.evaluation.run.folder import check_out
@@ -158,19 +158,19 @@ def sweep_command(sweep: Path, only_print: bool) -> None:
         with _naming(name):
             check_out(task.out / name)
             checked(task.runs[name], WHOLE)
-    broken = []
+    failed = []
     for name, options in task.runs.items():
         if name not in unfinished:
-            say(f"{name}: finished before")
+            say(f"{name}: already finished")
             continue
         try:
             with resumable(task.out):
                 _attack(name, options)
-        except InputError as error:  # the others need not wait for somebody to look at it
-            broken.append(name)
-            say(f"{name}: broke off: {error}", err=True, fg="red")
-    if broken:
-        raise InputError(f"sweep is {sweep}, of which {', '.join(broken)} broke off; the same command tries again")
+        except InputError as error:  # the other runs do not depend on it
+            failed.append(name)
+            say(f"{name}: failed: {error}", err=True, fg="red")
+    if failed:
+        raise InputError(f"sweep is {sweep}, of which {', '.join(failed)} failed; the same command tries again")
     if len(task.runs) > 1:
         comparison = compare([task.out / name for name in task.runs], different_attackers=True)
         comparison.print()

@@ -1,4 +1,4 @@
-"""What may be wrong with a classifier before it is attacked: ART's traps behind numbers that look strong."""
+"""Traps in a classifier that make ART's attacks fail, so that it looks robust (docs/traps.md)."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from art_defenses_ext.evaluation.suite.probe import passes_gradient
 from art_defenses_ext.gradients.modes import Defence, gradient_mode, gradient_modes
 
 NO_GRAPH = "no graph leads from the logits back to the image"
-"""Another thing than a gradient of zero: none is computed at all."""
+"""The finding if no gradient is computed at all, as opposed to a gradient of zero."""
 
 IMAGES = 4
-"""Random images that are tried."""
+"""Number of random images for most traps."""
 
 MANY = 32
-"""Random images where a share is told."""
+"""Number of random images for traps that depend on a share of images."""
 
 SATURATED = 0.1
-"""The share of images at which the cross-entropy may have no gradient before it is a trap."""
+"""The largest share of images with a zero gradient of the cross-entropy that is not reported."""
 
 NEED_PROBABILITIES = (HighConfidence, ReverseSigmoid)
-"""ART's postprocessors that take their input for probabilities."""
+"""ART's postprocessors that expect probabilities."""
 
 
 @dataclass(frozen=True)
 class Trap:
-    """Something that makes attacks fail, crash or mean less than they seem to.
+    """A property of a classifier that makes attacks fail, crash or overestimate its robustness.
 
     Attributes:
-        name: in a few words.
-        finding: what is the case.
-        advice: what to do.
+        name: a few words, as in docs/traps.md.
+        finding: the evidence in this classifier.
+        advice: the remedy.
     """
 
     name: str
@@ -56,10 +56,10 @@ class Trap:
 
 @gradients_enabled()
 def examine(classifier: PyTorchClassifier) -> list[Trap]:
-    """Return the traps that a classifier holds, looked for with a few random images; none if all is well.
+    """Return the traps of a classifier, found with a few random images; an empty list if there are none.
 
     Args:
-        classifier: an ART ``PyTorchClassifier`` with whatever stands before and after its network.
+        classifier: an ART ``PyTorchClassifier`` with its preprocessing and postprocessing.
     """
     if not isinstance(classifier, PyTorchClassifier):  # subclasses have traps of their own
         raise InputError(f"classifier is a {type(classifier).__name__}; an ART PyTorchClassifier was expected")
@@ -70,11 +70,11 @@ def examine(classifier: PyTorchClassifier) -> list[Trap]:
     traps: list[Trap] = []
     for name, (look, advice) in TRAPS.items():
         if name in NEED_LOGITS and any(trap.name in ("output", "precision") for trap in traps):
-            continue  # what ART cannot run, or what is no logits, has no other flaw that could be told
+            continue  # without logits from ART these cannot be tested
         try:
             finding = look(classifier, x if name in NEED_MANY else x[:IMAGES])
-        except Exception as error:  # a patient may do anything
-            finding = f"it cannot be looked for: {one_line(error)}"
+        except Exception as error:  # a classifier may raise any
+            finding = f"it cannot be tested: {one_line(error)}"
         if finding:
             traps.append(Trap(name, finding, advice))
     return traps
@@ -107,7 +107,9 @@ def _layout(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 def _numpy(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     others = [each for each in classifier.preprocessing_operations if not isinstance(each, PreprocessorPyTorch)]
     return (
-        f"{_names(others)} work on numpy arrays: gradients stop there, or are replaced by a guess" if others else None
+        f"{_names(others)} work on numpy arrays: gradients stop there, or are replaced by an estimate"
+        if others
+        else None
     )
 
 
@@ -115,15 +117,15 @@ def _postprocessing(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     steps = classifier.postprocessing_defences
     if not steps:
         return None
-    finding = f"{_names(steps)} change the output on numpy arrays, which no gradient passes"
+    finding = f"{_names(steps)} change the output as a numpy array, so no gradient passes"
     misused = [step for step in steps if isinstance(step, NEED_PROBABILITIES)]
     if misused and not _are_probabilities(torch.as_tensor(_outputs(classifier, x))):
-        finding += f"; {_names(misused)} were written for probabilities, and the network gives logits"
+        finding += f"; {_names(misused)} expect probabilities, and the network returns logits"
     return finding
 
 
 def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Preprocessors through which no gradient, or one of zero, passes."""
+    """Return the preprocessors through which no gradient, or one of zero, passes."""
     images = torch.tensor(x, device=classifier.device)
     flat = [
         preprocessor
@@ -133,11 +135,11 @@ def _detaching(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
         and not isinstance(preprocessor, Defence)
         and not followed(preprocessor, images)[1]
     ]
-    return f"no gradient passes {_names(flat)}: attacks see a flat network" if flat else None
+    return f"no gradient passes {_names(flat)}: it is masked for attacks" if flat else None
 
 
 def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Return what is wrong with the loss's gradient, and under which gradient modes nothing is."""
+    """Return the flaw of the loss's gradient, and the gradient modes that do not have it."""
     flaw = _wrong_gradient(classifier, x)
     if flaw is None:
         return None
@@ -146,31 +148,29 @@ def _no_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
         with gradient_mode(classifier, mode):
             if _wrong_gradient(classifier, x) is None:
                 modes.append(mode)
-    return flaw + (
-        f" (not under gradient_mode {' or '.join(modes)}, which evaluate attacks by itself)" if modes else ""
-    )
+    return flaw + (f" (not under gradient_mode {' or '.join(modes)}, which evaluate attacks too)" if modes else "")
 
 
 def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     labels = np.eye(classifier.nb_classes, dtype=np.float32)[np.arange(IMAGES) % classifier.nb_classes]
     try:
         gradient = classifier.loss_gradient(x, labels)
-    except Exception as error:  # whatever an attack would meet
+    except Exception as error:  # an attack would meet the same
         if _has_no_graph(classifier, x):
-            return f"{NO_GRAPH}: something on the way runs under torch.no_grad, or detaches"
+            return f"{NO_GRAPH}: an operation between them runs under torch.no_grad, or detaches"
         return f"the loss has no gradient: {type(error).__name__}: {_line(error)}"
     if not np.isfinite(gradient).all():
         return "the loss's gradient holds NaN or infinite values"
     if not gradient.any():
-        return "the loss's gradient is zero everywhere: something on the way is saturated, or made of steps"
+        return "the loss's gradient is zero everywhere: an operation is saturated or piecewise constant"
     return None
 
 
 def _has_no_graph(classifier: PyTorchClassifier, x: FloatArray) -> bool:
-    """Return whether the logits are computed, but not from the image as autograd sees it."""
+    """Return whether the logits can be computed but have no graph back to the image."""
     try:
         return not passes_gradient(classifier, "exact", x)
-    except Exception:  # it has another flaw, which is named instead
+    except Exception:  # another flaw, which is named instead
         return False
 
 
@@ -183,7 +183,7 @@ def _double(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 def _precision(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Return what ART makes of a network of another dtype, which gets and should give float32."""
+    """Return how ART fails on a network of another dtype, since it sends and expects float32."""
     dtype = model_dtype(_network(classifier))
     if dtype in (None, torch.float32):
         return None
@@ -216,9 +216,7 @@ def _output(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
     except InputError as error:
         return str(error)
     if _are_probabilities(logits):
-        return (
-            "the network gives probabilities, not logits: the loss takes a softmax of a softmax, and gradients vanish"
-        )
+        return "the network returns probabilities, not logits: the loss applies softmax twice, and gradients vanish"
     return None
 
 
@@ -227,7 +225,7 @@ def _are_probabilities(outputs: Tensor) -> bool:
 
 
 def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
-    """Return what the network returns for images, whatever that is, behind ART's preprocessing."""
+    """Return the network's output for images after ART's preprocessing, of any type."""
     network, device = _network(classifier), classifier.device
     with evaluation_mode(network), torch.no_grad():
         images, _ = classifier._apply_preprocessing(x, y=None, fit=False)
@@ -235,9 +233,9 @@ def _outputs(classifier: PyTorchClassifier, x: FloatArray) -> Any:
 
 
 def _saturated(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
-    """Return whether the cross-entropy of the predicted class has a gradient where the logits have one."""
+    """Return at how many images the cross-entropy of the predicted class has no gradient although the logits have."""
     if _wrong_gradient(classifier, x[:IMAGES]) is not None:
-        return None  # that is another trap
+        return None  # another trap
     logits = classifier.predict(x)
     predicted = logits.argmax(axis=1)
     climbed = classifier.loss_gradient(x, np.eye(classifier.nb_classes, dtype=np.float32)[predicted])
@@ -266,33 +264,33 @@ def _batches(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 
 
 TRAPS: dict[str, tuple[Callable[[PyTorchClassifier, FloatArray], str | None], str]] = {
-    "subclass": (_subclass, "put what it does into the network or a PreprocessorPyTorch"),
+    "subclass": (_subclass, "move its behaviour into the network or a PreprocessorPyTorch"),
     "sequential with a forward": (_sequential, "make it a plain nn.Module"),
-    "sequential with a hook": (_hooks, "put an nn.Module around it"),
+    "sequential with a hook": (_hooks, "wrap it in an nn.Module"),
     "channels": (_layout, "pass channels_first to PyTorchClassifier: the defences and Square look at rows and columns"),
     "numpy preprocessing": (_numpy, "attack as_module(classifier), which bridges it, as evaluate and defend do"),
-    "postprocessing": (_postprocessing, "attack the classifier without it, and judge with it, as evaluate does"),
-    "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), which evaluate does by itself"),
+    "postprocessing": (_postprocessing, "attack the classifier without it, and predict with it, as evaluate does"),
+    "detached preprocessing": (_detaching, "wrap it in Surrogate(preprocessor), as evaluate does"),
     "output": (_output, "return a tensor of logits, one for each class"),
     "precision": (_precision, "cast in the network's forward, its input and its logits, or use model.float()"),
     "no gradient": (_no_gradient, "look for torch.no_grad, detach, argmax or rounding between image and loss"),
     "float64": (_double, "cast in the network's forward: x = x.to(next(self.parameters()).dtype)"),
-    "random": (_random, "let evaluate average over it, and judge by many passes"),
-    "no clip values": (_unclipped, "pass clip_values=(0, 1), or whatever the pixels' range is"),
+    "random": (_random, "average over many passes, as evaluate does"),
+    "no clip values": (_unclipped, "pass clip_values=(0, 1), or the actual range of the pixels"),
     "saturation": (_saturated, "attack the margin (AutoPGD(loss='margin')) or divide the logits by a constant"),
     "batches": (_batches, "let batch norm use its running statistics, and take the softmax over the classes"),
 }
-"""What looks for each trap, and what to do, by its name."""
+"""The test for each trap, and its remedy, by name."""
 
 NEED_LOGITS = ("no gradient", "float64", "random", "saturation", "batches")
-"""What is looked for only where ART gets logits from the network."""
+"""Traps that can be tested only if ART receives logits from the network."""
 
 NEED_MANY = ("saturation",)
-"""What is told of ``MANY`` images."""
+"""Traps that are tested with ``MANY`` images."""
 
 
 def environment() -> dict[str, str]:
-    """Versions, devices and threads of this machine."""
+    """Return versions, devices and threads of this machine."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     return versions() | {"GPU": ", ".join(gpus) or "none that torch finds", "CPU threads": str(torch.get_num_threads())}
 

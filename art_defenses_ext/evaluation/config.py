@@ -1,7 +1,7 @@
-"""The options of an evaluation, each declared once: what its records depend on besides the networks and the images.
+"""The options of an evaluation on which its records depend, besides networks and images; each is declared once.
 
-From this declaration come the keyword arguments of :func:`.evaluate`, the options of the command and of its TOML file,
-what the manifest says of a run, and the key of a cache. Nothing heavy is imported here.
+The keyword arguments of :func:`.evaluate`, the options of the command and of its TOML file, the description of a run in
+its manifest, and the key of a cache follow from this declaration. Nothing heavy is imported here.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 
 SETS = ("papers", "standard", "full")
-"""Names of attack suites: ``standard`` is the papers' attacks and ours, ``full`` adds what takes longer."""
+"""Names of attack suites: ``standard`` is the papers' attacks and ours, ``full`` adds slower attacks."""
 
 
 def _named_attacks(value: Any) -> str:
@@ -31,18 +31,18 @@ NamedAttacks = Annotated[
 
 
 UndefendedSuite = Annotated[str, one_of("same", "papers")]
-"""What is run on the undefended model."""
+"""The attacks on the undefended model."""
 
 
 class EvaluationConfig(Options):
-    """The options of an evaluation that its records depend on.
+    """The options of an evaluation on which its records depend.
 
     Attributes:
-        seed: of all randomness.
-        block_size: consecutive samples attacked at a time; part of the result's identity.
-        curve_samples: how many of the first samples serve the curve of accuracy against eps; 0 for no curve.
-        check_samples: how many of the first samples the checks attack once more, with more steps and without a limit;
-            0 for no checks.
+        seed: the seed of all randomness.
+        block_size: number of consecutive samples attacked at a time; part of the identity of a result.
+        curve_samples: number of samples, from the first on, for the curve of accuracy against eps; 0 for no curve.
+        check_samples: number of samples, from the first on, that the checks attack once more, with more steps and
+            without a limit; 0 for no checks.
         adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
             hides.
         undefended_suite: ``"same"``: where a named suite runs, the undefended model is evaluated under it too, on the
@@ -58,15 +58,15 @@ class EvaluationConfig(Options):
     """
 
     seed: Seed = option(0, "Seed of training and of all attacks.")
-    block_size: Count = option(256, "Images attacked at a time.")
-    curve_samples: Natural = option(200, "Images for the curve of accuracy against eps; 0: none.")
-    check_samples: Natural = option(100, "Images for the checks of the attacks; 0: no checks.")
+    block_size: Count = option(256, "Number of images attacked at a time.")
+    curve_samples: Natural = option(200, "Number of images for the curve of accuracy against eps; 0 for no curve.")
+    check_samples: Natural = option(100, "Number of images for the checks of the attacks; 0 for no checks.")
     adaptive: Flag = option(
         True, "Whether the attacker may do more than follow the exact gradient; --naive shows what that hides.",
         off="--naive",
     )  # fmt: skip
     undefended_suite: UndefendedSuite = option(
-        "same", "What the undefended model is attacked with: the same suite, or only what the papers' attacks need.",
+        "same", "Attacks on the undefended model: the same suite, or only those of the papers.",
         switch="--undefended",
     )  # fmt: skip
 
@@ -83,10 +83,10 @@ class EvaluationOptions(TypedDict, total=False):
 
 
 def config_of(config: EvaluationConfig | None, options: EvaluationOptions) -> EvaluationConfig:
-    """Return the options of a config, or the defaults, in which single ones are replaced.
+    """Return a config, by default the defaults, with the given options replaced.
 
     Raises:
-        InputError: for another object, a name that is no option, or a value that is none of its kind.
+        InputError: for another object, an unknown option, or a value of the wrong kind.
     """
     if not isinstance(config, EvaluationConfig | None):
         raise InputError(f"config is {shown(config)}; an EvaluationConfig was expected")
