@@ -113,4 +113,5 @@ def test_nothing_is_wider_than_the_page(browse: Callable[[str], str]) -> None:
     measured = json.loads(html.unescape(title))
     assert len(measured) == len(PAGES) * len(WIDTHS)
     assert [line for line in measured if line[2] > 0] == []
-    assert [line for line in measured if line[1] == max(WIDTHS) and line[3] > 0] == []
+    in_full = [line for line in measured if line[1] == max(WIDTHS) or line[0] == "results/README"]
+    assert [line for line in in_full if line[3] > 0] == []  # the rows of results are lists where a table is too wide

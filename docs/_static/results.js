@@ -12,8 +12,16 @@ function groupsOf(page) {
     const rows = [...section.querySelectorAll("table tbody tr")];
     const details = [...section.querySelectorAll(":scope > p, :scope > div[class*=highlight]")];
     section.classList.add("runs");
+    rows.forEach((row) => labelled(row, section.querySelectorAll("table thead th")));
     rows.forEach((row, number) => unfoldable(row, details.slice(2 * number, 2 * number + 2)));
     return { section, data, threat: `${norm}, ${eps}`, rows };
+  });
+}
+
+// On a telephone a row is a list of "column: figure" (site.css).
+function labelled(row, heads) {
+  [...row.cells].slice(1).forEach((cell, column) => {
+    if (cell.textContent.trim()) cell.dataset.column = heads[column + 1].textContent.trim();
   });
 }
 
