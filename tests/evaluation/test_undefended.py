@@ -111,7 +111,7 @@ def test_examples_made_elsewhere_are_not_held_against_the_defence_alone(finished
 def test_the_run_of_another_model_beside_it_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("undefended"))
     shutil.copytree(folder, tmp_path / "run" / "undefended", ignore=shutil.ignore_patterns("undefended"))
-    with pytest.raises(InputError, match="holds another evaluation than the one beside it"):
+    with pytest.raises(InputError, match="does not belong to the run that contains it"):
         Report.load(tmp_path / "run")
 
 

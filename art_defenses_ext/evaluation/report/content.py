@@ -1,4 +1,4 @@
-"""The sections of a report, made of a run's figures: what is said, in which order, whatever the medium."""
+"""The sections of a report, built from a run's figures, in their order and for every medium."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
     """Return the report of a run.
 
     Args:
-        summary: its figures.
-        examples: the images that the figure of examples shows, if there is one.
+        summary: the figures of the run.
+        examples: the images in the figure of examples, if there is one.
     """
     run = summary.run
     heading = f"{described.describe_defences(run)} on {run.model}"
     title = f"{result_in_words(summary)}: {heading}, {run.settings.threat} {run.settings.eps:.4g}"
     sections = [
-        Section("What was evaluated", [described.facts(run)]),
+        Section("Evaluation", [described.facts(run)]),
         Section("Result", _result(summary)),
         Section("Did the attacks work?", _checks(summary)),
-        Section("What next", [next_steps(summary)]),
+        Section("Next steps", [next_steps(summary)]),
         Section("The attacks", _attacks(summary)),
         Section("The detector", _detector(summary.detection) if summary.detection else []),
         Section("Accuracy against eps", _curves(summary) if summary.curves else []),
@@ -57,7 +57,7 @@ def _result(summary: Summary) -> list[Part]:
         if line.value is not None
     ]
     remarks = (verdict.describe_not_finite, verdict.describe_randomness, verdict.describe_agreement)
-    votes = explained("evaluation#random-defences", "How a random defence is judged") if summary.randomness else None
+    votes = explained("evaluation#random-defences", "Evaluation of a random defence") if summary.randomness else None
     return [
         headline_table(summary),
         Prose(verdict.explanation(summary)),
@@ -68,16 +68,16 @@ def _result(summary: Summary) -> list[Part]:
 
 
 def _checks(summary: Summary) -> list[Part]:
-    note = f"Where a check fails, the robust accuracy is not established; `{shown_by(PAGE)}` shows what to do then."
+    note = f"If a check fails, the robust accuracy is not established; `{shown_by(PAGE)}` explains the remedies."
     return [tables.checks_table(summary.checks), Prose(note, "soft")] if summary.checks else []
 
 
 def _attacks(summary: Summary) -> list[Part]:
     order = (
-        "In the order in which they ran; so a small k low in the table does not mean a weak attack. An attack that was "
-        "given the images left alone has no accuracy of its own."
+        "The attacks are in the order in which they ran, so a small k low in the table does not mean a weak attack. An "
+        "attack that ran only on the images left has no accuracy of its own."
     )
-    modes = explained("evaluation#gradient-modes", "What the gradient modes are")
+    modes = explained("evaluation#gradient-modes", "The gradient modes")
     return [*_with_legend(tables.attacks_table(summary), order), *_if_any(modes)]
 
 
@@ -86,7 +86,7 @@ def _if_any(folded: Folded | None) -> list[Part]:
 
 
 def _with_legend(table: Table, note: str) -> list[Part]:
-    return [table, Prose(note, "soft"), Folded("What the columns mean", [table.legend])]
+    return [table, Prose(note, "soft"), Folded("Meaning of the columns", [table.legend])]
 
 
 def _detector(detection: Detection) -> list[Part]:
@@ -94,10 +94,10 @@ def _detector(detection: Detection) -> list[Part]:
     for pool in detection.pools:
         if pool.mead is not None:
             rejected = f"it rejects {with_interval(pool.mead)} under each of them"
-            text += f" Of the images that {BY[pool.knows]} fooled the model on, {rejected}."
-    own = "Attacks that know the detector aim at its own threshold; at another one they would aim at that."
-    zero = "So figures at other thresholds are of attacks with zero knowledge alone."
-    roc = "Attacked images are those inside the ball that the model alone misclassifies. Dotted: no better than chance."
+            text += f" Of the images on which {BY[pool.knows]} fooled the model, {rejected}."
+    own = "Attacks with perfect knowledge aim at the detector's own threshold, and would aim at any other."
+    zero = "Figures at other thresholds are therefore given for attacks with zero knowledge alone."
+    roc = "The attacked images are those inside the ball that the model alone misclassifies. The dotted line is chance."
     others = tables.thresholds_table(detection)
     parts = _with_legend(others, zero) if others.rows else []
     return [
@@ -108,31 +108,34 @@ def _detector(detection: Detection) -> list[Part]:
         Figure(
             "margins",
             "Histograms of the detector's margin, for clean images and for those of each attack.",
-            "Margin: detection score minus threshold; above zero an image is rejected.",
+            "The margin is the detection score minus the threshold; above zero an image is rejected.",
         ),
     ]
 
 
 def _curves(summary: Summary) -> list[Part]:
-    caption = "Bands are 95 % intervals. White markers: the paper's attacks. The star: the worst case over all attacks."
+    caption = (
+        "Bands are 95 % intervals. White markers are the paper's attacks. The star is the worst case over all attacks."
+    )
     return [
         Figure("curves", "Accuracy against eps, a line for each attack; the numbers are in the table.", caption),
         tables.curves_table(summary),
-        Prose("Accuracy in per cent at each eps, where it was measured.", "soft"),
+        Prose("The table gives the accuracy in per cent at each eps at which it was measured.", "soft"),
     ]
 
 
 def _strength(summary: Summary) -> Figure:
-    chosen = [f"{tuning.parameter}, of which {tuning.chosen:.4g} was chosen" for tuning in summary.run.tunings]
-    caption = "On validation images; the dotted line is the value that was chosen. No test image took part."
-    return Figure("trade_off", f"Clean accuracy against the {' and the '.join(chosen)}.", caption, is_small=True)
+    values = [f"{tuning.parameter} (chosen: {tuning.chosen:.4g})" for tuning in summary.run.tunings]
+    caption = "The accuracy is that on validation images; the dotted line is the chosen value. No test image was used."
+    return Figure("trade_off", f"Clean accuracy against the {' and the '.join(values)}.", caption, is_small=True)
 
 
 def _training(summary: Summary) -> Figure:
     trainings = [described.describe_training(training) for training in summary.run.trainings]
     caption = (
-        "The loss over the training images during the epoch, and where images were held out, over these after it: then "
-        "the weights of the epoch with the smallest of the latter were kept."
+        "The training loss is that of the training images during the epoch, and the validation loss that of the "
+        "held-out images after it, if there are any. The weights of the epoch with the smallest validation loss were "
+        "kept."
     )
     return Figure("losses", f"Losses epoch by epoch. {'. '.join(trainings)}.", caption, is_small=True)
 
@@ -144,45 +147,45 @@ def _examples(run: RunDescription, examples: Sequence[Example]) -> Figure:
         for example in examples
     ]
     caption = (
-        "Images that were classified correctly until an attack changed them inside the ball: number, class and class "
-        "under the attack, the attack. In the difference of grey images blue is darker and red is lighter. Below: what "
-        "the defence computes of both images, where it looks into the network."
+        "These images were classified correctly until an attack changed them inside the ball. Above each are its "
+        "number, its class, its class under the attack, and the attack. In the difference of grey images blue is "
+        "darker and red is lighter. Below are images that the defence computes from both, if it has any."
     )
     return Figure("examples", " ".join(texts), caption)
 
 
 def _costs(summary: Summary) -> list[Part]:
-    return _with_legend(tables.costs_table(summary), f"At most {summary.total.peak_memory / 1e9:.2f} GB of memory.")
+    return _with_legend(tables.costs_table(summary), f"The peak memory is {summary.total.peak_memory / 1e9:.2f} GB.")
 
 
 def _terms(summary: Summary) -> Terms:
     accepted, too = (" and accepted", " that is accepted") if summary.run.rejects else ("", "")
     robust = (
         f"the share of images that are classified correctly{accepted} and that no attack of the suite changes into "
-        f"another class{too} inside the ball: the worst attack counts for each image. An upper bound: another attack "
-        "may break more."
+        f"another class{too} inside the ball: the worst attack counts for each image. It is an upper bound, since "
+        "another attack may break more images."
     )
     suite = (
-        "white-box attacks under every gradient mode, transfer, queries and noise. The mode in brackets is what is "
-        "differentiated in place of the defence; exact is the defence itself."
+        "white-box attacks under every gradient mode, transfer, queries and noise. The mode in brackets is the "
+        "backward pass that the attack uses; exact is the defence's own derivative."
     )
     rankings = (
         f"agreement of the ranking of all classes with {verdict.whose_ranking(summary)} of the clean image. No attack "
-        "minimises them, so their worst cases are upper bounds, too."
+        "minimises these metrics, so their worst cases are upper bounds too."
     )
     intervals = (
         "95 % confidence intervals: Wilson's for shares, Gaffke's for means. All figures are of the same images, so a "
-        "difference may be significant where intervals overlap."
+        "difference may be significant although intervals overlap."
     )
-    checks = "the attacks pass their own checks. That is no proof; it rules out the known ways in which attacks fail."
+    checks = "the attacks pass their own checks. This is not a proof; it rules out known ways in which attacks fail."
     return Terms(
         [
             ("robust accuracy", robust),
             ("established", checks),
             ("ball", f"the perturbations that are allowed: {described.describe_threat(summary.run.settings)}."),
             ("attack suite", suite),
-            ("the paper's attacks", "what the defence's authors ran, counted in the same ball."),
-            ("undefended model", f"the network without the defence. {_undefended_attacks(summary)}"),
+            ("the paper's attacks", "the attacks of the defence's authors, counted in the same ball."),
+            ("undefended model", f"the model without the defence. {_undefended_attacks(summary)}"),
             ("NDCG and 1/rank", rankings),
             ("intervals", intervals),
         ]
@@ -192,4 +195,4 @@ def _terms(summary: Summary) -> Terms:
 def _undefended_attacks(summary: Summary) -> str:
     if summary.against_undefended is None:
         return "Fewer attacks are made on it."
-    return "It is evaluated under the same suite on the same images, which are then compared one by one."
+    return "It is evaluated under the same suite on the same images, and the results are compared image by image."

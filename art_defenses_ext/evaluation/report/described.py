@@ -1,4 +1,4 @@
-"""What was run, in words: defences, training, threat, attacker, provenance."""
+"""The description of a run in words: defences, training, threat, attacker, provenance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FACTS = (Column("", holds="words"), Column("", holds="prose"))
 
 
 def defence_names(run: RunDescription) -> list[str]:
-    """Each defence with its settings, ``"jump_relu (jump 1, relus 4)"``; settings that are None are left out."""
+    """Return each defence with its settings, as in ``"jump_relu (jump 1, relus 4)"``, without those that are None."""
     return [_defence_name(defence) for defence in run.defences]
 
 
@@ -36,12 +36,12 @@ def _setting(value: Any) -> str:
 
 
 def describe_defences(run: RunDescription) -> str:
-    """Return all defences of a run in a line."""
+    """Return all defences of a run on one line."""
     return " + ".join(defence_names(run)) or "no defence"
 
 
 def describe_training(training: Training) -> str:
-    """Return what a defence was trained on, in a line."""
+    """Return the data and settings of a defence's training on one line."""
     settings = training.settings
     if "loss" not in settings:  # a detector's
         images = f"{settings['images']} benign images"
@@ -60,26 +60,26 @@ def describe_training(training: Training) -> str:
 
 
 def class_name(run: RunDescription, label: int) -> str:
-    """Return what a class is called: its name where the data set is known to have names, else its number."""
+    """Return the name of a class if the data set has names, else its number."""
     names = CLASSES.get(str(run.options.get("dataset")), ())
     return names[label] if label < len(names) else str(label)
 
 
 def describe_threat(settings: Settings) -> str:
-    """Return what the attacker may do."""
+    """Return the perturbations that are allowed, in words."""
     return f"{settings.threat}: {ball_type(settings.threat).rule} {settings.eps:g}"
 
 
 def describe_attacker(run: RunDescription) -> str:
-    """Return which gradients the attacker is given."""
-    given = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
+    """Return the gradients that the attacker uses."""
+    gradients = f"gradient mode{'' if len(run.modes) == 1 else 's'} {', '.join(run.modes)}"
     if run.draws > 1:
-        given += f", averaged over {run.draws} passes (EOT)"
-    return given if run.settings.adaptive else f"not adaptive: {given} alone"
+        gradients += f", averaged over {run.draws} passes (EOT)"
+    return gradients if run.settings.adaptive else f"not adaptive: {gradients} alone"
 
 
 def facts(run: RunDescription) -> Table:
-    """Return what stands at the head of a report."""
+    """Return the facts at the head of a report."""
     settings = run.settings
     lines = [
         *(("defence", name) for name in defence_names(run) or ["none"]),
@@ -98,7 +98,7 @@ def facts(run: RunDescription) -> Table:
 
 
 def provenance(run: RunDescription) -> Table:
-    """Return what a run can be repeated from."""
+    """Return the settings, hashes and versions from which a run can be repeated."""
     settings = run.settings
     firsts = {"the curves": settings.curve_samples, "the checks' own attacks": settings.check_samples}
     parts = [f"the first {count} for {purpose}" for purpose, count in firsts.items() if count]
@@ -111,7 +111,7 @@ def provenance(run: RunDescription) -> Table:
         ("weights, SHA-256", run.model_sha256),
         ("data, SHA-256", run.data_sha256),
         *run.versions.items(),
-        ("files", "records.jsonl: a record a sample; costs.jsonl: passes and seconds; report.json: every figure"),
+        ("files", "records.jsonl: a record per sample; costs.jsonl: passes and seconds; report.json: every figure"),
     ]
     return _table(lines)
 

@@ -1,4 +1,4 @@
-"""Sections of the documentation as parts of a report, so that a page explains itself and no text stands twice."""
+"""Sections of the documentation as parts of a report, so that a page explains itself without repeating text."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ LINK = re.compile(r"\[([^\]]*)\]\(([\w/]+)\.md(#[\w-]+)?\)")
 
 
 def explained(section: str, title: str) -> Folded | None:
-    """Return a section of the documentation under a line that unfolds it; None if there is no such section.
+    """Return a section of the documentation, folded under a title; None if there is no such section.
 
     Args:
         section: page and heading, as in ``checks#more-effort``.
-        title: the line.
+        title: the title of the folded part.
     """
     try:
         text = read_page(section)
-    except InputError:  # a report outlives the pages; it must not fail for lack of one
+    except InputError:  # a report is read with later versions too, whose pages may lack the section
         return None
     _heading, *paragraphs = text.strip().split("\n\n")
     parts = [part for paragraph in paragraphs for part in _parts(paragraph)]
@@ -31,14 +31,14 @@ def explained(section: str, title: str) -> Folded | None:
 
 
 def advice(section: str, term: str) -> str:
-    """Return what a section of the documentation says of a term, as in ``*What to do*: ...``; empty if nothing."""
+    """Return the text of a term in a section of the documentation, as in ``*What to do*: ...``; empty if missing."""
     folded = explained(section, "")
     meanings = [part.meanings for part in folded.parts if isinstance(part, Terms)] if folded else []
     return next((meaning for pairs in meanings for name, meaning in pairs if name == term), "")
 
 
 def _parts(paragraph: str) -> Iterator[Prose | Terms]:
-    """Yield a paragraph's sentences, and the terms that it explains; of a table each row is such a term."""
+    """Yield a paragraph's sentences and the terms that it explains; each row of a table is a term."""
     if paragraph.startswith("|"):
         _head, _rule, *rows = (line.strip("| ").split(" | ") for line in paragraph.splitlines())
         yield Terms([(_plain(name), _plain(" ".join(cells))) for name, *cells in rows])

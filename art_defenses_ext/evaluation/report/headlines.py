@@ -1,4 +1,4 @@
-"""The few figures to take away from a run, and what each may be called."""
+"""The headline figures of a run, and their names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from art_defenses_ext.evaluation.report.sections import Column, Row, Table
 from art_defenses_ext.evaluation.results.summary import Summary
 
 NOT_ESTABLISHED = "not established"
-"""What stands in place of a robust accuracy whose attacks fail their checks."""
+"""The words in place of a robust accuracy whose attacks fail their checks."""
 
 COLUMNS = (Column("", holds="words"), Column(""), Column("95 % interval"), Column("images"))
 
@@ -28,14 +28,14 @@ Coverage = Literal["nothing", "papers only", "no gradient", "not all modes", "ad
 
 @dataclass(frozen=True)
 class Headline:
-    """One of the few figures to take away.
+    """A headline figure.
 
     Attributes:
         key: ``"robust"``, ``"after_attacks"``, ``"paper"``, ``"undefended_robust"``, ``"undefended_clean"`` or
             ``"clean"``.
-        label: what it is, in plain words.
+        label: its name.
         value: the figure; None if it was not measured.
-        remark: what to know with it, or why it was not measured.
+        remark: a qualification of the figure, or the reason why it was not measured.
         established: False if the figure is only an upper bound, since the attacks fail their checks.
     """
 
@@ -47,7 +47,7 @@ class Headline:
 
 
 def headlines(summary: Summary) -> list[Headline]:
-    """The headline figures in their order: the robust accuracy comes first, that after the paper's attacks next."""
+    """Return the headline figures in their order: robust accuracy, accuracy under the paper's attacks, the others."""
     run = summary.run
     clean = "Clean accuracy of the defended model" if run.defences or run.rejects else "Clean accuracy"
     accepted = "correct and accepted" if run.rejects else ""
@@ -90,7 +90,7 @@ def _suite_name(summary: Summary) -> str:
 def _undefended(summary: Summary) -> list[Headline]:
     attacked, clean = "Undefended model under attacks made on it", "Clean accuracy of the undefended model"
     if summary.undefended_clean is None:
-        return [Headline("undefended_clean", clean, None, "unknown: no undefended model is known")]
+        return [Headline("undefended_clean", clean, None, "unknown: there is no undefended model")]
     if (beside := summary.against_undefended) is not None:
         label = f"Undefended model under the same attacks ({_suite_name(summary)})"
         bound = "an upper bound: its attacks fail their checks" if beside.standing == "not established" else ""
@@ -126,7 +126,7 @@ def headline_table(summary: Summary) -> Table:
 
 
 def coverage(summary: Summary) -> Coverage:
-    """Return how far the attackers went: the reading of the worst case depends on it.
+    """Return the strength of the attackers, on which the meaning of the worst case depends.
 
     Returns:
         ``"adaptive"`` if an adaptive suite ran (``evaluation/checks/standing.py``) and followed the gradient of the
@@ -145,7 +145,7 @@ def coverage(summary: Summary) -> Coverage:
 
 
 def figure_name(summary: Summary) -> str:
-    """Return what the worst case over the attacks that ran is called."""
+    """Return the name of the worst case over the attacks that ran."""
     if summary.robust_accuracy is not None:
         return "robust accuracy"
     attacks = "the paper's attacks" if coverage(summary) == "papers only" else "the attacks that ran"
@@ -153,7 +153,7 @@ def figure_name(summary: Summary) -> str:
 
 
 def compared_figure(summaries: Sequence[Summary]) -> str:
-    """Return what the worst cases of several runs are called together: robust accuracy only if every run has one."""
+    """Return the common name of the worst cases of several runs: robust accuracy only if every run has one."""
     known = all(summary.robust_accuracy is not None for summary in summaries)
     return "robust accuracy" if known else "accuracy under the attacks that ran"
 

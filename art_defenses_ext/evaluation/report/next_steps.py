@@ -1,4 +1,4 @@
-"""What to do with a result: the commands that would establish it, make it more certain, or publish it."""
+"""The next steps after a result: commands that would establish, strengthen or publish it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOUDNESS = ("--quiet", "--verbose")
 
 
 def next_steps(summary: Summary) -> Terms:
-    """Return what would establish, strengthen and publish a result, and how each is done."""
+    """Return the steps that would establish, strengthen and publish a result, each with its command."""
     return Terms([*_to_establish(summary), *_to_compare(summary), *_to_strengthen(summary), *_to_publish(summary)])
 
 
@@ -34,8 +34,8 @@ def _to_establish(summary: Summary) -> Iterator[tuple[str, str]]:
         if run.settings.adaptive:
             yield "Run an adaptive suite", f"{_again(run, attacks='standard')} attacks under every gradient mode."
         else:
-            how = "without `--naive`" if _typed(run) else "without `adaptive=False`"
-            yield "Run an adaptive suite", f"The same {how} gives the attacker every gradient mode."
+            option = "`--naive`" if _typed(run) else "`adaptive=False`"
+            yield "Run an adaptive suite", f"The same call without {option} attacks under every gradient mode."
     elif summary.standing == "no checks":
         yield (
             "Check the attacks",
@@ -43,8 +43,8 @@ def _to_establish(summary: Summary) -> Iterator[tuple[str, str]]:
         )
     for check in summary.checks:
         if check.verdict == "failed":
-            what = advice(check.section, "What to do")
-            yield f"Pass the check {check.name}", f"{what[:1].upper()}{what[1:]} (`{check.link}`)".strip()
+            remedy = advice(check.section, "What to do")
+            yield f"Pass the check {check.name}", f"{remedy[:1].upper()}{remedy[1:]} (`{check.link}`)".strip()
 
 
 def _to_compare(summary: Summary) -> Iterator[tuple[str, str]]:
@@ -66,27 +66,30 @@ def _to_strengthen(summary: Summary) -> Iterator[tuple[str, str]]:
         again = _again(run, samples=enough)
         yield (
             "Attack more images",
-            f"The 95 % interval is {width} wide. {again} makes it about {100 * NARROW:.0f}{NO_BREAK}points.",
+            f"The 95 % interval is {width} wide. {again} narrows it to about {100 * NARROW:.0f}{NO_BREAK}points.",
         )
     if summary.standing == "established" and run.settings.attacks == "standard":
-        yield "Attack for longer", f"{_again(run, attacks='full')} adds what takes longer."
+        yield "Attack for longer", f"{_again(run, attacks='full')} adds slower attacks."
     if summary.standing == "established" and run.options:
         add = "art-defenses add RUN FILE --from NAME,LINK"
-        yield "Let others attack", f"`{add}` judges their examples on this run's images."
+        yield "Let others attack", f"`{add}` adds their examples to this run."
 
 
 def _to_publish(summary: Summary) -> Iterator[tuple[str, str]]:
     run = summary.run
     if run.options:
-        yield "Repeat it", "`art-defenses rerun RUN` runs it once more and compares the records."
+        yield "Repeat the run", "`art-defenses rerun RUN` repeats it and compares the records."
     if summary.standing == "established":
         dataset = shlex.quote(str(run.options.get("dataset", "NAME")))
         entry = f"`art-defenses entry RUN --dataset {dataset} --out results/ENTRY.json`"
-        yield "Publish it", f"{entry} writes its line; `art-defenses leaderboard results` writes the page of all lines."
+        yield (
+            "Publish the result",
+            f"{entry} writes its entry; `art-defenses leaderboard results` writes the page of all entries.",
+        )
 
 
 def _enough_samples(share: Proportion) -> int:
-    """Return how many images give a narrow interval, in hundreds, whichever rate of this interval is the true one."""
+    """Return the number of images, in hundreds, that gives a narrow interval for every true rate in this interval."""
     rate = min(share.interval, key=lambda end: abs(end - 0.5))
     low, high = share.interval
     rate = 0.5 if low < 0.5 < high else rate
@@ -94,20 +97,20 @@ def _enough_samples(share: Proportion) -> int:
 
 
 def _typed(run: RunDescription) -> str:
-    """Return the command that made a run, as it can be typed again; empty of a run made in Python.
+    """Return the command that made a run, as it can be typed again; empty for a run made in Python.
 
     A run's folder may come from others: each word is quoted, so that a shell sees one command and nothing else.
     """
     try:
         words = shlex.split(run.command)
-    except ValueError:  # a quotation that does not end
+    except ValueError:  # an unclosed quotation
         return ""
     words = [word for word in words if word not in LOUDNESS]
     return shlex.join(words) if run.options and words[:2] == COMMAND else ""
 
 
 def _again(run: RunDescription, **changes: Any) -> str:
-    """Return the run's command, or its call, with changed options and another folder."""
+    """Return the run's command, or its call in Python, with changed options and another folder."""
     command = _typed(run)
     if not command:
         return f"`evaluate({', '.join(['...', *(f'{name}={value!r}' for name, value in changes.items())])})`"

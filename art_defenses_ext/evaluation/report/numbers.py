@@ -1,4 +1,4 @@
-"""Numbers as a report prints them."""
+"""Formats of the numbers in a report."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.report.sections import NO_BREAK
 
 MISSING = "-"
-"""Stands where there is no number."""
+"""The cell of a missing number."""
 
 
 def percent(share: Proportion | None) -> str:
-    """``"26.7"``, for what names the unit itself."""
+    """Return a share in per cent without the unit, ``"26.7"``."""
     return MISSING if share is None else f"{100 * share.rate:.1f}"
 
 
 def percentage(share: Proportion | None) -> str:
-    """``"26.7 %"`` on one line."""
+    """Return a share in per cent on one line, ``"26.7 %"``."""
     return MISSING if share is None else f"{percent(share)}{NO_BREAK}%"
 
 
 def interval(share: Proportion) -> str:
-    """Its 95 % interval in per cent, ``"[22.0, 31.9]"``."""
+    """Return the 95 % interval of a share in per cent, ``"[22.0, 31.9]"``."""
     low, high = share.interval
     return f"[{100 * low:.1f},{NO_BREAK}{100 * high:.1f}]"
 
 
 def with_interval(share: Proportion) -> str:
-    """``"26.7 % [22.0, 31.9]"``."""
+    """Return a share in per cent with its interval, ``"26.7 % [22.0, 31.9]"``."""
     return f"{percentage(share)} {interval(share)}"
 
 
 def mean_with_interval(mean: Mean) -> str:
-    """``"0.412 [0.300, 0.530]"``."""
+    """Return a mean with its interval, ``"0.412 [0.300, 0.530]"``."""
     low, high = mean.interval
     return f"{mean.mean:.3f}{NO_BREAK}[{low:.3f},{NO_BREAK}{high:.3f}]"
 
 
 def count_of(share: Proportion) -> str:
-    """``"52 of 251"`` on one line."""
+    """Return a share as counts on one line, ``"52 of 251"``."""
     return f"{share.count}{NO_BREAK}of{NO_BREAK}{share.total}"
 
 
 def points(gap: float) -> str:
-    """A difference of two accuracies, ``"62.0 points"``."""
+    """Return a difference of two accuracies on one line, ``"62.0 points"``."""
     return f"{100 * gap:.1f}{NO_BREAK}points"
 
 
@@ -54,12 +54,12 @@ def images(count: int) -> str:
 
 
 def fraction(value: float | None, digits: int) -> str:
-    """A number between 0 and 1."""
+    """Return a number between 0 and 1 with this many digits."""
     return MISSING if value is None else f"{value:.{digits}f}"
 
 
 def amount(value: float) -> str:
-    """Passes or seconds, no finer than they are worth reading."""
+    """Return a number of passes or seconds, rounded for reading."""
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 

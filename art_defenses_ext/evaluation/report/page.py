@@ -1,4 +1,4 @@
-"""The report as one HTML page that needs nothing else: no network, no other file, and no script but its own."""
+"""The report as one self-contained HTML page: no network, no other file, and no script but its own."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
 
     Args:
         summary: the figures of a run.
-        examples: the images that ``figures["examples"]`` shows, in words for those who cannot see them.
-        figures: PNG files by name (``figures/drawn.py``), None for none.
+        examples: the images in ``figures["examples"]``, which its alternative text describes.
+        figures: PNG files by name (``figures/drawn.py``); None for a figure that does not exist.
 
     Returns:
-        The whole page. Everything that comes from a run, such as an attack's name, is escaped, and rid of characters
-        that have no shape or reorder what is read.
+        The page. Everything that comes from a run, such as an attack's name, is escaped, and rid of characters that are
+        invisible or change the direction of the text.
     """
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined, finalize=_printable
@@ -57,11 +57,11 @@ def render_page(summary: Summary, examples: Sequence[Example], figures: Mapping[
 
 
 def _with_figures(section: Section, images: Mapping[str, str]) -> Section:
-    """Return the section without the figures that there are not."""
-    shown = [part for part in section.parts if not isinstance(part, Figure) or part.name in images]
-    return replace(section, parts=shown)
+    """Return the section without figures that do not exist."""
+    parts = [part for part in section.parts if not isinstance(part, Figure) or part.name in images]
+    return replace(section, parts=parts)
 
 
 def _printable(value: Any) -> Any:
-    """Return what the template writes; markup of its own as it is."""
+    """Return a value as the template prints it, with the template's own markup unchanged."""
     return value if hasattr(value, "__html__") or not isinstance(value, str) else for_terminal(value)

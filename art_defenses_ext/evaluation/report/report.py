@@ -1,4 +1,4 @@
-"""The result of an evaluation, on the screen and as files."""
+"""The report of an evaluation, for the terminal and as files."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from art_defenses_ext.evaluation.run.folder import (
 )
 
 PAGE = "report.html"
-"""The file of a report that is written last: where it lies, the report is complete."""
+"""The file of a report that is written last: if it exists, the report is complete."""
 
 SHARED = ("threat", "eps", "samples", "seed", "block_size", "adaptive")
-"""The settings that an evaluation shares with that of its undefended model."""
+"""The settings that the evaluation of the undefended model shares."""
 
 
 @dataclass(frozen=True)
 class Report:
     """Figures, records and example images of one evaluation.
 
-    ``print(report)`` says the verdict in words, ``report.print()`` shows all figures.
+    ``print(report)`` prints the result in sentences, and ``report.print()`` all figures.
     """
 
     summary: Summary
@@ -51,10 +51,10 @@ class Report:
 
     @classmethod
     def load(cls, folder: str | Path) -> Report:
-        """Return the report of a finished run, computed anew from its folder, which may come from another machine.
+        """Return the report of a finished run, computed from its folder, which may come from another machine.
 
         Raises:
-            InputError: for a folder that holds no run, an unfinished one, a part of one, or one of another version.
+            InputError: for a folder without a run, or with an unfinished run, a part of a run or another version.
         """
         path = check_path("folder", folder, "the folder of a finished run")
         manifest = read_manifest(path)
@@ -65,7 +65,7 @@ class Report:
         if len(own) < run.settings.samples:
             raise RunError(
                 f"folder is {folder}, which holds {len(own)} of {run.settings.samples} samples; "
-                "a finished run was expected: the command that began it goes on with it"
+                "a finished run was expected: the command that began it continues it"
             )
         plan, records = join(manifest, own, read_additions(path, manifest))
         findings = read_findings(path)
@@ -80,15 +80,15 @@ class Report:
     def robust_accuracy(self) -> float | None:
         """The mean over samples of the minimum over an adaptive suite's attacks, from 0 to 1.
 
-        An upper bound if not ``established``; None if it is unknown, since no adaptive attack ran or no checks were
-        made: ``accuracy_after_attacks`` is all that is known then.
+        It is an upper bound if not ``established``, and None if it is unknown, since no adaptive attack ran or no
+        checks were made; ``accuracy_after_attacks`` is known in every case.
         """
         share = self.summary.robust_accuracy
         return None if share is None else share.rate
 
     @property
     def accuracy_after_attacks(self) -> float:
-        """The mean over samples of the minimum over the attacks that ran, whichever they were, from 0 to 1."""
+        """The mean over samples of the minimum over all attacks that ran, from 0 to 1."""
         return self.summary.worst_case.rate
 
     @property
@@ -100,7 +100,7 @@ class Report:
         return verdict(self.summary).replace(NO_BREAK, " ")
 
     def print(self, console: Console | None = None) -> None:
-        """Show the figures in the terminal, as wide as it is.
+        """Print all figures to a terminal of any width.
 
         Args:
             console: where to print; None for standard output.
@@ -108,19 +108,19 @@ class Report:
         (Console() if console is None else console).print(render(self.summary))
 
     def save(self, folder: str | Path) -> None:
-        """Write the report into a folder, which is made if need be.
+        """Write the report into a folder, which is created if it does not exist.
 
-        Writes ``report.json``, ``report.html``, ``figures/accuracy.png``, and where there is something to show the
-        other figures (``report/figures/drawn.py``) and ``examples.npz`` (``evaluation/records/examples.py``). Those
-        that a former report left there and this one has nothing for are removed. Each file appears whole or not at all.
+        The files are ``report.json``, ``report.html``, ``figures/accuracy.png``, and if there is something to show the
+        other figures (``report/figures/drawn.py``) and ``examples.npz`` (``evaluation/records/examples.py``). Files of
+        an earlier report that this one does not have are removed. Each file is written completely or not at all.
 
         Args:
-            folder: where to.
+            folder: the folder.
 
         Raises:
             InputError: if it cannot be written to.
         """
-        # Only here: matplotlib takes most of a second to import, and whoever saves no report needs none of it.
+        # Imported here, since matplotlib takes most of a second and only saved reports need it.
         from art_defenses_ext.evaluation.report.figures.drawn import draw_figures
 
         figures = draw_figures(self.summary, self.records, self.examples)
@@ -128,15 +128,15 @@ class Report:
             "report.json": (json.dumps(self.summary.as_dict(), indent=1, allow_nan=False) + "\n").encode(),
             "examples.npz": written(self.examples) if self.examples else None,
         } | {f"figures/{name}.png": content for name, content in figures.items()}
-        contents[PAGE] = render_page(self.summary, self.examples, figures).encode()  # last: where it is, all is
+        contents[PAGE] = render_page(self.summary, self.examples, figures).encode()  # last: it marks a complete report
         write_files(folder, contents)
 
 
 def _against_undefended(folder: Path, run: RunDescription, records: list[SampleRecord]) -> AgainstUndefended:
-    """Return how a run's images fare in that of the undefended model, under the run's own attacks.
+    """Return the paired comparison of a run with that of its undefended model, under the run's own attacks.
 
     Raises:
-        InputError: for the run of another model, of other images, or under another attacker.
+        InputError: for a run of another model, other images or another attacker.
     """
     undefended = Report.load(folder)
     other = undefended.summary.run
@@ -144,6 +144,6 @@ def _against_undefended(folder: Path, run: RunDescription, records: list[SampleR
     same = theirs == (run.data_sha256, run.undefended_sha256, run.settings.undefended_attacks)
     if not same or any(getattr(other.settings, name) != getattr(run.settings, name) for name in SHARED):
         raise RunError(
-            f"{folder} holds another evaluation than the one beside it; that of its undefended model was expected"
+            f"{folder} does not belong to the run that contains it; the run of its undefended model was expected"
         )
     return AgainstUndefended.of(records, undefended.records, undefended.summary)

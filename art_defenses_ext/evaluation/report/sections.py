@@ -1,7 +1,7 @@
-"""What a report consists of, as data: sections of prose, terms, tables and figures. A medium draws them as it can.
+"""The parts of a report as data: sections of prose, terms, tables and figures, which each medium renders in its way.
 
-All text here is plain: whoever draws it escapes it for the medium. A no-break space keeps a number and its unit on one
-line. What is typed or is a name in code stands between backticks.
+All text here is plain: the renderer of a medium escapes it. A no-break space keeps a number and its unit on one line.
+Commands and names in code are between backticks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from art_defenses_ext.base.pages import anchor_of
 NO_BREAK = "\N{NO-BREAK SPACE}"
 
 Status = Literal["", "main", "passed", "failed", "not run"]
-"""What stands out in a row: the figure to take away, a verdict, or that there is nothing to show."""
+"""The emphasis of a row: the main figure, the result of a check, or a missing result."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Prose:
     """A paragraph.
 
     Attributes:
-        text: its sentences.
-        weight: how much it matters.
-        status: whether it is good news, bad news, or neither.
+        text: the sentences.
+        weight: the emphasis.
+        status: whether it reports a good result, a bad one, or neither.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Terms:
-    """Terms and what they mean, a line each.
+    """Terms and their meanings, a line each.
 
     Attributes:
         meanings: (term, meaning) pairs.
@@ -49,9 +49,9 @@ class Column:
     """A column of a table.
 
     Attributes:
-        header: its heading, in lines that fit above narrow cells; empty where none is needed.
-        meaning: its line in the legend; empty where the heading says enough.
-        holds: ``"numbers"`` are set from the right, ``"words"`` from the left, and ``"prose"`` may be wrapped.
+        header: the heading, in lines that fit above narrow cells; may be empty.
+        meaning: the line in the legend; empty if the heading needs no explanation.
+        holds: ``"numbers"`` are aligned right, ``"words"`` left, and ``"prose"`` may be wrapped.
     """
 
     header: str
@@ -64,13 +64,13 @@ class Row:
     """A row of a table.
 
     Attributes:
-        name: stands in the first column.
-        cells: stand in the others, one each; none where there is nothing to show.
-        remark: stands below the name.
-        detail: stands below the name too, where there is room.
-        group: the heading above this row, and above those next to it that have the same.
-        status: what stands out.
-        folded: explains the row, where a medium can fold it away.
+        name: the first cell.
+        cells: the other cells; empty if there is nothing to show.
+        remark: a line below the name.
+        detail: a second line below the name, for media with room.
+        group: the heading above this row and its neighbours of the same group.
+        status: the emphasis.
+        folded: an explanation of the row, for media that can fold it.
     """
 
     name: str
@@ -87,10 +87,10 @@ class Table:
     """Rows under headings.
 
     Attributes:
-        columns: the first is that of the names.
-        rows: from the top.
-        look: ``"facts"`` have no headings; of ``"figures"`` each may stand by itself, large.
-        is_sortable: whether a reader may want the rows in another order.
+        columns: the columns; the first holds the names of the rows.
+        rows: the rows from the top.
+        look: ``"facts"`` have no headings; each row of ``"figures"`` may be shown by itself, large.
+        is_sortable: whether readers can sort the rows.
     """
 
     columns: Sequence[Column]
@@ -100,7 +100,7 @@ class Table:
 
     @property
     def legend(self) -> Terms:
-        """What the headings mean, of those that need it."""
+        """The meanings of the headings that need an explanation."""
         return Terms([(column.header.replace("\n", " "), column.meaning) for column in self.columns if column.meaning])
 
     @property
@@ -117,10 +117,10 @@ class Figure:
     """A picture.
 
     Attributes:
-        name: of its file (``figures/drawn.py``).
-        alternative: what it shows, for those who cannot see it.
-        caption: how to read it.
-        is_small: whether it does not need all of the width.
+        name: the name of its file (``figures/drawn.py``).
+        alternative: a description, for those who cannot see it.
+        caption: an explanation of how to read it.
+        is_small: whether it needs only a part of the width.
     """
 
     name: str
@@ -131,12 +131,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Folded:
-    """Parts that are looked up rather than read, under a line that unfolds them.
+    """Parts for reference, folded under a title.
 
     Attributes:
-        title: the line.
-        parts: in their order.
-        command: prints the same; a medium that cannot fold names it in place of the parts. Empty: it shows the parts.
+        title: the title.
+        parts: the parts in their order.
+        command: a command that prints the same, which media that cannot fold show instead; if empty, they show the
+            parts.
     """
 
     title: str
@@ -152,10 +153,10 @@ class Section:
     """Parts under a heading.
 
     Attributes:
-        title: the heading; empty for none.
-        parts: in their order.
-        is_reference: whether it is looked up rather than read: definitions, hashes, versions. A page folds it, and a
-            terminal leaves it out.
+        title: the heading; may be empty.
+        parts: the parts in their order.
+        is_reference: whether it is for reference: definitions, hashes, versions. A page folds it, and a terminal leaves
+            it out.
     """
 
     title: str
@@ -164,7 +165,7 @@ class Section:
 
     @property
     def anchor(self) -> str:
-        """What a link to it names."""
+        """The target of links to the section."""
         return anchor_of(self.title)
 
 
@@ -173,10 +174,10 @@ class Document:
     """A whole report.
 
     Attributes:
-        title: the result and what was evaluated, in a line.
-        heading: what was evaluated.
-        conclusion: the result in a sentence, good or bad.
-        sections: in their order.
+        title: the result and the defended model on one line.
+        heading: the defended model.
+        conclusion: the result in a sentence.
+        sections: the sections in their order.
     """
 
     title: str

@@ -24,16 +24,16 @@ POOLS = {"zero": "all with zero knowledge", "perfect": "all attacks"}
 ATTACK = Column("attack", holds="words")
 
 Columns = dict[Column, Callable[[AttackRow], str]]
-"""Columns about attacks, and what stands there of one that ran."""
+"""Columns of the tables of attacks, each with the cell for an attack that ran."""
 
 RANKINGS: Columns = {
     Column("mean\nNDCG", "agreement with the ranking of classes for the clean image, 1 at best"): (
         lambda row: fraction(row.agreement.ndcg.mean if row.agreement else None, 3)
     ),
-    Column("mean\n1/rank", "of the class that leads that ranking, under the attack"): (
+    Column("mean\n1/rank", "reciprocal rank, under the attack, of the first class of that ranking"): (
         lambda row: fraction(row.agreement.reciprocal_rank.mean if row.agreement else None, 3)
     ),
-    Column("images\nin ball", "which these two are means over"): (
+    Column("images\nin ball", "the images of these two means"): (
         lambda row: str(row.agreement.ndcg.total) if row.agreement else MISSING
     ),
 }
@@ -45,14 +45,14 @@ COSTS: Columns = {
 
 
 def checks_table(checks: Sequence[Check]) -> Table:
-    """Each check with its verdict and finding."""
-    columns = (Column("check", holds="words"), Column("verdict", holds="words"), Column("finding", holds="prose"))
+    """Return each check with its result and its finding."""
+    columns = (Column("check", holds="words"), Column("result", holds="words"), Column("finding", holds="prose"))
     rows = [
         Row(
             check.name,
             (check.verdict, unbroken(check.finding)),
             status=check.verdict,
-            folded=explained(check.section, "Why it matters, what to do"),
+            folded=explained(check.section, "Reason and remedy"),
         )
         for check in checks
     ]
@@ -60,23 +60,23 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 
 def attacks_table(summary: Summary) -> Table:
-    """Return what each attack found."""
+    """Return the results of each attack."""
     norm = summary.run.settings.threat
     columns: Columns = {
         Column("made on", "the model that the attack queries; 'smoothed': by gradient estimation", "words"): (
             lambda row: row.crafted_on
         ),
-        Column("given", "'all' images, or 'left': the correct ones that no attack above had broken", "words"): _given,
-        Column("broke\nk of m", "of m images given, k were correct and are misclassified inside the ball"): (
+        Column("ran on", "'all' images, or 'left': the correct ones that no attack above had broken", "words"): _given,
+        Column("broke\nk of m", "k of its m images were correct and are misclassified inside the ball"): (
             lambda row: f"{row.broke} of {row.attacked}"
         ),
         Column("% in\nball", "accuracy where only perturbations inside the ball count"): lambda row: percent(
             row.robust
         ),
-        Column("% any\nsize", "accuracy at any size of the perturbation: what papers print"): (
+        Column("% any\nsize", "accuracy at any size of the perturbation, which papers print"): (
             lambda row: percent(row.accuracy)
         ),
-        Column(f"median\n{norm}", "size of the perturbations that led to a wrong class, in the ball or not"): (
+        Column(f"median\n{norm}", "median size of the perturbations that led to a wrong class, in the ball or not"): (
             lambda row: size(row.median_size)
         ),
     }
@@ -88,22 +88,22 @@ def _given(row: AttackRow) -> str:
 
 
 def costs_table(summary: Summary) -> Table:
-    """Return what each attack leaves of the ranking of classes, where that was recorded, and what it cost."""
+    """Return the class rankings under each attack, if they were recorded, and its cost."""
     rankings = RANKINGS if any(row.agreement for row in summary.rows) else {}
     table = _attacks_table(
         rankings | COSTS, [row for row in summary.rows if row.attacked and row.source != "elsewhere"]
     )
-    others = "Besides the attacks"
-    spent = [(name, cost, others) for name, cost in summary.phases.items()] + [("total", summary.total, "All in all")]
+    costs = [(name, cost, "Besides the attacks") for name, cost in summary.phases.items()]
+    costs.append(("total", summary.total, "Total"))
     if summary.against_undefended is not None:
-        spent.append(("the undefended model's evaluation", summary.against_undefended.cost, "All in all"))
+        costs.append(("the undefended model's evaluation", summary.against_undefended.cost, "Total"))
     rows = [
         Row(
             name,
             (*[MISSING] * len(rankings), f"{cost.forward} in all", f"{cost.backward} in all", amount(cost.seconds)),
             group=group,
         )
-        for name, cost, group in spent
+        for name, cost, group in costs
     ]
     return replace(table, rows=[*table.rows, *rows])
 
@@ -137,13 +137,13 @@ def curves_table(summary: Summary) -> Table:
 
 
 def detector_table(detection: Detection) -> Table:
-    """Return what the detector does at its own threshold with the images of each attack."""
+    """Return the detector's figures at its own threshold for the images of each attack."""
     columns = (
         ATTACK,
         Column("knows", "'zero': made on the undefended model; 'perfect': on model and detector", "words"),
         Column("fooled\nk of m", "of m images, k are misclassified by the model alone and lie in the ball"),
-        Column("% rejected", "of the fooled images; for all attacks: under whatever attack fooled the model"),
-        Column("% success", "attack success rate: of images right when clean, those fooled and accepted"),
+        Column("% rejected", "share of the fooled images; for all attacks, under every attack that fooled the model"),
+        Column("% success", "attack success rate: of images correct when clean, those fooled and accepted"),
     )
     cells = {
         row.key: (row.knows, count_of(row.fooled), percent(row.detected), percent(row.past)) for row in detection.rows
@@ -155,12 +155,12 @@ def detector_table(detection: Detection) -> Table:
 
 
 def thresholds_table(detection: Detection) -> Table:
-    """Return the detector at all thresholds, for attacks that aim at none; without rows where no such attack ran."""
-    auc = "area under the ROC curve of fooled against clean images, class by class, then the mean"
+    """Return the detector's figures at all thresholds, for attacks with zero knowledge; without rows if none ran."""
+    auc = "mean over the classes of the area under the ROC curve of fooled against clean images"
     columns = (
         ATTACK,
         Column("mean\nAUC", auc),
-        Column("AUC", "the same of all classes at once"),
+        Column("AUC", "the same area for all classes at once"),
         *_columns("TPR at\n", FALSE_POSITIVES, "true positive rate at this false positive rate: fooled images flagged"),
         *_columns("success\nat ", PASSING, "attack success rate at this false positive rate"),
     )
@@ -170,7 +170,7 @@ def thresholds_table(detection: Detection) -> Table:
 
 
 def _columns(name: str, rates: Iterable[float], meaning: str) -> list[Column]:
-    """A column for each false positive rate; the first one explains all."""
+    """Return a column for each false positive rate; the meaning of the first explains all."""
     headers = [f"% {name}{100 * rate:g} % FPR" for rate in rates]
     return [Column(headers[0], meaning), *map(Column, headers[1:])]
 

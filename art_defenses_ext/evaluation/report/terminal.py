@@ -1,4 +1,4 @@
-"""A report in a terminal of any width: tables where there is room, lists where there is none."""
+"""A report in a terminal of any width, with tables, or lists if it is too narrow for tables."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from art_defenses_ext.evaluation.report.sections import (
 from art_defenses_ext.evaluation.results.summary import Summary
 
 NARROWEST_NAME = 18
-"""Columns that a row's name gets, at least, before a table gives way to a list."""
+"""Smallest width of the names of rows; a table that leaves less becomes a list."""
 NARROWEST_PROSE = 30
-"""Widest cell of prose, in characters."""
+"""Smallest width of a cell of prose, in characters."""
 STYLES = {"": "", "main": "bold", "passed": "green", "failed": "bold red", "not run": "dim"}
 WEIGHTS = {"plain": "", "strong": "", "soft": "dim"}
 
@@ -45,7 +45,7 @@ def render(summary: Summary) -> RenderableType:
         summary: the figures of a run.
 
     Returns:
-        Something that ``rich`` prints: all sections but those of figures, definitions and provenance.
+        An object that ``rich`` prints: all sections but those of figures, definitions and provenance.
     """
     report = document(summary)
     conclusion = _Wrapped(report.conclusion.text, f"bold {STYLES[report.conclusion.status]}")
@@ -57,7 +57,7 @@ def render(summary: Summary) -> RenderableType:
 
 
 def _drawn(section: Section) -> list[RenderableType]:
-    """Title, parts, and a line between this section and the next; nothing of a section of figures alone."""
+    """Return the title, the parts and an empty line; nothing for a section of figures alone."""
     parts: list[RenderableType] = []
     for part in section.parts:
         if isinstance(part, Table):
@@ -97,16 +97,16 @@ class _Wrapped:
 
 
 def _text(text: str, style: str = "") -> Text:
-    """Text as it stands: a name such as ``FGSM [exact]`` holds no markup, and none what a terminal would obey."""
+    """Return text without markup, as in a name such as ``FGSM [exact]``, and without control sequences."""
     return Text("\n".join(map(for_terminal, text.split("\n"))).replace(NO_BREAK, " "), style=style)
 
 
 @dataclass(frozen=True)
 class DrawnTable:
-    """A table as wide as the terminal allows: names and prose are wrapped; else a list.
+    """A table that fits the terminal, with names and prose wrapped, or a list if there is too little room.
 
     Attributes:
-        table: as data.
+        table: the table as data.
     """
 
     table: Table
@@ -120,7 +120,7 @@ class DrawnTable:
         yield from self._lines()
 
     def _widths(self, room: int, gap: int) -> list[int] | None:
-        """Return the columns' widths, so that only names and prose are wrapped; None if these get too little room."""
+        """Return the columns' widths, such that only names and prose are wrapped; None if there is too little room."""
         columns, rows = self.table.columns, self.table.rows
         cells = [[row.name for row in rows], *zip(*(row.cells for row in rows if row.cells), strict=True)]
         cells += [()] * (len(columns) - len(cells))
@@ -156,7 +156,7 @@ class DrawnTable:
             header_style="dim",
             show_edge=False,
             pad_edge=False,
-            padding=(0, gap - has_head, 0, 0),  # the box stands a column between two others
+            padding=(0, gap - has_head, 0, 0),  # the box adds a column between two others
         )
         for column, width in zip(self.table.columns, widths, strict=True):
             justify: Literal["left", "right"] = "right" if column.holds == "numbers" else "left"
@@ -176,7 +176,7 @@ class DrawnTable:
             yield _Wrapped(cell, style) if column.holds == "prose" else _text(cell, style)
 
     def _lines(self) -> Iterator[RenderableType]:
-        """A line for each row, which names its columns."""
+        """Yield a line for each row, with the names of its columns."""
         for title, rows in self.table.groups:
             if title:
                 yield _Wrapped(f"{title}:", "bold")
@@ -187,7 +187,7 @@ class DrawnTable:
 
 
 def _named(column: Column, cell: str) -> str:
-    """A cell with its heading, where that says something and there is something in the cell."""
+    """Return a cell with its heading; empty if the cell is."""
     if cell in ("", MISSING):
         return ""
     if column.holds == "prose":

@@ -1,4 +1,4 @@
-"""What the figures of a run say, in sentences that hold whatever they are."""
+"""The result of a run in sentences."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from art_defenses_ext.evaluation.results.summary import AgainstUndefended, Summa
 from art_defenses_ext.evaluation.suite.vote import MOST_PASSES
 
 SIGNIFICANT = 0.05
-"""The p value below which a difference is called one."""
+"""The p value below which a difference is significant."""
 
 
 def verdict(summary: Summary) -> str:
@@ -28,7 +28,7 @@ def verdict(summary: Summary) -> str:
 
 
 def explanation(summary: Summary) -> str:
-    """Return what stands behind the conclusion, in a few sentences."""
+    """Return the explanation of the conclusion, in a few sentences."""
     parts = (_on_checks(summary), _on_attacks(summary), _on_detector(summary), _on_undefended(summary))
     return " ".join(part for part in parts if part)
 
@@ -40,7 +40,7 @@ def conclusion(summary: Summary) -> Prose:
         return Prose(f"The robust accuracy is unknown, since {summary.unknown}.", "strong", "not run")
     counted = ", rejected images counted as correct," if summary.run.rejects else ""
     robust = f"robust accuracy {_bounded(summary.worst_case, summary.standing)}"
-    if beside is None or summary.own_worst_case is not None:  # examples made elsewhere are of the defended model alone
+    if beside is None or summary.own_worst_case is not None:  # examples made elsewhere attack the defended model alone
         suite = summary.run.settings.attacks
         where = f" under the suite {suite}" if isinstance(suite, str) else ""
         where += " and examples made elsewhere" if summary.own_worst_case is not None else ""
@@ -60,12 +60,12 @@ def conclusion(summary: Summary) -> Prose:
 
 
 def _effect(summary: Summary, beside: AgainstUndefended) -> tuple[str, Status]:
-    """Return what the defence does, in words. An upper bound can show that it does not help, never that it helps."""
+    """Return the effect of the defence. An upper bound can show that it does not help, never that it helps."""
     pair = beside.paired
-    bounds = beside.standing if pair.difference < 0 else summary.standing  # the larger of both must not be a mere bound
+    larger = beside.standing if pair.difference < 0 else summary.standing  # must not be an upper bound
     if pair.p_value >= SIGNIFICANT and summary.standing == beside.standing == "established":
         return "The defence makes no significant difference", "failed"
-    if pair.p_value >= SIGNIFICANT or bounds != "established":
+    if pair.p_value >= SIGNIFICANT or larger != "established":
         return "Whether the defence helps is not established", "not run"
     return ("The defence helps", "passed") if pair.difference > 0 else ("The defence does not help", "failed")
 
@@ -78,25 +78,25 @@ def _on_checks(summary: Summary) -> str:
     if not summary.failed_checks:
         return ""
     failed = ", ".join(summary.failed_checks)
-    return f"The attacks fail their own checks ({failed}), so others may break more."
+    return f"The attacks fail their own checks ({failed}), so other attacks may break more images."
 
 
 def _on_attacks(summary: Summary) -> str:
     how_far, rejects, accuracy = coverage(summary), summary.run.rejects, percentage(summary.worst_case)
     if how_far == "nothing":
-        return f"No attack was run: a clean accuracy of {percentage(summary.clean)} says nothing about robustness."
+        return f"No attack ran: a clean accuracy of {percentage(summary.clean)} is no evidence of robustness."
     paper, ball = percentage(summary.paper), "under the paper's own attacks, counted in the same ball,"
     if how_far == "papers only":
         return f"The accuracy {ball} is {paper}."
     if how_far == "nothing left":
-        left = "correctly classified and accepted" if rejects else "correctly classified"
-        return f"The accuracy {ball} is {paper}, and no {left} image was left to the attack suite."
+        correct = "correctly classified and accepted" if rejects else "correctly classified"
+        return f"The accuracy {ball} is {paper}, and no {correct} image was left for the attack suite."
     attacks, caution = {
         "adaptive": ("adaptive attacks", ""),
         "not all modes": ("the attacks that ran", ""),
         "no gradient": (
             "attacks that follow no gradient of the defended model",
-            " An adaptive attack may break far more.",
+            " An adaptive attack may break far more images.",
         ),
     }[how_far]
     none = "None of a paper's own attacks was run." if summary.run.defences and summary.paper is None else ""
@@ -114,7 +114,7 @@ def _compared(summary: Summary) -> str:
     assert summary.paper is not None
     gap = summary.paper.count - summary.worst_case.count
     if gap == 0:
-        return ", too: no other attack broke an image that these had left"
+        return ", too: no other attack broke an image on which these failed"
     return f", which is {points(gap / summary.paper.total)} more ({images(gap)})"
 
 
@@ -122,11 +122,11 @@ def _on_detector(summary: Summary) -> str:
     """Return the attack success rate beside the false positive rate."""
     if summary.detection is None:
         return ""
-    whose = {"zero": "for attacks that do not know the detector", "perfect": "for attacks that do"}
+    attacks = {"zero": "for attacks with zero knowledge", "perfect": "for attacks with perfect knowledge of it"}
     rates = {pool.knows: percentage(pool.past) for pool in summary.detection.pools if pool.past}
     if not rates:
         return ""
-    success = " and ".join(f"{rate} {whose[knows]}" if len(rates) > 1 else rate for knows, rate in rates.items())
+    success = " and ".join(f"{rate} {attacks[knows]}" if len(rates) > 1 else rate for knows, rate in rates.items())
     flagged = percentage(summary.detection.false_positives)
     return f"At its threshold the detector flags {flagged} of clean images; the attack success rate is {success}."
 
@@ -136,9 +136,9 @@ def _on_undefended(summary: Summary) -> str:
         if summary.own_worst_case is None:
             return ""
         own, undefended = percentage(summary.own_worst_case), _bounded(beside.worst_case, beside.standing)
-        return f"Under the run's own attacks alone it is {own}, and {undefended} undefended under the same suite."
+        return f"Under the run's own attacks alone it is {own}, against {undefended} undefended under the same suite."
     if summary.undefended_clean is None:
-        return "There was no undefended model to compare with." if summary.run.defences else ""
+        return "There was no undefended model for comparison." if summary.run.defences else ""
     if summary.undefended_robust is None:
         return "The undefended model was not attacked."
     fewer = ", which are fewer," if coverage(summary) == "adaptive" else ""
@@ -147,48 +147,47 @@ def _on_undefended(summary: Summary) -> str:
 
 
 def describe_not_finite(summary: Summary) -> str:
-    """Return how many images have no finite logits; empty where all have."""
+    """Return the number of images without finite logits; empty if there are none."""
     clean, broken = summary.not_finite.clean, summary.not_finite.broken
     parts = []
     if clean.count:
-        parts.append(
-            f"The model gives logits that are not finite for {count_of(clean)} clean images, which count as wrong."
-        )
+        parts.append(f"The logits are not finite for {count_of(clean)} clean images, which count as misclassified.")
     if broken is not None and broken.count:
         parts.append(
-            f"Of {images(broken.total)} that attacks broke, {broken.count} were broken by NaN or infinite logits alone."
+            f"Of {images(broken.total)} that attacks broke, {broken.count} were broken by NaN or infinite logits only."
         )
     return " ".join(parts)
 
 
 def describe_randomness(summary: Summary) -> str:
-    """How a random defence is judged, and what single passes say; empty for one that is not random."""
+    """Return how a random defence is evaluated, and its figures for single passes; empty if it is not random."""
     passes = summary.randomness
     if passes is None:
         return ""
     low, high = (f"{100 * end:.1f}" for end in passes.mean_interval)
     return (
-        "The defence is random and judged by the likeliest class of each image: an attack succeeds only where fresh "
-        f"passes, {passes.votes} to {MOST_PASSES}, show that another class is at least as likely as the label. For "
-        f"{count_of(passes.undecided)} images they could not tell; these count as robust. Pass by pass, under the "
-        f"attack that seems the worst by earlier passes: {100 * passes.mean:.1f}{NO_BREAK}% [{low},{NO_BREAK}{high}] "
-        f"robust in the mean of {passes.votes} passes; in none of them wrong: {with_interval(passes.worst)}."
+        "The defence is random, so its prediction is the most probable class of each image: an attack succeeds only if "
+        f"{passes.votes} to {MOST_PASSES} fresh passes show that another class is at least as probable as the label. "
+        f"They do not decide {count_of(passes.undecided)} images, which count as robust. Under the attack that seems "
+        f"worst in earlier passes, the mean accuracy over {passes.votes} passes is {100 * passes.mean:.1f}{NO_BREAK}% "
+        f"[{low},{NO_BREAK}{high}], and the share of images that are correct in every pass is "
+        f"{with_interval(passes.worst)}."
     )
 
 
 def describe_agreement(summary: Summary) -> str:
-    """Return the agreement of softmax lists, of clean images and in the worst case; empty if none was recorded."""
+    """Return the agreement of class rankings on clean images and in the worst case; empty if it was not recorded."""
     clean, worst = summary.clean_agreement, summary.worst_agreement
     if clean is None or worst is None:
         return ""
     return (
-        f"The model's ranking of all classes, compared with {whose_ranking(summary)} of the clean image (1 is the "
-        f"same): mean NDCG {mean_with_interval(clean.ndcg)} on clean images, {mean_with_interval(worst.ndcg)} in the "
-        f"worst case of each; mean reciprocal rank {mean_with_interval(clean.reciprocal_rank)} and "
-        f"{mean_with_interval(worst.reciprocal_rank)}."
+        f"The model's ranking of all classes is compared with {whose_ranking(summary)} of the clean image (1 means "
+        f"equal): the mean NDCG is {mean_with_interval(clean.ndcg)} on clean images and "
+        f"{mean_with_interval(worst.ndcg)} in the worst case; the mean reciprocal rank is "
+        f"{mean_with_interval(clean.reciprocal_rank)} and {mean_with_interval(worst.reciprocal_rank)}."
     )
 
 
 def whose_ranking(summary: Summary) -> str:
-    """Whose ranking of the classes all others are compared with."""
+    """Return whose ranking of the classes is the reference."""
     return {"undefended": "the undefended model's", "own": "its own"}[summary.reference]

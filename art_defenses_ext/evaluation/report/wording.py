@@ -1,6 +1,6 @@
-"""The words of a report for what was attacked: images have pixels, vectors have features, and series have values.
+"""The words of a report for inputs other than images: vectors have features, and series have values.
 
-Reports are written of images. For other inputs the words are replaced here, in whatever is about to be shown.
+Reports are written for images. For other inputs this module replaces the words, in text and in parts of reports.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ _PHRASES = {
     "images": "samples",
     "image": "sample",
 }
-"""The longer ones first."""
+"""Replacements, longer phrases first."""
 
 _WORD = re.compile(rf"\b({'|'.join(_PHRASES)})\b", re.IGNORECASE)
 
 
-def worded(shown: T, input_shape: Sequence[int]) -> T:
+def worded(text: T, input_shape: Sequence[int]) -> T:
     """Return text, or a part of a report, in words for inputs of a shape.
 
     Args:
-        shown: a string, or dataclasses and sequences of them. Names of rows, such as an attack's, stay as they are.
-        input_shape: of one input: (C, H, W) of images, (D,) of vectors; empty where it is not known, as of images.
+        text: a string, or dataclasses and sequences of strings. Names of rows, such as an attack's, are not changed.
+        input_shape: shape of one input: (C, H, W) for images, (D,) for vectors; empty, if unknown, counts as images.
     """
     if len(input_shape) in (0, 3):
-        return shown
-    result: T = _changed(shown, "feature" if len(input_shape) == 1 else "value")
+        return text
+    result: T = _changed(text, "feature" if len(input_shape) == 1 else "value")
     return result
 
 
@@ -46,11 +46,10 @@ def _changed(value: Any, unit: str) -> Any:
     if isinstance(value, str):
         return _WORD.sub(lambda match: _in_case(_PHRASES[match[0].lower()].format(unit), match[0]), value)
     if isinstance(value, tuple | list):
-        return type(value)(_changed(each, unit) for each in value)
+        return type(value)(_changed(part, unit) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
-        kept = ("name",) if isinstance(value, Row) else ()
-        named = {each.name: getattr(value, each.name) for each in fields(value) if each.name not in kept}
-        return replace(value, **{name: _changed(each, unit) for name, each in named.items()})
+        names = [field.name for field in fields(value) if not (isinstance(value, Row) and field.name == "name")]
+        return replace(value, **{name: _changed(getattr(value, name), unit) for name in names})
     return value
 
 

@@ -75,7 +75,7 @@ def test_clean_images_without_finite_logits_are_wrong_counted_and_named(
     assert report.summary.established is False
     assert report.summary.failed_checks[-1] == "finite logits"
     # The network takes vectors, which are samples rather than images.
-    told = "The model gives logits that are not finite for 4 of 40 clean samples, which count as wrong."
+    told = "The logits are not finite for 4 of 40 clean samples, which count as misclassified."
     console = Console(file=StringIO(), width=200)
     console.print(render(report.summary))
     assert told in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]

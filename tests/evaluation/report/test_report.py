@@ -312,7 +312,12 @@ VERDICTS = {
         DETECTED.summary,
         (
             *("Robust accuracy 50.0 %", "rejected images counted as correct", "85.0 %", "35.0 points more (7 images)"),
-            *("flags 5.0 % of clean", "10.0 % for attacks that do not know", "45.0 % for attacks that do", "0.0 %"),
+            *(
+                "flags 5.0 % of clean",
+                "10.0 % for attacks with zero knowledge",
+                "45.0 % for attacks with perfect knowledge",
+                "0.0 %",
+            ),
         ),
     ),
     "failed checks": (

@@ -1,4 +1,4 @@
-"""Bars: the headline figures of a run, and several runs beside each other."""
+"""Bar charts of a run's headline figures, and of several runs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def summary_bars(summary: Summary) -> Figure:
         number = (
             f"{100 * value.rate:.1f} %" if line.established else f"{NOT_ESTABLISHED}\n(<= {100 * value.rate:.1f} %)"
         )
-        # Beside the interval, or where words have no room there, before it.
+        # Right of the interval, or left of it if the words do not fit there.
         beside = line.established or high < 0.86 or 1.14 - high > low
         place = {"x": 100 * high + 1.5} if beside else {"x": 100 * low - 1.5, "ha": "right"}
         axes.text(y=row, s=number, va="center", color=drawing.INK, fontsize=11 if line.established else 10, **place)
@@ -45,10 +45,10 @@ def summary_bars(summary: Summary) -> Figure:
 
 
 def comparison_bars(runs: Sequence[tuple[str, Summary]]) -> Figure:
-    """Each run's accuracy under its attacks with its 95 % interval, under the paper's attacks, and on clean images.
+    """Return each run's accuracy under its attacks with its 95 % interval, under the paper's attacks, and clean.
 
     Args:
-        runs: their names and figures.
+        runs: names and figures of the runs.
     """
     figure = drawing.new_figure(9.0, 1.6 + 0.6 * len(runs))
     axes = figure.add_subplot()
@@ -78,7 +78,7 @@ def _draw_bar(axes: Axes, row: int, share: Proportion, colour: str, alpha: float
 
 
 def _reservation(summary: Summary) -> str:
-    """Return what to know with a run's bar, to be added to its name."""
+    """Return the qualification of a run's bar, for its name."""
     if summary.standing == "not established":
         return ", an upper bound"
     return f", {summary.standing}" * (summary.robust_accuracy is None)

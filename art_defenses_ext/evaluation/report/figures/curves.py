@@ -1,4 +1,4 @@
-"""Accuracy against eps."""
+"""Curves of accuracy against eps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from art_defenses_ext.evaluation.results.summary import Curve, Summary
 
 
 def accuracy_curves(summary: Summary) -> Figure | None:
-    """Accuracy against eps, a line for each attack, with light 95 % bands and the threat's eps marked.
+    """Return accuracy against eps, a line for each attack, with 95 % bands and a mark at the threat's eps.
 
     The legend stands beside the axes, in the order in which the lines cross the threat's eps.
 
@@ -25,7 +25,7 @@ def accuracy_curves(summary: Summary) -> Figure | None:
         summary: the figures of a run.
 
     Returns:
-        None if it holds no curve.
+        The figure; None if there is no curve.
     """
     if not summary.curves:
         return None
@@ -59,7 +59,7 @@ def accuracy_curves(summary: Summary) -> Figure | None:
 
 
 def _families(summary: Summary) -> dict[tuple[str, int], list[Curve]]:
-    """Curves by source and number of images, the suite's first; each group from most to least accurate at eps."""
+    """Return the curves by source and number of images, the suite's first; each group by falling accuracy at eps."""
     sources = {row.key: row.source for row in summary.rows}
     families: dict[tuple[str, int], list[Curve]] = defaultdict(list)
     for curve in summary.curves:

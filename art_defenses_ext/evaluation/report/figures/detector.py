@@ -17,8 +17,7 @@ KNOWLEDGE = {"zero": "zero knowledge of the detector", "perfect": "perfect knowl
 def roc_curves(summary: Summary, records: list[SampleRecord]) -> Figure | None:
     """Return the ROC curve of each attack: true against false positive rate of the detector.
 
-    Of attacks with zero knowledge alone: the others aim at one threshold, and their curve is not that of an attacker
-    who aims at each.
+    Only attacks with zero knowledge have a curve: the others aim at one threshold, and would aim at any other.
 
     Args:
         summary: the figures of a run.
@@ -51,7 +50,7 @@ def roc_curves(summary: Summary, records: list[SampleRecord]) -> Figure | None:
 
 
 def margin_histograms(summary: Summary, records: list[SampleRecord]) -> Figure | None:
-    """Histograms of the detector's margin, for clean images and for those that each attack fooled the classifier with.
+    """Return histograms of the detector's margin, for clean images and for those of each attack that fool the model.
 
     Args:
         summary: the figures of a run.
@@ -74,9 +73,9 @@ def margin_histograms(summary: Summary, records: list[SampleRecord]) -> Figure |
     grid = figure.subplots(len(rows), 1, sharex=True, squeeze=False)
     for axes, row, margins in zip(grid[:, 0], rows, attacked, strict=True):
         for values, colour, label in ((clean, drawing.OTHER, "clean"), (margins, drawing.WORST, "attacked")):
-            shown = values.clip(bins[0], bins[-1])  # what is infinite stands at the end
-            share = np.full(len(shown), 100 / len(shown))
-            axes.hist(shown, bins=bins, weights=share, color=colour, alpha=0.55, label=label)
+            clipped = values.clip(bins[0], bins[-1])  # infinite margins count in the last bin
+            share = np.full(len(clipped), 100 / len(clipped))
+            axes.hist(clipped, bins=bins, weights=share, color=colour, alpha=0.55, label=label)
         axes.axvline(0, color=drawing.INK, linewidth=1, linestyle=":")
         axes.set_title(drawing.wrap(f"{row.key} ({KNOWLEDGE[row.knows]})", 90), loc="left", **drawing.TITLE)
         drawing.finish_axes(axes)
@@ -87,7 +86,7 @@ def margin_histograms(summary: Summary, records: list[SampleRecord]) -> Figure |
 
 
 def _fooling(summary: Summary) -> list[DetectionRow]:
-    """Return the attacks that there is something to show of."""
+    """Return the attacks that fooled the classifier on any image."""
     return [row for row in summary.detection.rows if row.fooled.count] if summary.detection else []
 
 

@@ -1,6 +1,6 @@
-"""What all figures share: colours, sizes, titles, PNG files.
+"""Colours, sizes, titles and PNG files of all figures.
 
-Made with matplotlib's ``Figure`` alone: no pyplot, no state, no window.
+The figures use matplotlib's ``Figure`` without pyplot, so there is no global state and no window.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from matplotlib.lines import Line2D
 from art_defenses_ext.base.text import for_terminal
 from art_defenses_ext.evaluation.results.summary import Summary
 
-# Okabe and Ito's colours, which the colour-blind can tell apart, but for yellow: it is too faint on white.
+# Okabe and Ito's colours for colour-blind readers, without yellow, which is too faint on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 MARKERS = ("o", "s", "D", "^", "v", "P", "X")
 LINES = {"suite": "-", "paper": "--", "elsewhere": ":"}
@@ -34,31 +34,31 @@ def png(figure: Figure) -> bytes:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches."""
+    """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
 
 
 def set_title(axes: Axes, summary: Summary, pad: float = 8) -> None:
-    """What was evaluated: the picture may travel without its report."""
+    """Set the defended model as title, since a picture may be used without its report."""
     axes.set_title(wrap(subject(summary), 90), loc="left", pad=pad, **TITLE)
 
 
 def subject(summary: Summary) -> str:
-    """Return what was evaluated, in a line."""
+    """Return the defended model, the threat and the number of images on one line."""
     run = summary.run
     defences = " + ".join(str(defence["name"]) for defence in run.defences) or "no defence"
     return f"{defences} on {run.model}, {run.settings.threat} {run.settings.eps:.4g}, {run.settings.samples} images"
 
 
 def or_rejected(summary: Summary) -> str:
-    """Return what counts as correct besides, where a detector rejects images."""
+    """Return the words that a detector adds to the label of an accuracy."""
     return " or rejected" if summary.run.rejects else ""
 
 
 def finish_axes(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
-    """A light grid, and nothing else that carries no data."""
+    """Add a light grid, and remove the other lines without data."""
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=3)
@@ -66,7 +66,7 @@ def finish_axes(axes: Axes, grid: Literal["both", "x"] = "both") -> None:
 
 
 def add_legend(figure: Figure, entries: list[tuple[Line2D, str]], title: str) -> None:
-    """A legend beside the axes: lines by their entries, headings without a line in bold."""
+    """Add a legend beside the axes, with headings, which have no line, in bold."""
     legend = figure.legend(
         [handle for handle, _ in entries],
         [label for _, label in entries],
@@ -85,10 +85,10 @@ def add_legend(figure: Figure, entries: list[tuple[Line2D, str]], title: str) ->
 
 
 def invisible() -> Line2D:
-    """Return the handle of a heading."""
+    """Return the invisible line of a heading in a legend."""
     return Line2D([], [], linestyle="", visible=False)
 
 
 def wrap(text: str, width: int) -> str:
-    """Text in lines of so many characters."""
+    """Return text in lines of at most this many characters."""
     return textwrap.fill(for_terminal(text), width, break_on_hyphens=False)

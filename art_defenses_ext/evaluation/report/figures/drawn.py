@@ -21,11 +21,11 @@ from art_defenses_ext.evaluation.results.summary import Summary
 
 
 def draw_figures(summary: Summary, records: list[SampleRecord], examples: Sequence[Example]) -> dict[str, bytes | None]:
-    """Every figure that a report may have, by name, as a PNG file; None where there is nothing to show.
+    """Return every figure of a report by name as a PNG file; None for a figure without content.
 
     Args:
         summary: the figures of a run.
-        records: its samples.
+        records: the records of its samples.
         examples: attacked images.
     """
     figures = {
@@ -40,6 +40,6 @@ def draw_figures(summary: Summary, records: list[SampleRecord], examples: Sequen
     for figure in filter(None, figures.values()):
         for text in figure.findobj(Text):
             reworded = worded(text.get_text(), summary.run.input_shape)
-            if reworded != text.get_text():  # else the numbers at the axes would be fixed
+            if reworded != text.get_text():  # setting a text fixes the numbers at the axes
                 text.set_text(reworded)
     return {name: png(figure) if figure else None for name, figure in figures.items()}

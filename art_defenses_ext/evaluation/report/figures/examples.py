@@ -1,4 +1,4 @@
-"""Clean images, what an attack made of them, the difference, and what the defences compute of both."""
+"""Clean and adversarial images, their difference, and the defences' views of both."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def examples_figure(
     clip_values: tuple[float, float] | None = None,
     class_name: Callable[[int], str] = str,
 ) -> Figure | None:
-    """Clean images, what an attack made of them, the difference, and what the defences make of both.
+    """Return clean and adversarial images, their difference, and the defences' views of both.
 
     Args:
-        examples: with images (C, H, W) or (H, W); three channels are colours, any other number
-            is averaged into grey.
-        clip_values: the pixel values shown as black and white; None for what the images span, or [0, 1] if that holds
-            them all.
-        class_name: what a class is called.
+        examples: examples with images (C, H, W) or (H, W); three channels are colours, any other number is averaged
+            to grey.
+        clip_values: the pixel values shown as black and white; None for [0, 1], or the range of the images if it is
+            larger.
+        class_name: a function from a class to its name.
 
     Returns:
-        None if there are none, or they are no images.
+        The figure; None if there are no examples, or their inputs are not images.
     """
     if not examples or any(example.clean.ndim not in (2, 3) for example in examples):
         return None
@@ -54,13 +54,13 @@ def examples_figure(
     unchanged = "grey" if _pixels(examples[0].clean).ndim == 3 else "white"
     for row, label in enumerate(("clean", "adversarial", f"difference\n({unchanged}: unchanged)")):
         grid[row, 0].set_ylabel(label, fontsize=10)
-    for row, (name, of) in enumerate(product(views, ("clean", "adversarial")), start=3):
-        grid[row, 0].set_ylabel(f"{drawing.wrap(name, 18)}\n({of})", fontsize=10, parse_math=False)
+    for row, (name, image) in enumerate(product(views, ("clean", "adversarial")), start=3):
+        grid[row, 0].set_ylabel(f"{drawing.wrap(name, 18)}\n({image})", fontsize=10, parse_math=False)
     return figure
 
 
 def _value_range(examples: Sequence[Example]) -> tuple[float, float]:
-    """Return the pixel values shown as black and white: 0 and 1 if all images lie there, else what they span."""
+    """Return the pixel values shown as black and white: 0 and 1 if all images lie there, else their range."""
     low = min(float(min(example.clean.min(), example.adversarial.min())) for example in examples)
     high = max(float(max(example.clean.max(), example.adversarial.max())) for example in examples)
     return (0.0, 1.0) if low >= 0 and high <= 1 else (low, high if high > low else low + 1)
@@ -75,9 +75,9 @@ def _pixels(image: FloatArray) -> Any:
 
 
 def _show(axes: Axes, picture: Any, diverging: bool, hot: bool = False) -> None:
-    # Blue for darker and red for lighter stay apart for all eyes; a colour image's difference is one itself, on grey.
+    # Blue for darker and red for lighter suit colour-blind readers; the difference of colour images is shown on grey.
     colours = "RdBu_r" if diverging and picture.ndim == 2 else "inferno" if hot else "gray"
-    margin = 0.16 if colours == "RdBu_r" else 0.0  # leaves out its ends: so dark that both look black
+    margin = 0.16 if colours == "RdBu_r" else 0.0  # without the ends of the map, which both look black
     axes.imshow(picture.clip(0, 1), cmap=colours, vmin=-margin, vmax=1 + margin, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

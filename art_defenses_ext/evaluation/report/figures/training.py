@@ -1,4 +1,4 @@
-"""How a defence was trained, and how its strength was chosen."""
+"""Losses of a defence's training, and clean accuracy against its strength."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from art_defenses_ext.evaluation.results.summary import Summary
 
 
 def trade_off(summary: Summary) -> Figure | None:
-    """Clean accuracy on validation images against the strength of each defence that was tuned, the choice marked.
+    """Return clean accuracy on validation images against the strength of each tuned defence, with the chosen value.
 
     Args:
         summary: the figures of a run.
