@@ -265,7 +265,7 @@ def test_the_page_of_results(tmp_path: Path) -> None:
     page = leaderboard(folder)
     own_picture = next(line for line in page.splitlines() if line.startswith("!["))
     rows = assert_harmless_in_markdown(page.replace(own_picture, "", 1), 2 * printed)
-    assert {len(row) for row in rows} == {7}
+    assert {len(row) for row in rows} == {6}
     assert page.count("\n## ") == printed
 
 

@@ -60,7 +60,8 @@ class Entry:
         paper_acc: accuracy under the paper's own attacks, run by us.
         robust_acc: robust accuracy: the worst case of each image over all attacks of the run.
         robust_interval: its 95 % interval.
-        undefended_acc: of the undefended model under the attacks made on it, which are fewer.
+        undefended_acc: robust accuracy of the undefended model under the same suite, on the same images; None where it
+            was not evaluated.
         external: a lower robust accuracy that somebody else has shown; None if none is known.
         unreliable: whether the attacks failed a check, so that ``robust_acc`` is an upper bound only.
         failed_checks: which.
@@ -148,7 +149,7 @@ class Entry:
         if summary.robust_accuracy is None:
             expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
             raise RunError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
-        settings, total = run.settings, summary.total
+        settings, total, beside = run.settings, summary.total, summary.against_undefended
         own = summary.worst_case if summary.own_worst_case is None else summary.own_worst_case
         low, high = own.interval
         if external is None and own.count > summary.worst_case.count:
@@ -166,7 +167,7 @@ class Entry:
             paper_acc=None if summary.paper is None else _percent(summary.paper),
             robust_acc=_percent(own),
             robust_interval=(round(100 * low, 2), round(100 * high, 2)),
-            undefended_acc=None if summary.undefended_robust is None else _percent(summary.undefended_robust),
+            undefended_acc=None if beside is None else _percent(beside.worst_case),
             external=external,
             evidence=_evidence(summary),
             unreliable=not summary.established,
@@ -289,7 +290,8 @@ are in per cent.
   with its 95 % interval. *At most*: the attacks failed a check of their own, so the figure is an upper bound.
 - **Paper's attacks**: accuracy under the attacks of the method's authors alone, run by us. **Gap**: that minus robust
   accuracy.
-- **Undefended**: accuracy of the undefended model under the attacks made on it, which are fewer.
+- The row *undefended model* is the network without a defence under the same suite. The column **undefended** is its
+  robust accuracy on the same images, in tables of runs that evaluated both.
 - With a detector, a rejected image counts as correct under an attack and as wrong when clean. *Pair*: several defences
   at once.
 
@@ -298,9 +300,9 @@ command.
 
 ![Clean against robust accuracy of each run, a panel for each data set and threat]({PICTURE})"""
 
-HEADS = ("defence", "robust", "paper's attacks", "gap", "clean", "undefended", "images")
-REPORTED = "reported by the paper"
-"""A column of tables in which an entry has such a figure."""
+HEADS = ("defence", "robust", "paper's attacks", "gap", "clean", "images")
+OPTIONAL = {"undefended": "undefended_acc", "reported by the paper": "reported"}
+"""Columns of tables in which an entry has such a figure, and the field that holds it."""
 
 
 def _page(groups: Mapping[str, Sequence[tuple[Path, Entry]]]) -> str:
@@ -313,10 +315,11 @@ def _page(groups: Mapping[str, Sequence[tuple[Path, Entry]]]) -> str:
 
 
 def _table(entries: Sequence[Entry]) -> str:
-    rows, heads = [_row(entry) for entry in entries], list(HEADS)
-    if any(entry.reported is not None for entry in entries):
-        heads.append(REPORTED)
-        rows = [[*row, _or_none(entry.reported)] for row, entry in zip(rows, entries, strict=True)]
+    optional = {head: [getattr(entry, name) for entry in entries] for head, name in OPTIONAL.items()}
+    optional = {head: figures for head, figures in optional.items() if set(figures) != {None}}
+    heads = [*HEADS, *optional]
+    rows = [_row(entry) for entry in entries]
+    rows = [[*row, *map(_or_none, extra)] for row, *extra in zip(rows, *optional.values(), strict=True)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (heads, ["---"] * len(heads), *rows))
 
 
@@ -332,7 +335,6 @@ def _row(entry: Entry) -> list[str]:
         _or_none(entry.paper_acc),
         _or_none(None if entry.paper_acc is None else entry.paper_acc - entry.best_known),
         f"{entry.clean_acc:.1f}",
-        _or_none(entry.undefended_acc),
         str(entry.samples),
     ]
 

@@ -118,12 +118,13 @@ def test_below_a_table_each_row_has_its_details_and_its_command(entry: Entry, tm
     assert second_command == f"```\n{entry.command}\n```\n"
 
 
-def test_a_paper_s_figure_has_a_column_where_there_is_one(entry: Entry, tmp_path: Path) -> None:
-    entry.save(tmp_path / "a.json")
-    assert "reported" not in leaderboard(tmp_path)
-    replace(entry, reported=71.5).save(tmp_path / "b.json")
+@pytest.mark.parametrize(("name", "head"), [("reported", "reported by the paper"), ("undefended_acc", "undefended")])
+def test_a_figure_has_a_column_where_an_entry_has_it(entry: Entry, tmp_path: Path, name: str, head: str) -> None:
+    replace(entry, undefended_acc=None).save(tmp_path / "a.json")
+    assert f"| {head} |" not in leaderboard(tmp_path)
+    replace(entry, **{"undefended_acc": None, name: 71.5}).save(tmp_path / "b.json")
     table = [line for line in leaderboard(tmp_path).splitlines() if line.startswith("|")]
-    assert table[0].endswith("| reported by the paper |")
+    assert table[0].endswith(f"| {head} |")
     assert sorted(line.rsplit("|", 2)[1].strip() for line in table[2:]) == ["", "71.5"]
 
 
