@@ -1,7 +1,7 @@
-"""Defences against adversarial examples that can be attacked honestly: a plugin for ART in PyTorch.
+"""Defences against adversarial examples, and their adaptive evaluation: a plugin for ART in PyTorch.
 
-Names are imported when they are first asked for: torch and ART take seconds, and whoever has this package's pytest
-plugin installed should not wait for them in a suite that attacks nothing.
+Names are imported on first use: torch and ART take seconds to import, and the package's pytest plugin must not slow
+down a test suite that attacks nothing.
 """
 
 from importlib import import_module
@@ -82,7 +82,7 @@ _HOMES = {
     "rejecting": "estimator.rejecting",
     "rerun": "evaluation.rerun",
 }
-"""Where each name comes from."""
+"""The module of each public name."""
 
 
 def __getattr__(name: str) -> Any:

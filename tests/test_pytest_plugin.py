@@ -102,7 +102,7 @@ def test_a_weaker_network_turns_the_suite_red(suite: pytest.Pytester) -> None:
     save_file(weights, suite.path / "weights.safetensors")
     result = run(suite, tests)
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*wrong without an attack: *"])
+    result.stdout.fnmatch_lines(["*misclassified without an attack: *"])
 
 
 def _weights(suite: pytest.Pytester) -> dict[str, torch.Tensor]:
@@ -271,14 +271,14 @@ def test_a_baseline_is_compared_image_by_image(
     run(suite, BASELINE.replace("WHICH", "network()")).assert_outcomes(passed=1)
     result = run(suite, BASELINE.replace("WHICH", "network()").replace("established=", "seed=1, established="))
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*baseline is baseline, which another attacker made (seed 0, not 1)*"])
+    result.stdout.fnmatch_lines(["*baseline is baseline, which has another attacker (seed 0, not 1)*"])
     weaker = "load_classifier(digits, epochs=1, progress=False)"
     result = run(suite, BASELINE.replace("WHICH", weaker))
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*images were lost and * gained*"])
     result = run(suite, BASELINE.replace("WHICH", "network()").replace("[:30]", "[:31]"))
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*baseline is baseline, which is of other images*"])
+    result.stdout.fnmatch_lines(["*baseline is baseline, which has other images*"])
 
 
 def test_the_marker_leaves_them_out(suite: pytest.Pytester) -> None:

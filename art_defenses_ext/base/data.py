@@ -1,4 +1,4 @@
-"""The images and labels of an evaluation, from what users keep them in: arrays, tensors, loaders, data sets."""
+"""The images and labels of an evaluation, from arrays, tensors, loaders and data sets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ IMAGES, LABELS = ("pixel_values", "image", "img", "x"), ("labels", "label", "tar
 
 
 def images_and_labels(data: Any) -> tuple[Any, Any]:
-    """Return images (N, ...) and labels, read once where they come from a loader or a data set.
+    """Return images (N, ...) and labels; a loader or a data set is read once.
 
     Args:
         data: a pair ``(x, y)`` of arrays or tensors; a ``DataLoader``, or another iterable of batches ``(x, y)``; or a
@@ -30,8 +30,8 @@ def images_and_labels(data: Any) -> tuple[Any, Any]:
             indices or one-hot.
 
     Returns:
-        Images of float32, or as :class:`.StoredImages` as they are, and labels as whole numbers where they are such.
-        Values keep their range: pixels of 0 to 255 stay such.
+        Images in float32, or :class:`.StoredImages` unchanged, and labels as integers if their values are. Pixels keep
+        their range, such as 0 to 255.
 
     Raises:
         InputError: for data of another kind, without labels or in another order each pass.

@@ -1,10 +1,10 @@
-"""Options declared once: by a type with its bounds, from which follows what is refused and in which words.
+"""Options declared once, by a type with its bounds, from which their checks and error messages follow.
 
 ``Count``, ``Positive``, ``Flag`` and the like are ordinary annotations (``Annotated[int, Kind(...)]``). The same
-declaration is read where options arrive: as arguments of a function (:func:`validated`), as attributes of an object
-whose parameters ART sets (:func:`check_declared`), as fields of a frozen object (:class:`Options`).
+declaration serves arguments of a function (:func:`validated`), attributes of an object whose parameters ART sets
+(:func:`check_declared`), and fields of a frozen object (:class:`Options`).
 
-Nothing heavy is imported here, pydantic included: a command's ``--help`` is read off the same declarations.
+Nothing heavy is imported here, not even pydantic, since a command's ``--help`` needs the same declarations.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ class Kind:
     """A kind of values.
 
     Attributes:
-        expected: in words, such as "a whole number of at least 1".
-        accept: returns the value as Python's own type, numpy's scalars converted; raises ``ValueError`` otherwise.
-        names: all that it may be, where these are names.
+        expected: the kind in words, such as "a whole number of at least 1".
+        accept: returns the value as Python's own type, numpy's scalars converted; raises ``ValueError`` for others.
+        names: the possible values, if these are names.
     """
 
     expected: str
@@ -63,7 +63,7 @@ class Kind:
         """Return the accepted value.
 
         Raises:
-            InputError: for another one.
+            InputError: for a value of another kind.
         """
         try:
             return self.accept(value)
@@ -78,8 +78,7 @@ class Kind:
             try:
                 return self.accept(value)
             except ValueError:
-                wanted = {"expected": self.expected}
-                raise PydanticCustomError("kind", "{expected} was expected", wanted) from None
+                raise PydanticCustomError("kind", "{expected} was expected", {"expected": self.expected}) from None
 
         return core_schema.no_info_plain_validator_function(
             accept, serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value)
@@ -87,7 +86,7 @@ class Kind:
 
 
 def number(expected: str, holds: Callable[[float], bool] = lambda _: True) -> Kind:
-    """A finite number for which ``holds`` is true; numpy's scalars are numbers, truth values are none."""
+    """Return the kind of finite numbers for which ``holds`` is true; numpy's scalars count, truth values do not."""
 
     def accept(value: Any) -> float:
         if isinstance(value, bool) or not isinstance(value, Real):
@@ -104,7 +103,7 @@ def number(expected: str, holds: Callable[[float], bool] = lambda _: True) -> Ki
 
 
 def whole(least: int, expected: str | None = None, most: int = 2**63 - 1) -> Kind:
-    """A whole number from ``least`` to ``most``; 64 bits hold the default."""
+    """Return the kind of whole numbers from ``least`` to ``most``, by default those of 64 bits."""
 
     def accept(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
@@ -115,7 +114,7 @@ def whole(least: int, expected: str | None = None, most: int = 2**63 - 1) -> Kin
 
 
 def one_of(*names: str) -> Kind:
-    """One of some names."""
+    """Return the kind of these names."""
 
     def accept(value: Any) -> str:
         if not isinstance(value, str) or value not in names:
@@ -142,7 +141,7 @@ def _text(value: Any) -> str:
 
 
 def as_path(value: Any) -> Path:
-    """The path ``value``, a text or a path object; raises ``ValueError`` for what no file can be called."""
+    """Return a text or a path object as a path; raise ``ValueError`` for one that no file can have."""
     text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
     if not isinstance(text, str) or not text or "\0" in text:
         raise ValueError
@@ -151,7 +150,7 @@ def as_path(value: Any) -> Path:
 
 
 def instance_of(types: Any, expected: str) -> Kind:
-    """An object of a class, or of one of several."""
+    """Return the kind of objects of a class, or of several classes."""
 
     def accept(value: Any) -> Any:
         if not isinstance(value, types):
@@ -162,7 +161,7 @@ def instance_of(types: Any, expected: str) -> Kind:
 
 
 def several(kind: Kind, expected: str) -> Kind:
-    """A list or tuple of values of a kind, kept as a tuple."""
+    """Return the kind of lists and tuples of values of a kind, which become tuples."""
 
     def accept(value: Any) -> tuple[Any, ...]:
         if not isinstance(value, list | tuple):
@@ -187,7 +186,7 @@ AnyPath = Annotated[Path, Kind("a path", as_path)]
 
 
 def kind_of(annotation: Any) -> Kind | None:
-    """The kind that an annotation declares, None where it declares none; ``Count | None`` accepts None as well."""
+    """Return the kind that an annotation declares, if any; ``Count | None`` accepts None as well."""
     if get_origin(annotation) is Annotated:
         return next((part for part in get_args(annotation)[1:] if isinstance(part, Kind)), None)
     members = get_args(annotation)
@@ -201,10 +200,10 @@ def kind_of(annotation: Any) -> Kind | None:
 
 
 def accepted(annotation: Any, argument: str, value: Any) -> Any:
-    """A value of the kind that an annotation declares, as Python's own type.
+    """Return a value of the kind that an annotation declares, as Python's own type.
 
     Raises:
-        InputError: for another value.
+        InputError: for a value of another kind.
     """
     kind = kind_of(annotation)
     assert kind is not None
@@ -213,10 +212,10 @@ def accepted(annotation: Any, argument: str, value: Any) -> Any:
 
 @cache
 def declared_of(owner: Any) -> dict[str, Kind]:
-    """The kinds that a function declares for its arguments, or a class (with its bases) for its attributes, by name.
+    """Return the kinds of a function's arguments, or of a class's attributes and those of its bases, by name.
 
     Raises:
-        InputError: for an annotation with a name that the owner's module does not hold.
+        InputError: for an annotation with a name that the owner's module does not have.
     """
     try:
         hints = get_type_hints(owner, include_extras=True)
@@ -232,22 +231,22 @@ def declared_of(owner: Any) -> dict[str, Kind]:
 
 
 def check_declared(instance: Any) -> None:
-    """Check each attribute of an object that its class declares, and keep it as Python's own type.
+    """Check each declared attribute of an object, and convert it to Python's own type.
 
     Raises:
-        InputError: for a value that is none of its kind.
+        InputError: for a value of another kind.
     """
     owner: Any = type(instance)
     for name, kind in declared_of(owner).items():
         if hasattr(instance, name):
-            object.__setattr__(instance, name, kind.checked(name, getattr(instance, name)))  # also where it is frozen
+            object.__setattr__(instance, name, kind.checked(name, getattr(instance, name)))  # also if it is frozen
 
 
 class Declared:
-    """Base of a dataclass whose fields are checked when it is made, by the kinds that they declare.
+    """Base class of dataclasses whose fields are checked by their declared kinds.
 
     Raises:
-        InputError: for a value that is none of its kind.
+        InputError: for a value of another kind.
     """
 
     def __post_init__(self) -> None:
@@ -258,7 +257,7 @@ def validated(function: Callable[P, T]) -> Callable[P, T]:
     """Make a function check the arguments for which it declares a kind, before it runs.
 
     Raises:
-        InputError: (the function) for a value that is none of its kind.
+        InputError: (the function) for a value of another kind.
     """
     signature = inspect.signature(function)
 
@@ -275,22 +274,22 @@ def validated(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def option(default: Any = MISSING, description: str = "", **details: Any) -> Any:
-    """A field of :class:`Options`.
+    """Return a field of :class:`Options`.
 
     Args:
-        default: its default; without one a value must be given.
-        description: what it is for, in a sentence, as ``--help`` shows it.
-        details: what a reader of the declaration may need besides.
+        default: the default; without one, a value is required.
+        description: the sentence in ``--help``.
+        details: further metadata, such as a short name for the command line.
     """
     return field(default=default, metadata={"description": description} | details)
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=True, field_specifiers=(option,))
 class Options(Declared):
-    """A frozen set of options, each a field with its kind: ``name: Kind = option(default, "What it is for.")``.
+    """Base class of frozen sets of options; each option is a field, ``name: Kind = option(default, "Description.")``.
 
     Raises:
-        InputError: when it is made, for a value that is none of its kind.
+        InputError: on construction, for a value of another kind.
     """
 
     def __init_subclass__(cls) -> None:
@@ -298,21 +297,21 @@ class Options(Declared):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Self:
-        """The options of these values by name, and else by default.
+        """Return the options with these values by name, and defaults for the others.
 
         Raises:
-            InputError: for a value that is none of its kind, a name that is no option, and a value that is missing.
+            InputError: for a value of another kind, an unknown option, and a missing value.
         """
-        known = {each.name: each for each in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
+        known = {declared.name: declared for declared in fields(cls)}  # type: ignore[arg-type]  # subclasses are dataclasses
         for name in values:
             if name not in known:
                 raise InputError(f"{name} is no option of {cls.__name__}; one of {', '.join(known)} was expected")
-        for name, each in known.items():
-            if each.default is MISSING and name not in values:
+        for name, declared in known.items():
+            if declared.default is MISSING and name not in values:
                 raise InputError(f"{name} is missing; a value was expected")
         return cls(**values)
 
     @classmethod
-    def part_of(cls, whole: Options) -> Self:
-        """The options of this class among those of a larger one."""
-        return cls(**{each.name: getattr(whole, each.name) for each in fields(cls)})  # type: ignore[arg-type]
+    def part_of(cls, options: Options) -> Self:
+        """Return the options of this class from those of a larger class."""
+        return cls(**{declared.name: getattr(options, declared.name) for declared in fields(cls)})  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What is installed of a kind, ours and other packages': the entry points of the group ``art_defenses_ext.KINDs``.
+"""The installed defences and attacks, of this and other packages: entry points of a group ``art_defenses_ext.KINDs``.
 
 A package registers its own in its ``pyproject.toml``::
 
@@ -22,7 +22,7 @@ Kind = Literal["defence", "attack"]
 
 @cache
 def installed(kind: Kind) -> dict[str, EntryPoint]:
-    """The entry points of a kind by name; nothing is imported.
+    """Return the entry points of a kind by name, without importing them.
 
     Raises:
         InputError: for a name that two packages register.
@@ -38,10 +38,10 @@ def installed(kind: Kind) -> dict[str, EntryPoint]:
 
 
 def load_installed(kind: Kind, name: str) -> Any:
-    """The object that an entry point names.
+    """Import the object that an entry point names.
 
     Raises:
-        InputError: for another name, and for what cannot be imported.
+        InputError: for an unknown name, and for an object that cannot be imported.
     """
     if name not in installed(kind):
         raise InputError(f"{kind} is {name!r}; one of {', '.join(installed(kind))} was expected")

@@ -1,6 +1,6 @@
-"""What a user got wrong, as an error of one sentence.
+"""The errors of this package, each one sentence.
 
-Nothing heavy is imported here: the command says what is wrong with its options before torch is there.
+Nothing heavy is imported here, so that the command refuses wrong options before it imports torch.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def shown_by(page: str) -> str:
 class InputError(ValueError):
     """An argument that cannot be used; the message names it, its value and what was expected.
 
-    It stands on one line and holds nothing that a terminal obeys, whatever the value. Where a page of the documentation
-    helps with all errors of a class, a note below the message, which Python prints with it, names the page.
+    The message is one line without control sequences, whatever the value. If a page of the documentation helps with all
+    errors of a class, a note below the message, which Python prints with it, names the page.
     """
 
     page: ClassVar[str | None] = None
-    """Its name; None where the message says all."""
+    """The name of the page; None if there is none."""
 
     def __init__(self, message: str) -> None:
         super().__init__(for_terminal(message))
@@ -32,7 +32,7 @@ class InputError(ValueError):
 
 
 class ClassifierError(InputError):
-    """A classifier that ART or an attack would not run as it is meant."""
+    """A classifier that ART or an attack would not run as intended."""
 
     page = "traps"
 
@@ -44,7 +44,7 @@ class DataError(InputError):
 
 
 class RunError(InputError):
-    """A folder of a run, or an entry made of one, that cannot be read, written, continued or compared."""
+    """A folder of a run, or an entry of one, that cannot be read, written, continued or compared."""
 
     page = "scale"
 

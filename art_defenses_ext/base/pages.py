@@ -1,6 +1,6 @@
 """The documentation's pages, which are installed with the package, and the command that shows them.
 
-An installed package holds them beside its rooms (``setup.py`` copies them there); in a checkout they lie in ``docs/``.
+In an installed package they are in its own folder (``setup.py`` copies them there), in a checkout in ``docs/``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from art_defenses_ext.base.declared import one_of
 
 _PACKAGE = Path(__file__).parents[1]
 FOLDERS = (_PACKAGE / "docs", _PACKAGE.parent / "docs")
-"""Where the pages may lie: of an installed package, and of a checkout."""
+"""The folders of the pages: in an installed package, and in a checkout."""
 
 HIDDEN = "index"
 """The page of the site that only lists the others."""
@@ -31,7 +31,7 @@ def read_page(name: str) -> str:
     """Return a page in Markdown, or a section of it.
 
     Args:
-        name: of the page, and behind a ``#`` the section's heading in small letters with hyphens, as in
+        name: the page, optionally with a ``#`` and the section's heading in small letters with hyphens, as in
             ``checks#more-effort``.
 
     Raises:
@@ -71,5 +71,5 @@ def _section(text: str, page: str, anchor: str) -> str:
 
 
 def anchor_of(title: str) -> str:
-    """Return what the site and the forges call a heading."""
+    """Return the anchor of a heading on the site and the forges."""
     return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")

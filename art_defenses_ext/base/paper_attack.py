@@ -1,4 +1,4 @@
-"""An attack that a defence's own authors ran, as data: the evaluation makes it."""
+"""An attack of a defence's own paper, as data from which the evaluation builds it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ class PaperAttack:
     """One attack of a defence's paper.
 
     Attributes:
-        name: in records and reports.
+        name: its name in records and reports.
         attack: the attack's name in ``evaluation.suite.papers.ATTACKS``.
         parameters: its arguments.
-        crafted_on: the network that it is made on.
-        labels: what it moves away from: the ``"true"`` classes, or those that this network predicts.
-        bounded: keeps to the threat's ball. False for attacks that stop by themselves, whatever the distance.
+        crafted_on: the network that it attacks.
+        labels: the labels that it moves away from: the ``"true"`` ones, or those that this network predicts.
+        bounded: whether it stays in the threat's ball. False for attacks that stop by themselves, at any distance.
     """
 
     name: str

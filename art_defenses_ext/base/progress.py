@@ -1,7 +1,7 @@
-"""Progress bars for long phases, and the log that may stand in their place.
+"""Progress bars for long phases, and the log that replaces them.
 
-All loggers of the package are below ``art_defenses_ext``. At ``INFO`` it tells of each attack and epoch, without bars
-between its lines; at ``ERROR`` and above there is neither.
+All loggers of the package are below ``art_defenses_ext``. At level ``INFO`` they log each attack and epoch, and no bar
+is shown; at ``ERROR`` and above there is neither.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from art_defenses_ext.base.validation import check_flag
 LOGGER = logging.getLogger("art_defenses_ext")
 
 PERIOD = 30.0
-"""Seconds between two lines without a terminal."""
+"""Seconds between two lines of progress without a terminal."""
 
 
 class _Lines(Progress):

@@ -248,7 +248,7 @@ def explained_by_shape(model: nn.Module, shape: Sequence[int]) -> Iterator[None]
     """Refuse images that a network cannot take, in place of the error that it raises for them.
 
     Raises:
-        InputError: for any error inside the block but one of this package, or of memory.
+        InputError: for any error inside the block except those of this package and those of memory.
     """
     try:
         yield
@@ -305,7 +305,7 @@ def check_positive(argument: str, value: Any) -> float:
 
 
 def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> None:
-    """Refuse anything but finite numbers above zero, one or an array of them that fits something of ``shape``."""
+    """Refuse anything but a finite number above zero, or an array of them that broadcasts to ``shape``."""
     if isinstance(value, np.ndarray):
         real = np.issubdtype(value.dtype, np.floating) or np.issubdtype(value.dtype, np.integer)
         pairs = zip(value.shape[::-1], tuple(shape)[::-1], strict=False)
@@ -344,7 +344,7 @@ def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
 
 
 def check_text(argument: str, value: Any) -> str:
-    """Return a text that says something and can be printed on one line.
+    """Return a text that is not blank and can be printed on one line.
 
     Raises:
         InputError: for anything else.
@@ -364,7 +364,7 @@ def check_path(argument: str, value: Any, expected: str = "a path") -> Path:
 
 
 def check_paths(argument: str, value: Any, least: int = 1) -> list[Path]:
-    """Paths, at least so many of them.
+    """Return a list of at least ``least`` paths.
 
     Raises:
         InputError: for anything but a list or tuple of paths.
@@ -383,7 +383,7 @@ def differs(value: Any, other: Any) -> bool:
 
 
 def check_file(argument: str, value: Any, expected: str = "an existing file") -> Path:
-    """Return the path of a file that is there.
+    """Return the path of an existing file.
 
     Raises:
         InputError: for anything else.
@@ -392,7 +392,7 @@ def check_file(argument: str, value: Any, expected: str = "an existing file") ->
 
 
 def check_folder(argument: str, value: Any) -> Path:
-    """Return the path of a folder that is there.
+    """Return the path of an existing folder.
 
     Raises:
         InputError: for anything else.
@@ -401,7 +401,7 @@ def check_folder(argument: str, value: Any) -> Path:
 
 
 def check_target(argument: str, value: Any) -> Path:
-    """Return the path of a file that can be written: in an existing folder, and no folder itself.
+    """Return the path of a file in an existing folder; the path itself must not be a folder.
 
     Raises:
         InputError: for anything else.
@@ -417,6 +417,6 @@ def _check_place(argument: str, value: Any, expected: str, holds: Callable[[Path
     try:
         if holds(path):
             return path
-    except (OSError, RuntimeError):  # such as a name too long, or the home of a user that nobody knows
+    except (OSError, RuntimeError):  # such as a name that is too long, or the home of an unknown user
         pass
     raise InputError(f"{argument} is {str(path)!r}; {expected} was expected")

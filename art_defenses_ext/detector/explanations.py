@@ -60,7 +60,7 @@ def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | 
     with evaluation_mode(pipeline):
         x = pipeline.before_model(x)
     pixels = relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
-    return channels_to_front(pixels) if pipeline.turns else pixels
+    return channels_to_front(pixels) if pipeline.permutes else pixels
 
 
 EXPLANATIONS: dict[str, Explanation] = {

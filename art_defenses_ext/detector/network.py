@@ -143,7 +143,7 @@ class DetectorNetwork(nn.Module, Defence):
 
     def _turned(self, x: Tensor) -> Tensor:
         """Images with the channels in front, as the pipeline takes them."""
-        return channels_to_front(x) if self.pipeline.turns else x
+        return channels_to_front(x) if self.pipeline.permutes else x
 
     # Fitting
 

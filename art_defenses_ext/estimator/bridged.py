@@ -35,7 +35,7 @@ SIGMA = 8 / 255
 def differentiable(classifier: Any, argument: str = "classifier") -> PyTorchClassifier:
     """Return ``classifier`` with its numpy preprocessors bridged, and its postprocessors behind the network.
 
-    What it predicts is unchanged. A classifier that is differentiable already is returned as it is.
+    Its predictions are unchanged. A classifier that is differentiable already is returned as it is.
 
     Args:
         classifier: an ART ``PyTorchClassifier`` with any preprocessing and postprocessing.
@@ -78,17 +78,17 @@ def bridged(classifier: PyTorchClassifier, argument: str = "classifier") -> PyTo
 
 
 def bridge(preprocessor: Preprocessor, x: Tensor, classifier: PyTorchClassifier, argument: str) -> PreprocessorPyTorch:
-    """Return a preprocessor as one in torch, with the backward passes that suit it; itself if it is one already.
+    """Return a preprocessor as one in torch, with suitable backward passes; itself if it is in torch already.
 
-    Its own ``estimate_gradient`` comes first where it has one, then the identity where the shape allows for it (heights
-    and widths are resized), and gradient estimation where it has neither. **Convention**: the last costs many passes,
-    and the suite estimates the gradient of the whole network by itself where the others mislead.
+    Its modes are its own ``estimate_gradient``, if it has one, and the identity, if the shape allows it (heights and
+    widths are resized); gradient estimation if it has neither. **Convention**: gradient estimation costs many passes,
+    and the suite estimates the gradient of the whole network by itself if the other modes are not faithful.
 
     Args:
-        preprocessor: any of ART's.
-        x: two images as they reach it.
-        classifier: whose it is; its clip range scales the noise of gradient estimation.
-        argument: what to call it in error messages.
+        preprocessor: any preprocessor of ART's.
+        x: two of its input images.
+        classifier: its classifier; the clip range scales the noise of gradient estimation.
+        argument: its name in error messages.
 
     Raises:
         InputError: as :func:`.run_preprocessor`.
@@ -110,13 +110,13 @@ def bridge(preprocessor: Preprocessor, x: Tensor, classifier: PyTorchClassifier,
 
 
 def logits_behind(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """Return the classifier without its postprocessors, which hide logits from an attacker and change few classes."""
+    """Return the classifier without its postprocessors, which mask gradients and change few classes."""
     model = classifier.model
     return rebuild(classifier, model=model.logits) if isinstance(model, Postprocessed) else classifier
 
 
 def _postprocessed(classifier: PyTorchClassifier, steps: Sequence[Postprocessor]) -> PyTorchClassifier:
-    """Return a classifier with postprocessors behind its network; attacks get the logarithm of probabilities."""
+    """Return a classifier with postprocessors behind its network; probabilities are attacked on their logarithm."""
     x = torch.tensor(probes(classifier), device=device_of(classifier))
     with evaluation_mode(classifier.model), unmoved_generators(), torch.no_grad():
         outputs = Pipeline(classifier)(x)
@@ -127,8 +127,8 @@ def _postprocessed(classifier: PyTorchClassifier, steps: Sequence[Postprocessor]
 
 
 def _rebuilt(classifier: PyTorchClassifier, argument: str, **parts: Any) -> PyTorchClassifier:
-    """Return the classifier with other parts; its undefended one, where it is known, is made differentiable as well."""
-    whole, inner = rebuild(classifier, **parts), undefended(classifier)
-    if inner is not None:
-        whole.undefended = differentiable(inner, argument)
-    return whole
+    """Return the classifier with other parts; its undefended classifier, if known, is made differentiable too."""
+    rebuilt, plain = rebuild(classifier, **parts), undefended(classifier)
+    if plain is not None:
+        rebuilt.undefended = differentiable(plain, argument)
+    return rebuilt

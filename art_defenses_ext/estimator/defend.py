@@ -25,16 +25,16 @@ def defend(classifier: PyTorchClassifier, *preprocessors: Preprocessor) -> PyTor
     kept. ``classifier`` is recorded as the undefended classifier, unless it cannot take images of its
     ``input_shape`` alone, such as one behind a resize.
 
-    Numpy preprocessors are bridged (:class:`.NumpyBridge`), so that they can stand beside torch ones, which ART alone
-    refuses.
+    Numpy preprocessors are bridged (:class:`.NumpyBridge`), so that they can be combined with torch ones, which ART
+    alone refuses.
 
     Args:
         classifier: a classifier with any preprocessing.
-        *preprocessors: preprocessors in the order in which images meet them; at least one.
+        *preprocessors: preprocessors in the order of application; at least one.
 
     Raises:
-        InputError: for no preprocessor, or one that is no ART ``Preprocessor``, here or in ``classifier``; or for one
-            that needs labels or changes the number of images at prediction.
+        InputError: without a preprocessor, for one that is not an ART ``Preprocessor``, here or in ``classifier``, and
+            for one that needs labels or changes the number of images at prediction.
 
     >>> from art_defenses_ext import HeatAndBlur, defend
     >>> defended = defend(classifier, HeatAndBlur.for_classifier(classifier))
@@ -53,7 +53,7 @@ def defend(classifier: PyTorchClassifier, *preprocessors: Preprocessor) -> PyTor
         name = f"preprocessor {own_name(preprocessor)}"
         in_torch.append(bridge(preprocessor, x, classifier, name))
         ours = isinstance(preprocessor, Defence) and not isinstance(preprocessor, Surrogate)
-        x = x if ours else run_preprocessor(in_torch[-1], x, name)  # ours may not be trained yet, and keep the shape
+        x = x if ours else run_preprocessor(in_torch[-1], x, name)  # ours keep the shape, and may not be trained yet
     defended = rebuild(classifier, preprocessing_defences=in_torch)
     resizes = x.shape != images.shape
     return defended if resizes and not runs(classifier) else record_undefended(defended, classifier)
@@ -67,12 +67,12 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
 
     Args:
         classifier: a classifier with any preprocessing. Numpy preprocessors are bridged (:class:`.NumpyBridge`); behind
-            postprocessors, what they return has the gradient of the logits.
+            postprocessors, their output has the gradient of the logits.
         detector: a detector that rejects inputs, see :func:`.rejecting`.
 
     Returns:
-        A module from images ``(N, *input_shape)`` in the clip range to logits (N, nb_classes); with a detector one
-        additional logit, the last, which is the largest where an image is rejected.
+        A module from images ``(N, *input_shape)`` in the clip range to logits (N, nb_classes); with a detector it has
+        one additional logit, the last, which is the largest if an image is rejected.
 
     Raises:
         InputError: for a preprocessor that needs labels or changes the number of images at prediction, and for

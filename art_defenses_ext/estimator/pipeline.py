@@ -123,16 +123,16 @@ def probes(classifier: PyTorchClassifier) -> FloatArray:
 
 
 def run_preprocessor(preprocessor: PreprocessorPyTorch, x: Tensor, argument: str) -> Tensor:
-    """Return what a preprocessor makes of images (n, ...) at prediction; the images where it acts in training alone.
+    """Return a preprocessor's output for images (n, ...) at prediction; the images if it acts in training alone.
 
     Args:
-        preprocessor: one in torch.
-        x: a few images as they reach it.
-        argument: what to call it in error messages.
+        preprocessor: a preprocessor in torch.
+        x: a few of its input images.
+        argument: its name in error messages.
 
     Raises:
-        InputError: for one that needs labels, gives another number of images (such as ART's expectation over
-            transformation) or no tensor, or that cannot take the images.
+        InputError: for a preprocessor that needs labels, returns another number of images (such as ART's expectation
+            over transformation) or something other than a tensor, or cannot take the images.
     """
     if not preprocessor.apply_predict:
         return x
@@ -144,7 +144,7 @@ def run_preprocessor(preprocessor: PreprocessorPyTorch, x: Tensor, argument: str
         except Exception as error:  # it may raise any type
             if _runs_with_labels(preprocessor, x):
                 raise ClassifierError(
-                    f"{argument} needs labels, which nobody has at prediction; apply_predict=False was expected"
+                    f"{argument} needs labels, which are unknown at prediction; apply_predict=False was expected"
                 ) from error
             raise ClassifierError(
                 f"{argument} cannot take images {tuple(x.shape)} ({one_line(error)}); one for images of the "
@@ -154,8 +154,8 @@ def run_preprocessor(preprocessor: PreprocessorPyTorch, x: Tensor, argument: str
         raise ClassifierError(f"{argument} gives a {type(restored).__name__}; a tensor was expected")
     if restored.ndim == 0 or len(restored) != len(x):
         raise ClassifierError(
-            f"{argument} makes {tuple(restored.shape)} of {tuple(x.shape)}; as many images as it was given were "
-            "expected: it is to draw once, and evaluate averages over its draws by itself"
+            f"{argument} makes {tuple(restored.shape)} of {tuple(x.shape)}; the same number of images was expected: "
+            "evaluate averages over random draws by itself"
         )
     return restored
 
@@ -169,7 +169,7 @@ def _runs_with_labels(preprocessor: PreprocessorPyTorch, x: Tensor) -> bool:
 
 
 def own_name(preprocessor: PreprocessorPyTorch) -> str:
-    """Return the class name of a preprocessor, of a bridged or wrapped one that of what is inside."""
+    """Return the class name of a preprocessor; if it is bridged or wrapped, that of the inner one."""
     return type(getattr(preprocessor, "wrapped", preprocessor)).__name__
 
 
@@ -209,7 +209,7 @@ class Pipeline(nn.Module):
         channels_in_front: take images (N, C, H, W), also for a classifier whose images are (N, H, W, C).
 
     Attributes:
-        turns: whether images are permuted from the former to the latter.
+        permutes: whether images are permuted from (N, C, H, W) to (N, H, W, C).
         clip_values: minimum and maximum pixel value; 0 and 1 if the classifier has none.
 
     Raises:
@@ -224,7 +224,7 @@ class Pipeline(nn.Module):
         # The steps before the model: modules() then lists the defences in the order of application.
         self.steps = nn.ModuleList(_as_step(operation, classifier.input_shape, device) for operation in operations)
         self.model = classifier.model
-        self.turns = channels_in_front and has_channels_behind(classifier)
+        self.permutes = channels_in_front and has_channels_behind(classifier)
         clip = classifier.clip_values
         self.clip_values = (0.0, 1.0) if clip is None else (float(np.min(clip[0])), float(np.max(clip[1])))
 
@@ -234,9 +234,7 @@ class Pipeline(nn.Module):
 
     def before_model(self, x: Tensor) -> Tensor:
         """Return the model's input for images, before the cast to its dtype: a new tensor, which it may overwrite."""
-        x = (
-            channels_to_back(x) if self.turns else x
-        ).clone()  # torch does not write into a leaf with a gradient either
+        x = (channels_to_back(x) if self.permutes else x).clone()  # torch must not write into a leaf with a gradient
         for step in self.steps:
             x = step(x)
         return x

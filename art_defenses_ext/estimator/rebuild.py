@@ -90,9 +90,9 @@ def without_training(classifier: PyTorchClassifier, reason: str) -> NoOptimizer 
 def undefended(classifier: PyTorchClassifier) -> PyTorchClassifier | None:
     """Return the undefended classifier; None if it is neither recorded nor known from the defences.
 
-    For a classifier built in ART's own way, ``preprocessing_defences=[HeatAndBlur(...)]``, it is the same without our
-    defences. Preprocessors from other packages and a :class:`.Surrogate` around one stay, since they may be no defence:
-    without a resize, for example, the network could not take the images.
+    For a classifier built in ART's own way, ``preprocessing_defences=[HeatAndBlur(...)]``, it is the same classifier
+    without the defences of this package. Preprocessors from other packages and a :class:`.Surrogate` around one stay,
+    since they may not be defences: without a resize, for example, the network could not take the images.
     """
     recorded: PyTorchClassifier | None = getattr(classifier, "undefended", None)
     if recorded is not None:

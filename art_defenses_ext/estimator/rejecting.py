@@ -25,8 +25,8 @@ from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.estimator.rebuild import as_model_input, rebuild, record_undefended, without_training
 
 NOT_TRAINED = (
-    "a classifier that rejects cannot be trained, since its detector was fitted for the network as it is; the "
-    "classifier trained first, and then a detector fitted for it, was expected"
+    "a classifier that rejects cannot be trained, since its detector was fitted for the network as it is; a trained "
+    "classifier with a detector that was fitted afterwards was expected"
 )
 
 
@@ -78,9 +78,9 @@ class RejectingNetwork(nn.Module):
 def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
     """Return a classifier with an additional class, the last, for images that ``detector`` rejects.
 
-    For our attacks an image is broken only if it is misclassified and not rejected. Other attacks treat the last class
-    like any other, and untargeted ones stop at it: run them targeted, or on :func:`rejected_as`, as :class:`.ByClass`
-    does for ART's.
+    For the attacks of this package an image is broken only if it is misclassified and not rejected. Other attacks treat
+    the last class like any other, and untargeted ones stop at it: run them targeted, or on :func:`rejected_as`, as
+    :class:`.ByClass` does for ART's attacks.
 
     Args:
         classifier: a classifier without postprocessing, defended or not; it, or its recorded undefended
@@ -102,7 +102,7 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
     (8, 11)
     """
     classifier = bridged(check_classifier(classifier))
-    whole = rebuild(
+    combined = rebuild(
         classifier,
         model=RejectingNetwork(classifier, detector).eval(),
         nb_classes=classifier.nb_classes + 1,
@@ -110,7 +110,7 @@ def rejecting(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> P
         preprocessing_defences=None,
         preprocessing=(0.0, 1.0),
     )
-    return record_undefended(whole, classifier)
+    return record_undefended(combined, classifier)
 
 
 def rejected_as(classifier: PyTorchClassifier, label: int) -> PyTorchClassifier:
@@ -149,12 +149,12 @@ def rejected_as(classifier: PyTorchClassifier, label: int) -> PyTorchClassifier:
 class _RejectedAs(nn.Module):
     """Images to logits (N, K) of a network that rejects, with rejection merged into one class."""
 
-    def __init__(self, whole: nn.Module, label: int) -> None:
+    def __init__(self, network: nn.Module, label: int) -> None:
         super().__init__()
-        self.whole, self.label = whole, label
+        self.network, self.label = network, label
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.whole(x)
+        logits: Tensor = self.network(x)
         classes, rejected = logits[:, :-1], logits[:, -1]
         with torch.no_grad():  # for an accepted image the last logit may tie with the largest, and must then not count
             largest = classes.amax(dim=1)
@@ -182,16 +182,16 @@ def rejects(classifier: PyTorchClassifier) -> bool:
     return isinstance(classifier.model, RejectingNetwork)
 
 
-def parts_of(whole: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def parts_of(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the classifier's logits (n, K) and the detector's margin (n,) for images (n, ...) in the clip range.
 
     Args:
-        whole: a rejecting classifier as a module (:func:`.as_module`): ART's preprocessing, then the network.
+        module: a rejecting classifier as a module (:func:`.as_module`): ART's preprocessing, then the network.
         x: the images.
     """
-    assert isinstance(whole, Pipeline)
-    assert isinstance(whole.model, RejectingNetwork)
-    return whole.model.parts(as_model_input(whole.before_model(x), whole.model))
+    assert isinstance(module, Pipeline)
+    assert isinstance(module.model, RejectingNetwork)
+    return module.model.parts(as_model_input(module.before_model(x), module.model))
 
 
 def check_detector(detector: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:

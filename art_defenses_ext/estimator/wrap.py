@@ -1,4 +1,4 @@
-"""An ART classifier of any torch network: what ART asks for is said, or found on some of the images."""
+"""An ART classifier of any torch network, with the arguments that ART needs given or found on some images."""
 
 from __future__ import annotations
 
@@ -24,36 +24,34 @@ from art_defenses_ext.estimator.pipeline import unmoved_generators
 from art_defenses_ext.estimator.rebuild import HALVES, as_model_input, at_least_float32, evaluation_mode, model_dtype
 
 FOUND = "found"
-"""In place of a value that is to be found on the images."""
+"""The default of arguments that are found on the images."""
 
 OUTPUTS = ("logits", "log-probabilities", "probabilities", "sigmoids", "logit", "probability")
-"""What a network may give: (N, K), or with the last two one value (N,) or (N, 1) for the second of two classes.
+"""Kinds of outputs: (N, K), and for the last two one value (N,) or (N, 1) for the second of two classes.
 
-Sigmoids are a probability for each class that do not add up to 1."""
+Sigmoids are a probability for each class, not adding up to 1."""
 
 EXAMINED = 32
-"""Number of images on which a network's outputs are looked at."""
+"""Number of images whose outputs are examined."""
 
 LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
-"""Layers that are left out where they make a network's outputs, since attacks need what stands before them."""
+"""Last layers that are left out, since attacks need the logits before them."""
 
-SATURATED = (
-    "the probabilities of {} of {} images are rounded to 0 or 1, where no gradient is left: gradients are masked"
-)
+SATURATED = "the probabilities of {} of {} images are rounded to 0 or 1 and have no gradient: it is masked"
 
 
 class AdaptedNetwork(nn.Module):
-    """A network whose images or outputs have another form than ART's, as images (N, ...) to logits (N, K).
+    """A network from images (N, ...) to logits (N, K), around one with another layout or other outputs.
 
     Args:
         network: the network.
         outputs: one of ``OUTPUTS``.
-        axes: an order of the axes in which the network takes images; None for that in which they come.
-        remark: what is said of the outputs in a report; empty where they are logits.
+        axes: the order of the axes in which the network takes images; None for that of the images.
+        remark: the description of the outputs in a report; empty for logits.
 
     **Convention**: one logit z becomes -z/2 and z/2, so that both classes have a gradient and an explanation. The
-    logarithm of a probability is its logit but for a constant of the image; a probability below what its dtype can
-    hold has no gradient. Logits are float32 where the network has less, since numpy has no bfloat16.
+    logarithm of a probability is its logit up to a constant of the image; a probability that underflows has no
+    gradient. Logits are at least float32, since numpy has no bfloat16.
     """
 
     halves: Tensor
@@ -69,7 +67,7 @@ class AdaptedNetwork(nn.Module):
         return self.logits(at_least_float32(tensor_of(self.network(x))))
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """Return logits (N, K) of what the network gives."""
+        """Return the logits (N, K) of the network's outputs."""
         if self.outputs in ("logits", "log-probabilities"):
             return outputs
         tiny = torch.finfo(outputs.dtype).tiny
@@ -90,33 +88,33 @@ def as_classifier(
     channels_first: bool | str = FOUND,
     outputs: str = FOUND,
 ) -> PyTorchClassifier:
-    """Return an ART classifier of a torch network; what is not said is found on the images.
+    """Return an ART classifier of a torch network; arguments that are not given are found on the images.
 
     The network may return a tensor, a dictionary, a tuple, of which the first element counts, or an object with
-    ``logits``, as Hugging Face's do; logits, probabilities, log-probabilities, or one value for two classes. Attacks
-    need logits: a last softmax or sigmoid layer is left out, and of probabilities that a function makes the logarithm
-    is taken. Images may have their channels in front or behind, whatever the network takes.
+    ``logits``, as Hugging Face's do. Its outputs may be logits, probabilities, log-probabilities, or one value for two
+    classes. Attacks need logits: a last softmax or sigmoid layer is left out, and other probabilities are replaced by
+    their logarithm. Channels of images may be first or last, whichever the network takes.
 
     Args:
-        model: the network, in any floating-point dtype. It is shared, not copied, but for a last layer that is left
+        model: the network, in any floating-point dtype. It is shared, not copied, except for a last layer that is left
             out.
         data: images ``(N, ...)``, an array or a tensor, or images and labels as :func:`evaluate` takes them.
-        mean: of the network's normalisation, in the units of the pixels: one number, or one a channel.
-        std: deviation of the same normalisation; neither is given where the network or a loader normalises.
-        clip_values: least and largest pixel value, or None for none. **Convention**: by default 0 and 1 for images
-            (N, C, H, W) in this range, 0 and 255 for whole numbers in that, and None for all else.
-        channels_first: whether images are (C, H, W), else (H, W, C); found by their shape.
-        outputs: one of ``"logits"``, ``"log-probabilities"``, ``"probabilities"``, ``"sigmoids"`` (a probability for
-            each class that do not add up to 1; found only where a last layer makes them, since logits may lie between
-            0 and 1 too), ``"logit"`` and ``"probability"``, the last two for two classes; found
-            by their values.
+        mean: mean of the network's normalisation, in the units of the pixels: one number, or one for each channel.
+        std: deviation of the same normalisation. Leave both out if the network or a loader normalises.
+        clip_values: least and largest pixel value; None for none. **Convention**: by default 0 and 1 for images
+            (N, C, H, W) in this range, 0 and 255 for whole numbers in that range, else None.
+        channels_first: True for images (C, H, W), False for (H, W, C); by default found by their shape.
+        outputs: kind of the network's outputs, by default found by their values: ``"logits"``,
+            ``"log-probabilities"``, ``"probabilities"``, ``"sigmoids"`` (a probability for each class, not adding up to
+            1; found only if a last layer makes them, since logits may lie between 0 and 1 too), or for two classes
+            ``"logit"`` or ``"probability"``.
 
     Returns:
         A plain ``PyTorchClassifier`` without an optimizer, on the network's device.
 
     Raises:
-        InputError: for a network that is none, cannot take the images, or gives no logits; and for a normalisation of
-            other units than the pixels.
+        InputError: for a model that is not a network, cannot take the images, or does not return such outputs; and for
+            a normalisation in other units than those of the pixels.
 
     >>> from torch import nn
     >>> from art_defenses_ext import as_classifier
@@ -155,7 +153,7 @@ def as_classifier(
 
 
 def tensor_of(outputs: Any) -> Any:
-    """Return the logits among what a network gives: of a dictionary, an object with ``logits``, or a tuple."""
+    """Return the logits in a network's output, which may be a dictionary, an object with ``logits``, or a tuple."""
     if isinstance(outputs, Tensor):
         return outputs
     if isinstance(outputs, dict) and "logits" not in outputs:
@@ -182,7 +180,7 @@ def recognised(outputs: Tensor) -> str:
 
 
 def _images(data: Any) -> Images:
-    """Return images (N, ...), of which there is at least one."""
+    """Return the images (N, ...) of the data, at least one."""
     alone = isinstance(data, np.ndarray | Tensor | StoredImages)
     x = as_pixels(data) if alone else images_and_labels(data)[0]
     if not isinstance(x, np.ndarray | StoredImages) or (isinstance(x, np.ndarray) and x.dtype != np.float32):
@@ -193,24 +191,24 @@ def _images(data: Any) -> Images:
 
 
 def _range_of(x: Images) -> tuple[float, float] | None:
-    """Return the range that images (N, C, H, W) fill; None for no known one, and for other inputs than images."""
+    """Return the pixel range of images (N, C, H, W); None if it is unknown, and for other inputs."""
     values = np.asarray(x[:EXAMINED]) if isinstance(x, StoredImages) else x
     if values.ndim != 4 or not bool((values >= 0).all()):
         return None
     if bool((values <= 1).all()):
         return 0.0, 1.0
-    whole = bool((values <= 255).all()) and bool((np.mod(values[:EXAMINED], 1) == 0).all())
-    return (0.0, 255.0) if whole else None
+    is_bytes = bool((values <= 255).all()) and bool((np.mod(values[:EXAMINED], 1) == 0).all())
+    return (0.0, 255.0) if is_bytes else None
 
 
 def _normalisation(mean: Any, std: Any, clip_values: Any) -> tuple[FloatArray | None, FloatArray | None]:
-    """Return mean and deviation as arrays of one shape; None for none."""
+    """Return mean and deviation as arrays of one shape, or None for both."""
     if mean is None and std is None:
         return None, None
     try:
         means = np.asarray(0.0 if mean is None else mean, np.float32)
         stds = np.asarray(1.0 if std is None else std, np.float32)
-        means, stds = (np.ascontiguousarray(each) for each in np.broadcast_arrays(means, stds))
+        means, stds = map(np.ascontiguousarray, np.broadcast_arrays(means, stds))
         usable = bool(np.isfinite(means).all() and np.isfinite(stds).all() and (stds > 0).all())
     except (TypeError, ValueError):
         usable = False
@@ -226,28 +224,30 @@ def _normalisation(mean: Any, std: Any, clip_values: Any) -> tuple[FloatArray | 
 
 
 def _adapted(model: nn.Module, x: Tensor, outputs: str) -> tuple[nn.Module, int]:
-    """Return the network behind what it needs around it, and its number of classes."""
+    """Return a network from images to logits, wrapped if necessary, and its number of classes."""
     axes, values = _first_outputs(model, x)
-    given = tensor_of(values)
-    form = recognised(given) if outputs == FOUND else outputs
-    single = given.ndim == 1 or given.shape[1] == 1
+    tensor = tensor_of(values)
+    form = recognised(tensor) if outputs == FOUND else outputs
+    single = tensor.ndim == 1 or tensor.shape[1] == 1
     if single != (form in ("logit", "probability")):
-        raise InputError(f"outputs is {form!r}, and model gives {tuple(given.shape)}; one of {OUTPUTS} that fits")
+        raise InputError(
+            f"outputs is {form!r}, but model returns {tuple(tensor.shape)}; a fitting one of {OUTPUTS} was expected"
+        )
     network, layer = model, None
     if form not in ("logits", "logit"):
         network, layer = _without_last(model, x, axes, form)
     if form == "sigmoids" and layer is None and outputs == FOUND:
-        form = "logits"  # which may lie between 0 and 1 as well, and say the same class
-    nb_classes = 2 if single else given.shape[1]
+        form = "logits"  # which may lie between 0 and 1 too, and give the same class
+    nb_classes = 2 if single else tensor.shape[1]
     ignored = has_ignored_hooks(model) or (
         isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward
     )
     plain = isinstance(values, Tensor) and form == "logits" and axes is None and not ignored
-    if plain and given.dtype not in HALVES:
+    if plain and tensor.dtype not in HALVES:
         return model, nb_classes
     remark = {
         "logits": "",
-        "log-probabilities": "log-probabilities, which are logits but for a constant of each image",
+        "log-probabilities": "log-probabilities, which are logits up to a constant of each image",
         "probabilities": "probabilities; attacked on their logarithm",
         "sigmoids": "a probability for each class; attacked on their logits",
         "logit": "one logit z; attacked as the logits -z/2 and z/2 of two classes",
@@ -257,12 +257,12 @@ def _adapted(model: nn.Module, x: Tensor, outputs: str) -> tuple[nn.Module, int]
         remark = f"{form} of a {layer} layer; attacked on the logits before it"
         form = "logit" if single else "logits"
     elif form in ("probabilities", "sigmoids", "probability"):
-        remark += _warned(given)
+        remark += _warned(tensor)
     return AdaptedNetwork(network, form, axes, remark), nb_classes
 
 
 def _first_outputs(model: nn.Module, x: Tensor) -> tuple[tuple[int, ...] | None, Any]:
-    """Return the order of axes in which a network takes images, None for theirs, and what it gives for them."""
+    """Return the order of axes in which a network takes images, None for their own, and its outputs for them."""
     orders: list[tuple[int, ...] | None] = [None, *([(0, 3, 1, 2), (0, 2, 3, 1)] if x.ndim == 4 else [])]
     first: Exception | None = None
     for axes in orders:
@@ -280,17 +280,17 @@ def _first_outputs(model: nn.Module, x: Tensor) -> tuple[tuple[int, ...] | None,
 
 
 def _run(model: nn.Module, x: Tensor, axes: tuple[int, ...] | None) -> Any:
-    """Return what a network gives for normalised images."""
+    """Return a network's outputs for normalised images."""
     tensor = next((tensor for tensor in model.parameters()), None)
     dtype = model_dtype(model)
     x = x if axes is None else x.permute(axes)
-    x = (x if dtype is None else x.to(dtype)).clone()  # which it may write into
+    x = (x if dtype is None else x.to(dtype)).clone()  # the network may write into its input
     with evaluation_mode(model), unmoved_generators(), torch.no_grad():
         return model(x if tensor is None else x.to(tensor.device))
 
 
 def _check_outputs(outputs: Any, nb_images: int) -> None:
-    """Refuse outputs that are neither (N, K) nor one value an image."""
+    """Refuse outputs that are neither (N, K) nor one value for each image."""
     fits = isinstance(outputs, Tensor) and outputs.is_floating_point() and outputs.ndim in (1, 2)
     if not fits or len(outputs) != nb_images or outputs.numel() == 0:
         what = f"a {type(outputs).__name__}"

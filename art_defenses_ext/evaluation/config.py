@@ -72,7 +72,7 @@ class EvaluationConfig(Options):
 
 
 class EvaluationOptions(TypedDict, total=False):
-    """The options as keyword arguments, for type checkers and editors, which cannot read them off the class."""
+    """The options as keyword arguments, for type checkers and editors."""
 
     seed: Seed
     block_size: Count

@@ -1,7 +1,7 @@
-"""Statements about robustness that hold or raise: what the pytest plugin's fixtures are made of.
+"""Assertions about robustness, on which the pytest plugin's fixtures are built.
 
-Each evaluates, or finds the finished evaluation of the same networks, images and settings again, and says in the
-failure which attack broke which images and where their pictures lie.
+Each runs an evaluation, or reuses the finished one of the same networks, images and settings. A failure lists the
+attacks with the images that they broke, and the paths of the report and of the pictures.
 """
 
 from __future__ import annotations
@@ -46,23 +46,23 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 SHOWN = 10
-"""Indices of broken images in a failure's message, for each attack."""
+"""Maximum number of indices in a failure's message, for each attack."""
 
 SURE = 0.05
-"""The p value under which a run is called worse than its baseline."""
+"""The p value below which a run is significantly worse than its baseline."""
 
 
 @dataclass
 class Suite:
-    """How statements are checked.
+    """The settings of a test session's assertions, and the assertions.
 
     Attributes:
         cache: folder of finished evaluations, one for each key.
-        attacks: set of attacks in place of those that a statement names; None for its own.
-        samples: so many of the images, from the first on; None for all.
-        device: ``"cpu"`` or ``"cuda"``; None for that of the classifier.
-        reports: folder that reports are copied to; None for none.
-        notes: a line for each statement that was checked.
+        attacks: attack suite that replaces those of the assertions; None for their own.
+        samples: number of images, from the first on; None for all.
+        device: ``"cpu"`` or ``"cuda"``; None for the classifier's.
+        reports: folder to which reports are copied; None for no copies.
+        notes: a line for each assertion that was checked.
     """
 
     cache: Path
@@ -81,14 +81,12 @@ class Suite:
         attacks: str | Sequence[AttackSpec] = "standard",
         **arguments: Unpack[EvaluationArguments],
     ) -> tuple[Report, Path]:
-        """Return the report of an evaluation and its folder; one that was finished before is not made again.
-
-        That holds for the named sets; attacks of one's own run each time.
+        """Return the report of an evaluation and its folder; a finished evaluation with a named suite is reused.
 
         Args:
-            name: of the folder among ``reports``.
-            model, data, threat, attacks, arguments: as :func:`.evaluate`; without a curve, and without an
-                evaluation of the undefended model, where nothing asks for them.
+            name: the name of the folder among ``reports``.
+            model, data, threat, attacks, arguments: as in :func:`.evaluate`; by default without a curve, and without an
+                evaluation of the undefended model.
         """
         x, y = images_and_labels(data)
         if self.device is not None:
@@ -107,7 +105,7 @@ class Suite:
         key = run_key(model, data, threat, attacks, **arguments)
         cache = self._writable_cache(name)
         folder = cache / key[:16]
-        with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be at it
+        with FileLock(cache / f"{key[:16]}.lock"):  # another worker may be evaluating the same
             again = not isinstance(attacks, str)
             if not again and (folder / "report.json").exists():
                 report = Report.load(folder)
@@ -131,17 +129,17 @@ class Suite:
         established: bool = True,
         **arguments: Unpack[EvaluationArguments],
     ) -> Report:
-        """Robust accuracy is at least so large, and established.
+        """Assert that the robust accuracy is established and at least ``at_least``.
 
         Args:
-            name, model, data, threat, attacks, arguments: as :meth:`evaluated`.
-            at_least: from 0 to 1.
-            established: an adaptive attack suite must have run and passed its checks
-                (``evaluation/checks/standing.py``).
-                False states the accuracy under the attacks that ran, whichever they were; the note says so.
+            name, model, data, threat, attacks, arguments: as in :meth:`evaluated`.
+            at_least: the bound, from 0 to 1.
+            established: require that an adaptive attack suite ran and passed its checks
+                (``evaluation/checks/standing.py``). False asserts the accuracy under the attacks that ran, and the note
+                names it so.
 
         Raises:
-            AssertionError: if that does not hold.
+            AssertionError: if the assertion does not hold.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
@@ -164,13 +162,13 @@ class Suite:
         attacks: str | Sequence[AttackSpec] = "standard",
         **arguments: Unpack[EvaluationArguments],
     ) -> Report:
-        """An adaptive attack suite ran and passes its own checks: no gradient is masked.
+        """Assert that an adaptive attack suite ran and passes its checks: no gradient masking was found.
 
         Args:
-            name, model, data, threat, attacks, arguments: as :meth:`evaluated`.
+            name, model, data, threat, attacks, arguments: as in :meth:`evaluated`.
 
         Raises:
-            AssertionError: if a check fails, none was made, or no such suite ran.
+            AssertionError: if a check fails, no checks were made, or no such suite ran.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         report, folder = self.evaluated(name, model, data, threat, attacks, **arguments)
@@ -195,18 +193,19 @@ class Suite:
         established: bool = True,
         **arguments: Unpack[AttackArguments],
     ) -> Report:
-        """At least so many of the correctly classified images stay unbroken: no attack is misclassified and accepted.
+        """Assert that the attacks fail on at least this share of the correctly classified images.
 
-        That is at the detector's own threshold, which the attackers aim at; for another one set the detector to it.
+        An attack fails if its image is classified correctly or rejected at the detector's own threshold, at which the
+        attacks aim. For another threshold set the detector to it.
 
         Args:
-            name, model, detector, data, threat, attacks, arguments: as :meth:`evaluated`.
-            at_least: from 0 to 1.
-            false_positives: share of clean images that the detector may flag, from 0 to 1; None for any.
-            established: as :meth:`is_robust`.
+            name, model, detector, data, threat, attacks, arguments: as in :meth:`evaluated`.
+            at_least: the bound, from 0 to 1.
+            false_positives: bound on the share of clean images that the detector flags, from 0 to 1; None for none.
+            established: as in :meth:`is_robust`.
 
         Raises:
-            AssertionError: if that does not hold, or the detector is sure to flag more clean images.
+            AssertionError: if the assertion does not hold, or the detector significantly exceeds ``false_positives``.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_share("at_least", at_least)
@@ -215,9 +214,9 @@ class Suite:
             check_share("false_positives", false_positives)
         report, folder = self.evaluated(name, model, data, threat, attacks, detector=detector, **arguments)
         assert report.summary.detection is not None
-        past = report.summary.detection.pools[-1].past  # of the attacker who knows most
+        past = report.summary.detection.pools[-1].past  # of the attacker with the most knowledge
         if past is None:
-            raise InputError("classifier gets none of the images right; at least one that it does was expected")
+            raise InputError("classifier misclassifies all images; at least one correct image was expected")
         flagged = report.summary.detection.false_positives
         self._note(name, f"attack success rate {past}, at most {100 * (1 - at_least):g} % wanted", report)
         failure = f"attack success rate against classifier and detector is {past} under {threat}, at a false positive "
@@ -229,7 +228,7 @@ class Suite:
             )
             _check(report, folder, flagged.interval[0] <= false_positives, failure)
         if established:
-            _check_standing(report, f"that {100 * at_least:g} % let nothing past", threat, folder)
+            _check_standing(report, f"that attacks fail on {100 * at_least:g} %", threat, folder)
         return report
 
     def is_not_worse_than(
@@ -243,19 +242,19 @@ class Suite:
         established: bool = True,
         **arguments: Unpack[EvaluationArguments],
     ) -> Report:
-        """No image-by-image evidence that fewer images are robust than in an earlier run.
+        """Assert that not significantly fewer images are robust than in an earlier run.
 
         The same images are attacked in the same ball by the same attacker, and compared with the baseline's records by
         McNemar's exact test.
 
         Args:
-            name, model, data, attacks, arguments: as :meth:`evaluated`; by default those of the earlier run.
+            name, model, data, attacks, arguments: as in :meth:`evaluated`; by default those of the earlier run.
             baseline: folder of the earlier run.
-            established: as :meth:`is_robust`, of the new run.
+            established: as in :meth:`is_robust`, for the new run.
 
         Raises:
-            AssertionError: if it is worse, with p < .05.
-            InputError: if the baseline is of other images, or of another attacker.
+            AssertionError: if the new run is worse with p < .05.
+            InputError: if the baseline has other images or another attacker.
         """
         __tracebackhide__ = True  # the failure is the test's, not ours
         check_flag("established", established)
@@ -263,17 +262,17 @@ class Suite:
         settings = before.run.settings
         if attacks is None:
             if not isinstance(settings.attacks, str):
-                raise InputError(f"baseline is {baseline}, which ran attacks of its own; attacks= was expected")
+                raise InputError(f"baseline is {baseline}, which ran a list of attacks; attacks= was expected")
             attacks = settings.attacks
         threat = named_threat(settings.threat, settings.eps)
         arguments.setdefault("config", EvaluationConfig.part_of(settings))
         report, folder = self.evaluated(name, model, data, threat, attacks, **arguments)
         if report.summary.run.data_sha256 != before.run.data_sha256:
-            raise InputError(f"baseline is {baseline}, which is of other images; a run of the same ones was expected")
+            raise InputError(f"baseline is {baseline}, which has other images; a run on the same images was expected")
         differences = attacker_differences(before, read_manifest(folder))
         if differences:
             raise InputError(
-                f"baseline is {baseline}, which another attacker made ({'; '.join(differences)}); a run of the same "
+                f"baseline is {baseline}, which has another attacker ({'; '.join(differences)}); a run with the same "
                 "attacker was expected"
             )
         pair = Paired.of(*([record.robust() for record in each.records] for each in (earlier, report)))
@@ -287,7 +286,7 @@ class Suite:
         return report
 
     def _writable_cache(self, name: str) -> Path:
-        """Return the cache, or where that cannot be written, which is noted, a temporary folder."""
+        """Return the cache; if it cannot be written, note this and return a temporary folder."""
         try:
             self.cache.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.cache):
@@ -305,14 +304,14 @@ class Suite:
 
 
 def _check(report: Report, folder: Path, holds: bool, failure: str) -> None:
-    """Refuse a statement that does not hold, with the attacks that broke it and where their pictures lie."""
+    """Raise an assertion's failure with the attacks that caused it and the path of their pictures."""
     __tracebackhide__ = True
     if not holds:
         raise AssertionError(f"{failure}\n{_who_broke(report)}\n{_where(folder)}")
 
 
 def _check_standing(report: Report, statement: str, threat: Threat, folder: Path) -> None:
-    """Refuse a statement that no adaptive attack suite, or none that passed its checks, stands behind."""
+    """Raise if no adaptive attack suite ran, or its attacks fail their checks."""
     __tracebackhide__ = True
     summary = report.summary
     if summary.standing == "established":
@@ -320,7 +319,7 @@ def _check_standing(report: Report, statement: str, threat: Threat, folder: Path
     if summary.robust_accuracy is None:
         raise AssertionError(
             f"{summary.unknown}, so {statement} is not established: {summary.worst_case} under {threat} is the "
-            f"{figure_name(summary)}, no robust accuracy; established=False states that instead\n"
+            f"{figure_name(summary)}, not a robust accuracy; established=False asserts that instead\n"
             f"{_where(folder)}"
         )
     raise AssertionError(
@@ -330,20 +329,20 @@ def _check_standing(report: Report, statement: str, threat: Threat, folder: Path
 
 
 def _first(argument: str, values: Any, count: int | None) -> Any:
-    """Return the first so many of images or labels; None for all."""
+    """Return the first ``count`` images or labels; all for None."""
     if isinstance(values, StoredImages) or (isinstance(values, np.ndarray) and values.ndim > 0):
         return values[:count]
     raise InputError(f"{argument} is {shown(values)}; a numpy array was expected")
 
 
 def on_device(classifier: PyTorchClassifier, device: str) -> PyTorchClassifier:
-    """Return the classifier on another device, and what it records as undefended.
+    """Return the classifier and its undefended classifier on another device.
 
-    Their network is moved there, not copied: ``classifier`` itself, which still sends images to its own device, is of
-    no use afterwards.
+    The network is moved, not copied: ``classifier`` itself still sends images to its own device and must not be used
+    afterwards.
 
     Raises:
-        InputError: for another word than cpu or cuda, or where there is no GPU.
+        InputError: for another word than cpu or cuda, or if there is no GPU.
     """
     import torch
 
@@ -368,13 +367,13 @@ def _who_broke(report: Report) -> str:
             if first is not None:
                 broken.setdefault(first, []).append(record.index)
     wrong = [record.index for record in report.records if not record.correct]
-    lines = [f"  wrong without an attack: {_listed(wrong)}"] if wrong else []
-    return "\n".join(lines + [for_terminal(f"  broken by {key}: {_listed(seen)}") for key, seen in broken.items()])
+    lines = [f"  misclassified without an attack: {_listed(wrong)}"] if wrong else []
+    return "\n".join(lines + [for_terminal(f"  broken by {key}: {_listed(first)}") for key, first in broken.items()])
 
 
 def _listed(indices: list[int]) -> str:
-    shown = ", ".join(map(str, indices[:SHOWN]))
-    return f"{len(indices)} (images {shown}{', ...' * (len(indices) > SHOWN)})"
+    first = ", ".join(map(str, indices[:SHOWN]))
+    return f"{len(indices)} (images {first}{', ...' * (len(indices) > SHOWN)})"
 
 
 def _failed(report: Report) -> str:

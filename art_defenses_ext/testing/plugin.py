@@ -1,15 +1,16 @@
-"""Robustness suites in pytest: fixtures that turn a run red when robustness drops.
+"""The pytest plugin: fixtures for tests that fail when robustness drops.
 
     def test_the_network_holds(assert_robust):
         assert_robust(model, (x, y), threat=Linf(0.1), at_least=0.8)
 
-Installed with the package, pytest finds it by itself. Nothing heavy is imported before a fixture is used.
+pytest finds the plugin once the package is installed. Nothing heavy is imported before a fixture is used.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
@@ -27,21 +28,23 @@ Assertion = Callable[..., "Report"]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """The options of the command line."""
+    """Add the options of the command line."""
     group = parser.getgroup("robustness", "robustness against adversarial examples")
-    group.addoption("--robustness-attacks", metavar="SET", help="papers, standard or full, in place of what tests name")
-    group.addoption("--robustness-samples", metavar="N", type=int, help="only the first N images of each test")
-    group.addoption("--robustness-device", metavar="DEVICE", help="cpu or cuda, in place of the classifiers' own")
+    group.addoption("--robustness-attacks", metavar="SET", help="attack suite that replaces those of the tests")
+    group.addoption(
+        "--robustness-samples", metavar="N", type=int, help="number of images of each test, from the first on"
+    )
+    group.addoption("--robustness-device", metavar="DEVICE", help="cpu or cuda instead of the classifiers' own device")
     group.addoption("--robustness-report", metavar="DIR", type=Path, help="keep each test's report in a folder of DIR")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """The marker."""
+    """Declare the marker ``robustness``."""
     config.addinivalue_line("markers", "robustness: attacks a network; may take long")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark whatever uses a fixture of ours, so that ``-m "not robustness"`` leaves it out."""
+    """Mark the tests that use a fixture of this plugin, so that ``-m "not robustness"`` leaves them out."""
     for item in items:
         if FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker("robustness")
@@ -49,7 +52,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def robustness(request: pytest.FixtureRequest) -> Suite:
-    """How statements are checked: what the other fixtures share."""
+    """The settings that the other fixtures share."""
     from art_defenses_ext.base.declared import accepted
     from art_defenses_ext.base.errors import InputError
     from art_defenses_ext.base.validation import check_count
@@ -104,7 +107,7 @@ FIXTURES = frozenset({"robustness", "assert_robust", "assert_detects", "assert_n
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """A line for each statement, whether it held or not."""
+    """Print a line for each assertion, passed or failed."""
     reports = [
         report
         for outcome in ("passed", "failed")
@@ -119,23 +122,23 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def _named(assertion: Callable[Concatenate[str, P], Report], request: pytest.FixtureRequest) -> Callable[P, Report]:
-    """Return the statement under the name of the test, numbered where a test makes several."""
-    name, made = re.sub(r"[^\w.-]+", "_", request.node.nodeid), [0]
+    """Return the assertion with the name of the test, numbered if a test makes several."""
+    name, number = re.sub(r"[^\w.-]+", "_", request.node.nodeid), count(1)
 
-    def stated(*arguments: P.args, **options: P.kwargs) -> Report:
+    def named(*arguments: P.args, **options: P.kwargs) -> Report:
         __tracebackhide__ = True
-        made[0] += 1
-        return assertion(name if made[0] == 1 else f"{name}-{made[0]}", *arguments, **options)
+        nth = next(number)
+        return assertion(name if nth == 1 else f"{name}-{nth}", *arguments, **options)
 
-    return stated
+    return named
 
 
 def _cache(config: pytest.Config) -> Path:
-    """Where finished evaluations are kept: pytest's own cache, and a temporary folder where that is switched off."""
+    """Return the folder of finished evaluations: in pytest's cache, or temporary if that is switched off."""
     if config.pluginmanager.hasplugin("cacheprovider"):
         try:
             return Path(config.cache.mkdir("robustness"))
-        except OSError:  # said where a statement is checked
+        except OSError:  # noted when an assertion is checked
             return Path(str(config.cache._cachedir)) / "d" / "robustness"
     import tempfile
 

@@ -1,4 +1,4 @@
-"""The settings of a training, each declared once: what preprocessors, detectors and classifiers are trained with."""
+"""The settings of a training of preprocessors, detectors and classifiers, each declared once."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Settings(Options):
 
 
 class OtherSettings(TypedDict, total=False):
-    """All but the two that ART's detectors name themselves, as keyword arguments for type checkers and editors."""
+    """All settings but the two that ART's detectors have by name, for type checkers and editors."""
 
     learning_rate: Positive
     weight_decay: NonNegative
@@ -47,7 +47,7 @@ class OtherSettings(TypedDict, total=False):
 
 
 class SettingsOptions(OtherSettings, total=False):
-    """All settings as keyword arguments, for type checkers and editors, which cannot read them off the class."""
+    """All settings as keyword arguments, for type checkers and editors."""
 
     nb_epochs: Count
     batch_size: Count

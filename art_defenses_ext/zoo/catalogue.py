@@ -1,11 +1,11 @@
-"""The data sets and networks by name, as data: nothing heavy is imported, so that a command's help can name them."""
+"""The data sets and networks by name, as data without heavy imports, for the help of commands."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 COLLECTIONS: tuple[str, ...] = ("timm", "hf", "torchvision")
-"""The collections of trained networks that there are loaders for (``loaders.py``)."""
+"""The collections of trained networks that have a loader (``loaders.py``)."""
 
 DATASETS: tuple[str, ...] = ("digits", "mnist", "fashion_mnist", "cifar10", "svhn", "image_folder")
 
@@ -16,7 +16,7 @@ CLASSES: dict[str, tuple[str, ...]] = {
     ),
     "cifar10": ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
 }
-"""What the classes of a data set are called, in the order of their labels; of digits they are the labels."""
+"""The names of a data set's classes, in the order of their labels; those of digits are the labels themselves."""
 
 
 @dataclass(frozen=True)

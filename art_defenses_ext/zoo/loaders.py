@@ -1,8 +1,8 @@
 """Trained networks of other people's collections, each with the preprocessing that belongs to its checkpoint.
 
 A collection is a line of ``LOADERS``. Weights are read as safetensors, or by ``torch.load(weights_only=True)``; code of
-a checkpoint is never run. Each loader is tested on small local checkpoints in the published format: only the download
-is not tested.
+a checkpoint is never run. Each loader is tested on small local checkpoints in the published format; downloads are not
+tested.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from art_defenses_ext.zoo.weights import load_weights
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A trained network, and what its checkpoint says of its images.
+    """A trained network, and its checkpoint's size and normalisation of images.
 
     Attributes:
-        network: images (N, C, H, W), normalised, to logits (N, K); in evaluation mode.
-        input_shape: of an image (C, H, W).
-        mean: what is subtracted from images in [0, 1], by channel.
-        std: what the result is divided by.
+        network: from normalised images (N, C, H, W) to logits (N, K); in evaluation mode.
+        input_shape: shape of an image (C, H, W).
+        mean: per-channel mean that is subtracted from images in [0, 1].
+        std: per-channel standard deviation by which the result is divided.
     """
 
     network: nn.Module
@@ -44,11 +44,11 @@ class Pretrained:
 
 @dataclass(frozen=True)
 class Loader:
-    """How a collection's networks are loaded.
+    """The loader of a collection.
 
     Attributes:
-        load: the network of a name; it may raise anything.
-        install: the command that installs what it needs.
+        load: returns the network of a name; it may raise any error.
+        install: the command that installs its packages.
     """
 
     load: Callable[[str], Pretrained]
@@ -84,7 +84,7 @@ def _load_hf(name: str) -> Pretrained:
 
 
 def _side(size: Any, side: str) -> int:
-    """A side of the images, which are square where the checkpoint names only the shorter one."""
+    """Return a side of the images, which are square if the checkpoint names only the shorter side."""
     sides = dict(size)
     value = sides.get(side)
     return int(sides["shortest_edge"] if value is None else value)
@@ -121,8 +121,8 @@ def load_pretrained(name: str) -> Pretrained:
         name: ``"timm:NAME"``, ``"hf:REPO"`` or ``"torchvision:NAME"``; NAME and REPO may be folders of a checkpoint.
 
     Raises:
-        InputError: for another name, a package that is not installed, a checkpoint that cannot be downloaded or read,
-            and one whose weights are of another architecture.
+        InputError: for an unknown name, a package that is not installed, a checkpoint that cannot be downloaded or
+            read, and weights of another architecture.
     """
     if not has_loader(name):
         raise DataError(
@@ -150,10 +150,10 @@ def load_model(name: str, weights: str | Path | None = None, *, device: str = "c
 
     Args:
         name: ``"timm:NAME"``, ``"hf:REPO"`` or ``"torchvision:NAME"``, as the collections name them; NAME and REPO may
-            be folders that hold a checkpoint in the published format. A network of one's own needs no loader:
-            :func:`as_classifier` takes it.
+            be folders that hold a checkpoint in the published format. For a network of your own use
+            :func:`as_classifier`.
         weights: file of other weights for the same architecture, such as fine-tuned ones; None for the checkpoint's.
-        device: where it computes, such as ``"cuda"``.
+        device: device of the network, such as ``"cuda"``.
 
     Returns:
         ART's classifier; its ``input_shape`` is the size of the checkpoint's images.

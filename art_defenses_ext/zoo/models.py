@@ -30,7 +30,7 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "resnet20": ResNet20,
     "resnet20_a": ResNet20A,
 }
-"""What returns each network of the catalogue, new and untrained; those of torchvision are not among them."""
+"""The constructor of each network of the catalogue except torchvision's."""
 
 
 def build_model(model: str) -> nn.Module:

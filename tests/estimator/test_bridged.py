@@ -178,8 +178,8 @@ def test_what_acts_in_training_alone_acts_there_and_nowhere_else(x: Any, y: Any)
 
 
 NEEDS_LABELS = [
-    (LabelSmoothing(apply_predict=True), "LabelSmoothing, which needs labels, which nobody has at prediction"),
-    (Mixup(3, apply_predict=True), "Mixup, which needs labels, which nobody has at prediction; apply_predict=False"),
+    (LabelSmoothing(apply_predict=True), "LabelSmoothing, which needs labels, which are unknown at prediction"),
+    (Mixup(3, apply_predict=True), "Mixup, which needs labels, which are unknown at prediction; apply_predict=False"),
     (MixupPyTorch(3, apply_predict=True), "MixupPyTorch, which needs labels"),
     (GaussianAugmentation(apply_predict=True), r"GaussianAugmentation, which makes \(4, 1, 8, 8\) of \(2, 1, 8, 8\)"),
     (

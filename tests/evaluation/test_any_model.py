@@ -195,7 +195,7 @@ def before(layer: nn.Module, by_hand: Callable[[Any], Any] = same, outputs: int 
     return Kind(*networks, outputs=words)
 
 
-LOG = "log-probabilities, which are logits but for a constant of each image"
+LOG = "log-probabilities, which are logits up to a constant of each image"
 LEFT_OUT = " layer; attacked on the logits before it"
 ONE = "one logit z; attacked as the logits -z/2 and z/2 of two classes"
 
@@ -477,7 +477,7 @@ def test_a_normalisation_in_other_units_than_the_pixels_is_refused() -> None:
 def test_probabilities_that_are_rounded_away_are_warned_of() -> None:
     """A gradient is masked where a softmax in float32 is 0 or 1, and only a layer can be left out."""
     sure = Wrapped(small(), lambda z: F.softmax(1e4 * z, dim=1))
-    with pytest.warns(UserWarning, match=r"of 12 of 12 images are rounded to 0 or 1, where no gradient is left"):
+    with pytest.warns(UserWarning, match=r"of 12 of 12 images are rounded to 0 or 1 and have no gradient"):
         classifier = as_classifier(sure, X)
     assert "gradients are masked" in classifier.model.remark
     layer = Last(Wrapped(small(), lambda z: 1e4 * z), nn.Softmax(dim=1))
