@@ -37,7 +37,7 @@ EXAMINED = 32
 LAST = (nn.Softmax, nn.LogSoftmax, nn.Sigmoid)
 """Last layers that are left out, since attacks need the logits before them."""
 
-SATURATED = "the probabilities of {} of {} images are rounded to 0 or 1 and have no gradient: it is masked"
+SATURATED = "the probabilities of {} of {} images are rounded to 0 or 1 and have no gradient: gradients are masked"
 
 
 class AdaptedNetwork(nn.Module):
