@@ -1,4 +1,4 @@
-"""Adversarial examples that somebody else made, judged by a run's model and joined into its worst case."""
+"""Adversarial examples from elsewhere, classified by a run's model and included in its worst case."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 ADVERSARIAL = ("adversarial", "adv", "x_adv", "adv_complete")
-"""What the array of the images may be called in a file; the last is the name in the files of AutoAttack's authors."""
+"""Names of the array of images in a file; the last is that in the files of AutoAttack's authors."""
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Adversarial examples from elsewhere, checked as far as they can be by themselves.
+    """Adversarial examples from elsewhere, checked without the run.
 
     Attributes:
         adversarial: images (n, ...), float32.
-        index: which samples of the run they were made of (n,).
-        clean: the images that they were made of (n, ...); None if the file holds none.
+        index: the samples of the run that they were made from (n,).
+        clean: the clean images (n, ...); None if the file holds none.
     """
 
     adversarial: FloatArray
@@ -70,7 +70,7 @@ def _contents(named: dict[str, Any]) -> str:
 
 
 def _read(path: Any) -> dict[str, Any]:
-    """Return the arrays of a file by name; nothing in it is run."""
+    """Return the arrays of a file by name, without executing code in it."""
     file = check_file("adversarial", path, "an existing file of images")
     try:
         if file.suffix == ".safetensors":
@@ -93,7 +93,7 @@ def _read(path: Any) -> dict[str, Any]:
 
 
 def _index(index: Any, count: int, samples: int) -> IntArray:
-    """Return which samples some images belong to; all of them in their order if the file does not say."""
+    """Return the samples of the images; by default all samples in their order."""
     if index is None:
         if count != samples:
             raise InputError(
@@ -121,30 +121,30 @@ def add_examples(
     link: str | None = None,
     **arguments: Unpack[EvaluationArguments],
 ) -> Report:
-    """Add adversarial examples that somebody else made to a finished run: each sample counts by its worst case.
+    """Add adversarial examples from elsewhere to a finished run: each sample counts by its worst case.
 
-    They are checked (the run's images and model, shape, finite values, clip range, ball), judged by the model, and kept
-    in the run's folder beside its own records, which stay as they are. The report there is written anew. Adding the
-    same examples again changes nothing. ``art-defenses add`` does the same for a run that the command made.
+    The examples are checked (the run's images and model, shape, finite values, clip range, ball), classified by the
+    model, and kept in the run's folder beside its own records, which do not change. The report there is written again.
+    Adding the same examples again changes nothing. ``art-defenses add`` does the same for a run of the command.
 
     Args:
         run: folder of the run.
         adversarial: images ``(n, *input_shape)`` in the run's units: a ``.npz`` or ``.safetensors`` file with the array
             ``adversarial`` and, unless it has an image for each sample, ``index`` (n,), the samples' positions;
-            ``clean`` (n, ...) is compared with the run's images where it is given. Also a ``.npy`` file, what
-            ``torch.save`` writes, or an array. Only images inside the ball are taken: leave the others out.
-        model, data: as :func:`evaluate`; what the run was made with.
-        name: whose examples they are, as the report names them.
-        link: where they come from, an http or https address; None for none.
-        arguments: ``undefended`` and ``detector`` as :func:`evaluate`, where the run was made with them.
+            ``clean`` (n, ...) is compared with the run's images if it is given. Also a ``.npy`` file, a file of
+            ``torch.save``, or an array. Images outside the ball are refused.
+        model, data: the model and the data of the run, as in :func:`evaluate`.
+        name: the source of the examples, as the report names it.
+        link: an http or https address of the source; None for none.
+        arguments: ``undefended`` and ``detector`` as in :func:`evaluate`, if the run was made with them.
 
     Returns:
-        The report with them.
+        The report with the examples.
 
     Raises:
         InputError: for a folder without a finished run, another model or other images than the run's, and examples
-            that are not finite, of another shape, outside the clip range or the ball, or of other images. Nothing is
-            written then.
+            that are not finite, have another shape, lie outside the clip range or the ball, or belong to other images.
+            Nothing is written then.
 
     >>> import numpy as np
     >>> from art_defenses_ext import JumpReLU, Linf, add_examples, evaluate
@@ -185,10 +185,10 @@ def _judge(
     data: Any,
     arguments: EvaluationArguments,
 ) -> dict[str, Outcome]:
-    """What the run's model says of each example, by its sample, block by block as the run's own were judged.
+    """Return the outcome of each example by its sample, in the blocks of the run.
 
     Raises:
-        InputError: for another model or other images than the run's, and examples that are none of its ball.
+        InputError: for another model or other images than the run's, and examples outside its ball.
     """
     settings = manifest.run.settings
     threat = named_threat(settings.threat, settings.eps)
@@ -226,7 +226,7 @@ def _check_examples(examples: Examples, report: Report, x: Images, threat: Threa
     """Refuse examples of another shape, outside the clip range or the ball, or of other images than the run's.
 
     Raises:
-        InputError: that names the first.
+        InputError: names the first such example.
     """
     adversarial = examples.adversarial
     shape = tuple(x.shape[1:])

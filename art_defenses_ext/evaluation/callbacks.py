@@ -1,4 +1,4 @@
-"""What happens in a run, told to others: the log of an experiment tracker, such as TensorBoard."""
+"""Callbacks for the events of a run, such as the log of an experiment tracker."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 
 class RunCallback:
-    """Is told what happens in a run; whoever wants to know subclasses it and overrides what is of interest.
+    """Base class of callbacks; a subclass overrides the methods for the events that it needs.
 
-    A callback changes nothing: an exception in one is a warning, after which the callback is not told any more.
+    A callback does not change a run: an exception in a callback becomes a warning, and it is not called again.
 
     >>> from art_defenses_ext import JumpReLU, Linf, evaluate
     >>> class Names(RunCallback):
@@ -36,20 +36,20 @@ class RunCallback:
     """
 
     def begin(self, run: RunDescription) -> None:
-        """Before the first attack of the process: what the run is. A run that goes on begins once more."""
+        """Called before the first attack of the process with the run's description, also when a run is continued."""
 
     def attacked(self, step: Attacked) -> None:
-        """After each attack on a block of images."""
+        """Called after each attack on a block of images."""
 
     def end(self, report: Report) -> None:
-        """When the run is finished and its report is made."""
+        """Called when the run is finished, with its report."""
 
 
 class Listeners:
-    """The callbacks of a run; those that raise are told no more.
+    """The callbacks of a run; a callback that raises is not called again.
 
     Raises:
-        InputError: for an object that is no callback.
+        InputError: for an object that is not a callback.
     """
 
     def __init__(self, callbacks: Sequence[RunCallback] = ()) -> None:
@@ -61,15 +61,15 @@ class Listeners:
         self._callbacks = list(callbacks)
 
     def begin(self, run: RunDescription) -> None:
-        """Tell all that a run begins."""
+        """Call ``begin`` of all callbacks."""
         self._tell(lambda callback: callback.begin(run))
 
     def attacked(self, step: Attacked) -> None:
-        """Tell all what an attack did."""
+        """Call ``attacked`` of all callbacks."""
         self._tell(lambda callback: callback.attacked(step))
 
     def end(self, report: Report) -> None:
-        """Tell all that the run is finished."""
+        """Call ``end`` of all callbacks."""
         self._tell(lambda callback: callback.end(report))
 
     def _tell(self, call: Callable[[RunCallback], None]) -> None:
@@ -85,15 +85,15 @@ class Listeners:
 class TensorBoardCallback(RunCallback):
     """Writes a run's figures for TensorBoard (the extra ``tensorboard``).
 
-    Scalars by the number of attacks: ``robust`` (the share of the block's images that no attack has broken yet),
-    ``broken`` and ``seconds`` of each attack; at the end the clean accuracy, and the accuracy under attack by the name
-    that the report gives it. Texts: the settings, and the verdict.
+    The scalars, against the number of attacks, are ``robust`` (the share of the block's images that no attack has
+    broken yet), and ``broken`` and ``seconds`` of each attack; at the end the clean accuracy, and the accuracy under
+    attack by its name in the report. The texts are the settings and the result in words.
 
     Args:
-        folder: of the log.
+        folder: the folder of the log.
 
     Raises:
-        InputError: without the package, or for what is no folder.
+        InputError: if TensorBoard is not installed, or for a path that is not a folder.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -115,7 +115,7 @@ class TensorBoardCallback(RunCallback):
         self._writer.add_text("settings", json.dumps(asdict(run.settings), indent=1))
 
     def attacked(self, step: Attacked) -> None:
-        """Write what an attack did."""
+        """Write the results of an attack."""
         self._step += 1
         scalars = {"robust": step.robust / step.images, f"broken/{step.attack}": step.broken / step.attacked}
         for name, value in (scalars | {f"seconds/{step.attack}": step.cost.seconds}).items():

@@ -1,4 +1,4 @@
-"""The evaluation of a defended classifier: every attack of a set, sample by sample, and what is left after all."""
+"""The evaluation of a defended classifier: every attack of a suite, and the worst case of each sample."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from art_defenses_ext.evaluation.suite.suites import attack_set
 from art_defenses_ext.evaluation.threat import Threat, check_threat
 
 LONG = 30.0
-"""Seconds from which on a run says, after its first block, what the others will cost."""
+"""Expected seconds of the remaining blocks from which on a run prints this estimate after its first block."""
 
 
 @rebuild.gradients_enabled()
@@ -79,51 +79,51 @@ def evaluate(
     callbacks: Sequence[RunCallback] = (),
     **arguments: Unpack[EvaluationArguments],
 ) -> Report:
-    """Attack a classifier with everything in a set of attacks, and keep the worst case of each sample.
+    """Attack a classifier with every attack of a suite, and report the worst case of each sample.
 
-    A paper's attacks run on all samples, the suite's on those that nothing broke before. Robust accuracy is the
-    mean over samples of the minimum over attacks. It is called so only where an adaptive attack suite ran and its
-    checks were made, and established only if they passed (docs/checks.md): the paper's attacks alone,
-    ``check_samples=0`` and ``adaptive=False`` leave ``report.robust_accuracy`` None, and
-    ``report.accuracy_after_attacks`` is what is known. Preprocessors of other people are given a surrogate gradient,
-    and a random defence is averaged over its randomness by the attacker and judged by its
-    likeliest class (``evaluation/suite/vote.py``).
+    A paper's attacks run on all samples, the suite's on those that no earlier attack broke. Robust accuracy is the
+    mean over samples of the minimum over attacks. A figure is called so only if an adaptive attack suite ran and its
+    checks were made, and it is established only if they passed (docs/checks.md). With the paper's attacks alone,
+    ``check_samples=0`` or ``adaptive=False``, ``report.robust_accuracy`` is None, and
+    ``report.accuracy_after_attacks`` holds the accuracy under the attacks that ran. Preprocessors from other packages
+    get a surrogate gradient. For a random defence the attacks average over its randomness, and its prediction is its
+    most probable class (``evaluation/suite/vote.py``).
 
-    With a detector, classifier and detector are attacked and judged as one network. A clean image is right if it is
-    classified correctly and accepted; an attack succeeds if its image is misclassified and accepted.
+    With a detector, classifier and detector are attacked and evaluated as one network. A clean image is correct if it
+    is classified correctly and accepted; an attack succeeds if its image is misclassified and accepted.
 
-    The samples are worked through in blocks; the seed of each attack is made from ``seed``, the attack's name and the
-    block, so a block's records do not depend on the others. Only two things are found out beforehand for all blocks:
-    whether the defence is random (from the first block) and, where an attack or a check asks for it, whether its
-    gradients mislead (from the first 100 images). Before all that two images are sent through the networks, and
-    through each attack with the least effort, so that what cannot be run is refused at once.
+    The samples are attacked in blocks. The seed of each attack is derived from ``seed``, the attack's name and the
+    block, so a block's records do not depend on the others. Two properties are measured beforehand for all blocks:
+    whether the defence is random (on the first block) and, if an attack or a check needs it, whether its gradients are
+    informative (on the first 100 images). Before that, two images pass through the networks, and through each attack
+    with the least effort, so that anything that cannot run is refused at once.
 
     Args:
-        model: the classifier to attack, as :func:`defend` or :class:`JumpReLU` returned it, or a plain one; or a torch
-            network, see :func:`.as_classifier`.
+        model: the classifier to attack, defended, as :func:`defend` or :class:`JumpReLU` return it, or undefended; or a
+            torch network, see :func:`.as_classifier`.
         data: images and true labels: a pair ``(x, y)`` of arrays or tensors, a ``DataLoader`` or a ``Dataset``, see
-            :func:`.images_and_labels`. x ``(N, *input_shape)`` in the clip range, or :class:`.StoredImages`, which are
-            read block by block; y indices (N,) or one-hot (N, nb_classes).
+            :func:`.images_and_labels`. Images are ``(N, *input_shape)`` in the clip range, or :class:`.StoredImages`,
+            which are read block by block; labels are indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``, with eps in the units of the pixels.
-        attacks: ``"papers"``, ``"standard"`` (the papers' and our suite), ``"full"`` (and what takes longer), with
-            installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
-            :class:`AttackSpec`: an adaptive suite if white-box ones made on the defended network
-            (``kind="white-box"``) run under every gradient mode, as ``modes="all"`` has them do.
-        out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. If a run
-            with the same settings, data and networks lies there, finished or not, it goes on.
-        overwrite: replace an earlier run in ``out``, whatever it is.
+        attacks: ``"papers"``, ``"standard"`` (the papers' attacks and the adaptive suite) or ``"full"`` (slower attacks
+            too), with installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
+            :class:`AttackSpec`, which is an adaptive suite if its white-box attacks on the defended network
+            (``kind="white-box"``) run under every gradient mode (``modes="all"``).
+        out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. A run in it
+            with the same settings, data and networks is continued, or read if it is finished.
+        overwrite: replace any earlier run in ``out``.
         save_examples: adversarial images that ``out`` keeps: ``"one"`` of each attack, for the report, or ``"all"``, in
             ``out/adversarial`` (docs/evaluation.md). No figure depends on it.
         progress: show a progress bar.
-        callbacks: are told what happens, such as a :class:`.TensorBoardCallback`.
-        arguments: those of :class:`EvaluationArguments`, and single options of an :class:`.EvaluationConfig` by name,
-            such as ``seed=1`` or ``check_samples=0``; they win over ``config``.
+        callbacks: objects that are called during the run, such as a :class:`.TensorBoardCallback`.
+        arguments: those of :class:`EvaluationArguments`, and options of an :class:`.EvaluationConfig` by name, such as
+            ``seed=1`` or ``check_samples=0``, which take precedence over ``config``.
 
     Returns:
         The report: figures, per-sample records, costs.
 
     Raises:
-        InputError: for anything unusable, before any work is done or file is written.
+        InputError: for an argument that cannot be used, before any work is done or any file is written.
 
     >>> from art_defenses_ext import JumpReLU, Linf, evaluate
     >>> defended = JumpReLU(classifier)()
@@ -158,7 +158,7 @@ def _evaluated(
     save_examples: str,
     keeps: bool = True,
 ) -> Iterator[RunDirectory]:
-    """Carry out a part of an evaluation in a folder, which stays locked inside the block."""
+    """Carry out a part of an evaluation in a folder, which is locked inside the block."""
     check_flag("overwrite", overwrite)
     check_flag("progress", progress)
     check_out(out)
@@ -175,20 +175,20 @@ def _evaluated(
 
 
 DECLARED = ("mean", "std", "clip_values", "outputs")
-"""What is declared of a torch network, and what a classifier has of its own."""
+"""Arguments for a torch network; a classifier has its own."""
 
 
 class AttackArguments(EvaluationOptions, total=False):
-    """The arguments of :func:`evaluate` that decide how a network is attacked.
+    """The arguments of :func:`evaluate` on how a network is attacked.
 
     Attributes:
-        undefended: the classifier without defences, which transferred examples are made on; None for the one that
-            our defences recorded. Without either, the rows that need it say "not run"; with a detector it is
-            ``model`` then, or what that recorded.
-        allow_large_eps: accept an eps at which every image can be turned grey, more than half the clip range in linf;
-            most often one is in other units than the pixels.
-        config: the options of an :class:`.EvaluationConfig`; None for the defaults.
-        mean, std, clip_values, outputs: of a torch network, as :func:`.as_classifier`; a classifier has its own.
+        undefended: the classifier without defences, for transfer attacks; None for the one that the defences of this
+            package recorded. Without either, attacks that need it do not run. With a detector its default is ``model``,
+            or the undefended classifier of ``model``.
+        allow_large_eps: accept an eps at which every image can be turned grey (in linf, more than half the clip range);
+            most often such an eps is in other units than the pixels.
+        config: the options as an :class:`.EvaluationConfig`; None for the defaults.
+        mean, std, clip_values, outputs: for a torch network, as in :func:`.as_classifier`; a classifier has its own.
     """
 
     undefended: PyTorchClassifier | nn.Module | None
@@ -201,12 +201,13 @@ class AttackArguments(EvaluationOptions, total=False):
 
 
 class EvaluationArguments(AttackArguments, total=False):
-    """The arguments of :func:`evaluate` that decide what is attacked, and how.
+    """The arguments of :func:`evaluate` on what is attacked, and how.
 
     Attributes:
-        detector: what rejects images beside the classifier, see :func:`.rejecting`, such as
-            :class:`.ExplanationReconstructor`; None for none, or where ``model`` rejects by itself.
-        command_options: of a command that makes this run, by name, for the manifest: ``art-defenses rerun`` repeats it.
+        detector: a detector that rejects images, such as :class:`.ExplanationReconstructor`, see :func:`.rejecting`;
+            None for none, or if ``model`` rejects by itself.
+        command_options: the options of the command that makes this run, by name, with which ``art-defenses rerun``
+            repeats it.
     """
 
     detector: BinaryInputDetector | None
@@ -227,17 +228,17 @@ def evaluate_shard(
     progress: bool = True,
     **arguments: Unpack[EvaluationArguments],
 ) -> Path:
-    """Do one part of an evaluation that several processes share; :func:`.merge` joins the parts.
+    """Evaluate one part of an evaluation that several processes share; :func:`.merge` joins the parts.
 
-    The processes need not know of each other, nor run at the same time or on one machine: each is given the same
-    arguments but for ``shard``.
+    The processes are independent, and may run at any time and on any machine. Each gets the same arguments except
+    ``shard``.
 
     Args:
-        model, data, threat, attacks, overwrite, save_examples, progress: as :func:`evaluate`; all images, of which
-            this part's are taken.
-        shard: which part.
+        model, data, threat, attacks, overwrite, save_examples, progress: as in :func:`evaluate`; the data are all
+            images, of which this part takes its own.
+        shard: the part to evaluate.
         out: folder of the whole evaluation.
-        arguments: further ones of :func:`evaluate`.
+        arguments: the other arguments of :func:`evaluate`.
 
     Returns:
         The folder of this part, below ``out``.
@@ -261,10 +262,10 @@ def run_key(
     attacks: str | Sequence[AttackSpec] = "standard",
     **arguments: Unpack[EvaluationArguments],
 ) -> str:
-    """A hash of everything that an evaluation's records depend on: equal keys, equal records.
+    """Return a hash of everything on which an evaluation's records depend: equal keys, equal records.
 
     Args:
-        model, data, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+        model, data, threat, attacks, arguments: as in :func:`evaluate`, except those of files and progress.
 
     Raises:
         InputError: as :func:`evaluate`.
@@ -280,10 +281,10 @@ def manifest_of(
     attacks: str | Sequence[AttackSpec] = "standard",
     **arguments: Unpack[EvaluationArguments],
 ) -> Manifest:
-    """What an evaluation would be, before a look at gradients.
+    """Return the manifest of an evaluation, without the examination of gradients.
 
     Args:
-        model, data, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+        model, data, threat, attacks, arguments: as in :func:`evaluate`, except those of files and progress.
 
     Raises:
         InputError: as :func:`evaluate`.
@@ -298,10 +299,10 @@ def task_of(
     attacks: str | Sequence[AttackSpec],
     **arguments: Unpack[EvaluationArguments],
 ) -> _Task:
-    """An evaluation whose arguments have been checked: what is done with a run's model besides attacking it.
+    """Return an evaluation with checked arguments, for other uses of a run's model than attacking it.
 
     Args:
-        model, data, threat, attacks, arguments: as :func:`evaluate`, but for where it writes and what it shows.
+        model, data, threat, attacks, arguments: as in :func:`evaluate`, except those of files and progress.
 
     Raises:
         InputError: as :func:`evaluate`.
@@ -319,12 +320,12 @@ def price(
     progress: bool = True,
     **arguments: Unpack[EvaluationArguments],
 ) -> Price:
-    """What an evaluation will cost, from a trial: everything that it does, on a few of its images.
+    """Estimate the cost of an evaluation by a trial: the same evaluation on a few of its images.
 
-    The images are spread evenly over the margins of the first block, from the least sure image to the surest.
+    The images are spread evenly over the margins of the first block, from the smallest to the largest.
 
     Args:
-        model, data, threat, attacks, progress, arguments: as :func:`evaluate`.
+        model, data, threat, attacks, progress, arguments: as in :func:`evaluate`.
 
     Raises:
         InputError: as :func:`evaluate`.
@@ -342,7 +343,7 @@ def price(
 
 @dataclass(frozen=True)
 class _Task:
-    """An evaluation whose arguments have been checked."""
+    """An evaluation with checked arguments."""
 
     classifier: PyTorchClassifier
     undefended: PyTorchClassifier | None
@@ -391,7 +392,7 @@ class _Task:
         return task
 
     def _probe(self, progress: bool) -> None:
-        """Find out on two images what cannot be run, such as a detector that is not fitted."""
+        """Run everything on two images, to refuse what cannot run, such as a detector that is not fitted."""
         x, labels = np.asarray(self.x[:PROBES]), self.labels[:PROBES]
         with self.evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
@@ -415,7 +416,7 @@ class _Task:
         )
 
     def carry_out(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
-        """Attack the blocks of a part that the store does not hold yet."""
+        """Attack the blocks of a part that the store does not have yet."""
         settings, x = self.settings, self.x
         with self.evaluating(), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
@@ -441,9 +442,9 @@ class _Task:
                 store.finish(replace(findings, costs=phases.taken(0)))
 
     def counterpart(self, progress: bool) -> _Task | None:
-        """Return the evaluation of the undefended model under the same named suite; None where none is wanted.
+        """Return the evaluation of the undefended model under the same named suite; None if it is not made.
 
-        Its papers' attacks are those of no defence, and it has no curve.
+        It has no paper's attacks and no curve.
         """
         attacks = self.settings.undefended_attacks
         if self.undefended is None or not attacks:
@@ -455,13 +456,13 @@ class _Task:
         )
 
     def _announce(self, trial: Trial, starts: Sequence[int], bar: Progress) -> None:
-        """Say what the blocks that are left will cost, from what the first one cost, where that takes long."""
+        """Print the expected cost of the remaining blocks, from that of the first, if they take long."""
         rest = trial.expected(self.settings, starts)
         if starts and rest.seconds >= LONG:
             bar.console.print(f"Expected after the first block: {in_words(rest)}.", highlight=False, soft_wrap=True)
 
     def trial(self, progress: bool) -> Trial:
-        """Do everything on a few images, for its cost."""
+        """Evaluate a few images, and return the cost."""
         block = self._first_block
         with self.evaluating(), seeded(self.settings.seed):
             softmax = predict(self.classifier, block).softmax
@@ -483,14 +484,14 @@ class _Task:
         return Trial(task.plan, settings, 0, len(rows), costs, seconds_of_step)
 
     def manifest(self) -> Manifest:
-        """What is to be done, as a whole; described as a run describes it, while passes are counted."""
+        """The manifest of the evaluation, made while its passes are counted."""
         with self.evaluating(), progress_bar(False) as bar:
             phases = Phases(bar, {})
             with phases.phase(PREPARATION, self.classifier, self.undefended):
                 return self._manifest(WHOLE)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Within it the networks are in evaluation mode."""
+        """Set the networks to evaluation mode inside the block."""
         classifiers = [self.classifier, *([] if self.undefended is None else [self.undefended])]
         return rebuild.evaluation_mode(*(classifier.model for classifier in classifiers))
 
@@ -500,12 +501,12 @@ class _Task:
 
     @cached_property
     def attacker(self) -> Attacker:
-        """What the attacker is given; a look at the first block tells whether the classifier is random."""
+        """The models that the attacks see; the first block shows whether the classifier is random."""
         return Attacker.of(self.classifier, self._first_block, self.threat, self.settings.adaptive, self.settings.seed)
 
     @cached_property
     def plan(self) -> list[AttackRun]:
-        """Which attack runs where."""
+        """The runs of the attacks."""
         settings = self.settings
         return make_plan(
             self.specs,
@@ -517,14 +518,14 @@ class _Task:
         )
 
     def _manifest(self, shard: Shard) -> Manifest:
-        """Return what is to be done, without a look at gradients yet."""
+        """Return the manifest, without the examination of gradients."""
         described = describe_run(self.attacker, self.undefended, self.settings, self.x, self.labels)
         run = replace(described, options=self.command_options)
         identity = identity_of(self.attacker, self.undefended, self._first_block, self.settings.seed)
         return Manifest(run, self.plan, [], shard, identity)
 
     def _health(self, phases: Phases) -> list[GradientHealth]:
-        """How good the gradients are in each mode; none where no attack and no check asks for it."""
+        """Return the examination of the gradients in each mode; empty if no attack and no check needs it."""
         settings, attacker = self.settings, self.attacker
         smoothed = settings.adaptive and any(spec.crafted_on == "smoothed" for spec in self.specs)
         checked = settings.check_samples > 0 and any(
@@ -539,7 +540,7 @@ class _Task:
             )
 
     def _begin(self, store: RunDirectory, shard: Shard, phases: Phases) -> Manifest:
-        """Return what is to be done, after a look at what the store holds of it."""
+        """Return the manifest, checked against that in the store."""
         with phases.phase(PREPARATION, self.classifier, self.undefended) as announce:
             announce("what is to be run is described")
             manifest = self._manifest(shard)
@@ -566,7 +567,7 @@ def classifier_of(model: Any, data: Any, declared: dict[str, Any]) -> Any:
 
 
 def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
-    """Return both as one classifier that rejects; the modes of their networks stay as they are."""
+    """Return both as one classifier that rejects, without changing the modes of their networks."""
     if rejects(classifier):
         raise InputError("detector was given, and classifier rejects by itself; one of both was expected")
     with rebuild.evaluation_mode(classifier.model):
@@ -574,9 +575,9 @@ def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyT
 
 
 def _check_finite(classifier: PyTorchClassifier, x: Images, block_size: int) -> None:
-    """Refuse a classifier that gives no finite logits for any image of the first block.
+    """Refuse a classifier without finite logits for any image of the first block.
 
-    What cannot be run at all, such as a detector that is not fitted, says so here.
+    A classifier that cannot run at all, such as one with a detector that is not fitted, raises here.
     """
     for count in (1, block_size):
         classes = predict(classifier, np.asarray(x[:count])).classes
@@ -588,7 +589,7 @@ def _check_finite(classifier: PyTorchClassifier, x: Images, block_size: int) -> 
 
 
 def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """Refuse a classifier that takes other images or knows other classes than the defended one, or that rejects."""
+    """Refuse a classifier with other images or classes than the defended one, or one that rejects."""
     undefended = differentiable(undefended, "undefended")
     if rejects(undefended):
         raise InputError("undefended rejects images; the classifier without its detector was expected")

@@ -1,4 +1,4 @@
-"""The parts of an evaluation, done by several processes, as one run."""
+"""The merging of an evaluation's parts, made by several processes, into one run."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Part:
     """One process's part of an evaluation.
 
     Attributes:
-        path: its folder.
-        manifest: what it is a part of.
+        path: the folder of the part.
+        manifest: the manifest of the evaluation.
     """
 
     path: Path
@@ -52,7 +52,7 @@ class Part:
         return examples_by_block(self.path)
 
     def blocks(self) -> Iterator[Block]:
-        """The finished ones in their order; one at a time is held."""
+        """The finished blocks in their order; one at a time is in memory."""
         return finished_blocks(self.path, self.manifest)
 
 
@@ -60,19 +60,19 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
     """Join the parts of an evaluation and write its report.
 
     Args:
-        folders: of the parts, or of what holds them, as :func:`.evaluate_shard` was given it. All adversarial images
-            are joined too where every part kept them.
-        out: folder of the whole; may be the one that holds the parts.
+        folders: folders of the parts, or folders that hold them, as passed to :func:`.evaluate_shard`. All adversarial
+            images are joined too if every part kept them.
+        out: folder of the merged run; may be the folder that holds the parts.
         overwrite: replace an earlier run in ``out``.
-        mixed: join parts from different devices, versions or numbers of threads, too. Their records may differ by
+        mixed: join parts from different devices, versions or numbers of threads too. Their records may differ by
             rounding from those of a single process.
 
     Returns:
         The report, as :func:`.evaluate` returns it.
 
     Raises:
-        InputError: for parts of different runs, samples that are missing or that two parts hold, and folders that
-            cannot be read or written; nothing is written then.
+        InputError: for parts of different runs, samples that are missing or in two parts, and folders that cannot be
+            read or written; nothing is written then.
     """
     check_flag("overwrite", overwrite)
     check_flag("mixed", mixed)
@@ -131,7 +131,7 @@ def _check_same(parts: list[Part], mixed: bool) -> None:
 
 
 def _holders(parts: list[Part]) -> dict[int, int]:
-    """Return which part holds the block that begins at each index; every block has one."""
+    """Return the part that holds the block at each index; every block has one."""
     holders: dict[int, int] = {}
     for number, part in enumerate(parts):
         for block in part.blocks():
@@ -152,7 +152,7 @@ def _holders(parts: list[Part]) -> dict[int, int]:
 
 
 def _absent(parts: list[Part], start: int) -> str:
-    """Return which part was to do a block."""
+    """Return the part to which a missing block belongs."""
     settings = parts[0].manifest.run.settings
     for part in parts:
         if start in part.manifest.shard.starts(settings.samples, settings.block_size):
@@ -161,7 +161,7 @@ def _absent(parts: list[Part], start: int) -> str:
 
 
 def _whole(parts: list[Part], first: Part) -> Manifest:
-    """Return the manifest of the joined run; it names every environment that took part."""
+    """Return the manifest of the merged run, which names the environments of all parts."""
     environments: list[dict[str, Any]] = []
     for part in parts:
         environment = part.manifest.environment

@@ -1,4 +1,4 @@
-"""A finished run repeated from its manifest: which records differ?"""
+"""The repetition of a finished run from its manifest, and the comparison of the records."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import named_threat
 
 SHOWN = 10
-"""Differing records that are printed."""
+"""Maximum number of differing records that are printed."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A sample whose record is another one in the repetition.
+    """A sample whose record differs in the repetition.
 
     Attributes:
-        index: of the sample.
-        parts: what differs: names of attacks, and of fields that belong to none.
-        verdicts: those of the parts whose verdict on the image differs: an attack that succeeds in one run alone, or
-            another class of the clean image.
+        index: index of the sample.
+        parts: the parts of the record that differ: attacks, and fields that belong to no attack.
+        verdicts: those of the parts whose outcome differs: an attack that succeeds in one run only, or the class of the
+            clean image.
     """
 
     index: int
@@ -44,7 +44,7 @@ class Difference:
 
     @classmethod
     def between(cls, first: SampleRecord, second: SampleRecord) -> Difference | None:
-        """Return in what two records of a sample differ; None if they are equal."""
+        """Return the difference of two records of a sample; None if they are equal."""
         if first == second:
             return None
         plain, other = asdict(first), asdict(second)
@@ -70,10 +70,10 @@ class Rerun:
     """A finished run and its repetition.
 
     Attributes:
-        report: of the repetition.
-        byte_equal: whether both wrote the same bytes as records.
-        differences: between the records, sample by sample.
-        elsewhere: in what the two runs differ besides, such as the version of a package, in words.
+        report: the report of the repetition.
+        byte_equal: whether the records of both are equal byte for byte.
+        differences: the samples whose records differ.
+        elsewhere: other differences between the runs, such as the version of a package, in words.
     """
 
     report: Report
@@ -96,7 +96,7 @@ class Rerun:
         return cls(second, contents[0] == contents[1], differences, elsewhere)
 
     def lines(self) -> Iterator[str]:
-        """What came of it, in words."""
+        """Return the comparison in words, line by line."""
         total = len(self.report.records)
         if self.byte_equal:
             yield f"All {total} records are equal, byte for byte."
@@ -119,21 +119,21 @@ def rerun(
     progress: bool = True,
     **arguments: Unpack[EvaluationArguments],
 ) -> Rerun:
-    """Repeat a finished run with its settings, and say which records differ.
+    """Repeat a finished run with its settings, and return the records that differ.
 
-    On one machine, with the same versions and threads, none does. ``art-defenses rerun`` does the same for a run that
-    the command made, and builds the model from the run's manifest.
+    On one machine, with the same versions and threads, no record differs. ``art-defenses rerun`` does the same for a
+    run of the command, and builds the model from the run's manifest.
 
     Args:
         run: folder of the run.
-        model, data: as :func:`evaluate`; what the run was made with.
-        attacks: of a run with a list of attacks, that list; by default those that the run names.
+        model, data: the model and the data of the run, as in :func:`evaluate`.
+        attacks: the list of attacks, for a run with such a list; by default the suite that the run names.
         out: folder of the repetition; None keeps nothing.
         progress: show a progress bar.
-        arguments: ``undefended`` and ``detector`` as :func:`evaluate`, where the run was made with them.
+        arguments: ``undefended`` and ``detector`` as in :func:`evaluate`, if the run was made with them.
 
     Returns:
-        What differs.
+        The repetition and its differences.
 
     Raises:
         InputError: for a folder without a finished run, and for other images or labels, before any attack.

@@ -1,4 +1,4 @@
-"""Threat models: which perturbations an attacker may add."""
+"""Threat models: the perturbations that an attacker may add."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_flag
 
 COARSEST = 0.01
-"""The rounding of float32 that a ball may have, in units of eps. **Convention**: no ball is wider by more than this."""
+"""The largest rounding of float32 in units of eps. **Convention**: no ball is wider by more than this."""
 
 
 Threat = Ball
@@ -31,13 +31,13 @@ def check_threat(threat: Any, classifier: PyTorchClassifier, x: Images, allow_la
 
     Args:
         threat: a ball, such as ``Linf(eps)``.
-        classifier: gives the clip values.
-        x: the images; only looked at where there are no clip values.
-        allow_large_eps: whether the ball may be so large that every image can be turned grey.
+        classifier: source of the clip values.
+        x: the images; only needed without clip values.
+        allow_large_eps: accept a ball in which every image can be turned grey.
 
     Raises:
-        InputError: for another object, an eps that float32 cannot tell from its own rounding at such pixel values, or
-            one beyond half the clip range without ``allow_large_eps``.
+        InputError: for another object, an eps of the size of float32's rounding at these pixel values, or one beyond
+            half the clip range without ``allow_large_eps``.
     """
     if not isinstance(threat, Ball):
         raise InputError(f"threat is {shown(threat)}; a ball such as Linf(eps) was expected")
@@ -68,7 +68,7 @@ def check_radius(threat: Threat, clip_values: ClipValues, shape: tuple[int, ...]
 
 
 def radius_to_grey(threat: Threat, clip_values: ClipValues, shape: tuple[int, ...]) -> float | None:
-    """The radius from which a ball of this norm reaches the grey image from every other; None without clip values."""
+    """Return the radius from which every image can be turned grey in this norm; None without clip values."""
     if clip_values is None:
         return None
     low, high = (np.asarray(end, dtype=np.float64) for end in clip_values)
@@ -76,7 +76,7 @@ def radius_to_grey(threat: Threat, clip_values: ClipValues, shape: tuple[int, ..
 
 
 def _largest(x: Images, shape: tuple[int, ...], at_once: int = 256) -> Any:
-    """Return the largest pixel values (...) in magnitude of images (N, ...), place by place."""
+    """Return the largest magnitude (...) at each pixel over images (N, ...)."""
     largest = np.zeros(shape)
     for start in range(0, len(x), at_once):
         largest = np.maximum(largest, np.abs(np.asarray(x[start : start + at_once])).max(axis=0))

@@ -104,9 +104,7 @@ def rotations(**options: Any) -> PreprocessorPyTorch:
 
 
 def test_a_preprocessor_that_repeats_images_is_refused_where_it_is_put_on() -> None:
-    said = (
-        r"EoTImageRotationPyTorch makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\); the same number of images was expected"
-    )
+    said = r"EoTImageRotationPyTorch makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\); the same number of images was expected"
     with pytest.raises(InputError, match=said):
         defend(wrap(), rotations())
     with pytest.raises(

@@ -1,1 +1,1 @@
-"""Runs beside each other, and results for others."""
+"""Comparison and publication of runs."""

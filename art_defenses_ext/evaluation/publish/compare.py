@@ -1,4 +1,4 @@
-"""Runs beside each other: the robust accuracy of each, and differences image by image."""
+"""The comparison of runs: the robust accuracy of each, and paired differences."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ from art_defenses_ext.evaluation.run.manifest import attacker_differences
 
 @dataclass(frozen=True)
 class Compared:
-    """One of the runs.
+    """A compared run.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         summary: its figures.
-        against_first: its robust images against those of the first run, where they attacked the same ones in the same
-            ball; None of the first itself, and where there are none.
-        other_attacker: in what its attacker differs from that of the first run, in words; none if they are one.
+        against_first: the paired comparison with the first run, on the images that both attacked in the same ball; None
+            for the first run, and if there are no such images.
+        other_attacker: the differences between its attacker and that of the first run, in words; empty if there are
+            none.
     """
 
     name: str
@@ -44,7 +45,7 @@ class Compared:
 
     @property
     def defences(self) -> str:
-        """In words."""
+        """The defences in words."""
         return describe_defences(self.summary.run)
 
 
@@ -53,14 +54,14 @@ class Comparison:
     """Several runs beside each other.
 
     Attributes:
-        runs: the first is what the others are compared with.
+        runs: the runs; the others are compared with the first.
     """
 
     runs: list[Compared]
 
     @property
     def figure(self) -> str:
-        """What is compared: robust accuracy only if every run has one."""
+        """The name of the compared figure: robust accuracy only if every run has one."""
         return compared_figure([run.summary for run in self.runs])
 
     @property
@@ -71,7 +72,7 @@ class Comparison:
 
     @property
     def note(self) -> str:
-        """What the last columns mean."""
+        """The meaning of the last columns."""
         return (
             f"Minus the first: {self.figure} minus that of the first run, in points, with its 95 % interval over the "
             "images that both runs attacked (Bonett, Price 2012); p of McNemar's exact test. Empty where there are no "
@@ -80,7 +81,7 @@ class Comparison:
 
     @property
     def warning(self) -> str:
-        """What stands above the table where the runs were made by different attackers; empty where by one."""
+        """The warning above the table if the runs have different attackers; else empty."""
         first = self.runs[0].name
         pairs = [f"{first} and {run.name}: {'; '.join(run.other_attacker)}" for run in self.runs if run.other_attacker]
         if not pairs:
@@ -91,11 +92,11 @@ class Comparison:
         )
 
     def rows(self) -> list[list[str]]:
-        """A line a run, under ``heads``."""
+        """Return a row for each run, with the columns of ``heads``."""
         return [_row(run, self.runs[0]) for run in self.runs]
 
     def print(self, console: Console | None = None) -> None:
-        """Show the runs by numbers in the terminal: what they are, and the table, which their names would crowd."""
+        """Print the runs with numbers, and a table that refers to them by number."""
         console = Console() if console is None else console
         table = Table(box=None, padding=(0, 2, 0, 0))
         for head in ("", *self.heads[4:]):
@@ -111,13 +112,13 @@ class Comparison:
         console.print(f"\n{self.note}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
-        """Return the table, what its last columns mean, and above it, in what the attackers differ."""
+        """Return the table with the meaning of its last columns, below the differences between attackers."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
         table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
         return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, self.note]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data, for JSON."""
+        """Return the comparison as plain data for JSON."""
         shown = ("robust_accuracy", "standing", "established", "paper", "clean")
         runs = [
             {"name": run.name, "defences": run.defences, "settings": run.summary.run.settings}
@@ -129,7 +130,7 @@ class Comparison:
         return {"runs": plain(runs)}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``compare.json``, ``compare.md`` and ``compare.png`` into a folder, which is made if need be.
+        """Write ``compare.json``, ``compare.md`` and ``compare.png`` into a folder, created if needed.
 
         Raises:
             InputError: if it cannot be written to.
@@ -147,16 +148,16 @@ class Comparison:
 
 
 def compare(folders: Sequence[str | Path], *, different_attackers: bool = False) -> Comparison:
-    """Compare finished runs, image by image where they attacked the same images in the same ball.
+    """Compare finished runs, image by image if they attacked the same images in the same ball.
 
     Args:
-        folders: of the runs; the others are compared with the first.
-        different_attackers: compare runs, too, that different attackers made: another ball, suite, seed, or other
-            checks (``evaluation/run/manifest.py``). The table begins with the differences then.
+        folders: folders of the runs; the others are compared with the first.
+        different_attackers: compare runs with different attackers too: another ball, suite, seed, or other checks
+            (``evaluation/run/manifest.py``). The table then begins with the differences.
 
     Raises:
-        InputError: for fewer than two, folders without a finished run, or, without ``different_attackers``, runs of
-            different attackers.
+        InputError: for fewer than two folders, folders without a finished run, or, without ``different_attackers``,
+            runs with different attackers.
 
     >>> from art_defenses_ext import JumpReLU, Linf, compare, evaluate
     >>> options = {"attacks": "papers", "check_samples": 0, "curve_samples": 0, "progress": False}
@@ -186,7 +187,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
 
 
 def _paired(first: Report, second: Report) -> Paired | None:
-    """The verdicts on what both attacked in the same ball: everything, or images that have one hash and label."""
+    """Return the outcomes for the images that both attacked in the same ball, matched by hash and label."""
     this, other = first.summary.run, second.summary.run
     if (this.settings.threat, this.settings.eps) != (other.settings.threat, other.settings.eps):
         return None
@@ -216,19 +217,19 @@ def _row(run: Compared, first: Compared) -> list[str]:
 
 
 def _against(pair: Paired, *runs: Compared) -> str:
-    """Return the difference, and on how many images where one of the runs attacked more."""
+    """Return the difference in words, with the number of images if it is not that of both runs."""
     whole = all(run.summary.run.settings.samples == pair.total for run in runs)
     return str(pair) if whole else f"{pair} ({pair.total} images)"
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:
-    """Return the folders' last names, or all of their paths where two have one name."""
+    """Return the folders' names, or their paths if two have the same name."""
     last = [Path(folder).resolve().name for folder in folders]
     return last if len(set(last)) == len(last) else [str(folder) for folder in folders]
 
 
 def _cells(line: Sequence[str]) -> list[str]:
-    """A line of the table for Markdown: the first four cells are names that others may have chosen."""
+    """Return a row of the table in Markdown; the first four cells are untrusted names."""
     return [*(cell if cell == "---" else for_markdown(cell) for cell in line[:4]), *line[4:]]
 
 

@@ -1,7 +1,7 @@
-"""A run's checks, and a bound on its robust accuracy, as the files that forges show: JUnit XML and SARIF.
+"""A run's checks, and a bound on its robust accuracy, as files for forges: JUnit XML and SARIF.
 
-Source: SARIF 2.1.0 (OASIS, 2020); for JUnit XML, which has no specification, what its readers agree on: the counts of a
-suite, and ``failure`` and ``skipped`` in a test case.
+Source: SARIF 2.1.0 (OASIS, 2020). JUnit XML has no specification; its readers agree on the counts of a suite, and on
+``failure`` and ``skipped`` in a test case.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from art_defenses_ext.evaluation.run.manifest import PACKAGE
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 BOUND = "robust accuracy"
-"""The name of the statement about the robust accuracy, beside those of the checks."""
+"""The name of the statement about the robust accuracy."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Statement:
     """A check, or a bound on the robust accuracy.
 
     Attributes:
-        name: of the check.
-        verdict: whether it holds.
-        finding: why, in a sentence with its figures.
-        page: the paragraph that explains it.
+        name: the name of the check.
+        verdict: whether it passed.
+        finding: the reason in a sentence with its figures.
+        page: the paragraph of the documentation that explains it.
     """
 
     name: str
@@ -47,12 +47,11 @@ class Statement:
 
 
 def statements(report: Report, at_least: float | None = None) -> list[Statement]:
-    """Return what a forge is to show of a run: its checks, and whether its robust accuracy is large enough.
+    """Return the statements about a run for a forge: its checks, and whether its robust accuracy is large enough.
 
     Args:
-        report: of the run.
-        at_least: the smallest robust accuracy that is accepted, from 0 to 1, established by an adaptive suite that
-            passed its checks; None for no bound.
+        report: the report of the run.
+        at_least: the smallest robust accuracy that passes, from 0 to 1, if it is established; None for no bound.
     """
     summary = report.summary
     made = [Statement(check.name, check.verdict, check.finding, check.link) for check in summary.checks]
@@ -68,7 +67,7 @@ def statements(report: Report, at_least: float | None = None) -> list[Statement]
 
 
 def as_junit(made: Sequence[Statement], name: str, seconds: float) -> str:
-    """Return JUnit XML: a test case a statement; a check that did not run is skipped."""
+    """Return JUnit XML with a test case for each statement; a check that did not run is skipped."""
     verdicts = [statement.verdict for statement in made]
     counts = {"tests": len(made), "failures": verdicts.count("failed"), "skipped": verdicts.count("not run")}
     numbers = {key: str(count) for key, count in counts.items()} | {"errors": "0", "time": f"{seconds:.3f}"}
@@ -88,7 +87,7 @@ def as_junit(made: Sequence[Statement], name: str, seconds: float) -> str:
 
 
 def as_sarif(made: Sequence[Statement], file: str) -> str:
-    """Return SARIF 2.1.0: a rule a statement, a result for each that failed, located in a file of the run."""
+    """Return SARIF 2.1.0: a rule for each statement, and for each failure a result located in a file of the run."""
     rules = [
         {
             "id": statement.name.replace(" ", "-"),
@@ -120,17 +119,17 @@ FORMATS: dict[str, Callable[[Sequence[Statement], Report, Path], str]] = {
     "junit": lambda made, report, folder: as_junit(made, folder.resolve().name, report.summary.total.seconds),
     "sarif": lambda made, report, folder: as_sarif(made, (folder / MANIFEST).as_posix()),
 }
-"""What a run can be exported to, by name."""
+"""The formats of an export by name."""
 
 
 def export(run: str | Path, format: str, out: str | Path, *, at_least: float | None = None) -> list[Statement]:
-    """Write the checks of a finished run, and a bound on its robust accuracy, as a file that forges show.
+    """Write the checks of a finished run, and a bound on its robust accuracy, as a file for forges.
 
     Args:
         run: folder of the run.
         format: ``"junit"`` or ``"sarif"``.
         out: file to write.
-        at_least: as :func:`statements`.
+        at_least: as in :func:`statements`.
 
     Returns:
         The statements, of which some may have failed.

@@ -1,7 +1,7 @@
-"""Results as others can check them: an entry a run, and a page of all entries in a folder.
+"""Published results: an entry for each run, and a page of all entries in a folder.
 
-An entry has the fields of RobustBench's model cards (``clean_acc``, ``reported``, ``external``, ``unreliable``) where
-they mean the same, in per cent. There is no ``autoattack_acc``: the suite is not that ensemble (docs/evaluation.md).
+An entry has the fields of RobustBench's model cards with the same meaning (``clean_acc``, ``reported``, ``external``,
+``unreliable``), in per cent. There is no ``autoattack_acc``: the suite is not that ensemble (docs/evaluation.md).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from art_defenses_ext.evaluation.results.summary import Summary
 FORMAT = "art-defenses-ext entry 1"
 
 AS_IN_RUN = ("defences", "device", "threads", "versions", "data_sha256", "model_sha256", "pipeline_sha256")
-"""The fields of an entry that say what the run's description says under the same name."""
+"""The fields of an entry that are copied from the run's description."""
 
 
 def _web_address(value: Any) -> str:
@@ -44,41 +44,41 @@ Percent = Annotated[float, number("a share from 0 to 100 per cent", lambda value
 
 @dataclass(frozen=True)
 class Entry:
-    """One run in a line; shares are in per cent.
+    """A published run; shares are in per cent.
 
     Attributes:
         format: ``FORMAT``.
-        name: of the defended network, in words.
-        link: to the paper.
+        name: the name of the defended network.
+        link: a link to the paper.
         dataset: name of the data set.
         architecture: class of the network.
-        defences: name and options of each; two or more are a pair.
+        defences: name and options of each defence.
         threat: ``"linf"`` or ``"l2"``.
         eps: radius in pixel values.
         clean_acc: accuracy on clean images.
         reported: the robust accuracy that the paper prints for its own setting; None if it prints none.
-        paper_acc: accuracy under the paper's own attacks, run by us.
+        paper_acc: accuracy under the paper's own attacks in this run.
         robust_acc: robust accuracy: the worst case of each image over all attacks of the run.
         robust_interval: its 95 % interval.
-        undefended_acc: robust accuracy of the undefended model under the same suite, on the same images; None where it
-            was not evaluated.
-        external: a lower robust accuracy that somebody else has shown; None if none is known.
-        unreliable: whether the attacks failed a check, so that ``robust_acc`` is an upper bound only.
-        failed_checks: which.
-        attacks: name of the set.
-        samples: images.
-        seed: of the attacks.
+        undefended_acc: robust accuracy of the undefended model under the same suite, on the same images; None if it was
+            not evaluated.
+        external: a lower robust accuracy that others have shown; None if none is known.
+        unreliable: whether the attacks failed a check, so that ``robust_acc`` is only an upper bound.
+        failed_checks: the failed checks.
+        attacks: name of the attack suite.
+        samples: number of images.
+        seed: seed of the attacks.
         forward: images passed forwards per image, over all attacks.
         backward: images passed backwards per image, over all attacks.
-        seconds: per image.
+        seconds: seconds per image.
         device: processor or GPU.
-        threads: on the CPU.
-        command: that made the run.
-        versions: Python's and the packages'.
-        data_sha256: of images and labels.
-        model_sha256: of the network.
-        pipeline_sha256: of the defended whole.
-        evidence: whose examples show ``external``, and where from, where they were added to the run.
+        threads: number of threads on the CPU.
+        command: the command that made the run.
+        versions: versions of Python and the packages.
+        data_sha256: hash of images and labels.
+        model_sha256: hash of the network.
+        pipeline_sha256: hash of the defended classifier.
+        evidence: the source of the added examples that show ``external``, with its link.
     """
 
     format: str
@@ -132,18 +132,18 @@ class Entry:
         """Return the entry of a run.
 
         Args:
-            report: of the run.
+            report: the report of the run.
             dataset: name of its data set.
-            name: by default the defences' names and options.
-            link: to the paper.
-            reported: what that prints, in per cent.
-            external: what somebody else has shown, in per cent; None for what the examples show that were added to
-                the run.
-            command: that made the run; by default the process's own.
+            name: name of the entry; by default the defences' names and options.
+            link: a link to the paper.
+            reported: robust accuracy in the paper, in per cent.
+            external: robust accuracy that others have shown, in per cent; by default that of the examples that were
+                added to the run.
+            command: the command that made the run; by default the process's own.
 
         Raises:
-            InputError: for a run without a robust accuracy, since no adaptive attack ran or no checks were made, or
-                shares that are none.
+            InputError: for a run without a robust accuracy, since no adaptive attack ran or no checks were made, and
+                for shares outside 0 to 100.
         """
         summary, run = report.summary, report.summary.run
         if summary.robust_accuracy is None:
@@ -215,12 +215,12 @@ class Entry:
 
     @property
     def best_known(self) -> float:
-        """The lowest robust accuracy that anybody has shown, in per cent."""
+        """The lowest known robust accuracy, in per cent."""
         return self.robust_acc if self.external is None else min(self.robust_acc, self.external)
 
 
 def _cause(error: ValidationError) -> str:
-    """Return which field is wrong, and how."""
+    """Return the invalid field and the reason."""
     first = error.errors()[0]
     where = ".".join(map(str, first["loc"]))
     return f"{where}: {first['msg']}".removeprefix(": ").removeprefix("Value error, ")
@@ -231,12 +231,12 @@ PICTURE = "accuracy.png"
 
 
 def leaderboard(folder: str | Path) -> str:
-    """A page in Markdown of all entries below a folder: a table for each data set and threat, the most robust first.
+    """Return a page in Markdown of all entries below a folder: a table for each data set and threat, most robust first.
 
     It shows the picture that :func:`save_leaderboard` writes beside it.
 
     Raises:
-        InputError: for a folder without entries, or a JSON file in it that is none.
+        InputError: for a folder without entries, or a JSON file in it that is not an entry.
     """
     return _page(_entries_below(folder))
 
@@ -245,7 +245,8 @@ def save_leaderboard(folder: str | Path, page: str | Path) -> None:
     """Write the page of all entries below a folder, and beside it the picture ``accuracy.png``.
 
     Raises:
-        InputError: for a folder without entries, a JSON file in it that is none, or a page that cannot be written.
+        InputError: for a folder without entries, a JSON file in it that is not an entry, or a page that cannot be
+            written.
     """
     from art_defenses_ext.evaluation.publish.picture import Point, accuracy_picture  # matplotlib takes long to import
     from art_defenses_ext.evaluation.report.figures.drawing import png
@@ -265,7 +266,7 @@ def save_leaderboard(folder: str | Path, page: str | Path) -> None:
 
 
 def _entries_below(folder: str | Path) -> dict[str, list[tuple[Path, Entry]]]:
-    """Return the entries below a folder with their files, the most robust first, by data set and threat in words."""
+    """Return the entries below a folder with their files, most robust first, by data set and threat in words."""
     root = check_path("folder", folder, "a folder")
     entries = [(path.relative_to(root), Entry.read(path)) for path in _files_below(root)]
     if not entries:
@@ -302,7 +303,7 @@ command.
 
 HEADS = ("defence", "robust", "paper's attacks", "gap", "clean", "images")
 OPTIONAL = {"undefended": "undefended_acc", "reported by the paper": "reported"}
-"""Columns of tables in which an entry has such a figure, and the field that holds it."""
+"""Optional columns of the tables, and the field of each."""
 
 
 def _page(groups: Mapping[str, Sequence[tuple[Path, Entry]]]) -> str:
@@ -340,7 +341,7 @@ def _row(entry: Entry) -> list[str]:
 
 
 def _details(path: Path, entry: Entry) -> str:
-    """Return what a row leaves out, in a paragraph."""
+    """Return the details of an entry that the table leaves out, in a paragraph."""
     suite = f"suite {entry.attacks}" if isinstance(entry.attacks, str) else f"{len(entry.attacks)} attacks of its own"
     checks = f"failed {', '.join(entry.failed_checks)}" if entry.unreliable else "passed"
     cost = f"{entry.forward:.0f} forward and {entry.backward:.0f} backward passes and {entry.seconds:.2g} s per image"
@@ -354,7 +355,7 @@ def _or_none(share: float | None) -> str:
 
 
 def _evidence(summary: Summary) -> list[str]:
-    """Whose examples were added to a run, and where from."""
+    """Return the sources of the examples that were added to a run."""
     added = [row for row in summary.rows if row.source == "elsewhere"]
     return [f"{row.key}, {row.purpose}" for row in added]
 

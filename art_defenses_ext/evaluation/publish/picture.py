@@ -22,11 +22,11 @@ class Point:
     """A run in the picture; shares are in per cent.
 
     Attributes:
-        defences: names of what the model is defended with.
+        defences: names of the defences.
         clean: accuracy on clean images.
         robust: robust accuracy.
         interval: its 95 % interval.
-        bound: whether it is an upper bound only.
+        bound: whether it is only an upper bound.
     """
 
     defences: tuple[str, ...]
@@ -37,17 +37,17 @@ class Point:
 
     @property
     def kind(self) -> str:
-        """What points of one colour share."""
+        """The property that decides the colour."""
         if not self.defences:
             return UNDEFENDED
         return SEVERAL if len(self.defences) > 1 else self.defences[0].replace("_", " ")
 
 
 def accuracy_picture(groups: Mapping[str, Sequence[Point]]) -> Figure:
-    """Return each run as a point with the 95 % interval of its robust accuracy; hollow where that is an upper bound.
+    """Return each run as a point with the 95 % interval of its robust accuracy; hollow if that is an upper bound.
 
     Args:
-        groups: runs by what their panel is called.
+        groups: runs by the title of their panel.
     """
     kinds = sorted({point.kind for points in groups.values() for point in points}, key=_undefended_first)
     looks: dict[str, dict[str, Any]] = {

@@ -1,7 +1,7 @@
-"""JSON schemas of what a run publishes, made from the declarations that the files are written from.
+"""JSON schemas of a run's report and entry, made from the declarations of these files.
 
-Source: JSON Schema, draft 2020-12. **Convention**: no field may be missing unless it has a
-default, and there are no others.
+Source: JSON Schema, draft 2020-12. **Convention**: a field without a default is required, and no other fields are
+allowed.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def entry_schema() -> Schema:
 
 
 def _of_dataclass(kind: Any) -> Schema:
-    """Return the schema of a figure as :func:`.plain` writes it: its fields, and the properties that it derives."""
+    """Return the schema of a figure as :func:`.plain` writes it: its fields and derived properties."""
     hints = get_type_hints(kind, include_extras=True)
     optional = {each.name for each in fields(kind) if (each.default, each.default_factory) != (MISSING, MISSING)}
     named = {each.name: hints[each.name] for each in fields(kind)}

@@ -1,11 +1,11 @@
-"""A confidence interval for the mean of something between 0 and 1, of which nothing else is known.
+"""A confidence interval for the mean of a random variable between 0 and 1, without further assumptions.
 
 Source: Gaffke 2005, "Three test statistics for a nonparametric one-sided hypothesis on the mean of a nonnegative
 variable" (Mathematical Methods of Statistics 14); Learned-Miller, Thomas 2019, "A New Confidence Interval for the Mean
 of a Bounded Random Variable" (arXiv:1905.06208). The upper end is the 97.5 % quantile of the values' weighted mean,
-with the value 1 added and weights that are uniform on the simplex; the lower end likewise, with 0 added. Of zeros and
-ones it is the interval of Clopper and Pearson. That it covers for all distributions is not proved, but no
-exception is known; tests/evaluation/records/test_intervals.py measures how often it does.
+with the value 1 added and weights that are uniform on the simplex; the lower end is the 2.5 % quantile with 0 added.
+For zeros and ones it is the interval of Clopper and Pearson. Its coverage is not proved for all distributions, but no
+exception is known; tests/evaluation/records/test_intervals.py measures it.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from scipy.special import ndtr
 Values = npt.NDArray[np.float64]
 
 ERROR = 0.025
-"""How likely the mean may lie above the upper end, and below the lower one."""
+"""The probability that the mean lies above the upper end, and that it lies below the lower end."""
 
 MANY = 1000
-"""Values from which on they are rounded to ``STEP``, to the conservative side: the same ones are counted together."""
+"""From so many values on they are rounded to ``STEP``, conservatively, so that equal values count together."""
 
 STEP = 1e-4
 
@@ -45,18 +45,18 @@ def _upper_end(values: Values) -> float:
 
 
 def _tail(points: Values, counts: npt.NDArray[np.int64], place: float) -> tuple[float, float]:
-    """A value above the points' mean, and how likely their randomly weighted mean is larger than it.
+    """Return a value above the points' mean, and the probability that their randomly weighted mean is larger.
 
-    Weights uniform on the simplex are independent exponential variables divided by their sum. So the likelihood is that
-    of the sum of as many exponential variables, each times (point - value), being above zero. Its saddlepoint is
-    1 / (pole - value), with a pole above all points, and the value follows from the pole: going along the poles spares
-    to solve for the saddlepoint.
+    Weights that are uniform on the simplex are independent exponential variables divided by their sum. The probability
+    is therefore that of a positive sum of as many exponential variables, each times (point - value). Its saddlepoint is
+    1 / (pole - value), with a pole above all points, and the value follows from the pole, so the saddlepoint equation
+    need not be solved.
 
     Source: the saddlepoint formula of Lugannani, Rice 1980 (Advances in Applied Probability 12).
 
     Args:
         points: distinct values, the last of them 1.
-        counts: how often each is there.
+        counts: how often each occurs.
         place: logarithm of the pole less 1.
     """
     pole = 1 + np.exp(place)

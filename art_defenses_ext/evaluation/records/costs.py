@@ -1,4 +1,4 @@
-"""What an attack costs: passes through the network, seconds, memory."""
+"""The cost of an attack: passes through the network, seconds, memory."""
 
 from __future__ import annotations
 
@@ -28,9 +28,8 @@ class Cost:
         forward: images passed forwards.
         backward: images passed backwards.
         seconds: wall time.
-        peak_memory: bytes: the most that was allocated on a CUDA device meanwhile; on the CPU the process's
-            high-water mark so far.
-        calls: how often the network was called with a batch of images.
+        peak_memory: bytes: the peak allocation on a CUDA device; on the CPU the process's high-water mark so far.
+        calls: number of calls of the network with a batch of images.
     """
 
     forward: int = 0
@@ -40,7 +39,7 @@ class Cost:
     calls: int = 0
 
     def __add__(self, other: Cost) -> Cost:
-        """Both, one after the other."""
+        """Return the cost of both, one after the other."""
         passes = self.forward + other.forward, self.backward + other.backward
         memory = max(self.peak_memory, other.peak_memory)
         return Cost(*passes, self.seconds + other.seconds, memory, self.calls + other.calls)
@@ -48,10 +47,10 @@ class Cost:
 
 @contextmanager
 def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Iterator[Cost]:
-    """Count and time what happens to the networks of classifiers inside the block; one that two of them share once.
+    """Count and time the passes of classifiers' networks inside the block; a shared network counts once.
 
     Raises:
-        InputError: for a network that torch cannot listen to, such as a scripted one.
+        InputError: for a network that takes no hooks, such as a scripted one.
     """
     cost = Cost()
     on_cuda = classifier.device.type == "cuda"
@@ -90,8 +89,8 @@ def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Itera
 def _entrance(model: nn.Module) -> nn.Module:
     """Return the module that each pass calls once.
 
-    ART calls the children of a Sequential, not the Sequential itself. Of a network that rejects, some attacks call the
-    parts: those passes count that go through the classifier's network, of which the detector may do some.
+    ART calls the children of a Sequential, not the Sequential itself. Some attacks call the parts of a network that
+    rejects: the passes through the classifier's network count, including those of the detector.
     """
     if isinstance(model, Postprocessed):
         return _entrance(model.network)
@@ -101,7 +100,7 @@ def _entrance(model: nn.Module) -> nn.Module:
 
 
 def _innermost(model: RejectingNetwork) -> nn.Module:
-    """Return the classifier's network, or what has been wrapped around a rejecting one."""
+    """Return the classifier's network; of a rejecting one, the network inside its wrappers."""
     inner: Any = model.pipeline.model if hasattr(model, "pipeline") else model.module
     network: nn.Module = inner
     return network

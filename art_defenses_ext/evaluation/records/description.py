@@ -1,4 +1,4 @@
-"""What a run was: versions, settings, data and model, so that a reader can run it again."""
+"""The description of a run: versions, settings, data and model, so that a reader can repeat it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from art_defenses_ext.evaluation.threat import Threat
 
 
 class Settings(EvaluationConfig):
-    """The arguments of an evaluation that its records depend on.
+    """The arguments of an evaluation on which its records depend.
 
     Attributes:
         threat: the norm, such as ``"linf"``, ``"l2"`` or ``"l1"``.
         eps: radius, in pixel values.
-        attacks: the set's name, or the attacks' names.
+        attacks: the suite's name, or the attacks' names.
         samples: number of images.
     """
 
@@ -35,7 +35,7 @@ class Settings(EvaluationConfig):
 
     @property
     def undefended_attacks(self) -> str:
-        """The named suite that is run on the undefended model too; empty where none is. No paper attacks that model."""
+        """The named suite that also runs on the undefended model, without papers' attacks; empty if none does."""
         if self.undefended_suite == "papers" or not isinstance(self.attacks, str):
             return ""
         return "+".join(name for name in self.attacks.split("+") if name != "papers")
@@ -43,40 +43,40 @@ class Settings(EvaluationConfig):
 
 @dataclass(frozen=True)
 class RunDescription:
-    """Everything about a run but its results.
+    """The description of a run without its results.
 
     Attributes:
         settings: the arguments.
-        defences: name and options of each defence, in the order in which an image meets them; of a detector that is
-            none of ours, the class of its network.
-        tunings: how their strength was chosen, of those defences that were tuned.
-        trainings: how they were trained, one after the other, of those that were.
-        modes: the gradient modes that the attacker tried.
-        votes: passes that are counted for each image: 1, or more if the defence is random.
-        draws: passes that the attacker averaged.
+        defences: name and options of each defence, in the order of application; for a detector from another package,
+            the class of its network.
+        tunings: how the strength of tuned defences was chosen.
+        trainings: the trainings of the defences, in order.
+        modes: the gradient modes that the attacks used.
+        votes: number of passes that are counted for each image: 1, or more if the defence is random.
+        draws: number of passes that the attacks average.
         model: class name of the network.
-        model_sha256: of its parameters and buffers.
-        pipeline_sha256: of those of the whole defended classifier: preprocessing, model, detector.
-        undefended_sha256: of those of the undefended classifier; None without one.
-        foreign: preprocessors in torch that are none of our defences, with their parameters as far as these are plain.
-        labels: number of classes that an image may belong to.
+        model_sha256: hash of its parameters and buffers.
+        pipeline_sha256: hash of those of the whole defended classifier: preprocessing, model, detector.
+        undefended_sha256: hash of those of the undefended classifier; None without one.
+        foreign: preprocessors in torch from other packages, with their plain parameters.
+        labels: number of classes.
         clip_values: least and largest pixel value; None without clip values.
         random: whether the defence is random.
-        withheld: gradient modes that there are and that the attacker did not try.
-        data_sha256: of images and labels.
-        device: the processor or GPU by name.
-        threads: threads of torch on the CPU.
+        withheld: gradient modes that the attacks did not use.
+        data_sha256: hash of images and labels.
+        device: name of the processor or GPU.
+        threads: number of torch's threads on the CPU.
         command: the command line of the process.
-        versions: Python's and the packages'.
+        versions: versions of Python and the packages.
         rejects: whether a detector rejects images.
-        environments: devices, threads and versions of parts that ran elsewhere, where they differ.
+        environments: devices, threads and versions of parts that ran elsewhere, if they differ.
         batch_dependent: whether the logits of an image depend on the others in its batch, or on their order.
-        options: of the command that made the run, by name, as its ``--print-config`` writes them, but for where it
-            wrote and which part it did; empty of a run made in Python.
-        outputs: what a torch network gives, and on what of it the attacks work, in words; empty for plain logits.
-        dtype: of the network; it runs in this, and losses are computed in float32 at least.
-        input_shape: of an image; empty of runs that did not note it.
-        training_alone: preprocessors that act in training alone, which no image of an evaluation meets.
+        options: options of the command that made the run, by name, as its ``--print-config`` writes them, without those
+            of its files and processes; empty for a run made in Python.
+        outputs: the kind of a torch network's outputs, and how they are attacked, in words; empty for plain logits.
+        dtype: dtype of the network; losses are computed in float32 at least.
+        input_shape: shape of an image; empty in runs of older versions.
+        training_alone: preprocessors that act in training alone.
     """
 
     settings: Settings
@@ -111,5 +111,5 @@ class RunDescription:
 
     @property
     def pairs_undefended(self) -> bool:
-        """Whether the undefended model is evaluated beside it: it is known, and a named suite is to run on both."""
+        """Whether the undefended model is evaluated too: it is known, and a named suite runs on both."""
         return bool(self.settings.undefended_attacks) and self.undefended_sha256 is not None

@@ -1,4 +1,4 @@
-"""Attacked images that a report shows, and their file."""
+"""Attacked images in a report, and their file."""
 
 from __future__ import annotations
 
@@ -15,28 +15,28 @@ from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.validation import one_line
 
 NB_EXAMPLES = 8
-"""How many a report shows, at most: one an attack, the first that it broke."""
+"""Maximum number of images in a report: for each attack the first image that it broke."""
 
 PLAIN: dict[str, Callable[[Any], Any]] = {"index": int, "label": int, "prediction": int, "attack": str}
 IMAGES = ("clean", "adversarial")
-"""The arrays of the file: of an example's fields, one of all examples each."""
+"""The fields of an example that are arrays in the file, each over all examples."""
 
 View = tuple[FloatArray, FloatArray]
-"""What a defence makes of the clean image and of the attacked one."""
+"""A defence's picture of the clean image and of the attacked one."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """An image that was classified correctly until an attack moved it.
+    """An image that was classified correctly until an attack changed it.
 
     Attributes:
         index: position in the data set.
         label: true class.
         prediction: class after the attack.
         attack: the attack's key.
-        clean: image (C, H, W) in the clip range; while its block is at work, as the classifier takes it.
-        adversarial: the attacked image, in the same form.
-        views: what the defences make of both, by name; images.
+        clean: image (C, H, W) in the clip range; while its block is attacked, in the classifier's layout.
+        adversarial: the attacked image, in the same layout.
+        views: the defences' pictures of both, by name.
     """
 
     index: int
@@ -49,7 +49,7 @@ class Example:
 
 
 def first_of_each(examples: Iterable[Example]) -> list[Example]:
-    """Return the first of each attack, of as many attacks as are shown."""
+    """Return the first example of each attack, for as many attacks as a report shows."""
     chosen: dict[str, Example] = {}
     for example in examples:
         if len(chosen) < NB_EXAMPLES:
@@ -58,10 +58,10 @@ def first_of_each(examples: Iterable[Example]) -> list[Example]:
 
 
 def written(examples: Sequence[Example]) -> bytes:
-    """A ``.npz`` file that numpy reads without pickle.
+    """Return the bytes of a ``.npz`` file, which numpy reads without pickle.
 
-    Its arrays are ``clean``, ``adversarial``, ``index``, ``label``, ``prediction``, ``attack``, and of each view, such
-    as ``view 0 heat map``, one of the clean and the attacked image above each other.
+    Its arrays are ``clean``, ``adversarial``, ``index``, ``label``, ``prediction``, ``attack``, and for each view, such
+    as ``view 0 heat map``, an array of the pictures of the clean and the attacked image.
     """
     buffer = io.BytesIO()
     arrays = {name: np.array([getattr(example, name) for example in examples]) for name in (*PLAIN, *IMAGES)}
@@ -72,7 +72,7 @@ def written(examples: Sequence[Example]) -> bytes:
 
 
 def read_examples(path: Path) -> list[Example]:
-    """Return what :func:`written` wrote.
+    """Return the examples in a file of :func:`written`.
 
     Raises:
         InputError: for another file.

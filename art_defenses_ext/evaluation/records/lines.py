@@ -1,9 +1,8 @@
-"""Lines of JSON that are read strictly, and digests by which changes by another hand or a broken disk are noticed.
+"""Lines of JSON that are read strictly, and digests that detect accidents and manual edits.
 
-A line is of the type that is declared: nothing missing, nothing more. ``digests.jsonl`` has a line a finished block:
-SHA-256 of its records, its costs and its images for the report. All are bound to the run's manifest, so that files of
-another run do not fit either. A digest guards against accidents and against edits by hand; whoever edits the records
-and makes the digests anew is not found out by it.
+A line must have exactly the declared fields. ``digests.jsonl`` has a line for each finished block: SHA-256 of its
+records, its costs and its images for the report. All digests are bound to the run's manifest, so that files of another
+run are refused too. They do not detect a forgery with recomputed digests.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ Line = TypeVar("Line")
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return what a file of JSON holds.
+    """Return the content of a JSON file.
 
     Raises:
-        ValueError: for anything else, also for what is nested too deep and for text that is no UTF-8.
+        ValueError: for anything else, also for content that is nested too deeply or is not UTF-8.
     """
     try:
         return json.loads(text)
@@ -42,24 +41,24 @@ def parse_json(text: str | bytes) -> Any:
 
 @cache
 def adapter(kind: Any) -> TypeAdapter[Any]:
-    """Return what makes values of a kind of plain data, and checks them."""
+    """Return the object that converts plain data to values of a kind, and checks them."""
     return TypeAdapter(kind)
 
 
 def as_line(record: Any) -> bytes:
-    """A dataclass as a line of JSON.
+    """Return a dataclass as a line of JSON.
 
     Raises:
-        ValueError: for a number that JSON has none for.
+        ValueError: for a number that JSON cannot hold.
     """
     return (json.dumps(asdict(record), allow_nan=False) + "\n").encode()
 
 
 def parsed(kind: type[Line], line: str | bytes) -> Line:
-    """Return the value of a kind that stands in a line.
+    """Return the value of a kind in a line.
 
     Raises:
-        ValueError: that names the first field which is wrong.
+        ValueError: names the first invalid field.
     """
     try:
         value: Line = adapter(kind).validate_json(line, strict=True)  # type: ignore[arg-type]  # classes are hashable
@@ -71,10 +70,10 @@ def parsed(kind: type[Line], line: str | bytes) -> Line:
 
 
 def read_lines(file: Path, kind: type[Line]) -> Iterator[tuple[bytes, Line]]:
-    """The lines of a file as they stand, and their values; what a kill left of the last line is left out.
+    """Yield the lines of a file and their values, without an incomplete last line.
 
     Raises:
-        InputError: for a file that cannot be read, and a line that holds no such value.
+        InputError: for a file that cannot be read, and a line without such a value.
     """
     try:
         with file.open("rb") as lines:
@@ -94,13 +93,13 @@ DIGESTS = "digests.jsonl"
 
 @dataclass(frozen=True)
 class BlockDigest:
-    """What belongs to one block, as digests.
+    """The digests of one block's files.
 
     Attributes:
-        block: index of its first sample.
-        records: of the lines of its records.
-        costs: of the lines of its costs.
-        examples: of the file of its images; None if it has none.
+        block: index of the block's first sample.
+        records: digest of the lines of its records.
+        costs: digest of the lines of its costs.
+        examples: digest of the file of its images; None if it has none.
     """
 
     __pydantic_config__ = STRICT
@@ -112,7 +111,7 @@ class BlockDigest:
 
 
 def digest_of(binding: str, content: bytes | Iterable[bytes]) -> str:
-    """Return the digest of some content that belongs to the run whose manifest has the digest ``binding``."""
+    """Return the digest of content, bound to the run whose manifest has the digest ``binding``."""
     digest = hashlib.sha256(binding.encode())
     for piece in [content] if isinstance(content, bytes) else content:
         digest.update(piece)
@@ -120,7 +119,7 @@ def digest_of(binding: str, content: bytes | Iterable[bytes]) -> str:
 
 
 def digest_of_plain(plain: dict[str, Any], binding: str = "") -> str:
-    """Return the digest of plain data, but for what stands under ``"digest"`` in it."""
+    """Return the digest of plain data without its entry ``"digest"``."""
     rest = {name: value for name, value in plain.items() if name != "digest"}
     return digest_of(binding, json.dumps(rest, sort_keys=True).encode())
 
@@ -129,6 +128,6 @@ def read_digests(folder: Path) -> dict[int, BlockDigest]:
     """Return the digests in a run's folder by the index of their block's first sample.
 
     Raises:
-        InputError: for a line that is none.
+        InputError: for an invalid line.
     """
     return {digest.block: digest for _, digest in read_lines(folder / DIGESTS, BlockDigest)}

@@ -1,11 +1,11 @@
-"""How far one ranking of the classes agrees with another: NDCG and reciprocal rank of softmax lists.
+"""The agreement of two rankings of the classes: NDCG and reciprocal rank of softmax lists.
 
-Accuracy asks whether the first class is the right one. These two ask what an attack did to the whole list, and how much
-of it a defence brings back.
+Accuracy depends on the first class only. These two metrics measure how much an attack changes the whole ranking, and
+how much of it a defence restores.
 
 Source: Brama, Grinshpoun 2020 (arXiv:2003.07573) for the NDCG; Brama, Dery, Grinshpoun 2022 (arXiv:2201.05071) for the
-idea of a reciprocal rank. **Convention**: the latter's exact form was not at hand; it weighs probabilities too, which
-the plain reciprocal rank of the information retrieval literature does not.
+idea of a reciprocal rank. **Convention**: the latter's exact form was not available; it also weighs probabilities,
+which the plain reciprocal rank of the information retrieval literature does not.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ Lists = npt.NDArray[np.floating[Any]]
 Scores = npt.NDArray[np.float64]
 
 MASS = 0.9
-"""The probability that a list is cut to, where nothing else is asked for."""
+"""The default of the probability to which a list is cut."""
 
 DIGITS = 6
-"""Decimal places that records keep, so that the last bits of a kernel do not show."""
+"""Decimal places in records, so that they do not depend on the last bits of a kernel."""
 
 SUM_TOLERANCE = 1e-3  # how far a list's sum may be from 1: a softmax in float16
 MASS_TOLERANCE = 1e-6  # of the mass, relative: 0.6 + 0.3 reaches 0.9, whatever binary numbers make of it
 
 
 def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
-    """Normalised discounted cumulative gain of other softmax lists against those of the clean images.
+    """Return the normalised discounted cumulative gain of softmax lists against those of the clean images.
 
-    Both lists are cut to the likeliest classes, as few as have a probability of ``mass`` together. The gain of a class
-    is 2^p - 1, with p its probability in the clean list, its discount log2(rank + 1), with its rank from 1. The gains
-    of the classes of the other list, discounted by their ranks there, count where the class is also in the clean list,
-    and are divided by the clean list's own value.
+    Both lists are cut to the fewest most probable classes that have a probability of ``mass`` together. The gain of a
+    class is 2^p - 1, with p its probability in the clean list; its discount is log2(rank + 1), with its rank from 1.
+    The value of the other list is the sum, over its classes that are also in the clean list, of their gains divided by
+    their discounts there. It is divided by the clean list's own value.
 
     Args:
         clean: softmax lists (N, K) of the clean images, floating point; each sums to 1.
         other: softmax lists (N, K) of the same images attacked, defended or both.
-        mass: where to cut, above 0 and at most 1.
+        mass: the probability at which lists are cut, above 0 and at most 1.
 
     Returns:
-        One number for each image, (N,), from 0 to 1: 1 if the likely classes stand in the same order, 0 if the cut
-        lists have no class in common. Of the other list only the order and the cut count, not the probabilities.
+        One number for each image, (N,), from 0 to 1: 1 if the classes of the cut lists are in the same order, 0 if the
+        cut lists have no class in common. Of the other list only the order and the cut count, not the probabilities.
 
     Raises:
-        InputError: for lists of other shapes or of different ones, empty ones, values that are no probabilities, or a
+        InputError: for empty lists, lists of other or different shapes, values that are not probabilities, or a
             ``mass`` out of range.
 
     Source: Brama, Grinshpoun 2020 (arXiv:2003.07573).
 
-    **Convention**: ``mass`` is open in the papers. Cut at 1, the tail of a thousand classes, whose order says little
-    about an image, adds up to much of the value even where the first class is lost; cut at one half, most lists hold
-    a class or two, and little but a coarse accuracy remains. A list is cut where it reaches ``mass``, not where it
-    exceeds it. Of equally likely classes the one with the lower index stands first, as in ``argmax``.
+    **Convention**: the papers leave ``mass`` open. With a cut at 1, the tail of a thousand classes, whose order depends
+    little on the image, makes up much of the value even if the first class differs; with a cut at one half, most lists
+    hold one or two classes, and the metric is close to accuracy. A list is cut where it reaches ``mass``, not where it
+    exceeds it. Of equally probable classes the one with the lower index comes first, as in ``argmax``.
 
     >>> ndcg(np.array([[0.5, 0.3, 0.2]]), np.array([[0.3, 0.5, 0.2]])).round(3)
     array([0.893])
@@ -75,20 +75,20 @@ def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
 
 
 def reciprocal_rank(clean: Lists, other: Lists) -> Scores:
-    """1 / rank, in other softmax lists, of the class that the clean image's list puts first.
+    """Return 1 / rank, in other softmax lists, of the first class of the clean image's list.
 
     Args:
         clean: softmax lists (N, K) of the clean images, floating point; each sums to 1.
         other: softmax lists (N, K) of the same images attacked, defended or both.
 
     Returns:
-        One number for each image, (N,), from 1 / K to 1; 1 if both lists put the same class first.
+        One number for each image, (N,), from 1 / K to 1; 1 if both lists have the same first class.
 
     Raises:
-        InputError: for lists of other shapes or of different ones, empty ones, or values that are no probabilities.
+        InputError: for empty lists, lists of other or different shapes, or values that are not probabilities.
 
     Source: the idea is that of Brama, Dery, Grinshpoun 2022 (arXiv:2201.05071). **Convention**: the plain reciprocal
-    rank; of equally likely classes the one with the lower index stands first, as in ``argmax``.
+    rank; of equally probable classes the one with the lower index comes first, as in ``argmax``.
 
     >>> reciprocal_rank(np.array([[0.5, 0.3, 0.2]]), np.array([[0.3, 0.5, 0.2]]))
     array([0.5])
@@ -102,7 +102,7 @@ def reciprocal_rank(clean: Lists, other: Lists) -> Scores:
 def recorded(
     clean: Lists, other: Lists, counted: npt.NDArray[np.bool_]
 ) -> tuple[list[float | None], list[float | None]]:
-    """Return both metrics as a sample's record keeps them.
+    """Return both metrics in the form of a sample's record.
 
     Args:
         clean: softmax lists (N, K) of the clean images.
@@ -110,8 +110,8 @@ def recorded(
         counted: which images count (N,).
 
     Returns:
-        NDCG and reciprocal rank, N of each, to six decimal places; None where the image does not count, or where one
-        of its lists is not finite, as of a network that overflows.
+        NDCG and reciprocal rank, N of each, to six decimal places; None for an image that does not count, or with a
+        list that is not finite, as of a network that overflows.
     """
     known = counted & np.isfinite(clean).all(axis=1) & np.isfinite(other).all(axis=1)
     even = 1 / clean.shape[1]  # stands in where nothing is known, so that all rows are lists
@@ -132,7 +132,7 @@ def _ranks(lists: Scores) -> npt.NDArray[np.int64]:
 
 
 def _kept(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArray[np.bool_]:
-    """Return which classes the cut lists hold (N, K): those that the classes above them leave short of ``mass``."""
+    """Return the classes in the cut lists (N, K): those above which the probabilities do not reach ``mass``."""
     ordered = -np.sort(-lists, axis=1)  # (N, K)
     above = np.cumsum(ordered, axis=1) - ordered  # (N, K), rank by rank
     length = (above < mass * (1 - MASS_TOLERANCE)).sum(axis=1, keepdims=True)  # (N, 1), at least 1

@@ -1,4 +1,4 @@
-"""Two models on the same images, image by image: the difference of their accuracies, its interval and its p value."""
+"""The paired comparison of two models on the same images: difference of accuracies, its interval and p value."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ NORMAL = float(norm.ppf(0.975))
 
 @dataclass(frozen=True)
 class Paired:
-    """Two runs on the same images, image by image.
+    """The paired comparison of two runs on the same images.
 
     Attributes:
-        both: images that are robust in both.
-        gained: that are robust in the second alone.
-        lost: that are robust in the first alone.
-        neither: that are robust in none.
+        both: number of images that are robust in both.
+        gained: number of images that are robust in the second run only.
+        lost: number of images that are robust in the first run only.
+        neither: number of images that are robust in neither.
     """
 
     DERIVED = ("difference", "interval", "p_value")
@@ -34,10 +34,10 @@ class Paired:
 
     @classmethod
     def of(cls, first: Sequence[bool], second: Sequence[bool]) -> Paired:
-        """Count the verdicts on each image (N,) of both runs.
+        """Count the images (N,) by whether they are robust in each run.
 
         Raises:
-            InputError: for none, or different numbers of images.
+            InputError: without images, or for different numbers of images.
         """
         if len(first) != len(second) or not first:
             raise RunError(f"the runs have {len(first)} and {len(second)} images; equally many were expected")
@@ -46,7 +46,7 @@ class Paired:
 
     @property
     def total(self) -> int:
-        """All images."""
+        """The number of images."""
         return self.both + self.gained + self.lost + self.neither
 
     @property
@@ -56,10 +56,10 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of the difference, which lies in [-1, 1].
+        """The 95 % interval of the difference, in [-1, 1].
 
-        Source: Bonett, Price 2012 (Journal of Educational and Behavioral Statistics 37), the Wald interval after one
-        image that was gained and one that was lost were added.
+        Source: Bonett, Price 2012 (Journal of Educational and Behavioral Statistics 37): the Wald interval with one
+        gained and one lost image added.
         """
         total, gained, lost = self.total + 2, self.gained + 1, self.lost + 1
         middle = (gained - lost) / total
@@ -68,7 +68,7 @@ class Paired:
 
     @property
     def p_value(self) -> float:
-        """The p value of McNemar's exact test: the chance of so uneven a difference, were the runs equally good."""
+        """The p value of McNemar's exact test: the probability of at least this difference between equal runs."""
         differing = self.gained + self.lost
         return float(binomtest(self.gained, differing).pvalue) if differing else 1.0
 

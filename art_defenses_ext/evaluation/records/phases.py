@@ -1,4 +1,4 @@
-"""What an evaluation does besides attacking: shown while it runs, and its passes and seconds counted."""
+"""The phases of an evaluation besides attacks: their progress, passes and seconds."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ GRADIENTS = "gradient examination"
 JUDGING = "judging"
 PICTURES = "pictures"
 BINARIZATION = "binarization"
-"""What is counted beside the attacks, by the name under which it stands in the costs."""
+"""The phases besides the attacks, by their names in the costs."""
 
 PHASES = (PREPARATION, GRADIENTS, JUDGING, PICTURES, BINARIZATION)
 
 Announce = Callable[[str], None]
-"""Told what is done next; each call is a step of the phase."""
+"""A function that announces the next step of a phase."""
 
 
 class Phases:
     """The phases of one process of an evaluation.
 
     Args:
-        bar: where they are shown.
-        costs: of phases before.
+        bar: the progress bar.
+        costs: the costs of earlier phases.
     """
 
     def __init__(self, bar: Progress, costs: dict[str, Cost] | None = None) -> None:
@@ -42,8 +42,8 @@ class Phases:
 
         Args:
             name: one of ``PHASES``.
-            classifiers: whose passes to count; None for one that there is not.
-            steps: how many there are; None where nobody knows.
+            classifiers: the classifiers whose passes count; None is skipped.
+            steps: number of steps; None if unknown.
         """
         task = self.bar.add_task(name, total=steps, note="")
         try:
@@ -54,10 +54,10 @@ class Phases:
             self.bar.remove_task(task)
 
     def count(self, name: str, cost: Cost) -> None:
-        """Add what was spent on a phase."""
+        """Add a cost to a phase."""
         self._costs[name] = self._costs[name] + cost if name in self._costs else cost
 
     def taken(self, block: int) -> list[CostRecord]:
-        """Return what was counted since the last call, in the name of the block that begins at sample ``block``."""
+        """Return the costs since the last call, for the block that begins at sample ``block``."""
         costs, self._costs = self._costs, {}
         return [CostRecord(block, name, 0, cost) for name, cost in costs.items()]

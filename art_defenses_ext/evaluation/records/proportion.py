@@ -1,4 +1,4 @@
-"""So many of so many, and means over samples, with intervals: what the figures of an evaluation are made of."""
+"""Proportions and means over samples with confidence intervals, of which the figures of an evaluation consist."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from art_defenses_ext.evaluation.records import bounded_mean
 
 
 def plain(value: Any) -> Any:
-    """A figure as plain data, for JSON: of a dataclass its fields, and the properties that it lists as ``DERIVED``."""
+    """Return a figure as plain data for JSON: a dataclass's fields, and the properties that it lists as ``DERIVED``."""
     if is_dataclass(value):
         names = [*(each.name for each in fields(value)), *getattr(value, "DERIVED", ())]
         return {name: plain(getattr(value, name)) for name in names}
@@ -27,11 +27,11 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Proportion:
-    """So many of so many.
+    """A proportion of samples.
 
     Attributes:
-        count: samples for which it holds.
-        total: samples in all, at least one.
+        count: number of samples with the property.
+        total: number of all samples, at least one.
     """
 
     DERIVED = ("rate", "interval")
@@ -52,7 +52,7 @@ class Proportion:
 
     @classmethod
     def of(cls, verdicts: Iterable[bool]) -> Proportion:
-        """Count the samples for which the verdict is true."""
+        """Return the proportion of true values."""
         listed = list(verdicts)
         return cls(sum(listed), len(listed))
 
@@ -63,14 +63,14 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Mean:
-    """The mean over samples of something between 0 and 1.
+    """The mean over samples of values between 0 and 1.
 
     Attributes:
         mean: the mean.
         deviation: the standard deviation over the samples.
-        total: samples, at least one.
-        interval: 95 % confidence interval of the mean (``bounded_mean.py``), from 0 to 1. It is as wide as so few
-            samples leave it, also where all of them agree.
+        total: number of samples, at least one.
+        interval: 95 % confidence interval of the mean (``bounded_mean.py``), from 0 to 1. It has a width even if all
+            samples are equal.
     """
 
     mean: float
@@ -80,6 +80,6 @@ class Mean:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Mean:
-        """Return the mean of some values from 0 to 1, at least one."""
+        """Return the mean of values from 0 to 1, at least one."""
         listed = list(values)
         return cls(fmean(listed), pstdev(listed), len(listed), bounded_mean.interval(np.array(listed, dtype=float)))

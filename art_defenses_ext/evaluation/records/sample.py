@@ -1,4 +1,4 @@
-"""What happened to each sample: the evidence that every figure of a report is computed from."""
+"""The record of each sample, from which every figure of a report is computed."""
 
 from __future__ import annotations
 
@@ -17,43 +17,43 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.threat import Threat
 
 RECORDED: tuple[type[Threat], ...] = (Linf, L2)
-"""Norms in which the size of every change is recorded, whatever the threat."""
+"""Norms in which the size of every perturbation is recorded, for any threat."""
 
 
 def image_hash(image: FloatArray) -> str:
-    """What a record keeps of a sample's image."""
+    """Return the hash of a sample's image in its record."""
     return hashlib.sha256(image.tobytes()).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one attack did to one sample.
+    """The outcome of one attack on one sample.
 
     Attributes:
-        prediction: the defended classifier's class for the adversarial image, if it is random the likeliest as far as
-            its passes show (``evaluation/suite/vote.py``); of a rejected image the one that it would have; -1 where its
-            logits are not finite.
-        misclassified: whether that is not the label, and the image is not rejected.
-        linf: largest change of a pixel value; of an attack in a linf ball that this exceeds by the rounding of float32
-            alone, the ball's radius. Nine significant digits.
-        l2: Euclidean length of the change, in an l2 ball cut to its radius in the same way.
-        success: misclassified inside the threat's ball.
-        usable: whether the attack returned finite values in the clip range; the clean image stands in if not.
-        undefended_prediction: the undefended classifier's class for it, where the attack was made on that.
-        misses: in how many of the run's ``votes`` passes a random defence missed the label and did not reject; None for
-            one that is not random.
-        first_misses: in how many of as many passes before these; of a sample's attacks it chooses the worst, whose
-            ``misses`` are then those of passes that did not choose it.
-        passes: how many passes after the first ones decided about a random defence; None for one that is not random.
-        undecided: whether the most passes that are made could not show whether another class is as likely as the label:
-            then the attack is not taken for successful.
-        ndcg: agreement of its softmax list with the sample's reference (``evaluation/records/metrics.py``), six decimal
-            places; None where the image is unusable or outside the threat's ball, or a list is not finite.
-        reciprocal_rank: of the class that leads that reference; None as ``ndcg``.
-        rejected: whether the detector rejects it, judged as the class is if it is random; None without a detector.
-        detection_margin: the detector's score minus its threshold, seven significant digits; None also where that is
-            not finite.
-        size: of the change in the norm of the run, where that is neither of these two.
+        prediction: the defended classifier's class for the adversarial image; if it is random, the most probable class
+            in its passes (``evaluation/suite/vote.py``); for a rejected image, its class without the detector; -1 if
+            its logits are not finite.
+        misclassified: whether the prediction is not the label, and the image is not rejected.
+        linf: largest change of a pixel value; the ball's radius if it exceeds that by the rounding of float32 only.
+            Nine significant digits.
+        l2: Euclidean length of the change; in an l2 ball cut to its radius in the same way.
+        success: whether the image is misclassified inside the threat's ball.
+        usable: whether the attack returned finite values in the clip range; if not, the clean image replaces it.
+        undefended_prediction: the undefended classifier's class for the image, if the attack was made on that.
+        misses: number of the run's ``votes`` passes in which a random defence misclassified the image and did not
+            reject it; None if it is not random.
+        first_misses: the same number for as many earlier passes. They select a sample's worst attack, whose ``misses``
+            are then independent of the selection.
+        passes: number of passes after the first ones that decided about a random defence; None if it is not random.
+        undecided: whether the largest number of passes did not show whether another class is as probable as the label;
+            then the attack does not count as successful.
+        ndcg: agreement of the image's softmax list with the sample's reference (``evaluation/records/metrics.py``), six
+            decimal places; None if the image is unusable or outside the threat's ball, or a list is not finite.
+        reciprocal_rank: reciprocal rank of that reference's first class; None as for ``ndcg``.
+        rejected: whether the detector rejects the image, by the same passes if it is random; None without a detector.
+        detection_margin: the detector's score minus its threshold, seven significant digits; None also if that is not
+            finite.
+        size: size of the change in the norm of the run, if that is neither linf nor l2.
     """
 
     __pydantic_config__ = STRICT
@@ -76,40 +76,40 @@ class Outcome:
     size: float | None = None
 
     def lies_in(self, threat: Threat) -> bool:
-        """Return whether the change lies in a ball of the run's norm."""
+        """Return whether the perturbation lies in a ball of the run's norm."""
         return threat.allows(self.size_in(threat))
 
     def size_in(self, threat: Threat) -> float:
-        """Return the size of the change in the run's norm, which is that of ``threat``."""
+        """Return the size of the perturbation in the run's norm, which is that of ``threat``."""
         size = getattr(self, threat.norm_name) if type(threat) in RECORDED else self.size
         return math.nan if size is None else float(size)
 
     def fooled(self, label: int, threat: Threat) -> bool:
-        """Return whether the classifier alone misses ``label`` in the threat's ball, be the image rejected or not."""
+        """Return whether the classifier alone misclassifies the image in the threat's ball, rejected or not."""
         return self.prediction != label and self.usable and self.lies_in(threat)
 
 
 @dataclass(slots=True)
 class SampleRecord:
-    """One sample and all that was tried on it.
+    """One sample with the outcomes of all attacks on it.
 
     Attributes:
         index: position in the data set.
         label: true class.
-        clean: the defended classifier's class for the clean image; of a rejected image the one that it would have; -1
-            where its logits are not finite.
-        undefended_clean: the undefended classifier's, where there is one.
-        clean_misses: in how many of the run's ``votes`` passes a random defence missed the label of the clean image, or
-            rejected it.
-        clean_first_misses: in how many of as many passes before these.
-        clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended
-            classifier's list for the clean image, where there is one, else this very list.
-        clean_reciprocal_rank: of the class that leads that reference.
+        clean: the defended classifier's class for the clean image; for a rejected image, its class without the
+            detector; -1 if its logits are not finite.
+        undefended_clean: the undefended classifier's class, if there is one.
+        clean_misses: number of the run's ``votes`` passes in which a random defence misclassified or rejected the clean
+            image.
+        clean_first_misses: the same number for as many earlier passes.
+        clean_ndcg: agreement of the clean image's softmax list with the sample's reference: the undefended classifier's
+            list for the clean image, if there is one, else this list itself.
+        clean_reciprocal_rank: reciprocal rank of that reference's first class.
         clean_rejected: whether the detector rejects the clean image; None without a detector.
         clean_detection_margin: the detector's score for it minus its threshold, as in ``Outcome``.
-        image: the first sixteen hexadecimal digits of the SHA-256 of its pixels, by which runs of other samples find
-            those that they share; None in runs of older versions.
-        attacks: outcomes by the attack's key; only of those that ran on this sample.
+        image: the first sixteen hexadecimal digits of the SHA-256 of its pixels, by which runs find the samples that
+            they share; None in runs of older versions.
+        attacks: outcomes by the attack's key, of the attacks that ran on this sample.
     """
 
     __pydantic_config__ = STRICT
@@ -132,7 +132,7 @@ class SampleRecord:
 
     @property
     def correct(self) -> bool:
-        """Whether the clean image is classified as labelled and not rejected.
+        """Whether the clean image is classified correctly and not rejected.
 
         *Source* for the latter: Tramer 2022, "Detecting Adversarial Examples Is (Nearly) As Hard As Classifying Them"
         (arXiv:2107.11630).
@@ -146,12 +146,12 @@ class SampleRecord:
         )
 
     def contradiction(self, nb_classes: int, threat: Threat, keys: Collection[str]) -> str | None:
-        """Return the first field that cannot be what the others say, in words; None if there is none.
+        """Return the first field that contradicts the others, in words; None if there is none.
 
         Args:
-            nb_classes: that the run's classifier tells apart.
-            threat: the ball that counts.
-            keys: of the run's attacks.
+            nb_classes: number of classes of the run's classifier.
+            threat: the ball of the run.
+            keys: the keys of the run's attacks.
         """
         if not 0 <= self.label < nb_classes:
             return f"label is {self.label}; 0 to {nb_classes - 1} was expected"
@@ -175,12 +175,12 @@ class SampleRecord:
 
 @dataclass(frozen=True)
 class CostRecord:
-    """What one attack on one block of samples cost.
+    """The cost of one attack on one block of samples.
 
     Attributes:
         block: index of the block's first sample.
         attack: the attack's key.
-        samples: how many it attacked.
+        samples: number of samples that it attacked.
         cost: passes, seconds, memory.
     """
 
@@ -194,14 +194,14 @@ class CostRecord:
 
 @dataclass(frozen=True)
 class Attempt:
-    """What one attack did to samples of one block, all that it ran on.
+    """The outcomes of one attack on the samples of one block.
 
     Attributes:
-        cost: of the attack; it names attack and block.
+        cost: the cost of the attack, with its attack and block.
         rows: the samples' places in the block.
-        outcomes: of each of them.
-        pictured: index of the sample of which the attack left an image for the report; None if it left none.
-        judging: what the passes cost that judged its images.
+        outcomes: the outcome for each of them.
+        pictured: index of the sample whose image the attack left for the report; None if there is none.
+        judging: the cost of the passes that classified its images.
     """
 
     __pydantic_config__ = STRICT
@@ -215,11 +215,11 @@ class Attempt:
 
 @dataclass(frozen=True)
 class NotFinite:
-    """Images for which the network gives NaN or infinite logits: they name no class, so they are wrong.
+    """Images with NaN or infinite logits, which count as misclassified.
 
     Attributes:
-        clean: clean images.
-        broken: of the samples that attacks broke, those that they broke by such logits alone; None if they broke none.
+        clean: the clean images.
+        broken: of the samples that attacks broke, those broken by such logits alone; None if no sample was broken.
     """
 
     clean: Proportion
@@ -227,7 +227,7 @@ class NotFinite:
 
     @classmethod
     def of(cls, records: list[SampleRecord]) -> NotFinite:
-        """Counted in the records."""
+        """Count these images in the records."""
         successes = [
             [outcome for outcome in record.attacks.values() if outcome.success] for record in records if record.correct
         ]
