@@ -38,7 +38,7 @@ from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FULL, STANDARD
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FAST, FULL, STANDARD
 from art_defenses_ext.gradients.modes import find_defences, gradient_modes
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
@@ -126,11 +126,11 @@ def test_list_names_all_that_can_be_chosen_and_which_set_an_attack_first_stands_
     lines = [f"{words(line)} " for line in result.out.splitlines()]
     for name in (*defence_names(), *DATASETS, *MODELS, *SETS):
         assert any(f" {name} " in line for line in lines), name
-    details = command("list", *installed("defence"), "full")
+    details = command("list", *installed("defence"), "fast", "full")
     assert (details.status, details.err) == (0, "")
     lines = [f"{words(line)} " for line in details.out.splitlines()]
     papers = [spec for name in installed("defence") for spec in paper_specs(load_face(name))]
-    sets = {"papers": papers, "standard": STANDARD, "full": FULL[len(STANDARD) :]}
+    sets = {"papers": papers, "fast": FAST, "standard": STANDARD, "full": FULL[len(STANDARD) :]}
     assert tuple(sets) == SETS
     for name, specs in sets.items():
         shown = [line for line in lines if line.startswith(f"attacks {name} ")]

@@ -86,9 +86,9 @@ class EvaluateOptions(EvaluationConfig):
     allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
     attacks: NamedAttacks = option(
         "standard",
-        "Attack suite: papers (the attacks of the method's authors), standard (these and the adaptive attacks of this "
-        "package), full (slower attacks too). Attacks of other packages are added with +, as in standard+simba; "
-        "`art-defenses list` names those that are installed.",
+        "Attack suite: papers (the attacks of the method's authors), fast (these and a short adaptive suite), standard "
+        "(these and the adaptive attacks of this package), full (slower attacks too). Attacks of other packages are "
+        "added with +, as in standard+simba; `art-defenses list` names those that are installed.",
     )
     samples: Count | None = option(None, "Number of test images, from the first on. By default all.")
     out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")

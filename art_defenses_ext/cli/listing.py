@@ -17,6 +17,7 @@ from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
 
 SUITES = {
     "papers": "the attacks of the method's authors",
+    "fast": "these and a short adaptive suite, for every day",
     "standard": "these and the adaptive attacks of this package",
     "full": "slower attacks too",
 }
@@ -90,6 +91,6 @@ def _details(name: str) -> Iterator[Line]:
             yield "attacks papers", attack.name, f"{name}: {attack.purpose}"
         return
     for attack in SUITES[name]:
-        yield f"attacks {'standard' if attack in STANDARD else 'full'}", attack.name, attack.purpose
+        yield f"attacks {'standard' if attack in STANDARD and name == 'full' else name}", attack.name, attack.purpose
     for attack in DETECTOR_SUITE:
         yield "attacks detector", attack.name, attack.purpose

@@ -14,8 +14,9 @@ from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 
-SETS = ("papers", "standard", "full")
-"""Names of attack suites: ``standard`` is the papers' attacks and ours, ``full`` adds slower attacks."""
+SETS = ("papers", "fast", "standard", "full")
+"""Names of attack suites: ``fast`` is the papers' attacks and a short suite, ``standard`` the papers' attacks and ours,
+``full`` adds slower attacks."""
 
 
 def _named_attacks(value: Any) -> str:

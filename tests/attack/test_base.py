@@ -28,6 +28,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attack.staged_pgd import StagedPGD
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
@@ -53,10 +54,11 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]
 OTHERS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]]] = {
     "auto pgd": (AutoPGD, {"norm": 2, "eps": 0.5, "max_iter": 10}, (2, 0.5)),
     "square": (Square, {"eps": 0.1, "max_queries": 20}, (np.inf, 0.1)),
+    "staged": (StagedPGD, {"eps": 0.15}, (np.inf, 0.15)),
 }
 KINDS = (
     *(AnnealedPGD, AutoPGD, DeepFoolLp, IterativeFGSM, LagrangianPGD, MarginPGD),
-    *(OrthogonalPGD, RandomNoise, SelectivePGD, Square),
+    *(OrthogonalPGD, RandomNoise, SelectivePGD, Square, StagedPGD),
 )
 RANDOM = ("pgd linf", "annealed l2", "noise l2")
 NOT_RANDOM = ("fgsm", "fgsm l2", "deep fool linf", "deep fool l2")

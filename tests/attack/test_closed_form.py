@@ -14,12 +14,14 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.staged_pgd import StagedPGD
 
 ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any]]] = {
     "one step": (IterativeFGSM, {"max_iter": 1}),
     "margin": (MarginPGD, {}),
     "margin, on and on": (MarginPGD, {"stop_when_broken": False}),
     "annealed": (AnnealedPGD, {"max_iter": 40, "factors": (1.0, 0.2)}),
+    "staged": (StagedPGD, {}),
     "auto, cross-entropy": (AutoPGD, {"loss": "cross_entropy", "batch_size": 3}),
     "auto, margin": (AutoPGD, {"loss": "margin"}),
     "auto, probability margin": (AutoPGD, {"loss": "probability_margin"}),

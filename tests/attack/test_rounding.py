@@ -19,6 +19,7 @@ from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attack.staged_pgd import StagedPGD
 
 RANGES = [(0.0, 1.0), (-1024.0, 3071.0), (0.0, 1e-3)]
 NORMS: tuple[type[Ball], ...] = (Linf, L2)
@@ -88,6 +89,7 @@ ATTACKS: list[tuple[type[TensorAttack], dict[str, Any]]] = [
     (AutoPGD, {"max_iter": 10}),
     (AnnealedPGD, {"max_iter": 5}),
     (MarginPGD, {"max_iter": 5}),
+    (StagedPGD, {}),
     (Square, {"max_queries": 50}),
     (RandomNoise, {"nb_draws": 5}),
     (IterativeFGSM, {"max_iter": 1}),

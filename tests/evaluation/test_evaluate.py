@@ -87,7 +87,7 @@ BRIEF_WHITE_BOX = replace(WHITE_BOX, build=lambda c, t, seed: AutoPGD(c, t.norm,
 def brief_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The checks' own attacks and the suite's first one take few steps."""
     monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
-    monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.WHITE_BOX", BRIEF_WHITE_BOX)
+    monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.FIRSTS", (BRIEF_WHITE_BOX,))
     monkeypatch.setattr("art_defenses_ext.evaluation.run.block.BINARIZED", 4)
 
 
@@ -400,6 +400,25 @@ def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, 
     assert len(first) == 2 * (3 + 1)
     assert first == again
     assert len({*first.values(), *other.values()}) == 2 * len(first)
+
+
+def test_an_attack_may_run_on_a_few_samples_of_a_block_that_are_left_for_it(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def nothing(images: FloatArray, labels: FloatArray) -> FloatArray:
+        asked.append(len(images))
+        return images
+
+    monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.FEW", 2)
+    report = evaluated(defended, x, y, Linf(EPS), [own("few", nothing, samples="few", kind="queries")])
+    right = np.flatnonzero(predicted(defended, x) == y)
+    first, second = right[right < BLOCK], right[right >= BLOCK]
+    assert min(len(first), len(second)) > 2
+    assert asked == [2, 2]
+    attacked = [record.index for record in report.records if "few" in record.attacks]
+    assert attacked == [*first[:2], *second[:2]]
 
 
 def test_the_network_is_left_as_it_was(
@@ -736,7 +755,7 @@ def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_fa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("art_defenses_ext.evaluation.run.block.BINARIZED", 4)
         patch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
-        patch.setattr("art_defenses_ext.evaluation.suite.plan.WHITE_BOX", BRIEF_WHITE_BOX)
+        patch.setattr("art_defenses_ext.evaluation.suite.plan.FIRSTS", (BRIEF_WHITE_BOX,))
         report = evaluated(defended, x, y, Linf(0.05), [BRIEF_WHITE_BOX], out=folder, check_samples=CHECKED)
     return Run(report, [], folder)
 

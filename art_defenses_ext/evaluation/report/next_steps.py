@@ -22,6 +22,12 @@ Z = 1.96
 COMMAND = ["art-defenses", "evaluate"]
 LOUDNESS = ("--quiet", "--verbose")
 
+LONGER = {
+    "fast": ("standard", "takes more steps, more targets and more queries, on all images"),
+    "standard": ("full", "adds slower attacks"),
+}
+"""The suite after a suite, and what it does beyond that."""
+
 
 def next_steps(summary: Summary) -> Terms:
     """Return the steps that would establish, strengthen and publish a result, each with its command."""
@@ -68,8 +74,9 @@ def _to_strengthen(summary: Summary) -> Iterator[tuple[str, str]]:
             "Attack more images",
             f"The 95 % interval is {width} wide. {again} narrows it to about {100 * NARROW:.0f}{NO_BREAK}points.",
         )
-    if summary.standing == "established" and run.settings.attacks == "standard":
-        yield "Attack for longer", f"{_again(run, attacks='full')} adds slower attacks."
+    if summary.standing == "established" and run.settings.attacks in LONGER:
+        longer, how = LONGER[run.settings.attacks]
+        yield "Attack for longer", f"{_again(run, attacks=longer)} {how}."
     if summary.standing == "established" and run.options:
         add = "art-defenses add RUN FILE --from NAME,LINK"
         yield "Let others attack", f"`{add}` adds their examples to this run."

@@ -83,8 +83,12 @@ def attacks_table(summary: Summary) -> Table:
     return _attacks_table(columns, summary.rows)
 
 
+GIVEN = {"all": "all", "survivors": "left", "few": "a few"}
+"""The words for the samples that an attack ran on."""
+
+
 def _given(row: AttackRow) -> str:
-    return "all" if row.samples == "all" else "some" if row.source == "elsewhere" else "left"
+    return "some" if row.source == "elsewhere" and row.samples != "all" else GIVEN[row.samples]
 
 
 def costs_table(summary: Summary) -> Table:

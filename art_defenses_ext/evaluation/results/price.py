@@ -74,7 +74,7 @@ class Trial:
         share = record.samples / _eligible(run, self.settings, self.start, self.size)
         for start in starts:
             size = min(settings.block_size, settings.samples - start)
-            count = share * _eligible(run, settings, start, size)
+            count = min(share * _eligible(run, settings, start, size), run.most(size))
             if count:
                 cost = _times(record.cost, count / record.samples)
                 yield count, replace(cost, seconds=cost.seconds * self._slower(record.cost, count / record.samples))

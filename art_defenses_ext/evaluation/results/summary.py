@@ -64,7 +64,7 @@ class AttackRow:
         crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
         purpose: what it is for.
-        samples: ``"all"`` or ``"survivors"``.
+        samples: ``"all"``, ``"survivors"`` or ``"few"`` of these.
         bounded: whether it keeps to the ball, or looks for the smallest perturbation.
         attacked: samples that it ran on; 0 if it did not run.
         broke: samples among them that it moved over the boundary inside the ball and that were classified correctly.

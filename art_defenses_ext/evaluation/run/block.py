@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -242,13 +242,13 @@ class Work:
         """Return which samples of the block the run attacks."""
         if self.target(run) is None:
             return np.array([], dtype=np.int64)
-        chosen = range(len(records))
+        chosen: Sequence[int] = range(len(records))
         if run.role != "suite":
             first = self.settings.curve_samples if run.role == "curve" else self.settings.check_samples
             chosen = range(sum(record.index < first for record in records))
-        if run.role == "effort" or (run.role == "suite" and run.spec.samples == "survivors"):
-            return np.array([i for i in chosen if records[i].robust()], dtype=np.int64)
-        return np.array(chosen, dtype=np.int64)
+        if run.role == "effort" or (run.role == "suite" and run.spec.samples != "all"):
+            chosen = [i for i in chosen if records[i].robust()]
+        return np.array(chosen[: run.most(len(chosen))], dtype=np.int64)
 
     def target(self, run: AttackRun) -> PyTorchClassifier | None:
         """Return the classifier that the attack is made on; None if there is none, or no need to."""

@@ -11,8 +11,8 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.suite.attacker import Attacker
-from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.evaluation.suite.spec import FEW, AttackSpec
+from art_defenses_ext.evaluation.suite.suites import FIRSTS
 from art_defenses_ext.evaluation.threat import Threat, radius_to_grey
 
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
@@ -48,6 +48,10 @@ class AttackRun:
     threat: Threat
     role: Role = "suite"
 
+    def most(self, samples: int) -> int:
+        """Return how many of so many samples of a block it attacks at most."""
+        return min(samples, FEW) if self.role == "suite" and self.spec.samples == "few" else samples
+
     @property
     def family(self) -> str:
         """The attack and its mode, without eps: one line of the report, one curve."""
@@ -82,10 +86,11 @@ def make_plan(
     """
     runs = _unrolled(specs, attacker, threat)
     plan = list(runs)
-    if with_checks and WHITE_BOX in specs:
+    first = [spec for spec in specs if spec in FIRSTS][:1]
+    if with_checks and first:
         plan += [replace(run, role="effort") for run in _unrolled((EFFORT,), attacker, threat)]
         if limit is not None:
-            plan += [replace(run, threat=limit, role="limit") for run in _unrolled((WHITE_BOX,), attacker, threat)]
+            plan += [replace(run, threat=limit, role="limit") for run in _unrolled(first, attacker, threat)]
     if with_curve:
         plan += [
             replace(run, threat=threat.at(float(f"{threat.eps * factor:.10g}")), role="curve")

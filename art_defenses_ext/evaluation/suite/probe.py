@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.estimators.estimator import LossGradientsMixin
 
 from art_defenses_ext.attack.base import TensorAttack
+from art_defenses_ext.attack.staged_pgd import StagedPGD
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.validation import one_line
@@ -89,6 +91,8 @@ def with_least_effort(attack: TensorAttack) -> TensorAttack:
             setattr(brief, name, least)
     if "factors" in attack.attack_params:
         brief.factors = attack.factors[:1]
+    if isinstance(attack, StagedPGD):
+        brief.stages = tuple(replace(stage, max_iter=1, nb_runs=1) for stage in attack.stages)
     return brief
 
 

@@ -24,6 +24,13 @@ Kind = Literal["white-box", "single step", "transfer", "queries", "noise", "othe
 CraftedOn = Literal["defended", "undefended", "smoothed"]
 """The network that an attacker differentiates or queries."""
 
+Samples = Literal["all", "survivors", "few"]
+"""The samples that an attack runs on: all, those that nothing earlier broke, or a few of these."""
+
+FEW = 16
+"""Samples of a block that an attack on ``"few"`` takes at most. **Convention**: masking that concerns more than a few
+images shows on so many; the checks say on how many they stand."""
+
 Modes = Literal["exact", "all", "annealable", "smoothest"]
 """The gradient modes that an attack runs under: these by name, or all of a kind."""
 
@@ -45,7 +52,8 @@ class AttackSpec:
             of the defended one misleads.
         modes: the gradient modes to run it under: ``"exact"``, ``"all"``, ``"annealable"``, those that have a width,
             or ``"smoothest"``, these where there are any, else all.
-        samples: ``"all"``, or ``"survivors"``: those correctly classified that nothing earlier broke.
+        samples: ``"all"``, or ``"survivors"``: those correctly classified that nothing earlier broke; or
+            ``"few"``: of these the first 16 of each block.
         curve: also run at several eps, for the curve of accuracy against eps.
         bounded: keeps to the threat's ball. False for attacks that look for the smallest perturbation, whatever its
             size; they count as successes where that size is inside the ball.
@@ -75,7 +83,7 @@ class AttackSpec:
     kind: Kind = "other"
     crafted_on: CraftedOn = "defended"
     modes: Modes = "exact"
-    samples: Literal["all", "survivors"] = "survivors"
+    samples: Samples = "survivors"
     curve: bool = False
     bounded: bool = True
     labels: Literal["true", "predicted"] = "true"

@@ -18,6 +18,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attack.staged_pgd import Stage, StagedPGD
 from art_defenses_ext.base.declared import accepted
 from art_defenses_ext.base.entry_points import load_installed
 from art_defenses_ext.base.errors import InputError
@@ -50,9 +51,15 @@ def _targeted(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Evasi
     return AutoPGD(classifier, threat.norm, threat.eps, loss=loss, nb_runs=runs, seed=seed)
 
 
-def _transfer(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+def _staged(*stages: Stage) -> Build:
+    return lambda classifier, threat, seed: StagedPGD(classifier, threat.norm, threat.eps, stages=stages, seed=seed)
+
+
+def _transfer(steps: int) -> Build:
     # Examples that stop at the boundary of one network seldom lie beyond that of another: dig on.
-    return MarginPGD(classifier, threat.norm, threat.eps, max_iter=40, stop_when_broken=False, seed=seed)
+    return lambda classifier, threat, seed: MarginPGD(
+        classifier, threat.norm, threat.eps, max_iter=steps, stop_when_broken=False, seed=seed
+    )
 
 
 def _square(queries: int) -> Build:
@@ -68,6 +75,15 @@ def _noise(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionA
 def _white_box(name: str, build: Build, purpose: str, modes: Modes = "all", *, curve: bool = False) -> AttackSpec:
     return AttackSpec(name, build, f"white-box: {purpose}", kind="white-box", modes=modes, curve=curve)
 
+
+STAGES = (
+    Stage("probability_margin", 30),
+    Stage("dlr_targeted", 20, nb_runs=4, share=0.4, from_best=False, factor=0.5),
+    Stage("dlr_targeted", 50, nb_runs=4, share=0.12, from_best=False, factor=0.25),
+    Stage("cross_entropy", 100, share=0.06, from_best=False, factor=0.1),
+    Stage("dlr_targeted", 100, nb_runs=9, share=0.02, from_best=False, factor=0.05),
+)
+"""The stages of ``fast``. **Convention**: chosen on validation images, see docs/evaluation.md."""
 
 WHITE_BOX = _white_box("APGD margin", _auto_pgd("margin"), "Auto-PGD on the logit margin, 100 steps", curve=True)
 """The first attack of each suite: the checks ask whether it works."""
@@ -88,7 +104,7 @@ STANDARD = (
     ),
     AttackSpec(
         "transfer PGD-40",
-        _transfer,
+        _transfer(40),
         "made on the undefended model: needs no gradient of the defence",
         kind="transfer",
         crafted_on="undefended",
@@ -100,6 +116,36 @@ STANDARD = (
     AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise"),
 )
 """The attack suite: one attack of each kind that could break a defence."""
+
+
+FAST = (
+    _white_box("APGD margin, 30 steps", _auto_pgd("margin", max_iter=30), "Auto-PGD on the logit margin", curve=True),
+    _white_box("APGD staged", _staged(*STAGES), "losses and targets in turn, the longer the nearer to the boundary"),
+    AttackSpec(
+        "APGD smoothed, 20 steps",
+        _auto_pgd("margin", max_iter=20),
+        "surrogate: the gradient of the network under noise, estimated; only where gradients mislead",
+        kind="white-box",
+        crafted_on="smoothed",
+    ),
+    AttackSpec(
+        "transfer PGD-20",
+        _transfer(20),
+        "made on the undefended model: needs no gradient of the defence",
+        kind="transfer",
+        crafted_on="undefended",
+        samples="all",
+    ),
+    AttackSpec("FGSM", fgsm, "a single step: must not find what many steps did not", kind="single step", modes="all"),
+    AttackSpec(
+        "Square, 500 queries", _square(500), "black-box: on few images, to see masking", kind="queries", samples="few"
+    ),
+    AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise", samples="few"),
+)
+"""The suite for every day: an attack of each kind, most of the steps where an image is nearly broken."""
+
+FIRSTS = (WHITE_BOX, FAST[0])
+"""The attacks that the checks run at an eps without hope."""
 
 
 CARLINI = {
@@ -167,7 +213,7 @@ BLIND = ("C&W", "HopSkipJump")
 """ART's attacks in ``FULL``: to them "rejected" is a class like any other, and they would stop there."""
 
 
-SUITES: dict[str, tuple[AttackSpec, ...]] = {"standard": STANDARD, "full": FULL}
+SUITES: dict[str, tuple[AttackSpec, ...]] = {"fast": FAST, "standard": STANDARD, "full": FULL}
 
 
 def attack_set(attacks: str | Sequence[AttackSpec], classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
@@ -224,5 +270,5 @@ def load_attack(name: str) -> AttackSpec:
 def _with_detector(suite: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
     """Return the suite for a classifier that rejects: the detector's attacks follow the white-box ones."""
     seeing = [spec for spec in suite if spec.name not in BLIND]
-    white = max(place for place, spec in enumerate(seeing) if spec.kind == "white-box" and spec in STANDARD)
+    white = max(place for place, spec in enumerate(seeing) if spec.kind == "white-box" and spec in (*STANDARD, *FAST))
     return (*seeing[: white + 1], *DETECTOR_SUITE, *seeing[white + 1 :])

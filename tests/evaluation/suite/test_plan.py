@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,8 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.ball import L2, Linf
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import CURVE_FACTORS, EFFORT, AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import STANDARD, WHITE_BOX
+from art_defenses_ext.evaluation.suite.spec import FEW, AttackSpec
+from art_defenses_ext.evaluation.suite.suites import FAST, STANDARD, WHITE_BOX
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset
@@ -106,6 +107,19 @@ def test_the_checks_runs_come_between_the_suite_and_the_curve(attacker: Attacker
     ]
 
 
+def test_the_first_attack_of_each_suite_is_run_at_the_limit(attacker: Attacker) -> None:
+    for suite in (FAST, STANDARD):
+        plan = make_plan(suite, attacker, Linf(0.1), with_curve=False, with_checks=True, limit=LIMIT)
+        assert [(run.spec, run.mode) for run in plan if run.role == "limit"] == [(suite[0], mode) for mode in MODES]
+
+
+def test_a_limit_on_the_samples_of_a_block_is_one_of_the_suite_alone() -> None:
+    few = replace(ONCE, samples="few")
+    assert [AttackRun(few, "exact", Linf(0.1)).most(samples) for samples in (2, FEW, 99)] == [2, FEW, FEW]
+    assert AttackRun(few, "exact", Linf(0.1), "curve").most(99) == 99
+    assert AttackRun(ONCE, "exact", Linf(0.1)).most(99) == 99
+
+
 @pytest.mark.parametrize(("specs", "with_checks"), [((ONCE, BOTH), True), ((WHITE_BOX,), False)])
 def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
     specs: tuple[AttackSpec, ...], with_checks: bool, attacker: Attacker
@@ -169,7 +183,7 @@ def test_what_needs_the_smoothest_gradient_gets_the_modes_with_a_width_or_all_th
 # Names
 
 
-@pytest.mark.parametrize("specs", [(WHITE_BOX, ONCE, IN_ALL_MODES, CURVED, BOTH, ANNEALED), STANDARD])
+@pytest.mark.parametrize("specs", [(WHITE_BOX, ONCE, IN_ALL_MODES, CURVED, BOTH, ANNEALED), STANDARD, FAST])
 def test_each_run_has_a_key_of_its_own(specs: tuple[AttackSpec, ...], attacker: Attacker) -> None:
     for threat in (Linf(0.1), Linf(LIMIT.eps / 2)):  # of the latter the curve passes through the limit
         plan = make_plan(specs, attacker, threat, with_curve=True, with_checks=True, limit=LIMIT)

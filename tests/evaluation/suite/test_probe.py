@@ -32,7 +32,7 @@ from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite.attacker import depends_on_batch
 from art_defenses_ext.evaluation.suite.probe import with_least_effort
-from art_defenses_ext.evaluation.suite.suites import STANDARD, WHITE_BOX
+from art_defenses_ext.evaluation.suite.suites import FAST, STANDARD, WHITE_BOX
 from art_defenses_ext.preprocessor.base import PreprocessorPyTorch
 from art_defenses_ext.testing.assertions import Suite
 
@@ -216,7 +216,7 @@ def test_the_least_effort_is_little_and_the_attack_itself_stays_as_it_is() -> No
             return super().forward(x)
 
     classifier = wrap(Counting())
-    for spec in STANDARD:
+    for spec in (*FAST, *STANDARD):
         if spec.crafted_on == "smoothed":
             continue
         attack = spec.build(classifier, Linf(0.1), 0)

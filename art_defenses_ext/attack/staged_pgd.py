@@ -1,0 +1,146 @@
+"""Auto-PGD in stages: short runs on all images, longer ones on those that came nearest to being broken.
+
+Source: images without hope left out under a budget, from Liu et al. 2022, "Practical Evaluation of Adversarial
+Robustness via Adaptive Auto Attack" (arXiv:2203.05154), section 3.3; a fixed budget for each stage, spent on fewer and
+fewer candidates, from Jamieson, Talwalkar 2016 (arXiv:1502.07943), successive halving.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
+from art_defenses_ext.attack.ball import Ball, ClipValues
+from art_defenses_ext.attack.base import BallAttack, BestPoints
+from art_defenses_ext.attack.losses import MIN_CLASSES, Logits, LossName, Objective, margin
+from art_defenses_ext.base.declared import Count, Declared, Flag, Kind, Positive, number
+from art_defenses_ext.gradients.modes import surrogate_width
+
+
+@dataclass(frozen=True)
+class Stage(Declared):
+    """Runs of Auto-PGD on some of the images.
+
+    Attributes:
+        loss: what they climb, a name out of ``losses.LOSSES``.
+        max_iter: gradients a run.
+        nb_runs: runs an image.
+        share: how many of all images they may run on: of those that are not broken, the ones of lowest margin so far.
+        from_best: whether the first run begins at the best point so far, not at a random one.
+        factor: on the width of the surrogates.
+
+    Raises:
+        InputError: for a value of another kind.
+    """
+
+    loss: LossName
+    max_iter: Count
+    nb_runs: Count = 1
+    share: Annotated[float, number("a share above 0 and up to 1", lambda share: 0 < share <= 1)] = 1.0
+    from_best: Flag = True
+    factor: Positive = 1.0
+
+
+def staged_pgd(
+    logits: Logits,
+    x: Tensor,
+    y: Tensor,
+    ball: Ball,
+    *,
+    stages: Sequence[Stage],
+    width: Callable[[float], AbstractContextManager[None]],
+    generator: torch.Generator,
+    clip_values: ClipValues = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Return the points of lowest margin (N, ...) that all stages find.
+
+    Args:
+        logits: the network under attack.
+        x: clean images (N, ...).
+        y: their labels (N,).
+        ball: where to search.
+        stages: one after the other.
+        width: makes a context in which the surrogates' width is multiplied by a factor.
+        generator: of the random starts.
+        clip_values: least and largest pixel value.
+        batch_size: images in one pass.
+    """
+    search = partial(auto_pgd, logits, ball=ball, clip_values=clip_values, batch_size=batch_size, generator=generator)
+    best = BestPoints(x)
+    begun = False
+    for stage in stages:
+        rows = nearest(best.margins, math.ceil(stage.share * len(x)))
+        if len(rows) == 0:
+            break
+        start = best.points[rows] if stage.from_best and begun else None
+        run = partial(search, max_iter=stage.max_iter, nb_runs=stage.nb_runs, objective=Objective(stage.loss))
+        with width(stage.factor):
+            points = run(x=x[rows], y=y[rows], start=start)
+        best.offer(points, margins_at(logits, points, y[rows], batch_size), rows)
+        begun = True
+    return best.points
+
+
+def nearest(margins: Tensor, most: int) -> Tensor:
+    """Return which images are not broken, ``most`` of them at most, those of lowest margin; in their order."""
+    rows = (margins >= 0).nonzero().squeeze(1)
+    if len(rows) > most:
+        rows = rows[margins[rows].argsort(stable=True)[:most]].sort().values
+    return rows
+
+
+@torch.no_grad()
+def margins_at(logits: Logits, points: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    """Return the margins (N,) of points (N, ...)."""
+    batches = zip(points.split(batch_size), y.split(batch_size), strict=True)
+    return torch.cat([margin(logits(images, labels), labels) for images, labels in batches])
+
+
+def _stages(values: Any) -> Any:
+    if not isinstance(values, tuple | list) or not values or not all(isinstance(value, Stage) for value in values):
+        raise ValueError
+    return tuple(values)
+
+
+STAGES = (Stage("margin", 20), Stage("cross_entropy", 50, share=0.5), Stage("dlr_targeted", 50, 4, share=0.25))
+
+
+@dataclass(eq=False, repr=False)
+class StagedPGD(BallAttack):
+    """Auto-PGD on one loss after the other, each from the best point so far, on fewer and fewer images.
+
+    An image that is broken, or whose margin is not among the lowest, is left out of the next stage.
+
+    Args:
+        estimator, norm, eps: see :class:`BallAttack`.
+        stages: one after the other.
+        **options: see :class:`TensorAttack`.
+
+    Raises:
+        InputError: for a parameter that cannot be used, or an estimator that ART would misread.
+    """
+
+    stages: Annotated[tuple[Stage, ...], Kind("a sequence of stages", _stages)] = STAGES
+
+    batches_per_block = AutoPGD.batches_per_block
+
+    function = staticmethod(staged_pgd)
+
+    def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
+        stages = [self._suited(stage) for stage in self.stages]
+        return super().options(module, x) | {"width": partial(surrogate_width, module), "stages": stages}
+
+    def _suited(self, stage: Stage) -> Stage:
+        """The stage as a network of few classes can have it: without a logit to divide by, and no more targets."""
+        few = self._paired or self.nb_labels < MIN_CLASSES.get(stage.loss, 2)
+        loss = stage.loss.replace("dlr", "margin") if few else stage.loss
+        return replace(stage, loss=loss, nb_runs=min(stage.nb_runs, self.nb_labels - 1))
