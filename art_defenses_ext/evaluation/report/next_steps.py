@@ -65,7 +65,7 @@ def _to_compare(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _to_strengthen(summary: Summary) -> Iterator[tuple[str, str]]:
-    run, share = summary.run, summary.worst_case
+    run, share, suite = summary.run, summary.worst_case, summary.run.settings.attacks
     low, high = share.interval
     if high - low > NARROW and (enough := _enough_samples(share)) > share.total:
         width = f"{100 * (high - low):.0f}{NO_BREAK}points"
@@ -74,8 +74,8 @@ def _to_strengthen(summary: Summary) -> Iterator[tuple[str, str]]:
             "Attack more images",
             f"The 95 % interval is {width} wide. {again} narrows it to about {100 * NARROW:.0f}{NO_BREAK}points.",
         )
-    if summary.standing == "established" and run.settings.attacks in LONGER:
-        longer, how = LONGER[run.settings.attacks]
+    if summary.standing == "established" and isinstance(suite, str) and suite in LONGER:
+        longer, how = LONGER[suite]
         yield "Attack for longer", f"{_again(run, attacks=longer)} {how}."
     if summary.standing == "established" and run.options:
         add = "art-defenses add RUN FILE --from NAME,LINK"

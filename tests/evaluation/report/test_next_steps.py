@@ -105,6 +105,12 @@ def assert_is_a_command(line: str) -> None:
         assert read_page(context.params["name"])
 
 
+@pytest.mark.parametrize(("suite", "longer"), [("fast", "standard"), ("standard", "full"), ("full", None)])
+def test_a_suite_is_followed_by_the_next_longer_one(suite: str, longer: str | None, summary: Summary) -> None:
+    steps = " ".join(how for _, how in next_steps(typed(settings_of(summary, attacks=suite))).meanings)
+    assert re.findall(r"--attacks (\w+) --out NEW", steps) == ([longer] if longer else [])
+
+
 @pytest.mark.parametrize("rest", ["; rm -r run", "$(rm -r run)", "&& rm run", "| rm", "> run", "'"])
 def test_a_command_from_elsewhere_is_a_single_one(rest: str, summary: Summary) -> None:
     run = replace(typed(summary).run, command=f"{TYPED} {rest}")
