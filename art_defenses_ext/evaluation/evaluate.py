@@ -106,9 +106,10 @@ def evaluate(
             which are read block by block; labels are indices (N,) or one-hot (N, nb_classes).
         threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"fast"`` (the papers' attacks and a short adaptive suite), ``"standard"`` (the papers'
-            attacks and the adaptive suite) or ``"full"`` (slower attacks too), with installed attacks of other packages joined by ``+``, as in ``"standard+simba"``; or a list of
-            :class:`AttackSpec`, which is an adaptive suite if its white-box attacks on the defended network
-            (``kind="white-box"``) run under every gradient mode (``modes="all"``).
+            attacks and the adaptive suite) or ``"full"`` (slower attacks too), with installed attacks of other packages
+            joined by ``+``, as in ``"standard+simba"``; or a list of :class:`AttackSpec`, which is an adaptive suite if
+            its white-box attacks on the defended network (``kind="white-box"``) run under every gradient mode
+            (``modes="all"``).
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. A run in it
             with the same settings, data and networks is continued, or read if it is finished.
         overwrite: replace any earlier run in ``out``.
