@@ -1,4 +1,4 @@
-"""The house is as docs/architecture.md draws it: each file on the plan, imports downward, public names explained."""
+"""The package is as docs/architecture.md describes it: each file listed, imports downward, public names explained."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What every defence offers, and which are installed."""
+"""The common interface of all defences, and the installed ones."""

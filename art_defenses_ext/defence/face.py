@@ -1,4 +1,4 @@
-"""What every defence offers beside ART's conventions, whatever its kind."""
+"""The common interface of all defences, beside ART's conventions."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_classifier, differs
 
 MADE_FOR = "made for"
-"""Under this name a file holds what else of the classifier must be the same."""
+"""The entry in a file for further properties of the classifier that must be the same."""
 
 
 class DefenceFace:
-    """Mix-in for the class by which users know a defence: ART's preprocessor, detector or transformer.
+    """Mix-in for the public class of a defence, which is a preprocessor, detector or transformer of ART.
 
-    An option of the constructor is an attribute with a declared kind, such as ``levels: Count``; one of the training
-    is an argument of ``fit`` with a declared kind. From these two declarations follow what is refused, what
-    ``set_params`` sets, what a file holds and what ``-o NAME=VALUE`` may name on the command line.
+    An option of the constructor is an attribute with a declared kind, such as ``levels: Count``; an option of the
+    training is an argument of ``fit`` with a declared kind. Checks and errors, ``set_params``, saved files and
+    ``-o NAME=VALUE`` on the command line follow from these two declarations.
 
     Attributes:
-        name: in records, reports, files and on the command line, such as ``"jump_relu"``.
-        title: the method and its paper, in a line.
-        paper: where the paper is.
-        gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first.
-        fitted_on: the images that ``fit`` takes: ``"train"`` or ``"validation"``; None where nothing is fitted.
-        chosen_by_fit: options that ``fit`` chooses; where the user gives one of them, the command line does not fit.
-        from_classifier: options that the classifier decides, and that nobody types.
-        usual_training: by data set the arguments of a training that takes no more than minutes on a CPU. On other data
-            sets the command line trains only where the number of epochs is given.
+        name: the name in records, reports, files and on the command line, such as ``"jump_relu"``.
+        title: the method and its paper, on one line.
+        paper: the address of the paper.
+        gradient_modes: the backward passes that an attacker may use; ``"exact"`` comes first.
+        fitted_on: the images for ``fit``: ``"train"`` or ``"validation"``; None if there is no fit.
+        chosen_by_fit: options that ``fit`` chooses; if one of them is given, the command line does not fit.
+        from_classifier: options that the classifier determines, which the command line does not have.
+        usual_training: by data set, the arguments of a training that takes minutes at most on a CPU. On other data sets
+            the command line trains only if the number of epochs is given.
     """
 
     name: ClassVar[str]
@@ -49,46 +49,46 @@ class DefenceFace:
     chosen_by_fit: ClassVar[tuple[str, ...]] = ()
     from_classifier: ClassVar[tuple[str, ...]] = ()
     fit: Callable[..., None]
-    """``fit(x, y, batch_size=, ...)``: images, their class labels, and how many images make a step or a pass."""
+    """``fit(x, y, batch_size=, ...)``: images, their class labels, and the number of images in a step or a pass."""
     usual_training: ClassVar[Mapping[str, Mapping[str, Any]]] = MappingProxyType({})
 
     @classmethod
     def options(cls) -> dict[str, Kind]:
-        """The options of the constructor by name, and what each may be."""
+        """Return the options of the constructor by name, with their kinds."""
         return declared_of(cls)  # type: ignore[arg-type]
 
     @classmethod
     def training_options(cls) -> dict[str, Kind]:
-        """The options of ``fit`` by name, and what each may be."""
+        """Return the options of ``fit`` by name, with their kinds."""
         return {} if cls.fitted_on is None else declared_of(cls.fit)
 
     @classmethod
     def stages(cls, training: dict[str, Any]) -> list[dict[str, Any]]:
-        """The arguments of each ``fit``, one after the other, that together make the training asked for."""
+        """Return the arguments of the successive calls of ``fit`` that make up a training."""
         return [training]
 
     @classmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """The defence for a classifier, not fitted yet; by default what the constructor makes of it.
+        """Return the defence for a classifier, not fitted yet; by default the constructor's result.
 
         Args:
-            classifier: what is to be defended.
-            **options: the constructor's.
+            classifier: the classifier to defend.
+            **options: options of the constructor.
         """
         return cls(classifier, **options)  # type: ignore[call-arg]  # a mix-in of ART's classes
 
     @abstractmethod
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
-        """The defended classifier; of a detector one that rejects."""
+        """Return the defended classifier; for a detector, a classifier that rejects."""
 
     def save(self, path: str | Path) -> None:
-        """Write options and what was fitted to one safetensors file, with a hash of the network that they are for.
+        """Write options and fitted parameters to one safetensors file, with a hash of the defended network.
 
         Args:
-            path: the file, which is replaced as a whole if it is there.
+            path: the file; an existing one is replaced atomically.
 
         Raises:
-            InputError: before a fit that the defence needs, and as :func:`.save_checkpoint`.
+            InputError: if the defence is not fitted yet, and as :func:`.save_checkpoint`.
         """
         settings = {name: getattr(self, name) for name in self._parameters_of_file()} | {MADE_FOR: self._made_for()}
         save_checkpoint(path, self.name, settings, self._own(), self._network(), self._fits())
@@ -99,11 +99,11 @@ class DefenceFace:
 
         Args:
             path: the file.
-            classifier: the one that it was saved with.
+            classifier: the classifier that it was saved with.
 
         Raises:
-            InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`, and for a classifier of another range,
-                normalisation or, where they matter, other defences.
+            InputError: as :func:`.load_checkpoint` and :meth:`for_classifier`, and for a classifier with another range,
+                normalisation or, if they matter, other defences.
         """
         saved = load_checkpoint(path, cls.name, cls._network_of(check_classifier(classifier)))
         settings = dict(saved.settings)
@@ -124,47 +124,47 @@ class DefenceFace:
 
     @classmethod
     def _network_of(cls, classifier: PyTorchClassifier) -> nn.Module:
-        """Return the network of a classifier whose hash the file holds."""
+        """Return the network of a classifier, whose hash is in the file."""
         network: nn.Module = classifier.model
         return network
 
     @abstractmethod
     def _network(self) -> nn.Module:
-        """Return the network that the defence was made for."""
+        """Return the network of the defence."""
 
     def _parameters_of_file(self) -> Sequence[str]:
         return self.params  # type: ignore[attr-defined,no-any-return]  # of ART's class beside this mix-in
 
     def _made_for(self) -> list[Any]:
-        """Return what else of the classifier must be the same, as JSON holds it."""
+        """Return further properties of the classifier that must be the same, as JSON holds them."""
         return []
 
     def _own(self) -> nn.Module:
-        """Return the module whose parameters and buffers the file holds."""
+        """Return the module whose parameters and buffers are saved."""
         return nn.Module()
 
     def _fits(self) -> list[dict[str, Any]]:
-        """Return what is known of each fit, as plain data."""
+        """Return the description of each fit, as plain data."""
         return []
 
     def _restore(self, saved: Checkpoint, subject: str) -> None:
-        """Take back what :meth:`save` wrote besides the options; ``subject`` begins the messages of errors."""
+        """Restore the saved state besides the options; ``subject`` begins the messages of errors."""
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
-        """What the method's own authors attacked it with; none by default."""
+        """Return the attacks of the method's own paper; none by default."""
         return ()
 
 
 def check_known(face: DefenceFace, names: Iterable[str], known: Sequence[str]) -> None:
-    """Refuse names that are no parameters of a defence, which ART would drop in silence."""
+    """Refuse names that are not parameters of a defence, which ART would drop silently."""
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise InputError(f"{', '.join(unknown)}: no parameter of {type(face).__name__}; it has {list(known)}")
 
 
 def check_unchanged(face: DefenceFace, params: Mapping[str, Any], fixed: Sequence[str]) -> None:
-    """Refuse other values for the parameters ``fixed`` than those that a defence was made with."""
+    """Refuse new values for the parameters ``fixed``, which a defence cannot change."""
     for name in fixed:
         if name in params and differs(params[name], getattr(face, name)):
             raise InputError(

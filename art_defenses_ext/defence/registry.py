@@ -1,4 +1,4 @@
-"""The defences that are installed, ours and others': entry points of the group ``art_defenses_ext.defences``."""
+"""The installed defences of this and other packages: entry points of the group ``art_defenses_ext.defences``."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 
 def installed() -> dict[str, EntryPoint]:
-    """The entry points by name; nothing is imported."""
+    """Return the entry points of all defences by name, without importing them."""
     return entry_points.installed("defence")
 
 
 @cache
 def load_face(name: str) -> type[DefenceFace]:
-    """The class of an installed defence.
+    """Import the class of an installed defence.
 
     Raises:
-        InputError: for another name, and for a class that cannot be imported or is no ``DefenceFace`` of that name.
+        InputError: for an unknown name, and for a class that cannot be imported or is not a ``DefenceFace`` of that
+            name.
     """
     from art_defenses_ext.defence.face import DefenceFace
 

@@ -1,8 +1,8 @@
-"""Gradient modes: the backward passes that a defence offers to an attacker, by name.
+"""Gradient modes: the backward passes of a defence that an attacker may use, by name.
 
-The forward pass is the same, exact one in every mode. ``"exact"`` (autograd through everything) comes first; the other
-modes are surrogates, for defences that mask the exact gradient: backward-pass differentiable approximation. What works
-on numpy arrays has no exact gradient, and surrogates alone.
+The forward pass is exact and the same in every mode. ``"exact"`` (autograd through everything) comes first; the other
+modes are surrogates (backward-pass differentiable approximation), for defences that mask the exact gradient. Functions
+of numpy arrays have surrogates only.
 
 Source: Athalye, Carlini, Wagner 2018, "Obfuscated Gradients Give a False Sense of Security" (arXiv:1802.00420), section
 4.1 (BPDA).
@@ -25,16 +25,16 @@ from art_defenses_ext.base.text import shown
 
 
 class Defence:
-    """Mix-in for the object that runs a defence's forward pass: names its backward passes and holds the chosen one.
+    """Mix-in for the object that runs a defence's forward pass, with its gradient modes and the current one.
 
     Attributes:
         name: the method's name in records, reports and on the command line, such as ``"jump_relu"``.
-        gradient_modes: the backward passes that an attacker may be given; ``"exact"`` comes first, where there is one.
-        gradient_mode: the one in force; settable.
-        annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which an attacker may anneal.
-        surrogate_width: factor on that width; 1 as configured.
+        gradient_modes: the backward passes that an attacker may use; ``"exact"`` comes first, if there is one.
+        gradient_mode: the current mode; can be set.
+        annealable_modes: those of ``gradient_modes`` whose surrogate has a width, which attacks may anneal.
+        surrogate_width: factor on that width; 1 by default.
         tuning: how its strength was chosen, for the report; None if it was given.
-        trainings: how it was trained, one after the other, for the report; none if there was nothing to train.
+        trainings: its trainings in order, for the report; empty without training.
     """
 
     name: ClassVar[str]
@@ -47,7 +47,7 @@ class Defence:
 
     @property
     def gradient_mode(self) -> str:
-        """The backward pass in force, one of ``gradient_modes``."""
+        """The current backward pass, one of ``gradient_modes``."""
         return self._gradient_mode
 
     @gradient_mode.setter
@@ -58,11 +58,11 @@ class Defence:
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
-        """What the method's own authors attacked it with; none by default."""
+        """Return the attacks of the method's own paper; none by default."""
         return ()
 
     def describe(self) -> dict[str, Any]:
-        """The defence's settings, as plain data for a report."""
+        """Return the defence's settings, as plain data for a report."""
         return {}
 
     def undefended_network(self) -> nn.Module | None:
@@ -70,16 +70,16 @@ class Defence:
         return None
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """Return pictures of what the defence sees and makes of images (N, ...), by name, for a report.
+        """Return the defence's intermediate images for images (N, ...), by name, for a report.
 
-        As images (N, C, H, W), channels in front wherever those of the images are, with values from 0 (black) to 1
-        (white) whatever the range of pixel values.
+        They have shape (N, C, H, W), whatever the layout of the images, and values from 0 (black) to 1 (white),
+        whatever the range of pixel values.
         """
         return {}
 
 
 def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
-    """Every defence that an image meets on its way through ``target``: preprocessors first, then the model."""
+    """Return the defences of ``target`` in the order of application: preprocessors first, then the model."""
     if not isinstance(target, PyTorchClassifier | nn.Module):
         raise InputError(f"target is a {type(target).__name__}; a PyTorchClassifier or an nn.Module was expected")
     places: list[Any] = [target]
@@ -94,9 +94,10 @@ def find_defences(target: PyTorchClassifier | nn.Module) -> list[Defence]:
 
 
 def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
-    """Every mode that ``target`` can be attacked under; ``("exact",)`` without a defence.
+    """Return the gradient modes of ``target``; ``("exact",)`` without a defence.
 
-    With several defences stacked, all combinations, written in their order with a plus: ``"identity+smooth"``.
+    With several defences these are all combinations, joined by a plus in the order of application, as in
+    ``"identity+smooth"``.
 
     >>> from art_defenses_ext import HeatAndBlur, JumpReLU, defend, gradient_modes
     >>> gradient_modes(classifier), gradient_modes(JumpReLU(classifier)())
@@ -110,7 +111,7 @@ def gradient_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
 
 
 def annealable_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
-    """Those of ``gradient_modes(target)`` in which some defence's surrogate has a width."""
+    """Return those of ``gradient_modes(target)`` in which a defence's surrogate has a width."""
     defences = find_defences(target)
     return tuple(
         mode
@@ -121,12 +122,11 @@ def annealable_modes(target: PyTorchClassifier | nn.Module) -> tuple[str, ...]:
 
 @contextmanager
 def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[None]:
-    """Set the backward passes of ``target`` to those named ``mode``; restore the former ones on exit.
+    """Set the backward passes of ``target`` to ``mode`` inside the block, and restore the former ones on exit.
 
     Args:
         target: a classifier or module with any number of defences.
-        mode: one of ``gradient_modes(target)``; ``"exact"`` alone is understood for any number of defences, and
-            stands for the first mode of each.
+        mode: one of ``gradient_modes(target)``; ``"exact"`` alone means the first mode of each defence.
 
     Raises:
         InputError: for a mode that the defences do not offer.
@@ -161,7 +161,7 @@ def gradient_mode(target: PyTorchClassifier | nn.Module, mode: str) -> Iterator[
 
 @contextmanager
 def surrogate_width(target: PyTorchClassifier | nn.Module, factor: float) -> Iterator[None]:
-    """Make the smooth surrogates of every defence in ``target`` wider (> 1) or narrower by ``factor`` meanwhile."""
+    """Multiply the width of the smooth surrogates of every defence in ``target`` by ``factor`` inside the block."""
     defences = find_defences(target)
     before = [defence.surrogate_width for defence in defences]
     try:

@@ -25,12 +25,12 @@ MODES = ("own", "identity", "estimated")
 
 
 class NumpyBridge(Surrogate):
-    """A numpy preprocessor of ART as a torch preprocessor: numpy forwards, a surrogate backwards.
+    """A numpy preprocessor of ART as a torch preprocessor, with a surrogate as its backward pass.
 
-    A numpy function has no exact derivative, so ``"exact"`` is none of the modes; the first of them stands for it.
+    A numpy function has no exact derivative, so ``"exact"`` is not among the modes; the first mode replaces it.
 
     **Convention**: images outside the ``clip_values`` of the preprocessor are clipped to them first. Images of an
-    evaluation lie inside; those that gradient estimation draws do not, and JPEG refuses them.
+    evaluation lie inside; samples of gradient estimation may not, and JPEG refuses them.
 
     Args:
         preprocessor: an ART ``Preprocessor`` that works on numpy arrays and needs no labels at prediction.
@@ -106,12 +106,12 @@ def is_numpy(preprocessor: Any) -> bool:
 
 
 class Postprocessed(nn.Module):
-    """A network and ART's postprocessors behind it: their output forwards, the gradient of the logits backwards.
+    """A network followed by ART's postprocessors, with the gradient of the logits as its backward pass.
 
     Attributes:
         network: the network alone.
-        logits: what is attacked in its place: itself, or the logarithm of the probabilities that it gives.
-        steps: the postprocessors in their order; those for training alone are left out.
+        logits: the network whose gradient is used: itself, or the logarithm of its probabilities.
+        steps: the postprocessors in their order, without those for training alone.
     """
 
     def __init__(self, network: nn.Module, logits: nn.Module, postprocessors: Sequence[Postprocessor]) -> None:

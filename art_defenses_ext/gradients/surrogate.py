@@ -112,7 +112,7 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
         return None if isinstance(wrapped, PreprocessorPyTorch | nn.Module) else "a PreprocessorPyTorch or nn.Module"
 
     def _rule(self) -> Backward:
-        """Return the backward pass in force, where it is not the exact one."""
+        """Return the current backward pass, if it is not the exact one."""
         return self.backward_rule
 
     def _follows_original(self) -> bool:
@@ -157,7 +157,7 @@ class Surrogate(nn.Module, PreprocessorPyTorch, Defence):
 
 
 def plain_params(preprocessor: Any) -> dict[str, Any]:
-    """Return those parameters of an ART preprocessor that are plain values, but for when it is applied."""
+    """Return the plain parameters of an ART preprocessor, without those on when it is applied."""
     names = [name for name in getattr(preprocessor, "params", ()) if "apply_" not in name]
     named = {name: getattr(preprocessor, name, None) for name in names}
     return {name: value for name, value in named.items() if isinstance(value, bool | int | float | str)}

@@ -1,7 +1,7 @@
-"""Everything that ART demands of a preprocessor in torch, once, for all defences of that kind.
+"""ART's interface of a torch preprocessor, for all restoring defences.
 
-A defence adds one differentiable function from a batch of images to restored ones, ``restore``, and the backward
-passes that an attacker may be given beside the exact one.
+A defence adds one differentiable function from a batch of images to restored images, ``restore``, and the backward
+passes that an attacker may use beside the exact one.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ Numbers = float | Sequence[float]
 
 
 class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace):
-    """A defence in front of a network that it looks into: ART's preprocessor outside, a torch module inside.
+    """A defence in front of a network that it may use, as an ART preprocessor and a torch module.
 
-    - Images pass in chunks of ``chunk_size``, whatever ART hands over: ``predict`` sends the whole array at once.
-    - The network is no submodule, so that the defence's own parameters, state and mode are its own. A deepcopy or
-      pickle of a defended classifier copies both together; ``rebind`` ties the defence to another one.
-    - Under ``no_grad`` nothing is kept for gradients, even by a defence that takes gradients itself.
+    - Images pass in chunks of ``chunk_size``, since ART's ``predict`` passes the whole array at once.
+    - The network is not a submodule, so that parameters, state and mode of the defence are separate. A deepcopy or
+      pickle of a defended classifier copies both together; ``rebind`` binds the defence to another network.
+    - Under ``no_grad`` nothing is kept for gradients, even by a defence that computes gradients itself.
     """
 
     mean: Tensor
     std: Tensor
     apply_params: ClassVar[tuple[str, ...]] = ("apply_fit", "apply_predict")
-    """Parameters that ART's preprocessors have; whether a defence is applied is no option of its own."""
+    """Parameters of ART's preprocessors on when they are applied, which are not options of a defence."""
     chunk_size: Count = 64
 
     def __init__(
@@ -71,19 +71,19 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
         Args:
             model: the network, from normalised images to logits (N, K).
-            mean: of the network's normalisation, one number or one a channel; ART applies it after the defence, so a
-                defence that runs the network applies it itself.
+            mean: mean of the network's normalisation, one number or one for each channel; ART applies it after the
+                defence, so a defence that runs the network applies it itself.
             std: deviation of the same normalisation.
             clip_values: least and largest pixel value.
             channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
             apply_fit: whether ART applies the defence when it trains the classifier.
-            apply_predict: whether ART applies it otherwise.
-            chunk_size: images restored at a time.
-            **options: the method's own; it declares each as an annotated attribute of its class, with its default.
+            apply_predict: whether ART applies it at prediction.
+            chunk_size: number of images restored at a time.
+            **options: the options of the method, which its class declares as annotated attributes with defaults.
 
         Raises:
-            InputError: for a model that is no ``nn.Module``, numbers that are none, and for an option that is unknown,
-                missing or none of its kind.
+            InputError: for a model that is not an ``nn.Module``, invalid numbers, and an option that is unknown,
+                missing or of another kind.
         """
         nn.Module.__init__(self)
         PreprocessorPyTorch.__init__(self, is_fitted=True)
@@ -100,23 +100,23 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
     @classmethod
     def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """The defence for a classifier: network, normalisation and clip values are taken from it.
+        """Return the defence for a classifier, with its network, normalisation and clip values.
 
         Args:
-            classifier: what will stand behind the defence.
-            **options: the defence's own.
+            classifier: the classifier to defend.
+            **options: options of the defence.
 
         Raises:
             InputError: for a classifier without clip values, or with preprocessing other than mean and deviation, or
-                whose network gives no logits (N, nb_classes).
+                whose network does not return logits (N, nb_classes).
         """
         return cls(**parts_of(classifier), **options)
 
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
-        """The classifier with the defence before it, behind those that it has, see :func:`.defend`.
+        """Return the classifier with the defence after the preprocessors that it has, see :func:`.defend`.
 
         Args:
-            classifier: usually the one that the defence was made for.
+            classifier: usually the classifier that the defence was made for.
         """
         return defend(classifier, self)
 
@@ -124,10 +124,10 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
     @abstractmethod
     def restore(self, x: Tensor) -> Tensor:
-        """Restored images, of the shape of ``x`` (n, C, H, W); differentiable exactly where gradients are enabled.
+        """Return restored images of the shape of ``x`` (n, C, H, W), differentiable if gradients are enabled.
 
-        Where they are not, ``x`` requires none. Channels are first whatever the network takes, and numbers are of the
-        network's dtype, of float32 at least.
+        If they are not, ``x`` requires no gradient. Channels come first whatever the network takes, and the dtype is
+        the network's, at least float32.
         """
 
     def restore_with(self, x: Tensor, mode: str) -> Tensor:
@@ -139,24 +139,24 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return self.restore(x)
 
     def describe(self) -> dict[str, Any]:
-        """The options but ``chunk_size``, which changes nothing; of an object its class."""
+        """Return the options without ``chunk_size``, which has no effect on results; for an object its class."""
         named = {name: getattr(self, name) for name in self.options() if name != "chunk_size"}
         return {name: value if _is_plain(value) else type(value).__name__ for name, value in named.items()}
 
     def shown(self, x: Tensor) -> Tensor:
-        """Images (N, ...) in the clip range as a report shows them: from 0 to 1."""
+        """Return images (N, ...) in the clip range as pictures for a report, from 0 to 1."""
         return as_shares(x.clamp(*self.clip_values), self.clip_values)
 
     # The interface of ART and torch
 
     @property
     def params(self) -> list[str]:
-        """The names that ART's ``set_params`` takes: the declared options, and whether ART applies the defence."""
+        """The names for ART's ``set_params``: the declared options, and whether ART applies the defence."""
         return [*self.options(), *self.apply_params]
 
     @property
     def model(self) -> nn.Module:
-        """The network that the defence looks into."""
+        """The network that the defence uses."""
         return self._held[0]
 
     @property
@@ -166,17 +166,17 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return tensors[0].device if tensors else torch.device("cpu")
 
     def __call__(self, x: Any, y: Any = None) -> Any:
-        """ART's way with numpy arrays, torch's with tensors; (restored images, labels as they came).
+        """Restore numpy arrays, as ART's preprocessors do, or tensors; return restored images and unchanged labels.
 
         Args:
-            x: images (N, C, H, W) in the clip range, but for rounding: an array of floating-point numbers, however it
-                lies in memory, or a tensor as :meth:`forward` takes it.
+            x: images (N, C, H, W) in the clip range, up to rounding: an array of floating-point numbers in any memory
+                layout, or a tensor as for :meth:`forward`.
             y: labels, returned as they are.
 
         Raises:
             InputError: as :meth:`forward`, for an array of anything else, and for NaN and values outside the clip
-                range. Of tensors these are looked for where that costs no wait and stands in no attacker's way: on the
-                CPU, where no gradient is asked for.
+                range. Tensors are checked for these on the CPU without gradients only, where this neither waits for the
+                device nor hinders an attack.
         """
         if not isinstance(x, Tensor):
             x = check_restorable(x, self.clip_values, self._axes)
@@ -187,7 +187,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return self._tried(nn.Module.__call__, x, y)
 
     def _tried(self, call: Any, x: Any, y: Any) -> Any:
-        """Call the restorer; images that the network cannot take are refused by an InputError."""
+        """Call the restorer; refuse images that the network cannot take with an InputError."""
         # Under torch.func it may be torch that refuses, whatever the shape.
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return call(self, x, y)
@@ -204,10 +204,10 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
         Returns:
             Restored images, of the shape of ``x`` and the network's dtype, and ``y``. **Convention**: float32 for a
-            network of bfloat16, which numpy does not have, and through numpy goes ART's ``predict``.
+            network of bfloat16, which numpy, and therefore ART's ``predict``, does not have.
 
         Raises:
-            InputError: for what is no batch of images, or lies on another device than the network.
+            InputError: for anything but a batch of images on the network's device.
         """
         self._check_images(x)
         x = self._inside(x)
@@ -218,10 +218,10 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return self._outside(restored), y
 
     def rebind(self, classifier: PyTorchClassifier) -> None:
-        """Look into another classifier's network from now on, such as one that ART has cloned for refitting.
+        """Bind the defence to another classifier's network, such as one that ART has cloned for refitting.
 
-        Such a clone shares the defence with its original, which would look into the clone's network as well: bind a
-        ``copy.copy`` of the defence, and hand it to the clone by ``set_params(preprocessing_defences=[...])``.
+        Such a clone shares the defence with its original, which would then use the clone's network too: bind a
+        ``copy.copy`` of the defence, and pass it to the clone by ``set_params(preprocessing_defences=[...])``.
 
         Raises:
             InputError: as :meth:`for_classifier`, or if an option does not fit the network; nothing changes then.
@@ -233,10 +233,10 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         self._hold(**parts)
 
     def set_params(self, **kwargs: Any) -> None:
-        """Set what ``params`` names; ART drops other names silently, this refuses them.
+        """Set the parameters that ``params`` names; other names, which ART drops silently, are refused.
 
         Raises:
-            InputError: for another name or a value that cannot be used; nothing changes then.
+            InputError: for an unknown name or an invalid value; nothing changes then.
         """
         check_known(self, kwargs, self.params)
         tried = copy(self)
@@ -258,7 +258,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return self
 
     def _made_for(self) -> list[Any]:
-        """Return clip values, mean and std, in float32 as a file may have been written on any device."""
+        """Return clip values, mean and std in float32, since a file may have been written on any device."""
         numbers = (torch.tensor(self.clip_values), self.mean, self.std)
         return [values.flatten().float().tolist() for values in numbers]
 
@@ -286,7 +286,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
             setattr(self, f"_{name}" if name.startswith("apply_") else name, value)  # ART's are properties
 
     def _without_gradient(self, x: Tensor) -> Tensor:
-        """Batch by batch into one result, so that memory grows by that alone."""
+        """Restore batch by batch into one array, so that memory grows by this array alone."""
         restored = torch.empty_like(x)
         for start in range(0, len(x), self.chunk_size):
             rows = slice(start, start + self.chunk_size)
@@ -294,7 +294,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return restored
 
     def _inside(self, x: Tensor) -> Tensor:
-        """Images as ART hands them over, as a method works on them: (N, C, H, W), with digits enough."""
+        """Return ART's images in the form for a method: (N, C, H, W), at least float32."""
         return self._with_digits(x if self.channels_first else channels_to_front(x))
 
     def _with_digits(self, x: Tensor) -> Tensor:
@@ -302,17 +302,17 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         return x if dtype is None else x.to(torch.float32 if dtype in HALVES else dtype)
 
     def _outside(self, x: Tensor) -> Tensor:
-        """The way back."""
+        """Return a method's images in ART's form, the inverse of :meth:`_inside`."""
         x = x.half() if model_dtype(self.model) == torch.float16 else x
         return x if self.channels_first else channels_to_back(x)
 
     def _normalised(self, x: Tensor) -> Tensor:
-        """Images (n, C, H, W) as the network takes them."""
+        """Return images (n, C, H, W) in the form for the network."""
         normalised = (x - self.mean.to(x)) / self.std.to(x)
         return normalised if self.channels_first else channels_to_back(normalised)
 
     def _probes(self, classifier: PyTorchClassifier) -> Tensor:
-        """Two images of noise (2, C, H, W), to try what a network can do."""
+        """Return two images of noise (2, C, H, W), to test a network."""
         return self._inside(torch.tensor(probes(classifier), device=self.device))
 
     def _inner_normalisation(self, x: Tensor) -> Normalisation | None:

@@ -1,4 +1,4 @@
-"""What a restorer is made from and given: images, clip values, normalisation, checked and in one form."""
+"""Checks of a restorer's images, clip values and normalisation, which bring them into one form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from art_defenses_ext.estimator.pipeline import check_runs
 
 
 def check_restorable(x: Any, clip_values: tuple[float, float], axes: str) -> Any:
-    """Return images as torch reads them: native floating-point numbers, without negative strides.
+    """Return images in the form that torch needs: native floating-point numbers without negative strides.
 
     Raises:
         InputError: for anything else, NaN, and values outside ``clip_values``.
@@ -45,7 +45,7 @@ def check_pixels(x: Any, clip_values: tuple[float, float]) -> None:
 
 
 def channel_numbers(argument: str, value: Any) -> Tensor:
-    """Return numbers, one a channel, as (C, 1, 1), or one number as (1, 1, 1).
+    """Return numbers, one for each channel, as (C, 1, 1), or one number as (1, 1, 1).
 
     Raises:
         InputError: for anything else.
@@ -80,7 +80,7 @@ def parts_of(classifier: PyTorchClassifier) -> dict[str, Any]:
     """Return model, clip values, layout, and the mean and deviation that ART applies after the defences, by name.
 
     Raises:
-        InputError: for a classifier that a restorer cannot stand before.
+        InputError: for a classifier that a restorer cannot precede.
     """
     check_classifier(classifier)
     check_takes_images(classifier, "the defence")

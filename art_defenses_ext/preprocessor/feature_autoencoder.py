@@ -1,17 +1,18 @@
-"""Feature autoencoder: a denoiser in front of the classifier, trained to get the feature maps of clean images back.
+"""Feature autoencoder: a denoiser in front of the classifier, trained to restore the feature maps of clean images.
 
 Source: Sivamani 2019, "Feature Losses for Adversarial Robustness" (arXiv:1912.04497). A small perturbation of an image
-grows into a large one of the feature maps; so the loss compares the maps that a frozen network makes of the restored
-and of the clean image, beside the pixels. For any trained classifier, which stays as it is.
+becomes a large one of the feature maps. The loss therefore compares, beside the pixels, the feature maps of the
+restored and of the clean image in a frozen network. The method applies to any trained classifier, which does not
+change.
 
 **Departure**: in the authors' script the feature terms never depend on the autoencoder, training and test images have
-different ranges, and training images are clean only. Here the terms count, the range is the classifier's, and the
-training images are a choice.
+different ranges, and training images are clean only. Here the feature terms take part in the training, the range is the
+classifier's, and the training images are an option.
 
-**Convention**: the paper's tables and its network for colour images could not be read. The default network is a small
-U-Net that gives a correction, after Liao et al. 2018 (arXiv:1712.02976, HGD); ``architecture="paper"`` is the authors'
-for 28x28 grey images. Which inputs and losses are the defaults was chosen by an ablation on validation images, whose
-table is in docs/methods/feature_autoencoder.md.
+**Convention**: the paper's tables and its network for colour images were not available. The default network is a small
+U-Net that predicts a correction, after Liao et al. 2018 (arXiv:1712.02976, HGD); ``architecture="paper"`` is the
+authors' network for 28x28 grey images. The default inputs and losses were chosen by an ablation on validation images,
+whose table is in docs/methods/feature_autoencoder.md.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ from art_defenses_ext.preprocessor.trained import TrainedRestorer
 ARCHITECTURES = ("unet", "paper")
 
 BETA = 10.0
-"""Beta of the smooth surrogate's softplus. **Convention**: from there on an annealed attack is strongest; the table is
-in docs/methods/feature_autoencoder.md."""
+"""Beta of the smooth surrogate's softplus. **Convention**: the start from which an annealed attack is strongest; the
+table is in docs/methods/feature_autoencoder.md."""
 
 
 class FeatureAutoencoder(TrainedRestorer):
@@ -44,14 +45,13 @@ class FeatureAutoencoder(TrainedRestorer):
 
     Args:
         model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
-        channels: of the images.
-        architecture: ``"unet"``: a correction of the image, any size; ``"paper"``: the authors' autoencoder, 5,729
-            parameters, whose bottleneck of 32 numbers all that it returns must pass; 28x28 grey images.
-        width: channels of the U-Net's first level; twice as many in the two below.
-        stem: the U-Net's first level sees each block of ``stem`` x ``stem`` pixels as one with as many more channels.
-        gradient_modes: ``"exact"`` differentiates everything; ``"smooth"`` the restorer with softplus in place of its
-            ReLUs, narrower as an attacker anneals it, which finds what its kinks hide; ``"identity"`` passes the
-            gradient through as if nothing were restored.
+        channels: number of the images' channels.
+        architecture: ``"unet"`` predicts a correction of the image, for any size; ``"paper"`` is the authors'
+            autoencoder for 28x28 grey images, with 5,729 parameters and a bottleneck of 32 numbers.
+        width: channels of the U-Net's first level; the two levels below have twice as many.
+        stem: each block of ``stem`` x ``stem`` pixels enters the U-Net as one pixel with more channels.
+        gradient_modes: ``"exact"`` differentiates everything; ``"smooth"`` differentiates the restorer with softplus in
+            place of its ReLUs, whose width attacks may anneal; ``"identity"`` passes the gradient unchanged.
         **options: see :class:`.TrainedRestorer`.
 
     Raises:
@@ -103,7 +103,7 @@ class FeatureAutoencoder(TrainedRestorer):
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
-        """FGSM and ART's PGD, as in the authors' code. **Convention**: forty steps, the usual number on MNIST."""
+        """Return FGSM and ART's PGD, as in the authors' code. **Convention**: forty steps, as usual on MNIST."""
         steps = {"max_iter": 40, "eps_step": 0.1, "num_random_init": 1}
         return PaperAttack("FGSM, gray-box", "fgsm"), PaperAttack("PGD-40, gray-box", "pgd", steps)
 
@@ -132,7 +132,7 @@ class PaperAutoencoder(nn.Sequential):
 
 
 class UNet(nn.Module):
-    """Three levels, each half as large as the one above, joined across; images (N, C, H, W) to a correction.
+    """A U-Net of three levels, each half as large as the one above: from images (N, C, H, W) to a correction.
 
     *Source*: Ronneberger, Fischer, Brox 2015 (arXiv:1505.04597); a correction in place of an image: Liao et al. 2018
     (arXiv:1712.02976), section 4.2. **Convention**: sizes that fit small images and a CPU; the last layer starts at

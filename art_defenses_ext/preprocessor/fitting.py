@@ -1,4 +1,4 @@
-"""The images of a fit: what is held out of them, how they are divided into batches, and the names of their kinds."""
+"""The images of a fit: held-out images, batches, and the names of their kinds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check_batches(nb_images: int, batch_size: int, nb_kinds: int) -> None:
 
 
 def name_of(kind: str | TrainingInput) -> str:
-    """Return a name of a kind of inputs without an address, the same in each process."""
+    """Return the name of a kind of inputs, without a memory address, so that it is the same in each process."""
     name = str(getattr(kind, "__qualname__", kind))
     return type(kind).__qualname__ if " at 0x" in name else name
 
@@ -34,7 +34,7 @@ def split(images: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Data
     """Return images and labels to train on, and those held out; None for a share of 0.
 
     Raises:
-        InputError: for so few images that the share holds out none.
+        InputError: if the share holds out no image.
     """
     if share == 0:
         return (images, labels), None

@@ -1,13 +1,13 @@
-"""Heat and Blur: a network is shown what it found relevant, and the rest is blurred away.
+"""Heat and Blur: regions of an image without relevance for the network are blurred.
 
 Source: Brama, Grinshpoun 2020, "Heat and Blur: An Effective and Fast Defense Against Adversarial Examples"
-(arXiv:2003.07573). The hypothesis: information about the true object survives in the network's activity even when the
-image was perturbed; relevance heatmaps extract it; massive blurring corrupts the perturbation. For trained networks,
-without training.
+(arXiv:2003.07573). Its hypothesis is that the network's activity still holds information about the true object when the
+image is perturbed; relevance heatmaps extract it, and strong blurring destroys the perturbation. The method is for
+trained networks and needs no training.
 
 **Convention**: the abstract and figures of the paper leave open where relevance starts, which rules it follows, how
-heat is scaled, how heat and image meet and how strong the blur is. All readings are options here; the defaults were
-chosen by an ablation, on images that are not measured on, whose table is in docs/methods/heat_and_blur.md.
+heat is scaled, how heat and image are combined and how strong the blur is. All interpretations are options here; the
+defaults were chosen by an ablation on separate images, whose table is in docs/methods/heat_and_blur.md.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RULES: dict[str, Callable[[Tensor, Tensor], Composite]] = {
 SCALES = ("percentile", "max")
 
 MIXES = ("blend", "heat_then_blur", "soft_mask", "strength", "gain", "blur", "heat")
-"""Ways to combine heat and image; ``HeatAndBlur`` says what each does. The last two are controls: no heat, no blur."""
+"""Ways to combine heat and image, as ``HeatAndBlur`` defines them. The last two are controls: no heat, no blur."""
 
 BETA = 10.0
 """Beta of the softplus in the smooth surrogate: the larger, the closer to the ReLU. **Convention**: Dombrowski et al.
@@ -63,8 +63,8 @@ BETA = 10.0
 TINY = 1e-12
 
 LARGEST_SIGMA, SIDE_OF_SIGMA = 2.0, 24
-"""The blur by default: a sigma of 2 pixels was chosen at 224 pixels; **Convention**: where that would blur small images
-out of sight, one of a 24th of the shorter side."""
+"""The default blur: a sigma of 2 pixels, which was chosen at 224 pixels. **Convention**: for small images a 24th of the
+shorter side, since 2 pixels would blur too much."""
 
 
 def _composite(value: Any) -> Any:
@@ -74,7 +74,7 @@ def _composite(value: Any) -> Any:
 
 
 class HeatAndBlur(RestoringPreprocessor):
-    """Blurs an image where the network found nothing relevant.
+    """A preprocessor that blurs the regions of an image without relevance for the network.
 
     With h (N, 1, H, W) in [0, 1] the heat, b the blurred image and m the network's mean pixel, ``mix`` is one of
 
@@ -83,41 +83,42 @@ class HeatAndBlur(RestoringPreprocessor):
     - ``"soft_mask"``: blur(h) b + (1 - blur(h)) m;
     - ``"strength"``: h b' + (1 - h) b with b' blurred by ``sharp_sigma`` only;
     - ``"gain"``: m + (1 + gain h)(b - m), in the clip range: heat raises the contrast of the blurred image;
-    - ``"blur"``: b, and ``"heat"``: h x + (1 - h) m. They are controls, to see what either does alone.
+    - ``"blur"``: b, and ``"heat"``: h x + (1 - h) m, the controls with one of both alone.
 
     Args:
         model: the network, from normalised images to logits (N, K).
-        start: where relevance starts: ``"last_conv"`` (the activity of the last convolution, so no class, fooled or
-            not), ``"predicted"``, ``"top_k"`` (largest logits) or ``"positive"`` (all positive logits).
-        top_k: how many, for ``"top_k"``.
+        start: where relevance starts: ``"last_conv"`` (the activity of the last convolution, which depends on no
+            class), ``"predicted"``, ``"top_k"`` (largest logits) or ``"positive"`` (all positive logits).
+        top_k: number of classes for ``"top_k"``.
         rules: the rules of relevance by name, see ``RULES``, or a ``Composite``.
-        scale: what heat is divided by: its 99th ``"percentile"`` (beyond it heat is 1) or its ``"max"``.
+        scale: divisor of the heat: its 99th ``"percentile"`` (beyond it heat is 1) or its ``"max"``.
         heat_sigma: blur of the heat itself, in pixels; 0 for none.
         floor: least heat of a pixel, in [0, 1).
-        mix: how heat and image meet.
+        mix: how heat and image are combined.
         sigma: standard deviation of the Gaussian blur, in pixels, > 0; None for the shorter side / 24, at most 2. The
             kernel has 2 ceil(3 sigma) + 1 pixels, and the image is mirrored at its edges.
-        sharp_sigma: for ``"strength"``.
-        gain: for ``"gain"``. **Convention**: this, ``sharp_sigma`` and ``top_k`` serve readings that were not chosen;
-            their defaults come from no ablation.
-        passes: heats that are averaged: the first of the image, each further one of what the one before restored.
+        sharp_sigma: sigma of the weak blur, for ``"strength"``.
+        gain: contrast, for ``"gain"``. **Convention**: the defaults of this, ``sharp_sigma`` and ``top_k`` come from no
+            ablation, since their interpretations were not chosen.
+        passes: number of averaged heatmaps: the first is that of the image, each further one that of the image restored
+            with the heat so far.
         **options: see :class:`.RestoringPreprocessor`.
 
     Attributes:
-        gradient_modes: ``"exact"`` differentiates the heat as well, to second order; ``"frozen"`` holds it constant;
+        gradient_modes: ``"exact"`` also differentiates the heat, to second order; ``"frozen"`` holds it constant;
             ``"smooth"`` takes its derivative from the network with softplus in place of ReLU; ``"identity"`` passes
-            gradients through as if nothing were restored.
+            gradients unchanged.
 
     Raises:
-        InputError: for an unknown option, a number out of range, a model without convolution for ``"last_conv"`` or
-            that is compiled, and in ``forward`` for images smaller than the kernel.
+        InputError: for an unknown option, a number out of range, a model without convolution for ``"last_conv"`` or a
+            compiled model, and in ``forward`` for images smaller than the kernel.
 
     >>> from art_defenses_ext import HeatAndBlur, defend
-    >>> face = HeatAndBlur.for_classifier(classifier, sigma=1.0)
-    >>> shown, _ = face(x)
-    >>> shown.shape == x.shape
+    >>> preprocessor = HeatAndBlur.for_classifier(classifier, sigma=1.0)
+    >>> restored, _ = preprocessor(x)
+    >>> restored.shape == x.shape
     True
-    >>> defend(classifier, face).predict(x).shape
+    >>> defend(classifier, preprocessor).predict(x).shape
     (8, 10)
     """
 
@@ -141,13 +142,13 @@ class HeatAndBlur(RestoringPreprocessor):
     passes: Count = 1
 
     def heatmap(self, x: Tensor) -> Tensor:
-        """Heat: relevance cut at zero, summed over the channels and divided by its 99th percentile or its maximum.
+        """Return the heat: positive relevance, summed over channels and divided by its 99th percentile or maximum.
 
         Args:
             x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
 
         Returns:
-            (N, 1, H, W) in [0, 1].
+            Heat (N, 1, H, W) in [0, 1].
         """
         self._check_images(x)
         x = self._inside(x)
@@ -159,7 +160,7 @@ class HeatAndBlur(RestoringPreprocessor):
 
         Args:
             x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
-            heat: theirs, (N, 1, H, W) in [0, 1].
+            heat: heat of the images, (N, 1, H, W) in [0, 1].
 
         Returns:
             Images of the shape of ``x`` in the clip range.
@@ -195,19 +196,19 @@ class HeatAndBlur(RestoringPreprocessor):
         return super().restore_with(x, mode)
 
     def describe(self) -> dict[str, Any]:
-        """The options."""
+        """Return the options."""
         return super().describe() | {"rules": self.rules if isinstance(self.rules, str) else repr(self.rules)}
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
-        """FGSM and PGD. **Convention**: ten steps without a random start, since their own could not be read."""
+        """Return FGSM and PGD. **Convention**: ten steps without a random start; the paper's were not available."""
         return (
             PaperAttack("FGSM, gray-box", "fgsm"),
             PaperAttack("PGD-10, gray-box", "pgd", {"max_iter": 10, "eps_step": 0.25}),
         )
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """The heatmap, where there is one, and what the network is shown."""
+        """Return the heatmap, if there is one, and the restored image."""
         shown = {"what the network is shown": self.shown(self.restore(self._inside(x)))}
         return shown if self.mix == "blur" else {"heat": self.heatmap(x)} | shown
 
@@ -234,7 +235,7 @@ class HeatAndBlur(RestoringPreprocessor):
         return self.floor + (1 - self.floor) * heat.clamp(max=1)
 
     def _smooth_heat(self, x: Tensor) -> Tensor:
-        """The exact heat forwards, backwards that of the network with softplus, narrower as an attacker anneals it."""
+        """Return the exact heat, with the derivative of that of the network with softplus, whose width attacks set."""
         with torch.no_grad():
             exact = self._heat(x, None)
         smooth = self._heat(x, BETA / self.surrogate_width)
@@ -258,7 +259,7 @@ class HeatAndBlur(RestoringPreprocessor):
         return RULES[self.rules](low, high)
 
     def _mean_pixel(self, x: Tensor) -> Tensor:
-        """The colour (C, 1, 1) that the first layer sees as zero, wherever the normalisation is written."""
+        """Return the colour (C, 1, 1) that the normalisation, inside or outside the network, maps to zero."""
         mean, inner = self.mean.to(x), self._inner_normalisation(x)
         return self._clipped(mean if inner is None else mean + self.std.to(x) * inner.mean.reshape(-1, 1, 1))
 
@@ -288,7 +289,7 @@ class HeatAndBlur(RestoringPreprocessor):
 
 
 def blurred(x: Tensor, sigma: float) -> Tensor:
-    """``x`` (N, C, H, W) under a Gaussian of ``sigma`` pixels, cut at 3 sigma, mirrored at the edges; separable."""
+    """Return ``x`` (N, C, H, W) blurred by a Gaussian of ``sigma`` pixels, cut at 3 sigma and mirrored at the edges."""
     radius = math.ceil(3 * sigma)
     offsets = torch.arange(-radius, radius + 1, device=x.device, dtype=x.dtype)
     kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)

@@ -1,4 +1,4 @@
-"""Restorers with a network of their own, trained in front of the frozen classifier: what all of them share."""
+"""The common base of restorers whose own network is trained in front of the frozen classifier."""
 
 from __future__ import annotations
 
@@ -62,32 +62,31 @@ Part = Annotated[float, number("a share from 0 up to 1", lambda value: 0 <= valu
 
 
 class TrainedRestorer(RestoringPreprocessor):
-    """A restorer that is trained, with a network of its own.
+    """A restorer with a network of its own, which is trained.
 
-    Whatever the clip range, the network sees and gives pixels as shares of it, from 0 to 1, and what it is trained on
-    and by (``eps``, noise, differences of pixels) is measured in shares too: images in [0, 255] make the restorer that
-    the same images in [0, 1] make.
+    Input and output of the network are pixels as shares of the clip range, from 0 to 1. Training sizes (``eps``, noise,
+    differences of pixels) are measured in shares too, so images in [0, 255] give the same restorer as the same images
+    in [0, 1].
 
-    Beyond the clip range restored pixels continue with the slope ``leak``. **Departure**: clipped (``leak=0``), a pixel
-    would pass no gradient: the gradient would be masked, and a restorer that is trained on adversarial examples learns
-    to mask it instead of to restore. Without any bend (``leak=1``) it learns to denoise far more slowly.
+    Beyond the clip range restored pixels continue with the slope ``leak``. **Departure**: a clipped pixel (``leak=0``)
+    would pass no gradient. The gradient would be masked, and a restorer that is trained on adversarial examples would
+    learn to mask it instead of to restore. Without a bend (``leak=1``) it learns to denoise far more slowly.
 
     Args:
         model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
-        channels: of the images.
-        leak: slope of the restored image beyond the clip range, from 0 (clipped) to 1 (as it is).
+        channels: number of the images' channels.
+        leak: slope of the restored image beyond the clip range, from 0 (clipped) to 1 (unchanged).
         **options: see :class:`.RestoringPreprocessor`.
 
     Attributes:
-        network: the restorer's own network. It is made with random weights; until ``fit`` or ``load`` has given it
-            better ones, ``forward`` refuses images.
+        network: the restorer's own network. It starts with random weights; before ``fit`` or ``load``, ``forward``
+            refuses images.
         history: the losses of the last ``fit``, epoch by epoch.
         trainings: the settings and losses of every ``fit``, in order.
-        gradient_modes: ``"exact"`` differentiates everything, ``"identity"`` passes the gradient through as if nothing
-            were restored.
+        gradient_modes: ``"exact"`` differentiates everything, ``"identity"`` passes the gradient unchanged.
 
     Raises:
-        InputError: for an option that cannot be used, and in ``forward`` before ``fit``.
+        InputError: for an invalid option, and in ``forward`` before ``fit``.
     """
 
     network: nn.Module
@@ -106,7 +105,7 @@ class TrainedRestorer(RestoringPreprocessor):
     usual_inputs: ClassVar[tuple[str, ...]]
     """The kinds of training images by default."""
     network_params: ClassVar[tuple[str, ...]] = ("channels", "leak")
-    """Those of ``params`` that decide the network's layers and what they are trained to see: they cannot be set."""
+    """Those of ``params`` that determine the network's layers and inputs, and cannot be set later."""
 
     def __init__(self, model: nn.Module, **options: Any) -> None:
         super().__init__(model, **options)
@@ -126,7 +125,7 @@ class TrainedRestorer(RestoringPreprocessor):
 
     @classmethod
     def stages(cls, training: dict[str, Any]) -> list[dict[str, Any]]:
-        """Adversarially trained is what is trained already; its inputs are then those made through the defence."""
+        """Return one fit, or for adversarial training an ordinary fit and then one with end-to-end inputs."""
         if not training.get("adversarial", False):
             return [training]
         second = {name: value for name, value in training.items() if name != "inputs"}
@@ -149,29 +148,29 @@ class TrainedRestorer(RestoringPreprocessor):
         progress: Flag = True,
         **settings: Unpack[SettingsOptions],
     ) -> None:
-        """Train the restorer; the classifier stays as it is. A fitted one is trained on from where it is.
+        """Train the restorer, or continue the training of a fitted one; the classifier does not change.
 
         Args:
             x: clean images (N, C, H, W), float32, in the clip range; (N, H, W, C) without ``channels_first``.
             y: class indices (N,) or one-hot rows (N, K); None for the classifier's own predictions.
             eps: size of the perturbations to train on, as a share of the clip range, up to 1: 8/255 for images in
                 [0, 1] and in [0, 255] alike.
-            inputs: kinds of training images, names out of ``training.inputs.INPUTS`` or functions; by default the
-                method's own, and where ``adversarial`` clean ones and those made end to end.
-            loss: what to minimise; by default the method's own, and where ``adversarial`` the cross-entropy of the
-                classifier, which is what an attacker drives up.
-            adversarial: train on adversarial examples made through the restorer and the classifier together, which
-                ``inputs``, if given, must name.
-            attack_mode: which of ``gradient_modes`` those are made with.
-            validation_split: share of the images that the loss is measured on after each epoch; the weights of the
-                epoch with the smallest are kept. 0 keeps the last ones.
-            checkpoint: a file, written after each epoch, from which an interrupted fit goes on.
+            inputs: kinds of training images, names of ``training.inputs.INPUTS`` or functions; by default the method's
+                own, and with ``adversarial`` clean images and end-to-end adversarial ones.
+            loss: the loss to minimise; by default the method's own, and with ``adversarial`` the classifier's
+                cross-entropy, which attacks maximise.
+            adversarial: train on adversarial examples made through the restorer and the classifier together;
+                ``inputs``, if given, must name them.
+            attack_mode: the gradient mode with which these are made.
+            validation_split: share of the images on which the loss is measured after each epoch; the weights of the
+                epoch with the smallest loss are kept. 0 keeps the last weights.
+            checkpoint: a file, written after each epoch, from which an interrupted fit continues.
             progress: show a bar.
-            **settings: of the training, such as ``nb_epochs``, see :class:`.Settings`; ``clip_norm`` is 1 by default.
-                The ``seed`` is also that of the initial weights, the split and the attacks.
+            **settings: settings of the training, such as ``nb_epochs``, see :class:`.Settings`; ``clip_norm`` is 1 by
+                default. The ``seed`` is also that of the initial weights, the split and the attacks.
 
         Raises:
-            InputError: for images, labels or settings that cannot be used, before any training.
+            InputError: for invalid images, labels or settings, before any training.
         """
         check_choice("attack_mode", attack_mode, self.gradient_modes)
         chosen = Settings.of({"clip_norm": 1.0, **settings})
@@ -225,7 +224,7 @@ class TrainedRestorer(RestoringPreprocessor):
         super().rebind(classifier)
 
     def __copy__(self) -> Self:
-        """With a network of its own, so that training or moving the copy leaves the original alone."""
+        """Return a copy with its own network, so that training or moving the copy does not affect the original."""
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied.__dict__["_modules"] = {name: deepcopy(module) for name, module in self._modules.items()}
@@ -247,34 +246,33 @@ class TrainedRestorer(RestoringPreprocessor):
         return super().restore_with(x, mode) if mode == "identity" else self._in_range(self._proposed(x, mode))
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """The restored images, clipped."""
+        """Return the restored images, clipped."""
         return {"restored": self.shown(self.restore(self._inside(x)))}
 
     # The method
 
     @abstractmethod
     def _build(self) -> nn.Module:
-        """A new network with random weights."""
+        """Return a new network with random weights."""
 
     @abstractmethod
     def _proposed(self, x: Tensor, mode: str) -> Tensor:
-        """Restored images with the backward pass ``mode``, before they are bent into the clip range.
+        """Return restored images, as shares and before the bend at the clip range, with the backward pass ``mode``.
 
-        ``x`` (n, C, H, W) is in the clip range; what comes out is in shares of it.
-
-        ``"frozen"`` holds constant what the classifier has told of ``x``: exact for the network's own parameters.
+        ``x`` (n, C, H, W) is in the clip range. ``"frozen"`` treats what is computed from the classifier as constant,
+        which is exact for the restorer's own parameters.
         """
 
     @classmethod
     def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
-        """Options that a classifier decides."""
+        """Return the options that a classifier determines."""
         return {"channels": shape_with_channels_in_front(classifier)[0]}
 
     # Inside
 
     @contextmanager
     def _trainable(self) -> Iterator[None]:
-        """The network's weights can be trained meanwhile; a fit that breaks off leaves those that it found."""
+        """Make the network's weights trainable inside the block; a fit that fails restores the former weights."""
         first_weights = {name: tensor.clone() for name, tensor in self.network.state_dict().items()}
         self.network.requires_grad_(True)
         try:
@@ -293,8 +291,10 @@ class TrainedRestorer(RestoringPreprocessor):
         self.trainings = [Training.of(held) for held in saved.training]
 
     def _make_network(self, seed: int) -> None:
-        """A new network with the random weights of ``seed``, on the classifier's device, frozen: whoever attacks the
-        whole would otherwise pay for gradients of its weights, and ART would pile them up."""
+        """Make a new network with the random weights of ``seed``, on the classifier's device.
+
+        It is frozen, since attacks would otherwise compute gradients of its weights, and ART would accumulate them.
+        """
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.network = self._build().to(self.device).requires_grad_(False)
@@ -316,14 +316,14 @@ class TrainedRestorer(RestoringPreprocessor):
             raise InputError(f"{type(self).__name__} is not trained yet; fit() or load() first was expected")
 
     def _run(self, *x: Tensor) -> Tensor:
-        """The network's answer, whatever its dtype, in that of its input."""
+        """Return the network's output in the dtype of its input."""
         if next(self.network.parameters()).device != x[0].device:  # ART has moved the classifier's network since
             self.network.to(x[0].device)
         result: Tensor = self.network(*(as_model_input(values, self.network) for values in x))
         return result.to(x[0].dtype)
 
     def _in_range(self, shares: Tensor) -> Tensor:
-        """Pixels from shares of the clip range, those beyond it bent back."""
+        """Return pixels from shares of the clip range, with the slope ``leak`` beyond it."""
         inside = shares.clamp(0, 1)
         return from_shares(inside if self.leak == 0 else inside + self.leak * (shares - inside), self.clip_values)
 
@@ -341,13 +341,13 @@ class TrainedRestorer(RestoringPreprocessor):
         return objective
 
     def _try(self, objective: Objective, part: Data) -> None:
-        """The loss of two images, so that what cannot be computed is refused before any training."""
+        """Compute the loss of two images, so that a loss that cannot be computed is refused before any training."""
         images, labels = (values[:2].to(self.device) for values in part)
         with explained_by_shape(self, images.shape[1:]), evaluation_mode(self.model), torch.no_grad():
             objective(images, labels, torch.Generator(self.device).manual_seed(0))
 
     def _identity(self, loss: RestorationLoss) -> dict[str, Any]:
-        """Return what else decides the weights at the end of a fit."""
+        """Return further values on which the weights at the end of a fit depend."""
         own = fingerprint(loss.network) if isinstance(loss.network, nn.Module) else None
         return {
             "defence": {name: getattr(self, name) for name in self.params},
@@ -358,7 +358,7 @@ class TrainedRestorer(RestoringPreprocessor):
         }
 
     def _check_training(self, x: Any, y: Any, batch_size: int) -> Data:
-        """Images and class indices to train on, as tensors."""
+        """Return the training images and class indices as tensors."""
         if model_dtype(self.model) == torch.float16:
             raise InputError(
                 "model is in float16, in which small gradients become zero; float32 or bfloat16 was expected for "

@@ -1,15 +1,15 @@
-"""Two-stream Restoration Network (TRN): restores an image from itself and from an estimate of the attacker's gradient.
+"""Two-stream Restoration Network (TRN): restores an image from itself and from an estimate of the attack's gradient.
 
 Source: Hong, Hong, Kong 2022, "An Eye for an Eye: Defending against Gradient-based Attacks with Gradients"
-(arXiv:2202.01117). Gradient-based attacks leave their trace in the classifier's gradient at the adversarial image. At
-test time the attacker's loss and label are unknown, so the Gradient Map Estimation Mechanism estimates the gradient
-from several classes; the image and this map pass one stream each; the Fusion Block joins them; out comes the restored
-image. For any trained classifier, which stays as it is.
+(arXiv:2202.01117). Gradient-based attacks leave a trace in the classifier's gradient at the adversarial image. At test
+time the loss and label of the attack are unknown, so the Gradient Map Estimation Mechanism estimates the gradient from
+several classes. The image and this map each pass through one stream, and the Fusion Block joins the two into the
+restored image. The method applies to any trained classifier, which does not change.
 
-**Convention**: which labels, weights and scaling the map has, the layers, losses and sizes could not be read. All
-readings of the map are options here. The default map was chosen by the ablation in
-docs/methods/two_stream_restoration.md: the best of those that cost one backward pass; so was the loss. The inputs, the
-attacks of the paper but for MIM and FFGSM, which stay unseen, are a start.
+**Convention**: the labels, weights and scaling of the map, the layers, losses and sizes were not available. All
+interpretations of the map are options here. The ablation in docs/methods/two_stream_restoration.md chose the default
+map, the best of those that cost one backward pass, and the loss. The default inputs are the attacks of the paper except
+MIM and FFGSM, which are held out of the training.
 """
 
 from __future__ import annotations
@@ -52,39 +52,38 @@ TINY = 1e-12
 
 
 class TwoStreamRestoration(TrainedRestorer):
-    """A restorer that sees an image and an estimate of the gradient that an attacker would have followed.
+    """A restorer whose inputs are an image and an estimate of the gradient that an attack would have followed.
 
     The gradient map holds derivatives of cross-entropies with respect to the image. ``map`` is one of
 
-    - ``"stacked"``: one for each of the ``top_k`` most likely classes, from the likeliest on: ``top_k`` x C channels;
+    - ``"stacked"``: one for each of the ``top_k`` most probable classes, in this order: ``top_k`` x C channels;
     - ``"sum"``: their weighted sum, C channels, for one backward pass;
-    - ``"predicted"``: that of the predicted class alone, which is the wrong one where an attack was successful.
+    - ``"predicted"``: that of the predicted class alone, which is wrong if an attack was successful.
 
     Args:
         model: the classifier's network, from normalised images to logits (N, K); it stays frozen.
-        channels: of the images.
+        channels: number of the images' channels.
         nb_classes: K.
-        map: what the gradient map holds.
-        top_k: how many classes; None for the likeliest three, or both of two.
-        weights: of the classes: ``"uniform"``, or their ``"softmax"`` probability.
-        scale: what the map is divided by: the largest absolute value of the ``"image"``'s whole map, or of each
-            ``"channel"``, which takes the weights of a stacked map away.
-        gradient_stream: ``"estimated"``, or for tests of whether the stream does anything ``"zero"``, or ``"shuffled"``
-            (each image gets the map of the one before it in its batch, alone its own).
+        map: kind of the gradient map.
+        top_k: number of classes; None for the three most probable classes, or both of two.
+        weights: weights of the classes: ``"uniform"``, or their ``"softmax"`` probability.
+        scale: divisor of the map: the largest absolute value of the ``"image"``'s whole map, or of each ``"channel"``,
+            which removes the weights of a stacked map.
+        gradient_stream: ``"estimated"``, or as controls ``"zero"`` and ``"shuffled"`` (each image gets the map of the
+            image before it in its batch; a single image gets its own).
         width: channels of each stream.
-        blocks: residual dense blocks of each stream, and behind the Fusion Block.
-        stem: each block of ``stem`` x ``stem`` pixels is seen as one with as many more channels.
+        blocks: residual dense blocks of each stream, and after the Fusion Block.
+        stem: each block of ``stem`` x ``stem`` pixels enters the network as one pixel with more channels.
         **options: see :class:`.TrainedRestorer`.
 
     Attributes:
-        gradient_modes: ``"exact"`` differentiates the map as well, to second order; ``"frozen"`` holds it constant;
+        gradient_modes: ``"exact"`` also differentiates the map, to second order; ``"frozen"`` holds it constant;
             ``"smooth"`` takes its derivative from the classifier with softplus in place of ReLU (that of the ReLU
-            network knows the probabilities' curvature only); ``"identity"`` passes gradients through as if nothing were
-            restored.
+            network contains the probabilities' curvature only); ``"identity"`` passes gradients unchanged.
 
     Raises:
-        InputError: for an unknown option, more classes than there are, and for the sum over all classes weighted by
-            their softmax, which is zero whatever the image.
+        InputError: for an unknown option, a ``top_k`` above the number of classes, and the sum over all classes
+            weighted by their softmax, which is zero for every image.
 
     >>> import torch
     >>> from art_defenses_ext import TwoStreamRestoration
@@ -140,19 +139,19 @@ class TwoStreamRestoration(TrainedRestorer):
         super().rebind(classifier)
 
     def gradient_map(self, x: Tensor) -> Tensor:
-        """The estimate that the second stream sees.
+        """Return the estimated gradient, the input of the second stream.
 
         Args:
             x: images (N, C, H, W) in the clip range; (N, H, W, C) without ``channels_first``.
 
         Returns:
-            (N, M, H, W), from -1 to 1; M is C, for a stacked map C times ``top_k``.
+            A map (N, M, H, W), from -1 to 1; M is C, for a stacked map C times ``top_k``.
         """
         self._check_images(x)
         return self._map(self._inside(x))
 
     def views(self, x: Tensor) -> dict[str, Tensor]:
-        """The restored images, and the size of the gradient map, its channels' mean."""
+        """Return the restored images, and the absolute value of the gradient map, averaged over its channels."""
         size = self.gradient_map(x).abs().mean(dim=1, keepdim=True)
         return super().views(x) | {"gradient map": size / (size.amax(dim=(1, 2, 3), keepdim=True) + TINY)}
 
@@ -164,7 +163,7 @@ class TwoStreamRestoration(TrainedRestorer):
         return shares + self._run(shares, gradients)
 
     def _map(self, x: Tensor, classes: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-        """Gradient Map Estimation; ``classes``: from logits (N, K) to the classes (N, k) that count."""
+        """Return the gradient map; ``classes`` maps logits (N, K) to the classes (N, k) that take part."""
         if self.gradient_stream == "zero":
             return x.new_zeros(len(x), self._map_channels(), *x.shape[2:])
         # The derivative by what the first layer sees, wherever the normalisation is written.
@@ -183,9 +182,9 @@ class TwoStreamRestoration(TrainedRestorer):
         return scaled.roll(1, dims=0) if self.gradient_stream == "shuffled" else scaled
 
     def _smooth_map(self, x: Tensor) -> Tensor:
-        """The exact map forwards, backwards that of the network with softplus, narrower as an attacker anneals it.
+        """Return the exact map, with the derivative of that of the network with softplus, whose width attacks set.
 
-        Both are about the same classes, the exact network's: softplus may rank them otherwise.
+        Both use the classes of the exact network, since softplus may rank them differently.
         """
         classes: list[Tensor] = []
 
@@ -202,13 +201,13 @@ class TwoStreamRestoration(TrainedRestorer):
         return replaced(smooth, exact)
 
     def _likeliest(self, logits: Tensor) -> Tensor:
-        """The classes (N, k) that count, from the likeliest on."""
+        """Return the most probable classes (N, k), in this order."""
         if logits.shape[1] != self.nb_classes:
             raise InputError(f"model gives {logits.shape[1]} logits; nb_classes, {self.nb_classes}, were expected")
         return logits.topk(1 if self.map == "predicted" else self.top_k, dim=1).indices
 
     def _class_weights(self, logits: Tensor, classes: Tensor) -> Tensor:
-        """Weights (N, M, K) of the cross-entropies in each part of the map."""
+        """Return the weights (N, M, K) of the cross-entropies in each part of the map."""
         weights = functional.one_hot(classes, self.nb_classes).to(logits)  # (N, k, K)
         if self.map == "predicted":
             return weights
@@ -218,7 +217,7 @@ class TwoStreamRestoration(TrainedRestorer):
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
-        """The paper's kinds. **Convention**: their steps could not be read, and are those of each attack's authors."""
+        """Return the paper's attacks. **Convention**: their steps are those of each attack's own authors."""
         attacks: dict[str, dict[str, Any]] = {
             "FFGSM": {"max_iter": 1, "eps_step": 1.25, "num_random_init": 1},
             "BIM": {"max_iter": 10, "eps_step": 0.1},
@@ -258,7 +257,7 @@ class TwoStreamRestoration(TrainedRestorer):
 
 
 class ResidualDenseBlock(nn.Module):
-    """Three convolutions, each of which sees all before it; a fifth of what they say is added to the input.
+    """Three densely connected convolutions, of whose output a fifth is added to the input.
 
     *Source*: Zhang et al. 2018 (arXiv:1802.08797), section 3.2; the factor: Wang et al. 2018 (arXiv:1809.00219).
     """
@@ -271,13 +270,13 @@ class ResidualDenseBlock(nn.Module):
         self.last = nn.Conv2d(width + 2 * growth, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        seen = torch.cat([x, functional.relu(self.first(x))], dim=1)
-        seen = torch.cat([seen, functional.relu(self.second(seen))], dim=1)
-        return x + 0.2 * self.last(seen)  # type: ignore[no-any-return]
+        features = torch.cat([x, functional.relu(self.first(x))], dim=1)
+        features = torch.cat([features, functional.relu(self.second(features))], dim=1)
+        return x + 0.2 * self.last(features)  # type: ignore[no-any-return]
 
 
 class FusionBlock(nn.Module):
-    """Joins the streams: a 1x1 and a 3x3 convolution of both, added to the image's own."""
+    """The joining of both streams: a 1x1 and a 3x3 convolution of both, added to the image's stream."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -290,7 +289,7 @@ class FusionBlock(nn.Module):
 
 
 class TwoStreamNetwork(nn.Module):
-    """Images (N, C, H, W) and gradient maps (N, M, H, W) to corrections (N, C, H, W).
+    """The network from images (N, C, H, W) and gradient maps (N, M, H, W) to corrections (N, C, H, W).
 
     **Convention**: sizes that fit small images and a CPU; the last layer starts at zero, so that training starts from
     images as they are.
