@@ -102,7 +102,7 @@ def test_the_page_draws_the_rooms_in_their_order() -> None:
 def planned() -> set[str]:
     """The files on the plan, as paths below the package."""
     text = PLAN.read_text()
-    tree = text[text.index(f"    {PACKAGE}/") : text.index("The order of the rooms")]
+    tree = text[text.index(f"    {PACKAGE}/") : text.index("Folders import in this order")]
     found, folders = set(), [""]
     for line in tree.splitlines()[1:]:
         indent = len(line) - len(line.lstrip())
