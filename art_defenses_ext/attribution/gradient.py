@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext.attribution.second_order import plain_attention
+from art_defenses_ext.attribution.second_order import elementary_operations
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_count, check_positive, check_seed, may_look
@@ -266,7 +266,7 @@ def _mean_gradient(
 def _recording(model: nn.Module, x: Tensor) -> Iterator[Tensor]:
     """Enable evaluation mode and autograd; yield x itself if the result is to be part of its graph, else detached."""
     again = torch.is_grad_enabled() and x.requires_grad
-    with evaluation_mode(model), plain_attention(), torch.inference_mode(False), torch.enable_grad():
+    with evaluation_mode(model), elementary_operations(), torch.inference_mode(False), torch.enable_grad():
         yield x if again else x.detach()
 
 

@@ -179,7 +179,7 @@ def _batch_norm(
 @handles(F.relu, torch.relu, Tensor.relu, in_place=(torch.relu_, Tensor.relu_))
 def _relu(note: Notes, input: Tensor, inplace: bool = False) -> Any:
     if note.softplus is not None:
-        return _softplus(note, input, beta=note.softplus, threshold=float("inf"))
+        return _softplus(note, input, note.softplus, float("inf"))
     # Relevance passes: where the output is zero, so is its relevance.
     return note.step([input], torch.relu(input), pass_on, nonnegative=True)
 
@@ -191,13 +191,17 @@ def _relu6(note: Notes, input: Tensor, inplace: bool = False) -> Any:
 
 @handles(F.hardtanh, in_place=(F.hardtanh_,))
 def _hardtanh(note: Notes, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False) -> Any:
-    if min_val != 0 or note.softplus is not None:
+    if min_val != 0:
         return NotImplemented
+    if note.softplus is not None:
+        return _softplus(note, input, note.softplus, float("inf"), ceiling=max_val)
     return note.step([input], F.hardtanh(input, 0.0, max_val), pass_on, nonnegative=True)
 
 
 @handles(F.softplus)
-def _softplus(note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:
+def _softplus(
+    note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 20.0, *, ceiling: float | None = None
+) -> Tensor:
     output = F.softplus(input, beta) if threshold == 20 else _smooth_relu(input, beta)
 
     def back(r: Tensor) -> tuple[Tensor]:
@@ -206,7 +210,8 @@ def _softplus(note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 
         z = at_least_float32(input)
         return (r / stabilised(at_least_float32(output), note.stabilizer) * torch.sigmoid(beta * z) * z,)
 
-    return note.step([input], output, back, nonnegative=True)
+    clipped = output if ceiling is None else output.clamp(max=ceiling)  # relevance passes the ceiling of a ReLU6
+    return note.step([input], clipped, back, nonnegative=True)
 
 
 def _smooth_relu(z: Tensor, beta: float) -> Tensor:

@@ -118,7 +118,11 @@ class Layer:
 
 Start = str | int | Tensor | TopK | Layer
 """``"predicted"``, ``"positive"`` (all positive logits), ``"last_conv"`` (the positive activity of the last
-convolution, batch norm included, independent of classes), a class, classes (N,), :class:`TopK` or :class:`Layer`."""
+convolution, batch norm included, independent of classes), a class, classes (N,), :class:`TopK` or :class:`Layer`.
+
+**Convention**: where dense layers follow at each place of the image, as in transformers and ConvNeXt, the last
+convolution only begins a block, or makes the patches before all blocks. There ``"last_conv"`` is the positive activity
+of the last tensor with several places, after all blocks; class tokens are set aside."""
 
 STARTS = ("predicted", "positive", "last_conv")
 
@@ -194,13 +198,32 @@ def _begin(start: Start, logits: Tensor, steps: list[Step], where: Tensor | None
     if where is not None:
         return where, where.clamp(min=0)
     if isinstance(start, str) and start == "last_conv":
-        outputs = [step.output for step in steps if step.layer is not None and step.layer.kind == "convolution"]
-        if not outputs:
-            raise AttributionError("start is 'last_conv', but no convolution ran on the way to the logits")
-        return outputs[-1], outputs[-1].clamp(min=0)
+        return _last_map(steps, len(logits))
     if logits.ndim != 2:
         raise AttributionError(f"the model returns shape {tuple(logits.shape)}; logits (N, classes) were expected")
     return logits, logits * _chosen(start, logits)
+
+
+def _last_map(steps: list[Step], count: int) -> tuple[Tensor, Tensor]:
+    """Return the last convolution's output, or that of all blocks that follow, and its relevance."""
+    layers = [(step.layer.kind, step.output) for step in steps if step.layer is not None and step.layer.kind != "scale"]
+    layers = [(kind, output) for kind, output in layers if kind == "convolution" or _has_places(output, count)]
+    convolutions = [output for kind, output in layers if kind == "convolution"]
+    if not convolutions:
+        raise AttributionError("start is 'last_conv', but no convolution ran on the way to the logits")
+    if layers[-1][0] == "convolution":
+        return convolutions[-1], convolutions[-1].clamp(min=0)
+    output = next(step.output for step in reversed(steps) if _has_places(step.output, count))
+    relevance = output.clamp(min=0)
+    nb_extra = output.shape[1] - convolutions[-1].shape[2:].numel()
+    if output.ndim == 3 and nb_extra > 0:  # tokens that no patch made come first
+        relevance = relevance * (torch.arange(output.shape[1], device=output.device) >= nb_extra)[:, None]
+    return output, relevance
+
+
+def _has_places(output: Tensor, count: int) -> bool:
+    """Return whether a tensor holds several places of each of so many images, each with several numbers."""
+    return output.shape[0] == count and sum(size > 1 for size in output.shape[1:]) > 1
 
 
 def _chosen(start: Start, logits: Tensor) -> Tensor:

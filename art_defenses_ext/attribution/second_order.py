@@ -1,27 +1,76 @@
-"""Second derivatives of a network, which attacks on explanations need.
+"""Second derivatives of a network, which attacks on explanations need, and third ones, which tests of them need.
 
-Fused attention kernels have no second derivative in torch; the math kernel has one, and computes the same function.
+torch's fused operations cannot all be differentiated so often. The same functions, written as elementary ones, can:
+
+- attention: fused kernels have no second derivative; the math kernel has one;
+- hard sigmoid: has no second derivative;
+- layer norm: its third derivative is wrong, since its second holds mean and deviation constant.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.base.errors import AttributionError
+from art_defenses_ext.estimator.rebuild import at_least_float32
 
 
-def plain_attention() -> AbstractContextManager[None]:
-    """Compute attention by twice differentiable operations inside the block."""
-    kernels: AbstractContextManager[None] = sdpa_kernel(SDPBackend.MATH)
-    return kernels
+@contextmanager
+def elementary_operations() -> Iterator[None]:
+    """Compute attention, hard sigmoids and layer norms by elementary operations inside the block."""
+    with sdpa_kernel(SDPBackend.MATH), _Elementary():
+        yield
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    output = (input + 3).clamp(0, 6) / 6
+    return input.copy_(output) if inplace else output
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    axes = tuple(range(-len(normalized_shape), 0))
+    centred = at_least_float32(input)
+    centred = centred - centred.mean(axes, keepdim=True)
+    normalised = centred * (centred.square().mean(axes, keepdim=True) + eps).rsqrt()
+    normalised = normalised.to(input.dtype)
+    scaled = normalised if weight is None else normalised * weight
+    return scaled if bias is None else scaled + bias
+
+
+_ELEMENTARY: dict[Any, Callable[..., Any]] = {
+    F.hardsigmoid: _hardsigmoid,
+    F.layer_norm: _layer_norm,
+    torch.layer_norm: _layer_norm,
+}
+
+
+class _Elementary(TorchFunctionMode):
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        operation: Callable[..., Any] = _ELEMENTARY.get(func, func)
+        return operation(*args, **(kwargs or {}))
 
 
 def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> None:

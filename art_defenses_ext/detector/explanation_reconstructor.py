@@ -54,7 +54,7 @@ from art_defenses_ext.base.validation import (
 from art_defenses_ext.defence.face import DefenceFace, check_known, check_unchanged
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS
 from art_defenses_ext.detector.fitting import fit_network
-from art_defenses_ext.detector.memory import TRAINING_COPIES, check_memory, weight_bytes
+from art_defenses_ext.detector.memory import TRAINING_COPIES, check_memory, usual_reconstructor, weight_bytes
 from art_defenses_ext.detector.network import SCALINGS, DetectorNetwork
 from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, SCORES
 from art_defenses_ext.estimator.bridged import differentiable
@@ -92,7 +92,8 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         reconstructor: ``"autoencoder"``: a dense one for each class, as in the authors' code; ``"convolutional"``: one
             for all classes with biases of each class's own; ``"statistics"``: no map is reconstructed, but each
             explanation's size and its share of high frequencies are held against their Gaussian for the class:
-            ``scaling``, ``score`` and ``hidden`` play no part.
+            ``scaling``, ``score`` and ``hidden`` play no part. None: the first, or the second where the dense ones
+            would take more than 4 GiB in training, as at 224 pixels and a thousand classes.
         false_positive_rate: share of benign images of each predicted class that may be flagged.
 
     Attributes:
@@ -132,7 +133,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
     scaling: Annotated[str, one_of(*SCALINGS)]
     score: Annotated[str, one_of(*SCORES)]
     hidden: Count
-    reconstructor: Annotated[str, one_of(*RECONSTRUCTORS)]
+    reconstructor: Annotated[str, one_of(*RECONSTRUCTORS)] | None
     false_positive_rate: InnerShare
 
     def __init__(
@@ -143,7 +144,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         scaling: str = "image",
         score: str = "above_median",
         hidden: int = 64,
-        reconstructor: str = "autoencoder",
+        reconstructor: str | None = None,
         false_positive_rate: float = 0.05,
     ) -> None:
         classifier = differentiable(classifier)
@@ -153,6 +154,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         self.scaling, self.score, self.hidden, self.reconstructor = scaling, score, hidden, reconstructor
         self.false_positive_rate = false_positive_rate
         self._check_params()
+        self.reconstructor = self._sizes()[0]
         check_runs(classifier)
         check_memory(*self._sizes(), device_of(classifier))
         self.network = self._new_network()
@@ -329,7 +331,8 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
     def _sizes(self) -> tuple[str, int, tuple[int, int, int], int]:
         """Kind of reconstructor, classes, shape of its maps and hidden units."""
         height, width = shape_with_channels_in_front(self.classifier)[1:]
-        return self.reconstructor, self.classifier.nb_classes, (len(self._explanations), height, width), self.hidden
+        sizes = self.classifier.nb_classes, (len(self._explanations), height, width), self.hidden
+        return self.reconstructor or usual_reconstructor(*sizes), *sizes
 
     @property
     def _explanations(self) -> list[str]:
@@ -349,7 +352,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
     def _new_network(self) -> DetectorNetwork:
         classifier = self.classifier
         shape, names = shape_with_channels_in_front(classifier), list(self._explanations)
-        options = self.scaling, self.score, self.hidden, self.reconstructor
+        options = self.scaling, self.score, self.hidden, self._sizes()[0]
         network = DetectorNetwork(_pipeline(classifier), classifier.nb_classes, shape, names, *options)
         return network.to(device_of(classifier)).requires_grad_(False).eval()
 

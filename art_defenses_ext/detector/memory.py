@@ -11,6 +11,19 @@ from art_defenses_ext.detector.reconstructors import RECONSTRUCTORS, make_recons
 TRAINING_COPIES = 4
 """Copies of the weights in training: the weights, their gradients and Adam's two moments."""
 
+DENSE_LIMIT = 4 * 2**30
+"""Bytes of the dense autoencoders in training up to which they are the default."""
+
+
+def usual_reconstructor(nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> str:
+    """Return the default: the authors' dense autoencoders, or a convolutional one where those are too large.
+
+    **Convention**: the limit is a number, not the memory of this machine, so that the same call makes the same detector
+    everywhere. A thousand classes fit at 32 pixels, ten at 224.
+    """
+    dense = TRAINING_COPIES * weight_bytes("autoencoder", nb_classes, map_shape, hidden)
+    return "autoencoder" if dense <= DENSE_LIMIT else "convolutional"
+
 
 def weight_bytes(reconstructor: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> int:
     """Bytes of the weights of a kind of reconstructor for maps (M, H, W); none of them is made."""

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
+from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional
 
@@ -32,6 +33,7 @@ from art_defenses_ext.attribution.relevance import (
     epsilon_plus_flat,
     relevance,
 )
+from art_defenses_ext.attribution.second_order import check_second_derivative
 from art_defenses_ext.attribution.trace import check_visible
 from art_defenses_ext.base.declared import Count, Kind, NonNegative, Positive, number, one_of
 from art_defenses_ext.base.errors import InputError
@@ -87,8 +89,9 @@ class HeatAndBlur(RestoringPreprocessor):
 
     Args:
         model: the network, from normalised images to logits (N, K).
-        start: where relevance starts: ``"last_conv"`` (the activity of the last convolution, which depends on no
-            class), ``"predicted"``, ``"top_k"`` (largest logits) or ``"positive"`` (all positive logits).
+        start: where relevance starts: ``"last_conv"`` (the activity of the last convolution, in a transformer or
+            ConvNeXt that of the last block, which depends on no class), ``"predicted"``, ``"top_k"`` (largest logits)
+            or ``"positive"`` (all positive logits).
         top_k: number of classes for ``"top_k"``.
         rules: the rules of relevance by name, see ``RULES``, or a ``Composite``.
         scale: divisor of the heat: its 99th ``"percentile"`` (beyond it heat is 1) or its ``"max"``.
@@ -140,6 +143,18 @@ class HeatAndBlur(RestoringPreprocessor):
     sharp_sigma: Positive = 0.5
     gain: Positive = 1.0
     passes: Count = 1
+
+    @classmethod
+    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
+        """As :meth:`.RestoringPreprocessor.for_classifier`.
+
+        Raises:
+            InputError: as there, and for a network with a layer that relevance cannot pass, tried on two images.
+        """
+        defence = super().for_classifier(classifier, **options)
+        if defence.mix != "blur":
+            check_second_derivative(defence._relevance, defence.model, defence._probes(classifier))
+        return defence
 
     def heatmap(self, x: Tensor) -> Tensor:
         """Return the heat: positive relevance, summed over channels and divided by its 99th percentile or maximum.
@@ -225,7 +240,7 @@ class HeatAndBlur(RestoringPreprocessor):
         return restored
 
     def _heat(self, x: Tensor, softplus: float | None) -> Tensor:
-        pixels = relevance(self.model, self._normalised(x), self._start(), self._composite(), softplus=softplus)
+        pixels = self._relevance(x, softplus)
         pixels = pixels if self.channels_first else channels_to_front(pixels)
         heat = pixels.clamp(min=0).sum(dim=1, keepdim=True)  # (N, 1, H, W)
         heat = heat / (self._scale_of(heat) + TINY)
@@ -233,6 +248,9 @@ class HeatAndBlur(RestoringPreprocessor):
             heat = blurred(heat.clamp(max=1), self.heat_sigma)
             heat = heat / (self._scale_of(heat) + TINY)
         return self.floor + (1 - self.floor) * heat.clamp(max=1)
+
+    def _relevance(self, x: Tensor, softplus: float | None = None) -> Tensor:
+        return relevance(self.model, self._normalised(x), self._start(), self._composite(), softplus=softplus)
 
     def _smooth_heat(self, x: Tensor) -> Tensor:
         """Return the exact heat, with the derivative of that of the network with softplus, whose width attacks set."""

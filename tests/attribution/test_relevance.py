@@ -631,13 +631,6 @@ def test_layers_that_relevance_cannot_pass_are_named(build: Callable[[], nn.Modu
         relevance(build().double(), images())
 
 
-def test_an_upper_limit_has_no_smooth_copy() -> None:
-    model, x = nn.Sequential(nn.ReLU6(), nn.Flatten(), nn.Linear(300, 3)).double(), images()
-    relevance(model, x)
-    with pytest.raises(InputError, match=r"layer '0' \(ReLU6\) calls hardtanh"):
-        relevance(model, x, softplus=5.0)
-
-
 @pytest.mark.parametrize(
     ("start", "message"),
     [

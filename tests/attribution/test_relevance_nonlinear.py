@@ -222,3 +222,10 @@ def test_a_transposed_convolution_with_stride_one_is_a_convolution() -> None:
         relevance(Headed(layer, head), x, 2, epsilon_alpha2_beta1()) for layer in (transposed, convolution)
     )
     torch.testing.assert_close(found, expected)
+
+
+def test_a_steep_softplus_passes_relevance_as_a_relu6_does() -> None:
+    x = 8 * images()
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(64, 3)).double()
+    assert (model[0](x) > 6).any()
+    torch.testing.assert_close(relevance(model, x, softplus=1e5), relevance(model, x), rtol=1e-4, atol=1e-5)

@@ -1,7 +1,8 @@
-"""Attention, and other operations that not every kernel differentiates twice."""
+"""Attention, layer norm, and other operations that not every kernel differentiates twice."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,16 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 from torchvision.models import VisionTransformer
 
 from art_defenses_ext import ExplanationReconstructor, TwoStreamRestoration, as_module, defend
 from art_defenses_ext.attribution.gradient import input_gradient
+from art_defenses_ext.attribution.second_order import elementary_operations
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.gradients.modes import gradient_mode
+
+SCALE = torch.linspace(0.5, 2, 24, dtype=torch.float64).reshape(4, 6)
 
 
 def transformer() -> nn.Module:
@@ -53,6 +58,35 @@ def test_the_second_derivative_of_attention_is_that_of_finite_differences() -> N
     exact, difference = directional(lambda at: (input_gradient(model, at, 1) * weights).sum(), x)
     assert abs(difference) > 1e-3
     assert exact == pytest.approx(difference, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.layer_norm(x, (4, 6), SCALE, SCALE.flip(0), 1e-3),
+        nn.LayerNorm(6, dtype=torch.float64),
+        F.hardsigmoid,
+        lambda x: F.hardsigmoid(x.clone(), inplace=True),
+    ],
+    ids=["layer norm", "nn.LayerNorm", "hard sigmoid", "hard sigmoid in place"],
+)
+def test_elementary_operations_are_torch_s_functions_with_third_derivatives(function: Any) -> None:
+    """torch's own layer norm is a fifth off here, and its hard sigmoid has no second derivative."""
+    x, *weights = torch.randn(4, 5, 4, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    expected = function(x)
+    with elementary_operations():
+        torch.testing.assert_close(function(x), expected)
+
+        def slope(order: int, at: Tensor) -> Tensor:
+            if order == 0:
+                return (weights[0] * function(at).sin()).sum()
+            live = at if at.requires_grad else at.clone().requires_grad_()
+            with torch.enable_grad():
+                (gradient,) = torch.autograd.grad(slope(order - 1, live), live, create_graph=True)
+            return (weights[order] * gradient).sum()
+
+        for order in (1, 2):
+            assert np.divide(*directional(partial(slope, order), x)) == pytest.approx(1, rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", ["exact", "smooth"])

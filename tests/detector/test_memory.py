@@ -41,7 +41,7 @@ def set_available(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 def test_a_thousand_classes_at_224_pixels_are_made_without_their_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     set_available(monkeypatch, 2**40)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    detector = ExplanationReconstructor(wide())
+    detector = ExplanationReconstructor(wide(), reconstructor="autoencoder")
     assert detector.weight_bytes == dense(1000, 224 * 224, 64) == 25_891_072_000
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < 2**30
 
@@ -53,12 +53,24 @@ def test_weights_that_do_not_fit_are_refused_with_what_does(monkeypatch: pytest.
         r"cpu; reconstructor='convolutional' or reconstructor='statistics' was expected"
     )
     with pytest.raises(InputError, match=said):
-        ExplanationReconstructor(wide())
+        ExplanationReconstructor(wide(), reconstructor="autoencoder")
     for reconstructor in ("convolutional", "statistics"):
         assert ExplanationReconstructor(wide(), reconstructor=reconstructor).weight_bytes < 2**20
     set_available(monkeypatch, 100)
     with pytest.raises(InputError, match="a smaller hidden was expected"):
         ExplanationReconstructor(wide(), reconstructor="convolutional")
+
+
+@pytest.mark.parametrize(
+    ("nb_classes", "size", "expected"),
+    [(10, 224, "autoencoder"), (1000, 32, "autoencoder"), (100, 224, "convolutional"), (1000, 224, "convolutional")],
+)
+def test_the_default_is_convolutional_where_the_dense_one_takes_more_than_four_gib_in_training(
+    nb_classes: int, size: int, expected: str
+) -> None:
+    assert (4 * dense(nb_classes, size * size, 64) <= 4 * 2**30) == (expected == "autoencoder")
+    assert detector_memory.usual_reconstructor(nb_classes, (1, size, size), 64) == expected
+    assert nb_classes * size < 224000 or ExplanationReconstructor(wide()).reconstructor == expected
 
 
 def test_a_fit_that_does_not_fit_is_refused_before_an_image_is_explained(

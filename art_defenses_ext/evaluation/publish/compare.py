@@ -164,7 +164,7 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
     >>> for name, jump in ("small", 0.2), ("large", 1.0):
     ...     report = evaluate(JumpReLU(classifier, jump)(), (x_test, y_test), Linf(0.1), out=name, **options)
     >>> [row[:2] for row in compare(["small", "large"]).rows()]
-    [['small', 'jump_relu (jump 0.2, relus 3)'], ['large', 'jump_relu (jump 1, relus 3)']]
+    [['small', 'jump_relu (jump 0.2, rectifiers 3)'], ['large', 'jump_relu (jump 1, rectifiers 3)']]
     """
     folders = check_paths("folders", folders, least=2)
     check_flag("different_attackers", different_attackers)

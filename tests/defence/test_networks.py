@@ -1,8 +1,10 @@
-"""Relevance through the architectures of torchvision, in small: finite, conserved, and exactly differentiable."""
+"""The architectures of torchvision, in small: relevance is conserved, and every defence has exact derivatives."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,11 +13,18 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models import convnext, efficientnet, mobilenetv3, regnet, resnet, swin_transformer
 
-from art_defenses_ext.attribution.relevance import Composite, epsilon_plus, relevance
+from art_defenses_ext import HeatAndBlur
+from art_defenses_ext.attribution.relevance import Composite, Layer, epsilon_plus, relevance
 from art_defenses_ext.attribution.rules import Epsilon
 from art_defenses_ext.base.errors import InputError
 
-NB_CLASSES = 5
+SCRIPT = importlib.util.spec_from_file_location("networks", Path(__file__).parents[1] / "benchmarks" / "networks.py")
+assert SCRIPT is not None
+assert SCRIPT.loader is not None
+benchmark: Any = importlib.util.module_from_spec(SCRIPT)
+SCRIPT.loader.exec_module(benchmark)
+
+NB_CLASSES = benchmark.NB_CLASSES
 TINY = 1e-30  # activations of untrained networks are small
 CONSERVING = Composite(Epsilon(TINY), Epsilon(TINY), scale=Epsilon(TINY), stabilizer=TINY)
 models = torchvision.models
@@ -136,6 +145,59 @@ def test_the_derivative_of_relevance_is_that_of_finite_differences(network: Netw
     assert gradient.isfinite().all()
     assert gradient.abs().max() > 0
     assert ((gradient * direction).sum() - slope).abs() <= 1e-4 * gradient.norm()
+
+
+@pytest.mark.parametrize("defence", benchmark.DEFENCES)
+@pytest.mark.parametrize("name", ["ViT", "ConvNeXt", "MobileNetV3"])  # of the real ones the benchmark makes a table
+def test_each_defence_has_the_derivatives_of_finite_differences(name: str, defence: str) -> None:
+    """To second order: attention, layer norm, GELU; hard-swish, hard-sigmoid gates, batch norm."""
+    network = NETWORKS[name]
+    classifier = benchmark.wrapped(network.build().double(), network.size)
+    defended = benchmark.DEFENCES[defence](classifier)
+    errors = benchmark.derivatives(defended, torch.rand(1, 3, network.size, network.size, dtype=torch.float64), (1e-5,))
+    assert max(errors) <= 1e-4
+
+
+@pytest.mark.parametrize(("name", "layer"), [("ConvNeXt", "features"), ("Swin", "norm"), ("MaxViT", "blocks.1")])
+def test_the_last_convolution_of_blocks_is_what_the_last_block_gives(name: str, layer: str) -> None:
+    model, x = build(NETWORKS[name])
+    torch.testing.assert_close(relevance(model, x, "last_conv"), relevance(model, x, Layer(layer)))
+
+
+class Tokens(nn.Module):
+    """Patches and a class token through a dense layer at each of them and an attention; the class token is read."""
+
+    def __init__(self, shows_patches: bool) -> None:
+        super().__init__()
+        self.patches, self.token = nn.Conv2d(3, 8, 4, 4), nn.Parameter(torch.randn(1, 1, 8))
+        self.block, self.attention = nn.Linear(8, 8), nn.MultiheadAttention(8, 2, batch_first=True)
+        self.shown, self.shows_patches, self.head = nn.Identity(), shows_patches, nn.Linear(8, NB_CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patches(x).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches], dim=1)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        tokens = tokens + self.block(tokens)
+        if self.shows_patches:
+            self.shown(tokens[:, 1:] + 0)
+        logits: Tensor = self.head(tokens[:, 0])
+        return logits
+
+
+def test_heat_starts_at_the_last_tokens_of_a_transformer_without_its_class_token() -> None:
+    models, x = [Tokens(shows_patches).double().eval() for shows_patches in (False, True)], torch.rand(2, 3, 16, 16)
+    models[1].load_state_dict(models[0].state_dict())
+    tokens, patches = (
+        relevance(model, x.double(), start) for model, start in zip(models, ("last_conv", Layer("shown")), strict=True)
+    )
+    assert tokens.abs().sum() > 0
+    torch.testing.assert_close(tokens, patches)
+
+
+def test_heat_and_blur_names_what_relevance_cannot_pass_when_it_is_built() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LocalResponseNorm(2), nn.Flatten(), nn.Linear(144, NB_CLASSES))
+    with pytest.raises(InputError, match="which relevance cannot be sent through"):
+        HeatAndBlur.for_classifier(benchmark.wrapped(network, 8))
 
 
 REFUSED: dict[str, tuple[Callable[[], nn.Module], str]] = {
