@@ -14,7 +14,7 @@ FACTS = (Column("", holds="words"), Column("", holds="prose"))
 
 
 def defence_names(run: RunDescription) -> list[str]:
-    """Return each defence with its settings, as in ``"jump_relu (jump 1, rectifiers 4)"``, without those that are None."""
+    """Return each defence with its settings but None, as in ``"jump_relu (jump 1, rectifiers 4)"``."""
     return [_defence_name(defence) for defence in run.defences]
 
 
