@@ -1,9 +1,9 @@
-"""A detector's true and false positive rates and the success rates of attacks on it, out of records.
+"""A detector's true and false positive rates, and the success rates of attacks on it, from records.
 
-Zero-knowledge attackers know the classifier alone, as those of most detectors' papers; with perfect knowledge they
-follow the detector's gradient, too, at the detector's own threshold. What they would reach at another threshold is not
-known from their images, so figures at other thresholds, and areas under ROC curves, are of attackers with zero
-knowledge alone, who aim at none. For another threshold set the detector to it and evaluate again.
+Attacks with zero knowledge use the classifier alone, as in most papers on detectors. Attacks with perfect knowledge
+also follow the detector's gradient, at the detector's own threshold. Their success at another threshold cannot be read
+off their images, so figures at other thresholds, and areas under ROC curves, are given for zero knowledge alone. For
+another threshold set the detector to it and evaluate again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Margins = npt.NDArray[np.float64]
 Knowledge = Literal["zero", "perfect"]
 
 FALSE_POSITIVES = (0.01, 0.05, 0.10)
-"""Shares of clean images that may be flagged, where it is asked how many attacked ones are."""
+"""False positive rates at which the true positive rate is given."""
 
 PASSING = (0.05, 0.50)
 """False positive rates at which the success rate of attacks with zero knowledge is given.
@@ -36,11 +36,11 @@ Source: Bryniarski et al. 2022 (arXiv:2106.15023)."""
 
 @dataclass(frozen=True)
 class At:
-    """A share of images at the threshold that flags some share of clean ones.
+    """A share of images at the threshold of a false positive rate.
 
     Attributes:
-        false_positives: the share of clean images that may be flagged.
-        share: of the images that are asked about.
+        false_positives: the false positive rate.
+        share: the share of images at its threshold.
     """
 
     false_positives: float
@@ -49,26 +49,26 @@ class At:
 
 @dataclass(frozen=True)
 class DetectionRow:
-    """One attack, and what the detector does with its images.
+    """The detector's figures for the images of one attack.
 
-    *Fooled* images are those inside the threat's ball that the classifier alone gets wrong.
+    *Fooled* images are those inside the threat's ball that the classifier alone misclassifies.
 
     Attributes:
         key: the attack's name in the records.
-        knows: ``"zero"`` if it was made on the undefended network, ``"perfect"`` if on the whole.
-        fooled: of the samples.
-        detected: of the fooled images, at the detector's own threshold; None without any.
-        past: of the samples whose clean image the classifier gets right: fooled, and accepted at the detector's own
-            threshold; None without any.
-        mean_auc: mean of ``class_aucs``, as the explanation reconstructor's paper has it; None without any. This and
-            all that follow only where ``knows`` is ``"zero"``.
-        class_aucs: of each class c, between clean images of class c and fooled ones that are now taken for c; None
-            where there are none of either.
-        left_out: classes without.
-        auc: between all clean images and all fooled ones; None without any.
-        true_positives: of the fooled images, at thresholds of ``FALSE_POSITIVES``; none without any.
-        success: of the samples whose clean image the classifier gets right: fooled and below thresholds of
-            ``PASSING``; none without any. Not the worst case there.
+        knows: ``"zero"`` if it was made on the undefended network, ``"perfect"`` if on network and detector.
+        fooled: share of fooled samples.
+        detected: share of the fooled images that are rejected at the detector's own threshold; None without any.
+        past: attack success rate: of the samples whose clean image is classified correctly, those fooled and accepted
+            at the detector's own threshold; None without any.
+        mean_auc: mean of ``class_aucs``, as in the explanation reconstructor's paper; None without any. This and the
+            following figures are given only if ``knows`` is ``"zero"``.
+        class_aucs: for each class c, the AUC between clean images of class c and fooled ones classified as c; None if
+            either is missing.
+        left_out: number of classes without an AUC.
+        auc: AUC between all clean images and all fooled ones; None without any.
+        true_positives: share of the fooled images flagged at the thresholds of ``FALSE_POSITIVES``; empty without any.
+        success: of the samples whose clean image is classified correctly, those fooled and below the thresholds of
+            ``PASSING``; empty without any. This is not a worst case.
     """
 
     key: str
@@ -86,16 +86,16 @@ class DetectionRow:
 
 @dataclass(frozen=True)
 class Pool:
-    """Several attacks at once: for each image the one counts that serves the attacker best.
+    """Several attacks together: for each image the attack counts that is best for the attacker.
 
     Attributes:
-        knows: ``"zero"``: those made on the undefended network; ``"perfect"``: all of them.
-        mead: of the images that the classifier gets right and that at least one attack fooled, those that the detector
-            rejects whatever attack fooled it; None if no attack fooled it on any. Source: Granese et al. 2022
+        knows: ``"zero"`` for the attacks on the undefended network, ``"perfect"`` for all attacks.
+        mead: of the images that the classifier classifies correctly and that at least one attack fooled, those that the
+            detector rejects under every attack that fooled it; None if there are none. Source: Granese et al. 2022
             (arXiv:2206.15415).
-        past: as in ``DetectionRow``, of the best attack of each image.
-        success: as in ``DetectionRow``, of the best attack of each image; none of a random detector, where the best of
-            several attacks would be the luckiest.
+        past: as in ``DetectionRow``, for the best attack on each image.
+        success: as in ``DetectionRow``, for the best attack on each image; empty for a random detector, where the best
+            of several attacks would be biased.
     """
 
     knows: Knowledge
@@ -109,10 +109,10 @@ class Detection:
     """The figures of a detector on the samples of a run.
 
     Attributes:
-        false_positives: clean images that it rejects at its own threshold.
-        thresholds: (share of clean images that may be flagged, the least margin at which no more are).
+        false_positives: false positive rate at its own threshold.
+        thresholds: pairs of a false positive rate and the least margin that does not exceed it.
         rows: the attacks that ran on all samples.
-        pools: all attacks, those that ran on a part of the samples and for curves and checks included.
+        pools: all attacks, including those on a part of the samples and those of curves and checks.
     """
 
     false_positives: Proportion
@@ -122,11 +122,11 @@ class Detection:
 
 
 def detection(plan: list[AttackRun], records: list[SampleRecord], threat: Threat) -> Detection | None:
-    """Every figure of the detector; None without one.
+    """Return every figure of the detector; None without a detector.
 
     Args:
-        plan: the runs.
-        records: of all samples.
+        plan: the runs of the attacks.
+        records: the records of all samples.
         threat: the ball in which an attacked image counts.
     """
     if records[0].clean_rejected is None:
@@ -143,7 +143,7 @@ def detection(plan: list[AttackRun], records: list[SampleRecord], threat: Threat
 
 
 def runs_on_all(plan: list[AttackRun], records: list[SampleRecord]) -> list[AttackRun]:
-    """The runs at the threat's own eps that attacked every sample, as they were to: others tell of no share of all."""
+    """Return the runs at the threat's own eps that attacked every sample, as only these give shares of all samples."""
     return [
         run
         for run in plan
@@ -152,24 +152,24 @@ def runs_on_all(plan: list[AttackRun], records: list[SampleRecord]) -> list[Atta
 
 
 def clean_margins(records: list[SampleRecord]) -> Margins:
-    """Return the detector's margin for the clean images (N,); what is not finite is infinite where it is rejected."""
+    """Return the detector's margin for the clean images (N,), infinite if it is not finite."""
     return np.array([_margin(record.clean_detection_margin, record.clean_rejected) for record in records])
 
 
 def fooled_margins(key: str, records: list[SampleRecord], threat: Threat) -> Margins:
-    """Return the detector's margin for what an attack fooled the classifier with (n,)."""
+    """Return the detector's margin for the fooled images of an attack (n,)."""
     return np.array([margin_of(outcome) for _, outcome in _fooled(key, records, threat)])
 
 
 def margin_of(outcome: Outcome) -> float:
-    """Return the detector's margin, infinite where it is not finite."""
+    """Return the detector's margin: infinite, with the sign of its decision, if it is not finite."""
     return _margin(outcome.detection_margin, outcome.rejected)
 
 
 def threshold(clean: Margins, share: float) -> float:
     """Return the least margin of clean images (N,) above which at most ``share`` of them lie.
 
-    **Convention**: over the clean images of the run itself, whatever their class, and flagged is what lies above.
+    **Convention**: it is computed over the clean images of the run itself, of all classes; images above it are flagged.
     """
     allowed = int(share * len(clean) + 1e-9)  # so that 0.29 of 100 are 29
     ordered = np.sort(clean)[::-1]
@@ -177,7 +177,7 @@ def threshold(clean: Margins, share: float) -> float:
 
 
 def auc(negatives: Margins, positives: Margins) -> float | None:
-    """The chance that a positive (n,) lies above a negative (m,), ties counted half; None if either is missing."""
+    """Return the probability that a positive (n,) is above a negative (m,), ties half; None if either is missing."""
     if len(negatives) == 0 or len(positives) == 0:
         return None
     below = mannwhitneyu(positives, negatives, method="asymptotic").statistic
@@ -199,7 +199,7 @@ def class_aucs(clean: list[tuple[int, float]], fooled: list[tuple[int, float]], 
 
 
 def roc(clean: Margins, fooled: Margins) -> tuple[Margins, Margins]:
-    """Shares of clean (N,) and of attacked images (n,) above each threshold, from above all to below all."""
+    """Return the shares of clean (N,) and of attacked images (n,) above each threshold, by falling threshold."""
     at = np.unique(np.concatenate([clean, fooled]))[::-1]
     above = (1 - np.searchsorted(np.sort(margins), at, side="right") / len(margins) for margins in (clean, fooled))
     false, true = (np.concatenate([margins, [1.0]]) for margins in above)  # the last threshold is below all
@@ -219,7 +219,7 @@ def _row(run: AttackRun, records: list[SampleRecord], threat: Threat) -> Detecti
 
 
 def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: Threat) -> DetectionRow:
-    """Return the row with the figures that hold of an attack which aims at no threshold."""
+    """Return the row with the figures at all thresholds, for an attack that aims at none."""
     clean = clean_margins(records)
     fooled = _fooled(row.key, records, threat)
     margins = np.array([margin_of(outcome) for _, outcome in fooled])
@@ -257,13 +257,13 @@ def _pool(knows: Knowledge, zero: set[str], records: list[SampleRecord], threat:
 
 
 def _past(keys: set[str], records: list[SampleRecord], threat: Threat) -> Proportion | None:
-    """The attack success rate: of the samples that the classifier gets right, those with a fooling, accepted image."""
+    """Return the attack success rate: of the correctly classified samples, those with a fooled and accepted image."""
     right = [_outcomes(record, keys, threat) for record in records if record.clean == record.label]
     return Proportion.of(any(not outcome.rejected for outcome in outcomes) for outcomes in right) if right else None
 
 
 def _known(zero: set[str], records: list[SampleRecord]) -> list[Knowledge]:
-    """Return which attackers tried."""
+    """Return the kinds of knowledge that any attack has."""
     keys = {key for record in records for key in record.attacks}
     known: list[Knowledge] = ["zero"] if keys & zero else []
     return [*known, "perfect"] if keys - zero else known
@@ -280,13 +280,13 @@ def _success(keys: set[str], records: list[SampleRecord], threat: Threat) -> lis
 
 
 def _at(shares: Iterable[float], clean: Margins, verdicts: Callable[[float], list[bool]]) -> list[At]:
-    """What holds at the thresholds that flag some shares of clean images; nothing where nothing is asked about."""
+    """Return the shares of images at the thresholds of the false positive rates; empty without images."""
     answers = [(share, verdicts(threshold(clean, share))) for share in shares]
     return [At(share, Proportion.of(verdict)) for share, verdict in answers if verdict]
 
 
 def _fooled(key: str, records: list[SampleRecord], threat: Threat) -> list[tuple[SampleRecord, Outcome]]:
-    """Return the samples that an attack fooled the classifier on, whatever it says of the clean image."""
+    """Return the samples on which an attack fooled the classifier, correctly classified before or not."""
     return [(record, outcome) for record in records for outcome in _outcomes(record, {key}, threat)]
 
 

@@ -1,4 +1,4 @@
-"""What an evaluation will cost, from what a few of its images cost."""
+"""The expected cost of an evaluation, from a trial on a few of its images."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ PAPERS = "--attacks papers"
 """The option that leaves out everything but the paper's attacks."""
 
 WORTH = 0.9
-"""A cheaper evaluation is named if it costs at most this share."""
+"""The largest share of the cost at which a cheaper evaluation is proposed."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Some images on which all attacks of a plan ran, and what that cost.
+    """The cost of all attacks of a plan on a few images.
 
     Attributes:
-        plan: the runs.
-        settings: of the evaluation that the images belong to.
+        plan: the runs of the attacks.
+        settings: the settings of the evaluation.
         start: index of the first image.
-        size: how many.
-        costs: of attacks and phases.
+        size: number of images.
+        costs: costs of attacks and phases.
         seconds_of_step: seconds of a step of an attack on a batch, up to a factor, by the number of images in it and
             whether the attack passes backwards.
     """
@@ -46,10 +46,10 @@ class Trial:
     def expected(self, settings: Settings, starts: Sequence[int], papers_only: bool = False) -> Cost:
         """Return the expected cost of an evaluation of the same model.
 
-        **Convention**: as many images are left for an attack, in proportion, as in the trial.
+        **Convention**: each attack runs on the same share of images as in the trial.
 
         Args:
-            settings: of the evaluation.
+            settings: settings of the evaluation.
             starts: indices of the first samples of its blocks.
             papers_only: leave out everything but the paper's attacks.
         """
@@ -70,7 +70,7 @@ class Trial:
     def _in_blocks(
         self, run: AttackRun, record: CostRecord, settings: Settings, starts: Sequence[int]
     ) -> Iterator[tuple[float, Cost]]:
-        """How many images a run will attack in each block, and what that costs."""
+        """Return the expected cost of an attack in each block, by the number of images that it will attack."""
         share = record.samples / _eligible(run, self.settings, self.start, self.size)
         for start in starts:
             size = min(settings.block_size, settings.samples - start)
@@ -80,7 +80,7 @@ class Trial:
                 yield count, replace(cost, seconds=cost.seconds * self._slower(record.cost, count / record.samples))
 
     def _slower(self, cost: Cost, more: float) -> float:
-        """Return how many times as many seconds an image takes where so many times as many are in a batch."""
+        """Return the factor of an image's seconds in a batch that is larger by another factor."""
         batch = cost.forward / cost.calls if cost.calls else 1.0
         if batch <= 1:  # an attack that takes one image after the other
             return 1.0
@@ -89,13 +89,13 @@ class Trial:
 
 
 def _eligible(run: AttackRun, settings: Settings, start: int, size: int) -> int:
-    """Return how many images of a block a run may attack, if all are robust until then."""
+    """Return the number of a block's images that a run attacks if all are robust."""
     first = {"suite": settings.samples, "curve": settings.curve_samples}.get(run.role, settings.check_samples)
     return max(0, min(start + size, first) - start)
 
 
 def _ratio(settings: Settings, tried: Settings, most: int, name: str) -> float:
-    """Return how many times as many images a phase looks at, which looks at so many at most."""
+    """Return the factor by which the images of a phase grow, of which there are at most so many."""
     images, before = (min(most, int(getattr(each, name))) for each in (settings, tried))
     return images / max(1, before)
 
@@ -106,12 +106,12 @@ def _times(cost: Cost, factor: float) -> Cost:
 
 @dataclass(frozen=True)
 class Price:
-    """What an evaluation is expected to cost.
+    """The expected cost of an evaluation.
 
     Attributes:
-        cost: all in all.
-        cheaper: what would cost less: options of the command, and their cost.
-        trial: images of the trial.
+        cost: the total cost.
+        cheaper: options of the command with a lower cost, and this cost.
+        trial: number of images in the trial.
     """
 
     cost: Cost
@@ -120,7 +120,7 @@ class Price:
 
     @classmethod
     def of(cls, trial: Trial, settings: Settings) -> Price:
-        """Return the price of an evaluation, and of those with fewer images or attacks."""
+        """Return the expected cost of an evaluation, and of evaluations with fewer images or attacks."""
         cost = trial.expected(settings, _starts(settings))
         fewer = {"samples": max(1, settings.samples // 4), "curve_samples": 0, "check_samples": 20}
         others: dict[str, Settings] = {
@@ -135,7 +135,7 @@ class Price:
         return cls(cost, dict(sorted(worth.items(), key=lambda item: -item[1].seconds)), trial.size)
 
     def beside(self, undefended: Price) -> Price:
-        """Return the price of an evaluation that attacks the undefended model too; the paper's attacks alone do not."""
+        """Return the expected cost with the evaluation of the undefended model, unless only papers' attacks run."""
         both = {
             option: cost if option == PAPERS else cost + undefended.cheaper.get(option, undefended.cost)
             for option, cost in self.cheaper.items()
@@ -144,7 +144,7 @@ class Price:
         return Price(self.cost + undefended.cost, cheaper, self.trial)
 
     def lines(self) -> Iterator[str]:
-        """The price in words."""
+        """Return the expected cost in words, line by line."""
         yield f"Expected: {in_words(self.cost)} (a trial of {self.trial} images)."
         for option, cost in self.cheaper.items():
             papers = "; the paper's attacks alone give no robust accuracy" if option == PAPERS else ""

@@ -1,7 +1,7 @@
-"""The passes of a random defence, counted one by one, after the attack of each sample that seems the worst.
+"""The accuracy of a random defence over single passes, under the attack that seems worst for each sample.
 
-The most misses that any of many attacks got would be those of the luckiest. So the attack is chosen by the first passes
-of each, and the passes after these are counted.
+The minimum over many noisy counts would be biased downwards. The attack is therefore selected by its first passes, and
+the passes after these are counted.
 """
 
 from __future__ import annotations
@@ -21,17 +21,18 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Randomness:
-    """What the passes of a random defence say, each figure of one image a sample: that which earlier passes chose.
+    """The figures of a random defence's single passes, for one image of each sample.
 
-    These are the clean image and what attacks left in the ball; the one that seems to be missed most often is chosen,
-    and other passes than those are counted. So neither figure falls with the number of attacks that do nothing.
+    Of the clean image and the attacked images in the ball, the first passes select the one that seems to be
+    misclassified most often, and later passes are counted. Attacks that do nothing therefore lower neither figure.
 
     Attributes:
-        votes: passes that are counted.
-        mean: mean over samples and passes of being right; from 0 to 1.
+        votes: number of counted passes.
+        mean: mean accuracy over samples and passes, from 0 to 1.
         mean_interval: its 95 % interval over the samples.
-        worst: samples that none of the counted passes missed.
-        undecided: robust samples of which the most passes that are made could not show whether an attack succeeded.
+        worst: share of samples that are correct in every counted pass.
+        undecided: share of robust samples for which the largest number of passes did not decide whether an attack
+            succeeded.
     """
 
     votes: int
@@ -62,11 +63,11 @@ def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness |
 
 
 def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list[Outcome | None]:
-    """Return the attack inside the ball that seems to be missed most often, of each sample; None for the clean image.
+    """Return for each sample the attack inside the ball that seems worst; None for the clean image.
 
-    What an attack adds to the misses of a sample is estimated from the first passes, drawn to what it adds in the mean
-    over samples as far as the differences between samples are those of chance: else, of enough attacks that do nothing,
-    one would seem to do more than one that does something.
+    The effect of an attack on a sample's misses is estimated from the first passes, and shrunk to its mean effect over
+    the samples as far as their differences are due to chance. Otherwise one of many attacks that do nothing would seem
+    worse than an attack that does something.
 
     Source: Efron, Morris 1973 (Journal of the American Statistical Association 68), empirical Bayes estimates.
     """
@@ -82,7 +83,7 @@ def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list
 
 
 def _shrunk(before: Numbers, after: Numbers, votes: int) -> Numbers:
-    """Return what an attack adds to the misses ``before`` (n,), estimated from those ``after`` it (n,)."""
+    """Return the estimated effect of an attack, from the misses ``before`` (n,) and ``after`` it (n,)."""
     gain = after - before
     by_chance = (
         sum(float(np.mean(misses * (1 - misses / votes))) for misses in (before, after)) * votes / max(votes - 1, 1)

@@ -1,4 +1,4 @@
-"""Figures out of records: accuracies with intervals, what each attack broke, the curve, the costs."""
+"""The figures of a report, from records: accuracies with intervals, results of attacks, curves, costs."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ passes that chose no attack; from 8 on rows have ``median_size``, their ``source
 
 @dataclass(frozen=True)
 class Agreement:
-    """How well some images' softmax lists agree with those of the clean images (``evaluation/records/metrics.py``).
+    """The agreement of images' softmax lists with those of the clean images (``evaluation/records/metrics.py``).
 
     Attributes:
-        ndcg: over the images that count.
-        reciprocal_rank: over the same.
+        ndcg: mean NDCG over the images that count.
+        reciprocal_rank: mean reciprocal rank over the same images.
     """
 
     ndcg: Mean
@@ -48,7 +48,7 @@ class Agreement:
 
     @classmethod
     def of(cls, pairs: Iterable[tuple[float | None, float | None]]) -> Agreement | None:
-        """Return the means over what was recorded, (NDCG, reciprocal rank) of each sample; None if nothing was."""
+        """Return the means over recorded pairs (NDCG, reciprocal rank); None if there are none."""
         known = [(ndcg, rank) for ndcg, rank in pairs if ndcg is not None and rank is not None]
         return cls(*(Mean.of(values) for values in zip(*known, strict=True))) if known else None
 
@@ -59,27 +59,28 @@ class AttackRow:
 
     Attributes:
         key: its name in the records.
-        source: ``"paper"``, ``"suite"``, ``"elsewhere"`` for examples that somebody else made, or ``"side"`` for the
-            runs of curves and checks.
+        source: ``"paper"``, ``"suite"``, ``"elsewhere"`` for added examples, or ``"side"`` for the runs of curves and
+            checks.
         crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
-        purpose: what it is for.
+        purpose: its purpose.
         samples: ``"all"``, ``"survivors"`` or ``"few"`` of these.
-        bounded: whether it keeps to the ball, or looks for the smallest perturbation.
-        attacked: samples that it ran on; 0 if it did not run.
-        broke: samples among them that it moved over the boundary inside the ball and that were classified correctly.
-        accuracy: as papers print it: correct under the attack, whatever the size of the perturbation; None unless it
-            ran on all samples.
-        robust: correct under the attack, where only perturbations inside the ball count; None unless it ran
-            on all samples.
+        bounded: whether it stays in the ball, or minimises the perturbation.
+        attacked: number of samples that it ran on; 0 if it did not run.
+        broke: number of those samples that were correct and are misclassified inside the ball.
+        accuracy: accuracy under the attack at any size of the perturbation, which papers print; None unless it ran on
+            all samples.
+        robust: accuracy under the attack if only perturbations inside the ball count; None unless it ran on all
+            samples.
         median_size: median size, in the norm of the threat, of the perturbations that turned a correct prediction
             wrong; None without any.
-        agreement: of its images inside the ball, with the clean images' softmax lists; None without any, and for the
-            lines that stand for several runs.
+        agreement: agreement of its images inside the ball with the clean images' softmax lists; None without any, and
+            for a line of several runs.
         forward: images passed forwards per attacked image.
         backward: images passed backwards per attacked image.
         seconds: wall time.
-        note: why it did not run, or that it returned images with NaN or outside the clip range; else empty.
+        note: the reason why it did not run, or that it returned images with NaN or outside the clip range; may be
+            empty.
     """
 
     key: str
@@ -103,11 +104,11 @@ class AttackRow:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy of the defended classifier against the eps of one attack, all else equal.
+    """The accuracy of the defended classifier against the eps of one attack.
 
     Attributes:
         attack: the attack and its mode.
-        points: (eps, accuracy inside that ball), from eps 0.
+        points: pairs of eps and the accuracy inside that ball, from eps 0.
     """
 
     attack: str
@@ -119,10 +120,10 @@ class AgainstUndefended:
     """The undefended model under the same suite, on the same images.
 
     Attributes:
-        worst_case: its accuracy after all attacks.
-        standing: what that may be called, as :attr:`Summary.standing`.
-        paired: the undefended model's verdicts and the defended one's, image by image.
-        cost: of its evaluation.
+        worst_case: its accuracy under all attacks.
+        standing: whether this is an established robust accuracy, as in :attr:`Summary.standing`.
+        paired: the paired comparison of the undefended model with the defended one.
+        cost: the cost of its evaluation.
     """
 
     worst_case: Proportion
@@ -141,33 +142,33 @@ class AgainstUndefended:
 class Summary:
     """The figures of a run.
 
-    With a detector, a clean image is right if it is classified correctly and accepted, and after an attack, if it is
+    With a detector, a clean image is correct if it is classified correctly and accepted, and an attacked image if it is
     classified correctly or rejected.
 
     Attributes:
-        run: what was run.
+        run: the description of the run.
         clean: accuracy on clean images.
-        undefended_clean: the undefended classifier's.
-        undefended_robust: the undefended classifier's, under the attacks made on it, inside the ball.
-        paper: accuracy under the paper's own attacks only, inside the ball; None if it has none.
-        worst_case: no attack that ran succeeded. It is the robust accuracy only as ``standing`` says.
-        lacking: what keeps the attacks that ran from being an adaptive suite, in words; empty if they are one.
-        checks: whether the attacks worked; none if no checks were made.
-        randomness: None unless the defence is random, in which case all accuracies are of its likeliest classes.
+        undefended_clean: the same for the undefended classifier.
+        undefended_robust: accuracy of the undefended classifier under the attacks made on it, inside the ball.
+        paper: accuracy under the paper's own attacks only, inside the ball; None if there are none.
+        worst_case: share of samples on which no attack succeeded. ``standing`` says whether it is a robust accuracy.
+        lacking: the reason why the attacks that ran are not an adaptive suite, in words; empty if they are.
+        checks: the checks of the attacks; empty if none were made.
+        randomness: None unless the defence is random, in which case all accuracies are of its most probable classes.
         not_finite: images without finite logits.
-        reference: whose softmax list for the clean image all others are compared with: ``"undefended"``, or ``"own"``
-            where there is no undefended classifier.
-        clean_agreement: of the clean images' lists with the reference; None if none was recorded.
-        worst_agreement: the least of each sample, over its clean image and all attacks inside the ball; none of them
-            looked for it, so it is an upper bound. Of a random defence that of the image that ``randomness`` counts.
-        detection: the detector's error rates and the attack success rates; None without one.
+        reference: the model whose softmax list for the clean image is the reference: ``"undefended"``, or ``"own"``
+            without an undefended classifier.
+        clean_agreement: agreement of the clean images' lists with the reference; None if it was not recorded.
+        worst_agreement: the least agreement of each sample, over its clean image and all attacks inside the ball. No
+            attack minimises it, so it is an upper bound. For a random defence, that of the image that ``randomness``
+            counts.
+        detection: the detector's error rates and the attack success rates; None without a detector.
         rows: the attacks.
         curves: accuracy against eps.
-        own_worst_case: the worst case over the run's own attacks, where examples made elsewhere were added to it; else
-            None.
-        phases: the cost of what was done besides the attacks, by its name (``evaluation/records/phases.py``).
-        total: cost of everything but the undefended model's own evaluation.
-        against_undefended: the undefended model under the same suite; None where it was not evaluated.
+        own_worst_case: the worst case over the run's own attacks, if examples from elsewhere were added; else None.
+        phases: the cost of each phase besides the attacks, by name (``evaluation/records/phases.py``).
+        total: total cost without the undefended model's own evaluation.
+        against_undefended: the undefended model under the same suite; None if it was not evaluated.
     """
 
     DERIVED = ("standing", "established", "gap", "robust_accuracy")
@@ -205,7 +206,7 @@ class Summary:
 
     @property
     def established(self) -> bool | None:
-        """Whether an adaptive suite passed its checks; None without one, or without checks, of which none failed."""
+        """Whether an adaptive suite passed its checks; None without such a suite or without checks."""
         if self.failed_checks:
             return False
         return True if self.standing == "established" else None
@@ -217,31 +218,31 @@ class Summary:
 
     @property
     def unknown(self) -> str:
-        """Why there is no robust accuracy, in words; empty if there is one."""
+        """The reason why there is no robust accuracy, in words; empty if there is one."""
         if self.standing == "no adaptive attack":
             return f"no adaptive attack ran: {self.lacking}"
         return "no checks were made" if self.standing == "no checks" else ""
 
     @property
     def _attacks_were_checked(self) -> bool:
-        """Whether some check looked at what the attacks find; not needed where they found everything."""
+        """Whether a check of the attacks' results was made; not needed if the attacks broke every image."""
         made = [check for check in self.checks if check.verdict != "not run"]
         return bool(made) and (self.worst_case.count == 0 or any(check.name in OF_THE_ATTACKS for check in made))
 
     @property
     def failed_checks(self) -> list[str]:
-        """The names of those that they did not pass."""
+        """The names of the failed checks."""
         return [check.name for check in self.checks if check.verdict == "failed"]
 
     @property
     def gap(self) -> float | None:
-        """How much the robust accuracy is below the paper's number, from 0 to 1; None unless both are known."""
+        """The accuracy under the paper's attacks minus the robust accuracy; None unless both are known."""
         if self.paper is None or self.robust_accuracy is None:
             return None
         return self.paper.rate - self.robust_accuracy.rate
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data for ``report.json``."""
+        """Return plain data for ``report.json``."""
         figures = {self.IN_FILE.get(name, name): figure for name, figure in plain(self).items()}
         return {"format": FORMAT, **figures}
 
@@ -323,13 +324,13 @@ SIDE_ROWS: dict[Role, tuple[str, str]] = {
     "limit": ("the checks' limit", "an eps at which nothing can be robust, on the checks' samples"),
     "curve": ("the curve's runs", "the attacks of the curve at its eps, on its samples only"),
 }
-"""Name and purpose of the lines that stand for all runs of a role, in the order in which they ran."""
+"""Name and purpose of the lines for all runs of a role, in the order in which they ran."""
 
 
 def _side_row(
     role: Role, plan: list[AttackRun], records: list[SampleRecord], costs: list[CostRecord]
 ) -> list[AttackRow]:
-    """One line for all runs of a role: what they break inside the ball counts as anything else does."""
+    """Return one line for all runs of a role, whose successes inside the ball count like any other."""
     keys = {attack.key for attack in plan if attack.role == role}
     before = _keys_before(role, plan)
     reached = [record for record in records if keys & record.attacks.keys()]
@@ -359,7 +360,7 @@ def _side_row(
 
 
 def _keys_before(role: Role, plan: list[AttackRun]) -> set[str]:
-    """Return the runs of the suite and of the roles whose lines stand above this one's."""
+    """Return the runs of the suite and of the roles whose lines are above this one's."""
     above: list[Role] = ["suite", *list(SIDE_ROWS)[: list(SIDE_ROWS).index(role)]]
     return {attack.key for attack in plan if attack.role in above}
 
@@ -379,7 +380,7 @@ def _note(attack: AttackRun, outcomes: list[Outcome], records: list[SampleRecord
 
 
 def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Proportion | None:
-    """Return what the attacks made on the undefended classifier, on all samples and inside the ball, left of it."""
+    """Return the undefended classifier's accuracy under the attacks made on it, on all samples inside the ball."""
     keys = [
         attack.key
         for attack in plan
@@ -398,7 +399,7 @@ def _undefended_robust(plan: list[AttackRun], records: list[SampleRecord]) -> Pr
 
 
 def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleRecord]) -> list[Curve]:
-    """A curve for each attack that ran at several eps, and for each that looks for the smallest perturbation."""
+    """Return a curve for each attack that ran at several eps, and for each minimum-norm attack."""
     curves = []
     families: dict[str, list[AttackRun]] = defaultdict(list)
     for attack in plan:
@@ -417,7 +418,7 @@ def _curves(run: RunDescription, plan: list[AttackRun], records: list[SampleReco
 
 
 def _within(attack: AttackRun, records: list[SampleRecord], eps: float) -> Proportion:
-    """Accuracy where only perturbations of at most ``eps`` count, read off their sizes."""
+    """Return the accuracy if only perturbations of size at most ``eps`` count."""
     ball = named_threat(attack.threat.norm_name, eps) if eps else None
     return Proportion.of(
         record.correct
@@ -429,10 +430,10 @@ def _within(attack: AttackRun, records: list[SampleRecord], eps: float) -> Propo
 
 
 def _worst_agreement(run: RunDescription, records: list[SampleRecord]) -> Agreement | None:
-    """Each metric's least value of each sample; what an attack left outside the ball has none.
+    """Return each metric's least value of each sample, over its images inside the ball.
 
-    Of a random defence the value of the image that the first passes chose, since the least of many means over passes
-    would be the luckiest.
+    For a random defence it is the value of the image that the first passes selected, since the minimum of many means
+    over passes would be biased.
     """
     if run.votes > 1:
         worst = worst_of_each(records, named_threat(run.settings.threat, run.settings.eps), run.votes)

@@ -1,4 +1,4 @@
-"""What an attacker is given of a defended classifier: surrogates, averages over its randomness, a smoothed version."""
+"""The models that attacks see of a defended classifier: with surrogates, averaged over randomness, or smoothed."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from art_defenses_ext.gradients.modes import Defence, annealable_modes, gradient
 from art_defenses_ext.gradients.surrogate import Surrogate, resized
 
 EOT_DRAWS = 16
-"""Passes that an attacker averages over a random defence. **Convention**: Athalye et al. 2018 name no number."""
+"""Number of passes that attacks average for a random defence. **Convention**: Athalye et al. 2018 name no number."""
 
 VOTES = 32
-"""Passes of a random defence that are counted for each image, after as many that name the rival of its label; more are
-made where they do not decide (``vote.py``). **Convention**."""
+"""Number of passes of a random defence that are counted for each image, after as many that select the rival of its
+label; more are made if they do not decide (``vote.py``). **Convention**."""
 
 BATCHED = 8
-"""Images that are classified together, turned round and alone."""
+"""Number of images that are classified together, in reverse order and alone."""
 
 BATCH_NOISE = 0.01
-"""How far their logits may differ then, in units of the largest: kernels round apart, in half precision more."""
+"""The largest difference of their logits, in units of the largest logit, that counts as rounding."""
 
 SMOOTHING_PAIRS = 64
 """Antithetic pairs for one estimated gradient of the smoothed network. **Convention**: fewer are cheaper and
@@ -44,20 +44,20 @@ noisier."""
 
 @dataclass(frozen=True)
 class Attacker:
-    """What an attacker differentiates and queries in place of the classifier.
+    """The models that attacks differentiate and query in place of the classifier.
 
     Attributes:
-        classifier: the defended classifier as it is.
-        attacked: the same forward pass, with a surrogate beside each foreign preprocessor, averaged if it is random;
-            without ART's postprocessors, unless they change the class of an image of the first block.
+        classifier: the defended classifier itself.
+        attacked: the same forward pass, with a surrogate for each preprocessor from another package, averaged if it is
+            random; without ART's postprocessors, unless they change the class of an image of the first block.
         smoothed: the same forward pass, with the estimated gradient of its average under Gaussian noise.
-        modes: the gradient modes of ``attacked`` that are tried.
-        annealable: those of them whose surrogates have a width.
-        withheld: those that there are and that a naive attacker does not try.
+        modes: the gradient modes of ``attacked`` that attacks use.
+        annealable: those modes whose surrogates have a width.
+        withheld: gradient modes that a naive attacker does not use.
         random: whether the classifier's logits differ from pass to pass.
-        draws: passes averaged in ``attacked``.
-        votes: passes that are counted for an image, if not more are needed to decide.
-        batch_dependent: whether its logits depend on the others in its batch, or on their order.
+        draws: number of passes averaged in ``attacked``.
+        votes: number of passes that are counted for an image, if no more are needed to decide.
+        batch_dependent: whether the logits of an image depend on the others in its batch, or on their order.
     """
 
     classifier: PyTorchClassifier
@@ -73,14 +73,14 @@ class Attacker:
 
     @classmethod
     def of(cls, classifier: PyTorchClassifier, x: FloatArray, threat: Threat, adaptive: bool, seed: int) -> Attacker:
-        """Equip an attacker of ``classifier``; some images ``x`` (n, ...) tell whether it is random.
+        """Build the models for attacks on ``classifier``; images ``x`` (n, ...) show whether it is random.
 
         Args:
             classifier: the classifier under attack.
             x: a few images.
-            threat: the ball, which the smoothing is scaled to.
-            adaptive: False gives the naive attacker: the exact gradient alone, and no averaging.
-            seed: of the passes that look for randomness.
+            threat: the ball, which scales the smoothing.
+            adaptive: False for the naive attacker, with the exact gradient alone and without averages.
+            seed: seed of the passes that test for randomness.
         """
         random = is_random(classifier, x, derived_seed(seed, "is it random", 0))
         logits = logits_behind(classifier)
@@ -102,10 +102,10 @@ class Attacker:
 
 
 def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """The classifier as attacks of ART's can run it too, which send float32 images and climb ``classifier.loss``.
+    """Return the classifier in a form for ART's attacks, which send float32 images and maximise ``classifier.loss``.
 
-    A network of another dtype gets a cast before and behind it. A loss that is no mean of cross-entropies is replaced
-    by that: it is what the papers' attacks climb, and of other losses not all take ART's labels.
+    A network of another dtype gets a cast before and after it. A loss other than the mean or sum of cross-entropies is
+    replaced by the cross-entropy, which the papers' attacks maximise; not all other losses take ART's labels.
     """
     loss = classifier.loss
     suits = type(loss) is nn.CrossEntropyLoss and loss.reduction != "none"
@@ -121,7 +121,7 @@ def for_any_attack(classifier: PyTorchClassifier) -> PyTorchClassifier:
 
 
 def _speaks_float32(classifier: PyTorchClassifier) -> bool:
-    """Return whether the network takes float32 and gives it: one may cast by itself, or compute under autocast."""
+    """Return whether the network takes and returns float32; it may cast by itself, or compute under autocast."""
     model = classifier.model
     if model_dtype(model) not in (None, torch.float32):
         return False
@@ -132,11 +132,11 @@ def _speaks_float32(classifier: PyTorchClassifier) -> bool:
 
 
 _GIVEN: WeakKeyDictionary[nn.Module, torch.dtype] = WeakKeyDictionary()
-"""What a network gives for float32 images, once it was tried."""
+"""The result of this test for each network."""
 
 
 class _Float32Boundary(nn.Module):
-    """A network of any dtype that takes images of any and gives logits in float32."""
+    """A network of any dtype that takes images of any dtype and returns logits in float32."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -157,9 +157,10 @@ def is_random(classifier: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
 
 
 def keeps_classes(classifier: PyTorchClassifier, logits: PyTorchClassifier, x: FloatArray, seed: int) -> bool:
-    """Return whether ART's postprocessors keep the class of each of some images (n, ...).
+    """Return whether ART's postprocessors keep the class of all images (n, ...).
 
-    Their logits alone are attacked then. Otherwise an attacker sees what is judged, with the gradient of the logits.
+    If they do, only the logits are attacked. Otherwise attacks see the postprocessed output, with the gradient of the
+    logits.
     """
     if logits is classifier:
         return True
@@ -175,7 +176,7 @@ def depends_on_batch(classifier: PyTorchClassifier, x: FloatArray) -> bool:
     """Return whether the logits of an image depend on which others are in its batch, or on their order.
 
     Args:
-        classifier: one that is not random.
+        classifier: a classifier that is not random.
         x: a few images (n, ...).
     """
     module, images = as_module(classifier), torch.tensor(x, device=classifier.device)
@@ -188,10 +189,10 @@ def depends_on_batch(classifier: PyTorchClassifier, x: FloatArray) -> bool:
 
 
 def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """The classifier with a surrogate backward pass, the identity, beside each preprocessor that names none itself.
+    """Return the classifier with a surrogate backward pass, the identity, for each preprocessor without modes.
 
-    A preprocessor that changes the images' shape and has a derivative, such as a resize, keeps that alone: nothing
-    stands nearer to it. One without a derivative is given the adjoint of a bilinear resize.
+    A preprocessor that changes the images' shape and has a derivative, such as a resize, gets no surrogate. One without
+    a derivative gets the adjoint of a bilinear resize.
 
     Raises:
         InputError: for a preprocessor that changes more than height and width and passes no gradient.
@@ -216,7 +217,7 @@ def with_surrogates(classifier: PyTorchClassifier) -> PyTorchClassifier:
 
 
 def _exposed(preprocessor: PreprocessorPyTorch, x: Tensor, shown: Tensor) -> Surrogate:
-    """A preprocessor beside the identity, if that can stand in for what makes ``shown`` of ``x``."""
+    """Return a preprocessor with the identity as surrogate, if that fits its output ``shown`` for ``x``."""
     if resized(x, shown.shape).shape != shown.shape:
         raise InputError(
             f"classifier has the preprocessor {type(preprocessor).__name__}, which makes {tuple(shown.shape)} of "
@@ -227,14 +228,14 @@ def _exposed(preprocessor: PreprocessorPyTorch, x: Tensor, shown: Tensor) -> Sur
 
 
 def _shown(preprocessor: PreprocessorPyTorch, x: Tensor) -> Tensor:
-    """Return what a preprocessor makes of images (n, ...)."""
+    """Return a preprocessor's output for images (n, ...)."""
     with torch.no_grad():
         shown: Tensor = preprocessor.forward(x)[0]
     return shown
 
 
 def followed(preprocessor: PreprocessorPyTorch, x: Tensor) -> tuple[Tensor, bool]:
-    """What a preprocessor makes of images (n, ...), and whether it has a derivative that is not zero everywhere."""
+    """Return a preprocessor's output for images (n, ...), and whether its derivative is not zero everywhere."""
     live = x.detach().clone().requires_grad_()
     with torch.enable_grad():
         shown = preprocessor.forward(live.clone())[0]  # a copy: it may work in place
@@ -245,7 +246,7 @@ def followed(preprocessor: PreprocessorPyTorch, x: Tensor) -> tuple[Tensor, bool
 
 
 def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
-    """The classifier with its logits averaged over ``draws`` passes: expectation over its randomness, for any attack.
+    """Return the classifier with its logits averaged over ``draws`` passes (EOT), for any attack.
 
     Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
     """
@@ -253,13 +254,13 @@ def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
 
 
 def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:
-    """Return the classifier, preprocessing and all, with the estimated gradient of its average under Gaussian noise.
+    """Return the classifier with its preprocessing, and the estimated gradient of its average under Gaussian noise.
 
-    That leads uphill where the exact gradient does not: across steps, plateaus and activations that switch at random.
+    This gradient is informative across discontinuities and plateaus, where the exact gradient is not.
 
     Source: Tramer, Carlini, Brendel, Madry 2020 (arXiv:2002.08347), section 5, against k-winners-take-all, with a
-    standard deviation of 8/255 at an eps of 8/255. **Convention**: hence in general by how much all pixel values may
-    change at once.
+    standard deviation of 8/255 at an eps of 8/255. **Convention**: in general the deviation is the largest change that
+    all pixel values may have together.
     """
     per_pixel = threat.eps / threat.size_of(1, tuple(classifier.input_shape))
 
@@ -272,9 +273,9 @@ def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier
 
 
 def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
-    """A classifier that preprocesses nothing, with all of ``classifier`` wrapped in its model.
+    """Return a classifier without preprocessing, whose model wraps all of ``classifier``.
 
-    Of one that rejects, logits and margin are wrapped, and joined again outside: it still rejects.
+    For a classifier that rejects, logits and margin are wrapped and joined again outside, so it still rejects.
     """
     pipeline = Pipeline(classifier)
     model = _Rejoined(wrap(_Parts(pipeline))) if rejects(classifier) else wrap(pipeline)
@@ -282,7 +283,7 @@ def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]
 
 
 class _Parts(nn.Module):
-    """Images (N, ...) to the classifier's logits and the detector's margin beside each other (N, K + 1)."""
+    """The network from images (N, ...) to the classifier's logits and the detector's margin, joined (N, K + 1)."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
@@ -294,7 +295,7 @@ class _Parts(nn.Module):
 
 
 class _Rejoined(RejectingNetwork):
-    """A network that rejects, out of a module that gives logits and margin beside each other (N, K + 1)."""
+    """A network that rejects, from a module that returns logits and margin joined (N, K + 1)."""
 
     def __init__(self, module: nn.Module) -> None:
         nn.Module.__init__(self)
@@ -313,7 +314,7 @@ class _Averaged(nn.Module):
         self.module, self.draws = module, draws
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mean logits (N, K); one pass after the other, since a defence may draw once for a whole batch."""
+        """Return the mean logits (N, K), pass by pass, since a defence may draw once for a whole batch."""
         logits: Tensor = self.module(x)
         for _ in range(self.draws - 1):
             logits = logits + self.module(x)

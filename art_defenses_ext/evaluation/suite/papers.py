@@ -1,4 +1,4 @@
-"""The attacks that defences' own authors ran, made from what each defence declares, in the units of their steps."""
+"""The attacks of defences' own papers, built from the defences' declarations, in the units of their steps."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from art_defenses_ext.gradients.modes import Defence, find_defences
 
 
 def fgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    """A single step of the threat's size."""
+    """Return FGSM, a single step of the threat's size."""
     return IterativeFGSM(classifier, threat.eps, 1, norm=threat.norm)
 
 
 def _pgd(classifier: PyTorchClassifier, threat: Threat, seed: int, *, eps_step: float, **options: Any) -> EvasionAttack:
-    """ART's PGD, with steps of a share of eps."""
+    """Return ART's PGD with steps of a share of eps."""
     step = eps_step * threat.eps
     return ProjectedGradientDescentPyTorch(classifier, threat.norm, threat.eps, eps_step=step, verbose=False, **options)
 
@@ -45,9 +45,9 @@ def _pgd(classifier: PyTorchClassifier, threat: Threat, seed: int, *, eps_step: 
 def _pgd_in_pixels(
     classifier: PyTorchClassifier, threat: Threat, seed: int, *, step: float, **options: Any
 ) -> EvasionAttack:
-    """ART's PGD with steps of a share of the clip range, whatever eps is.
+    """Return ART's PGD with steps of a share of the clip range, for any eps.
 
-    **Convention** for other norms, which the paper does not know: the same share of eps as at its eps of 0.1.
+    **Convention** for other norms, which are not in the paper: the same share of eps as at its eps of 0.1.
     """
     eps_step = step * clip_width(classifier) if threat.separable else step / 0.1 * threat.eps
     return ProjectedGradientDescentPyTorch(
@@ -58,7 +58,7 @@ def _pgd_in_pixels(
 def _iterative_fgsm(
     classifier: PyTorchClassifier, threat: Threat, seed: int, *, step: float, iterations: dict[str, int]
 ) -> EvasionAttack:
-    """Signed steps of the normalised input, whatever the threat."""
+    """Return iterated FGSM in the units of the normalised input, for any threat."""
     scale = normalisation_scale(classifier)
     return IterativeFGSM(classifier, step, iterations[_colours(classifier)], scale=scale)
 
@@ -66,7 +66,7 @@ def _iterative_fgsm(
 def _deep_fool(
     classifier: PyTorchClassifier, threat: Threat, seed: int, *, norm: str, iterations: dict[str, int]
 ) -> EvasionAttack:
-    """DeepFool in the normalised input, whatever the threat."""
+    """Return DeepFool in the units of the normalised input, for any threat."""
     return DeepFoolLp(classifier, norm, iterations[_colours(classifier)], scale=normalisation_scale(classifier))
 
 
@@ -81,20 +81,20 @@ ATTACKS: dict[str, Callable[..., EvasionAttack]] = {
     "iterative_fgsm": _iterative_fgsm,
     "deep_fool": _deep_fool,
 }
-"""The attacks by the names that :class:`.PaperAttack` gives: (classifier, threat, seed, parameters) -> attack."""
+"""The attacks by their names in :class:`.PaperAttack`: (classifier, threat, seed, parameters) -> attack."""
 
 
 def paper_specs(defence: Defence | type[Defence | DefenceFace]) -> tuple[AttackSpec, ...]:
     """Return the attacks of a defence's paper; they run on all samples.
 
     Raises:
-        InputError: for one that names an unknown attack.
+        InputError: for a defence that names an unknown attack.
     """
     return tuple(map(_spec_of, defence.paper_attacks()))
 
 
 def specs_of_papers(classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
-    """Return the papers' attacks of a classifier's defences; a name that two use gets the defence's behind it."""
+    """Return the papers' attacks of a classifier's defences; a name that two use gets the defence's name appended."""
     defences = {defence.name: defence for defence in find_defences(classifier)}
     named = [(name, spec) for name, defence in defences.items() for spec in paper_specs(defence)]
     uses = Counter(spec.name for _, spec in named)
@@ -103,7 +103,7 @@ def specs_of_papers(classifier: PyTorchClassifier) -> tuple[AttackSpec, ...]:
 
 @dataclass(frozen=True)
 class _Build:
-    """Makes a declared attack; equal to another that makes the same."""
+    """The builder of a declared attack; builders of the same attack are equal."""
 
     attack: PaperAttack
 
@@ -128,9 +128,9 @@ def _spec_of(attack: PaperAttack) -> AttackSpec:
 
 
 def normalisation_scale(classifier: PyTorchClassifier) -> Any:
-    """Pixel values per unit of the network's normalised input: its standard deviation, shaped to fit an image.
+    """Return the pixel values per unit of the network's normalised input: its deviation, in the shape of an image.
 
-    **Convention**: where nothing is divided by one, the width of the clip range.
+    **Convention**: without a normalisation, it is the width of the clip range.
     """
     inner = undefended(classifier)
     if rejects(classifier) and inner is not None:  # the whole normalises inside its network
@@ -153,7 +153,7 @@ def clip_width(classifier: PyTorchClassifier) -> float:
 
 
 def _inner_std(classifier: PyTorchClassifier) -> FloatArray | None:
-    """Return the deviation (C,) by which the network itself divides what it takes; None where it does not."""
+    """Return the deviation (C,) by which the network itself divides its input; None if it does not."""
     if len(classifier.input_shape) != 3 or classifier.clip_values is None:
         return None
     standardised = Pipeline(rebuild(classifier, preprocessing_defences=None, postprocessing_defences=None))

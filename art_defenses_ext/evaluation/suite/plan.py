@@ -38,7 +38,7 @@ class AttackRun:
 
     Attributes:
         spec: the attack.
-        mode: gradient mode that is in force meanwhile.
+        mode: the gradient mode.
         threat: the ball that it searches.
         role: what it serves; all but the suite's runs use the first samples of the data set only.
     """

@@ -1,4 +1,4 @@
-"""What a classifier, and a detector beside it, say of an image in one pass; several are counted in ``vote.py``."""
+"""The predictions of a classifier and a detector in one pass; ``vote.py`` counts several passes."""
 
 from __future__ import annotations
 
@@ -22,24 +22,23 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 class Prediction(NamedTuple):
-    """What a classifier, and the detector where there is one, say of some images, in one pass or in several.
+    """The predictions of a classifier, and of a detector if there is one, for images, in one or several passes.
 
     Attributes:
-        classes: the likeliest ones (n,), of a random classifier as far as its passes show (``vote.py``); of a rejected
-            image the one that the classifier itself names; -1 where its logits are not finite.
-        softmax: the classifier's probabilities (n, K), float64, the mean over the counted passes: in float32 those of
-            unlikely classes would vanish, and with them their order.
-        rejected: whether the detector rejects them (n,), judged as the classes are; None without a detector.
-        detection_margin: the detector's score minus its threshold (n,), float64, the mean over the counted passes;
-            None without a detector.
-        misses: in how many of the counted passes another class than the label was predicted and not rejected (n,);
-            None for a single pass.
-        rejections: in how many of the counted passes they were rejected (n,); None without a detector, and for a single
+        classes: the predicted classes (n,), for a random classifier the most probable ones by its passes (``vote.py``);
+            for a rejected image the classifier's own class; -1 if its logits are not finite.
+        softmax: the classifier's probabilities (n, K), the mean over the counted passes, in float64, since in float32
+            small probabilities, and with them their order, would vanish.
+        rejected: whether the detector rejects the images (n,), by the same passes; None without a detector.
+        detection_margin: the detector's score minus its threshold (n,), float64, the mean over the counted passes; None
+            without a detector.
+        misses: number of counted passes with another class than the label that accept the image (n,); None for a single
             pass.
+        rejections: number of counted passes that reject the image (n,); None without a detector, and for a single pass.
         first_misses: misses in as many passes before the counted ones (n,); None for a single pass.
         first_rejections: rejections in these (n,); None without a detector, and for a single pass.
-        passes: how many passes after the first ones decided (n,); None for a single pass.
-        undecided: whether so many passes as are made at most could not show an answer (n,); None for a single pass.
+        passes: number of passes after the first ones that decided (n,); None for a single pass.
+        undecided: whether the largest number of passes did not decide (n,); None for a single pass.
     """
 
     classes: IntArray
@@ -54,7 +53,7 @@ class Prediction(NamedTuple):
     undecided: BoolArray | None = None
 
     def broken(self, labels: IntArray) -> BoolArray:
-        """Whether another class than the label (n,) is predicted, and not rejected: what an attacker is after."""
+        """Return whether another class than the label (n,) is predicted and not rejected, the goal of an attack."""
         missed: BoolArray = self.classes != labels
         return missed if self.rejected is None else missed & ~self.rejected
 

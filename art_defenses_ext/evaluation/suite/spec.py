@@ -1,4 +1,4 @@
-"""One attack of an evaluation, as data: what runs, made on which network, on which samples, and what for."""
+"""The specification of an attack of an evaluation: how it is built, on which model and samples it runs, its purpose."""
 
 from __future__ import annotations
 
@@ -19,59 +19,59 @@ Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
 """(classifier to attack, threat, seed) -> attack, whose ``generate`` takes images and one-hot true labels."""
 
 Kind = Literal["white-box", "single step", "transfer", "queries", "noise", "other"]
-"""How an attack works; the checks compare the kinds."""
+"""The kinds of attacks, which the checks compare."""
 
 CraftedOn = Literal["defended", "undefended", "smoothed"]
 """The network that an attacker differentiates or queries."""
 
 Samples = Literal["all", "survivors", "few"]
-"""The samples that an attack runs on: all, those that nothing earlier broke, or a few of these."""
+"""The samples that an attack runs on: all, those that no earlier attack broke, or a few of these."""
 
 FEW = 16
-"""Samples of a block that an attack on ``"few"`` takes at most. **Convention**: masking that concerns more than a few
-images shows on so many; the checks say on how many they stand."""
+"""Maximum number of a block's samples for an attack on ``"few"``. **Convention**: gradient masking on more than a few
+images shows on this number; the checks print the number."""
 
 Modes = Literal["exact", "all", "annealable", "smoothest"]
-"""The gradient modes that an attack runs under: these by name, or all of a kind."""
+"""The gradient modes that an attack runs under: one by name, or all of a kind."""
 
 
 @dataclass(frozen=True)
 class AttackSpec:
-    """One attack of an evaluation.
+    """An attack of an evaluation, as data.
 
     Args:
-        name: unique in its set; stands in records and reports.
-        build: makes the attack.
-        purpose: what it is for, in a line.
-        source: ``"paper"`` for what the method's own authors ran, ``"suite"`` for ours, ``"elsewhere"`` for examples
-            that somebody else made.
-        kind: how it works. A list of attacks is an adaptive suite, whose figure may be called robust accuracy, if those
-            of kind ``"white-box"`` and source ``"suite"`` made on the ``"defended"`` network run under all its modes.
-        crafted_on: the network that the attacker differentiates or queries; what comes out is always judged on the
-            defended one. ``"smoothed"`` is that with an estimated gradient, and is attacked only where the gradient
-            of the defended one misleads.
-        modes: the gradient modes to run it under: ``"exact"``, ``"all"``, ``"annealable"``, those that have a width,
-            or ``"smoothest"``, these where there are any, else all.
-        samples: ``"all"``, or ``"survivors"``: those correctly classified that nothing earlier broke; or
-            ``"few"``: of these the first 16 of each block.
-        curve: also run at several eps, for the curve of accuracy against eps.
-        bounded: keeps to the threat's ball. False for attacks that look for the smallest perturbation, whatever its
-            size; they count as successes where that size is inside the ball.
+        name: its name in records and reports, unique in its suite.
+        build: a function that builds the attack.
+        purpose: its purpose, on one line.
+        source: ``"paper"`` for the attacks of the method's own paper, ``"suite"`` for those of the suite,
+            ``"elsewhere"`` for added examples.
+        kind: its kind. A list of attacks is an adaptive suite, whose figure may be called robust accuracy, if those of
+            kind ``"white-box"`` and source ``"suite"`` on the ``"defended"`` network run under all its gradient modes.
+        crafted_on: the network that the attack differentiates or queries; its images are always classified by the
+            defended network. ``"smoothed"`` is the defended network with an estimated gradient, which is attacked only
+            if no gradient mode is faithful.
+        modes: the gradient modes to run it under: ``"exact"``, ``"all"``, ``"annealable"`` (those with a width), or
+            ``"smoothest"`` (those with a width if there are any, else all).
+        samples: ``"all"``, ``"survivors"`` (the correctly classified samples that no earlier attack broke), or
+            ``"few"`` (the first 16 of these in each block).
+        curve: whether it also runs at several eps, for the curve of accuracy against eps.
+        bounded: whether it stays in the threat's ball. False for minimum-norm attacks, which succeed on a sample if the
+            perturbation lies in the ball.
         norms: the names of the norms that it has a form for, such as ``("linf", "l2")``; None for all. In balls of
             other norms it does not run.
-        labels: what the attack is told to move away from: the ``"true"`` classes, or those ``"predicted"`` by the
-            network that it is made on.
+        labels: the labels that it moves away from: the ``"true"`` ones, or those ``"predicted"`` by the attacked
+            network.
 
     Raises:
-        InputError: for another word than these, a ``build`` that cannot be called, or a name or purpose with characters
-            that cannot be printed.
+        InputError: for another value, a ``build`` that cannot be called, or a name or purpose with unprintable
+            characters.
 
     >>> from art.attacks.evasion import FastGradientMethod
     >>> from art_defenses_ext import AttackSpec, Linf, evaluate
     >>> def fgsm(classifier, threat, seed):
     ...     return FastGradientMethod(classifier, threat.norm, threat.eps)
-    >>> mine = AttackSpec("FGSM", fgsm, "a single step", kind="single step")
-    >>> report = evaluate(classifier, (x_test, y_test), Linf(0.1), [mine], check_samples=0, progress=False)
+    >>> spec = AttackSpec("FGSM", fgsm, "a single step", kind="single step")
+    >>> report = evaluate(classifier, (x_test, y_test), Linf(0.1), [spec], check_samples=0, progress=False)
     >>> [row.key for row in report.summary.rows]
     ['FGSM']
     """
@@ -105,12 +105,12 @@ class AttackSpec:
             )
 
     def attack_on(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        """Return the attack on a classifier, without progress bars of its own: the evaluation shows one for all.
+        """Return the attack on a classifier, without progress bars, since the evaluation has its own.
 
         Args:
-            classifier: to attack.
+            classifier: the classifier to attack.
             threat: the ball.
-            seed: of what is random in the attack.
+            seed: seed of the attack.
         """
         attack = self.build(classifier, threat, seed)
         for part in (attack, *getattr(attack, "attacks", ())):  # an ensemble of ART's holds its attacks
@@ -120,10 +120,10 @@ class AttackSpec:
 
 
 def attacks_in(threat: Threat, specs: tuple[AttackSpec, ...]) -> tuple[AttackSpec, ...]:
-    """Those attacks that have a form for the norm of ``threat``.
+    """Return the attacks that have a form for the norm of ``threat``.
 
     Raises:
-        InputError: if none has.
+        InputError: if there are none.
     """
     suited = tuple(spec for spec in specs if spec.norms is None or threat.norm_name in spec.norms)
     if specs and not suited:
@@ -132,4 +132,4 @@ def attacks_in(threat: Threat, specs: tuple[AttackSpec, ...]) -> tuple[AttackSpe
 
 
 CHOICES = {name: get_args(kind) for name, kind in get_type_hints(AttackSpec).items() if get_origin(kind) is Literal}
-"""The words that each of an attack's properties may be."""
+"""The possible values of each property of an attack."""

@@ -1,8 +1,8 @@
-"""Attacks of other libraries as attacks of an evaluation: a line of a table for each library.
+"""Attacks of other libraries as attacks of an evaluation, with one entry of a table for each library.
 
 A library's attack is called with the defended classifier as one network (:func:`.as_module`), under the gradient mode
-that the evaluation sets, with the threat's norm and radius where the attack takes them. Libraries that take images in
-[0, 1] alone are given such ones, and a network that undoes it. What comes back is judged as any other attack's images.
+that the evaluation sets, and with the threat's norm and radius if the attack takes them. For libraries that take images
+in [0, 1] only, images and network are rescaled. The images of the attack are treated like those of any other attack.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ Options = Mapping[str, Any]
 
 
 class Target(NamedTuple):
-    """What a library's attack is given.
+    """The inputs of a library's attack.
 
     Attributes:
         network: from images to logits, in evaluation mode.
-        classifier: the same as ART's classifier.
+        classifier: the same model as ART's classifier.
         threat: the ball, in the units of the network's images.
         low, high: least and largest pixel value.
-        seed: of the attack's randomness.
+        seed: seed of the attack.
     """
 
     network: nn.Module
@@ -62,15 +62,15 @@ Run = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Library:
-    """How the attacks of a library are found and called.
+    """The calling conventions of a library's attacks.
 
     Attributes:
-        module: where its attacks stand.
+        module: the module of its attacks.
         distribution: its name on the package index.
         install: the command that installs it.
-        find: the attack of that name in the module; an ``AttributeError`` for another name.
-        prepare: the attack as one call; None for ART's, which are attacks of the evaluation as they are.
-        unit: whether it takes images in [0, 1] alone.
+        find: returns the attack of a name in the module; raises ``AttributeError`` for an unknown name.
+        prepare: returns the attack as one function; None for ART's attacks, which need none.
+        unit: whether it takes images in [0, 1] only.
     """
 
     module: str
@@ -178,7 +178,7 @@ def _art(attack: Any, target: Target, options: Options) -> EvasionAttack:
 
 
 def _taken(attack: Any, defaults: Options, options: Options) -> dict[str, Any]:
-    """The options, and those defaults that the attack has a parameter for."""
+    """Return the options, and those defaults for which the attack has a parameter."""
     parameters = signature(attack).parameters
     return {name: value for name, value in defaults.items() if name in parameters} | dict(options)
 
@@ -197,7 +197,7 @@ LIBRARIES: dict[str, Library] = {
         _named, None, unit=False,
     ),
 }  # fmt: skip
-"""The libraries by the name that :func:`ThirdParty` knows them by."""
+"""The libraries by their names in :func:`ThirdParty`."""
 
 
 def ThirdParty(
@@ -208,28 +208,27 @@ def ThirdParty(
     modes: Modes | None = None,
     options: Options | None = None,
 ) -> AttackSpec:
-    """Make an attack of an evaluation out of one of another library.
+    """Return an attack of another library as an attack of an evaluation.
 
     Args:
         attack: ``"autoattack"``, the ensemble of its authors in version ``standard``; ``"autoattack:rand"`` or another
             version, or one of its attacks alone, such as ``"autoattack:apgd-t"``; ``"foolbox:CLASS"``,
             ``"torchattacks:CLASS"``, ``"art:CLASS"`` and ``"adv_lib:FUNCTION"``, named as in the library.
-        name: of the attack in records and reports; None for ``attack`` itself.
-        kind: how it works, as in :class:`AttackSpec`. None for ``"white-box"`` of AutoAttack, and ``"other"`` of any
-            other library's, since none of them says it.
-        modes: the gradient modes to run it under; None for all of them where ``kind`` follows gradients, else the
-            exact one.
-        options: of the library's attack, by name. Norm, radius and seed come from the evaluation, where the attack
-            takes them. AutoAttack's are attributes of its attacks, such as ``{"square__n_queries": 100}``.
+        name: name of the attack in records and reports; None for ``attack`` itself.
+        kind: kind of the attack, as in :class:`AttackSpec`. None for ``"white-box"`` with AutoAttack, and ``"other"``
+            with other libraries, which do not declare it.
+        modes: the gradient modes to run it under; None for all modes if ``kind`` follows gradients, else the exact one.
+        options: options of the library's attack, by name. Norm, radius and seed come from the evaluation if the attack
+            takes them. AutoAttack's options are attributes of its attacks, such as ``{"square__n_queries": 100}``.
 
     Returns:
-        The attack, to be handed to :func:`evaluate` in a list.
+        The attack, for a list of attacks of :func:`evaluate`.
 
     Raises:
-        InputError: for another library or attack, or a library that is not installed.
+        InputError: for an unknown library or attack, or a library that is not installed.
 
-    **Convention**: an attack runs on the samples that nothing earlier broke, and keeps to its own step sizes; of ART's,
-    a step is a quarter of the radius unless an option says otherwise.
+    **Convention**: an attack runs on the samples that no earlier attack broke, with its own step sizes; for ART's
+    attacks a step is a quarter of the radius unless an option sets another.
 
     >>> from art_defenses_ext import Linf, ThirdParty, evaluate
     >>> pgd = ThirdParty("art:ProjectedGradientDescent", kind="white-box", options={"max_iter": 5})
@@ -259,14 +258,14 @@ def _keeps_to_ball(attack: Any) -> bool:
 
 @dataclass(frozen=True)
 class _Build:
-    """What makes the attack of a classifier; its values are what a manifest hashes."""
+    """The builder of an attack on a classifier; a manifest hashes its fields."""
 
     library: str
     attack: str
     options: tuple[tuple[str, Any], ...]
 
     def find(self) -> Any:
-        """The library's attack.
+        """Return the library's attack.
 
         Raises:
             InputError: if the library is not installed, or has no such attack.
@@ -300,7 +299,7 @@ class ForeignAttack(EvasionAttack):
         estimator: the classifier under attack.
         threat: the ball.
         build: library, attack and options.
-        seed: of the attack's randomness.
+        seed: seed of the attack.
     """
 
     _estimator_requirements = (BaseEstimator, ClassifierMixin)
@@ -319,7 +318,7 @@ class ForeignAttack(EvasionAttack):
         self._run = library.prepare(build.find(), target, dict(build.options))
 
     def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> FloatArray:
-        """Adversarial examples for images ``x`` (N, ...) of classes ``y``, indices or one-hot."""
+        """Return adversarial examples for images ``x`` (N, ...) of classes ``y``, indices or one-hot."""
         labels = check_labels(y, self.estimator.nb_classes, len(x))
         device = self.estimator.device
         images = (torch.tensor(x, device=device) - self.low) / self.width
@@ -330,7 +329,7 @@ class ForeignAttack(EvasionAttack):
 
 
 class _OfUnitImages(nn.Module):
-    """A network of images in [0, 1], made of one of images in another range."""
+    """A network for images in [0, 1] around one for images in another range."""
 
     def __init__(self, network: nn.Module, low: float, width: float) -> None:
         super().__init__()
@@ -342,10 +341,10 @@ class _OfUnitImages(nn.Module):
 
 
 def _pixel_range(classifier: PyTorchClassifier, library: str) -> tuple[float, float]:
-    """Return least and largest pixel value.
+    """Return the least and the largest pixel value.
 
     Raises:
-        InputError: for a classifier without clip values, or with others by channel.
+        InputError: for a classifier without clip values, or with different ones by channel.
     """
     if classifier.clip_values is None or any(np.size(end) > 1 for end in classifier.clip_values):
         raise InputError(

@@ -1,9 +1,9 @@
-"""Judging images by several passes of a network whose passes differ: which class is the likeliest, and is that shown?
+"""The prediction of a random network: its most probable class, tested on several passes.
 
-A random classifier is judged as the vote of infinitely many of its passes: by the class of highest probability. A
-majority of a few passes errs, and the more attacks there are, the more often one of them would be lucky on an image
-near the boundary. So an attack succeeds only where fresh passes show that another class is at least as likely as the
-label, by a test whose level is small enough for all attacks of a run together.
+The prediction of a random classifier is the majority vote of infinitely many of its passes, its most probable class. A
+majority of a few passes errs, and with many attacks one of them would often succeed by chance near the boundary. An
+attack therefore succeeds only if fresh passes show that another class is at least as probable as the label, by a test
+whose level is small enough for all attacks of a run together.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from art_defenses_ext.evaluation.suite.predictions import BoolArray, Prediction,
 from art_defenses_ext.evaluation.suite.seeding import seeded
 
 FALSE_SUCCESS = 0.01
-"""How likely any attack of a run is taken for successful on an image of which no attack changed the likeliest class.
-**Convention**."""
+"""The probability that any attack of a run counts as successful on an image whose most probable class no attack
+changed. **Convention**."""
 
 HOPELESS = 0.05
-"""Level at which an image is taken for not broken before all passes are made: that can only spare passes."""
+"""The level at which an image counts as not broken before all passes are made, which saves passes."""
 
 MOST_PASSES = 1024
-"""Fresh passes an image at most. They are doubled until they decide. **Convention**."""
+"""Maximum number of fresh passes of an image. They are doubled until they decide. **Convention**."""
 
 
 class _Counts(NamedTuple):
-    """Counts of what the passes of some images say.
+    """The counts of the predictions in the passes of images.
 
-    The columns are the K classes, one for logits that are not finite, and one that no pass names.
+    The columns are the K classes, one for logits that are not finite, and one that is always empty.
 
     Attributes:
-        accepted: that name each class and do not reject (n, K + 2).
-        alone: that name each class, whether they reject or not (n, K + 2).
-        rejected: that reject (n,).
+        accepted: number of passes with each class that accept the image (n, K + 2).
+        alone: number of passes with each class, accepted or rejected (n, K + 2).
+        rejected: number of passes that reject the image (n,).
     """
 
     accepted: IntArray
@@ -50,7 +50,7 @@ class _Counts(NamedTuple):
 
     @classmethod
     def none(cls, count: int, nb_classes: int) -> _Counts:
-        """Return the counts of no pass."""
+        """Return counts of zero passes."""
         shape = (count, nb_classes + 2)
         return cls(np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64), np.zeros(count, dtype=np.int64))
 
@@ -63,7 +63,7 @@ class _Counts(NamedTuple):
         self.rejected[rows] += rejected
 
     def misses(self, labels: IntArray) -> IntArray:
-        """Return how many name another class than the label (n,) and do not reject (n,)."""
+        """Return the number of passes (n,) with another class than the label (n,) that accept the image."""
         missed: IntArray = self.accepted.sum(axis=1) - _of(self.accepted, labels)
         return missed
 
@@ -76,23 +76,23 @@ def judge(
     seed: int,
     attacks: int | None = None,
 ) -> Prediction:
-    """Return the likeliest class of images (n, ...), and whether they are rejected.
+    """Return the most probable class of images (n, ...), and whether they are rejected.
 
-    With ``votes`` 1 that is what one pass says. Otherwise the first ``votes`` passes name a rival of each image's
-    label, the class that is likeliest to have taken its place. As many fresh passes are counted, and doubled up to
-    ``MOST_PASSES`` until an exact binomial test decides between label and rival, and between rival and rejection.
+    With ``votes`` 1 this is the result of one pass. Otherwise the first ``votes`` passes select a rival of each image's
+    label, the most probable other class. As many fresh passes are counted, and doubled up to ``MOST_PASSES`` until an
+    exact binomial test decides between label and rival, and between rival and rejection.
 
-    Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.2.2, for a rival chosen by other passes than
-    those that test it. **Convention**: a defence that is right half of the time has been broken.
+    Source: Cohen, Rosenfeld, Kolter 2019 (arXiv:1902.02918), section 3.2.2, where the rival is also selected by other
+    passes than those of the test. **Convention**: an image that is correct in half of the passes is broken.
 
     Args:
-        classifier: what is judged.
+        classifier: the classifier.
         x: the images.
         labels: true classes (n,).
-        votes: 1, or passes that are counted.
-        seed: of their randomness.
-        attacks: how many attacks of the run share ``FALSE_SUCCESS``; what they do not show is taken for the label, or
-            for rejected. None for clean images: of them the class with more passes counts, where no test decides.
+        votes: 1, or the number of counted passes.
+        seed: seed of the passes.
+        attacks: number of attacks of the run that share ``FALSE_SUCCESS``; undecided images count as the label, or as
+            rejected. None for clean images, which count as the class with more passes if no test decides.
     """
     with seeded(seed):
         if votes == 1:
@@ -114,7 +114,7 @@ class _Vote:
         self.level = FALSE_SUCCESS / (attacks or 1) / looks
 
     def judge(self) -> Prediction:
-        """Choose the rivals, count fresh passes, decide."""
+        """Select the rivals, count fresh passes, and decide."""
         everything = np.arange(len(self.x))
         first, fresh = (_Counts.none(len(self.x), self.nb_classes) for _ in range(2))
         self._count(first, everything, self.votes)
@@ -141,7 +141,7 @@ class _Vote:
         )
 
     def _count(self, counts: _Counts, rows: IntArray, passes: int) -> tuple[Scores, Scores | None]:
-        """Count so many passes of some images: their mean probabilities (n, K) and mean margin (n,)."""
+        """Count a number of passes of images; return mean probabilities (n, K) and mean margin (n,)."""
         x = self.x[rows]
         prediction = predict(self.classifier, x, module=self.module)
         softmax, margin = prediction.softmax / passes, prediction.detection_margin
@@ -158,13 +158,13 @@ class _Vote:
         return softmax, None if margin is None else margin / passes
 
     def _rivals(self, counts: IntArray) -> IntArray:
-        """The class but the label that is named most often (n,); the one that no pass names where there is none."""
+        """Return the most frequent class other than the label (n,); the empty column if there is none."""
         others = counts.copy()
         others[np.arange(len(others)), self.labels] = 0
         return np.where(others.max(axis=1) > 0, others.argmax(axis=1), self.nb_classes + 1)
 
     def _decided(self, counts: _Counts, rival: IntArray, rival_alone: IntArray) -> BoolArray:
-        """Return where more passes would hardly change the verdict (n,)."""
+        """Return the images (n,) for which more passes would hardly change the result."""
         own, rejected = _of(counts.accepted, self.labels), counts.rejected
         if self.clean:
             best = np.maximum(_of(counts.accepted, self._rivals(counts.accepted)), rejected)
@@ -175,19 +175,19 @@ class _Vote:
         return (self._broken(counts, rival) | unbroken) & (self._fooled(counts, rival_alone) | unfooled)
 
     def _broken(self, counts: _Counts, rival: IntArray) -> BoolArray:
-        """Return where it is shown that the rival is at least as likely as the label, and as being rejected (n,)."""
+        """Return the images (n,) whose rival is shown to be at least as probable as the label, and as rejection."""
         own, other = _of(counts.accepted, self.labels), _of(counts.accepted, rival)
         best = np.maximum(own, counts.rejected)
         shown: BoolArray = _surprise(other, best) <= self.level
         return shown
 
     def _fooled(self, counts: _Counts, rival: IntArray) -> BoolArray:
-        """Return where it is shown that the classifier alone names its rival at least as often as the label (n,)."""
+        """Return the images (n,) whose rival is shown to be as probable as the label for the classifier alone."""
         fooled: BoolArray = _surprise(_of(counts.alone, rival), _of(counts.alone, self.labels)) <= self.level
         return fooled
 
     def _verdict(self, counts: _Counts, rival: IntArray, rival_alone: IntArray) -> tuple[IntArray, BoolArray]:
-        """Return the classes (n,), and which images are rejected (n,)."""
+        """Return the classes (n,), and whether each image is rejected (n,)."""
         own, rejected = _of(counts.accepted, self.labels), counts.rejected
         if self.clean:
             alone = self._likelier(counts.alone)
@@ -201,7 +201,7 @@ class _Vote:
         return np.where(broken, rival, alone), ~broken & (fooled | (rejected > own))
 
     def _likelier(self, counts: IntArray) -> IntArray:
-        """Return the class that is named most often (n,); the label only if no other is named as often."""
+        """Return the most frequent class (n,); the label only if no other class is as frequent."""
         rival = self._rivals(counts)
         return np.where(_of(counts, self.labels) > _of(counts, rival), self.labels, rival)
 
@@ -213,6 +213,6 @@ def _of(counts: IntArray, classes: IntArray) -> IntArray:
 
 
 def _surprise(more: IntArray, less: IntArray) -> npt.NDArray[np.float64]:
-    """How likely so many of both (n,) are the former ones, were both equally likely."""
+    """Return the probability of at least so many former outcomes (n,) among both, if both were equally probable."""
     surprise: npt.NDArray[np.float64] = binom.sf(more - 1, more + less, 0.5)
     return surprise
