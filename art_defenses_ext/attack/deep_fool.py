@@ -19,7 +19,7 @@ from art_defenses_ext.attack.ball import Ball, ClipValues, NormName, into_range,
 from art_defenses_ext.attack.base import TensorAttack, iterate_until_broken
 from art_defenses_ext.attack.boundaries import Linearised, linearise
 from art_defenses_ext.attack.losses import Logits
-from art_defenses_ext.base.declared import Count, NonNegative, whole
+from art_defenses_ext.base.declared import Count, NonNegative, integer
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import undefined
 from art_defenses_ext.base.validation import check_all_positive
@@ -92,7 +92,7 @@ class DeepFoolLp(TensorAttack):
     norm: NormName = "linf"
     max_iter: Count = 40
     overshoot: NonNegative = 0.02
-    nb_grads: Annotated[int, whole(2)] = 10
+    nb_grads: Annotated[int, integer(2)] = 10
     scale: float | npt.NDArray[np.float32] = 1.0
 
     function = staticmethod(deep_fool)

@@ -93,10 +93,10 @@ def check_kinds(subject: str, tensors: Mapping[str, Any], expected: Mapping[str,
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{subject}: {name} is a {type(tensor).__name__}; a tensor was expected")
-        wanted = expected.get(name)
-        same = wanted is None or _sort(tensor) == _sort(wanted)
+        replaced = expected.get(name)
+        same = replaced is None or _sort(tensor) == _sort(replaced)
         if not _is_plain(tensor) or not same or (tensor.is_floating_point() and tensor.itemsize == 1):
-            kind = "a dense tensor" if wanted is None else f"one of {str(wanted.dtype).removeprefix('torch.')}"
+            kind = "a dense tensor" if replaced is None else f"one of {str(replaced.dtype).removeprefix('torch.')}"
             raise CheckpointError(f"{subject}: {name} is {_kind_of(tensor)}; {kind} was expected")
         if not bool(tensor.isfinite().all()):
             raise CheckpointError(f"{subject}: {name} holds NaN or infinite values; finite values were expected")

@@ -102,7 +102,7 @@ def number(expected: str, holds: Callable[[float], bool] = lambda _: True) -> Ki
     return Kind(expected, accept)
 
 
-def whole(least: int, expected: str | None = None, most: int = 2**63 - 1) -> Kind:
+def integer(least: int, expected: str | None = None, most: int = 2**63 - 1) -> Kind:
     """Return the kind of whole numbers from ``least`` to ``most``, by default those of 64 bits."""
 
     def accept(value: Any) -> int:
@@ -171,9 +171,9 @@ def several(kind: Kind, expected: str) -> Kind:
     return Kind(expected, accept)
 
 
-Count = Annotated[int, whole(1)]
-Natural = Annotated[int, whole(0, "a whole number >= 0")]
-Seed = Annotated[int, whole(0, "a whole number from 0 to 2**63 - 1")]
+Count = Annotated[int, integer(1)]
+Natural = Annotated[int, integer(0, "a whole number >= 0")]
+Seed = Annotated[int, integer(0, "a whole number from 0 to 2**63 - 1")]
 Number = Annotated[float, number("a finite number")]
 Positive = Annotated[float, number("a finite number > 0 that float32 holds", lambda value: value > 0)]
 NonNegative = Annotated[float, number("a finite number >= 0", lambda value: value >= 0)]

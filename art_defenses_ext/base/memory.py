@@ -22,8 +22,8 @@ def available_memory(device: torch.device) -> int | None:
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type != "cpu":
         return None
-    left = [bytes_left for bytes_left in (_of_system(), _of_group()) if bytes_left is not None]
-    return min(left, default=None)
+    limits = [bytes_left for bytes_left in (_of_system(), _of_group()) if bytes_left is not None]
+    return min(limits, default=None)
 
 
 def _of_system() -> int | None:

@@ -23,9 +23,9 @@ from art_defenses_ext.base.declared import (
     Text,
     accepted,
     as_path,
+    integer,
     number,
     one_of,
-    whole,
 )
 from art_defenses_ext.base.errors import ClassifierError, InputError
 from art_defenses_ext.base.layout import contradiction
@@ -290,7 +290,7 @@ def check_share(argument: str, value: Any) -> float:
 
 def check_count(argument: str, value: Any, least: int = 1) -> int:
     """Refuse anything but a whole number of at least ``least``."""
-    result: int = whole(least).checked(argument, value)
+    result: int = integer(least).checked(argument, value)
     return result
 
 

@@ -18,9 +18,9 @@ from art_defenses_ext.base.declared import (
     Kind,
     Text,
     Texts,
+    integer,
     one_of,
     option,
-    whole,
 )
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import as_plain, declared_command
@@ -132,7 +132,7 @@ class EvaluateOptions(EvaluationConfig):
     )
     processes: Count = option(1, "Number of processes of this machine that share the blocks; their parts are merged.")
     device: Annotated[str, one_of("cpu", "cuda")] = option("cpu", "Device of the network: cpu or cuda.")
-    threads: Annotated[int, whole(1, "a whole number from 1 to 4096", most=4096)] | None = option(
+    threads: Annotated[int, integer(1, "a whole number from 1 to 4096", most=4096)] | None = option(
         None, "Number of threads on the CPU. By default torch's own."
     )
 

@@ -113,12 +113,12 @@ def _is_finished(name: str, options: EvaluateOptions) -> bool:
     assert options.out is not None
     if not (options.out / MANIFEST).exists():
         return False
-    earlier, wanted = read_manifest(options.out).run.options, repeated(options)
-    for option in {**wanted, **earlier}:
-        if earlier.get(option) != wanted.get(option):
+    earlier, current = read_manifest(options.out).run.options, repeated(options)
+    for option in {**current, **earlier}:
+        if earlier.get(option) != current.get(option):
             raise InputError(
                 f"out is {options.out}, which holds another run: {option} {earlier.get(option)!r}, not "
-                f"{wanted.get(option)!r}; the same options, or another folder, was expected"
+                f"{current.get(option)!r}; the same options, or another folder, was expected"
             )
     return (options.out / PAGE).exists()
 

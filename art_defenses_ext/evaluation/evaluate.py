@@ -338,8 +338,12 @@ def price(
     True
     """
     task = _Task.of(model, data, threat, attacks, progress=progress, **arguments)
-    whole, counterpart = Price.of(task.trial(progress), task.settings), task.counterpart(progress)
-    return whole if counterpart is None else whole.beside(Price.of(counterpart.trial(progress), counterpart.settings))
+    expected, counterpart = Price.of(task.trial(progress), task.settings), task.counterpart(progress)
+    return (
+        expected
+        if counterpart is None
+        else expected.beside(Price.of(counterpart.trial(progress), counterpart.settings))
+    )
 
 
 @dataclass(frozen=True)
@@ -594,10 +598,10 @@ def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorch
     undefended = differentiable(undefended, "undefended")
     if rejects(undefended):
         raise InputError("undefended rejects images; the classifier without its detector was expected")
-    expected, given = ((each.input_shape, nb_labels(each)) for each in (classifier, undefended))
-    if given != expected:
+    expected, actual = ((each.input_shape, nb_labels(each)) for each in (classifier, undefended))
+    if actual != expected:
         raise InputError(
-            f"undefended takes {given[0]} to {given[1]} classes; {expected[0]} to {expected[1]} was expected"
+            f"undefended takes {actual[0]} to {actual[1]} classes; {expected[0]} to {expected[1]} was expected"
         )
     checked: PyTorchClassifier = undefended
     return checked

@@ -87,7 +87,7 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
     first = parts[holders[0]]
     findings = read_findings(first.path)
     with RunDirectory(out, overwrite) as directory:
-        manifest = _whole(parts, first)
+        manifest = _merged_manifest(parts, first)
         directory.check_same(manifest)
         directory.begin(manifest)
         blocks = [part.blocks() for part in parts]
@@ -160,7 +160,7 @@ def _absent(parts: list[Part], start: int) -> str:
     return f"no folder of the part that does it was given, only {', '.join(str(part.manifest.shard) for part in parts)}"
 
 
-def _whole(parts: list[Part], first: Part) -> Manifest:
+def _merged_manifest(parts: list[Part], first: Part) -> Manifest:
     """Return the manifest of the merged run, which names the environments of all parts."""
     environments: list[dict[str, Any]] = []
     for part in parts:

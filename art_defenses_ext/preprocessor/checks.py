@@ -51,8 +51,8 @@ def channel_numbers(argument: str, value: Any) -> Tensor:
         InputError: for anything else.
     """
     try:
-        given = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
-        numbers = given.astype(np.float64) if given.dtype.kind in "fiu" else np.empty(0)
+        array = np.asarray(value.detach().cpu() if isinstance(value, Tensor) else value)
+        numbers = array.astype(np.float64) if array.dtype.kind in "fiu" else np.empty(0)
     except (TypeError, ValueError, RuntimeError):  # such as a ragged list, or a tensor that numpy cannot read
         numbers = np.empty(0)
     one_an_axis = numbers.size == max(numbers.shape, default=1)  # not one a pixel

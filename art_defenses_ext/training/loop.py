@@ -242,8 +242,8 @@ def _note(losses: Epoch) -> str:
 
 
 def _precision(settings: Settings, device: torch.device) -> Callable[[], Any]:
-    wanted = settings.mixed_precision
-    if wanted or (wanted is None and device.type == "cuda"):
+    is_mixed = settings.mixed_precision
+    if is_mixed or (is_mixed is None and device.type == "cuda"):
         # No cache: weights first used under no_grad, as in an attack, would have no gradient in it.
         return lambda: torch.autocast(device.type, dtype=torch.bfloat16, cache_enabled=False)
     return nullcontext

@@ -67,10 +67,10 @@ def _load_hf(name: str) -> Pretrained:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     # Otherwise weights that do not fit are drawn anew, and only a line in the log says so.
-    network, found = AutoModelForImageClassification.from_pretrained(
+    network, mismatches = AutoModelForImageClassification.from_pretrained(
         name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
     )
-    wrong = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in found[kind]]
+    wrong = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in mismatches[kind]]
     if wrong:
         raise DataError(f"its weights do not fit its architecture, {type(network).__name__}: {shown(wrong[0])}")
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import torch
 
-from art_defenses_ext.base.declared import whole
+from art_defenses_ext.base.declared import integer
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 
@@ -24,7 +24,7 @@ class GreyLevels(RestoringPreprocessor):
     name = "grey_levels"
     title = "Grey levels: pixels rounded to a few values"
     gradient_modes = ("exact", "identity")
-    levels: Annotated[int, whole(2)] = 4
+    levels: Annotated[int, integer(2)] = 4
 
     def restore(self, x: torch.Tensor) -> torch.Tensor:
         low, high = self.clip_values

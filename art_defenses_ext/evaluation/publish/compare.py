@@ -193,12 +193,16 @@ def _paired(first: Report, second: Report) -> Paired | None:
         return None
     if this.data_sha256 == other.data_sha256:
         return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
-    left, right = (
+    first_robust, second_robust = (
         {(record.image, record.label): record.robust() for record in report.records if record.image is not None}
         for report in (first, second)
     )
-    shared = [image for image in left if image in right]
-    return Paired.of([left[image] for image in shared], [right[image] for image in shared]) if shared else None
+    shared = [image for image in first_robust if image in second_robust]
+    return (
+        Paired.of(*([robust[image] for image in shared] for robust in (first_robust, second_robust)))
+        if shared
+        else None
+    )
 
 
 def _row(run: Compared, first: Compared) -> list[str]:
@@ -218,8 +222,8 @@ def _row(run: Compared, first: Compared) -> list[str]:
 
 def _against(pair: Paired, *runs: Compared) -> str:
     """Return the difference in words, with the number of images if it is not that of both runs."""
-    whole = all(run.summary.run.settings.samples == pair.total for run in runs)
-    return str(pair) if whole else f"{pair} ({pair.total} images)"
+    is_complete = all(run.summary.run.settings.samples == pair.total for run in runs)
+    return str(pair) if is_complete else f"{pair} ({pair.total} images)"
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:

@@ -46,7 +46,7 @@ class Statement:
     page: str
 
 
-def statements(report: Report, at_least: float | None = None) -> list[Statement]:
+def statements_of(report: Report, at_least: float | None = None) -> list[Statement]:
     """Return the statements about a run for a forge: its checks, and whether its robust accuracy is large enough.
 
     Args:
@@ -54,26 +54,26 @@ def statements(report: Report, at_least: float | None = None) -> list[Statement]
         at_least: the smallest robust accuracy that passes, from 0 to 1, if it is established; None for no bound.
     """
     summary = report.summary
-    made = [Statement(check.name, check.verdict, check.finding, check.link) for check in summary.checks]
+    statements = [Statement(check.name, check.verdict, check.finding, check.link) for check in summary.checks]
     if at_least is None:
-        return made
-    wanted = f"at least {100 * check_share('at_least', at_least):g} %"
+        return statements
+    bound = f"at least {100 * check_share('at_least', at_least):g} %"
     holds = summary.worst_case.rate >= at_least and summary.standing == "established"
     reservation = summary.unknown or (NOT_ESTABLISHED if summary.standing != "established" else "")
     threat = f"{summary.run.settings.threat} {summary.run.settings.eps:.4g}"
-    finding = f"{figure_name(summary)} is {summary.worst_case} under {threat}; {wanted}, established, was expected"
+    finding = f"{figure_name(summary)} is {summary.worst_case} under {threat}; {bound}, established, was expected"
     finding += f" ({reservation})" if reservation else ""
-    return [Statement(BOUND, "passed" if holds else "failed", finding, "art-defenses docs testing"), *made]
+    return [Statement(BOUND, "passed" if holds else "failed", finding, "art-defenses docs testing"), *statements]
 
 
-def as_junit(made: Sequence[Statement], name: str, seconds: float) -> str:
+def as_junit(statements: Sequence[Statement], name: str, seconds: float) -> str:
     """Return JUnit XML with a test case for each statement; a check that did not run is skipped."""
-    verdicts = [statement.verdict for statement in made]
-    counts = {"tests": len(made), "failures": verdicts.count("failed"), "skipped": verdicts.count("not run")}
+    verdicts = [statement.verdict for statement in statements]
+    counts = {"tests": len(statements), "failures": verdicts.count("failed"), "skipped": verdicts.count("not run")}
     numbers = {key: str(count) for key, count in counts.items()} | {"errors": "0", "time": f"{seconds:.3f}"}
     root = ElementTree.Element("testsuites", {"name": PACKAGE, **numbers})
     suite = ElementTree.SubElement(root, "testsuite", {"name": for_terminal(name), **numbers})
-    for statement in made:
+    for statement in statements:
         names = {"classname": for_terminal(name), "name": statement.name, "time": "0"}
         case = ElementTree.SubElement(suite, "testcase", names)
         finding = for_terminal(statement.finding)
@@ -86,7 +86,7 @@ def as_junit(made: Sequence[Statement], name: str, seconds: float) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def as_sarif(made: Sequence[Statement], file: str) -> str:
+def as_sarif(statements: Sequence[Statement], file: str) -> str:
     """Return SARIF 2.1.0: a rule for each statement, and for each failure a result located in a file of the run."""
     rules = [
         {
@@ -95,7 +95,7 @@ def as_sarif(made: Sequence[Statement], file: str) -> str:
             "shortDescription": {"text": f"{statement.name}: did the attacks work?"},
             "help": {"text": f"See {statement.page}"},
         }
-        for statement in made
+        for statement in statements
     ]
     where = {"physicalLocation": {"artifactLocation": {"uri": file}, "region": {"startLine": 1}}}
     results = [
@@ -106,18 +106,20 @@ def as_sarif(made: Sequence[Statement], file: str) -> str:
             "message": {"text": statement.finding},
             "locations": [where],
         }
-        for index, statement in enumerate(made)
+        for index, statement in enumerate(statements)
         if statement.verdict == "failed"
     ]
     driver = {"name": PACKAGE, "version": version(PACKAGE), "rules": rules}
-    whole: dict[str, Any] = {"$schema": SCHEMA, "version": "2.1.0"}
-    whole["runs"] = [{"tool": {"driver": driver}, "results": results}]
-    return json.dumps(whole, indent=1) + "\n"
+    log: dict[str, Any] = {"$schema": SCHEMA, "version": "2.1.0"}
+    log["runs"] = [{"tool": {"driver": driver}, "results": results}]
+    return json.dumps(log, indent=1) + "\n"
 
 
 FORMATS: dict[str, Callable[[Sequence[Statement], Report, Path], str]] = {
-    "junit": lambda made, report, folder: as_junit(made, folder.resolve().name, report.summary.total.seconds),
-    "sarif": lambda made, report, folder: as_sarif(made, (folder / MANIFEST).as_posix()),
+    "junit": lambda statements, report, folder: as_junit(
+        statements, folder.resolve().name, report.summary.total.seconds
+    ),
+    "sarif": lambda statements, report, folder: as_sarif(statements, (folder / MANIFEST).as_posix()),
 }
 """The formats of an export by name."""
 
@@ -129,7 +131,7 @@ def export(run: str | Path, format: str, out: str | Path, *, at_least: float | N
         run: folder of the run.
         format: ``"junit"`` or ``"sarif"``.
         out: file to write.
-        at_least: as in :func:`statements`.
+        at_least: as in :func:`statements_of`.
 
     Returns:
         The statements, of which some may have failed.
@@ -140,6 +142,6 @@ def export(run: str | Path, format: str, out: str | Path, *, at_least: float | N
     folder, file = check_path("run", run, "the folder of a finished run"), check_path("out", out, "a file")
     check_choice("format", format, list(FORMATS))
     report = Report.load(folder)
-    made = statements(report, at_least)
-    write_files(file.parent, {file.name: FORMATS[format](made, report, folder).encode()})
-    return made
+    statements = statements_of(report, at_least)
+    write_files(file.parent, {file.name: FORMATS[format](statements, report, folder).encode()})
+    return statements

@@ -28,8 +28,8 @@ def report_schema() -> Schema:
     schema = _of_dataclass(Summary)
     figures = {Summary.IN_FILE.get(name, name): figure for name, figure in schema["properties"].items()}
     required = [Summary.IN_FILE.get(name, name) for name in schema["required"]]
-    whole = {"properties": {"format": {"const": REPORT_FORMAT}} | figures, "required": ["format", *required]}
-    return {"$schema": DRAFT} | schema | whole
+    with_format = {"properties": {"format": {"const": REPORT_FORMAT}} | figures, "required": ["format", *required]}
+    return {"$schema": DRAFT} | schema | with_format
 
 
 def entry_schema() -> Schema:

@@ -66,8 +66,8 @@ def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
     clean, other = _check_lists(clean, other)
     mass = check_number("mass", mass, "a number above 0 and at most 1", lambda share: 0 < share <= 1)
     clean_ranks, other_ranks = _ranks(clean), _ranks(other)  # (N, K)
-    gains = np.where(_kept(clean, clean_ranks, mass), np.exp2(clean) - 1, 0.0)  # (N, K)
-    regained = np.where(_kept(other, other_ranks, mass), gains, 0.0)  # (N, K)
+    gains = np.where(_in_cut_list(clean, clean_ranks, mass), np.exp2(clean) - 1, 0.0)  # (N, K)
+    regained = np.where(_in_cut_list(other, other_ranks, mass), gains, 0.0)  # (N, K)
     ideal = (gains / np.log2(clean_ranks + 1)).sum(axis=1)  # (N,), > 0
     value = (regained / np.log2(other_ranks + 1)).sum(axis=1)  # (N,)
     scores: Scores = np.minimum(value / ideal, 1.0)  # equal gains in another order may sum to an ulp more
@@ -131,13 +131,13 @@ def _ranks(lists: Scores) -> npt.NDArray[np.int64]:
     return ranks
 
 
-def _kept(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArray[np.bool_]:
+def _in_cut_list(lists: Scores, ranks: npt.NDArray[np.int64], mass: float) -> npt.NDArray[np.bool_]:
     """Return the classes in the cut lists (N, K): those above which the probabilities do not reach ``mass``."""
     ordered = -np.sort(-lists, axis=1)  # (N, K)
     above = np.cumsum(ordered, axis=1) - ordered  # (N, K), rank by rank
     length = (above < mass * (1 - MASS_TOLERANCE)).sum(axis=1, keepdims=True)  # (N, 1), at least 1
-    kept: npt.NDArray[np.bool_] = ranks <= length
-    return kept
+    in_list: npt.NDArray[np.bool_] = ranks <= length
+    return in_list
 
 
 def _check_lists(clean: Any, other: Any) -> tuple[Scores, Scores]:

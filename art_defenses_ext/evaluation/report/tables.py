@@ -66,7 +66,9 @@ def attacks_table(summary: Summary) -> Table:
         Column("made on", "the model that the attack queries; 'smoothed': by gradient estimation", "words"): (
             lambda row: row.crafted_on
         ),
-        Column("ran on", "'all' images, or 'left': the correct ones that no attack above had broken", "words"): _given,
+        Column(
+            "ran on", "'all' images, or 'left': the correct ones that no attack above had broken", "words"
+        ): _samples,
         Column("broke\nk of m", "k of its m images were correct and are misclassified inside the ball"): (
             lambda row: f"{row.broke} of {row.attacked}"
         ),
@@ -83,12 +85,12 @@ def attacks_table(summary: Summary) -> Table:
     return _attacks_table(columns, summary.rows)
 
 
-GIVEN = {"all": "all", "survivors": "left", "few": "a few"}
+SAMPLES = {"all": "all", "survivors": "left", "few": "a few"}
 """The words for the samples that an attack ran on."""
 
 
-def _given(row: AttackRow) -> str:
-    return "some" if row.source == "elsewhere" and row.samples != "all" else GIVEN[row.samples]
+def _samples(row: AttackRow) -> str:
+    return "some" if row.source == "elsewhere" and row.samples != "all" else SAMPLES[row.samples]
 
 
 def costs_table(summary: Summary) -> Table:

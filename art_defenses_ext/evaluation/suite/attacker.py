@@ -250,7 +250,7 @@ def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
 
     Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
     """
-    return _whole(classifier, lambda module: _Averaged(module, draws))
+    return _wrapped(classifier, lambda module: _Averaged(module, draws))
 
 
 def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:
@@ -269,10 +269,10 @@ def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier
         surrogate.gradient_mode = "surrogate"
         return surrogate
 
-    return _whole(classifier, estimated)
+    return _wrapped(classifier, estimated)
 
 
-def _whole(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
+def _wrapped(classifier: PyTorchClassifier, wrap: Callable[[nn.Module], nn.Module]) -> PyTorchClassifier:
     """Return a classifier without preprocessing, whose model wraps all of ``classifier``.
 
     For a classifier that rejects, logits and margin are wrapped and joined again outside, so it still rejects.

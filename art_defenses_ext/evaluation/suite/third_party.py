@@ -236,17 +236,16 @@ def ThirdParty(
     >>> [row.key for row in report.summary.rows]
     ['art:ProjectedGradientDescent [exact]']
     """
-    title, _, wanted = attack.partition(":") if isinstance(attack, str) else ("", "", "")
+    title, _, attack_name = attack.partition(":") if isinstance(attack, str) else ("", "", "")
     library = LIBRARIES.get(title)
-    if library is None or not (wanted or title == "autoattack"):
-        known = ", ".join(f"{each}:NAME" for each in LIBRARIES if each != "autoattack")
+    if library is None or not (attack_name or title == "autoattack"):
+        known = ", ".join(f"{other}:NAME" for other in LIBRARIES if other != "autoattack")
         raise InputError(f"attack is {shown(attack)}; autoattack, or one of {known}, was expected")
-    build = _Build(title, wanted or VERSIONS[0], tuple((options or {}).items()))
-    found = build.find()
+    build = _Build(title, attack_name or VERSIONS[0], tuple((options or {}).items()))
     kind = kind or ("white-box" if title == "autoattack" else "other")
     modes = modes or ("all" if kind in ("white-box", "single step") else "exact")
     purpose = f"{kind}: {library.distribution} {version(library.distribution)}"
-    name, bounded = attack if name is None else name, _keeps_to_ball(found)
+    name, bounded = attack if name is None else name, _keeps_to_ball(build.find())
     return AttackSpec(name, build, purpose, kind=kind, modes=modes, bounded=bounded, norms=("linf", "l2", "l1"))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.checks.checks import Check
-from art_defenses_ext.evaluation.publish.export import BOUND, Statement, as_junit, as_sarif, export, statements
+from art_defenses_ext.evaluation.publish.export import BOUND, Statement, as_junit, as_sarif, export, statements_of
 
 MADE = [
     Statement("transfer", "passed", "no image", "docs/checks.md#transfer"),
@@ -26,7 +26,7 @@ MADE = [
 def test_the_statements_are_the_checks_of_the_run(finished_run: Any) -> None:
     checks = finished_run.report.summary.checks
     assert checks
-    made = statements(finished_run.report)
+    made = statements_of(finished_run.report)
     assert [(each.name, each.verdict, each.finding, each.page) for each in made] == [
         (check.name, check.verdict, check.finding, check.link) for check in checks
     ]
@@ -48,7 +48,7 @@ def test_only_an_established_accuracy_that_is_large_enough_meets_a_bound(
     report = replace(finished_run.report, summary=replace(finished_run.report.summary, **changes))
     at_least = report.summary.worst_case.rate + above
     assert 0 < at_least < 1
-    bound = statements(report, at_least)[0]
+    bound = statements_of(report, at_least)[0]
     assert (bound.name, bound.verdict) == (BOUND, "passed" if words is None else "failed")
     assert f"at least {100 * at_least:g} %" in bound.finding
     assert words is None or words in bound.finding
