@@ -75,8 +75,8 @@ class Comparison:
         """The meaning of the last columns."""
         return (
             f"Minus the first: {self.figure} minus that of the first run, in points, with its 95 % interval over the "
-            "images that both runs attacked (Bonett, Price 2012); p of McNemar's exact test. Empty where there are no "
-            "such images, or the threats differ."
+            "images that both runs attacked (Bonett, Price 2012); p of McNemar's exact test. The cells are empty if "
+            "there are no such images, or the threats differ."
         )
 
     @property
@@ -87,7 +87,7 @@ class Comparison:
         if not pairs:
             return ""
         return (
-            "Made by different attackers, so a difference may be one between the attacks, not between the models. "
+            "The runs have different attackers, so a difference may be due to the attacks and not to the models. "
             f"{'. '.join(pairs)}."
         )
 

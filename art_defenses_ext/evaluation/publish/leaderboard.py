@@ -284,20 +284,20 @@ def _files_below(root: Path) -> list[Path]:
         raise RunError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
-LEGEND = f"""Written by `art-defenses leaderboard` from the entries beside this page, one JSON file a run. All figures
+LEGEND = f"""`art-defenses leaderboard` writes this page from the entries beside it, one JSON file for each run. All figures
 are in per cent.
 
 - **Robust**: robust accuracy under the adaptive attack suite, the mean over images of the minimum over all attacks,
-  with its 95 % interval. *At most*: the attacks failed a check of their own, so the figure is an upper bound.
-- **Paper's attacks**: accuracy under the attacks of the method's authors alone, run by us. **Gap**: that minus robust
+  with its 95 % interval. *At most*: the attacks failed one of their checks, so the figure is an upper bound.
+- **Paper's attacks**: accuracy under the attacks of the method's own paper alone. **Gap**: that minus the robust
   accuracy.
-- The row *undefended model* is the network without a defence under the same suite. The column **undefended** is its
+- The row *undefended model* is the model without a defence under the same suite. The column **undefended** is its
   robust accuracy on the same images, in tables of runs that evaluated both.
-- With a detector, a rejected image counts as correct under an attack and as wrong when clean. *Pair*: several defences
-  at once.
+- With a detector, a rejected image counts as correct under an attack and as misclassified when clean. *Pair*: several
+  defences at once.
 
-Below each table, in its order: what each run attacked, its checks, its cost on the machine that is named, and its
-command.
+Below each table, in the same order, are the settings of each run, its checks, its cost on the named machine, and
+its command.
 
 ![Clean against robust accuracy of each run, a panel for each data set and threat]({PICTURE})"""
 

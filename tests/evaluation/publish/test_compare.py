@@ -187,7 +187,7 @@ def test_runs_of_different_attackers_are_refused_or_say_so_first(
     ):
         compare([runs / "bare", tmp_path / "other"])
     comparison = compare([runs / "bare", tmp_path / "other"], different_attackers=True)
-    first = f"Made by different attackers, .* bare and other: {re.escape(words)}"
+    first = f"The runs have different attackers, .* bare and other: {re.escape(words)}"
     assert re.match(first, comparison.as_markdown())
     console = Console(width=200, file=io.StringIO())
     comparison.print(console)
