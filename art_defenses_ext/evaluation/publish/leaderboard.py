@@ -284,8 +284,8 @@ def _files_below(root: Path) -> list[Path]:
         raise RunError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
-LEGEND = f"""`art-defenses leaderboard` writes this page from the entries beside it, one JSON file for each run. All figures
-are in per cent.
+LEGEND = f"""`art-defenses leaderboard` writes this page from the entries beside it, one JSON file for each run. All
+figures are in per cent.
 
 - **Robust**: robust accuracy under the adaptive attack suite, the mean over images of the minimum over all attacks,
   with its 95 % interval. *At most*: the attacks failed one of their checks, so the figure is an upper bound.
