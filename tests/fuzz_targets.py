@@ -57,6 +57,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attack.warm_start import CrossedPGD, WarmSquare
 from art_defenses_ext.attribution.relevance import Composite
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import app
@@ -794,6 +795,7 @@ def _data(world: World) -> Iterator[Target]:
 GRADIENT_MODE = optional(choice("exact"))
 SHARED = {"gradient_mode": GRADIENT_MODE, "batch_size": count(), "seed": SEED, "verbose": FLAG}
 FACTORS = Kind(lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(one > 0 for one in value))
+EXACT = Kind(lambda value: isinstance(value, list | tuple) and len(value) > 0 and set(value) == {"exact"})
 STEPS = {"max_iter": count(costly=True)}
 BALL = {"norm": NORM, "eps": POSITIVE}
 LOSSES = choice(
@@ -804,6 +806,8 @@ ATTACK_ARGUMENTS: dict[type, dict[str, Kind]] = {
     | STEPS
     | {"loss": LOSSES, "nb_runs": count(costly=True), "eot": count(costly=True), "targeted": FLAG},
     AnnealedPGD: BALL | STEPS | {"factors": FACTORS, "loss": LOSSES},
+    CrossedPGD: BALL | STEPS | {"modes": EXACT, "nb_donors": count(costly=True)},
+    WarmSquare: BALL | STEPS | {"max_queries": count(costly=True)},
     MarginPGD: BALL
     | STEPS
     | {"eps_step": optional(POSITIVE), "nb_starts": count(costly=True), "stop_when_broken": FLAG},

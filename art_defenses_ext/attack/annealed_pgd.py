@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.auto_pgd import MARGIN, AutoPGD, auto_pgd
 from art_defenses_ext.attack.ball import Ball, ClipValues
 from art_defenses_ext.attack.base import BallAttack, BestPoints
-from art_defenses_ext.attack.losses import Logits, LossName, Objective, margin
+from art_defenses_ext.attack.losses import Logits, LossName, Objective, margins_at
 from art_defenses_ext.base.declared import Count, Kind
 from art_defenses_ext.base.validation import check_positive
 from art_defenses_ext.gradients.modes import surrogate_width
@@ -81,18 +81,12 @@ def annealed_pgd(
     for factor in factors:
         with width(factor):
             points = search(x=x[unbroken], y=y[unbroken], start=start)
-        best.offer(points, _margins(logits, points, y[unbroken], batch_size), unbroken)
+        best.offer(points, margins_at(logits, points, y[unbroken], batch_size), unbroken)
         unbroken = unbroken[best.margins[unbroken] >= 0]
         if len(unbroken) == 0:
             break
         start = best.points[unbroken]
     return best.points
-
-
-@torch.no_grad()
-def _margins(logits: Logits, points: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    batches = zip(points.split(batch_size), y.split(batch_size), strict=True)
-    return torch.cat([margin(logits(images, labels), labels) for images, labels in batches])
 
 
 @dataclass(eq=False, repr=False)

@@ -37,6 +37,13 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return torch.where(undefined(logits), -torch.inf, _at(logits, y) - others.amax(dim=1))
 
 
+@torch.no_grad()
+def margins_at(logits: Logits, points: Tensor, y: Tensor, batch_size: int) -> Tensor:
+    """Margins (N,) of images (N, ...) of classes ``y`` (N,), ``batch_size`` in one pass."""
+    batches = zip(points.split(batch_size), y.split(batch_size), strict=True)
+    return torch.cat([margin(logits(images, labels), labels) for images, labels in batches])
+
+
 def only_pair(logits: Tensor, y: Tensor) -> Tensor:
     """Logits (n, 2 B) of which only the pair of classes counts that ``y`` (n,) belongs to: 2 i and 2 i + 1."""
     classes = torch.arange(logits.shape[1], device=logits.device)

@@ -35,6 +35,7 @@ def square(
     targeted: bool = False,
     channels_first: bool = True,
     clip_values: ClipValues = None,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Return the points of lowest margin (N, ...) of a random search in the balls around images ``x`` (N, ...).
 
@@ -49,6 +50,7 @@ def square(
         targeted: whether ``y`` are classes to reach.
         channels_first: whether images of three dimensions are (C, H, W), not (H, W, C).
         clip_values: least and largest pixel value.
+        start: where the search begins (N, ...); None for stripes or tiles.
     """
     layout = _Layout(x, channels_first, ball, clip_values)
 
@@ -60,7 +62,7 @@ def square(
     result = x.clone()
     active = torch.arange(len(x), device=x.device)
     clean = layout.planes(x)
-    current = layout.inside(clean + _first(clean, ball, generator), clean)
+    current = layout.inside(clean + _first(clean, ball, generator) if start is None else layout.planes(start), clean)
     lowest = judge(current, y)
     for query in range(1, max_queries):
         if query % 10 == 0:  # finding the broken ones costs a wait for the device

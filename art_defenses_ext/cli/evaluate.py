@@ -233,8 +233,10 @@ def _written(options: EvaluateOptions) -> dict[str, Any]:
 
 
 def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
-    """Make an evaluation in several processes, which share the processor's cores; return the merged report."""
-    from art_defenses_ext.evaluation.merge import merge
+    """Make an evaluation in several processes, which share the processor's cores; return the report of the whole."""
+    from art_defenses_ext.evaluation.evaluate import evaluate
+    from art_defenses_ext.evaluation.merge import join_parts, report_of
+    from art_defenses_ext.evaluation.run.shard import WHOLE
 
     if out is None or not part.is_whole:
         missing = "out is missing" if out is None else f"shard is {part}"
@@ -246,7 +248,14 @@ def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Sh
     spawn = get_context("spawn")  # torch's threads do not outlive a fork
     with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
         folders = list(pool.map(_evaluated_part, parts))
-    return merge(folders, out, overwrite=options.overwrite)
+    join_parts(folders, out, overwrite=options.overwrite)
+    if options.effort == "0":
+        return report_of(out)
+    task = Prepared.of(each, WHOLE)  # rounds of more effort follow when all blocks are there
+    return evaluate(
+        task.classifier, task.data, task.threat, options.attacks, out=out, save_examples=options.save_examples,
+        **task.arguments,
+    )  # fmt: skip
 
 
 def _evaluated_part(options: EvaluateOptions) -> Path:

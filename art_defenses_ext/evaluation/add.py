@@ -165,7 +165,7 @@ def add_examples(
     added = read_additions(folder, manifest)
     addition = Addition(name, link, hash_of(examples.adversarial, examples.index), {})
     if addition.stem not in {each.stem for each in added}:
-        if name in {run.key for run in manifest.plan} | {each.name for each in added}:
+        if name in {*(run.key for run in manifest.plan), *(row.key for row in before.summary.rows)}:
             raise InputError(f"name is {shown(name)}, which the run has already; another name was expected")
         outcomes = _judge(folder, manifest, before, examples, addition, model, data, arguments)
         with RunDirectory(folder):

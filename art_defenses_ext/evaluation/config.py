@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
-from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, one_of, option
+from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, one_of, option, whole
 from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
@@ -35,6 +35,26 @@ UndefendedSuite = Annotated[str, one_of("same", "papers")]
 """The attacks on the undefended model."""
 
 
+AUTO = "auto"
+"""As many rounds of more effort as a failed check asks for."""
+
+MOST_ROUNDS = 6
+"""The most rounds of more effort: each costs about twice the one before."""
+
+
+def _rounds(value: Any) -> str:
+    text = value if isinstance(value, str) else str(whole(0).accept(value))
+    if text not in (AUTO, *map(str, range(MOST_ROUNDS + 1))):
+        raise ValueError
+    return text
+
+
+Effort = Annotated[
+    str, Kind(f"a number of rounds from 0 to {MOST_ROUNDS}, or {AUTO},", _rounds, ("0", "1", "2", "4", AUTO))
+]
+"""Rounds of more effort after the suite, as a text: at most so many, or :data:`AUTO`."""
+
+
 class EvaluationConfig(Options):
     """The options of an evaluation on which its records depend.
 
@@ -49,6 +69,9 @@ class EvaluationConfig(Options):
         undefended_suite: ``"same"``: where a named suite runs, the undefended model is evaluated under it too, on the
             same images with the same seed and checks, so that the report can say whether the defence helps;
             ``"papers"``: only the attacks that are made on the undefended model anyway.
+        effort: rounds of more effort after the suite, on the images that are left (docs/checks.md): ``"0"`` for none,
+            ``"1"`` to ``"6"`` for at most so many, ``"auto"`` for those that a failed check asks for. Rounds end when
+            two in a row break nothing.
 
     Raises:
         InputError: for a value of another type or out of range.
@@ -70,6 +93,9 @@ class EvaluationConfig(Options):
         "same", "Attacks on the undefended model: the same suite, or only those of the papers.",
         switch="--undefended",
     )  # fmt: skip
+    effort: Effort = option(
+        "0", "Rounds of stronger attacks after the suite: at most this number, or auto: as many as a failed check needs.",
+    )  # fmt: skip
 
 
 class EvaluationOptions(TypedDict, total=False):
@@ -81,6 +107,7 @@ class EvaluationOptions(TypedDict, total=False):
     check_samples: Natural
     adaptive: Flag
     undefended_suite: UndefendedSuite
+    effort: Effort
 
 
 def config_of(config: EvaluationConfig | None, options: EvaluationOptions) -> EvaluationConfig:

@@ -35,6 +35,7 @@ from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
+from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.price import Price, Trial, in_words
 from art_defenses_ext.evaluation.run.all_images import check_extent
@@ -47,15 +48,18 @@ from art_defenses_ext.evaluation.run.folder import (
     check_settings,
     read_costs,
     read_findings,
+    read_records,
 )
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
+from art_defenses_ext.evaluation.run.rounds import gains, next_round, read_evidence, round_folder
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.run.trial import TRIAL, spread, timed
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
 from art_defenses_ext.evaluation.suite.predictions import nb_labels, predict
 from art_defenses_ext.evaluation.suite.probe import check_graph, probe_attacks
+from art_defenses_ext.evaluation.suite.rounds import round_plan
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, attacks_in
 from art_defenses_ext.evaluation.suite.suites import attack_set
@@ -168,10 +172,12 @@ def _evaluated(
         check_settings(out, task.settings)
     with RunDirectory(out, overwrite, keeps, save_examples) as directory:
         task.carry_out(directory, shard, progress)
+        task.make_rounds(directory, shard, progress, save_examples)
         counterpart = task.counterpart(progress)
         if counterpart is not None:
             with RunDirectory(directory.path / UNDEFENDED, overwrite, keeps) as beside:
                 counterpart.carry_out(beside, shard, progress)
+                counterpart.make_rounds(beside, shard, progress)
         yield directory
 
 
@@ -431,20 +437,53 @@ class _Task:
             work = self._work(self.undefended, misled and settings.adaptive, store.examples)
             starts = shard.starts(settings.samples, settings.block_size)
             fresh = [start for start in starts if start not in store.done]
-            task = bar.add_task("attacks", total=len(manifest.plan) * len(starts), note="")
-            for start in starts:
-                if start in store.done:
-                    bar.update(task, advance=len(manifest.plan))
-                    continue
-                rows = slice(start, start + settings.block_size)
-                step = partial(bar.update, task, advance=1)
-                costs = work.block(start, np.asarray(x[rows]), self.labels[rows], step, store, phases)
+            for start, costs in self._attacked(work, "attacks", starts, store, phases):
                 if progress and start == fresh[0]:
-                    self._announce(Trial(manifest.plan, settings, start, len(x[rows]), costs), fresh[1:], bar)
+                    size = len(x[start : start + settings.block_size])
+                    self._announce(Trial(manifest.plan, settings, start, size, costs), fresh[1:], bar)
             if shard.number == 1 and not store.has_findings:
                 with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
                     findings = work.find_out(x, announce)
                 store.finish(replace(findings, costs=phases.taken(0)))
+
+    def _attacked(
+        self, work: Work, title: str, starts: Sequence[int], store: RunDirectory, phases: Phases
+    ) -> Iterator[tuple[int, list[CostRecord]]]:
+        """Attack the blocks that begin at ``starts`` and that the store does not hold yet, and yield their costs."""
+        task = phases.bar.add_task(title, total=len(work.plan) * len(starts), note="")
+        for start in starts:
+            if start in store.done:
+                phases.bar.update(task, advance=len(work.plan))
+                continue
+            rows = slice(start, start + self.settings.block_size)
+            step = partial(phases.bar.update, task, advance=1)
+            yield start, work.block(start, np.asarray(self.x[rows]), self.labels[rows], step, store, phases)
+
+    def make_rounds(self, store: RunDirectory, shard: Shard, progress: bool, save_examples: str = "one") -> None:
+        """Make the rounds of more effort that are to follow, once all blocks are attacked; of a part none."""
+        manifest, examples = store.manifest, store.examples
+        assert manifest is not None
+        while shard.is_whole:
+            evidence = read_evidence(store.path, manifest, read_records(store.path))
+            number = next_round(evidence)
+            if number is None:
+                return
+            plan = round_plan(number, self.attacker, self.threat, gains(evidence))
+            of_round, folder = replace(manifest, plan=plan), round_folder(store.path, number)
+            with (
+                self.evaluating(),
+                progress_bar(progress) as bar,
+                RunDirectory(folder, keeps=store.keeps, save_examples=save_examples) as directory,
+            ):
+                directory.check_same(of_round)
+                directory.begin(of_round)
+                work = self._work(self.undefended, True, examples)
+                work.plan, work.before = plan, evidence
+                starts = shard.starts(self.settings.samples, self.settings.block_size)
+                for _ in self._attacked(work, f"round {number}", starts, directory, Phases(bar)):
+                    pass
+                directory.join_images(read_records(folder))
+                examples += directory.examples
 
     def counterpart(self, progress: bool) -> _Task | None:
         """Return the evaluation of the undefended model under the same named suite; None if it is not made.

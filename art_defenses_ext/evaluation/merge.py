@@ -24,6 +24,7 @@ from art_defenses_ext.evaluation.run.folder import (
     finished_blocks,
     read_findings,
     read_manifest,
+    read_records,
 )
 from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
 from art_defenses_ext.evaluation.run.shard import WHOLE
@@ -72,8 +73,21 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
 
     Raises:
         InputError: for parts of different runs, samples that are missing or in two parts, and folders that cannot be
-            read or written; nothing is written then.
+            read or written; nothing is written then. Also if rounds of more effort are to follow: the parts are joined
+            then, and :func:`.evaluate` with ``out`` continues with the rounds.
     """
+    return report_of(join_parts(folders, out, overwrite=overwrite, mixed=mixed))
+
+
+def report_of(folder: Path) -> Report:
+    """Write the report of a finished run into its folder, and return it."""
+    report = Report.load(folder)
+    report.save(folder)
+    return report
+
+
+def join_parts(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = False, mixed: bool = False) -> Path:
+    """Join the parts of an evaluation without a report, as :func:`merge` does, and return the folder of the whole."""
     check_flag("overwrite", overwrite)
     check_flag("mixed", mixed)
     out = check_path("out", out, "a folder")
@@ -98,13 +112,11 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
         directory.finish(findings)
         beside = [part.path / UNDEFENDED for part in parts]
         if all((path / MANIFEST).exists() for path in beside):
-            merge(beside, directory.path / UNDEFENDED, overwrite=overwrite, mixed=mixed)
-        report = Report.load(directory.path)
+            join_parts(beside, directory.path / UNDEFENDED, overwrite=overwrite, mixed=mixed)
         paths = {start: parts[number].path for start, number in holders.items()}
         if all(holds_block(path, start) for start, path in paths.items()):
-            join_images(out, paths, manifest, report.records)
-        report.save(directory.path)
-    return report
+            join_images(out, paths, manifest, read_records(out))
+        return directory.path
 
 
 def _parts_in(folder: Path) -> list[Path]:

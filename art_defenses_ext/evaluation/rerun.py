@@ -20,6 +20,7 @@ from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest, read_records
 from art_defenses_ext.evaluation.run.manifest import Manifest
+from art_defenses_ext.evaluation.run.rounds import read_evidence, round_folders
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import named_threat
 
@@ -89,9 +90,12 @@ class Rerun:
             InputError: for a folder without a finished run.
         """
         second = Report.load(again)
-        pairs = zip(read_records(folder), second.records, strict=True)  # without what was added to the run since
+        own = read_evidence(folder, read_manifest(folder), read_records(folder)).records  # without what was added since
+        pairs = zip(own, second.records, strict=True)
         differences = [each for pair in pairs if (each := Difference.between(*pair)) is not None]
-        contents = [(path / RECORDS).read_bytes() for path in (folder, again)]
+        contents = [
+            [(each / RECORDS).read_bytes() for each in (path, *round_folders(path))] for path in (folder, again)
+        ]
         elsewhere = read_manifest(folder).differences(read_manifest(again))
         return cls(second, contents[0] == contents[1], differences, elsewhere)
 

@@ -29,6 +29,7 @@ from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD,
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.attack.staged_pgd import StagedPGD
+from art_defenses_ext.attack.warm_start import CrossedPGD, WarmSquare
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rejecting import rejecting
@@ -55,10 +56,12 @@ OTHERS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]]
     "auto pgd": (AutoPGD, {"norm": 2, "eps": 0.5, "max_iter": 10}, (2, 0.5)),
     "square": (Square, {"eps": 0.1, "max_queries": 20}, (np.inf, 0.1)),
     "staged": (StagedPGD, {"eps": 0.15}, (np.inf, 0.15)),
+    "crossed pgd": (CrossedPGD, {"eps": 0.1, "max_iter": 10, "modes": ("exact", "relu")}, (np.inf, 0.1)),
+    "warm square": (WarmSquare, {"eps": 0.1, "max_iter": 5, "max_queries": 20}, (np.inf, 0.1)),
 }
 KINDS = (
-    *(AnnealedPGD, AutoPGD, DeepFoolLp, IterativeFGSM, LagrangianPGD, MarginPGD),
-    *(OrthogonalPGD, RandomNoise, SelectivePGD, Square, StagedPGD),
+    *(AnnealedPGD, AutoPGD, CrossedPGD, DeepFoolLp, IterativeFGSM, LagrangianPGD, MarginPGD),
+    *(OrthogonalPGD, RandomNoise, SelectivePGD, Square, StagedPGD, WarmSquare),
 )
 RANDOM = ("pgd linf", "annealed l2", "noise l2")
 NOT_RANDOM = ("fgsm", "fgsm l2", "deep fool linf", "deep fool l2")

@@ -15,6 +15,7 @@ from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.staged_pgd import StagedPGD
+from art_defenses_ext.attack.warm_start import CrossedPGD
 
 ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any]]] = {
     "one step": (IterativeFGSM, {"max_iter": 1}),
@@ -26,6 +27,7 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any]]] = {
     "auto, margin": (AutoPGD, {"loss": "margin"}),
     "auto, probability margin": (AutoPGD, {"loss": "probability_margin"}),
     "auto, one class at a time": (AutoPGD, {"loss": "margin_targeted"}),
+    "crossed": (CrossedPGD, {}),
 }
 
 

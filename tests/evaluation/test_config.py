@@ -22,7 +22,7 @@ from art_defenses_ext.evaluation.records.description import Settings
 
 OTHER: dict[str, Any] = {
     **{"seed": 5, "block_size": 7, "curve_samples": 3, "check_samples": 2, "adaptive": False},
-    "undefended_suite": "papers",
+    **{"undefended_suite": "papers", "effort": "auto"},
 }
 NAMES = [each.name for each in fields(EvaluationConfig)]  # type: ignore[arg-type]
 

@@ -15,11 +15,13 @@ from typing import Any, Literal
 from art_defenses_ext.base.errors import shown_by
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.checks.gradient_health import FAITHFUL_SHARE, VERDICTS, GradientHealth
+from art_defenses_ext.evaluation.checks.rounds import Round, RoundResult, round_results
 from art_defenses_ext.evaluation.checks.standing import untried_modes
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import NotFinite, SampleRecord
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
+from art_defenses_ext.evaluation.suite.rounds import steps_of
 from art_defenses_ext.evaluation.suite.spec import Kind
 
 TOLERATED = 0.01
@@ -36,6 +38,10 @@ TOO_EASY = 0.5
 
 OF_THE_ATTACKS = ("single step", "larger eps", "more effort", "transfer", "queries", "noise", "binarization")
 """The checks that look at what the attacks find; the others, at the network and the plan, establish nothing alone."""
+
+OF_EFFORT = ("single step", "more effort", "transfer", "queries")
+"""Those that fail where attacks have not converged or follow a masked gradient: rounds of more effort answer them, and
+how finely a figure is established follows from their counts."""
 
 ELSEWHERE = "elsewhere"
 """The check that is made only where examples from elsewhere were added to a run."""
@@ -85,6 +91,7 @@ class Evidence:
         records: what they did.
         health: of the gradients, one for each mode.
         binarization: None if it was not run.
+        rounds: the attacks of each round of more effort; they stand in ``plan`` too.
     """
 
     run: RunDescription
@@ -92,11 +99,23 @@ class Evidence:
     records: list[SampleRecord]
     health: list[GradientHealth]
     binarization: Binarization | None
+    rounds: list[Round] = field(default_factory=list)
 
     def keys(self, *kinds: Kind, role: Role = "suite") -> list[str]:
-        """Return the keys of the runs of some kinds that attacked something."""
-        chosen = (run for run in self.plan if run.role == role and (run.spec.kind in kinds or not kinds))
+        """Return the keys of the runs of some kinds that attacked something; those of rounds belong to the suite's."""
+        roles = (role, "round") if role == "suite" else (role,)
+        chosen = (run for run in self.plan if run.role in roles and (run.spec.kind in kinds or not kinds))
         return [run.key for run in chosen if any(run.key in record.attacks for record in self.records)]
+
+    @property
+    def failed(self) -> list[str]:
+        """The names of the checks that fail."""
+        return [check.name for check in run_checks(self) if check.verdict == "failed"]
+
+    @property
+    def results(self) -> list[RoundResult]:
+        """What each round added."""
+        return round_results(self.plan, self.rounds, self.records)
 
     @property
     def elsewhere(self) -> list[str]:
@@ -189,7 +208,13 @@ def _largest_rise(evidence: Evidence) -> tuple[Proportion, str]:
 
 
 def _more_effort(name: str, evidence: Evidence) -> Check:
-    """More steps and restarts change nothing."""
+    """More steps and restarts change nothing; where there were rounds of more effort, the last one asks."""
+    if evidence.rounds:
+        last = evidence.results[-1]
+        share = Proportion(last.broken, last.given)
+        steps = f"round {last.number} ({steps_of(last.number)} steps, {last.number + 1} starts)"
+        finding = f"{steps} breaks {_of(share)} images that everything before it leaves"
+        return Check(name, _judged(_too_many(share)), finding, {"broken by more effort": share})
     effort = evidence.keys(role="effort")
     left = evidence.among(effort)
     if not left:

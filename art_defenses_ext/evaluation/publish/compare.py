@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from rich.console import Console
@@ -91,6 +92,14 @@ class Comparison:
             f"{'. '.join(pairs)}."
         )
 
+    @property
+    def spread(self) -> list[str]:
+        """A sentence on the figures of runs that differ in the seed alone, that of training and attacks."""
+        groups: dict[str, list[Compared]] = {}
+        for run in self.runs:
+            groups.setdefault(_but_for_seed(run), []).append(run)
+        return [_spread(runs, self.figure) for runs in groups.values() if len({_seed(run) for run in runs}) > 1]
+
     def rows(self) -> list[list[str]]:
         """Return a row for each run, with the columns of ``heads``."""
         return [_row(run, self.runs[0]) for run in self.runs]
@@ -109,13 +118,15 @@ class Comparison:
             table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
         console.print()
         console.print(table)
-        console.print(f"\n{self.note}", highlight=False, markup=False)
+        for text in (self.note, *self.spread):
+            console.print(f"\n{for_terminal(text)}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
         """Return the table with the meaning of its last columns, below the differences between attackers."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
         table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
-        return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, self.note]) + "\n"
+        below = [self.note, *map(for_markdown, self.spread)]
+        return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, *below]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as plain data for JSON."""
@@ -224,6 +235,27 @@ def _against(pair: Paired, *runs: Compared) -> str:
     """Return the difference in words, with the number of images if it is not that of both runs."""
     is_complete = all(run.summary.run.settings.samples == pair.total for run in runs)
     return str(pair) if is_complete else f"{pair} ({pair.total} images)"
+
+
+def _seed(run: Compared) -> int:
+    return run.summary.run.settings.seed
+
+
+def _but_for_seed(run: Compared) -> str:
+    """Return what a run is, as a text, but for its seed; where a command made it, what that was asked."""
+    described = run.summary.run
+    settings = asdict(replace(described.settings, seed=0))
+    asked = {name: value for name, value in described.options.items() if name not in ("seed", "threads")}
+    return repr((settings, described.model, asked or run.defences))
+
+
+def _spread(runs: Sequence[Compared], figure: str) -> str:
+    """Return the figures of runs that differ in the seed alone, in a sentence."""
+    rates = [100 * run.summary.worst_case.rate for run in runs]
+    seeds = len({_seed(run) for run in runs})
+    bound = "" if all(run.summary.standing == "established" for run in runs) else "; not all of them are established"
+    extremes = f"{min(rates):.1f} to {max(rates):.1f} %"
+    return f"{runs[0].defences}, {seeds} seeds: {figure} {fmean(rates):.1f} % on average, {extremes}{bound}."
 
 
 def _names(folders: Sequence[str | Path]) -> list[str]:

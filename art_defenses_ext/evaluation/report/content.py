@@ -35,6 +35,7 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
         Section("Evaluation", [described.facts(run)]),
         Section("Result", _result(summary)),
         Section("Did the attacks work?", _checks(summary)),
+        Section("Rounds of more effort", _rounds(summary) if summary.rounds else []),
         Section("Next steps", [next_steps(summary)]),
         Section("The attacks", _attacks(summary)),
         Section("The detector", _detector(summary.detection) if summary.detection else []),
@@ -70,6 +71,14 @@ def _result(summary: Summary) -> list[Part]:
 def _checks(summary: Summary) -> list[Part]:
     note = f"If a check fails, the robust accuracy is not established; `{shown_by(PAGE)}` explains the remedies."
     return [tables.checks_table(summary.checks), Prose(note, "soft")] if summary.checks else []
+
+
+def _rounds(summary: Summary) -> list[Part]:
+    end = (
+        "Each round runs stronger attacks than the one before, on the images left and on those that no white-box attack "
+        "had broken. Rounds end when two in a row break nothing, or when the budget is spent."
+    )
+    return _with_legend(tables.rounds_table(summary), end)
 
 
 def _attacks(summary: Summary) -> list[Part]:
@@ -177,7 +186,11 @@ def _terms(summary: Summary) -> Terms:
         "95 % confidence intervals: Wilson's for shares, Gaffke's for means. All figures are of the same images, so a "
         "difference may be significant although intervals overlap."
     )
-    checks = "the attacks pass their own checks. This is not a proof; it rules out known ways in which attacks fail."
+    checks = (
+        "the attacks pass their own checks. This is not a proof; it rules out known ways in which attacks fail. "
+        "Established to so many points: if stronger attacks of the checks' kinds lowered the figure by more, a check "
+        "would fail."
+    )
     return Terms(
         [
             ("robust accuracy", robust),

@@ -9,6 +9,7 @@ from typing import Literal
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.numbers import (
     MISSING,
+    at_most_points,
     count_of,
     interval,
     percentage,
@@ -69,7 +70,7 @@ def _under_attack(summary: Summary) -> list[Headline]:
     if summary.robust_accuracy is not None:
         established = summary.standing != "not established"
         bound = "" if established else f"at most {with_interval(summary.worst_case)}"
-        remark = _join(counted, bound, failed, added)
+        remark = _join(counted, bound, failed, added, _established_to(summary))
         return [Headline("robust", label, summary.robust_accuracy, remark, established), paper]
     robust = Headline("robust", label, None, f"unknown: {summary.unknown}")
     if coverage(summary) in ("nothing", "papers only"):
@@ -78,6 +79,11 @@ def _under_attack(summary: Summary) -> list[Headline]:
         "after_attacks", "Accuracy under the attacks that ran", summary.worst_case, _join(counted, failed, added)
     )
     return [robust, ran, paper]
+
+
+def _established_to(summary: Summary) -> str:
+    """Return how finely the robust accuracy is established; empty where it is not, or cannot be lower."""
+    return f"established to {at_most_points(summary.resolution)}" if summary.resolution else ""
 
 
 def _suite_name(summary: Summary) -> str:

@@ -7,6 +7,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
+from art_defenses_ext.evaluation.checks.checks import OF_EFFORT
+from art_defenses_ext.evaluation.config import AUTO
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.explained import advice
@@ -46,6 +48,11 @@ def _to_establish(summary: Summary) -> Iterator[tuple[str, str]]:
         yield (
             "Check the attacks",
             f"{_again(run, check_samples=100)} makes the checks that a robust accuracy must pass.",
+        )
+    if set(summary.failed_checks) & set(OF_EFFORT) and not summary.rounds and run.settings.adaptive:
+        yield (
+            "Attack for longer until it is established",
+            f"{_again(run, effort=AUTO)} goes on with stronger attacks on the images that are left.",
         )
     for check in summary.checks:
         if check.verdict == "failed":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
@@ -46,6 +47,11 @@ def count_of(share: Proportion) -> str:
 def points(gap: float) -> str:
     """Return a difference of two accuracies on one line, ``"62.0 points"``."""
     return f"{100 * gap:.1f}{NO_BREAK}points"
+
+
+def at_most_points(bound: float) -> str:
+    """Return a bound on a difference of two accuracies, rounded upwards."""
+    return points(math.ceil(round(1000 * bound, 6)) / 1000)
 
 
 def images(count: int) -> str:

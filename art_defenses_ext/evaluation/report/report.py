@@ -11,7 +11,7 @@ from rich.console import Console
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.base.validation import check_path
-from art_defenses_ext.evaluation.checks.checks import Evidence, run_checks
+from art_defenses_ext.evaluation.checks.checks import run_checks
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.examples import Example, written
 from art_defenses_ext.evaluation.records.sample import SampleRecord
@@ -30,6 +30,7 @@ from art_defenses_ext.evaluation.run.folder import (
     read_manifest,
     read_records,
 )
+from art_defenses_ext.evaluation.run.rounds import next_round, read_evidence, round_folders
 
 PAGE = "report.html"
 """The file of a report that is written last: if it exists, the report is complete."""
@@ -67,14 +68,21 @@ class Report:
                 f"folder is {folder}, which holds {len(own)} of {run.settings.samples} samples; "
                 "a finished run was expected: the command that began it continues it"
             )
-        plan, records = join(manifest, own, read_additions(path, manifest))
-        findings = read_findings(path)
-        evidence = Evidence(run, plan, records, manifest.health, findings.binarization)
+        evidence = read_evidence(path, manifest, own)
+        if (number := next_round(evidence)) is not None:
+            raise RunError(
+                f"folder is {folder}, where round {number} of more effort is not finished; a finished run was "
+                "expected: the command that began it, of a part without --shard, goes on with it"
+            )
+        evidence = join(manifest, evidence, read_additions(path, manifest))
         checks = run_checks(evidence) if run.settings.check_samples else []
-        summary = summarise(run, plan, records, read_costs(path) + findings.costs, checks)
+        rounds = round_folders(path)
+        costs = [cost for each in (path, *rounds) for cost in read_costs(each)] + read_findings(path).costs
+        summary = summarise(run, evidence.plan, evidence.records, costs, checks, evidence.rounds)
         if run.pairs_undefended and (path / UNDEFENDED / MANIFEST).exists():
             summary = replace(summary, against_undefended=_against_undefended(path / UNDEFENDED, run, own))
-        return cls(summary, records, read_kept_examples(path))
+        examples = [example for each in (path, *rounds) for example in read_kept_examples(each)]
+        return cls(summary, own, examples)
 
     @property
     def robust_accuracy(self) -> float | None:

@@ -16,6 +16,7 @@ GROUPS = {
     "suite": "Attack suite",
     "paper": "The paper's attacks",
     "side": "Curves and checks",
+    "round": "Rounds of more effort",
     "elsewhere": "Examples made elsewhere",
 }
 """Headings of the attacks' tables, by the rows' ``source``, in the order in which they ran."""
@@ -55,6 +56,35 @@ def checks_table(checks: Sequence[Check]) -> Table:
             folded=explained(check.section, "Reason and remedy"),
         )
         for check in checks
+    ]
+    return Table(columns, rows)
+
+
+def rounds_table(summary: Summary) -> Table:
+    """Return what each round of more effort added, and what it cost."""
+    columns = (
+        Column("round", holds="words"),
+        Column("steps", "of each descent; each round has a start more"),
+        Column("broke\nk of m", "of m images that nothing had broken before"),
+        Column("gradients\nbroke too", "of images broken before, but by no white-box attack"),
+        Column("forward", "images passed forwards in all"),
+        Column("backward", "images passed backwards in all"),
+        Column("s"),
+    )
+    rows = [
+        Row(
+            str(result.number),
+            (
+                str(each.steps),
+                f"{result.broken} of {result.given}",
+                f"{result.found} of {result.late}",
+                str(each.cost.forward),
+                str(each.cost.backward),
+                amount(each.cost.seconds),
+            ),
+        )
+        for each in summary.rounds
+        for result in [each.result]
     ]
     return Table(columns, rows)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from art_defenses_ext.evaluation.checks.checks import OF_EFFORT
 from art_defenses_ext.evaluation.checks.standing import Standing
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.headlines import coverage
@@ -15,11 +16,16 @@ from art_defenses_ext.evaluation.report.numbers import (
     with_interval,
 )
 from art_defenses_ext.evaluation.report.sections import NO_BREAK, Prose, Status
+from art_defenses_ext.evaluation.results.randomness import Randomness
 from art_defenses_ext.evaluation.results.summary import AgainstUndefended, Summary
 from art_defenses_ext.evaluation.suite.vote import MOST_PASSES
 
 SIGNIFICANT = 0.05
 """The p value below which a difference is significant."""
+
+
+SENT = (1, 2, 5, 10, 20)
+"""Numbers of passes of which a report prints the worst; ``report.json`` holds all from 1 to 20."""
 
 
 def verdict(summary: Summary) -> str:
@@ -29,7 +35,13 @@ def verdict(summary: Summary) -> str:
 
 def explanation(summary: Summary) -> str:
     """Return the explanation of the conclusion, in a few sentences."""
-    parts = (_on_checks(summary), _on_attacks(summary), _on_detector(summary), _on_undefended(summary))
+    parts = (
+        _on_checks(summary),
+        _on_rounds(summary),
+        _on_attacks(summary),
+        _on_detector(summary),
+        _on_undefended(summary),
+    )
     return " ".join(part for part in parts if part)
 
 
@@ -79,6 +91,19 @@ def _on_checks(summary: Summary) -> str:
         return ""
     failed = ", ".join(summary.failed_checks)
     return f"The attacks fail their own checks ({failed}), so other attacks may break more images."
+
+
+def _on_rounds(summary: Summary) -> str:
+    """Return what rounds of more effort added, and whether the checks that they were made for pass now."""
+    if not summary.rounds:
+        return ""
+    results = [each.result for each in summary.rounds]
+    rounds = f"{len(results)} round{'' if len(results) == 1 else 's'} of more effort"
+    broken = images(sum(result.broken for result in results))
+    failed = [name for name in summary.failed_checks if name in OF_EFFORT]
+    after = f"after which {', '.join(failed)} still fail{'s' * (len(failed) == 1)}" if failed else ""
+    idle = "the last of which added nothing" if results[-1].is_idle else ""
+    return f"Of the images left, {rounds} broke {broken}{''.join(f', {each}' for each in (idle, after) if each)}."
 
 
 def _on_attacks(summary: Summary) -> str:
@@ -171,7 +196,16 @@ def describe_randomness(summary: Summary) -> str:
         f"They do not decide {count_of(passes.undecided)} images, which count as robust. Under the attack that seems "
         f"worst in earlier passes, the mean accuracy over {passes.votes} passes is {100 * passes.mean:.1f}{NO_BREAK}% "
         f"[{low},{NO_BREAK}{high}], and the share of images that are correct in every pass is "
-        f"{with_interval(passes.worst)}."
+        f"{with_interval(passes.worst)}. The accuracy in the worst of N passes is {_worst_of(passes)}. The attacker "
+        f"averages {summary.run.draws} passes a step."
+    )
+
+
+def _worst_of(passes: Randomness) -> str:
+    """Return the accuracy in the worst of some numbers of passes, in per cent."""
+    sizes = [size for size in SENT if size <= len(passes.worst_of)]
+    return ", ".join(
+        f"{100 * passes.worst_of[size - 1]:.1f}{NO_BREAK}% (N{NO_BREAK}={NO_BREAK}{size})" for size in sizes
     )
 
 

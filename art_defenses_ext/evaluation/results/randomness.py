@@ -6,7 +6,10 @@ the passes after these are counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import comb
+from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +18,9 @@ from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
 from art_defenses_ext.evaluation.threat import Threat, named_threat
+
+MOST_SENT = 20
+"""How often an attacker sends an image, at most, in the figures of the worst of N passes. **Convention**."""
 
 Numbers = npt.NDArray[np.float64]
 
@@ -31,6 +37,8 @@ class Randomness:
         mean: mean accuracy over samples and passes, from 0 to 1.
         mean_interval: its 95 % interval over the samples.
         worst: share of samples that are correct in every counted pass.
+        worst_of: accuracy against an attacker who sends each image N times and needs one success, for N = 1, 2, ...:
+            the mean over samples of the share of all sets of N counted passes without a miss.
         undecided: share of robust samples for which the largest number of passes did not decide whether an attack
             succeeded.
     """
@@ -39,6 +47,7 @@ class Randomness:
     mean: float
     mean_interval: tuple[float, float]
     worst: Proportion
+    worst_of: list[float]
     undecided: Proportion
 
 
@@ -58,8 +67,23 @@ def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness |
         mean=right.mean,
         mean_interval=right.interval,
         worst=Proportion.of(count == 0 for count in misses),
+        worst_of=worst_of(misses, run.votes),
         undecided=Proportion.of(near),
     )
+
+
+def worst_of(misses: Sequence[int], votes: int) -> list[float]:
+    """Return the accuracy in the worst of N passes, from 0 to 1, for N from 1 to ``MOST_SENT``.
+
+    It is the mean over samples of C(votes - misses, N) / C(votes, N), the share of the sets of N passes without a miss:
+    an unbiased estimate, since the passes are independent.
+
+    Args:
+        misses: of each sample, how many of its passes missed the label.
+        votes: passes of each sample.
+    """
+    sizes = range(1, min(MOST_SENT, votes) + 1)
+    return [fmean(comb(votes - count, size) / comb(votes, size) for count in misses) for size in sizes]
 
 
 def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list[Outcome | None]:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from statistics import median
 from typing import Any, ClassVar, Literal
 
 from art_defenses_ext.base.logits import NO_CLASS
 from art_defenses_ext.evaluation.checks.checks import OF_THE_ATTACKS, Check
+from art_defenses_ext.evaluation.checks.resolution import resolution
+from art_defenses_ext.evaluation.checks.rounds import Round, RoundResult, round_results
 from art_defenses_ext.evaluation.checks.standing import Standing, lacking
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription
@@ -20,9 +22,10 @@ from art_defenses_ext.evaluation.records.sample import CostRecord, NotFinite, Ou
 from art_defenses_ext.evaluation.results.detection import Detection, detection
 from art_defenses_ext.evaluation.results.randomness import Randomness, randomness, worst_of_each
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
+from art_defenses_ext.evaluation.suite.rounds import steps_of
 from art_defenses_ext.evaluation.threat import named_threat
 
-FORMAT = 10
+FORMAT = 11
 """The format of ``report.json``. From 3 on it holds the agreement of softmax lists: ``reference``, ``clean_agreement``,
 ``worst_agreement``, and ``agreement`` in each of ``rows``; from 4 on ``run`` holds ``trainings``; from 5 on there is
 ``detection``, and ``run`` holds ``rejects``; from 6 on ``run`` says what a manifest says of it
@@ -31,7 +34,9 @@ FORMAT = 10
 has figures away from the detector's own threshold of attacks with zero knowledge alone, and ``randomness`` those of
 passes that chose no attack; from 8 on rows have ``median_size``, their ``source`` is ``"suite"``, ``"paper"`` or
 ``"side"``, and ``detection`` gives thresholds of the detector's margin; from 9 on ``phases`` are costs by name; from
-10 on there are ``own_worst_case`` and ``against_undefended``, and the ``source`` of a row may be ``"elsewhere"``."""
+10 on there are ``own_worst_case`` and ``against_undefended``, and the ``source`` of a row may be ``"elsewhere"``; from
+11 on there are ``rounds`` and ``resolution``, the ``source`` of a row may be ``"round"``, and ``randomness`` has
+``worst_of``."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,8 @@ class AttackRow:
 
     Attributes:
         key: its name in the records.
-        source: ``"paper"``, ``"suite"``, ``"elsewhere"`` for added examples, or ``"side"`` for the runs of curves and
-            checks.
+        source: ``"paper"``, ``"suite"``, ``"elsewhere"`` for added examples, ``"side"`` for the runs of curves and
+            checks, or ``"round"`` for those of rounds of more effort.
         crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
         purpose: its purpose.
@@ -113,6 +118,21 @@ class Curve:
 
     attack: str
     points: list[tuple[float, Proportion]]
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """A round of more effort.
+
+    Attributes:
+        result: what it added.
+        steps: of its descents.
+        cost: of its attacks, without judging their images.
+    """
+
+    result: RoundResult
+    steps: int
+    cost: Cost
 
 
 @dataclass(frozen=True)
@@ -169,9 +189,10 @@ class Summary:
         phases: the cost of each phase besides the attacks, by name (``evaluation/records/phases.py``).
         total: total cost without the undefended model's own evaluation.
         against_undefended: the undefended model under the same suite; None if it was not evaluated.
+        rounds: the rounds of more effort, in their order.
     """
 
-    DERIVED = ("standing", "established", "gap", "robust_accuracy")
+    DERIVED = ("standing", "established", "gap", "robust_accuracy", "resolution")
     IN_FILE: ClassVar = {"worst_case": "after_attacks"}
 
     run: RunDescription
@@ -194,6 +215,7 @@ class Summary:
     total: Cost
     own_worst_case: Proportion | None = None
     against_undefended: AgainstUndefended | None = None
+    rounds: list[RoundRow] = field(default_factory=list)
 
     @property
     def standing(self) -> Standing:
@@ -235,6 +257,14 @@ class Summary:
         return [check.name for check in self.checks if check.verdict == "failed"]
 
     @property
+    def resolution(self) -> float | None:
+        """By how much the robust accuracy may be too high although its checks pass, from 0 to 1 (docs/checks.md).
+
+        None where it is not established, or no check that bounds it was made.
+        """
+        return resolution(self.checks, self.worst_case) if self.standing == "established" else None
+
+    @property
     def gap(self) -> float | None:
         """The accuracy under the paper's attacks minus the robust accuracy; None unless both are known."""
         if self.paper is None or self.robust_accuracy is None:
@@ -253,8 +283,9 @@ def summarise(
     records: list[SampleRecord],
     costs: list[CostRecord],
     checks: list[Check],
+    rounds: Sequence[Round] = (),
 ) -> Summary:
-    """Compute every figure of a run from its records."""
+    """Compute every figure of a run from its records; the attacks of ``rounds`` stand in ``plan`` too."""
     by_attack = _cost_by_attack(costs)
     paper = {attack.key for attack in plan if attack.spec.source == "paper" and _outcomes(attack.key, records)}
     has_undefended = records[0].undefended_clean is not None
@@ -274,11 +305,16 @@ def summarise(
         worst_agreement=_worst_agreement(run, records),
         detection=detection(plan, records, named_threat(run.settings.threat, run.settings.eps)),
         rows=[_row(attack, records, by_attack[attack.key]) for attack in plan if attack.role == "suite"]
-        + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)],
+        + [row for role in SIDE_ROWS for row in _side_row(role, plan, records, costs)]
+        + [_row(attack, records, by_attack[attack.key]) for attack in plan if attack.role == "round"],
         curves=_curves(run, plan, records),
         phases={name: by_attack[name] for name in PHASES if name in by_attack},
         total=_sum(record.cost for record in costs),
         own_worst_case=_own_worst_case(plan, records),
+        rounds=[
+            RoundRow(result, steps_of(result.number), _sum(by_attack[run.key] for run in attacks))
+            for result, attacks in zip(round_results(plan, rounds, records), rounds, strict=True)
+        ],
     )
 
 
@@ -300,7 +336,7 @@ def _row(attack: AttackRun, records: list[SampleRecord], cost: Cost) -> AttackRo
     attacked = max(len(outcomes), 1)
     return AttackRow(
         key=attack.key,
-        source=attack.spec.source,
+        source="round" if attack.role == "round" else attack.spec.source,
         crafted_on=attack.spec.crafted_on,
         mode=attack.mode,
         purpose=attack.spec.purpose,

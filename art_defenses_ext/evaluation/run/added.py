@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -22,8 +22,9 @@ import numpy as np
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
+from art_defenses_ext.evaluation.checks.checks import Evidence
 from art_defenses_ext.evaluation.records.lines import CHANGED, STRICT, digest_of_plain, parse_json, parsed
-from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
+from art_defenses_ext.evaluation.records.sample import Outcome
 from art_defenses_ext.evaluation.run.folder import ADDED
 from art_defenses_ext.evaluation.run.manifest import Manifest, ReadOnlyBuild
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -111,25 +112,23 @@ def _read(path: Path, manifest: Manifest) -> Addition:
     return addition
 
 
-def join(
-    manifest: Manifest, records: Sequence[SampleRecord], additions: Sequence[Addition]
-) -> tuple[list[AttackRun], list[SampleRecord]]:
-    """Return plan and records of a run with what was added to it; the records are changed in place.
+def join(manifest: Manifest, evidence: Evidence, additions: Sequence[Addition]) -> Evidence:
+    """Return what the checks of a run look at with what was added to the run; the records are changed in place.
 
     Raises:
         InputError: for two attacks of one name, and outcomes that contradict themselves.
     """
     settings = manifest.run.settings
     threat = named_threat(settings.threat, settings.eps)
-    plan = [*manifest.plan, *(addition.run(threat, settings.samples) for addition in additions)]
+    plan = [*evidence.plan, *(addition.run(threat, settings.samples) for addition in additions)]
     keys = {run.key for run in plan}
     if len(keys) < len(plan):
         raise RunError(f"{ADDED}/ holds examples of the name of an attack of the run; {CHANGED}")
     for addition in additions:
         for index, outcome in addition.outcomes.items():
-            record = records[int(index)]
+            record = evidence.records[int(index)]
             record.attacks[addition.name] = outcome
             wrong = record.contradiction(manifest.run.labels, threat, keys)
             if wrong is not None:
                 raise RunError(f"{ADDED}/{addition.stem}.json contradicts itself: {wrong}; {CHANGED}")
-    return plan, list(records)
+    return replace(evidence, plan=plan)

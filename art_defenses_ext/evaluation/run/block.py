@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from art_defenses_ext.base.validation import one_line
 from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.checks.binarization import binarization_test
+from art_defenses_ext.evaluation.checks.checks import Evidence
+from art_defenses_ext.evaluation.checks.rounds import white_box
 from art_defenses_ext.evaluation.records.costs import Cost, measured
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import NB_EXAMPLES, Example
@@ -116,6 +119,7 @@ class Work:
         misled: whether no gradient mode leads where it says.
         shown: attacks of which there is an example already.
         listen: is told of each attack, once it is written down.
+        before: of a round of more effort, what was done before it; None for the run's own attacks.
     """
 
     attacker: Attacker
@@ -126,6 +130,7 @@ class Work:
     misled: bool
     shown: set[str] = field(default_factory=set)
     listen: Callable[[Attacked], None] = field(default_factory=lambda: lambda _: None)
+    before: Evidence | None = None
     _judging: Cost = field(default_factory=Cost)
 
     @property
@@ -151,6 +156,7 @@ class Work:
         """
         with blamed("the classifier, on clean images,", start, store.keeps):
             block, judging = self.clean(start, x, labels)
+        self._join_before(block)
         earlier, costs = store.attempts(start), []
         for run in self.plan:
             announce(note=run.key)
@@ -173,8 +179,32 @@ class Work:
         with drawing, phases.phase(PICTURES, self.classifier), seeded(views):
             examples = with_views(self.classifier, block.examples)
         costs = phases.taken(start) + costs
-        store.append(Block.of(block.records), costs, examples)
+        store.append(Block.of(self._own(block.records)), costs, examples)
         return costs
+
+    def _join_before(self, block: _Block) -> None:
+        """Note in the records of a block what was done before this round."""
+        if self.before is not None:
+            for record in block.records:
+                record.attacks |= self.before.records[record.index].attacks
+
+    def _own(self, records: list[SampleRecord]) -> list[SampleRecord]:
+        """Return records with the outcomes of these attacks alone."""
+        keys = {run.key for run in self.plan}
+        return [
+            replace(record, attacks={key: outcome for key, outcome in record.attacks.items() if key in keys})
+            for record in records
+        ]
+
+    @cached_property
+    def _white_box(self) -> set[str]:
+        """The keys of white-box attacks, of this round and of all before it."""
+        return white_box([*([] if self.before is None else self.before.plan), *self.plan])
+
+    @property
+    def _sharing(self) -> int:
+        """How many attacks share the rate of false successes: rounds may err as often as the suite, all together."""
+        return len(self.plan) * (1 if self.before is None else 2 ** (len(self.before.rounds) + 1))
 
     def clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
         """Return the block before any attack: what both classifiers say of the clean images, and what that cost."""
@@ -243,10 +273,12 @@ class Work:
         if self.target(run) is None:
             return np.array([], dtype=np.int64)
         chosen: Sequence[int] = range(len(records))
-        if run.role != "suite":
+        if run.role not in ("suite", "round"):
             first = self.settings.curve_samples if run.role == "curve" else self.settings.check_samples
             chosen = range(sum(record.index < first for record in records))
-        if run.role == "effort" or (run.role == "suite" and run.spec.samples != "all"):
+        if run.role == "round" and run.spec.kind == "white-box":
+            chosen = [i for i in chosen if records[i].robust(self._white_box)]
+        elif run.role in ("effort", "round") or (run.role == "suite" and run.spec.samples != "all"):
             chosen = [i for i in chosen if records[i].robust()]
         return np.array(chosen[: run.most(len(chosen))], dtype=np.int64)
 
@@ -289,7 +321,7 @@ class Work:
     ) -> list[Outcome]:
         """Return what the images that an attack made of some samples are worth."""
         labels = block.labels[rows]
-        judged = self._judge(run.key, block.start, adversarial, labels, len(self.plan))
+        judged = self._judge(run.key, block.start, adversarial, labels, self._sharing)
         plain = None
         if run.spec.crafted_on == "undefended" and self.undefended is not None:
             plain = self._without_defences(self.undefended, adversarial).classes

@@ -11,6 +11,7 @@
     unfinished.*     of the block at work, what each attack did (``unfinished.py``)
     lock             held while a process is at work
     undefended/      the undefended model's run under the same suite, a folder like this one
+    rounds/          rounds of more effort, each a folder like this one (``rounds.py``)
 
 A block counts as done when its last record's line has ended; what stands after that is cut off before a run goes on.
 """
@@ -58,6 +59,7 @@ MANIFEST, RECORDS, COSTS = "manifest.json", "records.jsonl", "costs.jsonl"
 EXAMPLES, FINDINGS, LOCK = "examples", "findings.json", "lock"
 ADDED = "added"
 UNDEFENDED = "undefended"
+ROUNDS = "rounds"
 RESULTS = ("report.json", "report.html", "examples.npz")
 
 ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"
@@ -323,9 +325,10 @@ class RunDirectory:
                 path.unlink()
             self._unfinished.remove()
             remove_images(self.path)
-        if (self.path / UNDEFENDED / MANIFEST).exists():
-            with RunDirectory(self.path / UNDEFENDED, overwrite=True):
-                pass
+        for manifest in (self.path / UNDEFENDED / MANIFEST, *(self.path / ROUNDS).glob(f"*/{MANIFEST}")):
+            if manifest.exists():
+                with RunDirectory(manifest.parent, overwrite=True):
+                    pass
 
     @contextmanager
     def _writing(self, hint: str = ONE_MORE_TIME) -> Iterator[None]:

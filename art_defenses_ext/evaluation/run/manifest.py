@@ -228,7 +228,7 @@ def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
     same_images = first.run.data_sha256 == second.run.data_sha256
     pairs = [
         (name, getattr(settings, name), getattr(others, name))
-        for name in ("threat", "eps", "seed", "block_size", "adaptive")
+        for name in ("threat", "eps", "seed", "block_size", "adaptive", "effort")
     ]
     differences = [f"{name} {value}, not {other}" for name, value, other in pairs if value != other]
     for name in ("check_samples", "curve_samples"):

@@ -18,9 +18,10 @@ from art_defenses_ext.evaluation.threat import Threat, radius_to_grey
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
 """Where the curve of accuracy against eps is measured, in units of the threat's eps."""
 
-Role = Literal["suite", "curve", "limit", "effort"]
+Role = Literal["suite", "curve", "limit", "effort", "round"]
 """``"suite"``: the evaluation proper. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
-``"effort"``: for the checks, on theirs; the largest eps of all, and more steps and restarts on what is left."""
+``"effort"``: for the checks, on theirs; the largest eps of all, and more steps and restarts on what is left.
+``"round"``: of a round of more effort (``rounds.py``), on all samples that are left."""
 
 EFFORT = AttackSpec(
     "APGD margin, 300 steps, 2 starts",

@@ -244,7 +244,9 @@ def ranked_summary() -> Summary:
 
 RANDOM = replace(
     summary_of([(PGD, 15)], votes=32, draws=16),
-    randomness=Randomness(32, 0.625, (0.5012, 0.7488), worst=Proportion(5, 20), undecided=Proportion(1, 20)),
+    randomness=Randomness(
+        32, 0.625, (0.5012, 0.7488), worst=Proportion(5, 20), worst_of=[0.625, 0.5], undecided=Proportion(1, 20)
+    ),
 )
 SUMMARIES = {
     "checked": checked_report().summary,

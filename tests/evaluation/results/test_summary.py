@@ -6,7 +6,8 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from statistics import NormalDist
+from itertools import combinations
+from statistics import NormalDist, fmean
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion, plain
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
+from art_defenses_ext.evaluation.results.randomness import worst_of
 from art_defenses_ext.evaluation.results.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
@@ -418,7 +420,21 @@ def test_the_first_passes_choose_the_attack_of_each_sample_and_others_are_counte
     assert found.mean == pytest.approx(sum(right) / 5)
     assert found.mean_interval == pytest.approx(Mean.of(right).interval)
     assert found.worst == Proportion(1, 5)
+    assert found.worst_of[0] == pytest.approx(found.mean)
+    assert found.worst_of[-1] == found.worst.rate
     assert found.undecided == Proportion(1, 5)
+
+
+def test_the_worst_of_n_passes_is_the_share_of_all_choices_of_n_that_hold_no_miss() -> None:
+    """An enumeration of all sets of the stored passes, for N from 1 to their number."""
+    misses, votes = [0, 1, 2, 6], 6
+    passes = [[True] * count + [False] * (votes - count) for count in misses]
+    for size, accuracy in enumerate(worst_of(misses, votes), 1):
+        sets = [list(combinations(of_sample, size)) for of_sample in passes]
+        assert accuracy == pytest.approx(fmean(fmean(not any(chosen) for chosen in each) for each in sets))
+    assert len(worst_of(misses, votes)) == votes
+    assert len(worst_of([0], 32)) == 20
+    assert worst_of([3], 32)[0] == 29 / 32
 
 
 # The agreement of softmax lists

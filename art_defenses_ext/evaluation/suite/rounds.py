@@ -1,0 +1,127 @@
+"""A round of more effort: our attacks once more on the images that are left, with more steps, starts and queries.
+
+A round is an attack suite of its own, and stronger than the one before: steps and queries double, starts grow by one.
+The gradient modes and losses that broke most images so far come first; surrogates begin wider and end narrower than in
+the suite. Then follows what the suite does not try: starts from perturbations of other images and modes, estimated
+gradients whatever the examination of gradients says, and Square from the best points of a descent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from art.attacks.attack import EvasionAttack
+
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.margin_pgd import MarginPGD
+from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
+from art_defenses_ext.attack.warm_start import CrossedPGD, WarmSquare
+from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.suite.attacker import Attacker
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.predictions import nb_labels
+from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, CraftedOn, Kind, Modes
+from art_defenses_ext.evaluation.threat import Threat
+
+MODES = 4
+"""Gradient modes that a round follows, at most; those under which most images were broken. **Convention**."""
+
+FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
+"""Of the surrogates' width, from run to run: wider and narrower than in the suite. **Convention**."""
+
+LOSSES = {
+    "APGD margin": "margin",
+    "APGD cross-entropy": "cross_entropy",
+    "APGD targeted": "dlr_targeted",
+    "APGD probability margin": "probability_margin",
+}
+"""The losses of descents, by the name of the attack."""
+
+ANNEALED = {"APGD annealed": "margin", "APGD annealed, cross-entropy": "cross_entropy"}
+"""The same of runs under surrogates that grow sharper."""
+
+
+def steps_of(number: int) -> int:
+    """Return the steps of a descent in round ``number``: 300 in the first, three times those of the suite."""
+    return 150 << number
+
+
+def round_name(number: int, name: str) -> str:
+    """Return what an attack is called in round ``number``."""
+    return f"round {number}: {name}"
+
+
+def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int]) -> list[AttackRun]:
+    """Return the attacks of a round in their order.
+
+    Args:
+        number: of the round, from 1.
+        attacker: whose gradient modes to try.
+        threat: the ball.
+        gains: images that each attack under each mode has broken so far, by :attr:`.AttackRun.family`; what an attack
+            broke in rounds before counts too.
+    """
+    steps = steps_of(number)
+
+    def of_mode(mode: str) -> int:
+        return sum(count for family, count in gains.items() if family.endswith(f"[{mode}]"))
+
+    modes = sorted(attacker.modes, key=lambda mode: -of_mode(mode))[:MODES]
+    searches = {(name, mode): _descent(name, number) for name in LOSSES for mode in modes}
+    for name, loss in ANNEALED.items():
+        annealed = _build(AnnealedPGD, loss=loss, factors=FACTORS, max_iter=steps)
+        searches |= {(name, mode): annealed for mode in attacker.annealable}
+    order = sorted(searches, key=lambda pair: -gains.get(f"{pair[0]} [{pair[1]}]", 0))
+    runs = [_run(number, name, searches[name, mode], threat, mode) for name, mode in order]
+    if rejects(attacker.classifier):
+        for name, attack in (("selective", SelectivePGD), ("orthogonal", OrthogonalPGD), ("Lagrangian", LagrangianPGD)):
+            runs.append(_run(number, f"{name} PGD", _build(attack, max_iter=steps), threat))
+    crossed = _build(CrossedPGD, modes=tuple(modes), max_iter=steps)
+    smoothed = _build(AutoPGD, loss="margin", max_iter=50 * number)
+    return [
+        *runs,
+        _run(number, "APGD crossed", crossed, threat),
+        _run(number, "APGD smoothed", smoothed, threat, crafted_on="smoothed"),
+        _run(number, "transfer PGD", _transfer(number), threat, kind="transfer", crafted_on="undefended"),
+        _run(number, "Square", _build(WarmSquare, max_queries=1000 << number), threat, modes[0], "queries"),
+    ]
+
+
+def _run(
+    number: int,
+    name: str,
+    build: Build,
+    threat: Threat,
+    mode: str | None = None,
+    kind: Kind = "white-box",
+    crafted_on: CraftedOn = "defended",
+) -> AttackRun:
+    """Return a run of a round, under a gradient mode or, where that is None, under those that the attack names."""
+    modes: Modes = "exact" if mode is None else "all"
+    purpose = f"more effort: {steps_of(number)} steps" if kind == "white-box" else "more effort"
+    spec = AttackSpec(round_name(number, name), build, purpose, kind=kind, crafted_on=crafted_on, modes=modes)
+    return AttackRun(spec, mode or "exact", threat, "round")
+
+
+def _build(attack: Callable[..., EvasionAttack], **options: Any) -> Build:
+    return lambda classifier, threat, seed: attack(classifier, threat.norm, threat.eps, seed=seed, **options)
+
+
+def _descent(name: str, number: int) -> Build:
+    """Return what makes Auto-PGD on a loss, from one start more in each round, or towards the nearest nine classes."""
+    loss = LOSSES[name]
+    if not loss.endswith("_targeted"):
+        return _build(AutoPGD, loss=loss, max_iter=steps_of(number), nb_runs=number + 1)
+
+    def targeted(classifier: Any, threat: Threat, seed: int) -> EvasionAttack:
+        count = nb_labels(classifier)
+        options = {"loss": loss if count > 3 else "margin_targeted", "nb_runs": min(9, count - 1)}
+        return _build(AutoPGD, max_iter=steps_of(number), **options)(classifier, threat, seed)
+
+    return targeted
+
+
+def _transfer(number: int) -> Build:
+    return _build(MarginPGD, max_iter=40 << number, nb_starts=number + 1, stop_when_broken=False)

@@ -1,0 +1,146 @@
+"""Rounds of more effort beside a run: made, continued, merged, repeated, and joined into its figures."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from art_defenses_ext import evaluate
+from art_defenses_ext.attack.auto_pgd import AutoPGD
+from art_defenses_ext.attack.square import Square
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.evaluation import evaluate as module
+from art_defenses_ext.evaluation.evaluate import evaluate_shard
+from art_defenses_ext.evaluation.merge import merge
+from art_defenses_ext.evaluation.report.page import render_page
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.rerun import Rerun
+from art_defenses_ext.evaluation.run.folder import RECORDS, read_records
+from art_defenses_ext.evaluation.run.shard import Shard
+from art_defenses_ext.evaluation.suite.attacker import Attacker
+from art_defenses_ext.evaluation.suite.plan import AttackRun
+from art_defenses_ext.evaluation.suite.rounds import round_name, round_plan
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.threat import Threat
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
+def few_steps(number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int]) -> list[AttackRun]:
+    """Two attacks in place of those of a round, with more steps in each."""
+    specs = [
+        AttackSpec(
+            round_name(number, "APGD"),
+            lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=10 * number, seed=seed),
+            "more effort",
+            kind="white-box",
+            modes="all",
+        ),
+        AttackSpec(
+            round_name(number, "Square"),
+            lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=40 * number, seed=seed),
+            "more effort",
+            kind="queries",
+        ),
+    ]
+    return [AttackRun(specs[0], "smooth", threat, "round"), AttackRun(specs[1], "exact", threat, "round")]
+
+
+@pytest.fixture(autouse=True)
+def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "round_plan", few_steps)
+
+
+@pytest.fixture(scope="module")
+def evaluated(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The finished run once more, with two rounds after it."""
+    folder = tmp_path_factory.mktemp("rounds") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "round_plan", few_steps)
+        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        finished_run.repeat(out=folder, effort="2")
+    return folder
+
+
+def records_of(folder: Path) -> list[bytes]:
+    return [(each / RECORDS).read_bytes() for each in (folder, folder / "rounds" / "1", folder / "rounds" / "2")]
+
+
+def test_rounds_change_nothing_of_the_run_and_attack_what_it_left(finished_run: Any, evaluated: Path) -> None:
+    own, report = read_records(evaluated), Report.load(evaluated)
+    assert own == read_records(finished_run.folder)
+    left = [record.index for record in own if record.robust({"APGD [exact]", "APGD [relu]", "APGD [smooth]"})]
+    first = [record.index for record in report.records if "round 1: APGD [smooth]" in record.attacks]
+    assert first == left
+    rounds = [each.result for each in report.summary.rounds]
+    assert rounds[0].given + rounds[0].late == len(left)
+    assert rounds[0].given == sum(record.robust() for record in own)
+    broken = sum(each.broken for each in rounds)
+    assert broken == sum(record.robust() for record in own) - report.summary.worst_case.count
+    assert broken > 0
+    assert report.summary.total.forward > finished_run.report.summary.total.forward
+
+
+def test_a_report_prints_the_rounds_and_what_each_added(evaluated: Path) -> None:
+    report = Report.load(evaluated)
+    results = [each.result for each in report.summary.rounds]
+    page = render_page(report.summary, report.examples, {}).replace("\N{NO-BREAK SPACE}", " ")
+    assert "Rounds of more effort" in page
+    for result in results:
+        assert f"{result.broken} of {result.given}" in page
+    assert f"2 rounds of more effort broke {sum(each.broken for each in results)} image" in str(report)
+
+
+def test_a_killed_round_goes_on_to_the_same_bytes_and_is_no_finished_run(
+    finished_run: Any, evaluated: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(evaluated, folder)
+    shutil.rmtree(folder / "rounds" / "2")
+    file = folder / "rounds" / "1" / RECORDS
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(InputError, match="where round 1 of more effort is not finished"):
+        Report.load(folder)
+    finished_run.repeat(out=folder, effort="2")
+    assert records_of(folder) == records_of(evaluated)
+
+
+def test_parts_are_merged_and_the_whole_goes_on_with_rounds_that_repeat_those_of_a_single_process(
+    finished_run: Any, evaluated: Path, tmp_path: Path
+) -> None:
+    call = finished_run.call | finished_run.options | {"effort": "2"}
+    for number in (1, 2):
+        evaluate_shard(**call, shard=Shard(number, 2), out=tmp_path / "run")
+    with pytest.raises(InputError, match=r"round 1 of more effort is not finished; .* without --shard, goes on"):
+        merge([tmp_path / "run"], tmp_path / "run")
+    evaluate(**call, out=tmp_path / "run")
+    assert records_of(tmp_path / "run") == records_of(evaluated)
+    assert Rerun.between(evaluated, tmp_path / "run").byte_equal
+
+
+def test_a_round_of_another_run_is_refused(evaluated: Path, tmp_path: Path) -> None:
+    shutil.copytree(evaluated, tmp_path / "run")
+    file = tmp_path / "run" / "rounds" / "1" / "manifest.json"
+    shutil.copy(tmp_path / "run" / "manifest.json", file)
+    with pytest.raises(InputError, match="changed by another hand"):
+        Report.load(tmp_path / "run")
+
+
+def test_the_attacks_of_a_round_grow_and_those_that_gained_most_come_first(finished_run: Any) -> None:
+    attacker = Attacker.of(finished_run.classifier, finished_run.x[:4], finished_run.threat, True, 0)
+    gains = {"APGD cross-entropy [smooth]": 5, "APGD margin [relu]": 2, "APGD annealed [smooth]": 7}
+    plans = [round_plan(number, attacker, finished_run.threat, gains) for number in (1, 2)]
+    assert [run.key.partition(": ")[2] for run in plans[0][:3]] == [
+        "APGD annealed [smooth]", "APGD cross-entropy [smooth]", "APGD margin [relu]",
+    ]  # fmt: skip
+    assert len({run.key for plan in plans for run in plan}) == 2 * len(plans[0])
+    for first, second in zip(*plans, strict=True):
+        target = attacker.attacked
+        weaker, stronger = (run.spec.attack_on(target, run.threat, 0) for run in (first, second))
+        effort = [getattr(weaker, name, 1) * getattr(weaker, "nb_runs", 1) for name in ("max_iter", "max_queries")]
+        more = [getattr(stronger, name, 1) * getattr(stronger, "nb_runs", 1) for name in ("max_iter", "max_queries")]
+        assert sum(more) > sum(effort)
