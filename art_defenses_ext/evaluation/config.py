@@ -94,7 +94,7 @@ class EvaluationConfig(Options):
         switch="--undefended",
     )  # fmt: skip
     effort: Effort = option(
-        "0", "Rounds of stronger attacks after the suite: at most this number, or auto: as many as a failed check needs.",
+        "0", "Rounds of stronger attacks after the suite: at most this number, or auto: as a failed check needs.",
     )  # fmt: skip
 
 
