@@ -79,6 +79,7 @@ class Entry:
         model_sha256: hash of the network.
         pipeline_sha256: hash of the defended classifier.
         evidence: the source of the added examples that show ``external``, with its link.
+        rounds: number of rounds of more effort after the suite.
     """
 
     format: str
@@ -112,6 +113,7 @@ class Entry:
     model_sha256: str
     pipeline_sha256: str
     evidence: list[str] = field(default_factory=list)
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         for name, kind in declared_of(Entry).items():
@@ -170,6 +172,7 @@ class Entry:
             undefended_acc=None if beside is None else _percent(beside.worst_case),
             external=external,
             evidence=_evidence(summary),
+            rounds=len(summary.rounds),
             unreliable=not summary.established,
             failed_checks=summary.failed_checks,
             attacks=settings.attacks,
@@ -343,6 +346,8 @@ def _row(entry: Entry) -> list[str]:
 def _details(path: Path, entry: Entry) -> str:
     """Return the details of an entry that the table leaves out, in a paragraph."""
     suite = f"suite {entry.attacks}" if isinstance(entry.attacks, str) else f"{len(entry.attacks)} attacks of its own"
+    if entry.rounds:
+        suite += f" and {entry.rounds} round{'s' * (entry.rounds > 1)} of more effort"
     checks = f"failed {', '.join(entry.failed_checks)}" if entry.unreliable else "passed"
     cost = f"{entry.forward:.0f} forward and {entry.backward:.0f} backward passes and {entry.seconds:.2g} s per image"
     machine = f"{entry.device}, {entry.threads} {'thread' if entry.threads == 1 else 'threads'}"
