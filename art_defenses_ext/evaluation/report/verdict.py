@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from art_defenses_ext.evaluation.checks.checks import OF_EFFORT
 from art_defenses_ext.evaluation.checks.standing import Standing
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.headlines import coverage
@@ -94,16 +93,13 @@ def _on_checks(summary: Summary) -> str:
 
 
 def _on_rounds(summary: Summary) -> str:
-    """Return what rounds of more effort added, and whether the checks that they were made for pass now."""
+    """Return what rounds of more effort added to the suite."""
     if not summary.rounds:
         return ""
     results = [each.result for each in summary.rounds]
-    rounds = f"{len(results)} round{'' if len(results) == 1 else 's'} of more effort"
     broken = images(sum(result.broken for result in results))
-    failed = [name for name in summary.failed_checks if name in OF_EFFORT]
-    after = f"after which {', '.join(failed)} still fail{'s' * (len(failed) == 1)}" if failed else ""
-    idle = "the last of which added nothing" if results[-1].is_idle else ""
-    return f"Of the images left, {rounds} broke {broken}{''.join(f', {each}' for each in (idle, after) if each)}."
+    first = f"{len(results)} round{'s' * (len(results) > 1)} of more effort broke {broken} of those left."
+    return f"{first} The last one broke nothing." if results[-1].is_idle else first
 
 
 def _on_attacks(summary: Summary) -> str:
