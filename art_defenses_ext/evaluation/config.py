@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Annotated, Any, TypedDict
 
-from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, one_of, option, whole
+from art_defenses_ext.base.declared import Count, Flag, Kind, Natural, Options, Seed, integer, one_of, option
 from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
@@ -43,7 +43,7 @@ MOST_ROUNDS = 6
 
 
 def _rounds(value: Any) -> str:
-    text = value if isinstance(value, str) else str(whole(0).accept(value))
+    text = value if isinstance(value, str) else str(integer(0).accept(value))
     if text not in (AUTO, *map(str, range(MOST_ROUNDS + 1))):
         raise ValueError
     return text
