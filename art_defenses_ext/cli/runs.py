@@ -64,7 +64,7 @@ def rerun_command(context: click.Context, run: Path, out: Path | None) -> None:
     "--from", "source", required=True, metavar="NAME, LINK", help="Author of the examples, and optionally a link."
 )
 def add_command(run: Path, adversarial: Path, source: str) -> None:
-    """Add adversarial examples that somebody else made to a finished run; print and write its report.
+    """Add adversarial examples from elsewhere to a finished run; print and write its report.
 
     RUN is the folder of a run that the command evaluate made. ADVERSARIAL is a file of images: .npz, .npy,
     .safetensors, or a file of torch.save (art-defenses docs howto/add_examples).

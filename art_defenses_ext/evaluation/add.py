@@ -167,7 +167,7 @@ def add_examples(
     if addition.stem not in {each.stem for each in added}:
         if name in {*(run.key for run in manifest.plan), *(row.key for row in before.summary.rows)}:
             raise InputError(f"name is {shown(name)}, which the run has already; another name was expected")
-        outcomes = _judge(folder, manifest, before, examples, addition, model, data, arguments)
+        outcomes = _outcomes_of(folder, manifest, before, examples, addition, model, data, arguments)
         with RunDirectory(folder):
             write_addition(folder, manifest, replace(addition, outcomes=outcomes), examples.adversarial, examples.index)
     report = Report.load(folder)
@@ -175,7 +175,7 @@ def add_examples(
     return report
 
 
-def _judge(
+def _outcomes_of(
     folder: Path,
     manifest: Manifest,
     before: Report,
@@ -207,19 +207,19 @@ def _judge(
             places, adversarial = examples.index[chosen] - start, examples.adversarial[chosen]
             with task.evaluating():
                 block, _ = work.clean(start, np.asarray(task.x[rows]), task.labels[rows])
-                judged = work.outcomes(run, places, block, adversarial, np.ones(len(chosen), dtype=np.bool_))
-            outcomes |= {str(start + place): outcome for place, outcome in zip(places, judged, strict=True)}
+                block_outcomes = work.outcomes(run, places, block, adversarial, np.ones(len(chosen), dtype=np.bool_))
+            outcomes |= {str(start + place): outcome for place, outcome in zip(places, block_outcomes, strict=True)}
     return outcomes
 
 
 def _check_same(folder: Path, manifest: Manifest, other: Manifest) -> None:
     """Refuse another model or other images than a run's."""
     if other.run.data_sha256 != manifest.run.data_sha256:
-        raise InputError(f"data is none of the run in {folder}; the images and labels that it attacked were expected")
+        raise InputError(f"data is not that of the run in {folder}; its images and labels were expected")
     other = replace(other, plan=manifest.plan, run=replace(other.run, settings=manifest.run.settings))
     difference = manifest.difference(other, but=ENVIRONMENT)
     if difference is not None:
-        raise InputError(f"model is none of the run in {folder} ({difference}); what it attacked was expected")
+        raise InputError(f"model is not that of the run in {folder} ({difference}); its model was expected")
 
 
 def _check_examples(examples: Examples, report: Report, x: Images, threat: Threat, clip_values: Any) -> None:

@@ -79,7 +79,7 @@ class Listeners:
             except Exception as error:  # of anybody's code, hours into a run
                 self._callbacks.remove(callback)
                 raised = f"{type(callback).__name__} raised {one_line(error)}"
-                warnings.warn(f"the callback {raised} and is told no more", stacklevel=3)
+                warnings.warn(f"the callback {raised} and is not called again", stacklevel=3)
 
 
 class TensorBoardCallback(RunCallback):

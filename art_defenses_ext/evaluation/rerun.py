@@ -159,7 +159,7 @@ def rerun(
     if out is not None and Path(out).resolve() == folder.resolve():
         raise InputError(f"out is {out}, the run itself; another folder was expected")
     if manifest_of(*call, **arguments).run.data_sha256 != manifest.run.data_sha256:
-        raise InputError(f"data is none of the run in {folder}; the images and labels that it attacked were expected")
+        raise InputError(f"data is not that of the run in {folder}; its images and labels were expected")
     with TemporaryDirectory() if out is None else nullcontext(out) as target:
         evaluate(*call, out=target, progress=progress, **arguments)
         return Rerun.between(folder, Path(target))
@@ -170,5 +170,7 @@ def _attacks(folder: Path, manifest: Manifest) -> str:
     attacks = manifest.run.settings.attacks
     if not isinstance(attacks, str):
         names = ", ".join(attacks)
-        raise InputError(f"attacks is None, and the run in {folder} was made with a list ({names}); it was expected")
+        raise InputError(
+            f"attacks is None, and the run in {folder} was made with a list ({names}); this list was expected"
+        )
     return attacks

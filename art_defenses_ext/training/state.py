@@ -111,7 +111,7 @@ def load_state(path: Path, state: TrainingState, identity: dict[str, Any]) -> No
         _restore(state, numbers, tensors)
     except Exception as error:  # torch raises many types on missing tensors and other shapes
         raise CheckpointError(
-            f"checkpoint is {str(path)!r}, from which no training can go on ({one_line(error)}); a whole file was "
+            f"checkpoint is {str(path)!r}, from which no training can continue ({one_line(error)}); a whole file was "
             "expected"
         ) from error
 

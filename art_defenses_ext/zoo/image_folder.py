@@ -247,7 +247,7 @@ class ImageFiles(StoredImages):
 
 
 def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
-    """Return ``use`` of an image; an error names the file that is none."""
+    """Return ``use`` of an image; an error names a file that is not an image."""
     try:
         with Image.open(file, formats=("JPEG", "PNG")) as image:
             return use(image)

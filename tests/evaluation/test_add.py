@@ -190,9 +190,9 @@ def test_another_model_other_images_and_a_name_in_use_are_refused(
     before = contents(folder)
     another = JumpReLU(undefended(model), 0.5)()
     refused: list[tuple[Any, Any, dict[str, str], str]] = [
-        (another, (x, y), WHO, "model is none of the run in"),
-        (model, (digits.test.x[1:24], y), WHO, "data is none of the run in"),
-        (model, (x, (y + 1) % 10), WHO, "data is none of the run in"),
+        (another, (x, y), WHO, "model is not that of the run in"),
+        (model, (digits.test.x[1:24], y), WHO, "data is not that of the run in"),
+        (model, (x, (y + 1) % 10), WHO, "data is not that of the run in"),
         (model, (x, y), {"name": "Square"}, "name is 'Square', which the run has already"),
         (model, (x, y), {"name": "them", "link": "javascript:alert(1)"}, "link is 'javascript"),
         (model, (x, y), {"name": ""}, "name is ''"),

@@ -57,7 +57,7 @@ def call(finished_run: Any) -> dict[str, Any]:
 def test_a_run_is_told_step_by_step_and_no_callback_changes_a_record(finished_run: Any, call: dict[str, Any]) -> None:
     listening, raising = Listening(), Raising()
     with pytest.warns(
-        UserWarning, match="Raising raised ConnectionError: the tracker does not answer and is told no more"
+        UserWarning, match="Raising raised ConnectionError: the tracker does not answer and is not called again"
     ):
         report = finished_run.repeat(**call, callbacks=[raising, listening])
     assert report.records == finished_run.repeat(**call).records

@@ -58,8 +58,8 @@ def test_of_another_model_all_differing_records_are_named(run: Any, digits_class
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"data": lambda run: (1 - run.x, run.y)}, "data is none of the run"),
-        ({"data": lambda run: (run.x, run.y[::-1].copy())}, "data is none of the run"),
+        ({"data": lambda run: (1 - run.x, run.y)}, "data is not that of the run"),
+        ({"data": lambda run: (run.x, run.y[::-1].copy())}, "data is not that of the run"),
         ({"attacks": lambda run: None}, "was made with a list (PGD, undefended, Square)"),
         ({"out": lambda run: run.folder}, "the run itself"),
         ({"run": lambda run: run.folder / "figures"}, "manifest.json cannot be read"),

@@ -33,7 +33,7 @@ AS_IN_RUN = ("defences", "device", "threads", "versions", "data_sha256", "model_
 
 
 def _web_address(value: Any) -> str:
-    if not isinstance(value, str) or not is_web_address(value):  # whoever reads a page of results clicks on it
+    if not isinstance(value, str) or not is_web_address(value):  # readers of a page of results click on it
         raise ValueError
     return value
 

@@ -59,7 +59,7 @@ class Prediction(NamedTuple):
 
 
 def nb_labels(classifier: PyTorchClassifier) -> int:
-    """How many classes an image may belong to: "rejected" is none of them, and of many problems only one counts."""
+    """Return the number of classes of an image, without "rejected"; of many problems only one counts."""
     count: int = 2 if paired(classifier) else classifier.nb_classes - rejects(classifier)
     return count
 

@@ -44,7 +44,7 @@ def probe_attacks(
         target: what each is made on.
         x: images (n, ...).
         labels: their classes (n,).
-        announce: is told the name of each attack.
+        announce: called with the name of each attack.
 
     Raises:
         InputError: that names the first attack that cannot be run.

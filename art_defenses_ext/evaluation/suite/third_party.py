@@ -102,7 +102,7 @@ def _find_ensemble(module: ModuleType, name: str) -> Any:
 
 
 def _ensemble(build: Any, name: str, network: nn.Module, *, eps: float, **options: Any) -> Any:
-    """The ensemble in a version; a single attack as it is in the standard one."""
+    """Return the ensemble in a version, or a single attack of the standard version."""
     ensemble = build(network, eps=eps, version=name if name in VERSIONS else VERSIONS[0], **options)
     if name in SINGLE:
         ensemble.attacks_to_run = [name]
@@ -138,7 +138,7 @@ def _foolbox(attack: Any, target: Target, options: Options) -> Run:
 
     made = attack(**options)
     model = foolbox.PyTorchModel(target.network, bounds=(target.low, target.high), device=target.classifier.device)
-    # The smallest perturbation an attack found, whatever its size: whether it counts is seen when it is judged.
+    # The smallest perturbation of the attack, of any size; the evaluation decides whether it counts.
     bounded = isinstance(made, foolbox.attacks.base.FixedEpsilonAttack)
 
     def run(x: Tensor, y: Tensor) -> Tensor:
