@@ -150,7 +150,7 @@ def test_it(assert_robust):
     [
         (
             ["--robustness-attacks", "all"],
-            "--robustness-attacks is 'all'; one of papers, standard, full, an installed attack",
+            "--robustness-attacks is 'all'; one of papers, fast, standard, full, an installed attack",
         ),
         (["--robustness-samples", "0"], "--robustness-samples is 0; a whole number of at least 1 was expected"),
     ],
