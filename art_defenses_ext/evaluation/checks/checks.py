@@ -22,7 +22,7 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import NotFinite, SampleRecord
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.suite.rounds import steps_of
-from art_defenses_ext.evaluation.suite.spec import Kind
+from art_defenses_ext.evaluation.suite.spec import FEW, Kind
 
 TOLERATED = 0.01
 """The share of samples that may contradict a check. It trips where more is sure: where the lower end of the share's
@@ -161,10 +161,16 @@ def _late(kind: Kind, breaks: str) -> Callable[[str, Evidence], Check]:
         share = evidence.late(kind)
         if share is None:
             return Check(name, "not run", "no such attack ran on a sample that the white-box attacks left")
-        finding = f"{breaks} {_of(share)} images that the white-box attacks leave"
+        finding = f"{breaks} {_of(share)} images that the white-box attacks leave{_limits(evidence, kind)}"
         return Check(name, _judged(_too_many(share)), finding, {"late successes": share})
 
     return check
+
+
+def _limits(evidence: Evidence, kind: Kind) -> str:
+    """What limits the attacks of a kind that run on a few images only, in words; empty for none."""
+    names = {run.spec.name: None for run in evidence.plan if run.spec.kind == kind and run.spec.samples == "few"}
+    return f" ({', '.join(names)}, on at most {FEW} of each block)" if names else ""
 
 
 def _larger_eps(name: str, evidence: Evidence) -> Check:

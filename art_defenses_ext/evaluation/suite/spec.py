@@ -27,7 +27,7 @@ CraftedOn = Literal["defended", "undefended", "smoothed"]
 Samples = Literal["all", "survivors", "few"]
 """The samples that an attack runs on: all, those that no earlier attack broke, or a few of these."""
 
-FEW = 16
+FEW = 32
 """Maximum number of a block's samples for an attack on ``"few"``. **Convention**: gradient masking on more than a few
 images shows on this number; the checks print the number."""
 
@@ -53,7 +53,7 @@ class AttackSpec:
         modes: the gradient modes to run it under: ``"exact"``, ``"all"``, ``"annealable"`` (those with a width), or
             ``"smoothest"`` (those with a width if there are any, else all).
         samples: ``"all"``, ``"survivors"`` (the correctly classified samples that no earlier attack broke), or
-            ``"few"`` (the first 16 of these in each block).
+            ``"few"`` (the first 32 of these in each block).
         curve: whether it also runs at several eps, for the curve of accuracy against eps.
         bounded: whether it stays in the threat's ball. False for minimum-norm attacks, which succeed on a sample if the
             perturbation lies in the ball.

@@ -138,7 +138,7 @@ FAST = (
     ),
     AttackSpec("FGSM", fgsm, "a single step: must not find what many steps did not", kind="single step", modes="all"),
     AttackSpec(
-        "Square, 500 queries", _square(500), "black-box: on few images, to see masking", kind="queries", samples="few"
+        "Square, 250 queries", _square(250), "black-box: on few images, to see masking", kind="queries", samples="few"
     ),
     AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise", samples="few"),
 )
