@@ -23,7 +23,7 @@ from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
 from art_defenses_ext.evaluation.run.describe import describe_run
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun, hopeless, make_plan
-from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.suite.spec import FEW, AttackSpec
 from art_defenses_ext.evaluation.suite.suites import STANDARD
 
 THREAT, LIMIT = Linf(0.1), Linf(0.5)
@@ -97,6 +97,13 @@ def test_a_late_success_is_counted_among_the_white_box_survivors(name: str, key:
     assert check.figures["late successes"] == Proportion(3, 60)
     assert "3 of 60" in check.finding
     assert one(evidence(attacker, {key: 1}), name).verdict == "passed"  # .3 %
+
+
+def test_a_check_of_an_attack_on_few_images_says_so(attacker: Attacker) -> None:
+    found = evidence(attacker)
+    few = replace(found, plan=[replace(run, spec=replace(run.spec, samples="few")) for run in found.plan])
+    assert one(found, "queries").finding.endswith("images that the white-box attacks leave")
+    assert one(few, "queries").finding.endswith(f" (Square, on at most {FEW} of each block)")
 
 
 @pytest.mark.parametrize(("late", "left", "verdict"), [(1, 3, "passed"), (2, 60, "passed"), (2, 50, "failed")])
