@@ -1,9 +1,11 @@
 """Pictures of three reports, as a browser shows them: the defence helps, it does not, the attacks were too weak.
 
     python tests/benchmarks/screenshots.py --runs OUT [--out docs/images]
+    python tests/benchmarks/screenshots.py --site out/docs [--out docs/images]
 
-Needs Chromium on the PATH. The evaluations, of digits, take about ten minutes on one core; a finished one in OUT is
-taken as it is. Each picture shows the head of a page at 1280 pixels, and one all three beside each other at 400.
+The second makes those of the documentation site that `make docs` has built. Needs Chromium on the PATH. The evaluations,
+of digits, take about ten minutes on one core; a finished one in OUT is taken as it is. Each picture shows the heads of
+pages at 1280 pixels; one shows several beside each other at 400.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import argparse
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -34,7 +37,8 @@ THREE_STEPS = AttackSpec(
 """Too few: the checks find what it misses."""
 
 WIDE, NARROW = (1280, 800), (400, 800)
-COLOURS = 96
+COLOURS = 240
+GAP = 20
 
 
 def run_evaluation(kind: str, folder: Path) -> None:
@@ -74,21 +78,33 @@ def save(image: Image.Image, path: Path) -> None:
     print(f"{path}: {path.stat().st_size / 1024:.0f} KiB")
 
 
+def side_by_side(pages: Sequence[Path], size: tuple[int, int]) -> Image.Image:
+    """Return the heads of several pages beside each other."""
+    beside = Image.new("RGB", (len(pages) * (size[0] + GAP) - GAP, size[1]), "#d9dde3")
+    for number, page in enumerate(pages):
+        beside.paste(picture_of(page, size), (number * (size[0] + GAP), 0))
+    return beside
+
+
 def main() -> None:
     """Make what is missing, and the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, required=True, help="folder of the evaluations")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--runs", type=Path, help="folder of the evaluations")
+    source.add_argument("--site", type=Path, help="folder of the built documentation")
     parser.add_argument("--out", type=Path, default=Path("docs/images"), help="folder of the pictures")
     arguments = parser.parse_args()
-    pages = {kind: arguments.runs / kind / "report.html" for kind in KINDS}
-    for kind, page in pages.items():
+    if arguments.site:
+        pages = [arguments.site / name for name in ("index.html", "results/README.html", "checks.html")]
+        save(side_by_side(pages[:2], WIDE), arguments.out / "site.png")
+        save(side_by_side(pages, NARROW), arguments.out / "site_narrow.png")
+        return
+    reports = {kind: arguments.runs / kind / "report.html" for kind in KINDS}
+    for kind, page in reports.items():
         if not page.is_file():
             run_evaluation(kind, page.parent)
         save(picture_of(page, WIDE), arguments.out / f"report_{kind}.png")
-    beside = Image.new("RGB", (len(KINDS) * (NARROW[0] + 20) - 20, NARROW[1]), "#d9dde3")
-    for number, page in enumerate(pages.values()):
-        beside.paste(picture_of(page, NARROW), (number * (NARROW[0] + 20), 0))
-    save(beside, arguments.out / "report_narrow.png")
+    save(side_by_side(list(reports.values()), NARROW), arguments.out / "report_narrow.png")
 
 
 if __name__ == "__main__":
