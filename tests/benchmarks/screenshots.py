@@ -3,9 +3,9 @@
     python tests/benchmarks/screenshots.py --runs OUT [--out docs/images]
     python tests/benchmarks/screenshots.py --site out/docs [--out docs/images]
 
-The second makes those of the documentation site that `make docs` has built. Needs Chromium on the PATH. The evaluations,
-of digits, take about ten minutes on one core; a finished one in OUT is taken as it is. Each picture shows the heads of
-pages at 1280 pixels; one shows several beside each other at 400.
+The second makes those of the documentation site that `make docs` has built. Needs Chromium on the PATH. The
+evaluations, of digits, take about ten minutes on one core; a finished one in OUT is taken as it is. Pictures show the
+heads of pages, at 1280 pixels and, several beside each other, at 400.
 """
 
 from __future__ import annotations
