@@ -160,8 +160,8 @@ def _late(kind: Kind, breaks: str) -> Callable[[str, Evidence], Check]:
     def check(name: str, evidence: Evidence) -> Check:
         share = evidence.late(kind)
         if share is None:
-            return Check(name, "not run", "no such attack ran on a sample that the white-box attacks left")
-        finding = f"{breaks} {_of(share)} images that the white-box attacks leave{_limits(evidence, kind)}"
+            return Check(name, "not run", "no such attack ran on a sample on which the white-box attacks failed")
+        finding = f"{breaks} {_of(share)} images on which the white-box attacks failed{_limits(evidence, kind)}"
         return Check(name, _judged(_too_many(share)), finding, {"late successes": share})
 
     return check
@@ -181,7 +181,7 @@ def _larger_eps(name: str, evidence: Evidence) -> Check:
         reason = "without clip values no eps is known from which every image can be turned grey"
         return Check(name, "not run", reason)
     if not reached:
-        return Check(name, "not run", "the attack was not run at an eps without hope")
+        return Check(name, "not run", "no attack ran at an eps from which every image can be turned grey")
     limit = next(run.threat.eps for run in evidence.plan if run.role == "limit")
     left = Proportion.of(record.correct and _holds(record, at_limit) for record in reached)
     chance = 1 / evidence.run.labels
@@ -219,14 +219,14 @@ def _more_effort(name: str, evidence: Evidence) -> Check:
         last = evidence.results[-1]
         share = Proportion(last.broken, last.given)
         steps = f"round {last.number} ({steps_of(last.number)} steps, {last.number + 1} starts)"
-        finding = f"{steps} breaks {_of(share)} images that everything before it leaves"
+        finding = f"{steps} breaks {_of(share)} images on which all attacks before it failed"
         return Check(name, _judged(_too_many(share)), finding, {"broken by more effort": share})
     effort = evidence.keys(role="effort")
     left = evidence.among(effort)
     if not left:
         return Check(name, "not run", "no sample was left to attack with more effort")
     share = Proportion.of(not record.robust(effort) for record in left)
-    finding = f"300 steps from 2 starts break {_of(share)} images that all attacks leave"
+    finding = f"300 steps from 2 starts break {_of(share)} images on which all attacks failed"
     return Check(name, _judged(_too_many(share)), finding, {"broken by more effort": share})
 
 
@@ -236,9 +236,9 @@ def _elsewhere(name: str, evidence: Evidence) -> Check:
     own = [run.key for run in evidence.plan if run.key not in added]
     left = [record for record in evidence.among(added) if record.robust(own)]
     if not left:
-        return Check(name, "passed", "they were made of images alone that the run's own attacks had broken")
+        return Check(name, "passed", "they were made only from images that the run's own attacks had broken")
     share = Proportion.of(not record.robust(added) for record in left)
-    finding = f"examples made elsewhere break {_of(share)} images that all attacks of the run leave"
+    finding = f"examples made elsewhere break {_of(share)} images on which all attacks of the run failed"
     return Check(name, _judged(_too_many(share)), finding, {"broken elsewhere": share})
 
 
@@ -281,7 +281,7 @@ def _randomness(name: str, evidence: Evidence) -> Check:
         return Check(name, "passed", "two passes of the same images agree", figures)
     if run.draws > 1:
         return Check(name, "passed", f"passes differ; the attacker averaged {run.draws} of them", figures)
-    return Check(name, "failed", "passes differ, and the attacker followed the gradient of single ones", figures)
+    return Check(name, "failed", "passes differ, and the attacker followed the gradient of single passes", figures)
 
 
 def _batches(name: str, evidence: Evidence) -> Check:
@@ -289,9 +289,9 @@ def _batches(name: str, evidence: Evidence) -> Check:
     if evidence.run.random:
         return Check(name, "not run", "passes differ anyway")
     if evidence.run.batch_dependent:
-        finding = "an image alone, in a batch, and in another order gets other logits: figures depend on block_size"
+        finding = "the logits of an image differ alone, in a batch, and in another order: figures depend on block_size"
         return Check(name, "failed", finding)
-    return Check(name, "passed", "an image gets the same logits alone, in a batch, and in another order")
+    return Check(name, "passed", "the logits of an image are the same alone, in a batch, and in another order")
 
 
 def _modes(name: str, evidence: Evidence) -> Check:
@@ -310,11 +310,11 @@ def _modes(name: str, evidence: Evidence) -> Check:
     gradient = "the exact gradient" if set(first.split("+")) == {"exact"} else f"mode {first}"
     left = [record for record in evidence.among(exact) if record.robust(exact)]
     if len(run.modes) == 1:
-        return Check(name, "passed", f"{gradient} is the only one there is", {})
+        return Check(name, "passed", f"{gradient} is the only mode", {})
     if not left:
-        return Check(name, "passed", f"{gradient} left no image to the other modes", {})
+        return Check(name, "passed", f"{gradient} left no image for the other modes", {})
     share = Proportion.of(not record.robust(others) for record in left)
-    finding = f"the other modes break {_of(share)} images that {gradient} leaves"
+    finding = f"the other modes break {_of(share)} images on which {gradient} failed"
     return Check(name, "passed", finding, {"hidden by the exact gradient": share})
 
 
@@ -322,14 +322,14 @@ def _binarization(name: str, evidence: Evidence) -> Check:
     """The attack finds examples that are known to exist."""
     test = evidence.binarization
     if evidence.run.rejects:
-        reason = "it replaces the classifier's last layer, and a detector does not look at what comes in its place"
+        reason = "it replaces the classifier's last layer, while the detector was fitted to the original one"
         return Check(name, "not run", reason)
     if test is None:
-        return Check(name, "not run", "the network ends in no linear layer that the test could replace")
+        return Check(name, "not run", "the network does not end in a linear layer, which the test would replace")
     figures = {"found": test.found, "by chance": test.by_chance, "built": test.built}
     finding = f"the attacks find {_of(test.found)} planted examples, chance {test.by_chance.count}"
     if test.by_chance.rate > TOO_EASY:
-        return Check(name, "not run", f"{finding}: too easy to tell", figures)
+        return Check(name, "not run", f"{finding}: too easy to be informative", figures)
     return Check(name, _judged(test.found.interval[1] < MUST_FIND), finding, figures)
 
 

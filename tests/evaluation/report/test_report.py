@@ -219,10 +219,10 @@ def detected_report(samples: int = NB_SAMPLES) -> Report:
 DETECTED = detected_report()
 
 CHECKS = [
-    Check("single step", "passed", "one step breaks 0 of 8 images that the white-box attacks leave"),
-    Check("more effort", "failed", "300 steps from 2 starts break 3 of 8 images that all attacks leave"),
+    Check("single step", "passed", "one step breaks 0 of 8 images on which the white-box attacks failed"),
+    Check("more effort", "failed", "300 steps from 2 starts break 3 of 8 images on which all attacks failed"),
     Check("gradients", "failed", "fewer than 90 %, and no estimated gradient was tried"),
-    Check("noise", "not run", "no such attack ran on a sample that the white-box attacks left"),
+    Check("noise", "not run", "no such attack ran on a sample on which the white-box attacks failed"),
 ]
 PASSED = [CHECKS[0], CHECKS[3]]
 
