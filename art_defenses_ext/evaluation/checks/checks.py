@@ -181,7 +181,7 @@ def _larger_eps(name: str, evidence: Evidence) -> Check:
         reason = "without clip values no eps is known from which every image can be turned grey"
         return Check(name, "not run", reason)
     if not reached:
-        return Check(name, "not run", "no attack ran at an eps from which every image can be turned grey")
+        return Check(name, "not run", "no attack ran at an eps at which nothing can be robust")
     limit = next(run.threat.eps for run in evidence.plan if run.role == "limit")
     left = Proportion.of(record.correct and _holds(record, at_limit) for record in reached)
     chance = 1 / evidence.run.labels

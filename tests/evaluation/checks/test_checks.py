@@ -213,7 +213,7 @@ def test_beside_a_detector_the_words_are_others_and_binarization_is_not_run(
     test = Binarization(Proportion(50, 50), Proportion(0, 50), Proportion(50, 50))
     found = one(evidence(joined, binarization=test), "binarization")
     assert found.verdict == "not run"
-    assert "a detector does not look at" in found.finding
+    assert "the detector was fitted to the original one" in found.finding
     assert "stay correct or rejected at" in one(evidence(joined), "larger eps").finding
     assert "turned grey" not in one(evidence(joined), "larger eps").finding
 
