@@ -102,7 +102,7 @@ def test_a_late_success_is_counted_among_the_white_box_survivors(name: str, key:
 def test_a_check_of_an_attack_on_few_images_says_so(attacker: Attacker) -> None:
     found = evidence(attacker)
     few = replace(found, plan=[replace(run, spec=replace(run.spec, samples="few")) for run in found.plan])
-    assert one(found, "queries").finding.endswith("images that the white-box attacks leave")
+    assert one(found, "queries").finding.endswith("images on which the white-box attacks failed")
     assert one(few, "queries").finding.endswith(f" (Square, on at most {FEW} of each block)")
 
 
