@@ -36,10 +36,10 @@ UndefendedSuite = Annotated[str, one_of("same", "papers")]
 
 
 AUTO = "auto"
-"""As many rounds of more effort as a failed check asks for."""
+"""The value of ``effort`` for as many rounds as a failed check needs."""
 
 MOST_ROUNDS = 6
-"""The most rounds of more effort: each costs about twice the one before."""
+"""The largest number of rounds of more effort, each of which costs about twice the one before."""
 
 
 def _rounds(value: Any) -> str:
@@ -52,7 +52,7 @@ def _rounds(value: Any) -> str:
 Effort = Annotated[
     str, Kind(f"a number of rounds from 0 to {MOST_ROUNDS}, or {AUTO},", _rounds, ("0", "1", "2", "4", AUTO))
 ]
-"""Rounds of more effort after the suite, as a text: at most so many, or :data:`AUTO`."""
+"""The number of rounds of more effort after the suite, as a text, or :data:`AUTO`."""
 
 
 class EvaluationConfig(Options):
@@ -64,13 +64,13 @@ class EvaluationConfig(Options):
         curve_samples: number of samples, from the first on, for the curve of accuracy against eps; 0 for no curve.
         check_samples: number of samples, from the first on, that the checks attack once more, with more steps and
             without a limit; 0 for no checks.
-        adaptive: False gives the attacker the exact gradient alone, without surrogates or averages: to see what that
-            hides.
+        adaptive: False restricts the attacks to the exact gradient, without surrogates or averages, as many papers do,
+            to show gradient masking.
         undefended_suite: ``"same"``: where a named suite runs, the undefended model is evaluated under it too, on the
             same images with the same seed and checks, so that the report can say whether the defence helps;
             ``"papers"``: only the attacks that are made on the undefended model anyway.
         effort: rounds of more effort after the suite, on the images that are left (docs/checks.md): ``"0"`` for none,
-            ``"1"`` to ``"6"`` for at most so many, ``"auto"`` for those that a failed check asks for. Rounds end when
+            ``"1"`` to ``"6"`` for at most this number, ``"auto"`` for as many as a failed check needs. Rounds end when
             two in a row break nothing.
 
     Raises:
@@ -86,7 +86,7 @@ class EvaluationConfig(Options):
     curve_samples: Natural = option(200, "Number of images for the curve of accuracy against eps; 0 for no curve.")
     check_samples: Natural = option(100, "Number of images for the checks of the attacks; 0 for no checks.")
     adaptive: Flag = option(
-        True, "Whether the attacker may do more than follow the exact gradient; --naive shows what that hides.",
+        True, "Whether attacks may use surrogates and averages; --naive allows the exact gradient only.",
         off="--naive",
     )  # fmt: skip
     undefended_suite: UndefendedSuite = option(
@@ -94,7 +94,7 @@ class EvaluationConfig(Options):
         switch="--undefended",
     )  # fmt: skip
     effort: Effort = option(
-        "0", "Rounds of stronger attacks after the suite: at most this number, or auto: as a failed check needs.",
+        "0", "Rounds of stronger attacks after the suite, at most; auto for as many as a failed check needs.",
     )  # fmt: skip
 
 

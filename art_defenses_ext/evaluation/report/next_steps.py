@@ -52,7 +52,7 @@ def _to_establish(summary: Summary) -> Iterator[tuple[str, str]]:
     if set(summary.failed_checks) & set(OF_EFFORT) and not summary.rounds and run.settings.adaptive:
         yield (
             "Attack for longer until it is established",
-            f"{_again(run, effort=AUTO)} goes on with stronger attacks on the images that are left.",
+            f"{_again(run, effort=AUTO)} continues with stronger attacks on the images that are left.",
         )
     for check in summary.checks:
         if check.verdict == "failed":

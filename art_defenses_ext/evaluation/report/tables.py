@@ -61,14 +61,14 @@ def checks_table(checks: Sequence[Check]) -> Table:
 
 
 def rounds_table(summary: Summary) -> Table:
-    """Return what each round of more effort added, and what it cost."""
+    """Return the results of each round of more effort, and its cost."""
     columns = (
         Column("round", holds="words"),
-        Column("steps", "of each descent; each round has a start more"),
-        Column("broke\nk of m", "of m images that nothing had broken before"),
-        Column("gradients\nbroke too", "of images broken before, but by no white-box attack"),
-        Column("forward", "images passed forwards in all"),
-        Column("backward", "images passed backwards in all"),
+        Column("steps", "steps of each descent; each round has one start more"),
+        Column("broke\nk of m", "k of the m images that no attack had broken before"),
+        Column("gradients\nbroke too", "images broken before, but by no white-box attack, that one breaks now"),
+        Column("forward", "total of images passed forwards"),
+        Column("backward", "total of images passed backwards"),
         Column("s"),
     )
     rows = [

@@ -98,7 +98,7 @@ def _on_rounds(summary: Summary) -> str:
         return ""
     results = [each.result for each in summary.rounds]
     broken = images(sum(result.broken for result in results))
-    first = f"{len(results)} round{'s' * (len(results) > 1)} of more effort broke {broken} of those left."
+    first = f"{len(results)} round{'s' * (len(results) > 1)} of more effort broke {broken} of the images left."
     return f"{first} The last one broke nothing." if results[-1].is_idle else first
 
 
