@@ -496,7 +496,7 @@ BAD: dict[str, tuple[Arguments, str]] = {
     "network for other images": (["--model", "resnet20"], "model resnet20 takes images (3, 32, 32)"),
     "no module": (["--model", "nowhere_at_all:build"], "model is 'nowhere_at_all:build'"),
     "a module that fails": (["--model", _broken_module], "model is 'broken_for_test_cli:build'"),
-    "a network without a ReLU": (["--model", _without_relu], "calls no ReLU"),
+    "a network without a ReLU": (["--model", _without_relu], "calls no rectifier"),
     "no weights there": (["--weights", "none.pt"], "weights is 'none.pt'"),
     "weights that are none": (["--weights", _text_file], "weights is "),
     "weights that do not fit": (["--weights", _other_weights], "do not fit DigitsCNN"),

@@ -453,7 +453,7 @@ WRONG_MODELS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
     "a std of zero": (small, {"std": 0.0}, "std > 0"),
     "a mean in words": (small, {"mean": "imagenet"}, "mean is 'imagenet'"),
     "unknown outputs": (small, {"outputs": "scores"}, "outputs is 'scores'"),
-    "outputs that do not fit": (small, {"outputs": "logit"}, "outputs is 'logit', and model gives"),
+    "outputs that do not fit": (small, {"outputs": "logit"}, "outputs is 'logit', but model returns"),
     "a classifier with a mean": (lambda: as_classifier(small(), X), {"mean": 0.5}, "mean given beside a PyTorchCl"),
     "clip values that leave images out": (small, {"clip_values": (0.0, 0.5)}, "x ranges from"),
 }

@@ -127,6 +127,7 @@ def test_features_without_a_range_are_not_asked_to_turn_grey() -> None:
     """Values in the hundreds: half of [0, 1] would be no limit there, and an honest network would fail at it."""
     random = np.random.default_rng(0)
     x = (300 * random.normal(size=(12, 8))).astype(np.float32)
+    torch.manual_seed(0)
     model = nn.Linear(8, 2)
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (8,), 2, device_type="cpu")
     y = classifier.predict(x).argmax(axis=1)
