@@ -82,9 +82,9 @@ def main() -> None:
     for name in art_defenses_ext.__all__:
         getattr(art_defenses_ext, name)
     assert "jump_relu" in run("art-defenses", "list")
-    options = ("--epochs", "1", "--samples", "4", "--attacks", "papers", "--out", "report")
+    options = ("--epochs", "1", "--samples", "4", "--attacks", "papers", "--out", "first_report")
     assert "jump_relu" in run("art-defenses", "evaluate", *options)
-    page = Path("report", "report.html").read_text(encoding="utf-8")
+    page = Path("first_report", "report.html").read_text(encoding="utf-8")
     assert all(text in page for text in ("art-defenses docs checks", "Why it matters", "toSorted"))
     Path("ten_lines.py").write_text(readme()[0])
     assert "robust accuracy" in run("python", "ten_lines.py")
