@@ -131,7 +131,7 @@ def test_list_names_all_that_can_be_chosen_and_which_set_an_attack_first_stands_
     lines = [f"{words(line)} " for line in details.out.splitlines()]
     papers = [spec for name in installed("defence") for spec in paper_specs(load_face(name))]
     sets = {"papers": papers, "fast": FAST, "standard": STANDARD, "full": FULL[len(STANDARD) :]}
-    assert tuple(sets) == SETS
+    assert tuple(sets) == tuple(SETS)
     for name, specs in sets.items():
         shown = [line for line in lines if line.startswith(f"attacks {name} ")]
         assert len(shown) == len(specs)

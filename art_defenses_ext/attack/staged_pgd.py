@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd
 from art_defenses_ext.attack.ball import Ball, ClipValues
 from art_defenses_ext.attack.base import BallAttack, BestPoints
-from art_defenses_ext.attack.losses import MIN_CLASSES, Logits, LossName, Objective, margin
+from art_defenses_ext.attack.losses import MIN_CLASSES, Logits, LossName, Objective, margins_at
 from art_defenses_ext.base.declared import Count, Declared, Flag, Kind, Positive, number
 from art_defenses_ext.gradients.modes import surrogate_width
 
@@ -98,25 +98,25 @@ def nearest(margins: Tensor, most: int) -> Tensor:
     return rows
 
 
-@torch.no_grad()
-def margins_at(logits: Logits, points: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    """Return the margins (N,) of points (N, ...)."""
-    batches = zip(points.split(batch_size), y.split(batch_size), strict=True)
-    return torch.cat([margin(logits(images, labels), labels) for images, labels in batches])
-
-
 def _stages(values: Any) -> Any:
     if not isinstance(values, tuple | list) or not values or not all(isinstance(value, Stage) for value in values):
         raise ValueError
     return tuple(values)
 
 
-STAGES = (Stage("margin", 20), Stage("cross_entropy", 50, share=0.5), Stage("dlr_targeted", 50, 4, share=0.25))
+STAGES = (
+    Stage("probability_margin", 30),
+    Stage("dlr_targeted", 20, nb_runs=4, share=0.4, from_best=False, factor=0.5),
+    Stage("dlr_targeted", 50, nb_runs=4, share=0.12, from_best=False, factor=0.25),
+    Stage("cross_entropy", 100, share=0.06, from_best=False, factor=0.1),
+    Stage("dlr_targeted", 100, nb_runs=9, share=0.02, from_best=False, factor=0.05),
+)
+"""The stages of the suite ``fast``. **Convention**: chosen on validation images, see docs/evaluation.md."""
 
 
 @dataclass(eq=False, repr=False)
 class StagedPGD(BallAttack):
-    """Auto-PGD on one loss after the other, each from the best point so far, on fewer and fewer images.
+    """Auto-PGD on one loss after the other, on fewer and fewer images.
 
     An image that is broken, or whose margin is not among the lowest, is left out of the next stage.
 

@@ -202,7 +202,7 @@ def _hardtanh(note: Notes, input: Tensor, min_val: float = -1.0, max_val: float 
 def _softplus(
     note: Notes, input: Tensor, beta: float = 1.0, threshold: float = 20.0, *, ceiling: float | None = None
 ) -> Tensor:
-    output = F.softplus(input, beta) if threshold == 20 else _smooth_relu(input, beta)
+    output = F.softplus(input, beta) if threshold == 20 else smooth_relu(input, beta)
 
     def back(r: Tensor) -> tuple[Tensor]:
         # Relevance as gradient times input, as for a ReLU: softplus is not zero below zero, so passing all
@@ -214,7 +214,7 @@ def _softplus(
     return note.step([input], clipped, back, nonnegative=True)
 
 
-def _smooth_relu(z: Tensor, beta: float) -> Tensor:
+def smooth_relu(z: Tensor, beta: float) -> Tensor:
     """Return softplus(beta z) / beta without F.softplus's jump to the identity, which finite differences detect."""
     return torch.logaddexp(beta * z, torch.zeros_like(z)) / beta
 

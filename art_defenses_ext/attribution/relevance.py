@@ -146,7 +146,8 @@ def relevance(
         x: images (N, ...), in the format of the model's input (such as normalised).
         start: where relevance starts.
         rules: rules of the layers; by default :func:`epsilon_plus`.
-        softplus: a number b > 0 replaces each ReLU by softplus(b z) / b for this pass, a smooth approximation.
+        softplus: a number b > 0 replaces each ReLU by softplus(b z) / b for this pass, a smooth approximation; those
+            of a leaky ReLU too.
 
     Returns:
         Relevance, of the shape and dtype of ``x``. If gradients are enabled and ``x`` requires them, it is

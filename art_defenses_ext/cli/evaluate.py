@@ -25,7 +25,7 @@ from art_defenses_ext.base.declared import (
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import as_plain, declared_command
 from art_defenses_ext.cli.show import resumable, say, set_noise, show_report
-from art_defenses_ext.evaluation.config import EvaluationConfig, NamedAttacks
+from art_defenses_ext.evaluation.config import SETS, EvaluationConfig, NamedAttacks
 from art_defenses_ext.zoo.catalogue import COLLECTIONS, DATASETS, DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
@@ -86,9 +86,8 @@ class EvaluateOptions(EvaluationConfig):
     allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
     attacks: NamedAttacks = option(
         "standard",
-        "Attack suite: papers (the attacks of the method's authors), fast (these and a short adaptive suite), standard "
-        "(these and the adaptive attacks of this package), full (slower attacks too). Attacks of other packages are "
-        "added with +, as in standard+simba; `art-defenses list` names those that are installed.",
+        f"Attack suite: {', '.join(f'{name} ({description})' for name, description in SETS.items())}. Attacks of other "
+        "packages are added with +, as in standard+simba; `art-defenses list` names those that are installed.",
     )
     samples: Count | None = option(None, "Number of test images, from the first on. By default all.")
     out: AnyPath | None = option(None, "Folder for the report, its records and pictures.")

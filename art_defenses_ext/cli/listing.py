@@ -15,13 +15,6 @@ from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.zoo.catalogue import DATASETS, MODELS
 
-SUITES = {
-    "papers": "the attacks of the method's authors",
-    "fast": "these and a short adaptive suite, for every day",
-    "standard": "these and the adaptive attacks of this package",
-    "full": "slower attacks too",
-}
-
 Line = tuple[str, str, str]
 """The kind of an item, its name, and a description."""
 
@@ -37,7 +30,7 @@ def list_command(names: tuple[str, ...]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    known = one_of(*installed("defence"), *SETS[1:], *installed("attack"))
+    known = one_of(*installed("defence"), *list(SETS)[1:], *installed("attack"))
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for line in [line for name in names for line in _details(known.checked("name", name))] if names else _overview():
         table.add_row(*line)
@@ -52,8 +45,8 @@ def _overview() -> Iterator[Line]:
         yield "data set", name, ""
     for name, spec in MODELS.items():
         yield "network", name, f"for {spec.dataset}, {' x '.join(map(str, spec.input_shape))}"
-    for name in SETS:
-        yield "attacks", name, SUITES[name]
+    for name, description in SETS.items():
+        yield "attacks", name, description
     for name, point in installed("attack").items():
         yield "attack", name, point.value
 

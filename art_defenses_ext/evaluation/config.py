@@ -14,9 +14,13 @@ from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
 
-SETS = ("papers", "fast", "standard", "full")
-"""Names of attack suites: ``fast`` is the papers' attacks and a short suite, ``standard`` the papers' attacks and ours,
-``full`` adds slower attacks."""
+SETS = {
+    "papers": "the attacks of the method's authors",
+    "fast": "these and a short adaptive suite, for every day",
+    "standard": "these and the adaptive attacks of this package",
+    "full": "slower attacks too",
+}
+"""The attack suites by name, and a description of each."""
 
 
 def _named_attacks(value: Any) -> str:
@@ -26,7 +30,7 @@ def _named_attacks(value: Any) -> str:
 
 
 NamedAttacks = Annotated[
-    str, Kind(f"one of {', '.join(SETS)}, an installed attack, or several joined by +,", _named_attacks, SETS)
+    str, Kind(f"one of {', '.join(SETS)}, an installed attack, or several joined by +,", _named_attacks, tuple(SETS))
 ]
 """Attacks by name, such as ``"standard"`` or ``"standard+simba"``: suites, and attacks of other packages."""
 

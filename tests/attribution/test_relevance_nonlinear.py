@@ -224,8 +224,9 @@ def test_a_transposed_convolution_with_stride_one_is_a_convolution() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_a_steep_softplus_passes_relevance_as_a_relu6_does() -> None:
+@pytest.mark.parametrize("rectifier", [nn.ReLU6, lambda: nn.LeakyReLU(0.2, inplace=True), lambda: nn.PReLU(4)])
+def test_a_steep_softplus_passes_relevance_as_a_rectifier_with_kinks_does(rectifier: Callable[[], nn.Module]) -> None:
     x = 8 * images()
-    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU6(), nn.Flatten(), nn.Linear(64, 3)).double()
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), rectifier(), nn.Flatten(), nn.Linear(64, 3)).double()
     assert (model[0](x) > 6).any()
     torch.testing.assert_close(relevance(model, x, softplus=1e5), relevance(model, x), rtol=1e-4, atol=1e-5)

@@ -52,6 +52,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[], nn.Module], float | None]] = {
     "softplus modules": (lambda: nn.Softplus(beta=3.0), None),
     "ReLU replaced by softplus": (lambda: nn.ReLU(inplace=True), 3.0),
     "ReLU away from its kinks": (nn.ReLU, None),
+    "leaky ReLU replaced by softplus": (lambda: nn.LeakyReLU(0.2), 3.0),
 }
 RULES: dict[str, Composite] = {
     "epsilon": uniform(Epsilon(1e-2)),
@@ -122,6 +123,10 @@ def check(activation: Callable[[], nn.Module], softplus: float | None, rules: Co
 @pytest.mark.parametrize("rules", RULES.values(), ids=RULES.keys())
 def test_under_each_rule(rules: Composite) -> None:
     check(*ACTIVATIONS["ReLU away from its kinks"], rules, "predicted")
+
+
+def test_of_a_leaky_relu_that_is_replaced() -> None:
+    check(*ACTIVATIONS["leaky ReLU replaced by softplus"], epsilon_plus(1e-2), "predicted")
 
 
 @pytest.mark.parametrize("start", STARTS.values(), ids=STARTS.keys())

@@ -41,6 +41,7 @@ from art_defenses_ext.evaluation.records.costs import Cost, measured
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.suite.predictions import BoolArray, predict
 from art_defenses_ext.evaluation.suite.seeding import seeded
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
@@ -132,7 +133,7 @@ def spent(classifier: PyTorchClassifier) -> Iterator[Cost]:
     cost.seconds = time.process_time() - begin
 
 
-def ours(suite: str) -> Attacker:
+def ours(suite: str | Sequence[AttackSpec]) -> Attacker:
     """A suite of ours; its cost includes the judging of each attack's images, which the others' does not."""
 
     def attack(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, ball: Ball, seed: int) -> Run:
@@ -207,10 +208,11 @@ def cells(runs: list[Run]) -> list[str]:
     return [f"{accuracy(runs):.2f}{spread}", f"{seconds(runs):.1f}", f"{forward:,.0f} / {backward:,.0f}"]
 
 
-def print_header(suites: Sequence[str], with_art: bool) -> None:
-    columns = ["setting", "images", "published: robust %", "s", "passes"]
+def print_header(suites: Sequence[str], beside: bool, with_art: bool) -> None:
+    columns = ["setting", "images", *(["published: robust %", "s", "passes"] if beside else [])]
     for suite in suites:
-        columns += [f"{suite}: robust %", "s", "passes", "difference, points", "both: robust %", "ratio of seconds"]
+        columns += [f"{suite}: robust %", "s", "passes"]
+        columns += ["difference, points", "both: robust %", "ratio of seconds"] if beside else []
     columns += [f"{ART}: robust %", "s", "passes"] if with_art else []
     print(f"| {' | '.join(columns)} |")
     print("|---" * len(columns) + "|", flush=True)
@@ -218,10 +220,13 @@ def print_header(suites: Sequence[str], with_art: bool) -> None:
 
 def print_line(title: str, runs: dict[str, list[Run]]) -> None:
     """A line of the table."""
-    theirs = runs[PUBLISHED]
-    line = [title, f"{theirs[0].robust.total:,}", *cells(theirs)]
+    theirs = runs.get(PUBLISHED)
+    line = [title, f"{next(iter(runs.values()))[0].robust.total:,}", *(cells(theirs) if theirs else [])]
     for suite in [suite for suite in BARS if suite in runs]:
         mine = runs[suite]
+        if theirs is None:
+            line += cells(mine)
+            continue
         both = [Run(one.left & other.left, one.cost) for one, other in zip(mine, theirs, strict=True)]
         line += [*cells(mine), f"{accuracy(mine) - accuracy(theirs):+.2f}", f"{accuracy(both):.2f}"]
         line += [f"{seconds(mine) / seconds(theirs):.3f}"]
@@ -231,11 +236,13 @@ def print_line(title: str, runs: dict[str, list[Run]]) -> None:
 
 def print_bars(suite: str, settings: dict[str, dict[str, list[Run]]], pooled: dict[str, list[Run]]) -> None:
     """What a suite is held to, and what it holds."""
-    bar, mine, theirs = BARS[suite], pooled[suite], pooled[PUBLISHED]
+    bar, mine, theirs = BARS[suite], pooled[suite], pooled.get(PUBLISHED)
     dearest = [max(passes(runs[suite])[way] for runs in settings.values()) for way in range(2)]
-    held = {
-        "pooled difference in points": verdict(accuracy(mine) - accuracy(theirs), bar.points),
-        "pooled ratio of seconds": verdict(seconds(mine) / seconds(theirs), bar.time),
+    held = {}
+    if theirs is not None:
+        held["pooled difference in points"] = verdict(accuracy(mine) - accuracy(theirs), bar.points)
+        held["pooled ratio of seconds"] = verdict(seconds(mine) / seconds(theirs), bar.time)
+    held |= {
         "most passes forwards": verdict(dearest[0], bar.passes[0]),
         "most passes backwards": verdict(dearest[1], bar.passes[1]),
     }
@@ -252,6 +259,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--suite", choices=[*BARS, "both"], default="both")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=PARITY, metavar="NAME", help=str([*SETTINGS]))
+    parser.add_argument("--alone", action="store_true", help="leave out the published attack, which takes longest")
     parser.add_argument("--art", action="store_true", help=f"also {ART}, under the first seed")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--samples", type=int, help="at most so many images a setting, for a quick look")
@@ -268,12 +276,14 @@ def main() -> None:
     print(f"`python {shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])}`\n")
     print("Robust accuracy: mean over seeds (least–most). Passes: images forwards / backwards per image.\n")
     suites = [suite for suite in BARS if options.suite in (suite, "both")]
-    print_header(suites, options.art)
+    print_header(suites, not options.alone, options.art)
 
     data: dict[str, Dataset] = {
         name: load_dataset(name, options.data) for name in ("mnist", "fashion_mnist", "cifar10")
     }
-    attackers: dict[str, Attacker] = {suite: ours(suite) for suite in suites} | {PUBLISHED: published}
+    attackers: dict[str, Attacker] = {suite: ours(suite) for suite in suites}
+    if not options.alone:
+        attackers[PUBLISHED] = published
     results: dict[str, dict[str, list[Run]]] = {}
     for chosen in (name for name in SETTINGS if name in options.only):
         setting = SETTINGS[chosen]

@@ -18,7 +18,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
-from art_defenses_ext.attack.staged_pgd import Stage, StagedPGD
+from art_defenses_ext.attack.staged_pgd import StagedPGD
 from art_defenses_ext.base.declared import accepted
 from art_defenses_ext.base.entry_points import load_installed
 from art_defenses_ext.base.errors import InputError
@@ -51,8 +51,8 @@ def _targeted(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Evasi
     return AutoPGD(classifier, threat.norm, threat.eps, loss=loss, nb_runs=runs, seed=seed)
 
 
-def _staged(*stages: Stage) -> Build:
-    return lambda classifier, threat, seed: StagedPGD(classifier, threat.norm, threat.eps, stages=stages, seed=seed)
+def _staged(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+    return StagedPGD(classifier, threat.norm, threat.eps, seed=seed)
 
 
 def _transfer(steps: int) -> Build:
@@ -75,15 +75,6 @@ def _noise(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionA
 def _white_box(name: str, build: Build, purpose: str, modes: Modes = "all", *, curve: bool = False) -> AttackSpec:
     return AttackSpec(name, build, f"white-box: {purpose}", kind="white-box", modes=modes, curve=curve)
 
-
-STAGES = (
-    Stage("probability_margin", 30),
-    Stage("dlr_targeted", 20, nb_runs=4, share=0.4, from_best=False, factor=0.5),
-    Stage("dlr_targeted", 50, nb_runs=4, share=0.12, from_best=False, factor=0.25),
-    Stage("cross_entropy", 100, share=0.06, from_best=False, factor=0.1),
-    Stage("dlr_targeted", 100, nb_runs=9, share=0.02, from_best=False, factor=0.05),
-)
-"""The stages of ``fast``. **Convention**: chosen on validation images, see docs/evaluation.md."""
 
 WHITE_BOX = _white_box("APGD margin", _auto_pgd("margin"), "Auto-PGD on the logit margin, 100 steps", curve=True)
 """The first attack of each suite: the checks ask whether it works."""
@@ -120,7 +111,7 @@ STANDARD = (
 
 FAST = (
     _white_box("APGD margin, 30 steps", _auto_pgd("margin", max_iter=30), "Auto-PGD on the logit margin", curve=True),
-    _white_box("APGD staged", _staged(*STAGES), "losses and targets in turn, the longer the nearer to the boundary"),
+    _white_box("APGD staged", _staged, "losses and targets in turn, the longer the nearer to the boundary"),
     AttackSpec(
         "APGD smoothed, 20 steps",
         _auto_pgd("margin", max_iter=20),
