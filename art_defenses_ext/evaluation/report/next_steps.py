@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 from art_defenses_ext.evaluation.checks.checks import OF_EFFORT
@@ -128,8 +128,21 @@ def _again(run: RunDescription, **changes: Any) -> str:
     command = _typed(run)
     if not command:
         return f"`evaluate({', '.join(['...', *(f'{name}={value!r}' for name, value in changes.items())])})`"
-    options = " ".join(f"--{_switch(name)} {value}" for name, value in changes.items())
-    return f"`{command} {options} --out NEW`"
+    options = {f"--{_switch(name)}": str(value) for name, value in changes.items()} | {"--out": "NEW"}
+    kept = _without(shlex.split(command), options)
+    return f"`{shlex.join(kept)} {' '.join(f'{switch} {value}' for switch, value in options.items())}`"
+
+
+def _without(words: list[str], switches: Collection[str]) -> list[str]:
+    """Return a command without these options, which take a value, and without ``--overwrite``."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        if word in switches:
+            next(rest, None)
+        elif word.partition("=")[0] not in {*switches, "--overwrite"}:
+            kept.append(word)
+    return kept
 
 
 def _switch(name: str) -> str:

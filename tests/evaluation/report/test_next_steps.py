@@ -120,6 +120,15 @@ def test_a_command_from_elsewhere_is_a_single_one(rest: str, summary: Summary) -
     assert ("`art-defenses evaluate" in steps) == (rest != "'")
 
 
+def test_a_changed_option_stands_once(summary: Summary) -> None:
+    command = "art-defenses evaluate --defence jump_relu"
+    made = typed(replace(summary, worst_case=Proportion(20, 40)))
+    run = replace(made.run, command=f"{command} --overwrite --samples=40 --out run --attacks standard")
+    steps = " ".join(how for _, how in next_steps(replace(made, run=run)).meanings)
+    assert f"`{command} --attacks standard --samples 400 --out NEW`" in steps
+    assert f"`{command} --samples=40 --attacks full --out NEW`" in steps
+
+
 def test_without_a_command_the_steps_are_calls(summary: Summary) -> None:
     steps = " ".join(how for _, how in next_steps(replace(summary, worst_case=Proportion(20, 40))).meanings)
     assert "`evaluate(..., samples=400)`" in steps
