@@ -106,10 +106,10 @@ def _stages(values: Any) -> Any:
 
 STAGES = (
     Stage("probability_margin", 30),
-    Stage("dlr_targeted", 20, nb_runs=4, share=0.4, from_best=False, factor=0.5),
-    Stage("dlr_targeted", 50, nb_runs=4, share=0.12, from_best=False, factor=0.25),
-    Stage("cross_entropy", 100, share=0.06, from_best=False, factor=0.1),
-    Stage("dlr_targeted", 100, nb_runs=9, share=0.02, from_best=False, factor=0.05),
+    Stage("dlr_targeted", 20, nb_runs=4, share=0.6, from_best=False, factor=0.5),
+    Stage("dlr_targeted", 50, nb_runs=4, share=0.18, from_best=False, factor=0.25),
+    Stage("cross_entropy", 100, share=0.09, from_best=False, factor=0.1),
+    Stage("dlr_targeted", 100, nb_runs=9, share=0.03, from_best=False, factor=0.05),
 )
 """The stages of the suite ``fast``. **Convention**: chosen on validation images, see docs/evaluation.md."""
 

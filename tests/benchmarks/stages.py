@@ -37,7 +37,8 @@ VARIANTS: dict[str, tuple[Stage, ...]] = {
     "**as they are**": STAGES,
     "first stage on the margin of logits": (replace(STAGES[0], loss="margin"), *STAGES[1:]),
     "later stages from the best points": later(lambda stage: replace(stage, from_best=True)),
-    "later stages on half of the images": later(lambda stage: replace(stage, share=stage.share / 2)),
+    "later stages on a third of the images": later(lambda stage: replace(stage, share=stage.share / 3)),
+    "later stages on two thirds of the images": later(lambda stage: replace(stage, share=2 * stage.share / 3)),
     "later stages on 1.5 times the images": later(lambda stage: replace(stage, share=1.5 * stage.share)),
     "first stage alone": STAGES[:1],
 }
