@@ -278,7 +278,7 @@ def test_an_attack_without_a_ball_finds_a_change_that_breaks(
 
 
 def test_the_sets_of_a_defended_classifier(defended: PyTorchClassifier) -> None:
-    assert SETS == ("papers", "fast", "standard", "full")
+    assert tuple(SETS) == ("papers", "fast", "standard", "full")
     assert attack_set("fast", defended) == FAST + JUMP_RELU
     assert attack_set("papers", defended) == JUMP_RELU
     assert attack_set("standard", defended) == STANDARD + JUMP_RELU
