@@ -941,7 +941,7 @@ def _evaluations(world: World) -> Iterator[Target]:
         "kind": choice("white-box", "single step", "transfer", "queries", "noise", "other"),
         "crafted_on": choice("defended", "undefended", "smoothed"),
         "modes": choice("exact", "all", "annealable", "smoothest"),
-        "samples": choice("all", "survivors", "few"),
+        "samples": choice("all", "unbroken", "few"),
         "curve": FLAG,
         "bounded": FLAG,
         "labels": choice("true", "predicted"),

@@ -35,7 +35,7 @@ from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.traps import examine
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
-from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.evaluation.suite.vote import predict_by_votes
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -208,9 +208,9 @@ def test_a_network_that_writes_into_its_input_is_attacked_like_its_twin(
 
 def test_it_is_judged_and_evaluated_like_its_twin(twins: list[PyTorchClassifier], digits: Dataset) -> None:
     x, y = digits.test.x[:8], twins[1].predict(digits.test.x[:8]).argmax(axis=1)
-    judged = [judge(classifier, x.copy(), y, votes, 0) for classifier in twins for votes in (1, 3)]
-    np.testing.assert_array_equal(judged[0].softmax, judged[2].softmax)
-    np.testing.assert_array_equal(judged[1].softmax, judged[3].softmax)
+    predictions = [predict_by_votes(classifier, x.copy(), y, votes, 0) for classifier in twins for votes in (1, 3)]
+    np.testing.assert_array_equal(predictions[0].softmax, predictions[2].softmax)
+    np.testing.assert_array_equal(predictions[1].softmax, predictions[3].softmax)
     reports = [
         evaluate(classifier, (x.copy(), y), Linf(0.1), curve_samples=0, check_samples=0, progress=False)
         for classifier in twins

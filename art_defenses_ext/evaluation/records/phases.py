@@ -13,12 +13,12 @@ from art_defenses_ext.evaluation.records.sample import CostRecord
 
 PREPARATION = "preparation"
 GRADIENTS = "gradient examination"
-JUDGING = "judging"
+PREDICTIONS = "predictions"
 PICTURES = "pictures"
 BINARIZATION = "binarization"
 """The phases besides the attacks, by their names in the costs."""
 
-PHASES = (PREPARATION, GRADIENTS, JUDGING, PICTURES, BINARIZATION)
+PHASES = (PREPARATION, GRADIENTS, PREDICTIONS, PICTURES, BINARIZATION)
 
 Announce = Callable[[str], None]
 """A function that announces the next step of a phase."""

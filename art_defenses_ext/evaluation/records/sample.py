@@ -201,7 +201,7 @@ class Attempt:
         rows: the samples' places in the block.
         outcomes: the outcome for each of them.
         pictured: index of the sample whose image the attack left for the report; None if there is none.
-        judging: the cost of the passes that classified its images.
+        predictions: the cost of the predictions of its images.
     """
 
     __pydantic_config__ = STRICT
@@ -210,7 +210,7 @@ class Attempt:
     rows: list[int]
     outcomes: list[Outcome]
     pictured: int | None = None
-    judging: Cost = field(default_factory=Cost)
+    predictions: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ def attacks_table(summary: Summary) -> Table:
             lambda row: row.crafted_on
         ),
         Column(
-            "ran on", "'all' images, or 'left': the correct ones that no attack above had broken", "words"
+            "ran on", "'all' images, or 'unbroken': the correct ones that no attack above had broken", "words"
         ): _samples,
         Column("broke\nk of m", "k of its m images were correct and are misclassified inside the ball"): (
             lambda row: f"{row.broke} of {row.attacked}"
@@ -115,12 +115,8 @@ def attacks_table(summary: Summary) -> Table:
     return _attacks_table(columns, summary.rows)
 
 
-SAMPLES = {"all": "all", "survivors": "left", "few": "a few"}
-"""The words for the samples that an attack ran on."""
-
-
 def _samples(row: AttackRow) -> str:
-    return "some" if row.source == "elsewhere" and row.samples != "all" else SAMPLES[row.samples]
+    return "some" if row.source == "elsewhere" and row.samples != "all" else row.samples
 
 
 def costs_table(summary: Summary) -> Table:

@@ -10,7 +10,7 @@ from operator import add
 from art_defenses_ext.evaluation.checks.gradient_health import SAMPLES as EXAMINED
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import Settings
-from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, JUDGING, PHASES
+from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PHASES, PREDICTIONS
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.run.block import BINARIZED
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -62,7 +62,7 @@ class Trial:
         shares = {
             GRADIENTS: 0.0 if papers_only else _ratio(settings, self.settings, EXAMINED, "samples"),
             BINARIZATION: 0.0 if papers_only else _ratio(settings, self.settings, BINARIZED, "check_samples"),
-            JUDGING: sum(count for count, _ in attacks) / max(tried, 1),
+            PREDICTIONS: sum(count for count, _ in attacks) / max(tried, 1),
         }
         phases = [_times(spent[name].cost, shares.get(name, 1.0)) for name in PHASES if name in spent]
         return reduce(add, [*(cost for _, cost in attacks), *phases], Cost())

@@ -69,7 +69,7 @@ class AttackRow:
         crafted_on: ``"defended"``, ``"undefended"`` or ``"smoothed"``.
         mode: the gradient mode.
         purpose: its purpose.
-        samples: ``"all"``, ``"survivors"`` or ``"few"`` of these.
+        samples: ``"all"``, ``"unbroken"`` or ``"few"`` of these.
         bounded: whether it stays in the ball, or minimises the perturbation.
         attacked: number of samples that it ran on; 0 if it did not run.
         broke: number of those samples that were correct and are misclassified inside the ball.
@@ -127,7 +127,7 @@ class RoundRow:
     Attributes:
         result: what it added.
         steps: of its descents.
-        cost: of its attacks, without judging their images.
+        cost: of its attacks, without the predictions of their images.
     """
 
     result: RoundResult
@@ -383,7 +383,7 @@ def _side_row(
             crafted_on="both" if role == "curve" else "defended",
             mode="all",
             purpose=purpose,
-            samples="survivors",
+            samples="unbroken",
             bounded=True,
             attacked=len(chosen),
             broke=sum(not record.robust(before | keys) for record in chosen),

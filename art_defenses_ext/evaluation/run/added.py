@@ -57,7 +57,7 @@ class Addition:
 
     def run(self, threat: Threat, samples: int) -> AttackRun:
         """As a line of a plan, among ``samples`` samples."""
-        given: Literal["all", "survivors"] = "all" if len(self.outcomes) == samples else "survivors"
+        given: Literal["all", "unbroken"] = "all" if len(self.outcomes) == samples else "unbroken"
         source = "made elsewhere" if self.link is None else f"made elsewhere: {self.link}"
         spec = AttackSpec(self.name, ReadOnlyBuild(None), source, source="elsewhere", samples=given)
         return AttackRun(spec, "exact", threat)

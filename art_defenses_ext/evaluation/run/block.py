@@ -28,7 +28,7 @@ from art_defenses_ext.evaluation.records.costs import Cost, measured
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.examples import NB_EXAMPLES, Example
 from art_defenses_ext.evaluation.records.metrics import Scores, recorded
-from art_defenses_ext.evaluation.records.phases import JUDGING, PICTURES, Phases
+from art_defenses_ext.evaluation.records.phases import PICTURES, PREDICTIONS, Phases
 from art_defenses_ext.evaluation.records.sample import RECORDED, Attempt, CostRecord, Outcome, SampleRecord, image_hash
 from art_defenses_ext.evaluation.run.defence_views import with_views
 from art_defenses_ext.evaluation.run.folder import Block, Findings, RunDirectory
@@ -36,7 +36,7 @@ from art_defenses_ext.evaluation.suite.attacker import Attacker, for_any_attack
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.predictions import Prediction, predict
 from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
-from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.evaluation.suite.vote import predict_by_votes
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import gradient_mode
 
@@ -131,7 +131,7 @@ class Work:
     shown: set[str] = field(default_factory=set)
     listen: Callable[[Attacked], None] = field(default_factory=lambda: lambda _: None)
     before: Evidence | None = None
-    _judging: Cost = field(default_factory=Cost)
+    _predictions: Cost = field(default_factory=Cost)
 
     @property
     def classifier(self) -> PyTorchClassifier:
@@ -155,7 +155,7 @@ class Work:
             What the block cost.
         """
         with blamed("the classifier, on clean images,", start, store.keeps):
-            block, judging = self.clean(start, x, labels)
+            block, predictions = self.clean(start, x, labels)
         self._join_before(block)
         earlier, costs = store.attempts(start), []
         for run in self.plan:
@@ -172,8 +172,8 @@ class Work:
             self.listen(block.after(attempt))
             self.shown |= set() if example is None else {run.key}
             costs.append(attempt.cost)
-            judging = judging + attempt.judging
-        phases.count(JUDGING, judging)
+            predictions = predictions + attempt.predictions
+        phases.count(PREDICTIONS, predictions)
         views = derived_seed(self.settings.seed, "views", start)
         drawing = blamed("a defence, asked for the report's pictures,", start, store.keeps)
         with drawing, phases.phase(PICTURES, self.classifier), seeded(views):
@@ -208,8 +208,8 @@ class Work:
 
     def clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
         """Return the block before any attack: what both classifiers say of the clean images, and what that cost."""
-        self._judging = Cost()
-        clean = self._judge("clean", start, x, labels, None)
+        self._predictions = Cost()
+        clean = self._predict("clean", start, x, labels, None)
         plain = None if self.undefended is None else self._without_defences(self.undefended, x)
         reference = clean.softmax if plain is None else plain.softmax
         ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
@@ -229,7 +229,7 @@ class Work:
             )
             for i in range(len(x))
         ]
-        return _Block(start, x, labels, reference, records), self._judging
+        return _Block(start, x, labels, reference, records), self._predictions
 
     @property
     def nb_binarized(self) -> int:
@@ -255,17 +255,17 @@ class Work:
             )
         )
 
-    def _judge(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Prediction:
+    def _predict(self, key: str, start: int, x: FloatArray, labels: IntArray, attacks: int | None) -> Prediction:
         seed = derived_seed(self.settings.seed, f"judge {key}", start)
         with measured(self.classifier) as cost:
-            judged = judge(self.classifier, x, labels, self.attacker.votes, seed, attacks)
-        self._judging = self._judging + cost
-        return judged
+            prediction = predict_by_votes(self.classifier, x, labels, self.attacker.votes, seed, attacks)
+        self._predictions = self._predictions + cost
+        return prediction
 
     def _without_defences(self, undefended: PyTorchClassifier, x: FloatArray) -> Prediction:
         with measured(undefended) as cost:
             predicted = predict(undefended, x)
-        self._judging = self._judging + cost
+        self._predictions = self._predictions + cost
         return predicted
 
     def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
@@ -306,7 +306,7 @@ class Work:
         with seeded(seed), forms, measured(counted) as cost:
             adversarial = _built(run, target, seed).generate(x, given)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
-        self._judging = Cost()
+        self._predictions = Cost()
         outcomes = self.outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
         successes = sum(outcome.success for outcome in outcomes)
@@ -314,46 +314,46 @@ class Work:
         LOG.info(words, block.start, for_terminal(run.key), successes, len(rows), cost.seconds)
         spent = CostRecord(block.start, run.key, len(rows), cost)
         pictured = None if example is None else example.index
-        return Attempt(spent, rows.tolist(), outcomes, pictured, self._judging), example, adversarial
+        return Attempt(spent, rows.tolist(), outcomes, pictured, self._predictions), example, adversarial
 
     def outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
     ) -> list[Outcome]:
         """Return what the images that an attack made of some samples are worth."""
         labels = block.labels[rows]
-        judged = self._judge(run.key, block.start, adversarial, labels, self._sharing)
+        prediction = self._predict(run.key, block.start, adversarial, labels, self._sharing)
         plain = None
         if run.spec.crafted_on == "undefended" and self.undefended is not None:
             plain = self._without_defences(self.undefended, adversarial).classes
         sizes = self._sizes(run, block.x[rows], adversarial)
-        broken = judged.broken(labels)
+        broken = prediction.broken(labels)
         inside = usable & np.array([self.threat.allows(size) for size in sizes[self.threat.norm_name]])
         own = None if type(self.threat) in RECORDED else sizes[self.threat.norm_name]
-        ndcgs, ranks = recorded(block.reference[rows], judged.softmax, inside)
+        ndcgs, ranks = recorded(block.reference[rows], prediction.softmax, inside)
         return [
             Outcome(
-                prediction=int(judged.classes[i]),
+                prediction=int(prediction.classes[i]),
                 misclassified=bool(broken[i]),
                 linf=sizes["linf"][i],
                 l2=sizes["l2"][i],
                 success=bool(broken[i] and inside[i]),
                 usable=bool(usable[i]),
                 undefended_prediction=None if plain is None else int(plain[i]),
-                misses=None if judged.misses is None else int(judged.misses[i]),
+                misses=None if prediction.misses is None else int(prediction.misses[i]),
                 ndcg=ndcgs[i],
                 reciprocal_rank=ranks[i],
-                rejected=None if judged.rejected is None else bool(judged.rejected[i]),
-                detection_margin=_margin(judged, i),
-                first_misses=None if judged.first_misses is None else int(judged.first_misses[i]),
-                passes=None if judged.passes is None else int(judged.passes[i]),
-                undecided=None if judged.undecided is None else bool(judged.undecided[i]),
+                rejected=None if prediction.rejected is None else bool(prediction.rejected[i]),
+                detection_margin=_margin(prediction, i),
+                first_misses=None if prediction.first_misses is None else int(prediction.first_misses[i]),
+                passes=None if prediction.passes is None else int(prediction.passes[i]),
+                undecided=None if prediction.undecided is None else bool(prediction.undecided[i]),
                 size=None if own is None else own[i],
             )
             for i in range(len(rows))
         ]
 
     def _sizes(self, run: AttackRun, x: FloatArray, adversarial: FloatArray) -> dict[str, list[float]]:
-        """The sizes of changes of images (n, ...) by norm, as records keep them; judged by the run's own ball."""
+        """The sizes of changes of images (n, ...) by norm, as records keep them; prediction by the run's own ball."""
         delta = adversarial.astype(np.float64) - x
         sizes_of = {ball.norm_name: ball.exact_sizes(delta) for ball in RECORDED}
         sizes_of[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
@@ -430,8 +430,8 @@ def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) 
     return int(misses[i]) + (0 if rejections is None else int(rejections[i]))
 
 
-def _margin(judged: Prediction, i: int) -> float | None:
+def _margin(prediction: Prediction, i: int) -> float | None:
     """Return the detector's margin as records keep it: as many digits as float32 has, so that its sign is kept."""
-    if judged.detection_margin is None or not np.isfinite(judged.detection_margin[i]):
+    if prediction.detection_margin is None or not np.isfinite(prediction.detection_margin[i]):
         return None
-    return float(f"{judged.detection_margin[i]:.7g}")
+    return float(f"{prediction.detection_margin[i]:.7g}")

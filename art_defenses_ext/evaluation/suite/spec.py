@@ -24,7 +24,7 @@ Kind = Literal["white-box", "single step", "transfer", "queries", "noise", "othe
 CraftedOn = Literal["defended", "undefended", "smoothed"]
 """The network that an attacker differentiates or queries."""
 
-Samples = Literal["all", "survivors", "few"]
+Samples = Literal["all", "unbroken", "few"]
 """The samples that an attack runs on: all, those that no earlier attack broke, or a few of these."""
 
 FEW = 32
@@ -52,7 +52,7 @@ class AttackSpec:
             if no gradient mode is faithful.
         modes: the gradient modes to run it under: ``"exact"``, ``"all"``, ``"annealable"`` (those with a width), or
             ``"smoothest"`` (those with a width if there are any, else all).
-        samples: ``"all"``, ``"survivors"`` (the correctly classified samples that no earlier attack broke), or
+        samples: ``"all"``, ``"unbroken"`` (the correctly classified samples that no earlier attack broke), or
             ``"few"`` (the first 32 of these in each block).
         curve: whether it also runs at several eps, for the curve of accuracy against eps.
         bounded: whether it stays in the threat's ball. False for minimum-norm attacks, which succeed on a sample if the
@@ -83,7 +83,7 @@ class AttackSpec:
     kind: Kind = "other"
     crafted_on: CraftedOn = "defended"
     modes: Modes = "exact"
-    samples: Samples = "survivors"
+    samples: Samples = "unbroken"
     curve: bool = False
     bounded: bool = True
     labels: Literal["true", "predicted"] = "true"

@@ -68,7 +68,7 @@ class _Counts(NamedTuple):
         return missed
 
 
-def judge(
+def predict_by_votes(
     classifier: PyTorchClassifier,
     x: FloatArray,
     labels: IntArray,
@@ -97,11 +97,11 @@ def judge(
     with seeded(seed):
         if votes == 1:
             return predict(classifier, x)
-        return _Vote(classifier, x, labels, votes, attacks).judge()
+        return _Vote(classifier, x, labels, votes, attacks).predict()
 
 
 class _Vote:
-    """The passes of one call of :func:`judge`."""
+    """The passes of one call of :func:`predict_by_votes`."""
 
     def __init__(
         self, classifier: PyTorchClassifier, x: FloatArray, labels: IntArray, votes: int, attacks: int | None
@@ -113,7 +113,7 @@ class _Vote:
         looks = 1 + max(int(np.ceil(np.log2(MOST_PASSES / votes))), 0)
         self.level = FALSE_SUCCESS / (attacks or 1) / looks
 
-    def judge(self) -> Prediction:
+    def predict(self) -> Prediction:
         """Select the rivals, count fresh passes, and decide."""
         everything = np.arange(len(self.x))
         first, fresh = (_Counts.none(len(self.x), self.nb_classes) for _ in range(2))

@@ -91,7 +91,9 @@ def test_an_attack_that_leaves_nothing_to_others_passes_every_check(attacker: At
 
 
 @pytest.mark.parametrize(("name", "key"), LATE.items())
-def test_a_late_success_is_counted_among_the_white_box_survivors(name: str, key: str, attacker: Attacker) -> None:
+def test_a_late_success_is_counted_among_images_unbroken_by_white_boxes(
+    name: str, key: str, attacker: Attacker
+) -> None:
     check = one(evidence(attacker, {key: 3}), name)
     assert check.verdict == "failed"  # Wilson's lower end of 3 of 60 is 1.7 %
     assert check.figures["late successes"] == Proportion(3, 60)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from art_defenses_ext import AttackSpec, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.evaluation.checks import gradient_health
-from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, JUDGING, PHASES, PREPARATION
+from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PHASES, PREDICTIONS, PREPARATION
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.suites import STANDARD
 
@@ -141,7 +141,7 @@ def test_each_phase_stands_in_the_report_once_and_in_order() -> None:
     report = evaluated(wrap(Counting()))
     names = list(report.summary.phases)
     assert names == [name for name in PHASES if name in names]
-    assert {PREPARATION, GRADIENTS, JUDGING, BINARIZATION} <= set(names)
+    assert {PREPARATION, GRADIENTS, PREDICTIONS, BINARIZATION} <= set(names)
     assert {"phases", "total"} <= report.summary.as_dict().keys()
 
 

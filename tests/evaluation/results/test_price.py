@@ -15,7 +15,7 @@ from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import price
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import Settings
-from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, JUDGING, PICTURES
+from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PICTURES, PREDICTIONS
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.results.price import Price, Trial, duration, in_words
 from art_defenses_ext.evaluation.run.folder import read_costs, read_findings, read_manifest
@@ -54,7 +54,7 @@ def trial(finished_run: Any) -> Trial:
         (AttackRun(replace(spec, name="effort"), "exact", threat, "effort"), 4),
     ]
     costs = [CostRecord(0, run.key, count, Cost(10 * count, 5 * count, 1.0, 7)) for run, count in runs]
-    phases = {GRADIENTS: 100, BINARIZATION: 20, JUDGING: 39, PICTURES: 3}
+    phases = {GRADIENTS: 100, BINARIZATION: 20, PREDICTIONS: 39, PICTURES: 3}
     costs += [CostRecord(0, name, 0, Cost(passes, 0, 1.0, 9)) for name, passes in phases.items()]
     return Trial([run for run, _ in runs], settings_of(10, threat), 0, 10, costs)
 

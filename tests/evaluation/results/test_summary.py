@@ -186,8 +186,8 @@ def test_the_undefended_figures_are_the_undefended_classifiers() -> None:
 
 @pytest.mark.parametrize(
     "spec",
-    [SUITE, replace(TRANSFER, bounded=False), replace(TRANSFER, samples="survivors")],
-    ids=["made on the defended", "whatever the size", "on survivors"],
+    [SUITE, replace(TRANSFER, bounded=False), replace(TRANSFER, samples="unbroken")],
+    ids=["made on the defended", "whatever the size", "on unbroken images"],
 )
 def test_the_undefended_figure_needs_bounded_attacks_on_all(spec: AttackSpec) -> None:
     records = samples({spec.name: held(plain=0)}, {spec.name: held(plain=1)}, plain=[0, 0])
@@ -206,7 +206,7 @@ def test_without_an_undefended_classifier_its_rows_say_not_run() -> None:
 # The rows
 
 
-def test_survivors_are_reported_as_broke_k_of_m() -> None:
+def test_unbroken_images_are_reported_as_broke_k_of_m() -> None:
     """The first attack meets three samples and breaks one; the next meets the other two."""
     plan = [run(replace(SUITE, name=name)) for name in ("first", "second", "third")]
     records = samples(

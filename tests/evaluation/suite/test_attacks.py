@@ -110,7 +110,7 @@ def test_the_fast_suite_has_an_attack_of_each_kind_that_the_checks_ask_about() -
 @pytest.mark.parametrize(
     ("argument", "word"),
     [
-        *(("kind", "whitebox"), ("crafted_on", "undefend"), ("modes", "every"), ("samples", "survivor")),
+        *(("kind", "whitebox"), ("crafted_on", "undefend"), ("modes", "every"), ("samples", "robust")),
         *(("source", "papers"), ("labels", None), ("build", "PGD")),
     ],
 )

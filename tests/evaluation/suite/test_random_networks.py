@@ -19,7 +19,7 @@ from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.evaluation.suite.vote import predict_by_votes
 
 SIGMA = 1.0
 IDLE = 8
@@ -135,9 +135,9 @@ def test_an_attack_that_moves_images_gets_the_closed_form(problem: Problem) -> N
 
 def test_every_pass_that_judges_is_counted(problem: Problem, idle_report: Report) -> None:
     outcomes = [one for record in idle_report.records for one in record.attacks.values()]
-    judged = sum(32 + (one.passes or 0) for one in outcomes)
+    passes = sum(32 + (one.passes or 0) for one in outcomes)
     spent = idle_report.summary.total.forward  # these attacks ask for nothing
-    assert judged + 64 * 160 <= spent <= judged + (32 + 1024) * 160
+    assert passes + 64 * 160 <= spent <= passes + (32 + 1024) * 160
 
 
 def test_blocks_are_judged_the_same_again_whatever_stands_beside_them(problem: Problem) -> None:
@@ -162,7 +162,7 @@ def test_a_false_success_is_as_rare_as_it_says(advantage: float) -> None:
     classifier = PyTorchClassifier(Coin(), nn.CrossEntropyLoss(), (1,), 2, device_type="cpu")
     x, y = np.zeros((300, 1), np.float32), np.zeros(300, np.int64)
     rounds = 2
-    broken = sum(judge(classifier, x, y, 32, seed, attacks=60).broken(y).sum() for seed in range(rounds))
+    broken = sum(predict_by_votes(classifier, x, y, 32, seed, attacks=60).broken(y).sum() for seed in range(rounds))
     assert broken <= 1  # expected at most 300 * 2 * .01 / 60 = .1
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.evaluation.suite.predictions import Prediction, nb_labels, predict
-from art_defenses_ext.evaluation.suite.vote import judge
+from art_defenses_ext.evaluation.suite.vote import predict_by_votes
 from art_defenses_ext.zoo.datasets import Dataset
 
 
@@ -40,40 +40,40 @@ def scripted(script: list[list[int]]) -> PyTorchClassifier:
 
 
 def test_a_single_pass_counts_no_misses(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    judged = judge(digits_classifier, digits.test.x[:20], digits.test.y[:20], 1, 0)
-    np.testing.assert_array_equal(judged.classes, digits_classifier.predict(digits.test.x[:20]).argmax(axis=1))
-    assert judged.misses is None
+    prediction = predict_by_votes(digits_classifier, digits.test.x[:20], digits.test.y[:20], 1, 0)
+    np.testing.assert_array_equal(prediction.classes, digits_classifier.predict(digits.test.x[:20]).argmax(axis=1))
+    assert prediction.misses is None
     np.testing.assert_allclose(
-        judged.softmax, softmax(digits_classifier.predict(digits.test.x[:20]).astype(np.float64), axis=1), atol=1e-6
+        prediction.softmax, softmax(digits_classifier.predict(digits.test.x[:20]).astype(np.float64), axis=1), atol=1e-6
     )
 
 
 def test_the_likeliest_class_is_judged_and_half_of_the_time_goes_against_the_label() -> None:
     """Four images of class 0: always right, right in two of three, right as often as class 2, mostly 3."""
     classifier = scripted([[0, 0, 0, 3], [0, 1, 2, 3], [0, 0, 0, 0], [0, 0, 2, 3], [0, 1, 0, 3], [0, 0, 2, 0]])
-    judged = judge(classifier, FOUR, np.zeros(4, np.int64), 6, 0)
-    assert judged.classes.tolist() == [0, 0, 2, 3]
-    assert judged.misses is not None
-    assert judged.misses.tolist() == [0, 2, 3, 4]
-    assert judged.first_misses is not None
-    assert judged.first_misses.tolist() == [0, 2, 3, 4]
+    prediction = predict_by_votes(classifier, FOUR, np.zeros(4, np.int64), 6, 0)
+    assert prediction.classes.tolist() == [0, 0, 2, 3]
+    assert prediction.misses is not None
+    assert prediction.misses.tolist() == [0, 2, 3, 4]
+    assert prediction.first_misses is not None
+    assert prediction.first_misses.tolist() == [0, 2, 3, 4]
     high, low = math.e / (math.e + 3), 1 / (math.e + 3)  # of a class that was said, and of one that was not
-    assert judged.softmax.dtype == np.float64
-    np.testing.assert_allclose(judged.softmax[0], [high, low, low, low])
-    np.testing.assert_allclose(judged.softmax[1], [(2 * high + low) / 3, (high + 2 * low) / 3, low, low])
-    np.testing.assert_allclose(judged.softmax.sum(axis=1), 1)
+    assert prediction.softmax.dtype == np.float64
+    np.testing.assert_allclose(prediction.softmax[0], [high, low, low, low])
+    np.testing.assert_allclose(prediction.softmax[1], [(2 * high + low) / 3, (high + 2 * low) / 3, low, low])
+    np.testing.assert_allclose(prediction.softmax.sum(axis=1), 1)
 
 
 def test_of_an_attacked_image_what_no_passes_show_is_no_success() -> None:
     """Right always, half of the time, in three of ten, never."""
     said = [[0, i % 2, min(i % 10 // 3, 1), 2] for i in range(10)]
-    judged = judge(scripted(said), FOUR, np.zeros(4, np.int64), 10, 0, attacks=50)
-    assert judged.classes.tolist() == [0, 0, 1, 2]
-    assert judged.undecided is not None
-    assert judged.undecided.tolist() == [False, True, False, False]
-    assert judged.passes is not None
-    assert (judged.passes[0], judged.passes[1]) == (10, 1024)
-    assert 10 < judged.passes[3] <= judged.passes[2] < 1024
+    prediction = predict_by_votes(scripted(said), FOUR, np.zeros(4, np.int64), 10, 0, attacks=50)
+    assert prediction.classes.tolist() == [0, 0, 1, 2]
+    assert prediction.undecided is not None
+    assert prediction.undecided.tolist() == [False, True, False, False]
+    assert prediction.passes is not None
+    assert (prediction.passes[0], prediction.passes[1]) == (10, 1024)
+    assert 10 < prediction.passes[3] <= prediction.passes[2] < 1024
 
 
 def test_votes_are_drawn_from_the_seed_alone() -> None:
@@ -83,7 +83,7 @@ def test_votes_are_drawn_from_the_seed_alone() -> None:
 
     classifier = PyTorchClassifier(Noisy(), nn.CrossEntropyLoss(), (2,), 4, device_type="cpu")
     x, y = np.zeros((30, 2), np.float32), np.zeros(30, np.int64)
-    first, again, other = (judge(classifier, x, y, 5, seed) for seed in (1, 1, 2))
+    first, again, other = (predict_by_votes(classifier, x, y, 5, seed) for seed in (1, 1, 2))
     np.testing.assert_array_equal(first.misses, again.misses)
     np.testing.assert_array_equal(first.softmax, again.softmax)
     assert not np.array_equal(first.misses, other.misses)
@@ -150,9 +150,9 @@ def test_a_rejected_image_keeps_the_class_and_the_probabilities_that_the_classif
     assert said.detection_margin.tolist() == [-0.5, 0, 0.5, 3]
     np.testing.assert_allclose(said.softmax, softmax(x[:, :3].astype(np.float64), axis=1))
     np.testing.assert_array_equal(said.rejected, classifier.predict(x).argmax(axis=1) == 3)
-    judged = judge(classifier, x, np.array([0, 1, 1, 1]), 1, 0)
-    assert (judged.misses, judged.rejections) == (None, None)
-    assert judged.broken(np.array([0, 1, 1, 1])).tolist() == [False, True, False, False]
+    prediction = predict_by_votes(classifier, x, np.array([0, 1, 1, 1]), 1, 0)
+    assert (prediction.misses, prediction.rejections) == (None, None)
+    assert prediction.broken(np.array([0, 1, 1, 1])).tolist() == [False, True, False, False]
 
 
 def test_an_excess_that_is_no_number_rejects() -> None:
@@ -181,17 +181,17 @@ def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
     word = [[1.0, -1, -1, -1], [1, -1, 1, -1], [1, -1, -1, -1], [1, -1, 1, -1]]
     classifier = beside(scripted(said), ScriptedWord(word))
     labels = np.zeros(4, np.int64)
-    judged = judge(classifier, FOUR, labels, 8, 0, attacks=20)
-    assert isinstance(judged, Prediction)
-    assert judged.rejected is not None
-    assert judged.rejections is not None
-    assert judged.misses is not None
-    assert judged.broken(labels).tolist() == [False, True, False, False]
-    assert judged.rejected.tolist() == [True, False, True, False]
-    assert judged.classes.tolist() == [0, 1, 2, 0]
-    assert judged.rejections.tolist() == [8, 0, 4, 0]
-    assert judged.misses.tolist() == [0, 8, 4, 2]  # neither the label nor rejected
-    np.testing.assert_allclose(judged.detection_margin, np.mean(word, axis=0))  # type: ignore[arg-type]
+    prediction = predict_by_votes(classifier, FOUR, labels, 8, 0, attacks=20)
+    assert isinstance(prediction, Prediction)
+    assert prediction.rejected is not None
+    assert prediction.rejections is not None
+    assert prediction.misses is not None
+    assert prediction.broken(labels).tolist() == [False, True, False, False]
+    assert prediction.rejected.tolist() == [True, False, True, False]
+    assert prediction.classes.tolist() == [0, 1, 2, 0]
+    assert prediction.rejections.tolist() == [8, 0, 4, 0]
+    assert prediction.misses.tolist() == [0, 8, 4, 2]  # neither the label nor rejected
+    np.testing.assert_allclose(prediction.detection_margin, np.mean(word, axis=0))  # type: ignore[arg-type]
 
 
 def test_a_clean_image_is_rejected_where_that_is_the_likeliest() -> None:
@@ -199,10 +199,10 @@ def test_a_clean_image_is_rejected_where_that_is_the_likeliest() -> None:
     said = [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
     word = [[1.0, 1, 1, 1], [1, 1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]]
     classifier = beside(scripted(said), ScriptedWord(word))
-    judged = judge(classifier, FOUR, np.zeros(4, np.int64), 8, 0)
-    assert judged.rejected is not None
-    assert judged.rejected.tolist() == [True, True, False, False]
-    assert judged.classes.tolist() == [0, 0, 0, 1]
+    prediction = predict_by_votes(classifier, FOUR, np.zeros(4, np.int64), 8, 0)
+    assert prediction.rejected is not None
+    assert prediction.rejected.tolist() == [True, True, False, False]
+    assert prediction.classes.tolist() == [0, 0, 0, 1]
 
 
 # Logits that are not finite
@@ -212,7 +212,7 @@ def test_logits_that_are_not_finite_name_no_class() -> None:
     x = np.array([[np.nan, 1, 0], [np.inf, 1, 0], [-np.inf, 1, 2], [-np.inf] * 3, [np.nan] * 3, [3, 1, 0]], np.float32)
     classifier = PyTorchClassifier(Read(0, 3), nn.CrossEntropyLoss(), (3,), 3, device_type="cpu")
     assert predict(classifier, x).classes.tolist() == [-1, -1, 2, -1, -1, 0]
-    judged = judge(classifier, x, np.zeros(6, np.int64), 1, 0)
-    assert judged.broken(np.zeros(6, np.int64)).tolist() == [True, True, True, True, True, False]
-    attacked = judge(classifier, x, np.zeros(6, np.int64), 32, 0, attacks=9)
+    prediction = predict_by_votes(classifier, x, np.zeros(6, np.int64), 1, 0)
+    assert prediction.broken(np.zeros(6, np.int64)).tolist() == [True, True, True, True, True, False]
+    attacked = predict_by_votes(classifier, x, np.zeros(6, np.int64), 32, 0, attacks=9)
     assert attacked.classes.tolist() == [-1, -1, 2, -1, -1, 0]
