@@ -69,6 +69,7 @@ def classifier_of(name: str, data: Dataset, run: argparse.Namespace) -> PyTorchC
         x, y = (values[: run.train or nb_images] for values in (data.train.x, data.train.y))
         train_classifier(network, x, y, mean=MEAN, std=STD, nb_epochs=run.epochs or epochs, progress=False)
         if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
             save_file(network.state_dict(), file)
     return PyTorchClassifier(
         network.eval(),
@@ -156,12 +157,16 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300, help="validation images")
     parser.add_argument("--weights", help="folder of the networks' weights, read or written")
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--only", choices=["train"], help="train and keep the weights, without the tables")
+    parser.add_argument("--threads", type=int, default=1)
     run = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(run.threads)
     data = load_dataset("cifar10", run.data)
     part = Split(data.validation.x[: run.images], data.validation.y[: run.images])
     for name in run.networks:
         classifier = classifier_of(name, data, run)
+        if run.only == "train":
+            continue
         jumps(name, classifier, part)
         starts(name, classifier, part)
 

@@ -47,8 +47,9 @@ class Line:
         defences: names of the defences, in the order of application.
         options: further words of the command.
         fits: names of the fits that it needs.
-        network: file of weights, relative to the data folder; None: trained.
+        network: file of weights, relative to the data folder; None: trained, or a word of ``options``.
         samples: number of images; None for the data set's default.
+        eps: radius of the ball; None for the data set's default.
     """
 
     dataset: str
@@ -59,6 +60,7 @@ class Line:
     fits: tuple[str, ...] = ()
     network: str | None = None
     samples: int | None = None
+    eps: str | None = None
 
 
 EPS = {"digits": 0.1, "mnist": 0.2, "fashion_mnist": 0.1, "cifar10": 8 / 255}
@@ -81,6 +83,12 @@ BASE = {
     "cifar10": "weights/erichson_cifar10_resnet20_baseline.pkl",
 }
 ROBUST = {"mnist": "weights/erichson_mnist_lenet_robust.pkl"}
+
+TRAINED = {"transformer": "vision transformer", "convnext": "ConvNeXt"}
+"""Networks that ``networks_cifar10.py`` trains, and their titles."""
+
+SMALL_EPS = "2/255"
+"""Radius for these networks, which have no robustness of their own: at 8/255 no image is left."""
 
 
 ROUNDS = ("--effort", "2", "--undefended", "papers")
@@ -141,6 +149,7 @@ def lines() -> Iterator[Line]:
             yield Line(dataset, name, title, pair, words, fits, base, FEWER)
         yield from on_robust(dataset, robust)
     yield from on_cifar10()
+    yield from on_trained()
 
 
 def on_robust(dataset: str, network: str | None) -> Iterator[Line]:
@@ -168,13 +177,41 @@ def on_cifar10() -> Iterator[Line]:
     yield Line("cifar10", "feature_autoencoder", "Feature autoencoder", ("feature_autoencoder",), words, fits, base)
 
 
+def on_trained() -> Iterator[Line]:
+    """Yield the five defences of a vision transformer and a ConvNeXt; the command fits the restorers."""
+    for name, title in TRAINED.items():
+        network = (
+            *("--model", f"examples.networks_cifar10:{name}", "--weights", f"OUT/cifar10/{name}.safetensors"),
+            *("--mean", "0.4914,0.4822,0.4465", "--std", "0.2023,0.1994,0.2010"),
+        )
+        for defence, face, options in (
+            ("undefended model", "none", ()),
+            ("JumpReLU", "jump_relu", ("-o", "max_accuracy_drop=0.05")),
+            ("Heat and Blur", "heat_and_blur", ()),
+            ("Explanation reconstructor", "explanation_reconstructor", ()),
+            ("Feature autoencoder", "feature_autoencoder", ("-o", "nb_epochs=2")),
+            ("TRN", "two_stream_restoration", ("-o", "nb_epochs=2")),
+        ):
+            bare = face == "none"
+            words = (*network, *options, *(() if bare else ("--undefended", "papers")))
+            yield Line(
+                "cifar10",
+                f"{name}_{'bare' if bare else face}",
+                f"{defence}, {title}",
+                (face,),
+                words,
+                (name,),
+                eps=SMALL_EPS,
+            )
+
+
 def command_of(line: Line) -> list[str]:
     """Return the published command, with DIR and OUT for the folders."""
     samples = line.samples or SAMPLES[line.dataset]
     words = ["art-defenses", "evaluate", "--dataset", line.dataset, "--data", "DIR"]
     words += [word for name in line.defences for word in ("--defence", name)]
     words += ["--weights", f"DIR/{line.network}"] if line.network else []
-    words += [*line.options, "--eps", str(EPS[line.dataset]), "--samples", str(samples)]
+    words += [*line.options, "--eps", line.eps or str(EPS[line.dataset]), "--samples", str(samples)]
     return [*words, "--curve-samples", "0", "--threads", "1", "--out", f"OUT/runs/{line.dataset}/{line.name}"]
 
 
@@ -182,6 +219,9 @@ def fitting_of(line: Line) -> list[str] | None:
     """Return the command that makes the fits of a line."""
     if not line.fits:
         return None
+    if line.fits[0] in TRAINED:
+        words = ["python", "examples/networks_cifar10.py", "--data", "DIR", "--weights", "OUT/cifar10"]
+        return [*words, "--networks", *line.fits, "--only", "train"]
     names = ",".join(dict.fromkeys(line.fits))
     example, *arguments = FITTING[line.dataset]
     words = ["python", f"examples/{example}", "--data", "DIR", "--out", f"OUT/{line.dataset}", "--fits", names]
