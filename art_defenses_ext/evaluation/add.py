@@ -217,7 +217,7 @@ def _check_same(folder: Path, manifest: Manifest, other: Manifest) -> None:
     if other.run.data_sha256 != manifest.run.data_sha256:
         raise InputError(f"data is not that of the run in {folder}; its images and labels were expected")
     other = replace(other, plan=manifest.plan, run=replace(other.run, settings=manifest.run.settings))
-    difference = manifest.difference(other, but=ENVIRONMENT)
+    difference = manifest.difference(other, ignored=ENVIRONMENT)
     if difference is not None:
         raise InputError(f"model is not that of the run in {folder} ({difference}); its model was expected")
 

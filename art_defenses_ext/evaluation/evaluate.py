@@ -443,7 +443,7 @@ class _Task:
                     self._announce(Trial(manifest.plan, settings, start, size, costs), fresh[1:], bar)
             if shard.number == 1 and not store.has_findings:
                 with phases.phase(BINARIZATION, self.classifier, steps=2 * work.nb_binarized) as announce:
-                    findings = work.find_out(x, announce)
+                    findings = work.run_binarization(x, announce)
                 store.finish(replace(findings, costs=phases.taken(0)))
 
     def _attacked(

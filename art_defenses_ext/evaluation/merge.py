@@ -133,9 +133,9 @@ def _parts_in(folder: Path) -> list[Path]:
 def _check_same(parts: list[Part], mixed: bool) -> None:
     first = parts[0]
     for part in parts[1:]:
-        difference = first.manifest.difference(part.manifest, but=ENVIRONMENT if mixed else ())
+        difference = first.manifest.difference(part.manifest, ignored=ENVIRONMENT if mixed else ())
         if difference is not None:
-            hint = ", or mixed," if first.manifest.difference(part.manifest, but=ENVIRONMENT) is None else ""
+            hint = ", or mixed," if first.manifest.difference(part.manifest, ignored=ENVIRONMENT) is None else ""
             raise RunError(
                 f"{first.path} and {part.path} are parts of different runs: {difference}; "
                 f"parts of one run{hint} were expected"

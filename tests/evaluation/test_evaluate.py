@@ -1329,7 +1329,7 @@ def test_a_run_is_replaced_only_when_asked_and_leaves_no_figures_where_the_new_o
     def fail(x: FloatArray, y: FloatArray) -> FloatArray:
         raise RuntimeError("no memory left")
 
-    with pytest.raises(InputError, match=r"'fails' broke off in the block from sample 0 on .*no memory left"):
+    with pytest.raises(InputError, match=r"'fails' failed in the block from sample 0 on .*no memory left"):
         evaluated(defended, *few, [own("fails", fail)], out=folder, overwrite=True)
     assert not (folder / "report.json").exists()
     assert not (folder / "report.html").exists()

@@ -180,7 +180,7 @@ def test_duplicates_are_refused(brief: Any, tmp_path: Path) -> None:
 def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(brief: Any, tmp_path: Path) -> None:
     folders = share(brief, tmp_path / "parts", 2)
     (folders[0] / FINDINGS).unlink()
-    refused(folders, tmp_path / "out", "came to its end")
+    refused(folders, tmp_path / "out", "a finished run was expected")
 
 
 def test_parts_of_another_run_are_refused(brief: Any, own_classifier: PyTorchClassifier, tmp_path: Path) -> None:

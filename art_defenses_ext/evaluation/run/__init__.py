@@ -1,1 +1,1 @@
-"""A run as it happens: blocks, folder, resumption, shards, identity."""
+"""A run: blocks, folder, resumption, shards, identity."""

@@ -1,10 +1,10 @@
-"""Adversarial examples that somebody else made, beside a run's own records.
+"""Adversarial examples from elsewhere, beside a run's own records.
 
-    added/NAME.json   whose they are, and the outcome of each on the run's model; with a digest
+    added/NAME.json   their author, and the outcome of each on the run's model; with a digest
     added/NAME.npz    the images, as evidence: ``adversarial`` and ``index``
 
-NAME is made of the images' hash and of whose they are, so that adding the same ones again changes nothing. The run's
-own records stay as they are: they are joined when a report is made. Images may be missing, as a run's examples may.
+NAME is a hash of the images and their author, so adding the same examples twice changes nothing. The run's own records
+do not change; a report joins both. The images may be missing, like a run's examples.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 @dataclass(frozen=True)
 class Addition:
-    """Examples from elsewhere, judged.
+    """Examples from elsewhere, and their outcomes.
 
     Attributes:
-        name: whose they are; stands in records and reports as an attack's name does.
-        link: where they come from; None if nobody said.
+        name: name of their author, used like an attack's name in records and reports.
+        link: link to their source; None if unknown.
         images: SHA-256 of the images.
-        outcomes: by the sample's index, as a text since JSON has no other keys.
+        outcomes: outcome by the sample's index, which is a string since JSON has no other keys.
     """
 
     __pydantic_config__ = STRICT
@@ -56,15 +56,15 @@ class Addition:
         return hashlib.sha256(json.dumps([self.name, self.link, self.images]).encode()).hexdigest()[:16]
 
     def run(self, threat: Threat, samples: int) -> AttackRun:
-        """As a line of a plan, among ``samples`` samples."""
-        given: Literal["all", "unbroken"] = "all" if len(self.outcomes) == samples else "unbroken"
+        """Return the examples as a run of a plan for ``samples`` samples."""
+        covered: Literal["all", "unbroken"] = "all" if len(self.outcomes) == samples else "unbroken"
         source = "made elsewhere" if self.link is None else f"made elsewhere: {self.link}"
-        spec = AttackSpec(self.name, ReadOnlyBuild(None), source, source="elsewhere", samples=given)
+        spec = AttackSpec(self.name, ReadOnlyBuild(None), source, source="elsewhere", samples=covered)
         return AttackRun(spec, "exact", threat)
 
 
 def hash_of(adversarial: FloatArray, index: IntArray) -> str:
-    """The hash of images (n, ...) of the samples ``index`` (n,), in whatever order they come."""
+    """Return the hash of images (n, ...) of the samples ``index`` (n,), which does not depend on their order."""
     order = np.argsort(index)
     digest = hashlib.sha256(np.ascontiguousarray(index[order], dtype=np.int64).tobytes())
     digest.update(np.ascontiguousarray(adversarial[order], dtype=np.float32).tobytes())
@@ -74,10 +74,10 @@ def hash_of(adversarial: FloatArray, index: IntArray) -> str:
 def write_addition(
     folder: Path, manifest: Manifest, addition: Addition, adversarial: FloatArray, index: IntArray
 ) -> None:
-    """Keep examples in a run's folder; the file that counts comes last.
+    """Write examples to a run's folder: first the images, then the outcomes.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if they cannot be written.
     """
     images = io.BytesIO()
     np.savez(images, adversarial=adversarial, index=index)
@@ -89,10 +89,10 @@ def write_addition(
 
 
 def read_additions(folder: Path, manifest: Manifest) -> list[Addition]:
-    """Return what was added to the run in a folder.
+    """Return the examples that were added to the run in a folder.
 
     Raises:
-        InputError: for a file that is none, or differs from its digest.
+        InputError: for a file that cannot be read, or differs from its digest.
     """
     return [_read(path, manifest) for path in sorted((folder / ADDED).glob("*.json"))]
 
@@ -108,27 +108,27 @@ def _read(path: Path, manifest: Manifest) -> Addition:
     if digest != digest_of_plain(plain, manifest.digest()):
         raise RunError(f"{path} differs from its digest; {CHANGED}")
     if not all(0 <= index < manifest.run.settings.samples for index in indices):
-        raise RunError(f"{path} names samples that the run has not; {CHANGED}")
+        raise RunError(f"{path} names samples that the run does not have; {CHANGED}")
     return addition
 
 
 def join(manifest: Manifest, evidence: Evidence, additions: Sequence[Addition]) -> Evidence:
-    """Return what the checks of a run look at with what was added to the run; the records are changed in place.
+    """Return the evidence for the checks, joined with added examples; the records are changed in place.
 
     Raises:
-        InputError: for two attacks of one name, and outcomes that contradict themselves.
+        InputError: for two attacks with the same name, and outcomes that contradict themselves.
     """
     settings = manifest.run.settings
     threat = named_threat(settings.threat, settings.eps)
     plan = [*evidence.plan, *(addition.run(threat, settings.samples) for addition in additions)]
     keys = {run.key for run in plan}
     if len(keys) < len(plan):
-        raise RunError(f"{ADDED}/ holds examples of the name of an attack of the run; {CHANGED}")
+        raise RunError(f"{ADDED}/ holds examples with the name of an attack of the run; {CHANGED}")
     for addition in additions:
         for index, outcome in addition.outcomes.items():
             record = evidence.records[int(index)]
             record.attacks[addition.name] = outcome
-            wrong = record.contradiction(manifest.run.labels, threat, keys)
-            if wrong is not None:
-                raise RunError(f"{ADDED}/{addition.stem}.json contradicts itself: {wrong}; {CHANGED}")
+            contradiction = record.contradiction(manifest.run.labels, threat, keys)
+            if contradiction is not None:
+                raise RunError(f"{ADDED}/{addition.stem}.json contradicts itself: {contradiction}; {CHANGED}")
     return replace(evidence, plan=plan)

@@ -1,11 +1,11 @@
-"""Every adversarial image of a run, where it is asked for: written attack by attack, and joined at the run's end.
+"""All adversarial images of a run, on request: written attack by attack, and joined at the end of the run.
 
-    adversarial/blocks/START/NUMBER.npz   what attack NUMBER of the plan made of the block from sample START on
-    adversarial/ATTACK.npz                all images that one attack made
-    adversarial/worst_case.npz            of each sample on which an attack succeeded, the first one's image
+    adversarial/blocks/START/NUMBER.npz   the images of attack NUMBER of the plan on the block from sample START on
+    adversarial/ATTACK.npz                all images of one attack
+    adversarial/worst_case.npz            the image of the first successful attack on each sample that has one
 
-The worst case comes last. The blocks of a whole run go once they are joined; those of a part stay for :func:`.merge`.
-No record depends on any of this. One block is held in memory at a time.
+The worst case is written last. The blocks of a whole run are removed after they are joined; those of a shard are kept
+for :func:`.merge`. No record depends on these files. One block is held in memory at a time.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ from art_defenses_ext.evaluation.run.manifest import Manifest
 
 ADVERSARIAL, BLOCKS, WORST_CASE = "adversarial", "blocks", "worst_case"
 EXTENT = ("one", "all")
-"""How many adversarial images a run keeps: one an attack for the report, or all of them beside."""
+"""The adversarial images that a run keeps: one per attack for the report, or all of them as well."""
 
-NAME_LENGTH = 100  # of a file, in characters: an attack's name may be longer than a file's
+NAME_LENGTH = 100  # maximum length of a file name in characters; an attack's name may be longer
 
 Chosen = tuple[SampleRecord, str]
-"""A sample, and the attack whose image of it is meant."""
+"""A sample, and the key of an attack, which together choose an image."""
 
 
 def check_extent(save_examples: str, out: object) -> None:
-    """Refuse another number of images than one an attack or all, and all of them where nothing is written.
+    """Check which adversarial images a run keeps.
 
     Raises:
-        InputError: for these.
+        InputError: for another value than ``"one"`` and ``"all"``, and for ``"all"`` without a folder.
     """
     check_choice("save_examples", save_examples, EXTENT)
     if save_examples == "all" and out is None:
@@ -52,8 +52,8 @@ class AllImages:
     """All adversarial images of the run in a folder, block by block.
 
     Args:
-        folder: of the run.
-        manifest: what the run is.
+        folder: folder of the run.
+        manifest: manifest of the run.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -61,10 +61,13 @@ class AllImages:
         self._numbers = {run.key: number for number, run in enumerate(manifest.plan)}
 
     def check_complete(self, done: Collection[int]) -> None:
-        """Refuse a run of whose finished blocks, which begin at the indices ``done``, no images were kept.
+        """Refuse a run with finished blocks whose images were not kept.
+
+        Args:
+            done: indices of the first samples of the finished blocks.
 
         Raises:
-            InputError: that names the first.
+            InputError: that names the first such block.
         """
         missing = [start for start in sorted(done) if not holds_block(self._folder, start)]
         if missing and not self.are_joined:
@@ -75,21 +78,21 @@ class AllImages:
 
     @property
     def are_joined(self) -> bool:
-        """Whether the run came to its end before, and its files are written."""
+        """Whether the run is finished and its images are joined."""
         return (self._folder / ADVERSARIAL / f"{WORST_CASE}.npz").exists()
 
     def holds(self, attempt: Attempt) -> bool:
-        """Return whether the images of an attack on a block lie in the folder."""
+        """Return whether the folder holds the images of an attack on a block."""
         return attempt.cost.attack in self._numbers and self._file(attempt).exists()
 
     def keep(self, attempt: Attempt, adv: FloatArray) -> None:
-        """Write the images (n, ...) that an attack made of a block, instead of those of an earlier attempt."""
+        """Write the images (n, ...) of an attack on a block, in place of those of an earlier attempt."""
         content = io.BytesIO()
         np.savez(content, index=attempt.cost.block + np.array(attempt.rows), adv=adv)
         replace_file(self._file(attempt), content.getvalue())
 
     def finish(self, start: int) -> None:
-        """Note that a block has all its images, also where no attack had anything to do."""
+        """Mark a block as complete, also if no attack had an image to attack."""
         _block(self._folder, start).mkdir(parents=True, exist_ok=True)
 
     def _file(self, attempt: Attempt) -> Path:
@@ -97,7 +100,7 @@ class AllImages:
 
 
 def holds_block(folder: Path, start: int) -> bool:
-    """Return whether the run in a folder has the images of the block that begins at an index."""
+    """Return whether the run in a folder has the images of the block that begins at index ``start``."""
     return _block(folder, start).is_dir()
 
 
@@ -106,13 +109,13 @@ def join_images(out: Path, holders: Mapping[int, Path], manifest: Manifest, reco
 
     Args:
         out: folder of the run.
-        holders: the folder of the run or part that holds a block, by the index of the block's first sample.
-        manifest: what the run is.
-        records: of all samples, in their order.
+        holders: folder of the run or shard that holds a block, by the index of the block's first sample.
+        manifest: manifest of the run.
+        records: records of all samples, in order.
 
     Raises:
-        InputError: for images of a block that are missing, cannot be read, or are of other samples than the records;
-            and if the files cannot be written.
+        InputError: for images of a block that are missing, cannot be read, or belong to other samples than the records;
+            also if the files cannot be written.
     """
     folder = out / ADVERSARIAL
     keys = [run.key for run in manifest.plan]
@@ -130,7 +133,7 @@ def join_images(out: Path, holders: Mapping[int, Path], manifest: Manifest, reco
                 images.write(folder / f"{name}.npz", chosen)
     except OSError as error:
         raise RunError(
-            f"out is {out}, which cannot be written ({error.strerror}); a folder that can was expected"
+            f"out is {out}, which cannot be written ({error.strerror}); a writable folder was expected"
         ) from None
 
 
@@ -140,7 +143,7 @@ def remove_blocks(folder: Path) -> None:
 
 
 def remove_images(folder: Path) -> None:
-    """Remove all adversarial images of the run in a folder, if these are ours."""
+    """Remove all adversarial images of the run in a folder, if a run wrote them."""
     joined = folder / ADVERSARIAL / f"{WORST_CASE}.npz"
     if joined.exists():
         for path in joined.parent.glob("*.npz"):
@@ -149,7 +152,7 @@ def remove_images(folder: Path) -> None:
 
 
 def file_names(keys: Sequence[str]) -> dict[str, str]:
-    """Return the name of each attack's file without its suffix: short, ASCII, and no two alike on any disk."""
+    """Return the name of each attack's file without its suffix: short, in ASCII, and distinct when case is ignored."""
     names: dict[str, str] = {}
     taken = {WORST_CASE}
     for key in keys:
@@ -164,14 +167,14 @@ def file_names(keys: Sequence[str]) -> dict[str, str]:
 
 
 class _Joined:
-    """Images of many blocks that become one file."""
+    """Images of many blocks, written as one file."""
 
     def __init__(self, holders: Mapping[int, Path], numbers: dict[str, int], manifest: Manifest) -> None:
         self.holders, self.numbers = holders, numbers
         self.shape, self.block_size = tuple(manifest.run.input_shape), manifest.run.settings.block_size
 
     def write(self, path: Path, chosen: Sequence[Chosen]) -> None:
-        """Write a ``.npz`` file as numpy does, but for the images, which are copied block by block."""
+        """Write a ``.npz`` file in numpy's format; the images are copied block by block."""
         outcomes = [record.attacks[key] for record, key in chosen]
         arrays = {
             "index": np.array([record.index for record, _ in chosen], dtype=np.int64),
@@ -191,31 +194,31 @@ class _Joined:
                     np.lib.format.write_array(member, array, allow_pickle=False)
 
     def _images(self, chosen: Sequence[Chosen]) -> Iterator[FloatArray]:
-        """The images of one block after the other, each (n, ...)."""
+        """Yield the chosen images (n, ...) of one block after the other."""
         for start, group in groupby(chosen, lambda each: each[0].index // self.block_size * self.block_size):
             block = list(group)
             images = np.empty((len(block), *self.shape), dtype="<f4")
             for key in dict.fromkeys(key for _, key in block):
-                places = [place for place, (_, own) in enumerate(block) if own == key]
+                places = [place for place, (_, attack) in enumerate(block) if attack == key]
                 path = _file(_block(self.holders[start], start), self.numbers[key])
-                images[places] = _taken(path, [block[place][0].index for place in places], self.shape)
+                images[places] = _read_images(path, [block[place][0].index for place in places], self.shape)
             yield images
 
 
-def _taken(path: Path, wanted: list[int], shape: tuple[int, ...]) -> FloatArray:
-    """Return the images of some samples from the file of an attack on a block."""
-    expected = "the images that the records are of were expected, as save_examples='all' keeps them"
+def _read_images(path: Path, samples: list[int], shape: tuple[int, ...]) -> FloatArray:
+    """Return the images of the given samples from the file of an attack on a block."""
+    expected = "the images of the records were expected, as save_examples='all' keeps them"
     try:
         with np.load(path, allow_pickle=False) as file:
             index, adv = file["index"], file["adv"]
     except MemoryError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy trip over a damaged file in a dozen ways
+    except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged file
         raise RunError(f"{path} cannot be read ({one_line(error)}); {expected}") from None
     rows = {int(sample): row for row, sample in enumerate(index)}
-    if adv.shape != (len(index), *shape) or not set(wanted) <= set(rows):
+    if adv.shape != (len(index), *shape) or not set(samples) <= set(rows):
         raise RunError(f"{path} holds samples {sorted(rows)} of shape {adv.shape[1:]}; {expected}")
-    images: FloatArray = adv[[rows[sample] for sample in wanted]]
+    images: FloatArray = adv[[rows[sample] for sample in samples]]
     return images
 
 

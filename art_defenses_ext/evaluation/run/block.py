@@ -1,4 +1,4 @@
-"""The attacks of a plan, carried out on one block of samples after the other."""
+"""The attacks of a plan, run on one block of samples after the other."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ from art_defenses_ext.gradients.modes import gradient_mode
 LOG = logging.getLogger(__name__)
 
 SIZE_DIGITS = 9
-"""Significant digits of a perturbation's size in the records: as many as tell all numbers of float32 apart."""
+"""Significant digits of a perturbation's size in the records. Nine digits distinguish all numbers of float32."""
 
-BINARIZED = 50  # images of the binarization test, at most: a thousand points each, and a linear classifier fitted
+BINARIZED = 50  # maximum number of images of the binarization test, which takes a thousand points and a fit for each
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack did to a block of images.
+    """The counts of one attack on one block of images.
 
     Attributes:
-        attack: the attack's key.
+        attack: key of the attack.
         start: index of the block's first image.
-        images: of the block.
-        attacked: how many of them were attacked.
-        broken: of these, how many were broken inside the ball.
-        robust: images of the block that nothing has broken yet.
-        cost: of the attack.
+        images: number of images in the block.
+        attacked: number of images that were attacked.
+        broken: number of attacked images that were broken inside the ball.
+        robust: number of images of the block that no attack has broken yet.
+        cost: cost of the attack.
     """
 
     attack: str
@@ -76,12 +76,12 @@ class _Block:
     """Consecutive samples that are attacked together.
 
     Attributes:
-        start: index of the first.
+        start: index of the first sample.
         x: clean images (n, ...).
         labels: true classes (n,).
-        reference: the softmax lists (n, K) that all others are compared with.
-        records: of each sample; the attacks' outcomes are noted there.
-        examples: for the report.
+        reference: probabilities (n, K) with which the rankings of other predictions are compared.
+        records: record of each sample, to which the outcomes of the attacks are added.
+        examples: attacked images for the report.
     """
 
     start: int
@@ -92,14 +92,14 @@ class _Block:
     examples: list[Example] = field(default_factory=list)
 
     def note(self, attempt: Attempt, example: Example | None) -> None:
-        """Write into the samples' records what an attack did, and keep its image for the report."""
+        """Add the outcomes of an attack to the samples' records, and its image to the examples."""
         for row, outcome in zip(attempt.rows, attempt.outcomes, strict=True):
             self.records[row].attacks[attempt.cost.attack] = outcome
         if example is not None:
             self.examples.append(example)
 
     def after(self, attempt: Attempt) -> Attacked:
-        """Return what an attack did that has been noted."""
+        """Return the counts of an attack whose outcomes are in the records."""
         broken = sum(outcome.success for outcome in attempt.outcomes)
         robust = sum(record.robust() for record in self.records)
         counts = (len(self.records), len(attempt.rows), broken, robust)
@@ -108,18 +108,18 @@ class _Block:
 
 @dataclass
 class Work:
-    """The attacks of a plan, carried out block by block.
+    """The attacks of a plan, run block by block.
 
     Attributes:
-        attacker: what the attacker is given.
+        attacker: the models that the attacks see.
         undefended: the classifier without defences, if there is one.
-        plan: the runs.
-        threat: the ball that counts.
-        settings: of the evaluation.
-        misled: whether no gradient mode leads where it says.
-        shown: attacks of which there is an example already.
-        listen: is told of each attack, once it is written down.
-        before: of a round of more effort, what was done before it; None for the run's own attacks.
+        plan: the runs of the attacks.
+        threat: the ball in which an attack succeeds.
+        settings: settings of the evaluation.
+        misled: whether the gradient is misleading in every gradient mode.
+        shown: keys of the attacks that have an example already.
+        listen: called with the counts of each attack after they are written.
+        before: of a round of more effort, the evidence of the attacks before it; None for the run's own attacks.
     """
 
     attacker: Attacker
@@ -135,7 +135,7 @@ class Work:
 
     @property
     def classifier(self) -> PyTorchClassifier:
-        """The defended one, which judges."""
+        """The defended classifier, whose predictions count."""
         return self.attacker.classifier
 
     def block(
@@ -147,12 +147,12 @@ class Work:
         store: RunDirectory,
         phases: Phases,
     ) -> list[CostRecord]:
-        """Attack the samples ``x`` (n, ...), which begin at index ``start``, and hand the block to the store.
+        """Attack the samples ``x`` (n, ...), which begin at index ``start``, and write the block to the store.
 
-        What the store holds of the block already is not done again; each further attack is handed to it at its end.
+        Attacks that the store already holds for the block are not run again. Each new attack is written at its end.
 
         Returns:
-            What the block cost.
+            The costs of the block.
         """
         with blamed("the classifier, on clean images,", start, store.keeps):
             block, predictions = self.clean(start, x, labels)
@@ -183,7 +183,7 @@ class Work:
         return costs
 
     def _join_before(self, block: _Block) -> None:
-        """Note in the records of a block what was done before this round."""
+        """Add the outcomes of the attacks before this round to the records of a block."""
         if self.before is not None:
             for record in block.records:
                 record.attacks |= self.before.records[record.index].attacks
@@ -203,22 +203,22 @@ class Work:
 
     @property
     def _sharing(self) -> int:
-        """How many attacks share the rate of false successes: rounds may err as often as the suite, all together."""
+        """The number of attacks that share the rate of false successes; all rounds may err as often as the suite."""
         return len(self.plan) * (1 if self.before is None else 2 ** (len(self.before.rounds) + 1))
 
     def clean(self, start: int, x: FloatArray, labels: IntArray) -> tuple[_Block, Cost]:
-        """Return the block before any attack: what both classifiers say of the clean images, and what that cost."""
+        """Return the block before any attack, with the predictions of its clean images, and their cost."""
         self._predictions = Cost()
         clean = self._predict("clean", start, x, labels, None)
-        plain = None if self.undefended is None else self._without_defences(self.undefended, x)
-        reference = clean.softmax if plain is None else plain.softmax
+        undefended = None if self.undefended is None else self._predict_undefended(self.undefended, x)
+        reference = clean.softmax if undefended is None else undefended.softmax
         ndcgs, ranks = recorded(reference, clean.softmax, np.ones(len(x), dtype=np.bool_))
         records = [
             SampleRecord(
                 index=start + i,
                 label=int(labels[i]),
                 clean=int(clean.classes[i]),
-                undefended_clean=None if plain is None else int(plain.classes[i]),
+                undefended_clean=None if undefended is None else int(undefended.classes[i]),
                 clean_misses=_clean_misses(clean.misses, clean.rejections, i),
                 clean_ndcg=ndcgs[i],
                 clean_reciprocal_rank=ranks[i],
@@ -233,11 +233,11 @@ class Work:
 
     @property
     def nb_binarized(self) -> int:
-        """How many images the binarization test takes at most."""
+        """The maximum number of images of the binarization test."""
         return min(BINARIZED, self.settings.check_samples)
 
-    def find_out(self, x: Images, announce: Callable[[str], None]) -> Findings:
-        """Try the attacks where an example is known to exist, on the first of all images ``x`` (N, ...)."""
+    def run_binarization(self, x: Images, announce: Callable[[str], None]) -> Findings:
+        """Run the binarization test on the first of all images ``x`` (N, ...)."""
         tries = [
             (run.spec.attack_on, None if run.spec.crafted_on == "smoothed" else run.mode)
             for run in self.plan
@@ -262,14 +262,14 @@ class Work:
         self._predictions = self._predictions + cost
         return prediction
 
-    def _without_defences(self, undefended: PyTorchClassifier, x: FloatArray) -> Prediction:
+    def _predict_undefended(self, undefended: PyTorchClassifier, x: FloatArray) -> Prediction:
         with measured(undefended) as cost:
-            predicted = predict(undefended, x)
+            prediction = predict(undefended, x)
         self._predictions = self._predictions + cost
-        return predicted
+        return prediction
 
     def _rows(self, run: AttackRun, records: list[SampleRecord]) -> IntArray:
-        """Return which samples of the block the run attacks."""
+        """Return the places (m,) of the samples of the block that the run attacks."""
         if self.target(run) is None:
             return np.array([], dtype=np.int64)
         chosen: Sequence[int] = range(len(records))
@@ -283,35 +283,35 @@ class Work:
         return np.array(chosen[: run.most(len(chosen))], dtype=np.int64)
 
     def target(self, run: AttackRun) -> PyTorchClassifier | None:
-        """Return the classifier that the attack is made on; None if there is none, or no need to."""
+        """Return the classifier that the attack is made on; None if it does not exist or the attack need not run."""
         if run.spec.crafted_on == "undefended":
             return None if self.undefended is None else for_any_attack(logits_behind(self.undefended))
         if run.spec.crafted_on == "smoothed":
             return self.attacker.smoothed if self.misled else None
-        # What a paper ran is run as it was: without our surrogates and averages.
+        # A paper's attack runs as in the paper: without our surrogates and averages.
         return for_any_attack(logits_behind(self.classifier)) if run.spec.source == "paper" else self.attacker.attacked
 
     def _attack(self, run: AttackRun, rows: IntArray, block: _Block) -> tuple[Attempt, Example | None, FloatArray]:
-        """Run one attack on some samples of a block: what it did, an image for the report, and all images."""
+        """Run one attack on some samples of a block; return its outcomes, an image for the report and all images."""
         target = self.target(run)
-        assert target is not None  # _rows left nothing to attack otherwise
+        assert target is not None  # without a target _rows is empty
         seed = derived_seed(self.settings.seed, run.key, block.start)
         x = block.x[rows]
         one_hot = np.eye(target.nb_classes, dtype=np.float32)[block.labels[rows]]
-        given = None if run.spec.labels == "predicted" else one_hot
+        y = None if run.spec.labels == "predicted" else one_hot
         mode = run.mode if run.spec.crafted_on == "defended" else "exact"
-        # The network itself, whatever is wrapped around it.
+        # The passes of the network itself are counted, whatever wraps it.
         counted = target if run.spec.crafted_on == "undefended" else self.classifier
         forms = nullcontext() if run.spec.crafted_on == "smoothed" else gradient_mode(target, mode)
         with seeded(seed), forms, measured(counted) as cost:
-            adversarial = _built(run, target, seed).generate(x, given)
+            adversarial = _build(run, target, seed).generate(x, y)
         adversarial, usable = _check_examples(adversarial, run.key, x, self.classifier)
         self._predictions = Cost()
         outcomes = self.outcomes(run, rows, block, adversarial, usable)
         example = self._example(run, rows, block, outcomes, adversarial)
         successes = sum(outcome.success for outcome in outcomes)
-        words = "images from %d on: %s succeeds on %d of %d, in %.1f s"
-        LOG.info(words, block.start, for_terminal(run.key), successes, len(rows), cost.seconds)
+        message = "images from %d on: %s succeeds on %d of %d, in %.1f s"
+        LOG.info(message, block.start, for_terminal(run.key), successes, len(rows), cost.seconds)
         spent = CostRecord(block.start, run.key, len(rows), cost)
         pictured = None if example is None else example.index
         return Attempt(spent, rows.tolist(), outcomes, pictured, self._predictions), example, adversarial
@@ -319,16 +319,16 @@ class Work:
     def outcomes(
         self, run: AttackRun, rows: IntArray, block: _Block, adversarial: FloatArray, usable: npt.NDArray[np.bool_]
     ) -> list[Outcome]:
-        """Return what the images that an attack made of some samples are worth."""
+        """Return the outcomes of the images that an attack made of some samples."""
         labels = block.labels[rows]
         prediction = self._predict(run.key, block.start, adversarial, labels, self._sharing)
-        plain = None
+        undefended = None
         if run.spec.crafted_on == "undefended" and self.undefended is not None:
-            plain = self._without_defences(self.undefended, adversarial).classes
+            undefended = self._predict_undefended(self.undefended, adversarial).classes
         sizes = self._sizes(run, block.x[rows], adversarial)
         broken = prediction.broken(labels)
         inside = usable & np.array([self.threat.allows(size) for size in sizes[self.threat.norm_name]])
-        own = None if type(self.threat) in RECORDED else sizes[self.threat.norm_name]
+        other_norm = None if type(self.threat) in RECORDED else sizes[self.threat.norm_name]
         ndcgs, ranks = recorded(block.reference[rows], prediction.softmax, inside)
         return [
             Outcome(
@@ -338,7 +338,7 @@ class Work:
                 l2=sizes["l2"][i],
                 success=bool(broken[i] and inside[i]),
                 usable=bool(usable[i]),
-                undefended_prediction=None if plain is None else int(plain[i]),
+                undefended_prediction=None if undefended is None else int(undefended[i]),
                 misses=None if prediction.misses is None else int(prediction.misses[i]),
                 ndcg=ndcgs[i],
                 reciprocal_rank=ranks[i],
@@ -347,13 +347,13 @@ class Work:
                 first_misses=None if prediction.first_misses is None else int(prediction.first_misses[i]),
                 passes=None if prediction.passes is None else int(prediction.passes[i]),
                 undecided=None if prediction.undecided is None else bool(prediction.undecided[i]),
-                size=None if own is None else own[i],
+                size=None if other_norm is None else other_norm[i],
             )
             for i in range(len(rows))
         ]
 
     def _sizes(self, run: AttackRun, x: FloatArray, adversarial: FloatArray) -> dict[str, list[float]]:
-        """The sizes of changes of images (n, ...) by norm, as records keep them; prediction by the run's own ball."""
+        """Return the rounded sizes (n,) of changes of images (n, ...) by norm; the run's ball measures its own norm."""
         delta = adversarial.astype(np.float64) - x
         sizes_of = {ball.norm_name: ball.exact_sizes(delta) for ball in RECORDED}
         sizes_of[run.threat.norm_name] = run.threat.sizes(x, adversarial, self.classifier.clip_values)
@@ -362,7 +362,7 @@ class Work:
     def _example(
         self, run: AttackRun, rows: IntArray, block: _Block, outcomes: list[Outcome], adversarial: FloatArray
     ) -> Example | None:
-        """Return the first image that nothing broke before the attack, of attacks that have none in the report yet."""
+        """Return the first image that this attack was the first to break; None if the attack has an example already."""
         if run.key in self.shown or len(self.shown) >= NB_EXAMPLES:
             return None
         for row, outcome, attacked in zip(rows, outcomes, adversarial, strict=True):
@@ -373,8 +373,11 @@ class Work:
         return None
 
 
-def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
-    """Return the attack; ART's own on a classifier that rejects go class by class, or they would stop at "rejected"."""
+def _build(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttack:
+    """Return the attack.
+
+    On a classifier that rejects, ART's attacks run class by class, or they would stop at the class "rejected".
+    """
     attack = run.spec.attack_on(target, run.threat, seed)
     of_art = type(attack).__module__.startswith("art.")
     if not (of_art and rejects(target)) or attack.targeted:
@@ -383,33 +386,33 @@ def _built(run: AttackRun, target: PyTorchClassifier, seed: int) -> EvasionAttac
 
 
 @contextmanager
-def blamed(what: str, start: int, keeps: bool) -> Iterator[None]:
-    """Say which part of the work broke off, where, and what is kept of what was done before.
+def blamed(part: str, start: int, keeps: bool) -> Iterator[None]:
+    """Turn an exception into an error that names the part of the run that failed, the block, and what is kept.
 
     Args:
-        what: is at work.
+        part: the part of the run, such as ``"the attack 'FGSM'"``.
         start: index of the block's first sample.
-        keeps: whether the work is kept in a folder.
+        keeps: whether the run is written to a folder.
 
     Raises:
         InputError: for any exception inside, which is its cause.
     """
     try:
         yield
-    except Exception as error:  # of a network, a defence or an attack of anybody's
+    except Exception as error:  # a user's network, defence or attack may raise anything
         kept = (
-            "what was done before it is kept, and the same command goes on from there"
+            "the finished attacks are kept, and the same command continues the run"
             if keeps
-            else "with out= what was done before it would be kept"
+            else "with out= the finished attacks would be kept"
         )
         reason = str(error) if isinstance(error, InputError) else one_line(error)
-        raise InputError(f"{what} broke off in the block from sample {start} on ({reason}); {kept}") from error
+        raise InputError(f"{part} failed in the block from sample {start} on ({reason}); {kept}") from error
 
 
 def _check_examples(
     adversarial: Any, key: str, x: FloatArray, classifier: PyTorchClassifier
 ) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
-    """Return what an attack returned, with the clean image where that is unusable, and which ones are usable (n,)."""
+    """Return an attack's images (n, ...), the clean image in place of unusable ones, and which are usable (n,)."""
     if not isinstance(adversarial, np.ndarray):
         raise InputError(f"the attack {key!r} returned a {type(adversarial).__name__}; a numpy array was expected")
     if adversarial.shape != x.shape:
@@ -424,14 +427,14 @@ def _check_examples(
 
 
 def _clean_misses(misses: IntArray | None, rejections: IntArray | None, i: int) -> int | None:
-    """In how many passes the label of a clean image was missed, or the image rejected."""
+    """Return the number of passes in which a clean image was misclassified or rejected."""
     if misses is None:
         return None
     return int(misses[i]) + (0 if rejections is None else int(rejections[i]))
 
 
 def _margin(prediction: Prediction, i: int) -> float | None:
-    """Return the detector's margin as records keep it: as many digits as float32 has, so that its sign is kept."""
+    """Return the detector's margin for the records, with the digits of float32, so that its sign is kept."""
     if prediction.detection_margin is None or not np.isfinite(prediction.detection_margin[i]):
         return None
     return float(f"{prediction.detection_margin[i]:.7g}")

@@ -1,7 +1,7 @@
-"""What a value consists of, as far as that decides what it does: one node a value, the same in every process.
+"""The parts of a value that decide its behaviour, the same in every process.
 
-Left out is what changes nothing: where a tensor lies, its gradient, the numbers of hooks, names of files and lines,
-comments, docstrings, and the code of released packages, whose versions a manifest names.
+Parts without influence are left out: the device of a tensor, its gradient, the numbers of hooks, names of files and
+lines, comments, docstrings, and the code of released packages, whose versions the manifest names.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from torch.utils.hooks import RemovableHandle
 from art_defenses_ext.gradients.modes import Defence
 
 RELEASED = {"art", "art_defenses_ext", "numpy", "torch", "torchvision"} | sys.stdlib_module_names
-"""Packages whose versions a run's manifest names, Python's own among them: their code is known by its name."""
+"""Packages whose versions are in a run's manifest, including Python's own; their code is identified by its name."""
 
 VERSIONED = {
     *("PIL", "cv2", "huggingface_hub", "matplotlib", "pandas", "safetensors", "scipy", "skimage", "sklearn", "timm"),
     "transformers",
 }
-"""Packages whose code is known by its name and by the version that they give."""
+"""Packages whose code is identified by its name and the package's version."""
 
 OPAQUE = (logging.Logger, torch.optim.Optimizer, RemovableHandle, weakref.ref, torch.Generator)
-"""Whatever these hold, the numbers that leave a network are not made of it, or differ from pass to pass."""
+"""Types whose contents do not influence the outputs of a network, or differ from pass to pass."""
 
 Part = tuple[str, Any]
-"""The name of a place, and the value that stands there."""
+"""The name of a place, and its value."""
 
 HOOKS = {
     "_forward_pre_hooks": "_forward_pre_hooks_with_kwargs",
@@ -48,7 +48,7 @@ HOOKS = {
     "_backward_pre_hooks": "",
     "_backward_hooks": "",
 }
-"""Where a module keeps its hooks by number, and where the numbers of those that take keywords."""
+"""Attributes of a module that hold its hooks by number, and attributes with the numbers of hooks that take keywords."""
 
 UNUSED_BY_A_PASS = {
     *HOOKS.values(),
@@ -56,24 +56,24 @@ UNUSED_BY_A_PASS = {
     *("_state_dict_hooks", "_state_dict_pre_hooks"),
     *("_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"),
 }
-"""What else a module holds and a forward or backward pass does not use."""
+"""Other attributes of a module that forward and backward passes do not use."""
 
 UNUSED_OF_DEFENCES = {"tuning", "trainings", "_gradient_mode"}
-"""How a defence came to be; and its mode, which each attack sets anew and the forward pass does not know."""
+"""Attributes of a defence without influence on the forward pass: its history, and the mode, which each attack sets."""
 
-UNTOLD = {
+UNUSED_OF_CLASSES = {
     *("__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"),
     *("__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__"),
-    "__slotnames__",  # which copying an object of the class leaves there
+    "__slotnames__",  # left there when an object of the class is copied
 }
-"""What a class holds that says nothing of what it does."""
+"""Attributes of a class without influence on its behaviour."""
 
 DEVICE = re.compile(r"(cpu|gpu|cuda|mps)(:\d+)?")
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 
 def text_of(value: Any) -> str | None:
-    """A value that holds no others, in words; None for one that does, and for arrays."""
+    """Return a value without parts as text; None for a value with parts, and for arrays."""
     if (isinstance(value, str) and DEVICE.fullmatch(value)) or isinstance(value, torch.device):
         return "device"
     if type(value) in (bool, int, float, complex, str, bytes) or value is None or value is Ellipsis:
@@ -93,7 +93,7 @@ def text_of(value: Any) -> str | None:
 
 
 def released(module: str | None) -> str | None:
-    """The version, as far as it has to be said, of the package that a module is of; None for code of one's own."""
+    """Return the version of a module's package, empty if the manifest names it; None for a user's own code."""
     package = (module or "").partition(".")[0]
     if package in RELEASED:
         return ""
@@ -103,18 +103,18 @@ def released(module: str | None) -> str | None:
 
 
 def is_array(value: Any) -> bool:
-    """Return whether a value is a tensor, an array or a number of numpy, and holds numbers."""
+    """Return whether a value is a tensor, a numpy array or a numpy number, without Python objects."""
     return isinstance(value, torch.Tensor) or (isinstance(value, np.ndarray | np.generic) and not value.dtype.hasobject)
 
 
 def array_digest(value: Any) -> str:
-    """Return the digest of a tensor's or an array's numbers, wherever and however they lie."""
+    """Return the digest of the numbers of a tensor or an array, whatever its device and memory layout."""
     if isinstance(value, torch.Tensor):
         kind = f"{value.dtype} {tuple(value.shape)}"
         try:
             dense = (value.detach() if value.layout == torch.strided else value.detach().to_dense()).cpu()
             content = dense.resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        except (RuntimeError, NotImplementedError, ValueError, TypeError):  # on the meta device, of a kind of one's own
+        except (RuntimeError, NotImplementedError, ValueError, TypeError):  # meta device, or a user's tensor class
             content = b""
         if not value.numel():
             content = b""
@@ -124,9 +124,9 @@ def array_digest(value: Any) -> str:
 
 
 def parts_of_value(value: Any) -> tuple[str, list[Part]]:
-    """Return what kind of thing a value is, in words, and what it holds, place by place.
+    """Return a description of a value, and its parts by their places.
 
-    The places of an object, a class and a function's globals are named; of a container the whole is one place, ``""``.
+    The places of an object, a class and a function's globals have names; a container is one place, ``""``.
     """
     for kinds, read in READERS:
         if isinstance(value, kinds):
@@ -143,7 +143,7 @@ def _pairs(value: Any) -> tuple[str, list[Part]]:
 
 
 def _own_type(value: Any) -> list[Part]:
-    """Return the class of a container, where it is one's own."""
+    """Return the class of a container, if it is a user's own."""
     return [] if released(type(value).__module__) is not None else [("type", type(value))]
 
 
@@ -179,7 +179,7 @@ def _function(function: types.FunctionType) -> tuple[str, list[Part]]:
 
 
 def _globals(function: types.FunctionType) -> Iterator[Part]:
-    """The globals that a function names, and of one's own modules among them the attributes that it may mean."""
+    """Yield the globals that a function names; for a user's own modules also the attributes that it may refer to."""
     names = sorted(_names(function.__code__))
     for name in names:
         value = function.__globals__.get(name, function)
@@ -194,7 +194,7 @@ def _globals(function: types.FunctionType) -> Iterator[Part]:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Return what the code and the functions written inside it refer to by name."""
+    """Return the names to which code refers, including the functions inside it."""
     inner = (_names(inner_code) for inner_code in code.co_consts if isinstance(inner_code, types.CodeType))
     return set(code.co_names).union(*inner)
 
@@ -202,12 +202,12 @@ def _names(code: types.CodeType) -> set[str]:
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:  # the cell has no value yet
         return "empty"
 
 
 def _class(value: type) -> tuple[str, list[Part]]:
-    own = [(name, part) for name, part in sorted(vars(value).items()) if name not in UNTOLD]
+    own = [(name, part) for name, part in sorted(vars(value).items()) if name not in UNUSED_OF_CLASSES]
     own = [(name, part) for name, part in own if not name.startswith("_abc_")]
     return f"class {value.__qualname__}", own + [("base", base) for base in value.__bases__ if base is not object]
 
@@ -222,20 +222,20 @@ def _wrapper(value: Any) -> tuple[str, list[Part]]:
 
 
 def _standardisation(value: StandardisationMeanStdPyTorch) -> tuple[str, list[Part]]:
-    """Leave out what ART's first pass stores there: the same numbers in the shape of images."""
+    """Return the parts without those that ART's first pass stores: the same numbers in the shape of images."""
     names = ("mean", "std", "apply_fit", "apply_predict")
     return "standardisation", [("type", type(value)), *((name, getattr(value, name)) for name in names)]
 
 
 def _classifier(value: PyTorchClassifier) -> tuple[str, list[Part]]:
-    """Return what an image meets, and what attacks ask a classifier for; not its optimizer, nor ART's bookkeeping."""
+    """Return the parts of a classifier that images pass and attacks read, without its optimizer and ART's state."""
     names = ("model", "loss", "clip_values", "input_shape", "nb_classes", "channels_first")
     parts = [("type", type(value)), ("preprocessing", tuple(value.preprocessing_operations or ()))]
     return "classifier", parts + [(name, getattr(value, name)) for name in names]
 
 
 def _module(value: nn.Module) -> tuple[str, list[Part]]:
-    if type(value).__name__ == "OptimizedModule":  # of torch.compile, which changes speed alone
+    if type(value).__name__ == "OptimizedModule":  # torch.compile changes the speed only
         return "compiled", [("_orig_mod", value._orig_mod)]
     if isinstance(value, torch.jit.ScriptModule):
         code = [(name, getattr(part, "code", "")) for name, part in value.named_modules()]
@@ -249,7 +249,7 @@ def _module(value: nn.Module) -> tuple[str, list[Part]]:
     for kind in ("_parameters", "_buffers"):
         parts += [(f"{kind} {name}", part) for name, part in sorted((state.pop(kind, None) or {}).items())]
     unused = UNUSED_BY_A_PASS | (UNUSED_OF_DEFENCES if isinstance(value, Defence) else set())
-    unused |= {"_graph", "meta"} if isinstance(value, torch.fx.GraphModule) else set()  # its code says the same
+    unused |= {"_graph", "meta"} if isinstance(value, torch.fx.GraphModule) else set()  # its code holds the same
     return "module", parts + [(name, part) for name, part in sorted(state.items()) if name not in unused]
 
 
@@ -259,7 +259,7 @@ def _object(value: Any) -> tuple[str, list[Part]]:
     version = released(kind.__module__)
     standard = kind.__module__.partition(".")[0] in sys.stdlib_module_names and kind is not types.SimpleNamespace
     if standard or (version is not None and not state):
-        return f"{kind.__qualname__} {_told(value)}", []
+        return f"{kind.__qualname__} {_repr_without_address(value)}", []
     unused = UNUSED_OF_DEFENCES if isinstance(value, Defence) else set()
     return "object", [("type", kind), *((name, part) for name, part in sorted(state.items()) if name not in unused)]
 
@@ -270,8 +270,8 @@ def _slots(value: Any) -> dict[str, Any]:
     return {name: getattr(value, name) for name in names if not name.startswith("__") and hasattr(value, name)}
 
 
-def _told(value: Any) -> str:
-    """Return what an object says of itself, unless that is where it lies."""
+def _repr_without_address(value: Any) -> str:
+    """Return the ``repr`` of an object; empty if it holds a memory address."""
     text = repr(value)
     return "" if ADDRESS.search(text) else text
 
@@ -291,4 +291,4 @@ READERS: list[tuple[tuple[type, ...], Callable[[Any], tuple[str, list[Part]]]]] 
     ((StandardisationMeanStdPyTorch,), _standardisation),
     ((nn.Module,), _module),
 ]
-"""How values of a kind are read, in the order in which the kinds are tried."""
+"""The functions that read the parts of a value, by its type, in the order in which the types are tried."""

@@ -1,4 +1,4 @@
-"""What a function or a network does, as far as a hash can tell: its code, and the values that it refers to."""
+"""A hash of the behaviour of a function or a network: of its code, and of the values to which it refers."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import torch
 from art_defenses_ext.evaluation.run.code_graph import array_digest, is_array, parts_of_value, text_of
 
 ROUNDS = 8
-"""How far a value's surroundings count for its own label. **Convention**: what differs deeper differs by itself."""
+"""The depth to which a value's parts enter its own label. **Convention**: deeper parts have labels of their own."""
 
 Place = tuple[int, str]
-"""The identity of a value, and the name of a place in it."""
+"""The identity of a value, and the name of a part of it."""
 
 
 def code_hash(value: Any, changing: Collection[Place] = ()) -> str:
-    """A hash that changes with what a function, an object or a network does, not with where or when it was made.
+    """Return a hash of the behaviour of a function, an object or a network, the same in every process.
 
-    It covers the compiled code (so a comment changes nothing, another version of Python does), defaults, what closures
-    hold, all attributes of objects, tensors, arrays, hooks, the globals that the code names, and functions and classes
-    that come from no released package. What an object of one's own does in other ways, such as in a file that it
-    reads or in compiled code, is not seen. Two objects that are equal in all this have one hash, be they one or two.
+    It covers the compiled code, defaults, closures, attributes of objects, tensors, arrays, hooks, the globals that the
+    code names, and functions and classes that do not belong to a released package. A comment does not change it;
+    another version of Python does. It cannot see other influences, such as a file that an object reads or compiled
+    extensions. Two equal objects have the same hash as one object that is used twice.
 
     Args:
         value: a function, or any other value.
-        changing: places that each pass writes to, as :func:`changes` finds them; they count for nothing.
+        changing: places to which each pass writes, from :meth:`Snapshot.changes`; they are left out.
 
     Returns:
         64 hexadecimal digits.
@@ -45,28 +45,28 @@ def code_hash(value: Any, changing: Collection[Place] = ()) -> str:
 
 
 class Snapshot:
-    """What stands in each place that is reached from a value; held, so that nothing else gets its identity."""
+    """The contents of each place reached from a value, kept alive so that no other object gets the same ``id``."""
 
     def __init__(self, value: Any) -> None:
         self._graph = _Graph(only_tokens=True)
         self._graph.reached_from(value)
 
     def changes(self, later: Snapshot) -> set[Place]:
-        """Return the places where something else stands later on: caches, counters, kept activations."""
+        """Return the places whose contents changed until a later snapshot: caches, counters, kept activations."""
         before, after = self._graph.tokens, later._graph.tokens
         return {place for place in before.keys() | after.keys() if before.get(place) != after.get(place)}
 
 
 class _Graph:
-    """All values that are reached from some, each with what it holds: numbers of other values, or words.
+    """The graph of all values reached from a root. A node refers to other nodes by number.
 
     Args:
         changing: places to leave out.
-        only_tokens: leave out what tensors hold, which takes longest.
+        only_tokens: leave out the contents of tensors, which take longest.
 
     Attributes:
-        nodes: of each value what it is, in words, and what it holds.
-        tokens: in each place what stands there, by identity: for comparisons within a process.
+        nodes: description and parts of each value.
+        tokens: contents of each place by identity, for comparisons within a process.
     """
 
     def __init__(self, changing: Collection[Place] = (), only_tokens: bool = False) -> None:
@@ -78,7 +78,7 @@ class _Graph:
         self._arrays: dict[int, tuple[Any, str]] = {}
 
     def reached_from(self, value: Any) -> int | str:
-        """Take in a value and all that it holds."""
+        """Add a value and all values reached from it; return its reference."""
         root = self._reference(value)
         while len(self.nodes) < len(self._held):
             self.nodes.append(self._read(self._held[len(self.nodes)]))
@@ -109,13 +109,13 @@ class _Graph:
 
 
 def _token(value: Any) -> Any:
-    """Return what tells, within a process, whether a value is still the same and unwritten."""
+    """Return a token that changes, within a process, if a value is replaced or written to."""
     if isinstance(value, tuple):
         return tuple(_token(part) for part in value)
     if isinstance(value, torch.Tensor):
         return id(value), None if value.is_inference() else value._version
     if isinstance(value, types.CodeType | types.MethodType):
-        return type(value).__name__  # made anew each time that it is asked for
+        return type(value).__name__  # created anew at each access
     text = text_of(value)
     if text is not None:
         return text

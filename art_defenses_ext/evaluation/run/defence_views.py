@@ -1,4 +1,4 @@
-"""What the defences make of the example images: pictures for the report."""
+"""The defences' views of the example images: pictures for the report."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from art_defenses_ext.gradients.modes import Defence
 
 
 def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> list[Example]:
-    """Return the examples, each with what the classifier's preprocessing defences make of its clean and attacked image.
+    """Return the examples with the defences' views of their clean and attacked images.
 
-    As pictures all have their channels in front, wherever the classifier has them.
+    All pictures have their channels first, even if the classifier has them last.
     """
     pictured = []
     for example in examples:
@@ -35,24 +35,24 @@ def with_views(classifier: PyTorchClassifier, examples: Sequence[Example]) -> li
 
 
 def _views(classifier: PyTorchClassifier, image: FloatArray) -> dict[str, FloatArray]:
-    """Return the views of an image (...) by name; each defence sees what the one before it restored."""
+    """Return the views of an image (...) by name; each defence sees the output of the defence before it."""
     whole = Pipeline(classifier).eval()
-    # A detector stands beside the classifier: it sees the image, not what a preprocessor made of it.
+    # A detector runs beside the classifier: it sees the image, not the output of a preprocessor.
     pipelines = [whole.model.pipeline, whole.model.detection] if rejects(classifier) else [whole]
     views: dict[str, Tensor] = {}
     with torch.no_grad():
         x = as_model_input(torch.tensor(image[None], device=classifier.device), classifier.model)
         for pipeline in pipelines:
-            views |= _views_on_the_way(pipeline, x)
+            views |= _views_of_steps(pipeline, x)
     return {name: view[0].float().cpu().numpy() for name, view in views.items()}
 
 
-def _views_on_the_way(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
-    """Return what a pipeline's preprocessors and its model see of images (N, ...), by name."""
+def _views_of_steps(pipeline: Pipeline, x: Tensor) -> dict[str, Tensor]:
+    """Return the views of a pipeline's preprocessors and of its model for images (N, ...), by name."""
     views: dict[str, Tensor] = {}
     for step in pipeline.steps:
-        seeing = getattr(step, "preprocessor", None)
-        if isinstance(seeing, Defence):
-            views |= seeing.views(x.clone())  # it may run a network that writes into its input
+        preprocessor = getattr(step, "preprocessor", None)
+        if isinstance(preprocessor, Defence):
+            views |= preprocessor.views(x.clone())  # it may run a network that writes into its input
         x = step(x.clone())
     return views | (pipeline.model.views(x) if isinstance(pipeline.model, Defence) else {})

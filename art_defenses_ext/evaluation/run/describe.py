@@ -1,4 +1,4 @@
-"""A run that is about to start, described: versions, settings, data and model."""
+"""The description of a run before it starts: versions, settings, data and model."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def describe_run(
 
 
 def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
-    """Least and largest of them, where they differ from channel to channel."""
+    """Return the clip values; the lowest and the highest where they differ between channels."""
     if classifier.clip_values is None:
         return None
     low, high = classifier.clip_values
@@ -91,7 +91,7 @@ def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:
 
 
 def _network_name(classifier: PyTorchClassifier) -> str:
-    """Return the class of the network that all defences stand around."""
+    """Return the class name of the network inside all defences."""
     model = logits_behind(classifier).model
     model = model.pipeline.model if rejects(classifier) else model
     model = getattr(model, "network", model)
@@ -99,35 +99,35 @@ def _network_name(classifier: PyTorchClassifier) -> str:
 
 
 def _pipeline_sha256(classifier: PyTorchClassifier) -> str:
-    """Return the hash of all tensors that an image meets, ART's mean and deviation included."""
+    """Return the hash of all tensors that an image passes, including ART's mean and standard deviation."""
     whole = Pipeline(classifier)
     tensors = dict(whole.named_parameters()) | dict(whole.named_buffers())
-    for number, network in enumerate(_looked_into(classifier)):
+    for number, network in enumerate(_other_networks(classifier)):
         tensors |= {f"looked into {number}.{name}": tensor for name, tensor in network.state_dict().items()}
     return fingerprint(tensors)
 
 
-def _looked_into(classifier: PyTorchClassifier) -> list[nn.Module]:
-    """Return the networks that defences look into and that are not the one behind them."""
+def _other_networks(classifier: PyTorchClassifier) -> list[nn.Module]:
+    """Return the networks that the defences use, other than the classifier's own."""
     networks = [getattr(defence, "model", None) for defence in find_defences(classifier)]
     return [network for network in networks if isinstance(network, nn.Module) and network is not classifier.model]
 
 
 def _named(preprocessor: Any) -> str:
-    """Class and plain parameters of an ART preprocessor."""
+    """Return the class and the plain parameters of an ART preprocessor."""
     plain = (f"{name}={value!r}" for name, value in plain_params(preprocessor).items())
     return f"{type(preprocessor).__name__}({', '.join(plain)})"
 
 
 def _postprocessors(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
-    """Return ART's postprocessors, through which the classifier is judged."""
+    """Return ART's postprocessors, which change the classifier's predictions."""
     model = classifier.model
     steps = model.steps if isinstance(model, Postprocessed) else []
     return [{"name": type(step).__name__} | plain_params(step) for step in steps]
 
 
 def _foreign(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
-    """Return the detector, where it is none of our defences."""
+    """Return the detector, unless it is a defence of this package."""
     if not rejects(classifier) or find_defences(classifier.model.detection):
         return []
     return [{"name": "detector", "network": type(classifier.model.detection.model).__name__}]

@@ -1,19 +1,19 @@
 """The folder of a run: written block by block, continued after a kill, never by two at once.
 
     manifest.json    what the run is (``manifest.py``); written before the first block
-    records.jsonl    a line a sample, whole blocks in their order; the same bytes however often the run was killed
-    costs.jsonl      a line an attack and block; seconds and memory, which are never the same
-    examples/        attacked images for the report, a file a block that has some
-    digests.jsonl    a line a block, by which changes of the others are noticed (``lines.py``)
-    findings.json    what was found out about the attacks once for all blocks
-    added/           examples that somebody else made of its images (``added.py``)
-    adversarial/     all adversarial images, where they are asked for (``all_images.py``)
-    unfinished.*     of the block at work, what each attack did (``unfinished.py``)
-    lock             held while a process is at work
+    records.jsonl    one line per sample, whole blocks in order; the same bytes however often the run was killed
+    costs.jsonl      one line per attack and block; its seconds and memory differ from run to run
+    examples/        attacked images for the report, one file per block that has some
+    digests.jsonl    one line per block, with the digests that reveal changes of the other files (``lines.py``)
+    findings.json    the binarization test, which is made once for all blocks
+    added/           adversarial examples of its images from elsewhere (``added.py``)
+    adversarial/     all adversarial images, on request (``all_images.py``)
+    unfinished.*     the results of each attack on the current block (``unfinished.py``)
+    lock             held while a process writes to the folder
     undefended/      the undefended model's run under the same suite, a folder like this one
     rounds/          rounds of more effort, each a folder like this one (``rounds.py``)
 
-A block counts as done when its last record's line has ended; what stands after that is cut off before a run goes on.
+A block is finished when the line of its last record is complete. Anything after it is removed before a run continues.
 """
 
 from __future__ import annotations
@@ -62,16 +62,16 @@ UNDEFENDED = "undefended"
 ROUNDS = "rounds"
 RESULTS = ("report.json", "report.html", "examples.npz")
 
-ONE_MORE_TIME = "; what was finished stays, and the same command goes on after it"
+CONTINUES = "; the finished blocks are kept, and the same command continues the run"
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was found out about the attacks once for all blocks.
+    """The results of the tests that are made once for all blocks.
 
     Attributes:
-        binarization: None if the test was not run.
-        costs: of finding out.
+        binarization: the binarization test; None if it was not run.
+        costs: costs of the tests.
     """
 
     binarization: Binarization | None = None
@@ -79,12 +79,12 @@ class Findings:
 
 
 class Block(NamedTuple):
-    """A finished block as it stands in a file.
+    """A finished block in a file.
 
     Attributes:
         start: index of its first sample.
-        lines: of its records.
-        records: what these say.
+        lines: the lines of its records.
+        records: the records of its samples.
     """
 
     start: int
@@ -93,21 +93,21 @@ class Block(NamedTuple):
 
     @classmethod
     def of(cls, records: list[SampleRecord]) -> Block:
-        """Return the block of some records.
+        """Return the block with the given records.
 
         Raises:
-            ValueError: for a number that JSON has none for.
+            ValueError: for a number that JSON cannot hold.
         """
         return cls(records[0].index, [as_line(record) for record in records], records)
 
 
 def check_out(path: str | Path) -> Path:
-    """Return the folder of a run, if one can be written there; nothing is written yet.
+    """Return the folder of a run, after a test that it can be written; nothing is written yet.
 
-    Whether a run that lies there can be continued is seen when the folder is opened.
+    A run in the folder is compared when the folder is opened.
 
     Raises:
-        InputError: if it cannot be written.
+        InputError: if the folder cannot be written.
     """
     folder = check_path("out", path, "a folder")
     try:
@@ -116,15 +116,15 @@ def check_out(path: str | Path) -> Path:
     except OSError:  # such as a name too long
         usable = False
     if not usable:
-        raise RunError(f"out is {path}, which cannot be written; a folder that can was expected")
+        raise RunError(f"out is {path}, which cannot be written; a writable folder was expected")
     return folder
 
 
 def check_settings(path: str | Path, settings: Settings) -> None:
-    """Refuse early, before anything is trained or attacked, to go on with a run of other settings.
+    """Refuse to continue a run of other settings, before any training or attack.
 
     Raises:
-        InputError: that names the first difference, or for a manifest that cannot be read.
+        InputError: that names the first difference; also for a manifest that cannot be read.
     """
     if (Path(path) / MANIFEST).exists():
         _refuse_another_run(path, read_manifest(Path(path)).other_settings(settings))
@@ -142,17 +142,17 @@ class RunDirectory:
     """The folder of a run, and the lock on it.
 
     Args:
-        path: folder to write to; made if need be.
+        path: folder to write to; created if it does not exist.
         overwrite: remove the files of an earlier run there.
-        keeps: whether a later run can go on with what this one did.
-        save_examples: ``"one"`` adversarial image an attack, for the report, or ``"all"`` of them beside.
+        keeps: whether a later run can continue this one.
+        save_examples: ``"one"`` adversarial image per attack for the report, or ``"all"`` of them as well.
 
     Attributes:
-        manifest: of the run that lies there; None where none has begun.
-        done: the indices of the first samples of the blocks that are finished, once :meth:`begin` was called.
+        manifest: manifest of the run in the folder; None if no run has begun.
+        done: indices of the first samples of the finished blocks, set by :meth:`begin`.
 
     Raises:
-        InputError: as :func:`check_out`, and if another process is at work there.
+        InputError: as :func:`check_out`, and if another process is writing to the folder.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class RunDirectory:
                 self._lock.acquire(timeout=0)
             except Timeout:
                 raise RunError(
-                    f"out is {path}, where another process is at work; another folder, or patience, was expected"
+                    f"out is {path}, to which another process is writing; another folder, or its end, was expected"
                 ) from None
         try:
             if overwrite:
@@ -186,7 +186,7 @@ class RunDirectory:
         self._lock.release()
 
     def check_same(self, manifest: Manifest) -> None:
-        """Refuse to go on with a run that is another one.
+        """Refuse to continue another run.
 
         Raises:
             InputError: that names the first difference.
@@ -199,26 +199,26 @@ class RunDirectory:
         _refuse_another_run(self.path, difference)
 
     def begin(self, manifest: Manifest) -> None:
-        """Write the manifest, or see what is done and cut off what a killed run has left unfinished.
+        """Write the manifest; or find the finished blocks and remove the unfinished rest of a killed run.
 
         Raises:
-            InputError: if the folder cannot be written, or records were changed by another hand.
+            InputError: if the folder cannot be written, or its records were edited.
         """
         with self._writing(""):
-            for name in RESULTS:  # or they would stand beside unfinished records
+            for name in RESULTS:  # or they would not agree with the records
                 (self.path / name).unlink(missing_ok=True)
             if self.manifest is None:
                 replace_file(self.path / MANIFEST, manifest.as_json().encode())
-                # As the file says: a hash of an attack's code may change while it runs, with a list that it fills.
+                # Read back, since the hash of an attack's code may change while it runs, with a list that it fills.
                 self.manifest = read_manifest(self.path)
             for name in (RECORDS, COSTS, DIGESTS):
                 (self.path / name).touch()
-            self._cut_off(self.manifest)
+            self._remove_unfinished(self.manifest)
         if self._save_examples == "all":
             self._images = AllImages(self.path, self.manifest)
             self._images.check_complete(self.done)
 
-    def _cut_off(self, manifest: Manifest) -> None:
+    def _remove_unfinished(self, manifest: Manifest) -> None:
         end = 0
         for block in finished_blocks(self.path, manifest):
             self.done.add(block.start)
@@ -232,28 +232,28 @@ class RunDirectory:
             if int(path.stem) not in self.done:
                 path.unlink()
         self._unfinished.mend(self.done)
-        half = [leftovers(self.path, name) for name in (MANIFEST, COSTS, DIGESTS, FINDINGS, *RESULTS)]
-        for path in chain(*half, leftovers(self.path / EXAMPLES, "*.npz")):
+        partial = [leftovers(self.path, name) for name in (MANIFEST, COSTS, DIGESTS, FINDINGS, *RESULTS)]
+        for path in chain(*partial, leftovers(self.path / EXAMPLES, "*.npz")):
             path.unlink()
 
     def attempts(self, start: int) -> Attempts:
-        """Return what attacks did to the block that begins at ``start`` before the run was killed.
+        """Return the results of attacks on the block that begins at ``start``, from before the run was killed.
 
-        Where all images are kept, those attacks whose images were not are left out, and so are made again.
+        If all images are kept, attacks whose images are missing are left out, and run again.
         """
         attempts, images = self._unfinished.attempts(start), self._images
-        return {key: each for key, each in attempts.items() if images is None or images.holds(each[0])}
+        return {key: result for key, result in attempts.items() if images is None or images.holds(result[0])}
 
     def note(self, attempt: Attempt, example: Example | None, adv: FloatArray) -> None:
-        """Keep what an attack did to the block at work, its image for the report, and where asked all of its images.
+        """Write the results of an attack on the current block, its image for the report, and on request all its images.
 
         Args:
-            attempt: what it did.
-            example: for the report; None if it left none.
+            attempt: outcomes and costs of the attack.
+            example: its image for the report; None if it has none.
             adv: all of its images (n, ...).
 
         Raises:
-            InputError: if it cannot be written, such as on a full disk.
+            InputError: if they cannot be written, such as on a full disk.
         """
         with self._writing():
             if self._images is not None:
@@ -261,7 +261,7 @@ class RunDirectory:
             self._unfinished.add(attempt, example)
 
     def append(self, block: Block, costs: Sequence[CostRecord], examples: Sequence[Example] = ()) -> None:
-        """Add one finished block. Its records come last: a block that has them has everything.
+        """Add a finished block. Its records are written last, so a block with records has all its files.
 
         Raises:
             InputError: if it cannot be written, such as on a full disk.
@@ -285,7 +285,7 @@ class RunDirectory:
             self._unfinished.remove()
 
     def finish(self, findings: Findings) -> None:
-        """Note what was found out once for all blocks."""
+        """Write the results of the tests that are made once for all blocks."""
         assert self.manifest is not None
         plain = json.loads(json.dumps(asdict(findings), allow_nan=False))
         plain["digest"] = digest_of_plain(plain, self.manifest.digest())
@@ -293,10 +293,10 @@ class RunDirectory:
             replace_file(self.path / FINDINGS, (json.dumps(plain, indent=1) + "\n").encode())
 
     def join_images(self, records: Sequence[SampleRecord]) -> None:
-        """Make a file of each attack out of all adversarial images of the finished run, where these were asked for.
+        """Join the adversarial images of the finished run to one file per attack, if they are kept.
 
         Raises:
-            InputError: if they cannot be written, or those of a block are missing.
+            InputError: if the files cannot be written, or the images of a block are missing.
         """
         assert self.manifest is not None
         if self._images is None:
@@ -309,12 +309,12 @@ class RunDirectory:
 
     @property
     def examples(self) -> list[Example]:
-        """Images for the report so far."""
+        """The images for the report so far."""
         return read_kept_examples(self.path)
 
     @property
     def has_findings(self) -> bool:
-        """Whether that was noted before."""
+        """Whether :meth:`finish` has written the findings."""
         return (self.path / FINDINGS).exists()
 
     def _clear(self) -> None:
@@ -331,13 +331,13 @@ class RunDirectory:
                     pass
 
     @contextmanager
-    def _writing(self, hint: str = ONE_MORE_TIME) -> Iterator[None]:
-        """Say in words what the system has against writing."""
+    def _writing(self, hint: str = CONTINUES) -> Iterator[None]:
+        """Turn the system's errors into errors that name the folder."""
         try:
             yield
         except OSError as error:
             raise RunError(
-                f"out is {self.path}, which cannot be written ({error.strerror}); a folder that can was expected{hint}"
+                f"out is {self.path}, which cannot be written ({error.strerror}); a writable folder was expected{hint}"
             ) from None
 
 
@@ -345,19 +345,19 @@ class RunDirectory:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Return what the run in a folder is.
+    """Return the manifest of the run in a folder.
 
     Raises:
-        InputError: for a folder without a run, or with one of another version.
+        InputError: for a folder without a run, or with a run of another version.
     """
     return Manifest.read(path / MANIFEST)
 
 
 def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
-    """The blocks of a part of a run that are done, in their order, as far as they go without a gap.
+    """Yield the finished blocks of a shard in order, up to the first gap.
 
     Raises:
-        InputError: where the lines are not those of the part, contradict themselves, or differ from their digest.
+        InputError: for lines of another shard, lines that contradict themselves, or differ from their digest.
     """
     run, file, digests = manifest.run, path / RECORDS, read_digests(path)
     settings, threat = run.settings, named_threat(run.settings.threat, run.settings.eps)
@@ -369,9 +369,7 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
         for index, (line, record) in enumerate(islice(lines, size), start):
             last += 1
             if record.index != index:
-                raise RunError(
-                    f"{file}, line {last}, holds sample {record.index} where {index} was expected; {CHANGED}"
-                )
+                raise RunError(f"{file}, line {last}, holds sample {record.index}, but {index} was expected; {CHANGED}")
             wrong = record.contradiction(run.labels, threat, keys)
             if wrong is not None:
                 raise RunError(f"{file}, line {last}, contradicts itself: {wrong}; {CHANGED}")
@@ -383,7 +381,7 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
             raise RunError(f"{file}, lines {last + 1 - size} to {last}, differ from their digest; {CHANGED}")
         yield block
     if next(lines, None) is not None:
-        raise RunError(f"{file} goes on after its last sample; {CHANGED}")
+        raise RunError(f"{file} has lines after its last sample; {CHANGED}")
 
 
 def read_records(path: str | Path) -> list[SampleRecord]:
@@ -400,7 +398,7 @@ def costs_by_block(path: Path) -> dict[int, list[CostRecord]]:
     """Return the costs of the finished blocks in a run's folder, by the index of a block's first sample.
 
     Raises:
-        InputError: for a line that is none, or lines that differ from their digest.
+        InputError: for a line that cannot be read, or lines that differ from their digest.
     """
     file, binding, lines = path / COSTS, read_manifest(path).digest(), defaultdict[int, list[bytes]](list)
     costs = defaultdict[int, list[CostRecord]](list)
@@ -417,7 +415,7 @@ def costs_by_block(path: Path) -> dict[int, list[CostRecord]]:
 
 
 def read_costs(path: str | Path) -> list[CostRecord]:
-    """Return all of these costs.
+    """Return the costs of all finished blocks in a run's folder.
 
     Raises:
         InputError: as :func:`costs_by_block`.
@@ -426,10 +424,10 @@ def read_costs(path: str | Path) -> list[CostRecord]:
 
 
 def read_findings(path: Path) -> Findings:
-    """Return what was found out once for all blocks of the run in a folder.
+    """Return the results of the tests that the run in a folder made once for all blocks.
 
     Raises:
-        InputError: if that was not done yet, cannot be read, or differs from its digest.
+        InputError: if the file is missing, cannot be read, or differs from its digest.
     """
     file = path / FINDINGS
     try:
@@ -437,14 +435,14 @@ def read_findings(path: Path) -> Findings:
         digest = plain.pop("digest")
         findings: Findings = adapter(Findings).validate_python(plain)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{file} is missing or broken; a run that came to its end was expected") from None
+        raise RunError(f"{file} is missing or broken; a finished run was expected") from None
     if digest != digest_of_plain(plain, read_manifest(path).digest()):
         raise RunError(f"{file} differs from its digest; {CHANGED}")
     return findings
 
 
 def read_kept_examples(path: Path) -> list[Example]:
-    """Return the examples for the report of the run in a folder.
+    """Return the first example of each attack in a run's folder.
 
     Raises:
         InputError: for a file of a finished block that cannot be read, or differs from its digest.
@@ -455,17 +453,17 @@ def read_kept_examples(path: Path) -> list[Example]:
 def examples_by_block(path: Path) -> dict[int, list[Example]]:
     """Return the examples of the run in a folder, by the index of their block's first sample.
 
+    Files may be missing: the images may be withheld when a run is passed on, and no figure depends on them.
+
     Raises:
         InputError: as :func:`read_kept_examples`.
-
-    Files may be missing: whoever hands a run on may keep the pictures back, and no figure is made of them.
     """
     files = _example_files(path)
     binding, digests = (read_manifest(path).digest(), read_digests(path)) if files else ("", {})
     examples = {}
     for file in files:
         digest = digests.get(int(file.stem))
-        if digest is None:  # of a block that a kill left unfinished
+        if digest is None:  # the block is unfinished
             continue
         try:
             content = file.read_bytes()

@@ -1,8 +1,8 @@
-"""Which classifier a run is of: the code and the attributes of all that an image meets, and what it answers.
+"""The identity of a run's classifier: code and attributes of all that an image passes, and its first outputs.
 
-No hash of code vouches for the answers: a network may read a file, call compiled code or ask the clock. What it
-computes is the same then by name and attribute, and not by its logits. They are kept in the manifest and compared with
-a tolerance, since a machine's noise (threads, kernels, alignment of memory) moves the last digits.
+A hash of code cannot ensure equal outputs: a network may read a file, call compiled code or depend on the time. The
+manifest therefore also holds logits and gradients of the first images. They are compared with a tolerance, since
+threads, kernels and the alignment of memory change the last digits.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
 from art_defenses_ext.gradients.modes import find_defences, gradient_mode
 
 IMAGES, DIFFERENTIATED = 8, 4
-"""How many of the first images are classified, and of how many of them a gradient is taken."""
+"""The number of first images whose logits are kept, and the number of these whose gradients are kept."""
 
 NUMBERS = 16
-"""Numbers that are kept of an image's logits or gradient: itself, or as many random combinations of a longer one."""
+"""Numbers kept per image of its logits or gradient: all of them, or this many random combinations of more."""
 
 SAME_PLACE, ELSEWHERE = {"logits": 1e-3, "gradient": 1e-2}, {"logits": 2e-2, "gradient": 1e-1}
-"""Differences, in shares of the largest number, that count as noise: on one machine, and between devices, threads and
-versions. **Convention**: float32 rounds to 1e-7 and TF32 to 5e-4, a few layers deep to some times that."""
+"""Differences, as shares of the largest number, that count as noise: on one machine, and between devices, threads and
+versions. **Convention**: float32 rounds to 1e-7 and TF32 to 5e-4; a few layers multiply this."""
 
 STEPS = 64
-"""The steps of the rounding for a key, from 0 to the power of two above the largest number."""
+"""Number of rounding steps of a key, from 0 to the power of two above the largest number."""
 
 Rows = list[list[float | None]]
-"""Some numbers of each image; None for what is not finite."""
+"""Numbers of each image; None for a number that is not finite."""
 
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What a classifier answers to the first images.
+    """The outputs of a classifier for the first images.
 
     Attributes:
-        logits: of the defended classifier, by image.
-        undefended: of the undefended one, where there is one.
-        gradients: by gradient mode, of a fixed random combination of the logits that the attacker sees; None where
-            none passes.
+        logits: logits of the defended classifier, by image.
+        undefended: logits of the undefended classifier, if there is one.
+        gradients: gradients, by gradient mode, of a fixed random combination of the logits that the attacker sees; None
+            if no gradient exists.
     """
 
     logits: Rows
@@ -57,12 +57,12 @@ class Behaviour:
     gradients: dict[str, Rows | None]
 
     def difference(self, other: Behaviour, same_place: bool) -> str | None:
-        """Return the first answer in which two runs differ by more than noise, in words; None if there is none.
+        """Return the first output in which two runs differ by more than noise, in words; None if there is none.
 
         Args:
-            other: of the other run.
-            same_place: whether device, threads and versions are the same. If not, one image in four may also differ
-                without a limit: where an activation jumps, noise decides about images on its edge.
+            other: outputs in the other run.
+            same_place: whether device, threads and versions are the same. If not, one image in four may differ without
+                a limit, since noise decides on which side of an activation's jump an image lies.
         """
         noise = SAME_PLACE if same_place else ELSEWHERE
         if _differ(self.logits, other.logits, noise["logits"], not same_place):
@@ -76,7 +76,7 @@ class Behaviour:
         return None
 
     def rounded(self) -> dict[str, Any]:
-        """Return the answers rounded coarsely, for a hash. At an edge of the rounding noise may flip it."""
+        """Return the outputs rounded coarsely, for a hash. Near an edge of the rounding, noise may change the hash."""
         rows = {"logits": self.logits, "undefended": self.undefended} | self.gradients
         return {name: None if numbers is None else _rounded(numbers) for name, numbers in rows.items()}
 
@@ -90,16 +90,16 @@ def behaviour_of(
     seed: int,
     random: bool,
 ) -> Behaviour | None:
-    """Ask a classifier for logits and gradients; None if seeded generators do not settle them.
+    """Return logits and gradients of a classifier; None if they differ although the generators are seeded.
 
     Args:
         classifier: the defended classifier.
-        attacked: what the attacker differentiates in its place.
+        attacked: the classifier that the attacker differentiates in its place.
         undefended: the classifier without defences, if there is one.
         modes: gradient modes of ``attacked``.
-        x: some images (n, ...), of which the first are used.
-        seed: of the passes of a random defence.
-        random: whether the classifier is random; it is asked twice then.
+        x: images (n, ...), of which the first are used.
+        seed: seed of the passes of a random defence.
+        random: whether the classifier is random, so that its logits are computed twice.
     """
     images = torch.tensor(x[:IMAGES], device=classifier.device)
     own_seed = derived_seed(seed, "behaviour", 0)
@@ -129,7 +129,7 @@ def _gradient(attacked: PyTorchClassifier, mode: str, images: Tensor, seed: int)
         weights = torch.tensor(_drawn(logits.shape[1], 1)[:, 0], dtype=logits.dtype, device=logits.device)
         try:
             (gradient,) = torch.autograd.grad((logits * weights).sum(), x, allow_unused=True)
-        except RuntimeError:  # some operation has no derivative: the attacks will say so
+        except RuntimeError:  # an operation has no derivative; the attacks report it
             return None
     return None if gradient is None else _kept(gradient.cpu())
 
@@ -139,7 +139,7 @@ def _drawn(size: int, count: int) -> np.ndarray:
 
 
 def _kept(values: Tensor) -> Rows:
-    """A few numbers of each of ``values`` (n, ...), which any change of them changes."""
+    """Return a few numbers of each row of ``values`` (n, ...), which change if the row changes."""
     flat = values.detach().flatten(1).double().numpy()
     if flat.shape[1] > NUMBERS:
         flat = flat @ _drawn(flat.shape[1], NUMBERS)
@@ -170,25 +170,25 @@ def _rounded(rows: Rows) -> list[list[int | None]]:
 
 @dataclass(frozen=True)
 class Identity:
-    """Which classifier a run is of, beside the hashes of its weights.
+    """The identity of a run's classifier, apart from the hashes of its weights.
 
     Attributes:
-        code: a hash for each part that an image meets (network, preprocessors, detector, loss, undefended classifier):
+        code: a hash for each part that an image passes (network, preprocessors, detector, loss, undefended classifier):
             its code, all its attributes, hooks, and the globals that it names.
-        behaviour: its answers to the first images; None where they cannot be had twice.
+        behaviour: its outputs for the first images; None if they cannot be repeated.
     """
 
     code: dict[str, str] = field(default_factory=dict)
     behaviour: Behaviour | None = None
 
     def difference(self, other: Identity, *, same_place: bool, same_code: bool, random: bool) -> str | None:
-        """Return the first thing in which two classifiers differ, in words; None if there is none.
+        """Return the first difference of two classifiers in words; None if there is none.
 
         Args:
-            other: of the other run.
+            other: identity of the other run's classifier.
             same_place: whether both ran on the same device, with the same threads and versions.
-            same_code: whether both ran in the same versions, or their compiled code cannot be compared.
-            random: whether the classifiers are random, so that other devices draw other numbers.
+            same_code: whether both ran in the same versions; if not, their compiled code cannot be compared.
+            random: whether the classifiers are random; other devices then draw other numbers.
         """
         for name in [*self.code, *(name for name in other.code if name not in self.code)] if same_code else []:
             if self.code.get(name) != other.code.get(name):
@@ -199,25 +199,25 @@ class Identity:
         return None if difference is None else f"{difference} differ"
 
     def key(self) -> dict[str, Any]:
-        """Plain data for a hash, in which the answers are rounded coarsely."""
+        """Return the plain data of a hash, in which the outputs are rounded coarsely."""
         return {"code": self.code, "behaviour": None if self.behaviour is None else self.behaviour.rounded()}
 
 
 def identity_of(attacker: Attacker, undefended: PyTorchClassifier | None, x: FloatArray, seed: int) -> Identity:
-    """Look at a classifier, and at what it answers to the first of some images.
+    """Return the identity of a classifier: its code, and its outputs for the first images.
 
-    Attributes that each pass writes to (a counter, the activations that a hook keeps) are no part of it, nor are those
-    that it wrote before: the code is looked at after the answers, and what two passes have changed is left out.
+    Attributes to which each pass writes (a counter, the activations that a hook keeps) are left out: two snapshots, one
+    before and one after further passes, show them.
 
     Args:
-        attacker: who has the classifier.
+        attacker: the attacker, who holds the classifier.
         undefended: the classifier without defences, if there is one.
-        x: some images (n, ...).
-        seed: of the passes of a random defence.
+        x: images (n, ...).
+        seed: seed of the passes of a random defence.
     """
     parts = parts_of_run(attacker.classifier, undefended)
-    asked = attacker.classifier, attacker.attacked, undefended, attacker.modes
-    behaviour = behaviour_of(*asked, x, seed, attacker.random)
+    classifiers = attacker.classifier, attacker.attacked, undefended
+    behaviour = behaviour_of(*classifiers, attacker.modes, x, seed, attacker.random)
     before = Snapshot(parts)
     behaviour_of(attacker.classifier, attacker.classifier, undefended, ("exact",), x[:2], seed, random=False)
     after = Snapshot(parts)
@@ -226,8 +226,8 @@ def identity_of(attacker: Attacker, undefended: PyTorchClassifier | None, x: Flo
 
 
 def parts_of_run(classifier: PyTorchClassifier, undefended: PyTorchClassifier | None) -> dict[str, Any]:
-    """Return all that an image meets, by a name for messages."""
-    for defence in find_defences(classifier):  # as after an attack that anneals, whether one ran before or not
+    """Return all parts that an image passes, by their names in messages."""
+    for defence in find_defences(classifier):  # the state after an annealed attack, whether one ran before or not
         defence.surrogate_width = defence.surrogate_width
     model = classifier.model
     parts = {"network": model.pipeline, "detector": model.detection} if rejects(classifier) else {"network": model}

@@ -1,4 +1,4 @@
-"""What a run is, as a file in its folder: what it may be continued or merged with, and nothing else."""
+"""The manifest of a run, a file in its folder, and the differences of two runs or of their attackers."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ FORMAT = 4
 """The format of ``manifest.json`` and of the records beside it."""
 
 FREE = ("command", "options", "tunings", "trainings", "environments")
-"""What may differ between two runs of the same records: how a network came to be does not matter, its hash does."""
+"""Fields that may differ between two runs with equal records. The hash of a network matters, not its training."""
 
 ENVIRONMENT = ("device", "threads", "versions")
-"""What makes results differ by rounding only."""
+"""Fields on which results depend only by rounding."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a run is.
+    """The manifest of a run.
 
     Attributes:
         run: settings, hashes of data and networks, environment.
         plan: the attacks.
-        health: of the gradients, which some attacks depend on.
-        shard: which part of the run lies here.
-        identity: code, attributes and answers of the classifiers.
+        health: gradient health, on which some attacks depend.
+        shard: the shard of the run in this folder.
+        identity: code, attributes and first outputs of the classifiers.
     """
 
     run: RunDescription
@@ -52,21 +52,21 @@ class Manifest:
     shard: Shard = WHOLE
     identity: Identity = field(default_factory=Identity)
 
-    def difference(self, other: Manifest, but: tuple[str, ...] = ()) -> str | None:
-        """Return the first thing in which the records of two runs cannot agree, in words; None if there is none.
+    def difference(self, other: Manifest, ignored: tuple[str, ...] = ()) -> str | None:
+        """Return the first difference of two runs on which their records depend, in words; None if there is none.
 
         Args:
-            other: the other run; gradients and parts are not compared.
-            but: attributes of the run's description that may differ.
+            other: manifest of the other run; gradient health and shards are not compared.
+            ignored: attributes of the run's description that may differ.
         """
-        return next(self._all_differences(other, but), None)
+        return next(self._all_differences(other, ignored), None)
 
     def differences(self, other: Manifest) -> list[str]:
-        """Return all things in which two runs differ and their records depend on, in words."""
+        """Return all differences of two runs on which their records depend, in words."""
         return list(self._all_differences(other))
 
-    def _all_differences(self, other: Manifest, but: tuple[str, ...] = ()) -> Iterator[str]:
-        yield from _differences(self._declared(but), other._declared(but))
+    def _all_differences(self, other: Manifest, ignored: tuple[str, ...] = ()) -> Iterator[str]:
+        yield from _differences(self._declared(ignored), other._declared(ignored))
         difference = self.identity.difference(
             other.identity,
             same_place=self.environment == other.environment,
@@ -77,42 +77,42 @@ class Manifest:
             yield difference
 
     def key(self) -> str:
-        """A hash of all that the records depend on.
+        """Return a hash of all that the records depend on.
 
-        Of the answers to the first images it holds coarsely rounded numbers: where noise flips one, the key is another
-        one although the run is the same. :meth:`difference` compares them with a tolerance instead.
+        It includes coarsely rounded outputs for the first images. If noise changes one of these, the key changes
+        although the run is the same. :meth:`difference` compares them with a tolerance instead.
         """
         whole = self._declared() | {"identity": self.identity.key()}
         return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
-    def _declared(self, but: tuple[str, ...] = ()) -> dict[str, Any]:
-        plain = {name: value for name, value in self._plain_run().items() if name not in {*FREE, *but}}
+    def _declared(self, ignored: tuple[str, ...] = ()) -> dict[str, Any]:
+        plain = {name: value for name, value in self._plain_run().items() if name not in {*FREE, *ignored}}
         return plain | {"attack": [_plain(run) for run in self.plan]}
 
     def other_settings(self, settings: Settings) -> str | None:
         """Return the first setting in which a run differs from this one, in words; None if there is none."""
-        own, others = (json.loads(json.dumps(asdict(each))) for each in (self.run.settings, settings))
-        return next(_differences(own, others, "settings"), None)
+        own, other = (json.loads(json.dumps(asdict(value))) for value in (self.run.settings, settings))
+        return next(_differences(own, other, "settings"), None)
 
     def whole(self, environments: list[dict[str, Any]]) -> Manifest:
-        """That of the run which this one is a part of, where other parts ran in the given environments."""
+        """Return the manifest of the whole run of which this is a shard; its shards ran in the given environments."""
         return replace(self, run=replace(self.run, environments=environments), shard=WHOLE)
 
     @property
     def environment(self) -> dict[str, Any]:
-        """Where it ran."""
+        """The environment of the run: device, threads and versions."""
         return {name: value for name, value in self._plain_run().items() if name in ENVIRONMENT}
 
     def _plain_run(self) -> dict[str, Any]:
-        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.run)))  # as a file holds it: tuples are lists
+        plain: dict[str, Any] = json.loads(json.dumps(asdict(self.run)))  # as in a file, where tuples are lists
         return plain
 
     def digest(self) -> str:
-        """Return the manifest's digest, which the digests of records, costs and pictures are bound to."""
+        """Return the manifest's digest, which the digests of records, costs and pictures include."""
         return digest_of_plain(self._plain())
 
     def as_json(self) -> str:
-        """Return the file's text."""
+        """Return the text of the manifest's file."""
         return json.dumps(self._plain() | {"digest": self.digest()}, indent=1, allow_nan=False) + "\n"
 
     def _plain(self) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Manifest:
         """Read a manifest.
 
         Raises:
-            InputError: for one that is missing, broken, or of another version.
+            InputError: for a manifest that is missing, broken, or of another version.
         """
         try:
             plain = parse_json(path.read_bytes())
@@ -140,11 +140,11 @@ class Manifest:
         except OSError as error:
             raise RunError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
         except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path} is not the manifest of a run; one was expected") from None
+            raise RunError(f"{path} is not the manifest of a run; a manifest was expected") from None
         if version != FORMAT:
             raise RunError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
         if plain.get("digest") != digest_of_plain(plain):
-            raise RunError(f"{path} differs from its digest; the manifest of a run as it was written was expected")
+            raise RunError(f"{path} differs from its digest; an unchanged manifest was expected")
         try:
             return cls(
                 adapter(RunDescription).validate_python(plain["run"]),
@@ -159,7 +159,7 @@ class Manifest:
 
 
 def _plain(run: AttackRun) -> dict[str, Any]:
-    """A run as plain data, with a hash for what makes its attack."""
+    """Return a run of an attack as plain data, with a hash of its build function."""
     spec = vars(run.spec) | {"build": _build_hash(run.spec.build)}
     return {"spec": spec, "mode": run.mode, "role": run.role, "norm": run.threat.norm_name, "eps": run.threat.eps}
 
@@ -171,7 +171,7 @@ def _run_of(plain: dict[str, Any]) -> AttackRun:
 
 
 def _build_hash(build: Build) -> str | None:
-    """A hash of what makes an attack; None for the package's own, which the versions stand for."""
+    """Return a hash of an attack's build function; None for this package's, whose version is in the manifest."""
     if isinstance(build, ReadOnlyBuild):
         return build.sha256
     package = getattr(build, "__module__", "").partition(".")[0]
@@ -180,24 +180,24 @@ def _build_hash(build: Build) -> str | None:
 
 @dataclass(frozen=True)
 class ReadOnlyBuild:
-    """What stands for the maker of an attack that was read from a run's folder."""
+    """The build function of an attack that was read from a run's folder; it cannot be called."""
 
     sha256: str | None
 
     def __call__(self, classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-        raise RunError("this attack was read from a run's folder, which says what it did, not how; its results alone")
+        raise RunError("the attack was read from a run's folder, which holds its results but not its code")
 
 
-def _differences(own: Any, others: Any, path: str = "") -> Iterator[str]:
-    """Where two plain values differ, in words."""
-    if isinstance(own, dict) and isinstance(others, dict):
-        for name in [*own, *(name for name in others if name not in own)]:
-            yield from _differences(own.get(name), others.get(name), f"{path} {name}".strip())
-    elif isinstance(own, list) and isinstance(others, list) and len(own) == len(others):
-        for place, (value, other) in enumerate(zip(own, others, strict=True), 1):
-            yield from _differences(value, other, f"{path} {place}")
-    elif own != others:
-        yield f"{path} {_short(own)}, not {_short(others)}"
+def _differences(value: Any, other: Any, path: str = "") -> Iterator[str]:
+    """Yield the differences of two plain values, in words."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        for name in [*value, *(name for name in other if name not in value)]:
+            yield from _differences(value.get(name), other.get(name), f"{path} {name}".strip())
+    elif isinstance(value, list) and isinstance(other, list) and len(value) == len(other):
+        for place, (part, other_part) in enumerate(zip(value, other, strict=True), 1):
+            yield from _differences(part, other_part, f"{path} {place}")
+    elif value != other:
+        yield f"{path} {_short(value)}, not {_short(other)}"
 
 
 def _short(value: Any) -> str:
@@ -212,17 +212,17 @@ PACKAGE = "art-defenses-ext"
 
 
 def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
-    """Return the differences between the attackers of two runs in words; none if they are one.
+    """Return the differences between the attackers of two runs in words; an empty list for the same attacker.
 
-    An attacker is their ball, attack suite, gradient modes, checks, seed and code. A named suite is one attacker,
-    whatever the network: it adapts to the defence, whose gradient modes it tries, and whose paper's attacks it adds.
-    The paper's attacks alone (``"papers"``) are another attacker for each method.
+    An attacker consists of ball, attack suite, gradient modes, checks, seed and code. A named suite is one attacker
+    for every network: it adapts to the defence, tries its gradient modes, and adds its paper's attacks. The paper's
+    attacks alone (``"papers"``) are another attacker for each method.
 
-    **Convention**: of runs on different images, the numbers of images for checks and curves are not compared, but for
-    none against some, since each run takes its own first images.
+    **Convention**: runs on different images may differ in the numbers of images for checks and curves, since each run
+    takes its own first images. They may not differ in whether these are made.
 
     Args:
-        first, second: what the runs are.
+        first, second: manifests of the runs.
     """
     settings, others = first.run.settings, second.run.settings
     same_images = first.run.data_sha256 == second.run.data_sha256
@@ -242,16 +242,16 @@ def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
 
 
 def _suite_differences(first: Manifest, second: Manifest) -> list[str]:
-    """Return the attacks in which two runs differ, and their properties."""
+    """Return the differences between the attacks of two runs in words."""
     attacks, others = first.run.settings.attacks, second.run.settings.attacks
     if isinstance(attacks, str) and attacks == others and attacks != "papers":
         return []
     if isinstance(attacks, str) != isinstance(others, str) or (isinstance(attacks, str) and attacks != others):
         return [f"attacks {_named(attacks)}, not {_named(others)}"]
-    specs = [_specs(each) for each in (first, second)]
-    # Of a list of attacks some may have nothing to do on a network, such as annealing where no mode has a width.
+    specs = [_specs(manifest) for manifest in (first, second)]
+    # Some attacks of a list may not apply to a network, such as annealing without a mode that has a width.
     by_name = isinstance(attacks, list) and isinstance(others, list)
-    names = [list(attacks), list(others)] if by_name else [list(each) for each in specs]
+    names = [list(attacks), list(others)] if by_name else [list(spec) for spec in specs]
     if set(names[0]) != set(names[1]):
         return [f"attacks {_named(names[0])}, not {_named(names[1])}"]
     return [

@@ -1,10 +1,10 @@
 """Rounds of more effort beside a run's own records.
 
-    rounds/1/    of the first round, a folder like the run's: manifest, records, costs, digests
+    rounds/1/    the first round, a folder like the run's: manifest, records, costs, digests
 
-A round's records are of all samples, and hold what its attacks did; the run's own stay as they are, and both are joined
-when a report is made. Which round follows is a function of the records alone (:func:`next_round`), so a run that was
-killed, repeated or merged makes the same ones.
+The records of a round cover all samples and hold the outcomes of its attacks. The run's own records do not change; a
+report joins both. The next round is a function of the records alone (:func:`next_round`), so a run that was killed,
+repeated or merged has the same rounds.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ from art_defenses_ext.evaluation.run.folder import MANIFEST, ROUNDS, read_findin
 from art_defenses_ext.evaluation.run.manifest import Manifest
 
 IDLE = 2
-"""Rounds in a row that add nothing, after which none follows. **Convention**."""
+"""The number of consecutive rounds without a gain after which no further round is made. **Convention**."""
 
 
 def round_folder(path: Path, number: int) -> Path:
-    """Return where a round of the run in a folder lies."""
+    """Return the folder of a round of the run in a folder."""
     return path / ROUNDS / str(number)
 
 
 def round_folders(path: Path) -> list[Path]:
-    """Return the folders of the rounds that were begun, in their order."""
+    """Return the folders of the rounds that have begun, in their order."""
     folders = (round_folder(path, number) for number in range(1, MOST_ROUNDS + 1))
     return [folder for folder in folders if (folder / MANIFEST).exists()]
 
 
 def read_evidence(path: Path, manifest: Manifest, records: list[SampleRecord]) -> Evidence:
-    """Return what the checks of a run look at: its records, to which those of its finished rounds are joined.
+    """Return the evidence for the checks of a run: its records joined with those of its finished rounds.
 
     Args:
         path: folder of the run.
-        manifest: of the run.
-        records: its own, all of them; they are changed in place.
+        manifest: manifest of the run.
+        records: all records of the run itself; the outcomes of the rounds are added in place.
 
     Raises:
         InputError: for a round of another run.
@@ -54,7 +54,7 @@ def read_evidence(path: Path, manifest: Manifest, records: list[SampleRecord]) -
         whole = replace(of_round, plan=manifest.plan).digest() == manifest.digest()
         images = [record.image for record in added]
         if not whole or images != [record.image for record in records[: len(images)]]:
-            raise RunError(f"{folder} is no round of the run in {path}; {CHANGED}")
+            raise RunError(f"{folder} is not a round of the run in {path}; {CHANGED}")
         if len(added) < len(records):
             return evidence
         for record, more in zip(records, added, strict=True):
@@ -65,15 +65,15 @@ def read_evidence(path: Path, manifest: Manifest, records: list[SampleRecord]) -
 
 
 def next_round(evidence: Evidence) -> int | None:
-    """Return the number of the round that is to follow; None where none is.
+    """Return the number of the next round; None if no round follows.
 
-    None follows where none was asked for, nothing is left, ``IDLE`` rounds in a row have added nothing, or the budget
-    is spent; and, with :data:`.AUTO`, where no check of :data:`.OF_EFFORT` fails.
+    No round follows if none was requested, no image is robust, the last ``IDLE`` rounds broke no image, or the budget
+    is spent. With :data:`.AUTO` none follows either if no check of :data:`.OF_EFFORT` fails.
     """
     settings, made = evidence.run.settings, len(evidence.rounds)
     budget = MOST_ROUNDS if settings.effort == AUTO else int(settings.effort)
-    asked = made < budget and settings.adaptive and settings.check_samples > 0 and bool(evidence.keys("white-box"))
-    if not asked or not any(record.robust() for record in evidence.records):
+    possible = made < budget and settings.adaptive and settings.check_samples > 0 and bool(evidence.keys("white-box"))
+    if not possible or not any(record.robust() for record in evidence.records):
         return None
     if made >= IDLE and all(result.is_idle for result in evidence.results[-IDLE:]):
         return None
@@ -83,15 +83,15 @@ def next_round(evidence: Evidence) -> int | None:
 
 
 def gains(evidence: Evidence) -> Counter[str]:
-    """Return how many images each white-box attack under each mode has broken, in the suite and in rounds together."""
+    """Return the number of images that each white-box attack broke under each mode, in the suite and all rounds."""
     broken = Counter[str]()
-    for run, name in _named(evidence):
-        outcomes = (record.attacks.get(run) for record in evidence.records if record.correct)
+    for key, name in _names_of(evidence):
+        outcomes = (record.attacks.get(key) for record in evidence.records if record.correct)
         broken[name] += sum(outcome is not None and outcome.success for outcome in outcomes)
     return broken
 
 
-def _named(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """The keys of white-box attacks, and their names without a round's."""
+def _names_of(evidence: Evidence) -> Iterator[tuple[str, str]]:
+    """Yield the key of each white-box attack, and its name without the prefix of a round."""
     rounds = {run.key: run.key.partition(": ")[2] for attacks in evidence.rounds for run in attacks}
     return ((key, rounds.get(key, key)) for key in evidence.keys("white-box"))

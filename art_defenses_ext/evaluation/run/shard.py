@@ -1,4 +1,4 @@
-"""Which part of an evaluation a process does, where several share it."""
+"""The shards of a run, one for each process that takes part in it."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from art_defenses_ext.base.errors import RunError
 
 RANKS = {"torchrun": ("RANK", "WORLD_SIZE"), "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")}
-"""Variables that hold a process's number, from 0, and how many there are; by the launcher that sets them.
+"""Environment variables with a process's number, from 0, and the number of processes, by the launcher that sets them.
 
-Not SLURM's job arrays: their tasks often differ in their settings, and would each do a part of another evaluation.
+SLURM's job arrays are not among them: their tasks often differ in their settings.
 """
 
 LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID")
-"""Variables that hold a process's number on its machine, from 0."""
+"""Environment variables with a process's number on its machine, from 0."""
 
 
 @dataclass(frozen=True, order=True)
 class Shard:
-    """One of several parts of an evaluation: every ``count``-th block of samples.
+    """A shard of an evaluation: every ``count``-th block of samples.
 
-    The first blocks hold the samples of the curve and the checks, so neighbouring blocks go to different parts.
+    The first blocks hold the samples of the curve and the checks, so neighbouring blocks go to different shards.
 
     Args:
-        number: which one, from 1 to ``count``.
-        count: how many there are.
+        number: number of the shard, from 1 to ``count``.
+        count: number of shards.
     """
 
     number: int
@@ -42,12 +42,12 @@ class Shard:
 
     @property
     def is_whole(self) -> bool:
-        """Whether there is no other part."""
+        """Whether this is the only shard."""
         return self.count == 1
 
     @property
     def folder(self) -> str:
-        """Where it lies below the folder of the whole."""
+        """Its folder below the folder of the run."""
         return f"shards/{self.number}-of-{self.count}"
 
     def starts(self, samples: int, block_size: int) -> range:
@@ -56,7 +56,7 @@ class Shard:
 
     @classmethod
     def named(cls, text: str) -> Shard:
-        """Return the part that ``"i/n"`` means."""
+        """Return the shard with the name ``"i/n"``."""
         number, slash, count = text.partition("/")
         if not slash or not all(part.isascii() and part.isdigit() for part in (number, count)):
             raise RunError(f"shard is {text!r}; i/n with i from 1 to n was expected")
@@ -64,24 +64,24 @@ class Shard:
 
     @classmethod
     def of_process(cls, environment: Mapping[str, str] = os.environ) -> Shard:
-        """Return the part of this process among those that torchrun, or srun inside a SLURM job, has started."""
+        """Return the shard of this process among those that torchrun, or srun inside a SLURM job, has started."""
         for launcher, (rank, size) in RANKS.items():
             if rank in environment and size in environment:
                 number, count = environment[rank], environment[size]
                 if not (number.isdigit() and count.isdigit() and int(number) < int(count)):
                     raise RunError(
-                        f"{rank} is {number!r} and {size} is {count!r}; what {launcher} sets was expected, or --shard"
+                        f"{rank} is {number!r} and {size} is {count!r}; values of {launcher}, or --shard, were expected"
                     )
                 return cls(int(number) + 1, int(count))
         return WHOLE
 
 
 WHOLE = Shard(1, 1)
-"""All of it."""
+"""The whole run as one shard."""
 
 
 def local_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of this process on its machine, from 0; 0 if nobody has started several."""
+    """Return the number of this process on its machine, from 0; 0 if it is the only one."""
     rank = next((environment[name] for name in LOCAL_RANKS if name in environment), "0")
     if not rank.isdigit():
         raise RunError(f"{' or '.join(LOCAL_RANKS)} is {rank!r}; a number from 0 was expected")

@@ -1,4 +1,4 @@
-"""Which images a trial takes, and how the seconds of a step grow with the images in its batch."""
+"""The images of a trial, and the seconds of an attack's step as a function of the batch size."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from art_defenses_ext.evaluation.suite.probe import with_least_effort
 from art_defenses_ext.gradients.modes import gradient_mode
 
 TRIAL = 24
-"""Images of a trial."""
+"""Number of images of a trial."""
 
 REPEATS = 3
-"""How often a batch is timed; the quickest counts."""
+"""Number of times that a batch is timed; the shortest time counts."""
 
 FEW, MORE = 2, 8
-"""Steps of the attacks that are timed."""
+"""Numbers of steps of the attacks that are timed."""
 
 
 def spread(softmax: Scores, labels: IntArray, count: int) -> IntArray:
-    """Return so many images, spread evenly over the margins of all, from the least sure one to the surest.
+    """Return the indices (m,) of images that are spread evenly over the quantiles of the margin.
 
-    Robustness goes with the margin, so the share of robust images among them is nearer to that among all than of images
-    drawn at random.
+    Robustness correlates with the margin, so the share of robust images among them is nearer to that among all images
+    than in a random sample.
 
     Args:
         softmax: probabilities (n, K).
         labels: true classes (n,).
-        count: of images, at most all.
+        count: number of images; all images if there are fewer.
     """
     rows = np.arange(len(softmax))
     logs = np.log(np.maximum(softmax, np.finfo(np.float64).tiny))
@@ -47,29 +47,29 @@ def spread(softmax: Scores, labels: IntArray, count: int) -> IntArray:
 
 
 def timed(work: Work, x: FloatArray, labels: IntArray, count: int) -> Callable[[float, bool], float]:
-    """Return the seconds of an attack's step on a batch, by the images in it and whether the attack passes backwards.
+    """Return a function for the seconds of an attack's step: of the batch size, and of whether it takes gradients.
 
-    Of the first white-box attack and the first by queries some steps are timed on one image, on a trial and on a whole
-    block. Between these sizes and above them seconds are linear. Where there is no such attack of ours, they grow with
-    the images.
+    The first white-box attack and the first attack by queries are timed on one image, on a trial and on a whole block.
+    The seconds are interpolated and extrapolated linearly. Without such an attack of this package they are proportional
+    to the batch size.
 
     Args:
-        work: whose attacks.
+        work: the attacks.
         x: images (n, ...) of a whole block.
-        labels: their classes (n,).
-        count: images of a trial.
+        labels: true classes (n,).
+        count: number of images of a trial.
     """
     sizes = sorted({1, count, len(x)})
     steps = {backward: _seconds_of_steps(work, x, labels, sizes, backward) for backward in (True, False)}
 
     def seconds(images: float, backward: bool) -> float:
-        known = steps[backward]
-        if known is None or len(sizes) < 2:
+        times = steps[backward]
+        if times is None or len(sizes) < 2:
             return images
         if images <= sizes[-1]:
-            return float(np.interp(images, sizes, known))
-        slope = (known[-1] - known[-2]) / (sizes[-1] - sizes[-2])
-        return float(known[-1] + slope * (images - sizes[-1]))
+            return float(np.interp(images, sizes, times))
+        slope = (times[-1] - times[-2]) / (sizes[-1] - sizes[-2])
+        return float(times[-1] + slope * (images - sizes[-1]))
 
     return seconds
 
@@ -77,7 +77,7 @@ def timed(work: Work, x: FloatArray, labels: IntArray, count: int) -> Callable[[
 def _seconds_of_steps(
     work: Work, x: FloatArray, labels: IntArray, sizes: list[int], backward: bool
 ) -> list[float] | None:
-    """Return the seconds of a step of the first attack of a kind for each size of batch; None without one."""
+    """Return the seconds of a step for each batch size, of the first attack of a kind; None without such an attack."""
     for run in work.plan:
         wanted = run.spec.kind == ("white-box" if backward else "queries") and run.spec.crafted_on == "defended"
         target = work.target(run) if wanted else None
@@ -90,7 +90,7 @@ def _seconds_of_steps(
 
 
 def _seconds_of_step(attack: TensorAttack, x: FloatArray, one_hot: FloatArray) -> float:
-    """Return the seconds of a step: of more of them minus those of a few, which hold what is done once as well."""
+    """Return the seconds of a step: the difference between many and few steps, without the work done once."""
     few, more = (min(_seconds(_with_steps(attack, steps), x, one_hot) for _ in range(REPEATS)) for steps in (FEW, MORE))
     return max(more - few, 0.01 * more) / (MORE - FEW)
 

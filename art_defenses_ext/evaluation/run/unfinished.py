@@ -1,9 +1,10 @@
-"""The block at work in a run's folder: what an attack did is kept as soon as the attack has come to its end.
+"""The results of the current block in a run's folder, written as soon as an attack ends.
 
-    unfinished.jsonl   a line an attack, after its digest
-    unfinished.npz     the images for the report that these attacks left
+    unfinished.jsonl   one line per attack, after its digest
+    unfinished.npz     the images of these attacks for the report
 
-Both go when the block is finished. What cannot be read of them is attacked again: they save time and decide nothing.
+Both files are removed when the block is finished. An attack whose line cannot be read runs again: the files only save
+time.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from art_defenses_ext.evaluation.records.sample import Attempt
 LINES, IMAGES = "unfinished.jsonl", "unfinished.npz"
 
 Attempts = dict[str, tuple[Attempt, Example | None]]
-"""What each attack did, and the image for the report that it left, by the attack's key."""
+"""The outcomes of each attack, and its image for the report, by the attack's key."""
 
 
 class Unfinished:
-    """What attacks did to the block at work.
+    """The results of the attacks on the current block.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,19 +36,23 @@ class Unfinished:
         self._examples: list[Example] = []
 
     def attempts(self, start: int) -> Attempts:
-        """Return what they did to the block that begins at ``start``."""
+        """Return the results of the block that begins at ``start``."""
         attempts = ((attempt, example) for attempt, example in self._read() if attempt.cost.block == start)
         return {attempt.cost.attack: (attempt, example) for attempt, example in attempts}
 
     def add(self, attempt: Attempt, example: Example | None) -> None:
-        """Keep what one attack did. Its line comes last: an attack that has one has its image."""
+        """Write the results of an attack; its line follows its image, so an attack with a line has its image."""
         if example is not None:
             self._examples.append(example)
             replace_file(self._images, written(self._examples))
         append(self._lines, _line(attempt))
 
     def mend(self, done: Collection[int]) -> None:
-        """Cut off what a kill has left of a line, and all of blocks that are ``done`` (their first samples)."""
+        """Remove a line that a kill has cut, and the results of finished blocks.
+
+        Args:
+            done: indices of the first samples of the finished blocks.
+        """
         kept = [(attempt, example) for attempt, example in self._read() if attempt.cost.block not in done]
         for path in (path for name in (LINES, IMAGES) for path in leftovers(self._lines.parent, name)):
             path.unlink()
@@ -58,13 +63,13 @@ class Unfinished:
         replace_file(self._lines, b"".join(_line(attempt) for attempt, _ in kept))
 
     def remove(self) -> None:
-        """The block is finished."""
+        """Remove the files, since the block is finished."""
         self._examples = []
         for path in (self._lines, self._images):
             path.unlink(missing_ok=True)
 
     def _read(self) -> Iterator[tuple[Attempt, Example | None]]:
-        """The attempts as far as they can be read."""
+        """Return the results up to the first line that cannot be read."""
         try:
             examples = read_examples(self._images) if self._images.exists() else []
             lines = self._lines.read_bytes().splitlines(keepends=True)

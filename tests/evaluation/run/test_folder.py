@@ -150,7 +150,7 @@ def test_the_manifest_comes_back(tmp_path: Path) -> None:
     assert [replace(run.spec, build=never) for run in back.plan] == [run.spec for run in wanted.plan]
     assert [run.threat for run in back.plan] == [run.threat for run in wanted.plan]
     assert back.difference(wanted) is None
-    with pytest.raises(InputError, match="what it did, not how"):
+    with pytest.raises(InputError, match="but not its code"):
         back.plan[0].spec.build(None, Linf(0.1), 0)
 
 
@@ -158,7 +158,7 @@ def test_the_manifest_comes_back(tmp_path: Path) -> None:
 def test_findings_come_back(tmp_path: Path, test: Binarization | None) -> None:
     with begun(tmp_path) as directory:
         assert not directory.has_findings
-        with pytest.raises(InputError, match="came to its end"):
+        with pytest.raises(InputError, match="a finished run was expected"):
             read_findings(tmp_path)
         directory.finish(Findings(test, costs(0)))
         assert directory.has_findings
@@ -355,7 +355,7 @@ def test_two_processes_do_not_share_a_folder_and_a_killed_one_does_not_lock_it(t
     try:
         assert held.wait(60)
         for overwrite in (False, True):
-            with pytest.raises(InputError, match="another process is at work"):
+            with pytest.raises(InputError, match="another process is writing"):
                 RunDirectory(tmp_path, overwrite)
     finally:
         other.kill()
@@ -388,7 +388,7 @@ def test_a_full_disk_costs_the_attack_at_work_alone(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(run_directory.os, "fsync", no_space)
-    with pytest.raises(InputError, match=r"No space left on device.*what was finished stays"):
+    with pytest.raises(InputError, match=r"No space left on device.*the finished blocks are kept"):
         directory.note(Attempt(replace(spent, attack="another"), [0], outcomes, 4), example(4, "another"), adv)
     directory.__exit__()
     monkeypatch.undo()
@@ -414,7 +414,7 @@ def test_a_full_disk_is_said_and_costs_the_block_at_work(
         sync(descriptor)
 
     monkeypatch.setattr(run_directory.os, "fsync", no_space)
-    with pytest.raises(InputError, match=r"No space left on device.*what was finished stays"):
+    with pytest.raises(InputError, match=r"No space left on device.*the finished blocks are kept"):
         directory.append(Block.of(records(3)), costs(3), [example(3)])
     directory.__exit__()
     monkeypatch.undo()
@@ -486,6 +486,6 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path, below: str, monk
         return not mode & os.W_OK
 
     monkeypatch.setattr(os, "access", denied)
-    with pytest.raises(InputError, match="which cannot be written; a folder that can was expected"):
+    with pytest.raises(InputError, match="which cannot be written; a writable folder was expected"):
         RunDirectory(tmp_path / below)
     assert contents(tmp_path) == {}

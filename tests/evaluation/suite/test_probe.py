@@ -304,14 +304,14 @@ def test_a_network_that_changes_in_the_middle_is_named_with_attack_and_block(
     counted = Changing(10**9, other)
     run(wrap(counted), BRIEF, block_size=4)
     broken = Changing(counted.passes - 2, other)
-    with pytest.raises(InputError, match=r"(the attack '.*'|the classifier).* broke off in the block from sample") as e:
+    with pytest.raises(InputError, match=r"(the attack '.*'|the classifier).* failed in the block from sample") as e:
         run(wrap(broken), BRIEF, block_size=4, out=tmp_path / "run")
-    assert "what was done before it is kept" in str(e.value)
+    assert "the finished attacks are kept" in str(e.value)
     assert "\n" not in str(e.value)
     assert e.value.__cause__ is not None
     kept = (tmp_path / "run" / RECORDS).read_text().splitlines()
     assert 4 <= len(kept) < N
-    with pytest.raises(InputError, match="with out= what was done before it would be kept"):
+    with pytest.raises(InputError, match="with out= the finished attacks would be kept"):
         run(wrap(Changing(counted.passes - 2, other)), BRIEF, block_size=4)
 
 
@@ -333,7 +333,7 @@ def test_a_users_attack_that_raises_is_named_and_what_was_done_is_not_done_again
         return x
 
     specs = [own("first", first, samples="all"), own("second", second, samples="all")]
-    with pytest.raises(InputError, match="the attack 'second' broke off in the block from sample 6 on") as broken:
+    with pytest.raises(InputError, match="the attack 'second' failed in the block from sample 6 on") as broken:
         run(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
     assert isinstance(broken.value.__cause__, KeyError)
     assert log.read_text().split() == ["first", "second"] * 2
@@ -361,7 +361,7 @@ class Sometimes(PreprocessorPyTorch):
 def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> None:
     counted = Sometimes(10**9)
     run(defend(wrap(Answering()), counted), BRIEF)
-    with pytest.raises(InputError, match=r"broke off in the block from sample 0 on \(OSError: no more paper\)") as e:
+    with pytest.raises(InputError, match=r"failed in the block from sample 0 on \(OSError: no more paper\)") as e:
         run(defend(wrap(Answering()), Sometimes(counted.calls - 3)), BRIEF)
     assert isinstance(e.value.__cause__, OSError)
 
