@@ -1,10 +1,10 @@
-"""The comparison of runs: the robust accuracy of each, and paired differences."""
+"""The comparison of runs: the robust accuracy of each, paired differences, and the union of several balls."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -51,14 +51,42 @@ class Compared:
 
 
 @dataclass(frozen=True)
+class Union:
+    """One defended model against the union of several balls: an attacker may choose the ball for each image.
+
+    Source: Tramer, Boneh 2019 (arXiv:1904.13000), section 2, the adversary of the largest loss over all balls.
+
+    Attributes:
+        defences: the defences in words.
+        balls: the balls, such as ``"linf 0.1"``.
+        robust: the images that no attack in any of the balls broke.
+        figure: the name of this share: robust accuracy only if every run has one.
+        established: whether the figures of all runs are established.
+    """
+
+    defences: str
+    balls: list[str]
+    robust: Proportion
+    figure: str
+    established: bool
+
+    def __str__(self) -> str:
+        bound = "" if self.established else "at most "
+        note = "" if self.established else " (not all of them are established)"
+        return f"{self.defences}, union of {' and '.join(self.balls)}: {self.figure} {bound}{self.robust}{note}."
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Several runs beside each other.
 
     Attributes:
         runs: the runs; the others are compared with the first.
+        unions: for each defended model that was attacked on the same images in several balls, all of them together.
     """
 
     runs: list[Compared]
+    unions: list[Union] = field(default_factory=list)
 
     @property
     def figure(self) -> str:
@@ -118,14 +146,14 @@ class Comparison:
             table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
         console.print()
         console.print(table)
-        for text in (self.note, *self.spread):
+        for text in (self.note, *map(str, self.unions), *self.spread):
             console.print(f"\n{for_terminal(text)}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
         """Return the table with the meaning of its last columns, below the differences between attackers."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
         table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
-        below = [self.note, *map(for_markdown, self.spread)]
+        below = [self.note, *map(for_markdown, (*map(str, self.unions), *self.spread))]
         return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, *below]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
@@ -138,7 +166,7 @@ class Comparison:
             | {"other_attacker": run.other_attacker, "against_first": run.against_first}
             for run in self.runs
         ]
-        return {"runs": plain(runs)}
+        return {"runs": plain(runs), "unions": plain(self.unions)}
 
     def save(self, folder: str | Path) -> None:
         """Write ``compare.json``, ``compare.md`` and ``compare.png`` into a folder, created if needed.
@@ -193,8 +221,41 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
         [
             Compared(name, report.summary, None if report is first else _paired(first, report), difference)
             for name, report, difference in zip(names, reports, differences, strict=True)
-        ]
+        ],
+        _unions(reports),
     )
+
+
+def _unions(reports: Sequence[Report]) -> list[Union]:
+    """Return the union of balls for each defended model that was attacked on the same images in more than one."""
+    groups: dict[str, list[Report]] = {}
+    for report in reports:
+        run = report.summary.run
+        groups.setdefault(repr((run.pipeline_sha256, run.defences, run.data_sha256)), []).append(report)
+    unions = []
+    for group in groups.values():
+        summaries = [report.summary for report in group]
+        balls = list(dict.fromkeys(map(_ball, summaries)))
+        if len(balls) > 1:
+            robust = [all(verdicts) for verdicts in zip(*(_robust(report) for report in group), strict=True)]
+            unions.append(
+                Union(
+                    describe_defences(summaries[0].run),
+                    balls,
+                    Proportion.of(robust),
+                    compared_figure(summaries),
+                    all(summary.standing == "established" for summary in summaries),
+                )
+            )
+    return unions
+
+
+def _robust(report: Report) -> list[bool]:
+    return [record.robust() for record in report.records]
+
+
+def _ball(summary: Summary) -> str:
+    return f"{summary.run.settings.threat} {summary.run.settings.eps:.4g}"
 
 
 def _paired(first: Report, second: Report) -> Paired | None:
@@ -203,7 +264,7 @@ def _paired(first: Report, second: Report) -> Paired | None:
     if (this.settings.threat, this.settings.eps) != (other.settings.threat, other.settings.eps):
         return None
     if this.data_sha256 == other.data_sha256:
-        return Paired.of(*([record.robust() for record in report.records] for report in (first, second)))
+        return Paired.of(_robust(first), _robust(second))
     first_robust, second_robust = (
         {(record.image, record.label): record.robust() for record in report.records if record.image is not None}
         for report in (first, second)
@@ -221,7 +282,7 @@ def _row(run: Compared, first: Compared) -> list[str]:
     return [
         run.name,
         run.defences,
-        f"{settings.threat} {settings.eps:.4g}",
+        _ball(summary),
         str(settings.samples),
         _worst(summary),
         "" if summary.paper is None else str(summary.paper),

@@ -16,10 +16,11 @@ from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from scipy.stats import binom
 
-from art_defenses_ext import HeatAndBlur, JumpReLU, Linf, defend, evaluate
+from art_defenses_ext import L2, HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.text import for_markdown
 from art_defenses_ext.evaluation.publish.compare import Compared, Comparison, _paired, compare
 from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import Proportion, plain
@@ -211,6 +212,27 @@ def test_runs_that_differ_in_the_seed_alone_have_a_spread(runs: Path) -> None:
     assert " 32.5 % on average, 25.0 to 40.0 %; not all of them are established." in sentence
     assert "3 seeds: " in comparison.as_markdown()
     assert Comparison([seeded(0, 10), seeded(0, 16), alone]).spread == []
+
+
+def test_a_model_attacked_in_several_balls_has_their_union(
+    runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    """An image counts only if it is robust in each ball; another model, or other images, do not join."""
+    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    data = (digits.test.x[:40], digits.test.y[:40])
+    evaluate(JumpReLU(digits_classifier, 1.0)(), data, L2(0.6), PGD, out=tmp_path / "l2", **options)
+    comparison = compare([runs / "jump", tmp_path / "l2", runs / "bare", runs / "some"], different_attackers=True)
+    linf, l2 = (
+        [record.robust() for record in Report.load(folder).records] for folder in (runs / "jump", tmp_path / "l2")
+    )
+    (union,) = comparison.unions
+    assert union.balls == ["linf 0.1", "l2 0.6"]
+    assert union.robust == Proportion(int((np.array(linf) & np.array(l2)).sum()), 40)
+    assert union.robust.count < min(sum(linf), sum(l2)), "neither ball's images hold the other's"
+    assert f"union of linf 0.1 and l2 0.6: {union.figure} at most {union.robust} (not all of" in str(union)
+    assert for_markdown(str(union)) in comparison.as_markdown()
+    assert comparison.as_dict()["unions"][0]["robust"]["count"] == union.robust.count
+    assert compare([runs / "bare", runs / "jump"]).unions == []
 
 
 def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
