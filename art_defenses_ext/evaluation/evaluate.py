@@ -29,7 +29,7 @@ from art_defenses_ext.estimator.pipeline import PROBES, check_runs
 from art_defenses_ext.estimator.rejecting import rejecting, rejects
 from art_defenses_ext.estimator.wrap import as_classifier
 from art_defenses_ext.evaluation.callbacks import Listeners, RunCallback
-from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_looks
+from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth, examine_gradients, nb_batches
 from art_defenses_ext.evaluation.config import EvaluationConfig, EvaluationOptions, config_of
 from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import Settings
@@ -577,7 +577,7 @@ class _Task:
         )
         if not smoothed and not checked:
             return []
-        steps = nb_looks(len(self.x), len(attacker.modes))
+        steps = nb_batches(len(self.x), len(attacker.modes))
         with phases.phase(GRADIENTS, self.classifier, steps=steps) as announce:
             return examine_gradients(
                 attacker.attacked, self.x, self.labels, self.threat, attacker.modes, settings.seed, announce

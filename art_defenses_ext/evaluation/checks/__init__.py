@@ -1,1 +1,1 @@
-"""Did the attacks work?"""
+"""Checks of the attacks: whether a robust accuracy is established."""

@@ -1,9 +1,11 @@
-"""Would this attack have found an example that is known to exist? The binarization test.
+"""The binarization test: whether the attacks find an adversarial example that is known to exist.
+
+The network's last layer is replaced by a linear classifier that separates one point on the surface of an image's ball
+from many points inside the ball. The point on the surface is an adversarial example of that classifier, so an attack
+that finds none is too weak.
 
 Source: Zimmermann, Brendel, Tramer, Carlini 2022, "Increasing Confidence in Adversarial Robustness Evaluations"
-(arXiv:2206.13991): the network's last layer is replaced by a linear classifier that tells one point on the surface of
-an image's ball from many inside it. The point on the surface is an adversarial example of that classifier, so an
-attack that finds none is too weak to say anything.
+(arXiv:2206.13991).
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import gradient_mode
 
 INNER_POINTS = 999
-"""Points inside the ball, of the image's class. **Convention**: with the surface point a thousand."""
+"""Number of points inside the ball, of the image's class. **Convention**: a thousand points with the surface point."""
 
 INNER_RADIUS = 0.95
-"""The radius of the ball that these are drawn from, in units of eps. **Convention**."""
+"""Radius of the ball from which these points are drawn, in units of eps. **Convention**."""
 
 CLOSENESS = 0.999
-"""Where the decision boundary lies between the inner points' largest score (0) and the surface point's (1): the nearer
-to 1, the fewer other examples there are. **Convention**."""
+"""Position of the decision boundary between the inner points' largest score (0) and the surface point's (1). The closer
+to 1, the fewer other adversarial examples exist. **Convention**."""
 
 RANDOM_DRAWS = 200
-"""Uniform draws from the ball that must not find an example: else the test would be too easy."""
+"""Number of uniform draws from the ball. If they find an example, the problem is too easy."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,9 @@ class Binarization:
     """The outcome of the test.
 
     Attributes:
-        found: of the images for which a classifier could be built, how many the attacks found an example for.
-        by_chance: how many uniform draws found one for.
-        built: the share of images for which the point on the surface could be told from those inside.
+        found: share of the images with a linear classifier for which the attacks found an example.
+        by_chance: share of these images for which the uniform draws found an example.
+        built: share of all images for which the point on the surface could be separated from those inside.
     """
 
     found: Proportion
@@ -64,7 +66,7 @@ class Binarization:
 
 
 Try = tuple[Callable[[PyTorchClassifier, Threat, int], EvasionAttack], str | None]
-"""What makes an attack, as in an ``AttackSpec``, and the gradient mode; None for the smoothed network's gradient."""
+"""The build function of an attack, as in an ``AttackSpec``, and the gradient mode; None for the estimated gradient."""
 
 
 def binarization_test(
@@ -76,29 +78,30 @@ def binarization_test(
     at_once: int = 256,
     announce: Callable[[str], None] = lambda _: None,
 ) -> Binarization | None:
-    """Try attacks on classifiers with an example that is known to exist, one for each image.
+    """Run attacks on linear classifiers with a planted adversarial example, one classifier per image.
 
     Args:
-        classifier: what the attacker differentiates: the defended classifier, averaged if it is random.
+        classifier: the classifier that the attacker differentiates: the defended classifier, averaged if it is random.
         x: images ``(n, *input_shape)``.
         threat: the ball.
-        tries: the attacks to try in turn; one success is enough, as in the evaluation.
-        seed: of points and attacks.
-        at_once: images attacked at a time.
-        announce: is told twice for each image what is done to it next.
+        tries: the attacks in turn; one success suffices, as in the evaluation.
+        seed: seed of points and attacks.
+        at_once: number of images per batch.
+        announce: called with the next step, twice per image.
 
     Returns:
-        The outcome; None if the network has no last linear layer to replace, or if no classifier could be built.
+        The outcome; None if the network has no last linear layer, or if no classifier could be built.
     """
     layer = last_linear(classifier, x[:1])
     if layer is None:
         return None
     seeds = [derived_seed(seed, "binarization", index) for index in range(len(x))]
-    tried = []
-    for image, own_seed in zip(x, seeds, strict=True):
+    heads: dict[int, Head] = {}
+    for index, (image, own_seed) in enumerate(zip(x, seeds, strict=True)):
         announce("an example is planted")
-        tried.append(_head(classifier, layer, image, threat, own_seed))
-    heads = {index: head for index, head in enumerate(tried) if head is not None}
+        head = _head(classifier, layer, image, threat, own_seed)
+        if head is not None:
+            heads[index] = head
     rows = list(heads)
     broken: list[bool] = []
     chance: list[bool] = []
@@ -114,7 +117,7 @@ def binarization_test(
 
 
 def last_linear(classifier: PyTorchClassifier, x: FloatArray) -> nn.Linear | None:
-    """The linear layer that makes the logits, if one does: its output for images ``x`` (n, ...) is the network's."""
+    """Return the linear layer whose output for images ``x`` (n, ...) is the logits; None if there is none."""
     module = as_module(classifier)
     seen: list[tuple[nn.Linear, Tensor]] = []
     layers = [layer for layer in module.modules() if isinstance(layer, nn.Linear)]
@@ -131,11 +134,11 @@ def last_linear(classifier: PyTorchClassifier, x: FloatArray) -> nn.Linear | Non
 
 
 Head = tuple[FloatArray, float]
-"""Weights (F,) and bias of a score of the features that a network hands to its last layer."""
+"""Weights (F,) and bias of a linear score of the inputs of a network's last layer."""
 
 
 class _Binary(PairedNetwork):
-    """For each head two logits, 0 and its score."""
+    """A network with two logits for each head, 0 and its score."""
 
     weights: Tensor
     biases: Tensor
@@ -153,12 +156,12 @@ class _Binary(PairedNetwork):
 
 
 class _Features(nn.Module):
-    """What a network hands to its last layer, the mean over the calls if it averages several passes (n, F)."""
+    """The inputs (n, F) of a network's last layer, averaged over its passes if it makes several."""
 
     def __init__(self, module: nn.Module, layer: nn.Linear) -> None:
         super().__init__()
         self.module = module
-        self._layer = [layer]  # in a list, so that it is no child twice
+        self._layer = [layer]  # in a list, so that torch does not register it twice
 
     @property
     def layer(self) -> nn.Linear:
@@ -170,7 +173,7 @@ class _Features(nn.Module):
         preprocessing: list[nn.Module] = []
 
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if not preprocessing:  # a defence that looks into the network runs it, too
+            if not preprocessing:  # a defence that uses the network runs it as well
                 seen.append(inputs[0])
 
         handles = [self.layer.register_forward_pre_hook(note)]
@@ -188,7 +191,7 @@ class _Features(nn.Module):
 
 
 class _WithLogits(torch.autograd.Function):
-    """Features, whose gradient also comes by the logits, as zero: where passes are counted, they are seen."""
+    """Features whose gradient also passes through the logits, as zero, so that backward passes are counted."""
 
     @staticmethod
     def forward(ctx: Any, features: Tensor, logits: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ class _WithLogits(torch.autograd.Function):
 
 
 def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, threat: Threat, seed: int) -> Head | None:
-    """A score above zero at a point on the surface of the image's ball, and at no point that is drawn inside."""
+    """Return a score above zero at a point on the surface of the image's ball and at no point drawn inside it."""
     generator = torch.Generator(classifier.device).manual_seed(seed)
     clean = torch.tensor(image, device=classifier.device)[None]
     inside = clean.expand(INNER_POINTS, *image.shape)
@@ -215,40 +218,40 @@ def _head(classifier: PyTorchClassifier, layer: nn.Linear, image: FloatArray, th
 
 
 def _binary(classifier: PyTorchClassifier, layer: nn.Linear, heads: Sequence[Head]) -> PyTorchClassifier:
-    """Return the classifier with so many two-class problems in place of its last layer."""
-    precise = torch.promote_types(next(layer.parameters()).dtype, torch.float32)  # half would overflow
-    like = {"device": classifier.device, "dtype": precise}
-    weights = torch.tensor(np.stack([weight for weight, _ in heads], axis=1), **like)
-    model = _Binary(as_module(classifier), layer, weights, torch.tensor([bias for _, bias in heads], **like))
+    """Return the classifier with a two-class problem for each head in place of its last layer."""
+    dtype = torch.promote_types(next(layer.parameters()).dtype, torch.float32)  # half would overflow
+    options = {"device": classifier.device, "dtype": dtype}
+    weights = torch.tensor(np.stack([weight for weight, _ in heads], axis=1), **options)
+    model = _Binary(as_module(classifier), layer, weights, torch.tensor([bias for _, bias in heads], **options))
     return rebuild(
         classifier, model=model.eval(), nb_classes=2 * len(heads), preprocessing_defences=None, preprocessing=(0.0, 1.0)
     )
 
 
 HALVINGS = 100
-"""The number of halvings of the interval of a factor, until float64 does not tell its ends apart."""
+"""Number of bisections of the interval of a factor; after them its ends are equal in float64."""
 
 
 def _on_surface(clean: Tensor, threat: Threat, clip_values: ClipValues, generator: torch.Generator) -> Tensor:
-    """A point of the clip range on the surface of the ball around an image (1, ...), a corner if the ball is a cube.
+    """Return a point of the clip range on the surface of the ball around an image (1, ...), a corner of a cube.
 
-    In a random direction, where the clip range reaches so far there; else towards its corner that is furthest from the
-    image, and in that corner if it lies inside the ball.
+    The direction is random if the clip range reaches the surface there. Otherwise it is that of the furthest corner of
+    the clip range, which is the point itself if it lies inside the ball.
     """
-    way = threat.random_extreme(clean, generator).double().cpu()
+    direction = threat.random_extreme(clean, generator).double().cpu()
     start = clean.double().cpu()
-    change = way if clip_values is None else _within_range(start, way, threat, clip_values)
+    change = direction if clip_values is None else _within_range(start, direction, threat, clip_values)
     point = into_range((start + change).float(), clip_values).numpy()
     return torch.from_numpy(threat.moved_inside(clean.cpu().numpy(), point, clip_values)).to(clean)
 
 
-def _within_range(start: Tensor, way: Tensor, threat: Threat, clip_values: tuple[Any, Any]) -> Tensor:
-    """A change of size eps, or the largest that there is, along ``way`` (1, ...) and the walls of the clip range."""
+def _within_range(start: Tensor, direction: Tensor, threat: Threat, clip_values: tuple[Any, Any]) -> Tensor:
+    """Return a change (1, ...) of size eps, or the largest possible, along a direction and the clip range's limits."""
     low, high = (torch.as_tensor(np.asarray(end, dtype=np.float64)) for end in clip_values)
     above, below = high - start, start - low
-    room, length = torch.where(way > 0, above, below), way.abs()
+    room, length = torch.where(direction > 0, above, below), direction.abs()
     if float(threat.size(room)) < threat.eps:
-        way, room = torch.where(above >= below, length, -length), torch.maximum(above, below)
+        direction, room = torch.where(above >= below, length, -length), torch.maximum(above, below)
     factor = 1.0
     if not threat.separable and bool((length > room).any()):
         shortest, factor = 0.0, 2 * float((room / length).max())
@@ -256,11 +259,11 @@ def _within_range(start: Tensor, way: Tensor, threat: Threat, clip_values: tuple
             middle = (shortest + factor) / 2
             reaches = float(threat.size(torch.minimum(middle * length, room))) >= threat.eps
             shortest, factor = (shortest, middle) if reaches else (middle, factor)
-    return way.sign() * torch.minimum(factor * length, room)
+    return direction.sign() * torch.minimum(factor * length, room)
 
 
 def _separate(features: FloatArray) -> Head | None:
-    """Weights (F,) and bias of a score that is above zero for the first row of ``features`` alone; None if none is."""
+    """Return weights (F,) and bias of a score above zero for the first row of ``features`` only; None if impossible."""
     spread = features.std(axis=0)
     centre, scale = features.mean(axis=0), np.where(spread > 0, spread, 1.0)
     scaled = (features - centre) / scale
@@ -271,12 +274,12 @@ def _separate(features: FloatArray) -> Head | None:
     gap = scores[0] - scores[1:].max()
     if gap <= 0:
         return None
-    # Scores become 0 for the nearest inner point and 1 for the surface point, then the boundary moves to CLOSENESS.
+    # Scores are scaled to 0 for the nearest inner point and 1 for the surface point; the boundary lies at CLOSENESS.
     return weight / gap, float(-centre @ weight / gap - scores[1:].max() / gap - CLOSENESS)
 
 
 def _broken(binary: PyTorchClassifier, x: FloatArray, threat: Threat, tries: Sequence[Try], seed: int) -> list[bool]:
-    """Return whether some attack finds an example of class 1 of its problem in the ball of each image (B, ...)."""
+    """Return for each image (B, ...) whether an attack finds an example of class 1 of its problem in the ball."""
     broken = np.zeros(len(x), dtype=bool)
     for attempt in tries:
         left = np.flatnonzero(~broken)
@@ -289,12 +292,12 @@ def _broken(binary: PyTorchClassifier, x: FloatArray, threat: Threat, tries: Seq
 def _breaks(
     binary: PyTorchClassifier, x: FloatArray, problems: IntArray, threat: Threat, attempt: Try, seed: int
 ) -> npt.NDArray[np.bool_]:
-    """Return whether an attack turns class 0 of images (n, ...), each of its problem (n,), into 1 inside the ball."""
+    """Return for images (n, ...) whether an attack turns class 0 of their problems (n,) into class 1 in the ball."""
     build, mode = attempt
     attack = build(smoothed(binary, threat) if mode is None else binary, threat, seed)
-    if not isinstance(attack, TensorAttack) and binary.nb_classes > 2:  # it would confuse the problems
-        alone = [_only(binary, problem) for problem in problems]
-        broken = [_breaks(alone[i], x[i : i + 1], np.zeros(1, np.int64), threat, attempt, seed) for i in range(len(x))]
+    if not isinstance(attack, TensorAttack) and binary.nb_classes > 2:  # it would mix the classes of all problems
+        single = [_select(binary, problem) for problem in problems]
+        broken = [_breaks(single[i], x[i : i + 1], np.zeros(1, np.int64), threat, attempt, seed) for i in range(len(x))]
         return np.concatenate(broken)
     with nullcontext() if mode is None else gradient_mode(binary, mode):
         adversarial = attack.generate(x, np.eye(binary.nb_classes, dtype=np.float32)[2 * problems])
@@ -303,8 +306,8 @@ def _breaks(
     return inside & (scores[np.arange(len(x)), problems] > 0)
 
 
-def _only(binary: PyTorchClassifier, problem: int) -> PyTorchClassifier:
-    """A single one of the problems."""
+def _select(binary: PyTorchClassifier, problem: int) -> PyTorchClassifier:
+    """Return the classifier with one of the problems."""
     network: _Binary = binary.model
     chosen = slice(problem, problem + 1)
     weights, biases = network.weights[:, chosen], network.biases[chosen]
@@ -315,9 +318,9 @@ def _only(binary: PyTorchClassifier, problem: int) -> PyTorchClassifier:
 def _breaks_by_chance(binary: PyTorchClassifier, problem: int, image: FloatArray, threat: Threat, seed: int) -> bool:
     generator = torch.Generator(binary.device).manual_seed(seed + 1)
     clean = torch.tensor(image, device=binary.device).expand(RANDOM_DRAWS, *image.shape)
-    drawn = clean + threat.random_inside(clean, generator)
+    random = clean + threat.random_inside(clean, generator)
     with seeded(seed):
-        return bool((_scores(binary, into_range(drawn, binary.clip_values))[:, problem] > 0).any())
+        return bool((_scores(binary, into_range(random, binary.clip_values))[:, problem] > 0).any())
 
 
 def _scores(binary: PyTorchClassifier, images: Tensor) -> FloatArray:

@@ -1,4 +1,4 @@
-"""Whether the gradients that an attacker is given lead anywhere: zero, not finite, vanishing, or misleading."""
+"""The health of the gradients that attacks follow: zero, not finite, vanishing, or misleading."""
 
 from __future__ import annotations
 
@@ -22,45 +22,46 @@ from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import gradient_mode
 
 SAMPLES = 100
-"""Images that the gradients are looked at for."""
+"""Number of images whose gradients are examined."""
 
 AT_ONCE = 25
-"""Images at a time: a gradient of a large image through a defence that takes gradients itself fills memory."""
+"""Batch size. The gradient of a large image through a defence that takes gradients itself needs much memory."""
 
 VANISHING = 1e-3
-"""A gradient vanishes if following it through the whole ball would change the margin by less than this share of it."""
+"""A gradient vanishes if it predicts, over the whole ball, a change of the margin below this share of the margin."""
 
 STEP = 0.1
-"""Length of the step that a gradient must foretell, in units of eps."""
+"""Length of the step whose effect the gradient must predict, in units of eps."""
 
 FAITHFUL_FROM, FAITHFUL_TO = 0.5, 2.0
-"""What that step changes, in units of what the gradient foretold."""
+"""The range of the ratio of actual to predicted change over that step."""
 
 FAITHFUL_SHARE = 0.75
-"""The share of points at which a network's gradient must be faithful. **Convention**, as are the numbers above: a
-undefended model's is at nearly all, the JumpReLU's own derivative is not (``tests/evaluation/checks``)."""
+"""The share of points at which a network's gradient must be faithful. **Convention**, as are the numbers above: the
+gradient of an undefended model is faithful at nearly all points, the JumpReLU's own derivative is not
+(``tests/evaluation/checks``)."""
 
 
 VERDICTS = ("not_finite", "zero", "no_graph", "vanishing", "faithful")
-"""What is counted of the gradients."""
+"""The properties of gradients that are counted."""
 
 
 @dataclass(frozen=True)
 class GradientHealth:
     """The margin's gradient under one gradient mode, at clean images and at random points of their balls.
 
-    Where the network rejects, the margin is that with the rejection merged into the label's logit.
+    If the network rejects images, the margin is the one with the rejection merged into the label's logit.
 
     Attributes:
         mode: the gradient mode.
-        points: how many were looked at.
-        not_finite: where the gradient holds NaN or infinity.
-        zero: where it is zero, or none passes.
-        no_graph: of these, where none passes: no graph leads from the logits back to the image, as where the network
-            runs under ``torch.no_grad`` or detaches.
-        vanishing: where it is finite and not zero, but too small to matter.
-        faithful: where a small step along it changes the margin about as much as it says.
-        useful: which points have a finite gradient that does not vanish.
+        points: number of points.
+        not_finite: number of points whose gradient holds NaN or infinity.
+        zero: number of points whose gradient is zero or missing.
+        no_graph: number of these points whose gradient is missing: no graph leads from the logits to the image, for
+            example if the network runs under ``torch.no_grad`` or detaches.
+        vanishing: number of points whose gradient is finite and not zero, but too small.
+        faithful: number of points at which a small step along the gradient changes the margin about as predicted.
+        useful: for each point whether its gradient is finite and does not vanish.
     """
 
     mode: str
@@ -74,7 +75,7 @@ class GradientHealth:
 
     @property
     def is_faithful(self) -> bool:
-        """Whether the share of faithful points may be as large as it must be: the interval reaches so far."""
+        """Whether the interval of the share of faithful points reaches the required share."""
         return Proportion(self.faithful, self.points).interval[1] >= FAITHFUL_SHARE
 
 
@@ -88,42 +89,42 @@ def examine_gradients(
     seed: int,
     announce: Callable[[str], None] = lambda _: None,
 ) -> list[GradientHealth]:
-    """Look at the gradients of ``classifier`` under each mode, for the first ``SAMPLES`` images.
+    """Examine the gradients of ``classifier`` under each mode, for the first ``SAMPLES`` images.
 
     Args:
-        classifier: what the attacker differentiates.
+        classifier: the classifier that the attacker differentiates.
         x: images ``(N, *input_shape)``.
-        labels: their classes (N,).
+        labels: true classes (N,).
         threat: the ball.
         modes: gradient modes of ``classifier``.
-        seed: of the random points; a random defence draws the same numbers in both passes that are compared.
-        announce: is told the mode before each of :func:`nb_looks` looks at a few images.
+        seed: seed of the random points; a random defence draws the same numbers in both passes that are compared.
+        announce: called with the mode before each of :func:`nb_batches` batches.
     """
     device = classifier.device
     clean, y = torch.tensor(np.asarray(x[:SAMPLES]), device=device), torch.tensor(labels[:SAMPLES], device=device)
     generator = torch.Generator(device).manual_seed(derived_seed(seed, "gradients", 0))
-    drawn = clean + threat.random_inside(clean, generator)
-    points = [clean, into_range(drawn, classifier.clip_values)]
+    random = clean + threat.random_inside(clean, generator)
+    points = [clean, into_range(random, classifier.clip_values)]
     module = as_module(classifier)
     health = []
     for mode in modes:
         with gradient_mode(classifier, mode):
-            looks = []
-            for at in points:
-                for batch, labels_of in zip(at.split(AT_ONCE), y.split(AT_ONCE), strict=True):
+            verdicts = []
+            for images in points:
+                for batch, batch_labels in zip(images.split(AT_ONCE), y.split(AT_ONCE), strict=True):
                     announce(mode)
-                    looks.append(_look(module, batch, labels_of, threat, seed))
-            health.append(_merge(mode, looks))
+                    verdicts.append(_examine(module, batch, batch_labels, threat, seed))
+            health.append(_merge(mode, verdicts))
     return health
 
 
-def nb_looks(nb_images: int, nb_modes: int) -> int:
-    """Return how many looks at a few images it takes to examine the gradients of so many."""
+def nb_batches(nb_images: int, nb_modes: int) -> int:
+    """Return the number of batches in an examination of the gradients of ``nb_images`` images."""
     return nb_modes * 2 * -(-min(nb_images, SAMPLES) // AT_ONCE)
 
 
-def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Tensor]:
-    """Return what the gradient is at each of ``x`` (n, ...), as verdicts (n,)."""
+def _examine(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) -> dict[str, Tensor]:
+    """Return the properties (n,) of the gradient at images (n, ...), by name."""
     margins, slopes = _differentiate(module, x, y, seed)
     gradient = torch.zeros_like(x) if slopes is None else slopes
     flat = gradient.flatten(1)
@@ -150,7 +151,7 @@ def _look(module: nn.Module, x: Tensor, y: Tensor, threat: Threat, seed: int) ->
 
 
 def _differentiate(module: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Margins (n,) and their gradient (n, ...) as it is, NaN where it is NaN; None if no graph leads to the image."""
+    """Return margins (n,) and their gradient (n, ...), NaN included; None if no graph leads to the image."""
     x = x.detach().requires_grad_()
     with seeded(seed):
         margins = _margin(module, x, y)
@@ -161,13 +162,13 @@ def _differentiate(module: nn.Module, x: Tensor, y: Tensor, seed: int) -> tuple[
 
 
 def _margin(module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Margins (n,) of images (n, ...), above zero where the label is predicted or the image is rejected."""
+    """Return margins (n,) of images (n, ...), above zero if the label is predicted or the image is rejected."""
     logits = module(x)
     return margin(merge_rejection(logits, y) if isinstance(module.model, RejectingNetwork) else logits, y)
 
 
-def _merge(mode: str, looks: list[dict[str, Tensor]]) -> GradientHealth:
-    verdicts = {name: torch.cat([look[name] for look in looks]) for name in looks[0]}
+def _merge(mode: str, batches: list[dict[str, Tensor]]) -> GradientHealth:
+    verdicts = {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
     counts = {name: int(verdicts[name].sum()) for name in VERDICTS}
     useful = tuple(verdicts["useful"].tolist())
     return GradientHealth(mode, points=len(useful), useful=useful, **counts)

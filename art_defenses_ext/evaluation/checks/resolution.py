@@ -1,4 +1,4 @@
-"""How finely a robust accuracy is established: the largest overestimate that its checks let pass."""
+"""The resolution of a robust accuracy: the largest overestimate that its checks would not detect."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 
 
 def most_that_pass(total: int) -> int:
-    """Return how many of ``total`` images may contradict a check that still passes.
+    """Return the maximum number of ``total`` images that may contradict a check that passes.
 
-    Wilson's lower end is at most ``TOLERATED`` where the score test does not refuse that share: where the count exceeds
-    its mean by no more than 1.96 of its standard deviations. A single image passes in any case.
+    Wilson's lower end is at most ``TOLERATED`` if the score test does not reject that share: if the count exceeds its
+    mean by at most 1.96 of its standard deviations. A single image never fails a check.
 
     Source: Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference", equation 4.
     """
@@ -24,14 +24,14 @@ def most_that_pass(total: int) -> int:
 
 
 def resolution(checks: Sequence[Check], robust: Proportion) -> float | None:
-    """Return by how much a figure may be too high although its checks pass, from 0 to 1; None without such a check.
+    """Return the largest overestimate of a figure whose checks pass, from 0 to 1; None without a check of effort.
 
-    A check looks at n images that some attacks leave, and passes as long as stronger ones break at most k of them. If
-    they broke this share of all robust images, the check would not tell. The largest of these shares counts, of those
-    checks of ``OF_EFFORT`` that were made.
+    A check takes n images that some attacks leave unbroken, and passes if stronger attacks break at most k of them. It
+    would not detect that the share k / n of all robust images can be broken. The result is the largest of these shares
+    over the checks of ``OF_EFFORT`` that were made.
 
     Args:
-        checks: of the run.
+        checks: the checks of the run.
         robust: its robust accuracy.
     """
     shares = [figure for check in checks if check.name in OF_EFFORT for figure in check.figures.values()]

@@ -1,4 +1,4 @@
-"""What rounds of more effort added to an evaluation."""
+"""The images that each round of more effort broke."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ Round = Sequence[AttackRun]
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round added.
+    """The result of a round.
 
     Attributes:
-        number: of the round, from 1.
-        given: images that nothing had broken before it.
-        broken: of these, how many it broke.
-        late: images that it attacked although they were broken, since no white-box attack had broken them.
-        found: of these, how many its white-box attacks broke.
+        number: number of the round, from 1.
+        given: number of images that no attack had broken before the round.
+        broken: number of these images that the round broke.
+        late: number of images that the round attacked because no white-box attack had broken them, though others had.
+        found: number of these images that its white-box attacks broke.
     """
 
     number: int
@@ -32,7 +32,7 @@ class RoundResult:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it added nothing."""
+        """Whether the round broke no image."""
         return not self.broken and not self.found
 
 
@@ -44,12 +44,12 @@ def white_box(plan: Sequence[AttackRun]) -> set[str]:
 def round_results(
     plan: Sequence[AttackRun], rounds: Sequence[Round], records: Sequence[SampleRecord]
 ) -> list[RoundResult]:
-    """Return what each round added to those before it.
+    """Return the result of each round.
 
     Args:
-        plan: the attacks of the run; those of its rounds do not come before them, nor do examples made elsewhere.
-        rounds: their attacks.
-        records: what all of them did.
+        plan: the runs of the attacks; those of rounds and examples from elsewhere do not count as before the rounds.
+        rounds: the attacks of each round.
+        records: records of the samples.
     """
     before = [run for run in plan if run.role != "round" and run.spec.source != "elsewhere"]
     results = []

@@ -1,11 +1,11 @@
-"""What a figure may be called: robust accuracy only where an adaptive attack suite ran and its checks were made.
+"""The standing of a figure: a robust accuracy only if an adaptive attack suite ran and its checks were made.
 
-An adaptive attack suite holds, of the suite's own attacks (``source="suite"``) that are made on the defended network,
-white-box ones under every gradient mode that the defence offers. The papers' attacks are none of it: they are what the
-defence's authors ran, each in one mode and without averages over randomness.
+An adaptive attack suite includes white-box attacks of the suite (``source="suite"``) on the defended network, under
+every gradient mode of the defence. The papers' attacks do not count: each runs in one mode and without averages over
+randomness.
 
 Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), sections 2.2 and 4: a claim of
-robustness is one about attackers who know the defence. **Convention**: which runs count, as above.
+robustness concerns attackers who know the defence. **Convention**: which attacks count, as above.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 
 Standing = Literal["established", "not established", "no checks", "no adaptive attack"]
-"""``"established"``: an adaptive suite ran and passed its checks. ``"not established"``: it failed one, so that the
-figure is an upper bound. ``"no checks"``: none was made of what the attacks find. ``"no adaptive attack"``: no such
-suite ran. In the last two cases there is no robust accuracy, only an accuracy under the attacks that ran."""
+"""``"established"``: an adaptive suite ran and passed its checks. ``"not established"``: it failed a check, so the
+figure is an upper bound. ``"no checks"``: no check of the attacks' findings was made. ``"no adaptive attack"``: no
+adaptive suite ran. In the last two cases the figure is an accuracy under the attacks, not a robust accuracy."""
 
 
 def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
     """Return the gradient modes of the defence under which no white-box attack of the suite is made on it.
 
     Args:
-        run: what was run; it names the modes.
-        plan: its attacks, with their kinds.
+        run: description of the run, with the modes.
+        plan: the runs of its attacks.
     """
     tried = {
         attack.mode
@@ -41,11 +41,11 @@ def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
 
 
 def lacking(run: RunDescription, plan: list[AttackRun]) -> str:
-    """Return what keeps the attacks of a run from being an adaptive suite, in words; empty if they are one.
+    """Return why the attacks of a run are not an adaptive suite, in words; empty if they are.
 
     Args:
-        run: what was run.
-        plan: its attacks.
+        run: description of the run.
+        plan: the runs of its attacks.
     """
     if not run.settings.adaptive:
         return "the attacker was given the exact gradient alone"

@@ -90,7 +90,7 @@ def test_problems_solved_side_by_side_do_not_mix(
     broken = binarization._broken(binary, x, Linf(0.1), [tries[attack]], 0)
     assert broken[1::2] == [False] * 3
     assert sum(broken) >= 2
-    alone, images = binarization._only(binary, 4), torch.tensor(x)
+    alone, images = binarization._select(binary, 4), torch.tensor(x)
     among_all = binarization._scores(binary, images)[:, 4]
     np.testing.assert_allclose(binarization._scores(alone, images)[:, 0], among_all, rtol=1e-4)
 
