@@ -1,7 +1,9 @@
-"""Auto-PGD under smooth surrogates that grow sharper from run to run.
+"""Auto-PGD through smooth surrogates that narrow from run to run.
 
-A wide surrogate feels a step from afar, a narrow one tells on which side of it a point lies. Source: the growing
-sharpness of Dombrowski et al. 2019 (arXiv:1906.07983), section 4.2, there of a softplus.
+The gradient of a wide surrogate responds to a distant discontinuity; that of a narrow one resolves on which side a
+point lies.
+
+Source: Dombrowski et al. 2019 (arXiv:1906.07983), section 4.2, who anneal the beta of a softplus.
 """
 
 from __future__ import annotations
@@ -51,20 +53,20 @@ def annealed_pgd(
     clip_values: ClipValues = None,
     batch_size: int = 256,
 ) -> Tensor:
-    """Return the points of lowest margin (N, ...) of runs of Auto-PGD, each from the best points so far.
+    """Return the points of lowest margin (N, ...) of several runs of Auto-PGD, each from the best points so far.
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to search.
-        width: makes a context in which the surrogates' width is multiplied by a factor.
-        generator: of the first run's random start.
-        factors: one for each run.
-        objective: what to climb.
-        max_iter: gradients a run.
-        clip_values: least and largest pixel value.
-        batch_size: images in one pass.
+        y: labels (N,).
+        ball: the ball in which to search around each image.
+        width: function that returns a context in which the surrogates' width is multiplied by a factor.
+        generator: source of the first run's random start.
+        factors: factor of the width in each run.
+        objective: the loss to raise.
+        max_iter: number of gradients per run.
+        clip_values: lowest and highest pixel value.
+        batch_size: number of images per pass.
     """
     search = partial(
         auto_pgd,
@@ -91,17 +93,17 @@ def annealed_pgd(
 
 @dataclass(eq=False, repr=False)
 class AnnealedPGD(BallAttack):
-    """Several runs of Auto-PGD on those samples that are left, each from the best point so far.
+    """Several runs of Auto-PGD on the images that are not broken, each from the best point so far.
 
-    Defences whose surrogates have a width are made wider and narrower by ``factors``; on others these are plain
-    restarts from the best point.
+    The widths of the defences' surrogates are multiplied by ``factors``. Without such a width the runs are restarts
+    from the best point.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        factors: of the surrogates' width, one for each run. **Convention**: from the width itself to a twentieth; the
-            table in docs/methods/jump_relu.md compares schedules.
-        max_iter: gradients a run.
-        loss: a name out of ``losses.LOSSES``.
+        factors: factor of the surrogates' width in each run. **Convention**: from 1 to 1/20; the table in
+            docs/methods/jump_relu.md compares schedules.
+        max_iter: number of gradients per run.
+        loss: a name in ``losses.LOSSES``.
         **options: see :class:`TensorAttack`.
 
     Raises:
@@ -121,7 +123,7 @@ class AnnealedPGD(BallAttack):
         return super().options(module, x) | {"width": width, "objective": objective}
 
     def _run(self) -> AutoPGD:
-        """The attack of a single run, which refuses a loss that needs more classes."""
+        """Return the attack of a single run, whose checks refuse a loss that needs more classes."""
         return AutoPGD(self.estimator, self.norm, self.eps, loss=self.loss)
 
     def _check_params(self) -> None:

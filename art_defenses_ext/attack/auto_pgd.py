@@ -1,4 +1,4 @@
-"""Auto-PGD: projected gradient descent that chooses its step size by itself.
+"""Auto-PGD: projected gradient descent that adapts its step size.
 
 Source: Croce, Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
 Attacks" (arXiv:2003.01690), section 3, algorithm 1 and the published code: momentum, a step that is halved where
@@ -41,23 +41,23 @@ def auto_pgd(
     batch_size: int = 256,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Images of lowest margin that Auto-PGD finds in the balls around ``x``: misclassified, or nearest to it.
+    """Return the images of lowest margin (N, ...) that Auto-PGD finds in the balls around images ``x`` (N, ...).
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to search.
-        objective: what to climb.
-        max_iter: gradients a run.
-        nb_runs: runs an image.
-        targets: the class that each run of an image heads for (N, nb_runs), where the loss has any; None for those
-            whose boundaries seem nearest.
-        start: where the first run begins (N, ...); None for a random point of the ball's surface, as later runs do.
-        clip_values: least and largest pixel value.
-        batch_size: images in one pass. An image leaves the batch once it is broken or its runs are done, and the next
-            takes its place.
-        generator: of the random starts.
+        y: labels (N,).
+        ball: the ball in which to search around each image.
+        objective: the loss to raise.
+        max_iter: number of gradients per run.
+        nb_runs: number of runs per image.
+        targets: target class of each run (N, nb_runs) of a targeted loss; None for the classes whose boundaries seem
+            nearest.
+        start: start of the first run (N, ...); None for a random point on the ball's surface, as for later runs.
+        clip_values: lowest and highest pixel value.
+        batch_size: number of images per pass. An image leaves the batch once it is broken or its runs have ended, and
+            the next image takes its place.
+        generator: source of the random starts.
 
     Returns:
         Images (N, ...).
@@ -69,7 +69,7 @@ def auto_pgd(
     )
     runs, waiting = search.admit(None, torch.arange(len(x), device=x.device))
     while len(runs.sample):
-        for _ in range(search.period):  # no step waits for the device; who leaves and enters is settled in between
+        for _ in range(search.period):  # no step waits for the device; the batch changes between the periods
             search.step(runs)
         runs, waiting = search.admit(runs, waiting)
     return search.best.points
@@ -78,7 +78,7 @@ def auto_pgd(
 def nearest_targets(
     logits: Logits, x: Tensor, y: Tensor, ball: Ball, loss: str, nb_runs: int, batch_size: int = 256
 ) -> Tensor:
-    """The class that each run of each image heads for (N, nb_runs); only targeted losses look at it."""
+    """Return the target class of each run of each image (N, nb_runs); only targeted losses use it."""
     if not loss.endswith("_targeted"):
         return y[:, None].expand(-1, nb_runs)
     batches = zip(x.split(batch_size), y.split(batch_size), strict=True)
@@ -89,23 +89,23 @@ def nearest_targets(
 class AutoPGD(BallAttack):
     """Auto-PGD on any loss of :mod:`.losses`, from several starts or towards several targets.
 
-    It returns the image of lowest margin that was seen: broken, or the nearest to it.
+    It returns the image of lowest margin on its path.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        max_iter: gradients a run.
-        loss: a name out of ``losses.LOSSES``.
-        nb_runs: runs a sample; each from a new random start, with a targeted loss also towards another class, those
-            first whose boundaries seem nearest (logit gap over gradient norm).
-        eot: forward and backward passes averaged at each point, for defences that draw random numbers.
-        targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
+        max_iter: number of gradients per run.
+        loss: a name in ``losses.LOSSES``.
+        nb_runs: number of runs per image, each from a new random start. With a targeted loss each run has another
+            target, in the order of the estimated distance of its boundary (logit gap over gradient norm).
+        eot: number of forward and backward passes averaged at each point (EOT), for random defences.
+        targeted: as in ART: ``y`` is the class to reach, not the class to leave.
         **options: see :class:`TensorAttack`.
 
     Raises:
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
 
-    **Departure** from the published code: a run ends as soon as its sample is broken, and each sample keeps its own
-    clock, so that another can take its place.
+    **Departure** from the published code: a run ends as soon as its image is broken, and each image has its own clock,
+    so that another image can take its place.
     """
 
     max_iter: Count = 100
@@ -123,12 +123,12 @@ class AutoPGD(BallAttack):
 
     @property
     def objective(self) -> Objective:
-        """What the attack climbs."""
+        """The loss that the attack raises."""
         return Objective(self._loss, self.eot, self.targeted)
 
     @property
     def _loss(self) -> str:
-        """The name of the loss; of two classes that count there is no third logit to divide by."""
+        """The name of the loss; the margin instead of DLR if only two classes count, which needs a third logit."""
         return self.loss.replace("dlr", "margin") if self._paired else self.loss
 
     def _check_params(self) -> None:

@@ -1,7 +1,7 @@
-"""What a norm is: how large a change is, the ball of all that are not larger, and the way uphill in it.
+"""Norms: sizes, balls, projections, steepest steps and random points.
 
-A norm is a subclass of :class:`Ball`, and its objects are the balls of that norm. Everything that attacks, checks and
-records have to know of a norm stands in its class; whoever adds one writes that class.
+A norm is a subclass of :class:`Ball`, and its objects are the balls of that norm. All that attacks, checks and records
+need of a norm is in its class, so a new norm is one new class.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from art_defenses_ext.base.text import shown
 
 Sizes = npt.NDArray[np.float64]
 ClipValues = tuple[Any, Any] | None
-"""ART's: numbers, or arrays that broadcast against an image; None for none."""
+"""ART's clip values: numbers, or arrays that broadcast against an image; None for no clipping."""
 
 PRECISION = 2.0**-22
-"""How far rounding may move a pixel value, in units of the largest one. **Convention**: two to four units in its last
-place, since an attack that adds, clips and undoes a normalisation rounds more than once."""
+"""Maximum change of a pixel value by rounding, in units of the largest one. **Convention**: two to four units in its
+last place, since an attack that adds, clips and undoes a normalisation rounds more than once."""
 
 TOLERANCE = 1e-5
-"""Of eps: how much further a size may be and still be that of the ball, since attacks add up squares in float32."""
+"""Maximum excess of a size over eps, as a share of eps, since attacks add up squares in float32."""
 
 STEP_DENSITY = 0.5
-"""How many pixel values a step in a sparse norm changes, over the square root of their number, unless the attack adapts
-it. **Convention**: chosen on validation images of two sizes (``tests/benchmarks/l1_step.py``, table in
+"""Number of pixel values that a step in a sparse norm changes, over the square root of their number, unless the attack
+adapts it. **Convention**: chosen on validation images of two sizes (``tests/benchmarks/l1_step.py``, table in
 docs/evaluation.md)."""
 
-_TINY = 1e-12  # keeps a zero vector zero instead of NaN; shorter vectors are scaled up before
+_TINY = 1e-12  # keeps a zero vector zero instead of NaN; shorter vectors are scaled up first
 
 
 @dataclass(frozen=True, init=False)
 class Ball(ABC):
-    """Changes of an image of a norm of at most ``eps``, in pixel values.
+    """The changes of an image whose norm is at most ``eps``, in pixel values.
 
-    A norm needs ``norm_name`` and the four abstract methods; a class with a name is known by it from then on, see
-    :func:`ball_type`. The norm must not grow where a pixel value's change shrinks.
+    A norm needs ``norm_name`` and the four abstract methods; :func:`ball_type` then finds it by its name. The norm must
+    not grow when the change of a pixel value shrinks.
 
     Args:
         eps: radius of the ball, > 0: a number, or text such as ``"8/255"``.
 
     Attributes:
-        norm: the norm as ART has it; the class itself where ART knows none.
-        norm_name: as it stands in records and reports.
-        rule: what the attacker may do, in words that go before the radius.
-        separable: whether each pixel value may change by eps whatever the others do: the ball is a cube.
+        norm: ART's number of the norm; the class itself if ART does not have the norm.
+        norm_name: name of the norm in records and reports.
+        rule: the rule for the attacker in words, followed by the radius.
+        separable: whether each pixel value may change by eps independently of the others: the ball is a cube.
         sparse: whether the steepest step changes a single pixel value: the ball has its corners on the axes.
     """
 
@@ -80,60 +80,60 @@ class Ball(ABC):
         return f"{self.norm_name} {self.eps:g}"
 
     def at(self, eps: float) -> Ball:
-        """The same norm with another radius."""
+        """Return the ball of the same norm with another radius."""
         return type(self)(eps)
 
-    # The norm, whatever the radius.
+    # The norm, for any radius.
 
     @classmethod
     @abstractmethod
     def size(cls, delta: Tensor) -> Tensor:
-        """The norm of each sample of ``delta`` (N, ...) -> (N,)."""
+        """Return the norm (N,) of each sample of ``delta`` (N, ...)."""
 
     @classmethod
     @abstractmethod
     def dual_size(cls, gradient: Tensor) -> Tensor:
-        """What a step of size one along each ``gradient`` (N, ...) gains at most -> (N,): the dual norm."""
+        """Return the dual norm (N,): the largest first-order gain of a step of size one, by ``gradient`` (N, ...)."""
 
     @classmethod
     @abstractmethod
     def steepest(cls, gradient: Tensor) -> Tensor:
-        """The step of size one along which a loss with this ``gradient`` (N, ...) rises fastest; zero where it is."""
+        """Return the step of size one that raises a loss with this ``gradient`` (N, ...) most; zero if it is zero."""
 
     @classmethod
     def step(cls, gradient: Tensor, share: Tensor | None = None) -> Tensor:
-        """The step of size one that an attack takes along ``gradient`` (N, ...).
+        """Return the step of size one of an attack along ``gradient`` (N, ...).
 
         Args:
-            gradient: of a loss to raise.
-            share: of the pixel values, how many change (N,); None for ``STEP_DENSITY``. Only sparse norms look at it.
+            gradient: gradient of a loss to raise.
+            share: share of the pixel values that change (N,); None for ``STEP_DENSITY``. Only sparse norms use it.
         """
         return cls.steepest(gradient)
 
     @classmethod
     def exact_sizes(cls, delta: npt.NDArray[Any]) -> Sizes:
-        """The norm of each sample of ``delta`` (N, ...) in float64, (N,)."""
+        """Return the norm (N,) of each sample of ``delta`` (N, ...) in float64."""
         sizes: Sizes = cls.size(torch.from_numpy(delta.astype(np.float64))).numpy()
         return sizes
 
     @classmethod
     def size_of(cls, values: Any, shape: tuple[int, ...]) -> float:
-        """The size of a change of an image of ``shape`` by ``values``, which broadcast against it."""
+        """Return the size of a change of an image of ``shape`` by ``values``, which broadcast against it."""
         return float(cls.exact_sizes(np.broadcast_to(values, (1, *shape)))[0])
 
     # The ball.
 
     @abstractmethod
     def project(self, delta: Tensor) -> Tensor:
-        """The point of the ball nearest to each sample of ``delta`` (N, ...) in the Euclidean sense."""
+        """Return the Euclidean projection of each sample of ``delta`` (N, ...) to the ball."""
 
     def inside(self, points: Tensor, clean: Tensor, clip_values: ClipValues, growth: Tensor | None = None) -> Tensor:
-        """Points (n, ...) moved into the balls around images ``clean`` (n, ...) and into the clip range.
+        """Return points (n, ...) moved into the balls around images ``clean`` (n, ...) and into the clip range.
 
         Args:
-            points: to be moved.
-            clean: the centres.
-            clip_values: least and largest pixel value.
+            points: the points to move.
+            clean: centres of the balls.
+            clip_values: lowest and highest pixel value.
             growth: factor of the radius of each ball (n,); None for eps itself.
         """
         change = points - clean
@@ -143,39 +143,39 @@ class Ball(ABC):
         return into_range(clean + factor * self.project(change / factor), clip_values)
 
     def random_inside(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Random changes from the ball, one for each sample of ``like`` (N, ...)."""
+        """Return random changes from the ball, one for each sample of ``like`` (N, ...)."""
         # The share of the ball's volume within radius r grows as r^d.
         draw = torch.rand(len(like), generator=generator, device=like.device, dtype=like.dtype)
         return self.random_on_surface(like, generator) * per_sample(draw ** (1 / like[0].numel()), like)
 
     def random_on_surface(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Changes of size eps in random directions, one for each sample of ``like`` (N, ...)."""
+        """Return changes of size eps in random directions, one for each sample of ``like`` (N, ...)."""
         draw = self._random_direction(like, generator)
         return self.eps * draw / per_sample(self.size(draw).clamp_min(_TINY), draw)
 
     def random_extreme(self, like: Tensor, generator: torch.Generator) -> Tensor:
-        """Random changes of size eps that a plane parts from the rest: a cube's corners, any of another surface."""
+        """Return random extreme points of the ball: corners of a cube, any point of another surface."""
         return self.random_on_surface(like, generator)
 
     @staticmethod
     def _random_direction(like: Tensor, generator: torch.Generator) -> Tensor:
         return torch.empty_like(like).normal_(generator=generator)
 
-    # What float32 does to it. A pixel value near m is a multiple of about m 2^-23, so x + eps lies that much beside
-    # the point that was meant: 1e-7 in [0, 1], 2e-4 in the Hounsfield units of a CT image. Sizes are therefore judged
-    # less what rounding may have added, in the units of the pixels, whatever these are.
+    # Rounding to float32. A pixel value near m is a multiple of about m 2^-23, so x + eps is rounded by that much: 1e-7
+    # in [0, 1], 2e-4 in the Hounsfield units of a CT image. Sizes are therefore compared without what rounding may have
+    # added, in the units of the pixels.
 
     def allows(self, size: float) -> bool:
-        """Whether a change of this size, from :meth:`sizes`, is inside the ball."""
+        """Return whether a change of this size, from :meth:`sizes`, is inside the ball."""
         return size <= self.eps * (1 + TOLERANCE)
 
     def sizes(self, clean: FloatArray, adversarial: FloatArray, clip_values: ClipValues = None) -> Sizes:
-        """The size of each change (N,); where it exceeds ``eps`` by the rounding of float32 alone, ``eps``.
+        """Return the size of each change (N,), or ``eps`` if it exceeds ``eps`` only by the rounding of float32.
 
         Args:
             clean: images (N, ...), float32.
-            adversarial: the same images attacked.
-            clip_values: the classifier's, which say how large pixel values are; None for these values themselves.
+            adversarial: the same images after an attack.
+            clip_values: the classifier's clip values, which bound the pixel values; None for the given values.
         """
         delta = np.abs(adversarial.astype(np.float64) - clean)
         whole = self.exact_sizes(delta)
@@ -186,9 +186,9 @@ class Ball(ABC):
         return np.where(whole <= self.eps, whole, np.maximum(least, self.eps))
 
     def moved_inside(self, clean: FloatArray, adversarial: FloatArray, clip_values: ClipValues) -> FloatArray:
-        """Attacked images (N, ...) of which those that leave the ball by rounding alone are brought back.
+        """Return attacked images (N, ...), with those moved into the ball that leave it by rounding alone.
 
-        What lies inside stays as it is, and so does what lies further outside: that is no matter of rounding.
+        Images inside the ball do not change. Neither do images further outside, which did not leave it by rounding.
 
         Args:
             clean, adversarial, clip_values: as for :meth:`sizes`.
@@ -203,7 +203,7 @@ class Ball(ABC):
         return result
 
     def _shrunk(self, delta: Sizes) -> Sizes:
-        """Changes (n, ...) just outside the ball, moved inside."""
+        """Return changes (n, ...) just outside the ball, moved inside."""
         shrink = self.eps / self.exact_sizes(delta) * (1 - 1e-12)
         return delta * shrink.reshape(-1, *[1] * (delta.ndim - 1))
 
@@ -212,7 +212,7 @@ _BALLS: dict[str, type[Ball]] = {}
 
 
 class _Lp(Ball):
-    """The norms that numpy and torch know by their order."""
+    """The lp norms, which numpy and torch compute by their order."""
 
     order: ClassVar[float]
     dual_order: ClassVar[float]
@@ -313,9 +313,9 @@ class L1(_Lp):
 
     @classmethod
     def step(cls, gradient: Tensor, share: Tensor | None = None) -> Tensor:
-        """The same change of each of the pixel values with the largest slopes; all of those that tie for the last.
+        """Return the same change for each of the pixel values with the largest slopes, including ties for the last.
 
-        **Departure** from the published code: their number is rounded down, not up, so that it can come down to one.
+        **Departure** from the published code: their number is rounded down, not up, so that it can be one.
         """
         flat = gradient.flatten(1).abs()
         count = flat.shape[1]
@@ -330,7 +330,7 @@ class L1(_Lp):
         return nearest_of_size(delta, torch.full_like(delta, torch.inf), self._sizes(delta))
 
     def inside(self, points: Tensor, clean: Tensor, clip_values: ClipValues, growth: Tensor | None = None) -> Tensor:
-        """The nearest points in ball and clip range at once: to clip after a projection would leave size unused."""
+        """Return the nearest points in ball and clip range together; clipping a projection would leave size unused."""
         low, high = (-torch.inf, torch.inf) if clip_values is None else _ends(clip_values, clean)
         change = points - clean
         room = torch.where(change > 0, high - clean, clean - low).clamp_min(0)
@@ -347,7 +347,7 @@ class L1(_Lp):
 
 
 def ball_type(norm: Any) -> type[Ball]:
-    """The class of a norm, by its name (``linf``, ``inf``, ``l1``, ``1``), by ART's number, or the class itself.
+    """Return the class of a norm, by its name (``linf``, ``inf``, ``l1``, ``1``), by ART's number, or by the class.
 
     Raises:
         InputError: for anything else.
@@ -367,11 +367,11 @@ def ball_type(norm: Any) -> type[Ball]:
 
 
 NormName = Annotated[Any, Kind("the name of a norm, such as linf or l2,", lambda norm: ball_type(norm).norm)]
-"""A norm in any spelling, kept as ART has it."""
+"""A norm in any spelling, stored as ART's number."""
 
 
 def parse_eps(eps: Any) -> float:
-    """A radius as a number, from a number or from text such as ``"0.1"`` or ``"8/255"``.
+    """Return a radius as a number, from a number or from text such as ``"0.1"`` or ``"8/255"``.
 
     Raises:
         InputError: for anything but a finite number above zero.
@@ -391,26 +391,26 @@ def _parsed(text: str) -> float:
 
 
 def unit(vector: Tensor, size: Callable[[Tensor], Tensor]) -> Tensor:
-    """Each sample of ``vector`` (N, ...) brought to ``size`` one, however short it is; a zero one stays zero."""
+    """Return each sample of ``vector`` (N, ...) scaled to ``size`` one, however short it is; zero stays zero."""
     length = size(vector)
     largest = vector.abs().flatten(1).amax(dim=1).clamp_min(torch.finfo(vector.dtype).tiny)
-    # The squares of values below 1e-19 vanish in float32, and a pixel unit may make every gradient so small.
+    # The squares of values below 1e-19 vanish in float32, and gradients may be that small in some units of pixels.
     short = length < _TINY
     vector = torch.where(per_sample(short, vector), vector / per_sample(largest, vector), vector)
     return vector / per_sample(torch.where(short, size(vector), length).clamp_min(_TINY), vector)
 
 
 def nearest_of_size(delta: Tensor, room: Tensor, size: Tensor) -> Tensor:
-    """The changes nearest to ``delta`` (n, ...) that add up to at most ``size`` (n,), none of which exceeds its room.
+    """Return the changes nearest to ``delta`` (n, ...) within ``room`` that add up to at most ``size`` (n,).
 
-    Each is ``min(max(|delta| - shift, 0), room)`` with the sign of ``delta``. The shift of a sample is zero where these
-    add up to no more than ``size``; else it makes them add up to it. Their sum is linear in the shift between two
-    of the values at which a change begins to shrink or vanishes, so these are sorted.
+    Each is ``min(max(|delta| - shift, 0), room)`` with the sign of ``delta``. The shift of a sample is zero if these
+    add up to at most ``size``; otherwise it makes them add up to ``size``. Their sum is piecewise linear in the shift,
+    with a kink where a change begins to shrink or vanishes, so the kinks are sorted.
 
     Args:
-        delta: changes.
-        room: how far each may go into the direction of ``delta`` (n, ...), >= 0.
-        size: of the ball of each sample, in l1.
+        delta: changes (n, ...).
+        room: maximum length of each change (n, ...), >= 0.
+        size: l1 radius of the ball of each sample (n,).
 
     Source: Croce, Hein 2021 (arXiv:2103.01208), proposition 2.1 and its proof.
     """
@@ -420,7 +420,7 @@ def nearest_of_size(delta: Tensor, room: Tensor, size: Tensor) -> Tensor:
     weights = torch.where(order < length.shape[1], 1.0, -1.0).double()
     slopes = weights.cumsum(dim=1)
     totals = (weights * turns).cumsum(dim=1)
-    below = (totals - slopes * turns < size[:, None]).sum(dim=1, keepdim=True)  # how many turns are too large a shift
+    below = (totals - slopes * turns < size[:, None]).sum(dim=1, keepdim=True)  # number of kinks beyond the shift
     last = (below - 1).clamp_min(0)
     shift = (totals.gather(1, last) - size[:, None]) / slopes.gather(1, last)
     shift = torch.where(below < turns.shape[1], shift, 0).clamp_min(0)
@@ -429,19 +429,19 @@ def nearest_of_size(delta: Tensor, room: Tensor, size: Tensor) -> Tensor:
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
-    """Values (N,) shaped to multiply ``like`` (N, ...) sample by sample."""
+    """Return values (N,) in the shape that multiplies ``like`` (N, ...) sample by sample."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def into_range(x: Tensor, clip_values: ClipValues) -> Tensor:
-    """``x`` (N, ...) moved into ART's ``clip_values``: numbers, or arrays that broadcast against an image."""
+    """Return ``x`` (N, ...) clipped to ART's ``clip_values``: numbers, or arrays that broadcast against an image."""
     if clip_values is None:
         return x
     return x.clamp(*_ends(clip_values, x))
 
 
 def _ends(clip_values: tuple[Any, Any], like: Tensor) -> Any:
-    """Both ends of the clip range: two numbers, which need no copy to the device, or two tensors."""
+    """Return both ends of the clip range: two numbers, which need no copy to the device, or two tensors."""
     low, high = clip_values
     if np.ndim(low) == 0:
         return float(low), float(high)
@@ -449,18 +449,18 @@ def _ends(clip_values: tuple[Any, Any], like: Tensor) -> Any:
 
 
 def allowance(values: Any, clip_values: ClipValues) -> Any:
-    """How far rounding may have moved pixel values: a number, or an array that broadcasts against them.
+    """Return the maximum change of pixel values by rounding: a number, or an array that broadcasts against them.
 
     Args:
-        values: images (N, ...); only looked at without clip values.
-        clip_values: ART's, numbers or arrays that broadcast against an image; None for none.
+        values: images (N, ...); used only without clip values.
+        clip_values: ART's clip values, numbers or arrays that broadcast against an image; None for no clipping.
     """
     largest = np.abs(values) if clip_values is None else np.maximum(*(np.abs(np.float64(end)) for end in clip_values))
     return PRECISION * np.asarray(largest, dtype=np.float64)
 
 
 def _rounded_towards(clean: FloatArray, points: Sizes) -> FloatArray:
-    """float64 ``points`` (n, ...) in float32, rounded to the side of the images, so that no change grows."""
+    """Return float64 ``points`` (n, ...) in float32, rounded towards the images, so that no change grows."""
     rounded = points.astype(np.float32)
     further = np.abs(rounded.astype(np.float64) - clean) > np.abs(points - clean)
     nearer: FloatArray = np.where(further, np.nextafter(rounded, clean), rounded)

@@ -33,23 +33,23 @@ from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
 
 @dataclass(eq=False, repr=False)
 class TensorAttack(EvasionAttack):
-    """An evasion attack on a torch classifier with all its preprocessing, by true gradients of the whole.
+    """An evasion attack that differentiates a torch classifier together with all its preprocessing.
 
-    On a classifier that rejects (:func:`.rejecting`) an image is broken only where another class is predicted and the
+    On a classifier that rejects (:func:`.rejecting`), an image is broken only if another class is predicted and the
     image is not rejected.
 
     Args:
         estimator: the classifier under attack, defended or not.
-        gradient_mode: which backward passes of its defences to differentiate, see :mod:`.modes`; None for the
-            one in force when ``generate`` is called.
-        batch_size: images attacked at a time.
-        seed: of the attack's randomness; the same seed gives the same examples.
+        gradient_mode: the gradient mode of its defences, see :mod:`.modes`; None for the mode that is set when
+            ``generate`` is called.
+        batch_size: number of images per batch.
+        seed: seed of the attack; the same seed gives the same examples.
         verbose: show a progress bar.
     """
 
     _estimator_requirements = (BaseEstimator, LossGradientsMixin)
     function: ClassVar[Callable[..., Tensor]]  # (logits, images, labels, ball or norm, options by name) -> images
-    batches_per_block: ClassVar[int] = 1  # handed to ``perturb`` at a time; more for attacks that refill their batch
+    batches_per_block: ClassVar[int] = 1  # batches per call of ``perturb``; more for attacks that refill their batch
 
     estimator: InitVar[PyTorchClassifier] = field()
     _: KW_ONLY
@@ -59,24 +59,24 @@ class TensorAttack(EvasionAttack):
     verbose: Flag = False
 
     def __post_init__(self, estimator: PyTorchClassifier) -> None:
-        check_classifier(estimator, "estimator")  # before ART, which has words of its own
+        check_classifier(estimator, "estimator")  # before ART's own check, for a clearer error
         EvasionAttack.__init__(self, estimator=estimator)
         self.attack_params = [*EvasionAttack.attack_params, *(parameter.name for parameter in fields(self))]
         self._check_params()
 
     def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> FloatArray:
-        """Adversarial examples for ``x``.
+        """Return adversarial examples for ``x``.
 
         Args:
             x: images ``(N, *input_shape)``, float32, in the classifier's clip range.
-            y: labels to move away from, indices (N,) or one-hot (N, nb_classes); None for the predicted ones, of a
-                rejected image the one that would be predicted otherwise. "Rejected" is no label.
+            y: labels to leave, indices (N,) or one-hot (N, nb_classes); None for the predicted classes. The predicted
+                class of a rejected image is the most probable one besides "rejected", which is not a label.
 
         Returns:
             float32 images of the shape of ``x``, in the clip range and, after the rounding to float32, in the ball.
 
         Raises:
-            InputError: for images or labels that do not fit the estimator, or, where ``targeted``, no labels.
+            InputError: for images or labels that do not fit the estimator, and for missing labels if ``targeted``.
         """
         if kwargs:
             raise InputError(f"generate has no argument {sorted(kwargs)[0]!r}; x and y were expected")
@@ -105,32 +105,32 @@ class TensorAttack(EvasionAttack):
         return np.concatenate(results)
 
     def perturb(self, module: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator) -> Tensor:
-        """Adversarial examples for one batch: the attack's ``function``, with those of its options that it names.
+        """Return adversarial examples for one batch: call ``function`` with the options among its keyword arguments.
 
         Args:
             module: the defended network, images (N, ...) -> logits (N, K).
             x: images (N, ...) on the module's device.
-            y: labels (N,) to move away from.
-            generator: the attack's source of randomness, on the same device.
+            y: labels (N,) to leave.
+            generator: source of the attack's random numbers, on the same device.
         """
         options = self.options(module, x) | {"generator": generator}
         arguments = signature(self.function).parameters.values()
         keywords = [argument.name for argument in arguments if argument.kind is Parameter.KEYWORD_ONLY]
-        named = {name: options[name] for name in keywords if name in options}
-        return self.function(self.network(module), x, y, self.domain, **named)
+        selected = {name: options[name] for name in keywords if name in options}
+        return self.function(self.network(module), x, y, self.domain, **selected)
 
     def network(self, module: nn.Module) -> Callable[..., Any]:
-        """What the function attacks: a network as :meth:`logits` gives it."""
+        """Return the network that ``function`` attacks, see :meth:`logits`."""
         return partial(self.logits, module)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        """What the function may name: the attack's parameters, and ``clip_values`` and ``channels_first``."""
+        """Return the options for ``function``: the attack's parameters, ``clip_values`` and ``channels_first``."""
         estimator = self.estimator
         return vars(self) | {"clip_values": estimator.clip_values, "channels_first": estimator.channels_first}
 
     @property
     def ball(self) -> Ball | None:
-        """The ball that the attack keeps to; None for one that keeps to none."""
+        """The ball that bounds the attack; None for an unbounded attack."""
         return None
 
     @property
@@ -140,22 +140,22 @@ class TensorAttack(EvasionAttack):
 
     @property
     def domain(self) -> Ball | type[Ball]:
-        """Where the attack's function searches: in a ball, or along a norm."""
+        """The fourth argument of ``function``: a ball, or the norm of an unbounded attack."""
         return self.geometry
 
     def _inside(self, x: FloatArray, adversarial: FloatArray) -> FloatArray:
-        """Attacked images (n, ...) of which those are moved into the ball that rounding left outside."""
+        """Return attacked images (n, ...), with those moved into the ball that rounding left outside."""
         ball = self.ball
         return adversarial if ball is None else ball.moved_inside(x, adversarial, self.estimator.clip_values)
 
     def logits(self, module: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        """The network's logits at images (n, ...), from which every loss, margin and prediction is taken.
+        """Return the network's logits at images (n, ...), from which every loss, margin and prediction is computed.
 
-        Where the network rejects and ``y`` (n,) are labels to leave, rejection is merged into the label's logit, see
-        :func:`.merge_rejection`. Where they are classes to reach, "rejected" stays: one more class that is not reached.
-        Of a :class:`.PairedNetwork` only the two classes of the label's problem count.
+        If the network rejects images and ``y`` (n,) are labels to leave, rejection is merged into the label's logit,
+        see :func:`.merge_rejection`. If they are classes to reach, "rejected" remains a class of its own. For a
+        :class:`.PairedNetwork` only the two classes of the label's problem count.
         """
-        # A network may change in the middle.
+        # Checked at each call, since a network may change during an attack.
         outputs = check_outputs(module(x), len(x), self.estimator.nb_classes, "estimator")
         logits: Tensor = at_least_float32(outputs)
         if self._paired:
@@ -168,16 +168,16 @@ class TensorAttack(EvasionAttack):
 
     @property
     def nb_labels(self) -> int:
-        """The classes that an image may belong to: "rejected" is none of them."""
+        """The number of classes without "rejected"."""
         classes: int = self.estimator.nb_classes
         return classes - 1 if rejects(self.estimator) else classes
 
     def _mode(self) -> str | None:
-        """The gradient mode to attack under; None for the one in force."""
+        """Return the gradient mode of the attack; None for the mode that is set."""
         return self.gradient_mode
 
     def _labels(self, y: Any, nb_samples: int) -> IntArray | None:
-        """``y`` as indices (N,) of classes that an image may belong to, or None."""
+        """Return ``y`` as class indices (N,) without "rejected"; None if it is None."""
         if y is None:
             if self.targeted:
                 raise InputError("y is None; with targeted the classes to reach were expected")
@@ -200,11 +200,11 @@ class TensorAttack(EvasionAttack):
 
 @dataclass(eq=False, repr=False)
 class BallAttack(TensorAttack):
-    """An attack that keeps to a ball.
+    """An attack bounded by a ball.
 
     Args:
         estimator: the classifier under attack.
-        norm: ``"linf"``, ``"l2"`` or ``"l1"``, or as ART has it, inf, 2 or 1; or a class of :mod:`.ball`.
+        norm: ``"linf"``, ``"l2"`` or ``"l1"``, or ART's numbers inf, 2 or 1; or a class of :mod:`.ball`.
         eps: radius of the ball, in pixel values.
         **options: see :class:`TensorAttack`.
     """
@@ -222,17 +222,17 @@ class BallAttack(TensorAttack):
 
 
 def predict(module: nn.Module, x: Tensor, nb_labels: int | None = None) -> Tensor:
-    """Predicted classes (N,) of images (N, ...), among the first ``nb_labels`` where that is given."""
+    """Return the predicted classes (N,) of images (N, ...), among the first ``nb_labels`` if given."""
     with torch.no_grad():
         classes: Tensor = module(x)[:, :nb_labels].argmax(dim=1)
     return classes
 
 
 class BestPoints:
-    """The point of lowest margin seen so far for each image.
+    """The point of lowest margin of each image so far.
 
     Args:
-        x: images (N, ...): what stands there until a point is offered.
+        x: images (N, ...), the points until others are offered.
     """
 
     def __init__(self, x: Tensor) -> None:
@@ -243,9 +243,9 @@ class BestPoints:
         """Take ``points`` (n, ...) where their ``margins`` (n,) are the lowest yet.
 
         Args:
-            points: one for each image, or for each of ``rows``.
-            margins: theirs; a NaN is never the lowest.
-            rows: whose they are (n,); the same image several times will do, and of equal margins the first counts.
+            points: one point for each image, or for each of ``rows``.
+            margins: margins of the points; NaN is never the lowest.
+            rows: index of each point's image (n,); images may repeat, and the first of equal margins counts.
         """
         margins = margins.to(self.margins.dtype)
         if rows is None:
@@ -253,13 +253,13 @@ class BestPoints:
             self.points = torch.where(per_sample(better, points), points, self.points)
             self.margins = torch.where(better, margins, self.margins)
             return
-        # Where an image stands several times, all of them write the same: the order of writing is not defined.
+        # All places of a repeated image write the same value, since the order of writing is not defined.
         margins = torch.where(margins.isnan(), torch.inf, margins)
         lowest = self.margins.scatter_reduce(0, rows, margins, "amin")[rows]
         places = torch.arange(len(rows), device=rows.device)
         wins = (margins < self.margins[rows]) & (margins == lowest)
-        nobody = torch.full_like(self.margins, len(rows), dtype=torch.long)
-        winner = nobody.scatter_reduce(0, rows, torch.where(wins, places, len(rows)), "amin")[rows]
+        no_place = torch.full_like(self.margins, len(rows), dtype=torch.long)
+        winner = no_place.scatter_reduce(0, rows, torch.where(wins, places, len(rows)), "amin")[rows]
         taken = per_sample(winner < len(rows), points)
         self.points[rows] = torch.where(taken, points[winner.clamp(max=len(rows) - 1)], self.points[rows])
         self.margins[rows] = lowest
@@ -272,8 +272,8 @@ Step = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def iterate_until_broken(step: Step, x: Tensor, y: Tensor, max_iter: int, period: int = 5) -> Tensor:
     """Repeat ``step`` on the images that are still classified as labelled, up to ``max_iter`` times.
 
-    A step must leave an image alone once it is misclassified. Broken images leave the batch every ``period`` steps:
-    finding them costs a wait for the device, so not at every step.
+    A step must not change a misclassified image. Broken images leave the batch every ``period`` steps, not at every
+    step, since finding them waits for the device.
     """
     x = x.clone()
     active = torch.arange(len(x), device=x.device)

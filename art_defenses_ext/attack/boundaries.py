@@ -1,4 +1,4 @@
-"""A network linearised at an image, and how far its decision boundaries seem from there.
+"""A network linearised at an image, and the distances to its decision boundaries.
 
 Source: Moosavi-Dezfooli, Fawzi, Frossard 2016 (arXiv:1511.04599), equation 8 for l2 and section 3.3 for other norms.
 """
@@ -18,9 +18,9 @@ class Linearised(NamedTuple):
     """The largest logits of each image in descending order, with their gradients.
 
     Attributes:
-        classes: which they are (n, G).
-        logits: their values (n, G).
-        gradients: with respect to the image (G, n, ...).
+        classes: classes of the logits (n, G).
+        logits: values of the logits (n, G).
+        gradients: gradients with respect to the image (G, n, ...).
     """
 
     classes: Tensor
@@ -35,7 +35,7 @@ class Linearised(NamedTuple):
 
 
 def linearise(logits: Logits, x: Tensor, y: Tensor, count: int) -> Linearised:
-    """Linearise a network at images (n, ...) for its ``count`` largest logits: that many backward passes."""
+    """Linearise a network at images (n, ...) for its ``count`` largest logits, with one backward pass for each."""
     x = x.detach().requires_grad_()
     outputs = logits(x, y)
     largest, classes = outputs.topk(min(count, outputs.shape[1]), dim=1)
@@ -45,7 +45,7 @@ def linearise(logits: Logits, x: Tensor, y: Tensor, count: int) -> Linearised:
 
 
 def nearest_rivals(logits: Logits, x: Tensor, y: Tensor, norm: type[Ball], count: int) -> Tensor:
-    """The ``count`` classes (n, count) whose boundaries seem nearest to images (n, ...), the nearest first."""
-    at = linearise(logits, x, y, 2 * count + 1)  # of many classes only those of a large logit can be near
+    """Return the ``count`` classes (n, count) whose linearised boundaries are nearest to images (n, ...), in order."""
+    at = linearise(logits, x, y, 2 * count + 1)  # the boundary of a class with a small logit is far
     order = at.distances(norm).argsort(dim=0)[:count]  # (count, n)
     return at.classes[:, 1:].gather(1, order.T)

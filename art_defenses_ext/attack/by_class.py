@@ -1,4 +1,4 @@
-"""Other people's untargeted attacks on a classifier that rejects: run class by class, they stop at real successes."""
+"""Untargeted attacks of other packages on a classifier that rejects, run class by class."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from art_defenses_ext.estimator.rejecting import rejected_as, rejects
 
 
 class ByClass(EvasionAttack):
-    """An untargeted attack that knows nothing of detectors, on a classifier that rejects.
+    """An untargeted attack without support for detectors, on a classifier that rejects.
 
-    It runs on the images of each class by itself, on a classifier in which "rejected" counts as that class
-    (:func:`.rejected_as`). Our own attacks need none of this.
+    It runs on the images of each class separately, on a classifier in which "rejected" counts as that class
+    (:func:`.rejected_as`), so that it does not stop at a rejected image. The attacks of this package do not need it.
 
     Args:
         estimator: a classifier that rejects, see :func:`.rejecting`.
-        build: makes the attack of a classifier, such as ``lambda view: AutoProjectedGradientDescent(view, eps=0.1)``.
+        build: function from a classifier to the attack, such as
+            ``lambda view: AutoProjectedGradientDescent(view, eps=0.1)``.
 
     Raises:
         InputError: for a classifier that does not reject, or a ``build`` that cannot be called.
@@ -48,17 +49,19 @@ class ByClass(EvasionAttack):
             raise InputError(f"build is {build!r}; a function classifier -> attack was expected")
         super().__init__(estimator=estimator)
         if not rejects(estimator):
-            raise InputError("estimator does not reject; a classifier made by rejecting was expected")
+            raise InputError(
+                "estimator does not reject; a classifier from rejecting(classifier, detector) was expected"
+            )
         self.build = build
 
     def generate(self, x: FloatArray, y: Any = None, **kwargs: Any) -> FloatArray:
-        """Adversarial examples for ``x``.
+        """Return adversarial examples for ``x``.
 
         Args:
             x: images ``(N, *input_shape)``, float32, in the classifier's clip range.
-            y: true labels, indices (N,) or one-hot; None for the predicted ones, of a rejected image the one that would
-                be predicted otherwise.
-            kwargs: handed on to the attack.
+            y: true labels, indices (N,) or one-hot; None for the predicted classes. The predicted class of a rejected
+                image is the most probable one besides "rejected".
+            kwargs: arguments of the attack's ``generate``.
 
         Returns:
             The attack's examples for the images of each class, in the order of ``x``.

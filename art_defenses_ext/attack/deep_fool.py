@@ -2,7 +2,7 @@
 
 Source: Moosavi-Dezfooli, Fawzi, Frossard 2016 (arXiv:1511.04599), algorithm 2 and section 3.3 for other norms; the
 order of operations follows the published code of Erichson, Yao, Mahoney 2019 (arXiv:1904.03750): the overshoot
-multiplies each step, and an image is left alone once it is misclassified. ART's DeepFool is l2 only.
+multiplies each step, and an image does not change once it is misclassified. ART's DeepFool is l2 only.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import undefined
 from art_defenses_ext.base.validation import check_all_positive
 
-_PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``: a step of zero length would never cross
+_PUSH = 1e-4  # the authors' addition to each step, in units of ``scale``, since a step of zero length never crosses
 
 
 def deep_fool(
@@ -39,18 +39,18 @@ def deep_fool(
     scale: Tensor | float = 1.0,
     clip_values: ClipValues = None,
 ) -> Tensor:
-    """Return images (N, ...) after steps to the nearest linearised boundary, up to where they are misclassified.
+    """Return images (N, ...) after steps to the nearest linearised boundary, until they are misclassified.
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        norm: which distance is "nearest".
-        max_iter: steps at most.
+        y: labels (N,).
+        norm: norm of the distances.
+        max_iter: maximum number of steps.
         overshoot: each step is 1 + overshoot times as long as the distance.
-        nb_grads: how many classes to consider, those of the largest logits.
+        nb_grads: number of classes considered, in the order of their logits.
         scale: pixel values per unit of distance, a number or a tensor that broadcasts against an image.
-        clip_values: least and largest pixel value.
+        clip_values: lowest and highest pixel value.
     """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,7 +64,7 @@ def deep_fool(
 
 
 def _to_nearest_boundary(at: Linearised, norm: type[Ball], overshoot: float) -> Tensor:
-    """The step (n, ...) towards the nearest boundary; zero where all slopes are, and none is in sight."""
+    """Return the step (n, ...) to the nearest boundary; zero if all slopes are zero."""
     distance, nearest = at.distances(norm).min(dim=0)
     rows = torch.arange(len(nearest), device=nearest.device)
     direction = at.gradients[1:][nearest, rows] - at.gradients[0]
@@ -74,14 +74,14 @@ def _to_nearest_boundary(at: Linearised, norm: type[Ball], overshoot: float) -> 
 
 @dataclass(eq=False, repr=False)
 class DeepFoolLp(TensorAttack):
-    """Step to the nearest boundary of the linearised network, again and again, until misclassified.
+    """Steps to the nearest boundary of the linearised network until the image is misclassified.
 
     Args:
         estimator: the classifier under attack.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2: which distance is "nearest".
-        max_iter: steps at most.
+        norm: norm of the distances: ``"linf"`` or ``"l2"``, or ART's numbers inf or 2.
+        max_iter: maximum number of steps.
         overshoot: each step is 1 + overshoot times as long as the linearised distance; the authors' 1.02 is .02 here.
-        nb_grads: how many classes to consider, those of the largest logits.
+        nb_grads: number of classes considered, in the order of their logits.
         scale: pixel values per unit of distance, as in :class:`.IterativeFGSM`.
         **options: see :class:`TensorAttack`.
 
@@ -105,6 +105,6 @@ class DeepFoolLp(TensorAttack):
         super()._check_params()
         if self.geometry.sparse:
             raise InputError(
-                f"norm is {self.geometry.norm_name}, in which DeepFool has no form; linf or l2 was expected"
+                f"norm is {self.geometry.norm_name}, for which DeepFool has no form; linf or l2 was expected"
             )
         check_all_positive("scale", self.scale, self.estimator.input_shape)

@@ -1,4 +1,4 @@
-"""Fast gradient steps, one or many, that stop at the decision boundary, as the JumpReLU authors run them.
+"""Fast gradient steps, one or many, that stop at the decision boundary, as in the JumpReLU authors' code.
 
 Source: Goodfellow, Shlens, Szegedy 2015 (arXiv:1412.6572) for the single step; for many, the published code of
 Erichson, Yao, Mahoney 2019 (arXiv:1904.03750): no ball, a fixed number of small steps in the network's normalised
@@ -35,16 +35,16 @@ def iterative_fgsm(
     max_iter: int,
     clip_values: ClipValues = None,
 ) -> Tensor:
-    """Return images (N, ...) after steps along the gradient of the cross-entropy, up to where they are misclassified.
+    """Return images (N, ...) after steps along the gradient of the cross-entropy, until they are misclassified.
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        norm: in which a step has its size.
-        step_size: in pixel values, or a tensor that broadcasts against an image.
-        max_iter: steps at most.
-        clip_values: least and largest pixel value.
+        y: labels (N,).
+        norm: norm of the steps.
+        step_size: size of a step in pixel values, or a tensor that broadcasts against an image.
+        max_iter: maximum number of steps.
+        clip_values: lowest and highest pixel value.
     """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,18 +61,17 @@ def iterative_fgsm(
 
 @dataclass(eq=False, repr=False)
 class IterativeFGSM(TensorAttack):
-    """Steepest steps of the cross-entropy until misclassified; for linf along the sign of the gradient.
+    """Steepest steps of the cross-entropy until the image is misclassified; for linf along the sign of the gradient.
 
-    One step of the whole eps is the fast gradient sign method. ART's own cannot attack a defence that lets no
-    gradient pass.
+    One step of size eps is the fast gradient sign method. ART's own cannot attack a defence without a gradient.
 
     Args:
         estimator: the classifier under attack.
         eps_step: step size in ``norm``, in units of ``scale``.
-        max_iter: steps at most.
+        max_iter: maximum number of steps.
         scale: pixel values per unit of the step: a number, or an array that broadcasts against an image, such as the
             standard deviations (C, 1, 1) for steps in normalised space.
-        norm: ``"linf"`` or ``"l2"``, or as ART has it, inf or 2.
+        norm: ``"linf"`` or ``"l2"``, or ART's numbers inf or 2.
         **options: see :class:`TensorAttack`.
 
     Raises:
@@ -86,7 +85,7 @@ class IterativeFGSM(TensorAttack):
 
     @property
     def ball(self) -> Ball | None:
-        """The ball that so many steps of one length cannot leave; None where pixels have scales of their own."""
+        """The ball that the steps cannot leave; None if ``scale`` differs between pixels."""
         if np.ndim(self.scale) > 0:
             return None
         return self.geometry(self.max_iter * self.eps_step * float(self.scale))

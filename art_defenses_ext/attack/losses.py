@@ -1,4 +1,4 @@
-"""Per-sample losses of logits, higher being closer to success, and their gradient.
+"""The losses of attacks, per sample, and their gradients. An attack raises its loss.
 
 Source: Croce, Hein 2020, "Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free
 Attacks" (arXiv:2003.01690), section 4 for the difference of logits ratio (DLR), equations 6 and 7.
@@ -18,20 +18,20 @@ from art_defenses_ext.base.declared import one_of
 from art_defenses_ext.base.logits import undefined
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits (n, K), labels (n,) to leave, target classes (n,) to reach (where the loss has any) -> losses (n,)."""
+"""Logits (n, K), labels (n,) to leave, target classes (n,) of targeted losses -> losses (n,)."""
 
 Logits = Callable[[Tensor, Tensor], Tensor]
-"""A network under attack: images (n, ...) and their labels (n,) -> logits (n, K). Most networks do not look at the
-labels; for one that rejects, what counts as misclassified depends on them."""
+"""A network under attack: images (n, ...) and their labels (n,) -> logits (n, K). Only networks that reject use the
+labels: rejection is merged into the label's logit."""
 
 _TINY = 1e-12
 
 
 def margin(logits: Tensor, y: Tensor) -> Tensor:
-    """Logit of class ``y`` (n,) less the largest of the others: below zero only where ``logits`` (n, K) miss ``y``.
+    """Return the logit of class ``y`` (n,) minus the largest other logit: below zero only for a misclassified image.
 
-    At zero two classes tie and the prediction may be either, so an attack that stops there may have broken nothing.
-    Minus infinity where the logits are not finite: they name no class, so the label is missed.
+    At zero two classes tie and the prediction may be either. The margin is minus infinity if the logits (n, K) are not
+    finite: they predict no class, so the image is misclassified.
     """
     others = logits.scatter(1, y[:, None], -torch.inf)
     return torch.where(undefined(logits), -torch.inf, _at(logits, y) - others.amax(dim=1))
@@ -39,22 +39,22 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def margins_at(logits: Logits, points: Tensor, y: Tensor, batch_size: int) -> Tensor:
-    """Margins (N,) of images (N, ...) of classes ``y`` (N,), ``batch_size`` in one pass."""
+    """Return margins (N,) of images (N, ...) of classes ``y`` (N,), with ``batch_size`` images per pass."""
     batches = zip(points.split(batch_size), y.split(batch_size), strict=True)
     return torch.cat([margin(logits(images, labels), labels) for images, labels in batches])
 
 
 def only_pair(logits: Tensor, y: Tensor) -> Tensor:
-    """Logits (n, 2 B) of which only the pair of classes counts that ``y`` (n,) belongs to: 2 i and 2 i + 1."""
+    """Return logits (n, 2 B) masked except for the pair of classes 2 i and 2 i + 1 that contains ``y`` (n,)."""
     classes = torch.arange(logits.shape[1], device=logits.device)
     return logits.masked_fill(classes // 2 != y[:, None] // 2, -torch.inf)
 
 
 def gradient_of(losses: Tensor, x: Tensor, retain_graph: bool = False) -> Tensor:
-    """The gradient of each of ``losses`` (n,) with respect to its own image of ``x`` (n, ...).
+    """Return the gradient of each of ``losses`` (n,) with respect to its own image of ``x`` (n, ...).
 
-    Zero where none passes, as through a defence that detaches, and where it is not a number: an attack goes on from
-    there as well as it can, and the evaluation's checks report it.
+    It is zero if no graph leads to the image, for example through a defence that detaches, and where it is not finite.
+    The evaluation's checks report both.
     """
     if not losses.requires_grad:
         return torch.zeros_like(x)
@@ -101,22 +101,22 @@ LOSSES: dict[str, Loss] = {
     "margin_targeted": _margin_targeted,
     "dlr_targeted": _dlr_targeted,
 }
-"""By name; those that end in ``_targeted`` head for one class at a time."""
+"""The losses by name. Losses that end in ``_targeted`` have one target class."""
 
 LossName = Annotated[str, one_of(*LOSSES)]
 
 MIN_CLASSES = {"dlr": 3, "dlr_targeted": 4}
-"""The logits that a loss needs at least, where it is more than two."""
+"""The minimum number of logits of a loss, if it is more than two."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The loss that an attack raises, and how it is differentiated.
+    """The loss that an attack raises, and its differentiation.
 
     Attributes:
-        loss: a name out of ``LOSSES``.
-        eot: forward and backward passes averaged at each point, for networks that draw random numbers.
-        targeted: whether the labels are classes to reach: then the loss falls instead.
+        loss: a name in ``LOSSES``.
+        eot: number of forward and backward passes averaged at each point (EOT), for networks that draw random numbers.
+        targeted: whether the labels are classes to reach, so that the loss is lowered instead.
     """
 
     loss: str = "margin"

@@ -16,7 +16,7 @@ from art_defenses_ext.attack.base import BallAttack, BestPoints
 from art_defenses_ext.attack.losses import Logits, gradient_of, margin
 from art_defenses_ext.base.declared import Count, Flag, Positive
 
-PERIOD = 5  # steps from one look at which images are broken to the next: each costs a wait for the device
+PERIOD = 5  # number of steps between two searches for broken images, which wait for the device
 
 
 def margin_pgd(
@@ -32,19 +32,19 @@ def margin_pgd(
     stop_when_broken: bool = True,
     clip_values: ClipValues = None,
 ) -> Tensor:
-    """Return the points of lowest margin (N, ...) on descents in the balls around images ``x`` (N, ...).
+    """Return the points of lowest margin (N, ...) of descents in the balls around images ``x`` (N, ...).
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to descend.
-        generator: of the random starts.
+        y: labels (N,).
+        ball: the ball in which to descend around each image.
+        generator: source of the random starts.
         eps_step: step size in pixel values; None for a quarter of the radius.
-        max_iter: steps a start.
-        nb_starts: random starts, uniform in the ball.
-        stop_when_broken: leave an image alone once it is misclassified.
-        clip_values: least and largest pixel value.
+        max_iter: number of steps per start.
+        nb_starts: number of random starts, uniform in the ball.
+        stop_when_broken: stop at an image once it is misclassified.
+        clip_values: lowest and highest pixel value.
     """
     best = BestPoints(x)
     step_size = ball.eps / 4 if eps_step is None else eps_step
@@ -74,17 +74,17 @@ def margin_pgd(
 
 @dataclass(eq=False, repr=False)
 class MarginPGD(BallAttack):
-    """Descent of the margin inside a ball, from random starts; the best point seen is returned.
+    """Descent of the margin inside a ball from random starts; it returns the point of lowest margin.
 
-    The margin, z_y less the largest other logit, does not saturate as the cross-entropy does, and it is negative
-    exactly where the image is misclassified.
+    The margin is z_y minus the largest other logit. Unlike the cross-entropy it does not saturate, and it is negative
+    exactly if the image is misclassified.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
         eps_step: step size in pixel values; None for eps / 4.
-        max_iter: steps a start.
-        nb_starts: random starts, uniform in the ball.
-        stop_when_broken: leave an image alone once it is misclassified. False digs deeper, for transfer.
+        max_iter: number of steps per start.
+        nb_starts: number of random starts, uniform in the ball.
+        stop_when_broken: stop at an image once it is misclassified. False descends further, for transfer.
         **options: see :class:`TensorAttack`.
 
     Raises:

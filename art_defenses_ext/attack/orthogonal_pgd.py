@@ -1,9 +1,9 @@
-"""Projected gradient descent on a classifier and on the detector beside it, at once.
+"""Projected gradient descent on a classifier and a detector together.
 
-An attacker of both must be misclassified and stay below the detector's threshold. A sum of two losses can trade one for
-the other and get stuck between them. The selective attack follows one gradient per sample and step: the classifier's
-until the image is misclassified, then the detector's. The orthogonal one first takes out of it the component along the
-other gradient, so that a step undoes as little as it can of what was reached. The Lagrangian one does follow the sum.
+An adversarial image must be misclassified and stay below the detector's threshold. Descent of the sum of two losses can
+get stuck between them. The selective attack follows one gradient per image and step: the classifier's until the image
+is misclassified, then the detector's. The orthogonal attack also removes the component along the other gradient, so
+that a step changes the other loss as little as possible. The Lagrangian attack follows the sum.
 
 Source: Bryniarski, Hingun, Pachuca, Wang, Carlini 2022, "Evading Adversarial Example Detection Defenses with Orthogonal
 Projected Gradient Descent" (arXiv:2106.15023); for the sum, Carlini, Wagner 2017, "Adversarial Examples Are Not Easily
@@ -35,7 +35,7 @@ from art_defenses_ext.gradients.modes import annealable_modes, find_defences, su
 
 FACTORS = (1.0, 0.5, 0.25, 0.1)
 WEIGHTS = (1.0, 0.3, 3.0, 0.1, 10.0)
-PERIOD = 5  # steps from one look at which samples are done to the next: each costs a wait for the device
+PERIOD = 5  # number of steps between two searches for finished images, which wait for the device
 
 
 Parts = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -46,8 +46,8 @@ class Place(NamedTuple):
     """Margins and slopes at images (n, ...), from one forward and two backward passes.
 
     Attributes:
-        class_margin: of the classifier's logits (n,): below zero where the image is misclassified.
-        detection_margin: the detection score minus its threshold (n,): above zero where the image is rejected.
+        class_margin: margin of the classifier's logits (n,), below zero if the image is misclassified.
+        detection_margin: detection score minus its threshold (n,), above zero if the image is rejected.
         class_slope: the gradient of ``class_margin`` (n, ...).
         detection_slope: the gradient of ``detection_margin`` (n, ...).
     """
@@ -59,29 +59,29 @@ class Place(NamedTuple):
 
 
 Direction = Callable[[Place], Tensor]
-"""The gradient to descend (n, ...), out of both slopes."""
+"""The gradient to descend (n, ...), from both slopes."""
 
 
-def _as_it_is(factor: float) -> AbstractContextManager[None]:
-    """Leave the surrogates as wide as they are."""
+def _keep_width(factor: float) -> AbstractContextManager[None]:
+    """Return a context that does not change the surrogates' width."""
     return nullcontext()
 
 
 @dataclass(frozen=True)
 class Descent:
-    """How long an attack descends, how far at a time, and when it stops.
+    """The steps of an attack and their end.
 
     Attributes:
-        step_size: in pixel values; None for a tenth of the radius.
-        max_iter: steps a run.
-        random_start: begin at a random point of the ball instead of at the image.
-        stop_below: a sample is done once it is misclassified with a detection margin below this; -inf never stops,
-            for the lowest one that can be found.
-        switch_margin: how far beyond the boundary, in logits, an image must be for the detector's turn to come.
-        factors: of the width of the defences' smooth surrogates, one for each of as many equal phases of a run.
-        width: makes a context in which the surrogates' width is multiplied by a factor.
-        targeted: the labels are classes to reach, not to leave.
-        clip_values: least and largest pixel value.
+        step_size: step size in pixel values; None for a tenth of the radius.
+        max_iter: number of steps per run.
+        random_start: whether to begin at a random point of the ball instead of at the image.
+        stop_below: stop at an image once it is misclassified with a detection margin below this; -inf never stops, and
+            finds the lowest detection margin.
+        switch_margin: distance beyond the decision boundary, in logits, from which on the detector's gradient counts.
+        factors: factor of the width of the defences' smooth surrogates in each of as many equal phases of a run.
+        width: function that returns a context in which the surrogates' width is multiplied by a factor.
+        targeted: whether the labels are classes to reach, not to leave.
+        clip_values: lowest and highest pixel value.
     """
 
     step_size: float | None = None
@@ -90,12 +90,12 @@ class Descent:
     stop_below: float = 0.0
     switch_margin: float = 0.05
     factors: Sequence[float] = FACTORS
-    width: Callable[[float], AbstractContextManager[None]] = _as_it_is
+    width: Callable[[float], AbstractContextManager[None]] = _keep_width
     targeted: bool = False
     clip_values: ClipValues = None
 
     def phases(self) -> Iterator[int]:
-        """Yield the steps' numbers, each while the surrogates have the width of its phase."""
+        """Yield the number of each step while the surrogates have the width of its phase."""
         limits = [number * self.max_iter // len(self.factors) for number in range(len(self.factors) + 1)]
         for factor, first, end in zip(self.factors, limits[:-1], limits[1:], strict=True):
             with self.width(factor):
@@ -110,14 +110,14 @@ def selective_pgd(
     Args:
         parts: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,), or the classes to reach.
-        ball: where to descend.
-        descent: how.
-        generator: of a random start.
+        y: labels (N,) to leave, or classes to reach.
+        ball: the ball in which to descend around each image.
+        descent: steps and stopping rule.
+        generator: source of a random start.
 
     Returns:
-        Of each image the misclassified point of lowest detection margin that was seen, judged by the forward pass;
-        without any, the one nearest to misclassification.
+        For each image the misclassified point of lowest detection margin on its path, by the forward pass; the point of
+        lowest classification margin if none is misclassified.
     """
     direction = partial(selective_direction, switch_margin=descent.switch_margin)
     return _descend(parts, x, y, ball, [direction], descent, generator)
@@ -126,7 +126,7 @@ def selective_pgd(
 def orthogonal_pgd(
     parts: Parts, x: Tensor, y: Tensor, ball: Ball, *, descent: Descent, generator: torch.Generator
 ) -> Tensor:
-    """Descend as :func:`selective_pgd`, along gradients without their component along each other.
+    """Descend like :func:`selective_pgd`, along each gradient without its component along the other.
 
     Args:
         parts, x, y, ball, descent, generator: as :func:`selective_pgd`.
@@ -145,11 +145,11 @@ def lagrangian_pgd(
     generator: torch.Generator,
     weights: Sequence[float] = WEIGHTS,
 ) -> Tensor:
-    """Descend the sum of both losses, each until it is met, in one run for each weight of the detector's.
+    """Descend the sum of both losses, each until its goal is reached, in one run for each weight of the detector.
 
     Args:
         parts, x, y, ball, descent, generator: as :func:`selective_pgd`.
-        weights: of the detector's gradient, in the order of the runs; later ones are for the images that are not done.
+        weights: weight of the detector's gradient in each run; later runs attack the images that are not broken.
     """
     directions = [partial(lagrangian_direction, weight=weight, ball=type(ball), descent=descent) for weight in weights]
     return _descend(parts, x, y, ball, directions, descent, generator)
@@ -157,25 +157,25 @@ def lagrangian_pgd(
 
 def selective_direction(at: Place, switch_margin: float) -> Tensor:
     """Return the classifier's slope for the images that are not yet misclassified, the detector's for the others."""
-    return _whose_turn(at, at.class_slope, at.detection_slope, switch_margin)
+    return _select(at, at.class_slope, at.detection_slope, switch_margin)
 
 
 def orthogonal_direction(at: Place, switch_margin: float) -> Tensor:
     """Return the selective direction without its component along the other slope."""
     slope, other = at.class_slope, at.detection_slope
-    return _whose_turn(at, without_component(slope, other), without_component(other, slope), switch_margin)
+    return _select(at, without_component(slope, other), without_component(other, slope), switch_margin)
 
 
-def _whose_turn(at: Place, until_misclassified: Tensor, afterwards: Tensor, switch_margin: float) -> Tensor:
-    return torch.where(per_sample(at.class_margin > -switch_margin, afterwards), until_misclassified, afterwards)
+def _select(at: Place, class_slope: Tensor, detection_slope: Tensor, switch_margin: float) -> Tensor:
+    return torch.where(per_sample(at.class_margin > -switch_margin, class_slope), class_slope, detection_slope)
 
 
 def lagrangian_direction(at: Place, weight: float, ball: type[Ball], descent: Descent) -> Tensor:
-    """Return the sum of both slopes, each of length 1 in the dual norm, and zero where its loss is met."""
+    """Return the sum of both slopes, each of length 1 in the dual norm, and zero once its goal is reached."""
     size = ball.dual_size
-    missing = unit(at.class_slope, size) * per_sample(at.class_margin > -descent.switch_margin, at.class_slope)
-    passing = unit(at.detection_slope, size) * per_sample(at.detection_margin >= descent.stop_below, at.detection_slope)
-    return missing + weight * passing
+    class_term = unit(at.class_slope, size) * per_sample(at.class_margin > -descent.switch_margin, at.class_slope)
+    is_rejected = per_sample(at.detection_margin >= descent.stop_below, at.detection_slope)
+    return class_term + weight * unit(at.detection_slope, size) * is_rejected
 
 
 def _descend(
@@ -187,8 +187,8 @@ def _descend(
     descent: Descent,
     generator: torch.Generator,
 ) -> Tensor:
-    """Descend once along each of ``directions`` from the images that are not done; return the best points (N, ...)."""
-    seen = _Seen(x)
+    """Descend once along each of ``directions`` from the unbroken images; return the best points (N, ...)."""
+    seen = _Best(x)
     step_size = ball.eps / 10 if descent.step_size is None else descent.step_size
     remaining = torch.arange(len(x), device=x.device)
     for direction in directions:
@@ -196,26 +196,26 @@ def _descend(
         if descent.random_start:
             points = into_range(points + ball.random_inside(points, generator), descent.clip_values)
         for done in descent.phases():
-            at = look(parts, points, y[rows], descent.targeted)
+            at = differentiate(parts, points, y[rows], descent.targeted)
             seen.offer(points, at, rows)
-            towards = direction(at)
+            gradient = direction(at)
             if descent.stop_below > -math.inf and done % PERIOD == PERIOD - 1:
                 active = (seen.lowest_detection_margin[rows] >= descent.stop_below).nonzero().squeeze(1)
-                rows, points, towards = rows[active], points[active], towards[active]
+                rows, points, gradient = rows[active], points[active], gradient[active]
                 if len(rows) == 0:
                     break
-            points = ball.inside(points - step_size * ball.step(towards), x[rows], descent.clip_values)
+            points = ball.inside(points - step_size * ball.step(gradient), x[rows], descent.clip_values)
         else:
             with torch.no_grad():
-                seen.offer(points, look(parts, points, y[rows], descent.targeted), rows)
+                seen.offer(points, differentiate(parts, points, y[rows], descent.targeted), rows)
         remaining = remaining[seen.lowest_detection_margin[remaining] >= descent.stop_below]
         if len(remaining) == 0:
             break
     return seen.points
 
 
-def look(parts: Parts, x: Tensor, y: Tensor, targeted: bool = False) -> Place:
-    """Return both margins at images (n, ...) and, where gradients are on, their slopes."""
+def differentiate(parts: Parts, x: Tensor, y: Tensor, targeted: bool = False) -> Place:
+    """Return both margins at images (n, ...) and their slopes, which are zero under ``torch.no_grad``."""
     x = x.detach().requires_grad_()
     logits, detection_margin = parts(x)
     class_margin = -margin(logits, y) if targeted else margin(logits, y)
@@ -224,48 +224,48 @@ def look(parts: Parts, x: Tensor, y: Tensor, targeted: bool = False) -> Place:
 
 
 def without_component(gradient: Tensor, other: Tensor) -> Tensor:
-    """``gradient`` (n, ...) less its component along ``other`` (n, ...), sample by sample; whole where that is zero."""
+    """Return ``gradient`` (n, ...) without its component along ``other`` (n, ...), sample by sample."""
     along = L2.steepest(other)
     return gradient - per_sample((gradient * along).flatten(1).sum(dim=1), gradient) * along
 
 
-class _Seen:
-    """The best that was seen of each image of ``x`` (N, ...)."""
+class _Best:
+    """The best points of each image of ``x`` (N, ...) so far."""
 
     def __init__(self, x: Tensor) -> None:
         self._missed, self._nearest = BestPoints(x), BestPoints(x)
 
     def offer(self, points: Tensor, at: Place, rows: Tensor) -> None:
-        """Take what is better of ``points`` (n, ...), which belong to the images ``rows`` (n,)."""
+        """Keep the better of ``points`` (n, ...), which belong to the images ``rows`` (n,)."""
         self._missed.offer(points, torch.where(at.class_margin < 0, at.detection_margin, torch.inf), rows)
         self._nearest.offer(points, at.class_margin, rows)
 
     @property
     def lowest_detection_margin(self) -> Tensor:
-        """The lowest detection margin of misclassified points (N,); inf without any."""
+        """The lowest detection margin of misclassified points (N,); inf without such a point."""
         return self._missed.margins
 
     @property
     def points(self) -> Tensor:
-        """The misclassified point of lowest detection margin, without any the one nearest to that (N, ...)."""
+        """The misclassified points of lowest detection margin (N, ...), else those of lowest classification margin."""
         missed = self._missed.points
         return torch.where(per_sample(self.lowest_detection_margin < torch.inf, missed), missed, self._nearest.points)
 
 
 @dataclass(eq=False, repr=False)
 class RejectionAttack(BallAttack):
-    """An attack on a classifier that rejects: descent of one gradient made of two.
+    """An attack on a classifier that rejects, by descent along a combination of two gradients.
 
-    It returns the misclassified image of lowest detection margin that was seen, judged by the forward pass, which is
-    exact in every gradient mode; without any, the one nearest to misclassification.
+    It returns the misclassified image of lowest detection margin on its path, by the forward pass, which is exact in
+    every gradient mode; the image of lowest classification margin if none is misclassified.
 
     Args:
         estimator: a classifier that rejects, from :func:`.rejecting`.
         norm, eps: see :class:`BallAttack`.
         eps_step, max_iter, random_start, stop_below, switch_margin, factors, targeted: see :class:`Descent`; the first
-            is its step size. Without surrogates that have a width ``factors`` make no difference.
-        **options: see :class:`TensorAttack`; but with ``gradient_mode`` None every defence that has a mode whose
-            surrogate has a width is attacked under that one, and the others under their first.
+            is its step size. ``factors`` have no effect without surrogates that have a width.
+        **options: see :class:`TensorAttack`. With ``gradient_mode`` None each defence is attacked in its first mode
+            that has a width, or in its first mode.
 
     Raises:
         InputError: for a classifier that does not reject.
@@ -280,7 +280,7 @@ class RejectionAttack(BallAttack):
     targeted: Flag = False
 
     def network(self, module: nn.Module) -> Parts:
-        """What the function attacks: logits and detection margin apart."""
+        """Return the network that ``function`` attacks, with logits and detection margin apart."""
         return partial(parts_of, module)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
@@ -328,10 +328,10 @@ class SelectivePGD(RejectionAttack):
 
 
 class OrthogonalPGD(RejectionAttack):
-    """The selective attack on gradients without their component along each other.
+    """The selective attack along each gradient without its component along the other.
 
-    A step of l2 then changes the other loss in no first order. **Convention**, the source's: the sign of a linf step is
-    taken after the projection, and does not keep it.
+    To first order a step in l2 then does not change the other loss. **Convention**, as in the source: the sign of a
+    linf step is taken after the projection, so the step is not orthogonal.
 
     Args:
         **options: see :class:`RejectionAttack`.
@@ -344,15 +344,15 @@ class OrthogonalPGD(RejectionAttack):
 
 @dataclass(eq=False, repr=False)
 class LagrangianPGD(RejectionAttack):
-    """Descend the sum of both losses, each until it is met, in one run for each weight of the detector's.
+    """Descend the sum of both losses, each until its goal is reached, in one run for each weight of the detector.
 
-    Runs after the first are for the samples that are not done. **Departure** from the source: both gradients are
-    brought to unit length (in the dual norm) before they are added, so that a weight means the same for every detector;
-    and the weights are swept, not searched.
+    Runs after the first attack the images that are not broken. **Departure** from the source: both gradients are scaled
+    to unit length in the dual norm before they are added, so that a weight has the same meaning for every detector; and
+    the weights are swept, not searched.
 
     Args:
         estimator, norm, eps: see :class:`RejectionAttack`.
-        weights: of the detector's gradient, in the order of the runs.
+        weights: weight of the detector's gradient in each run.
         **options: see :class:`RejectionAttack`.
 
     Source: Carlini, Wagner 2017 (arXiv:1705.07263).

@@ -1,4 +1,4 @@
-"""Uniform noise in the ball: a control. Where noise breaks an image, no gradient was needed.
+"""Uniform noise in the ball, as a control: an image that noise breaks needs no gradient.
 
 Source: Carlini et al. 2019, "On Evaluating Adversarial Robustness" (arXiv:1902.06705), section 4.3: gradient attacks
 must beat random noise.
@@ -33,11 +33,11 @@ def random_noise(
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to draw.
-        generator: of the draws.
-        nb_draws: draws an image.
-        clip_values: least and largest pixel value.
+        y: labels (N,).
+        ball: the ball in which to draw around each image.
+        generator: source of the draws.
+        nb_draws: number of draws per image.
+        clip_values: lowest and highest pixel value.
     """
     best = BestPoints(x)
     for _ in range(nb_draws):
@@ -48,11 +48,11 @@ def random_noise(
 
 @dataclass(eq=False, repr=False)
 class RandomNoise(BallAttack):
-    """The best of many uniform draws from the ball, judged by the margin.
+    """The point of lowest margin among uniform draws from the ball.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        nb_draws: draws per image.
+        nb_draws: number of draws per image.
         **options: see :class:`TensorAttack`.
 
     Raises:

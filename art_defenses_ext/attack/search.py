@@ -1,4 +1,4 @@
-"""Auto-PGD's search: many runs in one batch, a step of all of them, and the schedule of the step size.
+"""The search of Auto-PGD: many runs in one batch, their steps, and the schedule of the step size.
 
 Source: Croce, Hein 2020 (arXiv:2003.01690), section 3, algorithm 1.
 """
@@ -14,18 +14,18 @@ from art_defenses_ext.attack.ball import Ball, ClipValues, into_range, per_sampl
 from art_defenses_ext.attack.base import BestPoints
 from art_defenses_ext.attack.losses import Logits, Objective
 
-MOMENTUM = 0.75  # alpha of equation 1: share of the new step; the rest repeats the one before
-RHO = 0.75  # a step that raises the loss less often than this is too long
-FIRST_WINDOW, SHORTER, LAST_WINDOW = 0.22, 0.03, 0.06  # the checkpoints, in shares of max_iter (section 3.2)
+MOMENTUM = 0.75  # alpha of equation 1: share of the new step; the rest repeats the previous step
+RHO = 0.75  # a step size is halved if fewer of its steps raise the loss
+FIRST_WINDOW, SHORTER, LAST_WINDOW = 0.22, 0.03, 0.06  # distances of checkpoints, as shares of max_iter (section 3.2)
 
 
 @dataclass
 class Runs:
-    """The runs in the batch, each of one sample; the first axis of every tensor is theirs (b, ...)."""
+    """The runs in the batch, each of one sample. The first axis of every tensor is the run (b, ...)."""
 
-    sample: Tensor  # position in the block
-    number: Tensor  # which of the sample's runs
-    clock: Tensor  # gradients so far
+    sample: Tensor  # position of the sample in the block
+    number: Tensor  # number of the run among the sample's runs
+    clock: Tensor  # number of gradients so far
     x: Tensor
     x_before: Tensor
     x_best: Tensor
@@ -34,15 +34,15 @@ class Runs:
     loss_before: Tensor
     loss_checked: Tensor  # the best loss at the last checkpoint
     step: Tensor
-    window: Tensor  # gradients from one checkpoint to the next
-    since: Tensor  # gradients since the last checkpoint
-    rises: Tensor  # how many of these raised the loss
+    window: Tensor  # number of gradients between two checkpoints
+    since: Tensor  # number of gradients since the last checkpoint
+    rises: Tensor  # number of these that raised the loss
     halved: Tensor  # whether the last checkpoint halved the step
-    changed: Tensor  # pixel values that differed from the clean image at the last checkpoint; for sparse norms
+    changed: Tensor  # number of pixel values that differed from the clean image at the last checkpoint; in sparse norms
 
     @classmethod
     def new(cls, sample: Tensor, number: Tensor, start: Tensor, step: float, window: int) -> Runs:
-        """Runs that begin at ``start`` (b, ...)."""
+        """Return runs that begin at ``start`` (b, ...)."""
         count = torch.zeros_like(sample)
         loss = torch.full((len(sample),), -torch.inf, device=start.device, dtype=start.dtype)
         return cls(
@@ -65,17 +65,17 @@ class Runs:
         )
 
     def only(self, which: Tensor) -> Runs:
-        """Those runs for which ``which`` (b,) is true."""
+        """Return the runs for which ``which`` (b,) is true."""
         index = which.nonzero().squeeze(1)
         return Runs(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
 
     def plus(self, others: Runs) -> Runs:
-        """These runs and ``others``."""
+        """Return these runs and ``others`` in one batch."""
         pairs = {field.name: (getattr(self, field.name), getattr(others, field.name)) for field in fields(self)}
         return Runs(**{name: torch.cat(pair) for name, pair in pairs.items()})
 
     def note(self, losses: Tensor, gradient: Tensor) -> None:
-        """Note the losses (b,) and gradients (b, ...) at the current points, and those that are the best so far."""
+        """Store the losses (b,) and gradients (b, ...) at the current points, and update the best points."""
         better = losses > self.loss_best
         self.x_best = torch.where(per_sample(better, self.x), self.x, self.x_best)
         self.gradient_best = torch.where(per_sample(better, gradient), gradient, self.gradient_best)
@@ -86,7 +86,7 @@ class Runs:
         self.clock = self.clock + 1
 
     def return_to_best(self, which: Tensor, gradient: Tensor) -> Tensor:
-        """Move the runs ``which`` (b,) back to their best points; returns ``gradient`` (b, ...) with theirs there."""
+        """Move the runs ``which`` (b,) to their best points; return ``gradient`` (b, ...) with the gradients there."""
         self.x = torch.where(per_sample(which, self.x), self.x_best, self.x)
         return torch.where(per_sample(which, gradient), self.gradient_best, gradient)
 
@@ -109,7 +109,7 @@ class Search:
     best: BestPoints
 
     def step(self, runs: Runs) -> None:
-        """One gradient and one move of every run."""
+        """Take one gradient and one step of every run."""
         clean, labels = self.x[runs.sample], self.y[runs.sample]
         targets = self.targets[runs.sample, runs.number]
         margins, losses, gradient = self.objective.differentiate(self.logits, runs.x, labels, targets)
@@ -118,11 +118,11 @@ class Search:
         self.move(runs, clean, self.adapt(runs, clean, gradient))
 
     def offer(self, runs: Runs, margins: Tensor) -> None:
-        """Take the current points where their margins (b,) are the lowest yet."""
+        """Keep the current points whose margins (b,) are the lowest yet."""
         self.best.offer(runs.x, margins, runs.sample)
 
     def adapt(self, runs: Runs, clean: Tensor, gradient: Tensor) -> Tensor:
-        """At a checkpoint without progress halve the step and go back to the best point, whose gradient is returned."""
+        """At a checkpoint without progress, halve the step and return to the best point; return the gradient there."""
         due = runs.since >= runs.window
         few_rises = runs.rises <= RHO * runs.since
         no_gain = ~runs.halved & (runs.loss_best <= runs.loss_checked)
@@ -137,7 +137,7 @@ class Search:
         return gradient
 
     def move(self, runs: Runs, clean: Tensor, gradient: Tensor) -> None:
-        """A step along ``gradient`` (b, ...) with momentum, projected to the balls around ``clean`` (b, ...)."""
+        """Take a step along ``gradient`` (b, ...) with momentum, projected to the balls around ``clean`` (b, ...)."""
         towards = runs.x + per_sample(runs.step, runs.x) * self.ball.steepest(gradient)
         towards = self.ball.inside(towards, clean, self.clip_values)
         share = per_sample(torch.where(runs.clock == 1, 1.0, MOMENTUM), runs.x)
@@ -145,48 +145,48 @@ class Search:
         runs.x_before, runs.x = runs.x, self.ball.inside(moved, clean, self.clip_values)
 
     def fresh(self, sample: Tensor, number: Tensor) -> Runs:
-        """Runs ``number`` (b,) of samples ``sample`` (b,), each at its start."""
+        """Return new runs ``number`` (b,) of samples ``sample`` (b,) at their starts."""
         clean = self.x[sample]
         start = into_range(clean + self.ball.random_on_surface(clean, self.generator), self.clip_values)
         return Runs.new(sample, number, self.given_or(start, sample, number), 2 * self.ball.eps, self._windows[0])
 
     def given_or(self, start: Tensor, sample: Tensor, number: Tensor) -> Tensor:
-        """``start`` (b, ...), but the given one, if any, for the first run of a sample."""
+        """Return ``start`` (b, ...), replaced by the given start, if any, for the first run of a sample."""
         if self.start is None:
             return start
         return torch.where(per_sample(number == 0, start), self.start[sample], start)
 
     @property
     def _windows(self) -> tuple[int, int, int]:
-        """Gradients before the first checkpoint, how many fewer before each next, and the fewest."""
+        """The number of gradients before the first checkpoint, its decrease at each checkpoint, and its minimum."""
         first, shorter, last = (max(int(share * self.max_iter), 1) for share in (FIRST_WINDOW, SHORTER, LAST_WINDOW))
         return first, shorter, last
 
     @property
     def period(self) -> int:
-        """Steps between two looks at who leaves and who enters."""
+        """The number of steps between two updates of the batch."""
         return max(step for step in range(1, 11) if self.max_iter % step == 0)
 
     @property
     def patience(self) -> int:
-        """Gradients of a sample's first run before the others begin: most that break at all do so before."""
+        """The number of gradients of a sample's first run before its other runs begin; most successes come earlier."""
         return -(-self.max_iter // 4)
 
     def admit(self, runs: Runs | None, waiting: Tensor) -> tuple[Runs, Tensor]:
-        """The runs that go on, with the next ones in the free places, and those that wait.
+        """Return the runs of the next batch, with new runs in the free places, and the runs that still wait.
 
-        ``waiting`` holds run r of sample i as r N + i. The later runs of a sample begin when the first has taken
-        ``patience`` gradients, all of them at once where there is room.
+        ``waiting`` holds run r of sample i as r N + i. The later runs of a sample join it together, when the first run
+        has taken ``patience`` gradients.
         """
         nb_samples, margins = len(self.x), self.best.margins
         if runs is not None:
-            goes_on = margins[runs.sample] >= 0
+            unbroken = margins[runs.sample] >= 0
             ended = runs.clock >= self.max_iter
-            there = (self.patience <= runs.clock) & (runs.clock < self.patience + self.period)
-            first = runs.sample[goes_on & there & (runs.number == 0)]
+            is_due = (self.patience <= runs.clock) & (runs.clock < self.patience + self.period)
+            first = runs.sample[unbroken & is_due & (runs.number == 0)]
             later = torch.arange(1, self.targets.shape[1], device=first.device)
             waiting = torch.cat([waiting, (later[:, None] * nb_samples + first).flatten()])
-            runs = runs.only(goes_on & ~ended)
+            runs = runs.only(unbroken & ~ended)
         waiting = waiting[margins[waiting % nb_samples] >= 0]
         free = self.batch_size - (0 if runs is None else len(runs.sample))
         fresh = self.fresh(waiting[:free] % nb_samples, waiting[:free] // nb_samples)

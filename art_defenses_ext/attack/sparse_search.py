@@ -1,4 +1,4 @@
-"""Auto-PGD's search in l1: sparse steps whose sparsity follows the best point, in balls that shrink.
+"""The search of Auto-PGD in l1: sparse steps whose density follows the best point, in balls that shrink.
 
 Source: Croce, Hein 2021, "Mind the Box: l1-APGD for Sparse Adversarial Attacks on Image Classifiers"
 (arXiv:2103.01208), algorithm 1, section 3.3 and the published code.
@@ -12,26 +12,27 @@ from torch import Tensor
 from art_defenses_ext.attack.ball import per_sample
 from art_defenses_ext.attack.search import Runs, Search
 
-STAGES = (0.3, 0.6)  # of max_iter: until there the ball is three times, then twice as large as asked for
-WINDOW = 0.04  # from one checkpoint to the next, in shares of the stage's gradients
-SPARSER = 0.95  # a best point with less than this share of the changed values of the last has become sparser
-DENSITY = 1 / 1.5  # of a step: values that it changes over those that the best point has changed
-SLOWER, SLOWEST = 1.5, 10.0  # by what a step is divided where the best point is as dense as before, and by what at most
+STAGES = (0.3, 0.6)  # shares of max_iter at which the first two stages end, in balls of three and two times eps
+WINDOW = 0.04  # distance of two checkpoints, as a share of the stage's gradients
+SPARSER = 0.95  # a best point is sparser if it changes less than this share of the values of the last checkpoint's
+DENSITY = 1 / 1.5  # number of values that a step changes, over the number that the best point changes
+SLOWER, SLOWEST = 1.5, 10.0  # divisor of the step size if the best point is not sparser, and the largest divisor
 
 
 class SparseSearch(Search):
-    """A run goes through three stages, in balls of three, two and one times eps; only the last one's points count.
+    """A search in three stages, in balls of three, two and one times eps; only points of the last stage count.
 
-    Each stage begins at the best point of the one before, projected into its ball. There is no momentum.
+    Each stage begins at the best point of the previous stage, projected to its ball. There is no momentum.
     """
 
     def offer(self, runs: Runs, margins: Tensor) -> None:
         super().offer(runs, torch.where(self._growth(runs) == 1, margins, torch.inf))
 
     def adapt(self, runs: Runs, clean: Tensor, gradient: Tensor) -> Tensor:
-        """At a checkpoint take up the density of the best point: if it has become sparser, go on from there.
+        """At a checkpoint, adopt the density of the best point.
 
-        Then the step is as long as the radius again; else it is shortened.
+        If the best point is sparser than at the last checkpoint, the run continues there with a step of the radius.
+        Otherwise the step is shortened.
         """
         due = runs.since >= runs.window
         longest = self.ball.eps * self._growth(runs, passed=1)
@@ -47,7 +48,7 @@ class SparseSearch(Search):
         share = DENSITY * runs.changed / clean[0].numel()
         moved = runs.x + per_sample(runs.step, runs.x) * self.ball.step(gradient, share)
         growth = self._growth(runs)
-        new = growth < self._growth(runs, passed=1)  # the next gradient is the first of a stage
+        new = growth < self._growth(runs, passed=1)  # the next gradient is the first in its stage
         moved = torch.where(per_sample(new, moved), runs.x_best, moved)
         runs.x = self.ball.inside(moved, clean, self.clip_values, growth)
         self._begin_stage(runs, clean, new)
@@ -62,7 +63,7 @@ class SparseSearch(Search):
         return runs
 
     def _begin_stage(self, runs: Runs, clean: Tensor, new: Tensor) -> None:
-        """Let the runs ``new`` (b,) forget what they found in a larger ball."""
+        """Reset the runs ``new`` (b,), whose best points lie in a larger ball."""
         growth = self._growth(runs)
         first, last = (max(int(WINDOW * share * self.max_iter), 1) for share in (STAGES[0], 1 - STAGES[1]))
         runs.window = torch.where(new, torch.where(growth > 1, first, last), runs.window)
@@ -72,7 +73,7 @@ class SparseSearch(Search):
         runs.since = torch.where(new, torch.where(runs.clock > 0, -1, 0), runs.since)  # a start is no step
 
     def _growth(self, runs: Runs, passed: int = 0) -> Tensor:
-        """The radius of each run's ball (b,), in units of eps, at its next gradient or at one that has ``passed``."""
+        """Return the radius of each run's ball (b,), in units of eps, at its next gradient or ``passed`` earlier."""
         clock = runs.clock - passed
         ends = self._ends
         return 3.0 - (clock >= ends[0]).to(self.x.dtype) - (clock >= ends[1]).to(self.x.dtype)
@@ -88,5 +89,5 @@ class SparseSearch(Search):
 
 
 def _changed(points: Tensor, clean: Tensor) -> Tensor:
-    """How many values of each point (b, ...) differ from the clean image's (b,)."""
+    """Return the number of values (b,) of each point (b, ...) that differ from the clean image."""
     return (points != clean).flatten(1).sum(dim=1)

@@ -1,4 +1,4 @@
-"""Square: random search that changes one square of an image at a time, by queries alone.
+"""Square: random search by queries that changes one square of an image at a time.
 
 Source: Andriushchenko, Croce, Flammarion, Hein 2020, "Square Attack: a query-efficient black-box adversarial attack
 via random search" (arXiv:1912.00049), algorithms 1 to 3.
@@ -19,8 +19,8 @@ from art_defenses_ext.attack.losses import Logits, margin
 from art_defenses_ext.base.declared import Count, Flag, number
 from art_defenses_ext.base.layout import channels_to_back, channels_to_front
 
-HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of 10,000 queries: where the squares' area halves
-SMALLEST_SCALE = 0.01  # of an l2 bump, in units of eps
+HALVE_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries, of 10,000, at which the squares' area halves
+SMALLEST_SCALE = 0.01  # smallest scale of an l2 bump, in units of eps
 
 
 def square(
@@ -42,30 +42,31 @@ def square(
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to search.
-        generator: of the squares.
-        max_queries: forward passes an image.
-        p_init: share of the image that a square covers at the start.
+        y: labels (N,).
+        ball: the ball in which to search around each image.
+        generator: source of the squares.
+        max_queries: number of forward passes per image.
+        p_init: share of the image that the first squares cover.
         targeted: whether ``y`` are classes to reach.
         channels_first: whether images of three dimensions are (C, H, W), not (H, W, C).
-        clip_values: least and largest pixel value.
-        start: where the search begins (N, ...); None for stripes or tiles.
+        clip_values: lowest and highest pixel value.
+        start: start of the search (N, ...); None for stripes or tiles.
     """
     layout = _Layout(x, channels_first, ball, clip_values)
 
     @torch.no_grad()
-    def judge(planes: Tensor, labels: Tensor) -> Tensor:
+    def margins_of(planes: Tensor, labels: Tensor) -> Tensor:
         margins = margin(logits(layout.images(planes), labels), labels)
         return -margins if targeted else margins
 
     result = x.clone()
     active = torch.arange(len(x), device=x.device)
     clean = layout.planes(x)
-    current = layout.inside(clean + _first(clean, ball, generator) if start is None else layout.planes(start), clean)
-    lowest = judge(current, y)
+    first = clean + _first_perturbation(clean, ball, generator) if start is None else layout.planes(start)
+    current = layout.inside(first, clean)
+    lowest = margins_of(current, y)
     for query in range(1, max_queries):
-        if query % 10 == 0:  # finding the broken ones costs a wait for the device
+        if query % 10 == 0:  # finding the broken images waits for the device
             result[active] = layout.images(current)
             unbroken = (lowest >= 0).nonzero().squeeze(1)
             active, clean, current, lowest = active[unbroken], clean[unbroken], current[unbroken], lowest[unbroken]
@@ -74,7 +75,7 @@ def square(
         halvings = sum(query > limit * max_queries / 10_000 for limit in HALVE_AT)
         side = _sides(clean, p_init / 2**halvings)
         proposed = layout.inside(_propose(clean, current, side, layout, generator), clean)
-        margins = judge(proposed, y[active])
+        margins = margins_of(proposed, y[active])
         better = margins < lowest
         current = torch.where(per_sample(better, current), proposed, current)
         lowest = torch.where(better, margins, lowest)
@@ -84,24 +85,24 @@ def square(
 
 @dataclass(eq=False, repr=False)
 class Square(BallAttack):
-    """Square attack: each image has squares of its own, and no query repeats the one before.
+    """Square attack with separate squares for each image, in which each query changes the image.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        max_queries: forward passes an image.
-        p_init: share of the image that a square covers at the start.
-        targeted: as ART has it: ``y`` is the class to reach, not the one to leave.
-        **options: see :class:`TensorAttack`; gradient modes make no difference here.
+        max_queries: number of forward passes per image.
+        p_init: share of the image that the first squares cover.
+        targeted: as in ART: ``y`` is the class to reach, not the class to leave.
+        **options: see :class:`TensorAttack`; gradient modes have no effect.
 
     Raises:
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
 
-    **Departure** from the published code: squares are drawn for each image, and can reach its last row and column;
-    the schedule of their size is always stretched to ``max_queries``; images need not be square, and may have one or
-    two dimensions, or be volumes, in which a square is a cube; a square that would change nothing gets the opposite
-    sign. For l2, a bump is added to what the window holds, at a random scale from 1/100 of eps to eps, and every other
-    proposal clears a second window first: the published rule replaces the whole window, too coarse a move to come near
-    an optimum. For l1 as for l2, but that the result is projected to ball and clip range at once.
+    **Departure** from the published code: squares are drawn for each image, and can reach its last row and column. The
+    schedule of their size is always stretched to ``max_queries``. Images need not be square, and may have one or two
+    dimensions, or be volumes, in which a square is a cube. A square that would not change the image gets the opposite
+    sign. In l2 a bump is added to the perturbation in the window, at a random scale from 1/100 of eps to eps, and every
+    other proposal first clears a second window. The published rule replaces the whole window, which is too coarse near
+    an optimum. In l1 the rule is that of l2, and the result is projected to ball and clip range together.
     """
 
     max_queries: Count = 5000
@@ -113,7 +114,7 @@ class Square(BallAttack):
 
 @dataclass(frozen=True)
 class _Layout:
-    """Images like ``x`` (N, ...) as planes (n, C, ..., H, W), and what bounds them."""
+    """Images like ``x`` (N, ...) as planes (n, C, ..., H, W), and their bounds."""
 
     x: Tensor
     channels_first: bool
@@ -121,39 +122,39 @@ class _Layout:
     clip_values: ClipValues
 
     def planes(self, images: Tensor) -> Tensor:
-        """Images (n, ...) as (n, C, H, W), volumes as (n, C, D, H, W)."""
+        """Return images (n, ...) as (n, C, H, W), volumes as (n, C, D, H, W)."""
         if images.ndim == 4 and not self.channels_first:
             return channels_to_front(images)
         return images.reshape(len(images), *[1] * (4 - images.ndim), *images.shape[1:])
 
     def images(self, planes: Tensor) -> Tensor:
-        """The way back."""
+        """Return planes as images (n, ...), the inverse of :meth:`planes`."""
         if self.x.ndim == 4 and not self.channels_first:
             return channels_to_back(planes)
         return planes.reshape(-1, *self.x.shape[1:])
 
     def inside(self, planes: Tensor, clean: Tensor) -> Tensor:
-        """Changed planes (n, C, ..., H, W) moved into the clip range; in l1 into ball and range at once."""
+        """Return planes (n, C, ..., H, W) moved into the clip range; in l1 into ball and range together."""
         if self.ball.sparse:
             return self.planes(self.ball.inside(self.images(planes), self.images(clean), self.clip_values))
         return self.planes(into_range(self.images(planes), self.clip_values))
 
 
 def _sides(planes: Tensor, share: float) -> tuple[int, ...]:
-    """The sides of windows that cover a share of the image: equal, unless it is too narrow for that."""
+    """Return the sides of windows that cover a share of the image: equal, unless the image is too narrow."""
     lengths = planes.shape[2:]
     volume = share * float(np.prod(lengths))
     sides: list[int] = []
     side = max(round(volume ** (1 / len(lengths))), 1)
     for axis, length in enumerate(lengths, 1):
         sides.append(min(side, length))
-        if side > length and axis < len(lengths):  # the other sides make up for it
+        if side > length and axis < len(lengths):  # the other sides become longer
             side = max(round((volume / float(np.prod(sides))) ** (1 / (len(lengths) - axis))), 1)
     return tuple(sides)
 
 
-def _first(planes: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
-    """The perturbation (n, C, ..., H, W) that the search starts from."""
+def _first_perturbation(planes: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
+    """Return the perturbation (n, C, ..., H, W) at the start of the search: stripes or tiles."""
     count, channels, *lengths = planes.shape
     if ball.separable:  # vertical stripes
         stripes = _signs((count, channels, *[1] * (len(lengths) - 1), lengths[-1]), planes, generator)
@@ -167,7 +168,7 @@ def _first(planes: Tensor, ball: Ball, generator: torch.Generator) -> Tensor:
 def _propose(
     clean: Tensor, current: Tensor, side: tuple[int, ...], layout: _Layout, generator: torch.Generator
 ) -> Tensor:
-    """The next points to query (n, C, ..., H, W), not yet in the clip range."""
+    """Return the next points to query (n, C, ..., H, W), not yet moved into the clip range."""
     ball = layout.ball
     window = _Window.draw(current, side, generator)
     signs = _signs((*current.shape[:2], *[1] * (current.ndim - 2)), current, generator)
@@ -196,9 +197,9 @@ class _Window(NamedTuple):
     """A window in each image.
 
     Attributes:
-        mask: true inside (n, 1, ..., H, W).
+        mask: true inside the window (n, 1, ..., H, W).
         bump: a pyramid of height one over the window (n, 1, ..., H, W), the smooth shape of algorithm 3.
-        side: its length along each axis.
+        side: length of the window along each axis.
     """
 
     mask: Tensor
@@ -207,7 +208,7 @@ class _Window(NamedTuple):
 
     @classmethod
     def draw(cls, like: Tensor, side: tuple[int, ...], generator: torch.Generator) -> _Window:
-        """Windows of one size at uniform places in images (n, C, ..., H, W)."""
+        """Draw windows of one size at uniform places in images (n, C, ..., H, W)."""
         bump = torch.ones((), device=like.device, dtype=like.dtype)
         for axis, length in enumerate(side, 2):
             profile = cls._profile(like, axis, length, generator)
@@ -218,7 +219,7 @@ class _Window(NamedTuple):
 
     @staticmethod
     def _profile(like: Tensor, axis: int, length: int, generator: torch.Generator) -> Tensor:
-        """Along one axis of each image: above zero inside its window, one at the middle (n, length of the axis)."""
+        """Return the profile (n, length of the axis) of a window along an axis: above zero inside the window."""
         places = torch.arange(like.shape[axis], device=like.device)
         start = torch.randint(0, like.shape[axis] - length + 1, (len(like), 1), generator=generator, device=like.device)
         middle = start + (length - 1) / 2

@@ -1,7 +1,8 @@
-"""Attacks that start where other searches ended: at perturbations of other images and modes, and at the best points.
+"""Attacks that start from the results of other searches: perturbations of other images and modes, and best points.
 
-A descent that is stuck at one image may go on from a perturbation that another image, or another backward pass, has led
-to. Source: the start of Square (Andriushchenko et al. 2020, arXiv:1912.00049) is any point of the ball; universal
+A descent that is stuck at one image may progress from the perturbation of another image or of another gradient mode.
+
+Source: Square may start at any point of the ball (Andriushchenko et al. 2020, arXiv:1912.00049); universal
 perturbations (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401) show that images share directions.
 """
 
@@ -27,10 +28,10 @@ from art_defenses_ext.base.text import shown
 from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
 
 Form = Callable[[], AbstractContextManager[None]]
-"""Makes a context in which one gradient mode is in force."""
+"""A function that returns a context in which one gradient mode is set."""
 
 FIRST = 4
-"""The first searches take a ``FIRST``-th of the steps: they only show where to start. **Convention**."""
+"""The first searches take one of ``FIRST`` parts of the steps, since they only select starts. **Convention**."""
 
 
 def crossed_pgd(
@@ -48,20 +49,20 @@ def crossed_pgd(
 ) -> Tensor:
     """Return the points of lowest margin (N, ...) of Auto-PGD from perturbations of other images and modes.
 
-    Short searches, each from the best points of those before, give each image a perturbation. Each image that is left
-    then starts from that of another image which lowers its margin most.
+    Short searches, each from the best points so far, give each image a perturbation. Each unbroken image then starts
+    from the perturbation of another image that lowers its margin most.
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to search.
-        forms: the gradient modes, in their order.
-        generator: of the first starts, and of whose perturbations are tried.
-        nb_donors: images whose perturbations are tried on each image, at most.
-        max_iter: gradients of a run.
-        clip_values: least and largest pixel value.
-        batch_size: images in one pass.
+        y: labels (N,).
+        ball: the ball in which to search around each image.
+        forms: the gradient modes, in order.
+        generator: source of the first starts, and of the choice of donors.
+        nb_donors: maximum number of images whose perturbations are tried on each image.
+        max_iter: number of gradients per run.
+        clip_values: lowest and highest pixel value.
+        batch_size: number of images per pass.
     """
     shared: dict[str, Any] = {"clip_values": clip_values, "batch_size": batch_size, "generator": generator}
     search = partial(auto_pgd, logits, ball=ball, **shared)
@@ -94,7 +95,7 @@ def _from_others(
     batch_size: int,
     generator: torch.Generator,
 ) -> Tensor:
-    """Return for each image (N, ...) the point of lowest margin that others' perturbations lead to."""
+    """Return for each image (N, ...) the point of lowest margin among those with the donors' perturbations."""
     donors = torch.randperm(len(x), generator=generator, device=x.device)[:nb_donors]
     rows = (best.margins >= 0).nonzero().squeeze(1)
     starts = BestPoints(best.points)
@@ -113,9 +114,9 @@ class CrossedPGD(BallAttack):
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        modes: the gradient modes, in their order.
-        nb_donors: images whose perturbations are tried on each image, at most.
-        max_iter: gradients of a run.
+        modes: the gradient modes, in order.
+        nb_donors: maximum number of images whose perturbations are tried on each image.
+        max_iter: number of gradients per run.
         **options: see :class:`TensorAttack`.
 
     Raises:
@@ -152,38 +153,38 @@ def warm_square(
     clip_values: ClipValues = None,
     batch_size: int = 256,
 ) -> Tensor:
-    """Return the points of lowest margin (N, ...) that Square finds from the best points of an Auto-PGD.
+    """Return the points of lowest margin (N, ...) that Square finds from the best points of Auto-PGD.
 
-    An image that Auto-PGD breaks by itself starts from the clean image: what queries find is theirs.
+    An image that Auto-PGD breaks starts from the clean image, so that every success is due to queries.
 
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to search.
-        generator: of the first starts and of the squares.
-        max_iter: gradients of Auto-PGD.
+        y: labels (N,).
+        ball: the ball in which to search around each image.
+        generator: source of the first starts and of the squares.
+        max_iter: number of gradients of Auto-PGD.
         max_queries, channels_first: see :func:`.square`.
-        clip_values: least and largest pixel value.
-        batch_size: images in one pass.
+        clip_values: lowest and highest pixel value.
+        batch_size: number of images per pass.
     """
     shared: dict[str, Any] = {"clip_values": clip_values, "generator": generator}
     points = auto_pgd(logits, x, y, ball, max_iter=max_iter, batch_size=batch_size, **shared)
     broken = margins_at(logits, points, y, batch_size) < 0
     start = torch.where(per_sample(broken, x), x, points)
-    parts = zip(*(each.split(batch_size) for each in (x, y, start)), strict=True)
+    parts = zip(*(tensor.split(batch_size) for tensor in (x, y, start)), strict=True)
     queries = partial(square, logits, ball=ball, max_queries=max_queries, channels_first=channels_first, **shared)
     return torch.cat([queries(x=images, y=labels, start=points) for images, labels, points in parts])
 
 
 @dataclass(eq=False, repr=False)
 class WarmSquare(BallAttack):
-    """Square from the best points of an Auto-PGD on the margin.
+    """Square from the best points of Auto-PGD on the margin.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        max_iter: gradients of Auto-PGD.
-        max_queries: forward passes an image after these.
+        max_iter: number of gradients of Auto-PGD.
+        max_queries: number of forward passes per image after these.
         **options: see :class:`TensorAttack`.
 
     Raises:
