@@ -1,16 +1,18 @@
-"""Explanation reconstructor: flags images whose explanation cannot be reconstructed as benign ones of their class can.
+"""Explanation reconstructor: a detector that flags images whose explanation differs from benign ones of their class.
+
+A network explains its prediction of class c by phi(x). One autoencoder g_c per class is trained to reconstruct the
+explanations of benign images predicted as c. An image whose reconstruction error exceeds t_c is flagged. The training
+needs no adversarial examples.
+
+The gradient of the score depends on second derivatives of the classifier, which are zero almost everywhere in a ReLU
+network. Attacks therefore need the gradient mode ``"smooth"``: the explanation's backward pass runs through the
+classifier with softplus in place of ReLU, after Dombrowski et al. 2019 (arXiv:1906.07983).
 
 Source: Ko, Lim 2021, "Unsupervised Detection of Adversarial Examples with Model Explanations" (arXiv:2107.10480), and
-the authors' published code. A network explains its prediction of class c by phi(x); one autoencoder g_c per class has
-learnt to reconstruct the explanations of benign images predicted as c; an image whose reconstruction error exceeds t_c
-is flagged. No adversarial example takes part in training.
+the authors' published code.
 
-The score depends on the derivative of a derivative of the classifier, which is zero almost everywhere in a ReLU
-network. So whoever attacks the score needs the gradient mode ``"smooth"``: a softplus copy of the classifier for the
-explanation's backward pass, after Dombrowski et al. 2019 (arXiv:1906.07983).
-
-**Departure** from the authors' code: there the threshold is the best one in hindsight, chosen with the adversarial
-scores; here it is a quantile of the scores of held-out benign images.
+**Departure** from the authors' code: there the threshold is chosen in hindsight with the adversarial scores; here it is
+a quantile of the scores of held-out benign images.
 """
 
 from __future__ import annotations
@@ -66,7 +68,7 @@ from art_defenses_ext.training.settings import OtherSettings, Settings
 
 
 def _distinct(value: Any) -> Any:
-    """A name, or a list of several."""
+    """Accept the name of an explanation, or a list of distinct names."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list | tuple) or not names or not all(isinstance(name, str) for name in names):
         raise ValueError
@@ -76,35 +78,34 @@ def _distinct(value: Any) -> Any:
 
 
 class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
-    """A detector that is fitted on benign images alone; ART's detector outside, a differentiable network inside.
+    """A detector that is fitted on benign images alone, with ART's interface and a differentiable network.
 
     Args:
-        classifier: the classifier to watch, with all its preprocessing, defended or not; it stays as it is.
-        explanation: a name out of ``EXPLANATIONS``, or several, whose maps are reconstructed together; with
-            ``reconstructor="statistics"`` also ``"noise_response"``, how the logits answer to noise.
-        scaling: ``"image"``: an explanation's least value becomes 0 and its 99th percentile 1, as in the authors' code,
-            which takes its magnitude away; ``"benign"``: the logarithm of its values, of which the 0.1th percentile
-            over benign images becomes 0 and the 99.9th 1, which keeps it; beyond them it goes on.
-        score: ``"above_median"``: the mean of the absolute errors above the image's own median, the others taken as
+        classifier: the classifier to explain, with all its preprocessing, defended or not; it does not change.
+        explanation: a name in ``EXPLANATIONS``, or several, whose maps are reconstructed together; with
+            ``reconstructor="statistics"`` also ``"noise_response"``, the response of the logits to noise.
+        scaling: ``"image"`` maps an explanation's minimum to 0 and its 99th percentile to 1, as in the authors' code,
+            which removes its magnitude. ``"benign"`` maps the logarithm of its values so that the 0.1th percentile over
+            benign images becomes 0 and the 99.9th becomes 1, without a limit beyond them, which keeps the magnitude.
+        score: ``"above_median"``: the mean of the absolute errors above the image's own median, with the others set to
             zero, as in the authors' code; ``"l1"``: their mean; ``"l2"``: the mean of their squares.
-        hidden: units between encoder and decoder of each class; the convolutional one has a sixteenth as many
+        hidden: units between encoder and decoder of each class; the convolutional autoencoder has a sixteenth as many
             channels.
-        reconstructor: ``"autoencoder"``: a dense one for each class, as in the authors' code; ``"convolutional"``: one
-            for all classes with biases of each class's own; ``"statistics"``: no map is reconstructed, but each
-            explanation's size and its share of high frequencies are held against their Gaussian for the class:
-            ``scaling``, ``score`` and ``hidden`` play no part. None: the first, or the second where the dense ones
-            would take more than 4 GiB in training, as at 224 pixels and a thousand classes.
+        reconstructor: ``"autoencoder"``: a dense autoencoder for each class, as in the authors' code.
+            ``"convolutional"``: one autoencoder for all classes, with separate biases for each. ``"statistics"``: no
+            map is reconstructed; each explanation's size and share of high frequencies are compared with their
+            Gaussian for the class, and ``scaling``, ``score`` and ``hidden`` have no effect. None: the first, or the
+            second if the dense autoencoders need more than 4 GiB in training, as at 224 pixels and a thousand classes.
         false_positive_rate: share of benign images of each predicted class that may be flagged.
 
     Attributes:
         detector: a two-output ``PyTorchClassifier`` over images in the clip range, with logits [0, score - threshold of
             the predicted class]; ART's attacks run on it.
-        network: its network, whose ``scores`` is differentiable.
+        network: the detector's network, with a differentiable method ``scores``.
 
     Raises:
-        InputError: for an unknown option, a classifier that does not give an image a logit for each of at least two
-            classes, a network that torch cannot differentiate twice, weights that do not fit into memory, and for
-            scores before ``fit``.
+        InputError: for an unknown option, a classifier without a logit for each of at least two classes, a network that
+            torch cannot differentiate twice, weights that do not fit into memory, and for scores before ``fit``.
 
     >>> from art_defenses_ext import ExplanationReconstructor
     >>> detector = ExplanationReconstructor(classifier)
@@ -121,13 +122,13 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
     paper_attacks = DetectorNetwork.paper_attacks
     fitted_on = "train"
     usual_training = {  # noqa: RUF012
-        "digits": {"nb_epochs": 60, "validation_split": 0.25},  # of 100 images a class: the thresholds need 19
+        "digits": {"nb_epochs": 60, "validation_split": 0.25},  # of 100 images per class; the thresholds need 19
         "mnist": {},
         "fashion_mnist": {},
         "cifar10": {},
     }
     made_with: ClassVar[tuple[str, ...]] = ("explanation", "scaling", "score", "hidden", "reconstructor")
-    """Options that the network is made with: they cannot be set."""
+    """Options of the network, which cannot be set later."""
     defence_params: ClassVar[list[str]] = [*made_with, "false_positive_rate"]
     explanation: Annotated[str | list[str], Kind(f"one of {', '.join(STATISTICS)}, or a list of them,", _distinct)]
     scaling: Annotated[str, one_of(*SCALINGS)]
@@ -162,10 +163,10 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         super().__init__(self._as_classifier())
 
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
-        """The classifier with one class more, "rejected", see :func:`.rejecting`.
+        """Return the classifier with an additional class, "rejected", see :func:`.rejecting`.
 
         Args:
-            classifier: usually the one that is watched.
+            classifier: usually the classifier that the detector explains.
         """
         return rejecting(classifier, self)
 
@@ -184,29 +185,28 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         progress: Flag = True,
         **settings: Unpack[OtherSettings],
     ) -> None:
-        """Learn what explanations of benign images look like, and set the thresholds on those held out.
+        """Fit the detector to explanations of benign images, and set the thresholds on images held out.
 
-        A fit that breaks off leaves the detector as it was.
+        A fit that fails leaves the detector unchanged.
 
         Args:
             x: images ``(N, *input_shape)``, float32, in the clip range.
-            y: class indices (N,) or one-hot rows (N, K), as every defence's ``fit`` takes them; checked, and not used:
-                what is explained is the predicted class. **Departure** from ART, whose detectors take 0 for benign
-                and 1 for adversarial here: that is ``benign``.
-            batch_size: images in a step; None for 32 times K, since the autoencoders of all classes are trained
-                together.
-            benign: which images are benign (N,); the others are left out. None for all of them.
-            nb_epochs: passes over the images.
-            validation_split: share of each predicted class's images that only the thresholds are set on.
-            checkpoint: a file, written after each epoch, from which an interrupted fit goes on.
-            progress: show a bar.
-            **settings: of the training, such as ``learning_rate`` and ``seed``, see :class:`.Settings`; the seed is
-                also that of initial weights and split. **Convention**: the learning rate falls to 0 along a cosine, as
-                everywhere here; the authors keep it.
+            y: class indices (N,) or one-hot rows (N, K), as in every defence's ``fit``; checked, but not used, since
+                the predicted class is explained. **Departure** from ART, whose detectors take 0 for benign and 1 for
+                adversarial here; use ``benign`` instead.
+            batch_size: images per step; None for 32 K, since the autoencoders of all K classes are trained together.
+            benign: which images are benign (N,); the others are left out. None for all images.
+            nb_epochs: number of passes over the images.
+            validation_split: share of each predicted class's images that are used only for the thresholds.
+            checkpoint: a file, written after each epoch, from which an interrupted fit continues.
+            progress: show a progress bar.
+            **settings: settings of the training, such as ``learning_rate`` and ``seed``, see :class:`.Settings`; the
+                seed is also used for initial weights and split. **Convention**: the learning rate falls to 0 along a
+                cosine, as in all trainings of this package; the authors' is constant.
 
         Raises:
-            InputError: for images or labels that cannot be used, a class that no image is predicted as, too few images
-                to set a threshold on, explanations that are all constant, or settings of no use; before any training.
+            InputError: for images or labels that cannot be used, a class that is never predicted, too few images for a
+                threshold, constant explanations, or unusable settings; before any training.
         """
         x = check_images(x, self.classifier)
         nb_classes = self.classifier.nb_classes
@@ -216,7 +216,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         check_memory(*self._sizes(), device_of(self.classifier), TRAINING_COPIES)
         chosen = Settings.of({"nb_epochs": nb_epochs, "batch_size": batch_size or 32 * nb_classes, **settings})
         path = None if checkpoint is None else check_target("checkpoint", checkpoint)
-        network = self._new_network()  # its own, so that whatever comes in between leaves the former one whole
+        network = self._new_network()  # a new network, so that an exception leaves the former one unchanged
         training = fit_network(
             network,
             x,
@@ -234,12 +234,12 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         """Return the detection score of each image: the reconstruction error of its explanation.
 
         Args:
-            x: images ``(N, *input_shape)``, float32, in the clip range; read batch by batch, so a memory-mapped array
-                of any length will do.
-            batch_size: images at a time.
+            x: images ``(N, *input_shape)``, float32, in the clip range; read batch by batch, so it may be a
+                memory-mapped array of any length.
+            batch_size: number of images per batch.
 
         Returns:
-            Scores (N,), from 0 on.
+            Scores (N,), >= 0.
 
         Raises:
             InputError: before ``fit``, and for images that cannot be used.
@@ -254,26 +254,26 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
             x, batch_size: as for :meth:`scores`.
 
         Returns:
-            A report and flags (N,). The report holds ``predictions``, the logits (N, 2) of ``detector``, as ART's
-            detectors have it, ``scores`` (N,), ``thresholds`` (N,) and ``classes`` (N,), the predicted ones.
+            A report and flags (N,). The report holds ``predictions``, the logits (N, 2) of ``detector``, as in ART's
+            detectors, ``scores`` (N,), ``thresholds`` (N,) and the predicted ``classes`` (N,).
 
         Raises:
             InputError: as :meth:`scores`.
         """
         report = self._measured(x, batch_size)
         margins = report["scores"] - report["thresholds"]
-        flagged = ~(report["scores"] <= report["thresholds"])  # NaN is flagged, as ART's argmax has it
+        flagged = ~(report["scores"] <= report["thresholds"])  # NaN is flagged, as by ART's argmax
         return {"predictions": np.stack([np.zeros_like(margins), margins], axis=1), **report}, flagged
 
     def set_params(self, **kwargs: Any) -> None:
-        """Set ``false_positive_rate``, and with it the thresholds; what the network is made with cannot be set.
+        """Set ``false_positive_rate`` and the thresholds; options of the network cannot be set.
 
         Raises:
             InputError: for another name or value; nothing changes then.
         """
         check_known(self, kwargs, self.defence_params)
-        given = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
-        check_unchanged(self, given, self.made_with)
+        options = {name: list(value) if isinstance(value, tuple) else value for name, value in kwargs.items()}
+        check_unchanged(self, options, self.made_with)
         rate = kwargs.get("false_positive_rate", self.false_positive_rate)
         rate = self.options()["false_positive_rate"].checked("false_positive_rate", rate)
         if self.network.is_fitted:
@@ -286,18 +286,18 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
 
     @property
     def training(self) -> Training | None:
-        """How it was fitted; None before ``fit``."""
+        """The training of the detector; None before ``fit``."""
         return next(iter(self.network.trainings), None)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of what the reconstructors learn; while they are trained ``fit`` takes four times as many.
+        """The bytes of the reconstructors' weights; ``fit`` needs four times as many.
 
-        For the dense ones 4 K (2 d h + d + h) with K classes, d pixels of all maps and h hidden units.
+        Dense autoencoders need 4 K (2 d h + d + h) bytes for K classes, d pixels of all maps and h hidden units.
         """
         return weight_bytes(*self._sizes())
 
-    # What a file holds
+    # Saved files
 
     made_for_in_words = "clip values, mean, std, then its defences"
 
@@ -324,12 +324,12 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         self.network.make()
         check_kinds(subject, saved.tensors, self.network.state_dict())
         self.network.load(saved.tensors)
-        self.network.trainings = [Training.of(held) for held in saved.training]
+        self.network.trainings = [Training.of(plain) for plain in saved.training]
 
     # Inside
 
     def _sizes(self) -> tuple[str, int, tuple[int, int, int], int]:
-        """Kind of reconstructor, classes, shape of its maps and hidden units."""
+        """Return the kind of reconstructor, the number of classes, the shape of the maps and the hidden units."""
         height, width = shape_with_channels_in_front(self.classifier)[1:]
         sizes = self.classifier.nb_classes, (len(self._explanations), height, width), self.hidden
         return self.reconstructor or usual_reconstructor(*sizes), *sizes
@@ -339,13 +339,13 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         return self.explanation if isinstance(self.explanation, list) else [self.explanation]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without ``detector``, which ART would copy with another network inside than ``network``."""
+        """Leave out ``detector``, which ART would copy with another network inside than ``network``."""
         return {name: value for name, value in vars(self).items() if name != "detector"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        # ART's copies of a classifier have a module of their own around its parameters, and choose their device.
-        self.network.look_into(_pipeline(self.classifier))
+        # ART's copies of a classifier wrap its parameters in a new module, and choose their device.
+        self.network.set_pipeline(_pipeline(self.classifier))
         self.network.to(device_of(self.classifier))
         self.detector = self._as_classifier()
 
@@ -357,7 +357,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         return network.to(device_of(classifier)).requires_grad_(False).eval()
 
     def _check_second_derivative(self) -> None:
-        """Refuse a network whose explanation has no derivative: tried on two images of noise."""
+        """Refuse a network whose explanation has no derivative, tested on two images of noise."""
         network = self.network
         x = torch.tensor(probes(self.classifier), device=network.device)
         classes = network.predicted(x)
@@ -376,11 +376,11 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         )
 
     def _measured(self, x: FloatArray, batch_size: int) -> dict[str, Any]:
-        """Scores, thresholds and predicted classes (N,), by name."""
+        """Return scores, thresholds and predicted classes (N,), by name."""
         self.network.check_fitted()
         check_count("batch_size", batch_size)
         if not isinstance(x, np.ndarray) or x.ndim == 0 or len(x) == 0:
-            check_images(x, self.classifier)  # says what is wrong
+            check_images(x, self.classifier)  # raises the error
         batches = []
         for start in range(0, len(x), batch_size):
             images = check_images(x[start : start + batch_size], self.classifier)
@@ -398,20 +398,20 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
 
 
 def _benign(benign: Any, count: int) -> npt.NDArray[np.bool_]:
-    """Which of so many images are benign (N,)."""
+    """Return which of ``count`` images are benign (N,), from the argument ``benign``."""
     if benign is None:
         return np.ones(count, dtype=np.bool_)
     readable = isinstance(benign, np.ndarray) and benign.shape == (count,) and benign.dtype == np.bool_
     if not (readable and benign.any()):
         raise InputError(
-            f"benign is {shown(benign)}; truth values ({count},), one an image and some True, were expected"
+            f"benign is {shown(benign)}; truth values ({count},), one per image and some True, were expected"
         )
     assert isinstance(benign, np.ndarray)
     return benign
 
 
 def _made_for(classifier: PyTorchClassifier) -> list[Any]:
-    """Clip values, mean, std, and what else of the defences no weight tells, as JSON holds them."""
+    """Return clip values, mean, std and settings of the defences, which the weights do not determine, as plain data."""
     clip = classifier.clip_values
     numbers = [None if clip is None else [np.asarray(end).tolist() for end in clip]]
     for name in ("mean", "std"):

@@ -1,7 +1,7 @@
-"""Explanations of a prediction as a detector's input, and statistics of them.
+"""Explanations of a prediction, and statistics of them, as inputs of a detector.
 
-An explanation is an attribution to each pixel value. *Statistics* of one are few numbers: how large it is and how much
-of it is of high frequency; or, of the surface around the image, how the logits answer to noise.
+An explanation is an attribution to each pixel value. The *statistics* of an explanation are two numbers: its size and
+its share of high frequencies. For ``"noise_response"`` they are the changes of the logits under noise.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Explanation = Callable[[Pipeline, Tensor, Tensor, float | None], Tensor]
 
 
 class _OfShares(nn.Module):
-    """A classifier of pixels as shares of the clip range: explanations, noise and baselines mean the same in any."""
+    """A classifier of pixels as shares of the clip range, so that noise and baselines do not depend on the range."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         super().__init__()
@@ -46,17 +46,17 @@ def _by_gradient(explain: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> Expl
 
 
 def _smooth_grad(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
-    """SmoothGrad with the same noise for every image: no score depends on its neighbours, or on the device."""
-    drawn = torch.Generator().manual_seed(0)
+    """Compute SmoothGrad with the same noise for every image, so that scores do not depend on the batch or device."""
+    generator = torch.Generator().manual_seed(0)
     total = torch.zeros_like(x)
     for _ in range(SAMPLES):
-        noise = torch.randn(1, *x.shape[1:], generator=drawn)
+        noise = torch.randn(1, *x.shape[1:], generator=generator)
         total = total + gradient.input_gradient(model, x + SIGMA * noise.to(x), classes)
     return total / SAMPLES
 
 
 def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """Return the relevance of the network's input: preprocessors need be no layers, and normalisation passes it on."""
+    """Return the relevance of the network's input, since preprocessors need not be layers."""
     with evaluation_mode(pipeline):
         x = pipeline.before_model(x)
     pixels = relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
@@ -73,11 +73,12 @@ EXPLANATIONS: dict[str, Explanation] = {
     "relevance": _by_relevance,
     "loss_gradient": _by_gradient(gradient.loss_gradient),
 }
-"""By name. The authors' is the input gradient of the predicted class's logit; ``loss_gradient`` is that of its
-cross-entropy, whose size tells how sure the network is."""
+"""The explanations by name. The authors use the input gradient of the predicted class's logit; ``loss_gradient`` is the
+gradient of its cross-entropy, whose size depends on the network's confidence."""
 
 SAMPLES = 10
-"""Noisy copies of SmoothGrad, steps of integrated gradients. **Convention**: fewer than their papers', for speed."""
+"""Number of noisy copies of SmoothGrad and of steps of integrated gradients. **Convention**: fewer than in the papers,
+for speed."""
 
 SIGMA = 0.15
 """Standard deviation of SmoothGrad's noise, as a share of the clip range."""
@@ -85,21 +86,22 @@ SIGMA = 0.15
 NOISE, DRAWS = 0.06, 8
 """Noise around an image: its standard deviation as a share of the clip range, and the number of draws.
 
-**Convention**: twice the eps that the method was found wanting at; on CIFAR-10's validation images less tells less."""
+**Convention**: twice the eps at which the authors' score fails; on CIFAR-10's validation images less noise detects
+less."""
 
 TINY = 1e-12
 
 
 def maps(names: list[str], pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """Absolute attributions summed over colours (n, M, H, W), a map for each named explanation of the classes (n,)."""
+    """Return absolute attributions summed over colours (n, M, H, W), a map for each explanation of the classes (n,)."""
     attributions = [EXPLANATIONS[name](pipeline, x, classes, beta) for name in names]
     return torch.stack([attribution.abs().sum(dim=1) for attribution in attributions], dim=1)
 
 
 def statistics(names: list[str], pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """Two numbers (n, M, 1, 2) for each named explanation of the classes (n,), see ``STATISTICS``."""
+    """Return two numbers (n, M, 1, 2) for each named explanation of the classes (n,), see ``STATISTICS``."""
     pairs = [
-        _answer_to_noise(pipeline, x, classes, beta)
+        _response_to_noise(pipeline, x, classes, beta)
         if name == SURFACE
         else _size_and_detail(EXPLANATIONS[name](pipeline, x, classes, beta))
         for name in names
@@ -108,9 +110,9 @@ def statistics(names: list[str], pipeline: Pipeline, x: Tensor, classes: Tensor,
 
 
 def _size_and_detail(attribution: Tensor) -> Tensor:
-    """(n, 2) of attributions (n, C, H, W): logarithms of the Euclidean norm, and of the share of it that a blur takes.
+    """Return logarithms (n, 2) of the norm of attributions (n, C, H, W), and of its share that a blur removes.
 
-    A gradient step writes high frequencies into an image, after which the network's gradient has fewer of them.
+    A gradient step adds high frequencies to an image, after which the network's gradient has fewer of them.
     """
     whole = attribution.flatten(1).norm(dim=1)
     fine = (attribution - _blurred(attribution)).flatten(1).norm(dim=1)
@@ -118,7 +120,7 @@ def _size_and_detail(attribution: Tensor) -> Tensor:
 
 
 def _blurred(x: Tensor) -> Tensor:
-    """By a Gaussian of one pixel, seven wide, with mirrored borders; smaller images by what they have room for."""
+    """Blur by a Gaussian of one pixel, seven pixels wide, with mirrored borders; narrower for smaller images."""
     reach = min(3, min(x.shape[-2:]) - 1)
     at = torch.arange(-reach, reach + 1, device=x.device, dtype=x.dtype)
     weights = (-at.square() / 2).exp()
@@ -127,17 +129,17 @@ def _blurred(x: Tensor) -> Tensor:
     return functional.conv2d(functional.pad(x, [reach] * 4, mode="reflect"), kernel, groups=x.shape[1])
 
 
-def _answer_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """(n, 2): how much the logit of the class rises under Gaussian noise, and how much more that of the best other.
+def _response_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
+    """Return the mean rise (n, 2) of the class's logit under Gaussian noise, and the largest excess of another's rise.
 
     *Source*: Roth, Kilcher, Hofmann 2019, "The Odds are Odd" (arXiv:1902.04818). **Convention**: with the same noise
     for every image.
     """
-    drawn = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     network, x = _OfShares(pipeline), as_shares(x, pipeline.clip_values)
     with softplus_for_kinks(beta):
         clean = network(x)
-        noisy = [network(x + NOISE * torch.randn(1, *x.shape[1:], generator=drawn).to(x)) for _ in range(DRAWS)]
+        noisy = [network(x + NOISE * torch.randn(1, *x.shape[1:], generator=generator).to(x)) for _ in range(DRAWS)]
     change = torch.stack(noisy).mean(dim=0) - clean  # (n, K)
     own = change.gather(1, classes[:, None])
     others = (change - own).scatter(1, classes[:, None], -torch.inf).amax(dim=1)
@@ -147,4 +149,4 @@ def _answer_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float
 SURFACE = "noise_response"
 
 STATISTICS = (*EXPLANATIONS, SURFACE)
-"""Names of everything that statistics are computed of."""
+"""The explanations that have statistics, and the response to noise."""

@@ -1,4 +1,4 @@
-"""The fit of a detector's network: explain benign images, learn the explanations, set the thresholds."""
+"""The training of a detector's network: explain benign images, learn the explanations, set the thresholds."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.training.state import Epoch
 
 AT_ONCE = 128
-"""Images explained at a time."""
+"""Number of images explained per batch."""
 
 
 def fit_network(
@@ -30,18 +30,18 @@ def fit_network(
     settings: Settings,
     **loop: Any,
 ) -> Training:
-    """Teach a new network what explanations of benign images look like, and set its thresholds on those held out.
+    """Fit a network to the explanations of benign images, and set its thresholds on images held out.
 
     Args:
-        network: without weights; it gets them.
-        x: benign images ``(N, *input_shape)``, as the network takes them.
+        network: the network, without weights.
+        x: benign images ``(N, *input_shape)`` in the layout of the network.
         rate: share of benign images of each predicted class that may be flagged.
-        validation_split: share of each predicted class's images that only the thresholds are set on.
-        settings: of the training.
+        validation_split: share of each predicted class's images that are used only for the thresholds.
+        settings: settings of the training.
         **loop: ``checkpoint``, ``identity`` and ``progress`` of :func:`.training.loop.train`.
 
     Raises:
-        InputError: for explanations of no use, and a class with too few images.
+        InputError: for constant explanations or explanations that are not finite, and for a class with too few images.
     """
     raw, classes = explained(network, x)
     held_out = hold_out(classes, network.nb_classes, validation_split, rate, settings.seed)
@@ -62,7 +62,7 @@ def fit_network(
 
 
 def explained(network: DetectorNetwork, x: FloatArray) -> tuple[Tensor, Tensor]:
-    """Unscaled maps (N, M, H, W) and predicted classes (N,) of images, on the CPU."""
+    """Return unscaled maps (N, M, H, W) and predicted classes (N,) of images, on the CPU."""
     maps, classes = [], []
     with torch.no_grad():
         for start in range(0, len(x), AT_ONCE):
@@ -87,11 +87,11 @@ def _learn(network: DetectorNetwork, scaled: Tensor, classes: Tensor, settings: 
 
 
 def _check_maps(maps: Tensor, explanations: list[str]) -> None:
-    """Refuse unscaled maps (N, M, H, W) from which nothing can be learnt."""
+    """Refuse unscaled maps (N, M, H, W) that are not finite or constant."""
     for name, values in zip(explanations, maps.flatten(2).unbind(dim=1), strict=True):
         if not bool(values.isfinite().all()):
             raise InputError(f"x has {name} explanations that hold NaN or infinite values; finite ones were expected")
         if torch.equal(values.amax(dim=1), values.amin(dim=1)):
             raise InputError(
-                f"x has {name} explanations of a single value each; ones with something on them were expected"
+                f"x has {name} explanations of a single value each; explanations that vary over the image were expected"
             )

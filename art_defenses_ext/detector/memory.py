@@ -1,4 +1,4 @@
-"""The memory that a detector's weights take, counted before any of them is made."""
+"""The memory of a detector's weights, estimated before allocation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ TRAINING_COPIES = 4
 """Copies of the weights in training: the weights, their gradients and Adam's two moments."""
 
 DENSE_LIMIT = 4 * 2**30
-"""Bytes of the dense autoencoders in training up to which they are the default."""
+"""Maximum number of bytes in training for which the dense autoencoders are the default."""
 
 
 def usual_reconstructor(nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> str:
-    """Return the default: the authors' dense autoencoders, or a convolutional one where those are too large.
+    """Return the default: the authors' dense autoencoders, or a convolutional one if they are too large.
 
-    **Convention**: the limit is a number, not the memory of this machine, so that the same call makes the same detector
-    everywhere. A thousand classes fit at 32 pixels, ten at 224.
+    **Convention**: the limit is a constant, not the memory of the machine, so that a call makes the same detector on
+    every machine. A thousand classes fit at 32 pixels, ten at 224.
     """
     dense = TRAINING_COPIES * weight_bytes("autoencoder", nb_classes, map_shape, hidden)
     return "autoencoder" if dense <= DENSE_LIMIT else "convolutional"
 
 
 def weight_bytes(reconstructor: str, nb_classes: int, map_shape: tuple[int, int, int], hidden: int) -> int:
-    """Bytes of the weights of a kind of reconstructor for maps (M, H, W); none of them is made."""
+    """Return the bytes of the weights of a reconstructor for maps (M, H, W), without allocating them."""
     with torch.device("meta"):
-        made = make_reconstructors(reconstructor, nb_classes, map_shape, hidden)
-    return sum(tensor.nbytes for tensor in made.state_dict().values())
+        weights = make_reconstructors(reconstructor, nb_classes, map_shape, hidden).state_dict()
+    return sum(tensor.nbytes for tensor in weights.values())
 
 
 def check_memory(
@@ -40,19 +40,19 @@ def check_memory(
     device: torch.device,
     copies: int = 1,
 ) -> None:
-    """Refuse weights of which so many copies do not fit into the memory of a device.
+    """Refuse weights of which ``copies`` copies do not fit into the memory of a device.
 
     Raises:
-        InputError: where less memory is available than they take.
+        InputError: that names a smaller reconstructor, if there is one.
     """
     options = nb_classes, map_shape, hidden
     weights, available = weight_bytes(reconstructor, *options), available_memory(device)
     if available is None or copies * weights <= available:
         return
-    doing = "" if copies == 1 else f", and {in_words(copies * weights)} while they are trained"
+    training = "" if copies == 1 else f", and {in_words(copies * weights)} while they are trained"
     others = [kind for kind in RECONSTRUCTORS if copies * weight_bytes(kind, *options) <= available]
     smaller = " or ".join(f"reconstructor={kind!r}" for kind in others) or "a smaller hidden"
     raise InputError(
         f"reconstructor is {reconstructor!r}, whose weights for {nb_classes} classes take "
-        f"{in_words(weights)}{doing}, of {in_words(available)} available on {device}; {smaller} was expected"
+        f"{in_words(weights)}{training}, of {in_words(available)} available on {device}; {smaller} was expected"
     )

@@ -16,7 +16,7 @@ RECONSTRUCTORS = ("autoencoder", "convolutional", "statistics")
 
 
 class Reconstructor(nn.Module):
-    """From maps or statistics (n, d) and classes (n,) to what benign ones of the class look like."""
+    """A model from maps or statistics (n, d) and classes (n,) to their reconstruction as benign ones of the class."""
 
     @property
     def dtype(self) -> torch.dtype:
@@ -26,7 +26,7 @@ class Reconstructor(nn.Module):
 
 
 class ClassAutoencoders(Reconstructor):
-    """One autoencoder a class, all in one pass: d - hidden ReLU - d sigmoid.
+    """One autoencoder per class, all in one pass: d - hidden ReLU - d sigmoid.
 
     *Source*: the authors' code. **Convention**: torch's initial weights for dense layers.
     """
@@ -39,10 +39,10 @@ class ClassAutoencoders(Reconstructor):
         self.decoder_bias = nn.Parameter(_uniform(hidden, nb_classes, 1, size))
 
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Return reconstructions (n, d) of maps (n, d), each by the autoencoder of its class (n,)."""
+        """Return reconstructions (n, d) of maps (n, d) by the autoencoders of their classes (n,)."""
         nb_classes = len(self.encoder)
         seen_before = functional.one_hot(classes, nb_classes).cumsum(dim=0).gather(1, classes[:, None]).squeeze(1)
-        # On a GPU, room for all in each class: how many there are would have to be asked, and waited for.
+        # On a GPU there is room for all maps in each class, since reading the counts would wait for the device.
         room = int(torch.bincount(classes, minlength=nb_classes).max()) if may_look(maps) else len(maps)
         places = (classes, seen_before - 1)
         grouped = maps.new_zeros(nb_classes, room, maps.shape[1]).index_put(places, maps)  # (K, room, d)
@@ -68,14 +68,14 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "l1": lambda errors: errors.abs().mean(dim=1),
     "l2": lambda errors: errors.square().mean(dim=1),
 }
-"""From errors (n, d) to scores (n,)."""
+"""The scores (n,) of errors (n, d), by name."""
 
 
 class ConvolutionalAutoencoder(Reconstructor):
-    """One convolutional autoencoder for the maps of all classes, with biases of each class's own.
+    """One convolutional autoencoder for the maps of all classes, with separate biases for each class.
 
-    Two halvings to a sixteenth of ``hidden`` channels, two doublings back. **Departure** from the authors' dense ones:
-    neighbouring pixels are seen as neighbours, and what all classes have in common is learnt once.
+    It halves the resolution twice, to a sixteenth of ``hidden`` channels, and doubles it twice. **Departure** from the
+    authors' dense autoencoders: it uses that pixels are neighbours, and learns common features of all classes once.
     """
 
     WIDTH = 32
@@ -92,7 +92,7 @@ class ConvolutionalAutoencoder(Reconstructor):
         self.of_class = nn.Embedding(nb_classes, 2 * self.WIDTH)
 
     def forward(self, maps: Tensor, classes: Tensor) -> Tensor:
-        """Return reconstructions (n, d) of maps (n, d), each as one of its class (n,)."""
+        """Return reconstructions (n, d) of maps (n, d) as maps of their classes (n,)."""
         inner, outer = self.of_class(classes)[:, :, None, None].chunk(2, dim=1)
         seen = (self.first(maps.unflatten(1, self.map_shape)) + inner).relu()
         narrow = self.second(seen).relu()
@@ -102,11 +102,10 @@ class ConvolutionalAutoencoder(Reconstructor):
 
 
 class ClassGaussians(Reconstructor):
-    """A Gaussian for the statistics of each class; how far a point is from its class is its Mahalanobis distance.
+    """A Gaussian for the statistics of each class; the score is the Mahalanobis distance from the class.
 
-    *Source*: Lee, Lee, Lee, Shin 2018 (arXiv:1807.03888), who take features of the network for what is taken here of
-    its explanations. **Convention**: the covariance is of each class's own, with a millionth of its mean variance
-    added.
+    *Source*: Lee, Lee, Lee, Shin 2018 (arXiv:1807.03888), who use features of the network instead of statistics of its
+    explanations. **Convention**: each class has its own covariance, to which a millionth of its mean variance is added.
     """
 
     mean: Tensor
@@ -118,10 +117,10 @@ class ClassGaussians(Reconstructor):
         self.register_buffer("whitening", torch.eye(size).repeat(nb_classes, 1, 1))
 
     def fit(self, points: Tensor, classes: Tensor) -> None:
-        """Learn from points (N, d) of classes (N,), on any device; each class has more points than ``d``.
+        """Fit the Gaussians to points (N, d) of classes (N,), on any device.
 
         Raises:
-            InputError: for a class with fewer, or whose points lie in a plane.
+            InputError: for a class with at most d points, or with points in a plane.
         """
         for number in range(len(self.mean)):
             members = points[classes == number].double()
@@ -135,7 +134,7 @@ class ClassGaussians(Reconstructor):
             factor, failed = torch.linalg.cholesky_ex(covariance)
             if failed or not bool(factor.isfinite().all()):
                 raise InputError(
-                    f"x has statistics of class {number} that are all the same; ones that differ were expected"
+                    f"x has statistics of class {number} that are all equal; statistics that differ were expected"
                 )
             unit = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
             self.mean[number] = members.mean(dim=0)

@@ -1,4 +1,4 @@
-"""Thresholds of a detector from the scores of benign images that took no part in training."""
+"""Conformal thresholds of a detector, from the scores of benign images held out from training."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from art_defenses_ext.base.errors import InputError
 
 
 def conformal_thresholds(scores: Tensor, classes: Tensor, nb_classes: int, rate: float) -> Tensor:
-    """Thresholds (K,) at which at most the share ``rate`` of benign images of each predicted class is flagged.
+    """Return thresholds (K,) at which at most the share ``rate`` of benign images of each predicted class is flagged.
+
+    The share holds in expectation for any distribution of the scores.
 
     Args:
-        scores: of benign images (n,).
-        classes: those predicted for them (n,).
-        nb_classes: K.
+        scores: scores of benign images (n,).
+        classes: predicted classes (n,).
+        nb_classes: number of classes K.
         rate: false positive rate, between 0 and 1.
 
     Raises:
         InputError: for a class with too few images.
 
-    *Source*: the quantile with one more than there are, Vovk, Gammerman, Shafer 2005 (conformal prediction), for
-    which the share holds in the mean whatever the scores' distribution.
+    *Source*: Vovk, Gammerman, Shafer 2005 (conformal prediction): the quantile of n + 1 scores.
     """
     thresholds = []
     for number in range(nb_classes):
@@ -39,18 +40,18 @@ def conformal_thresholds(scores: Tensor, classes: Tensor, nb_classes: int, rate:
 
 
 def needed(rate: float) -> int:
-    """Return the least number of images of a class for a threshold that flags at most the share ``rate``."""
+    """Return the minimum number of images of a class for a threshold that flags at most the share ``rate``."""
     return math.ceil(1 / rate - 1e-9) - 1
 
 
 def hold_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed: int) -> Tensor:
-    """Select the images (N,) that the thresholds are set on: the same share of each predicted class."""
+    """Return which images (N,) are held out for the thresholds: the same share of each predicted class."""
     counts = torch.bincount(classes, minlength=nb_classes).tolist()
     kept = [int(share * count + 1e-9) for count in counts]  # so that 0.29 of 100 are 29
     missing = [number for number in range(nb_classes) if counts[number] == 0]
     if missing:
         raise InputError(
-            f"x has no image that is predicted as class {_listed(missing)}; some of each class were expected"
+            f"x has no image that is predicted as class {_listed(missing)}; images of each class were expected"
         )
     few = [number for number in range(nb_classes) if kept[number] < needed(rate)]
     if few:
@@ -74,9 +75,9 @@ def hold_out(classes: Tensor, nb_classes: int, share: float, rate: float, seed: 
 
 
 def _larger_split(count: int, rate: float) -> str:
-    """Suggest a validation split that suffices for a class of so many images, if one does."""
+    """Suggest a validation split that suffices for a class of ``count`` images, if there is one."""
     share = math.ceil(100 * needed(rate) / count) / 100
-    return f": validation_split={share:g} holds out so many" if share <= 0.5 else ""
+    return f": validation_split={share:g} holds out as many" if share <= 0.5 else ""
 
 
 def _listed(numbers: list[int]) -> str:

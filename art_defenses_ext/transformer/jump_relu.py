@@ -1,14 +1,14 @@
 """JumpReLU: a jump retrofitted to the rectifiers of a trained network.
 
+Small positive signals are treated as noise: J(z) = z if z > kappa, else 0. The weights do not change. The jump makes
+the loss surface discontinuous, and the exact gradient is uninformative at the discontinuity; an adaptive attacker uses
+the surrogate gradient modes.
+
 Source: Erichson, Yao, Mahoney 2019, "JumpReLU: A Retrofit Defense Strategy for Adversarial Attacks",
 arXiv:1904.03750 (ICPRAM 2020), and the authors' published code.
 
-A small positive signal is taken for noise: J(z) = z if z > kappa, else 0. The weights stay as they are. The jump
-makes the loss surface discontinuous, so its exact gradient is uninformative at the discontinuity; an adaptive attacker
-uses the surrogate gradient modes.
-
-**Departure**: the paper has ReLUs. Of any other rectifier r, such as GELU, J(z) = r(z) if z > kappa, else 0: a gate at
-the same place, which at kappa = 0 takes away what r has below zero.
+**Departure**: the paper has ReLUs only. For another rectifier r, such as GELU, J(z) = r(z) if z > kappa, else 0. At
+kappa = 0 this removes the values of r below zero.
 """
 
 from __future__ import annotations
@@ -79,18 +79,18 @@ def jump_relu(
     width: float | None = None,
     rectifier: Callable[[Tensor], Tensor] = torch.relu,
 ) -> Tensor:
-    """J(z) = r(z) where z > jump, else 0, for a rectifier r.
+    """Return J(z) = r(z) if z > jump, else 0, for a rectifier r.
 
     Args:
         z: pre-activations, any shape.
-        jump: kappa >= 0; at 0 the ReLU is itself.
-        gradient_mode: the backward rule. ``"exact"``: r'(z) 1[z > jump], as the paper's white-box attacker has it.
-            ``"relu"``: r'(z), for the ReLU 1[z > 0], which also reaches the units that the jump silenced.
-            ``"smooth"``: the derivative of r(z) * sigmoid((z - jump) / width), which also feels the step itself.
-            **Convention**: for the ReLU with z in place of r(z), so that units below zero feel the step too.
-        width: of the sigmoid, > 0; None for a quarter of the jump. **Convention**: the paper knows no smooth
+        jump: kappa >= 0; at 0 J is the ReLU.
+        gradient_mode: the backward rule. ``"exact"``: r'(z) 1[z > jump], the paper's white-box attack. ``"relu"``:
+            r'(z), for the ReLU 1[z > 0], which also reaches the units that the jump set to zero. ``"smooth"``: the
+            derivative of r(z) * sigmoid((z - jump) / width), which includes the jump itself. **Convention**: for the
+            ReLU with z in place of r(z), so that units below zero have a gradient too.
+        width: width of the sigmoid, > 0; None for a quarter of the jump. **Convention**: the paper has no smooth
             derivative; the table in docs/methods/jump_relu.md compares widths.
-        rectifier: r, elementwise.
+        rectifier: the rectifier r, elementwise.
 
     Returns:
         J(z), the same to the last bit in every gradient mode.
@@ -114,7 +114,7 @@ def jump_relu(
 
 
 class _SurrogateJump(torch.autograd.Function):
-    """The jump forwards; backwards z * sigmoid((z - jump) / width), or the ReLU without a width."""
+    """The jump in the forward pass; the derivative of z * sigmoid((z - jump) / width), or of the ReLU, backwards."""
 
     generate_vmap_rule = True
 
@@ -143,11 +143,11 @@ class JumpReLUNetwork(nn.Module, Defence):
 
     Args:
         network: the network, with ``nb_rectifiers`` calls of rectifiers in each pass.
-        jump: kappa >= 0, for all calls or one each.
-        nb_rectifiers: calls of rectifiers in one pass, see :class:`.ReplaceRectifiers`.
-        width: of the smooth backward rule, see :func:`jump_relu`; an attacker anneals it by ``surrogate_width``.
-        shared: whether the parameters belong to another network too, in which case training is refused; copies stay
-            so, since whoever copies a defended classifier copies its undefended one along.
+        jump: kappa >= 0, one for all calls or one for each.
+        nb_rectifiers: number of calls of rectifiers in one pass, see :class:`.ReplaceRectifiers`.
+        width: width of the smooth backward rule, see :func:`jump_relu`; attacks anneal it by ``surrogate_width``.
+        shared: whether the parameters also belong to another network, so that training is refused. A copy is shared
+            too, since the undefended classifier is copied with a defended one.
 
     Attributes:
         jumps: kappa of each call, in the order of execution.
@@ -178,7 +178,7 @@ class JumpReLUNetwork(nn.Module, Defence):
             return plain
         with ReplaceRectifiers(self._activate):
             logits: Tensor = self.network(x)
-        return at_least_float32(logits)  # numpy, through which ART's predict goes, has no bfloat16
+        return at_least_float32(logits)  # ART's predict returns numpy arrays, which have no bfloat16
 
     def _activate(self, rectifier: Rectifier, z: Tensor, call: int) -> Tensor:
         if call >= self.nb_rectifiers:
@@ -204,9 +204,9 @@ class JumpReLUNetwork(nn.Module, Defence):
 
     @classmethod
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
-        """What the authors ran: gray-box, made on the undefended network, and white-box, with the native derivative.
+        """Return the authors' attacks: gray-box, on the undefended network, and white-box, with the exact gradient.
 
-        The numbers of iterations are the authors' for MNIST, grey, and CIFAR-10, in colour.
+        The numbers of iterations are the authors': for MNIST in grey, and for CIFAR-10 in colour.
         """
         iterations = {"grey": 40, "colour": 7}
         attacks: dict[str, tuple[str, dict[str, Any]]] = {
@@ -221,16 +221,16 @@ class JumpReLUNetwork(nn.Module, Defence):
         )
 
     def undefended_network(self) -> nn.Module:
-        """The network with its own rectifiers, which shares all tensors."""
+        """Return the network with its own rectifiers, which shares all tensors."""
         return self.network
 
     def describe(self) -> dict[str, Any]:
-        """The jump (one number if all calls share it) and the width of the smooth rule."""
+        """Return the jump (one number if all calls share it) and the width of the smooth rule."""
         jump = self.jumps[0] if len(set(self.jumps)) == 1 else list(self.jumps)
         return {"jump": jump, "width": self.width, "rectifiers": self.nb_rectifiers}
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's own state under its own keys: the jump has none."""
+        """Return the network's state under its own keys; the jump is not part of it."""
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
@@ -238,14 +238,14 @@ class JumpReLUNetwork(nn.Module, Defence):
         return self.network.load_state_dict(*args, **kwargs)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Reached when this network is part of a larger module: give the keys the level that state_dict left out.
+        # Called if this network is part of a larger module: add the level to the keys that state_dict left out.
         own = [key for key in state_dict if key.startswith(prefix)]
         state_dict.update({f"{prefix}network.{key.removeprefix(prefix)}": state_dict.pop(key) for key in own})
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class TradeOff(NamedTuple):
-    """A point of the curve that ``fit`` walked: the jump and the clean accuracy there."""
+    """A point of the curve from ``fit``: a jump and its clean accuracy."""
 
     jump: float
     accuracy: float
@@ -257,18 +257,17 @@ class JumpReLU(Transformer, DefenceFace):
     Args:
         classifier: trained classifier whose network has rectifiers: ReLU, ReLU6, leaky ReLU, PReLU, ELU, GELU, SiLU,
             hard-swish and others (:class:`.ReplaceRectifiers`), as modules, functions or methods, in place or not, and
-            mixed. ``clamp(min=0)`` and what does not rectify stay: tanh, sigmoid and hard-sigmoid, which are gates,
-            and softmax.
+            mixed. Other operations do not change: ``clamp(min=0)``, tanh, sigmoid, hard-sigmoid and softmax.
         jump: kappa >= 0 in units of the pre-activation, one for the whole network as in the paper, or one for each
             rectifier in the order of execution. **Convention**: 1.0, the largest jump of the authors' grid
-            (0, .5, 1, 1.5) that costs their LeNet nothing; networks with batch norm want far less (the authors' grid
-            for ResNets ends at .09), which ``fit`` finds.
-        width: of the smooth backward rule, see :func:`jump_relu`.
-        copy: give the transformed classifier parameters of its own, so that it can be trained.
+            (0, .5, 1, 1.5) that does not lower the clean accuracy of their LeNet. Networks with batch norm need a much
+            smaller jump (the authors' grid for ResNets ends at .09), which ``fit`` chooses.
+        width: width of the smooth backward rule, see :func:`jump_relu`.
+        copy: whether the transformed classifier gets its own parameters, so that it can be trained.
 
     Raises:
-        InputError: for a jump below zero or not finite, a network without a rectifier, one that hides them or jumps
-            already, or one that does not give an image a logit for each of at least two classes.
+        InputError: for a jump below zero or not finite; for a network without a rectifier, with rectifiers that cannot
+            be replaced, with a jump already, or without a logit for each of at least two classes.
 
     Source: arXiv:1904.03750; the equation in the authors' code is z * H(z - kappa).
 
@@ -304,10 +303,10 @@ class JumpReLU(Transformer, DefenceFace):
         self._check_params()
 
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
-        """The classifier with the jump in its network, as ART's call.
+        """Return the classifier with the jump in its network, like ART's call.
 
         Args:
-            classifier: usually the one given at construction.
+            classifier: usually the classifier given at construction.
         """
         return self(transformed_classifier=classifier)
 
@@ -326,14 +325,14 @@ class JumpReLU(Transformer, DefenceFace):
     def __call__(
         self, x: FloatArray | None = None, transformed_classifier: PyTorchClassifier | None = None
     ) -> PyTorchClassifier:
-        """The classifier with the jump in its network.
+        """Return the classifier with the jump in its network.
 
-        Mean/std, clip values, loss, other defences and device are carried over. Its modules are separate objects; its
-        parameters and buffers are the original's own, and its optimizer refuses to train them, unless ``copy`` was
-        asked for: then it has parameters and an optimizer of its own.
+        Mean/std, clip values, loss, other defences and device are kept. Its modules are separate objects. It shares the
+        original's parameters and buffers, and its optimizer refuses to train them; with ``copy`` it has its own
+        parameters and optimizer.
 
         Args:
-            x: unused, as the jump needs no data; ART's transformers take it.
+            x: unused, since the jump needs no data; an argument of ART's transformers.
             transformed_classifier: a classifier to transform instead of the one given at construction.
         """
         classifier = self.classifier
@@ -359,23 +358,23 @@ class JumpReLU(Transformer, DefenceFace):
         jumps: Grid | None = None,
         batch_size: Count = 256,
     ) -> None:
-        """Choose the largest jump whose clean accuracy stays within ``max_accuracy_drop`` of the undefended network's.
+        """Choose the largest jump whose clean accuracy is at most ``max_accuracy_drop`` below the undefended model's.
 
-        Sets ``jump`` to the last jump before the first that costs more, and ``curve`` to the (jump, accuracy) pairs
-        that were looked at, in ascending order. Use validation images: the choice is a form of training.
+        Sets ``jump`` to the last jump before the first that lowers the accuracy further, and ``curve`` to the
+        (jump, accuracy) pairs that were computed, in ascending order. Use validation images, since the choice is a form
+        of training.
 
         Args:
             x: validation images ``(N, *input_shape)``, float32, in the clip range.
-            y: their labels, indices (N,) or one-hot (N, nb_classes).
+            y: true labels, indices (N,) or one-hot (N, nb_classes).
             max_accuracy_drop: accepted loss of clean accuracy, a fraction in [0, 1).
-            jumps: ascending jumps > 0 to look at. None: twenty equal steps up to the first of
-                .01, .02, .04, ... that costs too much. **Convention**: the authors' grids differ by network and
-                were swept on test images.
+            jumps: ascending jumps > 0. None: twenty equal steps up to the first of .01, .02, .04, ... that lowers the
+                accuracy too much. **Convention**: the authors' grids differ by network and were swept on test images.
             batch_size: images per forward pass.
 
         Raises:
-            InputError: for unusable images or labels, a drop or a grid out of range, and where a jump of 0 costs more:
-                it takes away what rectifiers other than the ReLU have below zero.
+            InputError: for unusable images or labels, a drop or a grid out of range, and if a jump of 0 lowers the
+                accuracy too much, since it removes the values below zero of rectifiers other than the ReLU.
 
         Source: arXiv:1904.03750: kappa is tuned during validation.
         """
@@ -383,11 +382,11 @@ class JumpReLU(Transformer, DefenceFace):
         labels = check_labels(y, self.classifier.nb_classes, len(x))
         accuracy = _CleanAccuracy(self.classifier, x, labels, batch_size)
         drop = accuracy.undefended - accuracy(0.0)
-        required = accuracy.undefended - max_accuracy_drop - 1e-9  # for the rounding of the two means
+        required = accuracy.undefended - max_accuracy_drop - 1e-9  # tolerance for rounding of the two means
         if accuracy(0.0) < required:
             raise InputError(
-                f"max_accuracy_drop is {max_accuracy_drop:g}, but a jump of 0 costs {drop:.3f}, as it takes away what "
-                "the network's rectifiers have below zero; a larger one was expected"
+                f"max_accuracy_drop is {max_accuracy_drop:g}, but a jump of 0 costs {drop:.3f}, since it removes the "
+                "values below zero of the network's rectifiers; a larger drop was expected"
             )
         if jumps is None:
             end = 0.01
@@ -402,8 +401,8 @@ class JumpReLU(Transformer, DefenceFace):
         """Set ``jump``, ``width`` or ``copy``.
 
         Raises:
-            InputError: for another name, which ART's own transformers drop in silence, or a value that cannot be used;
-                nothing changes then.
+            InputError: for another name, which ART's transformers ignore, or a value that cannot be used; nothing
+                changes then.
         """
         check_known(self, kwargs, self.params)
         former = {name: getattr(self, name) for name in kwargs}
@@ -422,8 +421,8 @@ class _CleanAccuracy:
     """Clean accuracy as a function of the jump, each value computed once.
 
     Attributes:
-        undefended: that of the network without the jump.
-        known: those computed so far, by jump.
+        undefended: clean accuracy of the network without the jump.
+        known: the accuracies computed so far, by jump.
     """
 
     def __init__(self, classifier: PyTorchClassifier, x: FloatArray, labels: IntArray, batch_size: int) -> None:
@@ -445,10 +444,10 @@ class _CleanAccuracy:
 
 
 def per_layer(jump: Jump, nb_rectifiers: int) -> tuple[float, ...]:
-    """The jump of each rectifier.
+    """Return the jump of each rectifier.
 
     Raises:
-        InputError: for another number of jumps than of rectifiers.
+        InputError: for a number of jumps that differs from the number of rectifiers.
     """
     jumps = tuple(jump) if isinstance(jump, Sequence) else (jump,) * nb_rectifiers
     if len(jumps) != nb_rectifiers:
@@ -459,9 +458,11 @@ def per_layer(jump: Jump, nb_rectifiers: int) -> tuple[float, ...]:
 
 
 def _rectifiers_of(classifier: PyTorchClassifier) -> int:
-    """Rectifiers in one evaluation pass of the classifier's network, found by a pass on an empty image."""
+    """Return the number of rectifiers in an evaluation pass of the classifier's network, counted on an empty image."""
     if any(isinstance(module, JumpReLUNetwork) for module in classifier.model.modules()):
-        raise InputError(f"the model {type(classifier.model).__name__} jumps already; one without a jump was expected")
+        raise InputError(
+            f"the model {type(classifier.model).__name__} has a jump already; a model without a jump was expected"
+        )
     check_replaceable(classifier.model)
     probe = _copied(classifier.model, {id(p): p for p in classifier.model.parameters()}).eval()
     try:
@@ -469,9 +470,9 @@ def _rectifiers_of(classifier: PyTorchClassifier) -> int:
     except InputError:
         raise
     except Exception:
-        check_runs(classifier)  # which says what the network cannot take
+        check_runs(classifier)  # raises a clearer error if the network cannot take the images
         raise
-    check_runs(classifier)  # after a copy was made: the pass that this takes may hide what cannot be copied
+    check_runs(classifier)  # after the copy, since its pass may prevent a copy
     if nb_rectifiers == 0:
         raise InputError(
             f"the model {type(classifier.model).__name__} calls no rectifier such as ReLU, GELU or SiLU; at least one "
@@ -483,6 +484,8 @@ def _rectifiers_of(classifier: PyTorchClassifier) -> int:
 def _copied(original: Any, kept: dict[int, Any]) -> Any:
     try:
         return copy.deepcopy(original, kept)
-    except RuntimeError as error:  # such as torch's old weight_norm, whose weights are results of a computation
+    except RuntimeError as error:  # for example with torch's old weight_norm, whose weights are computed
         reason = str(error).splitlines()[0]
-        raise InputError(f"the model cannot be copied ({reason}); one that deepcopy takes was expected") from error
+        raise InputError(
+            f"the model cannot be copied ({reason}); a model that copy.deepcopy can copy was expected"
+        ) from error

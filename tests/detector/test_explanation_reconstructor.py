@@ -318,10 +318,10 @@ def test_it_learns_from_the_benign_images_alone() -> None:
         ({"y": lambda y: "benign"}, "y is 'benign'; an array of class indices"),
         (
             {"benign": np.ones(60, int)},
-            r"benign is int64 of shape \(60,\); truth values \(60,\), one an image",
+            r"benign is int64 of shape \(60,\); truth values \(60,\), one per image",
         ),
         ({"benign": [True] * 60}, r"benign is \[True, .*; truth values \(60,\)"),
-        ({"benign": np.zeros(60, bool)}, r"benign is bool of shape .* one an image and some True"),
+        ({"benign": np.zeros(60, bool)}, r"benign is bool of shape .* one per image and some True"),
         ({"x": lambda x: x.astype(np.float64)}, "x is float64 of shape .*; a numpy array of float32, "),
         ({"x": lambda x: np.where(x > 0.9, np.nan, x).astype(np.float32)}, "x holds NaN or infinite values"),
         ({"checkpoint": "nowhere/training"}, "checkpoint is 'nowhere/training'; a file in an existing folder was exp"),
@@ -354,7 +354,9 @@ def test_a_class_that_no_image_is_predicted_as_is_named() -> None:
     with torch.no_grad():
         classifier.model.out.bias[1] = -1e3
     detector = ExplanationReconstructor(classifier, false_positive_rate=0.5)
-    with pytest.raises(InputError, match=r"^x has no image that is predicted as class 1; some of each class were exp"):
+    with pytest.raises(
+        InputError, match=r"^x has no image that is predicted as class 1; images of each class were exp"
+    ):
         detector.fit(images((1, 4, 4)), **BRIEFLY)
     assert not detector.network.is_fitted
 
@@ -403,7 +405,7 @@ def test_explanations_of_a_single_value_each_are_refused(scaling: str) -> None:
             classifier, explanation=explanation, scaling=scaling, false_positive_rate=0.5
         )
         with pytest.raises(
-            InputError, match=r"^x has input_gradient explanations of a single value each; ones with som"
+            InputError, match=r"^x has input_gradient explanations of a single value each; explanations that vary"
         ):
             detector.fit(x, **BRIEFLY)
         assert not detector.network.is_fitted

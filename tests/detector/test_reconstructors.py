@@ -142,7 +142,7 @@ def test_too_few_points_or_points_without_spread_are_refused() -> None:
     points = torch.from_numpy(np.random.default_rng(0).normal(size=(8, 4)))
     with pytest.raises(InputError, match="4 images predicted as class 0 to learn from; more than the 4 statistics"):
         ClassGaussians(2, 4).fit(points, torch.arange(8) % 2)
-    with pytest.raises(InputError, match="statistics of class 0 that are all the same"):
+    with pytest.raises(InputError, match="statistics of class 0 that are all equal"):
         ClassGaussians(1, 4).fit(torch.ones(8, 4), torch.zeros(8, dtype=torch.long))
 
 

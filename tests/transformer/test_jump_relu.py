@@ -586,7 +586,7 @@ def test_torchscript_is_refused() -> None:
 
 
 def test_a_jump_network_is_not_given_a_second_jump() -> None:
-    with pytest.raises(InputError, match="JumpReLUNetwork jumps already"):
+    with pytest.raises(InputError, match="JumpReLUNetwork has a jump already"):
         JumpReLU(JumpReLU(wrap(Functional()), 0.1)(), 0.1)
 
 
