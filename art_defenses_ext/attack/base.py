@@ -239,19 +239,25 @@ class BestPoints:
         self.points = x.clone()
         self.margins = torch.full((len(x),), torch.inf, device=x.device, dtype=x.dtype)
 
-    def offer(self, points: Tensor, margins: Tensor, rows: Tensor | None = None) -> None:
+    def offer(self, points: Tensor, margins: Tensor, rows: Tensor | None = None, repeated: bool = True) -> None:
         """Take ``points`` (n, ...) where their ``margins`` (n,) are the lowest yet.
 
         Args:
             points: one point for each image, or for each of ``rows``.
             margins: margins of the points; NaN is never the lowest.
             rows: index of each point's image (n,); images may repeat, and the first of equal margins counts.
+            repeated: whether images may repeat; where none does, less is computed.
         """
         margins = margins.to(self.margins.dtype)
         if rows is None:
             better = margins < self.margins
             self.points = torch.where(per_sample(better, points), points, self.points)
             self.margins = torch.where(better, margins, self.margins)
+            return
+        if not repeated:
+            better = margins < self.margins[rows]
+            self.points[rows] = torch.where(per_sample(better, points), points, self.points[rows])
+            self.margins[rows] = torch.where(better, margins, self.margins[rows])
             return
         # All places of a repeated image write the same value, since the order of writing is not defined.
         margins = torch.where(margins.isnan(), torch.inf, margins)

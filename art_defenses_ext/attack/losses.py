@@ -134,6 +134,8 @@ class Objective:
                 losses = -losses
             terms = [outputs.detach(), losses.detach(), gradient_of(losses, x)]
             sums = [total + term for total, term in zip(sums, terms, strict=True)] if sums else terms
-        outputs, losses, gradient = (total / self.eot for total in sums)
+        outputs, losses, gradient = (total / self.eot for total in sums) if self.eot > 1 else sums
+        if self.loss == "margin" and self.eot == 1:
+            return -losses, losses, gradient
         margins = margin(outputs, y)
         return -margins if self.targeted else margins, losses, gradient

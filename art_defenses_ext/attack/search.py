@@ -119,7 +119,7 @@ class Search:
 
     def offer(self, runs: Runs, margins: Tensor) -> None:
         """Keep the current points whose margins (b,) are the lowest yet."""
-        self.best.offer(runs.x, margins, runs.sample)
+        self.best.offer(runs.x, margins, runs.sample, repeated=self.targets.shape[1] > 1)
 
     def adapt(self, runs: Runs, clean: Tensor, gradient: Tensor) -> Tensor:
         """At a checkpoint without progress, halve the step and return to the best point; return the gradient there."""
