@@ -27,6 +27,8 @@ from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.declared import Kind
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run import block
+from art_defenses_ext.evaluation.suite import plan, suites
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.training import loop as training
 from art_defenses_ext.training.classifier import train_classifier
@@ -39,6 +41,21 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.load_profile("reproducible")
 
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")  # Foolbox imports GitPython, which else insists on the program git
+
+
+LONGEST = (
+    "tests/test_docs.py::test_the_code_of_a_page_runs",
+    "tests/test_examples.py",
+    "tests/evaluation/checks/test_broken_defences.py",
+    "tests/defence/test_accelerator.py",
+    "tests/test_verdicts.py",
+    "tests/test_fuzz.py",
+)
+"""What takes longest begins first: begun last, it would leave the other workers without work."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -172,6 +189,36 @@ FEW_STEPS = [
     ),
 ]
 """One attack of each kind, with so few steps that a whole evaluation takes seconds."""
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports are written without their pictures, which take a second to draw."""
+    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+
+
+@pytest.fixture(scope="session")
+def shortened_suite() -> Callable[[], AbstractContextManager[None]]:
+    """Within it the suite ``standard`` has one attack of each kind with few steps, and the checks' own are as short."""
+    short = tuple(spec for spec in suites.FAST if spec.name != "APGD staged" and spec.kind != "queries")
+    effort = replace(plan.EFFORT, build=lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=30, seed=seed))
+
+    @contextmanager
+    def shortened() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(suites.SUITES, "standard", short)
+            patch.setattr(plan, "EFFORT", effort)
+            patch.setattr(block, "BINARIZED", 3)
+            yield
+
+    return shortened
+
+
+@pytest.fixture
+def short_suite(shortened_suite: Callable[[], AbstractContextManager[None]]) -> Iterator[None]:
+    """A test for which ``standard`` may be short."""
+    with shortened_suite():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -333,12 +333,6 @@ def test_parts_are_merged_into_one_run(
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run"
 
 
-@pytest.fixture
-def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are written without their pictures, which take a second to draw."""
-    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
-
-
 @pytest.mark.usefixtures("without_pictures")
 def test_the_example_run_is_repeated_from_its_manifest_to_the_byte(command: Command, tmp_path: Path) -> None:
     """Another processor may train another network: the committed run's verdicts, and the bytes of this machine."""

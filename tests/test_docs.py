@@ -3,8 +3,9 @@
 Each page, and each module whose docstrings hold examples, is one test. Its blocks run from top to bottom in one
 namespace, in an empty folder. What a page speaks of without making it (`classifier`, `x_test`) comes from `names`. A
 block marked `text` holds what the Python block before it prints: words must be the same, numbers near. A function
-`test_...` in a page is run as pytest would run it. `<!-- skip: next if(missing("foolbox")) -->` leaves a block out
-where what it needs is not installed.
+`test_...` in a page is run as pytest would run it. A block before figures in per cent runs under the whole suite, any
+other under a short one. `<!-- skip: next if(missing("foolbox")) -->` leaves a block out where what it needs is not
+installed.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import re
 import runpy
 import shlex
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest
@@ -99,6 +101,7 @@ class Runner:
 
     def __init__(self, request: pytest.FixtureRequest) -> None:
         self.request = request
+        self.shortened_suite = request.getfixturevalue("shortened_suite")
         self.printed = ""
         self.tested: set[str] = set()
         self.sybil = Sybil(
@@ -112,9 +115,11 @@ class Runner:
     def run(self, document: Document) -> list[str]:
         """Run all blocks; the reasons of those that were left out."""
         skipped = []
-        for example in document:
+        examples = list(document)
+        for example, after in zip_longest(examples, examples[1:]):
+            prints_figures = after is not None and "%" in str(after.parsed)
             try:
-                with redirect_stdout(io.StringIO()) as out:
+                with nullcontext() if prints_figures else self.shortened_suite(), redirect_stdout(io.StringIO()) as out:
                     example.evaluate()
                     self.run_tests(document.namespace)
                 self.printed = out.getvalue()
@@ -159,6 +164,7 @@ def test_the_code_of_a_page_runs(page: Path, request: pytest.FixtureRequest, nam
         pytest.skip(f"all but {len(skipped)} blocks ran: {'; '.join(skipped)}")
 
 
+@pytest.mark.usefixtures("short_suite")
 @pytest.mark.parametrize("source", [source for source in SOURCES if ">>> " in source.read_text()], ids=short)
 def test_the_examples_in_docstrings_run(source: Path, names: dict[str, Any]) -> None:
     document = Sybil([DocTestParser(FLAGS)]).parse(source)

@@ -17,6 +17,7 @@ from art_defenses_ext.testing.plugin import NOTES
 from art_defenses_ext.zoo.datasets import Dataset
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 ATTACKS = """
 from art_defenses_ext.attack.margin_pgd import MarginPGD

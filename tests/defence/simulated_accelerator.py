@@ -54,6 +54,7 @@ from art_defenses_ext.training import loop
 from art_defenses_ext.training.inputs import mixture
 from art_defenses_ext.training.loop import train
 from art_defenses_ext.training.settings import Settings
+from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset
 
 NAME = "simulated"
@@ -135,6 +136,12 @@ def device() -> None:
     library = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
     library.fallback(torch.library.fallthrough_kernel)
     device.library = library  # the registration ends with the object
+
+
+@pytest.fixture(scope="session")
+def digits_classifier(digits: Dataset) -> PyTorchClassifier:
+    """Hardly trained: no test here looks at a value."""
+    return load_classifier(digits, epochs=3, progress=False)
 
 
 @pytest.fixture

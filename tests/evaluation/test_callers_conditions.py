@@ -34,7 +34,7 @@ from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.traps import examine
-from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.evaluation.suite.suites import FAST
 from art_defenses_ext.evaluation.suite.vote import predict_by_votes
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
@@ -73,6 +73,7 @@ def test_an_attack_does_the_same_where_the_caller_needs_no_gradients(
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.usefixtures("short_suite")
 @pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
 def test_an_evaluation_does_the_same_where_the_caller_needs_no_gradients(
     off: Any, digits_classifier: PyTorchClassifier, digits: Dataset
@@ -80,7 +81,7 @@ def test_an_evaluation_does_the_same_where_the_caller_needs_no_gradients(
     def robust() -> list[dict[str, Any]]:
         x, y = digits.test.x[:6], digits.test.y[:6]
         report = evaluate(
-            digits_classifier, (x, y), Linf(0.1), [WHITE_BOX], check_samples=2, curve_samples=0, progress=False
+            digits_classifier, (x, y), Linf(0.1), FAST[:1], check_samples=2, curve_samples=0, progress=False
         )
         assert report.summary.checks[6].verdict == "passed"  # of the gradients
         return [{key: one.success for key, one in record.attacks.items()} for record in report.records]
@@ -121,6 +122,7 @@ def test_a_network_made_under_inference_mode_is_refused_before_any_work(digits: 
         evaluate(classifier, (digits.test.x[:4], digits.test.y[:4]), Linf(0.1), progress=False)
 
 
+@pytest.mark.usefixtures("short_suite")
 def test_the_report_tells_no_graph_from_a_flat_one(digits: Dataset) -> None:
     """A forward pass under no_grad is the network's own doing, and is called by that name."""
 
@@ -206,6 +208,7 @@ def test_a_network_that_writes_into_its_input_is_attacked_like_its_twin(
         assert np.abs(found[0] - x).max() <= EPS * (1 + 1e-6)
 
 
+@pytest.mark.usefixtures("short_suite")
 def test_it_is_judged_and_evaluated_like_its_twin(twins: list[PyTorchClassifier], digits: Dataset) -> None:
     x, y = digits.test.x[:8], twins[1].predict(digits.test.x[:8]).argmax(axis=1)
     predictions = [predict_by_votes(classifier, x.copy(), y, votes, 0) for classifier in twins for votes in (1, 3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import lru_cache
 from statistics import fmean, pstdev
 from typing import Any
 
@@ -23,6 +24,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     return value
+
+
+@lru_cache(maxsize=10_000)
+def _wilson(count: int, total: int) -> tuple[float, float]:
+    """Wilson's interval, kept, since scipy also computes a p-value, which takes a millisecond."""
+    low, high = binomtest(count, total).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,7 @@ class Proportion:
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's 95 % confidence interval of the share."""
-        low, high = binomtest(self.count, self.total).proportion_ci(0.95, method="wilson")
-        return float(low), float(high)
+        return _wilson(self.count, self.total)
 
     @classmethod
     def of(cls, verdicts: Iterable[bool]) -> Proportion:

@@ -18,12 +18,12 @@ from art_defenses_ext.attack.losses import margin, only_pair
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.evaluation.checks import binarization
 from art_defenses_ext.evaluation.checks.binarization import binarization_test, last_linear
-from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
+from art_defenses_ext.evaluation.suite.suites import FAST
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
 THREATS: list[Threat] = [Linf(0.1), L2(0.6)]
-WHITE = (WHITE_BOX.build, "exact")
+WHITE = (FAST[0].build, "exact")
 
 
 def blind(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -31,14 +31,14 @@ def blind(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAt
 
 
 def far(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return WHITE_BOX.build(classifier, threat.at(3 * threat.eps), seed)
+    return FAST[0].build(classifier, threat.at(3 * threat.eps), seed)
 
 
 @pytest.mark.parametrize("threat", THREATS)
 def test_a_working_attack_finds_what_is_planted_and_a_blind_one_does_not(
     threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    x = digits.test.x[:12]
+    x = digits.test.x[:8]
     works = binarization_test(digits_classifier, x, threat, [WHITE], 0)
     fails = binarization_test(digits_classifier, x, threat, [(blind, "exact")], 0)
     assert works is not None
@@ -84,7 +84,7 @@ def test_problems_solved_side_by_side_do_not_mix(
     binary = binarization._binary(digits_classifier, layer, heads)
     tries: dict[str, binarization.Try] = {
         "ours": WHITE,
-        "smoothed": (WHITE_BOX.build, None),
+        "smoothed": (FAST[0].build, None),
         "ART's": (lambda c, t, s: ProjectedGradientDescent(c, t.norm, t.eps, t.eps / 5, 40, verbose=False), "exact"),
     }
     broken = binarization._broken(binary, x, Linf(0.1), [tries[attack]], 0)
@@ -163,7 +163,7 @@ def test_gradient_modes_and_smoothing_reach_the_defence_inside(
 ) -> None:
     defended = JumpReLU(digits_classifier, 0.7)()
     for mode in ("smooth", None):
-        found = binarization_test(defended, digits.test.x[:4], Linf(0.1), [(WHITE_BOX.build, mode)], 0)
+        found = binarization_test(defended, digits.test.x[:4], Linf(0.1), [(FAST[0].build, mode)], 0)
         assert found is not None
         assert found.found.total == 4
         assert found.found.count >= 2

@@ -15,7 +15,7 @@ from art_defenses_ext import AttackSpec, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.evaluation.checks.checks import CHECKS
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import STANDARD
+from art_defenses_ext.evaluation.suite.suites import FAST
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
@@ -23,10 +23,10 @@ SAMPLES, FEW, CHECKED = 40, 16, 8  # the binarization test takes a thousand poin
 
 
 SUITE = [
-    *(spec for spec in STANDARD if spec.name in ("APGD margin", "APGD smoothed", "transfer PGD-40")),
+    *(spec for spec in FAST if spec.name in ("APGD margin, 30 steps", "APGD smoothed, 20 steps", "transfer PGD-20")),
     AttackSpec("Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=200, seed=seed), "b", kind="queries"),
 ]
-"""The standard suite's kinds of attacks, without those that only take longer."""
+"""The suites' kinds of attacks, without those that only take longer."""
 
 
 class Foreign(PreprocessorPyTorch):

@@ -26,7 +26,6 @@ from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import Proportion, plain
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -168,6 +167,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("short_suite")
 @pytest.mark.parametrize("case", OTHERS)
 def test_runs_of_different_attackers_are_refused_or_say_so_first(
     case: str, runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
@@ -254,11 +254,11 @@ def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
     assert [one["robust_accuracy"] for one in comparison.as_dict()["runs"]] == [None, None]
 
 
+@pytest.mark.usefixtures("short_suite")
 def test_robust_accuracies_are_compared_under_their_name(
-    digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
     """A named suite is one attacker, whatever modes the defence has for it; papers' attacks are one for each method."""
-    monkeypatch.setattr("art_defenses_ext.evaluation.suite.suites.STANDARD", (WHITE_BOX,))
     x, y = digits.test.x[:2], digits.test.y[:2]
     options: dict[str, Any] = {"curve_samples": 0, "check_samples": 1, "progress": False}
     jump = JumpReLU(digits_classifier, 1.0)()

@@ -339,9 +339,10 @@ def test_a_random_classifiers_lists_are_means_over_its_votes(
 ) -> None:
     """Its clean lists too are the mean of all votes: with a single pass as reference they would agree with nothing."""
     noisy = rebuild(digits_classifier, model=Noisy(digits_classifier.model))
-    found = run_of(noisy, *images, tmp_path)
+    x, y = images
+    found = run_of(noisy, x[:6], y[:6], tmp_path)
     assert found.report.summary.run.votes == VOTES
     assert {line["clean_ndcg"] for line in found.lines} == {1.0}
     agreement = found.report.summary.worst_agreement
     assert agreement is not None
-    assert agreement.ndcg.total == 25
+    assert agreement.ndcg.total == 6

@@ -87,6 +87,8 @@ BRIEF = (
     *(spec for spec in STANDARD if spec.name in ("APGD smoothed", "transfer PGD-40", "noise")),
 )
 
+pytestmark = pytest.mark.usefixtures("short_suite")
+
 CASES: dict[str, Callable[[], tuple[PyTorchClassifier, dict[str, Any], list[Counting]]]] = {}
 
 

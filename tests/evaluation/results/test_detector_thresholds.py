@@ -15,9 +15,11 @@ from torch import nn
 
 from art_defenses_ext import Linf, evaluate
 from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, STANDARD
 
 Numbers = npt.NDArray[np.float64]
 DIMENSIONS, EPS = 20, 0.06
+ATTACKS = (*DETECTOR_SUITE, *(spec for spec in STANDARD if spec.kind == "transfer"))
 
 
 def linear(weights: Numbers, bias: Numbers) -> PyTorchClassifier:
@@ -54,7 +56,7 @@ class Linear:
     def evaluated(self, threshold: float) -> Summary:
         detector = linear(np.stack([np.zeros(DIMENSIONS), self.word]), np.array([0, -threshold]))
         report = evaluate(
-            linear(self.weights, self.bias), (self.x, self.y), Linf(EPS), "standard",
+            linear(self.weights, self.bias), (self.x, self.y), Linf(EPS), ATTACKS,
             detector=BinaryInputDetector(detector), check_samples=0, curve_samples=0,
             undefended_suite="papers", progress=False,
         )  # fmt: skip

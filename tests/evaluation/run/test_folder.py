@@ -347,8 +347,9 @@ def _hold(path: Path, held: Any, release: Any) -> None:
         release.wait(60)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the other process is a fork of this one")
 def test_two_processes_do_not_share_a_folder_and_a_killed_one_does_not_lock_it(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("fork")  # a new interpreter would import torch first
     held, release = context.Event(), context.Event()
     other = context.Process(target=_hold, args=(tmp_path, held, release))
     other.start()
