@@ -38,7 +38,7 @@ def far(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAtta
 def test_a_working_attack_finds_what_is_planted_and_a_blind_one_does_not(
     threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    x = digits.test.x[:8]
+    x = digits.test.x[:10]
     works = binarization_test(digits_classifier, x, threat, [WHITE], 0)
     fails = binarization_test(digits_classifier, x, threat, [(blind, "exact")], 0)
     assert works is not None

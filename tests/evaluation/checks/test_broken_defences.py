@@ -15,18 +15,26 @@ from art_defenses_ext import AttackSpec, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.evaluation.checks.checks import CHECKS
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.suite.suites import FAST
+from art_defenses_ext.evaluation.suite.suites import FAST, STANDARD
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
 SAMPLES, FEW, CHECKED = 40, 16, 8  # the binarization test takes a thousand points and a fit for each image checked
 
 
+QUERIES = AttackSpec(
+    "Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=200, seed=seed), "b", kind="queries"
+)
 SUITE = [
     *(spec for spec in FAST if spec.name in ("APGD margin, 30 steps", "APGD smoothed, 20 steps", "transfer PGD-20")),
-    AttackSpec("Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=200, seed=seed), "b", kind="queries"),
+    QUERIES,
 ]
-"""The suites' kinds of attacks, without those that only take longer."""
+"""The suite's kinds of attacks, without those that only take longer."""
+LONGER = [
+    *(spec for spec in STANDARD if spec.name in ("APGD margin", "APGD smoothed", "transfer PGD-40")),
+    QUERIES,
+]
+"""The same of the suite ``standard``: what k-WTA needs to fall."""
 
 
 class Foreign(PreprocessorPyTorch):
@@ -102,7 +110,7 @@ def white_box_accuracy(report: Report) -> float:
     return sum(record.robust(keys) for record in report.records) / len(report.records)
 
 
-SIZES = {"winners take all": (SAMPLES, SAMPLES), "noise": (FEW, CHECKED)}  # the others are clearer, or slower
+SIZES = {"winners take all": (SAMPLES, SAMPLES, LONGER)}  # the others are clearer
 
 # The defence, its radius, what the standard suite must leave at most, what the naive attacker leaves at least, and
 # the checks that must catch him.
@@ -125,13 +133,13 @@ def test_the_suite_breaks_what_is_broken_and_the_checks_catch_who_does_not(
     digits_classifier: PyTorchClassifier,
 ) -> None:
     broken = winners_take_all(digits) if name not in CHANGES else defend(digits_classifier, Foreign(CHANGES[name]))
-    samples, checked = SIZES.get(name, (FEW, CHECKED))
-    report = attacked(broken, digits, Linf(eps), adaptive=True, samples=samples, checked=checked)
+    samples, checked, suite = SIZES.get(name, (FEW, CHECKED, SUITE))
+    report = attacked(broken, digits, Linf(eps), adaptive=True, samples=samples, checked=checked, suite=suite)
     assert report.summary.clean.rate >= 0.85
     assert white_box_accuracy(report) <= at_most
     assert report.established, report.summary.failed_checks
 
-    naive = attacked(broken, digits, Linf(eps), adaptive=False, samples=samples, checked=checked)
+    naive = attacked(broken, digits, Linf(eps), adaptive=False, samples=samples, checked=checked, suite=suite)
     assert white_box_accuracy(naive) >= naive_at_least
     assert caught_by <= set(naive.summary.failed_checks)
     assert naive.established is False
