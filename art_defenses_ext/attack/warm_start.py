@@ -77,26 +77,24 @@ def crossed_pgd(
 
     for number, form in enumerate(forms):
         improve(best.points if number else None, -(-max_iter // FIRST), form)
-    start = _from_others(logits, x, y, ball, best, nb_donors, **shared)
+    donors = torch.randperm(len(x), generator=generator, device=x.device)[:nb_donors]
+    start = _from_donors(partial(margins_at, logits, batch_size=batch_size), x, y, ball, best, donors, clip_values)
     for form in forms:
         improve(start, max_iter, form)
     return best.points
 
 
 @torch.no_grad()
-def _from_others(
-    logits: Logits,
+def _from_donors(
+    margins_of: Callable[..., Tensor],
     x: Tensor,
     y: Tensor,
     ball: Ball,
     best: BestPoints,
-    nb_donors: int,
+    donors: Tensor,
     clip_values: ClipValues,
-    batch_size: int,
-    generator: torch.Generator,
 ) -> Tensor:
     """Return for each image (N, ...) the point of lowest margin among those with the donors' perturbations."""
-    donors = torch.randperm(len(x), generator=generator, device=x.device)[:nb_donors]
     rows = (best.margins >= 0).nonzero().squeeze(1)
     starts = BestPoints(best.points)
     for donor in donors:
@@ -104,7 +102,7 @@ def _from_others(
         if len(others):
             perturbed = x[others] + (best.points[donor] - x[donor])
             points = ball.inside(perturbed, x[others], clip_values)
-            starts.offer(points, margins_at(logits, points, y[others], batch_size), others)
+            starts.offer(points, margins_of(points, y[others]), others)
     return starts.points
 
 

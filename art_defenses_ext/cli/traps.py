@@ -20,7 +20,7 @@ from art_defenses_ext.base.validation import check_outputs, has_ignored_hooks, o
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, gradients_enabled, model_dtype
 from art_defenses_ext.evaluation.run.describe import versions
 from art_defenses_ext.evaluation.suite.attacker import BATCH_NOISE, followed
-from art_defenses_ext.evaluation.suite.probe import passes_gradient
+from art_defenses_ext.evaluation.suite.probe import has_gradient
 from art_defenses_ext.gradients.modes import Defence, gradient_mode, gradient_modes
 
 NO_GRAPH = "no graph leads from the logits back to the image"
@@ -169,7 +169,7 @@ def _wrong_gradient(classifier: PyTorchClassifier, x: FloatArray) -> str | None:
 def _has_no_graph(classifier: PyTorchClassifier, x: FloatArray) -> bool:
     """Return whether the logits can be computed but have no graph back to the image."""
     try:
-        return not passes_gradient(classifier, "exact", x)
+        return not has_gradient(classifier, "exact", x)
     except Exception:  # another flaw, which is named instead
         return False
 

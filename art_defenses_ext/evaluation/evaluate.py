@@ -163,7 +163,7 @@ def _evaluated(
     save_examples: str,
     keeps: bool = True,
 ) -> Iterator[RunDirectory]:
-    """Carry out a part of an evaluation in a folder, which is locked inside the block."""
+    """Run a shard of an evaluation in a folder, which is locked inside the block."""
     check_flag("overwrite", overwrite)
     check_flag("progress", progress)
     check_out(out)
@@ -171,12 +171,12 @@ def _evaluated(
     if not overwrite:
         check_settings(out, task.settings)
     with RunDirectory(out, overwrite, keeps, save_examples) as directory:
-        task.carry_out(directory, shard, progress)
+        task.attack_blocks(directory, shard, progress)
         task.make_rounds(directory, shard, progress, save_examples)
         counterpart = task.counterpart(progress)
         if counterpart is not None:
             with RunDirectory(directory.path / UNDEFENDED, overwrite, keeps) as beside:
-                counterpart.carry_out(beside, shard, progress)
+                counterpart.attack_blocks(beside, shard, progress)
                 counterpart.make_rounds(beside, shard, progress)
         yield directory
 
@@ -208,7 +208,7 @@ class AttackArguments(EvaluationOptions, total=False):
 
 
 class EvaluationArguments(AttackArguments, total=False):
-    """The arguments of :func:`evaluate` on what is attacked, and how.
+    """The arguments of :func:`evaluate` on the detector and the command, and those of :class:`AttackArguments`.
 
     Attributes:
         detector: a detector that rejects images, such as :class:`.ExplanationReconstructor`, see :func:`.rejecting`;
@@ -386,7 +386,7 @@ class _Task:
         x, y = images_and_labels(data)
         declared = {name: arguments.pop(name) for name in DECLARED if name in arguments}  # type: ignore[misc]
         classifier = differentiable(classifier_of(model, (x, y), declared))
-        classifier = classifier if detector is None else _joined(classifier, detector)
+        classifier = classifier if detector is None else _join_detector(classifier, detector)
         x = check_evaluated(x, classifier)
         labels = check_labels(y, nb_labels(classifier), len(x))
         check_threat(threat, classifier, x, allow_large_eps)
@@ -403,7 +403,7 @@ class _Task:
         return task
 
     def _probe(self, progress: bool) -> None:
-        """Run everything on two images, to refuse what cannot run, such as a detector that is not fitted."""
+        """Run networks and attacks on two images, to refuse early what cannot run, such as an unfitted detector."""
         x, labels = np.asarray(self.x[:PROBES]), self.labels[:PROBES]
         with self.evaluating(), seeded(self.settings.seed), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
@@ -426,8 +426,8 @@ class _Task:
             self.attacker, undefended, self.plan, self.threat, self.settings, misled, attacks, self.listeners.attacked
         )
 
-    def carry_out(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
-        """Attack the blocks of a part that the store does not have yet."""
+    def attack_blocks(self, store: RunDirectory, shard: Shard, progress: bool) -> None:
+        """Attack the blocks of a shard that the store does not hold yet."""
         settings, x = self.settings, self.x
         with self.evaluating(), progress_bar(progress) as bar:
             phases = Phases(bar, self.spent)
@@ -460,7 +460,7 @@ class _Task:
             yield start, work.block(start, np.asarray(self.x[rows]), self.labels[rows], step, store, phases)
 
     def make_rounds(self, store: RunDirectory, shard: Shard, progress: bool, save_examples: str = "one") -> None:
-        """Make the rounds of more effort that are to follow, once all blocks are attacked; of a part none."""
+        """Make the rounds of more effort after all blocks of a whole run; a shard has none."""
         manifest, examples = store.manifest, store.examples
         assert manifest is not None
         while shard.is_whole:
@@ -501,9 +501,9 @@ class _Task:
 
     def _announce(self, trial: Trial, starts: Sequence[int], bar: Progress) -> None:
         """Print the expected cost of the remaining blocks, from that of the first, if they take long."""
-        rest = trial.expected(self.settings, starts)
-        if starts and rest.seconds >= LONG:
-            bar.console.print(f"Expected after the first block: {in_words(rest)}.", highlight=False, soft_wrap=True)
+        cost = trial.expected(self.settings, starts)
+        if starts and cost.seconds >= LONG:
+            bar.console.print(f"Expected after the first block: {in_words(cost)}.", highlight=False, soft_wrap=True)
 
     def trial(self, progress: bool) -> Trial:
         """Evaluate a few images, and return the cost."""
@@ -523,12 +523,12 @@ class _Task:
             spent=dict(self.spent),
         )
         with TemporaryDirectory() as folder, RunDirectory(folder, keeps=False) as store:
-            task.carry_out(store, WHOLE, progress)
+            task.attack_blocks(store, WHOLE, progress)
             costs = read_costs(folder) + read_findings(Path(folder)).costs
         return Trial(task.plan, settings, 0, len(rows), costs, seconds_of_step)
 
     def manifest(self) -> Manifest:
-        """The manifest of the evaluation, made while its passes are counted."""
+        """Return the manifest of the evaluation, and count the passes that it needs."""
         with self.evaluating(), progress_bar(False) as bar:
             phases = Phases(bar, {})
             with phases.phase(PREPARATION, self.classifier, self.undefended):
@@ -586,7 +586,7 @@ class _Task:
     def _begin(self, store: RunDirectory, shard: Shard, phases: Phases) -> Manifest:
         """Return the manifest, checked against that in the store."""
         with phases.phase(PREPARATION, self.classifier, self.undefended) as announce:
-            announce("what is to be run is described")
+            announce("the run is described")
             manifest = self._manifest(shard)
         if store.manifest is None:
             health = self._health(phases)
@@ -599,7 +599,7 @@ class _Task:
 
 
 def classifier_of(model: Any, data: Any, declared: dict[str, Any]) -> Any:
-    """Return a torch network as a classifier, and anything else as it is."""
+    """Return a torch network as a classifier; return anything else unchanged."""
     if isinstance(model, nn.Module):
         return as_classifier(model, data, **declared)
     if declared:
@@ -610,8 +610,8 @@ def classifier_of(model: Any, data: Any, declared: dict[str, Any]) -> Any:
     return model
 
 
-def _joined(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
-    """Return both as one classifier that rejects, without changing the modes of their networks."""
+def _join_detector(classifier: PyTorchClassifier, detector: BinaryInputDetector) -> PyTorchClassifier:
+    """Return both as one classifier that rejects, without a change of the modes of their networks."""
     if rejects(classifier):
         raise InputError("detector was given, and classifier rejects by itself; one of both was expected")
     with rebuild.evaluation_mode(classifier.model):
@@ -637,7 +637,7 @@ def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorch
     undefended = differentiable(undefended, "undefended")
     if rejects(undefended):
         raise InputError("undefended rejects images; the classifier without its detector was expected")
-    expected, actual = ((each.input_shape, nb_labels(each)) for each in (classifier, undefended))
+    expected, actual = ((target.input_shape, nb_labels(target)) for target in (classifier, undefended))
     if actual != expected:
         raise InputError(
             f"undefended takes {actual[0]} to {actual[1]} classes; {expected[0]} to {expected[1]} was expected"

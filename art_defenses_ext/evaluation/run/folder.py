@@ -1,6 +1,6 @@
 """The folder of a run: written block by block, continued after a kill, never by two at once.
 
-    manifest.json    what the run is (``manifest.py``); written before the first block
+    manifest.json    settings, attacks and identity of the run (``manifest.py``); written before the first block
     records.jsonl    one line per sample, whole blocks in order; the same bytes however often the run was killed
     costs.jsonl      one line per attack and block; its seconds and memory differ from run to run
     examples/        attacked images for the report, one file per block that has some

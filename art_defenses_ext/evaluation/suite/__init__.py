@@ -1,1 +1,1 @@
-"""Which attacks run where, and what the attacker is given."""
+"""The attack suites, their plans, and the models that their attacks see."""

@@ -1,4 +1,4 @@
-"""Which attack runs where: a set of attacks unrolled over gradient modes, the eps of the curve, and the checks."""
+"""The plan of an evaluation: its attacks unrolled over gradient modes, the eps of the curve, and the checks."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from art_defenses_ext.evaluation.suite.suites import FIRSTS
 from art_defenses_ext.evaluation.threat import Threat, radius_to_grey
 
 CURVE_FACTORS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
-"""Where the curve of accuracy against eps is measured, in units of the threat's eps."""
+"""The eps of the curve of accuracy against eps, in units of the threat's eps."""
 
 Role = Literal["suite", "curve", "limit", "effort", "round"]
-"""``"suite"``: the evaluation proper. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
-``"effort"``: for the checks, on theirs; the largest eps of all, and more steps and restarts on what is left.
-``"round"``: of a round of more effort (``rounds.py``), on all samples that are left."""
+"""``"suite"``: the attack suite, on all samples. ``"curve"``: at several eps, on the curve's samples. ``"limit"`` and
+``"effort"``: for the checks, on the checks' samples; at the largest eps, and with more steps and restarts on unbroken
+samples. ``"round"``: in a round of more effort (``rounds.py``), on all unbroken samples."""
 
 EFFORT = AttackSpec(
     "APGD margin, 300 steps, 2 starts",
@@ -41,7 +41,7 @@ class AttackRun:
         spec: the attack.
         mode: the gradient mode.
         threat: the ball that it searches.
-        role: what it serves; all but the suite's runs use the first samples of the data set only.
+        role: purpose of the run; runs of curves and checks use the first samples of the data set only.
     """
 
     spec: AttackSpec
@@ -50,7 +50,7 @@ class AttackRun:
     role: Role = "suite"
 
     def most(self, samples: int) -> int:
-        """Return how many of so many samples of a block it attacks at most."""
+        """Return the maximum number that it attacks of ``samples`` samples of a block."""
         return min(samples, FEW) if self.role == "suite" and self.spec.samples == "few" else samples
 
     @property
@@ -60,9 +60,9 @@ class AttackRun:
 
     @property
     def key(self) -> str:
-        """The run's name in records: unique in a plan."""
+        """The run's name in records, unique in a plan."""
         at_eps = f"{self.family} @ {self.threat.eps:g}"
-        # The limit may be one of the curve's eps too.
+        # The limit may also be one of the curve's eps.
         return {"curve": at_eps, "limit": f"{at_eps}, limit"}.get(self.role, self.family)
 
 
@@ -75,15 +75,15 @@ def make_plan(
     with_checks: bool = False,
     limit: Threat | None = None,
 ) -> list[AttackRun]:
-    """Return all runs of an evaluation in their order.
+    """Return all runs of an evaluation in order.
 
     Args:
         specs: the attacks.
-        attacker: whose gradient modes to try.
+        attacker: the attacker, with the gradient modes.
         threat: the ball.
-        with_curve: also run some at other eps.
-        with_checks: also run what the checks ask for.
-        limit: of these, the ball in which nothing can be robust; None where none is known.
+        with_curve: whether to add runs at other eps for the curve.
+        with_checks: whether to add the runs for the checks.
+        limit: the ball of the checks in which no image can be robust; None if unknown.
     """
     runs = _unrolled(specs, attacker, threat)
     plan = list(runs)
@@ -113,10 +113,10 @@ def _unrolled(specs: Sequence[AttackSpec], attacker: Attacker, threat: Threat) -
 
 
 def hopeless(threat: Threat, classifier: PyTorchClassifier) -> Threat | None:
-    """The ball in which nothing can be robust: every image can be turned grey, so no classifier is better than chance.
+    """Return the ball in which no image can be robust: each can be turned grey, so accuracy is at most chance.
 
-    A detector may reject grey. So where there is one, the ball holds every image: a clean one of another class too.
-    None without clip values: then no ball is known to hold any of these.
+    A detector may reject grey images. With a detector the ball therefore contains every image, including clean images
+    of other classes. None without clip values, since no such ball is known then.
 
     Source: Carlini et al. 2019 (arXiv:1902.06705), section 4.3: at unbounded distortion accuracy must reach zero.
     """

@@ -27,8 +27,8 @@ class Prediction(NamedTuple):
     Attributes:
         classes: the predicted classes (n,), for a random classifier the most probable ones by its passes (``vote.py``);
             for a rejected image the classifier's own class; -1 if its logits are not finite.
-        softmax: the classifier's probabilities (n, K), the mean over the counted passes, in float64, since in float32
-            small probabilities, and with them their order, would vanish.
+        softmax: the classifier's probabilities (n, K), the mean over the counted passes, in float64, since float32
+            rounds small probabilities to zero.
         rejected: whether the detector rejects the images (n,), by the same passes; None without a detector.
         detection_margin: the detector's score minus its threshold (n,), float64, the mean over the counted passes; None
             without a detector.
@@ -59,7 +59,7 @@ class Prediction(NamedTuple):
 
 
 def nb_labels(classifier: PyTorchClassifier) -> int:
-    """Return the number of classes of an image, without "rejected"; of many problems only one counts."""
+    """Return the number of classes without "rejected"; two for a network of paired problems."""
     count: int = 2 if paired(classifier) else classifier.nb_classes - rejects(classifier)
     return count
 
@@ -67,25 +67,24 @@ def nb_labels(classifier: PyTorchClassifier) -> int:
 def predict(
     classifier: PyTorchClassifier, x: FloatArray, batch_size: int = 256, module: nn.Module | None = None
 ) -> Prediction:
-    """Classes and probabilities of images (N, ...) in one pass, by the same path that attacks differentiate.
+    """Return classes and probabilities of images (N, ...) in one pass of the network that attacks differentiate.
 
-    ``module`` is the classifier :func:`.as_module`, for callers that ask for many passes.
+    ``module`` is the classifier :func:`.as_module`, for callers that make many passes.
     """
     module = as_module(classifier) if module is None else module
     batches = torch.tensor(x).split(batch_size)
-    count = classifier.nb_classes  # a network may change in the middle
+    count = classifier.nb_classes  # checked in each batch, since a network may change during an evaluation
     with torch.no_grad():
         if not rejects(classifier):
             parts = [check_outputs(module(batch.to(classifier.device)), len(batch), count).cpu() for batch in batches]
-            return Prediction(*_named(torch.cat(parts)))
+            return Prediction(*_classify(torch.cat(parts)))
         outputs = [parts_of(module, batch.to(classifier.device)) for batch in batches]
     logits, margins = (torch.cat([batch.cpu() for batch in columns]) for columns in zip(*outputs, strict=True))
     margin = margins.double().numpy()  # (N,)
-    return Prediction(
-        *_named(logits), rejected=~(margin <= 0), detection_margin=margin
-    )  # NaN is rejected, as an argmax has it
+    rejected = ~(margin <= 0)  # NaN is rejected, as by an argmax
+    return Prediction(*_classify(logits), rejected=rejected, detection_margin=margin)
 
 
-def _named(logits: Tensor) -> tuple[IntArray, Scores]:
-    """Classes (N,) and probabilities (N, K) from logits (N, K)."""
+def _classify(logits: Tensor) -> tuple[IntArray, Scores]:
+    """Return classes (N,) and probabilities (N, K) from logits (N, K)."""
     return named_classes(logits).numpy(), logits.double().softmax(dim=1).numpy()

@@ -1,4 +1,4 @@
-"""Two images through attacks before any work: what cannot be run is found out now, not after hours."""
+"""A test of networks and attacks on two images before any work, so that errors appear at once."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.gradients.modes import gradient_mode
 
 LEAST: dict[str, Any] = {"max_iter": 1, "max_queries": 2, "nb_draws": 1, "nb_runs": 1, "nb_starts": 1, "eot": 1}
-"""The least effort of our attacks, by parameter."""
+"""The least effort of this package's attacks, by parameter."""
 
 Target = Callable[[AttackRun], PyTorchClassifier | None]
-"""The classifier that a run of the plan is made on; None if it is not to run."""
+"""The classifier that a run of the plan is made on; None if it does not run."""
 
 
 def probe_attacks(
     plan: Sequence[AttackRun], target: Target, x: FloatArray, labels: IntArray, announce: Callable[[str], None]
 ) -> None:
-    """Build each attack of a plan, and run ours with the least effort on two images.
+    """Build each attack of a plan, and run this package's attacks with the least effort on two images.
 
-    Of an attack of ART's, one gradient of ART's loss is taken; any other is only built, since nobody knows how long it
-    takes. The estimated gradient of a smoothed network is not tried, which costs hundreds of passes.
+    For ART's attacks one gradient of ART's loss is computed. Other attacks are only built, since their duration is
+    unknown. Gradient estimation is not tested, since it costs hundreds of passes.
 
     Args:
-        plan: the runs.
-        target: what each is made on.
+        plan: the runs of the attacks.
+        target: the classifier of each run.
         x: images (n, ...).
-        labels: their classes (n,).
+        labels: true classes (n,).
         announce: called with the name of each attack.
 
     Raises:
-        InputError: that names the first attack that cannot be run.
+        InputError: that names the first attack that cannot run.
     """
     firsts = {run.spec.name: run for run in reversed(plan)}
     for run in reversed(firsts.values()):
@@ -57,7 +57,7 @@ def probe_attacks(
             continue
         try:
             _try(run, classifier, x, labels)
-        except Exception as error:  # whatever an attack, or who makes it, has against the classifier
+        except Exception as error:  # an attack or its build function may raise any type
             raise InputError(
                 f"attacks holds {run.spec.name!r}, which cannot attack images {tuple(x.shape[1:])} of this classifier "
                 f"({one_line(error)}); an attack that can, or a list of attacks without it, was expected"
@@ -84,7 +84,7 @@ def _try(run: AttackRun, classifier: PyTorchClassifier, x: FloatArray, labels: I
 
 
 def with_least_effort(attack: TensorAttack) -> TensorAttack:
-    """Return the attack with as few steps, starts and queries as it can do with."""
+    """Return the attack with the smallest numbers of steps, starts and queries."""
     brief = copy(attack)
     for name, least in LEAST.items():
         if name in attack.attack_params:
@@ -99,31 +99,34 @@ def with_least_effort(attack: TensorAttack) -> TensorAttack:
 def check_graph(
     specs: Sequence[AttackSpec], classifier: PyTorchClassifier, modes: Sequence[str], x: FloatArray
 ) -> None:
-    """Refuse attacks that all follow a gradient where none passes under any mode.
+    """Refuse attacks that all follow a gradient if no gradient exists in any mode.
 
-    Where other attacks run too, such as one by queries, they say what the network is worth, and the checks name the
+    If other attacks run too, such as an attack by queries, the evaluation is possible, and the checks report the
     missing gradient.
 
     Raises:
-        InputError: where nothing could move an image.
+        InputError: if no attack could change an image.
     """
-    blind = [spec for spec in specs if spec.crafted_on == "defended" and spec.kind in ("white-box", "single step")]
-    if len(blind) < len(specs) or any(passes_gradient(classifier, mode, x) for mode in modes):
+    by_gradient = [
+        spec for spec in specs if spec.crafted_on == "defended" and spec.kind in ("white-box", "single step")
+    ]
+    if len(by_gradient) < len(specs) or any(has_gradient(classifier, mode, x) for mode in modes):
         return
     raise InputError(
-        f"attacks holds {blind[0].name!r}, which follows a gradient, and no graph leads from the classifier's logits "
-        "back to the images; a network that computes under autograd, or attacks that need no gradient, were expected"
+        f"attacks holds {by_gradient[0].name!r}, which follows a gradient, and no graph leads from the classifier's "
+        "logits back to the images; a network that computes under autograd, or attacks that need no gradient, were "
+        "expected"
     )
 
 
-def passes_gradient(classifier: PyTorchClassifier, mode: str, x: FloatArray) -> bool:
+def has_gradient(classifier: PyTorchClassifier, mode: str, x: FloatArray) -> bool:
     """Return whether a graph leads from the logits back to the images (n, ...) in a gradient mode."""
-    live = torch.tensor(x, device=classifier.device, requires_grad=True)
+    images = torch.tensor(x, device=classifier.device, requires_grad=True)
     with torch.enable_grad(), gradient_mode(classifier, mode):
-        logits = as_module(classifier)(live)
+        logits = as_module(classifier)(images)
         if not logits.requires_grad:
             return False
         try:
-            return torch.autograd.grad(logits.sum(), live, allow_unused=True)[0] is not None
-        except RuntimeError:  # an operation without a derivative, which the attack meets and names
+            return torch.autograd.grad(logits.sum(), images, allow_unused=True)[0] is not None
+        except RuntimeError:  # an operation without a derivative, which the attack reports
             return True

@@ -1,9 +1,9 @@
-"""A round of more effort: our attacks once more on the images that are left, with more steps, starts and queries.
+"""A round of more effort: attacks on the unbroken images with more steps, starts and queries.
 
-A round is an attack suite of its own, and stronger than the one before: steps and queries double, starts grow by one.
-The gradient modes and losses that broke most images so far come first; surrogates begin wider and end narrower than in
-the suite. Then follows what the suite does not try: starts from perturbations of other images and modes, estimated
-gradients whatever the examination of gradients says, and Square from the best points of a descent.
+Each round is an attack suite, and stronger than the round before: steps and queries double, and there is one start
+more. The gradient modes and losses that broke most images so far run first. Surrogates begin wider and end narrower
+than in the suite. Then attacks run that the suite does not have: starts from perturbations of other images and modes,
+gradient estimation regardless of the gradients' health, and Square from the best points of a descent.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, CraftedOn,
 from art_defenses_ext.evaluation.threat import Threat
 
 MODES = 4
-"""Gradient modes that a round follows, at most; those under which most images were broken. **Convention**."""
+"""Maximum number of gradient modes in a round, those under which most images were broken. **Convention**."""
 
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
-"""Of the surrogates' width, from run to run: wider and narrower than in the suite. **Convention**."""
+"""Factors of the surrogates' width in the runs: wider and narrower than in the suite. **Convention**."""
 
 LOSSES = {
     "APGD margin": "margin",
@@ -40,35 +40,35 @@ LOSSES = {
 """The losses of descents, by the name of the attack."""
 
 ANNEALED = {"APGD annealed": "margin", "APGD annealed, cross-entropy": "cross_entropy"}
-"""The same of runs under surrogates that grow sharper."""
+"""The losses of annealed attacks, by the name of the attack."""
 
 
 def steps_of(number: int) -> int:
-    """Return the steps of a descent in round ``number``: 300 in the first, three times those of the suite."""
+    """Return the number of steps of a descent in round ``number``: 300 in the first, three times that of the suite."""
     return 150 << number
 
 
 def round_name(number: int, name: str) -> str:
-    """Return what an attack is called in round ``number``."""
+    """Return the name of an attack in round ``number``."""
     return f"round {number}: {name}"
 
 
 def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int]) -> list[AttackRun]:
-    """Return the attacks of a round in their order.
+    """Return the attacks of a round in order.
 
     Args:
-        number: of the round, from 1.
-        attacker: whose gradient modes to try.
+        number: number of the round, from 1.
+        attacker: the attacker, with the gradient modes.
         threat: the ball.
-        gains: images that each attack under each mode has broken so far, by :attr:`.AttackRun.family`; what an attack
-            broke in rounds before counts too.
+        gains: number of images that each attack broke under each mode so far, in the suite and in earlier rounds, by
+            :attr:`.AttackRun.family`.
     """
     steps = steps_of(number)
 
-    def of_mode(mode: str) -> int:
+    def gain_of(mode: str) -> int:
         return sum(count for family, count in gains.items() if family.endswith(f"[{mode}]"))
 
-    modes = sorted(attacker.modes, key=lambda mode: -of_mode(mode))[:MODES]
+    modes = sorted(attacker.modes, key=lambda mode: -gain_of(mode))[:MODES]
     searches = {(name, mode): _descent(name, number) for name in LOSSES for mode in modes}
     for name, loss in ANNEALED.items():
         annealed = _build(AnnealedPGD, loss=loss, factors=FACTORS, max_iter=steps)
@@ -98,7 +98,7 @@ def _run(
     kind: Kind = "white-box",
     crafted_on: CraftedOn = "defended",
 ) -> AttackRun:
-    """Return a run of a round, under a gradient mode or, where that is None, under those that the attack names."""
+    """Return a run of a round, under a gradient mode; None for an attack that sets its modes itself."""
     modes: Modes = "exact" if mode is None else "all"
     purpose = f"more effort: {steps_of(number)} steps" if kind == "white-box" else "more effort"
     spec = AttackSpec(round_name(number, name), build, purpose, kind=kind, crafted_on=crafted_on, modes=modes)
@@ -110,7 +110,7 @@ def _build(attack: Callable[..., EvasionAttack], **options: Any) -> Build:
 
 
 def _descent(name: str, number: int) -> Build:
-    """Return what makes Auto-PGD on a loss, from one start more in each round, or towards the nearest nine classes."""
+    """Return the build function of Auto-PGD on a loss: one start more in each round, or towards the nearest classes."""
     loss = LOSSES[name]
     if not loss.endswith("_targeted"):
         return _build(AutoPGD, loss=loss, max_iter=steps_of(number), nb_runs=number + 1)

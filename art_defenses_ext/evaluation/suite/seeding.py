@@ -14,14 +14,14 @@ from art_defenses_ext.estimator.pipeline import unmoved_generators
 
 
 def derived_seed(seed: int, purpose: str, block: int) -> int:
-    """A seed for one purpose, such as an attack, on one block."""
+    """Return the seed for a purpose, such as an attack, on a block."""
     digest = hashlib.sha256(f"{seed}|{purpose}|{block}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators that ART's attacks and random defences draw from, and restore them on exit."""
+    """Seed the global generators of ART's attacks and random defences inside the block, and restore them on exit."""
     with unmoved_generators():
         torch.manual_seed(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (it takes no more)
