@@ -1,4 +1,4 @@
-"""Files that are written atomically."""
+"""Files that are written atomically, and errors of files in one sentence."""
 
 from __future__ import annotations
 
@@ -8,8 +8,39 @@ from contextlib import contextmanager
 from errno import EISDIR
 from pathlib import Path
 
-from art_defenses_ext.base.errors import RunError
-from art_defenses_ext.base.validation import check_path
+from art_defenses_ext.base.errors import InputError, RunError
+from art_defenses_ext.base.validation import check_path, one_line
+
+
+@contextmanager
+def writing(argument: str, path: str | Path, expected: str = "a file", hint: str = "") -> Iterator[None]:
+    """Turn the system's errors inside the block into an error that names an argument, its path and what was expected.
+
+    Raises:
+        InputError: for an ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{argument} is {path}, which cannot be written ({error.strerror}); {expected} was expected{hint}"
+        ) from None
+
+
+@contextmanager
+def reading(path: Path, expected: str) -> Iterator[None]:
+    """Turn errors inside the block into an error that names a file, the cause and what was expected.
+
+    Raises:
+        InputError: for any error but those of memory.
+    """
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # readers raise many types for a damaged file
+        reason = (isinstance(error, OSError) and error.strerror) or one_line(error)
+        raise RunError(f"{path} cannot be read ({reason}); {expected}") from None
 
 
 def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> None:
@@ -19,13 +50,9 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> Non
         InputError: if it cannot be written to.
     """
     path = check_path("folder", folder, "a folder")
-    try:
+    with writing("folder", folder, "a folder"):
         for name, content in contents.items():
             replace_file(path / name, content)
-    except OSError as error:
-        raise RunError(
-            f"folder is {folder}, which cannot be written ({error.strerror}); a folder was expected"
-        ) from None
 
 
 def replace_file(path: Path, content: bytes | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -45,7 +46,7 @@ def check_classifier(classifier: Any, argument: str = "classifier") -> PyTorchCl
     """Return ``classifier`` if ART runs it as intended.
 
     Raises:
-        InputError: if it is no ``PyTorchClassifier``, or a subclass, whose behaviour would be lost (ART's
+        InputError: if it is not a ``PyTorchClassifier``, or a subclass, whose behaviour would be lost (ART's
             attacks and our defences build plain ones from its parts); if its model is an ``nn.Sequential`` with its own
             hooks or ``forward``, which ART ignores (it calls the children one by one); or if its ``channels_first`` or
             clip values contradict its ``input_shape``.
@@ -278,29 +279,25 @@ def check_number(argument: str, value: Any, expected: str, holds: Callable[[floa
     return result
 
 
-def check_share(argument: str, value: Any) -> float:
-    """Return a number from 0 to 1.
+check_share: Callable[[str, Any], float] = partial(accepted, Share)
+"""Return a number from 0 to 1; raise an ``InputError`` that names the argument for anything else."""
 
-    Raises:
-        InputError: for anything else.
-    """
-    result: float = accepted(Share, argument, value)
-    return result
+check_positive: Callable[[str, Any], float] = partial(accepted, Positive)
+"""Return a number above zero that float32 holds; raise an ``InputError`` for anything else."""
+
+check_flag: Callable[[str, Any], bool] = partial(accepted, Flag)
+"""Return a flag, True or False, but no word such as ``"no"``; raise an ``InputError`` for anything else."""
+
+check_text: Callable[[str, Any], str] = partial(accepted, Text)
+"""Return a text that is not blank and fits on one line; raise an ``InputError`` for anything else."""
+
+check_seed: Callable[[Any], int] = partial(accepted, Seed, "seed")
+"""Return a whole number that every generator takes; raise an ``InputError`` for anything else."""
 
 
 def check_count(argument: str, value: Any, least: int = 1) -> int:
     """Refuse anything but a whole number of at least ``least``."""
     result: int = integer(least).checked(argument, value)
-    return result
-
-
-def check_positive(argument: str, value: Any) -> float:
-    """Return a number above zero that float32 holds.
-
-    Raises:
-        InputError: for anything else.
-    """
-    result: float = accepted(Positive, argument, value)
     return result
 
 
@@ -318,39 +315,9 @@ def check_all_positive(argument: str, value: Any, shape: tuple[int, ...]) -> Non
         check_positive(argument, value)
 
 
-def check_flag(argument: str, value: Any) -> bool:
-    """Return a flag, True or False: Python would take any word, ``"no"`` too, for true.
-
-    Raises:
-        InputError: for anything else.
-    """
-    result: bool = accepted(Flag, argument, value)
-    return result
-
-
-def check_seed(value: Any) -> int:
-    """Return a whole number that every generator takes.
-
-    Raises:
-        InputError: for anything else.
-    """
-    result: int = accepted(Seed, "seed", value)
-    return result
-
-
 def check_choice(argument: str, value: Any, known: Sequence[str]) -> None:
     """Refuse anything but one of the names ``known``."""
     one_of(*known).checked(argument, value)
-
-
-def check_text(argument: str, value: Any) -> str:
-    """Return a text that is not blank and can be printed on one line.
-
-    Raises:
-        InputError: for anything else.
-    """
-    result: str = accepted(Text, argument, value)
-    return result
 
 
 def check_path(argument: str, value: Any, expected: str = "a path") -> Path:

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from art_defenses_ext.base.declared import Kind, Text, declared_of, number
 from art_defenses_ext.base.errors import InputError, RunError
-from art_defenses_ext.base.files import replace_file
+from art_defenses_ext.base.files import reading, replace_file, writing
 from art_defenses_ext.base.text import code_block, for_markdown, is_web_address, markdown_link
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.records.lines import parse_json
@@ -192,10 +192,8 @@ class Entry:
             InputError: if it cannot be written.
         """
         path = check_path("path", path, "a file")
-        try:
+        with writing("path", path):
             replace_file(path, (json.dumps(asdict(self), indent=1, allow_nan=False) + "\n").encode())
-        except OSError as error:
-            raise RunError(f"path is {path}, which cannot be written ({error.strerror}); a file was expected") from None
 
     @classmethod
     def read(cls, path: str | Path) -> Entry:
@@ -261,30 +259,23 @@ def save_leaderboard(folder: str | Path, page: str | Path) -> None:
     page = check_path("page", page, "a file")
     groups = _entries_below(folder)
     picture = png(accuracy_picture({title: [point(entry) for _, entry in group] for title, group in groups.items()}))
-    try:
+    with writing("page", page):
         replace_file(page, _page(groups).encode())
         replace_file(page.with_name(PICTURE), picture)
-    except OSError as error:
-        raise RunError(f"page is {page}, which cannot be written ({error.strerror}); a file was expected") from None
 
 
 def _entries_below(folder: str | Path) -> dict[str, list[tuple[Path, Entry]]]:
     """Return the entries below a folder with their files, most robust first, by data set and threat in words."""
     root = check_path("folder", folder, "a folder")
-    entries = [(path.relative_to(root), Entry.read(path)) for path in _files_below(root)]
+    with reading(root, "a folder was expected"):
+        files = sorted(root.rglob("*.json"))
+    entries = [(path.relative_to(root), Entry.read(path)) for path in files]
     if not entries:
         raise RunError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
     groups: dict[tuple[str, str, float], list[tuple[Path, Entry]]] = defaultdict(list)
     for path, entry in sorted(entries, key=lambda pair: (-pair[1].best_known, pair[1].name)):
         groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
     return {f"{dataset}, {threat}, eps {eps:.4g}": group for (dataset, threat, eps), group in sorted(groups.items())}
-
-
-def _files_below(root: Path) -> list[Path]:
-    try:
-        return sorted(root.rglob("*.json"))
-    except OSError as error:
-        raise RunError(f"folder is {root}, which cannot be read ({error.strerror}); a folder was expected") from None
 
 
 LEGEND = f"""`art-defenses leaderboard` writes this page from the entries beside it, one JSON file for each run. All

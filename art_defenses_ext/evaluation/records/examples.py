@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from art_defenses_ext.base.arrays import FloatArray
-from art_defenses_ext.base.errors import RunError
-from art_defenses_ext.base.validation import one_line
+from art_defenses_ext.base.files import reading
 
 NB_EXAMPLES = 8
 """Maximum number of images in a report: for each attack the first image that it broke."""
@@ -77,14 +76,10 @@ def read_examples(path: Path) -> list[Example]:
     Raises:
         InputError: for another file.
     """
-    try:
+    with reading(path, "a run's examples were expected"):
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return [_example(number, arrays) for number in range(len(arrays["index"]))]
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy trip over a damaged file in a dozen ways
-        raise RunError(f"{path} cannot be read ({one_line(error)}); a run's examples were expected") from None
 
 
 def _example(number: int, arrays: dict[str, np.ndarray]) -> Example:

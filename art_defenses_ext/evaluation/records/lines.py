@@ -120,8 +120,33 @@ def digest_of(binding: str, content: bytes | Iterable[bytes]) -> str:
 
 def digest_of_plain(plain: dict[str, Any], binding: str = "") -> str:
     """Return the digest of plain data without its entry ``"digest"``."""
-    rest = {name: value for name, value in plain.items() if name != "digest"}
-    return digest_of(binding, json.dumps(rest, sort_keys=True).encode())
+    content = {name: value for name, value in plain.items() if name != "digest"}
+    return digest_of(binding, json.dumps(content, sort_keys=True).encode())
+
+
+def as_signed(value: Any, binding: str) -> bytes:
+    """Return a dataclass as a JSON file with its digest, bound to the run whose manifest has the digest ``binding``."""
+    plain = json.loads(json.dumps(asdict(value), allow_nan=False))
+    plain["digest"] = digest_of_plain(plain, binding)
+    return (json.dumps(plain, indent=1) + "\n").encode()
+
+
+def read_signed(path: Path, kind: type[Line], binding: str, problem: str) -> Line:
+    """Return the dataclass in a file of :func:`as_signed`.
+
+    Raises:
+        InputError: with the words ``problem`` for a file without such a value, and for a file that differs from its
+            digest.
+    """
+    try:
+        plain = parse_json(path.read_bytes())
+        digest = plain.pop("digest")
+        value = parsed(kind, json.dumps(plain))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise RunError(f"{path} {problem}") from None
+    if digest != digest_of_plain(plain, binding):
+        raise RunError(f"{path} differs from its digest; {CHANGED}")
+    return value
 
 
 def read_digests(folder: Path) -> dict[int, BlockDigest]:

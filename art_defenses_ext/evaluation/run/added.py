@@ -13,7 +13,7 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +23,7 @@ from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.files import write_files
 from art_defenses_ext.evaluation.checks.checks import Evidence
-from art_defenses_ext.evaluation.records.lines import CHANGED, STRICT, digest_of_plain, parse_json, parsed
+from art_defenses_ext.evaluation.records.lines import CHANGED, STRICT, as_signed, read_signed
 from art_defenses_ext.evaluation.records.sample import Outcome
 from art_defenses_ext.evaluation.run.folder import ADDED
 from art_defenses_ext.evaluation.run.manifest import Manifest, ReadOnlyBuild
@@ -81,11 +81,8 @@ def write_addition(
     """
     images = io.BytesIO()
     np.savez(images, adversarial=adversarial, index=index)
-    plain = json.loads(json.dumps(asdict(addition), allow_nan=False))
-    plain["digest"] = digest_of_plain(plain, manifest.digest())
-    text = json.dumps(plain, indent=1) + "\n"
-    stem = addition.stem
-    write_files(folder / ADDED, {f"{stem}.npz": images.getvalue(), f"{stem}.json": text.encode()})
+    content = as_signed(addition, manifest.digest())
+    write_files(folder / ADDED, {f"{addition.stem}.npz": images.getvalue(), f"{addition.stem}.json": content})
 
 
 def read_additions(folder: Path, manifest: Manifest) -> list[Addition]:
@@ -98,16 +95,10 @@ def read_additions(folder: Path, manifest: Manifest) -> list[Addition]:
 
 
 def _read(path: Path, manifest: Manifest) -> Addition:
-    try:
-        plain = parse_json(path.read_bytes())
-        digest = plain.pop("digest")
-        addition = parsed(Addition, json.dumps(plain))
-        indices = [int(index) for index in addition.outcomes]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{path} cannot be read; examples added to a run were expected") from None
-    if digest != digest_of_plain(plain, manifest.digest()):
-        raise RunError(f"{path} differs from its digest; {CHANGED}")
-    if not all(0 <= index < manifest.run.settings.samples for index in indices):
+    problem = "cannot be read; examples added to a run were expected"
+    addition = read_signed(path, Addition, manifest.digest(), problem)
+    samples = manifest.run.settings.samples
+    if not all(index.isdecimal() and int(index) < samples for index in addition.outcomes):
         raise RunError(f"{path} names samples that the run does not have; {CHANGED}")
     return addition
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import RunError
-from art_defenses_ext.base.files import leftovers, replace_file, replacing
-from art_defenses_ext.base.validation import check_choice, one_line
+from art_defenses_ext.base.files import leftovers, reading, replace_file, replacing, writing
+from art_defenses_ext.base.validation import check_choice
 from art_defenses_ext.evaluation.records.sample import Attempt, SampleRecord
 from art_defenses_ext.evaluation.run.manifest import Manifest
 
@@ -125,16 +125,12 @@ def join_images(out: Path, holders: Mapping[int, Path], manifest: Manifest, reco
     }
     succeeding = ((record, _first_success(record, keys)) for record in records)
     made[WORST_CASE] = [(record, key) for record, key in succeeding if key is not None]
-    try:
+    with writing("out", out, "a writable folder"):
         for path in leftovers(folder, "*.npz"):
             path.unlink()
         for name, chosen in made.items():
             if chosen or name == WORST_CASE:
                 images.write(folder / f"{name}.npz", chosen)
-    except OSError as error:
-        raise RunError(
-            f"out is {out}, which cannot be written ({error.strerror}); a writable folder was expected"
-        ) from None
 
 
 def remove_blocks(folder: Path) -> None:
@@ -208,13 +204,8 @@ class _Joined:
 def _read_images(path: Path, samples: list[int], shape: tuple[int, ...]) -> FloatArray:
     """Return the images of the given samples from the file of an attack on a block."""
     expected = "the images of the records were expected, as save_examples='all' keeps them"
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            index, adv = file["index"], file["adv"]
-    except MemoryError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise many types for a damaged file
-        raise RunError(f"{path} cannot be read ({one_line(error)}); {expected}") from None
+    with reading(path, expected), np.load(path, allow_pickle=False) as file:
+        index, adv = file["index"], file["adv"]
     rows = {int(sample): row for row, sample in enumerate(index)}
     if adv.shape != (len(index), *shape) or not set(samples) <= set(rows):
         raise RunError(f"{path} holds samples {sorted(rows)} of shape {adv.shape[1:]}; {expected}")

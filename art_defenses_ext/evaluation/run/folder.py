@@ -18,12 +18,11 @@ A block is finished when the line of its last record is complete. Anything after
 
 from __future__ import annotations
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from filelock import FileLock, Timeout
 
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError, RunError
-from art_defenses_ext.base.files import append, leftovers, replace_file
+from art_defenses_ext.base.files import append, leftovers, reading, replace_file, writing
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.records.description import Settings
@@ -41,13 +40,12 @@ from art_defenses_ext.evaluation.records.lines import (
     CHANGED,
     DIGESTS,
     BlockDigest,
-    adapter,
     as_line,
+    as_signed,
     digest_of,
-    digest_of_plain,
-    parse_json,
     read_digests,
     read_lines,
+    read_signed,
 )
 from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord
 from art_defenses_ext.evaluation.run.all_images import AllImages, join_images, remove_blocks, remove_images
@@ -287,10 +285,8 @@ class RunDirectory:
     def finish(self, findings: Findings) -> None:
         """Write the results of the tests that are made once for all blocks."""
         assert self.manifest is not None
-        plain = json.loads(json.dumps(asdict(findings), allow_nan=False))
-        plain["digest"] = digest_of_plain(plain, self.manifest.digest())
         with self._writing():
-            replace_file(self.path / FINDINGS, (json.dumps(plain, indent=1) + "\n").encode())
+            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.digest()))
 
     def join_images(self, records: Sequence[SampleRecord]) -> None:
         """Join the adversarial images of the finished run to one file per attack, if they are kept.
@@ -330,15 +326,8 @@ class RunDirectory:
                 with RunDirectory(manifest.parent, overwrite=True):
                     pass
 
-    @contextmanager
-    def _writing(self, hint: str = CONTINUES) -> Iterator[None]:
-        """Turn the system's errors into errors that name the folder."""
-        try:
-            yield
-        except OSError as error:
-            raise RunError(
-                f"out is {self.path}, which cannot be written ({error.strerror}); a writable folder was expected{hint}"
-            ) from None
+    def _writing(self, hint: str = CONTINUES) -> AbstractContextManager[None]:
+        return writing("out", self.path, "a writable folder", hint)
 
 
 # Reading
@@ -429,16 +418,8 @@ def read_findings(path: Path) -> Findings:
     Raises:
         InputError: if the file is missing, cannot be read, or differs from its digest.
     """
-    file = path / FINDINGS
-    try:
-        plain = parse_json(file.read_bytes())
-        digest = plain.pop("digest")
-        findings: Findings = adapter(Findings).validate_python(plain)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise RunError(f"{file} is missing or broken; a finished run was expected") from None
-    if digest != digest_of_plain(plain, read_manifest(path).digest()):
-        raise RunError(f"{file} differs from its digest; {CHANGED}")
-    return findings
+    problem = "is missing or broken; a finished run was expected"
+    return read_signed(path / FINDINGS, Findings, read_manifest(path).digest(), problem)
 
 
 def read_kept_examples(path: Path) -> list[Example]:
@@ -465,10 +446,8 @@ def examples_by_block(path: Path) -> dict[int, list[Example]]:
         digest = digests.get(int(file.stem))
         if digest is None:  # the block is unfinished
             continue
-        try:
+        with reading(file, "the folder of a run was expected"):
             content = file.read_bytes()
-        except OSError as error:
-            raise RunError(f"{file} cannot be read ({error.strerror}); the folder of a run was expected") from None
         if digest.examples != digest_of(binding, content):
             raise RunError(f"{file} differs from its digest; {CHANGED}")
         examples[digest.block] = read_examples(file)

@@ -161,10 +161,10 @@ def test_each_phase_stands_in_the_report_once_and_in_order() -> None:
 def test_gradients_are_examined_where_the_outcome_is_used(
     attacks: Any, options: dict[str, Any], examined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    looks = []
-    monkeypatch.setattr(gradient_health, "_look", _noting(gradient_health._look, looks))
+    examinations = []
+    monkeypatch.setattr(gradient_health, "_examine", _noting(gradient_health._examine, examinations))
     report = evaluated(wrap(Counting()), attacks, curve_samples=0, **options)
-    assert bool(looks) == examined
+    assert bool(examinations) == examined
     assert (GRADIENTS in set(report.summary.phases)) == examined
 
 
