@@ -68,16 +68,8 @@ def annealed_pgd(
         clip_values: lowest and highest pixel value.
         batch_size: number of images per pass.
     """
-    search = partial(
-        auto_pgd,
-        logits,
-        ball=ball,
-        objective=objective,
-        max_iter=max_iter,
-        clip_values=clip_values,
-        batch_size=batch_size,
-        generator=generator,
-    )
+    options: dict[str, Any] = {"clip_values": clip_values, "batch_size": batch_size, "generator": generator}
+    search = partial(auto_pgd, logits, ball=ball, objective=objective, max_iter=max_iter, **options)
     best = BestPoints(x)
     unbroken, start = torch.arange(len(x), device=x.device), None
     for factor in factors:

@@ -284,17 +284,9 @@ class RejectionAttack(BallAttack):
         return partial(parts_of, module)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        descent = Descent(
-            self.eps_step,
-            self.max_iter,
-            self.random_start,
-            self.stop_below,
-            self.switch_margin,
-            self.factors,
-            partial(surrogate_width, module),
-            self.targeted,
-            self.estimator.clip_values,
-        )
+        names = ("max_iter", "random_start", "stop_below", "switch_margin", "factors", "targeted")
+        options = {name: getattr(self, name) for name in names} | {"clip_values": self.estimator.clip_values}
+        descent = Descent(self.eps_step, width=partial(surrogate_width, module), **options)
         return vars(self) | {"descent": descent}
 
     def _mode(self) -> str | None:

@@ -150,12 +150,14 @@ class Prepared:
         classifier: the defended classifier.
         data: the images (N, ...) to attack, and their labels (N,).
         threat: the ball.
+        attacks: the name of the attack suite.
         arguments: the keyword arguments.
     """
 
     classifier: PyTorchClassifier
     data: tuple[Images, IntArray]
     threat: Threat
+    attacks: str
     arguments: dict[str, Any]
 
     @classmethod
@@ -176,7 +178,12 @@ class Prepared:
             "command_options": repeated(options),
         }
         data = images.test.x[:count], images.test.y[:count]
-        return cls(apply_defences(classifier, images, specs), data, threat, arguments)
+        return cls(apply_defences(classifier, images, specs), data, threat, options.attacks, arguments)
+
+    @property
+    def call(self) -> tuple[PyTorchClassifier, tuple[Images, IntArray], Threat, str]:
+        """The positional arguments."""
+        return self.classifier, self.data, self.threat, self.attacks
 
 
 def checked(options: EvaluateOptions, part: Shard) -> tuple[Threat, dict[str, DefenceSpec], Dataset, int]:
@@ -213,17 +220,15 @@ def attack_and_report(options: EvaluateOptions) -> None:
             show_report(_evaluated_in_processes(options, out, part), out)
             return
         task = Prepared.of(options, part)
-        call = (task.classifier, task.data, task.threat, options.attacks)
         arguments = task.arguments | _written(options)
         if options.price:
-            for line in price(*call, **task.arguments).lines():
+            for line in price(*task.call, **task.arguments).lines():
                 say(line)
-            return
-        if out is not None and not part.is_whole:
-            folder = evaluate_shard(*call, shard=part, out=out, **arguments)
+        elif out is not None and not part.is_whole:
+            folder = evaluate_shard(*task.call, shard=part, out=out, **arguments)
             say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
-            return
-        show_report(evaluate(*call, out=out, **arguments), out)
+        else:
+            show_report(evaluate(*task.call, out=out, **arguments), out)
 
 
 def _written(options: EvaluateOptions) -> dict[str, Any]:
@@ -251,10 +256,7 @@ def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Sh
     if options.effort == "0":
         return report_of(out)
     task = Prepared.of(each, WHOLE)  # rounds of more effort follow when all blocks are there
-    return evaluate(
-        task.classifier, task.data, task.threat, options.attacks, out=out, save_examples=options.save_examples,
-        **task.arguments,
-    )  # fmt: skip
+    return evaluate(*task.call, out=out, save_examples=options.save_examples, **task.arguments)
 
 
 def _evaluated_part(options: EvaluateOptions) -> Path:
@@ -264,10 +266,8 @@ def _evaluated_part(options: EvaluateOptions) -> Path:
     part, out = _part(options), options.out
     assert out is not None
     task = Prepared.of(options, part)
-    return evaluate_shard(
-        task.classifier, task.data, task.threat, options.attacks, shard=part, out=out, progress=part.number == 1,
-        **task.arguments | _written(options),
-    )  # fmt: skip
+    arguments = task.arguments | _written(options)
+    return evaluate_shard(*task.call, shard=part, out=out, progress=part.number == 1, **arguments)
 
 
 def options_of_run(folder: Path) -> EvaluateOptions:

@@ -130,8 +130,7 @@ def _attack(name: str, options: EvaluateOptions) -> None:
     from art_defenses_ext.evaluation.run.shard import WHOLE
 
     task = Prepared.of(options, WHOLE)
-    call = (task.classifier, task.data, task.threat, options.attacks)
-    report = evaluate(*call, out=options.out, save_examples=options.save_examples, **task.arguments)
+    report = evaluate(*task.call, out=options.out, save_examples=options.save_examples, **task.arguments)
     say(f"{name}: {figure_name(report.summary)} {report.summary.worst_case}")
 
 

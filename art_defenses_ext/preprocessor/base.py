@@ -108,9 +108,11 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
         Raises:
             InputError: for a classifier without clip values, or with preprocessing other than mean and deviation, or
-                whose network does not return logits (N, nb_classes).
+                whose network does not return logits (N, nb_classes) or lacks a derivative that the defence needs.
         """
-        return cls(**parts_of(classifier), **options)
+        defence = cls(**parts_of(classifier), **options)
+        defence._check_network(classifier)
+        return defence
 
     def apply(self, classifier: PyTorchClassifier) -> PyTorchClassifier:
         """Return the classifier with the defence after the preprocessors that it has, see :func:`.defend`.
@@ -230,6 +232,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         tried = copy(self)
         tried._hold(**parts)
         tried._check_params()
+        tried._check_network(classifier)
         self._hold(**parts)
 
     def set_params(self, **kwargs: Any) -> None:
@@ -250,6 +253,9 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
             check_flag(name, getattr(self, name))
 
     # Inside
+
+    def _check_network(self, classifier: PyTorchClassifier) -> None:
+        """Refuse a classifier whose network lacks a derivative that the defence needs; by default none is needed."""
 
     def _network(self) -> nn.Module:
         return self.model

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -144,17 +144,9 @@ class HeatAndBlur(RestoringPreprocessor):
     gain: Positive = 1.0
     passes: Count = 1
 
-    @classmethod
-    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """As :meth:`.RestoringPreprocessor.for_classifier`.
-
-        Raises:
-            InputError: as there, and for a network with a layer that relevance cannot pass, tried on two images.
-        """
-        defence = super().for_classifier(classifier, **options)
-        if defence.mix != "blur":
-            check_second_derivative(defence._relevance, defence.model, defence._probes(classifier))
-        return defence
+    def _check_network(self, classifier: PyTorchClassifier) -> None:
+        if self.mix != "blur":
+            check_second_derivative(self._relevance, self.model, self._probes(classifier))
 
     def heatmap(self, x: Tensor) -> Tensor:
         """Return the heat: positive relevance, summed over channels and divided by its 99th percentile or maximum.

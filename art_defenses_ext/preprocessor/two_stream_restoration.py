@@ -15,8 +15,7 @@ MIM and FFGSM, which are held out of the training.
 from __future__ import annotations
 
 from collections.abc import Callable
-from copy import copy
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -120,23 +119,8 @@ class TwoStreamRestoration(TrainedRestorer):
         top_k = min(3, nb_classes) if top_k is None else top_k
         super().__init__(model, nb_classes=nb_classes, top_k=top_k, **options)
 
-    @classmethod
-    def for_classifier(cls, classifier: PyTorchClassifier, **options: Any) -> Self:
-        """As :meth:`.RestoringPreprocessor.for_classifier`.
-
-        Raises:
-            InputError: as there, and for a network that torch cannot differentiate twice.
-        """
-        defence = super().for_classifier(classifier, **options)
-        defence._check_second_derivative(defence._probes(classifier))
-        return defence
-
-    def rebind(self, classifier: PyTorchClassifier) -> None:
-        """As :meth:`.TrainedRestorer.rebind`; the new network must have a second derivative."""
-        tried = copy(self)
-        super(TwoStreamRestoration, tried).rebind(classifier)
-        tried._check_second_derivative(tried._probes(classifier))
-        super().rebind(classifier)
+    def _check_network(self, classifier: PyTorchClassifier) -> None:
+        check_second_derivative(self._map, self.model, self._probes(classifier))
 
     def gradient_map(self, x: Tensor) -> Tensor:
         """Return the estimated gradient, the input of the second stream.
@@ -239,11 +223,7 @@ class TwoStreamRestoration(TrainedRestorer):
 
     def _try(self, objective: Objective, part: tuple[Tensor, Tensor]) -> None:
         super()._try(objective, part)
-        self._check_second_derivative(part[0][:2].to(self.device))
-
-    def _check_second_derivative(self, x: Tensor) -> None:
-        """Refuse a network whose gradient map has no derivative at images (n, C, H, W)."""
-        check_second_derivative(self._map, self.model, x)
+        check_second_derivative(self._map, self.model, part[0][:2].to(self.device))
 
     def _check_params(self) -> None:
         super()._check_params()
