@@ -137,8 +137,8 @@ def relevance(
 ) -> Tensor:
     """Return the contribution of each value of ``x`` to an output.
 
-    The relevance at the start is the logit or activity itself, so the sum over ``x`` equals the sum there as far as
-    rules conserve it (biases and stabilisers absorb a part).
+    The relevance at the start is the logit or activity itself. The sum over ``x`` equals the sum at the start if the
+    rules conserve relevance; biases and stabilisers absorb a part.
 
     Args:
         model: from ``x`` to logits (N, K). It runs in evaluation mode; its training mode is restored, and
@@ -175,7 +175,7 @@ def relevance(
 
 
 def check_start(start: Any, model: nn.Module) -> None:
-    """Refuse a start that ``model`` does not have, as far as known without running it.
+    """Refuse a start that ``model`` does not have, if that is known without running it.
 
     Raises:
         InputError: as :func:`relevance`.
@@ -223,7 +223,7 @@ def _last_map(steps: list[Step], count: int) -> tuple[Tensor, Tensor]:
 
 
 def _has_places(output: Tensor, count: int) -> bool:
-    """Return whether a tensor holds several places of each of so many images, each with several numbers."""
+    """Return whether a tensor holds several places for each of ``count`` images, each with several numbers."""
     return output.shape[0] == count and sum(size > 1 for size in output.shape[1:]) > 1
 
 

@@ -207,7 +207,7 @@ def load_checkpoint(path: str | Path, kind: str, model: nn.Module) -> Checkpoint
 
 @contextmanager
 def rebuilding(path: str | Path, defence: str) -> Iterator[None]:
-    """Say in a sentence that no defence can be built from a file whose settings fit none of this version.
+    """Turn errors of a defence that is built from a file's settings into an error that names the file.
 
     Raises:
         CheckpointError: in place of any error inside the block that is none of this package.

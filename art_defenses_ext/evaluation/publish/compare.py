@@ -125,7 +125,7 @@ class Comparison:
         """A sentence on the figures of runs that differ in the seed alone, that of training and attacks."""
         groups: dict[str, list[Compared]] = {}
         for run in self.runs:
-            groups.setdefault(_but_for_seed(run), []).append(run)
+            groups.setdefault(_without_seed(run), []).append(run)
         return [_spread(runs, self.figure) for runs in groups.values() if len({_seed(run) for run in runs}) > 1]
 
     def rows(self) -> list[list[str]]:
@@ -302,12 +302,12 @@ def _seed(run: Compared) -> int:
     return run.summary.run.settings.seed
 
 
-def _but_for_seed(run: Compared) -> str:
-    """Return what a run is, as a text, but for its seed; where a command made it, what that was asked."""
+def _without_seed(run: Compared) -> str:
+    """Return a run's settings, model and options (or defences, without a command) as a text, without its seed."""
     described = run.summary.run
     settings = asdict(replace(described.settings, seed=0))
-    asked = {name: value for name, value in described.options.items() if name not in ("seed", "threads")}
-    return repr((settings, described.model, asked or run.defences))
+    options = {name: value for name, value in described.options.items() if name not in ("seed", "threads")}
+    return repr((settings, described.model, options or run.defences))
 
 
 def _spread(runs: Sequence[Compared], figure: str) -> str:

@@ -1,1 +1,1 @@
-"""What is written down of a run: per-sample records, costs, the run's description, proportions."""
+"""The records of a run: samples, costs, the run's description, proportions."""

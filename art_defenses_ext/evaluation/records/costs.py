@@ -64,7 +64,7 @@ def measured(classifier: PyTorchClassifier, *others: PyTorchClassifier) -> Itera
     def count_backward(gradient: Tensor) -> None:
         cost.backward += len(gradient)
 
-    entrances = {id(entrance): entrance for entrance in (_entrance(each.model) for each in (classifier, *others))}
+    entrances = {id(entrance): entrance for entrance in (_entrance(target.model) for target in (classifier, *others))}
     try:
         handles = [entrance.register_forward_hook(count) for entrance in entrances.values()]
     except RuntimeError as error:

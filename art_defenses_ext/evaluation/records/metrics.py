@@ -29,7 +29,7 @@ DIGITS = 6
 """Decimal places in records, so that they do not depend on the last bits of a kernel."""
 
 SUM_TOLERANCE = 1e-3  # how far a list's sum may be from 1: a softmax in float16
-MASS_TOLERANCE = 1e-6  # of the mass, relative: 0.6 + 0.3 reaches 0.9, whatever binary numbers make of it
+MASS_TOLERANCE = 1e-6  # relative tolerance of the mass, since 0.6 + 0.3 is below 0.9 in binary numbers
 
 
 def ndcg(clean: Lists, other: Lists, mass: float = MASS) -> Scores:
@@ -114,8 +114,8 @@ def recorded(
         list that is not finite, as of a network that overflows.
     """
     known = counted & np.isfinite(clean).all(axis=1) & np.isfinite(other).all(axis=1)
-    even = 1 / clean.shape[1]  # stands in where nothing is known, so that all rows are lists
-    reference, lists = (np.where(known[:, np.newaxis], each, even) for each in (clean, other))
+    even = 1 / clean.shape[1]  # replaces unknown rows, so that all rows are lists
+    reference, lists = (np.where(known[:, np.newaxis], rows, even) for rows in (clean, other))
     return _rounded(ndcg(reference, lists), known), _rounded(reciprocal_rank(reference, lists), known)
 
 

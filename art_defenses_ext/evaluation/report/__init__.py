@@ -1,1 +1,1 @@
-"""Figures shown: in a terminal, as JSON and as a page."""
+"""The report of a run: in a terminal, as JSON and as a page."""

@@ -28,7 +28,7 @@ LONGER = {
     "fast": ("standard", "takes more steps, more targets and more queries, on all images"),
     "standard": ("full", "adds slower attacks"),
 }
-"""The suite after a suite, and what it does beyond that."""
+"""The next larger suite, and its additional work in words."""
 
 
 def next_steps(summary: Summary) -> Terms:

@@ -219,7 +219,7 @@ def _row(run: AttackRun, records: list[SampleRecord], threat: Threat) -> Detecti
 
 
 def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: Threat) -> DetectionRow:
-    """Return the row with the figures at all thresholds, for an attack that aims at none."""
+    """Return the row with the figures at all thresholds, for an attack that does not aim at a threshold."""
     clean = clean_margins(records)
     fooled = _fooled(row.key, records, threat)
     margins = np.array([margin_of(outcome) for _, outcome in fooled])
@@ -229,7 +229,7 @@ def _at_all_thresholds(row: DetectionRow, records: list[SampleRecord], threat: T
         [(outcome.prediction, margin_of(outcome)) for _, outcome in fooled],
         classes,
     )
-    known = [each for each in aucs if each is not None]
+    known = [auc for auc in aucs if auc is not None]
     return replace(
         row,
         mean_auc=float(np.mean(known)) if known else None,

@@ -95,8 +95,8 @@ def _eligible(run: AttackRun, settings: Settings, start: int, size: int) -> int:
 
 
 def _ratio(settings: Settings, tried: Settings, most: int, name: str) -> float:
-    """Return the factor by which the images of a phase grow, of which there are at most so many."""
-    images, before = (min(most, int(getattr(each, name))) for each in (settings, tried))
+    """Return the ratio of the images of a phase to those of the trial; a phase has at most ``most`` images."""
+    images, before = (min(most, int(getattr(chosen, name))) for chosen in (settings, tried))
     return images / max(1, before)
 
 

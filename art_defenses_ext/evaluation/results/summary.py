@@ -125,9 +125,9 @@ class RoundRow:
     """A round of more effort.
 
     Attributes:
-        result: what it added.
-        steps: of its descents.
-        cost: of its attacks, without the predictions of their images.
+        result: its result.
+        steps: number of steps of its descents.
+        cost: cost of its attacks, without the predictions of their images.
     """
 
     result: RoundResult
@@ -153,7 +153,7 @@ class AgainstUndefended:
 
     @classmethod
     def of(cls, defended: list[SampleRecord], undefended: list[SampleRecord], summary: Summary) -> AgainstUndefended:
-        """Pair the records of both; ``summary`` is the undefended model's."""
+        """Compare the records of both models image by image; ``summary`` is the undefended model's."""
         verdicts = ([record.robust() for record in records] for records in (undefended, defended))
         return cls(summary.worst_case, summary.standing, Paired.of(*verdicts), summary.total)
 

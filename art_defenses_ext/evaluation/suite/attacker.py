@@ -165,9 +165,9 @@ def keeps_classes(classifier: PyTorchClassifier, logits: PyTorchClassifier, x: F
     if logits is classifier:
         return True
     classes = []
-    for each in (classifier, logits):
+    for target in (classifier, logits):
         with seeded(seed), torch.no_grad():
-            outputs = as_module(each)(torch.tensor(x, device=classifier.device))
+            outputs = as_module(target)(torch.tensor(x, device=classifier.device))
         classes.append(named_classes(outputs))
     return torch.equal(*classes)
 

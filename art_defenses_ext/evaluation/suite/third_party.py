@@ -110,8 +110,11 @@ def _ensemble(build: Any, name: str, network: nn.Module, *, eps: float, **option
 
 
 def _autoattack(build: Any, target: Target, options: Options) -> Run:
-    """**Departure**: with ten classes or fewer each other class is a target, and without a fourth logit the attacks
-    whose loss needs one are left out; the authors' code stops there. The checks ask for two classes."""
+    """Return a run of AutoAttack.
+
+    **Departure**: with at most ten classes each other class is a target, and attacks whose loss needs a fourth logit
+    are left out without one; the authors' code raises an error.
+    """
     count, device = target.classifier.nb_classes, target.classifier.device
     norm = target.threat.norm_name.capitalize()
     ensemble = build(target.network, norm=norm, eps=target.threat.eps, seed=target.seed, device=device)
@@ -136,13 +139,13 @@ def _autoattack(build: Any, target: Target, options: Options) -> Run:
 def _foolbox(attack: Any, target: Target, options: Options) -> Run:
     import foolbox
 
-    made = attack(**options)
+    instance = attack(**options)
     model = foolbox.PyTorchModel(target.network, bounds=(target.low, target.high), device=target.classifier.device)
     # The smallest perturbation of the attack, of any size; the evaluation decides whether it counts.
-    bounded = isinstance(made, foolbox.attacks.base.FixedEpsilonAttack)
+    bounded = isinstance(instance, foolbox.attacks.base.FixedEpsilonAttack)
 
     def run(x: Tensor, y: Tensor) -> Tensor:
-        adversarial: Tensor = made(model, x, y, epsilons=target.threat.eps if bounded else None)[1]
+        adversarial: Tensor = instance(model, x, y, epsilons=target.threat.eps if bounded else None)[1]
         return adversarial
 
     return run
@@ -150,10 +153,10 @@ def _foolbox(attack: Any, target: Target, options: Options) -> Run:
 
 def _torchattacks(attack: Any, target: Target, options: Options) -> Run:
     norm = {"norm": target.threat.norm_name.capitalize()}
-    made = attack(target.network, **_taken(attack, norm | {"eps": target.threat.eps, "seed": target.seed}, options))
+    instance = attack(target.network, **_taken(attack, norm | {"eps": target.threat.eps, "seed": target.seed}, options))
 
     def run(x: Tensor, y: Tensor) -> Tensor:
-        adversarial: Tensor = made(x, y)
+        adversarial: Tensor = instance(x, y)
         return adversarial
 
     return run
@@ -173,8 +176,8 @@ def _adv_lib(attack: Any, target: Target, options: Options) -> Run:
 def _art(attack: Any, target: Target, options: Options) -> EvasionAttack:
     threat = target.threat
     ball = {"norm": threat.norm, "eps": threat.eps, "eps_step": threat.eps / 4, "verbose": False}
-    made: EvasionAttack = attack(target.classifier, **_taken(attack, ball, options))
-    return made
+    instance: EvasionAttack = attack(target.classifier, **_taken(attack, ball, options))
+    return instance
 
 
 def _taken(attack: Any, defaults: Options, options: Options) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Figures shown: in a terminal, as JSON and as a page."""
+"""The pictures of a report."""
