@@ -60,6 +60,9 @@ class Result:
 Command = Callable[..., Result]
 
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Command]:
     """Runs ``art-defenses`` in this process and in an empty folder."""
@@ -333,7 +336,6 @@ def test_parts_are_merged_into_one_run(
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run"
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_the_example_run_is_repeated_from_its_manifest_to_the_byte(command: Command, tmp_path: Path) -> None:
     """Another processor may train another network: the committed run's verdicts, and the bytes of this machine."""
     torch.set_num_threads(2)
@@ -347,7 +349,6 @@ def test_the_example_run_is_repeated_from_its_manifest_to_the_byte(command: Comm
     assert (tmp_path / "first" / RECORDS).read_bytes() == (tmp_path / "second" / RECORDS).read_bytes()
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_a_run_that_cannot_be_repeated_to_the_byte_says_why(
     command: Command, quick: list[str], weights: Path, finished_run: Any, tmp_path: Path
 ) -> None:
@@ -368,7 +369,6 @@ def test_a_run_that_cannot_be_repeated_to_the_byte_says_why(
     assert command("rerun", "run", "--out", own.parent / "run").status == 2
 
 
-@pytest.mark.usefixtures("without_pictures")
 def test_examples_made_elsewhere_are_added_to_a_run_of_the_command(
     command: Command, quick: list[str], digits: Dataset, finished_run: Any, tmp_path: Path
 ) -> None:
