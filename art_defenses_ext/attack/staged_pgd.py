@@ -34,6 +34,7 @@ class Stage(Declared):
         max_iter: gradients a run.
         nb_runs: runs an image.
         share: how many of all images they may run on: of those that are not broken, the ones of lowest margin so far.
+        least: the images that they may run on in any case, where the share is fewer.
         from_best: whether the first run begins at the best point so far, not at a random one.
         factor: on the width of the surrogates.
 
@@ -45,6 +46,7 @@ class Stage(Declared):
     max_iter: Count
     nb_runs: Count = 1
     share: Annotated[float, number("a share above 0 and up to 1", lambda share: 0 < share <= 1)] = 1.0
+    least: Count = 1
     from_best: Flag = True
     factor: Positive = 1.0
 
@@ -78,7 +80,7 @@ def staged_pgd(
     best = BestPoints(x)
     begun = False
     for stage in stages:
-        rows = nearest(best.margins, math.ceil(stage.share * len(x)))
+        rows = nearest(best.margins, max(math.ceil(stage.share * len(x)), stage.least))
         if len(rows) == 0:
             break
         start = best.points[rows] if stage.from_best and begun else None

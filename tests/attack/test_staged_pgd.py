@@ -52,6 +52,7 @@ def test_each_stage_has_its_share_of_all_images_its_loss_and_its_start(monkeypat
         Stage("margin", 5),
         Stage("cross_entropy", 7, 2, share=0.5),
         Stage("margin", 3, share=0.25, from_best=False),
+        Stage("margin", 2, share=0.25, least=2),
     )
     adversarial = staged_pgd(
         lambda images, labels: torch.stack([images[:, 0], -images[:, 0]], dim=1),
@@ -62,10 +63,13 @@ def test_each_stage_has_its_share_of_all_images_its_loss_and_its_start(monkeypat
         width=lambda factor: nullcontext(),
         generator=torch.Generator().manual_seed(0),
     )
-    # The second image breaks in the first stage; of the others half of four, then a quarter of four, go on.
+    # The second image breaks in the first stage; of the others half of four, then a quarter of four, then two go on.
     assert [(images, loss, steps, runs) for images, _, loss, steps, runs in calls] == [
-        (x[:, 0].tolist(), "margin", 5, 1), ([4.0, 2.0], "cross_entropy", 7, 2), ([2.0], "margin", 3, 1)
-    ]  # fmt: skip
+        (x[:, 0].tolist(), "margin", 5, 1),
+        ([4.0, 2.0], "cross_entropy", 7, 2),
+        ([2.0], "margin", 3, 1),
+        ([4.0, 2.0], "margin", 2, 1),
+    ]
     starts = [start for _, start, _, _, _ in calls]
     assert starts[0] is None  # there is no best point yet
     assert starts[1] is not None
@@ -109,7 +113,15 @@ def test_what_is_no_stage_is_refused(stages: Any, digits_classifier: PyTorchClas
 
 @pytest.mark.parametrize(
     ("argument", "value"),
-    [("loss", "hinge"), ("max_iter", 0), ("nb_runs", 0), ("share", 0.0), ("share", 1.5), ("factor", -1.0)],
+    [
+        ("loss", "hinge"),
+        ("max_iter", 0),
+        ("nb_runs", 0),
+        ("share", 0.0),
+        ("share", 1.5),
+        ("least", 0),
+        ("factor", -1.0),
+    ],
 )
 def test_a_stage_that_cannot_run_is_refused(argument: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"^{argument} is"):
