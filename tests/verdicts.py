@@ -44,7 +44,7 @@ EPS = 0.1
 Verdicts = dict[str, str]
 """By attack, and for clean images, a letter an image: 1 right or broken, 0 not, - not attacked."""
 
-FAST = tuple(spec for spec in STANDARD if spec.name not in ("APGD targeted", "APGD annealed"))
+FAST = tuple(spec for spec in STANDARD if spec.name not in ("APGD staged, long", "APGD annealed"))
 """The suite without the two attacks that take longest; those run on the undefended model and on JumpReLU."""
 
 Run = tuple[PyTorchClassifier, dict[str, Any]]

@@ -55,16 +55,18 @@ class Bar:
 
     Attributes:
         points: how far its robust accuracy, pooled over the settings, may lie above the published one.
-        passes: images forwards and backwards per image, at most, in a setting.
+        passes: images forwards and backwards per image, at most, in each setting or pooled.
         time: its share of the published seconds, pooled.
+        pooled: whether ``passes`` bounds those of all settings pooled.
     """
 
     points: float
     passes: tuple[int, int]
     time: float
+    pooled: bool = False
 
 
-BARS = {"fast": Bar(0.3, (250, 200), 0.06), "standard": Bar(0.0, (700, 350), 0.15)}
+BARS = {"fast": Bar(0.3, (250, 200), 0.06), "standard": Bar(0.0, (700, 350), 0.15, pooled=True)}
 PUBLISHED = "published"
 
 
@@ -239,14 +241,16 @@ def print_line(title: str, runs: dict[str, list[Run]]) -> None:
 def print_bars(suite: str, settings: dict[str, dict[str, list[Run]]], pooled: dict[str, list[Run]]) -> None:
     """What a suite is held to, and what it holds."""
     bar, mine, theirs = BARS[suite], pooled[suite], pooled.get(PUBLISHED)
-    dearest = [max(passes(runs[suite])[way] for runs in settings.values()) for way in range(2)]
+    bounded = [mine] if bar.pooled else [runs[suite] for runs in settings.values()]
+    dearest = [max(passes(runs)[way] for runs in bounded) for way in range(2)]
+    which = "pooled" if bar.pooled else "most"
     held = {}
     if theirs is not None:
         held["pooled difference in points"] = verdict(accuracy(mine) - accuracy(theirs), bar.points)
         held["pooled ratio of seconds"] = verdict(seconds(mine) / seconds(theirs), bar.time)
     held |= {
-        "most passes forwards": verdict(dearest[0], bar.passes[0]),
-        "most passes backwards": verdict(dearest[1], bar.passes[1]),
+        f"{which} passes forwards": verdict(dearest[0], bar.passes[0]),
+        f"{which} passes backwards": verdict(dearest[1], bar.passes[1]),
     }
     print(f"\n`{suite}`: {'; '.join(f'{what} {how}' for what, how in held.items())}.")
 

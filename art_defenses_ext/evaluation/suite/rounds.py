@@ -1,8 +1,8 @@
 """A round of more effort: attacks on the unbroken images with more steps, starts and queries.
 
 Each round is an attack suite, and stronger than the round before: steps and queries double, and there is one start
-more. The gradient modes and losses that broke most images so far run first. Surrogates begin wider and end narrower
-than in the suite. Then attacks run that the suite does not have: starts from perturbations of other images and modes,
+more. The gradient modes and losses that broke most images so far run first. Surrogates end narrower than in the
+suite. Then attacks run that the suite does not have: starts from perturbations of other images and modes,
 gradient estimation regardless of the gradients' health, and Square from the best points of a descent.
 """
 
@@ -29,7 +29,7 @@ MODES = 4
 """Maximum number of gradient modes in a round, those under which most images were broken. **Convention**."""
 
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
-"""Factors of the surrogates' width in the runs: wider and narrower than in the suite. **Convention**."""
+"""Factors of the surrogates' width in the runs: they end narrower than in the suite. **Convention**."""
 
 LOSSES = {
     "APGD margin": "margin",

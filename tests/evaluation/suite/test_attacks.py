@@ -22,13 +22,22 @@ from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.square import Square
+from art_defenses_ext.attack.staged_pgd import StagedPGD
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.registry import installed, load_face
 from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.evaluation.suite.papers import normalisation_scale, paper_specs
 from art_defenses_ext.evaluation.suite.seeding import seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
-from art_defenses_ext.evaluation.suite.suites import DETECTOR_SUITE, FAST, FULL, STANDARD, WHITE_BOX, attack_set
+from art_defenses_ext.evaluation.suite.suites import (
+    DETECTOR_SUITE,
+    FAST,
+    FULL,
+    LONG_STAGES,
+    STANDARD,
+    WHITE_BOX,
+    attack_set,
+)
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset
@@ -219,7 +228,7 @@ def test_the_single_step_is_as_long_as_the_ball_is_wide(digits_classifier: PyTor
 
 @pytest.mark.parametrize("nb_classes", [2, 3, 4, 15])
 def test_the_targeted_attack_heads_for_each_of_nine_classes_or_as_many_as_there_are(nb_classes: int) -> None:
-    (spec,) = [spec for spec in STANDARD if spec.name == "APGD targeted"]
+    (spec,) = [spec for spec in FULL if spec.name == "APGD targeted"]
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, nb_classes))
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, clip_values=(0, 1))
     attack: Any = spec.build(classifier, Linf(0.1), 0)
@@ -230,13 +239,17 @@ def test_the_targeted_attack_heads_for_each_of_nine_classes_or_as_many_as_there_
     assert attack.generate(x, np.zeros(3, int)).shape == x.shape
 
 
+WIDE = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05)
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
         ("APGD margin", AutoPGD, {"loss": "margin", "max_iter": 100, "nb_runs": 1}),
         ("APGD cross-entropy", AutoPGD, {"loss": "cross_entropy", "max_iter": 100, "nb_runs": 1}),
-        ("APGD annealed", AnnealedPGD, {"loss": "margin", "max_iter": 100}),
-        ("Square", Square, {"max_queries": 1000}),
+        ("APGD staged, long", StagedPGD, {"stages": LONG_STAGES}),
+        ("APGD annealed", AnnealedPGD, {"loss": "margin", "max_iter": 100, "factors": WIDE}),
+        ("Square", Square, {"max_queries": 500}),
         ("APGD restarts", AutoPGD, {"loss": "margin", "max_iter": 100, "nb_runs": 10}),
         ("Square, 5,000 queries", Square, {"max_queries": 5000}),
     ],
