@@ -140,10 +140,11 @@ def test_a_round_of_another_run_is_refused(evaluated: Path, tmp_path: Path) -> N
 
 def test_the_attacks_of_a_round_grow_and_those_that_gained_most_come_first(finished_run: Any) -> None:
     attacker = Attacker.of(finished_run.classifier, finished_run.x[:4], finished_run.threat, True, 0)
-    gains = {"APGD cross-entropy [smooth]": 5, "APGD margin [relu]": 2, "APGD annealed [smooth]": 7}
+    gains = {"APGD cross-entropy [smooth]": 5, "APGD margin, 30 steps [relu]": 2, "APGD annealed [smooth]": 7}
+    gains["APGD staged, long [smooth]"] = 4
     plans = [round_plan(number, attacker, finished_run.threat, gains) for number in (1, 2)]
-    assert [run.key.partition(": ")[2] for run in plans[0][:3]] == [
-        "APGD annealed [smooth]", "APGD cross-entropy [smooth]", "APGD margin [relu]",
+    assert [run.key.partition(": ")[2] for run in plans[0][:4]] == [
+        "APGD annealed [smooth]", "APGD cross-entropy [smooth]", "APGD targeted [smooth]", "APGD margin [relu]",
     ]  # fmt: skip
     assert len({run.key for plan in plans for run in plan}) == 2 * len(plans[0])
     for first, second in zip(*plans, strict=True):

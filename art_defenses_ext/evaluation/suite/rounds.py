@@ -39,6 +39,9 @@ LOSSES = {
 }
 """The losses of descents, by the name of the attack."""
 
+IN_SUITES = {"APGD margin": ("APGD margin, 30 steps",), "APGD targeted": ("APGD staged, long", "APGD staged")}
+"""The attacks of the suites whose gains count for a descent besides those under its own name."""
+
 ANNEALED = {"APGD annealed": "margin", "APGD annealed, cross-entropy": "cross_entropy"}
 """The losses of annealed attacks, by the name of the attack."""
 
@@ -73,7 +76,7 @@ def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[s
     for name, loss in ANNEALED.items():
         annealed = _build(AnnealedPGD, loss=loss, factors=FACTORS, max_iter=steps)
         searches |= {(name, mode): annealed for mode in attacker.annealable}
-    order = sorted(searches, key=lambda pair: -gains.get(f"{pair[0]} [{pair[1]}]", 0))
+    order = sorted(searches, key=lambda pair: -_gain(gains, *pair))
     runs = [_run(number, name, searches[name, mode], threat, mode) for name, mode in order]
     if rejects(attacker.classifier):
         for name, attack in (("selective", SelectivePGD), ("orthogonal", OrthogonalPGD), ("Lagrangian", LagrangianPGD)):
@@ -121,6 +124,11 @@ def _descent(name: str, number: int) -> Build:
         return _build(AutoPGD, max_iter=steps_of(number), **options)(classifier, threat, seed)
 
     return targeted
+
+
+def _gain(gains: Mapping[str, int], name: str, mode: str) -> int:
+    """Return how many images a descent, and its like in the suites, broke in a mode."""
+    return sum(gains.get(f"{attack} [{mode}]", 0) for attack in (name, *IN_SUITES.get(name, ())))
 
 
 def _transfer(number: int) -> Build:
