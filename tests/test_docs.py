@@ -18,6 +18,7 @@ import shlex
 from collections.abc import Iterator
 from contextlib import nullcontext, redirect_stdout
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
+from fractions import Fraction
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
@@ -321,7 +322,10 @@ def test_every_defence_has_a_result_on_enough_images(dataset: str) -> None:
     alone = {
         entry.defences[0]["name"]
         for folder, entry in entries()
-        if folder == dataset and len(entry.defences) == 1 and entry.samples >= at_least and entry.attacks == "standard"
+        if folder == dataset
+        and len(entry.defences) == 1
+        and entry.samples >= at_least
+        and str(entry.attacks).startswith("standard")
     }
     assert alone == set(installed())
 
@@ -332,4 +336,4 @@ def test_a_result_is_of_its_folder_and_repeated_by_its_command() -> None:
         last = shlex.split(entry.command.split("; ")[-1])
         assert last[:4] == ["art-defenses", "evaluate", "--dataset", folder]
         assert last[last.index("--samples") + 1] == str(entry.samples)
-        assert float(last[last.index("--eps") + 1]) == entry.eps
+        assert float(Fraction(last[last.index("--eps") + 1])) == entry.eps
