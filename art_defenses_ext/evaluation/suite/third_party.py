@@ -7,7 +7,9 @@ in [0, 1] only, images and network are rescaled. The images of the attack are tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -324,10 +326,20 @@ class ForeignAttack(EvasionAttack):
         labels = check_labels(y, self.estimator.nb_classes, len(x))
         device = self.estimator.device
         images = (torch.tensor(x, device=device) - self.low) / self.width
-        with torch.enable_grad():
+        with torch.enable_grad(), _trace_kept():
             adversarial = self._run(images, torch.tensor(labels, dtype=torch.int64, device=device))
         pixels = adversarial.detach() * self.width + self.low
         return pixels.cpu().numpy().astype(np.float32)
+
+
+@contextmanager
+def _trace_kept() -> Iterator[None]:
+    """Restore the trace function of a debugger or of a coverage measurement, which AutoAttack removes."""
+    trace = sys.gettrace()
+    try:
+        yield
+    finally:
+        sys.settrace(trace)
 
 
 class _OfUnitImages(nn.Module):

@@ -115,6 +115,22 @@ def test_the_ensemble_runs_on_two_classes(at_distance: Callable[..., Any]) -> No
     assert (near.predict(images_of(spec, near, x, y, 0.04)).argmax(axis=1) == y).all()
 
 
+def test_a_debugger_or_a_coverage_measurement_keeps_its_trace_function(at_distance: Callable[..., Any]) -> None:
+    """AutoAttack removes it, and coverage would miss what runs afterwards."""
+    near, x, y, _ = at_distance((1, 4, 4), np.inf, 0.05)
+    before = sys.gettrace()
+
+    def trace(*_: Any) -> None:
+        """Trace no frame."""
+
+    sys.settrace(trace)
+    try:
+        images_of(ThirdParty("autoattack", options={"square__n_queries": 10}), near, x, y)
+        assert sys.gettrace() is trace
+    finally:
+        sys.settrace(before)
+
+
 def test_a_rejecting_classifier_is_attacked_class_by_class(
     digits_classifier: PyTorchClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
