@@ -27,16 +27,16 @@ from art_defenses_ext.gradients.modes import surrogate_width
 
 @dataclass(frozen=True)
 class Stage(Declared):
-    """Runs of Auto-PGD on some of the images.
+    """Runs of Auto-PGD on the unbroken images of lowest margin.
 
     Attributes:
-        loss: what they climb, a name out of ``losses.LOSSES``.
-        max_iter: gradients a run.
-        nb_runs: runs an image.
-        share: how many of all images they may run on: of those that are not broken, the ones of lowest margin so far.
-        least: the images that they may run on in any case, where the share is fewer.
-        from_best: whether the first run begins at the best point so far, not at a random one.
-        factor: on the width of the surrogates.
+        loss: a name in ``losses.LOSSES``.
+        max_iter: number of gradients per run.
+        nb_runs: number of runs per image.
+        share: maximum number of images that are attacked, as a share of all images.
+        least: this many images may be attacked even if the share allows fewer.
+        from_best: whether the first run begins at the best point so far instead of a random point.
+        factor: factor of the surrogates' width.
 
     Raises:
         InputError: for a value of another kind.
@@ -68,13 +68,13 @@ def staged_pgd(
     Args:
         logits: the network under attack.
         x: clean images (N, ...).
-        y: their labels (N,).
-        ball: where to search.
-        stages: one after the other.
-        width: makes a context in which the surrogates' width is multiplied by a factor.
-        generator: of the random starts.
-        clip_values: least and largest pixel value.
-        batch_size: images in one pass.
+        y: labels (N,).
+        ball: the ball in which to search around each image.
+        stages: the stages, in order.
+        width: function that returns a context in which the surrogates' width is multiplied by a factor.
+        generator: source of the random starts.
+        clip_values: lowest and highest pixel value.
+        batch_size: number of images per pass.
     """
     search = partial(auto_pgd, logits, ball=ball, clip_values=clip_values, batch_size=batch_size, generator=generator)
     best = BestPoints(x)
@@ -93,7 +93,7 @@ def staged_pgd(
 
 
 def nearest(margins: Tensor, most: int) -> Tensor:
-    """Return which images are not broken, ``most`` of them at most, those of lowest margin; in their order."""
+    """Return the indices of the unbroken images, in order; if there are more than ``most``, of those of lowest margin."""
     rows = (margins >= 0).nonzero().squeeze(1)
     if len(rows) > most:
         rows = rows[margins[rows].argsort(stable=True)[:most]].sort().values
@@ -120,11 +120,11 @@ STAGES = (
 class StagedPGD(BallAttack):
     """Auto-PGD on one loss after the other, on fewer and fewer images.
 
-    An image that is broken, or whose margin is not among the lowest, is left out of the next stage.
+    A stage skips images that are broken, and images whose margin is not among the lowest.
 
     Args:
         estimator, norm, eps: see :class:`BallAttack`.
-        stages: one after the other.
+        stages: the stages, in order.
         **options: see :class:`TensorAttack`.
 
     Raises:

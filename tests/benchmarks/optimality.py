@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -81,7 +82,7 @@ def attacker(generate: Generate) -> Attacker:
 
 
 def of_suites() -> Iterator[tuple[str, Attacker]]:
-    """Yield each attack of ``fast`` and ``standard`` that runs on a plain network, alone."""
+    """Yield each white-box attack of ``fast`` and ``standard`` alone, then both suites."""
     for name, spec in {spec.name: spec for spec in (*STANDARD, *FAST)}.items():
         if spec.kind == "white-box" and "estimation" not in name:
             yield f"{name}, here", ours([spec])
@@ -206,12 +207,12 @@ def main() -> None:
             for name, attack in source():
                 runs = [attack(classifier, x, y, Linf(radius), options.seed) for radius in case.radii]
                 results[name] = np.stack([clean, *(run.left for run in runs)]), runs
-                print(".", end="", flush=True)
+                print(f"{case.title}: {name}", file=sys.stderr, flush=True)  # an attack takes up to minutes
         radii = np.array([0.0, *case.radii])
         best = np.logical_and.reduce([left for left, _ in results.values()])
         best = np.logical_and.accumulate(best, axis=0)
         shares = " / ".join(f"{100 * share:.0f}" for share in best.mean(axis=1))
-        print(f"\n\n{case.title}, {len(x)} images; under all attacks {shares} % are left at radii {radii.tolist()}\n")
+        print(f"\n{case.title}, {len(x)} images; under all attacks {shares} % are left at radii {radii.tolist()}\n")
         print("| attack | optimality | passes |")
         print("|---|---|---|")
         ranked = sorted(results.items(), key=lambda item: -optimality(item[1][0], best, radii))

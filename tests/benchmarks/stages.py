@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -104,6 +105,7 @@ def main() -> None:
             classifier = load_classifier(mnist, setting.model, options.data / "weights" / setting.weights)
             attack = ours(suite_with(options.suite, stages, options.white_box))
             runs.append(attack(classifier, *images, setting.ball, options.seed))
+            print(f"{title}: {setting.title}, {int(runs[-1].left.sum())} left", file=sys.stderr, flush=True)
         whole = pool(runs)
         forward, backward = passes([whole])
         left = " | ".join(str(int(run.left.sum())) for run in runs)

@@ -85,11 +85,11 @@ LONG_STAGES = (
     Stage("probability_margin", 100, nb_runs=2, share=0.1, least=32, from_best=False, factor=0.25),
     Stage("cross_entropy", 100, nb_runs=2, share=0.1, least=32, from_best=False, factor=0.1),
 )
-"""Of the suite ``standard``. **Convention**: chosen on validation images, see docs/evaluation.md."""
+"""The stages of the suite ``standard``. **Convention**: chosen on validation images, see docs/evaluation.md."""
 
 WIDE_FACTORS = (4.0, 2.0, *FACTORS)
-"""Of the surrogates' width: two runs before those of the attack itself. **Convention**: what begins wider breaks images
-that the others leave, see docs/checks.md."""
+"""The factors of the surrogates' width in the suite ``standard``: the first two runs are wider than the attack's own.
+**Convention**: runs that begin wider broke images on which the others had failed, see docs/checks.md."""
 
 STANDARD = (
     WHITE_BOX,
