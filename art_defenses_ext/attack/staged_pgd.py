@@ -1,6 +1,6 @@
-"""Auto-PGD in stages: short runs on all images, longer ones on those that came nearest to being broken.
+"""Auto-PGD in stages: short runs on all images, longer runs on the unbroken images of lowest margin.
 
-Source: images without hope left out under a budget, from Liu et al. 2022, "Practical Evaluation of Adversarial
+Source: the early discarding of images that are hard to break, from Liu et al. 2022, "Practical Evaluation of Adversarial
 Robustness via Adaptive Auto Attack" (arXiv:2203.05154), section 3.3; a fixed budget for each stage, spent on fewer and
 fewer candidates, from Jamieson, Talwalkar 2016 (arXiv:1502.07943), successive halving.
 """
@@ -93,7 +93,7 @@ def staged_pgd(
 
 
 def nearest(margins: Tensor, most: int) -> Tensor:
-    """Return the indices of the unbroken images, in order; if there are more than ``most``, of those of lowest margin."""
+    """Return the indices of the unbroken images in order, at most ``most`` of them: those of lowest margin."""
     rows = (margins >= 0).nonzero().squeeze(1)
     if len(rows) > most:
         rows = rows[margins[rows].argsort(stable=True)[:most]].sort().values
