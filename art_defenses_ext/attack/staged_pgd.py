@@ -1,8 +1,8 @@
 """Auto-PGD in stages: short runs on all images, longer runs on the unbroken images of lowest margin.
 
-Source: the early discarding of images that are hard to break, from Liu et al. 2022, "Practical Evaluation of Adversarial
-Robustness via Adaptive Auto Attack" (arXiv:2203.05154), section 3.3; a fixed budget for each stage, spent on fewer and
-fewer candidates, from Jamieson, Talwalkar 2016 (arXiv:1502.07943), successive halving.
+Source: images that are hard to break are discarded under a budget as in Liu et al. 2022, "Practical Evaluation of
+Adversarial Robustness via Adaptive Auto Attack" (arXiv:2203.05154), section 3.3. Each stage has a fixed budget for
+fewer candidates, as in successive halving, Jamieson, Talwalkar 2016 (arXiv:1502.07943).
 """
 
 from __future__ import annotations
