@@ -19,7 +19,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
-from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
+from art_defenses_ext.attack.annealed_pgd import FACTORS, AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
@@ -36,7 +36,7 @@ MEAN, STD = MODELS["lenet_like"].mean[0], MODELS["lenet_like"].std[0]
 JUMPS = (0.0, 1.0, 1.5, 2.0, 3.0)
 EPS = (0.1, 0.2)
 WIDTHS = (0.05, 0.1, 0.25, 0.5, 1.0)
-SCHEDULES = ((1.0,), (0.1,), (2.0, 1.0, 0.5, 0.25), (0.5, 0.25, 0.1), (1.0, 0.5, 0.25, 0.1, 0.05))
+SCHEDULES = ((1.0,), (0.1,), (2.0, 1.0, 0.5, 0.25), (0.5, 0.25, 0.1), FACTORS, (4.0, 2.0, *FACTORS))
 
 # The authors' attacks: steps and distances in normalised space, 40 iterations (their figures for MNIST).
 PAPER: dict[str, tuple[float, Callable[[PyTorchClassifier], EvasionAttack]]] = {
@@ -207,6 +207,8 @@ def main() -> None:
     if options.ablation:
         print_ablation(models, data, options.adaptive_samples, options.seed)
         print_schedules(models, data, options.schedule_samples, options.seed)
+        digits = load_dataset("digits")
+        print_schedules({"digits": load_classifier(digits)}, digits, options.schedule_samples, options.seed)
         return
     print_clean(models, data)
     print_paper_table(models, data, options.samples)

@@ -11,7 +11,7 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import CarliniL2Method, CarliniLInfMethod, HopSkipJump
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext.attack.annealed_pgd import FACTORS, AnnealedPGD
+from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.margin_pgd import MarginPGD
@@ -87,18 +87,14 @@ LONG_STAGES = (
 )
 """The stages of the suite ``standard``. **Convention**: chosen on validation images, see docs/evaluation.md."""
 
-WIDE_FACTORS = (4.0, 2.0, *FACTORS)
-"""The factors of the surrogates' width in the suite ``standard``: the first two runs are wider than the attack's own.
-**Convention**: runs that begin wider broke images on which the others had failed, see docs/checks.md."""
-
 STANDARD = (
     WHITE_BOX,
     _white_box("APGD cross-entropy", _auto_pgd("cross_entropy"), "another loss finds other ways, 100 steps"),
     _white_box("APGD staged, long", _staged(stages=LONG_STAGES), "nine targets and restarts near the boundary"),
     _white_box(
         "APGD annealed",
-        _annealed(factors=WIDE_FACTORS),
-        "smooth surrogates, first wider, that grow sharper from run to run of 100 steps",
+        _annealed(),
+        "smooth surrogates that narrow from run to run of 100 steps",
         "annealable",
     ),
     AttackSpec(
