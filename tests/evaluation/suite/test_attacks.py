@@ -239,16 +239,13 @@ def test_the_targeted_attack_heads_for_each_of_nine_classes_or_as_many_as_there_
     assert attack.generate(x, np.zeros(3, int)).shape == x.shape
 
 
-WIDE = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05)
-
-
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [
         ("APGD margin", AutoPGD, {"loss": "margin", "max_iter": 100, "nb_runs": 1}),
         ("APGD cross-entropy", AutoPGD, {"loss": "cross_entropy", "max_iter": 100, "nb_runs": 1}),
         ("APGD staged, long", StagedPGD, {"stages": LONG_STAGES}),
-        ("APGD annealed", AnnealedPGD, {"loss": "margin", "max_iter": 100, "factors": WIDE}),
+        ("APGD annealed", AnnealedPGD, {"loss": "margin", "max_iter": 100, "factors": (1.0, 0.5, 0.25, 0.1, 0.05)}),
         ("Square", Square, {"max_queries": 500}),
         ("APGD restarts", AutoPGD, {"loss": "margin", "max_iter": 100, "nb_runs": 10}),
         ("Square, 5,000 queries", Square, {"max_queries": 5000}),
