@@ -29,7 +29,7 @@ from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import main
 from art_defenses_ext.cli.defences import DefenceSpec, check_spec, defence_names, option_names
-from art_defenses_ext.cli.evaluate import evaluate_command
+from art_defenses_ext.cli.union import evaluate_command
 from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig
 from art_defenses_ext.evaluation.report.headlines import figure_name

@@ -11,7 +11,6 @@ import click
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.docs import docs_command
 from art_defenses_ext.cli.doctor import doctor_command
-from art_defenses_ext.cli.evaluate import evaluate_command
 from art_defenses_ext.cli.listing import list_command
 from art_defenses_ext.cli.runs import (
     add_command,
@@ -25,6 +24,7 @@ from art_defenses_ext.cli.runs import (
 )
 from art_defenses_ext.cli.show import noise_options, say
 from art_defenses_ext.cli.sweep import sweep_command
+from art_defenses_ext.cli.union import evaluate_command
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells give it: 128 and the signal's number."""

@@ -23,7 +23,7 @@ from art_defenses_ext.base.declared import (
     option,
 )
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.cli.declared import as_plain, declared_command
+from art_defenses_ext.cli.declared import as_plain
 from art_defenses_ext.cli.show import resumable, say, set_noise, show_report
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig, NamedAttacks
 from art_defenses_ext.zoo.catalogue import COLLECTIONS, DATASETS, DEFAULT_MODEL, MODELS
@@ -81,8 +81,14 @@ class EvaluateOptions(EvaluationConfig):
         "defences in this order; each is fitted to the classifier with the defences before it.",
         multiple=True, metavar="NAME",
     )  # fmt: skip
-    norm: Text = option("linf", "Norm of the perturbation, such as linf, l2 or l1.")
-    eps: Eps = option("0.1", "Radius of the ball in this norm, such as 0.1 or 8/255; pixel values are from 0 to 1.")
+    norm: Text = option(
+        "linf", "Norm of the perturbation, such as linf, l2 or l1; union for the worst of several, such as linf,l2,l1."
+    )
+    eps: Eps = option(
+        "0.1",
+        "Radius of the ball in this norm, such as 0.1 or 8/255; pixel values are from 0 to 1. For several norms a "
+        "radius for each, such as 8/255,0.5,12.",
+    )
     allow_large_eps: Flag = option(False, "Accept an eps at which every image can be turned grey.")
     attacks: NamedAttacks = option(
         "standard",
@@ -375,6 +381,3 @@ def _check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count:
     if out is not None and not options.overwrite:
         settings = Settings.describing(threat, options.attacks, count, EvaluationConfig.part_of(options))
         check_settings(out if part.is_whole else out / part.folder, settings)
-
-
-evaluate_command = declared_command("evaluate", EvaluateOptions, attack_and_report)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
@@ -71,6 +71,50 @@ class Sweep:
             InputError: for a folder that holds a run with other options.
         """
         return [name for name, options in self.runs.items() if not _is_finished(name, options)]
+
+    def make(self, argument: str) -> None:
+        """Make the unfinished runs, and compare all.
+
+        Args:
+            argument: what the user gave, for the message of an error, such as ``"sweep is sweep.toml"``.
+
+        Raises:
+            InputError: for invalid options, before the first run; at the end, for runs that failed.
+        """
+        from art_defenses_ext.evaluation.publish.compare import compare
+
+        unfinished = self.unfinished()
+        self._check(unfinished)
+        failed = [name for name in self.runs if not self._made(name, name in unfinished)]
+        if failed:
+            raise InputError(f"{argument}, of which {', '.join(failed)} failed; the same command tries again")
+        if len(self.runs) > 1:
+            comparison = compare([self.out / name for name in self.runs], different_attackers=True)
+            comparison.print()
+            comparison.save(self.out / COMPARISON)
+            say(f"Comparison: {self.out / COMPARISON / 'compare.md'}")
+
+    def _check(self, names: Iterable[str]) -> None:
+        from art_defenses_ext.evaluation.run.folder import check_out
+        from art_defenses_ext.evaluation.run.shard import WHOLE
+
+        for name in names:
+            with _naming(name):
+                check_out(self.out / name)
+                checked(self.runs[name], WHOLE)
+
+    def _made(self, name: str, is_unfinished: bool) -> bool:
+        """Make a run unless it is finished, and return whether there is one; the other runs do not depend on it."""
+        if not is_unfinished:
+            say(f"{name}: already finished")
+            return True
+        try:
+            with resumable(self.out):
+                _attack(name, self.runs[name])
+        except InputError as error:
+            say(f"{name}: failed: {error}", err=True, fg="red")
+            return False
+        return True
 
 
 @contextmanager
@@ -143,35 +187,10 @@ def sweep_command(sweep: Path, only_print: bool) -> None:
     SWEEP is a TOML file with options of evaluate, and lists of values under [matrix]. Finished runs are skipped and
     unfinished ones are continued, so the same command continues an interrupted sweep.
     """
-    from art_defenses_ext.evaluation.publish.compare import compare
-    from art_defenses_ext.evaluation.run.folder import check_out
-    from art_defenses_ext.evaluation.run.shard import WHOLE
-
     task = Sweep.read(sweep)
-    unfinished = task.unfinished()
     if only_print:
+        unfinished = task.unfinished()
         for name in task.runs:
             say(f"{name}: {'to do' if name in unfinished else 'finished'}")
         return
-    for name in unfinished:
-        with _naming(name):
-            check_out(task.out / name)
-            checked(task.runs[name], WHOLE)
-    failed = []
-    for name, options in task.runs.items():
-        if name not in unfinished:
-            say(f"{name}: already finished")
-            continue
-        try:
-            with resumable(task.out):
-                _attack(name, options)
-        except InputError as error:  # the other runs do not depend on it
-            failed.append(name)
-            say(f"{name}: failed: {error}", err=True, fg="red")
-    if failed:
-        raise InputError(f"sweep is {sweep}, of which {', '.join(failed)} failed; the same command tries again")
-    if len(task.runs) > 1:
-        comparison = compare([task.out / name for name in task.runs], different_attackers=True)
-        comparison.print()
-        comparison.save(task.out / COMPARISON)
-        say(f"Comparison: {task.out / COMPARISON / 'compare.md'}")
+    task.make(f"sweep is {sweep}")

@@ -73,7 +73,8 @@ class Union:
     def __str__(self) -> str:
         bound = "" if self.established else "at most "
         note = "" if self.established else " (not all of them are established)"
-        return f"{self.defences}, union of {' and '.join(self.balls)}: {self.figure} {bound}{self.robust}{note}."
+        balls = " and ".join([", ".join(self.balls[:-1]), self.balls[-1]])
+        return f"{self.defences}, union of {balls}: {self.figure} {bound}{self.robust}{note}."
 
 
 @dataclass(frozen=True)

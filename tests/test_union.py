@@ -1,0 +1,68 @@
+"""The command evaluate in several balls: a run for each, of one defended model, and their union."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from art.estimators.classification import PyTorchClassifier
+from click.testing import CliRunner
+from safetensors.torch import save_file
+
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.cli.app import app
+from art_defenses_ext.cli.evaluate import EvaluateOptions
+from art_defenses_ext.cli.union import _union, evaluate_in_balls
+from art_defenses_ext.evaluation.report.report import Report
+
+QUICK = ("--defence", "jump_relu", "-o", "jump=1", "--attacks", "papers", "--samples", "6", "--threads", "1")
+QUICK += ("--curve-samples", "0", "--check-samples", "0", "--weights", "weights.safetensors", "--out", "runs")
+
+
+def test_an_image_is_robust_in_the_union_if_it_is_robust_in_every_ball(
+    digits_classifier: PyTorchClassifier, few_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+    save_file(digits_classifier.model.state_dict(), "weights.safetensors")
+    done = CliRunner().invoke(app, ["evaluate", "--norm", "l2,linf", "--eps", "0.5,24/255", *QUICK])
+    assert done.exit_code == 0, done.output
+    balls = [[record.robust() for record in Report.load(f"runs/{norm}").records] for norm in ("l2", "linf")]
+    (union,) = json.loads(Path("runs/comparison/compare.json").read_text())["unions"]
+    assert union["balls"] == ["l2 0.5", "linf 0.09412"]
+    assert (union["robust"]["count"], union["robust"]["total"]) == (sum(map(all, zip(*balls, strict=True))), 6)
+    assert "union of l2 0.5 and linf 0.09412: accuracy under" in " ".join(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"eps": "0.1,0.5"}, "eps is '0.1,0.5'; a radius for each of linf, l2, l1, separated by commas, was expected"),
+        ({"norm": "l1,l2", "eps": "1"}, "eps is '1'; a radius for each of l1, l2, separated by commas, was expected"),
+        ({"out": None}, "out is missing, but norm is 'union'; a folder for all runs was expected"),
+        ({"price": True}, "price is an option of a single run, but norm is 'union'; one norm was expected"),
+        ({"shard": "1/2"}, "shard is an option of a single run, but norm is 'union'; one norm was expected"),
+        ({"norm": "linf,l3", "eps": "0.1,1"}, "run l3: norm is 'l3'; linf, l2 or l1 was expected"),
+        ({"norm": "l2,linf", "eps": "1,0.6"}, "run linf: eps is 0.6, beyond half the clip range (0.5 in linf)"),
+        ({"norm": "l2,l2", "eps": "1,0.6"}, "norm is 'l2,l2'; each norm once was expected"),
+    ],
+)
+def test_balls_that_make_no_union_are_refused_before_the_first_run(
+    values: dict[str, object], words: str, few_digits: None, tmp_path: Path
+) -> None:
+    usual = {"norm": "union", "eps": "0.1,0.5,2", "out": tmp_path / "runs", "samples": 2}
+    with pytest.raises(InputError) as refused:
+        evaluate_in_balls(EvaluateOptions.of(usual | values))
+    assert str(refused.value).startswith(words)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_every_run_attacks_a_defence_that_was_trained_in_the_same_ball(tmp_path: Path) -> None:
+    """By default training takes the radius of the attacked linf ball, and another one where the ball is not linf."""
+    values = {"norm": "union", "eps": "8/255,0.5,2", "out": tmp_path, "defence": ["feature_autoencoder"]}
+    runs = _union(EvaluateOptions.of(values), ("linf", "l2", "l1")).runs
+    assert [(run.norm, run.eps) for run in runs.values()] == [("linf", "8/255"), ("l2", "0.5"), ("l1", "2")]
+    assert {run.options for run in runs.values()} == {(f"feature_autoencoder.eps={8 / 255}",)}
+    typed = EvaluateOptions.of(values | {"options": ["eps=0.3"]})
+    assert {run.options for run in _union(typed, ("linf", "l2", "l1")).runs.values()} == {("eps=0.3",)}
