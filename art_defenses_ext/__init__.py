@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from art_defenses_ext.evaluation.rerun import rerun
     from art_defenses_ext.evaluation.suite.spec import AttackSpec
     from art_defenses_ext.evaluation.suite.third_party import ThirdParty
+    from art_defenses_ext.gradients.checkpointing import checkpoint_steps
     from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
     from art_defenses_ext.gradients.surrogate import Surrogate
     from art_defenses_ext.preprocessor.feature_autoencoder import FeatureAutoencoder
@@ -46,6 +47,7 @@ __all__ = [
     "add_examples",
     "as_classifier",
     "as_module",
+    "checkpoint_steps",
     "compare",
     "defend",
     "evaluate",
@@ -73,6 +75,7 @@ _HOMES = {
     "add_examples": "evaluation.add",
     "as_classifier": "estimator.wrap",
     "as_module": "estimator.defend",
+    "checkpoint_steps": "gradients.checkpointing",
     "compare": "evaluation.publish.compare",
     "defend": "estimator.defend",
     "evaluate": "evaluation.evaluate",

@@ -1,1 +1,1 @@
-"""Backward passes for attackers: gradient modes, surrogates, replaced activations."""
+"""Backward passes for attackers: gradient modes, surrogates, replaced activations, checkpointed steps."""
