@@ -45,5 +45,5 @@ def split(images: Tensor, labels: Tensor, share: float, seed: int) -> tuple[Data
             "larger share, or 0 for no validation was expected"
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    held_out, rest = order[:count].sort().values, order[count:].sort().values
-    return (images[rest], labels[rest]), (images[held_out], labels[held_out])
+    held_out, kept = order[:count].sort().values, order[count:].sort().values
+    return (images[kept], labels[kept]), (images[held_out], labels[held_out])

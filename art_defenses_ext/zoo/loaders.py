@@ -128,9 +128,9 @@ def load_pretrained(name: str) -> Pretrained:
         raise DataError(
             f"name is {shown(name)}; one of {', '.join(f'{each}:NAME' for each in COLLECTIONS)} was expected"
         )
-    collection, _, rest = name.partition(":")
+    collection, _, network = name.partition(":")
     try:
-        pretrained = LOADERS[collection].load(rest)
+        pretrained = LOADERS[collection].load(network)
     except ImportError as error:
         raise DataError(
             f"model is {shown(name)}, and {collection} cannot be imported ({one_line(error)}); "

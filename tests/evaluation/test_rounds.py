@@ -83,8 +83,8 @@ def test_rounds_change_nothing_of_the_run_and_attack_what_it_left(finished_run: 
     first = [record.index for record in report.records if "round 1: APGD [smooth]" in record.attacks]
     assert first == left
     rounds = [each.result for each in report.summary.rounds]
-    assert rounds[0].given + rounds[0].late == len(left)
-    assert rounds[0].given == sum(record.robust() for record in own)
+    assert rounds[0].robust_before + rounds[0].broken_otherwise == len(left)
+    assert rounds[0].robust_before == sum(record.robust() for record in own)
     broken = sum(each.broken for each in rounds)
     assert broken == sum(record.robust() for record in own) - report.summary.worst_case.count
     assert broken > 0
@@ -98,9 +98,9 @@ def test_a_report_prints_the_rounds_and_what_each_added(evaluated: Path) -> None
     page = render_page(report.summary, report.examples, {}).replace("\N{NO-BREAK SPACE}", " ")
     assert "Rounds of more effort" in page
     for result in results:
-        assert f"{result.broken} of {result.given}" in page
-    said = f"Of {results[0].given} images left by the suite, 2 rounds of more effort broke "
-    assert said + str(sum(each.broken for each in results)) in str(report)
+        assert f"{result.broken} of {result.robust_before}" in page
+    sentence = f"Of {results[0].robust_before} images left by the suite, 2 rounds of more effort broke "
+    assert sentence + str(sum(each.broken for each in results)) in str(report)
 
 
 def test_a_killed_round_goes_on_to_the_same_bytes_and_is_no_finished_run(

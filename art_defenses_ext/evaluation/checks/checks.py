@@ -219,7 +219,7 @@ def _more_effort(name: str, evidence: Evidence) -> Check:
     """More steps and restarts break no more images; after rounds of more effort, the last round decides."""
     if evidence.rounds:
         last = evidence.results[-1]
-        share = Proportion(last.broken, last.given)
+        share = Proportion(last.broken, last.robust_before)
         effort = f"round {last.number} ({steps_of(last.number)} steps, {last.number + 1} starts)"
         finding = f"{effort} breaks {_of(share)} images on which all attacks before it failed"
     else:

@@ -18,22 +18,23 @@ class RoundResult:
 
     Attributes:
         number: number of the round, from 1.
-        given: number of images that no attack had broken before the round.
+        robust_before: number of images that no attack had broken before the round.
         broken: number of these images that the round broke.
-        late: number of images that the round attacked because no white-box attack had broken them, though others had.
-        found: number of these images that its white-box attacks broke.
+        broken_otherwise: number of images that the round attacked because no white-box attack had broken them, though
+            others had.
+        white_box_broken: number of these images that its white-box attacks broke.
     """
 
     number: int
-    given: int
+    robust_before: int
     broken: int
-    late: int
-    found: int
+    broken_otherwise: int
+    white_box_broken: int
 
     @property
     def is_idle(self) -> bool:
         """Whether the round broke no image."""
-        return not self.broken and not self.found
+        return not self.broken and not self.white_box_broken
 
 
 def white_box(plan: Sequence[AttackRun]) -> set[str]:
@@ -56,10 +57,10 @@ def round_results(
     for number, attacks in enumerate(rounds, 1):
         known, own = {run.key for run in before}, {run.key for run in attacks}
         attacked = [record for record in records if own & record.attacks.keys()]
-        given = [record for record in attacked if record.robust(known)]
-        late = [record for record in attacked if not record.robust(known)]
-        broken = sum(not record.robust(own) for record in given)
-        found = sum(not record.robust(white_box(attacks)) for record in late)
-        results.append(RoundResult(number, len(given), broken, len(late), found))
+        robust = [record for record in attacked if record.robust(known)]
+        otherwise = [record for record in attacked if not record.robust(known)]
+        broken = sum(not record.robust(own) for record in robust)
+        white_box_broken = sum(not record.robust(white_box(attacks)) for record in otherwise)
+        results.append(RoundResult(number, len(robust), broken, len(otherwise), white_box_broken))
         before += attacks
     return results

@@ -136,10 +136,10 @@ def _again(run: RunDescription, **changes: Any) -> str:
 def _without(words: list[str], switches: Collection[str]) -> list[str]:
     """Return a command without these options, which take a value, and without ``--overwrite``."""
     kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
+    remaining = iter(words)
+    for word in remaining:
         if word in switches:
-            next(rest, None)
+            next(remaining, None)
         elif word.partition("=")[0] not in {*switches, "--overwrite"}:
             kept.append(word)
     return kept

@@ -76,8 +76,8 @@ def rounds_table(summary: Summary) -> Table:
             str(result.number),
             (
                 str(each.steps),
-                f"{result.broken} of {result.given}",
-                f"{result.found} of {result.late}",
+                f"{result.broken} of {result.robust_before}",
+                f"{result.white_box_broken} of {result.broken_otherwise}",
                 str(each.cost.forward),
                 str(each.cost.backward),
                 amount(each.cost.seconds),

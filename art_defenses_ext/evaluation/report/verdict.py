@@ -97,7 +97,7 @@ def _on_rounds(summary: Summary) -> str:
     if not summary.rounds:
         return ""
     results = [each.result for each in summary.rounds]
-    broken, left = sum(result.broken for result in results), images(results[0].given)
+    broken, left = sum(result.broken for result in results), images(results[0].robust_before)
     rounds = f"{len(results)} round{'s' * (len(results) > 1)} of more effort"
     first = f"Of {left} left by the suite, {rounds} broke {broken or 'none'}."
     return f"{first} The last one broke none." if broken and results[-1].is_idle else first

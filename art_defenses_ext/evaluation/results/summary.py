@@ -248,8 +248,8 @@ class Summary:
     @property
     def _attacks_were_checked(self) -> bool:
         """Whether a check of the attacks' results was made; not needed if the attacks broke every image."""
-        made = [check for check in self.checks if check.verdict != "not run"]
-        return bool(made) and (self.worst_case.count == 0 or any(check.name in OF_THE_ATTACKS for check in made))
+        ran = [check for check in self.checks if check.verdict != "not run"]
+        return bool(ran) and (self.worst_case.count == 0 or any(check.name in OF_THE_ATTACKS for check in ran))
 
     @property
     def failed_checks(self) -> list[str]:

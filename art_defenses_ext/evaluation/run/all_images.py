@@ -120,15 +120,15 @@ def join_images(out: Path, holders: Mapping[int, Path], manifest: Manifest, reco
     folder = out / ADVERSARIAL
     keys = [run.key for run in manifest.plan]
     images = _Joined(holders, {key: number for number, key in enumerate(keys)}, manifest)
-    made = {
+    contents = {
         name: [(record, key) for record in records if key in record.attacks] for key, name in file_names(keys).items()
     }
     succeeding = ((record, _first_success(record, keys)) for record in records)
-    made[WORST_CASE] = [(record, key) for record, key in succeeding if key is not None]
+    contents[WORST_CASE] = [(record, key) for record, key in succeeding if key is not None]
     with writing("out", out, "a writable folder"):
         for path in leftovers(folder, "*.npz"):
             path.unlink()
-        for name, chosen in made.items():
+        for name, chosen in contents.items():
             if chosen or name == WORST_CASE:
                 images.write(folder / f"{name}.npz", chosen)
 

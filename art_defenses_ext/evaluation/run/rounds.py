@@ -70,16 +70,16 @@ def next_round(evidence: Evidence) -> int | None:
     No round follows if none was requested, no image is robust, the last ``IDLE`` rounds broke no image, or the budget
     is spent. With :data:`.AUTO` none follows either if no check of :data:`.OF_EFFORT` fails.
     """
-    settings, made = evidence.run.settings, len(evidence.rounds)
+    settings, count = evidence.run.settings, len(evidence.rounds)
     budget = MOST_ROUNDS if settings.effort == AUTO else int(settings.effort)
-    possible = made < budget and settings.adaptive and settings.check_samples > 0 and bool(evidence.keys("white-box"))
+    possible = count < budget and settings.adaptive and settings.check_samples > 0 and bool(evidence.keys("white-box"))
     if not possible or not any(record.robust() for record in evidence.records):
         return None
-    if made >= IDLE and all(result.is_idle for result in evidence.results[-IDLE:]):
+    if count >= IDLE and all(result.is_idle for result in evidence.results[-IDLE:]):
         return None
-    if settings.effort == AUTO and not made and not set(OF_EFFORT) & set(evidence.failed):
+    if settings.effort == AUTO and not count and not set(OF_EFFORT) & set(evidence.failed):
         return None
-    return made + 1
+    return count + 1
 
 
 def gains(evidence: Evidence) -> Counter[str]:
