@@ -76,11 +76,11 @@ def verdict_of(name: str, made: Evidence) -> str:
 
 
 def test_a_round_counts_what_nothing_had_broken_apart_from_what_no_gradient_had() -> None:
-    """The first round breaks samples 3 and 4, and by gradients one of the late ones, 41; the second nothing."""
+    """The first round breaks samples 3 and 4, and by gradients 41, one of those that others had broken; then none."""
     made = evidence([({3, 41}, {4}), (set(), set())])
     assert made.results == [
-        RoundResult(1, given=40, broken=2, late=3, found=1),
-        RoundResult(2, given=38, broken=0, late=3, found=0),  # 4 is late now: queries alone broke it
+        RoundResult(1, robust_before=40, broken=2, broken_otherwise=3, white_box_broken=1),
+        RoundResult(2, robust_before=38, broken=0, broken_otherwise=3, white_box_broken=0),  # queries alone broke 4
     ]
     assert [result.is_idle for result in made.results] == [False, True]
 
