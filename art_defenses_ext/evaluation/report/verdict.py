@@ -15,7 +15,7 @@ from art_defenses_ext.evaluation.report.numbers import (
     with_interval,
 )
 from art_defenses_ext.evaluation.report.sections import NO_BREAK, Prose, Status
-from art_defenses_ext.evaluation.results.randomness import Randomness
+from art_defenses_ext.evaluation.results.randomness import MORE_SENT, Randomness
 from art_defenses_ext.evaluation.results.summary import AgainstUndefended, Summary
 from art_defenses_ext.evaluation.suite.vote import MOST_PASSES
 
@@ -193,16 +193,24 @@ def describe_randomness(summary: Summary) -> str:
         f"They do not decide {count_of(passes.undecided)} images, which count as robust. Under the attack that seems "
         f"worst in earlier passes, the mean accuracy over {passes.votes} passes is {100 * passes.mean:.1f}{NO_BREAK}% "
         f"[{low},{NO_BREAK}{high}], and the share of images that are correct in every pass is "
-        f"{with_interval(passes.worst)}. The accuracy in the worst of N passes is {_worst_of(passes)}. The attacker "
-        f"averages {summary.run.draws} passes a step."
+        f"{with_interval(passes.worst)}. The accuracy in the worst of N passes is {_worst_of(passes)}. More passes would "
+        f"give, by extrapolation, {_more(passes)}. The attacker averages {summary.run.draws} passes a step."
     )
 
 
 def _worst_of(passes: Randomness) -> str:
     """Return the accuracy in the worst of some numbers of passes, in per cent."""
-    sizes = [size for size in SENT if size <= len(passes.worst_of)]
+    return _at_sizes([(size, passes.worst_of[size - 1]) for size in SENT if size <= len(passes.worst_of)])
+
+
+def _more(passes: Randomness) -> str:
+    """Return the extrapolated accuracy in the worst of more passes, in per cent."""
+    return _at_sizes(list(zip(MORE_SENT, passes.worst_of_more, strict=True)))
+
+
+def _at_sizes(accuracies: list[tuple[int, float]]) -> str:
     return ", ".join(
-        f"{100 * passes.worst_of[size - 1]:.1f}{NO_BREAK}% (N{NO_BREAK}={NO_BREAK}{size})" for size in sizes
+        f"{100 * accuracy:.1f}{NO_BREAK}% (N{NO_BREAK}={NO_BREAK}{size})" for size, accuracy in accuracies
     )
 
 

@@ -13,6 +13,8 @@ from statistics import fmean
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import minimize
+from scipy.special import betaln
 
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
@@ -21,6 +23,9 @@ from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 MOST_SENT = 20
 """How often an attacker sends an image, at most, in the figures of the worst of N passes. **Convention**."""
+
+MORE_SENT = (50, 100, 1000)
+"""How often an attacker might send an image, for figures that are extrapolated. **Convention**."""
 
 Numbers = npt.NDArray[np.float64]
 
@@ -39,6 +44,7 @@ class Randomness:
         worst: share of samples that are correct in every counted pass.
         worst_of: accuracy against an attacker who sends each image N times and needs one success, for N = 1, 2, ...:
             the mean over samples of the share of all sets of N counted passes without a miss.
+        worst_of_more: the same accuracy for N = 50, 100 and 1000, extrapolated, see :func:`extrapolated_worst_of`.
         undecided: share of robust samples for which the largest number of passes did not decide whether an attack
             succeeded.
     """
@@ -48,6 +54,7 @@ class Randomness:
     mean_interval: tuple[float, float]
     worst: Proportion
     worst_of: list[float]
+    worst_of_more: list[float]
     undecided: Proportion
 
 
@@ -68,6 +75,7 @@ def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness |
         mean_interval=right.interval,
         worst=Proportion.of(count == 0 for count in misses),
         worst_of=worst_of(misses, run.votes),
+        worst_of_more=[extrapolated_worst_of(misses, run.votes, size) for size in MORE_SENT],
         undecided=Proportion.of(near),
     )
 
@@ -84,6 +92,34 @@ def worst_of(misses: Sequence[int], votes: int) -> list[float]:
     """
     sizes = range(1, min(MOST_SENT, votes) + 1)
     return [fmean(comb(votes - count, size) / comb(votes, size) for count in misses) for size in sizes]
+
+
+def extrapolated_worst_of(misses: Sequence[int], votes: int, size: int) -> float:
+    """Return the expected accuracy in the worst of ``size`` passes, from 0 to 1, for any size.
+
+    The probability p that a pass misses is taken as a draw from a beta distribution over the samples, Beta(a, b), whose
+    a and b maximise the likelihood of the misses. A sample with m misses of V then keeps its class in N passes with
+    probability E[(1 - p)^N | m] = B(a + m, b + V - m + N) / B(a + m, b + V - m), where B is the beta function. No
+    misses in V passes thus do not mean that a pass never misses.
+
+    Args:
+        misses: of each sample, how many of its passes missed the label.
+        votes: passes of each sample, V.
+        size: number of passes that the attacker makes, N.
+
+    *Source*: Robbins 1956, "An Empirical Bayes Approach to Statistics" (Proceedings of the Third Berkeley Symposium).
+    **Convention**: a and b lie between 1e-3 and 1e3.
+    """
+    counts = np.asarray(misses)
+
+    def cost(logarithms: Numbers) -> float:
+        a, b = np.exp(logarithms)
+        return -float(np.sum(betaln(a + counts, b + votes - counts) - betaln(a, b)))
+
+    bounds = [(np.log(1e-3), np.log(1e3))] * 2
+    a, b = np.exp(minimize(cost, np.zeros(2), method="L-BFGS-B", bounds=bounds).x)
+    right = b + votes - counts
+    return float(np.mean(np.exp(betaln(a + counts, right + size) - betaln(a + counts, right))))
 
 
 def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list[Outcome | None]:

@@ -36,7 +36,7 @@ passes that chose no attack; from 8 on rows have ``median_size``, their ``source
 ``"side"``, and ``detection`` gives thresholds of the detector's margin; from 9 on ``phases`` are costs by name; from
 10 on there are ``own_worst_case`` and ``against_undefended``, and the ``source`` of a row may be ``"elsewhere"``; from
 11 on there are ``rounds`` and ``resolution``, the ``source`` of a row may be ``"round"``, and ``randomness`` has
-``worst_of``."""
+``worst_of`` and ``worst_of_more``."""
 
 
 @dataclass(frozen=True)

@@ -245,7 +245,13 @@ def ranked_summary() -> Summary:
 RANDOM = replace(
     summary_of([(PGD, 15)], votes=32, draws=16),
     randomness=Randomness(
-        32, 0.625, (0.5012, 0.7488), worst=Proportion(5, 20), worst_of=[0.625, 0.5], undecided=Proportion(1, 20)
+        32,
+        0.625,
+        (0.5012, 0.7488),
+        worst=Proportion(5, 20),
+        worst_of=[0.625, 0.5],
+        worst_of_more=[0.21, 0.2, 0.1],
+        undecided=Proportion(1, 20),
     ),
 )
 SUMMARIES = {
@@ -437,7 +443,7 @@ def test_with_a_detector_the_words_say_what_counts_as_right() -> None:
 
 def test_a_random_defences_passes_are_told_beside_the_vote() -> None:
     told = words(describe_randomness(RANDOM))
-    for figure in ("32 to 1024", "1 of 20 images", "62.5 % [50.1, 74.9]", "25.0 % [11.2, 46.9]"):
+    for figure in ("32 to 1024", "1 of 20 images", "62.5 % [50.1, 74.9]", "25.0 % [11.2, 46.9]", "10.0 % (N = 1000)"):
         assert figure in told
     assert describe_randomness(full_report().summary) == ""
 

@@ -10,6 +10,7 @@ from itertools import combinations
 from statistics import NormalDist, fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
@@ -20,7 +21,7 @@ from art_defenses_ext.evaluation.records.costs import Cost
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion, plain
 from art_defenses_ext.evaluation.records.sample import CostRecord, Outcome, SampleRecord
-from art_defenses_ext.evaluation.results.randomness import worst_of
+from art_defenses_ext.evaluation.results.randomness import extrapolated_worst_of, worst_of
 from art_defenses_ext.evaluation.results.summary import FORMAT, Agreement, AttackRow, Curve, Summary, summarise
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
@@ -435,6 +436,19 @@ def test_the_worst_of_n_passes_is_the_share_of_all_choices_of_n_that_hold_no_mis
     assert len(worst_of(misses, votes)) == votes
     assert len(worst_of([0], 32)) == 20
     assert worst_of([3], 32)[0] == 29 / 32
+
+
+def test_more_passes_are_extrapolated_to_the_accuracy_that_they_give() -> None:
+    """Misses of 1,000 samples whose probabilities are known, and the ends: no pass misses, each does."""
+    random = np.random.default_rng(0)
+    probabilities = random.beta(0.3, 3.0, size=1000)
+    misses, votes = random.binomial(32, probabilities).tolist(), 32
+    for size in (10, 100, 1000):
+        true = float(((1 - probabilities) ** size).mean())
+        assert extrapolated_worst_of(misses, votes, size) == pytest.approx(true, abs=0.03)
+    assert extrapolated_worst_of(misses, votes, 10) == pytest.approx(worst_of(misses, votes)[9], abs=0.01)
+    assert extrapolated_worst_of([0] * 50, 32, 1000) > 0.95
+    assert extrapolated_worst_of([32] * 50, 32, 1) < 0.05
 
 
 # The agreement of softmax lists
