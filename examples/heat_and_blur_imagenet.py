@@ -1,7 +1,8 @@
 """Heat and Blur on natural images and on MNIST: ablation, the paper's setting, and robust accuracy.
 
     python examples/heat_and_blur_imagenet.py --data DIR [--dataset image_folder] [--choose 100] [--measure 100]
-        [--adaptive 50] [--defaults] [--model squeezenet1_1 --weights FILE] [--device cuda] [--out DIR]
+        [--adaptive 50] [--eps 2/255 ...] [--defaults] [--brief] [--model squeezenet1_1 --weights FILE]
+        [--device cuda] [--out DIR]
 
 DIR holds the images: nips2017/ with labels.csv, or MNIST as torchvision lays it out. By default the network is
 SqueezeNet 1.1 (``--model vgg19`` for the paper's), with the weights that torchvision publishes, or with --weights.
@@ -11,8 +12,12 @@ SqueezeNet 1.1 (``--model vgg19`` for the paper's), with the weights that torchv
    accuracy under PGD at the three eps.
 2. The choice and its controls on the test half, under the same attack and FGSM, with NDCG, and the overlap of
    heatmaps.
-3. The choice under adaptive attacks on the test half: robust accuracy, and accuracy under PGD (20 steps) in each
-   gradient mode. With --defaults this part only, on the method's defaults.
+3. The choice under adaptive attacks on the test half: accuracy under all of them, and under PGD (20 steps) in each
+   gradient mode alone. --brief leaves out the undefended network, and the attacks that run on all images.
+
+With --defaults the method's defaults take the place of the choice. On natural images part 3 then has a line for
+JumpReLU, whose jump is tuned on the first --choose validation images. --measure 0 omits part 2. With --out an
+interrupted run of part 3 continues.
 
 Takes about two hours on one core.
 """
@@ -21,7 +26,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +37,22 @@ import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
 
-from art_defenses_ext import HeatAndBlur, Linf, defend, evaluate
+from art_defenses_ext import HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.arrays import FloatArray
+from art_defenses_ext.estimator.rebuild import undefended
 from art_defenses_ext.evaluation.records.metrics import ndcg
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.evaluation.suite.predictions import predict
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.suite.suites import STANDARD, attack_set
+from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Split, load_dataset
 
 Options = dict[str, Any]
+Target = Callable[[], PyTorchClassifier]
 
 # A blur of the same strength on small images has a smaller sigma.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -94,6 +104,15 @@ def settings(sigmas: tuple[float, ...], sharp: float) -> Iterator[tuple[str, Opt
 
 def first(split: Split, count: int) -> Split:
     return Split(split.x[:count], split.y[:count])
+
+
+DEFAULTS: list[tuple[str, Options]] = [
+    ("the defaults", {}),
+    ("their blur alone", {"mix": "blur"}),
+    ("their heat alone", {"mix": "heat"}),
+    ("a weaker blur alone, sigma 1", {"mix": "blur", "sigma": 1.0}),
+]
+"""The rows of the paper's setting with --defaults."""
 
 
 def attacked_sets(
@@ -187,10 +206,10 @@ def print_row(name: str, rates: dict[str, float]) -> None:
 
 
 def print_gray_box(
-    classifier: PyTorchClassifier, part: Split, rows: list[tuple[str, Options]], setting: dict[str, Any], seed: int
+    classifier: PyTorchClassifier, part: Split, rows: list[tuple[str, Options]], all_eps: tuple[float, ...], seed: int
 ) -> dict[str, FloatArray]:
     """Print accuracy with its interval and NDCG on test images."""
-    sets = attacked_sets(classifier, part, setting["eps"], seed)
+    sets = attacked_sets(classifier, part, all_eps, seed)
     print(f"\n## The paper's setting, first {len(part.x)} images of the test part: accuracy % [95 % interval] (NDCG)\n")
     print(f"| | {' | '.join(sets)} |")
     print("|---" * (len(sets) + 1) + "|", flush=True)
@@ -235,31 +254,28 @@ def hottest(face: HeatAndBlur, x: FloatArray) -> np.ndarray:
 def print_adaptive(
     classifier: PyTorchClassifier,
     part: Split,
-    rows: list[tuple[str, Options]],
-    setting: dict[str, Any],
-    seed: int,
-    out: Path | None,
+    targets: dict[str, Target],
+    all_eps: tuple[float, ...],
+    options: argparse.Namespace,
 ) -> None:
-    """Print robust accuracy, then accuracy under each gradient mode alone."""
-    print(f"\n## Adaptive attacks, first {len(part.x)} images of the test part, seed {seed}: robust accuracy %\n")
-    print(f"Attacks: {', '.join(spec.name for spec in SUITE)}, and the paper's two.\n")
+    """Print accuracy under all attacks, then under each gradient mode alone."""
+    seed = options.seed
+    print(f"\n## Adaptive attacks, first {len(part.x)} images of the test part, seed {seed}: accuracy %\n")
+    suite = [spec.name for spec in SUITE if spec.samples != "all" or not options.brief]
+    print(f"Attacks: {', '.join(suite)}{'' if options.brief else ', and those of the paper that keep to the ball'}.\n")
     print("| | eps | clean accuracy | under the paper's attacks | under all attacks [95 % interval] | broken by |")
     print("|---" * 6 + "|", flush=True)
     each_mode: list[str] = []
-    for eps in setting["eps"]:
-        for name, options in [("undefended network", None), rows[0]]:
-            target = classifier if options is None else defended_by(classifier, options)
-            specs = list(SUITE if options is None else (*SUITE, EACH_MODE, *attack_set("papers", target)))
-            if options is None:
-                specs = [spec for spec in specs if spec.crafted_on == "defended"]
-            folder = None if out is None or options is None else out / f"eps-{eps:.4f}"
+    for eps in all_eps:
+        for name, build in targets.items():
+            target = build()
             report = evaluate(
-                target, (part.x, part.y), Linf(eps), specs,
-                seed=seed, block_size=25, curve_samples=0, check_samples=0, out=folder, overwrite=True, progress=False,
+                target, (part.x, part.y), Linf(eps), adaptive_specs(target, options.brief), seed=seed, block_size=25,
+                curve_samples=0, check_samples=0, out=report_folder(options.out, name, eps), progress=False,
             )  # fmt: skip
             summary = report.summary
-            suite = [row for row in summary.rows if row.source == "suite" and not row.key.startswith(EACH_MODE.name)]
-            broke = [f"{row.key} {row.broke}" for row in suite if row.broke]
+            rows = [row for row in summary.rows if row.source == "suite" and not row.key.startswith(EACH_MODE.name)]
+            broke = [f"{row.key} {row.broke}" for row in rows if row.broke]
             modes = {row.mode: f"{row.robust}" for row in summary.rows if row.key.startswith(EACH_MODE.name)}
             if modes and not each_mode:
                 each_mode = [f"| eps | {' | '.join(modes)} |", "|---" * (len(modes) + 1) + "|"]
@@ -267,8 +283,30 @@ def print_adaptive(
             paper = "" if summary.paper is None else f"{summary.paper}"
             cells = [name, shown(eps), str(summary.clean), paper, f"**{summary.worst_case}**", "; ".join(broke)]
             print(f"| {' | '.join(cells)} |", flush=True)
-    print(f"\n{rows[0][0]}, {EACH_MODE.name} on the margin in each gradient mode, same images: robust accuracy %\n")
-    print("\n".join(each_mode), flush=True)
+    if each_mode:
+        print(f"\n{EACH_MODE.name} on the margin in each gradient mode of Heat and Blur: accuracy %\n")
+        print("\n".join(each_mode), flush=True)
+
+
+def adaptive_specs(target: PyTorchClassifier, brief: bool) -> list[AttackSpec]:
+    """Return the attacks on ``target``: the suite, and those of its paper that keep to the ball."""
+    if undefended(target) is None:
+        return [spec for spec in SUITE if spec.crafted_on == "defended"]
+    papers = [spec for spec in attack_set("papers", target) if spec.bounded]
+    if brief:
+        return [spec for spec in SUITE if spec.samples != "all"]
+    return [*SUITE, *([EACH_MODE] if isinstance(find_defences(target)[0], HeatAndBlur) else []), *papers]
+
+
+def report_folder(out: Path | None, name: str, eps: float) -> Path | None:
+    return None if out is None else out / f"{name.split(',')[0].replace(' ', '_')}-eps-{eps:.4f}"
+
+
+def tuned_jump_relu(classifier: PyTorchClassifier, part: Split) -> JumpReLU:
+    """Return a JumpReLU whose jump costs at most one point of clean accuracy on validation images."""
+    defence = JumpReLU(classifier)
+    defence.fit(part.x, part.y, max_accuracy_drop=0.01)
+    return defence
 
 
 def draw(classifier: PyTorchClassifier, sets: dict[str, FloatArray], chosen: Options, path: Path) -> None:
@@ -305,7 +343,9 @@ def main() -> None:
     parser.add_argument("--choose", type=int, default=100, help="images of the ablation")
     parser.add_argument("--measure", type=int, default=100, help="images of the paper's setting")
     parser.add_argument("--adaptive", type=int, default=50, help="images for the adaptive attacks")
-    parser.add_argument("--defaults", action="store_true", help="only the adaptive attacks, on the method's defaults")
+    parser.add_argument("--eps", nargs="+", type=Fraction, help="such as 2/255 4/255; default: the data set's")
+    parser.add_argument("--defaults", action="store_true", help="no ablation: the method's defaults, and JumpReLU")
+    parser.add_argument("--brief", action="store_true", help="omit the attacks that run on all images")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for pictures and for the reports of the adaptive runs")
@@ -315,17 +355,25 @@ def main() -> None:
     setting = SETTINGS[options.dataset]
     dataset = load_dataset(options.dataset, options.data)
     classifier = load_classifier(dataset, options.model, options.weights, device=options.device, seed=options.seed)
-    adaptive = first(dataset.test, options.adaptive)
-    if options.defaults:
-        print_adaptive(classifier, adaptive, [("the defaults", {})], setting, options.seed, options.out)
-        return
-    chosen, rows = print_ablation(classifier, first(dataset.validation, options.choose), setting, options.seed)
-    sets = print_gray_box(classifier, first(dataset.test, options.measure), rows, setting, options.seed)
-    print_overlap(classifier, sets, chosen)
-    if options.out is not None:
-        options.out.mkdir(parents=True, exist_ok=True)
-        draw(classifier, sets, chosen, options.out / "heat.png")
-    print_adaptive(classifier, adaptive, rows, setting, options.seed, options.out)
+    all_eps = tuple(map(float, options.eps or setting["eps"]))
+    validation = first(dataset.validation, options.choose)
+    chosen, rows = {}, DEFAULTS
+    if not options.defaults:
+        chosen, rows = print_ablation(classifier, validation, setting, options.seed)
+    sets: dict[str, FloatArray] = {}
+    if options.measure:
+        sets = print_gray_box(classifier, first(dataset.test, options.measure), rows, all_eps, options.seed)
+    if sets and not options.defaults:
+        print_overlap(classifier, sets, chosen)
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            draw(classifier, sets, chosen, options.out / "heat.png")
+    targets: dict[str, Target] = {} if options.brief else {"undefended network": lambda: classifier}
+    if options.defaults and options.dataset == "image_folder":
+        jump_relu = tuned_jump_relu(classifier, validation)
+        targets[f"JumpReLU, jump {jump_relu.jump:g}"] = jump_relu
+    targets[f"Heat and Blur, {rows[0][0]}"] = partial(defended_by, classifier, chosen)
+    print_adaptive(classifier, first(dataset.test, options.adaptive), targets, all_eps, options)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,19 @@
-"""Softmax attention, as operations of a recorded forward pass: the rules of AttnLRP.
+"""Softmax attention z_i = sum_j A_ij v_j, as operations of a recorded forward pass, by one of two rules.
 
-*Source*: Achtibat et al. 2024 (arXiv:2402.05602): softmax by its first Taylor term, products of two inputs by the
-uniform rule.
+``"shared"``: the product by the uniform rule, the softmax by its first Taylor term. Half of the relevance goes through
+the attention weights A to queries and keys, where the softmax keeps a part: relevance is not conserved.
+*Source*: Achtibat et al. 2024 (arXiv:2402.05602), AttnLRP.
+
+``"values"``: A is a constant, and the values take all relevance, which is conserved:
+
+    R(v_j) = sum_i A_ij v_j R_i / (z_i stabilised).
+
+*Source*: Ali et al. 2022 (arXiv:2202.07304), the AH-rule. Their LN-rule for layer norms, a constant deviation, holds
+under either (:mod:`.normalisation`).
+
+**Convention**: ``"values"`` applies to a matrix product of a gate, such as the softmax's output, and a signal. A
+softmax that no such product reads keeps its Taylor rule. The derivative of relevance with respect to the input takes
+the attention weights as the function that they are.
 """
 
 from __future__ import annotations
@@ -63,19 +75,21 @@ def bilinear(note: Notes, function: Callable[[Tensor, Tensor], Tensor], input: T
 
         R(a_p) = sum over z of a_p b_p R / (2 z stabilised), and the same for b_p.
 
-    A factor that does not depend on the image takes none.
+    A factor that does not depend on the image takes none, and neither does a gate under the rule ``"values"``.
     """
     input, other = note.without_parameters(input), note.without_parameters(other)
     output = function(input, other)
-    factors = [tensor for tensor in (input, other) if note.knows(tensor)]
+    factors = known = [tensor for tensor in (input, other) if note.knows(tensor)]
+    if note.attention_rule == "values":
+        factors = [tensor for tensor in known if not note.is_gate(tensor)] or known
 
     def back(r: Tensor) -> tuple[Tensor, ...]:
         a, b = at_least_float32(input), at_least_float32(other)
         share = r / stabilised(at_least_float32(output), note.stabilizer) / len(factors)
         relevances = []
-        if note.knows(input):
+        if any(tensor is input for tensor in factors):
             relevances.append(a * pulled_back(lambda left: function(left, b), a, share))
-        if note.knows(other):
+        if any(tensor is other for tensor in factors):
             relevances.append(b * pulled_back(lambda right: function(a, right), b, share))
         return tuple(relevances)
 

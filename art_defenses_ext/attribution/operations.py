@@ -22,6 +22,7 @@ class Notes(Protocol):
 
     softplus: float | None
     stabilizer: float
+    attention_rule: str
 
     def linear(self, a: Tensor, layer: LinearMap, z: Tensor) -> Tensor:
         """Record a linear layer."""
@@ -40,6 +41,9 @@ class Notes(Protocol):
 
     def is_gate(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` weights the values that it is multiplied with, such as a sigmoid's output."""
+
+    def is_nonnegative(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` is known to be never below zero."""
 
     def view(self, base: Tensor, output: Tensor) -> Tensor:
         """Record that ``output`` may share its memory with ``base``."""
@@ -438,7 +442,8 @@ def _product(note: Notes, input: Any, other: Any) -> Any:
     def back(r: Tensor) -> tuple[Tensor, ...]:
         return tuple((r / len(signals)).sum_to_size(signal.shape) for signal in signals)
 
-    return note.step(signals, output, back)
+    nonnegative = all(map(note.is_nonnegative, factors))  # a gate may be negated
+    return note.step(signals, output, back, nonnegative=nonnegative)
 
 
 @handles(torch.div, Tensor.div, Tensor.__truediv__, in_place=(Tensor.div_, Tensor.__itruediv__))

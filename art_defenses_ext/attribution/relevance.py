@@ -26,7 +26,7 @@ from art_defenses_ext.attribution.first_layer import entrance
 from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace, check_visible
-from art_defenses_ext.base.declared import Count, Declared, Kind, Positive
+from art_defenses_ext.base.declared import Count, Declared, Kind, Positive, one_of
 from art_defenses_ext.base.errors import AttributionError
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_positive, may_look
@@ -54,6 +54,9 @@ class Composite(Declared):
             before the first layer with weights is a normalisation of the image and passes relevance through, as
             arithmetic does.
         stabilizer: stabiliser of averages and sums.
+        attention: rule of softmax attention. ``"shared"``: half of the relevance to the values, half to the attention
+            weights and through the softmax to queries and keys, which does not conserve relevance. ``"values"``: the
+            weights are constants and the values take all relevance, which conserves it. See :mod:`.attention`.
     """
 
     convolution: AnyRule
@@ -61,6 +64,7 @@ class Composite(Declared):
     first: AnyRule | None = None
     scale: AnyRule = Epsilon()  # noqa: RUF009 (a frozen dataclass)
     stabilizer: Positive = STABILIZER
+    attention: Annotated[str, one_of("shared", "values")] = "shared"
 
     def rule(self, kind: str, is_first: bool) -> Rule:
         """Return the rule for a layer of this kind."""
@@ -164,7 +168,7 @@ def relevance(
         check_positive("softplus", softplus)
     check_visible(model)
     check_start(start, model)
-    trace = Trace(as_model_input(x, model), model, softplus, rules.stabilizer)
+    trace = Trace(as_model_input(x, model), model, softplus, rules.stabilizer, rules.attention)
     with evaluation_mode(model), _watching(model, start, trace) as seen, trace:
         output = model(trace.x)
     logits = trace.value(output)

@@ -69,6 +69,7 @@ class Trace(TorchFunctionMode):
         model: the network, for the names of its layers in errors.
         softplus: a number b replaces every ReLU by softplus(b z) / b, which is twice differentiable.
         stabilizer: stabiliser of the denominators of averages and sums.
+        attention_rule: the rule of softmax attention, see :mod:`.attention`.
 
     Attributes:
         steps: the operations in their order.
@@ -77,9 +78,12 @@ class Trace(TorchFunctionMode):
         InputError: for TorchScript.
     """
 
-    def __init__(self, x: Tensor, model: nn.Module, softplus: float | None, stabilizer: float) -> None:
+    def __init__(
+        self, x: Tensor, model: nn.Module, softplus: float | None, stabilizer: float, attention_rule: str = "shared"
+    ) -> None:
         super().__init__()
         self.x, self.model, self.softplus, self.stabilizer = x, model, softplus, stabilizer
+        self.attention_rule = attention_rule
         self.steps: list[Step] = []
         self._known: dict[int, Tensor] = {id(x): x}  # tensors of the pass; held, so that no id is reused
         self._now: dict[int, Tensor] = {}  # the current value of a tensor after in-place operations
@@ -185,6 +189,10 @@ class Trace(TorchFunctionMode):
     def is_gate(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` weights the values that it is multiplied with, such as a sigmoid's output."""
         return id(tensor) in self._gates
+
+    def is_nonnegative(self, tensor: Tensor) -> bool:
+        """Return whether ``tensor`` is known to be never below zero."""
+        return id(tensor) in self._nonnegative
 
     def view(self, base: Tensor, output: Tensor) -> Tensor:
         """Record that ``output`` may share its memory with ``base``."""

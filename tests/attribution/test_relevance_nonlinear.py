@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from art_defenses_ext.attribution.gradient import gradient_x_input
-from art_defenses_ext.attribution.relevance import Composite, epsilon_alpha2_beta1, relevance
+from art_defenses_ext.attribution.relevance import Composite, epsilon_alpha2_beta1, epsilon_plus, relevance
 from art_defenses_ext.attribution.rules import Epsilon
 
 TINY = 1e-12
@@ -188,15 +189,25 @@ class Attention(nn.Module):
 
 @pytest.mark.parametrize("spelling", ["module", "function"])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_its_products_and_its_softmax(spelling: str, masked: bool) -> None:
+@pytest.mark.parametrize("rule", ["shared", "values"])
+def test_attention_is_its_products_and_its_softmax(spelling: str, masked: bool, rule: str) -> None:
     x, mask = images(), torch.ones(24, 24, dtype=torch.bool).tril() if masked else None
     plain, other = Attention("by hand", mask), Attention(spelling, mask)
     other.load_state_dict(plain.state_dict())
     head = head_for(plain, x)
     torch.testing.assert_close(other(x), plain(x))
-    expected = relevance(Headed(plain, head), x, 2)
+    rules = replace(epsilon_plus(), attention=rule)
+    expected = relevance(Headed(plain, head), x, 2, rules)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(relevance(Headed(other, head), x, 2), expected)
+    torch.testing.assert_close(relevance(Headed(other, head), x, 2, rules), expected)
+
+
+def test_the_sign_of_a_negated_gate_is_seen_by_the_layer_after_it() -> None:
+    x = images()
+    layer, head = nn.Conv2d(4, 4, 3).double(), nn.Linear(64, 3).double()
+    gated = Headed(lambda x: layer(x.relu() * -x[:, :1].sigmoid()), head)
+    signed = Headed(lambda x: layer(-(x.relu() * x[:, :1].sigmoid())), head)
+    torch.testing.assert_close(relevance(gated, x, 2), relevance(signed, x, 2))
 
 
 def test_a_transposed_convolution_is_a_linear_layer_into_which_a_batch_norm_folds() -> None:

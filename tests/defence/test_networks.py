@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torchvision.models import convnext, efficientnet, mobilenetv3, regnet, resnet, swin_transformer
 
 from art_defenses_ext import HeatAndBlur
@@ -26,7 +29,7 @@ SCRIPT.loader.exec_module(benchmark)
 
 NB_CLASSES = benchmark.NB_CLASSES
 TINY = 1e-30  # activations of untrained networks are small
-CONSERVING = Composite(Epsilon(TINY), Epsilon(TINY), scale=Epsilon(TINY), stabilizer=TINY)
+CONSERVING = Composite(Epsilon(TINY), Epsilon(TINY), scale=Epsilon(TINY), stabilizer=TINY, attention="values")
 models = torchvision.models
 
 
@@ -36,12 +39,12 @@ class Network(NamedTuple):
     Attributes:
         build: the network with random weights.
         size: image size in pixels.
-        keeps: what keeps a part of the relevance even without biases; empty where nothing does.
+        keeps: whether the rule ``"shared"`` of attention keeps a part of the relevance.
     """
 
     build: Callable[[], nn.Module]
     size: int = 32
-    keeps: str = ""
+    keeps: bool = False
 
 
 def swin(**options: Any) -> nn.Module:
@@ -79,15 +82,15 @@ NETWORKS: dict[str, Network] = {
     "ViT": Network(
         lambda: models.VisionTransformer(16, 8, 2, 2, 16, 32, num_classes=NB_CLASSES),
         16,
-        "the class token and the softmax",
+        keeps=True,
     ),
-    "Swin": Network(swin, keeps="the softmax"),
+    "Swin": Network(swin, keeps=True),
     "Swin V2": Network(
         lambda: swin(block=swin_transformer.SwinTransformerBlockV2, downsample_layer=swin_transformer.PatchMergingV2),
-        keeps="the softmax",
+        keeps=True,
     ),
     "MaxViT": Network(
-        lambda: models.MaxVit((56, 56), 8, 7, [8, 8], [1, 1], 8, 0.1, num_classes=NB_CLASSES), 56, "the softmax"
+        lambda: models.MaxVit((56, 56), 8, 7, [8, 8], [1, 1], 8, 0.1, num_classes=NB_CLASSES), 56, keeps=True
     ),
     "ConvNeXt": Network(next_convolutional),
     "EfficientNet": Network(efficient),
@@ -116,26 +119,85 @@ def build(network: Network) -> tuple[nn.Module, Tensor]:
     return model, torch.rand(1, 3, network.size, network.size, dtype=torch.float64)
 
 
-@networks
-def test_no_relevance_is_lost_but_to_what_is_named(network: Network) -> None:
-    model, x = build(network)
+def zero_constants(model: nn.Module) -> None:
+    """Set to zero what takes a part of the relevance: biases, and a class token with the embedding of its place."""
     with torch.no_grad():
         for name, tensor in model.named_parameters():
-            if name.endswith("bias"):
+            if name.endswith(("bias", "class_token")):
                 tensor.zero_()
-    logit = model(x).amax().detach()
-    lost = (relevance(model, x, "predicted", CONSERVING).sum() - logit).abs() / logit.abs()
-    assert lost.isfinite()
-    assert (lost > 1e-6) == bool(network.keeps)
+            elif name.endswith("pos_embedding"):
+                tensor[:, 0] = 0
 
 
 @networks
-def test_the_derivative_of_relevance_is_that_of_finite_differences(network: Network) -> None:
+def test_relevance_is_conserved_by_the_rules_that_conserve(network: Network) -> None:
     model, x = build(network)
+    zero_constants(model)
+    logit = model(x).amax().detach()
+    lost = (relevance(model, x, "predicted", CONSERVING).sum() - logit).abs() / logit.abs()
+    assert lost <= 1e-6
+    if network.keeps:
+        shared = replace(CONSERVING, attention="shared")
+        assert (relevance(model, x, "predicted", shared).sum() - logit).abs() > 1e-3 * logit.abs()
+
+
+def layer_norm_held(x: Tensor, shape: Any, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    variance = x.detach().var(-1, unbiased=False, keepdim=True)
+    return (x - x.mean(-1, keepdim=True)) * (variance + eps).rsqrt() * weight + bias
+
+
+def factor_held(activation: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda x, **options: x * (activation(x.detach().clone(), **options) / x.detach())
+
+
+def attention_held(q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Tensor:
+    return torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1).detach() @ v
+
+
+def detached(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return lambda *args, **options: function(*args, **options).detach()
+
+
+HELD: list[tuple[Any, str, Callable[..., Tensor]]] = [
+    (F, "layer_norm", layer_norm_held),
+    (F, "gelu", factor_held(F.gelu)),
+    (F, "silu", factor_held(F.silu)),
+    (F, "softmax", detached(F.softmax)),
+    (F, "scaled_dot_product_attention", attention_held),
+    (torch, "sigmoid", detached(torch.sigmoid)),
+]
+"""Torch's functions with attention weights, deviations, gates and factors of activations as constants."""
+
+
+@pytest.mark.parametrize("name", [name for name, network in NETWORKS.items() if network.keeps])
+def test_relevance_through_values_is_gradient_times_input_with_attention_held(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An oracle that uses no rule; it holds with biases, but a position embedding passes its relevance on."""
+    model, x = build(NETWORKS[name])
+    if name == "ViT":
+        nn.init.zeros_(model.encoder.pos_embedding)
+    actual, live = relevance(model, x, 2, CONSERVING), x.clone().requires_grad_()
+    for owner, function, held in HELD:
+        monkeypatch.setattr(owner, function, held)
+    (gradient,) = torch.autograd.grad(model(live)[0, 2], live)
+    assert (actual - x * gradient).norm() <= 1e-4 * actual.norm()
+
+
+RULES = {
+    **{name: (network, "shared") for name, network in NETWORKS.items()},
+    **{f"{name}, values": (network, "values") for name, network in NETWORKS.items() if network.keeps},
+}
+
+
+@pytest.mark.parametrize(("network", "attention"), RULES.values(), ids=RULES.keys())
+def test_the_derivative_of_relevance_is_that_of_finite_differences(network: Network, attention: str) -> None:
+    model, x = build(network)
+    rules = replace(epsilon_plus(1e-2), attention=attention)
     weight, direction = torch.randn_like(x), nn.functional.normalize(torch.randn_like(x).flatten(), dim=0).view_as(x)
 
     def heat(x: Tensor) -> Tensor:
-        total: Tensor = (weight * relevance(model, x, "predicted", epsilon_plus(1e-2))).sum()
+        total: Tensor = (weight * relevance(model, x, "predicted", rules)).sum()
         return total
 
     live = x.clone().requires_grad_()
