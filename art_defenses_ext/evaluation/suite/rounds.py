@@ -8,10 +8,7 @@ gradient estimation regardless of the gradients' health, and Square from the bes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-from art.attacks.attack import EvasionAttack
+from collections.abc import Mapping
 
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
@@ -21,8 +18,8 @@ from art_defenses_ext.attack.warm_start import CrossedPGD, WarmSquare
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun
-from art_defenses_ext.evaluation.suite.predictions import nb_labels
-from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, CraftedOn, Kind, Modes
+from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, CraftedOn, Kind, Modes, built
+from art_defenses_ext.evaluation.suite.suites import targeted
 from art_defenses_ext.evaluation.threat import Threat
 
 MODES = 4
@@ -31,15 +28,18 @@ MODES = 4
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
 """Factors of the surrogates' width in the runs: they end narrower than in the suite. **Convention**."""
 
+TARGETED = "APGD targeted"
+"""The name of the descent towards each of the nearest classes."""
+
 LOSSES = {
     "APGD margin": "margin",
     "APGD cross-entropy": "cross_entropy",
-    "APGD targeted": "dlr_targeted",
+    TARGETED: "dlr_targeted",
     "APGD probability margin": "probability_margin",
 }
 """The losses of descents, by the name of the attack."""
 
-IN_SUITES = {"APGD margin": ("APGD margin, 30 steps",), "APGD targeted": ("APGD staged, long", "APGD staged")}
+IN_SUITES = {"APGD margin": ("APGD margin, 30 steps",), TARGETED: ("APGD staged, long", "APGD staged")}
 """The attacks of the suites whose gains count for a descent besides those under its own name."""
 
 ANNEALED = {"APGD annealed": "margin", "APGD annealed, cross-entropy": "cross_entropy"}
@@ -74,21 +74,21 @@ def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[s
     modes = sorted(attacker.modes, key=lambda mode: -gain_of(mode))[:MODES]
     searches = {(name, mode): _descent(name, number) for name in LOSSES for mode in modes}
     for name, loss in ANNEALED.items():
-        annealed = _build(AnnealedPGD, loss=loss, factors=FACTORS, max_iter=steps)
+        annealed = built(AnnealedPGD, loss=loss, factors=FACTORS, max_iter=steps)
         searches |= {(name, mode): annealed for mode in attacker.annealable}
     order = sorted(searches, key=lambda pair: -_gain(gains, *pair))
     runs = [_run(number, name, searches[name, mode], threat, mode) for name, mode in order]
     if rejects(attacker.classifier):
         for name, attack in (("selective", SelectivePGD), ("orthogonal", OrthogonalPGD), ("Lagrangian", LagrangianPGD)):
-            runs.append(_run(number, f"{name} PGD", _build(attack, max_iter=steps), threat))
-    crossed = _build(CrossedPGD, modes=tuple(modes), max_iter=steps)
-    smoothed = _build(AutoPGD, loss="margin", max_iter=50 * number)
+            runs.append(_run(number, f"{name} PGD", built(attack, max_iter=steps), threat))
+    crossed = built(CrossedPGD, modes=tuple(modes), max_iter=steps)
+    smoothed = built(AutoPGD, loss="margin", max_iter=50 * number)
     return [
         *runs,
         _run(number, "APGD crossed", crossed, threat),
         _run(number, "APGD smoothed", smoothed, threat, crafted_on="smoothed"),
         _run(number, "transfer PGD", _transfer(number), threat, kind="transfer", crafted_on="undefended"),
-        _run(number, "Square", _build(WarmSquare, max_queries=1000 << number), threat, modes[0], "queries"),
+        _run(number, "Square", built(WarmSquare, max_queries=1000 << number), threat, modes[0], "queries"),
     ]
 
 
@@ -108,22 +108,12 @@ def _run(
     return AttackRun(spec, mode or "exact", threat, "round")
 
 
-def _build(attack: Callable[..., EvasionAttack], **options: Any) -> Build:
-    return lambda classifier, threat, seed: attack(classifier, threat.norm, threat.eps, seed=seed, **options)
-
-
 def _descent(name: str, number: int) -> Build:
     """Return the build function of Auto-PGD on a loss: one start more in each round, or towards the nearest classes."""
-    loss = LOSSES[name]
-    if not loss.endswith("_targeted"):
-        return _build(AutoPGD, loss=loss, max_iter=steps_of(number), nb_runs=number + 1)
-
-    def targeted(classifier: Any, threat: Threat, seed: int) -> EvasionAttack:
-        count = nb_labels(classifier)
-        options = {"loss": loss if count > 3 else "margin_targeted", "nb_runs": min(9, count - 1)}
-        return _build(AutoPGD, max_iter=steps_of(number), **options)(classifier, threat, seed)
-
-    return targeted
+    steps = steps_of(number)
+    if name == TARGETED:
+        return targeted(steps)
+    return built(AutoPGD, loss=LOSSES[name], max_iter=steps, nb_runs=number + 1)
 
 
 def _gain(gains: Mapping[str, int], name: str, mode: str) -> int:
@@ -132,4 +122,4 @@ def _gain(gains: Mapping[str, int], name: str, mode: str) -> int:
 
 
 def _transfer(number: int) -> Build:
-    return _build(MarginPGD, max_iter=40 << number, nb_starts=number + 1, stop_when_broken=False)
+    return built(MarginPGD, max_iter=40 << number, nb_starts=number + 1, stop_when_broken=False)

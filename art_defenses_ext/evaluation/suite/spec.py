@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
@@ -17,6 +17,12 @@ from art_defenses_ext.evaluation.threat import Threat
 
 Build = Callable[[PyTorchClassifier, Threat, int], EvasionAttack]
 """(classifier to attack, threat, seed) -> attack, whose ``generate`` takes images and one-hot true labels."""
+
+
+def built(attack: Callable[..., EvasionAttack], **options: Any) -> Build:
+    """Return the build function of an attack with these options, in the norm and radius of the threat."""
+    return lambda classifier, threat, seed: attack(classifier, threat.norm, threat.eps, seed=seed, **options)
+
 
 Kind = Literal["white-box", "single step", "transfer", "queries", "noise", "other"]
 """The kinds of attacks, which the checks compare."""

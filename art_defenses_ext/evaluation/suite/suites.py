@@ -29,54 +29,40 @@ from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.config import NamedAttacks
 from art_defenses_ext.evaluation.suite.papers import clip_width, fgsm, specs_of_papers
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
-from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, Modes
+from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, Modes, built
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 
 
-def _auto_pgd(loss: str, **options: Any) -> Build:
-    return lambda classifier, threat, seed: AutoPGD(
-        classifier, threat.norm, threat.eps, loss=loss, seed=seed, **options
-    )
+def targeted(max_iter: int = 100) -> Build:
+    """Return the build function of Auto-PGD towards each of at most nine nearest classes."""
 
+    def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+        count = nb_labels(classifier)
+        loss = "dlr_targeted" if count > 3 else "margin_targeted"  # the former needs four logits
+        return built(AutoPGD, loss=loss, nb_runs=min(9, count - 1), max_iter=max_iter)(classifier, threat, seed)
 
-def _annealed(**options: Any) -> Build:
-    return lambda classifier, threat, seed: AnnealedPGD(classifier, threat.norm, threat.eps, seed=seed, **options)
-
-
-def _targeted(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    count = nb_labels(classifier)
-    loss = "dlr_targeted" if count > 3 else "margin_targeted"  # the former needs four logits
-    runs = min(9, count - 1)
-    return AutoPGD(classifier, threat.norm, threat.eps, loss=loss, nb_runs=runs, seed=seed)
-
-
-def _staged(**options: Any) -> Build:
-    return lambda classifier, threat, seed: StagedPGD(classifier, threat.norm, threat.eps, seed=seed, **options)
+    return build
 
 
 def _transfer(steps: int) -> Build:
     # Examples that stop at the boundary of one network seldom lie beyond that of another: dig on.
-    return lambda classifier, threat, seed: MarginPGD(
-        classifier, threat.norm, threat.eps, max_iter=steps, stop_when_broken=False, seed=seed
-    )
+    return built(MarginPGD, max_iter=steps, stop_when_broken=False)
 
 
 def _square(queries: int) -> Build:
-    return lambda classifier, threat, seed: Square(
-        classifier, threat.norm, threat.eps, max_queries=queries, batch_size=512, seed=seed
-    )
-
-
-def _noise(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
-    return RandomNoise(classifier, threat.norm, threat.eps, nb_draws=100, seed=seed)
+    return built(Square, max_queries=queries, batch_size=512)
 
 
 def _white_box(name: str, build: Build, purpose: str, modes: Modes = "all", *, curve: bool = False) -> AttackSpec:
     return AttackSpec(name, build, f"white-box: {purpose}", kind="white-box", modes=modes, curve=curve)
 
 
-WHITE_BOX = _white_box("APGD margin", _auto_pgd("margin"), "Auto-PGD on the logit margin, 100 steps", curve=True)
+NOISE = built(RandomNoise, nb_draws=100)
+
+WHITE_BOX = _white_box(
+    "APGD margin", built(AutoPGD, loss="margin"), "Auto-PGD on the logit margin, 100 steps", curve=True
+)
 """The first attack of each suite: the checks ask whether it works."""
 
 LONG_STAGES = (
@@ -89,17 +75,19 @@ LONG_STAGES = (
 
 STANDARD = (
     WHITE_BOX,
-    _white_box("APGD cross-entropy", _auto_pgd("cross_entropy"), "another loss finds other ways, 100 steps"),
-    _white_box("APGD staged, long", _staged(stages=LONG_STAGES), "nine targets and restarts near the boundary"),
+    _white_box("APGD cross-entropy", built(AutoPGD, loss="cross_entropy"), "another loss finds other ways, 100 steps"),
+    _white_box(
+        "APGD staged, long", built(StagedPGD, stages=LONG_STAGES), "nine targets and restarts near the boundary"
+    ),
     _white_box(
         "APGD annealed",
-        _annealed(),
+        built(AnnealedPGD),
         "smooth surrogates that narrow from run to run of 100 steps",
         "annealable",
     ),
     AttackSpec(
         "APGD smoothed",
-        _auto_pgd("margin", max_iter=50),
+        built(AutoPGD, loss="margin", max_iter=50),
         "surrogate: the gradient of the network under noise, estimated; only where gradients mislead",
         kind="white-box",
         crafted_on="smoothed",
@@ -115,17 +103,19 @@ STANDARD = (
     ),
     AttackSpec("FGSM", fgsm, "a single step: must not find what many steps did not", kind="single step", modes="all"),
     AttackSpec("Square", _square(500), "black-box: 500 queries, so no gradient can mislead it", kind="queries"),
-    AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise"),
+    AttackSpec("noise", NOISE, "a control: the best of 100 uniform draws", kind="noise"),
 )
 """The attack suite: one attack of each kind that could break a defence."""
 
 
 FAST = (
-    _white_box("APGD margin, 30 steps", _auto_pgd("margin", max_iter=30), "Auto-PGD on the logit margin", curve=True),
-    _white_box("APGD staged", _staged(), "losses and targets in turn, the longer the nearer to the boundary"),
+    _white_box(
+        "APGD margin, 30 steps", built(AutoPGD, loss="margin", max_iter=30), "Auto-PGD on the logit margin", curve=True
+    ),
+    _white_box("APGD staged", built(StagedPGD), "losses and targets in turn, the longer the nearer to the boundary"),
     AttackSpec(
         "APGD smoothed, 20 steps",
-        _auto_pgd("margin", max_iter=20),
+        built(AutoPGD, loss="margin", max_iter=20),
         "surrogate: the gradient of the network under noise, estimated; only where gradients mislead",
         kind="white-box",
         crafted_on="smoothed",
@@ -142,7 +132,7 @@ FAST = (
     AttackSpec(
         "Square, 250 queries", _square(250), "black-box: on few images, to see masking", kind="queries", samples="few"
     ),
-    AttackSpec("noise", _noise, "a control: the best of 100 uniform draws", kind="noise", samples="few"),
+    AttackSpec("noise", NOISE, "a control: the best of 100 uniform draws", kind="noise", samples="few"),
 )
 """The suite for every day: an attack of each kind, most of the steps where an image is nearly broken."""
 
@@ -176,14 +166,14 @@ WITHOUT_L1: dict[str, Any] = {"bounded": False, "norms": tuple(CARLINI)}
 
 FULL = (
     *STANDARD,
-    _white_box("APGD targeted", _targeted, "towards each of the nine nearest classes, 100 steps each, on all images"),
+    _white_box("APGD targeted", targeted(), "towards each of the nine nearest classes, 100 steps each, on all images"),
     _white_box(
         "APGD annealed, slower",
-        _annealed(factors=(2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025), loss="cross_entropy", max_iter=300),
+        built(AnnealedPGD, factors=(2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025), loss="cross_entropy", max_iter=300),
         "the same on another loss, with more and longer runs",
         "annealable",
     ),
-    _white_box("APGD restarts", _auto_pgd("margin", nb_runs=10), "ten more random starts"),
+    _white_box("APGD restarts", built(AutoPGD, loss="margin", nb_runs=10), "ten more random starts"),
     AttackSpec("Square, 5,000 queries", _square(5000), "black-box: ten times the queries", kind="queries"),
     AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", modes="all", **WITHOUT_L1),
     AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", **WITHOUT_L1),
