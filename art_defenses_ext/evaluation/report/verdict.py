@@ -193,8 +193,9 @@ def describe_randomness(summary: Summary) -> str:
         f"They do not decide {count_of(passes.undecided)} images, which count as robust. Under the attack that seems "
         f"worst in earlier passes, the mean accuracy over {passes.votes} passes is {100 * passes.mean:.1f}{NO_BREAK}% "
         f"[{low},{NO_BREAK}{high}], and the share of images that are correct in every pass is "
-        f"{with_interval(passes.worst)}. The accuracy in the worst of N passes is {_worst_of(passes)}. More passes would "
-        f"give, by extrapolation, {_more(passes)}. The attacker averages {summary.run.draws} passes a step."
+        f"{with_interval(passes.worst)}. The accuracy in the worst of N passes is {_worst_of(passes)}, "
+        f"and of more passes, by extrapolation, {_more(passes)}. The attacker averages {summary.run.draws} passes a "
+        "step."
     )
 
 
@@ -209,9 +210,7 @@ def _more(passes: Randomness) -> str:
 
 
 def _at_sizes(accuracies: list[tuple[int, float]]) -> str:
-    return ", ".join(
-        f"{100 * accuracy:.1f}{NO_BREAK}% (N{NO_BREAK}={NO_BREAK}{size})" for size, accuracy in accuracies
-    )
+    return ", ".join(f"{100 * accuracy:.1f}{NO_BREAK}% (N{NO_BREAK}={NO_BREAK}{size})" for size, accuracy in accuracies)
 
 
 def describe_agreement(summary: Summary) -> str:

@@ -19,6 +19,7 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
 from art_defenses_ext.estimator.rebuild import as_model_input, evaluation_mode, model_dtype, rebuild
 from art_defenses_ext.estimator.rejecting import RejectingNetwork, parts_of, rejects
+from art_defenses_ext.evaluation.suite.queries import Queries, Watched
 from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import Defence, annealable_modes, gradient_modes
@@ -251,6 +252,17 @@ def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
     Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
     """
     return _wrapped(classifier, lambda module: _Averaged(module, draws))
+
+
+def one_pass(classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """Return the classifier without the average over passes, for attacks that make their draws themselves."""
+    averaging = classifier.model
+    return rebuild(classifier, model=averaging.module) if isinstance(averaging, _Averaged) else classifier
+
+
+def watched(classifier: PyTorchClassifier, queries: Queries) -> PyTorchClassifier:
+    """Return the classifier with each of its passes counted in ``queries``."""
+    return _wrapped(classifier, lambda module: Watched(module, queries))
 
 
 def smoothed(classifier: PyTorchClassifier, threat: Threat) -> PyTorchClassifier:

@@ -14,6 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
+from art_defenses_ext.attack.diff_hammer import DiffHammer
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.orthogonal_pgd import LagrangianPGD, OrthogonalPGD, SelectivePGD
 from art_defenses_ext.attack.random_noise import RandomNoise
@@ -27,6 +28,7 @@ from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.config import NamedAttacks
+from art_defenses_ext.evaluation.suite.attacker import one_pass
 from art_defenses_ext.evaluation.suite.papers import clip_width, fgsm, specs_of_papers
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, Modes, built
@@ -135,6 +137,15 @@ FAST = (
     AttackSpec("noise", NOISE, "a control: the best of 100 uniform draws", kind="noise", samples="few"),
 )
 """The suite for every day: an attack of each kind, most of the steps where an image is nearly broken."""
+
+DIFF_HAMMER = _white_box(
+    "DiffHammer",
+    lambda classifier, threat, seed: DiffHammer(
+        one_pass(classifier), threat.norm, threat.eps, draws=20, max_iter=30, seed=seed
+    ),
+    "for random defences: 30 steps along the gradient of the draws that one step can break together",
+)
+"""An attack on random defences, in no suite: ``[*STANDARD, DIFF_HAMMER]`` adds it."""
 
 FIRSTS = (WHITE_BOX, FAST[0])
 """The attacks that the checks run at an eps without hope."""

@@ -1,0 +1,97 @@
+"""The queries of an attack on a random defence: what the defence answered at each point while the attack optimised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.logits import named_classes
+from art_defenses_ext.evaluation.threat import Threat
+
+
+@dataclass
+class PointPasses:
+    """The passes of a point that an attack sent: how many, and how many of them missed the label."""
+
+    passes: int = 0
+    misses: int = 0
+
+
+@dataclass
+class Queries:
+    """All points in the balls around images that an attack sent, with the passes that missed the label.
+
+    A row of a batch belongs to the nearest image. This is unique for images further apart than two radii
+    (:meth:`apart`), whatever rows an attack leaves out or repeats.
+
+    Attributes:
+        x: clean images (N, ...).
+        labels: true classes (N,).
+        threat: the ball; points outside it, or outside the clip range, do not count.
+        clip_values: least and largest pixel value; None for no range.
+        draws: passes that the attack makes of a point at a step; a point that it sends again later is another one.
+        points: for each image its points in the order in which they were sent.
+    """
+
+    x: FloatArray
+    labels: IntArray
+    threat: Threat
+    clip_values: tuple[float, float] | None
+    draws: int
+    points: list[list[PointPasses]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.points = [[] for _ in self.x]
+        self._last: list[dict[bytes, PointPasses]] = [{} for _ in self.x]
+
+    def apart(self) -> bool:
+        """Return whether no point can lie in the balls around two of the images."""
+        distances = self._distances(torch.from_numpy(self.x)).fill_diagonal_(torch.inf)
+        return bool(distances.min() > 2.1 * self.threat.eps)
+
+    def note(self, points: Tensor, classes: Tensor) -> None:
+        """Count one pass of points (n, ...), in which the defence named ``classes`` (n,)."""
+        sent = points.detach().cpu()
+        rows = self._distances(sent).argmin(dim=1).numpy()
+        images = sent.float().numpy()
+        sizes = self.threat.sizes(self.x[rows], images, self.clip_values)
+        inside = np.array([self.threat.allows(size) for size in sizes])
+        if self.clip_values is not None:
+            low, high = self.clip_values
+            inside &= ((images >= low) & (images <= high)).reshape(len(images), -1).all(axis=1)
+        misses = classes.cpu().numpy() != self.labels[rows]
+        for image, row in zip(images[inside], np.flatnonzero(inside), strict=True):
+            point = self._point(int(rows[row]), image.tobytes())
+            point.passes += 1
+            point.misses += int(misses[row])
+
+    def _point(self, row: int, pixels: bytes) -> PointPasses:
+        """Return the point of an image that a pass belongs to, a new one after as many passes as a step makes."""
+        point = self._last[row].get(pixels)
+        if point is None or point.passes == self.draws:
+            point = self._last[row][pixels] = PointPasses()
+            self.points[row].append(point)
+        return point
+
+    def _distances(self, points: Tensor) -> Tensor:
+        """Return the size of the change from each image to each point (n, N)."""
+        sizes = [self.threat.size(points - torch.from_numpy(image)) for image in self.x]
+        return torch.stack(sizes, dim=1)
+
+
+class Watched(nn.Module):
+    """A network whose passes are counted."""
+
+    def __init__(self, module: nn.Module, queries: Queries) -> None:
+        super().__init__()
+        self.module, self.queries = module, queries
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits (N, K) of one pass."""
+        logits: Tensor = self.module(x)
+        self.queries.note(x, named_classes(logits.detach()))
+        return logits
