@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import os
 import sys
@@ -119,6 +120,18 @@ def few_digits(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (np.concatenate([getattr(part, kind)[:count] for part, count in parts]) for kind in "xy")
     smaller = replace(digits, nb_validation=40, read_training=lambda: Split(x, y))
     monkeypatch.setattr("art_defenses_ext.zoo.datasets.load_dataset", lambda *_, **__: smaller)
+
+
+@pytest.fixture(scope="session")
+def diffusion_purifier(digits: Dataset) -> Any:
+    """The purifier of the example, with two steps, trained on the digits."""
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.syspath_prepend(str(Path(__file__).parents[1] / "examples"))
+        example = importlib.import_module("diffusion_purifier_mnist")
+        torch.manual_seed(0)
+        predictor, betas = example.NoisePredictor(width=8), (0.05, 0.2)
+        example.train_predictor(predictor, digits.train.x, digits.train.y, nb_epochs=25, betas=betas)
+    return example.DiffusionPurifier(predictor, betas)
 
 
 @pytest.fixture(scope="session")
