@@ -140,9 +140,7 @@ FAST = (
 
 DIFF_HAMMER = _white_box(
     "DiffHammer",
-    lambda classifier, threat, seed: DiffHammer(
-        one_pass(classifier), threat.norm, threat.eps, draws=20, max_iter=30, seed=seed
-    ),
+    lambda classifier, threat, seed: built(DiffHammer, draws=20, max_iter=30)(one_pass(classifier), threat, seed),
     "for random defences: 30 steps along the gradient of the draws that one step can break together",
 )
 """An attack on random defences, in no suite: ``[*STANDARD, DIFF_HAMMER]`` adds it."""
