@@ -193,7 +193,7 @@ def main() -> None:
         )  # fmt: skip
         print(row_of(name, report), flush=True)
     for attack in (FAST[0], DIFF_HAMMER):
-        protocol = random_protocol(defended, images, threat, attack)
+        protocol = random_protocol(defended, images, threat, attack, progress=False)
         print(f"\n{attack.name}, {protocol.passes:.0f} passes an image\n\n{protocol.table()}", flush=True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import comb, prod
 from statistics import fmean
@@ -12,10 +11,12 @@ import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
-from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.data import images_and_labels
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.base.validation import check_count, check_images, check_labels, check_seed
+from art_defenses_ext.base.progress import progress_bar
+from art_defenses_ext.base.text import shown
+from art_defenses_ext.base.validation import check_count, check_flag, check_images, check_labels, check_seed
 from art_defenses_ext.estimator.bridged import differentiable
 from art_defenses_ext.estimator.rebuild import gradients_enabled
 from art_defenses_ext.estimator.rejecting import rejects
@@ -94,6 +95,7 @@ def random_protocol(
     mode: str = "exact",
     draws: int = MOST_SENT,
     seed: int = 0,
+    progress: bool = True,
 ) -> RandomProtocol:
     """Run one attack on a random defence, and count its passes at every point that the attack sends, and after.
 
@@ -108,6 +110,7 @@ def random_protocol(
         mode: the gradient mode.
         draws: passes that the attack averages at each point, which are the attempts there.
         seed: seed of the attack and of all passes.
+        progress: show a progress bar.
 
     Raises:
         InputError: for a classifier that is not random, or that rejects, and for arguments that cannot be used.
@@ -116,27 +119,30 @@ def random_protocol(
     (NeurIPS 2024), the evaluation with N attempts at each step. **Convention**: of a point that an attack sent less
     often than N times, all passes count.
     """
+    if not isinstance(attack, AttackSpec):
+        raise InputError(f"attack is {shown(attack)}; an AttackSpec was expected")
+    draws, seed, progress = check_count("draws", draws), check_seed(seed), check_flag("progress", progress)
     x, y = images_and_labels(data)
     classifier = differentiable(classifier_of(model, (x, y), {}))
     x = check_images(x, classifier)
     labels = check_labels(y, classifier.nb_classes, len(x))
     check_threat(threat, classifier, x)
-    draws, seed = check_count("draws", draws), check_seed(seed)
     if rejects(classifier):
         raise InputError("model rejects images; a random classifier without a detector was expected")
     if not is_random(classifier, x[:8], derived_seed(seed, "is it random", 0)):
         raise InputError("model gives the same logits in two passes; a random classifier was expected")
+    queries = Queries(x, labels, threat, classifier.clip_values, draws)
+    groups = _groups(queries)
     points: list[list[PointPasses]] = []
     adversarial = []
-    for rows in _groups(Queries(x, labels, threat, classifier.clip_values, draws)):
-        queries = Queries(x[rows], labels[rows], threat, classifier.clip_values, draws)
-        attacked = for_any_attack(averaged(watched(with_surrogates(classifier), queries), draws))
-        start = derived_seed(seed, attack.name, rows.start)
-        with seeded(start), gradient_mode(attacked, mode):
-            one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[labels[rows]]
-            adversarial.append(attack.attack_on(attacked, threat, start).generate(x[rows], one_hot))
-        points += queries.points
-    after = _fresh_points(classifier, np.concatenate(adversarial), x, labels, threat, derived_seed(seed, "after", 0))
+    with progress_bar(progress) as bar:
+        task = bar.add_task(attack.name, total=len(groups) + 1, note="")
+        for rows in groups:
+            part = queries.of(rows)
+            adversarial.append(_attack(classifier, part, attack, mode, derived_seed(seed, attack.name, rows.start)))
+            points += part.points
+            bar.advance(task)
+        after = _send_again(classifier, np.concatenate(adversarial), queries, derived_seed(seed, "after", 0))
     return RandomProtocol(
         while_optimising=figures_of(points),
         after=figures_of([[point] for point in after]),
@@ -167,18 +173,30 @@ def _without_miss(points: list[PointPasses], size: int) -> float:
     return prod(shares)
 
 
-def _groups(queries: Queries) -> Iterator[slice]:
+def _groups(queries: Queries) -> list[slice]:
     """Return the images that are attacked together: all, or each alone where two balls may overlap."""
     count = len(queries.x)
-    return iter([slice(0, count)] if queries.apart() else [slice(row, row + 1) for row in range(count)])
+    return [slice(0, count)] if queries.apart() else [slice(row, row + 1) for row in range(count)]
 
 
-def _fresh_points(
-    classifier: PyTorchClassifier, adversarial: FloatArray, x: FloatArray, labels: IntArray, threat: Threat, seed: int
+def _attack(classifier: PyTorchClassifier, queries: Queries, attack: AttackSpec, mode: str, seed: int) -> FloatArray:
+    """Return the attack's images (n, ...), and note all passes on its way in ``queries``."""
+    attacked = for_any_attack(averaged(watched(with_surrogates(classifier), queries), queries.draws))
+    one_hot = np.eye(classifier.nb_classes, dtype=np.float32)[queries.labels]
+    with seeded(seed), gradient_mode(attacked, mode):
+        adversarial: FloatArray = attack.attack_on(attacked, queries.threat, seed).generate(queries.x, one_hot)
+    return adversarial
+
+
+def _send_again(
+    classifier: PyTorchClassifier, adversarial: FloatArray, queries: Queries, seed: int
 ) -> list[PointPasses]:
     """Return fresh passes of an attack's last images (N, ...), of the clean image where that is outside the ball."""
+    x, threat = queries.x, queries.threat
     inside = np.array([threat.allows(size) for size in threat.sizes(x, adversarial, classifier.clip_values)])
     images = np.where(inside.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x)
+    misses = np.zeros(len(x), dtype=np.int64)
     with seeded(seed):
-        misses = sum((predict(classifier, images).classes != labels).astype(np.int64) for _ in range(FRESH))
-    return [PointPasses(FRESH, int(count)) for count in np.asarray(misses)]
+        for _ in range(FRESH):
+            misses += predict(classifier, images).classes != queries.labels
+    return [PointPasses(FRESH, int(count)) for count in misses]

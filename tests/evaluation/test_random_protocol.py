@@ -121,7 +121,7 @@ def agree(figures: PassFigures, expected: dict[str, Any]) -> None:
 def test_the_protocol_is_a_count_of_all_passes(defended: tuple[PyTorchClassifier, Passes], digits: Dataset) -> None:
     classifier, passes = defended
     x, y = digits.test.x[:COUNT], digits.test.y[:COUNT]
-    protocol = random_protocol(classifier, (x, y), Linf(EPS), spec(passes, few_steps), draws=DRAWS)
+    protocol = random_protocol(classifier, (x, y), Linf(EPS), spec(passes, few_steps), draws=DRAWS, progress=False)
     misses = passes.misses(y)
     attack, fresh = misses[:-FRESH], misses[-FRESH:]
     assert len(attack) == (STEPS + 1) * DRAWS
@@ -182,7 +182,7 @@ def test_images_whose_balls_overlap_are_attacked_one_by_one(own_classifier: PyTo
     passes = Passes()
     own_classifier.model.register_forward_hook(lambda network, inputs, logits: passes.classes.append(len(logits)))
     classifier = defend(own_classifier, Random(noise))
-    protocol = random_protocol(classifier, (x, y), Linf(EPS), spec(passes, few_steps), draws=DRAWS)
+    protocol = random_protocol(classifier, (x, y), Linf(EPS), spec(passes, few_steps), draws=DRAWS, progress=False)
     assert passes.classes == [1] * (STEPS + 1) * DRAWS + [2] * FRESH  # of the second image, and the fresh ones
     assert protocol.passes == (STEPS + 1) * DRAWS
 
@@ -196,13 +196,15 @@ def test_a_classifier_that_is_not_random_is_refused(digits_classifier: PyTorchCl
     data = digits.test.x[:2], digits.test.y[:2]
     with pytest.raises(InputError, match="a random classifier was expected"):
         random_protocol(digits_classifier, data, Linf(EPS), spec(Passes(), few_steps))
+    with pytest.raises(InputError, match="attack is 'standard'; an AttackSpec was expected"):
+        random_protocol(digits_classifier, data, Linf(EPS), "standard")  # type: ignore[arg-type]
 
 
 def test_the_same_seed_gives_the_same_figures(own_classifier: PyTorchClassifier, digits: Dataset) -> None:
     classifier = defend(own_classifier, Random(noise))
     data = digits.test.x[:COUNT], digits.test.y[:COUNT]
     first, again, other = (
-        random_protocol(classifier, data, Linf(EPS), spec(Passes(), few_steps), draws=DRAWS, seed=seed)
+        random_protocol(classifier, data, Linf(EPS), spec(Passes(), few_steps), draws=DRAWS, seed=seed, progress=False)
         for seed in (0, 0, 1)
     )
     assert first == again != other

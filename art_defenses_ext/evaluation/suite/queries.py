@@ -48,6 +48,10 @@ class Queries:
         self.points = [[] for _ in self.x]
         self._last: list[dict[bytes, PointPasses]] = [{} for _ in self.x]
 
+    def of(self, rows: slice) -> Queries:
+        """Return queries of some of the images, without points."""
+        return Queries(self.x[rows], self.labels[rows], self.threat, self.clip_values, self.draws)
+
     def apart(self) -> bool:
         """Return whether no point can lie in the balls around two of the images."""
         distances = self._distances(torch.from_numpy(self.x)).fill_diagonal_(torch.inf)
