@@ -1,11 +1,15 @@
 """Which networks each defence takes: derivatives against finite differences, time and memory.
 
     python tests/benchmarks/networks.py [--networks vit_b_16 ...] [--defences jump_relu ...] [--threads 1]
+    python tests/benchmarks/networks.py --defences    # lost relevance only, a minute
+    python tests/benchmarks/networks.py --restorers [--networks ...]    # their weights and training, 1,000 classes
 
 Builds torchvision's networks with random weights and prints the table of docs/networks.md. The first and second
 derivative of the defended network, in one direction, are held against central differences, in float64 and at a reduced
-image size, where the network allows one. Time and memory are those of a forward pass and its gradient for one image of
-224 pixels in float32; memory is what they take beyond the network's. Takes about half an hour on one core.
+image size, where the network allows one. Lost relevance is the difference of the sum of relevance and the logit, in
+shares of the logit, under rules that conserve, in float64 at the same size; biases, means of batch norms and class
+tokens are zero. Time and memory are those of a forward pass and its gradient for one image of 224 pixels in float32;
+memory is what they take beyond the network's. Takes about half an hour on one core.
 """
 
 from __future__ import annotations
@@ -31,6 +35,8 @@ from art_defenses_ext import (
     as_module,
     rejecting,
 )
+from art_defenses_ext.attribution.relevance import Composite, relevance
+from art_defenses_ext.attribution.rules import Epsilon
 from art_defenses_ext.attribution.second_order import elementary_operations
 from art_defenses_ext.base.errors import InputError
 
@@ -55,11 +61,11 @@ LARGEST = 1e-4
 """Error of a derivative, in shares of the gradient's length, up to which it agrees."""
 
 
-def build(name: str, size: int) -> nn.Module:
-    """Return a network of torchvision with random weights and few classes."""
+def build(name: str, size: int, nb_classes: int = NB_CLASSES) -> nn.Module:
+    """Return a network of torchvision with random weights."""
     options = NETWORKS[name] | ({"image_size": size} if "image_size" in NETWORKS[name] else {})
     torch.manual_seed(0)
-    return get_model(name, num_classes=NB_CLASSES, **options)
+    return get_model(name, num_classes=nb_classes, **options)
 
 
 def settle(network: nn.Module, size: int) -> None:
@@ -172,6 +178,37 @@ def _error(
     return min(errors)
 
 
+# Conservation of relevance
+
+TINY = 1e-30  # activations of untrained networks are small
+CONSERVING = Composite(Epsilon(TINY), Epsilon(TINY), scale=Epsilon(TINY), stabilizer=TINY, attention="values")
+
+
+@torch.no_grad()
+def zero_constants(network: nn.Module) -> None:
+    """Set to zero what takes a part of the relevance: biases, means, and a class token with its place's embedding."""
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if name.endswith(("bias", "class_token", "running_mean")):
+            tensor.zero_()
+        elif name.endswith("pos_embedding"):
+            tensor[:, 0] = 0
+
+
+@torch.no_grad()
+def lost_relevance(network: nn.Module, x: Tensor, rules: Composite) -> float:
+    """Return the difference of the sum of relevance and the largest logit, in shares of the logit."""
+    logit = network(x).amax()
+    return float((relevance(network, x, "predicted", rules).sum() - logit).abs() / logit.abs())
+
+
+def conservation(name: str) -> float:
+    """Return the lost relevance of a full network under the rules that conserve."""
+    size = FULL if name == "maxvit_t" else SIZE
+    network = as_module(wrapped(build(name, size).double(), size))
+    zero_constants(network)
+    return lost_relevance(network, torch.rand(1, 3, size, size, dtype=torch.float64), CONSERVING)
+
+
 # Time and memory
 
 
@@ -183,10 +220,15 @@ def forward_and_gradient(network: nn.Module, x: Tensor) -> None:
 
 def cost(network: nn.Module, x: Tensor) -> tuple[float, float]:
     """Return the processor seconds and the MiB of a forward pass and its gradient."""
+    return measured(lambda: forward_and_gradient(network, x))
+
+
+def measured(call: Callable[[], object]) -> tuple[float, float]:
+    """Return the processor seconds and the MiB that a call takes."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak counts from here
     before, start = _memory("VmRSS"), time.process_time()
-    forward_and_gradient(network, x)
+    call()
     return time.process_time() - start, (_memory("VmHWM") - before) / 1024
 
 
@@ -194,6 +236,24 @@ def _memory(kind: str) -> int:
     """KiB, out of the process's status."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines[kind].split()[0])
+
+
+def restorer_row(name: str, face: type[Any]) -> str:
+    """Return a restorer's weights, a restored image and a training step in words, at its default size."""
+    classifier = PyTorchClassifier(
+        build(name, FULL, 1000).eval(), nn.CrossEntropyLoss(), (3, FULL, FULL), 1000, clip_values=(0.0, 1.0),
+        device_type="cpu",
+    )  # fmt: skip
+    restorer = face.for_classifier(classifier)
+    x, labels = torch.rand(8, 3, FULL, FULL).numpy(), torch.arange(8).numpy()
+    settings = {"eps": 2 / 255, "nb_epochs": 1, "batch_size": 8, "validation_split": 0.0, "progress": False}
+    seconds, memory = measured(lambda: restorer.fit(x, labels, **settings))
+    weights = sum(values.nbytes for values in restorer.state_dict().values()) / 1024
+    once, taken = cost(as_module(restorer.apply(classifier)), torch.rand(1, 3, FULL, FULL))
+    return (
+        f"| {face.name} on {name} | {weights:.0f} KiB | {once:.2f} s, {taken:.0f} MiB "
+        f"| {seconds / len(x):.1f} s, {memory / len(x):.0f} MiB |"
+    )
 
 
 # The table
@@ -219,16 +279,28 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--defences", nargs="*", choices=list(DEFENCES), default=list(DEFENCES))
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--restorers", action="store_true", help="the restorers at their default sizes instead")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     print(f"torch {torch.__version__}, {options.threads} thread(s), {device_name(torch.device('cpu'))}\n")
-    print(f"| network | largest error | undefended | {' | '.join(options.defences)} |")
-    print("|---" * (3 + len(options.defences)) + "|", flush=True)
+    if options.restorers:
+        print("| restorer | weights | an image | training, for each image of a batch |\n|---|---|---|---|", flush=True)
+        for name in options.networks:
+            for face in (FeatureAutoencoder, TwoStreamRestoration):
+                print(restorer_row(name, face), flush=True)
+        return
+    columns = ["network", "lost relevance", *(["largest error", "undefended"] if options.defences else [])]
+    print(f"| {' | '.join([*columns, *options.defences])} |")
+    print("|---" * len([*columns, *options.defences]) + "|", flush=True)
     for name in options.networks:
+        lost = conservation(name)
+        if not options.defences:
+            print(f"| {name} | {lost:.0e} |", flush=True)
+            continue
         seconds, memory = cost(as_module(wrapped(build(name, FULL), FULL)), torch.rand(1, 3, FULL, FULL))
         cells = [cell(name, defence) for defence in options.defences]
         words = [f"{seconds:.2f} s, {memory:.0f} MiB", *(text for _, text in cells)]
-        print(f"| {name} | {max(error for error, _ in cells):.0e} | {' | '.join(words)} |", flush=True)
+        print(f"| {name} | {lost:.0e} | {max(error for error, _ in cells):.0e} | {' | '.join(words)} |", flush=True)
 
 
 if __name__ == "__main__":

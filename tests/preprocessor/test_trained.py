@@ -718,3 +718,16 @@ def test_art_s_adversarial_training_trains_the_classifier_alone(
     assert torch.equal(weights(own), before)
     assert not all(torch.equal(value, model[key]) for key, value in own_classifier.model.state_dict().items())
     assert np.isfinite(defended.predict(x)).all()
+
+
+@pytest.mark.parametrize("face", [FeatureAutoencoder, TwoStreamRestoration])
+def test_weights_grow_neither_with_images_nor_with_classes(face: type[TrainedRestorer]) -> None:
+    sizes = []
+    for size, nb_classes in ((8, 2), (32, 1000)):
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, nb_classes), nn.Softplus())
+        classifier = PyTorchClassifier(
+            model, nn.CrossEntropyLoss(), (3, size, size), nb_classes, clip_values=(0.0, 1.0), device_type="cpu"
+        )
+        state = face.for_classifier(classifier, width=16, stem=2).state_dict()
+        sizes.append(sum(values.nbytes for values in state.values()))
+    assert sizes[0] == sizes[1] < 2**18
