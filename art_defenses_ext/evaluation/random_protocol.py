@@ -42,7 +42,7 @@ class PassFigures:
     Attributes:
         mean: of one pass.
         worst_of: of the worst of N passes, for N from 1 to 20.
-        majority: of the majority vote; an image that half of the passes miss is broken.
+        majority: of the majority vote; where another class has as many passes as the label, the image is broken.
     """
 
     mean: Mean
@@ -162,7 +162,7 @@ def figures_of(points: list[list[PointPasses]]) -> PassFigures:
     return PassFigures(
         mean=Mean.of(min((1 - point.misses / point.passes for point in image), default=1.0) for image in images),
         worst_of=[fmean(_without_miss(image, size) for image in images) for size in range(1, MOST_SENT + 1)],
-        majority=Proportion.of(all(2 * point.misses < point.passes for point in image) for image in images),
+        majority=Proportion.of(not any(point.outvoted for point in image) for image in images),
     )
 
 
@@ -195,8 +195,9 @@ def _send_again(
     x, threat = queries.x, queries.threat
     inside = np.array([threat.allows(size) for size in threat.sizes(x, adversarial, classifier.clip_values)])
     images = np.where(inside.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x)
-    misses = np.zeros(len(x), dtype=np.int64)
+    points = [PointPasses(int(label)) for label in queries.labels]
     with seeded(seed):
         for _ in range(FRESH):
-            misses += predict(classifier, images).classes != queries.labels
-    return [PointPasses(FRESH, int(count)) for count in misses]
+            for point, name in zip(points, predict(classifier, images).classes, strict=True):
+                point.named[int(name)] += 1
+    return points

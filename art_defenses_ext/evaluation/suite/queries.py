@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,10 +16,30 @@ from art_defenses_ext.evaluation.threat import Threat
 
 @dataclass
 class PointPasses:
-    """The passes of a point that an attack sent: how many, and how many of them missed the label."""
+    """The passes of a point that an attack sent.
 
-    passes: int = 0
-    misses: int = 0
+    Attributes:
+        label: the true class.
+        named: number of passes that named each class.
+    """
+
+    label: int
+    named: Counter[int] = field(default_factory=Counter)
+
+    @property
+    def passes(self) -> int:
+        """The number of passes."""
+        return self.named.total()
+
+    @property
+    def misses(self) -> int:
+        """The number of passes that missed the label."""
+        return self.passes - self.named[self.label]
+
+    @property
+    def outvoted(self) -> bool:
+        """Whether another class has at least as many passes as the label."""
+        return any(count >= self.named[self.label] for name, count in self.named.items() if name != self.label)
 
 
 @dataclass
@@ -67,17 +88,14 @@ class Queries:
         if self.clip_values is not None:
             low, high = self.clip_values
             inside &= ((images >= low) & (images <= high)).reshape(len(images), -1).all(axis=1)
-        misses = classes.cpu().numpy() != self.labels[rows]
-        for image, row in zip(images[inside], np.flatnonzero(inside), strict=True):
-            point = self._point(int(rows[row]), image.tobytes())
-            point.passes += 1
-            point.misses += int(misses[row])
+        for row in np.flatnonzero(inside):
+            self._point(int(rows[row]), images[row].tobytes()).named[int(classes[row])] += 1
 
     def _point(self, row: int, pixels: bytes) -> PointPasses:
         """Return the point of an image that a pass belongs to, a new one after as many passes as a step makes."""
         point = self._last[row].get(pixels)
         if point is None or point.passes == self.draws:
-            point = self._last[row][pixels] = PointPasses()
+            point = self._last[row][pixels] = PointPasses(int(self.labels[row]))
             self.points[row].append(point)
         return point
 
