@@ -26,9 +26,10 @@ from art_defenses_ext import (
     defend,
     evaluate,
 )
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.suite.papers import ATTACKS as OF_PAPERS
-from art_defenses_ext.evaluation.suite.suites import _auto_pgd
+from art_defenses_ext.evaluation.suite.spec import built
 from art_defenses_ext.preprocessor.heat_and_blur import RULES
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
@@ -156,8 +157,8 @@ ATTACKS = [
         "ART's",
         bounded=False,
     ),
-    AttackSpec("APGD", _auto_pgd("margin", max_iter=5), "ours", kind="white-box", modes="all"),
-    AttackSpec("APGD targeted", _auto_pgd("dlr_targeted", max_iter=5, nb_runs=3), "ours"),
+    AttackSpec("APGD", built(AutoPGD, loss="margin", max_iter=5), "ours", kind="white-box", modes="all"),
+    AttackSpec("APGD targeted", built(AutoPGD, loss="dlr_targeted", max_iter=5, nb_runs=3), "ours"),
 ]
 
 
