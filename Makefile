@@ -10,7 +10,7 @@ RELAXED := --allow-subclassing-any $(addprefix --disable-error-code=,arg-type no
 .PHONY: evaluate test fuzz test-data coverage docs lint dist check-dist constraints clean
 
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
-	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm linf --eps 0.1 --samples 300 --block-size 150 --curve-samples 100 --processes 2 --out $(OUT) --overwrite
+	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm linf --eps 0.1 --samples 240 --block-size 120 --curve-samples 80 --processes 2 --out $(OUT) --overwrite
 
 test: $(INSTALLED)  ## the test suite: everything that needs no real data
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data"
