@@ -357,7 +357,8 @@ def main() -> None:
     classifier = load_classifier(dataset, options.model, options.weights, device=options.device, seed=options.seed)
     all_eps = tuple(map(float, options.eps or setting["eps"]))
     validation = first(dataset.validation, options.choose)
-    chosen, rows = {}, DEFAULTS
+    chosen: Options = {}
+    rows = DEFAULTS
     if not options.defaults:
         chosen, rows = print_ablation(classifier, validation, setting, options.seed)
     sets: dict[str, FloatArray] = {}
