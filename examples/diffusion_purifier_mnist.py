@@ -189,11 +189,11 @@ def main() -> None:
     for name, adaptive in (("naive", False), ("adaptive", True)):
         report = evaluate(
             defended, images, threat, ATTACKS, adaptive=adaptive, curve_samples=0, check_samples=options.checks,
-            out=options.out / name, progress=False,
+            out=options.out / name,
         )  # fmt: skip
         print(row_of(name, report), flush=True)
     for attack in (FAST[0], DIFF_HAMMER):
-        protocol = random_protocol(defended, images, threat, attack, progress=False)
+        protocol = random_protocol(defended, images, threat, attack)
         print(f"\n{attack.name}, {protocol.passes:.0f} passes an image\n\n{protocol.table()}", flush=True)
 
 

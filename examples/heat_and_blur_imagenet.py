@@ -271,7 +271,7 @@ def print_adaptive(
             target = build()
             report = evaluate(
                 target, (part.x, part.y), Linf(eps), adaptive_specs(target, options.brief), seed=seed, block_size=25,
-                curve_samples=0, check_samples=0, out=report_folder(options.out, name, eps), progress=False,
+                curve_samples=0, check_samples=0, out=report_folder(options.out, name, eps),
             )  # fmt: skip
             summary = report.summary
             rows = [row for row in summary.rows if row.source == "suite" and not row.key.startswith(EACH_MODE.name)]

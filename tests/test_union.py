@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.cli.evaluate import EvaluateOptions
-from art_defenses_ext.cli.union import _union, evaluate_in_balls
+from art_defenses_ext.cli.union import evaluate_in_balls, runs_in_balls
 from art_defenses_ext.evaluation.report.report import Report
 
 QUICK = ("--defence", "jump_relu", "-o", "jump=1", "--attacks", "papers", "--samples", "6", "--threads", "1")
@@ -61,8 +61,8 @@ def test_balls_that_make_no_union_are_refused_before_the_first_run(
 def test_every_run_attacks_a_defence_that_was_trained_in_the_same_ball(tmp_path: Path) -> None:
     """By default training takes the radius of the attacked linf ball, and another one where the ball is not linf."""
     values = {"norm": "union", "eps": "8/255,0.5,2", "out": tmp_path, "defence": ["feature_autoencoder"]}
-    runs = _union(EvaluateOptions.of(values), ("linf", "l2", "l1")).runs
+    runs = runs_in_balls(EvaluateOptions.of(values), ("linf", "l2", "l1")).runs
     assert [(run.norm, run.eps) for run in runs.values()] == [("linf", "8/255"), ("l2", "0.5"), ("l1", "2")]
     assert {run.options for run in runs.values()} == {(f"feature_autoencoder.eps={8 / 255}",)}
     typed = EvaluateOptions.of(values | {"options": ["eps=0.3"]})
-    assert {run.options for run in _union(typed, ("linf", "l2", "l1")).runs.values()} == {("eps=0.3",)}
+    assert {run.options for run in runs_in_balls(typed, ("linf", "l2", "l1")).runs.values()} == {("eps=0.3",)}

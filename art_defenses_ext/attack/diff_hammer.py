@@ -43,6 +43,9 @@ def diff_hammer(
 ) -> Tensor:
     """Return the points (N, ...) at which most draws miss, of descents in the balls around images ``x`` (N, ...).
 
+    **Departure**: the authors descend by Auto-PGD and keep its best point; here the size of a step falls linearly, and
+    the point is kept at which the smooth share of draws that name the label is least.
+
     Args:
         logits: one pass of the random network under attack.
         x: clean images (N, ...).

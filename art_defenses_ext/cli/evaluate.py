@@ -82,7 +82,9 @@ class EvaluateOptions(EvaluationConfig):
         multiple=True, metavar="NAME",
     )  # fmt: skip
     norm: Text = option(
-        "linf", "Norm of the perturbation, such as linf, l2 or l1; union for the worst of several, such as linf,l2,l1."
+        "linf",
+        "Norm of the perturbation: linf, l2 or l1. With several, such as l2,linf, or union for all three, an image is "
+        "robust if it is robust in each of their balls.",
     )
     eps: Eps = option(
         "0.1",

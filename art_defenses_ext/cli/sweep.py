@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import read_toml
 from art_defenses_ext.cli.evaluate import EvaluateOptions, Prepared, checked, repeated
 from art_defenses_ext.cli.show import resumable, say
+
+if TYPE_CHECKING:
+    from art_defenses_ext.evaluation.publish.compare import Comparison
 
 COMPARISON = "comparison"
 """The folder of the comparison, beside those of the runs."""
@@ -72,8 +75,8 @@ class Sweep:
         """
         return [name for name, options in self.runs.items() if not _is_finished(name, options)]
 
-    def make(self, argument: str) -> None:
-        """Make the unfinished runs, and compare all.
+    def make(self, argument: str) -> Comparison | None:
+        """Make the unfinished runs, and write and return the comparison of all; None for a single run.
 
         Args:
             argument: what the user gave, for the message of an error, such as ``"sweep is sweep.toml"``.
@@ -88,11 +91,12 @@ class Sweep:
         failed = [name for name in self.runs if not self._made(name, name in unfinished)]
         if failed:
             raise InputError(f"{argument}, of which {', '.join(failed)} failed; the same command tries again")
-        if len(self.runs) > 1:
-            comparison = compare([self.out / name for name in self.runs], different_attackers=True)
-            comparison.print()
-            comparison.save(self.out / COMPARISON)
-            say(f"Comparison: {self.out / COMPARISON / 'compare.md'}")
+        if len(self.runs) == 1:
+            return None
+        comparison = compare([self.out / name for name in self.runs], different_attackers=True)
+        comparison.save(self.out / COMPARISON)
+        say(f"Comparison: {self.out / COMPARISON / 'compare.md'}")
+        return comparison
 
     def _check(self, names: Iterable[str]) -> None:
         from art_defenses_ext.evaluation.run.folder import check_out
@@ -193,4 +197,6 @@ def sweep_command(sweep: Path, only_print: bool) -> None:
         for name in task.runs:
             say(f"{name}: {'to do' if name in unfinished else 'finished'}")
         return
-    task.make(f"sweep is {sweep}")
+    comparison = task.make(f"sweep is {sweep}")
+    if comparison is not None:
+        comparison.print()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import declared_command
 from art_defenses_ext.cli.evaluate import EvaluateOptions, attack_and_report
+from art_defenses_ext.cli.show import say
 from art_defenses_ext.cli.sweep import OF_ONE_RUN, Sweep
 
 UNION = "union"
@@ -25,11 +26,14 @@ def evaluate_in_balls(options: EvaluateOptions) -> None:
     norms = NORMS if options.norm == UNION else tuple(options.norm.split(","))
     if len(norms) == 1:
         attack_and_report(options)
-    else:
-        _union(options, norms).make(f"norm is {options.norm}")
+        return
+    comparison = runs_in_balls(options, norms).make(f"norm is {options.norm}")
+    assert comparison is not None  # there are several runs
+    for union in comparison.unions:
+        say(str(union))
 
 
-def _union(options: EvaluateOptions, norms: tuple[str, ...]) -> Sweep:
+def runs_in_balls(options: EvaluateOptions, norms: tuple[str, ...]) -> Sweep:
     """Return a run for each ball, all of the same defended model."""
     radii = options.eps.split(",")
     if len(radii) != len(norms):

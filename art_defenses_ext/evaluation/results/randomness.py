@@ -75,7 +75,7 @@ def randomness(run: RunDescription, records: list[SampleRecord]) -> Randomness |
         mean_interval=right.interval,
         worst=Proportion.of(count == 0 for count in misses),
         worst_of=worst_of(misses, run.votes),
-        worst_of_more=[extrapolated_worst_of(misses, run.votes, size) for size in MORE_SENT],
+        worst_of_more=extrapolated_worst_of(misses, run.votes, MORE_SENT),
         undecided=Proportion.of(near),
     )
 
@@ -94,8 +94,8 @@ def worst_of(misses: Sequence[int], votes: int) -> list[float]:
     return [fmean(comb(votes - count, size) / comb(votes, size) for count in misses) for size in sizes]
 
 
-def extrapolated_worst_of(misses: Sequence[int], votes: int, size: int) -> float:
-    """Return the expected accuracy in the worst of ``size`` passes, from 0 to 1, for any size.
+def extrapolated_worst_of(misses: Sequence[int], votes: int, sizes: Sequence[int]) -> list[float]:
+    """Return the expected accuracy in the worst of N passes, from 0 to 1, for each N of ``sizes``.
 
     The probability p that a pass misses is taken as a draw from a beta distribution over the samples, Beta(a, b), whose
     a and b maximise the likelihood of the misses. A sample with m misses of V then keeps its class in N passes with
@@ -105,7 +105,7 @@ def extrapolated_worst_of(misses: Sequence[int], votes: int, size: int) -> float
     Args:
         misses: of each sample, how many of its passes missed the label.
         votes: passes of each sample, V.
-        size: number of passes that the attacker makes, N.
+        sizes: numbers of passes that the attacker makes, N.
 
     *Source*: Robbins 1956, "An Empirical Bayes Approach to Statistics" (Proceedings of the Third Berkeley Symposium).
     **Convention**: a and b lie between 1e-3 and 1e3.
@@ -119,7 +119,7 @@ def extrapolated_worst_of(misses: Sequence[int], votes: int, size: int) -> float
     bounds = [(np.log(1e-3), np.log(1e3))] * 2
     a, b = np.exp(minimize(cost, np.zeros(2), method="L-BFGS-B", bounds=bounds).x)
     right = b + votes - counts
-    return float(np.mean(np.exp(betaln(a + counts, right + size) - betaln(a + counts, right))))
+    return [float(np.mean(np.exp(betaln(a + counts, right + size) - betaln(a + counts, right)))) for size in sizes]
 
 
 def worst_of_each(records: list[SampleRecord], ball: Threat, votes: int) -> list[Outcome | None]:

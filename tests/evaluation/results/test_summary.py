@@ -445,10 +445,10 @@ def test_more_passes_are_extrapolated_to_the_accuracy_that_they_give() -> None:
     misses, votes = random.binomial(32, probabilities).tolist(), 32
     for size in (10, 100, 1000):
         true = float(((1 - probabilities) ** size).mean())
-        assert extrapolated_worst_of(misses, votes, size) == pytest.approx(true, abs=0.03)
-    assert extrapolated_worst_of(misses, votes, 10) == pytest.approx(worst_of(misses, votes)[9], abs=0.01)
-    assert extrapolated_worst_of([0] * 50, 32, 1000) > 0.95
-    assert extrapolated_worst_of([32] * 50, 32, 1) < 0.05
+        assert extrapolated_worst_of(misses, votes, [size])[0] == pytest.approx(true, abs=0.03)
+    assert extrapolated_worst_of(misses, votes, [10])[0] == pytest.approx(worst_of(misses, votes)[9], abs=0.01)
+    assert extrapolated_worst_of([0] * 50, 32, [1000])[0] > 0.95
+    assert extrapolated_worst_of([32] * 50, 32, [1])[0] < 0.05
 
 
 # The agreement of softmax lists
