@@ -20,6 +20,7 @@ import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 from hypothesis import settings
+from safetensors.torch import save_file
 from torch import nn
 
 from art_defenses_ext import JumpReLU, Linf, evaluate
@@ -120,6 +121,17 @@ def few_digits(digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = (np.concatenate([getattr(part, kind)[:count] for part, count in parts]) for kind in "xy")
     smaller = replace(digits, nb_validation=40, read_training=lambda: Split(x, y))
     monkeypatch.setattr("art_defenses_ext.zoo.datasets.load_dataset", lambda *_, **__: smaller)
+
+
+@pytest.fixture
+def command_folder(
+    digits_classifier: PyTorchClassifier, few_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A working folder for a command, empty but for the network's ``weights.safetensors``; reports lack pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+    save_file(digits_classifier.model.state_dict(), "weights.safetensors")
+    return tmp_path
 
 
 @pytest.fixture(scope="session")

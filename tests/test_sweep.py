@@ -76,16 +76,11 @@ def test_a_file_that_is_no_sweep_is_refused_in_a_sentence(tmp_path: Path, text: 
 
 
 @pytest.fixture
-def runner(
-    digits_classifier: PyTorchClassifier, few_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """Runs ``sweep`` in an empty folder that holds the weights of a network; reports have no pictures."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
-    save_file(digits_classifier.model.state_dict(), "weights.safetensors")
+def runner(command_folder: Path) -> Any:
+    """Runs ``sweep``."""
 
     def run(text: str, *arguments: str) -> Result:
-        return CliRunner().invoke(app, ["sweep", str(written(tmp_path, text)), *arguments])
+        return CliRunner().invoke(app, ["sweep", str(written(command_folder, text)), *arguments])
 
     return run
 

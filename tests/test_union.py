@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from art.estimators.classification import PyTorchClassifier
 from click.testing import CliRunner
-from safetensors.torch import save_file
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.app import app
@@ -21,11 +19,8 @@ QUICK += ("--curve-samples", "0", "--check-samples", "0", "--weights", "weights.
 
 
 def test_an_image_is_robust_in_the_union_if_it_is_robust_in_every_ball(
-    digits_classifier: PyTorchClassifier, few_digits: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command_folder: Path,
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
-    save_file(digits_classifier.model.state_dict(), "weights.safetensors")
     done = CliRunner().invoke(app, ["evaluate", "--norm", "l2,linf", "--eps", "0.5,24/255", *QUICK])
     assert done.exit_code == 0, done.output
     balls = [[record.robust() for record in Report.load(f"runs/{norm}").records] for norm in ("l2", "linf")]
