@@ -472,7 +472,7 @@ WATCH = ("--defence", "explanation_reconstructor")
 BAD: dict[str, tuple[Arguments, str]] = {
     "unknown data set": (["--dataset", "stl10"], "dataset is 'stl10'; one of digits"),
     "unknown defence": (["--defence", "magic"], "defence is 'magic'; one of explanation_reconstructor"),
-    "unknown norm": (["--norm", "3"], "norm is '3'; linf, l2"),
+    "unknown norm": (["--norm", "0.5"], "norm is '0.5'; linf, l2"),
     "papers of no defence": (["--defence", "none", "--attacks", "papers"], "attacks is 'papers', but"),
     "eps 0": (["--eps", 0], "eps is '0'"),
     "eps in words": (["--eps", "much"], "eps is 'much'; a finite number > 0, or a fraction such as '8/255'"),

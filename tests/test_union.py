@@ -38,7 +38,7 @@ def test_an_image_is_robust_in_the_union_if_it_is_robust_in_every_ball(
         ({"out": None}, "out is missing, but norm is 'union'; a folder for all runs was expected"),
         ({"price": True}, "price is an option of a single run, but norm is 'union'; one norm was expected"),
         ({"shard": "1/2"}, "shard is an option of a single run, but norm is 'union'; one norm was expected"),
-        ({"norm": "linf,l3", "eps": "0.1,1"}, "run l3: norm is 'l3'; linf, l2"),
+        ({"norm": "linf,l0.5", "eps": "0.1,1"}, "run l0.5: norm is 'l0.5'; linf, l2"),
         ({"norm": "l2,linf", "eps": "1,0.6"}, "run linf: eps is 0.6, beyond half the clip range (0.5 in linf)"),
         ({"norm": "l2,l2", "eps": "1,0.6"}, "norm is 'l2,l2'; each norm once was expected"),
     ],

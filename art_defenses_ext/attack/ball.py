@@ -52,7 +52,7 @@ class Ball(ABC):
         eps: radius of the ball, > 0: a number, or text such as ``"8/255"``.
 
     Attributes:
-        norm: ART's number of the norm; the class itself if ART does not have the norm.
+        norm: the number by which ART knows the norm, p for an lp norm; the class itself if ART does not know it.
         norm_name: name of the norm in records and reports.
         rule: the rule for the attacker in words, followed by the radius.
         separable: whether each pixel value may change by eps independently of the others: the ball is a cube.
@@ -364,6 +364,11 @@ def ball_type(norm: Any) -> type[Ball]:
                 return ball
     *others, last = _BALLS
     raise InputError(f"norm is {shown(norm)}; {', '.join(others)} or {last} was expected")
+
+
+def norms_of_art() -> tuple[str, ...]:
+    """Return the names of the norms that ART's attacks know."""
+    return tuple(name for name, ball in _BALLS.items() if ball.norm is not ball)
 
 
 NormName = Annotated[Any, Kind("the name of a norm, such as linf or l2,", lambda norm: ball_type(norm).norm)]

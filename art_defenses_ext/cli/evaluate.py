@@ -83,8 +83,8 @@ class EvaluateOptions(EvaluationConfig):
     )  # fmt: skip
     norm: Text = option(
         "linf",
-        "Norm of the perturbation: linf, l2 or l1. With several, such as l2,linf, or union for all three, an image is "
-        "robust if it is robust in each of their balls.",
+        "Norm of the perturbation: linf, l2, l1, or that of a ball of one's own. With several, such as l2,linf, or "
+        "union for these three, an image is robust if it is robust in each of their balls.",
     )
     eps: Eps = option(
         "0.1",

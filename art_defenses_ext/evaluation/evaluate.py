@@ -108,7 +108,7 @@ def evaluate(
         data: images and true labels: a pair ``(x, y)`` of arrays or tensors, a ``DataLoader`` or a ``Dataset``, see
             :func:`.images_and_labels`. Images are ``(N, *input_shape)`` in the clip range, or :class:`.StoredImages`,
             which are read block by block; labels are indices (N,) or one-hot (N, nb_classes).
-        threat: ``Linf(eps)``, ``L2(eps)`` or ``L1(eps)``, with eps in the units of the pixels.
+        threat: ``Linf(eps)``, ``L2(eps)``, ``L1(eps)`` or another :class:`.Ball`, with eps in the units of the pixels.
         attacks: ``"papers"``, ``"fast"`` (the papers' attacks and a short adaptive suite), ``"standard"`` (the papers'
             attacks and the adaptive suite) or ``"full"`` (slower attacks too), with installed attacks of other packages
             joined by ``+``, as in ``"standard+simba"``; or a list of :class:`AttackSpec`, which is an adaptive suite if

@@ -11,12 +11,14 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from art_defenses_ext import AttackSpec, evaluate
+from art_defenses_ext import AttackSpec, HeatAndBlur, evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.ball import Ball, Linf, ball_type
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.papers import paper_specs
+from art_defenses_ext.evaluation.suite.spec import attacks_in
 
 SHAPE = (1, 4, 6)
 
@@ -79,6 +81,15 @@ def test_attacks_break_what_lies_within_and_nothing_else(attack: Any, linear_cla
     assert not broken[distance > 1.01 * eps].any()
     if attack is AutoPGD:
         assert broken[distance < 0.99 * eps].all()
+
+
+def test_the_papers_attacks_that_art_has_in_its_norms_alone_do_not_run(linear_classifier: Any) -> None:
+    classifier, x, y, _ = two_classes(linear_classifier)
+    suited = attacks_in(Halves(0.2), paper_specs(HeatAndBlur))
+    assert [spec.name for spec in paper_specs(HeatAndBlur)] == ["FGSM, gray-box", "PGD-10, gray-box"]
+    assert [spec.name for spec in suited] == ["FGSM, gray-box"]
+    adversarial = suited[0].attack_on(classifier, Halves(0.2), 0).generate(x, y)
+    assert Halves(0.2).exact_sizes(adversarial - x).max() <= 0.2 * (1 + 1e-6)
 
 
 def test_an_evaluation_counts_what_lies_within_eps(linear_classifier: Any, tmp_path: Any) -> None:

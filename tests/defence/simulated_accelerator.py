@@ -212,11 +212,11 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
     "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 20}, 4),
     "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 20}, 5),
     "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
-    "pgd in l2": (MarginPGD, {"norm": 2, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
-    "pgd in l1": (MarginPGD, {"norm": 1, "eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
+    "pgd in l2": (MarginPGD, {"norm": 2, "eps": 0.2, "max_iter": 8, "nb_starts": 1}, 3),
+    "pgd in l1": (MarginPGD, {"norm": 1, "eps": 0.2, "max_iter": 8, "nb_starts": 1}, 3),
     "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 10}, 13),
-    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 10}, 13),
-    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 10, "factors": (1.0, 0.2)}, 25),
+    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 5}, 13),
+    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 4, "factors": (1.0, 0.2)}, 25),
     "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 0),
     "square": (Square, {"eps": 0.2, "max_queries": 20}, 1),
 }
@@ -245,7 +245,7 @@ def test_an_attack_on_classifier_and_detector(
 ) -> None:
     detector = ExplanationReconstructor(own_classifier, false_positive_rate=0.1)
     detector.fit(digits.train.x[:700], nb_epochs=1, validation_split=0.25, progress=False)
-    attack = kind(rejecting(own_classifier, detector), eps=0.2, max_iter=5, **options)
+    attack = kind(rejecting(own_classifier, detector), eps=0.2, max_iter=3, **options)
     assert attack_there(accelerator, attack, monkeypatch) <= 3 * len(options.get("weights", (1.0,)))
 
 

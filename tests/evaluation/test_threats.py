@@ -77,7 +77,7 @@ def test_a_threat_is_named_by_any_spelling_of_its_norm(norm: Any, expected: type
     assert str(named_threat(norm, 0.125)) == f"{expected.norm_name} 0.125"
 
 
-@pytest.mark.parametrize("norm", ["l3", "", 3, None, True, math.nan, [2], np.array([2, 2])])
+@pytest.mark.parametrize("norm", ["l0.5", "", 0.5, None, True, math.nan, [2], np.array([2, 2])])
 def test_another_norm_names_no_threat(norm: Any) -> None:
     with pytest.raises(InputError, match=r"norm is .*; linf, l2.* was expected"):
         named_threat(norm, 0.1)

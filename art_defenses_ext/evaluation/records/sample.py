@@ -53,7 +53,8 @@ class Outcome:
         rejected: whether the detector rejects the image, by the same passes if it is random; None without a detector.
         detection_margin: the detector's score minus its threshold, seven significant digits; None also if that is not
             finite.
-        size: size of the change in the norm of the run, if that is neither linf nor l2.
+        size: size of the change in the norm of the run if that is neither linf nor l2, else None; :meth:`size_in` reads
+            the right one of the three.
     """
 
     __pydantic_config__ = STRICT

@@ -15,6 +15,7 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.estimators.classification import PyTorchClassifier
 
+from art_defenses_ext.attack.ball import norms_of_art
 from art_defenses_ext.attack.deep_fool import DeepFoolLp
 from art_defenses_ext.attack.iterative_fgsm import IterativeFGSM
 from art_defenses_ext.attribution.first_layer import normalisation_of
@@ -83,6 +84,9 @@ ATTACKS: dict[str, Callable[..., EvasionAttack]] = {
 }
 """The attacks by their names in :class:`.PaperAttack`: (classifier, threat, seed, parameters) -> attack."""
 
+OF_ART = ("pgd", "pgd_in_pixels")
+"""Those that are ART's own, which run in norms that ART knows."""
+
 
 def paper_specs(defence: Defence | type[Defence | DefenceFace]) -> tuple[AttackSpec, ...]:
     """Return the attacks of a defence's paper; they run on all samples.
@@ -124,6 +128,7 @@ def _spec_of(attack: PaperAttack) -> AttackSpec:
         samples="all",
         bounded=attack.bounded,
         labels=attack.labels,
+        norms=norms_of_art() if attack.attack in OF_ART else None,
     )
 
 

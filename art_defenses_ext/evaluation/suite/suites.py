@@ -170,7 +170,7 @@ def _hop_skip_jump(classifier: PyTorchClassifier, threat: Threat, seed: int) -> 
     return HopSkipJump(whole, norm=threat.norm, max_iter=10, max_eval=1000, init_eval=10, verbose=False)
 
 
-WITHOUT_L1: dict[str, Any] = {"bounded": False, "norms": tuple(CARLINI)}
+LINF_AND_L2: dict[str, Any] = {"bounded": False, "norms": tuple(CARLINI)}
 """ART has no form of its two for l1, and a step of DeepFool would change one pixel value far beyond the clip range."""
 
 FULL = (
@@ -184,9 +184,9 @@ FULL = (
     ),
     _white_box("APGD restarts", built(AutoPGD, loss="margin", nb_runs=10), "ten more random starts"),
     AttackSpec("Square, 5,000 queries", _square(5000), "black-box: ten times the queries", kind="queries"),
-    AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", modes="all", **WITHOUT_L1),
-    AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", **WITHOUT_L1),
-    AttackSpec("HopSkipJump", _hop_skip_jump, "minimum norm: from decisions alone", kind="queries", **WITHOUT_L1),
+    AttackSpec("DeepFool", _deep_fool, "minimum norm: the nearest boundary, linearised", modes="all", **LINF_AND_L2),
+    AttackSpec("C&W", _carlini, "minimum norm: Carlini and Wagner's, ART's form", **LINF_AND_L2),
+    AttackSpec("HopSkipJump", _hop_skip_jump, "minimum norm: from decisions alone", kind="queries", **LINF_AND_L2),
 )
 """The standard attacks and those that take longer."""
 
