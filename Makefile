@@ -12,6 +12,8 @@ RELAXED := --allow-subclassing-any $(addprefix --disable-error-code=,arg-type no
 evaluate: $(INSTALLED)  ## the main job: JumpReLU on digits, attacked; the report goes to $(OUT)
 	$(BIN)/art-defenses evaluate --dataset digits --defence jump_relu --norm linf --eps 0.1 --samples 240 --block-size 120 --curve-samples 80 --processes 2 --out $(OUT) --overwrite
 
+# Many tests start a process, which else would compile the whole package again.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)  ## the test suite: everything that needs no real data
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not data"
 

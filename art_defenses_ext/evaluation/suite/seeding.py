@@ -23,7 +23,8 @@ def derived_seed(seed: int, purpose: str, block: int) -> int:
 def seeded(seed: int) -> Iterator[None]:
     """Seed the global generators of ART's attacks and random defences inside the block, and restore them on exit."""
     with unmoved_generators():
-        torch.manual_seed(seed)
+        # Without a device torch.manual_seed stores the seed for one that may come, with a formatted stack, each time.
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (it takes no more)
         random.seed(seed)
         yield
