@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +108,14 @@ class Manifest:
         plain: dict[str, Any] = json.loads(json.dumps(asdict(self.run)))  # as in a file, where tuples are lists
         return plain
 
+    @cached_property
     def digest(self) -> str:
-        """Return the manifest's digest, which the digests of records, costs and pictures include."""
+        """The manifest's digest, which the digests of records, costs and pictures include."""
         return digest_of_plain(self._plain())
 
     def as_json(self) -> str:
         """Return the text of the manifest's file."""
-        return json.dumps(self._plain() | {"digest": self.digest()}, indent=1, allow_nan=False) + "\n"
+        return json.dumps(self._plain() | {"digest": self.digest}, indent=1, allow_nan=False) + "\n"
 
     def _plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = {

@@ -51,7 +51,7 @@ def read_evidence(path: Path, manifest: Manifest, records: list[SampleRecord]) -
     evidence = Evidence(manifest.run, list(manifest.plan), records, manifest.health, read_findings(path).binarization)
     for folder in round_folders(path):
         of_round, added = read_manifest(folder), read_records(folder)
-        whole = replace(of_round, plan=manifest.plan).digest() == manifest.digest()
+        whole = replace(of_round, plan=manifest.plan).digest == manifest.digest
         images = [record.image for record in added]
         if not whole or images != [record.image for record in records[: len(images)]]:
             raise RunError(f"{folder} is not a round of the run in {path}; {CHANGED}")
