@@ -75,7 +75,7 @@ class Tally:
 
     @property
     def unargued(self) -> list[tuple[str, str, str]]:
-        return [one for one in self.silent if reason(*one) is None]
+        return [call for call in self.silent if reason(*call) is None]
 
     def __str__(self) -> str:
         return (
@@ -86,8 +86,9 @@ class Tally:
 
 def reason(target: str, argument: str, value: str) -> str | None:
     """Why a silent case is meant."""
-    for one, other, third, why in ARGUED:
-        if fnmatchcase(target, one) and fnmatchcase(argument, other) and fnmatchcase(value, third):
+    for target_pattern, argument_pattern, value_pattern, why in ARGUED:
+        patterns = ((target, target_pattern), (argument, argument_pattern), (value, value_pattern))
+        if all(fnmatchcase(name, pattern) for name, pattern in patterns):
             return why
     return None
 
@@ -105,8 +106,8 @@ def run(seed: int, cases: int, *, only: str = "*", world: World | None = None) -
 
 
 def _draw(seed: int, cases: int, only: str, world: World, tally: Tally) -> None:
-    targets = [one for one in world.targets() if fnmatchcase(one.name, only)]
-    weights = [one.weight * len(one.arguments) for one in targets]
+    targets = [target for target in world.targets() if fnmatchcase(target.name, only)]
+    weights = [target.weight * len(target.arguments) for target in targets]
     for number in range(cases):
         draw = random.Random(f"{seed} {number}")
         (target,) = draw.choices(targets, weights)
@@ -120,13 +121,13 @@ def _case(target: Target, draw: random.Random, world: World, tally: Tally) -> No
     replaced: dict[str, str] = {}
     for argument in draw.sample(sorted(target.arguments), count):
         kind = target.arguments[argument]
-        name = draw.choice([one for one in POOL if one not in kind.leaves_out])
+        name = draw.choice([entry for entry in POOL if entry not in kind.leaves_out])
         values[argument] = POOL[name](world)
         replaced[argument] = name
     senseless = [
         argument for argument in replaced if not _legitimate(target.arguments[argument].holds, values[argument])
     ]
-    label = f"{target.name}({', '.join(f'{one}={name}' for one, name in replaced.items())})"
+    label = f"{target.name}({', '.join(f'{argument}={name}' for argument, name in replaced.items())})"
     try:
         with within(SECONDS):
             target.call(values)
@@ -156,16 +157,16 @@ def _legitimate(holds: Callable[[Any], bool], value: Any) -> bool:
 
 def _place(error: BaseException) -> str:
     """The last line of the package that the error came through, and the error."""
-    frames = [one for one in traceback.extract_tb(error.__traceback__) if "art_defenses_ext" in one.filename]
-    where = "outside the package"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "art_defenses_ext" in frame.filename]
+    place = "outside the package"
     if frames:
         last = frames[-1]
-        where = f"{last.filename.rpartition('art_defenses_ext/')[2]}:{last.lineno} {last.name}"
+        place = f"{last.filename.rpartition('art_defenses_ext/')[2]}:{last.lineno} {last.name}"
     try:
         text = " ".join(str(error).split())[:100]
     except Exception:
         text = "?"
-    return f"{where}  {type(error).__name__}: {text}"
+    return f"{place}  {type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager

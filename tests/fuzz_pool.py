@@ -119,7 +119,7 @@ POOL: dict[str, Callable[[World], Any]] = {
     "dict": lambda world: {"a": 1},
     "set": lambda world: {1, 2},
     "range": lambda world: range(3),
-    "generator": lambda world: (one for one in (1, 2)),
+    "generator": lambda world: (number for number in (1, 2)),
     "slice": lambda world: slice(None),
     # objects
     "object": lambda world: object(),
@@ -212,6 +212,6 @@ POOL: dict[str, Callable[[World], Any]] = {
     "threat": lambda world: world.threat(),
     "loss": lambda world: world.loss(),
     "run folder": lambda world: world.copied(world.runs[0]),
-    "list of run folders": lambda world: [str(one) for one in world.runs],
+    "list of run folders": lambda world: [str(run) for run in world.runs],
     "defence's file": lambda world: world.copied(world.files["feature_autoencoder"]),
 }

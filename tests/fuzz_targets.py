@@ -234,7 +234,7 @@ MODULE = instance(nn.Module)
 WRITABLE, FOLDER, FILE = Kind(_writable), Kind(_folder), Kind(_file)
 ATTACKS = either(
     choice("papers", "standard", "full"),
-    Kind(lambda value: len(value) > 0 and all(isinstance(one, AttackSpec) for one in value)),
+    Kind(lambda value: len(value) > 0 and all(isinstance(spec, AttackSpec) for spec in value)),
 )
 TENSOR_IMAGES = Kind(
     lambda value: (
@@ -251,10 +251,12 @@ TENSOR_IMAGES = Kind(
 RESTORED = either(
     TENSOR_IMAGES, IMAGES, Kind(lambda value: isinstance(value, np.ndarray) and _images(value.astype("f4")))
 )
-TAPS = optional(Kind(lambda value: isinstance(value, list | tuple) and all(_text(one) for one in value)))
+TAPS = optional(Kind(lambda value: isinstance(value, list | tuple) and all(_text(layer) for layer in value)))
 KINDS_OF_INPUTS = optional(
     Kind(
-        lambda value: len(value) > 0 and all(callable(one) or one in INPUTS for one in value if isinstance(value, list))
+        lambda value: (
+            len(value) > 0 and all(callable(item) or item in INPUTS for item in value if isinstance(value, list))
+        )
     )
 )
 MEAN = Kind(lambda value: np.isfinite(np.asarray(value, dtype=float)).all() and np.asarray(value).size == 1)
@@ -335,8 +337,8 @@ class World:
         classifier = self.classifier()
         autoencoder = FeatureAutoencoder.for_classifier(classifier, width=2, stem=1)
         restorer = TwoStreamRestoration.for_classifier(classifier, width=2, blocks=1, stem=1)
-        for one in (autoencoder, restorer):
-            one.fit(self.many[:16], self.many_y[:16], nb_epochs=1, progress=False)
+        for defence in (autoencoder, restorer):
+            defence.fit(self.many[:16], self.many_y[:16], nb_epochs=1, progress=False)
         detector = ExplanationReconstructor(classifier, reconstructor="statistics", false_positive_rate=0.5)
         detector.fit(self.many, nb_epochs=1, validation_split=0.5, progress=False)
         blur = HeatAndBlur.for_classifier(classifier)
@@ -349,19 +351,19 @@ class World:
     @cached_property
     def files(self) -> dict[str, Path]:
         """A file of each defence that can be saved."""
-        found = {}
+        paths = {}
         for name, defence in self._fitted.items():
-            found[name] = self.folder / f"{name}.safetensors"
-            defence.save(found[name])
-        return found
+            paths[name] = self.folder / f"{name}.safetensors"
+            defence.save(paths[name])
+        return paths
 
     @cached_property
     def runs(self) -> list[Path]:
         """Folders of finished runs of the same images."""
-        made = [self.folder / "run-1", self.folder / "run-2"]
-        for bias, folder in enumerate(made):
+        folders = [self.folder / "run-1", self.folder / "run-2"]
+        for bias, folder in enumerate(folders):
             self._evaluate(folder, bias)
-        return made
+        return folders
 
     def _evaluate(self, folder: Path, bias: int, attacks: Any = None) -> None:
         options = {"check_samples": 2, "curve_samples": 0, "progress": False, "block_size": 2}
@@ -427,12 +429,12 @@ class World:
 
     def copied(self, folder: Path) -> Path:
         """A copy that a case may spoil."""
-        to = self.new_path()
+        target = self.new_path()
         if folder.is_dir():
-            shutil.copytree(folder, to)
-            return to
-        to.mkdir()
-        return Path(shutil.copy(folder, to / folder.name))
+            shutil.copytree(folder, target)
+            return target
+        target.mkdir()
+        return Path(shutil.copy(folder, target / folder.name))
 
     def targets(self) -> list[Target]:
         groups = (_faces, _methods, _wrappers, _data, _attacks, _evaluations, _results, _mutations, _commands)
@@ -443,11 +445,15 @@ def _fgsm(classifier: PyTorchClassifier, threat: Threat, seed: int) -> Any:
     return IterativeFGSM(classifier, threat.eps, 1, norm=threat.norm)
 
 
-def made(
-    name: str, arguments: Mapping[str, Kind], valid: Callable[[], dict[str, Any]], call: Callable[..., Any], **more: Any
+def as_target(
+    name: str,
+    arguments: Mapping[str, Kind],
+    valid: Callable[[], dict[str, Any]],
+    call: Callable[..., Any],
+    **options: Any,
 ) -> Target:
     """A call whose arguments are all named."""
-    return Target(name, arguments, valid, lambda values: call(**values), **more)
+    return Target(name, arguments, valid, lambda values: call(**values), **options)
 
 
 # The defences
@@ -514,36 +520,38 @@ def _faces(world: World) -> Iterator[Target]:
     def small(**options: Any) -> Callable[[], dict[str, Any]]:
         return lambda: model() | options
 
-    yield made("HeatAndBlur", {"model": MODULE} | COMMON | BLUR, model, HeatAndBlur)
-    yield made(
+    yield as_target("HeatAndBlur", {"model": MODULE} | COMMON | BLUR, model, HeatAndBlur)
+    yield as_target(
         "FeatureAutoencoder",
         {"model": MODULE} | COMMON | AUTOENCODER,
         small(channels=1, width=2),
         FeatureAutoencoder,
     )
-    yield made(
+    yield as_target(
         "TwoStreamRestoration",
         {"model": MODULE} | COMMON | TRN,
         small(channels=1, nb_classes=3, width=2, blocks=1),
         TwoStreamRestoration,
     )
-    yield made(
+    yield as_target(
         "JumpReLU",
         {"classifier": ANY_CLASSIFIER, "jump": JUMP, "width": optional(POSITIVE), "copy": FLAG},
         classifier,
         JumpReLU,
     )
-    yield made(
+    yield as_target(
         "ExplanationReconstructor",
         {"classifier": ANY_CLASSIFIER} | DETECTION,
         lambda: classifier() | {"reconstructor": "statistics"},
         ExplanationReconstructor,
     )
     for face in (HeatAndBlur, FeatureAutoencoder, TwoStreamRestoration):
-        yield made(f"{face.__name__}.for_classifier", {"classifier": ANY_CLASSIFIER}, classifier, face.for_classifier)
+        yield as_target(
+            f"{face.__name__}.for_classifier", {"classifier": ANY_CLASSIFIER}, classifier, face.for_classifier
+        )
     weights = {"pixel_weight": NOT_NEGATIVE, "feature_weight": NOT_NEGATIVE, "class_weight": NOT_NEGATIVE}
     network = either(choice("classifier", "vgg16"), MODULE)
-    yield made(
+    yield as_target(
         "RestorationLoss",
         {"pixel": choice("l1", "l2"), "network": network, "taps": TAPS} | weights,
         lambda: {"class_weight": 1.0},
@@ -580,45 +588,45 @@ def _methods(world: World) -> Iterator[Target]:
         ("heat_and_blur", BLUR),
     ):
         face = type(world._fitted[name])
-        own = {key: kind for key, kind in {**COMMON, **options}.items() if key in world._fitted[name].params}
+        own_options = {key: kind for key, kind in {**COMMON, **options}.items() if key in world._fitted[name].params}
         fitted = world._fitted[name]
 
         def set_params(values: dict[str, Any], fitted: Any = fitted) -> None:
             copy.copy(fitted).set_params(**values)
 
-        def valid(own: Any = own, fitted: Any = fitted) -> dict[str, Any]:
-            return {key: getattr(fitted, key) for key in own}
+        def valid(own_options: Any = own_options, fitted: Any = fitted) -> dict[str, Any]:
+            return {key: getattr(fitted, key) for key in own_options}
 
-        yield Target(f"{face.__name__}.set_params", own, valid, set_params, weight=0.3)
-        yield made(
+        yield Target(f"{face.__name__}.set_params", own_options, valid, set_params, weight=0.3)
+        yield as_target(
             f"{face.__name__}.__call__",
             {"x": RESTORED},
             lambda: {"x": world.x},
             lambda x, fitted=fitted: fitted(x),
             weight=6,
         )
-        yield made(
+        yield as_target(
             f"{face.__name__}.save", {"path": WRITABLE}, lambda: {"path": world.new_path()}, fitted.save, weight=3
         )
-        yield made(
+        yield as_target(
             f"{face.__name__}.load",
             {"path": FILE, "classifier": CLASSIFIER},
             lambda name=name: {"path": world.files[name], "classifier": world.classifier()},
             face.load,
             weight=2,
         )
-        yield made(
+        yield as_target(
             f"{face.__name__}.rebind",
             {"classifier": CLASSIFIER},
             lambda: {"classifier": world.classifier()},
             lambda classifier, fitted=fitted: copy.copy(fitted).rebind(classifier),
             weight=2,
         )
-    yield made(
+    yield as_target(
         "FeatureAutoencoder.fit", FIT | {"y": _many(LABELS)}, lambda: _fit(world), lambda **v: _fit_one(world, v)
     )
     detector = world._fitted["explanation_reconstructor"]
-    yield made(
+    yield as_target(
         "ExplanationReconstructor.fit",
         {
             "x": IMAGES,
@@ -637,46 +645,46 @@ def _methods(world: World) -> Iterator[Target]:
         ).fit(**values),
     )
     for method in ("detect", "scores"):
-        yield made(
+        yield as_target(
             f"ExplanationReconstructor.{method}",
             {"x": IMAGES, "batch_size": count()},
             lambda: {"x": world.x},
             getattr(detector, method),
         )
-    yield made(
+    yield as_target(
         "ExplanationReconstructor.set_params",
         {"false_positive_rate": INNER},
         lambda: {"false_positive_rate": 0.5},
         lambda **values: ExplanationReconstructor(world.classifier()).set_params(**values),
     )
-    yield made(
+    yield as_target(
         "ExplanationReconstructor.save", {"path": WRITABLE}, lambda: {"path": world.new_path()}, detector.save, weight=2
     )
-    yield made(
+    yield as_target(
         "ExplanationReconstructor.load",
         {"path": FILE, "classifier": CLASSIFIER},
         lambda: {"path": world.files["explanation_reconstructor"], "classifier": world.classifier()},
         ExplanationReconstructor.load,
     )
-    yield made(
+    yield as_target(
         "JumpReLU.fit",
         {
             "x": IMAGES,
             "y": LABELS,
             "max_accuracy_drop": BELOW_ONE,
-            "jumps": optional(Kind(lambda value: len(value) > 0 and all(float(one) > 0 for one in value))),
+            "jumps": optional(Kind(lambda value: len(value) > 0 and all(float(jump) > 0 for jump in value))),
             "batch_size": count(),
         },
         lambda: {"x": world.x, "y": world.y, "jumps": [0.1, 0.2]},
         lambda **values: JumpReLU(world.classifier()).fit(**values),
     )
-    yield made(
+    yield as_target(
         "JumpReLU.set_params",
         {"jump": JUMP, "width": optional(POSITIVE), "copy": FLAG},
         lambda: {"jump": 1.0},
         lambda **values: JumpReLU(world.classifier()).set_params(**values),
     )
-    yield made(
+    yield as_target(
         "JumpReLU.__call__",
         {"transformed_classifier": optional(CLASSIFIER)},
         lambda: {"transformed_classifier": None},
@@ -700,28 +708,28 @@ def _fit_one(world: World, values: dict[str, Any]) -> None:
 def _wrappers(world: World) -> Iterator[Target]:
     """What is put around classifiers."""
     preprocessor = instance(PreprocessorPyTorch)
-    yield made(
+    yield as_target(
         "defend",
         {"classifier": ANY_CLASSIFIER, "preprocessor": preprocessor},
         lambda: {"classifier": world.classifier(), "preprocessor": world.heat_and_blur()},
         lambda classifier, preprocessor: defend(classifier, preprocessor),
         weight=2,
     )
-    yield made(
+    yield as_target(
         "as_module",
         {"classifier": ANY_CLASSIFIER, "detector": optional(DETECTOR)},
         lambda: {"classifier": world.classifier(), "detector": None},
         as_module,
         weight=2,
     )
-    yield made(
+    yield as_target(
         "rejecting",
         {"classifier": CLASSIFIER, "detector": DETECTOR},
         lambda: {"classifier": world.classifier(), "detector": world.detector()},
         rejecting,
         weight=2,
     )
-    yield made(
+    yield as_target(
         "Surrogate",
         {
             "wrapped": either(preprocessor, MODULE),
@@ -733,29 +741,31 @@ def _wrappers(world: World) -> Iterator[Target]:
         Surrogate,
     )
     target = either(ANY_CLASSIFIER, MODULE)
-    yield made("gradient_modes", {"target": target}, lambda: {"target": world.classifier()}, gradient_modes, weight=2)
-    yield made(
+    yield as_target(
+        "gradient_modes", {"target": target}, lambda: {"target": world.classifier()}, gradient_modes, weight=2
+    )
+    yield as_target(
         "gradient_mode",
         {"target": target, "mode": choice("exact")},
         lambda: {"target": world.classifier(), "mode": "exact"},
         lambda target, mode: gradient_mode(target, mode).__enter__(),
         weight=2,
     )
-    yield made(
+    yield as_target(
         "examine", {"classifier": instance(PyTorchClassifier)}, lambda: {"classifier": world.classifier()}, examine
     )
 
 
 def _data(world: World) -> Iterator[Target]:
     """Data sets, networks and weights."""
-    yield made(
+    yield as_target(
         "load_dataset",
         {"name": choice("digits", "image_folder"), "root": optional(FOLDER), "size": optional(count(costly=True))},
         lambda: {"name": "image_folder", "root": world.images_folder, "size": 8},
         lambda **values: load_dataset(**values).test,
     )
-    yield made("build_model", {"model": choice("digits_cnn")}, lambda: {"model": "digits_cnn"}, build_model)
-    yield made(
+    yield as_target("build_model", {"model": choice("digits_cnn")}, lambda: {"model": "digits_cnn"}, build_model)
+    yield as_target(
         "load_weights",
         {"model": MODULE, "path": FILE},
         lambda: {"model": copy.deepcopy(world._network), "path": world.weights},
@@ -774,8 +784,10 @@ def _data(world: World) -> Iterator[Target]:
         load_weights(copy.deepcopy(world._network), path)
 
     weights = Kind(lambda value: isinstance(value, Tensor) and tuple(value.shape) == (4, 1, 2, 2))
-    yield made("load_weights of", {"value": weights}, lambda: {"value": torch.zeros(4, 1, 2, 2)}, saved, weight=4)
-    dtypes = {str(one): one for one in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8)}
+    yield as_target("load_weights of", {"value": weights}, lambda: {"value": torch.zeros(4, 1, 2, 2)}, saved, weight=4)
+    dtypes = {
+        str(dtype): dtype for dtype in (torch.int64, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8)
+    }
 
     def of_dtype(name: Any) -> None:
         if not isinstance(name, str):
@@ -784,7 +796,7 @@ def _data(world: World) -> Iterator[Target]:
         else:
             raise InputError("a word is no dtype")
 
-    yield made(
+    yield as_target(
         "load_weights of a dtype", {"value": Kind(lambda _: False)}, dict, lambda value: of_dtype(value), weight=2
     )
 
@@ -794,7 +806,7 @@ def _data(world: World) -> Iterator[Target]:
 
 GRADIENT_MODE = optional(choice("exact"))
 SHARED = {"gradient_mode": GRADIENT_MODE, "batch_size": count(), "seed": SEED, "verbose": FLAG}
-FACTORS = Kind(lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(one > 0 for one in value))
+FACTORS = Kind(lambda value: isinstance(value, list | tuple) and len(value) > 0 and all(factor > 0 for factor in value))
 EXACT = Kind(lambda value: isinstance(value, list | tuple) and len(value) > 0 and set(value) == {"exact"})
 STEPS = {"max_iter": count(costly=True)}
 BALL = {"norm": NORM, "eps": POSITIVE}
@@ -909,30 +921,30 @@ def _evaluations(world: World) -> Iterator[Target]:
             **QUICK,
         }
 
-    yield made(
+    yield as_target(
         "evaluate",
         EVALUATION | {"out": optional(FOLDER), "overwrite": FLAG, "progress": FLAG},
         lambda: valid() | {"progress": False},
         _on_pair(evaluate),
     )
-    yield made(
+    yield as_target(
         "evaluate again",
         {"overwrite": FLAG},
         lambda: valid() | {"progress": False, "out": world.copied(world.runs[0]), "seed": 5},
         _on_pair(evaluate),
         weight=4,
     )
-    yield made(
+    yield as_target(
         "evaluate_shard",
         EVALUATION | {"out": FOLDER, "overwrite": FLAG, "progress": FLAG, "shard": instance(Shard)},
         lambda: valid() | {"progress": False, "out": world.new_path(), "shard": Shard(1, 1)},
         _on_pair(evaluate_shard),
         weight=0.5,
     )
-    yield made("run_key", EVALUATION, valid, _on_pair(run_key), weight=0.5)
-    yield made("Shard", {"number": count(), "count": count()}, lambda: {"number": 1, "count": 2}, Shard)
+    yield as_target("run_key", EVALUATION, valid, _on_pair(run_key), weight=0.5)
+    yield as_target("Shard", {"number": count(), "count": count()}, lambda: {"number": 1, "count": 2}, Shard)
     for threat in (Linf, L2, L1):
-        yield made(threat.__name__, {"eps": POSITIVE}, lambda: {"eps": 0.1}, threat, weight=3)
+        yield as_target(threat.__name__, {"eps": POSITIVE}, lambda: {"eps": 0.1}, threat, weight=3)
     spec = {
         "name": TEXT,
         "build": Kind(callable),
@@ -946,22 +958,22 @@ def _evaluations(world: World) -> Iterator[Target]:
         "bounded": FLAG,
         "labels": choice("true", "predicted"),
     }
-    yield made("AttackSpec", spec, lambda: {"name": "a", "build": _fgsm, "purpose": "b"}, AttackSpec)
+    yield as_target("AttackSpec", spec, lambda: {"name": "a", "build": _fgsm, "purpose": "b"}, AttackSpec)
 
     def suite() -> Suite:
         return Suite(world.folder / "cache")
 
     options = {name: kind for name, kind in EVALUATION.items() if name not in ("undefended", "detector")}
-    yield made(
+    yield as_target(
         "Suite.is_robust",
         options | {"at_least": SHARE, "established": FLAG},
         lambda: valid() | {"at_least": 0.0, "established": False},
         lambda **values: _stated(suite().is_robust, values),
     )
-    yield made(
+    yield as_target(
         "Suite.masks_nothing", options, valid, lambda **values: _stated(suite().masks_nothing, values), weight=0.3
     )
-    yield made(
+    yield as_target(
         "Suite.is_not_worse_than",
         {"baseline": FOLDER, "classifier": CLASSIFIER, "x": IMAGES, "y": LABELS},
         lambda: {
@@ -1002,24 +1014,24 @@ def _stated(statement: Callable[..., Any], values: dict[str, Any]) -> None:
 
 
 def _results(world: World) -> Iterator[Target]:
-    folders = Kind(lambda value: len(value) > 0 and all((Path(one) / "records.jsonl").exists() for one in value))
-    yield made(
+    folders = Kind(lambda value: len(value) > 0 and all((Path(folder) / "records.jsonl").exists() for folder in value))
+    yield as_target(
         "compare", {"folders": folders}, lambda: {"folders": world.runs}, lambda folders: compare(folders), weight=4
     )
-    yield made(
+    yield as_target(
         "compare(one)",
         {"folder": FOLDER},
         lambda: {"folder": world.runs[0]},
         lambda folder: compare([world.runs[1], folder]),
     )
-    yield made(
+    yield as_target(
         "merge",
         {"folders": folders, "out": FOLDER, "overwrite": FLAG, "mixed": FLAG},
         lambda: {"folders": [world.shards], "out": world.new_path()},
         merge,
     )
-    yield made("Report.load", {"folder": FOLDER}, lambda: {"folder": world.runs[0]}, Report.load, weight=2)
-    yield made(
+    yield as_target("Report.load", {"folder": FOLDER}, lambda: {"folder": world.runs[0]}, Report.load, weight=2)
+    yield as_target(
         "Report.save",
         {"folder": FOLDER},
         lambda: {"folder": world.new_path()},
@@ -1030,30 +1042,30 @@ def _results(world: World) -> Iterator[Target]:
     link = optional(Kind(lambda value: value.startswith(("http://", "https://"))))
     entry = {"dataset": TEXT, "name": optional(TEXT), "link": link, "reported": share, "external": share}
     report = cached(lambda: Report.load(world.published_run))
-    yield made(
+    yield as_target(
         "Entry.of",
         entry | {"command": optional(TEXT)},
         lambda: {"dataset": "digits"},
         lambda **values: Entry.of(report(), **values),
     )
-    yield made(
+    yield as_target(
         "Entry.save",
         {"path": Kind(lambda value: _path(value) and not Path(value).is_dir())},
         lambda: {"path": world.new_path()},
         lambda path: Entry.of(report(), "digits").save(path),
         weight=2,
     )
-    yield made("Entry.read", {"path": FILE}, lambda: {"path": world.entries / "entry.json"}, Entry.read, weight=2)
-    yield made("leaderboard", {"folder": FOLDER}, lambda: {"folder": world.entries}, leaderboard, weight=3)
+    yield as_target("Entry.read", {"path": FILE}, lambda: {"path": world.entries / "entry.json"}, Entry.read, weight=2)
+    yield as_target("leaderboard", {"folder": FOLDER}, lambda: {"folder": world.entries}, leaderboard, weight=3)
 
 
 def cached(make: Callable[[], Any]) -> Callable[[], Any]:
-    held: list[Any] = []
+    values: list[Any] = []
 
     def get() -> Any:
-        if not held:
-            held.append(make())
-        return held[0]
+        if not values:
+            values.append(make())
+        return values[0]
 
     return get
 
@@ -1088,11 +1100,11 @@ class Mutation:
         """A value somewhere in it is another one."""
         lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
         number = self.draw.randrange(len(lines))
-        held = json.loads(lines[number])
-        places = list(_places(held))
+        entry = json.loads(lines[number])
+        places = list(_places(entry))
         container, key = self.draw.choice(places)
         container[key] = self.draw.choice(JSON_VALUES)
-        lines[number] = json.dumps(held)
+        lines[number] = json.dumps(entry)
         path.write_text("\n".join(lines) + "\n")
 
 
@@ -1102,10 +1114,16 @@ JSON_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-def _places(held: Any) -> Iterator[tuple[Any, Any]]:
-    items = held.items() if isinstance(held, dict) else enumerate(held) if isinstance(held, list) else ()
+def _places(container: Any) -> Iterator[tuple[Any, Any]]:
+    items = (
+        container.items()
+        if isinstance(container, dict)
+        else enumerate(container)
+        if isinstance(container, list)
+        else ()
+    )
     for key, value in items:
-        yield held, key
+        yield container, key
         yield from _places(value)
 
 
@@ -1118,26 +1136,26 @@ def _mutations(world: World) -> Iterator[Target]:
         def call(value: Any = None) -> None:
             folder = world.copied(world.runs[0])
             names = ("manifest.json", "records.jsonl", "costs.jsonl", "findings.json")
-            examples = [str(one.relative_to(folder)) for one in folder.glob("examples/*.npz")]
+            examples = [str(file.relative_to(folder)) for file in folder.glob("examples/*.npz")]
             path = folder / fresh.choice(names if in_json else (*names, *examples))
             mutation = Mutation(fresh)
             mutation.json_of(path) if in_json else mutation.bytes_of(path)
-            found = use(folder)
-            same = path.name == "costs.jsonl" or path.suffix == ".npz" or found is None or found == original()
-            if same:
+            result = use(folder)
+            harmless = path.name == "costs.jsonl" or path.suffix == ".npz" or result is None or result == original()
+            if harmless:
                 raise InputError("nothing that counts has changed")
 
         return call
 
     evil = Kind(lambda value: False, ())
     for in_json, what in ((True, "values"), (False, "bytes")):
-        yield made(f"Report.load of other {what}", {"value": evil}, dict,
+        yield as_target(f"Report.load of other {what}", {"value": evil}, dict,
                    run_folder(in_json, lambda folder: _figures(Report.load(folder))), weight=8)  # fmt: skip
-        yield made(f"compare of other {what}", {"value": evil}, dict,
+        yield as_target(f"compare of other {what}", {"value": evil}, dict,
                    run_folder(in_json, lambda folder: compare([folder, world.runs[1]]).as_dict() and None))  # fmt: skip
-        yield made(f"merge of other {what}", {"value": evil}, dict,
+        yield as_target(f"merge of other {what}", {"value": evil}, dict,
                    run_folder(in_json, lambda folder: _figures(merge([folder], world.new_path()))))  # fmt: skip
-        yield made(f"evaluate on other {what}", {"value": evil}, dict,
+        yield as_target(f"evaluate on other {what}", {"value": evil}, dict,
                    run_folder(in_json, lambda folder: world._evaluate(folder, 0)), weight=2)  # fmt: skip
 
     def entry(value: Any = None) -> None:
@@ -1146,7 +1164,7 @@ def _mutations(world: World) -> Iterator[Target]:
         leaderboard(path.parent)
         raise InputError("an entry says what it says")
 
-    yield made("leaderboard of other values", {"value": evil}, dict, entry, weight=5)
+    yield as_target("leaderboard of other values", {"value": evil}, dict, entry, weight=5)
     for name, defence in world._fitted.items():
 
         def file(value: Any = None, name: str = name, defence: Any = defence) -> None:
@@ -1155,7 +1173,7 @@ def _mutations(world: World) -> Iterator[Target]:
             type(defence).load(path, classifier=world.classifier())
             raise InputError("weights are what they are")
 
-        yield made(f"{name} of other bytes", {"value": evil}, dict, file, weight=4)
+        yield as_target(f"{name} of other bytes", {"value": evil}, dict, file, weight=4)
 
         def settings(value: Any = None, name: str = name, defence: Any = defence) -> None:
             path = world.copied(world.files[name])
@@ -1163,7 +1181,7 @@ def _mutations(world: World) -> Iterator[Target]:
             type(defence).load(path, classifier=world.classifier())
             raise InputError("another setting is another defence")
 
-        yield made(f"{name} of other settings", {"value": evil}, dict, settings, weight=4)
+        yield as_target(f"{name} of other settings", {"value": evil}, dict, settings, weight=4)
 
     def weights(value: Any = None) -> None:
         path = world.copied(world.weights)
@@ -1171,7 +1189,7 @@ def _mutations(world: World) -> Iterator[Target]:
         load_weights(copy.deepcopy(world._network), path)
         raise InputError("weights are what they are")
 
-    yield made("load_weights of other bytes", {"value": evil}, dict, weights, weight=2)
+    yield as_target("load_weights of other bytes", {"value": evil}, dict, weights, weight=2)
 
     def image(value: Any = None) -> None:
         folder = world.copied(world.images_folder)
@@ -1179,7 +1197,7 @@ def _mutations(world: World) -> Iterator[Target]:
         _ = load_dataset("image_folder", folder, size=8).test.x
         raise InputError("pixels are what they are")
 
-    yield made("load_dataset of other bytes", {"value": evil}, dict, image, weight=2)
+    yield as_target("load_dataset of other bytes", {"value": evil}, dict, image, weight=2)
 
 
 def _figures(report: Report) -> str:
@@ -1199,10 +1217,10 @@ def _other_settings(path: Path, draw: Random) -> None:
     else:
         key = draw.choice(("settings", "training", "format", "kind", "model"))
         if key in ("settings", "training"):
-            held = {"": json.loads(metadata[key])}
-            container, place = draw.choice(list(_places(held)))
+            settings = {"": json.loads(metadata[key])}
+            container, place = draw.choice(list(_places(settings)))
             container[place] = draw.choice(JSON_VALUES)
-            metadata[key] = json.dumps(held[""])
+            metadata[key] = json.dumps(settings[""])
         else:
             metadata[key] = str(draw.choice(JSON_VALUES))
     save_file(tensors, path, metadata)
@@ -1250,7 +1268,7 @@ def _commands(world: World) -> Iterator[Target]:
         name = f"art-defenses {command[0]}"
         return Target(name, options, lambda: {place: command[int(place)] for place in options}, call, weight=weight)
 
-    run, other = str(world.runs[0]), str(world.runs[1])
+    run, other_run = str(world.runs[0]), str(world.runs[1])
     quick = ("--check-samples", 0, "--curve-samples", 0, "--samples", 1, "--attacks", "papers")
     yield typed("evaluate", "--dataset", "digits", "--defence", "jump_relu", "--norm", "inf", "--eps", 0.1,
                 *quick, "-o", "jump=0.5",
@@ -1259,7 +1277,7 @@ def _commands(world: World) -> Iterator[Target]:
     yield typed("evaluate", "--model", "digits_cnn", "--weights", world.digits_weights, "--data", world.folder,
                 "--mean", 0, "--std", 1, "--out", world.folder / "out", *quick, weight=0.1)  # fmt: skip
     yield typed("evaluate", "--defence", "heat_and_blur", "-o", "sigma=0.5", *quick, weight=0.1)
-    yield typed("compare", run, other, "--out", world.folder / "compared")
+    yield typed("compare", run, other_run, "--out", world.folder / "compared")
     yield typed("merge", world.shards, "--out", world.folder / "merged", weight=0.5)
     entry = (
         "entry",
@@ -1271,8 +1289,8 @@ def _commands(world: World) -> Iterator[Target]:
         "--name",
         "name",
     )
-    rest = ("--link", "https://example.org", "--reported", 50, "--external", 10, "--command", "command")
-    yield typed(*entry, *rest, weight=0.5)
+    publication = ("--link", "https://example.org", "--reported", 50, "--external", 10, "--command", "command")
+    yield typed(*entry, *publication, weight=0.5)
     yield typed("leaderboard", world.entries, "--out", world.folder / "page.md")
     yield typed("doctor", "--classifier", "fuzz_targets:network_of_ones_own", "--data", world.folder, weight=0.5)
 

@@ -52,11 +52,11 @@ loader = DataLoader(TensorDataset(torch.tensor(x), torch.tensor(y)))
 def run(*line: str, status: int = 0) -> str:
     """What a command of the environment prints; an error where its exit status is another one."""
     start = time.monotonic()
-    done = subprocess.run([str(SCRIPTS / line[0]), *line[1:]], capture_output=True, text=True, timeout=600)
+    process = subprocess.run([str(SCRIPTS / line[0]), *line[1:]], capture_output=True, text=True, timeout=600)
     print(f"{time.monotonic() - start:6.1f} s  {' '.join(line)}", flush=True)
-    if done.returncode != status:
-        raise SystemExit(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
-    return done.stdout
+    if process.returncode != status:
+        raise SystemExit(f"exit status {process.returncode}\n{process.stdout}\n{process.stderr}")
+    return process.stdout
 
 
 def blocks(page: str) -> list[str]:

@@ -56,13 +56,13 @@ MODULES = [name for name in PATHS if not name.endswith("__main__")]
 
 def imported(name: str) -> set[str]:
     """Modules of the package that a module imports anywhere, also inside functions and for types alone."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(PATHS[name].read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return (found & set(PATHS)) - {name}
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return (modules & set(PATHS)) - {name}
 
 
 def room_of(name: str) -> str:
@@ -84,14 +84,14 @@ def test_there_is_no_import_cycle() -> None:
 
 @pytest.mark.parametrize("name", [name for name in PATHS if "." in name])
 def test_imports_go_down_only(name: str) -> None:
-    others = [other for other in imported(name) if "." in other and room_of(other) != room_of(name)]
-    assert not [other for other in others if floor_of(other) <= floor_of(name)]
+    imports = [target for target in imported(name) if "." in target and room_of(target) != room_of(name)]
+    assert not [target for target in imports if floor_of(target) <= floor_of(name)]
 
 
 def test_the_page_draws_the_rooms_in_their_order() -> None:
     text = PLAN.read_text()
-    drawn = text[text.index("    cli, testing > ") :].partition("\n\n")[0]
-    names = re.findall(r"\w+", drawn)
+    drawing = text[text.index("    cli, testing > ") :].partition("\n\n")[0]
+    names = re.findall(r"\w+", drawing)
     rooms = [room.removeprefix("evaluation.") for floor in ROOMS[1:] for room in floor]
     hall = ["evaluate", "merge"]
     assert [name for name in names if name not in ("evaluation", *hall)] == [
@@ -103,19 +103,19 @@ def planned() -> set[str]:
     """The files on the plan, as paths below the package."""
     text = PLAN.read_text()
     tree = text[text.index(f"    {PACKAGE}/") : text.index("Folders import in this order")]
-    found, folders = set(), [""]
+    planned_files, folders = set(), [""]
     for line in tree.splitlines()[1:]:
         indent = len(line) - len(line.lstrip())
         if opened := re.match(r"\s+(\w+)/(?:\s|$)", line):
             folders[(indent - 4) // 2 :] = [f"{opened[1]}/"]
         elif named := re.match(r"\s+(\w+\.py)\b", line):
-            found.add("".join(folders[: (indent - 4) // 2]) + named[1])
-    return found
+            planned_files.add("".join(folders[: (indent - 4) // 2]) + named[1])
+    return planned_files
 
 
 def test_every_file_is_on_the_plan() -> None:
-    there = {str(path.relative_to(ROOT)) for path in PATHS.values()}
-    assert planned() == {name for name in there if not name.endswith("/__init__.py")}
+    existing = {str(path.relative_to(ROOT)) for path in PATHS.values()}
+    assert planned() == {name for name in existing if not name.endswith("/__init__.py")}
 
 
 def members(module: ModuleType) -> Iterator[tuple[str, Any]]:
@@ -137,8 +137,8 @@ def members(module: ModuleType) -> Iterator[tuple[str, Any]]:
 def test_every_public_name_is_explained(name: str) -> None:
     module = importlib.import_module(name)
     assert inspect.getdoc(module)
-    without = [inner for inner, value in members(module) if not inspect.getdoc(value)]
-    assert not without
+    unexplained = [inner for inner, value in members(module) if not inspect.getdoc(value)]
+    assert not unexplained
 
 
 @pytest.mark.parametrize("name", art_defenses_ext.__all__)
@@ -151,14 +151,18 @@ def test_top_level_names_say_what_they_take(name: str) -> None:
     callables = [(name, value)]
     if inspect.isclass(value):
         inherited = {inner for base in value.__mro__[1:] for inner in vars(base)}
-        own = [inner for inner in vars(value) if not inner.startswith("_") and inner not in inherited]
-        callables += [(f"{name}.{inner}", getattr(value, inner)) for inner in own]
-    for where, one in callables:
-        if not callable(one):
+        own_names = [inner for inner in vars(value) if not inner.startswith("_") and inner not in inherited]
+        callables += [(f"{name}.{inner}", getattr(value, inner)) for inner in own_names]
+    for qualified_name, function in callables:
+        if not callable(function):
             continue
-        text = inspect.getdoc(one) or ""
-        if one is value and inspect.isclass(one):
-            text += "\n" + (inspect.getdoc(one.__init__) or "")
-        names = [each for each in inspect.signature(one).parameters if each not in ("self", "args", "kwargs")]
-        missing = [each for each in names if not re.search(rf"\b{each}\b", text)]
-        assert not missing, where
+        text = inspect.getdoc(function) or ""
+        if function is value and inspect.isclass(function):
+            text += "\n" + (inspect.getdoc(function.__init__) or "")
+        names = [
+            argument
+            for argument in inspect.signature(function).parameters
+            if argument not in ("self", "args", "kwargs")
+        ]
+        missing = [argument for argument in names if not re.search(rf"\b{argument}\b", text)]
+        assert not missing, qualified_name

@@ -91,18 +91,20 @@ def defended(own_classifier: PyTorchClassifier) -> PyTorchClassifier:
 @pytest.fixture
 def x(digits: Dataset, digits_classifier: PyTorchClassifier) -> Any:
     """Images that the bare and the transformed network both get right."""
-    return _right(digits, digits_classifier)[0]
+    return _select_correct(digits, digits_classifier)[0]
 
 
 @pytest.fixture
 def y(digits: Dataset, digits_classifier: PyTorchClassifier) -> Any:
-    return _right(digits, digits_classifier)[1]
+    return _select_correct(digits, digits_classifier)[1]
 
 
-def _right(digits: Dataset, classifier: PyTorchClassifier) -> tuple[Any, Any]:
+def _select_correct(digits: Dataset, classifier: PyTorchClassifier) -> tuple[Any, Any]:
     x, y = digits.test.x[:40], digits.test.y[:40]
-    right = (classifier.predict(x).argmax(axis=1) == y) & (JumpReLU(classifier, JUMP)().predict(x).argmax(axis=1) == y)
-    return x[right][:NB_IMAGES].copy(), y[right][:NB_IMAGES].copy()
+    correct = (classifier.predict(x).argmax(axis=1) == y) & (
+        JumpReLU(classifier, JUMP)().predict(x).argmax(axis=1) == y
+    )
+    return x[correct][:NB_IMAGES].copy(), y[correct][:NB_IMAGES].copy()
 
 
 def one_hot(y: Any) -> Any:
@@ -146,22 +148,22 @@ def test_art_s_gradient_attacks_follow_the_gradient_mode(defended: PyTorchClassi
     assert not np.array_equal(results[1], results[2])
 
 
-@pytest.mark.parametrize("own", [False, True], ids=["shared", "own"])
+@pytest.mark.parametrize("full_copy", [False, True], ids=["shared", "own"])
 def test_a_trainer_that_never_asks_for_training_mode_moves_no_shared_weights(
-    own: bool, own_classifier: PyTorchClassifier, x: Any, y: Any
+    full_copy: bool, own_classifier: PyTorchClassifier, x: Any, y: Any
 ) -> None:
     """FBF steps the optimizer of a network in evaluation mode."""
     before = copy.deepcopy(own_classifier.model.state_dict())
-    transformed = JumpReLU(own_classifier, JUMP, copy=own)()
+    transformed = JumpReLU(own_classifier, JUMP, copy=full_copy)()
     first = copy.deepcopy(transformed.model.state_dict())
     trainer = AdversarialTrainerFBFPyTorch(transformed, eps=0.1)
-    if own:
+    if full_copy:
         trainer.fit(x, one_hot(y), nb_epochs=3)
     else:
         with pytest.raises(InputError, match=r"cannot be trained; JumpReLU\(classifier, copy=True\) was expected"):
             trainer.fit(x, one_hot(y), nb_epochs=3)
-    moved = any(not torch.equal(first[name], tensor) for name, tensor in transformed.model.state_dict().items())
-    assert moved == own
+    changed = any(not torch.equal(first[name], tensor) for name, tensor in transformed.model.state_dict().items())
+    assert changed == full_copy
     assert all(torch.equal(before[name], tensor) for name, tensor in own_classifier.model.state_dict().items())
 
 
@@ -170,10 +172,10 @@ def test_a_transformed_classifier_is_saved_and_copied_by_art_as_before(
 ) -> None:
     predicted = defended.predict(x)
     defended.save("network", str(tmp_path))
-    for again in (copy.deepcopy(defended), pickle.loads(pickle.dumps(defended))):
-        np.testing.assert_array_equal(again.predict(x), predicted)
+    for copied in (copy.deepcopy(defended), pickle.loads(pickle.dumps(defended))):
+        np.testing.assert_array_equal(copied.predict(x), predicted)
         with pytest.raises(InputError, match="cannot be trained"):
-            AdversarialTrainerFBFPyTorch(again, eps=0.1).fit(x, one_hot(np.zeros(len(x), int)), nb_epochs=1)
+            AdversarialTrainerFBFPyTorch(copied, eps=0.1).fit(x, one_hot(np.zeros(len(x), int)), nb_epochs=1)
 
 
 def test_predictions_in_float64_are_those_in_float32(defended: PyTorchClassifier, x: Any) -> None:
@@ -203,18 +205,18 @@ def test_the_empirical_robustness_is_the_size_of_the_smallest_step_that_breaks(
     defended: PyTorchClassifier, x: Any
 ) -> None:
     """ART's minimal FGSM tries the steps .05, .1, .15 and so on; the size is relative to that of the image."""
-    found = empirical_robustness(defended, x, "fgsm", {"eps_step": 0.05, "eps": 1.0})
+    robustness = empirical_robustness(defended, x, "fgsm", {"eps_step": 0.05, "eps": 1.0})
     predicted = defended.predict(x).argmax(axis=1)
     signs = np.sign(defended.loss_gradient(x, one_hot(predicted)))
     ratios = []
     for image, sign, label in zip(x, signs, predicted, strict=True):
         for step in np.arange(1, 21) * 0.05:
-            moved = np.clip(image + step * sign, 0, 1).astype(np.float32)
-            if defended.predict(moved[None]).argmax() != label:
-                ratios.append(np.abs(moved - image).max() / np.abs(image).max())
+            adversarial = np.clip(image + step * sign, 0, 1).astype(np.float32)
+            if defended.predict(adversarial[None]).argmax() != label:
+                ratios.append(np.abs(adversarial - image).max() / np.abs(image).max())
                 break
     assert len(ratios) >= NB_IMAGES // 2
-    assert found == pytest.approx(np.mean(ratios), rel=1e-3)
+    assert robustness == pytest.approx(np.mean(ratios), rel=1e-3)
 
 
 def test_adversarial_training_changes_the_copy_and_makes_it_more_robust(

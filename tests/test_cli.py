@@ -70,19 +70,19 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     for name in ("FORCE_COLOR", "COLUMNS", "TERMINAL_WIDTH", "ART_DEFENSES_DATA"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(progress, "PERIOD", math.inf)  # on a busy machine lines of progress would come in between
-    ours, level, threads = progress.LOGGER, logging.getLogger("art").level, torch.get_num_threads()
+    logger, level, threads = progress.LOGGER, logging.getLogger("art").level, torch.get_num_threads()
 
     def run(*arguments: object) -> Result:
         monkeypatch.setattr(sys, "argv", ["art-defenses", *map(str, arguments)])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
+        with pytest.raises(SystemExit) as exit_error:
             main()
         out, err = capsys.readouterr()
-        return Result(int(left.value.code or 0), out, err)
+        return Result(int(exit_error.value.code or 0), out, err)
 
     yield run
-    ours.setLevel(logging.NOTSET)
-    ours.handlers = []
+    logger.setLevel(logging.NOTSET)
+    logger.handlers = []
     logging.getLogger("art").setLevel(level)
     torch.set_num_threads(threads)
 
@@ -96,7 +96,7 @@ def weights(digits_classifier: PyTorchClassifier, tmp_path_factory: pytest.TempP
 
 
 @pytest.fixture(scope="module")
-def quick(weights: Path) -> list[str]:
+def quick_arguments(weights: Path) -> list[str]:
     """An evaluation of a second."""
     options = {"--weights": weights, "-o": "jump=1", "--attacks": "papers", "--samples": 8}
     return ["evaluate", *(str(word) for option in options.items() for word in option)]
@@ -155,10 +155,10 @@ def test_help_mentions_every_option_and_what_it_may_be(command: Command) -> None
 
 
 def test_evaluate_prints_and_writes_the_evaluation_of_the_library(
-    command: Command, quick: list[str], weights: Path, digits: Dataset, tmp_path: Path
+    command: Command, quick_arguments: list[str], weights: Path, digits: Dataset, tmp_path: Path
 ) -> None:
     """The options reach ``evaluate``: both find the same."""
-    result = command(*quick, "--out", tmp_path / "run", "--eps", 0.08, "--seed", 3, "--block-size", 4)
+    result = command(*quick_arguments, "--out", tmp_path / "run", "--eps", 0.08, "--seed", 3, "--block-size", 4)
     assert (result.status, result.err) == (0, "")
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert f"{100 * report['after_attacks']['rate']:.1f}" in result.out
@@ -170,14 +170,14 @@ def test_evaluate_prints_and_writes_the_evaluation_of_the_library(
 
     defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
     x, y = digits.test.x[:8], digits.test.y[:8]
-    again = evaluate(defended, (x, y), Linf(0.08), "papers", seed=3, block_size=4)
-    written = Report.load(tmp_path / "run")
-    assert written.records == again.records
-    assert written.summary.run.settings == again.summary.run.settings
+    expected = evaluate(defended, (x, y), Linf(0.08), "papers", seed=3, block_size=4)
+    actual = Report.load(tmp_path / "run")
+    assert actual.records == expected.records
+    assert actual.summary.run.settings == expected.summary.run.settings
 
 
-def test_without_out_nothing_is_written(command: Command, quick: list[str], tmp_path: Path) -> None:
-    result = command(*quick, "--samples", 2)
+def test_without_out_nothing_is_written(command: Command, quick_arguments: list[str], tmp_path: Path) -> None:
+    result = command(*quick_arguments, "--samples", 2)
     assert result.status == 0
     assert "report.html" not in result.out
     assert tree(tmp_path) == {}
@@ -201,7 +201,7 @@ def test_the_standard_set_on_the_undefended_model_in_the_other_norm(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def evaluate_call(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What the command asks of ``evaluate``, which ends it here instead of attacking."""
     call: dict[str, Any] = {}
 
@@ -219,15 +219,15 @@ def described(classifier: PyTorchClassifier) -> list[dict[str, Any]]:
 
 
 def test_all_that_the_options_say_reaches_the_evaluation(
-    command: Command, weights: Path, asked: dict[str, Any]
+    command: Command, weights: Path, evaluate_call: dict[str, Any]
 ) -> None:
     arguments = ["evaluate", "--weights", weights, "-o", "jump=1", "--attacks", "full", "--eps", 0.2, "--samples", 7]
     assert command(*arguments, "--check-samples", 3, "--naive").err == "Error: that is all\n"
-    assert (asked["attacks"], asked["threat"], len(asked["x"])) == ("full", Linf(0.2), 7)
-    assert asked["config"] == EvaluationConfig(check_samples=3, adaptive=False)
-    assert described(asked["classifier"])[0]["jump"] == 1
+    assert (evaluate_call["attacks"], evaluate_call["threat"], len(evaluate_call["x"])) == ("full", Linf(0.2), 7)
+    assert evaluate_call["config"] == EvaluationConfig(check_samples=3, adaptive=False)
+    assert described(evaluate_call["classifier"])[0]["jump"] == 1
     command(*arguments)
-    assert asked["config"] == EvaluationConfig()
+    assert evaluate_call["config"] == EvaluationConfig()
 
 
 @pytest.fixture
@@ -242,16 +242,16 @@ def images(tmp_path: Path) -> Path:
 
 
 def test_a_folder_of_images_is_cropped_to_the_network_and_attacked_in_small_blocks(
-    command: Command, images: Path, asked: dict[str, Any], tmp_path: Path
+    command: Command, images: Path, evaluate_call: dict[str, Any], tmp_path: Path
 ) -> None:
     torch.save(build_model("squeezenet1_1").state_dict(), tmp_path / "squeezenet.pt")
     arguments = ["evaluate", "--dataset", "image_folder", "--data", images, "--weights", tmp_path / "squeezenet.pt"]
     command(*arguments, "--defence", "none")
-    assert (asked["classifier"].nb_classes, asked["x"].shape) == (1000, (2, 3, 224, 224))
-    assert asked["config"].block_size == 32
-    assert sorted(asked["y"]) == [0, 2]
+    assert (evaluate_call["classifier"].nb_classes, evaluate_call["x"].shape) == (1000, (2, 3, 224, 224))
+    assert evaluate_call["config"].block_size == 32
+    assert sorted(evaluate_call["y"]) == [0, 2]
     command(*arguments, "--defence", "none", "--samples", 1, "--block-size", 5)
-    assert (len(asked["x"]), asked["config"].block_size) == (1, 5)
+    assert (len(evaluate_call["x"]), evaluate_call["config"].block_size) == (1, 5)
 
 
 def test_a_network_of_ones_own_takes_images_of_their_own_size(command: Command, images: Path, tmp_path: Path) -> None:
@@ -267,16 +267,18 @@ def test_a_network_of_ones_own_takes_images_of_their_own_size(command: Command, 
 
 
 def test_the_jump_is_tuned_on_validation_images(
-    command: Command, weights: Path, digits: Dataset, asked: dict[str, Any]
+    command: Command, weights: Path, digits: Dataset, evaluate_call: dict[str, Any]
 ) -> None:
     command("evaluate", "--weights", weights, "-o", "max_accuracy_drop=0.05")
     plain, x, y = load_classifier(digits, weights=weights), digits.validation.x, digits.validation.y
-    accuracies = [(each.predict(x).argmax(axis=1) == y).mean() for each in (plain, asked["classifier"])]
+    accuracies = [
+        (classifier.predict(x).argmax(axis=1) == y).mean() for classifier in (plain, evaluate_call["classifier"])
+    ]
     assert accuracies[0] > accuracies[1] >= accuracies[0] - 0.05 - 1e-9
 
 
 def test_a_network_of_ones_own_is_normalised_as_its_options_say(
-    command: Command, asked: dict[str, Any], tmp_path: Path
+    command: Command, evaluate_call: dict[str, Any], tmp_path: Path
 ) -> None:
     (tmp_path / "own_for_test_cli.py").write_text(
         "from torch import nn\n"
@@ -284,18 +286,20 @@ def test_a_network_of_ones_own_is_normalised_as_its_options_say(
     )
     arguments = ["--model", "own_for_test_cli:build", "--mean", "0.5", "--std", "0.25", "-o", "jump=0.1"]
     command("evaluate", *arguments, "--samples", 4)
-    normalisation = asked["classifier"].preprocessing_operations[-1]
+    normalisation = evaluate_call["classifier"].preprocessing_operations[-1]
     assert (normalisation.mean.item(), normalisation.std.item()) == (0.5, 0.25)
 
 
-def test_an_earlier_run_is_replaced_only_when_asked(command: Command, quick: list[str], tmp_path: Path) -> None:
-    assert command(*quick, "--samples", 2, "--out", "run").status == 0
+def test_an_earlier_run_is_replaced_only_when_asked(
+    command: Command, quick_arguments: list[str], tmp_path: Path
+) -> None:
+    assert command(*quick_arguments, "--samples", 2, "--out", "run").status == 0
     before = tree(tmp_path)
-    refused = command(*quick, "--samples", 3, "--out", "run")
-    assert refused.status == 2
-    assert "overwrite" in refused.err
+    refusal = command(*quick_arguments, "--samples", 3, "--out", "run")
+    assert refusal.status == 2
+    assert "overwrite" in refusal.err
     assert tree(tmp_path) == before
-    assert command(*quick, "--samples", 3, "--out", "run", "--overwrite").status == 0
+    assert command(*quick_arguments, "--samples", 3, "--out", "run", "--overwrite").status == 0
     assert len((tmp_path / "run" / RECORDS).read_text().splitlines()) == 3
 
 
@@ -303,10 +307,10 @@ def test_an_earlier_run_is_replaced_only_when_asked(command: Command, quick: lis
 
 
 def test_parts_are_merged_into_one_run(
-    command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, quick_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Either the command says which part to do, or a launcher."""
-    cut, images = [*quick, "--samples", 5, "--block-size", 2], ["--save-examples", "all"]
+    cut, images = [*quick_arguments, "--samples", 5, "--block-size", 2], ["--save-examples", "all"]
     part = command(*cut, "--out", "run", "--shard", "2/2", *images)
     assert (part.status, part.err) == (0, "")
     assert "art-defenses merge run" in part.out
@@ -314,9 +318,9 @@ def test_parts_are_merged_into_one_run(
         launcher.setenv("RANK", "0")
         launcher.setenv("WORLD_SIZE", "2")
         assert command(*cut, "--out", "run", *images).status == 0
-        refused = command(*cut)
-        assert refused.status == 2
-        assert "out is missing" in refused.err
+        refusal = command(*cut)
+        assert refusal.status == 2
+        assert "out is missing" in refusal.err
     assert not (tmp_path / "run" / "report.json").exists()
     merged = command("merge", "run")
     assert (merged.status, merged.err) == (0, "")
@@ -344,35 +348,35 @@ def test_the_example_run_is_repeated_from_its_manifest_to_the_byte(command: Comm
     assert torch.get_num_threads() == 1  # as the run was made
     records = [Report.load(folder).records for folder in (EXAMPLE, tmp_path / "first")]
     assert [record.robust() for record in records[0]] == [record.robust() for record in records[1]]
-    again = command("rerun", "first", "--out", "second")
-    assert (again.status, again.out) == (0, "All 12 records are equal, byte for byte.\n")
+    repeated = command("rerun", "first", "--out", "second")
+    assert (repeated.status, repeated.out) == (0, "All 12 records are equal, byte for byte.\n")
     assert (tmp_path / "first" / RECORDS).read_bytes() == (tmp_path / "second" / RECORDS).read_bytes()
 
 
 def test_a_run_that_cannot_be_repeated_to_the_byte_says_why(
-    command: Command, quick: list[str], weights: Path, finished_run: Any, tmp_path: Path
+    command: Command, quick_arguments: list[str], weights: Path, finished_run: Any, tmp_path: Path
 ) -> None:
-    own = tmp_path / "own.safetensors"
-    own.write_bytes(weights.read_bytes())
-    assert command(*quick, "--weights", own, "--samples", 3, "--out", "run").status == 0
-    with safe_open(own, "pt") as file:
-        save_file({name: 0.5 * file.get_tensor(name) for name in file.keys()}, own)  # noqa: SIM118
-    again = command("rerun", "run")
-    assert again.status == 1
-    assert again.out.startswith("3 of 3 records differ")
-    assert "The runs differ in: model_sha256" in again.out
-    own.unlink()
-    for run, words in (("run", "weights is"), (finished_run.folder, "made in Python"), ("none", "cannot be read")):
-        refused = command("rerun", run)
-        assert (refused.status, refused.out) == (2, "")
-        assert words in refused.err
-    assert command("rerun", "run", "--out", own.parent / "run").status == 2
+    weights_file = tmp_path / "own.safetensors"
+    weights_file.write_bytes(weights.read_bytes())
+    assert command(*quick_arguments, "--weights", weights_file, "--samples", 3, "--out", "run").status == 0
+    with safe_open(weights_file, "pt") as file:
+        save_file({name: 0.5 * file.get_tensor(name) for name in file.keys()}, weights_file)  # noqa: SIM118
+    repeated = command("rerun", "run")
+    assert repeated.status == 1
+    assert repeated.out.startswith("3 of 3 records differ")
+    assert "The runs differ in: model_sha256" in repeated.out
+    weights_file.unlink()
+    for run, message in (("run", "weights is"), (finished_run.folder, "made in Python"), ("none", "cannot be read")):
+        refusal = command("rerun", run)
+        assert (refusal.status, refusal.out) == (2, "")
+        assert message in refusal.err
+    assert command("rerun", "run", "--out", weights_file.parent / "run").status == 2
 
 
 def test_examples_made_elsewhere_are_added_to_a_run_of_the_command(
-    command: Command, quick: list[str], digits: Dataset, finished_run: Any, tmp_path: Path
+    command: Command, quick_arguments: list[str], digits: Dataset, finished_run: Any, tmp_path: Path
 ) -> None:
-    assert command(*quick, "--samples", 3, "--out", "run").status == 0
+    assert command(*quick_arguments, "--samples", 3, "--out", "run").status == 0
     adversarial = np.clip(digits.test.x[:3] + np.float32(0.01), 0, 1)
     np.savez(tmp_path / "adv.npz", adversarial=adversarial)
     np.savez(tmp_path / "far.npz", adversarial=1 - adversarial)
@@ -381,10 +385,10 @@ def test_examples_made_elsewhere_are_added_to_a_run_of_the_command(
     assert "Doe et al." in added.out
     assert "https://example.org/attack" in (tmp_path / "run" / "report.html").read_text()
     refusals = (("run", "far.npz", "away from sample 0"), (finished_run.folder, "adv.npz", "made in Python"))
-    for run, file, words in refusals:
-        refused = command("add", run, file, "--from", "Doe again")
-        assert (refused.status, refused.out) == (2, "")
-        assert words in refused.err
+    for run, file, message in refusals:
+        refusal = command("add", run, file, "--from", "Doe again")
+        assert (refusal.status, refusal.out) == (2, "")
+        assert message in refusal.err
 
 
 def test_a_run_is_exported_and_what_failed_is_the_exit_status(command: Command, finished_run: Any) -> None:
@@ -430,10 +434,10 @@ def test_the_doctor_says_what_is_here_and_examines_a_classifier(command: Command
         "def build():\n    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))\n"
         "    return C(network, torch.nn.CrossEntropyLoss(), (1, 2, 2), 2)\n"
     )
-    found = command("doctor", "--classifier", "own_for_doctor:build")
-    assert found.status == 0
-    assert "no clip values" in found.out
-    assert "art-defenses docs traps" in found.out
+    examined = command("doctor", "--classifier", "own_for_doctor:build")
+    assert examined.status == 0
+    assert "no clip values" in examined.out
+    assert "art-defenses docs traps" in examined.out
     for bad in ("nothing", "own_for_doctor:absent", "own_for_doctor:torch.Generator"):
         assert_one_sentence(command("doctor", "--classifier", bad))
 
@@ -534,14 +538,14 @@ BAD: dict[str, tuple[Arguments, str]] = {
 }
 
 
-def test_options_reach_the_defence(command: Command, weights: Path, asked: dict[str, Any]) -> None:
+def test_options_reach_the_defence(command: Command, weights: Path, evaluate_call: dict[str, Any]) -> None:
     """Numbers as numbers, names as names."""
     options = ("-o", "sigma=0.5", "-o", "mix=soft_mask", "-o", "passes=2", "-o", "floor=0.25")
     command("evaluate", *HEAT, *options, "--weights", weights)
-    (defence,) = described(asked["classifier"])
+    (defence,) = described(evaluate_call["classifier"])
     assert defence["name"] == "heat_and_blur"
     assert [defence[name] for name in ("sigma", "mix", "passes", "floor")] == [0.5, "soft_mask", 2, 0.25]
-    assert gradient_modes(asked["classifier"]) == ("exact", "frozen", "smooth", "identity")
+    assert gradient_modes(evaluate_call["classifier"]) == ("exact", "frozen", "smooth", "identity")
 
 
 RESTORERS = {
@@ -556,12 +560,12 @@ RESTORERS = {
 @pytest.mark.usefixtures("few_digits")
 @pytest.mark.parametrize("defence", RESTORERS)
 def test_a_restorer_is_trained_against_the_threat(
-    defence: str, command: Command, weights: Path, asked: dict[str, Any]
+    defence: str, command: Command, weights: Path, evaluate_call: dict[str, Any]
 ) -> None:
     options, wanted = RESTORERS[defence]
     training = ("-o", "nb_epochs=1", "-o", 'inputs=["clean", "fgsm"]', "-o", "adversarial=true")
     command("evaluate", "--defence", defence, "--weights", weights, "--eps", 0.05, *options, *training)
-    (restorer,) = find_defences(asked["classifier"])
+    (restorer,) = find_defences(evaluate_call["classifier"])
     assert {name: getattr(restorer, name) for name in wanted} == wanted
     plain, adversarial = (training.settings for training in restorer.trainings)
     assert (plain["eps"], plain["nb_epochs"], plain["inputs"]) == (0.05, 1, ["clean", "fgsm"])
@@ -569,8 +573,10 @@ def test_a_restorer_is_trained_against_the_threat(
     assert adversarial["inputs"] == ["clean", "end_to_end"]
 
 
-def test_a_file_repeats_a_call_and_what_is_typed_wins(command: Command, quick: list[str], tmp_path: Path) -> None:
-    typed: Arguments = [*quick, "--samples", 3, "--seed", 2, "--naive", "--mean", "0.3", "--out", "a b"]
+def test_a_file_repeats_a_call_and_what_is_typed_wins(
+    command: Command, quick_arguments: list[str], tmp_path: Path
+) -> None:
+    typed: Arguments = [*quick_arguments, "--samples", 3, "--seed", 2, "--naive", "--mean", "0.3", "--out", "a b"]
     printed = command(*typed, "--print-config")
     assert (printed.status, printed.err) == (0, "")
     assert not (tmp_path / "a b").exists()
@@ -616,7 +622,7 @@ def test_what_is_wrong_in_a_file_is_one_sentence(
 
 @pytest.mark.usefixtures("few_digits")
 def test_several_defences_are_put_on_one_after_the_other(
-    command: Command, weights: Path, digits: Dataset, asked: dict[str, Any], tmp_path: Path
+    command: Command, weights: Path, digits: Dataset, evaluate_call: dict[str, Any], tmp_path: Path
 ) -> None:
     """Each is fitted to what stands already, or comes from its file; options and files go by the defences' names."""
     jumping = JumpReLU(load_classifier(digits, weights=weights), 0.5)()
@@ -625,29 +631,29 @@ def test_several_defences_are_put_on_one_after_the_other(
     restorer.save(tmp_path / "fitted")
     pair = ["--weights", weights, "--defence", "jump_relu", "-o", "jump_relu.jump=0.5"]
     pair += ["--defence", "feature_autoencoder"]
-    for more in (
+    for options in (
         ["--fitted", f"feature_autoencoder={tmp_path / 'fitted'}"],
         ["-o", "feature_autoencoder.width=4", "-o", "feature_autoencoder.nb_epochs=1"],
     ):
-        asked.clear()
-        command("evaluate", *pair, *more)
-        first, second = described(asked["classifier"])  # as images go
+        evaluate_call.clear()
+        command("evaluate", *pair, *options)
+        first, second = described(evaluate_call["classifier"])  # as images go
         assert (first["name"], first["width"]) == ("feature_autoencoder", 4)
         assert (second["name"], second["jump"]) == ("jump_relu", 0.5)
 
 
 def test_a_detector_is_fitted_on_the_training_images_or_comes_from_its_file(
-    command: Command, weights: Path, digits: Dataset, asked: dict[str, Any], tmp_path: Path
+    command: Command, weights: Path, digits: Dataset, evaluate_call: dict[str, Any], tmp_path: Path
 ) -> None:
     detector = ExplanationReconstructor(load_classifier(digits, weights=weights), hidden=16, score="l1")
     detector.fit(digits.train.x, nb_epochs=2, validation_split=0.25, seed=1, progress=False)
     detector.save(tmp_path / "fitted")
     expected = detector.network.state_dict()
     options = ["-o", "nb_epochs=2", "-o", "hidden=16", "-o", "score=l1", "--seed", 1]
-    for more in (options, ["--fitted", tmp_path / "fitted"]):
-        asked.clear()
-        command("evaluate", *WATCH, "--weights", weights, *more)
-        (defence,) = find_defences(asked["classifier"])
+    for detector_options in (options, ["--fitted", tmp_path / "fitted"]):
+        evaluate_call.clear()
+        command("evaluate", *WATCH, "--weights", weights, *detector_options)
+        (defence,) = find_defences(evaluate_call["classifier"])
         assert defence.name == "explanation_reconstructor"
         assert (defence.describe()["hidden"], defence.describe()["score"]) == (16, "l1")
         (training,) = defence.trainings
@@ -678,16 +684,16 @@ def test_each_option_of_a_defence_refuses_what_it_cannot_be(defence: str, comman
 
 @pytest.mark.usefixtures("no_training")
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_it_is_one_sentence_status_2_and_nothing_is_written(
+def test_an_error_is_one_sentence_with_status_2_and_nothing_is_written(
     arguments: Arguments, message: str, command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "cuda" in arguments and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a module of the user's
-    given = [word(tmp_path) if callable(word) else word for word in arguments]
-    out = [] if "--out" in given else ["--out", tmp_path / "run"]
+    line = [word(tmp_path) if callable(word) else word for word in arguments]
+    out = [] if "--out" in line else ["--out", tmp_path / "run"]
     before = tree(tmp_path)
-    result = command("evaluate", *out, *given)
+    result = command("evaluate", *out, *line)
     assert_one_sentence(result)
     assert message in result.err
     assert tree(tmp_path) == before
@@ -698,7 +704,7 @@ def assert_one_sentence(result: Result) -> None:
     assert result.out == ""
     line, *page = result.err.splitlines()
     assert len(page) <= 1
-    assert all(one.startswith("See: art-defenses docs ") for one in page)
+    assert all(page_line.startswith("See: art-defenses docs ") for page_line in page)
     assert line.startswith("Error: ")
     assert "Traceback" not in line
 
@@ -728,13 +734,13 @@ def test_usage_errors_name_the_usage(arguments: list[str], command: Command, tmp
 
 def process(*arguments: object, cwd: Path) -> Result:
     line = [sys.executable, "-m", "art_defenses_ext", *map(str, arguments)]
-    done = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
-    return Result(done.returncode, done.stdout, done.stderr)
+    completed = subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=300)
+    return Result(completed.returncode, completed.stdout, completed.stderr)
 
 
-def test_the_process_says_nothing_but_its_progress_on_stderr(quick: list[str], tmp_path: Path) -> None:
+def test_the_process_says_nothing_but_its_progress_on_stderr(quick_arguments: list[str], tmp_path: Path) -> None:
     """And that on a busy machine alone: a line each half minute."""
-    result = process(*quick, "--samples", 2, "--threads", 1, "--out", "run", cwd=tmp_path)
+    result = process(*quick_arguments, "--samples", 2, "--threads", 1, "--out", "run", cwd=tmp_path)
     assert result.status == 0
     assert all(re.match(r"(attacks|training) \d+ of \d+", line) for line in result.err.splitlines()), result.err
     assert "run/report.html" in result.out
@@ -752,25 +758,27 @@ def test_a_defence_is_wished_for_without_options_wherever_its_training_takes_min
 
 
 def test_quiet_is_silent_and_verbose_tells_of_each_attack(
-    command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, quick_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(progress, "PERIOD", -1.0)  # a line of progress at each step
-    usual = command(*quick)
+    usual = command(*quick_arguments)
     assert "paper's attacks" in usual.out
     assert "attacks" in usual.err
-    quiet = command(*quick, "--quiet")
+    quiet = command(*quick_arguments, "--quiet")
     assert quiet.err == ""
     assert quiet.out.partition("Costs")[0] == usual.out.partition("Costs")[0]  # seconds differ
     monkeypatch.setattr(progress, "PERIOD", math.inf)
-    verbose = command(*quick, "--verbose", "--out", tmp_path / "run")
-    told = re.findall(r"^\d\d:\d\d:\d\d images from 0 on: (.*) succeeds on (\d) of 8, in", verbose.err, re.MULTILINE)
+    verbose = command(*quick_arguments, "--verbose", "--out", tmp_path / "run")
+    successes = re.findall(
+        r"^\d\d:\d\d:\d\d images from 0 on: (.*) succeeds on (\d) of 8, in", verbose.err, re.MULTILINE
+    )
     outcomes = [record.attacks for record in Report.load(tmp_path / "run").records]
-    assert dict(told) == {key: str(sum(each[key].success for each in outcomes)) for key in outcomes[0]}
-    assert len(told) == len(verbose.err.splitlines())
+    assert dict(successes) == {key: str(sum(outcome[key].success for outcome in outcomes)) for key in outcomes[0]}
+    assert len(successes) == len(verbose.err.splitlines())
 
 
 def test_an_interrupted_evaluation_says_how_it_goes_on_and_does(
-    command: Command, quick: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    command: Command, quick_arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack, begun = Work._attack, []
 
@@ -781,22 +789,22 @@ def test_an_interrupted_evaluation_says_how_it_goes_on_and_does(
         return attack(self, run, *arguments)
 
     monkeypatch.setattr(Work, "_attack", interrupted)
-    line = [*quick, "--out", tmp_path / "run"]
+    line = [*quick_arguments, "--out", tmp_path / "run"]
     stopped = command(*line)
     assert (stopped.status, stopped.out) == (130, "")
-    words = f"Finished attacks are kept in {tmp_path / 'run'}; the same command continues from there."
-    assert stopped.err.splitlines() == ["", "Interrupted.", words]
+    message = f"Finished attacks are kept in {tmp_path / 'run'}; the same command continues from there."
+    assert stopped.err.splitlines() == ["", "Interrupted.", message]
     assert command(*line).status == 0
     assert begun[1] == begun[2]
     assert len(begun) == len(set(begun)) + 1  # none but the interrupted one is begun twice
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("options", "message"),
     [([], "Nothing is kept without --out."), (["--out", "run", "--overwrite"], "same command without --overwrite")],
 )
 def test_an_interruption_says_what_is_kept(
-    options: list[str], words: str, command: Command, monkeypatch: pytest.MonkeyPatch
+    options: list[str], message: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*arguments: Any) -> Any:
         raise KeyboardInterrupt
@@ -804,4 +812,4 @@ def test_an_interruption_says_what_is_kept(
     monkeypatch.setattr("art_defenses_ext.cli.evaluate.Prepared.of", interrupted)
     stopped = command("evaluate", *options)
     assert stopped.status == 130
-    assert words in stopped.err
+    assert message in stopped.err

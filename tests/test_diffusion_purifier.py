@@ -31,9 +31,9 @@ def test_purified_images_are_nearer_to_the_clean_ones_than_noisy_images(diffusio
     with torch.no_grad():
         torch.manual_seed(0)
         noisy = x + 0.5 * ((1 - share) / share).sqrt() * torch.randn_like(x)
-        purified, again = (diffusion_purifier.forward(x)[0] for _ in range(2))
+        purified, purified_again = (diffusion_purifier.forward(x)[0] for _ in range(2))
     assert purified.shape == x.shape
-    assert not torch.equal(purified, again)
+    assert not torch.equal(purified, purified_again)
     assert F.mse_loss(purified, x) < 0.6 * F.mse_loss(noisy, x)
 
 
@@ -55,7 +55,7 @@ def test_checkpointed_steps_have_the_value_and_the_gradient_of_the_plain_ones(
 
 
 def test_of_each_step_little_is_kept(diffusion_purifier: Any, x: Tensor) -> None:
-    kept = []
+    kept_sizes = []
     for purifier in (diffusion_purifier, without_checkpoints(diffusion_purifier)):
         sizes: dict[int, int] = {}
         longer = copy(purifier)
@@ -68,5 +68,5 @@ def test_of_each_step_little_is_kept(diffusion_purifier: Any, x: Tensor) -> None
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             value = longer.forward(x.clone().requires_grad_())[0]
         assert value.requires_grad
-        kept.append(sum(sizes.values()))
-    assert kept[0] < kept[1] / 10
+        kept_sizes.append(sum(sizes.values()))
+    assert kept_sizes[0] < kept_sizes[1] / 10

@@ -136,7 +136,7 @@ def test_every_trap_has_a_paragraph() -> None:
 
 def test_probabilities_are_no_logits() -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(36, 3), nn.Softmax(dim=1))
-    (trap,) = [one for one in examine(wrap(network)) if one.name == "output"]
+    (trap,) = [finding for finding in examine(wrap(network)) if finding.name == "output"]
     assert "probabilities" in trap.finding
 
 
@@ -169,9 +169,9 @@ def test_looking_changes_nothing() -> None:
 
 
 def test_the_environment_names_what_a_report_of_an_error_needs() -> None:
-    found = environment()
-    assert found["torch"] == torch.__version__.partition("+")[0]
-    assert {"python", "adversarial-robustness-toolbox", "GPU", "CPU threads"} <= set(found)
+    facts = environment()
+    assert facts["torch"] == torch.__version__.partition("+")[0]
+    assert {"python", "adversarial-robustness-toolbox", "GPU", "CPU threads"} <= set(facts)
 
 
 PATIENTS: dict[str, tuple[Callable[[], PyTorchClassifier], str, str]] = {
@@ -214,8 +214,8 @@ def test_saturation_is_where_the_cross_entropy_of_the_prediction_is_exactly_zero
     nn.functional.cross_entropy(logits, logits.argmax(dim=1), reduction="sum").backward()
     share = float((x.grad.flatten(1) == 0).all(dim=1).float().mean())
     assert (share > 0.5) == saturated
-    found = [trap for trap in examine(classifier) if trap.name == "saturation"]
-    assert bool(found) == saturated
+    traps = [trap for trap in examine(classifier) if trap.name == "saturation"]
+    assert bool(traps) == saturated
     assert names(classifier) == ({"saturation"} if saturated else set())
 
 
@@ -236,7 +236,7 @@ class OwnStatistics(nn.Module):
     [OwnStatistics, lambda: Answering(lambda z: z.softmax(dim=0).log()), lambda: Answering(lambda z: z.roll(1, 0))],
 )
 def test_what_depends_on_the_batch_is_named_with_its_consequence(build: Callable[[], nn.Module]) -> None:
-    (trap,) = [one for one in examine(wrap(build())) if one.name == "batches"]
+    (trap,) = [finding for finding in examine(wrap(build())) if finding.name == "batches"]
     assert "batch size" in trap.finding
 
 
@@ -245,5 +245,5 @@ def test_the_doctor_survives_a_preprocessor_that_raises() -> None:
         def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
             raise OSError("no more paper")
 
-    found = {trap.name: trap.finding for trap in examine(wrap(Network(), preprocessing_defences=Raising()))}
-    assert "no more paper" in found["output"]
+    findings = {trap.name: trap.finding for trap in examine(wrap(Network(), preprocessing_defences=Raising()))}
+    assert "no more paper" in findings["output"]

@@ -70,9 +70,9 @@ def rows(text: str) -> list[dict[str, str]]:
 
 def rate(text: str) -> float:
     """The first rate in ``text``, in percent."""
-    found = re.search(SHARE, text)
-    assert found, text
-    return float(found[1])
+    match = re.search(SHARE, text)
+    assert match, text
+    return float(match[1])
 
 
 def docstring(example: str) -> str:
@@ -93,7 +93,7 @@ def takes_options(example: str) -> bool:
 
 
 @pytest.mark.parametrize("example", COMMANDS)
-def test_the_commands_in_a_docstring_name_options_that_there_are(example: str, helps: dict[str, str]) -> None:
+def test_the_commands_in_a_docstring_name_existing_options(example: str, helps: dict[str, str]) -> None:
     # A long command goes on in lines of further options.
     commands = re.findall(r"^ *(python .*(?:\n +[\[-].*)*)", docstring(example), re.MULTILINE)
     assert commands
@@ -113,12 +113,12 @@ def test_help_says_what_an_example_shows(example: str, helps: dict[str, str]) ->
 # One by one
 
 
-def test_a_defence_of_ones_own_hides_its_gradient_from_the_naive_alone(
+def test_a_defence_of_ones_own_masks_its_gradient_from_naive_attacks_alone(
     digits: Dataset, digits_classifier: PyTorchClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(EXAMPLES / "custom_defence"))
-    own = importlib.import_module("grey_levels").GreyLevels
-    defended = defend(digits_classifier, own.for_classifier(digits_classifier))
+    grey_levels = importlib.import_module("grey_levels").GreyLevels
+    defended = defend(digits_classifier, grey_levels.for_classifier(digits_classifier))
     x, y = digits.test.x[:30], digits.test.y[:30]
     naive, adaptive = (
         evaluate(
@@ -178,9 +178,9 @@ def test_one_workflow_in_art_ends_in_one_table(tmp_path: Path) -> None:
         assert rate(row["robust accuracy"]) <= rate(row["ART, all modes"]) <= rate(row["ART, exact gradient"])
         assert rate(row["ART, exact gradient"]) <= rate(row["clean"])
         assert (tmp_path / row["run"] / "report.html").is_file()
-    first, *others = table
+    first, *further_rows = table
     assert first["minus undefended"] == first["p"] == ""
-    for row in others:
+    for row in further_rows:
         difference = float(row["minus undefended"].split()[0])
         assert difference == pytest.approx(rate(row["robust accuracy"]) - rate(first["robust accuracy"]), abs=0.05)
         assert 0 <= float(row["p"]) <= 1
@@ -283,19 +283,19 @@ def test_the_tour_is_kept_with_its_outputs_and_nothing_else() -> None:
 
 def shows_what_is_kept(tour: dict[str, str]) -> None:
     """The words of every output; of the checks their names, since what they find depends on the images."""
-    kept = kept_outputs()
+    outputs = kept_outputs()
     names = [
         re.findall(r"^ *(?:passed|failed|not run) +(.+?):", text, re.MULTILINE)
-        for text in (kept.pop("checks"), tour["checks"])
+        for text in (outputs.pop("checks"), tour["checks"])
     ]
     assert names[0] == names[1] != []
-    assert {name: words_of(text) for name, text in kept.items()} == {name: words_of(tour[name]) for name in kept}
+    assert {name: words_of(text) for name, text in outputs.items()} == {name: words_of(tour[name]) for name in outputs}
 
 
 def shows_lower_accuracy_under_adaptive_attacks(tour: dict[str, str]) -> None:
     figures, _ = tour["evaluate"].split("\n\n")
-    found = dict(line.split(":", 1) for line in figures.splitlines())
-    assert rate(found["robust accuracy"]) < rate(found["under the paper's attacks"])
+    accuracies = dict(line.split(":", 1) for line in figures.splitlines())
+    assert rate(accuracies["robust accuracy"]) < rate(accuracies["under the paper's attacks"])
     modes = {line.split(":")[0].strip(): rate(line) for line in tour["modes"].splitlines()}
     assert modes["smooth"] < modes["exact"]
 

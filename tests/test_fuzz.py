@@ -50,7 +50,7 @@ def test_what_nobody_argued_for_is_counted() -> None:
 def test_every_call_works_as_it_is_declared(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else its refusals would say nothing."""
     monkeypatch.chdir(world.working)
-    refused = []
+    refusals = []
     with fuzz.quiet():
         for target in world.targets():
             spoils = " of other " in target.name or " on other " in target.name
@@ -59,8 +59,8 @@ def test_every_call_works_as_it_is_declared(world: Any, monkeypatch: pytest.Monk
             try:
                 target.call(target.valid())
             except InputError as error:
-                refused.append(f"{target.name}: {error}")
-    assert not refused
+                refusals.append(f"{target.name}: {error}")
+    assert not refusals
 
 
 def test_three_hundred(world: Any) -> None:

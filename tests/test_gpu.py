@@ -45,16 +45,18 @@ ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], tuple[float, float]
 }
 
 
-def on(device_type: str, like: PyTorchClassifier) -> PyTorchClassifier:
-    """A classifier with a copy of the network of ``like`` on the CPU or the current CUDA device."""
-    model = copy.deepcopy(like.model)
+def copy_to(device_type: str, original: PyTorchClassifier) -> PyTorchClassifier:
+    """A classifier with a copy of the network of ``original`` on the CPU or the current CUDA device."""
+    model = copy.deepcopy(original.model)
     optimizer = torch.optim.Adam(model.to("cuda" if device_type == "gpu" else "cpu").parameters(), lr=1e-3)
-    preprocessing = None if like.preprocessing is None else (like.preprocessing.mean, like.preprocessing.std)
+    preprocessing = (
+        None if original.preprocessing is None else (original.preprocessing.mean, original.preprocessing.std)
+    )
     return PyTorchClassifier(
         model,
         nn.CrossEntropyLoss(),
-        like.input_shape,
-        like.nb_classes,
+        original.input_shape,
+        original.nb_classes,
         optimizer=optimizer,
         clip_values=(0.0, 1.0),
         preprocessing=preprocessing,
@@ -91,10 +93,10 @@ def test_the_function_is_the_same_on_both(cuda: torch.device, mode: str) -> None
     z = torch.linspace(-3, 4, 10_001)
     results = []
     for device in ("cpu", cuda):
-        one = z.to(device).requires_grad_()
-        out = jump_relu(one, 1.0, mode)
-        assert out.device == one.device
-        (gradient,) = torch.autograd.grad(out.sum(), one)
+        points = z.to(device).requires_grad_()
+        out = jump_relu(points, 1.0, mode)
+        assert out.device == points.device
+        (gradient,) = torch.autograd.grad(out.sum(), points)
         results.append((out.detach().cpu(), gradient.cpu()))
     assert torch.equal(results[0][0], results[1][0])
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-6)
@@ -126,7 +128,7 @@ def test_a_residual_network_agrees_too(mode: str) -> None:
 def _assert_devices_agree(
     classifier: PyTorchClassifier, jump: float, mode: str, x: Any, y: Any, share: float = 1.0
 ) -> None:
-    cpu, gpu = (JumpReLU(on(kind, classifier), jump)() for kind in ("cpu", "gpu"))
+    cpu, gpu = (JumpReLU(copy_to(kind, classifier), jump)() for kind in ("cpu", "gpu"))
     with gradient_mode(cpu, mode), gradient_mode(gpu, mode):
         assert_close(gpu.predict(x), cpu.predict(x), share)
         assert_close(gpu.loss_gradient(x, y), cpu.loss_gradient(x, y), share)
@@ -138,11 +140,11 @@ def test_the_module_is_on_the_device_and_agrees_with_art(
     cuda: torch.device, mode: str, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     """With the mean/std preprocessing of one channel, of three, and with none."""
-    for like in (digits_classifier, residual(), rebuild(residual(), preprocessing=None)):
-        transformed = JumpReLU(on("gpu", like), 0.05)()
+    for original in (digits_classifier, residual(), rebuild(residual(), preprocessing=None)):
+        transformed = JumpReLU(copy_to("gpu", original), 0.05)()
         module = as_module(transformed)
         assert {tensor.device for tensor in (*module.parameters(), *module.buffers())} == {cuda}
-        x = np.random.default_rng(0).random((8, *like.input_shape), dtype=np.float32)
+        x = np.random.default_rng(0).random((8, *original.input_shape), dtype=np.float32)
         y = np.arange(8)
         with gradient_mode(transformed, mode):
             images = torch.from_numpy(x).to(cuda).requires_grad_()
@@ -159,7 +161,7 @@ def test_the_module_is_on_the_device_and_agrees_with_art(
 def test_attacks_run_there(name: str, mode: str, digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     kind, settings, ball = ATTACKS[name]
     x, y = digits.test.x[:50], digits.test.y[:50]
-    transformed = JumpReLU(on("gpu", digits_classifier), 0.5)()
+    transformed = JumpReLU(copy_to("gpu", digits_classifier), 0.5)()
     attack = kind(transformed, gradient_mode=mode, batch_size=20, seed=1, **settings)
     x_adv = attack.generate(x, y)
     assert x_adv.dtype == np.float32
@@ -180,44 +182,44 @@ def test_a_seed_gives_other_examples_than_another(
     name: str, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     kind, settings, _ = ATTACKS[name]
-    transformed = JumpReLU(on("gpu", digits_classifier), 0.5)()
+    transformed = JumpReLU(copy_to("gpu", digits_classifier), 0.5)()
     x, y = digits.test.x[:20], digits.test.y[:20]
     before = torch.cuda.get_rng_state()
-    one, again, other = (kind(transformed, seed=seed, **settings).generate(x, y) for seed in (1, 1, 2))
+    first, repeated, reseeded = (kind(transformed, seed=seed, **settings).generate(x, y) for seed in (1, 1, 2))
     assert torch.equal(torch.cuda.get_rng_state(), before)
     # Not to the last bit: cuDNN may add in another order from run to run.
-    assert (np.abs(one - again) > 1e-4).mean() < 0.01
-    assert (np.abs(one - other) > 1e-4).mean() > 0.01
+    assert (np.abs(first - repeated) > 1e-4).mean() < 0.01
+    assert (np.abs(first - reseeded) > 1e-4).mean() > 0.01
 
 
 @pytest.mark.usefixtures("cuda")
 def test_the_robust_accuracy_is_that_of_the_cpu(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     """Without a random start both devices walk the same way, but for rounding."""
     x, y = digits.test.x[:200], digits.test.y[:200]
-    right = []
+    correct = []
     for kind in ("cpu", "gpu"):
-        transformed = JumpReLU(on(kind, digits_classifier), 0.5)()
+        transformed = JumpReLU(copy_to(kind, digits_classifier), 0.5)()
         x_adv = IterativeFGSM(transformed, eps_step=0.02, max_iter=6).generate(x, y)
-        right.append(transformed.predict(x_adv).argmax(axis=1) == y)
-    assert (right[0] != right[1]).mean() <= 0.02
+        correct.append(transformed.predict(x_adv).argmax(axis=1) == y)
+    assert (correct[0] != correct[1]).mean() <= 0.02
 
 
 def test_everything_stays_on_the_device(cuda: torch.device, digits_classifier: PyTorchClassifier) -> None:
-    classifier = on("gpu", digits_classifier)
+    classifier = copy_to("gpu", digits_classifier)
     assert classifier.device == cuda
-    for own in (False, True):
-        transformed = JumpReLU(classifier, 0.3, copy=own)()
+    for full_copy in (False, True):
+        transformed = JumpReLU(classifier, 0.3, copy=full_copy)()
         assert transformed.device == cuda
         assert {parameter.device for parameter in transformed.model.parameters()} == {cuda}
     assert rebuild(classifier).device == cuda
-    assert rebuild(rebuild(on("cpu", digits_classifier))).device == torch.device("cpu")
+    assert rebuild(rebuild(copy_to("cpu", digits_classifier))).device == torch.device("cpu")
     assert defend(transformed, classifier.preprocessing).device == cuda
 
 
 def test_a_full_copy_is_trained_there(
     cuda: torch.device, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    classifier = on("gpu", digits_classifier)
+    classifier = copy_to("gpu", digits_classifier)
     before = classifier.predict(digits.test.x[:50])
     transformed = JumpReLU(classifier, 0.3, copy=True)()
     weights = [parameter.detach().clone() for parameter in transformed.model.parameters()]
@@ -235,7 +237,7 @@ def test_tuning_chooses_the_jump_that_it_chooses_on_the_cpu(
     """On a grid so coarse that the rounding of a unit cannot decide."""
     chosen = []
     for kind in ("cpu", "gpu"):
-        transformer = JumpReLU(on(kind, digits_classifier))
+        transformer = JumpReLU(copy_to(kind, digits_classifier))
         transformer.fit(digits.validation.x, digits.validation.y, max_accuracy_drop=0.1, jumps=[0.5, 4.0, 16.0])
         chosen.append(transformer.jump)
     assert chosen[0] == chosen[1]
@@ -248,7 +250,7 @@ def test_a_second_device_is_kept_when_it_is_not_the_current_one(
     if torch.cuda.device_count() < 2:
         pytest.skip("there is only one CUDA device")
     with torch.cuda.device(1):
-        classifier = on("gpu", digits_classifier)
+        classifier = copy_to("gpu", digits_classifier)
     assert classifier.device == torch.device("cuda", 1)
     transformed = JumpReLU(classifier, 0.3)()
     assert rebuild(classifier).device == transformed.device == torch.device("cuda", 1)
@@ -269,14 +271,14 @@ def test_a_restorer_gives_the_images_and_gradients_that_it_gives_on_the_cpu(
 ) -> None:
     face, options = RESTORERS[name]
     x = torch.from_numpy(digits.test.x[:40])
-    found = []
+    outputs = []
     for kind in ("cpu", "gpu"):
-        classifier = on(kind, digits_classifier)
+        classifier = copy_to(kind, digits_classifier)
         restorer = face.for_classifier(classifier, **options)
         weights = restorer.state_dict()
-        drawn = torch.Generator().manual_seed(1)
+        generator = torch.Generator().manual_seed(1)
         restorer.load_state_dict(
-            {key: 0.1 * torch.randn(value.shape, generator=drawn) for key, value in sorted(weights.items())}
+            {key: 0.1 * torch.randn(value.shape, generator=generator) for key, value in sorted(weights.items())}
         )
         module = as_module(defend(classifier, restorer))
         results = [module(x.to(classifier.device)).detach()]
@@ -284,9 +286,9 @@ def test_a_restorer_gives_the_images_and_gradients_that_it_gives_on_the_cpu(
             with gradient_mode(module, mode):
                 live = x.to(classifier.device).requires_grad_()
                 results.append(torch.autograd.grad(module(live).logsumexp(dim=1).sum(), live)[0])
-        found.append([result.cpu() for result in results])
-    for there, here in zip(*found, strict=True):
-        torch.testing.assert_close(there, here, rtol=1e-4, atol=1e-4 * float(here.abs().max()))
+        outputs.append([result.cpu() for result in results])
+    for actual, expected in zip(*outputs, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("name", RESTORERS)
@@ -295,10 +297,10 @@ def test_a_restorer_is_trained_there_and_loaded_here(
 ) -> None:
     """In bfloat16, killed midway or not; the parameters come back in float32 and stay in channels-last."""
     face, options = RESTORERS[name]
-    classifier = on("gpu", digits_classifier)
+    classifier = copy_to("gpu", digits_classifier)
     restorer = face.for_classifier(classifier, **options)
-    how = {"eps": 0.1, "nb_epochs": 3, "batch_size": 50, "learning_rate": 5e-3, "progress": False}
-    restorer.fit(digits.train.x[:500], digits.train.y[:500], **how, checkpoint=tmp_path / "part")
+    fit_options = {"eps": 0.1, "nb_epochs": 3, "batch_size": 50, "learning_rate": 5e-3, "progress": False}
+    restorer.fit(digits.train.x[:500], digits.train.y[:500], **fit_options, checkpoint=tmp_path / "part")
     totals = [sum(epoch.training.values()) for epoch in restorer.history]
     assert totals[-1] < totals[0]
     for parameter in restorer.network.parameters():
@@ -306,18 +308,20 @@ def test_a_restorer_is_trained_there_and_loaded_here(
         layout = torch.channels_last if parameter.ndim == 4 else torch.contiguous_format
         assert parameter.is_contiguous(memory_format=layout)
     restorer.save(tmp_path / "fitted")
-    here = face.load(tmp_path / "fitted", classifier=on("cpu", digits_classifier))
+    loaded = face.load(tmp_path / "fitted", classifier=copy_to("cpu", digits_classifier))
     x = digits.test.x[:100]
-    there = defend(classifier, restorer).predict(x)
-    np.testing.assert_allclose(defend(on("cpu", digits_classifier), here).predict(x), there, atol=1e-3)
+    expected = defend(classifier, restorer).predict(x)
+    np.testing.assert_allclose(defend(copy_to("cpu", digits_classifier), loaded).predict(x), expected, atol=1e-3)
 
 
-def detectors(like: PyTorchClassifier, x: Any, **options: Any) -> list[ExplanationReconstructor]:
+def detectors(original: PyTorchClassifier, x: Any, **options: Any) -> list[ExplanationReconstructor]:
     """The same one on both, fitted on the CPU."""
-    found = [ExplanationReconstructor(on(kind, like), false_positive_rate=0.1, **options) for kind in ("cpu", "gpu")]
-    found[0].fit(x, nb_epochs=3, learning_rate=3e-3, progress=False)
-    found[1].network.load(found[0].network.state_dict())
-    return found
+    pair = [
+        ExplanationReconstructor(copy_to(kind, original), false_positive_rate=0.1, **options) for kind in ("cpu", "gpu")
+    ]
+    pair[0].fit(x, nb_epochs=3, learning_rate=3e-3, progress=False)
+    pair[1].network.load(pair[0].network.state_dict())
+    return pair
 
 
 @pytest.mark.usefixtures("cuda")
@@ -333,72 +337,72 @@ def test_a_detector_gives_the_scores_and_gradients_that_it_gives_on_the_cpu(
         digits.train.x,
         explanation=name,
     )
-    there, here = (one.detect(x)[0] for one in reversed(single))
-    assert_close(there["scores"], here["scores"], share=0.97)
-    np.testing.assert_array_equal(there["classes"], here["classes"])
+    actual, expected = (detector.detect(x)[0] for detector in reversed(single))
+    assert_close(actual["scores"], expected["scores"], share=0.97)
+    np.testing.assert_array_equal(actual["classes"], expected["classes"])
     for mode in ("exact", "smooth"):
-        found = []
-        for one in double:
-            network = one.network.double()
-            with gradient_mode(one.detector, mode):
+        outputs = []
+        for watcher in double:
+            network = watcher.network.double()
+            with gradient_mode(watcher.detector, mode):
                 live = torch.from_numpy(x).double().to(network.device).requires_grad_()
                 scores, _ = network.scores(live)
                 (gradient,) = torch.autograd.grad(scores.sum(), live)
             assert scores.device == gradient.device == network.device
-            found.append((scores.detach().cpu().numpy(), gradient.cpu().numpy()))
-        for there, here in zip(*reversed(found), strict=True):
-            np.testing.assert_allclose(there, here, rtol=1e-4, atol=1e-4 * np.abs(here).max())
+            outputs.append((scores.detach().cpu().numpy(), gradient.cpu().numpy()))
+        for actual, expected in zip(*reversed(outputs), strict=True):
+            np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 @pytest.mark.usefixtures("cuda")
 def test_the_autoencoders_of_all_classes_agree(cuda: torch.device) -> None:
     """Though there each class has room for every image."""
     torch.manual_seed(0)
-    here, maps, classes = ClassAutoencoders(5, 30, 8), torch.rand(40, 30), torch.randint(4, (40,))
-    there = copy.deepcopy(here).to(cuda)
+    on_cpu, maps, classes = ClassAutoencoders(5, 30, 8), torch.rand(40, 30), torch.randint(4, (40,))
+    on_cuda = copy.deepcopy(on_cpu).to(cuda)
     results = []
-    for one in (here, there):
-        device = one.encoder.device
+    for autoencoders in (on_cpu, on_cuda):
+        device = autoencoders.encoder.device
         live = maps.to(device).requires_grad_()
-        answer = one(live, classes.to(device))
-        gradients = torch.autograd.grad(answer.square().sum(), [live, *one.parameters()])
-        results.append([value.detach().cpu() for value in (answer, *gradients)])
-    for found, expected in zip(*reversed(results), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+        outputs = autoencoders(live, classes.to(device))
+        gradients = torch.autograd.grad(outputs.square().sum(), [live, *autoencoders.parameters()])
+        results.append([value.detach().cpu() for value in (outputs, *gradients)])
+    for actual, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
 
 
 def test_a_detector_is_fitted_there_and_loaded_here(
     cuda: torch.device, digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
 ) -> None:
     """In bfloat16; weights and thresholds come back in float32, and a copy stays on the device."""
-    detector = ExplanationReconstructor(on("gpu", digits_classifier), scaling="benign", false_positive_rate=0.1)
-    how = {"nb_epochs": 5, "learning_rate": 3e-3, "progress": False, "checkpoint": tmp_path / "part"}
-    detector.fit(digits.train.x, **how)
+    detector = ExplanationReconstructor(copy_to("gpu", digits_classifier), scaling="benign", false_positive_rate=0.1)
+    fit_options = {"nb_epochs": 5, "learning_rate": 3e-3, "progress": False, "checkpoint": tmp_path / "part"}
+    detector.fit(digits.train.x, **fit_options)
     assert detector.training is not None
     losses = [loss for loss, _ in detector.training.losses]
     assert losses[-1] < losses[0]
-    for one in (detector, copy.deepcopy(detector)):
-        assert {tensor.device for tensor in one.network.state_dict().values()} == {cuda}
-        assert {parameter.dtype for parameter in one.network.parameters()} == {torch.float32}
-        assert one.detector.device == cuda
+    for fitted in (detector, copy.deepcopy(detector)):
+        assert {tensor.device for tensor in fitted.network.state_dict().values()} == {cuda}
+        assert {parameter.dtype for parameter in fitted.network.parameters()} == {torch.float32}
+        assert fitted.detector.device == cuda
     x = digits.test.x[:100]
     expected, flagged = detector.detect(x)
     np.testing.assert_allclose(detector.detector.predict(x), expected["predictions"], atol=1e-5)
     detector.save(tmp_path / "fitted")
-    here = ExplanationReconstructor.load(tmp_path / "fitted", classifier=on("cpu", digits_classifier))
-    assert_close(here.scores(x), expected["scores"], share=0.97)
-    assert (here.detect(x)[1] == flagged).mean() > 0.97
+    loaded = ExplanationReconstructor.load(tmp_path / "fitted", classifier=copy_to("cpu", digits_classifier))
+    assert_close(loaded.scores(x), expected["scores"], share=0.97)
+    assert (loaded.detect(x)[1] == flagged).mean() > 0.97
 
 
 @pytest.mark.usefixtures("cuda")
 def test_a_rejecting_classifier_agrees(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     x, y = digits.test.x[:100], np.eye(11, dtype=np.float32)[digits.test.y[:100]]
     double = rebuild(digits_classifier, model=copy.deepcopy(digits_classifier.model).double())
-    both = detectors(double, digits.train.x)
-    for one in both:
-        one.network.double()
-    here, there = (rejecting(one.classifier, one) for one in both)
+    watchers = detectors(double, digits.train.x)
+    for watcher in watchers:
+        watcher.network.double()
+    on_cpu, on_cuda = (rejecting(watcher.classifier, watcher) for watcher in watchers)
     for mode in ("exact", "smooth"):
-        with gradient_mode(here, mode), gradient_mode(there, mode):
-            assert_close(there.predict(x), here.predict(x))
-            assert_close(there.loss_gradient(x, y), here.loss_gradient(x, y))
+        with gradient_mode(on_cpu, mode), gradient_mode(on_cuda, mode):
+            assert_close(on_cuda.predict(x), on_cpu.predict(x))
+            assert_close(on_cuda.loss_gradient(x, y), on_cpu.loss_gradient(x, y))

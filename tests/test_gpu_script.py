@@ -20,7 +20,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
     return importlib.import_module("gpu")
 
 
-def called(gpu: Any, monkeypatch: pytest.MonkeyPatch, *line: str) -> list[dict[str, Any]]:
+def run_steps(gpu: Any, monkeypatch: pytest.MonkeyPatch, *line: str) -> list[dict[str, Any]]:
     """What ``gpu.py steps`` writes on a CPU at toy sizes."""
     out = Path(line[line.index("--out") + 1])
     monkeypatch.setattr("sys.argv", ["gpu.py", "steps", "--trial", "--device", "cpu", *line])
@@ -38,7 +38,7 @@ def test_steps_run_and_their_table_is_printed(
     x, y = random.integers(0, 256, (300, 3, 32, 32), dtype=np.uint8), np.arange(300, dtype=np.uint8) % 10
     np.savez(images, x=x, y=y, x_test=x[:40], y_test=y[:40])
     steps = ["speed LeNet", "relevance", "defences", "train", "search in bfloat16", "autoattack"]
-    lines = called(gpu, monkeypatch, "--out", str(tmp_path), "--images", str(images), "--only", *steps)
+    lines = run_steps(gpu, monkeypatch, "--out", str(tmp_path), "--images", str(images), "--only", *steps)
     assert [line["step"] for line in lines] == steps
     assert all("result" in line for line in lines)
     monkeypatch.setattr("sys.argv", ["gpu.py", "table", str(tmp_path)])
@@ -47,8 +47,8 @@ def test_steps_run_and_their_table_is_printed(
     assert all(f"| {step} |" in printed for step in steps)
 
 
-def test_what_no_time_is_left_for_is_said(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = called(gpu, monkeypatch, "--limit", "-1", "--out", str(tmp_path), "--half", "2")
+def test_steps_without_time_left_are_reported(gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = run_steps(gpu, monkeypatch, "--limit", "-1", "--out", str(tmp_path), "--half", "2")
     assert {line["not run"] for line in lines} == {"the limit is reached"}
 
 

@@ -145,8 +145,8 @@ def test_what_is_escaped_for_markdown_is_read_as_it_was_written(text: str) -> No
     rows = assert_harmless_in_markdown(f"| name | other |\n| --- | --- |\n| {for_markdown(text)} | right |", 0)
     assert len(rows[1]) == 2
     assert rows[1][1] == "right"
-    written = as_written(text).strip()
-    assert rows[1][0].strip().removeprefix("'").strip() == written.removeprefix("'").strip()
+    expected = as_written(text).strip()
+    assert rows[1][0].strip().removeprefix("'").strip() == expected.removeprefix("'").strip()
 
 
 @given(st.text(min_size=1))
@@ -188,7 +188,9 @@ def test_a_link_is_one_link(text: str, target: str) -> None:
 
 
 def test_values_in_messages_are_short_and_printable() -> None:
-    assert all(shown(one).isprintable() and len(shown(one)) <= 200 for one in (*HOSTILE, EVERYTHING * 9, 10**5000))
+    assert all(
+        shown(value).isprintable() and len(shown(value)) <= 200 for value in (*HOSTILE, EVERYTHING * 9, 10**5000)
+    )
 
 
 # The outputs
@@ -215,7 +217,7 @@ def hostile(report: Report) -> Report:
         summary.run, model=EVERYTHING, command=EVERYTHING, defences=[{"name": EVERYTHING, EVERYTHING: EVERYTHING}]
     )
     rows = [replace(row, key=f"{row.key} {EVERYTHING}") for row in summary.rows]
-    examples = [replace(one, attack=EVERYTHING) for one in report.examples]
+    examples = [replace(example, attack=EVERYTHING) for example in report.examples]
     return replace(report, summary=replace(summary, run=run, rows=rows), examples=examples)
 
 
@@ -307,9 +309,9 @@ def test_an_attack_has_a_name_that_can_be_printed(name: Any) -> None:
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_errors_and_lines_of_progress(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         compare([name, name])
-    assert str(refused.value).isprintable()
+    assert str(error.value).isprintable()
     with progress_bar() as bar:
         bar.update(bar.add_task(name, total=1, note=name), advance=1)
     assert_harmless_in_a_terminal(capsys.readouterr().err)

@@ -99,7 +99,7 @@ def test_a_weaker_network_turns_the_suite_red(suite: pytest.Pytester) -> None:
     """The same file; only the weights are others."""
     tests = "\ndef test_it_holds(assert_robust):\n    assert_robust(network(), (x, y), Linf(0.02), 0.5, **QUICK)\n"
     run(suite, tests).assert_outcomes(passed=1)
-    weights = {name: torch.randn_like(one) for name, one in _weights(suite).items()}
+    weights = {name: torch.randn_like(tensor) for name, tensor in _weights(suite).items()}
     save_file(weights, suite.path / "weights.safetensors")
     result = run(suite, tests)
     result.assert_outcomes(failed=1)
@@ -227,7 +227,7 @@ def test_opting_out(assert_robust, how):
         assert sum("test_opting_out" in line and figure in line and f"({reason})" in line for line in lines) == 1
 
 
-def test_a_detector_is_asked_who_gets_past(suite: pytest.Pytester) -> None:
+def test_a_detector_is_tested_for_undetected_attacks_and_false_positives(suite: pytest.Pytester) -> None:
     tests = """
 import numpy as np
 DETECTOR = ExplanationReconstructor(network(), false_positive_rate=0.1)
@@ -292,8 +292,8 @@ def test_nothing_heavy_is_imported_before_a_fixture_is_used(tmp_path: Path) -> N
         "import sys\ndef test_light():\n    assert not {'torch', 'art', 'matplotlib', 'scipy'} & set(sys.modules)\n"
     )
     arguments = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    done = subprocess.run([*arguments, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
-    assert done.returncode == 0, done.stdout
+    process = subprocess.run([*arguments, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert process.returncode == 0, process.stdout
 
 
 def test_what_statements_of_workers_found_is_reported_together(suite: pytest.Pytester) -> None:

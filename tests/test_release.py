@@ -37,10 +37,10 @@ def pages_build(build: dict[str, Any], folder: Path) -> Any:
 def test_the_pages_are_built_into_the_package(
     build: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written = {name: read_page(name) for name in page_names()}
+    texts = {name: read_page(name) for name in page_names()}
     pages_build(build, tmp_path).run()
     monkeypatch.setattr(pages, "FOLDERS", (tmp_path / "art_defenses_ext" / "docs",))
-    assert {name: read_page(name) for name in page_names()} == written
+    assert {name: read_page(name) for name in page_names()} == texts
 
 
 def test_an_editable_installation_copies_nothing(build: dict[str, Any], tmp_path: Path) -> None:
@@ -71,9 +71,9 @@ MAKING = ("CONTRIBUTING.md", ".ci/run", ".github/workflows/ci.yml", ".github/PUL
 def test_what_is_made_can_be_made(name: str) -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     lines = re.findall(r"^(?:.*`|.*run: )?make ((?:[a-z-]+ ?)+)", (ROOT / name).read_text(), re.MULTILINE)
-    made = {target for line in lines for target in line.split()}
-    assert made
-    assert made <= targets
+    made_targets = {target for line in lines for target in line.split()}
+    assert made_targets
+    assert made_targets <= targets
 
 
 def test_every_python_that_is_claimed_is_tested() -> None:

@@ -61,11 +61,11 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
     def dump(address: str) -> str:
         options = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
         budget = ["--virtual-time-budget=8000", "--window-size=1400,1200", f"--user-data-dir={site / 'profile'}"]
-        done = subprocess.run(
+        process = subprocess.run(
             [str(CHROMIUM), *options, *budget, f"file://{site}/{address}"],
             check=True, capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        return done.stdout
+        return process.stdout
 
     return dump
 

@@ -46,7 +46,7 @@ SAYING = (
 COMPLETED = {"eval": "evaluate", "evaluate --curve": "--curve-samples", "evaluate --dataset fa": "fashion_mnist"}
 
 
-def completing(typed: str) -> dict[str, str]:
+def completion_environment(typed: str) -> dict[str, str]:
     """The environment in which a shell asks how to go on."""
     words = f"art-defenses {typed}"
     place = str(len(words.split()) - 1)
@@ -59,24 +59,24 @@ Calls = dict[str, tuple[str, list[str]]]
 @pytest.fixture(scope="module")
 def calls() -> Calls:
     """What each call prints, its exit status and what heavy has been imported by then; all in one new process."""
-    wanted = [(arguments, {}) for arguments in SAYING] + [([], completing(typed)) for typed in COMPLETED]
+    wanted = [(arguments, {}) for arguments in SAYING] + [([], completion_environment(typed)) for typed in COMPLETED]
     line = [sys.executable, "-c", SCRIPT, json.dumps(wanted)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    process = subprocess.run(line, capture_output=True, text=True, timeout=60)
     printed: list[str] = []
-    left = []
-    for text in done.stdout.splitlines():
+    results = []
+    for text in process.stdout.splitlines():
         if text.startswith("left "):
-            left.append(("\n".join(printed), text.split()[1:]))
+            results.append(("\n".join(printed), text.split()[1:]))
             printed = []
         else:
             printed.append(text)
-    return dict(zip([*map(" ".join, SAYING), *COMPLETED], left, strict=True))
+    return dict(zip([*map(" ".join, SAYING), *COMPLETED], results, strict=True))
 
 
 @pytest.mark.parametrize("arguments", SAYING, ids=" ".join)
 def test_nothing_heavy_is_imported(arguments: list[str], calls: Calls) -> None:
-    _, left = calls[" ".join(arguments)]
-    assert left == ["2" if any("unknown" in word for word in arguments) else "0"]
+    _, status_and_modules = calls[" ".join(arguments)]
+    assert status_and_modules == ["2" if any("unknown" in word for word in arguments) else "0"]
 
 
 def test_the_version_is_that_of_what_is_installed(calls: Calls) -> None:
@@ -85,9 +85,9 @@ def test_the_version_is_that_of_what_is_installed(calls: Calls) -> None:
 
 @pytest.mark.parametrize("typed", COMPLETED)
 def test_a_shell_completes_commands_options_and_names(typed: str, calls: Calls) -> None:
-    out, left = calls[typed]
+    out, status_and_modules = calls[typed]
     assert f"plain,{COMPLETED[typed]}" in out.splitlines()
-    assert left == ["0"]
+    assert status_and_modules == ["0"]
 
 
 def test_a_defence_needs_no_library_for_pictures_pages_or_commands() -> None:
@@ -98,5 +98,5 @@ for point in entry_points(group="art_defenses_ext.defences"):
     point.load()
 print(*(name for name in {NOT_NEEDED} if name in sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == []
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)
+    assert process.stdout.split() == []

@@ -31,14 +31,14 @@ seed = [0, 1]
 """
 
 
-def written(folder: Path, text: str) -> Path:
+def write_sweep(folder: Path, text: str) -> Path:
     path = folder / "sweep.toml"
     path.write_text(text)
     return path
 
 
 def test_each_cell_of_the_matrix_is_a_run_with_the_options_of_its_row_and_column(tmp_path: Path) -> None:
-    matrix = Sweep.read(written(tmp_path, ATTACKS + MATRIX))
+    matrix = Sweep.read(write_sweep(tmp_path, ATTACKS + MATRIX))
     defences = {"bare": (("none",), (), "standard"), "jump_relu-jump=1": (("jump_relu",), ("jump=1",), "papers")}
     threats = {"linf-8-255": ("linf", "8/255"), "l2-0.5": ("l2", "0.5")}
     expected = {
@@ -47,16 +47,16 @@ def test_each_cell_of_the_matrix_is_a_run_with_the_options_of_its_row_and_column
         for threat in threats
         for seed in (0, 1)
     }
-    made = {
+    actual = {
         name: (run.defence, run.options, run.attacks, run.norm, run.eps, run.seed) for name, run in matrix.runs.items()
     }
-    assert made == expected
-    assert list(made) == list(expected)
+    assert actual == expected
+    assert list(actual) == list(expected)
     assert all((run.samples, run.out) == (2, Path("runs") / name) for name, run in matrix.runs.items())
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("text", "message"),
     [
         ("out = [", "sweep is '.*', which is not TOML"),
         (ATTACKS, "matrix is missing"),
@@ -70,9 +70,9 @@ def test_each_cell_of_the_matrix_is_a_run_with_the_options_of_its_row_and_column
         (f"{ATTACKS}shard = '1/2'\n[matrix]\nseed = [1]", "run seed=1: shard is an option of a single run"),
     ],
 )
-def test_a_file_that_is_no_sweep_is_refused_in_a_sentence(tmp_path: Path, text: str, words: str) -> None:
-    with pytest.raises(InputError, match=words):
-        Sweep.read(written(tmp_path, text))
+def test_a_file_that_is_no_sweep_is_refused_in_a_sentence(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Sweep.read(write_sweep(tmp_path, text))
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def runner(command_folder: Path) -> Any:
     """Runs ``sweep``."""
 
     def run(text: str, *arguments: str) -> Result:
-        return CliRunner().invoke(app, ["sweep", str(written(command_folder, text)), *arguments])
+        return CliRunner().invoke(app, ["sweep", str(write_sweep(command_folder, text)), *arguments])
 
     return run
 
@@ -105,18 +105,18 @@ def test_what_is_finished_is_skipped_and_what_broke_off_is_named(
     in_the_way = tmp_path / "runs" / "options=jump=0.5"
     assert runner(text, "--print").stdout == "options=jump=1: to do\noptions=jump=0.5: to do\n"
     in_the_way.write_text("a file")
-    refused = runner(text)
-    assert "run options=jump=0.5: out is" in str(refused.exception)
+    refusal = runner(text)
+    assert "run options=jump=0.5: out is" in str(refusal.exception)
     assert not (tmp_path / "runs" / "options=jump=1").exists()
     in_the_way.unlink()
     with monkeypatch.context() as broken:
         broken.setattr(sweep, "_attack", breaking_off(sweep._attack, "options=jump=1"))
-        refused = runner(text)
-    assert str(refused.exception).endswith("of which options=jump=1 failed; the same command tries again")
+        refusal = runner(text)
+    assert str(refusal.exception).endswith("of which options=jump=1 failed; the same command tries again")
     assert runner(text, "--print").stdout == "options=jump=1: to do\noptions=jump=0.5: finished\n"
-    done = runner(text)
-    assert done.exit_code == 0
-    first, second = done.stdout.splitlines()[:2]
+    result = runner(text)
+    assert result.exit_code == 0
+    first, second = result.stdout.splitlines()[:2]
     assert first.startswith("options=jump=1: accuracy under the paper's attacks")
     assert second == "options=jump=0.5: already finished"
     page = json.loads((tmp_path / "runs" / "comparison" / "compare.json").read_text())
@@ -175,12 +175,12 @@ def test_a_sweep_killed_twice_ends_with_the_same_page(digits_classifier: PyTorch
     save_file(digits_classifier.model.state_dict(), tmp_path / "weights.safetensors")
     text = f'{ATTACKS}weights = "../weights.safetensors"\n[matrix]\noptions = ["jump=1", "jump=0.5"]\n'
     command = [sys.executable, "-c", KILLED, text]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=600, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr[-2000:]
     pages = [tmp_path / folder / "runs" for folder in ("undisturbed", "killed")]
     files = [sorted(path.relative_to(page) for path in page.rglob("*") if path.is_file()) for page in pages]
     assert files[0] == files[1]
-    same = [path for path in files[0] if path.parent.name == "comparison" or path.name == "records.jsonl"]
-    assert len(same) == 5
-    for path in same:
+    unchanged = [path for path in files[0] if path.parent.name == "comparison" or path.name == "records.jsonl"]
+    assert len(unchanged) == 5
+    for path in unchanged:
         assert (pages[0] / path).read_bytes() == (pages[1] / path).read_bytes(), path

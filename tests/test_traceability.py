@@ -21,7 +21,7 @@ ROWS = [
 ]
 
 
-def found(name: str) -> Any:
+def resolve(name: str) -> Any:
     """What a dotted name below the package stands for: the longest module first, then its attributes."""
     parts = name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
@@ -43,7 +43,7 @@ def names_in(file: str) -> set[str]:
 
 @pytest.mark.parametrize(("function", "test"), [(row[1], row[2]) for row in ROWS])
 def test_every_name_exists(function: str, test: str) -> None:
-    assert callable(found(function.strip("`")))
+    assert callable(resolve(function.strip("`")))
     file, _, name = test.strip("`").partition("::")
     assert names_in(file)
     assert not name or name in names_in(file)

@@ -21,17 +21,17 @@ QUICK += ("--curve-samples", "0", "--check-samples", "0", "--weights", "weights.
 def test_an_image_is_robust_in_the_union_if_it_is_robust_in_every_ball(
     command_folder: Path,
 ) -> None:
-    done = CliRunner().invoke(app, ["evaluate", "--norm", "l2,linf", "--eps", "0.5,24/255", *QUICK])
-    assert done.exit_code == 0, done.output
+    result = CliRunner().invoke(app, ["evaluate", "--norm", "l2,linf", "--eps", "0.5,24/255", *QUICK])
+    assert result.exit_code == 0, result.output
     balls = [[record.robust() for record in Report.load(f"runs/{norm}").records] for norm in ("l2", "linf")]
     (union,) = json.loads(Path("runs/comparison/compare.json").read_text())["unions"]
     assert union["balls"] == ["l2 0.5", "linf 0.09412"]
     assert (union["robust"]["count"], union["robust"]["total"]) == (sum(map(all, zip(*balls, strict=True))), 6)
-    assert "union of l2 0.5 and linf 0.09412: accuracy under" in " ".join(done.stdout.split())
+    assert "union of l2 0.5 and linf 0.09412: accuracy under" in " ".join(result.stdout.split())
 
 
 @pytest.mark.parametrize(
-    ("values", "words"),
+    ("values", "message"),
     [
         ({"eps": "0.1,0.5"}, "eps is '0.1,0.5'; a radius for each of linf, l2, l1, separated by commas, was expected"),
         ({"norm": "l1,l2", "eps": "1"}, "eps is '1'; a radius for each of l1, l2, separated by commas, was expected"),
@@ -44,12 +44,12 @@ def test_an_image_is_robust_in_the_union_if_it_is_robust_in_every_ball(
     ],
 )
 def test_balls_that_make_no_union_are_refused_before_the_first_run(
-    values: dict[str, object], words: str, few_digits: None, tmp_path: Path
+    values: dict[str, object], message: str, few_digits: None, tmp_path: Path
 ) -> None:
     usual = {"norm": "union", "eps": "0.1,0.5,2", "out": tmp_path / "runs", "samples": 2}
-    with pytest.raises(InputError) as refused:
+    with pytest.raises(InputError) as error:
         evaluate_in_balls(EvaluateOptions.of(usual | values))
-    assert str(refused.value).startswith(words)
+    assert str(error.value).startswith(message)
     assert not (tmp_path / "runs").exists()
 
 

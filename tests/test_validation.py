@@ -109,8 +109,8 @@ def test_clip_values_that_fit_no_image_are_refused(shape: tuple[int, ...], x: An
         assert np.clip(x[0], *classifier.clip_values).shape != x[0].shape
     except ValueError as error:
         assert "broadcast" in str(error)  # noqa: PT017
-    said = rf"victim has clip_values of shape {re.escape(str(shape))} for images \(3, 2, 2\); .* such as \(3, 1, 1\)"
-    with pytest.raises(InputError, match=said):
+    message = rf"victim has clip_values of shape {re.escape(str(shape))} for images \(3, 2, 2\); .* such as \(3, 1, 1\)"
+    with pytest.raises(InputError, match=message):
         check_classifier(classifier, "victim")
 
 
@@ -173,9 +173,9 @@ def test_pixels_that_rounding_took_beyond_the_range_are_moved_into_it(low: float
         np.nextafter(np.float32(low), np.float32(-np.inf)),
         np.nextafter(np.float32(high), np.float32(np.inf)),
     )
-    kept = beyond.copy()
+    original = beyond.copy()
     np.testing.assert_array_equal(check_images(beyond, classifier), images)
-    np.testing.assert_array_equal(beyond, kept)  # the caller's own stay
+    np.testing.assert_array_equal(beyond, original)  # the caller's own stay
 
 
 @pytest.mark.parametrize(("low", "high"), RANGES)
@@ -185,9 +185,9 @@ def test_a_range_is_told_in_digits_that_show_what_is_wrong(low: float, high: flo
     images[0, 0, 0, 0] = high + 1e-5 * max(abs(low), high)
     with pytest.raises(InputError) as refusal:
         check_images(images, classifier)
-    (told,) = re.findall(r"to (\S+); values inside", str(refusal.value))
-    assert np.float32(told) == images.max() > high
-    assert float(told) > high
+    (shown_maximum,) = re.findall(r"to (\S+); values inside", str(refusal.value))
+    assert np.float32(shown_maximum) == images.max() > high
+    assert float(shown_maximum) > high
 
 
 def changed(x: Any, value: float) -> Any:
@@ -196,7 +196,7 @@ def changed(x: Any, value: float) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         *(
             (spoil, "is .*; a numpy array of float32, scaled as in training, was expected")
@@ -218,9 +218,9 @@ def changed(x: Any, value: float) -> Any:
     ],
 )
 def test_unusable_images_are_named(
-    classifier: PyTorchClassifier, x: Any, spoil: Callable[[Any], Any], said: str
+    classifier: PyTorchClassifier, x: Any, spoil: Callable[[Any], Any], message: str
 ) -> None:
-    with pytest.raises(InputError, match=rf"^pictures .*{said}"):
+    with pytest.raises(InputError, match=rf"^pictures .*{message}"):
         check_images(spoil(x), classifier, "pictures")
 
 
@@ -249,7 +249,7 @@ def test_indices_and_one_hot_rows_say_the_same(labels: list[int], dtype: type) -
 
 
 @pytest.mark.parametrize(
-    ("y", "said"),
+    ("y", "message"),
     [
         (np.array([0, 1]), "has 2 labels for 3 images"),
         (np.eye(5, dtype=np.float32)[:3], "is one-hot of width 5; 4 classes were expected"),
@@ -273,25 +273,25 @@ def test_indices_and_one_hot_rows_say_the_same(labels: list[int], dtype: type) -
         (np.array([0, -1, 3]), "holds labels from -1 to 3; 0 to 3 were expected"),
     ],
 )
-def test_unusable_labels_are_named(y: Any, said: str) -> None:
-    with pytest.raises(InputError, match=rf"^truth .*{said}"):
+def test_unusable_labels_are_named(y: Any, message: str) -> None:
+    with pytest.raises(InputError, match=rf"^truth .*{message}"):
         check_labels(y, 4, 3, "truth")
 
 
 def test_a_refusal_names_the_page_that_helps() -> None:
-    with pytest.raises(ClassifierError) as caught:
+    with pytest.raises(ClassifierError) as error:
         check_classifier("nothing")
-    assert caught.value.__notes__ == ["See: art-defenses docs traps"]
-    with pytest.raises(InputError) as caught:
+    assert error.value.__notes__ == ["See: art-defenses docs traps"]
+    with pytest.raises(InputError) as error:
         check_count("count", -1)
-    assert not hasattr(caught.value, "__notes__")
+    assert not hasattr(error.value, "__notes__")
 
 
 def test_a_refusal_survives_pickling_with_its_page() -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         Shard(3, 2)
-    again = pickle.loads(pickle.dumps(caught.value))
-    assert (str(again), again.__notes__) == (str(caught.value), ["See: art-defenses docs scale"])
+    unpickled = pickle.loads(pickle.dumps(error.value))
+    assert (str(unpickled), unpickled.__notes__) == (str(error.value), ["See: art-defenses docs scale"])
 
 
 @pytest.mark.parametrize("kind", InputError.__subclasses__())
@@ -310,10 +310,10 @@ def test_a_message_is_one_line_of_printable_characters_whatever_the_value() -> N
             raise RuntimeError
 
     for value in (Hostile(), Raising(), 10**5000, "x" * 10**6):
-        with pytest.raises(InputError) as refused:
+        with pytest.raises(InputError) as error:
             check_flag("overwrite", value)
-        assert str(refused.value).isprintable()
-        assert len(str(refused.value)) < 300
+        assert str(error.value).isprintable()
+        assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("value", [None, "", b"x", 1, "a\0b", Path("missing") / "file", "x" * 5000])

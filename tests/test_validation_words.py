@@ -167,10 +167,10 @@ KINDS = ((FLAGS, NO_FLAGS), (NUMBERS, NO_NUMBERS), (COUNTS, NO_COUNTS), (WORDS, 
 )
 def test_what_is_no_such_value_is_refused_in_one_sentence(make: Make, name: str, values: list[Any]) -> None:
     for value in values:
-        with pytest.raises(InputError, match=name.replace("_", "[_ ]")) as refused:
+        with pytest.raises(InputError, match=name.replace("_", "[_ ]")) as error:
             make(**{name: value})
-        assert "\n" not in str(refused.value)
-        assert len(str(refused.value)) < 400
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize(
@@ -200,20 +200,20 @@ def test_numpys_scalars_are_taken_everywhere(make: Make, name: str, value: Any) 
 
 def test_an_attack_with_numpys_scalars_gives_the_same_images() -> None:
     plain = AutoPGD(classifier(), np.inf, 0.5, max_iter=3, seed=4, batch_size=2).generate(X, Y)
-    like = AutoPGD(
+    attack = AutoPGD(
         classifier(), np.float64(np.inf), np.float64(0.5), max_iter=np.int64(3), seed=np.int64(4), batch_size=np.int8(2)
     )
-    np.testing.assert_array_equal(like.generate(X, Y), plain)
+    np.testing.assert_array_equal(attack.generate(X, Y), plain)
 
 
 def test_a_run_with_numpys_scalars_is_the_same_run() -> None:
     """Its settings become JSON."""
     plain = evaluated(block_size=2, seed=3)
-    like = evaluated(block_size=np.int64(2), seed=np.int64(3), curve_samples=np.int32(0), adaptive=np.True_)
-    assert like.records == plain.records
-    assert like.summary.run.settings == plain.summary.run.settings
-    assert type(like.summary.run.settings.block_size) is int
+    with_scalars = evaluated(block_size=np.int64(2), seed=np.int64(3), curve_samples=np.int32(0), adaptive=np.True_)
+    assert with_scalars.records == plain.records
+    assert with_scalars.summary.run.settings == plain.summary.run.settings
+    assert type(with_scalars.summary.run.settings.block_size) is int
 
 
 def test_no_standard_attack_was_given_a_word_of_another_kind() -> None:
-    assert all(type(one.curve) is bool and type(one.bounded) is bool for one in STANDARD)
+    assert all(type(spec.curve) is bool and type(spec.bounded) is bool for spec in STANDARD)

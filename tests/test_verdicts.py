@@ -26,9 +26,11 @@ def script() -> Any:
 
 @pytest.mark.parametrize("name", ["undefended", "two_stream_restoration", "autoencoder_beside_detector"])
 def test_the_quickest_runs_say_the_same_of_each_image(script: Any, name: str) -> None:
-    ((_, made),) = script.made_verdicts([name])
+    ((_, actual),) = script.made_verdicts([name])
     expected = json.loads(script.EXPECTED.read_text())[name]
-    assert made.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     total = sum(map(len, expected.values()))
-    differing = sum(a != b for key in expected for a, b in zip(made[key], expected[key], strict=True))
+    differing = sum(
+        verdict != known for key in expected for verdict, known in zip(actual[key], expected[key], strict=True)
+    )
     assert differing <= SHARE * total

@@ -150,12 +150,12 @@ class Runs:
 def verdicts(report: Report) -> Verdicts:
     """What a report's records say of each image."""
     keys = dict.fromkeys(key for record in report.records for key in record.attacks)
-    said = {"clean": "".join(str(int(record.correct)) for record in report.records)}
+    rows = {"clean": "".join(str(int(record.correct)) for record in report.records)}
     for key in keys:
         outcomes = [record.attacks.get(key) for record in report.records]
-        said[key] = "".join("-" if outcome is None else str(int(outcome.success)) for outcome in outcomes)
-    said["robust"] = "".join(str(int(record.robust())) for record in report.records)
-    return said
+        rows[key] = "".join("-" if outcome is None else str(int(outcome.success)) for outcome in outcomes)
+    rows["robust"] = "".join(str(int(record.robust())) for record in report.records)
+    return rows
 
 
 def made_verdicts(names: Collection[str]) -> Iterator[tuple[str, Verdicts]]:
@@ -169,13 +169,13 @@ def made_verdicts(names: Collection[str]) -> Iterator[tuple[str, Verdicts]]:
             print(f"{name}: {time.perf_counter() - begin:.0f} s", file=sys.stderr)
 
 
-def differences(run: str, made: Verdicts, expected: Verdicts) -> list[str]:
+def differences(run: str, actual: Verdicts, expected: Verdicts) -> list[str]:
     """Where two sets of verdicts differ, a line each."""
-    keys = dict.fromkeys([*expected, *made])
+    keys = dict.fromkeys([*expected, *actual])
     return [
-        f"{run}, {key}: {made.get(key)}, expected {expected.get(key)}"
+        f"{run}, {key}: {actual.get(key)}, expected {expected.get(key)}"
         for key in keys
-        if made.get(key) != expected.get(key)
+        if actual.get(key) != expected.get(key)
     ]
 
 
@@ -188,10 +188,10 @@ def main() -> int:
         return 2
     expected: dict[str, Verdicts] = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
     lines: list[str] = []
-    for name, made in made_verdicts(names):
-        lines += differences(name, made, expected.get(name, {}))
+    for name, actual in made_verdicts(names):
+        lines += differences(name, actual, expected.get(name, {}))
         if "--write" in sys.argv:
-            expected[name] = made
+            expected[name] = actual
             EXPECTED.write_text(json.dumps(expected, indent=1) + "\n")
     print("\n".join(lines) or "all verdicts are equal")
     return bool(lines)

@@ -29,8 +29,8 @@ class Halves(Ball):
     norm_name, rule = "halves", "each pixel value may change by at most, in the upper half by half of"
 
     @staticmethod
-    def weights(like: Tensor) -> Tensor:
-        weights = torch.ones(SHAPE, dtype=like.dtype)
+    def weights(reference: Tensor) -> Tensor:
+        weights = torch.ones(SHAPE, dtype=reference.dtype)
         weights[:, :2] = 2
         return weights
 
@@ -102,11 +102,11 @@ def test_an_evaluation_counts_what_lies_within_eps(linear_classifier: Any, tmp_p
 
     spec = AttackSpec("APGD", build, "", kind="white-box", modes="all")
     report = evaluate(classifier, (x, y), Halves(eps), [spec], check_samples=4, progress=False, out=tmp_path / "run")
-    assert [record.robust() for record in report.records] == [bool(near > eps) for near in distance]
+    assert [record.robust() for record in report.records] == [bool(image_distance > eps) for image_distance in distance]
     sizes = [record.attacks["APGD [exact]"].size or 0 for record in report.records]
     assert max(sizes) == pytest.approx(eps)
     assert report.summary.run.settings.threat == "halves"
     (row,) = report.summary.rows
     assert 0.8 * eps < row.median_size <= eps
-    again = Report.load(tmp_path / "run")
-    assert again.records == report.records
+    loaded = Report.load(tmp_path / "run")
+    assert loaded.records == report.records

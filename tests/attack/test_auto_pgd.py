@@ -63,8 +63,8 @@ def test_every_loss_breaks_at_least_as_much_as_plain_descent(
     x, y = digits.test.x[:40], digits.test.y[:40]
     plain = missed(digits_classifier, MarginPGD(digits_classifier, np.inf, 0.1, max_iter=20).generate(x, y), y).sum()
     runs = 3 if loss.endswith("_targeted") else 1
-    found = AutoPGD(digits_classifier, np.inf, 0.1, max_iter=30, loss=loss, nb_runs=runs).generate(x, y)
-    assert missed(digits_classifier, found, y).sum() >= plain - 3
+    adversarial = AutoPGD(digits_classifier, np.inf, 0.1, max_iter=30, loss=loss, nb_runs=runs).generate(x, y)
+    assert missed(digits_classifier, adversarial, y).sum() >= plain - 3
 
 
 def test_the_batch_is_refilled_and_stays_full(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
@@ -91,12 +91,12 @@ def test_later_runs_begin_when_the_first_has_come_a_quarter_of_its_way(
     max_iter: int, batch_size: int, sizes: list[int], digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     """In a ball in which nothing breaks: four samples, nine runs of each."""
-    seen: list[int] = []
-    handle = digits_classifier.model.register_forward_hook(lambda _, inputs, __: seen.append(len(inputs[0])))
+    batch_sizes: list[int] = []
+    handle = digits_classifier.model.register_forward_hook(lambda _, inputs, __: batch_sizes.append(len(inputs[0])))
     attack = AutoPGD(digits_classifier, np.inf, 1e-4, max_iter, "dlr_targeted", nb_runs=9, batch_size=batch_size)
     attack.generate(digits.test.x[:4], digits.test.y[:4])
     handle.remove()
-    assert seen[-len(sizes) :] == sizes  # before them the targets are chosen
+    assert batch_sizes[-len(sizes) :] == sizes  # before them the targets are chosen
 
 
 class NoisyLinear(nn.Module):
@@ -127,13 +127,13 @@ def test_gradients_averaged_over_randomness_converge_to_their_expectation() -> N
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"loss": "dlr_targeted", "targeted": True}, "with targeted another loss"),
     ],
 )
-def test_a_bad_setting_is_refused(options: dict[str, Any], said: str, digits_classifier: PyTorchClassifier) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_bad_setting_is_refused(options: dict[str, Any], message: str, digits_classifier: PyTorchClassifier) -> None:
+    with pytest.raises(InputError, match=message):
         AutoPGD(digits_classifier, **options)
 
 
@@ -156,16 +156,16 @@ def test_rejected_is_no_target(
     norm: float, digits_classifier: PyTorchClassifier, digits: Dataset, linear_classifier: Any
 ) -> None:
     """Each of the nine runs heads for another class, and none stays."""
-    whole = with_detector(digits_classifier, linear_classifier)
+    rejecting_classifier = with_detector(digits_classifier, linear_classifier)
     x, y = torch.from_numpy(digits.test.x[:40]), torch.from_numpy(digits.test.y[:40])
-    rejected = predict(as_module(whole), x) == 10
+    rejected = predict(as_module(rejecting_classifier), x) == 10
     assert 5 < rejected.sum() < 35
-    right = rejected | (predict(as_module(whole), x) == y)
-    attack = AutoPGD(whole, norm, loss="margin_targeted", nb_runs=9)
-    logits = partial(attack.logits, as_module(whole))
-    targets = nearest_targets(logits, x[right], y[right], attack.ball, attack.loss, attack.nb_runs)
-    everything = torch.cat([targets, y[right, None]], dim=1).sort(dim=1).values
-    assert (everything == torch.arange(10)).all()
+    robust = rejected | (predict(as_module(rejecting_classifier), x) == y)
+    attack = AutoPGD(rejecting_classifier, norm, loss="margin_targeted", nb_runs=9)
+    logits = partial(attack.logits, as_module(rejecting_classifier))
+    targets = nearest_targets(logits, x[robust], y[robust], attack.ball, attack.loss, attack.nb_runs)
+    classes = torch.cat([targets, y[robust, None]], dim=1).sort(dim=1).values
+    assert (classes == torch.arange(10)).all()
 
 
 class Tied(nn.Module):

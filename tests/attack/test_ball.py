@@ -18,7 +18,7 @@ NORMS: tuple[type[Ball], ...] = (Linf, L2, L1)
 SHAPES = [(8,), (4, 6), (3, 8, 8)]
 
 
-def drawn(seed: int, *shape: int) -> Tensor:
+def random_tensor(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -43,7 +43,7 @@ def test_another_norm_is_refused(norm: Any) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_size_of_a_sample_is_the_norm_of_its_values(norm: type[Ball], shape: tuple[int, ...]) -> None:
-    delta = drawn(0, 5, *shape)
+    delta = random_tensor(0, 5, *shape)
     expected = [np.linalg.norm(sample.numpy().ravel(), ord=norm.order) for sample in delta]
     np.testing.assert_allclose(norm.size(delta), expected, rtol=1e-5)
 
@@ -51,7 +51,7 @@ def test_the_size_of_a_sample_is_the_norm_of_its_values(norm: type[Ball], shape:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_a_projection_lies_in_the_ball_and_leaves_its_points_alone(norm: type[Ball], shape: tuple[int, ...]) -> None:
-    delta = drawn(1, 40, *shape) * torch.logspace(-3, 1, 40).reshape(-1, *[1] * len(shape))
+    delta = random_tensor(1, 40, *shape) * torch.logspace(-3, 1, 40).reshape(-1, *[1] * len(shape))
     projected = norm(0.7).project(delta)
     assert (norm.size(projected) <= 0.7 * (1 + 1e-6)).all()
     inside = norm.size(delta) <= 0.7
@@ -65,19 +65,19 @@ def test_a_projection_lies_in_the_ball_and_leaves_its_points_alone(norm: type[Ba
 @given(seed=st.integers(0, 10_000), scale=st.floats(0.01, 10))
 def test_no_point_of_the_ball_is_nearer_than_the_projection(norm: type[Ball], seed: int, scale: float) -> None:
     """The projection is the nearest in the Euclidean sense, for either ball."""
-    delta = scale * drawn(seed, 1, 3)
+    delta = scale * random_tensor(seed, 1, 3)
     distance = L2.size(delta - norm(0.7).project(delta)).item()
-    others = norm(0.7).random_inside(torch.empty(500, 3), torch.Generator().manual_seed(seed))
-    assert L2.size(delta - others).min().item() >= distance * (1 - 1e-5)
+    ball_points = norm(0.7).random_inside(torch.empty(500, 3), torch.Generator().manual_seed(seed))
+    assert L2.size(delta - ball_points).min().item() >= distance * (1 - 1e-5)
 
 
 @given(seed=st.integers(0, 10_000), eps=st.floats(0.05, 3))
 def test_the_l1_projection_solves_the_quadratic_program_in_ball_and_clip_range(seed: int, eps: float) -> None:
     """min |z - u|^2 over |z|_1 <= eps and 0 <= clean + z <= 1, as z = p - q with p, q >= 0, by scipy."""
     clean = torch.rand(1, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    wish = drawn(seed, 1, 5).double()
-    change = (L1(eps).inside(clean + wish, clean, (0.0, 1.0)) - clean)[0].numpy()
-    target = wish[0].numpy()
+    step = random_tensor(seed, 1, 5).double()
+    change = (L1(eps).inside(clean + step, clean, (0.0, 1.0)) - clean)[0].numpy()
+    target = step[0].numpy()
     program = optimize.minimize(
         lambda parts: ((parts[:5] - parts[5:] - target) ** 2).sum(),
         np.zeros(10),
@@ -102,15 +102,15 @@ def test_a_sparse_step_changes_the_share_of_pixel_values_with_the_largest_slopes
 def test_balls_grow_by_a_factor_for_each_sample() -> None:
     clean, growth = torch.full((2, 6), 0.5), torch.tensor([1.0, 3.0])
     for ball in (Linf(0.02), L2(0.05), L1(0.1)):
-        moved = ball.inside(clean + drawn(0, 2, 6), clean, (0.0, 1.0), growth) - clean
-        torch.testing.assert_close(ball.size(moved), ball.eps * growth)
+        perturbation = ball.inside(clean + random_tensor(0, 2, 6), clean, (0.0, 1.0), growth) - clean
+        torch.testing.assert_close(ball.size(perturbation), ball.eps * growth)
 
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_steepest_step_gains_the_dual_norm(norm: type[Ball], shape: tuple[int, ...]) -> None:
     """By Hoelder's inequality no step of size one gains more."""
-    gradient = drawn(2, 9, *shape)
+    gradient = random_tensor(2, 9, *shape)
     step = norm.steepest(gradient)
     torch.testing.assert_close(norm.size(step), torch.ones(9))
     torch.testing.assert_close((gradient * step).flatten(1).sum(dim=1), norm.dual_size(gradient))
@@ -119,7 +119,7 @@ def test_the_steepest_step_gains_the_dual_norm(norm: type[Ball], shape: tuple[in
 @pytest.mark.parametrize("scale", [1e-30, 1e-20, 1e-13, 1e6])
 def test_the_steepest_step_does_not_depend_on_the_unit_of_pixels(scale: float) -> None:
     """In a range a million times as wide every gradient is a million times as small."""
-    gradient = drawn(2, 9, 4, 6)
+    gradient = random_tensor(2, 9, 4, 6)
     torch.testing.assert_close(L2.steepest(scale * gradient), L2.steepest(gradient))
 
 

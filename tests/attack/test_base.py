@@ -91,7 +91,7 @@ def y(digits: Dataset) -> Any:
     return digits.test.y[:7].copy()
 
 
-def right(classifier: PyTorchClassifier, x: Any, y: Any) -> int:
+def count_correct(classifier: PyTorchClassifier, x: Any, y: Any) -> int:
     return int((classifier.predict(x).argmax(axis=1) == y).sum())
 
 
@@ -111,9 +111,9 @@ def assert_allowed(x_adv: Any, x: Any, name: str) -> None:
 
 @every_attack
 def test_examples_are_allowed(name: str, defended: PyTorchClassifier, x: Any, y: Any) -> None:
-    one = attack(name, defended, batch_size=3)
-    assert isinstance(one, EvasionAttack)
-    x_adv = one.generate(x, y)
+    evasion = attack(name, defended, batch_size=3)
+    assert isinstance(evasion, EvasionAttack)
+    x_adv = evasion.generate(x, y)
     assert_allowed(x_adv, x, name)
     assert not np.array_equal(x_adv, x)
 
@@ -196,13 +196,13 @@ def test_the_model_is_left_as_it_was(
 @pytest.mark.parametrize("name", [*RANDOM, "fgsm", "deep fool l2", "auto pgd", "square"])
 def test_the_seed_alone_decides_what_is_drawn(name: str, defended: PyTorchClassifier, x: Any) -> None:
     """And the caller's random numbers are left alone."""
-    one = attack(name, defended, seed=3, batch_size=3)
+    evasion = attack(name, defended, seed=3, batch_size=3)
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
-    first = one.generate(x).tobytes()
+    first = evasion.generate(x).tobytes()
     assert torch.equal(torch.get_rng_state(), torch_state)
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_state)  # noqa: NPY002
     torch.rand(5)
-    assert one.generate(x).tobytes() == first
+    assert evasion.generate(x).tobytes() == first
     assert (attack(name, defended, seed=4, batch_size=3).generate(x).tobytes() == first) == (name in NOT_RANDOM)
 
 
@@ -301,7 +301,7 @@ def test_an_unknown_parameter_is_refused_wherever_it_is_given(own_classifier: Py
 
 
 @pytest.mark.parametrize(
-    ("spoil", "said"),
+    ("spoil", "message"),
     [
         (lambda x, y: (x.astype(np.float64), y), "x is float64"),
         (lambda x, y: (x * 2, y), "x ranges from"),
@@ -314,9 +314,9 @@ def test_an_unknown_parameter_is_refused_wherever_it_is_given(own_classifier: Py
     ],
 )
 def test_unusable_images_and_labels_are_refused(
-    spoil: Callable[[Any, Any], Any], said: str, digits_classifier: PyTorchClassifier, x: Any, y: Any
+    spoil: Callable[[Any, Any], Any], message: str, digits_classifier: PyTorchClassifier, x: Any, y: Any
 ) -> None:
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         attack("pgd linf", digits_classifier).generate(*spoil(x, y))
 
 
@@ -341,7 +341,7 @@ def test_gradients_beat_noise(digits_classifier: PyTorchClassifier, digits: Data
     for norm, eps in ((np.inf, 0.15), (2, 0.9)):
         noisy = RandomNoise(digits_classifier, norm, eps, nb_draws=50).generate(x, y)
         attacked = MarginPGD(digits_classifier, norm, eps, max_iter=20).generate(x, y)
-        assert right(digits_classifier, attacked, y) < 0.5 * right(digits_classifier, noisy, y)
+        assert count_correct(digits_classifier, attacked, y) < 0.5 * count_correct(digits_classifier, noisy, y)
 
 
 # Rejection
@@ -414,8 +414,8 @@ def test_a_rejected_image_is_attacked_as_the_class_it_would_have(
 def test_a_class_to_reach_is_reached_where_it_is_not_rejected(
     make: Callable[[PyTorchClassifier], TensorAttack], guarded: PyTorchClassifier
 ) -> None:
-    found = make(guarded).generate(greys(0.56), np.ones(16, int))
-    assert (guarded.predict(found).argmax(axis=1) == 1).all()
+    adversarial = make(guarded).generate(greys(0.56), np.ones(16, int))
+    assert (guarded.predict(adversarial).argmax(axis=1) == 1).all()
 
 
 @pytest.mark.parametrize("kind", [AutoPGD, Square])
@@ -427,11 +427,11 @@ def test_without_a_class_to_reach_a_targeted_attack_is_refused(
 
 
 def test_rejected_is_no_label(guarded: PyTorchClassifier) -> None:
-    said = "y holds the label 4, which means rejected; 0 to 3 were expected"
+    message = "y holds the label 4, which means rejected; 0 to 3 were expected"
     for labels in (np.full(16, 4), np.eye(5)[np.full(16, 4)]):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             MarginPGD(guarded).generate(greys(0.52), labels)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         AutoPGD(guarded, targeted=True).generate(greys(0.52), np.full(16, 4))
 
 
@@ -451,18 +451,18 @@ def test_the_margin_is_positive_where_the_class_wins(seed: int, nb_classes: int)
 @given(st.integers(0, 10_000))
 def test_the_best_point_of_each_image_is_kept(seed: int) -> None:
     random = np.random.default_rng(seed)
-    best = BestPoints(torch.full((4, 2), -1.0))
+    best_points = BestPoints(torch.full((4, 2), -1.0))
     lowest = {row: (np.inf, [-1.0, -1.0]) for row in range(4)}
     for _ in range(6):
         rows = random.integers(0, 4, random.integers(0, 6))  # an image may stand several times
         points = random.random((len(rows), 2), dtype=np.float32)
         margins = random.choice(np.array([-2, -1, 0, 1, 2, 3, np.nan], np.float32), len(rows))
-        best.offer(torch.from_numpy(points), torch.from_numpy(margins), torch.from_numpy(rows))
+        best_points.offer(torch.from_numpy(points), torch.from_numpy(margins), torch.from_numpy(rows))
         for row, point, value in zip(rows, points, margins, strict=True):
             if value < lowest[row][0]:
                 lowest[row] = (value, point.tolist())
-    np.testing.assert_array_equal(best.margins, [lowest[row][0] for row in range(4)])
-    np.testing.assert_array_equal(best.points, np.array([lowest[row][1] for row in range(4)], np.float32))
+    np.testing.assert_array_equal(best_points.margins, [lowest[row][0] for row in range(4)])
+    np.testing.assert_array_equal(best_points.points, np.array([lowest[row][1] for row in range(4)], np.float32))
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=8), st.integers(1, 12), st.integers(1, 7))

@@ -29,12 +29,12 @@ def distances(classifier: PyTorchClassifier, weight: Any, x: Any, norm: float) -
     """min over the rivals k of (z_y - z_k) / ||w_y - w_k|| in the dual norm."""
     dual = 1 if norm == np.inf else 2
     logits = classifier.predict(x).astype(np.float64)
-    found = []
+    smallest = []
     for row in logits:
         y = row.argmax()
-        others = [k for k in range(len(weight)) if k != y]
-        found.append(min((row[y] - row[k]) / np.linalg.norm(weight[y] - weight[k], ord=dual) for k in others))
-    return np.array(found)
+        rivals = [k for k in range(len(weight)) if k != y]
+        smallest.append(min((row[y] - row[k]) / np.linalg.norm(weight[y] - weight[k], ord=dual) for k in rivals))
+    return np.array(smallest)
 
 
 def sizes(delta: Any, norm: float) -> Any:

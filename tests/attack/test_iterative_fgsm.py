@@ -39,9 +39,9 @@ def test_an_image_takes_as_many_steps_as_its_distance_holds(shape: tuple[int, ..
     assert len(set(steps)) > 2  # or the test would show little
     assert (np.abs(distance / size - np.round(distance / size)) > 1e-3).all()  # no image on the edge of a step
     x_adv = IterativeFGSM(classifier, eps_step=size, max_iter=100).generate(x)
-    moved = np.abs(x_adv - x).reshape(20, -1)
-    np.testing.assert_allclose(moved.max(axis=1), steps * size, rtol=1e-3)
-    np.testing.assert_allclose(moved.min(axis=1), steps * size, rtol=1e-3)  # each pixel moves in each step
+    perturbation = np.abs(x_adv - x).reshape(20, -1)
+    np.testing.assert_allclose(perturbation.max(axis=1), steps * size, rtol=1e-3)
+    np.testing.assert_allclose(perturbation.min(axis=1), steps * size, rtol=1e-3)  # each pixel moves in each step
     assert (classifier.predict(x_adv).argmax(axis=1) != classifier.predict(x).argmax(axis=1)).all()
 
 
@@ -73,9 +73,9 @@ def test_in_l2_each_step_points_straight_at_the_boundary_and_has_the_size_asked_
     steps = np.floor(distance / size) + 1
     assert len(set(steps)) > 2  # or the test would show little
     x_adv = IterativeFGSM(classifier, eps_step=size, max_iter=100, norm=2).generate(x, y)
-    moved = (x_adv - x).reshape(20, -1)
-    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), steps * size, rtol=1e-3)
-    cosine = np.abs(moved @ direction) / np.linalg.norm(moved, axis=1) / np.linalg.norm(direction)
+    perturbation = (x_adv - x).reshape(20, -1)
+    np.testing.assert_allclose(np.linalg.norm(perturbation, axis=1), steps * size, rtol=1e-3)
+    cosine = np.abs(perturbation @ direction) / np.linalg.norm(perturbation, axis=1) / np.linalg.norm(direction)
     np.testing.assert_allclose(cosine, 1, rtol=1e-4)
     assert (classifier.predict(x_adv).argmax(axis=1) != y).all()
 

@@ -39,8 +39,8 @@ def test_with_rejection_merged_the_margin_is_negative_only_for_another_class_tha
     assert merged.shape == (500, 3)
     assert torch.equal(logits, before)
     assert torch.equal(margin(merged, y) < 0, (predicted != y) & (predicted != 3))
-    others = F.one_hot(y, 3) == 0
-    assert torch.equal(merged[others], logits[:, :3][others])
+    rivals = F.one_hot(y, 3) == 0
+    assert torch.equal(merged[rivals], logits[:, :3][rivals])
 
 
 def test_the_gradient_of_a_merged_logit_goes_to_the_larger_of_the_two() -> None:

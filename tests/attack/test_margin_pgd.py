@@ -38,9 +38,9 @@ def margins(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
 def test_more_starts_break_no_fewer(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     """The first start is the same one; whatever it breaks stays broken."""
     x, y = digits.test.x[:40], digits.test.y[:40]
-    once, often = (
+    one_start, many_starts = (
         margins(digits_classifier, MarginPGD(digits_classifier, eps=0.1, max_iter=3, nb_starts=n).generate(x, y), y)
         <= 0
         for n in (1, 6)
     )
-    assert (often >= once).all()
+    assert (many_starts >= one_start).all()

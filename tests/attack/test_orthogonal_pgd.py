@@ -49,11 +49,11 @@ class Linear(NamedTuple):
     offset: float
     x: Any
     y: Any
-    whole: PyTorchClassifier
+    classifier: PyTorchClassifier
 
     def evades(self, images: Any) -> Any:
         """Misclassified and not rejected (n,)."""
-        predicted = self.whole.predict(images).argmax(axis=1)
+        predicted = self.classifier.predict(images).argmax(axis=1)
         return (predicted != self.y) & (predicted != len(self.weight))
 
 
@@ -70,25 +70,30 @@ def linear(build: Build, seed: int, spread: float = 1.0, count: int = 40) -> Lin
     return Linear(weight, bias, slope, float(offset), x, y, rejecting(classifier, BinaryInputDetector(detector)))
 
 
-def halfspaces(of: Linear, row: int, target: int | None = None) -> list[tuple[Any, Any]]:
+def halfspaces(problem: Linear, row: int, target: int | None = None) -> list[tuple[Any, Any]]:
     """A and a of all sets A x' + a <= 0 of which one must hold to evade: a rival wins and the detector is silent.
 
     Untargeted there is one for each rival, which need only beat the label; with a target it must beat all others.
     """
-    label, classes = of.y[row], range(len(of.weight))
+    label, classes = problem.y[row], range(len(problem.weight))
     wins = (
         [[(label, k)] for k in classes if k != label]
         if target is None
         else [[(k, target) for k in classes if k != target]]
     )
-    found = []
+    systems = []
     for pairs in wins:
-        rows = [(of.weight[a] - of.weight[b], of.bias[a] - of.bias[b]) for a, b in pairs] + [(of.slope, of.offset)]
-        found.append((np.array([one for one, _ in rows], float), np.array([one for _, one in rows], float)))
-    return found
+        rows = [
+            (problem.weight[loser] - problem.weight[winner], problem.bias[loser] - problem.bias[winner])
+            for loser, winner in pairs
+        ] + [(problem.slope, problem.offset)]
+        systems.append(
+            (np.array([normal for normal, _ in rows], float), np.array([offset for _, offset in rows], float))
+        )
+    return systems
 
 
-def least_linf(of: Linear, targets: Any = None) -> Any:
+def least_linf(problem: Linear, targets: Any = None) -> Any:
     """The least radius (n,) of a linf ball in which each image can evade inside the clip range; inf if none is.
 
     A linear program in x' and r: minimise r, where |x' - x| <= r in every pixel.
@@ -96,16 +101,18 @@ def least_linf(of: Linear, targets: Any = None) -> Any:
     within = np.hstack([np.vstack([np.eye(8), -np.eye(8)]), -np.ones((16, 1))])
 
     def radius(x: Any, matrix: Any, offset: Any) -> float:
-        found = linprog(
+        solution = linprog(
             np.eye(9)[8],
             A_ub=np.vstack([np.hstack([matrix, np.zeros((len(matrix), 1))]), within]),
             b_ub=np.concatenate([-offset, x, -x]),
             bounds=[(0, 1)] * 8 + [(0, None)],
         )
-        return float(found.fun) if found.status == 0 else np.inf
+        return float(solution.fun) if solution.status == 0 else np.inf
 
-    goals = [None] * len(of.x) if targets is None else targets
-    return np.array([min(radius(x, *one) for one in halfspaces(of, row, goals[row])) for row, x in enumerate(of.x)])
+    goals = [None] * len(problem.x) if targets is None else targets
+    return np.array(
+        [min(radius(x, *system) for system in halfspaces(problem, row, goals[row])) for row, x in enumerate(problem.x)]
+    )
 
 
 # Strength
@@ -120,11 +127,11 @@ def test_nearly_all_that_can_evade_do_and_nothing_else(linear_classifier: Build)
     eps = 0.15
     problem = linear(linear_classifier, 100, count=100)
     radius = least_linf(problem)
-    images = [kind(problem.whole, eps=eps, max_iter=50).generate(problem.x, problem.y) for kind in ATTACKS]
-    towards = LagrangianPGD(problem.whole, eps=eps, max_iter=50, targeted=True)
+    images = [kind(problem.classifier, eps=eps, max_iter=50).generate(problem.x, problem.y) for kind in ATTACKS]
+    towards = LagrangianPGD(problem.classifier, eps=eps, max_iter=50, targeted=True)
     images += [towards.generate(problem.x, (problem.y + offset) % 4) for offset in (1, 2, 3)]
-    each: Any = np.array([problem.evades(one) for one in images])  # (attacks, images)
-    union, untargeted = each.any(axis=0), each[:3].any(axis=0)
+    evaded: Any = np.array([problem.evades(adversarial) for adversarial in images])  # (attacks, images)
+    union, untargeted = evaded.any(axis=0), evaded[:3].any(axis=0)
     reachable = radius <= 0.95 * eps
     difficult = reachable & (radius > 0.7 * eps)
     assert (radius > eps).sum() > 15
@@ -133,7 +140,7 @@ def test_nearly_all_that_can_evade_do_and_nothing_else(linear_classifier: Build)
     assert union[reachable].mean() >= 0.95
     assert union[difficult].mean() >= 0.8
     assert untargeted[reachable].mean() >= 0.9
-    assert (each[:3, reachable].mean(axis=1) >= 0.8).all()
+    assert (evaded[:3, reachable].mean(axis=1) >= 0.8).all()
 
 
 def test_a_class_to_reach_is_reached_nearly_wherever_it_can_be(linear_classifier: Build) -> None:
@@ -141,8 +148,10 @@ def test_a_class_to_reach_is_reached_nearly_wherever_it_can_be(linear_classifier
     problem = linear(linear_classifier, 0, count=60)
     goals = (problem.y + np.random.default_rng(0).integers(1, 4, 60)) % 4
     radius = least_linf(problem, goals)
-    images = [kind(problem.whole, eps=eps, targeted=True).generate(problem.x, goals) for kind in ATTACKS]
-    reached = np.any([problem.whole.predict(one).argmax(axis=1) == goals for one in images], axis=0)
+    images = [kind(problem.classifier, eps=eps, targeted=True).generate(problem.x, goals) for kind in ATTACKS]
+    reached = np.any(
+        [problem.classifier.predict(adversarial).argmax(axis=1) == goals for adversarial in images], axis=0
+    )
     assert not reached[radius > eps].any()
     assert 0.3 < (radius <= 0.95 * eps).mean() < 0.9
     assert reached[radius <= 0.95 * eps].mean() >= 0.95
@@ -157,16 +166,16 @@ def test_images_stay_in_the_ball_and_the_clip_range(
     kind: type[RejectionAttack], norm: float, linear_classifier: Build
 ) -> None:
     problem = linear(linear_classifier, 0)
-    attack = kind(problem.whole, norm, 0.2, eps_step=0.15, random_start=True, max_iter=15, batch_size=16)
-    found = attack.generate(problem.x, problem.y)
-    assert found.dtype == np.float32
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert np.linalg.norm(found - problem.x, ord=norm, axis=1).max() <= 0.2 * (1 + 1e-5)
-    assert not np.array_equal(found, problem.x)
+    attack = kind(problem.classifier, norm, 0.2, eps_step=0.15, random_start=True, max_iter=15, batch_size=16)
+    adversarial = attack.generate(problem.x, problem.y)
+    assert adversarial.dtype == np.float32
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert np.linalg.norm(adversarial - problem.x, ord=norm, axis=1).max() <= 0.2 * (1 + 1e-5)
+    assert not np.array_equal(adversarial, problem.x)
 
 
-def overheard(attack: RejectionAttack) -> list[Tensor]:
+def record_queries(attack: RejectionAttack) -> list[Tensor]:
     """Every point that ``attack`` is going to look at."""
     points: list[Tensor] = []
     network = attack.network
@@ -191,29 +200,29 @@ def test_the_misclassified_point_of_lowest_excess_is_kept(
 ) -> None:
     """Without a misclassified one, that of lowest margin."""
     problem = linear(linear_classifier, 3)
-    attack = kind(problem.whole, norm, 0.1, max_iter=20, stop_below=-np.inf, targeted=targeted)
-    heard = overheard(attack)
+    attack = kind(problem.classifier, norm, 0.1, max_iter=20, stop_below=-np.inf, targeted=targeted)
+    queries = record_queries(attack)
     y = (problem.y + 1) % 4 if targeted else problem.y
-    found = attack.generate(problem.x, y)
-    points = torch.stack(heard).numpy()  # (looks, n, 8)
+    adversarial = attack.generate(problem.x, y)
+    points = torch.stack(queries).numpy()  # (looks, n, 8)
     assert len(points) == 21 * len(getattr(attack, "weights", (1.0,)))
 
     logits = points.astype(float) @ problem.weight.T + problem.bias
-    own = np.take_along_axis(logits, y[None, :, None], axis=2)[..., 0]
-    others = np.where(np.eye(4, dtype=bool)[y], -np.inf, logits).max(axis=2)
-    gap = (others - own) if targeted else (own - others)
+    label_logits = np.take_along_axis(logits, y[None, :, None], axis=2)[..., 0]
+    rival_logits = np.where(np.eye(4, dtype=bool)[y], -np.inf, logits).max(axis=2)
+    gap = (rival_logits - label_logits) if targeted else (label_logits - rival_logits)
     excess = points.astype(float) @ problem.slope + problem.offset
-    ever = (gap < 0).any(axis=0)
-    assert 3 < ever.sum() < 37
-    expected = np.where(ever, np.where(gap < 0, excess, np.inf).argmin(axis=0), gap.argmin(axis=0))
-    kept = points[expected, np.arange(len(y))]
-    np.testing.assert_allclose(found, kept, atol=1e-6)
+    misclassified = (gap < 0).any(axis=0)
+    assert 3 < misclassified.sum() < 37
+    expected = np.where(misclassified, np.where(gap < 0, excess, np.inf).argmin(axis=0), gap.argmin(axis=0))
+    expected_points = points[expected, np.arange(len(y))]
+    np.testing.assert_allclose(adversarial, expected_points, atol=1e-6)
 
 
 # Steps
 
 
-def in_turn(classifier_slope: Tensor, detector_slope: Tensor, gaps: list[float], excess: float = 1.0) -> Place:
+def make_place(classifier_slope: Tensor, detector_slope: Tensor, gaps: list[float], excess: float = 1.0) -> Place:
     """Images of the given gaps, all with the same slopes."""
     count = len(gaps)
     return Place(
@@ -225,47 +234,59 @@ def in_turn(classifier_slope: Tensor, detector_slope: Tensor, gaps: list[float],
 
 
 def test_the_detector_s_turn_comes_once_the_image_is_misclassified_by_the_margin() -> None:
-    one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
-    at = in_turn(one, other, [1.0, 0.0, -0.04, -0.06, -1.0])
-    direction = selective_direction(at, 0.05)
-    assert torch.equal(direction, torch.stack([one[0], one[0], one[0], other[0], other[0]]))
-    direction = selective_direction(at, 0.5)
-    assert torch.equal(direction, torch.stack([one[0]] * 4 + [other[0]]))
+    classifier_gradient, detector_gradient = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    place = make_place(classifier_gradient, detector_gradient, [1.0, 0.0, -0.04, -0.06, -1.0])
+    direction = selective_direction(place, 0.05)
+    assert torch.equal(direction, torch.stack([classifier_gradient[0]] * 3 + [detector_gradient[0]] * 2))
+    direction = selective_direction(place, 0.5)
+    assert torch.equal(direction, torch.stack([classifier_gradient[0]] * 4 + [detector_gradient[0]]))
 
 
 def test_an_orthogonal_direction_is_what_the_other_gradient_leaves() -> None:
     """Pythagoras: it is orthogonal to the other, and differs from its own gradient by a multiple of the other."""
-    one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
-    before, after = orthogonal_direction(in_turn(one, other, [1.0, -1.0]), 0.05)
-    for direction, own, against in ((before, one[0], other[0]), (after, other[0], one[0])):
-        assert abs((direction * against).sum()) < 1e-6
-        removed = own - direction
-        torch.testing.assert_close(removed, against * (removed * against).sum() / (against * against).sum())
+    classifier_gradient, detector_gradient = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    before, after = orthogonal_direction(make_place(classifier_gradient, detector_gradient, [1.0, -1.0]), 0.05)
+    for direction, own_gradient, other_gradient in (
+        (before, classifier_gradient[0], detector_gradient[0]),
+        (after, detector_gradient[0], classifier_gradient[0]),
+    ):
+        assert abs((direction * other_gradient).sum()) < 1e-6
+        removed = own_gradient - direction
+        torch.testing.assert_close(
+            removed, other_gradient * (removed * other_gradient).sum() / (other_gradient * other_gradient).sum()
+        )
         assert direction.norm() > 0.1
 
 
 @pytest.mark.parametrize("norm", [2, np.inf])
 def test_the_sum_weighs_unit_gradients_and_drops_what_is_met(norm: float) -> None:
-    one, other = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
+    classifier_gradient, detector_gradient = torch.randn(2, 1, 2, 3, generator=torch.Generator().manual_seed(0))
     dual = 1 if norm == np.inf else 2
-    units = [part[0] / torch.linalg.vector_norm(part, ord=dual) for part in (one, 100 * other)]
-    both, detector = lagrangian_direction(in_turn(one, 100 * other, [1.0, -1.0]), 3.0, ball_type(norm), Descent())
-    torch.testing.assert_close(both, units[0] + 3 * units[1])
+    units = [
+        part[0] / torch.linalg.vector_norm(part, ord=dual) for part in (classifier_gradient, 100 * detector_gradient)
+    ]
+    combined, detector = lagrangian_direction(
+        make_place(classifier_gradient, 100 * detector_gradient, [1.0, -1.0]), 3.0, ball_type(norm), Descent()
+    )
+    torch.testing.assert_close(combined, units[0] + 3 * units[1])
     torch.testing.assert_close(detector, 3 * units[1])
-    classifier, nothing = lagrangian_direction(
-        in_turn(one, 100 * other, [1.0, -1.0], excess=-1.0), 3.0, ball_type(norm), Descent()
+    classifier, no_direction = lagrangian_direction(
+        make_place(classifier_gradient, 100 * detector_gradient, [1.0, -1.0], excess=-1.0),
+        3.0,
+        ball_type(norm),
+        Descent(),
     )
     torch.testing.assert_close(classifier, units[0])
-    assert not nothing.any()
+    assert not no_direction.any()
 
 
 def test_a_gradient_of_zero_is_no_direction_and_takes_nothing_away() -> None:
     gradient = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    other = torch.stack([torch.zeros(4), gradient[1], torch.ones(4)])
-    left = without_component(gradient, other)
-    assert torch.equal(left[0], gradient[0])
-    torch.testing.assert_close(left[1], torch.zeros(4), atol=1e-6, rtol=0)
-    assert abs(left[2].sum()) < 1e-6
+    component = torch.stack([torch.zeros(4), gradient[1], torch.ones(4)])
+    remainder = without_component(gradient, component)
+    assert torch.equal(remainder[0], gradient[0])
+    torch.testing.assert_close(remainder[1], torch.zeros(4), atol=1e-6, rtol=0)
+    assert abs(remainder[2].sum()) < 1e-6
 
 
 @every_attack
@@ -277,9 +298,9 @@ def test_without_a_gradient_images_stay_finite(
     weight, slope = problem.weight, np.stack([0 * problem.slope, problem.slope])
     classifier = linear_classifier(0 * weight if flat != "detector" else weight, problem.bias, (8,))
     detector = linear_classifier(0 * slope if flat != "classifier" else slope, np.array([0, 1], np.float32), (8,))
-    whole = rejecting(classifier, BinaryInputDetector(detector))
-    found = kind(whole, norm, 0.1, max_iter=10).generate(problem.x, problem.y)
-    assert np.isfinite(found).all()
+    rejecting_classifier = rejecting(classifier, BinaryInputDetector(detector))
+    adversarial = kind(rejecting_classifier, norm, 0.1, max_iter=10).generate(problem.x, problem.y)
+    assert np.isfinite(adversarial).all()
 
 
 # Stopping
@@ -292,13 +313,13 @@ def test_a_sample_leaves_once_it_evades_and_never_at_minus_infinity(
     problem = linear(linear_classifier, 0)
     lengths = {}
     for stop_below in (0.0, -0.2, -np.inf):
-        attack = kind(problem.whole, eps=0.3, max_iter=40, stop_below=stop_below)
-        heard = overheard(attack)
-        found = attack.generate(problem.x, problem.y)
-        lengths[stop_below] = [len(points) for points in heard]
-        done = problem.evades(found) & (found @ problem.slope + problem.offset < stop_below)
+        attack = kind(problem.classifier, eps=0.3, max_iter=40, stop_below=stop_below)
+        queries = record_queries(attack)
+        adversarial = attack.generate(problem.x, problem.y)
+        lengths[stop_below] = [len(points) for points in queries]
+        evaded = problem.evades(adversarial) & (adversarial @ problem.slope + problem.offset < stop_below)
         if stop_below > -np.inf:
-            assert lengths[stop_below][-1] == 40 - done.sum() or done.all()
+            assert lengths[stop_below][-1] == 40 - evaded.sum() or evaded.all()
     assert lengths[-np.inf] == [40] * 41 * len(getattr(attack, "weights", (1.0,)))
     assert lengths[0.0][:5] == [40] * 5  # who is done leaves at every fifth step
     assert sum(lengths[0.0]) < 0.5 * sum(lengths[-np.inf])
@@ -307,15 +328,15 @@ def test_a_sample_leaves_once_it_evades_and_never_at_minus_infinity(
 
 def test_later_weights_are_for_samples_that_are_left(linear_classifier: Build) -> None:
     problem = linear(linear_classifier, 0)
-    attack = LagrangianPGD(problem.whole, eps=0.1, weights=(1.0, 5.0), max_iter=10)
-    heard = overheard(attack)
-    once = LagrangianPGD(problem.whole, eps=0.1, weights=(1.0,), max_iter=10).generate(problem.x, problem.y)
-    twice = attack.generate(problem.x, problem.y)
-    starts = [points for points in heard if any(torch.equal(points[0], torch.from_numpy(row)) for row in problem.x)]
-    left = ~problem.evades(once)
-    assert 0 < left.sum() < 40
-    np.testing.assert_array_equal(starts[-1], problem.x[left])
-    np.testing.assert_array_equal(twice[~left], once[~left])
+    attack = LagrangianPGD(problem.classifier, eps=0.1, weights=(1.0, 5.0), max_iter=10)
+    queries = record_queries(attack)
+    one_weight = LagrangianPGD(problem.classifier, eps=0.1, weights=(1.0,), max_iter=10).generate(problem.x, problem.y)
+    two_weights = attack.generate(problem.x, problem.y)
+    starts = [points for points in queries if any(torch.equal(points[0], torch.from_numpy(row)) for row in problem.x)]
+    unbroken = ~problem.evades(one_weight)
+    assert 0 < unbroken.sum() < 40
+    np.testing.assert_array_equal(starts[-1], problem.x[unbroken])
+    np.testing.assert_array_equal(two_weights[~unbroken], one_weight[~unbroken])
 
 
 # Surrogates
@@ -361,22 +382,24 @@ def test_a_surrogate_with_a_width_is_taken_and_narrowed_by_itself(
     kind: type[RejectionAttack], stepped: tuple[PyTorchClassifier, Steps], digits: Dataset
 ) -> None:
     """The exact derivative of the detector is zero: nothing evades under it."""
-    whole, steps = stepped
+    rejecting_classifier, steps = stepped
     x, y = brightened(digits)
-    assert (whole.predict(x).argmax(axis=1) == 10).all()
+    assert (rejecting_classifier.predict(x).argmax(axis=1) == 10).all()
 
     def share(**options: Any) -> float:
-        predicted = whole.predict(kind(whole, eps=0.3, max_iter=60, **options).generate(x, y)).argmax(axis=1)
+        predicted = rejecting_classifier.predict(
+            kind(rejecting_classifier, eps=0.3, max_iter=60, **options).generate(x, y)
+        ).argmax(axis=1)
         return float(((predicted != y) & (predicted != 10)).mean())
 
-    by_itself, told, exact = share(), share(gradient_mode="smooth"), share(gradient_mode="exact")
-    assert by_itself == told
-    assert by_itself >= 0.9
+    default, smooth, exact = share(), share(gradient_mode="smooth"), share(gradient_mode="exact")
+    assert default == smooth
+    assert default >= 0.9
     assert exact <= 0.3
     assert (steps.gradient_mode, steps.surrogate_width) == ("exact", 1.0)
 
     steps.widths.clear()
-    attack = kind(whole, eps=0.15, max_iter=10, factors=(2.0, 1.0, 0.5), stop_below=-np.inf)
+    attack = kind(rejecting_classifier, eps=0.15, max_iter=10, factors=(2.0, 1.0, 0.5), stop_below=-np.inf)
     attack.generate(x, y)
     assert steps.widths == ([2.0] * 3 + [1.0] * 3 + [0.5] * 4) * len(getattr(attack, "weights", (1.0,)))
     assert (steps.gradient_mode, steps.surrogate_width) == ("exact", 1.0)
@@ -399,22 +422,22 @@ class Foreign(Defence, nn.Module):
 
 def test_defences_without_a_width_stay_exact(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     foreign, steps = Foreign(), Steps()
-    seen: set[str] = set()
+    modes: set[str] = set()
     kind, shape, loss = PyTorchClassifier, (1, 8, 8), nn.CrossEntropyLoss()
     classifier = kind(
         nn.Sequential(foreign, digits_classifier.model), loss, shape, 10, clip_values=(0.0, 1.0), device_type="cpu"
     )
     jumping = JumpReLU(classifier, 0.3)()
     detector = BinaryInputDetector(kind(steps, loss, shape, 2, clip_values=(0.0, 1.0), device_type="cpu"))
-    whole = rejecting(jumping, detector)
-    defences = find_defences(whole)
-    jump = next(one for one in defences if one.name == "jump_relu")
-    jump.register_forward_hook(lambda module, *_: seen.add(module.gradient_mode))  # type: ignore[attr-defined]
-    attack = SelectivePGD(whole, max_iter=2)
+    rejecting_classifier = rejecting(jumping, detector)
+    defences = find_defences(rejecting_classifier)
+    jump = next(defence for defence in defences if defence.name == "jump_relu")
+    jump.register_forward_hook(lambda module, *_: modes.add(module.gradient_mode))  # type: ignore[attr-defined]
+    attack = SelectivePGD(rejecting_classifier, max_iter=2)
     assert sorted(attack._mode().split("+")) == ["exact", "smooth", "smooth"]  # type: ignore[union-attr]
     attack.generate(digits.test.x[:2], digits.test.y[:2])
-    assert seen == {"smooth"}
-    assert [one.gradient_mode for one in defences] == ["exact"] * 3
+    assert modes == {"smooth"}
+    assert [defence.gradient_mode for defence in defences] == ["exact"] * 3
 
 
 # What is refused

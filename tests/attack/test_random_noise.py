@@ -28,13 +28,13 @@ def margins(classifier: PyTorchClassifier, x: Any, y: Any) -> Any:
 def test_more_draws_never_raise_the_margin(norm: float, digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     """The draws of a seed come in the same order, so that more of them contain the fewer."""
     x, y = digits.test.x[:20], digits.test.y[:20]
-    found = [
+    lowest_margins = [
         margins(digits_classifier, RandomNoise(digits_classifier, norm, 0.5, nb_draws=n).generate(x, y), y)
         for n in (1, 5, 40)
     ]
-    assert (found[1] <= found[0] + 1e-4).all()
-    assert (found[2] <= found[1] + 1e-4).all()
-    assert (found[2] < found[0]).any()
+    assert (lowest_margins[1] <= lowest_margins[0] + 1e-4).all()
+    assert (lowest_margins[2] <= lowest_margins[1] + 1e-4).all()
+    assert (lowest_margins[2] < lowest_margins[0]).any()
 
 
 def test_a_single_draw_is_uniform_in_the_ball(linear_classifier: Build) -> None:

@@ -59,9 +59,9 @@ def test_what_is_added_in_float32_is_inside_and_a_thousandth_more_is_not(
     eps = 8e-4 * (high - low)  # 3.3 Hounsfield units of 4,095
     eps *= 1.0 if norm is Linf else 8.0
     x = images(low, high, kind)
-    for known in (clip_values, None):
-        assert (norm(eps).sizes(x, added(x, eps, norm), known) <= eps * (1 + 1e-5)).all()
-        assert (norm(eps).sizes(x, added(x, 1.001 * eps, norm), known) > eps * (1 + 1e-5)).all()
+    for known_range in (clip_values, None):
+        assert (norm(eps).sizes(x, added(x, eps, norm), known_range) <= eps * (1 + 1e-5)).all()
+        assert (norm(eps).sizes(x, added(x, 1.001 * eps, norm), known_range) > eps * (1 + 1e-5)).all()
 
 
 def test_there_is_something_to_forgive() -> None:
@@ -79,10 +79,10 @@ def test_what_rounding_left_outside_is_moved_in_by_its_last_place(
     eps = 8e-4 * (high - low) * (1.0 if norm is Linf else 8.0)
     x = images(low, high, "drawn")
     before = added(x, eps, norm)
-    after = norm(eps).moved_inside(x, before, clip_values)
+    moved = norm(eps).moved_inside(x, before, clip_values)
     limit = Fraction(eps) ** (1 if norm is Linf else 2)
-    assert all(exact_size(*pair, norm) <= limit for pair in zip(x, after, strict=True))
-    assert (np.abs(after - before) <= 2 * np.spacing(np.float32(max(abs(low), abs(high))))).all()
+    assert all(exact_size(*pair, norm) <= limit for pair in zip(x, moved, strict=True))
+    assert (np.abs(moved - before) <= 2 * np.spacing(np.float32(max(abs(low), abs(high))))).all()
 
 
 ATTACKS: list[tuple[type[TensorAttack], dict[str, Any]]] = [
@@ -111,6 +111,6 @@ def test_attacks_return_points_of_the_ball_to_the_last_bit(
     radius = {"eps_step": eps} if attack is IterativeFGSM else {"eps": eps}
     adversarial = attack(classifier, norm=norm, **radius, **options).generate(x, y)
     limit = Fraction(eps) ** (1 if norm is Linf else 2)
-    found = [exact_size(*pair, norm) for pair in zip(x, adversarial, strict=True)]
-    assert max(found) <= limit
-    assert max(found) > 0
+    sizes = [exact_size(*pair, norm) for pair in zip(x, adversarial, strict=True)]
+    assert max(sizes) <= limit
+    assert max(sizes) > 0

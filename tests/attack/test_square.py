@@ -33,23 +33,23 @@ def test_one_per_cent_around_the_closed_form_distance_decides(
 ) -> None:
     distance = 0.2 if norm == 2 else 0.03
     classifier, x, y, _ = at_distance(shape, norm, distance)
-    few = slice(4)
+    subset = slice(4)
     for eps, broken in ((1.01 * distance, True), (0.99 * distance, False)):
         queries = 10_000 if broken else 100
         attack = Square(classifier, norm, eps, max_queries=queries, batch_size=batch_size)
-        x_adv = attack.generate(x[few], y[few])
-        assert (missed(classifier, x_adv, y[few]) == broken).all()
-        size = np.linalg.norm((x_adv - x[few]).reshape(len(x_adv), -1), ord=norm, axis=1)
+        x_adv = attack.generate(x[subset], y[subset])
+        assert (missed(classifier, x_adv, y[subset]) == broken).all()
+        size = np.linalg.norm((x_adv - x[subset]).reshape(len(x_adv), -1), ord=norm, axis=1)
         assert (size <= eps * (1 + 1e-5)).all()
 
 
 def queries(classifier: PyTorchClassifier, attack: Square, x: Any, y: Any) -> list[Tensor]:
     """Every batch that the attack sends to the network."""
-    asked: list[Tensor] = []
-    handle = classifier.model.register_forward_pre_hook(lambda _, inputs: asked.append(inputs[0].clone()))
+    points: list[Tensor] = []
+    handle = classifier.model.register_forward_pre_hook(lambda _, inputs: points.append(inputs[0].clone()))
     attack.generate(x, y)
     handle.remove()
-    return asked
+    return points
 
 
 def test_no_query_repeats_the_point_that_it_starts_from(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
@@ -58,10 +58,10 @@ def test_no_query_repeats_the_point_that_it_starts_from(digits_classifier: PyTor
         Hard(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
     )
     x = np.full((4, 1, 8, 8), 0.5, np.float32)
-    asked = queries(classifier, Square(classifier, np.inf, 0.1, max_queries=60), x, np.zeros(4, int))
-    assert len(asked) == 60
-    current = asked[0]
-    for proposed in asked[1:]:
+    points = queries(classifier, Square(classifier, np.inf, 0.1, max_queries=60), x, np.zeros(4, int))
+    assert len(points) == 60
+    current = points[0]
+    for proposed in points[1:]:
         assert (proposed != current).flatten(1).any(dim=1).all()
         better = Hard.score(proposed) < Hard.score(current)
         current = torch.where(better[:, None, None, None], proposed, current)
@@ -83,14 +83,14 @@ def test_each_image_has_squares_of_its_own(digits_classifier: PyTorchClassifier)
         Hard(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
     )
     x = np.full((16, 1, 8, 8), 0.5, np.float32)
-    asked = queries(classifier, Square(classifier, np.inf, 0.1, max_queries=3), x, np.zeros(16, int))
-    assert len({image.numpy().tobytes() for image in asked[-1]}) > 8
+    points = queries(classifier, Square(classifier, np.inf, 0.1, max_queries=3), x, np.zeros(16, int))
+    assert len({image.numpy().tobytes() for image in points[-1]}) > 8
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 12), (1, 9), (7, 1)])
 @pytest.mark.parametrize("side", [(1, 1), (3, 2), (5, 5), (9, 9)])
 def test_windows_have_their_size_and_reach_every_pixel(size: tuple[int, int], side: tuple[int, int]) -> None:
-    height, width = (min(one, whole) for one, whole in zip(side, size, strict=True))
+    height, width = (min(length, limit) for length, limit in zip(side, size, strict=True))
     window = _Window.draw(torch.zeros(2000, 1, *size), (height, width), torch.Generator().manual_seed(0))
     assert (window.mask.flatten(1).sum(dim=1) == height * width).all()
     assert window.mask.any(dim=0).all()

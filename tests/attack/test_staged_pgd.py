@@ -21,7 +21,7 @@ from art_defenses_ext.zoo.datasets import Dataset
 
 
 @pytest.mark.parametrize(
-    ("margins", "most", "expected"),
+    ("margins", "limit", "expected"),
     [
         ([3.0, 1.0, 2.0], 2, [1, 2]),  # in their order, not in that of their margins
         ([3.0, -1.0, 2.0], 2, [0, 2]),  # a broken one is done with
@@ -31,9 +31,9 @@ from art_defenses_ext.zoo.datasets import Dataset
     ],
 )
 def test_the_images_of_lowest_margin_that_are_not_broken_go_on(
-    margins: list[float], most: int, expected: list[int]
+    margins: list[float], limit: int, expected: list[int]
 ) -> None:
-    assert nearest(torch.tensor(margins), most).tolist() == expected
+    assert nearest(torch.tensor(margins), limit).tolist() == expected
 
 
 def test_each_stage_has_its_share_of_all_images_its_loss_and_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,10 +42,10 @@ def test_each_stage_has_its_share_of_all_images_its_loss_and_its_start(monkeypat
     calls: list[tuple[list[float], Tensor | None, str, int, int]] = []
 
     def overheard(
-        logits: Any, *, x: Tensor, start: Tensor | None, objective: Any, max_iter: int, nb_runs: int, **rest: Any
+        logits: Any, *, x: Tensor, start: Tensor | None, objective: Any, max_iter: int, nb_runs: int, **options: Any
     ) -> Tensor:
         calls.append((x[:, 0].tolist(), start, objective.loss, max_iter, nb_runs))
-        return auto_pgd(logits, x=x, start=start, objective=objective, max_iter=max_iter, nb_runs=nb_runs, **rest)
+        return auto_pgd(logits, x=x, start=start, objective=objective, max_iter=max_iter, nb_runs=nb_runs, **options)
 
     monkeypatch.setattr(module, "auto_pgd", overheard)
     stages = (

@@ -37,8 +37,8 @@ def images(*means: float) -> tuple[Tensor, Tensor]:
 def test_an_image_on_a_plateau_is_broken_by_the_perturbation_of_another_one() -> None:
     """Without that its gradient is zero everywhere that a search comes to; the first image has one."""
     x, y = images(0.55, 0.4)
-    alone = auto_pgd(plateau, x, y, BALL, max_iter=50, generator=generator())
-    assert (margin(plateau(alone, y), y) < 0).tolist() == [True, False]
+    cold_start = auto_pgd(plateau, x, y, BALL, max_iter=50, generator=generator())
+    assert (margin(plateau(cold_start, y), y) < 0).tolist() == [True, False]
     forms = [partial(gradient_mode, torch.nn.Identity(), "exact")]
     crossed = crossed_pgd(plateau, x, y, BALL, forms=forms, max_iter=50, generator=generator())
     assert (margin(plateau(crossed, y), y) < 0).all()
@@ -51,8 +51,10 @@ def test_an_image_on_a_plateau_is_broken_by_the_perturbation_of_another_one() ->
 def test_square_never_loses_what_it_starts_from(ball: Ball) -> None:
     x, y = images(0.5, 0.45, 0.6)
     start = ball.inside(x + 0.05 * torch.rand(x.shape, generator=generator()), x, (0.0, 1.0))
-    found = square(plateau, x, y, ball, start=start, max_queries=30, clip_values=(0.0, 1.0), generator=generator())
-    assert (margin(plateau(found, y), y) <= margin(plateau(start, y), y) + 1e-6).all()
+    adversarial = square(
+        plateau, x, y, ball, start=start, max_queries=30, clip_values=(0.0, 1.0), generator=generator()
+    )
+    assert (margin(plateau(adversarial, y), y) <= margin(plateau(start, y), y) + 1e-6).all()
 
 
 def test_what_the_descent_before_square_breaks_by_itself_is_no_success_of_queries() -> None:

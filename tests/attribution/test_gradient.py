@@ -166,11 +166,11 @@ def test_passes_of_any_size_see_the_same_points(
     model, x = smooth_net(shape, torch.float32), torch.randn(4, *shape)
     sizes: list[int] = []
     model.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
-    whole = explain(model, x, "all")
+    expected = explain(model, x, "all")
     for rows in (1, 4, 9):
         sizes.clear()
         monkeypatch.setattr("art_defenses_ext.attribution.gradient.ROWS_AT_ONCE", rows)
-        torch.testing.assert_close(explain(model, x, "all"), whole)
+        torch.testing.assert_close(explain(model, x, "all"), expected)
         assert max(sizes) == max(4, rows // 4 * 4)
 
 
@@ -204,13 +204,13 @@ def test_smooth_grad_tends_to_the_gradient_of_the_smoothed_network() -> None:
 def test_the_noise_is_repeatable_and_nobody_else_s() -> None:
     model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
     before = torch.get_rng_state()
-    one, again, other = (smooth_grad(model, x, samples=4, seed=seed) for seed in (1, 1, 2))
+    first, repeated, reseeded = (smooth_grad(model, x, samples=4, seed=seed) for seed in (1, 1, 2))
     generator = torch.Generator().manual_seed(1)
-    drawn, drawn_next = (smooth_grad(model, x, samples=4, seed=generator) for _ in range(2))
-    assert torch.equal(one, again)
-    assert torch.equal(one, drawn)
-    assert not torch.allclose(one, other)
-    assert not torch.allclose(one, drawn_next)
+    from_generator, next_from_generator = (smooth_grad(model, x, samples=4, seed=generator) for _ in range(2))
+    assert torch.equal(first, repeated)
+    assert torch.equal(first, from_generator)
+    assert not torch.allclose(first, reseeded)
+    assert not torch.allclose(first, next_from_generator)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -219,12 +219,12 @@ def test_integrated_gradients_are_complete(shape: tuple[int, ...]) -> None:
     model = smooth_net(shape)
     x, baseline = torch.randn(2, 3, *shape, dtype=torch.float64)
     for start in (torch.zeros_like(x), baseline):
-        rise = (model(x) - model(start)).detach()  # (N, K)
+        logit_change = (model(x) - model(start)).detach()  # (N, K)
         errors = []
         for steps in (25, 50, 100):
             attributions = integrated_gradients(model, x, "all", baseline=start, steps=steps)
-            errors.append((attributions.flatten(2).sum(dim=2) - rise).abs().max())
-        assert errors[-1] < 1e-4 * rise.abs().max()
+            errors.append((attributions.flatten(2).sum(dim=2) - logit_change).abs().max())
+        assert errors[-1] < 1e-4 * logit_change.abs().max()
         # The midpoint rule: a quarter of the error at twice the steps.
         assert errors[0] / errors[1] == pytest.approx(4, rel=0.1)
         assert errors[1] / errors[2] == pytest.approx(4, rel=0.1)
@@ -283,14 +283,14 @@ def test_it_works_where_autograd_is_off(explain: Explain, context: Any) -> None:
     classes = "all"
     model, x = smooth_net((8,)), torch.randn(3, 8, dtype=torch.float64)
     expected = explain(model, x, classes)
-    for given in (x, x.clone().requires_grad_()):
+    for inputs in (x, x.clone().requires_grad_()):
         with context():
-            actual = explain(model, given, classes)
-            inside = explain(model, given * 1, classes)  # a tensor made inside, as a preprocessor makes one
+            actual = explain(model, inputs, classes)
+            intermediate = explain(model, inputs * 1, classes)  # a tensor made inside, as a preprocessor makes one
             assert not torch.is_grad_enabled()
-        for one in (actual, inside):
-            assert not one.requires_grad
-            torch.testing.assert_close(one, expected)
+        for attribution in (actual, intermediate):
+            assert not attribution.requires_grad
+            torch.testing.assert_close(attribution, expected)
 
 
 # Weighted sums of cross-entropies.
@@ -299,8 +299,8 @@ def test_it_works_where_autograd_is_off(explain: Explain, context: Any) -> None:
 def random_weights(logits: Tensor) -> Tensor:
     """The weights (N, 3, K) of three sums, not of one sign and not summing up to one."""
     generator = torch.Generator().manual_seed(4)
-    drawn = torch.randn(len(logits), 3, NB_CLASSES, generator=generator, dtype=torch.float64)
-    return drawn.to(logits.dtype)
+    weights = torch.randn(len(logits), 3, NB_CLASSES, generator=generator, dtype=torch.float64)
+    return weights.to(logits.dtype)
 
 
 def bent(logits: Tensor) -> Tensor:
@@ -347,12 +347,12 @@ def test_a_weighted_sum_has_the_derivative_that_differences_show_with_that_of_it
     assert torch.autograd.gradcheck(lambda x: weighted_loss_gradient(model, x, weights), (x,), eps=1e-6, atol=1e-6)
     assert torch.autograd.gradgradcheck(lambda x: weighted_loss_gradient(model, x, weights), (x,))
     if weights is bent:
-        held = weights(model(x)).detach()
-        full, without = (
+        constant = weights(model(x)).detach()
+        full, without_weights = (
             torch.autograd.grad(weighted_loss_gradient(model, x, chosen).sum(), x)[0]
-            for chosen in (weights, lambda logits: held)
+            for chosen in (weights, lambda logits: constant)
         )
-        assert not torch.allclose(full, without, rtol=1e-2)
+        assert not torch.allclose(full, without_weights, rtol=1e-2)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -373,10 +373,10 @@ def test_a_weighted_sum_costs_one_backward_pass(requires_grad: bool) -> None:
     forwards: list[int] = []
     model.register_forward_hook(lambda *_: forwards.append(1))
     x = torch.randn(3, 8, dtype=torch.float64, requires_grad=requires_grad)
-    found = weighted_loss_gradient(model, x, lambda logits: logits.softmax(dim=1).roll(1, dims=1)[:, None])
+    gradient = weighted_loss_gradient(model, x, lambda logits: logits.softmax(dim=1).roll(1, dims=1)[:, None])
     assert passes == [(3, 8)]
     assert len(forwards) == 1
-    assert found.requires_grad == requires_grad
+    assert gradient.requires_grad == requires_grad
 
 
 # Operations that cannot be vectorised, and other people's networks.
@@ -456,7 +456,7 @@ GIVEN = ("model", "x", "classes")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"model": torch.sigmoid}, "model is .*; an nn.Module"),
         ({"model": nn.Identity(), "x": X[None]}, r"model gives torch.float32 of shape \(1, 3, 8\)"),
@@ -479,11 +479,11 @@ GIVEN = ("model", "x", "classes")
         ),
     ],
 )
-def test_what_cannot_be_explained_is_refused(arguments: dict[str, Any], said: str) -> None:
-    given = {"model": nn.Linear(8, 5), "x": X, "classes": None} | arguments
+def test_what_cannot_be_explained_is_refused(arguments: dict[str, Any], message: str) -> None:
+    call = {"model": nn.Linear(8, 5), "x": X, "classes": None} | arguments
     for explain in (input_gradient, loss_gradient):
-        with pytest.raises(InputError, match=said):
-            explain(given["model"], given["x"], given["classes"], **{k: given[k] for k in arguments.keys() - {*GIVEN}})
+        with pytest.raises(InputError, match=message):
+            explain(call["model"], call["x"], call["classes"], **{k: call[k] for k in arguments.keys() - {*GIVEN}})
 
 
 @explanations
@@ -493,7 +493,7 @@ def test_each_explanation_refuses_a_class_that_there_is_not(explain: Explain) ->
 
 
 @pytest.mark.parametrize(
-    ("explain", "arguments", "said"),
+    ("explain", "arguments", "message"),
     [
         (smooth_grad, {"sigma": 0.0}, "sigma is 0.0; a finite number > 0"),
         (smooth_grad, {"samples": 0}, "samples is 0; a whole number"),
@@ -505,16 +505,16 @@ def test_each_explanation_refuses_a_class_that_there_is_not(explain: Explain) ->
         ),
     ],
 )
-def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_settings_without_a_meaning_are_refused(explain: Explain, arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         explain(nn.Linear(8, 5), X, **arguments)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 0, 5), (), None], ids=str)
 def test_weights_of_another_shape_are_refused(shape: Any) -> None:
-    given: Any = None if shape is None else torch.ones(shape)
+    weights: Any = None if shape is None else torch.ones(shape)
     with pytest.raises(InputError, match=r"weights gives .*; shape \(3, M, 5\) was expected"):
-        weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: given)
+        weighted_loss_gradient(nn.Linear(8, 5), X, lambda logits: weights)
 
 
 # Another device.

@@ -173,9 +173,9 @@ def test_a_cast_on_the_way_changes_the_dtype_alone() -> None:
     plain = Written(torch.relu, x.float()).float()
     casting = Written(lambda x: torch.relu(x.to(torch.float32)), x.float()).float()
     casting.load_state_dict(plain.state_dict())
-    found, expected = relevance(casting, x, 2), relevance(plain, x.float(), 2)
-    assert found.dtype == torch.float64
-    assert_near(found, expected.double(), 1e-6)
+    actual, expected = relevance(casting, x, 2), relevance(plain, x.float(), 2)
+    assert actual.dtype == torch.float64
+    assert_near(actual, expected.double(), 1e-6)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -436,18 +436,18 @@ def test_every_composite_is_finite_and_single_precision_is_enough(name: str) -> 
 @pytest.mark.parametrize("start", ["predicted", "last_conv"])
 def test_a_cuda_device_agrees(cuda: torch.device, build: Callable[[], nn.Module], start: Start) -> None:
     model, x = with_statistics(build()), images(size=64).clamp(-4, 4)
-    other = copy.deepcopy(model).to(cuda)
+    on_device = copy.deepcopy(model).to(cuda)
     for rules in (epsilon_plus(), epsilon_alpha2_beta1(), epsilon_gamma_box(-4.0, 4.0)):
         results = []
-        for network, given in ((model, x), (other, x.to(cuda))):
-            live = given.clone().requires_grad_()
+        for network, inputs in ((model, x), (on_device, x.to(cuda))):
+            live = inputs.clone().requires_grad_()
             heat = relevance(network, live, start, rules)
-            assert heat.device == given.device
+            assert heat.device == inputs.device
             (gradient,) = torch.autograd.grad(heat.square().sum(), live)
             results.append((heat.detach().cpu(), gradient.cpu()))
         for expected, actual in zip(*results, strict=True):
             assert_near(actual, expected, 1e-4)
-    single = relevance(other.float(), x.float().to(cuda), start).double().cpu()
+    single = relevance(on_device.float(), x.float().to(cuda), start).double().cpu()
     assert_near(single, relevance(model, x, start), 1e-3)
 
 
@@ -481,7 +481,7 @@ def named() -> nn.Sequential:
 
 def up_to(model: nn.Sequential, name: str) -> nn.Module:
     """The network whose logits are the values of that layer."""
-    names = [one for one, _ in model.named_children()]
+    names = [child for child, _ in model.named_children()]
     return nn.Sequential(*model[: names.index(name) + 1], nn.Flatten())
 
 
@@ -499,8 +499,8 @@ def test_the_last_convolution_includes_its_batch_norm() -> None:
     model, x = named(), images()
     assert_near(relevance(model, x, "last_conv"), relevance(up_to(model, "norm"), x, "positive"), 1e-12)
     assert not torch.allclose(relevance(model, x, "last_conv"), relevance(model, x, Layer("last")))
-    without = nn.Sequential(*(layer for layer in model if not isinstance(layer, nn.BatchNorm2d)))
-    assert_near(relevance(without, x, "last_conv"), relevance(up_to(model, "last"), x, "positive"), 1e-12)
+    without_norm = nn.Sequential(*(layer for layer in model if not isinstance(layer, nn.BatchNorm2d)))
+    assert_near(relevance(without_norm, x, "last_conv"), relevance(up_to(model, "last"), x, "positive"), 1e-12)
 
 
 @pytest.mark.parametrize("rules", [epsilon_plus(), epsilon_alpha2_beta1()])
@@ -508,11 +508,11 @@ def test_several_classes_are_the_sum_of_each(rules: Composite) -> None:
     """Relevance is linear in the relevance that it starts from."""
     model, x = Net().double(), images(4)
     logits = model(x).detach()
-    each = torch.stack([relevance(model, x, k, rules) for k in range(NB_CLASSES)], dim=1)  # (N, K, C, H, W)
+    per_class = torch.stack([relevance(model, x, k, rules) for k in range(NB_CLASSES)], dim=1)  # (N, K, C, H, W)
     assert logits.min() < 0 < logits.max()
 
     def summed(chosen: Tensor) -> Tensor:
-        return torch.einsum("nk,nkchw->nchw", chosen.double(), each)
+        return torch.einsum("nk,nkchw->nchw", chosen.double(), per_class)
 
     def one_hot(classes: Tensor) -> Tensor:
         return F.one_hot(classes, NB_CLASSES)
@@ -524,7 +524,7 @@ def test_several_classes_are_the_sum_of_each(rules: Composite) -> None:
     classes = torch.tensor([5, 0, 0, 3])
     for dtype in (torch.int64, torch.int32, torch.uint8):
         assert_near(relevance(model, x, classes.to(dtype), rules), summed(one_hot(classes)))
-    assert_near(relevance(model, x, torch.tensor(4), rules), each[:, 4])
+    assert_near(relevance(model, x, torch.tensor(4), rules), per_class[:, 4])
 
 
 def test_the_first_layer_is_the_first_that_runs() -> None:

@@ -192,14 +192,14 @@ class Attention(nn.Module):
 @pytest.mark.parametrize("rule", ["shared", "values"])
 def test_attention_is_its_products_and_its_softmax(spelling: str, masked: bool, rule: str) -> None:
     x, mask = images(), torch.ones(24, 24, dtype=torch.bool).tril() if masked else None
-    plain, other = Attention("by hand", mask), Attention(spelling, mask)
-    other.load_state_dict(plain.state_dict())
-    head = head_for(plain, x)
-    torch.testing.assert_close(other(x), plain(x))
+    by_hand, spelled = Attention("by hand", mask), Attention(spelling, mask)
+    spelled.load_state_dict(by_hand.state_dict())
+    head = head_for(by_hand, x)
+    torch.testing.assert_close(spelled(x), by_hand(x))
     rules = replace(epsilon_plus(), attention=rule)
-    expected = relevance(Headed(plain, head), x, 2, rules)
+    expected = relevance(Headed(by_hand, head), x, 2, rules)
     assert expected.abs().max() > 0
-    torch.testing.assert_close(relevance(Headed(other, head), x, 2, rules), expected)
+    torch.testing.assert_close(relevance(Headed(spelled, head), x, 2, rules), expected)
 
 
 def test_the_sign_of_a_negated_gate_is_seen_by_the_layer_after_it() -> None:
@@ -229,10 +229,10 @@ def test_a_transposed_convolution_with_stride_one_is_a_convolution() -> None:
         assert transposed.bias is not None
         convolution.bias.copy_(transposed.bias)
     head = head_for(convolution, x)
-    found, expected = (
+    actual, expected = (
         relevance(Headed(layer, head), x, 2, epsilon_alpha2_beta1()) for layer in (transposed, convolution)
     )
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize("rectifier", [nn.ReLU6, lambda: nn.LeakyReLU(0.2, inplace=True), lambda: nn.PReLU(4)])

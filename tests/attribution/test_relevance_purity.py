@@ -104,12 +104,12 @@ def test_model_and_x_stay_as_they_were(
     expected = relevance(copy.deepcopy(model).eval(), values, 1, rules)
     with only_read(model):
         for start in (1, Layer("second")):
-            found = relevance(model, x, start, rules)
+            actual = relevance(model, x, start, rules)
             if start == 1:
-                assert torch.equal(found.detach(), expected)  # no dropout, no statistics of the batch
-            assert found.requires_grad == requires_grad
+                assert torch.equal(actual.detach(), expected)  # no dropout, no statistics of the batch
+            assert actual.requires_grad == requires_grad
             if requires_grad:
-                torch.autograd.grad(found.square().sum(), x)
+                torch.autograd.grad(actual.square().sum(), x)
     assert torch.equal(x, values)
     assert x.grad is None
     assert x.requires_grad == requires_grad
@@ -119,15 +119,15 @@ def test_model_and_x_stay_as_they_were(
 def test_it_works_where_autograd_is_off_and_afterwards(context: Any) -> None:
     model, x = net(), images()
     expected = relevance(model, x)
-    for given in (x, x.clone().requires_grad_()):
+    for inputs in (x, x.clone().requires_grad_()):
         with context():
-            for found in (relevance(model, given), relevance(model, given * 1)):
-                assert not found.requires_grad
-                assert torch.equal(found, expected)
+            for actual in (relevance(model, inputs), relevance(model, inputs * 1)):
+                assert not actual.requires_grad
+                assert torch.equal(actual, expected)
     live = x.clone().requires_grad_()
-    found = relevance(model, live)
-    assert torch.equal(found.detach(), expected)
-    assert torch.autograd.grad(found.sum(), live)[0].abs().max() > 0
+    actual = relevance(model, live)
+    assert torch.equal(actual.detach(), expected)
+    assert torch.autograd.grad(actual.sum(), live)[0].abs().max() > 0
 
 
 @composites
@@ -135,8 +135,8 @@ def test_an_image_does_not_notice_its_neighbours(rules: Composite) -> None:
     model, x = net(), images(4)
     together = relevance(model, x, "predicted", rules)
     for row in range(len(x)):
-        alone = relevance(model, x[row : row + 1], "predicted", rules)
-        assert (together[row] - alone[0]).abs().max() <= 1e-12 * alone.abs().max()
+        single = relevance(model, x[row : row + 1], "predicted", rules)
+        assert (together[row] - single[0]).abs().max() <= 1e-12 * single.abs().max()
 
 
 # Operations in place.
@@ -195,16 +195,16 @@ def a_constant_is_written_to(net: Written, x: Tensor) -> Tensor:
 
 def what_stood_for_it_is_written_to(net: Written, x: Tensor) -> Tensor:
     z = net.conv(x)
-    same = F.relu(z, inplace=True)
-    y = net.norm(net.mix(same))
-    written = F.dropout(y, 0.0, False)
+    rectified = F.relu(z, inplace=True)
+    y = net.norm(net.mix(rectified))
+    dropped = F.dropout(y, 0.0, False)
     y += z
-    written.relu_()
+    dropped.relu_()
     return net.head(y.flatten(1))  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(
-    "written",
+    "forward",
     [
         modules_in_place,
         methods_in_place,
@@ -214,18 +214,18 @@ def what_stood_for_it_is_written_to(net: Written, x: Tensor) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("softplus", [None, 3.0])
-def test_in_place_is_as_out_of_place(written: Callable[[Written, Tensor], Tensor], softplus: float | None) -> None:
-    plain = Written(out_of_place).double().eval()
-    other = Written(written).double().eval()
-    other.load_state_dict(plain.state_dict())
+def test_in_place_is_as_out_of_place(forward: Callable[[Written, Tensor], Tensor], softplus: float | None) -> None:
+    reference = Written(out_of_place).double().eval()
+    in_place = Written(forward).double().eval()
+    in_place.load_state_dict(reference.state_dict())
     x = images()
     if softplus is None:
-        torch.testing.assert_close(other(x.clone()), plain(x), msg="the test's networks differ")
+        torch.testing.assert_close(in_place(x.clone()), reference(x), msg="the test's networks differ")
     for start in (1, "last_conv", Layer("conv"), Layer("norm"), Layer("mix")):
         for rules in (epsilon_plus(), epsilon_alpha2_beta1()):
-            expected = relevance(plain, x, start, rules, softplus=softplus)
+            expected = relevance(reference, x, start, rules, softplus=softplus)
             assert expected.abs().max() > 0
-            torch.testing.assert_close(relevance(other, x, start, rules, softplus=softplus), expected)
+            torch.testing.assert_close(relevance(in_place, x, start, rules, softplus=softplus), expected)
 
 
 def view_then_base(net: Written, x: Tensor) -> Tensor:
@@ -249,7 +249,7 @@ def view_of_what_was_overwritten(net: Written, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "written",
+    "forward",
     [
         view_then_base,
         base_then_view,
@@ -257,10 +257,10 @@ def view_of_what_was_overwritten(net: Written, x: Tensor) -> Tensor:
     ],
 )
 def test_memory_that_was_overwritten_through_another_view_is_refused(
-    written: Callable[[Written, Tensor], Tensor],
+    forward: Callable[[Written, Tensor], Tensor],
 ) -> None:
     with pytest.raises(InputError, match="reads what was overwritten in place through another view of it"):
-        relevance(Written(written).double(), images())
+        relevance(Written(forward).double(), images())
 
 
 def item_is_set(net: Written, x: Tensor) -> Tensor:
@@ -278,14 +278,14 @@ def clamped_in_place(net: Written, x: Tensor) -> Tensor:
     return net.head(net.conv(x.clamp_(0, 1)).flatten(1))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("written", [item_is_set, item_of_x_is_set, clamped_in_place])
-def test_other_writes_are_refused_before_they_happen(written: Callable[[Written, Tensor], Tensor]) -> None:
+@pytest.mark.parametrize("forward", [item_is_set, item_of_x_is_set, clamped_in_place])
+def test_other_writes_are_refused_before_they_happen(forward: Callable[[Written, Tensor], Tensor]) -> None:
     x = images()
     values = x.clone()
     with pytest.raises(
         InputError, match=r"the model \(Written\) calls (__setitem__|clamp_), which relevance cannot be"
     ):
-        relevance(Written(written).double(), x)
+        relevance(Written(forward).double(), x)
     assert torch.equal(x, values)
 
 
@@ -345,10 +345,10 @@ def test_a_change_of_the_weights_shows(change: Callable[[Net], object]) -> None:
 
 def test_nothing_outlives_the_model_and_the_result() -> None:
     model, x = net(), images().requires_grad_()
-    found = relevance(model, x, Layer("second"))
-    torch.autograd.grad(found.square().sum(), x)
-    watched = [weakref.ref(tensor) for tensor in (*model.parameters(), *model.buffers(), x, found)]
-    assert all(one() is not None for one in watched)
-    del model, x, found
+    result = relevance(model, x, Layer("second"))
+    torch.autograd.grad(result.square().sum(), x)
+    watched = [weakref.ref(tensor) for tensor in (*model.parameters(), *model.buffers(), x, result)]
+    assert all(reference() is not None for reference in watched)
+    del model, x, result
     gc.collect()
-    assert all(one() is None for one in watched)
+    assert all(reference() is None for reference in watched)

@@ -87,10 +87,10 @@ def _seeded() -> Any:
 def slope(function: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor, step: float = 1e-4) -> Tensor:
     """d function(x + t direction) / dt at 0, by differences of fourth order."""
 
-    def at(t: float) -> Tensor:
+    def value_at(t: float) -> Tensor:
         return function(x + t * step * direction).detach()
 
-    return (8 * (at(1) - at(-1)) - (at(2) - at(-2))) / (12 * step)
+    return (8 * (value_at(1) - value_at(-1)) - (value_at(2) - value_at(-2))) / (12 * step)
 
 
 def assert_slopes(function: Callable[[Tensor], Tensor], x: Tensor) -> None:

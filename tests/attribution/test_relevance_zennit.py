@@ -106,8 +106,8 @@ CASES: dict[str, tuple[Composite, Callable[[Any], Any]]] = {
 
 def zennit_relevance(model: nn.Module, x: Tensor, composite: Any, start: Tensor) -> Tensor:
     with Gradient(model=model, composite=composite) as attributor:
-        found: Tensor = attributor(x.clone(), start)[1]
-    return found.detach()
+        attribution: Tensor = attributor(x.clone(), start)[1]
+    return attribution.detach()
 
 
 AGREEING = [

@@ -35,18 +35,18 @@ def sign(value: float) -> float:
 
 def epsilon(eps: float) -> Share:
     def share(a: list[float], weights: list[float], bias: float, reads: list[bool]) -> list[float]:
-        z = bias + sum(one * weight for one, weight in zip(a, weights, strict=True))
-        return [one * weight / (z + eps * sign(z)) for one, weight in zip(a, weights, strict=True)]
+        z = bias + sum(value * weight for value, weight in zip(a, weights, strict=True))
+        return [value * weight / (z + eps * sign(z)) for value, weight in zip(a, weights, strict=True)]
 
     return share
 
 
 def alpha_beta(alpha: float, beta: float, eps: float) -> Share:
     def share(a: list[float], weights: list[float], bias: float, reads: list[bool]) -> list[float]:
-        contributions = [one * weight for one, weight in zip(a, weights, strict=True)]
-        above = eps + max(bias, 0) + sum(max(one, 0) for one in contributions)
-        below = -eps + min(bias, 0) + sum(min(one, 0) for one in contributions)
-        return [alpha * max(one, 0) / above - beta * min(one, 0) / below for one in contributions]
+        contributions = [value * weight for value, weight in zip(a, weights, strict=True)]
+        above = eps + max(bias, 0) + sum(max(part, 0) for part in contributions)
+        below = -eps + min(bias, 0) + sum(min(part, 0) for part in contributions)
+        return [alpha * max(part, 0) / above - beta * min(part, 0) / below for part in contributions]
 
     return share
 
@@ -55,16 +55,16 @@ def gamma(gamma: float, eps: float) -> Share:
     """Andeol et al.: four kinds of (sign of input, sign of output), in each of which one part of W is raised."""
 
     def share(a: list[float], weights: list[float], bias: float, reads: list[bool]) -> list[float]:
-        z = bias + sum(one * weight for one, weight in zip(a, weights, strict=True))
+        z = bias + sum(value * weight for value, weight in zip(a, weights, strict=True))
         if z == 0:
             return [0.0] * len(a)
         part = max if z > 0 else min  # what speaks for the output
         raised = [
-            one * (weight + gamma * (part if one >= 0 else {max: min, min: max}[part])(weight, 0))
-            for one, weight in zip(a, weights, strict=True)
+            value * (weight + gamma * (part if value >= 0 else {max: min, min: max}[part])(weight, 0))
+            for value, weight in zip(a, weights, strict=True)
         ]
         total = sum(raised) + bias + gamma * part(bias, 0)
-        return [one / (total + eps * sign(total)) for one in raised]
+        return [value / (total + eps * sign(total)) for value in raised]
 
     return share
 
@@ -72,7 +72,8 @@ def gamma(gamma: float, eps: float) -> Share:
 def z_box(low: float, high: float, eps: float) -> Share:
     def share(a: list[float], weights: list[float], bias: float, reads: list[bool]) -> list[float]:
         parts = [
-            one * weight - low * max(weight, 0) - high * min(weight, 0) for one, weight in zip(a, weights, strict=True)
+            value * weight - low * max(weight, 0) - high * min(weight, 0)
+            for value, weight in zip(a, weights, strict=True)
         ]
         total = sum(parts)
         return [part / (total + eps * sign(total)) for part in parts]
@@ -90,7 +91,7 @@ def w_square(eps: float) -> Share:
 
 def flat(eps: float) -> Share:
     def share(a: list[float], weights: list[float], bias: float, reads: list[bool]) -> list[float]:
-        return [one / (sum(reads) + eps) for one in reads]
+        return [read / (sum(reads) + eps) for read in reads]
 
     return share
 
@@ -159,9 +160,9 @@ def by_loops(share: Share, layer: LinearMap, a: Tensor, r: Tensor) -> Tensor:
     result = []
     for inputs, relevance in zip(a.flatten(1).tolist(), r.flatten(1).tolist(), strict=True):
         total = [0.0] * len(inputs)
-        for k, one in enumerate(relevance):
+        for k, output_relevance in enumerate(relevance):
             for j, part in enumerate(share(inputs, weights[k], biases[k], reads[k])):
-                total[j] += part * one
+                total[j] += part * output_relevance
         result.append(total)
     return torch.tensor(result, dtype=torch.float64).reshape(a.shape)
 

@@ -55,7 +55,7 @@ def directional(function: Any, x: Tensor) -> tuple[float, float]:
 def test_the_second_derivative_of_attention_is_that_of_finite_differences() -> None:
     model, x = transformer().double(), images(dtype=torch.float64)
     weights = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
-    exact, difference = directional(lambda at: (input_gradient(model, at, 1) * weights).sum(), x)
+    exact, difference = directional(lambda points: (input_gradient(model, points, 1) * weights).sum(), x)
     assert abs(difference) > 1e-3
     assert exact == pytest.approx(difference, rel=1e-5)
 
@@ -77,10 +77,10 @@ def test_elementary_operations_are_torch_s_functions_with_third_derivatives(func
     with elementary_operations():
         torch.testing.assert_close(function(x), expected)
 
-        def slope(order: int, at: Tensor) -> Tensor:
+        def slope(order: int, points: Tensor) -> Tensor:
             if order == 0:
-                return (weights[0] * function(at).sin()).sum()
-            live = at if at.requires_grad else at.clone().requires_grad_()
+                return (weights[0] * function(points).sin()).sum()
+            live = points if points.requires_grad else points.clone().requires_grad_()
             with torch.enable_grad():
                 (gradient,) = torch.autograd.grad(slope(order - 1, live), live, create_graph=True)
             return (weights[order] * gradient).sum()
@@ -97,9 +97,9 @@ def test_an_attacker_of_a_gradient_map_follows_attention(mode: str) -> None:
     x = np.random.default_rng(0).random((16, 3, 32, 32), dtype=np.float32)
     restorer.fit(x, np.arange(16) % 5, eps=0.1, nb_epochs=1, batch_size=8, progress=False)
     restorer.network.double()
-    module, at = as_module(defend(classifier, restorer)), images(dtype=torch.float64)
+    module, points = as_module(defend(classifier, restorer)), images(dtype=torch.float64)
     with gradient_mode(module, mode):
-        exact, difference = directional(lambda live: module(live)[:, 2].sum(), at)
+        exact, difference = directional(lambda live: module(live)[:, 2].sum(), points)
         assert np.isfinite(exact)
         assert exact == pytest.approx(difference, rel=1e-3)
 

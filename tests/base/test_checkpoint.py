@@ -40,16 +40,16 @@ def network() -> nn.Module:
 
 
 def test_settings_and_tensors_come_back_bit_for_bit(network: nn.Module, tmp_path: Path) -> None:
-    own = nn.Linear(3, 4).to(torch.float64)
+    module = nn.Linear(3, 4).to(torch.float64)
     settings = {"name": "é", "numbers": [1, 2.5, None, True]}
-    save_checkpoint(tmp_path / "one.safetensors", "kind", settings, own, network)
-    found = load_checkpoint(tmp_path / "one.safetensors", "kind", network)
-    assert found.settings == settings
-    assert found.training == []
-    assert found.tensors.keys() == own.state_dict().keys()
-    for name, tensor in own.state_dict().items():
-        assert found.tensors[name].dtype == tensor.dtype
-        assert torch.equal(found.tensors[name], tensor)
+    save_checkpoint(tmp_path / "one.safetensors", "kind", settings, module, network)
+    checkpoint = load_checkpoint(tmp_path / "one.safetensors", "kind", network)
+    assert checkpoint.settings == settings
+    assert checkpoint.training == []
+    assert checkpoint.tensors.keys() == module.state_dict().keys()
+    for name, tensor in module.state_dict().items():
+        assert checkpoint.tensors[name].dtype == tensor.dtype
+        assert torch.equal(checkpoint.tensors[name], tensor)
 
 
 def test_weights_that_are_one_and_views_of_others_can_be_written(tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_weights_that_are_one_and_views_of_others_can_be_written(tmp_path: Path)
     tensors = {"one": weight, "same": weight, "turned": weight.T, "row": weight[1], "wide": weight[:1].expand(5, 4)}
     tensors |= {"number": torch.tensor(2), "none": torch.zeros(0, 3), "half": weight.bfloat16(), "flag": weight > 5}
     write_tensors(tmp_path / "one", tensors, {"a": "é"})
-    metadata, found = read_tensors(tmp_path / "one")
+    metadata, loaded = read_tensors(tmp_path / "one")
     assert metadata == {"a": "é"}
-    assert found.keys() == tensors.keys()
+    assert loaded.keys() == tensors.keys()
     for name, tensor in tensors.items():
-        assert found[name].dtype == tensor.dtype
-        assert torch.equal(found[name], tensor)
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor)
 
 
 @pytest.mark.parametrize("fails", ["in the middle of writing", "before the exchange"])
@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_refused_in_words(
 
 
 @pytest.mark.parametrize(
-    ("written", "said"),
+    ("stored_format", "message"),
     [
         ("name 3", None),
         ("name 1", None),
@@ -154,14 +154,14 @@ def test_what_cannot_be_used_is_refused_in_words(
         (None, "which holds no 'name'"),
     ],
 )
-def test_a_format_is_known_by_its_name_and_up_to_a_version(written: str | None, said: str | None) -> None:
-    metadata = {} if written is None else {"format": written}
-    if said is None:
+def test_a_format_is_known_by_its_name_and_up_to_a_version(stored_format: str | None, message: str | None) -> None:
+    metadata = {} if stored_format is None else {"format": stored_format}
+    if message is None:
         check_format(Path("file"), metadata, "name", 3)
         return
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         check_format(Path("file"), metadata, "name", 3)
-    assert str(caught.value).startswith(f"path is 'file', {said}")
+    assert str(error.value).startswith(f"path is 'file', {message}")
 
 
 def test_a_file_of_a_later_version_of_the_package_is_refused(network: nn.Module, tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_file_of_a_later_version_of_the_package_is_refused(network: nn.Module,
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def file_bytes(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("whole") / "one"
     write_tensors(path, nn.Linear(3, 4).state_dict(), {"a": "b"})
     return path.read_bytes()
@@ -181,9 +181,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @settings(max_examples=25)
 @given(share=st.floats(0, 1, exclude_max=True))
-def test_a_file_that_is_cut_anywhere_is_refused(share: float, whole: bytes) -> None:
+def test_a_file_that_is_cut_anywhere_is_refused(share: float, file_bytes: bytes) -> None:
     with NamedTemporaryFile() as file:
-        Path(file.name).write_bytes(whole[: int(share * len(whole))])
+        Path(file.name).write_bytes(file_bytes[: int(share * len(file_bytes))])
         with pytest.raises(InputError, match="which is no safetensors file"):
             read_tensors(Path(file.name))
 
@@ -258,15 +258,15 @@ def test_a_defence_does_not_load_weights_of_another_kind(
         FeatureAutoencoder.load(tmp_path / "one", classifier=own_classifier)
 
 
-@pytest.mark.parametrize("where", [None, "", "a folder", "missing/one", "a\0b", "x" * 300])
+@pytest.mark.parametrize("place", [None, "", "a folder", "missing/one", "a\0b", "x" * 300])
 def test_a_place_that_holds_no_file_is_refused_and_nothing_is_left(
-    where: Any, own_classifier: PyTorchClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    place: Any, own_classifier: PyTorchClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a folder").mkdir()
     defence = HeatAndBlur.for_classifier(own_classifier)
     with pytest.raises(InputError, match=r"path is .* expected"):
-        defence.save(where)
+        defence.save(place)
     assert [path.name for path in tmp_path.iterdir()] == ["a folder"]
 
 

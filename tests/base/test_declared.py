@@ -103,12 +103,12 @@ def test_each_door_refuses_the_same_in_the_same_words(annotation: Any, value: An
         lambda: options_of(annotation)(option=value),
         lambda: check_declared(holder),
     )
-    words = set()
+    messages = set()
     for door in doors:
-        with pytest.raises(InputError, match=r"^option is .*; .* was expected") as caught:
+        with pytest.raises(InputError, match=r"^option is .*; .* was expected") as error:
             door()
-        words.add(str(caught.value))
-    assert len(words) == 1
+        messages.add(str(error.value))
+    assert len(messages) == 1
 
 
 class Search(Options):
@@ -138,8 +138,8 @@ def test_pydantic_reads_options_as_they_were_written() -> None:
 
 def test_defaults_and_positions_of_a_function_are_untouched() -> None:
     @validated
-    def search(x: Any, steps: Count = 10, *, mode: Mode = "exact", **rest: Any) -> Any:
-        return x, steps, mode, rest
+    def search(x: Any, steps: Count = 10, *, mode: Mode = "exact", **options: Any) -> Any:
+        return x, steps, mode, options
 
     assert search("x", np.int32(2), other=1) == ("x", 2, "exact", {"other": 1})
     assert search(x="x") == ("x", 10, "exact", {})

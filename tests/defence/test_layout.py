@@ -83,11 +83,11 @@ def x() -> Images:
     return images
 
 
-def behind(x: Images) -> Images:
+def to_channels_last(x: Images) -> Images:
     return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
 
 
-def in_front(x: Images) -> Images:
+def to_channels_first(x: Images) -> Images:
     return x.transpose(0, 3, 1, 2)
 
 
@@ -104,47 +104,53 @@ def fitted(kind: type, classifier: PyTorchClassifier, x: Images) -> Any:
     return restorer
 
 
-def same(first: Any, second: Any) -> None:
+def assert_close(first: Any, second: Any) -> None:
     np.testing.assert_allclose(np.asarray(second), np.asarray(first), rtol=1e-4, atol=1e-5)
 
 
 def assert_twins(first: PyTorchClassifier, second: PyTorchClassifier, x: Images) -> None:
     """Logits, and the gradient of their squares in each gradient mode."""
-    same(as_module(first)(torch.tensor(x)).detach(), as_module(second)(torch.tensor(behind(x))).detach())
-    same(first.predict(x), second.predict(behind(x)))
+    assert_close(
+        as_module(first)(torch.tensor(x)).detach(), as_module(second)(torch.tensor(to_channels_last(x))).detach()
+    )
+    assert_close(first.predict(x), second.predict(to_channels_last(x)))
     assert gradient_modes(first) == gradient_modes(second)
     for mode in gradient_modes(first):
         with gradient_mode(first, mode), gradient_mode(second, mode):
-            found = []
-            for one, images in ((first, x), (second, behind(x))):
+            gradients = []
+            for classifier, images in ((first, x), (second, to_channels_last(x))):
                 live = torch.tensor(images, requires_grad=True)
-                (gradient,) = torch.autograd.grad(as_module(one)(live).square().sum(), live)
-                found.append(gradient.numpy())
-        assert np.abs(found[0]).max() > 0
-        np.testing.assert_allclose(in_front(found[1]), found[0], rtol=1e-3, atol=1e-4 * np.abs(found[0]).max())
+                (gradient,) = torch.autograd.grad(as_module(classifier)(live).square().sum(), live)
+                gradients.append(gradient.numpy())
+        assert np.abs(gradients[0]).max() > 0
+        np.testing.assert_allclose(
+            to_channels_first(gradients[1]), gradients[0], rtol=1e-3, atol=1e-4 * np.abs(gradients[0]).max()
+        )
 
 
 @pytest.mark.parametrize("rules", list(RULES))
 def test_heat_and_blur(rules: str, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
-    faces = [HeatAndBlur.for_classifier(one, rules=rules, sigma=1.0) for one in twins]
-    restored = [face(images)[0] for face, images in zip(faces, (x, behind(x)), strict=True)]
+    faces = [HeatAndBlur.for_classifier(classifier, rules=rules, sigma=1.0) for classifier in twins]
+    restored = [face(images)[0] for face, images in zip(faces, (x, to_channels_last(x)), strict=True)]
     assert np.abs(restored[0] - x).max() > 0.05
-    same(restored[0], in_front(restored[1]))
-    same(faces[0].heatmap(torch.tensor(x)), faces[1].heatmap(torch.tensor(behind(x))))
-    assert_twins(*(defend(one, face) for one, face in zip(twins, faces, strict=True)), x[:6])
+    assert_close(restored[0], to_channels_first(restored[1]))
+    assert_close(faces[0].heatmap(torch.tensor(x)), faces[1].heatmap(torch.tensor(to_channels_last(x))))
+    assert_twins(*(defend(classifier, face) for classifier, face in zip(twins, faces, strict=True)), x[:6])
 
 
 @pytest.mark.parametrize("kind", [FeatureAutoencoder, TwoStreamRestoration])
 def test_trained_restorers(kind: type, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
-    restorers = [fitted(kind, one, images) for one, images in zip(twins, (x, behind(x)), strict=True)]
-    restored = [one(images)[0] for one, images in zip(restorers, (x, behind(x)), strict=True)]
+    restorers = [
+        fitted(kind, classifier, images) for classifier, images in zip(twins, (x, to_channels_last(x)), strict=True)
+    ]
+    restored = [restorer(images)[0] for restorer, images in zip(restorers, (x, to_channels_last(x)), strict=True)]
     assert np.abs(restored[0] - x).max() > 1e-3
-    same(restored[0], in_front(restored[1]))
-    assert_twins(*(defend(one, restorer) for one, restorer in zip(twins, restorers, strict=True)), x[:6])
+    assert_close(restored[0], to_channels_first(restored[1]))
+    assert_twins(*(defend(classifier, restorer) for classifier, restorer in zip(twins, restorers, strict=True)), x[:6])
 
 
 def test_jump_relu(twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
-    assert_twins(*(JumpReLU(one, 0.2)() for one in twins), x[:6])
+    assert_twins(*(JumpReLU(classifier, 0.2)() for classifier in twins), x[:6])
 
 
 @pytest.mark.parametrize(
@@ -159,50 +165,55 @@ def test_jump_relu(twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images
 def test_explanation_reconstructor(
     options: dict[str, Any], defended: bool, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images
 ) -> None:
-    watched = [copy.copy(one) for one in twins]
+    watched = [copy.copy(classifier) for classifier in twins]
     if defended:
-        watched = [defend(one, HeatAndBlur.for_classifier(one, sigma=1.0)) for one in watched]
+        watched = [defend(classifier, HeatAndBlur.for_classifier(classifier, sigma=1.0)) for classifier in watched]
     random = np.random.default_rng(1)
-    many = random.random((300, 3, 14, 10), dtype=np.float32)
-    many[:40] = x
-    kept = np.bincount(watched[0].predict(many).argmax(axis=1), minlength=CLASSES)
-    detectors = [ExplanationReconstructor(one, false_positive_rate=0.5, hidden=4, **options) for one in watched]
-    if kept.min() < 20:  # the random network leaves a class out: balance it
-        for one in twins:
-            last = [m for m in one.model.modules() if isinstance(m, nn.Linear)][-1]
-            logits = torch.tensor(twins[0].predict(many))
+    training_images = random.random((300, 3, 14, 10), dtype=np.float32)
+    training_images[:40] = x
+    class_counts = np.bincount(watched[0].predict(training_images).argmax(axis=1), minlength=CLASSES)
+    detectors = [
+        ExplanationReconstructor(classifier, false_positive_rate=0.5, hidden=4, **options) for classifier in watched
+    ]
+    if class_counts.min() < 20:  # the random network leaves a class out: balance it
+        for classifier in twins:
+            last = [m for m in classifier.model.modules() if isinstance(m, nn.Linear)][-1]
+            logits = torch.tensor(twins[0].predict(training_images))
         with torch.no_grad():
             last.bias -= logits.mean(dim=0)
-    for detector, images in zip(detectors, (many, behind(many)), strict=True):
+    for detector, images in zip(detectors, (training_images, to_channels_last(training_images)), strict=True):
         detector.fit(images, nb_epochs=1, batch_size=16, validation_split=0.3, progress=False)
-    scores = [one.scores(images) for one, images in zip(detectors, (x, behind(x)), strict=True)]
+    scores = [detector.scores(images) for detector, images in zip(detectors, (x, to_channels_last(x)), strict=True)]
     assert np.ptp(scores[0]) > 0
     np.testing.assert_allclose(scores[1], scores[0], rtol=2e-3)
     gradients = []
-    for detector, images in zip(detectors, (x, behind(x)), strict=True):
+    for detector, images in zip(detectors, (x, to_channels_last(x)), strict=True):
         live = torch.tensor(images[:4], requires_grad=True)
         detector.network.gradient_mode = "smooth"
         (gradient,) = torch.autograd.grad(detector.network.scores(live)[0].sum(), live)
         gradients.append(gradient.numpy())
     largest = np.abs(gradients[0]).max()
     assert largest > 0
-    np.testing.assert_allclose(in_front(gradients[1]), gradients[0], atol=2e-3 * largest)
+    np.testing.assert_allclose(to_channels_first(gradients[1]), gradients[0], atol=2e-3 * largest)
 
 
 ATTACKS: dict[str, Any] = {
-    "square linf": lambda one: Square(one, np.inf, 0.1, max_queries=60),
-    "square l2": lambda one: Square(one, 2, 1.0, max_queries=60),
-    "fgsm": lambda one: IterativeFGSM(one, 0.01, 5, scale=normalisation_scale(one)),
-    "deep fool": lambda one: DeepFoolLp(one, 2, 5, scale=normalisation_scale(one)),
+    "square linf": lambda classifier: Square(classifier, np.inf, 0.1, max_queries=60),
+    "square l2": lambda classifier: Square(classifier, 2, 1.0, max_queries=60),
+    "fgsm": lambda classifier: IterativeFGSM(classifier, 0.01, 5, scale=normalisation_scale(classifier)),
+    "deep fool": lambda classifier: DeepFoolLp(classifier, 2, 5, scale=normalisation_scale(classifier)),
 }
 
 
 @pytest.mark.parametrize("name", list(ATTACKS))
 def test_attacks(name: str, twins: tuple[PyTorchClassifier, PyTorchClassifier], x: Images) -> None:
     """Of those that draw, Square draws places and signs of planes: the same for both."""
-    found = [ATTACKS[name](one).generate(images) for one, images in zip(twins, (x, behind(x)), strict=True)]
-    assert np.abs(found[0] - x).max() > 0.005
-    same(found[0], in_front(found[1]))
+    adversarial = [
+        ATTACKS[name](classifier).generate(images)
+        for classifier, images in zip(twins, (x, to_channels_last(x)), strict=True)
+    ]
+    assert np.abs(adversarial[0] - x).max() > 0.005
+    assert_close(adversarial[0], to_channels_first(adversarial[1]))
 
 
 def test_squares_are_squares(x: Images) -> None:
@@ -211,9 +222,9 @@ def test_squares_are_squares(x: Images) -> None:
     with torch.no_grad():
         constant[1].weight.zero_()
         constant[1].bias[:] = torch.arange(CLASSES, dtype=torch.float32)
-    one = wrap(constant, (14, 10, 3), channels_first=False, preprocessing=None)
+    classifier = wrap(constant, (14, 10, 3), channels_first=False, preprocessing=None)
     grey = np.full((5, 14, 10, 3), 0.5, np.float32)
-    change = Square(one, np.inf, 0.1, max_queries=1).generate(grey) - grey
+    change = Square(classifier, np.inf, 0.1, max_queries=1).generate(grey) - grey
     assert (change == change[:, :1]).all()
     assert not (change == change[:, :, :1]).all()
 
@@ -227,19 +238,19 @@ def test_a_report_draws_both_the_same(x: Images) -> None:
 
     spec = AttackSpec("FGSM", build, "a single step", kind="single step")
     reports = []
-    for one, images in zip(twins, (x, behind(x)), strict=True):
-        defended = defend(one, HeatAndBlur.for_classifier(one, sigma=1.0))
+    for twin, images in zip(twins, (x, to_channels_last(x)), strict=True):
+        defended = defend(twin, HeatAndBlur.for_classifier(twin, sigma=1.0))
         labels = defended.predict(images).argmax(axis=1)
         reports.append(evaluate(defended, (images, labels), Linf(0.3), [spec], check_samples=0, progress=False))
     assert reports[0].robust_accuracy == reports[1].robust_accuracy
     assert reports[0].examples
-    for first, second in zip(*(one.examples for one in reports), strict=True):
+    for first, second in zip(*(report.examples for report in reports), strict=True):
         assert second.clean.shape == (3, 14, 10)
-        same(first.clean, second.clean)
-        same(first.adversarial, second.adversarial)
+        assert_close(first.clean, second.clean)
+        assert_close(first.adversarial, second.adversarial)
         assert first.views.keys() == second.views.keys() == {"heat", "what the network is shown"}
         for name in first.views:
-            same(first.views[name], second.views[name])
+            assert_close(first.views[name], second.views[name])
 
 
 @pytest.mark.parametrize(
@@ -272,7 +283,7 @@ def test_images_that_art_was_not_told_of_are_refused(x: Images) -> None:
         lambda: ExplanationReconstructor(untold),
         lambda: JumpReLU(untold),
         lambda: Square(untold),
-        lambda: evaluate(untold, (behind(x), labels), Linf(0.1)),
+        lambda: evaluate(untold, (to_channels_last(x), labels), Linf(0.1)),
     ):
         with pytest.raises(InputError, match=expected):
             build()

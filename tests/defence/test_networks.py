@@ -163,8 +163,8 @@ def test_relevance_through_values_is_gradient_times_input_with_attention_held(
     if name == "ViT":
         nn.init.zeros_(model.encoder.pos_embedding)
     actual, live = relevance(model, x, 2, CONSERVING), x.clone().requires_grad_()
-    for owner, function, held in HELD:
-        monkeypatch.setattr(owner, function, held)
+    for owner, function, replacement in HELD:
+        monkeypatch.setattr(owner, function, replacement)
     (gradient,) = torch.autograd.grad(model(live)[0, 2], live)
     assert (actual - x * gradient).norm() <= 1e-4 * actual.norm()
 

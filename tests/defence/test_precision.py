@@ -100,16 +100,16 @@ def test_restorers_that_were_trained_in_float32(
     restorer = kind.for_classifier(digits_classifier, width=4)
     restorer.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
     expected = restorer(torch.tensor(digits.test.x[:60]))[0]
-    moved = copy.copy(restorer)
-    moved.rebind(classifier)
-    restored = moved(torch.tensor(digits.test.x[:60]))[0].float()
+    rebound = copy.copy(restorer)
+    rebound.rebind(classifier)
+    restored = rebound(torch.tensor(digits.test.x[:60]))[0].float()
     assert (restored - expected).abs().amax(dim=(1, 2, 3)).median() <= tolerance
     if next(classifier.model.parameters()).dtype == torch.float16:
         with pytest.raises(InputError, match="model is in float16, in which small gradients become zero"):
-            moved.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
+            rebound.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
     else:
-        moved.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
-        assert bool(moved(torch.tensor(digits.test.x[:9]))[0].isfinite().all())
+        rebound.fit(digits.train.x[:128], digits.train.y[:128], eps=0.1, nb_epochs=1, progress=False)
+        assert bool(rebound(torch.tensor(digits.test.x[:9]))[0].isfinite().all())
 
 
 def test_jump_relu(
@@ -117,7 +117,9 @@ def test_jump_relu(
 ) -> None:
     classifier, tolerance = cast
     x = torch.tensor(digits.test.x[:100])
-    logits, expected = (as_module(JumpReLU(one, 0.2)())(x).detach().float() for one in (classifier, digits_classifier))
+    logits, expected = (
+        as_module(JumpReLU(model, 0.2)())(x).detach().float() for model in (classifier, digits_classifier)
+    )
     assert (logits - expected).abs().median() <= tolerance * expected.abs().max()
     assert (logits.argmax(dim=1) == expected.argmax(dim=1)).float().mean() > 0.95
 
@@ -127,8 +129,8 @@ def test_explanation_reconstructor(
 ) -> None:
     classifier, tolerance = cast
     scores = []
-    for one in (classifier, digits_classifier):
-        detector = ExplanationReconstructor(one, false_positive_rate=0.1)
+    for watched in (classifier, digits_classifier):
+        detector = ExplanationReconstructor(watched, false_positive_rate=0.1)
         detector.fit(digits.train.x, nb_epochs=1, validation_split=0.3, progress=False)
         scores.append(detector.scores(digits.test.x[:60]))
     assert np.isfinite(scores[0]).all()
@@ -144,16 +146,16 @@ ATTACKS = [
         samples="all",
     ),
     AttackSpec("PGD", partial(OF_PAPERS["pgd"], max_iter=5, eps_step=0.25), "ART's", samples="all"),
-    AttackSpec("FGSM", lambda one, threat, seed: FastGradientMethod(one, eps=threat.eps), "ART's"),
+    AttackSpec("FGSM", lambda target, threat, seed: FastGradientMethod(target, eps=threat.eps), "ART's"),
     AttackSpec(
         "C&W",
-        lambda one, threat, seed: CarliniL2Method(one, max_iter=2, binary_search_steps=1, verbose=False),
+        lambda target, threat, seed: CarliniL2Method(target, max_iter=2, binary_search_steps=1, verbose=False),
         "ART's",
         bounded=False,
     ),
     AttackSpec(
         "HopSkipJump",
-        lambda one, threat, seed: HopSkipJump(one, max_iter=1, max_eval=10, init_eval=5, verbose=False),
+        lambda target, threat, seed: HopSkipJump(target, max_iter=1, max_eval=10, init_eval=5, verbose=False),
         "ART's",
         bounded=False,
     ),
@@ -174,14 +176,14 @@ def test_an_evaluation_ends_with_a_report(cast: tuple[PyTorchClassifier, float],
 @pytest.mark.parametrize(
     "loss", [nn.BCEWithLogitsLoss(), nn.CrossEntropyLoss(reduction="none"), nn.MultiMarginLoss()], ids=str
 )
-def test_nor_does_a_loss_that_arts_attacks_cannot_climb_end_it(
+def test_a_loss_that_art_s_attacks_cannot_climb_does_not_end_an_evaluation(
     loss: nn.Module, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     """They climb the cross-entropy, as before the classifier that has it."""
     x, y = digits.test.x[:8], digits.test.y[:8]
-    found = []
-    for one in (wrap(digits_classifier.model, loss), digits_classifier):
-        defended = defend(one, HeatAndBlur.for_classifier(one))
+    attacks = []
+    for undefended in (wrap(digits_classifier.model, loss), digits_classifier):
+        defended = defend(undefended, HeatAndBlur.for_classifier(undefended))
         report = evaluate(defended, (x, y), Linf(0.1), ATTACKS[:3], check_samples=0, curve_samples=0, progress=False)
-        found.append([sorted(record.attacks.items()) for record in report.records])
-    assert found[0] == found[1]
+        attacks.append([sorted(record.attacks.items()) for record in report.records])
+    assert attacks[0] == attacks[1]

@@ -90,24 +90,24 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(scope="module")
-def other(name: str, digits_classifier: PyTorchClassifier) -> Unit:
+def rescaled(name: str, digits_classifier: PyTorchClassifier) -> Unit:
     return Unit(digits_classifier.model, *RANGES[name])
 
 
 @pytest.fixture
 def noisy(digits: Dataset) -> FloatArray:
     x = digits.test.x[:40]
-    drawn = np.random.default_rng(0).normal(scale=0.1, size=x.shape)
-    noisy: FloatArray = np.clip(x + drawn, 0, 1).astype(np.float32)
+    noise = np.random.default_rng(0).normal(scale=0.1, size=x.shape)
+    noisy: FloatArray = np.clip(x + noise, 0, 1).astype(np.float32)
     return noisy
 
 
 @pytest.mark.parametrize(("kind", "loss"), [("autoencoder", "l1"), ("two-stream", "l2"), ("leaking", "l2")])
 def test_the_same_fit_makes_the_same_restorer(
-    kind: str, loss: str, name: str, plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
+    kind: str, loss: str, name: str, plain: Unit, rescaled: Unit, digits: Dataset, noisy: FloatArray
 ) -> None:
     restored, losses, tolerance = [], [], TOLERANCE[name]
-    for unit in (plain, other):
+    for unit in (plain, rescaled):
         restorer = KINDS[kind](unit.classifier)
         restorer.fit(
             unit.pixels(digits.train.x[:80]),
@@ -129,7 +129,7 @@ def test_the_same_fit_makes_the_same_restorer(
 
 @pytest.mark.parametrize("defence", ["heat and blur", "heat alone", "gain", "jump_relu"])
 def test_a_defence_without_training_does_the_same(
-    defence: str, plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
+    defence: str, plain: Unit, rescaled: Unit, digits: Dataset, noisy: FloatArray
 ) -> None:
     def defended(unit: Unit) -> Any:
         if defence == "jump_relu":
@@ -141,9 +141,9 @@ def test_a_defence_without_training_does_the_same(
         restored = unit.shares(preprocessor(unit.pixels(noisy))[0])
         return restored, defend(unit.classifier, preprocessor).predict(unit.pixels(noisy))
 
-    (first, logits), (second, others) = defended(plain), defended(other)
+    (first, logits), (second, rescaled_logits) = defended(plain), defended(rescaled)
     np.testing.assert_allclose(second, first, atol=1e-5)
-    np.testing.assert_allclose(others, logits, atol=1e-3)
+    np.testing.assert_allclose(rescaled_logits, logits, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -155,10 +155,10 @@ def test_a_defence_without_training_does_the_same(
     ids=["maps", "statistics"],
 )
 def test_a_detector_gives_the_same_scores(
-    options: dict[str, Any], plain: Unit, other: Unit, digits: Dataset, noisy: FloatArray
+    options: dict[str, Any], plain: Unit, rescaled: Unit, digits: Dataset, noisy: FloatArray
 ) -> None:
     scores = []
-    for unit in (plain, other):
+    for unit in (plain, rescaled):
         detector = ExplanationReconstructor(unit.classifier, hidden=8, false_positive_rate=0.2, **options)
         detector.fit(unit.pixels(digits.train.x[:400]), nb_epochs=1, validation_split=0.3, progress=False)
         scores.append(detector.scores(unit.pixels(noisy)))
@@ -167,10 +167,10 @@ def test_a_detector_gives_the_same_scores(
 
 
 @pytest.mark.parametrize("paper", ["jump_relu"])
-def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digits: Dataset) -> None:
+def test_an_evaluation_finds_the_same(paper: str, plain: Unit, rescaled: Unit, digits: Dataset) -> None:
     """JumpReLU's attacks step in units of the normalised image, the detector's in shares of the range."""
-    found = []
-    for unit in (plain, other):
+    predictions = []
+    for unit in (plain, rescaled):
         report = evaluate(
             JumpReLU(unit.classifier, 0.2)(),
             (unit.pixels(digits.test.x[:8]), digits.test.y[:8]),
@@ -181,9 +181,11 @@ def test_an_evaluation_finds_the_same(paper: str, plain: Unit, other: Unit, digi
             check_samples=0,
             progress=False,
         )
-        found.append([{key: outcome.prediction for key, outcome in one.attacks.items()} for one in report.records])
-    assert found[0] == found[1]
-    assert len(found[0][0]) == len(paper_specs(load_face(paper)))
+        predictions.append(
+            [{key: outcome.prediction for key, outcome in record.attacks.items()} for record in report.records]
+        )
+    assert predictions[0] == predictions[1]
+    assert len(predictions[0][0]) == len(paper_specs(load_face(paper)))
 
 
 # What a restorer is trained on
@@ -193,20 +195,20 @@ def test_noise_and_steps_are_shares_of_the_range() -> None:
     """On a linear network a signed step is known: sign(w) times its size."""
     x = torch.full((50, 1, 20, 20), 512.0)
     clip_values = (-1024.0, 3072.0)  # 4096 wide
-    networks = Networks(lambda at: at.flatten(1)[:, :2], lambda at: at.flatten(1)[:, :2], clip_values)
+    networks = Networks(lambda pixels: pixels.flatten(1)[:, :2], lambda pixels: pixels.flatten(1)[:, :2], clip_values)
     labels = torch.zeros(50, dtype=torch.long)
     noise = torch.Generator().manual_seed(0)
-    drawn = GaussianNoise(0.01)(x, labels, networks, noise) - x
-    assert abs(float(drawn.std()) - 40.96) < 1  # 20,000 values: within 5 standard errors
-    moved = SignedGradient(0.02, 0.005, nb_steps=3)(x, labels, networks, noise) - x
-    assert moved[:, 0, 0, 0].tolist() == pytest.approx([-3 * 0.005 * 4096] * 50)
+    added = GaussianNoise(0.01)(x, labels, networks, noise) - x
+    assert abs(float(added.std()) - 40.96) < 1  # 20,000 values: within 5 standard errors
+    change = SignedGradient(0.02, 0.005, nb_steps=3)(x, labels, networks, noise) - x
+    assert change[:, 0, 0, 0].tolist() == pytest.approx([-3 * 0.005 * 4096] * 50)
     far = SignedGradient(0.02, 0.05, nb_steps=3)(x, labels, networks, noise) - x
     assert far[:, 0, 0, 1].tolist() == pytest.approx([0.02 * 4096] * 50)
 
 
 @pytest.mark.parametrize("eps", [8, 1.5])
-def test_pixel_values_for_shares_are_refused(eps: float, other: Unit, digits: Dataset) -> None:
+def test_pixel_values_for_shares_are_refused(eps: float, rescaled: Unit, digits: Dataset) -> None:
     with pytest.raises(InputError, match=rf"eps is {eps}; a share of the clip range, at most 1, was expected"):
-        KINDS["autoencoder"](other.classifier).fit(other.pixels(digits.train.x[:50]), eps=eps, progress=False)
+        KINDS["autoencoder"](rescaled.classifier).fit(rescaled.pixels(digits.train.x[:50]), eps=eps, progress=False)
     with pytest.raises(InputError, match=rf"eps is {eps}; a share"):
         SignedGradient(eps, 0.1)

@@ -78,8 +78,8 @@ def images(shape: tuple[int, ...], count: int = 60, seed: int = 0) -> FloatArray
     return np.random.default_rng(seed).random((count, *shape), dtype=np.float32)
 
 
-def wrap(model: nn.Module, shape: tuple[int, ...], nb_classes: int = NB_CLASSES, **more: Any) -> PyTorchClassifier:
-    settings: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu"} | more
+def wrap(model: nn.Module, shape: tuple[int, ...], nb_classes: int = NB_CLASSES, **options: Any) -> PyTorchClassifier:
+    settings: dict[str, Any] = {"clip_values": (0.0, 1.0), "device_type": "cpu"} | options
     return PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), shape, nb_classes, **settings)
 
 
@@ -104,19 +104,19 @@ def fitted(classifier: PyTorchClassifier, x: FloatArray | None = None, **options
 
 @pytest.fixture(scope="module")
 def detector(digits_classifier: PyTorchClassifier, digits: Dataset) -> ExplanationReconstructor:
-    """For all tests to share: whoever changes it takes ``own``."""
+    """For all tests to share: whoever changes it takes ``own_detector``."""
     detector = ExplanationReconstructor(digits_classifier, false_positive_rate=RATE)
     detector.fit(digits.train.x, **HOW)
     return detector
 
 
 @pytest.fixture
-def own(detector: ExplanationReconstructor, own_classifier: PyTorchClassifier) -> ExplanationReconstructor:
+def own_detector(detector: ExplanationReconstructor, own_classifier: PyTorchClassifier) -> ExplanationReconstructor:
     """The fitted detector for one test alone, of ``own_classifier``."""
-    found = ExplanationReconstructor(own_classifier, false_positive_rate=RATE)
-    found.network.load(detector.network.state_dict())
-    found.network.trainings = detector.network.trainings
-    return found
+    copied = ExplanationReconstructor(own_classifier, false_positive_rate=RATE)
+    copied.network.load(detector.network.state_dict())
+    copied.network.trainings = detector.network.trainings
+    return copied
 
 
 @pytest.fixture
@@ -128,10 +128,10 @@ def state(detector: ExplanationReconstructor) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in detector.network.state_dict().items()}
 
 
-def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        torch.testing.assert_close(tensor, other[name], rtol=0, atol=0, equal_nan=True)
+def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys()
+    for name, tensor in actual.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=0, equal_nan=True)
 
 
 # The score
@@ -156,18 +156,20 @@ ORACLES: dict[str, Callable[[PyTorchClassifier, Any, int], Any]] = {
 def expected_score(detector: ExplanationReconstructor, image: Any, label: int) -> float:
     """The definition, for one image (C, H, W), in numpy."""
     names = [detector.explanation] if isinstance(detector.explanation, str) else detector.explanation
-    held = {name: tensor.double().numpy() for name, tensor in detector.network.state_dict().items()}
+    arrays = {name: tensor.double().numpy() for name, tensor in detector.network.state_dict().items()}
     maps = []
     for number, name in enumerate(names):
         g = np.abs(ORACLES[name](detector.classifier, image, label)).sum(axis=0)
         if detector.scaling == "image":
             scaled = np.clip((g - g.min()) / (np.percentile(g, 99) - g.min()), 0, 1)
         else:
-            low, high = held["low"][number].item(), held["high"][number].item()
+            low, high = arrays["low"][number].item(), arrays["high"][number].item()
             scaled = (np.log(g + 1e-12) - low) / (high - low)
         maps.append(scaled.ravel())
     phi = np.concatenate(maps)
-    weights = [held[f"reconstructors.{name}"][label] for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")]
+    weights = [
+        arrays[f"reconstructors.{name}"][label] for name in ("encoder", "encoder_bias", "decoder", "decoder_bias")
+    ]
     hidden = np.maximum(phi @ weights[0] + weights[1][0], 0)
     error = np.abs(phi - 1 / (1 + np.exp(-(hidden @ weights[2] + weights[3][0]))))
     if detector.score == "above_median":
@@ -198,12 +200,12 @@ def test_the_score_is_the_papers(shape: tuple[int, int, int], explanation: Any, 
 
 def test_a_map_has_its_least_value_at_0_and_its_99th_percentile_at_1(detector: ExplanationReconstructor) -> None:
     """However small it is: a sure network's loss gradient may be; and one of a single value is 0 everywhere."""
-    drawn = torch.from_numpy(images((1, 10, 10), 3))
-    expected = detector.network.scaled(drawn)
+    raw = torch.from_numpy(images((1, 10, 10), 3))
+    expected = detector.network.scaled(raw)
     assert torch.equal(expected.flatten(1).amin(dim=1), torch.zeros(3))
     assert bool(((expected == 1).flatten(1).sum(dim=1) == 1).all())
     for factor in (1e-20, 1e-10, 1e10):
-        torch.testing.assert_close(detector.network.scaled(factor * drawn), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(detector.network.scaled(factor * raw), expected, rtol=1e-4, atol=1e-5)
     flat = torch.full((2, 1, 10, 10), 0.3, requires_grad=True)
     scaled = detector.network.scaled(flat)
     assert torch.equal(scaled, torch.zeros_like(flat))
@@ -221,31 +223,31 @@ def test_the_class_is_the_one_predicted_and_training_mode_changes_nothing() -> N
     expected = detector.scores(x)
     model.train()
     model[2].eval()
-    before = [one.training for one in model.modules()]
+    before = [module.training for module in model.modules()]
     np.testing.assert_array_equal(detector.scores(x), expected)
-    assert [one.training for one in model.modules()] == before
+    assert [module.training for module in model.modules()] == before
     np.testing.assert_array_equal(detector.detect(x)[0]["classes"], classifier.predict(x).argmax(axis=1))
 
 
 # The autoencoders
 
 
-def layers_of(one: nn.Sequential) -> list[nn.Parameter]:
+def layers_of(autoencoder: nn.Sequential) -> list[nn.Parameter]:
     """Of a single autoencoder, in the order of those of ``ClassAutoencoders``."""
-    return [one[0].weight, one[0].bias, one[2].weight, one[2].bias]
+    return [autoencoder[0].weight, autoencoder[0].bias, autoencoder[2].weight, autoencoder[2].bias]
 
 
 def separate(together: ClassAutoencoders) -> list[nn.Sequential]:
     """Each class's autoencoder as torch's own layers."""
-    found = []
+    autoencoders = []
     for number in range(len(together.encoder)):
         size, hidden = together.encoder.shape[1:]
-        one = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size), nn.Sigmoid()).double()
+        autoencoder = nn.Sequential(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, size), nn.Sigmoid()).double()
         with torch.no_grad():
-            for parameter, all_of_them in zip(layers_of(one), together.parameters(), strict=True):
+            for parameter, all_of_them in zip(layers_of(autoencoder), together.parameters(), strict=True):
                 parameter.copy_(as_layer(all_of_them[number]))
-        found.append(one)
-    return found
+        autoencoders.append(autoencoder)
+    return autoencoders
 
 
 def as_layer(value: Tensor) -> Tensor:
@@ -259,12 +261,12 @@ def test_all_autoencoders_together_are_each_one_on_its_own(classes: list[int]) -
     torch.manual_seed(0)
     together = ClassAutoencoders(4, 9, 5).double()
     maps, labels = torch.rand(len(classes), 9, dtype=torch.float64, requires_grad=True), torch.tensor(classes)
-    alone = separate(together)
-    expected = torch.cat([alone[label](one[None]) for one, label in zip(maps, classes, strict=True)])
-    found = together(maps, labels)
-    torch.testing.assert_close(found, expected)
+    autoencoders = separate(together)
+    expected = torch.cat([autoencoders[label](image[None]) for image, label in zip(maps, classes, strict=True)])
+    actual = together(maps, labels)
+    torch.testing.assert_close(actual, expected)
     cotangent = torch.rand_like(expected)
-    torch.testing.assert_close(*(torch.autograd.grad(one, maps, cotangent)[0] for one in (found, expected)))
+    torch.testing.assert_close(*(torch.autograd.grad(output, maps, cotangent)[0] for output in (actual, expected)))
 
 
 def test_training_all_together_is_training_each_alone() -> None:
@@ -273,10 +275,10 @@ def test_training_all_together_is_training_each_alone() -> None:
     together = ClassAutoencoders(4, 9, 5).double()
     maps, classes = torch.rand(12, 9, dtype=torch.float64), torch.tensor([0, 0, 2, 2, 2, 2, 2, 0, 3, 2, 2, 2])
     F.mse_loss(together(maps, classes), maps).backward()
-    for number, one in enumerate(separate(together)):
-        mine = maps[classes == number]
-        F.mse_loss(one(mine), mine, reduction="sum").div(maps.numel()).backward()
-        for parameter, all_of_them in zip(layers_of(one), together.parameters(), strict=True):
+    for number, autoencoder in enumerate(separate(together)):
+        class_maps = maps[classes == number]
+        F.mse_loss(autoencoder(class_maps), class_maps, reduction="sum").div(maps.numel()).backward()
+        for parameter, all_of_them in zip(layers_of(autoencoder), together.parameters(), strict=True):
             assert all_of_them.grad is not None
             torch.testing.assert_close(as_layer(all_of_them.grad[number]), parameter.grad)
 
@@ -310,7 +312,7 @@ def test_it_learns_from_the_benign_images_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"y": lambda y: y + 9}, "y holds labels from 9 to 9; 0 to [0-9]+ were expected"),
         ({"y": lambda y: np.full((len(y), 2), 0.5)}, "y "),
@@ -329,18 +331,18 @@ def test_it_learns_from_the_benign_images_alone() -> None:
     ],
 )
 def test_what_cannot_be_used_is_refused_before_any_work(
-    changes: dict[str, Any], said: str, monkeypatch: pytest.MonkeyPatch
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = fitted(small(), scaling="benign")
-    before, past = state(detector), detector.training
+    before, training = state(detector), detector.training
     arguments: dict[str, Any] = {"x": images((1, 4, 4)), "y": np.zeros(60, int)} | BRIEFLY
     changed = {name: value(arguments[name]) if callable(value) else value for name, value in changes.items()}
     monkeypatch.setattr(fitting, "explained", lambda *_: pytest.fail("it began"))
-    with pytest.raises(InputError, match=f"^{said}") as caught:
+    with pytest.raises(InputError, match=f"^{message}") as error:
         detector.fit(**arguments | changed)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
     assert_same(state(detector), before)
-    assert detector.training is past
+    assert detector.training is training
 
 
 @pytest.fixture
@@ -368,13 +370,13 @@ def test_too_few_images_for_a_quantile_are_refused_with_the_numbers() -> None:
     counts = np.bincount(classifier.predict(x).argmax(axis=1), minlength=NB_CLASSES)
     split = 18.5 / counts.min()
     detector = ExplanationReconstructor(classifier, false_positive_rate=0.05)
-    said = (
+    message = (
         rf"^x has {counts.min()} images predicted as class {counts.argmin()}, of which a validation_split of .* holds "
         rf"out 18 \(too few in class .*\); at least 19 held out of each class were expected for a false_pos.* of 0.05"
     )
-    with pytest.raises(InputError, match=said) as caught:
+    with pytest.raises(InputError, match=message) as error:
         detector.fit(x, **BRIEFLY, validation_split=split)
-    suggested = float(str(caught.value).split("validation_split=")[1].split()[0])
+    suggested = float(str(error.value).split("validation_split=")[1].split()[0])
     assert 19 <= suggested * counts.min() < 19 + counts.min() / 100
     with pytest.raises(InputError, match=r"^validation_split is .*, which leaves no image of class .* to learn from"):
         detector.fit(x, **BRIEFLY, validation_split=1 - 1e-12)
@@ -413,26 +415,26 @@ def test_explanations_of_a_single_value_each_are_refused(scaling: str) -> None:
 
 def test_the_same_seed_gives_the_same_detector_and_another_gives_another() -> None:
     """And the caller's random numbers are left alone."""
-    found = []
+    fits = []
     for seed in (1, 1, 2):
         detector = ExplanationReconstructor(small(), hidden=5, false_positive_rate=0.5)
         before = torch.get_rng_state()
         detector.fit(images((1, 4, 4)), **BRIEFLY, seed=seed)
         assert torch.equal(torch.get_rng_state(), before)
-        found.append((state(detector), detector.training))
+        fits.append((state(detector), detector.training))
         torch.rand(5)
-    assert_same(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1]
+    assert_same(fits[0][0], fits[1][0])
+    assert fits[0][1] == fits[1][1]
     for name in ("thresholds", "reconstructors.encoder"):
-        assert not torch.equal(found[0][0][name], found[2][0][name])
+        assert not torch.equal(fits[0][0][name], fits[2][0][name])
 
 
-@pytest.mark.parametrize(("done", "earlier"), [(1, True), (3, False)])
+@pytest.mark.parametrize(("epochs_done", "earlier"), [(1, True), (3, False)])
 def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
-    done: int, earlier: bool, tmp_path: Path, stopped_after: Callable[[int], AbstractContextManager[None]]
+    epochs_done: int, earlier: bool, tmp_path: Path, stopped_after: Callable[[int], AbstractContextManager[None]]
 ) -> None:
     """After any epoch, in the same process or another; meanwhile it is what it was."""
-    how, path = BRIEFLY | {"nb_epochs": 3, "seed": 4}, tmp_path / "training"
+    options, path = BRIEFLY | {"nb_epochs": 3, "seed": 4}, tmp_path / "training"
     x = images((1, 4, 4))
 
     def fresh() -> ExplanationReconstructor:
@@ -441,19 +443,19 @@ def test_a_fit_that_was_stopped_goes_on_to_the_same_detector(
             detector.fit(0.9 * x, **BRIEFLY)
         return detector
 
-    whole, interrupted = fresh(), fresh()
-    before, past = state(interrupted), interrupted.training
-    whole.fit(x, **how)
-    with stopped_after(done):
-        interrupted.fit(x, **how, checkpoint=path)
+    uninterrupted, interrupted = fresh(), fresh()
+    before, training = state(interrupted), interrupted.training
+    uninterrupted.fit(x, **options)
+    with stopped_after(epochs_done):
+        interrupted.fit(x, **options, checkpoint=path)
     assert_same(state(interrupted), before)
-    assert interrupted.training is past
+    assert interrupted.training is training
     assert interrupted.network.is_fitted is earlier
-    assert not any(one.requires_grad for one in interrupted.network.parameters())
+    assert not any(parameter.requires_grad for parameter in interrupted.network.parameters())
     for detector in (interrupted, fresh()):
-        detector.fit(x, **how, checkpoint=str(path))
-        assert_same(state(detector), state(whole))
-        assert detector.training == whole.training
+        detector.fit(x, **options, checkpoint=str(path))
+        assert_same(state(detector), state(uninterrupted))
+        assert detector.training == uninterrupted.training
 
 
 def test_a_fit_only_reads_the_classifier(only_read: Callable[[nn.Module], AbstractContextManager[None]]) -> None:
@@ -474,7 +476,9 @@ def test_a_fit_only_reads_the_classifier(only_read: Callable[[nn.Module], Abstra
         detector = fitted(classifier)
         detector.detect(x)
     assert_same(state(detector), expected)
-    assert not {id(one) for one in model.parameters()} & {id(one) for one in detector.network.parameters()}
+    assert not {id(parameter) for parameter in model.parameters()} & {
+        id(parameter) for parameter in detector.network.parameters()
+    }
 
 
 # Thresholds
@@ -482,19 +486,21 @@ def test_a_fit_only_reads_the_classifier(only_read: Callable[[nn.Module], Abstra
 
 @pytest.mark.parametrize("rate", [0.25])
 def test_thresholds_are_conformal_quantiles_of_scores_held_out(
-    own: ExplanationReconstructor, digits: Dataset, rate: float
+    own_detector: ExplanationReconstructor, digits: Dataset, rate: float
 ) -> None:
     """The least of a class's scores above which, a new one counted along, lie at most the share ``rate``."""
-    own.set_params(false_positive_rate=rate)
-    scores, classes = (one.numpy() for one in (own.network.held_out_scores, own.network.held_out_classes))
-    found = own.detect(digits.train.x)[0]
+    own_detector.set_params(false_positive_rate=rate)
+    scores, classes = (
+        tensor.numpy() for tensor in (own_detector.network.held_out_scores, own_detector.network.held_out_classes)
+    )
+    report = own_detector.detect(digits.train.x)[0]
     for number in range(10):
-        mine = np.sort(scores[classes == number])
-        assert len(mine) == int(0.1 * (found["classes"] == number).sum())
-        all_of_it = found["scores"][found["classes"] == number]
-        assert all(np.abs(all_of_it - one).min() < 1e-6 for one in mine)
-        share_above = np.array([1 + (mine > one).sum() for one in mine]) / (len(mine) + 1)
-        assert own.network.thresholds[number] == mine[share_above <= rate + 1e-9].min()
+        held_out = np.sort(scores[classes == number])
+        assert len(held_out) == int(0.1 * (report["classes"] == number).sum())
+        class_scores = report["scores"][report["classes"] == number]
+        assert all(np.abs(class_scores - score).min() < 1e-6 for score in held_out)
+        share_above = np.array([1 + (held_out > score).sum() for score in held_out]) / (len(held_out) + 1)
+        assert own_detector.network.thresholds[number] == held_out[share_above <= rate + 1e-9].min()
 
 
 @pytest.mark.parametrize(("rate", "count"), [(0.1, 25), (0.05, 19)])
@@ -512,32 +518,32 @@ def test_in_the_mean_no_larger_share_of_fresh_scores_is_flagged(rate: float, cou
     assert np.mean(shares) == pytest.approx(exact, abs=4 * float(np.std(shares)) / math.sqrt(600))
 
 
-def test_other_parameters_cannot_be_set(own: ExplanationReconstructor) -> None:
-    before, params = state(own), own.get_params()
+def test_other_parameters_cannot_be_set(own_detector: ExplanationReconstructor) -> None:
+    before, params = state(own_detector), own_detector.get_params()
     for name, value in {"explanation": "relevance", "scaling": "benign", "score": "l1", "hidden": 5}.items():
         with pytest.raises(
             InputError, match=f"^{name} is {value!r}, and the ExplanationReconstructor was made for .*; a new one was"
         ):
-            own.set_params(**{"false_positive_rate": 0.5, name: value})
+            own_detector.set_params(**{"false_positive_rate": 0.5, name: value})
     with pytest.raises(InputError, match=r"^strength: no parameter of ExplanationReconstructor; it has \["):
-        own.set_params(false_positive_rate=0.5, strength=1)
+        own_detector.set_params(false_positive_rate=0.5, strength=1)
     for value in (0, 1, -1, float("nan"), True, "5 %", None):
         with pytest.raises(InputError, match=r"^false_positive_rate is .*; a number between 0 and 1 was expected"):
-            own.set_params(false_positive_rate=value)
+            own_detector.set_params(false_positive_rate=value)
     # One class has fewer held out than others: whichever is asked first, none has moved.
-    held = own.network.held_out_classes.bincount()
-    impossible = 1 / (int(held.min()) + 2)
-    assert needed(impossible) <= int(held.max())
+    held_out_counts = own_detector.network.held_out_classes.bincount()
+    impossible = 1 / (int(held_out_counts.min()) + 2)
+    assert needed(impossible) <= int(held_out_counts.max())
     with pytest.raises(InputError, match=r"too few images held out \("):
-        own.set_params(false_positive_rate=impossible)
-    assert_same(state(own), before)
-    assert own.get_params() == params
-    own.set_params(**params)
-    assert_same(state(own), before)
+        own_detector.set_params(false_positive_rate=impossible)
+    assert_same(state(own_detector), before)
+    assert own_detector.get_params() == params
+    own_detector.set_params(**params)
+    assert_same(state(own_detector), before)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"explanation": ["input_gradient", "lime"]}, r"explanation is \[.*\]; one of input_gradient, .* was expected"),
         (
@@ -551,8 +557,8 @@ def test_other_parameters_cannot_be_set(own: ExplanationReconstructor) -> None:
         ),
     ],
 )
-def test_unknown_explanations_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=f"^{said}"):
+def test_unknown_explanations_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
         ExplanationReconstructor(small(), **options)
 
 
@@ -603,34 +609,36 @@ def test_the_report_says_what_the_detector_s_network_says(detector: ExplanationR
 def test_the_size_of_the_batches_does_not_matter(detector: ExplanationReconstructor, x: FloatArray) -> None:
     expected = detector.detect(x, batch_size=1)[0]
     for batch_size in (7, 50, 1000):
-        found = detector.detect(x, batch_size=batch_size)[0]
+        report = detector.detect(x, batch_size=batch_size)[0]
         for name, value in expected.items():
-            np.testing.assert_allclose(found[name], value, atol=1e-5)
-        np.testing.assert_allclose(detector.detector.predict(x, batch_size=batch_size), found["predictions"], atol=1e-5)
+            np.testing.assert_allclose(report[name], value, atol=1e-5)
+        np.testing.assert_allclose(
+            detector.detector.predict(x, batch_size=batch_size), report["predictions"], atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("explanation", EXPLANATIONS)
 def test_no_score_depends_on_the_other_images(explanation: str) -> None:
     detector, x = fitted(small(), explanation=explanation), images((1, 4, 4), 20, seed=1)
-    expected = np.concatenate([detector.scores(one[None]) for one in x])
+    expected = np.concatenate([detector.scores(image[None]) for image in x])
     np.testing.assert_allclose(detector.scores(x), expected, atol=1e-5)
     np.testing.assert_allclose(detector.scores(x[::-1], batch_size=7)[::-1], expected, atol=1e-5)
 
 
-def test_a_score_that_is_no_number_is_flagged(own: ExplanationReconstructor, x: FloatArray) -> None:
+def test_a_score_that_is_no_number_is_flagged(own_detector: ExplanationReconstructor, x: FloatArray) -> None:
     """As by ART's argmax; not passed as benign."""
 
     def with_nan(batch: Tensor) -> tuple[Tensor, Tensor]:
         return torch.full((len(batch),), torch.nan), torch.zeros(len(batch), dtype=torch.long)
 
-    own.network.scores = with_nan
-    report, flagged = own.detect(x)
+    own_detector.network.scores = with_nan
+    report, flagged = own_detector.detect(x)
     assert flagged.all()
     np.testing.assert_array_equal(report["predictions"].argmax(axis=1), 1)
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda x: x.tolist(), "x is .*; a numpy array of float32, "),
         (lambda x: torch.from_numpy(x), "x is .*; a numpy array of float32, "),
@@ -642,10 +650,10 @@ def test_a_score_that_is_no_number_is_flagged(own: ExplanationReconstructor, x: 
     ],
 )
 def test_images_that_cannot_be_used_are_refused(
-    detector: ExplanationReconstructor, x: FloatArray, change: Callable[[FloatArray], Any], said: str
+    detector: ExplanationReconstructor, x: FloatArray, change: Callable[[FloatArray], Any], message: str
 ) -> None:
     for call in (detector.scores, detector.detect):
-        with pytest.raises(InputError, match=f"^{said}"):
+        with pytest.raises(InputError, match=f"^{message}"):
             call(change(x))
     with pytest.raises(InputError, match=r"^batch_size is 0; a whole number of at least 1 was expected"):
         detector.detect(x, batch_size=0)
@@ -666,28 +674,30 @@ def test_before_it_is_fitted_it_gives_no_answer(tmp_path: Path) -> None:
     assert detector.training is None
 
 
-def test_many_images_need_memory_for_one_batch_and_the_answer(own: ExplanationReconstructor, x: FloatArray) -> None:
+def test_many_images_need_memory_for_one_batch_and_the_answer(
+    own_detector: ExplanationReconstructor, x: FloatArray
+) -> None:
     """In an array that is larger than what it takes memory for, as one that is mapped from a file."""
     count, batch_size = 200_000, 10_000
-    many = np.broadcast_to(x[0], (count, 1, 8, 8))
-    seen: list[int] = []
+    repeated = np.broadcast_to(x[0], (count, 1, 8, 8))
+    batch_sizes: list[int] = []
 
     def scores(batch: Tensor) -> tuple[Tensor, Tensor]:
-        seen.append(len(batch))
+        batch_sizes.append(len(batch))
         return batch[:, 0, 0, 0], torch.zeros(len(batch), dtype=torch.long)
 
-    own.network.scores = scores
-    answer = count * (2 * 4 + 8 + 2 * 4 + 1)  # scores, thresholds, classes, predictions, flags
+    own_detector.network.scores = scores
+    answer_bytes = count * (2 * 4 + 8 + 2 * 4 + 1)  # scores, thresholds, classes, predictions, flags
     tracemalloc.start()
     try:
-        report, flagged = own.detect(many, batch_size=batch_size)
+        report, flagged = own_detector.detect(repeated, batch_size=batch_size)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert seen == [batch_size] * (count // batch_size)
+    assert batch_sizes == [batch_size] * (count // batch_size)
     assert len(flagged) == len(report["scores"]) == count
-    assert many.nbytes > 10 * answer
-    assert peak < 1.5 * answer + 4 * many[:batch_size].nbytes
+    assert repeated.nbytes > 10 * answer_bytes
+    assert peak < 1.5 * answer_bytes + 4 * repeated[:batch_size].nbytes
 
 
 # Gradients
@@ -715,7 +725,7 @@ def test_the_exact_gradient_is_that_of_finite_differences(
     activation: nn.Module, explanation: Any, scaling: str, score: str
 ) -> None:
     network, x = smooth_network(activation, explanation, scaling, score)
-    assert torch.autograd.gradcheck(lambda at: network.scores(at)[0], x, eps=1e-7, atol=1e-5, rtol=1e-3)
+    assert torch.autograd.gradcheck(lambda points: network.scores(points)[0], x, eps=1e-7, atol=1e-5, rtol=1e-3)
     (gradient,) = torch.autograd.grad(network.scores(x)[0].sum(), x)
     assert bool((gradient.flatten(1).abs().amax(dim=1) > 1e-4).all())
 
@@ -723,10 +733,10 @@ def test_the_exact_gradient_is_that_of_finite_differences(
 @pytest.mark.parametrize("activation", [nn.Softplus(beta=3), nn.ReLU()], ids=["softplus", "relu"])
 def test_the_exact_gradient_of_relevance_is_that_of_finite_differences(activation: nn.Module) -> None:
     network, x = smooth_network(activation, "relevance", "image", "l1")
-    assert torch.autograd.gradcheck(lambda at: network.scores(at)[0], x, eps=1e-7, atol=1e-5, rtol=1e-3)
+    assert torch.autograd.gradcheck(lambda points: network.scores(points)[0], x, eps=1e-7, atol=1e-5, rtol=1e-3)
 
 
-def test_a_relu_network_s_exact_gradient_is_zero_and_the_smooth_one_leads_somewhere(
+def test_a_relu_network_s_exact_gradient_is_zero_and_the_smooth_one_lowers_the_score(
     detector: ExplanationReconstructor, digits: Dataset
 ) -> None:
     """The logit's gradient is constant near an image, so the exact mode would show an attacker nothing."""
@@ -757,17 +767,17 @@ def test_the_surrogate_s_width_changes_the_smooth_gradient_alone(explanation: st
     network, x = detector.network, torch.from_numpy(images((1, 4, 4), 20, seed=1))
     assert annealable_modes(detector.detector) == ("smooth",)
 
-    def found(mode: str, width: float) -> tuple[Tensor, Tensor]:
+    def score_and_gradient(mode: str, width: float) -> tuple[Tensor, Tensor]:
         live = x.clone().requires_grad_()
         with gradient_mode(detector.detector, mode), surrogate_width(detector.detector, width):
             scores = network.scores(live)[0]
         return scores.detach(), torch.autograd.grad(scores.sum(), live)[0]
 
-    (values, exact), (same, again) = found("exact", 1.0), found("exact", 0.1)
-    assert torch.equal(values, same)
-    assert torch.equal(exact, again)
+    (values, exact), (values_again, exact_again) = score_and_gradient("exact", 1.0), score_and_gradient("exact", 0.1)
+    assert torch.equal(values, values_again)
+    assert torch.equal(exact, exact_again)
     for width, is_exact in ((4.0, False), (1.0, False), (1e-6, True)):
-        scores, gradient = found("smooth", width)
+        scores, gradient = score_and_gradient("smooth", width)
         assert torch.equal(scores, values)
         assert bool(gradient.isfinite().all())
         assert torch.allclose(gradient, exact, rtol=1e-3, atol=1e-6) is is_exact
@@ -799,8 +809,8 @@ def test_art_s_gradients_are_those_of_autograd(detector: ExplanationReconstructo
             live = torch.from_numpy(x).requires_grad_()
             loss = F.cross_entropy(detector.network(live), torch.from_numpy(labels))
             (gradient,) = torch.autograd.grad(loss, live)
-            found = detector.detector.loss_gradient(x, np.eye(2, dtype=np.float32)[labels])
-            np.testing.assert_allclose(found, gradient.numpy(), rtol=1e-5, atol=1e-9)
+            actual = detector.detector.loss_gradient(x, np.eye(2, dtype=np.float32)[labels])
+            np.testing.assert_allclose(actual, gradient.numpy(), rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["fast gradient", "pgd"])
@@ -815,11 +825,11 @@ def test_art_s_attacks_run_on_it(detector: ExplanationReconstructor, digits: Dat
             )
         else:
             attack = FastGradientMethod(detector.detector, eps=0.01, targeted=True)
-        found = attack.generate(x, benign)
-    assert (found >= 0).all()
-    assert (found <= 1).all()
-    assert np.abs(found - x).max() <= 0.0301
-    before, after = detector.scores(x), detector.scores(found)
+        adversarial = attack.generate(x, benign)
+    assert (adversarial >= 0).all()
+    assert (adversarial <= 1).all()
+    assert np.abs(adversarial - x).max() <= 0.0301
+    before, after = detector.scores(x), detector.scores(adversarial)
     assert (after < before).mean() > 0.6
     assert np.median(after / before) < 0.99
 
@@ -881,14 +891,16 @@ def test_it_watches_a_classifier_behind_a_restorer(own_classifier: Any, digits: 
 def test_a_float64_model_is_watched_too(digits_classifier: Any, detector: ExplanationReconstructor, x: Any) -> None:
     """With the same scores, but for rounding: the autoencoders compute in float32 all the same."""
     double = rebuild(digits_classifier, model=copy.deepcopy(digits_classifier.model).double())
-    other = ExplanationReconstructor(double, false_positive_rate=RATE)
-    other.network.load(detector.network.state_dict())
-    np.testing.assert_allclose(other.scores(x), detector.scores(x), atol=1e-4)
-    assert other.scores(x).dtype == np.float32
-    np.testing.assert_allclose(other.detector.predict(x), other.detect(x)[0]["predictions"], atol=1e-6)
-    with gradient_mode(other.detector, "smooth"):
+    double_detector = ExplanationReconstructor(double, false_positive_rate=RATE)
+    double_detector.network.load(detector.network.state_dict())
+    np.testing.assert_allclose(double_detector.scores(x), detector.scores(x), atol=1e-4)
+    assert double_detector.scores(x).dtype == np.float32
+    np.testing.assert_allclose(
+        double_detector.detector.predict(x), double_detector.detect(x)[0]["predictions"], atol=1e-6
+    )
+    with gradient_mode(double_detector.detector, "smooth"):
         live = torch.from_numpy(x).double().requires_grad_()
-        scores, _ = other.network.scores(live)
+        scores, _ = double_detector.network.scores(live)
         assert scores.dtype == torch.float64
         (gradient,) = torch.autograd.grad(scores.sum(), live)
     assert float(gradient.abs().max()) > 0
@@ -918,9 +930,9 @@ def test_it_is_saved_and_loaded_whole(options: dict[str, Any], tmp_path: Path) -
     assert loaded.training == detector.training
     assert loaded.network.trainings == detector.network.trainings == [detector.training]
     assert loaded.network.describe() == detector.network.describe()
-    assert not any(one.requires_grad for one in loaded.network.parameters())
-    for one in (detector, loaded):
-        one.set_params(false_positive_rate=0.6)
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    for copied in (detector, loaded):
+        copied.set_params(false_positive_rate=0.6)
     assert_same(state(loaded), state(detector))
 
 
@@ -929,16 +941,16 @@ def test_files_that_hold_something_else_are_refused(
 ) -> None:
     path = tmp_path / "detector"
     detector.save(path)
-    other = copy.deepcopy(digits_classifier.model)
+    other_model = copy.deepcopy(digits_classifier.model)
     with torch.no_grad():
-        next(other.parameters()).add_(0.01)
-    for classifier, said in (
-        (rebuild(digits_classifier, model=other), "was built for another network than the classifier's"),
+        next(other_model.parameters()).add_(0.01)
+    for classifier, message in (
+        (rebuild(digits_classifier, model=other_model), "was built for another network than the classifier's"),
         (defend(digits_classifier, Darker(0.5)), "was built for another network than the classifier's"),
         (rebuild(digits_classifier, clip_values=(0.0, 2.0)), r"made for .*\(clip values, mean, std, .* were expected"),
         (digits_classifier.model, "an ART PyTorchClassifier was expected"),
     ):
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             ExplanationReconstructor.load(path, classifier=classifier)
     HeatAndBlur.for_classifier(digits_classifier).save(tmp_path / "other")
     with pytest.raises(InputError, match="which holds a heat_and_blur; a explanation_reconstructor was expected"):
@@ -948,7 +960,7 @@ def test_files_that_hold_something_else_are_refused(
 
 
 def test_a_file_belongs_to_one_strength_of_the_defences_before_it(
-    own: ExplanationReconstructor, own_classifier: PyTorchClassifier, tmp_path: Path
+    own_detector: ExplanationReconstructor, own_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
     """Which no weight tells: the jump of a JumpReLU, the blur of Heat and Blur, a parameter of another's."""
 
@@ -961,45 +973,45 @@ def test_a_file_belongs_to_one_strength_of_the_defences_before_it(
     def darkened(factor: float) -> PyTorchClassifier:
         return defend(own_classifier, Darker(factor))
 
-    for build, this, that in ((blurred, 0.5, 0.8), (jumping, 0.5, 1.0), (darkened, 0.5, 0.9)):
-        detector = ExplanationReconstructor(build(this), false_positive_rate=RATE)
-        detector.network.load(own.network.state_dict())
+    for build, strength, other_strength in ((blurred, 0.5, 0.8), (jumping, 0.5, 1.0), (darkened, 0.5, 0.9)):
+        detector = ExplanationReconstructor(build(strength), false_positive_rate=RATE)
+        detector.network.load(own_detector.network.state_dict())
         detector.save(tmp_path / "detector")
-        ExplanationReconstructor.load(tmp_path / "detector", classifier=build(this))
+        ExplanationReconstructor.load(tmp_path / "detector", classifier=build(strength))
         with pytest.raises(InputError, match=r"made for .* and the classifier has .* the same were expected"):
-            ExplanationReconstructor.load(tmp_path / "detector", classifier=build(that))
+            ExplanationReconstructor.load(tmp_path / "detector", classifier=build(other_strength))
 
 
 COPIES: dict[str, Callable[[Any], Any]] = {
     "deepcopy": copy.deepcopy,
-    "pickle": lambda one: pickle.loads(pickle.dumps(one)),
+    "pickle": lambda detector: pickle.loads(pickle.dumps(detector)),
 }
 
 
 @pytest.mark.parametrize("way", COPIES)
-def test_copies_are_whole_and_independent(own: ExplanationReconstructor, x: FloatArray, way: str) -> None:
+def test_copies_are_whole_and_independent(own_detector: ExplanationReconstructor, x: FloatArray, way: str) -> None:
     """The copy's network, its two-output classifier and the classifier that it watches stay one."""
-    own.network.gradient_mode = "smooth"
-    copied = COPIES[way](own)
-    own.network.gradient_mode = "exact"
+    own_detector.network.gradient_mode = "smooth"
+    copied = COPIES[way](own_detector)
+    own_detector.network.gradient_mode = "exact"
     assert copied.network.gradient_mode == "smooth"
     copied.network.gradient_mode = "exact"
-    before = own.scores(x)
+    before = own_detector.scores(x)
     np.testing.assert_array_equal(copied.scores(x), before)
-    np.testing.assert_array_equal(copied.detector.predict(x), own.detector.predict(x))
-    assert copied.training == own.training
+    np.testing.assert_array_equal(copied.detector.predict(x), own_detector.detector.predict(x))
+    assert copied.training == own_detector.training
     assert copied.detector.model is copied.network
     assert copied.network.pipeline.model is copied.classifier.model
-    assert not {id(one) for one in own.classifier.model.parameters()} & {
-        id(one) for one in copied.classifier.model.parameters()
+    assert not {id(parameter) for parameter in own_detector.classifier.model.parameters()} & {
+        id(parameter) for parameter in copied.classifier.model.parameters()
     }
     with gradient_mode(copied.detector, "smooth"):
         assert copied.network.gradient_mode == "smooth"
-        assert own.network.gradient_mode == "exact"
+        assert own_detector.network.gradient_mode == "exact"
     copied.set_params(false_positive_rate=0.5)
     with torch.no_grad():
         next(copied.classifier.model.parameters()).add_(0.5)  # what it watches, it sees change
     assert np.abs(copied.scores(x) - before).max() > 1e-3
     np.testing.assert_allclose(copied.detector.predict(x), copied.detect(x)[0]["predictions"], atol=1e-6)
-    np.testing.assert_array_equal(own.scores(x), before)
-    assert own.false_positive_rate == RATE
+    np.testing.assert_array_equal(own_detector.scores(x), before)
+    assert own_detector.false_positive_rate == RATE

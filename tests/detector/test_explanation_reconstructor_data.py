@@ -53,19 +53,19 @@ def orthogonal(classifier: PyTorchClassifier, threat: Linf, seed: int) -> Orthog
     return OrthogonalPGD(classifier, threat.norm, threat.eps, max_iter=60, seed=seed)
 
 
-def test_attackers_who_do_not_know_of_it_are_told(
+def test_attacks_on_the_classifier_alone_are_detected(
     watched: tuple[PyTorchClassifier, ExplanationReconstructor], mnist: Dataset
 ) -> None:
-    found = detection(watched, mnist, 0.2, list(paper_specs(ExplanationReconstructor)), 500)
-    assert min(row.mean_auc or 0 for row in found.rows) >= 0.75
-    assert found.false_positives.interval[0] <= 0.07
+    report = detection(watched, mnist, 0.2, list(paper_specs(ExplanationReconstructor)), 500)
+    assert min(row.mean_auc or 0 for row in report.rows) >= 0.75
+    assert report.false_positives.interval[0] <= 0.07
 
 
-def test_one_who_knows_of_it_gets_past(
+def test_an_adaptive_attack_evades_the_detector(
     watched: tuple[PyTorchClassifier, ExplanationReconstructor], mnist: Dataset
 ) -> None:
-    knows = AttackSpec("orthogonal", orthogonal, "", kind="white-box", modes="smoothest", samples="all")
-    found = detection(watched, mnist, 0.3, [knows], 60)
-    past = found.rows[0].past
-    assert past is not None
-    assert past.rate >= 0.5
+    adaptive = AttackSpec("orthogonal", orthogonal, "", kind="white-box", modes="smoothest", samples="all")
+    report = detection(watched, mnist, 0.3, [adaptive], 60)
+    evasion = report.rows[0].past
+    assert evasion is not None
+    assert evasion.rate >= 0.5

@@ -48,11 +48,11 @@ def test_a_thousand_classes_at_224_pixels_are_made_without_their_weights(monkeyp
 
 def test_weights_that_do_not_fit_are_refused_with_what_does(monkeypatch: pytest.MonkeyPatch) -> None:
     set_available(monkeypatch, 16 * 2**30)
-    said = (
+    message = (
         r"reconstructor is 'autoencoder', whose weights for 1000 classes take 24\.1 GiB, of 16\.0 GiB available on "
         r"cpu; reconstructor='convolutional' or reconstructor='statistics' was expected"
     )
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         ExplanationReconstructor(wide(), reconstructor="autoencoder")
     for reconstructor in ("convolutional", "statistics"):
         assert ExplanationReconstructor(wide(), reconstructor=reconstructor).weight_bytes < 2**20
@@ -103,8 +103,8 @@ def test_the_count_is_what_a_fit_has_made(
     detector = ExplanationReconstructor(digits_classifier, **options)
     assert detector.weight_bytes == expected
     detector.fit(digits.train.x, nb_epochs=1, validation_split=0.3, progress=False)
-    made = {tensor.data_ptr(): tensor for tensor in detector.network.reconstructors.state_dict().values()}
-    assert sum(tensor.untyped_storage().nbytes() for tensor in made.values()) == expected
+    weights = {tensor.data_ptr(): tensor for tensor in detector.network.reconstructors.state_dict().values()}
+    assert sum(tensor.untyped_storage().nbytes() for tensor in weights.values()) == expected
 
 
 # What is left
@@ -123,7 +123,7 @@ def test_the_cpu_has_left_what_the_system_and_the_group_allow(
     assert available_memory(CPU) == (4096000 - 2048000 + 1000 if group else 5000 * 1024)
 
 
-def test_where_nobody_tells_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_refused_where_the_free_memory_is_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "none")
     monkeypatch.setattr(memory, "CGROUP", tmp_path / "none")
     assert available_memory(CPU) is None

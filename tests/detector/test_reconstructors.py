@@ -66,9 +66,9 @@ def fitted(classifier: PyTorchClassifier, **options: Any) -> ExplanationReconstr
 def test_a_reconstruction_has_the_size_of_its_map_and_lies_between_0_and_1(shape: tuple[int, int, int]) -> None:
     autoencoder = ConvolutionalAutoencoder(4, shape, 64)
     maps = torch.rand(5, int(np.prod(shape)))
-    again = autoencoder(maps, torch.tensor([0, 3, 1, 1, 2]))
-    assert again.shape == maps.shape
-    assert bool(((again > 0) & (again < 1)).all())
+    reconstructed = autoencoder(maps, torch.tensor([0, 3, 1, 1, 2]))
+    assert reconstructed.shape == maps.shape
+    assert bool(((reconstructed > 0) & (reconstructed < 1)).all())
 
 
 def test_it_learns_where_pixels_lie(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
@@ -93,21 +93,21 @@ def test_it_learns_where_pixels_lie(digits_classifier: PyTorchClassifier, digits
 
 def size_and_detail(attribution: Any) -> list[float]:
     """Of one attribution (C, H, W), in numpy: logarithms of norm and share of high frequencies."""
-    at = np.arange(-3, 4)
-    weights = np.exp(-(at**2) / 2) / np.exp(-(at**2) / 2).sum()
+    offsets = np.arange(-3, 4)
+    weights = np.exp(-(offsets**2) / 2) / np.exp(-(offsets**2) / 2).sum()
     blurred = correlate1d(correlate1d(attribution, weights, axis=1, mode="mirror"), weights, axis=2, mode="mirror")
-    whole = np.linalg.norm(attribution)
-    return [np.log(whole), np.log(np.linalg.norm(attribution - blurred) / whole)]
+    size = np.linalg.norm(attribution)
+    return [np.log(size), np.log(np.linalg.norm(attribution - blurred) / size)]
 
 
 @pytest.mark.parametrize("name", ["input_gradient", "gradient_x_input"])
 def test_statistics_are_size_and_share_of_high_frequencies(name: str) -> None:
     pipeline = Pipeline(curved((3, 6, 5))).double()
     x, classes = torch.from_numpy(images((3, 6, 5), 4)).double(), torch.tensor([0, 1, 2, 1])
-    found = statistics([name], pipeline, x, classes, None)
+    actual = statistics([name], pipeline, x, classes, None)
     explained = getattr(gradient, name)(pipeline, x, classes).detach().numpy()
-    expected = np.array([size_and_detail(one) for one in explained])
-    np.testing.assert_allclose(found[:, 0, 0].detach().numpy(), expected, rtol=1e-9)
+    expected = np.array([size_and_detail(attribution) for attribution in explained])
+    np.testing.assert_allclose(actual[:, 0, 0].detach().numpy(), expected, rtol=1e-9)
 
 
 def test_the_answer_to_noise_is_how_logits_change() -> None:
@@ -115,11 +115,11 @@ def test_the_answer_to_noise_is_how_logits_change() -> None:
     x, classes = torch.from_numpy(images((1, 4, 4), 5)).double(), torch.tensor([0, 1, 2, 1, 0])
     generator = torch.Generator().manual_seed(0)
     noise = torch.cat([torch.randn(1, 1, 4, 4, generator=generator) for _ in range(DRAWS)]).double()
-    found = statistics(["noise_response"], pipeline, x, classes, None)[:, 0, 0]
-    for image, label, two in zip(x, classes, found, strict=True):
+    responses = statistics(["noise_response"], pipeline, x, classes, None)[:, 0, 0]
+    for image, label, response in zip(x, classes, responses, strict=True):
         change = (pipeline(image + NOISE * noise).mean(dim=0) - pipeline(image[None])[0]).detach()
-        others = [change[other] - change[label] for other in range(3) if other != label]
-        torch.testing.assert_close(two.detach(), torch.stack([change[label], max(others)]))
+        rival_changes = [change[rival] - change[label] for rival in range(3) if rival != label]
+        torch.testing.assert_close(response.detach(), torch.stack([change[label], max(rival_changes)]))
 
 
 def test_a_score_is_the_squared_distance_to_the_class_over_the_number_of_statistics() -> None:
@@ -128,14 +128,14 @@ def test_a_score_is_the_squared_distance_to_the_class_over_the_number_of_statist
     classes = torch.arange(90) % 3
     gaussians = ClassGaussians(3, 4).double()
     gaussians.fit(points, classes)
-    left = gaussians(points, classes).square().sum(dim=1)
+    distances = gaussians(points, classes).square().sum(dim=1)
     for number in range(3):
-        mine = points[classes == number].numpy()
-        covariance = np.cov(mine.T)
+        class_points = points[classes == number].numpy()
+        covariance = np.cov(class_points.T)
         covariance += 1e-6 * np.diag(covariance).mean() * np.eye(4)
         inverse = np.linalg.inv(covariance)
-        expected = [mahalanobis(one, mine.mean(axis=0), inverse) ** 2 for one in mine]
-        np.testing.assert_allclose(left[classes == number].numpy(), expected, rtol=1e-8)
+        expected = [mahalanobis(point, class_points.mean(axis=0), inverse) ** 2 for point in class_points]
+        np.testing.assert_allclose(distances[classes == number].numpy(), expected, rtol=1e-8)
 
 
 def test_too_few_points_or_points_without_spread_are_refused() -> None:
@@ -177,13 +177,13 @@ def test_the_exact_gradient_is_that_of_finite_differences(options: dict[str, Any
     network = detector.network.double()
     network.pipeline.double()
     x = torch.from_numpy(images((2, 5, 4), 3, seed=5)).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda at: network.scores(at)[0], x, eps=1e-7, atol=1e-5, rtol=1e-3)
-    (found,) = torch.autograd.grad(network.scores(x)[0].sum(), x)
-    assert bool((found.flatten(1).abs().amax(dim=1) > 1e-6).all())
+    assert torch.autograd.gradcheck(lambda points: network.scores(points)[0], x, eps=1e-7, atol=1e-5, rtol=1e-3)
+    (gradient,) = torch.autograd.grad(network.scores(x)[0].sum(), x)
+    assert bool((gradient.flatten(1).abs().amax(dim=1) > 1e-6).all())
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_the_score_is_the_same_in_every_mode_and_the_smooth_one_leads_somewhere(options: dict[str, Any]) -> None:
+def test_the_score_is_the_same_in_every_mode_and_the_smooth_gradient_is_not_zero(options: dict[str, Any]) -> None:
     detector = fitted(curved((1, 6, 6), nn.ReLU()), **options)
     x = torch.from_numpy(images((1, 6, 6), 8, seed=2)).requires_grad_()
     scores = {}
@@ -200,15 +200,15 @@ def test_the_score_is_the_same_in_every_mode_and_the_smooth_one_leads_somewhere(
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"reconstructor": "pca"}, "reconstructor is 'pca'; one of autoencoder, convolutional, statistics"),
         ({"explanation": "noise_response"}, "explanation is 'noise_response'; one of input_gradient"),
         ({"reconstructor": "statistics", "explanation": "words"}, "explanation is 'words'; one of input_gradient"),
     ],
 )
-def test_unknown_options_are_refused(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=f"^{said}"):
+def test_unknown_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=f"^{message}"):
         ExplanationReconstructor(curved((1, 4, 4)), **options)
 
 

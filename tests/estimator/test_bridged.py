@@ -91,7 +91,7 @@ def test_predictions_and_gradients_are_art_s(name: str, preprocessing: Any, x: A
     classifier = wrap(channels=channels, preprocessing_defences=build(), preprocessing=preprocessing)
     bridged = differentiable(classifier)
     assert gradient_modes(bridged) == modes
-    for ask in (lambda each: each.predict(x.copy()), lambda each: each.loss_gradient(x.copy(), y)):
+    for ask in (lambda estimator: estimator.predict(x.copy()), lambda estimator: estimator.loss_gradient(x.copy(), y)):
         with seeded(1):
             expected = ask(classifier)
         with seeded(1):
@@ -163,17 +163,19 @@ def test_another_s_preprocessor_stays_in_the_undefended_classifier(x: Any) -> No
 
 
 def test_what_acts_in_training_alone_acts_there_and_nowhere_else(x: Any, y: Any) -> None:
-    def trained(*preprocessors: Preprocessor, by: Callable[[PyTorchClassifier], PyTorchClassifier]) -> Any:
+    def trained(*preprocessors: Preprocessor, transform: Callable[[PyTorchClassifier], PyTorchClassifier]) -> Any:
         classifier = wrap(preprocessing_defences=list(preprocessors))
-        classifier = by(rebuild(classifier, optimizer=torch.optim.SGD(classifier.model.parameters(), lr=0.1)))
+        classifier = transform(rebuild(classifier, optimizer=torch.optim.SGD(classifier.model.parameters(), lr=0.1)))
         with seeded(4):
             classifier.fit(x, y, batch_size=6, nb_epochs=1)
         return classifier
 
     smoothing = LabelSmoothing(max_value=0.5)
-    alone, bridged = (trained(smoothing, by=by) for by in (lambda each: each, differentiable))
-    np.testing.assert_allclose(bridged.predict(x), alone.predict(x), rtol=1e-5, atol=1e-6)
-    assert not np.allclose(alone.predict(x), trained(by=lambda each: each).predict(x))
+    unbridged, bridged = (
+        trained(smoothing, transform=transform) for transform in (lambda estimator: estimator, differentiable)
+    )
+    np.testing.assert_allclose(bridged.predict(x), unbridged.predict(x), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(unbridged.predict(x), trained(transform=lambda estimator: estimator).predict(x))
     assert gradient_modes(bridged) == gradient_modes(as_module(bridged)) == ("exact",)
 
 
@@ -189,11 +191,11 @@ NEEDS_LABELS = [
 ]
 
 
-@pytest.mark.parametrize(("preprocessor", "said"), NEEDS_LABELS)
-def test_what_cannot_act_at_prediction_is_refused_in_a_sentence(preprocessor: Preprocessor, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+@pytest.mark.parametrize(("preprocessor", "message"), NEEDS_LABELS)
+def test_what_cannot_act_at_prediction_is_refused_in_a_sentence(preprocessor: Preprocessor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         check_runs(differentiable(wrap(preprocessing_defences=preprocessor)))
-    with pytest.raises(InputError, match=said.replace(", which", "", 1)):
+    with pytest.raises(InputError, match=message.replace(", which", "", 1)):
         defend(wrap(), preprocessor)
 
 
@@ -216,6 +218,6 @@ def test_postprocessors_beside_a_detector_are_refused() -> None:
 
 def test_a_detector_behind_numpy_preprocessing_is_bridged(x: Any) -> None:
     head = rebuild(wrap(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))), nb_classes=2, preprocessing_defences=[jpeg()])
-    whole = rejecting(wrap(preprocessing_defences=jpeg()), BinaryInputDetector(head))
-    assert sum(isinstance(each, NumpyBridge) for each in whole.model.modules()) == 2
-    assert whole.predict(x).shape == (6, NB_CLASSES + 1)
+    rejecting_classifier = rejecting(wrap(preprocessing_defences=jpeg()), BinaryInputDetector(head))
+    assert sum(isinstance(module, NumpyBridge) for module in rejecting_classifier.model.modules()) == 2
+    assert rejecting_classifier.predict(x).shape == (6, NB_CLASSES + 1)

@@ -128,10 +128,10 @@ def test_preprocessors_are_appended_and_images_meet_them_in_that_order(x: Any) -
     classifier = wrap(preprocessing_defences=[earlier], preprocessing=(mean, std))
     defended = defend(classifier, first, second)
     assert defended.preprocessing_defences == [earlier, first, second]
-    seen = 3 * (-1 * (2 * x.astype(np.float64) + 1) + 0.5) - 1
-    seen = (seen - mean[:, None, None]) / std[:, None, None]  # always last
+    preprocessed = 3 * (-1 * (2 * x.astype(np.float64) + 1) + 0.5) - 1
+    preprocessed = (preprocessed - mean[:, None, None]) / std[:, None, None]  # always last
     with torch.no_grad():
-        expected = classifier.model.eval().double()(torch.from_numpy(seen)).numpy()
+        expected = classifier.model.eval().double()(torch.from_numpy(preprocessed)).numpy()
     classifier.model.float()
     np.testing.assert_allclose(defended.predict(x), expected, rtol=1e-4, atol=1e-4)
 
@@ -148,7 +148,7 @@ def test_the_earlier_classifier_stays_as_it_is_and_shares_its_model(x: Any) -> N
 
 
 @pytest.mark.parametrize(
-    ("preprocessors", "said"),
+    ("preprocessors", "message"),
     [
         ((), "no preprocessor; at least one was expected"),
         ((nn.Identity(),), "Identity: an ART Preprocessor"),
@@ -156,8 +156,8 @@ def test_the_earlier_classifier_stays_as_it_is_and_shares_its_model(x: Any) -> N
         (([Affine(1, 0)],), "list: an ART Preprocessor"),
     ],
 )
-def test_what_is_no_preprocessor_is_refused(preprocessors: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_is_no_preprocessor_is_refused(preprocessors: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         defend(wrap(), *preprocessors)
 
 
@@ -180,7 +180,7 @@ def test_art_and_autograd_agree_to_the_last_bit(preprocessing: str, x: Any, y: A
 
 
 @pytest.mark.parametrize("preprocessing", ["none", "per channel"])
-def test_they_agree_in_every_gradient_mode_of_stacked_defences(preprocessing: str, x: Any, y: Any) -> None:
+def test_art_and_autograd_agree_in_every_gradient_mode_of_stacked_defences(preprocessing: str, x: Any, y: Any) -> None:
     defended = defend(wrap(preprocessing=PREPROCESSING[preprocessing]), Squared(), Affine(2, -0.5), Squared())
     assert len(gradient_modes(defended)) == 4
     gradients = []
@@ -188,16 +188,16 @@ def test_they_agree_in_every_gradient_mode_of_stacked_defences(preprocessing: st
         with gradient_mode(defended, mode):
             assert_art_and_autograd_agree(defended, x, y)
             gradients.append(defended.loss_gradient(x, y))
-    for one in range(4):
-        for other in range(one):
-            assert not np.allclose(gradients[one], gradients[other])  # each mode is another backward pass
+    for row in range(4):
+        for earlier in range(row):
+            assert not np.allclose(gradients[row], gradients[earlier])  # each mode is another backward pass
 
 
 def test_every_defence_is_reachable_through_the_module(x: Any) -> None:
     first, second = Squared(), Squared()
     defended = defend(wrap(), first, Affine(2, 1), second)
     module = as_module(defended)
-    assert [one for one in module.modules() if isinstance(one, Defence)] == [first, second]
+    assert [part for part in module.modules() if isinstance(part, Defence)] == [first, second]
     assert find_defences(module) == find_defences(defended)
     assert gradient_modes(module) == gradient_modes(defended)
     with gradient_mode(module, "identity+exact"):
@@ -207,16 +207,16 @@ def test_every_defence_is_reachable_through_the_module(x: Any) -> None:
 def test_defences_in_front_of_the_network_come_before_those_inside_it_for_the_module_too(x: Any) -> None:
     """So that one name of a combination of modes means the same for a classifier and for its module."""
     first, second = Squared(), Squared()
-    inside = nn.Sequential(*network(), Inside())
-    defended = defend(wrap(inside, preprocessing=PREPROCESSING["per channel"]), first, second)
+    defended_network = nn.Sequential(*network(), Inside())
+    defended = defend(wrap(defended_network, preprocessing=PREPROCESSING["per channel"]), first, second)
     module = as_module(defended)
-    expected = [first, second, inside[-1]]
-    assert [one for one in module.modules() if isinstance(one, Defence)] == expected
+    expected = [first, second, defended_network[-1]]
+    assert [part for part in module.modules() if isinstance(part, Defence)] == expected
     assert find_defences(module) == find_defences(defended) == expected
     assert gradient_modes(module) == gradient_modes(defended)
     for target in (module, defended):
         with gradient_mode(target, "exact+identity+double"):
-            assert [one.gradient_mode for one in expected] == ["exact", "identity", "double"]
+            assert [defence.gradient_mode for defence in expected] == ["exact", "identity", "double"]
     nested = rebuild(defended, model=module, preprocessing_defences=None, preprocessing=None)
     assert find_defences(as_module(nested)) == find_defences(nested) == expected
 

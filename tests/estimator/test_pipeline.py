@@ -74,20 +74,20 @@ CONSTRUCTORS: dict[str, Callable[[PyTorchClassifier], Any]] = {
     [*((answer, "HeatAndBlur") for answer in ANSWERS), *(("too few", constructor) for constructor in CONSTRUCTORS)],
 )
 def test_outputs_that_are_no_logits_of_each_class_are_refused(answer: str, constructor: str) -> None:
-    made, said = ANSWERS[answer]
-    with pytest.raises(InputError, match=rf"^classifier {said}"):
-        CONSTRUCTORS[constructor](wrap(made))
+    outputs, message = ANSWERS[answer]
+    with pytest.raises(InputError, match=rf"^classifier {message}"):
+        CONSTRUCTORS[constructor](wrap(outputs))
     CONSTRUCTORS[constructor](wrap())
 
 
 @pytest.mark.parametrize("answer", ["one column", "no column", "too many axes"])
 def test_a_fit_by_the_network_alone_refuses_them_too(answer: str) -> None:
     x, y = np.random.default_rng(0).random((6, *SHAPE), dtype=np.float32), np.arange(6) % 2
-    made, said = ANSWERS[answer]
-    with pytest.raises(InputError, match=rf"^model {said.replace('2', '1', 1)}"):
-        FeatureAutoencoder(Network(made), channels=3, width=2).fit(x, y, nb_epochs=1, batch_size=6, progress=False)
+    outputs, message = ANSWERS[answer]
+    with pytest.raises(InputError, match=rf"^model {message.replace('2', '1', 1)}"):
+        FeatureAutoencoder(Network(outputs), channels=3, width=2).fit(x, y, nb_epochs=1, batch_size=6, progress=False)
     with pytest.raises(InputError, match="model"):
-        train_classifier(Network(made), x, y, nb_epochs=1, mean=[0.0] * 3, std=[1.0] * 3, progress=False)
+        train_classifier(Network(outputs), x, y, nb_epochs=1, mean=[0.0] * 3, std=[1.0] * 3, progress=False)
 
 
 def test_a_network_for_other_images_is_named() -> None:
@@ -104,8 +104,8 @@ def rotations(**options: Any) -> PreprocessorPyTorch:
 
 
 def test_a_preprocessor_that_repeats_images_is_refused_where_it_is_put_on() -> None:
-    said = r"EoTImageRotationPyTorch makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\); the same number of images was expected"
-    with pytest.raises(InputError, match=said):
+    message = r"EoTImageRotationPyTorch makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\); the same number of images was expected"
+    with pytest.raises(InputError, match=message):
         defend(wrap(), rotations())
     with pytest.raises(
         InputError, match=r"preprocessor EoTImageRotationPyTorch makes \(8, 3, 8, 8\) of \(2, 3, 8, 8\)"
@@ -139,10 +139,10 @@ def test_a_preprocessor_that_gives_no_images_is_refused() -> None:
 
 
 def test_no_generator_moves_and_no_mode_changes() -> None:
-    def drawn(x: Tensor) -> Tensor:
+    def add_noise(x: Tensor) -> Tensor:
         return x + torch.rand_like(x) * np.random.rand() * random.random()  # noqa: NPY002 (ART's own draw from it)
 
-    classifier = rebuild(wrap(), preprocessing_defences=[Own(drawn)])
+    classifier = rebuild(wrap(), preprocessing_defences=[Own(add_noise)])
     classifier.model.train()
     before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
     check_runs(classifier)

@@ -70,21 +70,21 @@ def test_the_list_of_constructor_arguments_is_that_of_art() -> None:
 
 
 def test_every_constructor_argument_is_carried_over(classifier: PyTorchClassifier, x: Any) -> None:
-    again = rebuild(classifier)
-    assert again is not classifier
+    rebuilt = rebuild(classifier)
+    assert rebuilt is not classifier
     for name in CONSTRUCTOR_ARGUMENTS:
-        before, after = getattr(classifier, name), getattr(again, name)
+        before, after = getattr(classifier, name), getattr(rebuilt, name)
         if name == "clip_values":
             np.testing.assert_array_equal(after, before)
         elif name in ("preprocessing_defences", "postprocessing_defences"):
-            assert [id(one) for one in after] == [id(one) for one in before]
+            assert [id(part) for part in after] == [id(part) for part in before]
         else:
             assert after is before or after == before
-    assert again.model is classifier.model
-    assert again.device == classifier.device
-    np.testing.assert_array_equal(again.predict(x), classifier.predict(x))
+    assert rebuilt.model is classifier.model
+    assert rebuilt.device == classifier.device
+    np.testing.assert_array_equal(rebuilt.predict(x), classifier.predict(x))
     y = np.eye(4, dtype=np.float32)[[0, 1, 2, 3, 0, 1]]
-    np.testing.assert_array_equal(again.loss_gradient(x, y), classifier.loss_gradient(x, y))
+    np.testing.assert_array_equal(rebuilt.loss_gradient(x, y), classifier.loss_gradient(x, y))
 
 
 @pytest.mark.parametrize("preprocessing", [None, (0.0, 1.0), (0.25, 0.5)])
@@ -92,18 +92,18 @@ def test_any_preprocessing_is_carried_over(preprocessing: Any, x: Any) -> None:
     classifier = PyTorchClassifier(
         linear(), nn.CrossEntropyLoss(), (5, 5, 3), 4, preprocessing=preprocessing, device_type="cpu"
     )
-    again = rebuild(classifier)
-    assert (again.preprocessing is None) == (preprocessing is None)
-    np.testing.assert_array_equal(again.predict(x), classifier.predict(x))
+    rebuilt = rebuild(classifier)
+    assert (rebuilt.preprocessing is None) == (preprocessing is None)
+    np.testing.assert_array_equal(rebuilt.predict(x), classifier.predict(x))
 
 
 def test_a_part_that_is_given_replaces_the_old_one_and_the_old_classifier_stays(
     classifier: PyTorchClassifier, x: Any
 ) -> None:
     before = classifier.predict(x)
-    other = linear()
-    changed = rebuild(classifier, model=other, optimizer=None, preprocessing_defences=None)
-    assert changed.model is other
+    replacement = linear()
+    changed = rebuild(classifier, model=replacement, optimizer=None, preprocessing_defences=None)
+    assert changed.model is replacement
     assert changed.optimizer is None
     assert changed.preprocessing_operations == [classifier.preprocessing]
     assert len(classifier.preprocessing_operations) == 2

@@ -1,4 +1,4 @@
-"""Adversarial examples that somebody else made: joined as by hand, and refused where anything about them is wrong."""
+"""External adversarial examples: joined as by hand, and refused where anything about them is wrong."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from art_defenses_ext.evaluation.run.folder import RunDirectory
 from art_defenses_ext.zoo.datasets import Dataset
 
 Images = npt.NDArray[np.float32]
-WHO = {"name": "AutoAttack", "link": "https://arxiv.org/abs/2003.01690"}
+SOURCE = {"name": "AutoAttack", "link": "https://arxiv.org/abs/2003.01690"}
 
 
 @pytest.fixture(scope="module")
-def theirs(finished_run: Any) -> Images:
+def external_images(finished_run: Any) -> Images:
     """What the authors' AutoAttack makes of the run's images, under one gradient mode, without its slow parts."""
     x, y = torch.tensor(finished_run.x), torch.tensor(finished_run.y)
     network = as_module(finished_run.classifier)
@@ -52,55 +52,55 @@ def own_run(finished_run: Any, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished_run.folder, tmp_path / "run"))
 
 
-def call(finished_run: Any) -> tuple[Any, Any]:
+def model_and_data(finished_run: Any) -> tuple[Any, Any]:
     return finished_run.classifier, (finished_run.x, finished_run.y)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_figure_changes_as_computed_by_hand(finished_run: Any, own_run: Path, theirs: Images) -> None:
+def test_the_figure_changes_as_computed_by_hand(finished_run: Any, own_run: Path, external_images: Images) -> None:
     before = finished_run.report
-    broken = finished_run.classifier.predict(theirs).argmax(axis=1) != finished_run.y
+    broken = finished_run.classifier.predict(external_images).argmax(axis=1) != finished_run.y
     robust = np.array([record.robust() for record in before.records])
     assert 0 < (robust & broken).sum() < robust.sum()
 
-    report = add_examples(own_run, theirs, *call(finished_run), **WHO)
+    report = add_examples(own_run, external_images, *model_and_data(finished_run), **SOURCE)
 
     assert report.accuracy_after_attacks == (robust & ~broken).mean()
     assert report.summary.own_worst_case == before.summary.worst_case
     row = next(row for row in report.summary.rows if row.source == "elsewhere")
     correct = np.array([record.correct for record in before.records])
-    assert (row.key, row.attacked, row.broke) == ("AutoAttack", len(theirs), (correct & broken).sum())
+    assert (row.key, row.attacked, row.broke) == ("AutoAttack", len(external_images), (correct & broken).sum())
     check = next(check for check in report.summary.checks if check.name == "elsewhere")
     assert check.finding.startswith(f"examples made elsewhere break {(robust & broken).sum()} of {robust.sum()}")
     page = (own_run / "report.html").read_text()
     assert "Examples made elsewhere" in page
-    assert WHO["link"] in page
+    assert SOURCE["link"] in page
     assert json.loads((own_run / "report.json").read_text())["after_attacks"]["count"] == (robust & ~broken).sum()
     assert Report.load(own_run).summary == report.summary
 
 
 def test_the_runs_own_files_stay_and_adding_twice_changes_nothing(
-    finished_run: Any, own_run: Path, theirs: Images
+    finished_run: Any, own_run: Path, external_images: Images
 ) -> None:
-    before = contents(own_run)
-    add_examples(own_run, theirs, *call(finished_run), **WHO)
-    once = contents(own_run)
+    before = read_files(own_run)
+    add_examples(own_run, external_images, *model_and_data(finished_run), **SOURCE)
+    files_once = read_files(own_run)
     results = ("report.", "figures/", ADDED)
-    assert {name: once[name] for name in before if not name.startswith(results)} == {
+    assert {name: files_once[name] for name in before if not name.startswith(results)} == {
         name: content for name, content in before.items() if not name.startswith(results)
     }
-    add_examples(own_run, theirs, *call(finished_run), **WHO)
-    twice = contents(own_run)
-    assert {name: twice[name] for name in twice if not name.startswith("figures/")} == {
-        name: once[name] for name in once if not name.startswith("figures/")
+    add_examples(own_run, external_images, *model_and_data(finished_run), **SOURCE)
+    files_twice = read_files(own_run)
+    assert {name: files_twice[name] for name in files_twice if not name.startswith("figures/")} == {
+        name: files_once[name] for name in files_once if not name.startswith("figures/")
     }
 
 
-def test_a_finished_run_goes_on_with_what_was_added(finished_run: Any, own_run: Path, theirs: Images) -> None:
-    report = add_examples(own_run, theirs, *call(finished_run), **WHO)
+def test_a_repeated_run_keeps_the_added_examples(finished_run: Any, own_run: Path, external_images: Images) -> None:
+    report = add_examples(own_run, external_images, *model_and_data(finished_run), **SOURCE)
     assert finished_run.repeat(out=own_run).summary == report.summary
     with RunDirectory(own_run, overwrite=True):
         assert not list((own_run / ADDED).iterdir())
@@ -115,16 +115,16 @@ WRITERS: dict[str, Callable[[Path, dict[str, Any]], None]] = {
 
 @pytest.mark.parametrize("file", WRITERS)
 def test_each_format_is_read_and_a_part_of_the_images_is_enough(
-    file: str, finished_run: Any, own_run: Path, theirs: Images, tmp_path: Path
+    file: str, finished_run: Any, own_run: Path, external_images: Images, tmp_path: Path
 ) -> None:
     index = np.array([20, 3, 7])
-    arrays = {"adversarial": theirs[index], "index": index, "clean": finished_run.x[index]}
+    arrays = {"adversarial": external_images[index], "index": index, "clean": finished_run.x[index]}
     WRITERS[file](tmp_path / file, arrays)
-    report = add_examples(own_run, tmp_path / file, *call(finished_run), **WHO)
+    report = add_examples(own_run, tmp_path / file, *model_and_data(finished_run), **SOURCE)
     assert [record.index for record in report.records if "AutoAttack" in record.attacks] == [3, 7, 20]
     for record in report.records:
         if "AutoAttack" in record.attacks:
-            predicted = finished_run.classifier.predict(theirs[[record.index]]).argmax()
+            predicted = finished_run.classifier.predict(external_images[[record.index]]).argmax()
             assert record.attacks["AutoAttack"].prediction == predicted
 
 
@@ -132,9 +132,9 @@ Change = Callable[[Images, Images], dict[str, Any]]
 
 
 def _moved(adv: Images, x: Images) -> Images:
-    moved = adv.copy()
-    moved[5] = np.where(x[5] > 0.5, x[5] - 0.2, x[5] + 0.2)
-    return moved
+    adversarial = adv.copy()
+    adversarial[5] = np.where(x[5] > 0.5, x[5] - 0.2, x[5] + 0.2)
+    return adversarial
 
 
 WRONG: dict[str, tuple[Change, str]] = {
@@ -161,50 +161,52 @@ WRONG: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("wrong", WRONG)
 def test_wrong_files_are_refused_before_anything_is_written(
-    wrong: str, finished_run: Any, theirs: Images, tmp_path: Path
+    wrong: str, finished_run: Any, external_images: Images, tmp_path: Path
 ) -> None:
     change, words = WRONG[wrong]
-    np.savez(tmp_path / "adv.npz", **change(theirs, finished_run.x))
-    before = contents(finished_run.folder)
+    np.savez(tmp_path / "adv.npz", **change(external_images, finished_run.x))
+    before = read_files(finished_run.folder)
     with pytest.raises(InputError, match=words):
-        add_examples(finished_run.folder, tmp_path / "adv.npz", *call(finished_run), **WHO)
-    assert contents(finished_run.folder) == before
+        add_examples(finished_run.folder, tmp_path / "adv.npz", *model_and_data(finished_run), **SOURCE)
+    assert read_files(finished_run.folder) == before
 
 
-def test_damaged_and_hostile_files_are_refused(finished_run: Any, theirs: Images, tmp_path: Path) -> None:
-    np.savez(tmp_path / "cut.npz", adversarial=theirs)
+def test_damaged_and_hostile_files_are_refused(finished_run: Any, external_images: Images, tmp_path: Path) -> None:
+    np.savez(tmp_path / "cut.npz", adversarial=external_images)
     (tmp_path / "cut.npz").write_bytes((tmp_path / "cut.npz").read_bytes()[:-200])
     np.savez(tmp_path / "objects.npz", adversarial=np.array([print], dtype=object))
     torch.save(print, tmp_path / "code.pt")
     for file in ("cut.npz", "objects.npz", "code.pt"):
         with pytest.raises(InputError, match="which cannot be read"):
-            add_examples(finished_run.folder, tmp_path / file, *call(finished_run), **WHO)
+            add_examples(finished_run.folder, tmp_path / file, *model_and_data(finished_run), **SOURCE)
     with pytest.raises(InputError, match="an existing file of images"):
-        add_examples(finished_run.folder, tmp_path / "none.npz", *call(finished_run), **WHO)
+        add_examples(finished_run.folder, tmp_path / "none.npz", *model_and_data(finished_run), **SOURCE)
 
 
 def test_another_model_other_images_and_a_name_in_use_are_refused(
-    finished_run: Any, theirs: Images, digits: Dataset
+    finished_run: Any, external_images: Images, digits: Dataset
 ) -> None:
-    folder, (model, (x, y)) = finished_run.folder, call(finished_run)
-    before = contents(folder)
-    another = JumpReLU(undefended(model), 0.5)()
-    refused: list[tuple[Any, Any, dict[str, str], str]] = [
-        (another, (x, y), WHO, "model is not that of the run in"),
-        (model, (digits.test.x[1:24], y), WHO, "data is not that of the run in"),
-        (model, (x, (y + 1) % 10), WHO, "data is not that of the run in"),
+    folder, (model, (x, y)) = finished_run.folder, model_and_data(finished_run)
+    before = read_files(folder)
+    other_model = JumpReLU(undefended(model), 0.5)()
+    cases: list[tuple[Any, Any, dict[str, str], str]] = [
+        (other_model, (x, y), SOURCE, "model is not that of the run in"),
+        (model, (digits.test.x[1:24], y), SOURCE, "data is not that of the run in"),
+        (model, (x, (y + 1) % 10), SOURCE, "data is not that of the run in"),
         (model, (x, y), {"name": "Square"}, "name is 'Square', which the run has already"),
         (model, (x, y), {"name": "them", "link": "javascript:alert(1)"}, "link is 'javascript"),
         (model, (x, y), {"name": ""}, "name is ''"),
     ]
-    for classifier, data, who, words in refused:
+    for classifier, data, source, words in cases:
         with pytest.raises(InputError, match=re.escape(words)):
-            add_examples(folder, theirs, classifier, data, **who)
-    assert contents(folder) == before
+            add_examples(folder, external_images, classifier, data, **source)
+    assert read_files(folder) == before
 
 
-def test_a_file_that_was_changed_afterwards_is_refused(finished_run: Any, own_run: Path, theirs: Images) -> None:
-    add_examples(own_run, theirs, *call(finished_run), **WHO)
+def test_a_file_that_was_changed_afterwards_is_refused(
+    finished_run: Any, own_run: Path, external_images: Images
+) -> None:
+    add_examples(own_run, external_images, *model_and_data(finished_run), **SOURCE)
     (file,) = (own_run / ADDED).glob("*.json")
     text = file.read_text()
     changes = [
@@ -221,11 +223,13 @@ def test_a_file_that_was_changed_afterwards_is_refused(finished_run: Any, own_ru
     Report.load(own_run)
 
 
-def test_the_leaderboards_external_gets_its_evidence(finished_run: Any, own_run: Path, theirs: Images) -> None:
-    report = add_examples(own_run, theirs, *call(finished_run), **WHO)
+def test_a_leaderboard_entry_names_the_evidence_of_its_external_figure(
+    finished_run: Any, own_run: Path, external_images: Images
+) -> None:
+    report = add_examples(own_run, external_images, *model_and_data(finished_run), **SOURCE)
     entry = Entry.of(report, "digits")
     assert entry.robust_acc == round(100 * finished_run.report.summary.worst_case.rate, 2)
     assert entry.external == round(100 * report.accuracy_after_attacks, 2) < entry.robust_acc
-    assert entry.evidence == [f"AutoAttack, made elsewhere: {WHO['link']}"]
+    assert entry.evidence == [f"AutoAttack, made elsewhere: {SOURCE['link']}"]
     assert Entry.of(finished_run.report, "digits").evidence == []
     assert Entry.of(report, "digits", external=1.0).external == 1.0

@@ -73,7 +73,7 @@ class Last(nn.Module):
 
 
 class Outputs(NamedTuple):
-    """As Inception's while it trains."""
+    """Outputs such as those of Inception in training mode."""
 
     logits: Tensor
     aux_logits: Tensor
@@ -81,7 +81,7 @@ class Outputs(NamedTuple):
 
 @dataclass
 class ModelOutput:
-    """As Hugging Face's."""
+    """Outputs such as those of Hugging Face's models."""
 
     logits: Tensor
     hidden_states: Any = None
@@ -105,21 +105,21 @@ def small(shape: tuple[int, ...] = (1, 8, 8), outputs: int = 3, dtype: torch.dty
     return network.to(dtype).eval()
 
 
-def behind(network: nn.Module) -> nn.Module:
+def move_channels_behind(network: nn.Module) -> nn.Module:
     """The network for images with their channels behind."""
-    return Wrapped(network, same, lambda x: x.permute(0, 3, 1, 2))
+    return Wrapped(network, identity, lambda x: x.permute(0, 3, 1, 2))
 
 
-def same(z: Any) -> Any:
+def identity(z: Any) -> Any:
     return z
 
 
 def log_softmax(z: Tensor) -> Tensor:
-    """Of which explanations are others than of the logits."""
+    """Log-probabilities, whose explanations differ from those of the logits."""
     return F.log_softmax(z, dim=1)
 
 
-def halves(z: Tensor) -> Tensor:
+def split_logit(z: Tensor) -> Tensor:
     return F.linear(z.reshape(-1, 1), torch.tensor([[-0.5], [0.5]]))
 
 
@@ -179,18 +179,20 @@ def in_dtype(dtype: torch.dtype) -> Kind:
     return Kind(lambda: small(dtype=dtype), by_hand)
 
 
-def of(
+def make_kind(
     after: Callable[[Any], Any],
-    by_hand: Callable[[Any], Any] = same,
+    by_hand: Callable[[Any], Any] = identity,
     outputs: int = 3,
     words: str = "",
-    told: str | None = None,
+    declared_outputs: str | None = None,
 ) -> Kind:
     networks = [lambda f=f: Wrapped(small(outputs=outputs), f) for f in (after, by_hand)]
-    return Kind(*networks, outputs=words, options={} if told is None else {"outputs": told})
+    return Kind(*networks, outputs=words, options={} if declared_outputs is None else {"outputs": declared_outputs})
 
 
-def before(layer: nn.Module, by_hand: Callable[[Any], Any] = same, outputs: int = 3, words: str = "") -> Kind:
+def make_layer_kind(
+    layer: nn.Module, by_hand: Callable[[Any], Any] = identity, outputs: int = 3, words: str = ""
+) -> Kind:
     networks = lambda: Last(small(outputs=outputs), layer), lambda: Wrapped(small(outputs=outputs), by_hand)
     return Kind(*networks, outputs=words)
 
@@ -201,36 +203,40 @@ ONE = "one logit z; attacked as the logits -z/2 and z/2 of two classes"
 
 MODELS: dict[str, Kind] = {
     "logits": Kind(small, small),
-    "a dictionary": of(lambda z: {"logits": z, "features": z[:, :1]}),
-    "a dictionary of one": of(lambda z: {"out": z}),
-    "a tuple": of(lambda z: (z, z[:, :2])),
-    "auxiliary outputs": of(lambda z: Outputs(z, z[:, :2])),
-    "an object with logits": of(ModelOutput),
-    "softmax layer": before(nn.Softmax(dim=1), words="probabilities of a Softmax" + LEFT_OUT),
-    "softmax function": of(
+    "a dictionary": make_kind(lambda z: {"logits": z, "features": z[:, :1]}),
+    "a dictionary of one": make_kind(lambda z: {"out": z}),
+    "a tuple": make_kind(lambda z: (z, z[:, :2])),
+    "auxiliary outputs": make_kind(lambda z: Outputs(z, z[:, :2])),
+    "an object with logits": make_kind(ModelOutput),
+    "softmax layer": make_layer_kind(nn.Softmax(dim=1), words="probabilities of a Softmax" + LEFT_OUT),
+    "softmax function": make_kind(
         lambda z: F.softmax(z, dim=1), log_softmax, words="probabilities; attacked on their logarithm"
     ),
-    "log-softmax layer": before(nn.LogSoftmax(dim=1), words="log-probabilities of a LogSoftmax" + LEFT_OUT),
-    "log-softmax function": of(lambda z: F.log_softmax(z, dim=1), log_softmax, words=LOG),
-    "sigmoids layer": before(nn.Sigmoid(), words="sigmoids of a Sigmoid" + LEFT_OUT),
-    "sigmoids function": of(
-        torch.sigmoid, words="a probability for each class; attacked on their logits", told="sigmoids"
+    "log-softmax layer": make_layer_kind(nn.LogSoftmax(dim=1), words="log-probabilities of a LogSoftmax" + LEFT_OUT),
+    "log-softmax function": make_kind(lambda z: F.log_softmax(z, dim=1), log_softmax, words=LOG),
+    "sigmoids layer": make_layer_kind(nn.Sigmoid(), words="sigmoids of a Sigmoid" + LEFT_OUT),
+    "sigmoids function": make_kind(
+        torch.sigmoid, words="a probability for each class; attacked on their logits", declared_outputs="sigmoids"
     ),
-    "logits between 0 and 1": of(*[lambda z: 0.5 + z / 20] * 2),
-    "one logit": of(same, halves, outputs=1, words=ONE),
-    "one logit without an axis": of(lambda z: z[:, 0], halves, outputs=1, words=ONE),
-    "sigmoid layer": before(nn.Sigmoid(), halves, outputs=1, words="probability of a Sigmoid" + LEFT_OUT),
-    "sigmoid function": of(torch.sigmoid, halves, outputs=1, words="one probability; attacked on its logit"),
+    "logits between 0 and 1": make_kind(*[lambda z: 0.5 + z / 20] * 2),
+    "one logit": make_kind(identity, split_logit, outputs=1, words=ONE),
+    "one logit without an axis": make_kind(lambda z: z[:, 0], split_logit, outputs=1, words=ONE),
+    "sigmoid layer": make_layer_kind(nn.Sigmoid(), split_logit, outputs=1, words="probability of a Sigmoid" + LEFT_OUT),
+    "sigmoid function": make_kind(
+        torch.sigmoid, split_logit, outputs=1, words="one probability; attacked on its logit"
+    ),
     "a Sequential with a forward": Kind(lambda: WithForward(*small()), lambda: Wrapped(small(), lambda z: 2 * z)),
     "float64": in_dtype(torch.float64),
     "float16": in_dtype(torch.float16),
     "bfloat16": in_dtype(torch.bfloat16),
     "colour": Kind(lambda: small(RGB), lambda: small(RGB), RGB),
-    "channels behind": Kind(lambda: behind(small(RGB)), lambda: behind(small(RGB)), BACK, channels_first=False),
-    "channels behind, network in front": Kind(
-        lambda: small(RGB), lambda: behind(small(RGB)), BACK, channels_first=False
+    "channels behind": Kind(
+        lambda: move_channels_behind(small(RGB)), lambda: move_channels_behind(small(RGB)), BACK, channels_first=False
     ),
-    "channels in front, network behind": Kind(lambda: behind(small(RGB)), lambda: small(RGB), RGB),
+    "channels behind, network in front": Kind(
+        lambda: small(RGB), lambda: move_channels_behind(small(RGB)), BACK, channels_first=False
+    ),
+    "channels in front, network behind": Kind(lambda: move_channels_behind(small(RGB)), lambda: small(RGB), RGB),
     "mean and deviation": Kind(small, small, options={"mean": 0.1, "std": 0.8}),
     "pixels to 255": Kind(small, small, scale=255, clip_values=(0.0, 255.0), options={"mean": 0.0, "std": 255.0}),
     "no clip values": Kind(small, small, scale=1.2, shift=-0.1, clip_values=None),
@@ -240,7 +246,7 @@ MODELS: dict[str, Kind] = {
 """What a network may be, and the classifier that says the same."""
 
 
-def attacked(kind: Kind, model: Any, data: Any, **options: Any) -> Report:
+def make_report(kind: Kind, model: Any, data: Any, **options: Any) -> Report:
     eps = kind.eps * (255 if kind.scale == 255 else 1)
     return evaluate(model, data, Linf(eps), [PGD], **QUICK, **options)
 
@@ -254,8 +260,8 @@ def test_a_model_of_each_kind_is_judged_as_a_classifier_written_by_hand(name: st
     kind = MODELS[name]
     by_hand, x = kind.hand_written(), kind.images()
     y = by_hand.predict(x).argmax(axis=1)
-    expected = attacked(kind, by_hand, (x, y))
-    report = attacked(kind, kind.model(), (x, y), **kind.options)
+    expected = make_report(kind, by_hand, (x, y))
+    report = make_report(kind, kind.model(), (x, y), **kind.options)
     assert verdicts(report) == verdicts(expected)
     assert 0 < expected.accuracy_after_attacks < 1, expected.accuracy_after_attacks
     assert report.summary.run.clip_values == kind.clip_values
@@ -264,30 +270,30 @@ def test_a_model_of_each_kind_is_judged_as_a_classifier_written_by_hand(name: st
 
 
 def jump_relu(classifier: PyTorchClassifier, other: PyTorchClassifier, x: FloatArray) -> Any:
-    return [JumpReLU(each, 0.1)() for each in (classifier, other)]
+    return [JumpReLU(undefended, 0.1)() for undefended in (classifier, other)]
 
 
 def heat_and_blur(classifier: PyTorchClassifier, other: PyTorchClassifier, x: FloatArray) -> Any:
-    return [defend(each, HeatAndBlur.for_classifier(each, sigma=1.0)) for each in (classifier, other)]
+    return [defend(undefended, HeatAndBlur.for_classifier(undefended, sigma=1.0)) for undefended in (classifier, other)]
 
 
 def trained(restorer: Any, classifier: PyTorchClassifier, other: PyTorchClassifier, x: FloatArray) -> Any:
-    """Fitted before the network in question, and then looking into the one written by hand."""
+    """A restorer fitted before ``classifier``, and its copy rebound to ``other``."""
     defence = restorer.for_classifier(classifier, width=2)
     labels = np.arange(16) % classifier.nb_classes
     defence.fit(x[:16], labels, eps=0.1, nb_epochs=1, batch_size=8, progress=False)
-    again = copy.copy(defence)
-    again.rebind(other)
-    return defend(classifier, defence), defend(other, again)
+    rebound = copy.copy(defence)
+    rebound.rebind(other)
+    return defend(classifier, defence), defend(other, rebound)
 
 
 def detector(classifier: PyTorchClassifier, other: PyTorchClassifier, x: FloatArray) -> Any:
-    wholes = []
-    for each in (classifier, other):
-        watching = ExplanationReconstructor(each, false_positive_rate=0.5, hidden=4)
-        watching.fit(x, nb_epochs=1, batch_size=32, validation_split=0.3, progress=False)
-        wholes.append(rejecting(each, watching))
-    return wholes
+    defended = []
+    for undefended in (classifier, other):
+        watcher = ExplanationReconstructor(undefended, false_positive_rate=0.5, hidden=4)
+        watcher.fit(x, nb_epochs=1, batch_size=32, validation_split=0.3, progress=False)
+        defended.append(rejecting(undefended, watcher))
+    return defended
 
 
 DEFENCES: dict[str, Callable[[PyTorchClassifier, PyTorchClassifier, FloatArray], Any]] = {
@@ -312,7 +318,7 @@ REFUSED: dict[str, dict[str, str]] = {
     "sigmoid function": {"HeatAndBlur": "calls clamp, which relevance cannot be sent through"},
     "float16": dict.fromkeys(RESTORERS[1:], "model is in float16, in which small gradients become zero"),
 }
-"""Which defence cannot take which kind, and the words with which it says so."""
+"""The defences that refuse a kind of model, and the words of the refusal."""
 
 
 @pytest.mark.parametrize("defence", DEFENCES)
@@ -326,13 +332,18 @@ def test_a_defence_takes_a_model_of_each_kind_or_says_why_not(name: str, defence
         with pytest.raises(InputError, match=words):
             DEFENCES[defence](*classifiers, x)[0].predict(x[:2])
         return
-    wholes = DEFENCES[defence](*classifiers, x)
-    some, eps = x[:6], 0.1 * (255 if kind.scale == 255 else 1)
-    labels = classifiers[1].predict(some).argmax(axis=1)
-    attacked = [MarginPGD(whole, np.inf, eps, max_iter=2).generate(some, labels) for whole in wholes]
-    verdicts = [whole.predict(images).argmax(axis=1) for whole, images in zip(wholes, attacked, strict=True)]
+    defended_classifiers = DEFENCES[defence](*classifiers, x)
+    clean_images, eps = x[:6], 0.1 * (255 if kind.scale == 255 else 1)
+    labels = classifiers[1].predict(clean_images).argmax(axis=1)
+    adversarial = [
+        MarginPGD(defended, np.inf, eps, max_iter=2).generate(clean_images, labels) for defended in defended_classifiers
+    ]
+    verdicts = [
+        defended.predict(images).argmax(axis=1)
+        for defended, images in zip(defended_classifiers, adversarial, strict=True)
+    ]
     np.testing.assert_array_equal(verdicts[0], verdicts[1])
-    assert np.abs(attacked[1] - some).max() > 0
+    assert np.abs(adversarial[1] - clean_images).max() > 0
 
 
 # Data
@@ -390,24 +401,24 @@ DATA: dict[str, Callable[[], Any]] = {
 
 
 @pytest.fixture(scope="module")
-def of_arrays() -> list[tuple[int, list[bool]]]:
+def expected_verdicts() -> list[tuple[int, list[bool]]]:
     """The verdicts on two numpy arrays."""
-    return verdicts(attacked(Kind(small, small), small(), (X, Y)))
+    return verdicts(make_report(Kind(small, small), small(), (X, Y)))
 
 
 @pytest.mark.parametrize("data", DATA.values(), ids=DATA)
 def test_data_of_each_kind_give_the_verdicts_of_arrays(
-    data: Callable[[], Any], of_arrays: list[tuple[int, list[bool]]]
+    data: Callable[[], Any], expected_verdicts: list[tuple[int, list[bool]]]
 ) -> None:
-    report = attacked(Kind(small, small), small(), data())
-    assert verdicts(report) == of_arrays
+    report = make_report(Kind(small, small), small(), data())
+    assert verdicts(report) == expected_verdicts
     assert [record.label for record in report.records] == Y.tolist()
 
 
 # What cannot be used
 
 
-def drawn(row: int) -> Any:
+def draw_item(row: int) -> Any:
     return torch.rand(1, 8, 8), Y[row]
 
 
@@ -416,7 +427,7 @@ WRONG_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "no data": (lambda: 7, "data is 7; a pair"),
     "nothing": (lambda: iter([]), "yields nothing; at least one image"),
     "a shuffling DataLoader": (lambda: DataLoader(PAIRS, shuffle=True), "RandomSampler, which yields another order"),
-    "random transforms": (lambda: Items(drawn), "first item is another image each time"),
+    "random transforms": (lambda: Items(draw_item), "first item is another image each time"),
     "no labels": (
         lambda: DataLoader(TensorDataset(torch.tensor(X))),
         "batches of the kind list of 1; images and labels",
@@ -474,11 +485,11 @@ def test_a_normalisation_in_other_units_than_the_pixels_is_refused() -> None:
         as_classifier(small(), np.round(255 * X), mean=0.485, std=0.229)
 
 
-def test_probabilities_that_are_rounded_away_are_warned_of() -> None:
+def test_rounded_probabilities_give_a_warning() -> None:
     """A gradient is masked where a softmax in float32 is 0 or 1, and only a layer can be left out."""
-    sure = Wrapped(small(), lambda z: F.softmax(1e4 * z, dim=1))
+    saturated = Wrapped(small(), lambda z: F.softmax(1e4 * z, dim=1))
     with pytest.warns(UserWarning, match=r"of 12 of 12 images are rounded to 0 or 1 and have no gradient"):
-        classifier = as_classifier(sure, X)
+        classifier = as_classifier(saturated, X)
     assert "gradients are masked" in classifier.model.remark
     layer = Last(Wrapped(small(), lambda z: 1e4 * z), nn.Softmax(dim=1))
     logits = as_classifier(layer, X).predict(X)
@@ -520,12 +531,12 @@ def test_words_follow_the_shape_of_an_input() -> None:
     assert worded(row, (2, 12)) == Row("one pixel", ("12 samples",))
 
 
-def test_an_undefended_network_is_taken_as_one_too() -> None:
+def test_the_undefended_model_may_be_a_network_or_a_classifier() -> None:
     defended = JumpReLU(as_classifier(small(), X), 0.1)()
-    plain = small()
+    network = small()
     reports = [
         evaluate(defended, (X, Y), Linf(0.02), [PGD], undefended=undefended, **QUICK)
-        for undefended in (plain, as_classifier(plain, X))
+        for undefended in (network, as_classifier(network, X))
     ]
     assert reports[0].summary.run.undefended_sha256 == reports[1].summary.run.undefended_sha256
     assert reports[0].records == reports[1].records

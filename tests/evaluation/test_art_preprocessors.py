@@ -56,7 +56,7 @@ from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 SAMPLES, EPS = 8, 0.2
 
 
-def suite(steps: int) -> list[AttackSpec]:
+def make_suite(steps: int) -> list[AttackSpec]:
     def white_box(classifier: PyTorchClassifier, threat: Any, seed: int) -> AutoPGD:
         return AutoPGD(classifier, threat.norm, threat.eps, loss="margin", max_iter=steps, seed=seed)
 
@@ -157,7 +157,7 @@ def preprocessed(chain: Sequence[Preprocessor], x: FloatArray) -> FloatArray:
 
 
 def accuracy(classifier: PyTorchClassifier, chain: Sequence[Preprocessor], x: FloatArray, y: Any) -> float:
-    """Of the class that most of nine passes predict."""
+    """The accuracy of the class that most of nine passes predict."""
     passes = [logits_of(classifier, preprocessed(chain, x))[0].argmax(dim=1).numpy() for _ in range(9)]
     votes = np.stack([np.bincount(column, minlength=10).argmax() for column in np.array(passes).T])
     return float((votes == y).mean())
@@ -180,16 +180,16 @@ def bpda(
         return accuracy(classifier, chain, adversarial, y)
 
 
-def evaluated(
+def make_report(
     classifier: PyTorchClassifier, chain: Sequence[Preprocessor], x: FloatArray, y: Any, eps: float, steps: int = 8
 ) -> Report:
     defended = rebuild(classifier, preprocessing_defences=list(chain))
     options: dict[str, Any] = {"curve_samples": 0, "check_samples": 1, "progress": False}
-    return evaluate(defended, (x, y), Linf(eps), suite(steps), **options)
+    return evaluate(defended, (x, y), Linf(eps), make_suite(steps), **options)
 
 
 @pytest.mark.parametrize("name", CHAINS)
-def test_the_figure_is_established_or_a_check_fails_and_it_is_never_the_naive_one(
+def test_robust_accuracy_is_established_or_a_check_fails_and_it_is_never_the_naive_one(
     name: str, digits: Dataset, digits_classifier: PyTorchClassifier, encoded_classifier: Any
 ) -> None:
     chain, classifier, x, y = CHAINS[name](), digits_classifier, digits.test.x[:SAMPLES], digits.test.y[:SAMPLES]
@@ -197,7 +197,7 @@ def test_the_figure_is_established_or_a_check_fails_and_it_is_never_the_naive_on
         classifier, x = channels_behind(classifier), np.moveaxis(x, 1, -1).copy()
     elif name == "thermometer":
         classifier, x = encoded_classifier
-    report = evaluated(classifier, chain, x, y, EPS)
+    report = make_report(classifier, chain, x, y, EPS)
     noisy = np.clip(x + EPS * np.sign(np.random.default_rng(0).normal(size=x.shape)), 0, 1).astype(np.float32)
     with seeded(0):
         naive = accuracy(classifier, chain, noisy, y)  # no gradient passes numpy: an attack stays at its start
@@ -205,9 +205,9 @@ def test_the_figure_is_established_or_a_check_fails_and_it_is_never_the_naive_on
     assert report.summary.clean.rate >= 0.8
     assert report.established or report.summary.failed_checks
     assert report.accuracy_after_attacks <= min(by_hand + 1 / SAMPLES, naive - 0.3)
-    described = [*(each["name"] for each in report.summary.run.defences), *report.summary.run.foreign]
-    acting = [type(step).__name__ for step in chain if step.apply_predict]
-    assert sorted(text.partition("(")[0] for text in described) == sorted(acting)
+    described = [*(defence["name"] for defence in report.summary.run.defences), *report.summary.run.foreign]
+    applied = [type(step).__name__ for step in chain if step.apply_predict]
+    assert sorted(text.partition("(")[0] for text in described) == sorted(applied)
     assert report.summary.run.training_alone == [type(step).__name__ for step in chain if not step.apply_predict]
 
 
@@ -221,17 +221,15 @@ POSTPROCESSORS: dict[str, Postprocessor] = {
 
 
 @pytest.mark.parametrize("name", POSTPROCESSORS)
-def test_postprocessors_judge_and_protect_nothing(
-    name: str, digits: Dataset, digits_classifier: PyTorchClassifier
-) -> None:
-    """Behind probabilities, which saturate: ART's own attacks on them would follow no gradient."""
+def test_postprocessors_give_no_robustness(name: str, digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
+    """The postprocessors follow probabilities, which saturate: ART's own attacks would follow no gradient."""
     network = nn.Sequential(digits_classifier.model, nn.Softmax(dim=1))
     classifier = rebuild(digits_classifier, model=network, postprocessing_defences=[POSTPROCESSORS[name]])
     x, y = digits.test.x[:SAMPLES], digits.test.y[:SAMPLES]
     with seeded(0):
         clean = float((classifier.predict(x).argmax(axis=1) == y).mean())
     options: dict[str, Any] = {"curve_samples": 0, "check_samples": 1, "progress": False}
-    report = evaluate(classifier, (x, y), Linf(EPS), suite(10), **options)
+    report = evaluate(classifier, (x, y), Linf(EPS), make_suite(10), **options)
     assert report.summary.clean.rate == clean
     assert report.accuracy_after_attacks <= 0.1
     assert report.established is (name != "labels"), report.summary.failed_checks
@@ -249,7 +247,7 @@ def test_the_worst_case_is_that_of_bpda_by_hand_on_digits(
     chain, classifier, x, y = [TWO[name]()], digits_classifier, digits.test.x[:20], digits.test.y[:20]
     if name == "total variation":
         classifier, x = channels_behind(classifier), np.moveaxis(x, 1, -1).copy()
-    report = evaluated(classifier, chain, x, y, 0.06)
+    report = make_report(classifier, chain, x, y, 0.06)
     by_hand = bpda(classifier, chain, x, y, 0.06)
     assert 0.1 < by_hand < 0.9, by_hand  # else the two could not differ
     assert abs(report.accuracy_after_attacks - by_hand) <= 0.05
@@ -263,7 +261,7 @@ def test_the_worst_case_is_that_of_bpda_by_hand_on_natural_images(name: str, dat
     chain, x, y = [TWO[name]()], data.test.x[:100], data.test.y[:100]
     if name == "total variation":
         classifier, x = channels_behind(classifier), np.moveaxis(x, 1, -1).copy()
-    report = evaluated(classifier, chain, x, y, 1 / 255)
+    report = make_report(classifier, chain, x, y, 1 / 255)
     by_hand = bpda(classifier, chain, x, y, 1 / 255)
     assert 0.1 < by_hand < 0.9, by_hand  # else the two could not differ
     assert abs(report.accuracy_after_attacks - by_hand) <= 0.05

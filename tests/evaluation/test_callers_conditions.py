@@ -58,7 +58,7 @@ ATTACKS: dict[str, Callable[[PyTorchClassifier], EvasionAttack]] = {
 
 @pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=list(ATTACKS))
-def test_an_attack_does_the_same_where_the_caller_needs_no_gradients(
+def test_an_attack_makes_the_same_images_under_the_caller_s_no_grad(
     attack: Callable[[PyTorchClassifier], EvasionAttack],
     off: Any,
     digits_classifier: PyTorchClassifier,
@@ -68,31 +68,31 @@ def test_an_attack_does_the_same_where_the_caller_needs_no_gradients(
     expected = attack(digits_classifier).generate(x, y)
     assert (expected != x).any()
     with off():
-        found = attack(digits_classifier).generate(x, y)
+        adversarial = attack(digits_classifier).generate(x, y)
         assert torch.is_grad_enabled() is False  # the caller's own mode is back
-    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(adversarial, expected)
 
 
 @pytest.mark.usefixtures("short_suite")
 @pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
-def test_an_evaluation_does_the_same_where_the_caller_needs_no_gradients(
+def test_an_evaluation_gives_the_same_successes_under_the_caller_s_no_grad(
     off: Any, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    def robust() -> list[dict[str, Any]]:
+    def list_successes() -> list[dict[str, Any]]:
         x, y = digits.test.x[:6], digits.test.y[:6]
         report = evaluate(
             digits_classifier, (x, y), Linf(0.1), FAST[:1], check_samples=2, curve_samples=0, progress=False
         )
         assert report.summary.checks[6].verdict == "passed"  # of the gradients
-        return [{key: one.success for key, one in record.attacks.items()} for record in report.records]
+        return [{key: outcome.success for key, outcome in record.attacks.items()} for record in report.records]
 
-    expected = robust()
+    expected = list_successes()
     with off():
-        assert robust() == expected
+        assert list_successes() == expected
 
 
 @pytest.mark.parametrize("off", OFF.values(), ids=list(OFF))
-def test_defences_are_fitted_where_the_caller_needs_no_gradients(
+def test_defences_are_fitted_under_the_caller_s_no_grad(
     off: Any, own_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     x = digits.train.x
@@ -108,10 +108,10 @@ def test_defences_are_fitted_where_the_caller_needs_no_gradients(
         fit(autoencoders[1], detectors[1])
         JumpReLU(own_classifier).fit(x[:64], digits.train.y[:64], jumps=[0.1])
         assert "no gradient" not in [trap.name for trap in examine(own_classifier)]
-    for one, other in (autoencoders, [detector.network for detector in detectors]):
-        for tensor, same in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
-            torch.testing.assert_close(tensor, same)
-            assert not same.is_inference()
+    for first, second in (autoencoders, [detector.network for detector in detectors]):
+        for tensor, expected in zip(first.state_dict().values(), second.state_dict().values(), strict=True):
+            torch.testing.assert_close(tensor, expected)
+            assert not expected.is_inference()
 
 
 def test_a_network_made_under_inference_mode_is_refused_before_any_work(digits: Dataset) -> None:
@@ -123,7 +123,7 @@ def test_a_network_made_under_inference_mode_is_refused_before_any_work(digits: 
 
 
 @pytest.mark.usefixtures("short_suite")
-def test_the_report_tells_no_graph_from_a_flat_one(digits: Dataset) -> None:
+def test_the_report_distinguishes_a_missing_graph_from_a_zero_gradient(digits: Dataset) -> None:
     """A forward pass under no_grad is the network's own doing, and is called by that name."""
 
     class Cut(nn.Module):
@@ -136,14 +136,19 @@ def test_the_report_tells_no_graph_from_a_flat_one(digits: Dataset) -> None:
                 logits: Tensor = self.linear(x.flatten(1))
             return logits
 
-    cut = PyTorchClassifier(Cut(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
+    classifier = PyTorchClassifier(Cut(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
     x = digits.test.x[:6]
     report = evaluate(
-        cut, (x, cut.predict(x).argmax(axis=1)), Linf(0.01), curve_samples=0, check_samples=6, progress=False
+        classifier,
+        (x, classifier.predict(x).argmax(axis=1)),
+        Linf(0.01),
+        curve_samples=0,
+        check_samples=6,
+        progress=False,
     )
-    (check,) = [one for one in report.summary.checks if one.name == "gradients"]
+    (check,) = [check for check in report.summary.checks if check.name == "gradients"]
     assert "at 12 of 12 points no graph leads from the logits back to the image" in check.finding
-    (trap,) = [one for one in examine(cut) if one.name == "no gradient"]
+    (trap,) = [trap for trap in examine(classifier) if trap.name == "no gradient"]
     assert "no graph leads from the logits back to the image" in trap.finding
 
 
@@ -192,8 +197,10 @@ def test_the_caller_s_images_stay_as_they_are(twins: list[PyTorchClassifier], di
     logits = [as_module(classifier)(images) for classifier in twins]
     assert torch.equal(images, before)
     assert torch.equal(*logits)
-    live = images.clone().requires_grad_()  # torch writes into no such leaf
-    gradients = [torch.autograd.grad(as_module(one)(live).logsumexp(dim=1).sum(), live)[0] for one in twins]
+    leaf = images.clone().requires_grad_()  # torch writes into no such leaf
+    gradients = [
+        torch.autograd.grad(as_module(classifier)(leaf).logsumexp(dim=1).sum(), leaf)[0] for classifier in twins
+    ]
     assert torch.equal(*gradients)
 
 
@@ -202,14 +209,16 @@ def test_a_network_that_writes_into_its_input_is_attacked_like_its_twin(
     attack: Callable[[PyTorchClassifier], EvasionAttack], twins: list[PyTorchClassifier], digits: Dataset
 ) -> None:
     x = digits.test.x[:8]
-    found = [attack(classifier).generate(x.copy()) for classifier in twins]
-    np.testing.assert_array_equal(*found)
+    adversarial = [attack(classifier).generate(x.copy()) for classifier in twins]
+    np.testing.assert_array_equal(*adversarial)
     if attack is ATTACKS["Square"]:
-        assert np.abs(found[0] - x).max() <= EPS * (1 + 1e-6)
+        assert np.abs(adversarial[0] - x).max() <= EPS * (1 + 1e-6)
 
 
 @pytest.mark.usefixtures("short_suite")
-def test_it_is_judged_and_evaluated_like_its_twin(twins: list[PyTorchClassifier], digits: Dataset) -> None:
+def test_a_network_that_writes_into_its_input_is_judged_like_its_twin(
+    twins: list[PyTorchClassifier], digits: Dataset
+) -> None:
     x, y = digits.test.x[:8], twins[1].predict(digits.test.x[:8]).argmax(axis=1)
     predictions = [predict_by_votes(classifier, x.copy(), y, votes, 0) for classifier in twins for votes in (1, 3)]
     np.testing.assert_array_equal(predictions[0].softmax, predictions[2].softmax)
@@ -221,36 +230,42 @@ def test_it_is_judged_and_evaluated_like_its_twin(twins: list[PyTorchClassifier]
     assert reports[0].records == reports[1].records
 
 
-def test_a_detector_beside_it_says_the_same(twins: list[PyTorchClassifier], digits: Dataset) -> None:
+def test_a_detector_beside_such_a_network_gives_the_same_scores(
+    twins: list[PyTorchClassifier], digits: Dataset
+) -> None:
     """The detector is handed the image, not what the classifier has left of it, and the other way round."""
-    x, scores, broken = digits.test.x[:8], [], []
+    x, scores, adversarial = digits.test.x[:8], [], []
     for classifier in twins:
         detector = ExplanationReconstructor(classifier, explanation="input_gradient", false_positive_rate=0.5)
         detector.fit(digits.train.x, nb_epochs=1, progress=False)
         scores.append(detector.scores(x.copy()))
-        joined = rejecting(classifier, detector)
-        broken.append(SelectivePGD(joined, eps=0.1, max_iter=10).generate(x.copy()))
+        rejecting_classifier = rejecting(classifier, detector)
+        adversarial.append(SelectivePGD(rejecting_classifier, eps=0.1, max_iter=10).generate(x.copy()))
     np.testing.assert_array_equal(*scores)
-    np.testing.assert_array_equal(*broken)
+    np.testing.assert_array_equal(*adversarial)
 
 
-def test_two_networks_that_write_into_one_image_do_not_meet(twins: list[PyTorchClassifier], digits: Dataset) -> None:
-    def whole(classifier: PyTorchClassifier) -> PyTorchClassifier:
-        two = PyTorchClassifier(
+def test_two_networks_that_write_into_one_image_do_not_interfere(
+    twins: list[PyTorchClassifier], digits: Dataset
+) -> None:
+    def add_detector(classifier: PyTorchClassifier) -> PyTorchClassifier:
+        binary_classifier = PyTorchClassifier(
             nn.Sequential(deepcopy(classifier.model), nn.Linear(10, 2)), nn.CrossEntropyLoss(), (1, 8, 8), 2,
             clip_values=(0, 1), device_type="cpu",
         )  # fmt: skip
-        return rejecting(classifier, BinaryInputDetector(two))
+        return rejecting(classifier, BinaryInputDetector(binary_classifier))
 
     torch.manual_seed(1)
-    one = whole(twins[0])
+    first = add_detector(twins[0])
     torch.manual_seed(1)
-    other = whole(twins[1])
+    second = add_detector(twins[1])
     images = torch.tensor(digits.test.x[:8])
-    assert torch.equal(as_module(one)(images), as_module(other)(images))
+    assert torch.equal(as_module(first)(images), as_module(second)(images))
 
 
-def test_a_restorer_before_it_sees_the_same(twins: list[PyTorchClassifier], digits: Dataset) -> None:
+def test_a_restorer_before_such_a_network_gives_the_same_logits(
+    twins: list[PyTorchClassifier], digits: Dataset
+) -> None:
     logits = []
     for classifier in twins:
         restorer = FeatureAutoencoder.for_classifier(classifier)

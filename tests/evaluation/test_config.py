@@ -24,57 +24,65 @@ OTHER: dict[str, Any] = {
     **{"seed": 5, "block_size": 7, "curve_samples": 3, "check_samples": 2, "adaptive": False},
     **{"undefended_suite": "papers", "effort": "auto"},
 }
-NAMES = [each.name for each in fields(EvaluationConfig)]  # type: ignore[arg-type]
+NAMES = [field.name for field in fields(EvaluationConfig)]  # type: ignore[arg-type]
 
 
 class Wider(EvaluationConfig):
-    """With an option of somebody else's."""
+    """A configuration with an option of another package."""
 
     loudness: Share = option(0.25, "How loud it is.")
 
 
-def test_type_checkers_see_what_is_declared() -> None:
-    seen = get_type_hints(EvaluationOptions, include_extras=True)
-    assert seen == {name: get_type_hints(EvaluationConfig, include_extras=True)[name] for name in NAMES}
+def test_type_checkers_see_every_declared_option() -> None:
+    declared = get_type_hints(EvaluationOptions, include_extras=True)
+    assert declared == {name: get_type_hints(EvaluationConfig, include_extras=True)[name] for name in NAMES}
 
 
-def test_no_other_module_declares_an_option_once_more() -> None:
-    """As an argument or an attribute; ``seed`` and ``adaptive`` are words that others use as well."""
+def test_no_other_module_declares_an_option() -> None:
+    """No argument or attribute repeats one; ``seed`` and ``adaptive`` also have other uses and are left out."""
     root = Path(art_defenses_ext.__file__).parent
-    places = []
+    declarations = []
     for path in root.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             named = node.arg if isinstance(node, ast.arg) else None
             if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 named = node.target.id
             if named in ("curve_samples", "check_samples"):
-                places.append((str(path.relative_to(root)), named))
-    assert {path for path, _ in places} == {"evaluation/config.py"}
-    assert len(places) == 4  # in the class, and in what type checkers see
+                declarations.append((str(path.relative_to(root)), named))
+    assert {path for path, _ in declarations} == {"evaluation/config.py"}
+    assert len(declarations) == 4  # in the class, and in what type checkers see
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_option_is_one_of_the_command_and_of_what_a_run_is(name: str) -> None:
+def test_every_option_belongs_to_the_command_and_to_the_settings_of_a_run(name: str) -> None:
     assert set(OTHER) == set(NAMES)
-    assert name in [each.name for each in click_options(EvaluateOptions)]
-    usual, other = (
+    assert name in [click_option.name for click_option in click_options(EvaluateOptions)]
+    default_settings, changed_settings = (
         asdict(Settings.describing(Linf(0.1), "standard", 1000, config))
         for config in (EvaluationConfig(), EvaluationConfig.of({name: OTHER[name]}))
     )
-    assert {each for each in usual if usual[each] != other[each]} == {name}
+    assert {
+        option_name
+        for option_name in default_settings
+        if default_settings[option_name] != changed_settings[option_name]
+    } == {name}
 
 
 def test_an_option_declared_outside_is_typed_written_and_read(tmp_path: Path) -> None:
-    made: list[Wider] = []
-    command = declared_command("wider", Wider, made.append)
+    configs: list[Wider] = []
+    command = declared_command("wider", Wider, configs.append)
     command.main(["--loudness", "0.5", "--naive"], standalone_mode=False)
-    assert made == [Wider(loudness=0.5, adaptive=False)]
-    (tmp_path / "run.toml").write_text(as_toml(made[0]))
-    assert Wider.of(read_toml(tmp_path / "run.toml")) == made[0]
+    assert configs == [Wider(loudness=0.5, adaptive=False)]
+    (tmp_path / "run.toml").write_text(as_toml(configs[0]))
+    assert Wider.of(read_toml(tmp_path / "run.toml")) == configs[0]
     command.main(["--config", str(tmp_path / "run.toml"), "--adaptive"], standalone_mode=False)
-    assert made[1] == Wider(loudness=0.5)
-    (help_of,) = [each.help for each in command.params if isinstance(each, click.Option) and each.name == "loudness"]
-    assert help_of == "How loud it is."
+    assert configs[1] == Wider(loudness=0.5)
+    (help_text,) = [
+        parameter.help
+        for parameter in command.params
+        if isinstance(parameter, click.Option) and parameter.name == "loudness"
+    ]
+    assert help_text == "How loud it is."
     with pytest.raises(InputError, match=r"^loudness is 2\.0; a number from 0 to 1 was expected"):
         command.main(["--loudness", "2"], standalone_mode=False)
 
@@ -94,7 +102,7 @@ def test_keywords_win_over_a_config() -> None:
         ({"seed": 1}, {}, "^config is {'seed': 1}; an EvaluationConfig was expected"),
     ],
 )
-def test_what_is_wrong_is_one_sentence(config: Any, options: Any, words: str) -> None:
+def test_bad_options_are_refused_in_one_sentence(config: Any, options: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         config_of(config, options)
 
@@ -103,7 +111,7 @@ TEXTS = ["", "a", 'a "b" \\ c', "\t\n\x7f\x00", "ü €", "a'b", "\U0001f600"]
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_survives_its_toml(text: str, tmp_path: Path) -> None:
+def test_a_text_survives_a_round_trip_through_toml(text: str, tmp_path: Path) -> None:
     class Named(EvaluationConfig):
         text: str = option("")
         texts: tuple[str, ...] = option(())

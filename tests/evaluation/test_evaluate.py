@@ -104,13 +104,13 @@ class Own(EvasionAttack):
         return self.act(x, y)
 
 
-def own(name: str, act: Act, **options: Any) -> AttackSpec:
+def make_attack(name: str, act: Act, **options: Any) -> AttackSpec:
     return AttackSpec(name, lambda classifier, threat, seed: Own(classifier, act), "for a test", **options)
 
 
 @dataclass
 class Call:
-    """What an attack was asked and what it gave back."""
+    """A call of an attack: its network, its input and what it returned."""
 
     key: str
     estimator: PyTorchClassifier
@@ -122,7 +122,7 @@ class Call:
     returned: FloatArray
 
 
-def evaluated(
+def evaluate_in_blocks(
     classifier: PyTorchClassifier, x: FloatArray, y: Any, threat: Threat, attacks: Any, **options: Any
 ) -> Report:
     """``evaluate`` in blocks, by default without curve and checks."""
@@ -132,7 +132,7 @@ def evaluated(
     )  # fmt: skip
 
 
-def overheard(spec: AttackSpec, calls: list[Call]) -> AttackSpec:
+def record_calls(spec: AttackSpec, calls: list[Call]) -> AttackSpec:
     """The same attack, which also notes each call."""
 
     def build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
@@ -140,10 +140,10 @@ def overheard(spec: AttackSpec, calls: list[Call]) -> AttackSpec:
 
         def act(x: FloatArray, y: FloatArray) -> FloatArray:
             mode = "+".join(defence.gradient_mode for defence in find_defences(classifier))
-            asked = x.copy(), y.copy()
+            inputs = x.copy(), y.copy()
             returned = attack.generate(x, y)
             key = spec.name if spec.modes == "exact" else f"{spec.name} [{mode}]"
-            calls.append(Call(key, classifier, mode, threat, seed, *asked, np.array(returned)))
+            calls.append(Call(key, classifier, mode, threat, seed, *inputs, np.array(returned)))
             return returned
 
         return Own(classifier, act)
@@ -168,7 +168,7 @@ def y(digits: Dataset) -> IntArray:
 
 @dataclass
 class Run:
-    """A whole evaluation with files, listened to."""
+    """A whole evaluation with its files and the calls of its attacks."""
 
     report: Report
     calls: list[Call]
@@ -179,52 +179,52 @@ class Run:
 def run(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_factory: pytest.TempPathFactory) -> Run:
     calls: list[Call] = []
     folder = tmp_path_factory.mktemp("evaluate") / "run"
-    attacks = [overheard(spec, calls) for spec in ATTACKS]
-    report = evaluated(defended, x, y, Linf(EPS), attacks, out=folder, check_samples=4)
+    attacks = [record_calls(spec, calls) for spec in ATTACKS]
+    report = evaluate_in_blocks(defended, x, y, Linf(EPS), attacks, out=folder, check_samples=4)
     return Run(report, calls, folder)
 
 
 @pytest.fixture(scope="module")
-def strangers(defended: PyTorchClassifier, digits: Dataset) -> FloatArray:
+def replacements(defended: PyTorchClassifier, digits: Dataset) -> FloatArray:
     """Two images that the defended classifier takes for a 0 and for a 1."""
     predicted = defended.predict(digits.test.x).argmax(axis=1)
     return np.stack([digits.test.x[predicted == label][0] for label in (0, 1)])
 
 
-def predicted(classifier: PyTorchClassifier, x: FloatArray) -> IntArray:
-    """By ART's own path, not the evaluation's."""
+def predict_classes(classifier: PyTorchClassifier, x: FloatArray) -> IntArray:
+    """The classes by ART's own path, not the evaluation's."""
     classes: IntArray = classifier.predict(x).argmax(axis=1)
     return classes
 
 
-def breaking(strangers: FloatArray, *labels: int) -> Act:
-    """Puts a stranger in the place of each image with one of these labels: a success in the ball of radius 1."""
+def break_labels(replacements: FloatArray, *labels: int) -> Act:
+    """Replace each image that has one of these labels: a success in the ball of radius 1."""
 
     def act(x: FloatArray, y: FloatArray) -> FloatArray:
-        moved = x.copy()
+        adversarial = x.copy()
         for i, label in enumerate(y.argmax(axis=1)):
             if label in labels:
-                moved[i] = strangers[int(label == 0)]
-        return moved
+                adversarial[i] = replacements[int(label == 0)]
+        return adversarial
 
     return act
 
 
-def row(report: Report, key: str) -> AttackRow:
-    (found,) = [one for one in report.summary.rows if one.key == key]
-    return found
+def find_row(report: Report, key: str) -> AttackRow:
+    (row,) = [row for row in report.summary.rows if row.key == key]
+    return row
 
 
-def lines(folder: Path) -> list[str]:
+def read_lines(folder: Path) -> list[str]:
     return (folder / RECORDS).read_text(encoding="utf-8").splitlines()
 
 
 # The numbers follow from the records
 
 
-def test_robust_accuracy_is_what_brute_force_finds_in_the_file(run: Run) -> None:
+def test_robust_accuracy_agrees_with_brute_force_over_the_file(run: Run) -> None:
     robust = []
-    for line in lines(run.folder):
+    for line in read_lines(run.folder):
         record = json.loads(line)
         verdicts = [record["clean"] == record["label"]]
         for outcome in record["attacks"].values():
@@ -236,27 +236,29 @@ def test_robust_accuracy_is_what_brute_force_finds_in_the_file(run: Run) -> None
     assert 0 < np.mean(robust) < 1  # or this test shows little
 
 
-def test_each_figure_can_be_computed_anew_from_the_files(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
+def test_each_figure_can_be_recomputed_from_the_files(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
     records = read_records(run.folder)
     assert records == run.report.records
     summary = run.report.summary
     attacker = Attacker.of(defended, x[:BLOCK], Linf(EPS), adaptive=True, seed=0)
     plan = make_plan(ATTACKS, attacker, Linf(EPS), with_curve=False)
-    again = summarise(summary.run, plan, records, [], summary.checks)
-    assert replace(again, rows=[], phases=summary.phases, total=summary.total) == replace(summary, rows=[])
-    for mine, theirs in zip(again.rows, summary.rows, strict=True):
-        assert replace(theirs, forward=0, backward=0, seconds=0) == mine
+    recomputed = summarise(summary.run, plan, records, [], summary.checks)
+    assert replace(recomputed, rows=[], phases=summary.phases, total=summary.total) == replace(summary, rows=[])
+    for recomputed_row, reported_row in zip(recomputed.rows, summary.rows, strict=True):
+        assert replace(reported_row, forward=0, backward=0, seconds=0) == recomputed_row
 
 
 def test_there_is_a_record_for_each_sample_with_the_class_that_art_predicts(
     run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    plain = undefended(defended)
-    assert plain is not None
+    undefended_classifier = undefended(defended)
+    assert undefended_classifier is not None
     assert [record.index for record in run.report.records] == list(range(len(x)))
     assert [record.label for record in run.report.records] == y.tolist()
-    assert [record.clean for record in run.report.records] == predicted(defended, x).tolist()
-    assert [record.undefended_clean for record in run.report.records] == predicted(plain, x).tolist()
+    assert [record.clean for record in run.report.records] == predict_classes(defended, x).tolist()
+    assert [record.undefended_clean for record in run.report.records] == predict_classes(
+        undefended_classifier, x
+    ).tolist()
 
 
 # The records follow from what the attacks returned
@@ -265,68 +267,70 @@ def test_there_is_a_record_for_each_sample_with_the_class_that_art_predicts(
 def test_each_success_is_inside_ball_and_range_and_really_misclassified(
     run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    place = {image.tobytes(): i for i, image in enumerate(x)}
-    assert len(place) == len(x)
+    index_of_image = {image.tobytes(): i for i, image in enumerate(x)}
+    assert len(index_of_image) == len(x)
     judged = successes = 0
     for call in run.calls:
-        classes = predicted(defended, call.returned)
-        for image, moved, found in zip(call.x, call.returned, classes, strict=True):
-            record = run.report.records[place[image.tobytes()]]
+        classes = predict_classes(defended, call.returned)
+        for image, adversarial, predicted in zip(call.x, call.returned, classes, strict=True):
+            record = run.report.records[index_of_image[image.tobytes()]]
             outcome = record.attacks[call.key]
-            size = np.abs(moved.astype(np.float64) - image).max()
-            misclassified = found != y[record.index]
+            size = np.abs(adversarial.astype(np.float64) - image).max()
+            misclassified = predicted != y[record.index]
             assert outcome.usable
-            assert outcome.prediction == found
+            assert outcome.prediction == predicted
             assert outcome.misclassified == misclassified
             assert outcome.linf == pytest.approx(size, abs=1e-6)
-            assert outcome.l2 == pytest.approx(np.linalg.norm(moved.astype(np.float64) - image), abs=1e-6)
+            assert outcome.l2 == pytest.approx(np.linalg.norm(adversarial.astype(np.float64) - image), abs=1e-6)
             assert outcome.success == (misclassified and size <= EPS + 1e-5)
             if outcome.success:
-                assert moved.min() >= 0
-                assert moved.max() <= 1
+                assert adversarial.min() >= 0
+                assert adversarial.max() <= 1
             judged, successes = judged + 1, successes + outcome.success
     assert judged == sum(len(record.attacks) for record in run.report.records)
     assert successes > 0
 
 
 def test_a_transferred_example_is_judged_on_both_networks(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
-    plain = undefended(defended)
-    assert plain is not None
+    undefended_classifier = undefended(defended)
+    assert undefended_classifier is not None
     calls = [call for call in run.calls if call.key == "transfer"]
-    moved = np.concatenate([call.returned for call in calls])
+    adversarial = np.concatenate([call.returned for call in calls])
     outcomes = [record.attacks["transfer"] for record in run.report.records]
-    assert [one.undefended_prediction for one in outcomes] == predicted(plain, moved).tolist()
-    assert [one.prediction for one in outcomes] == predicted(defended, moved).tolist()
+    assert [outcome.undefended_prediction for outcome in outcomes] == predict_classes(
+        undefended_classifier, adversarial
+    ).tolist()
+    assert [outcome.prediction for outcome in outcomes] == predict_classes(defended, adversarial).tolist()
     white = [record.attacks["IFGSM, white-box"] for record in run.report.records]
-    assert all(one.undefended_prediction is None for one in white)
+    assert all(outcome.undefended_prediction is None for outcome in white)
 
 
 def test_the_examples_are_successes_of_the_records(run: Run, defended: PyTorchClassifier, x: FloatArray) -> None:
     assert 0 < len(run.report.examples) <= 6
-    for one in run.report.examples:
-        record = run.report.records[one.index]
+    for example in run.report.examples:
+        record = run.report.records[example.index]
         assert record.correct
-        assert record.attacks[one.attack].success
-        assert np.array_equal(one.clean, x[one.index])
-        assert np.abs(one.adversarial - one.clean).max() <= EPS + 1e-5
-        (found,) = predicted(defended, one.adversarial[None])
-        assert found == one.prediction == record.attacks[one.attack].prediction != one.label
+        assert record.attacks[example.attack].success
+        assert np.array_equal(example.clean, x[example.index])
+        assert np.abs(example.adversarial - example.clean).max() <= EPS + 1e-5
+        (predicted,) = predict_classes(defended, example.adversarial[None])
+        assert predicted == example.prediction == record.attacks[example.attack].prediction != example.label
 
 
 # Nothing else plays a part
 
 
 def test_a_second_run_has_the_same_records(run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
-    """Whatever the state of the global generators, and whether labels are indices or one-hot."""
+    """Neither the state of the global generators nor the form of the labels changes the records."""
     one_hot = np.eye(10, dtype=np.float32)[y]
-    with unsettled(1):
-        report = evaluated(defended, x, one_hot, Linf(EPS), ATTACKS)
+    with seed_global_generators(1):
+        report = evaluate_in_blocks(defended, x, one_hot, Linf(EPS), ATTACKS)
     assert report.records == run.report.records
 
 
 @contextmanager
-def unsettled(seed: int) -> Iterator[None]:
-    """The global generators in a state of a test's own, and back."""
+def seed_global_generators(seed: int) -> Iterator[None]:
+    """Seed the global generators, and restore their states afterwards."""
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng():
         random.seed(seed)
@@ -337,20 +341,20 @@ def unsettled(seed: int) -> Iterator[None]:
     np.random.set_state(before[1])  # noqa: NPY002
 
 
-def drawing(x: FloatArray, y: FloatArray) -> FloatArray:
+def move_randomly(x: FloatArray, y: FloatArray) -> FloatArray:
     """Moves by numbers of all three global generators."""
-    drawn = np.random.uniform(-0.1, 0.1, x.shape) + random.random() / 100 + float(torch.rand(())) / 100  # noqa: NPY002
-    return np.clip(x + drawn, 0, 1).astype(np.float32)
+    change = np.random.uniform(-0.1, 0.1, x.shape) + random.random() / 100 + float(torch.rand(())) / 100  # noqa: NPY002
+    return np.clip(x + change, 0, 1).astype(np.float32)
 
 
 def test_the_global_generators_are_seeded_for_an_attack(
     defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    attacks = [own("a", drawing, samples="all"), own("b", drawing, samples="all")]
+    attacks = [make_attack("a", move_randomly, samples="all"), make_attack("b", move_randomly, samples="all")]
     sizes = []
-    for outside, seed in ((1, 0), (2, 0), (1, 5)):
-        with unsettled(outside):
-            report = evaluated(defended, x, y, Linf(1.0), attacks, seed=seed, allow_large_eps=True)
+    for global_seed, seed in ((1, 0), (2, 0), (1, 5)):
+        with seed_global_generators(global_seed):
+            report = evaluate_in_blocks(defended, x, y, Linf(1.0), attacks, seed=seed, allow_large_eps=True)
         sizes.append([[record.attacks[name].l2 for record in report.records] for name in "ab"])
     assert sizes[0] == sizes[1]
     assert sizes[0] != sizes[2]
@@ -358,31 +362,31 @@ def test_the_global_generators_are_seeded_for_an_attack(
 
 
 def test_every_seed_that_is_accepted_can_be_used(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
-    attacks = [own("a", drawing, samples="all")]
+    attacks = [make_attack("a", move_randomly, samples="all")]
     for seed in (2**32, 2**63 - 1):
-        report = evaluated(defended, x[:2], y[:2], Linf(1.0), attacks, seed=seed, allow_large_eps=True)
+        report = evaluate_in_blocks(defended, x[:2], y[:2], Linf(1.0), attacks, seed=seed, allow_large_eps=True)
         assert report.summary.run.settings.seed == seed
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_callers_generators_go_on_as_if_nothing_had_been(
+def test_the_callers_generators_keep_their_states(
     fails: bool, defended: PyTorchClassifier, x: FloatArray, y: IntArray, brief_checks: None
 ) -> None:
 
     def act(x: FloatArray, y: FloatArray) -> FloatArray:
-        moved = drawing(x, y)
+        adversarial = move_randomly(x, y)
         if fails:
             raise KeyError("the attack failed")
-        return moved
+        return adversarial
 
     def state() -> tuple[Any, ...]:
-        _, keys, *rest = np.random.get_state()  # noqa: NPY002
-        return (keys.tolist(), *rest, torch.get_rng_state().tolist(), random.getstate())
+        _, keys, *remaining = np.random.get_state()  # noqa: NPY002
+        return (keys.tolist(), *remaining, torch.get_rng_state().tolist(), random.getstate())
 
     before = state()
-    attacks = [BRIEF_WHITE_BOX, own("drawing", act, samples="all"), *ATTACKS[-2:]]
+    attacks = [BRIEF_WHITE_BOX, make_attack("drawing", act, samples="all"), *ATTACKS[-2:]]
     with pytest.raises(InputError, match="the attack failed") if fails else nullcontext():
-        evaluated(defended, x[:4], y[:4], Linf(EPS), attacks, check_samples=1)
+        evaluate_in_blocks(defended, x[:4], y[:4], Linf(EPS), attacks, check_samples=1)
     assert state() == before
 
 
@@ -390,10 +394,10 @@ def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, 
     def seeds(seed: int) -> dict[tuple[str, bytes], int]:
         calls: list[Call] = []
         attacks = [
-            overheard(own("a", lambda x, y: x, samples="all", modes="all"), calls),
-            overheard(own("b", lambda x, y: x, samples="all"), calls),
+            record_calls(make_attack("a", lambda x, y: x, samples="all", modes="all"), calls),
+            record_calls(make_attack("b", lambda x, y: x, samples="all"), calls),
         ]
-        evaluated(defended, x, y, Linf(EPS), attacks, seed=seed)
+        evaluate_in_blocks(defended, x, y, Linf(EPS), attacks, seed=seed)
         return {(call.key, call.x.tobytes()): call.seed for call in calls}
 
     first, again, other = seeds(0), seeds(0), seeds(1)
@@ -402,21 +406,23 @@ def test_seeds_differ_by_attack_mode_block_and_run(defended: PyTorchClassifier, 
     assert len({*first.values(), *other.values()}) == 2 * len(first)
 
 
-def test_an_attack_may_run_on_a_few_samples_of_a_block_that_are_left_for_it(
+def test_an_attack_may_run_on_a_few_unbroken_samples_of_a_block(
     defended: PyTorchClassifier, x: FloatArray, y: IntArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    batch_sizes: list[int] = []
 
-    def nothing(images: FloatArray, labels: FloatArray) -> FloatArray:
-        asked.append(len(images))
+    def count_images(images: FloatArray, labels: FloatArray) -> FloatArray:
+        batch_sizes.append(len(images))
         return images
 
     monkeypatch.setattr("art_defenses_ext.evaluation.suite.plan.FEW", 2)
-    report = evaluated(defended, x, y, Linf(EPS), [own("few", nothing, samples="few", kind="queries")])
-    right = np.flatnonzero(predicted(defended, x) == y)
-    first, second = right[right < BLOCK], right[right >= BLOCK]
+    report = evaluate_in_blocks(
+        defended, x, y, Linf(EPS), [make_attack("few", count_images, samples="few", kind="queries")]
+    )
+    correct = np.flatnonzero(predict_classes(defended, x) == y)
+    first, second = correct[correct < BLOCK], correct[correct >= BLOCK]
     assert min(len(first), len(second)) > 2
-    assert asked == [2, 2]
+    assert batch_sizes == [2, 2]
     attacked = [record.index for record in report.records if "few" in record.attacks]
     assert attacked == [*first[:2], *second[:2]]
 
@@ -441,18 +447,18 @@ def test_the_network_is_left_as_it_was(
         ]
 
     before = state()
-    evaluated(defended, x[:4], y[:4], Linf(EPS), ATTACKS)
+    evaluate_in_blocks(defended, x[:4], y[:4], Linf(EPS), ATTACKS)
     assert state() == before
     (annealed,) = [spec for spec in STANDARD if spec.modes == "annealable"]
     brief = replace(annealed, build=lambda c, t, seed: AnnealedPGD(c, t.norm, t.eps, max_iter=5, seed=seed))
-    evaluated(defended, x[:4], y[:4], Linf(EPS), [BRIEF_WHITE_BOX, brief], check_samples=1)
+    evaluate_in_blocks(defended, x[:4], y[:4], Linf(EPS), [BRIEF_WHITE_BOX, brief], check_samples=1)
     assert state() == before
 
     def fail(x: FloatArray, y: FloatArray) -> FloatArray:
         raise KeyError("the attack failed")
 
     with pytest.raises(InputError, match="KeyError: 'the attack failed'"):
-        evaluated(defended, x[:4], y[:4], Linf(EPS), [own("fails", fail, modes="all")])
+        evaluate_in_blocks(defended, x[:4], y[:4], Linf(EPS), [make_attack("fails", fail, modes="all")])
     assert state() == before
 
 
@@ -467,10 +473,10 @@ def test_a_network_in_training_mode_is_attacked_as_it_predicts(x: FloatArray, y:
     reports = []
     for training in (False, True):
         model.train(training)
-        reports.append(evaluated(classifier, x, y, Linf(EPS), attacks))
+        reports.append(evaluate_in_blocks(classifier, x, y, Linf(EPS), attacks))
         assert [module.training for module in model.modules()] == [training] * 5
     assert reports[0].records == reports[1].records
-    assert all(torch.equal(one, other) for one, other in zip(buffers, model.buffers(), strict=True))
+    assert all(torch.equal(before, after) for before, after in zip(buffers, model.buffers(), strict=True))
 
 
 def test_the_images_are_never_modified(defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
@@ -484,10 +490,10 @@ def test_the_images_are_never_modified(defended: PyTorchClassifier, x: FloatArra
     calls: list[Call] = []
     before = x.tobytes(), y.tobytes()
     attacks = [
-        own("scribbles", scribble, samples="all"),
-        overheard(own("looks", lambda x, y: x, samples="all"), calls),
+        make_attack("scribbles", scribble, samples="all"),
+        record_calls(make_attack("looks", lambda x, y: x, samples="all"), calls),
     ]
-    report = evaluated(defended, x, y, Linf(EPS), attacks, block_size=WHOLE)
+    report = evaluate_in_blocks(defended, x, y, Linf(EPS), attacks, block_size=WHOLE)
     assert (x.tobytes(), y.tobytes()) == before
     assert np.array_equal(calls[0].x, x)
     assert np.array_equal(calls[0].y.argmax(axis=1), y)
@@ -502,11 +508,11 @@ def test_only_the_values_of_the_images_matter(defended: PyTorchClassifier, x: Fl
     fixed = x.copy()
     fixed.flags.writeable = False
     for view, labels in ((x[::-4], y[::-4]), (x[:4, :, :, ::-1], y[:4]), (fixed[:4], y[:4])):
-        reports = [evaluated(defended, images, labels, Linf(EPS), [pgd]) for images in (view, view.copy())]
+        reports = [evaluate_in_blocks(defended, images, labels, Linf(EPS), [pgd]) for images in (view, view.copy())]
         assert reports[0].records == reports[1].records
 
 
-def test_nothing_is_said_and_nothing_written_unasked(
+def test_an_evaluation_prints_and_writes_nothing_unless_asked(
     defended: PyTorchClassifier,
     x: FloatArray,
     y: IntArray,
@@ -515,7 +521,7 @@ def test_nothing_is_said_and_nothing_written_unasked(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    evaluated(defended, x[:4], y[:4], Linf(EPS), ATTACKS, curve_samples=4)
+    evaluate_in_blocks(defended, x[:4], y[:4], Linf(EPS), ATTACKS, curve_samples=4)
     assert list(tmp_path.iterdir()) == []
     assert capsys.readouterr() == ("", "")
 
@@ -523,21 +529,23 @@ def test_nothing_is_said_and_nothing_written_unasked(
 # Who attacks what
 
 
-def test_the_suite_sees_only_what_nothing_broke_before(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+def test_the_suite_attacks_only_unbroken_images(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, replacements: FloatArray
 ) -> None:
     calls: list[Call] = []
     attacks = [
-        own("paper", breaking(strangers, 0), source="paper", samples="all"),
-        own("first", breaking(strangers, 1, 2)),
-        own("second", breaking(strangers, 3), modes="all"),
-        own("third", breaking(strangers)),
-        own("later paper", breaking(strangers, 1, 4), source="paper", samples="all"),
-        own("last", breaking(strangers)),
+        make_attack("paper", break_labels(replacements, 0), source="paper", samples="all"),
+        make_attack("first", break_labels(replacements, 1, 2)),
+        make_attack("second", break_labels(replacements, 3), modes="all"),
+        make_attack("third", break_labels(replacements)),
+        make_attack("later paper", break_labels(replacements, 1, 4), source="paper", samples="all"),
+        make_attack("last", break_labels(replacements)),
     ]
-    report = evaluated(defended, x, y, Linf(1.0), [overheard(spec, calls) for spec in attacks], allow_large_eps=True)
-    correct = predicted(defended, x) == y
-    met = {
+    report = evaluate_in_blocks(
+        defended, x, y, Linf(1.0), [record_calls(spec, calls) for spec in attacks], allow_large_eps=True
+    )
+    correct = predict_classes(defended, x) == y
+    attacked_images = {
         "paper": np.ones(len(x), bool),
         "first": correct & (y != 0),
         "second [exact]": correct & ~np.isin(y, (0, 1, 2)),
@@ -547,27 +555,27 @@ def test_the_suite_sees_only_what_nothing_broke_before(
         "later paper": np.ones(len(x), bool),
         "last": correct & ~np.isin(y, (0, 1, 2, 3, 4)),
     }
-    for key, expected in met.items():
+    for key, expected in attacked_images.items():
         images = np.concatenate([call.x for call in calls if call.key == key])
         assert np.array_equal(images, x[expected]), key
         assert [key in record.attacks for record in report.records] == expected.tolist(), key
-        assert row(report, key).attacked == expected.sum()
-    assert {call.key for call in calls} == met.keys()
-    assert row(report, "first").broke == (correct & np.isin(y, (1, 2))).sum()
-    assert row(report, "second [relu]").broke == 0
+        assert find_row(report, key).attacked == expected.sum()
+    assert {call.key for call in calls} == attacked_images.keys()
+    assert find_row(report, "first").broke == (correct & np.isin(y, (1, 2))).sum()
+    assert find_row(report, "second [relu]").broke == 0
     assert report.accuracy_after_attacks == np.mean(correct & (y > 4))
 
 
 def test_an_attack_with_no_sample_left_is_not_run(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, replacements: FloatArray
 ) -> None:
-    def never(x: FloatArray, y: FloatArray) -> FloatArray:
+    def fail_if_attacked(x: FloatArray, y: FloatArray) -> FloatArray:
         raise AssertionError("nothing was left to attack")
 
-    attacks = [own("all", breaking(strangers, *range(10))), own("idle", never)]
-    report = evaluated(defended, x, y, Linf(1.0), attacks, allow_large_eps=True)
+    attacks = [make_attack("all", break_labels(replacements, *range(10))), make_attack("idle", fail_if_attacked)]
+    report = evaluate_in_blocks(defended, x, y, Linf(1.0), attacks, allow_large_eps=True)
     assert report.accuracy_after_attacks == 0
-    assert row(report, "idle").note == "not run: no sample was left"
+    assert find_row(report, "idle").note == "not run: no sample was left"
 
 
 def test_attacks_get_one_hot_labels_the_threat_and_their_network(
@@ -584,12 +592,12 @@ def test_attacks_get_one_hot_labels_the_threat_and_their_network(
         assert call.estimator is (undefended(defended) if elsewhere else defended)
 
 
-def test_the_curve_attacks_the_first_samples_whatever_became_of_them(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+def test_the_curve_attacks_the_first_samples_broken_or_not(
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, replacements: FloatArray
 ) -> None:
     calls: list[Call] = []
-    attack = overheard(own("curved", breaking(strangers, *range(10)), curve=True), calls)
-    report = evaluated(defended, x, y, Linf(0.5), [attack], block_size=BLOCK, curve_samples=BLOCK + 4)
+    attack = record_calls(make_attack("curved", break_labels(replacements, *range(10)), curve=True), calls)
+    report = evaluate_in_blocks(defended, x, y, Linf(0.5), [attack], block_size=BLOCK, curve_samples=BLOCK + 4)
     for factor in CURVE_FACTORS:
         images = [call.x for call in calls if call.threat == Linf(0.5 * factor)]
         # At the threat's own eps the attack itself runs too, in each block before the curve.
@@ -616,16 +624,16 @@ def test_costs_are_those_of_the_attack_alone(defended: PyTorchClassifier, x: Flo
         AttackSpec("a", build, "for a test", samples="all"),
         AttackSpec("b", build, "for a test", crafted_on="undefended"),
     ]
-    report = evaluated(defended, x, y, Linf(EPS), attacks)
+    report = evaluate_in_blocks(defended, x, y, Linf(EPS), attacks)
     for key in "ab":
-        assert (row(report, key).forward, row(report, key).backward) == (2, 1)
+        assert (find_row(report, key).forward, find_row(report, key).backward) == (2, 1)
 
 
 # What the attacker is given
 
 
 class Rounding(PreprocessorPyTorch):
-    """Other people's: five grey levels, so that no gradient passes."""
+    """A foreign preprocessor of five grey levels, so that no gradient passes."""
 
     def __init__(self) -> None:
         super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
@@ -635,7 +643,7 @@ class Rounding(PreprocessorPyTorch):
 
 
 class Noise(PreprocessorPyTorch):
-    """Other people's: another image in each pass."""
+    """A foreign preprocessor that makes another image in each pass."""
 
     def __init__(self) -> None:
         super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
@@ -644,56 +652,58 @@ class Noise(PreprocessorPyTorch):
         return x + 0.3 * torch.randn_like(x), y
 
 
-def still(x: FloatArray, y: FloatArray) -> FloatArray:
+def return_images(x: FloatArray, y: FloatArray) -> FloatArray:
     return x
 
 
-# One of each kind: they change nothing and are listened to.
-STILL = (
-    own("all modes", still, modes="all", samples="all"),
-    own("annealed", still, modes="annealable", samples="all"),
-    own("smoothed", still, crafted_on="smoothed", samples="all"),
-    own("paper", still, source="paper", samples="all"),
-    own("transfer", still, crafted_on="undefended", samples="all"),
+# One attack of each kind, which changes nothing; their calls are recorded.
+IDLE_ATTACKS = (
+    make_attack("all modes", return_images, modes="all", samples="all"),
+    make_attack("annealed", return_images, modes="annealable", samples="all"),
+    make_attack("smoothed", return_images, crafted_on="smoothed", samples="all"),
+    make_attack("paper", return_images, source="paper", samples="all"),
+    make_attack("transfer", return_images, crafted_on="undefended", samples="all"),
 )
 
 
-def calls_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, **options: Any) -> tuple[Report, list[Call]]:
+def collect_calls(
+    classifier: PyTorchClassifier, x: FloatArray, y: IntArray, **options: Any
+) -> tuple[Report, list[Call]]:
     calls: list[Call] = []
-    attacks = [overheard(spec, calls) for spec in STILL]
-    report = evaluated(classifier, x, y, Linf(EPS), attacks, block_size=WHOLE, **options)
+    attacks = [record_calls(spec, calls) for spec in IDLE_ATTACKS]
+    report = evaluate_in_blocks(classifier, x, y, Linf(EPS), attacks, block_size=WHOLE, **options)
     return report, calls
 
 
-def test_other_peoples_preprocessors_get_a_surrogate_but_not_for_their_papers_attacks(
+def test_foreign_preprocessors_get_a_surrogate_except_in_papers_attacks(
     digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     defended = defend(digits_classifier, Rounding())
-    report, calls = calls_of(defended, x, y)
+    report, calls = collect_calls(defended, x, y)
     assert report.summary.run.modes == ["exact", "surrogate"]
-    found = {call.key: call.estimator for call in calls}
-    assert found["paper"] is defended
-    assert found["transfer"] is digits_classifier
+    classifiers = {call.key: call.estimator for call in calls}
+    assert classifiers["paper"] is defended
+    assert classifiers["transfer"] is digits_classifier
     one_hot = np.eye(10, dtype=np.float32)[y]
     assert not defended.loss_gradient(x, one_hot).any()
     for key in ("all modes [exact]", "all modes [surrogate]"):
-        assert not found[key].loss_gradient(x, one_hot).any()  # outside the attack each mode is exact again
-        assert np.array_equal(found[key].predict(x), defended.predict(x))
-        with gradient_mode(found[key], "surrogate"):
-            assert found[key].loss_gradient(x, one_hot).any()
+        assert not classifiers[key].loss_gradient(x, one_hot).any()  # outside the attack each mode is exact again
+        assert np.array_equal(classifiers[key].predict(x), defended.predict(x))
+        with gradient_mode(classifiers[key], "surrogate"):
+            assert classifiers[key].loss_gradient(x, one_hot).any()
     assert {call.mode for call in calls if call.key.startswith("all modes")} == {"exact", "surrogate"}
 
 
-def test_the_smoothed_network_is_attacked_only_where_every_gradient_misleads(
+def test_the_smoothed_network_is_attacked_only_if_every_gradient_is_masked(
     defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    for classifier in (defended, digits_classifier):  # the JumpReLU's surrogates lead somewhere
-        report, calls = calls_of(classifier, x, y)
+    for classifier in (defended, digits_classifier):  # the surrogates of JumpReLU have a useful gradient
+        report, calls = collect_calls(classifier, x, y)
         assert "smoothed" not in {call.key for call in calls}
-        assert row(report, "smoothed").note.startswith("not run")
+        assert find_row(report, "smoothed").note.startswith("not run")
     stepped = defend(digits_classifier, Rounding())
-    _, calls = calls_of(stepped, x, y)
-    (call,) = [one for one in calls if one.key == "smoothed"]
+    _, calls = collect_calls(stepped, x, y)
+    (call,) = [call for call in calls if call.key == "smoothed"]
     assert np.array_equal(call.estimator.predict(x), stepped.predict(x))
     one_hot = np.eye(10, dtype=np.float32)[y]
     assert call.estimator.loss_gradient(x, one_hot).any()
@@ -705,13 +715,13 @@ def test_a_random_defence_is_averaged_by_its_attacker_and_judged_by_a_vote(
     adaptive: bool, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     defended = defend(digits_classifier, Noise())
-    report, calls = calls_of(defended, x, y, adaptive=adaptive)
+    report, calls = collect_calls(defended, x, y, adaptive=adaptive)
     draws = EOT_DRAWS if adaptive else 1
     assert (report.summary.run.votes, report.summary.run.draws) == (VOTES, draws)
     assert report.summary.randomness is not None
-    attacked = next(call.estimator for call in calls if call.key.startswith("all modes"))
+    attacked_classifier = next(call.estimator for call in calls if call.key.startswith("all modes"))
     with measured(defended) as cost, torch.random.fork_rng():
-        attacked.loss_gradient(x[:3], np.eye(10, dtype=np.float32)[y[:3]])
+        attacked_classifier.loss_gradient(x[:3], np.eye(10, dtype=np.float32)[y[:3]])
     assert (cost.forward, cost.backward) == (3 * draws, 3 * draws)
     assert next(call.estimator for call in calls if call.key == "paper") is defended
     verdicts = [(record.clean, record.clean_misses, record.label) for record in report.records]
@@ -720,23 +730,23 @@ def test_a_random_defence_is_averaged_by_its_attacker_and_judged_by_a_vote(
         for record in report.records
         for outcome in record.attacks.values()
     ]
-    for found, misses, label in verdicts:
+    for prediction, misses, label in verdicts:
         assert misses is not None
-        assert misses > VOTES / 4 or found == label
-        assert misses < VOTES or found != label
+        assert misses > VOTES / 4 or prediction == label
+        assert misses < VOTES or prediction != label
     assert len({misses for _, misses, _ in verdicts}) > 3  # or this test shows little
 
 
-def test_a_random_defences_records_come_out_the_same_again(
+def test_a_random_defences_records_are_reproducible(
     digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    """Whatever the state of the global generators that it draws from; and the first block alone, too."""
+    """The state of the global generators changes nothing, and the first block alone has the same records."""
     defended = defend(digits_classifier, Noise())
     attacks = [spec for spec in ATTACKS if spec.name in ("FGSM", "transfer")]
     records = []
-    for outside, count in ((1, 4), (2, 4), (3, 2)):
-        with unsettled(outside):
-            report = evaluated(defended, x[:count], y[:count], Linf(EPS), attacks, block_size=2)
+    for global_seed, count in ((1, 4), (2, 4), (3, 2)):
+        with seed_global_generators(global_seed):
+            report = evaluate_in_blocks(defended, x[:count], y[:count], Linf(EPS), attacks, block_size=2)
         records.append(report.records)
     assert records[0] == records[1]
     assert records[0][:2] == records[2]
@@ -756,11 +766,11 @@ def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_fa
         patch.setattr("art_defenses_ext.evaluation.run.block.BINARIZED", 4)
         patch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
         patch.setattr("art_defenses_ext.evaluation.suite.plan.FIRSTS", (BRIEF_WHITE_BOX,))
-        report = evaluated(defended, x, y, Linf(0.05), [BRIEF_WHITE_BOX], out=folder, check_samples=CHECKED)
+        report = evaluate_in_blocks(defended, x, y, Linf(0.05), [BRIEF_WHITE_BOX], out=folder, check_samples=CHECKED)
     return Run(report, [], folder)
 
 
-def test_the_checks_attack_the_first_samples_at_the_limit_and_what_is_left_with_more_effort(checked: Run) -> None:
+def test_the_checks_attack_first_samples_at_the_limit_and_unbroken_ones_with_more_effort(checked: Run) -> None:
     modes = ("exact", "relu", "smooth")
     suite = {f"APGD margin [{mode}]" for mode in modes}
     for record in checked.report.records:
@@ -773,7 +783,7 @@ def test_the_checks_attack_the_first_samples_at_the_limit_and_what_is_left_with_
             assert len(effort) == 3
         else:
             assert effort
-    side = [one.key for one in checked.report.summary.rows if one.source == "side"]
+    side = [row.key for row in checked.report.summary.rows if row.source == "side"]
     assert side == ["the checks' effort", "the checks' limit"]
 
 
@@ -799,31 +809,31 @@ def test_the_checks_are_in_the_report_and_in_its_files(checked: Run) -> None:
     assert verdicts["larger eps"] == verdicts["more effort"] == verdicts["gradient modes"] == "passed"
     assert checked.report.established == summary.established == ("failed" not in verdicts.values())
     written = json.loads((checked.folder / "report.json").read_text())
-    assert {one["name"]: one["verdict"] for one in written["checks"]} == verdicts
+    assert {check["name"]: check["verdict"] for check in written["checks"]} == verdicts
     assert written["established"] is checked.report.established
     assert written["run"]["settings"]["check_samples"] == CHECKED
 
 
-def test_what_the_exact_gradients_of_stacked_defences_hide_is_counted(
+def test_images_hidden_by_the_exact_gradients_of_stacked_defences_are_counted(
     digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray, brief_checks: None
 ) -> None:
     stacked = defend(JumpReLU(digits_classifier, 0.5)(), Rounding())
-    report = evaluated(stacked, x[:8], y[:8], Linf(0.2), [BRIEF_WHITE_BOX], check_samples=1)
+    report = evaluate_in_blocks(stacked, x[:8], y[:8], Linf(0.2), [BRIEF_WHITE_BOX], check_samples=1)
     assert len(report.summary.run.modes) == 6
     exact = [record.robust({"APGD margin [exact+exact]"}) for record in report.records]
     hidden = sum(exact) - sum(record.robust() for record in report.records)
     assert hidden > 2  # rounding lets no gradient pass
-    (check,) = [one for one in report.summary.checks if one.name == "gradient modes"]
+    (check,) = [check for check in report.summary.checks if check.name == "gradient modes"]
     assert check.figures == {"hidden by the exact gradient": Proportion(hidden, sum(exact))}
 
 
 def test_checks_change_no_record_of_the_suite(
     checked: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    report = evaluated(defended, x[:BLOCK], y[:BLOCK], Linf(0.05), [BRIEF_WHITE_BOX])
-    for without, record in zip(report.records, checked.report.records, strict=False):
-        assert without.attacks.items() <= record.attacks.items()
-        assert (without.clean, without.label) == (record.clean, record.label)
+    report = evaluate_in_blocks(defended, x[:BLOCK], y[:BLOCK], Linf(0.05), [BRIEF_WHITE_BOX])
+    for unchecked_record, record in zip(report.records, checked.report.records, strict=False):
+        assert unchecked_record.attacks.items() <= record.attacks.items()
+        assert (unchecked_record.clean, unchecked_record.label) == (record.clean, record.label)
 
 
 def test_an_attacker_who_is_not_adaptive_or_not_checked_establishes_nothing(
@@ -837,7 +847,7 @@ def test_an_attacker_who_is_not_adaptive_or_not_checked_establishes_nothing(
         ("papers", {"check_samples": 2}, "no adaptive attack"),
         ([BRIEF_WHITE_BOX], {}, "no checks"),
     ):
-        report = evaluated(defended, x[:2], y[:2], Linf(0.02), attacks, **options)
+        report = evaluate_in_blocks(defended, x[:2], y[:2], Linf(0.02), attacks, **options)
         assert (report.summary.standing, report.robust_accuracy) == (standing, None)
         assert report.established is not True
         failed = "gradient modes" in report.summary.failed_checks
@@ -847,10 +857,10 @@ def test_an_attacker_who_is_not_adaptive_or_not_checked_establishes_nothing(
 # The undefended classifier
 
 
-def transferred(calls: list[Call]) -> list[AttackSpec]:
+def make_transfer_attacks(calls: list[Call]) -> list[AttackSpec]:
     return [
-        overheard(own("transfer", lambda x, y: x, crafted_on="undefended", samples="all"), calls),
-        overheard(own("white", lambda x, y: x), calls),
+        record_calls(make_attack("transfer", lambda x, y: x, crafted_on="undefended", samples="all"), calls),
+        record_calls(make_attack("white", lambda x, y: x), calls),
     ]
 
 
@@ -858,14 +868,14 @@ def test_the_recorded_undefended_classifier_is_used(
     defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     calls: list[Call] = []
-    report = evaluated(defended, x, y, Linf(EPS), transferred(calls), block_size=WHOLE)
+    report = evaluate_in_blocks(defended, x, y, Linf(EPS), make_transfer_attacks(calls), block_size=WHOLE)
     assert [call.estimator for call in calls] == [digits_classifier, defended]
     assert report.summary.undefended_clean is not None
-    assert report.summary.undefended_clean.rate == np.mean(predicted(digits_classifier, x) == y)
+    assert report.summary.undefended_clean.rate == np.mean(predict_classes(digits_classifier, x) == y)
     assert report.summary.undefended_robust == report.summary.undefended_clean
 
 
-def in_arts_own_way(classifier: PyTorchClassifier, model: nn.Module, *preprocessors: Any) -> PyTorchClassifier:
+def build_in_arts_own_way(classifier: PyTorchClassifier, model: nn.Module, *preprocessors: Any) -> PyTorchClassifier:
     return PyTorchClassifier(
         model,
         classifier.loss,
@@ -878,39 +888,47 @@ def in_arts_own_way(classifier: PyTorchClassifier, model: nn.Module, *preprocess
     )
 
 
-@pytest.mark.parametrize("way", ["a preprocessor", "between others", "a network"])
-def test_the_undefended_classifier_of_one_built_in_arts_own_way_is_found(
-    way: str, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
+@pytest.mark.parametrize("construction", ["a preprocessor", "between others", "a network"])
+def test_the_undefended_classifier_of_a_classifier_built_with_art_is_found(
+    construction: str, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     """The paper's gray-box attacks run, on the classifier that is the same without our defence."""
     model = digits_classifier.model
     blur = HeatAndBlur.for_classifier(digits_classifier)
-    if way == "a network":
+    if construction == "a network":
         model = JumpReLU(digits_classifier, 1.0)().model
-    around = [Rounding(), blur, Rounding()] if way == "between others" else [blur] if way == "a preprocessor" else []
-    classifier = in_arts_own_way(digits_classifier, model, *around)
-    kept = [one for one in around if one is not blur]
-    expected = in_arts_own_way(digits_classifier, digits_classifier.model, *kept)
-    report = evaluated(classifier, x[:6], y[:6], Linf(EPS), "papers")
+    preprocessors = (
+        [Rounding(), blur, Rounding()]
+        if construction == "between others"
+        else [blur]
+        if construction == "a preprocessor"
+        else []
+    )
+    classifier = build_in_arts_own_way(digits_classifier, model, *preprocessors)
+    foreign_preprocessors = [preprocessor for preprocessor in preprocessors if preprocessor is not blur]
+    expected = build_in_arts_own_way(digits_classifier, digits_classifier.model, *foreign_preprocessors)
+    report = evaluate_in_blocks(classifier, x[:6], y[:6], Linf(EPS), "papers")
     clean = report.summary.undefended_clean
     assert clean is not None
-    assert clean.rate == np.mean(predicted(expected, x[:6]) == y[:6])
+    assert clean.rate == np.mean(predict_classes(expected, x[:6]) == y[:6])
     gray = [row for row in report.summary.rows if "gray-box" in row.key]
     assert gray
     assert [(row.attacked, row.note) for row in gray] == [(6, "")] * len(gray)
-    found = undefended(classifier)
-    assert found is not None
-    np.testing.assert_array_equal(found.predict(x), expected.predict(x))
-    assert (found.preprocessing_defences or []) == kept
+    undefended_classifier = undefended(classifier)
+    assert undefended_classifier is not None
+    np.testing.assert_array_equal(undefended_classifier.predict(x), expected.predict(x))
+    assert (undefended_classifier.preprocessing_defences or []) == foreign_preprocessors
 
 
-def test_one_that_is_named_takes_its_place(
+def test_a_named_undefended_classifier_replaces_the_recorded_one(
     defended: PyTorchClassifier, own_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     with torch.no_grad():
         own_classifier.model.head[3].bias[0] += 1e4  # it takes everything for a 0
     calls: list[Call] = []
-    report = evaluated(defended, x, y, Linf(EPS), transferred(calls), undefended=own_classifier, block_size=WHOLE)
+    report = evaluate_in_blocks(
+        defended, x, y, Linf(EPS), make_transfer_attacks(calls), undefended=own_classifier, block_size=WHOLE
+    )
     assert [call.estimator for call in calls] == [own_classifier, defended]
     assert all(record.undefended_clean == 0 for record in report.records)
     assert all(record.attacks["transfer"].undefended_prediction == 0 for record in report.records)
@@ -919,7 +937,7 @@ def test_one_that_is_named_takes_its_place(
 # With a detector
 
 
-class Word(nn.Module):
+class MeanDetector(nn.Module):
     """A detector of five lines: the mean of the pixels times ``slope``, less ``threshold``, in noise if asked for."""
 
     def __init__(self, slope: float, threshold: float, noise: float = 0.0) -> None:
@@ -932,8 +950,8 @@ class Word(nn.Module):
         return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
-def word(slope: float, threshold: float, noise: float = 0.0) -> BinaryInputDetector:
-    network = Word(slope, threshold, noise)
+def make_detector(slope: float, threshold: float, noise: float = 0.0) -> BinaryInputDetector:
+    network = MeanDetector(slope, threshold, noise)
     return BinaryInputDetector(
         PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
     )
@@ -946,139 +964,150 @@ def reconstructor(digits_classifier: PyTorchClassifier, digits: Dataset) -> Expl
     return detector
 
 
-# Whatever knows what the last class means: none of ART's own.
+# Attacks that know what the last class means; none of ART's own does.
 SEEING = [spec for spec in ATTACKS[len(paper_specs(JumpReLU)) :] if spec.name in ("PGD", "transfer", "noise")]
 
 
 def test_a_detector_that_flags_nothing_changes_no_figure(
     defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    plain, beside = (
-        evaluated(defended, x, y, Linf(EPS), SEEING, detector=detector) for detector in (None, word(0.0, 1.0))
+    without_detector, with_detector = (
+        evaluate_in_blocks(defended, x, y, Linf(EPS), SEEING, detector=detector)
+        for detector in (None, make_detector(0.0, 1.0))
     )
-    for mine, theirs in zip(beside.records, plain.records, strict=True):
-        assert (mine.clean_rejected, mine.clean_detection_margin) == (False, -1.0)
-        bare = {key: replace(one, rejected=None, detection_margin=None) for key, one in mine.attacks.items()}
-        assert replace(mine, clean_rejected=None, clean_detection_margin=None, attacks=bare) == theirs
-        assert all((one.rejected, one.detection_margin) == (False, -1.0) for one in mine.attacks.values())
+    for record, expected in zip(with_detector.records, without_detector.records, strict=True):
+        assert (record.clean_rejected, record.clean_detection_margin) == (False, -1.0)
+        attacks = {
+            key: replace(outcome, rejected=None, detection_margin=None) for key, outcome in record.attacks.items()
+        }
+        assert replace(record, clean_rejected=None, clean_detection_margin=None, attacks=attacks) == expected
+        assert all((outcome.rejected, outcome.detection_margin) == (False, -1.0) for outcome in record.attacks.values())
     for name in ("clean", "worst_case", "undefended_clean", "undefended_robust", "clean_agreement", "worst_agreement"):
-        assert getattr(beside.summary, name) == getattr(plain.summary, name), name
-    assert 0 < plain.accuracy_after_attacks < plain.summary.clean.rate  # or this test shows little
-    assert plain.summary.detection is None
-    assert beside.summary.detection is not None
-    assert beside.summary.detection.false_positives.count == 0
-    for one in beside.summary.detection.rows:
-        assert one.detected == Proportion(0, one.fooled.count)
+        assert getattr(with_detector.summary, name) == getattr(without_detector.summary, name), name
+    # Otherwise this test shows little.
+    assert 0 < without_detector.accuracy_after_attacks < without_detector.summary.clean.rate
+    assert without_detector.summary.detection is None
+    assert with_detector.summary.detection is not None
+    assert with_detector.summary.detection.false_positives.count == 0
+    for row in with_detector.summary.detection.rows:
+        assert row.detected == Proportion(0, row.fooled.count)
 
 
-def test_a_detector_that_flags_everything_leaves_no_image_right_and_no_attack_succeeds(
+def test_a_detector_that_flags_everything_leaves_no_correct_image_and_no_success(
     defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
-    everything = [replace(spec, samples="all") for spec in SEEING]
-    report = evaluated(defended, x, y, Linf(0.3), everything, detector=word(0.0, -1.0))
+    attacks = [replace(spec, samples="all") for spec in SEEING]
+    report = evaluate_in_blocks(defended, x, y, Linf(0.3), attacks, detector=make_detector(0.0, -1.0))
     assert report.summary.clean.count == report.summary.worst_case.count == 0
-    outcomes = [one for record in report.records for one in record.attacks.values()]
-    assert not any(one.success or one.misclassified for one in outcomes)
-    assert any(one.prediction != record.label for record in report.records for one in record.attacks.values())
+    outcomes = [outcome for record in report.records for outcome in record.attacks.values()]
+    assert not any(outcome.success or outcome.misclassified for outcome in outcomes)
+    assert any(outcome.prediction != record.label for record in report.records for outcome in record.attacks.values())
     detection = report.summary.detection
     assert detection is not None
     assert detection.false_positives == Proportion(len(x), len(x))
-    assert all(one.detected == Proportion(one.fooled.count, one.fooled.count) for one in detection.rows)
+    assert all(row.detected == Proportion(row.fooled.count, row.fooled.count) for row in detection.rows)
 
 
-def test_the_records_are_what_classifier_and_detector_say_by_themselves(
+def test_the_records_agree_with_classifier_and_detector_alone(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
 ) -> None:
     calls: list[Call] = []
-    plain = [replace(spec, samples="all") for spec in SEEING]
-    attacks = [overheard(spec, calls) for spec in plain]
-    report = evaluated(digits_classifier, x, y, Linf(0.2), attacks, detector=reconstructor, block_size=WHOLE)
-    joined = evaluated(rejecting(digits_classifier, reconstructor), x, y, Linf(0.2), plain, block_size=WHOLE)
-    assert joined.records == report.records
+    specs = [replace(spec, samples="all") for spec in SEEING]
+    attacks = [record_calls(spec, calls) for spec in specs]
+    report = evaluate_in_blocks(digits_classifier, x, y, Linf(0.2), attacks, detector=reconstructor, block_size=WHOLE)
+    rejecting_report = evaluate_in_blocks(
+        rejecting(digits_classifier, reconstructor), x, y, Linf(0.2), specs, block_size=WHOLE
+    )
+    assert rejecting_report.records == report.records
 
-    def check(images: FloatArray, found: list[tuple[Any, Any, Any]]) -> None:
+    def check_detection(images: FloatArray, recorded: list[tuple[Any, Any, Any]]) -> None:
         scores, flagged = reconstructor.detect(images)
-        assert [prediction for prediction, _, _ in found] == predicted(digits_classifier, images).tolist()
-        assert [rejected for _, rejected, _ in found] == flagged.tolist()
-        np.testing.assert_allclose([margin for *_, margin in found], scores["predictions"][:, 1], atol=1e-6)
+        assert [prediction for prediction, _, _ in recorded] == predict_classes(digits_classifier, images).tolist()
+        assert [rejected for _, rejected, _ in recorded] == flagged.tolist()
+        np.testing.assert_allclose([margin for *_, margin in recorded], scores["predictions"][:, 1], atol=1e-6)
 
-    check(x, [(record.clean, record.clean_rejected, record.clean_detection_margin) for record in report.records])
+    check_detection(
+        x, [(record.clean, record.clean_rejected, record.clean_detection_margin) for record in report.records]
+    )
     for call in calls:
-        check(
+        check_detection(
             call.returned,
             [
-                (one.prediction, one.rejected, one.detection_margin)
+                (outcome.prediction, outcome.rejected, outcome.detection_margin)
                 for record in report.records
-                if (one := record.attacks[call.key])
+                if (outcome := record.attacks[call.key])
             ],
         )
-    right = [record.clean == record.label and not record.clean_rejected for record in report.records]
-    assert report.summary.clean == Proportion.of(right)
+    correct = [record.clean == record.label and not record.clean_rejected for record in report.records]
+    assert report.summary.clean == Proportion.of(correct)
     for record in report.records:
-        for one in record.attacks.values():
-            assert one.misclassified == (one.prediction != record.label and not one.rejected)
-            assert one.success == (one.misclassified and one.linf <= 0.2 + 1e-5)
+        for outcome in record.attacks.values():
+            assert outcome.misclassified == (outcome.prediction != record.label and not outcome.rejected)
+            assert outcome.success == (outcome.misclassified and outcome.linf <= 0.2 + 1e-5)
     assert report.summary.undefended_clean is not None  # the classifier without its detector
-    assert report.summary.undefended_clean.rate == np.mean(predicted(digits_classifier, x) == y)
+    assert report.summary.undefended_clean.rate == np.mean(predict_classes(digits_classifier, x) == y)
     assert [call.estimator for call in calls if call.key == "transfer"] == [digits_classifier]
     assert report.summary.run.model == "DigitsCNN"
-    assert [one["name"] for one in report.summary.run.defences] == ["explanation_reconstructor"]
+    assert [defence["name"] for defence in report.summary.run.defences] == ["explanation_reconstructor"]
 
 
-def test_the_standard_set_beside_a_detector(
+def test_the_standard_suite_runs_with_a_detector(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
 ) -> None:
     """Every attack runs, those against the detector on all images and on the surrogate."""
     brief = [replace(spec, build=lambda c, t, seed: RandomNoise(c, t.norm, t.eps, 2, seed=seed)) for spec in STANDARD]
     attacks = [*brief, *paper_specs(ExplanationReconstructor), *DETECTOR_SUITE[:1]]
-    report = evaluated(
+    report = evaluate_in_blocks(
         digits_classifier, x[:6], y[:6], Linf(EPS), attacks, curve_samples=2, check_samples=0, detector=reconstructor
     )
     assert report.summary.run.modes == ["exact", "smooth"]
-    selective = row(report, "selective PGD [smooth]")
-    assert (selective.attacked, selective.samples) == (6, "all")
+    selective_row = find_row(report, "selective PGD [smooth]")
+    assert (selective_row.attacked, selective_row.samples) == (6, "all")
     # A step is a pass of the classifier's and three of the detector's through the same network: the predicted class,
     # the explanation as it is and as it is differentiated. At the end the images are looked at without a gradient.
-    assert (selective.forward, selective.backward) == (100 * 4 + 3, 100 * 3 + 1)
+    assert (selective_row.forward, selective_row.backward) == (100 * 4 + 3, 100 * 3 + 1)
     assert report.summary.detection is not None
-    knows = {one.key: one.knows for one in report.summary.detection.rows}
+    knows = {row.key: row.knows for row in report.summary.detection.rows}
     papers = [spec.name for spec in paper_specs(ExplanationReconstructor)]
     assert knows == {"transfer PGD-40": "zero", **dict.fromkeys(papers, "zero"), "selective PGD [smooth]": "perfect"}
-    assert {name for one in report.examples for name in one.views} <= {"explanation", "reconstruction"}
+    assert {name for example in report.examples for name in example.views} <= {"explanation", "reconstruction"}
 
 
 def test_examples_show_what_the_detector_sees(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
 ) -> None:
-    attack = own("dark", lambda x, y: x * np.float32(0.2), samples="all")
-    report = evaluated(digits_classifier, x, y, Linf(1.0), [attack], allow_large_eps=True, detector=reconstructor)
+    attack = make_attack("dark", lambda x, y: x * np.float32(0.2), samples="all")
+    report = evaluate_in_blocks(
+        digits_classifier, x, y, Linf(1.0), [attack], allow_large_eps=True, detector=reconstructor
+    )
     (example,) = report.examples
     assert set(example.views) == {"explanation", "reconstruction"}
-    assert all(view.shape == (1, 8, 8) for both in example.views.values() for view in both)
+    assert all(view.shape == (1, 8, 8) for views in example.views.values() for view in views)
 
 
-def test_the_papers_of_the_reconstructor_leave_the_class_that_the_bare_network_predicts(
+def test_the_papers_of_the_reconstructor_move_images_away_from_the_predicted_class(
     digits_classifier: PyTorchClassifier, reconstructor: ExplanationReconstructor, x: FloatArray, y: IntArray
 ) -> None:
-    """So what the network has wrong is not dug into, but moved away from."""
-    wrong = (predicted(digits_classifier, x) + 1) % 10  # another class than the one predicted, for each image
+    """A misclassified image is moved away from its predicted class, not further into it."""
+    # For each image a class that is not the predicted one.
+    wrong_labels = (predict_classes(digits_classifier, x) + 1) % 10
     fgsm = paper_specs(ExplanationReconstructor)[0]
     records = [
-        evaluated(digits_classifier, x, labels, Linf(EPS), [fgsm], detector=reconstructor).records
-        for labels in (y, wrong)
+        evaluate_in_blocks(digits_classifier, x, labels, Linf(EPS), [fgsm], detector=reconstructor).records
+        for labels in (y, wrong_labels)
     ]
-    for mine, other in zip(*records, strict=True):
-        assert mine.attacks[fgsm.name].l2 == other.attacks[fgsm.name].l2
-        assert mine.attacks[fgsm.name].detection_margin == other.attacks[fgsm.name].detection_margin
+    for record, other_record in zip(*records, strict=True):
+        assert record.attacks[fgsm.name].l2 == other_record.attacks[fgsm.name].l2
+        assert record.attacks[fgsm.name].detection_margin == other_record.attacks[fgsm.name].detection_margin
 
 
 def test_a_random_detector_is_averaged_by_its_attacker_and_votes(
     digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     calls: list[Call] = []
-    attacks = [overheard(replace(spec, samples="all"), calls) for spec in SEEING[:1]]
-    detector = word(1.0, 0.35, noise=0.02)
-    report = evaluated(digits_classifier, x, y, Linf(EPS), attacks, detector=detector)
+    attacks = [record_calls(replace(spec, samples="all"), calls) for spec in SEEING[:1]]
+    detector = make_detector(1.0, 0.35, noise=0.02)
+    report = evaluate_in_blocks(digits_classifier, x, y, Linf(EPS), attacks, detector=detector)
     assert (report.summary.run.votes, report.summary.run.draws) == (VOTES, EOT_DRAWS)
     rejected = [record.clean_misses for record in report.records if record.clean_rejected]
     accepted = [record.clean_misses for record in report.records if record.correct]
@@ -1088,66 +1117,66 @@ def test_a_random_detector_is_averaged_by_its_attacker_and_votes(
     assert all(misses is not None and misses < 3 * VOTES / 4 for misses in accepted)
     assert {*rejected, *accepted} - {0, VOTES}  # or this test shows little
     for record in report.records:
-        for one in record.attacks.values():
-            assert one.misses is not None
-            if one.prediction == record.label:
-                assert not one.misclassified
+        for outcome in record.attacks.values():
+            assert outcome.misses is not None
+            if outcome.prediction == record.label:
+                assert not outcome.misclassified
     assert report.summary.randomness is not None
     # It still rejects, and its margin is the mean of many.
-    (attacked,) = {id(call.estimator): call.estimator for call in calls}.values()
-    assert attacked.predict(x).shape == (len(x), 11)
-    said = np.array([(attacked.predict(x).argmax(axis=1) == 10).mean() for _ in range(3)])
-    assert np.ptp(said) < 0.2
+    (attacked_classifier,) = {id(call.estimator): call.estimator for call in calls}.values()
+    assert attacked_classifier.predict(x).shape == (len(x), 11)
+    rejection_rates = np.array([(attacked_classifier.predict(x).argmax(axis=1) == 10).mean() for _ in range(3)])
+    assert np.ptp(rejection_rates) < 0.2
 
 
 # Attacks that return what cannot be used
 
 
 def test_an_unusable_image_is_never_a_success(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, replacements: FloatArray
 ) -> None:
     """One pixel condemns the image; its neighbours in the batch count as ever, also where they are float64."""
 
     def act(x: FloatArray, y: FloatArray) -> Any:
-        moved = breaking(strangers, *range(10))(x, y).astype(np.float64)
-        for first, value in enumerate((np.nan, np.inf, -0.01, 1.01)):
-            moved[2 * first :: 8, 0, 3, 3] = value
-        return moved
+        adversarial = break_labels(replacements, *range(10))(x, y).astype(np.float64)
+        for position, value in enumerate((np.nan, np.inf, -0.01, 1.01)):
+            adversarial[2 * position :: 8, 0, 3, 3] = value
+        return adversarial
 
-    report = evaluated(defended, x, y, Linf(2.0), [own("a", act, samples="all")], allow_large_eps=True)
-    clean = predicted(defended, x)
+    report = evaluate_in_blocks(defended, x, y, Linf(2.0), [make_attack("a", act, samples="all")], allow_large_eps=True)
+    clean = predict_classes(defended, x)
     for record in report.records:
         outcome = record.attacks["a"]
         assert outcome.usable == outcome.success == bool(record.index % 2)
         if not outcome.usable:
             assert (outcome.prediction, outcome.linf, outcome.l2) == (clean[record.index], 0, 0)
-    assert f"{len(x) // 2} unusable" in row(report, "a").note
+    assert f"{len(x) // 2} unusable" in find_row(report, "a").note
     assert report.accuracy_after_attacks == np.mean((clean == y)[::2]) / 2
 
 
-def test_what_was_made_elsewhere_must_lie_in_the_clip_range_of_the_defended_classifier(
+def test_transferred_images_must_lie_in_the_clip_range_of_the_defended_classifier(
     defended: PyTorchClassifier, digits_classifier: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     """An undefended classifier may take any image; the defended one is never shown such."""
-    anywhere = rebuild(digits_classifier, clip_values=None)
-    attack = own("beyond", lambda x, y: x - np.float32(5), crafted_on="undefended", samples="all")
-    report = evaluated(defended, x, y, Linf(10.0), [attack], undefended=anywhere, allow_large_eps=True)
+    unclipped = rebuild(digits_classifier, clip_values=None)
+    attack = make_attack("beyond", lambda x, y: x - np.float32(5), crafted_on="undefended", samples="all")
+    report = evaluate_in_blocks(defended, x, y, Linf(10.0), [attack], undefended=unclipped, allow_large_eps=True)
     assert not any(record.attacks["beyond"].success for record in report.records)
-    assert report.accuracy_after_attacks == np.mean(predicted(defended, x) == y)
+    assert report.accuracy_after_attacks == np.mean(predict_classes(defended, x) == y)
 
 
 def test_a_misclassified_image_outside_the_ball_is_no_success(
-    defended: PyTorchClassifier, x: FloatArray, y: IntArray, strangers: FloatArray
+    defended: PyTorchClassifier, x: FloatArray, y: IntArray, replacements: FloatArray
 ) -> None:
-    attack = own("far", breaking(strangers, *range(10)), samples="all", bounded=False)
-    report = evaluated(defended, x, y, Linf(0.3), [attack])
-    correct = predicted(defended, x) == y
-    far = np.array([np.abs(x[i] - strangers[int(y[i] == 0)]).max() > 0.3 for i in range(len(x))])
+    attack = make_attack("far", break_labels(replacements, *range(10)), samples="all", bounded=False)
+    report = evaluate_in_blocks(defended, x, y, Linf(0.3), [attack])
+    correct = predict_classes(defended, x) == y
+    far = np.array([np.abs(x[i] - replacements[int(y[i] == 0)]).max() > 0.3 for i in range(len(x))])
     assert far.all()
     assert all(record.attacks["far"].misclassified for record in report.records)
     assert not any(record.attacks["far"].success for record in report.records)
     assert report.accuracy_after_attacks == np.mean(correct)
-    assert (row(report, "far").accuracy.rate, row(report, "far").broke) == (0, 0)  # type: ignore[union-attr]
+    assert (find_row(report, "far").accuracy.rate, find_row(report, "far").broke) == (0, 0)  # type: ignore[union-attr]
 
 
 RESULTS: dict[str, Callable[[FloatArray], Any]] = {
@@ -1163,7 +1192,7 @@ def test_a_result_that_is_no_batch_of_images_is_refused_in_a_sentence(
     result: Callable[[FloatArray], Any], defended: PyTorchClassifier, x: FloatArray, y: IntArray
 ) -> None:
     with pytest.raises(InputError, match=r"the attack 'odd' returned .* was expected") as caught:
-        evaluated(defended, x, y, Linf(EPS), [own("odd", lambda x, y: result(x))])
+        evaluate_in_blocks(defended, x, y, Linf(EPS), [make_attack("odd", lambda x, y: result(x))])
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -1212,16 +1241,19 @@ BAD: dict[str, Callable[[PyTorchClassifier, FloatArray, Any], dict[str, Any]]] =
     "a function": lambda c, x, y: {"classifier": c.predict},
     "labels at prediction": lambda c, x, y: {"classifier": _needing_labels(c)},
     "undefended for other images": lambda c, x, y: {"undefended": _of_shape((3, 8, 8), 10)},
-    "undefended that rejects": lambda c, x, y: {"undefended": rejecting(c, word(1, 0.5))},
-    "a network as detector": lambda c, x, y: {"detector": Word(1, 0.5)},
+    "undefended that rejects": lambda c, x, y: {"undefended": rejecting(c, make_detector(1, 0.5))},
+    "a network as detector": lambda c, x, y: {"detector": MeanDetector(1, 0.5)},
     "a detector of three classes": lambda c, x, y: {"detector": BinaryInputDetector(_of_shape((1, 8, 8), 3))},
     "a detector that is not fitted": lambda c, x, y: {"detector": ExplanationReconstructor(c)},
-    "two detectors": lambda c, x, y: {"classifier": rejecting(c, word(1, 0.5)), "detector": word(1, 0.5)},
-    "rejected as a label": lambda c, x, y: {"detector": word(1, 0.5), "y": _labels_with(y, 10)},
+    "two detectors": lambda c, x, y: {
+        "classifier": rejecting(c, make_detector(1, 0.5)),
+        "detector": make_detector(1, 0.5),
+    },
+    "rejected as a label": lambda c, x, y: {"detector": make_detector(1, 0.5), "y": _labels_with(y, 10)},
 }
 
 
-def untouchable(x: FloatArray, y: FloatArray) -> FloatArray:
+def fail_if_called(x: FloatArray, y: FloatArray) -> FloatArray:
     raise AssertionError("no work may begin")
 
 
@@ -1233,7 +1265,10 @@ def test_bad_input_is_refused_in_a_sentence_and_nothing_is_written(
     y: IntArray,
     tmp_path: Path,
 ) -> None:
-    attacks = [own("white", untouchable), own("transfer", untouchable, crafted_on="undefended", samples="all")]
+    attacks = [
+        make_attack("white", fail_if_called),
+        make_attack("transfer", fail_if_called, crafted_on="undefended", samples="all"),
+    ]
     good: dict[str, Any] = {"classifier": defended, "x": x, "y": y, "threat": Linf(EPS), "attacks": attacks}
     options = good | bad(defended, x, y)
     model, data = options.pop("classifier"), (options.pop("x"), options.pop("y"))
@@ -1251,20 +1286,20 @@ def test_a_folder_that_cannot_be_used_is_refused_before_any_work(
         (tmp_path / "run").write_text("in the way")
     else:
         shutil.copytree(run.folder, tmp_path / "run")
-    before = contents(tmp_path)
+    before = read_contents(tmp_path)
     with pytest.raises(InputError, match=r"out is .* expected"):
-        evaluated(defended, x, y, Linf(EPS), [own("white", untouchable)], out=tmp_path / "run")
-    assert contents(tmp_path) == before
+        evaluate_in_blocks(defended, x, y, Linf(EPS), [make_attack("white", fail_if_called)], out=tmp_path / "run")
+    assert read_contents(tmp_path) == before
 
 
-def contents(folder: Path) -> dict[Path, Any]:
+def read_contents(folder: Path) -> dict[Path, Any]:
     return {path: path.is_file() and path.read_bytes() for path in folder.rglob("*")}
 
 
 # Known answers
 
 
-def plane(classes: int = 2) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+def make_plane(classes: int = 2) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     generator = np.random.default_rng(3)
     return generator.normal(size=(classes, 5)).astype(np.float32), generator.normal(size=classes).astype(np.float32)
 
@@ -1274,7 +1309,7 @@ def test_on_a_linear_classifier_robust_accuracy_is_the_share_beyond_the_radius(
     threat: Threat, dual: int, linear_classifier: Callable[..., PyTorchClassifier]
 ) -> None:
     """The distance to the boundary between two classes is |difference of logits| / dual norm of the difference."""
-    weight, _ = plane()
+    weight, _ = make_plane()
     normal = weight[0].astype(np.float64) - weight[1]
     bias = np.array([0, normal.sum() / 2], np.float32)  # the boundary passes through the middle of the cube
     classifier = linear_classifier(weight, bias, (1, 1, 5))
@@ -1286,7 +1321,7 @@ def test_on_a_linear_classifier_robust_accuracy_is_the_share_beyond_the_radius(
     x, distance, y = x[clear], distance[clear], (difference[clear] < 0).astype(np.int64)
     y[:3] = 1 - y[:3]  # wrong from the start
     pgd = AttackSpec("PGD", lambda c, t, seed: MarginPGD(c, t.norm, t.eps, max_iter=20, seed=seed), "", samples="all")
-    report = evaluated(classifier, x, y, threat, [pgd], block_size=20)
+    report = evaluate_in_blocks(classifier, x, y, threat, [pgd], block_size=20)
     expected = distance > threat.eps
     expected[:3] = False
     assert [record.robust() for record in report.records] == expected.tolist()
@@ -1295,8 +1330,10 @@ def test_on_a_linear_classifier_robust_accuracy_is_the_share_beyond_the_radius(
     assert report.summary.clean.rate == 1 - 3 / len(x)
 
 
-def test_more_attacks_never_leave_more(run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray) -> None:
-    papers = evaluated(defended, x, y, Linf(EPS), "papers")
+def test_more_attacks_never_raise_the_accuracy(
+    run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray
+) -> None:
+    papers = evaluate_in_blocks(defended, x, y, Linf(EPS), "papers")
     assert papers.accuracy_after_attacks == papers.summary.paper.rate  # type: ignore[union-attr]
     assert papers.summary.paper == run.report.summary.paper
     assert run.report.accuracy_after_attacks <= papers.accuracy_after_attacks
@@ -1305,35 +1342,35 @@ def test_more_attacks_never_leave_more(run: Run, defended: PyTorchClassifier, x:
 # The folder
 
 
-def test_the_folder_holds_what_was_promised(run: Run) -> None:
+def test_the_folder_holds_every_file_of_a_run(run: Run) -> None:
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*") if path.is_file()}
-    promised = {"manifest.json", "records.jsonl", "costs.jsonl", "findings.json"}
-    promised |= {"report.json", "report.html", "figures/accuracy.png"}
-    assert promised <= files
-    assert all((run.folder / name).stat().st_size > 0 for name in promised)
+    expected = {"manifest.json", "records.jsonl", "costs.jsonl", "findings.json"}
+    expected |= {"report.json", "report.html", "figures/accuracy.png"}
+    assert expected <= files
+    assert all((run.folder / name).stat().st_size > 0 for name in expected)
     assert not any(Path(name).name.startswith(".") for name in files)  # nothing half-written
     assert json.loads((run.folder / "report.json").read_text()) == json.loads(json.dumps(run.report.summary.as_dict()))
 
 
-def test_a_run_is_replaced_only_when_asked_and_leaves_no_figures_where_the_new_one_fails(
+def test_a_run_is_overwritten_only_on_request_and_a_failed_one_leaves_no_figures(
     run: Run, defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path: Path
 ) -> None:
     """``overwrite="no"`` is true to Python. A failed run beside an older report would have figures of another's."""
     folder = tmp_path / "run"
     shutil.copytree(run.folder, folder)
-    before, few = contents(folder), (x[:4], y[:4], Linf(EPS))
+    before, arguments = read_contents(folder), (x[:4], y[:4], Linf(EPS))
     with pytest.raises(InputError, match=r"^overwrite is 'no'; True or False was expected"):
-        evaluated(defended, *few, [own("idle", still)], out=folder, overwrite="no")
-    assert contents(folder) == before
+        evaluate_in_blocks(defended, *arguments, [make_attack("idle", return_images)], out=folder, overwrite="no")
+    assert read_contents(folder) == before
 
     def fail(x: FloatArray, y: FloatArray) -> FloatArray:
         raise RuntimeError("no memory left")
 
     with pytest.raises(InputError, match=r"'fails' failed in the block from sample 0 on .*no memory left"):
-        evaluated(defended, *few, [own("fails", fail)], out=folder, overwrite=True)
+        evaluate_in_blocks(defended, *arguments, [make_attack("fails", fail)], out=folder, overwrite=True)
     assert not (folder / "report.json").exists()
     assert not (folder / "report.html").exists()
-    evaluated(defended, *few, [own("idle", still)], out=folder, overwrite=True)
+    evaluate_in_blocks(defended, *arguments, [make_attack("idle", return_images)], out=folder, overwrite=True)
     assert (
         len(read_records(folder)) == json.loads((folder / "report.json").read_text())["run"]["settings"]["samples"] == 4
     )

@@ -1,4 +1,4 @@
-"""A run that was killed, or shared by several processes, is the run that one process does in one go."""
+"""A run that was killed, or split over several processes, equals the run of a single process."""
 
 from __future__ import annotations
 
@@ -37,31 +37,33 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 SAMPLES, BLOCK = 23, 4
-"""Of the finished run."""
+"""Samples and block size of the finished run."""
 
 
 @pytest.fixture
-def whole(finished_run: Any) -> Path:
+def complete_run(finished_run: Any) -> Path:
     """The folder of a run in one go."""
     folder: Path = finished_run.folder
     return folder
 
 
-def share(run: Any, out: Path, count: int, numbers: Sequence[int] = (), **changes: Any) -> list[Path]:
+def make_parts(run: Any, out: Path, count: int, numbers: Sequence[int] = (), **changes: Any) -> list[Path]:
     """Do some parts of the run, by default all."""
     call = run.call | run.options | changes
     return [evaluate_shard(**call, shard=Shard(number, count), out=out) for number in numbers or range(1, count + 1)]
 
 
-def same_run(a: Path, b: Path) -> None:
-    """Byte for byte, but for seconds and memory."""
+def assert_same_run(a: Path, b: Path) -> None:
+    """Compare two runs byte for byte, but for seconds and memory."""
     assert (a / RECORDS).read_bytes() == (b / RECORDS).read_bytes()
     names = [sorted(path.name for path in (folder / EXAMPLES).iterdir()) for folder in (a, b)]
     left, right = Report.load(a), Report.load(b)
-    assert [(one.index, one.attack) for one in left.examples] == [(one.index, one.attack) for one in right.examples]
+    assert [(example.index, example.attack) for example in left.examples] == [
+        (example.index, example.attack) for example in right.examples
+    ]
     assert names[0] == names[1] or len(names[0]) < len(names[1])  # a part may keep one that another part had before
-    for one, other in zip(left.examples, right.examples, strict=True):
-        assert np.array_equal(one.adversarial, other.adversarial)
+    for example, other_example in zip(left.examples, right.examples, strict=True):
+        assert np.array_equal(example.adversarial, other_example.adversarial)
     assert left.records == right.records
     assert [replace(row, seconds=0) for row in left.summary.rows] == [
         replace(row, seconds=0) for row in right.summary.rows
@@ -73,53 +75,53 @@ def same_run(a: Path, b: Path) -> None:
 # Parts
 
 
-def test_the_run_is_not_trivial(whole: Path) -> None:
-    report = Report.load(whole)
+def test_the_run_is_not_trivial(complete_run: Path) -> None:
+    report = Report.load(complete_run)
     assert 0 < report.summary.worst_case.count < report.summary.clean.count
     assert len(report.examples) >= 2
     assert len([row for row in report.summary.rows if row.broke]) >= 2
 
 
-def test_parts_of_any_sizes_give_the_bytes_of_the_whole_also_after_a_kill(
-    finished_run: Any, whole: Path, tmp_path: Path
+def test_parts_of_any_size_merge_to_the_same_bytes_also_after_a_kill(
+    finished_run: Any, complete_run: Path, tmp_path: Path
 ) -> None:
-    """Of an odd number of samples, in any order; the seventh part of six blocks is empty."""
-    folders = [*share(finished_run, tmp_path / "a", 4, [4, 2]), *share(finished_run, tmp_path / "b", 2, [1])]
-    folders += share(finished_run, tmp_path / "c", 7, [7])
+    """The number of samples is odd, the order is arbitrary, and the seventh part of six blocks is empty."""
+    folders = [*make_parts(finished_run, tmp_path / "a", 4, [4, 2]), *make_parts(finished_run, tmp_path / "b", 2, [1])]
+    folders += make_parts(finished_run, tmp_path / "c", 7, [7])
     out = tmp_path / "out"
     report = merge(folders, out)
-    same_run(whole, out)
+    assert_same_run(complete_run, out)
     assert report.accuracy_after_attacks == finished_run.report.accuracy_after_attacks
     assert (out / "report.html").stat().st_size > 0
     (out / RECORDS).write_bytes((out / RECORDS).read_bytes()[:-100])
     merge(folders, out)
-    same_run(whole, out)
+    assert_same_run(complete_run, out)
 
 
-def test_a_finished_run_is_merged_with_nothing_and_not_overwritten_by_itself(whole: Path, tmp_path: Path) -> None:
-    shutil.copytree(whole, tmp_path / "run")
+def test_a_finished_run_is_merged_alone_and_not_overwritten_by_itself(complete_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(complete_run, tmp_path / "run")
     with pytest.raises(InputError, match="which is to be merged"):
         merge([tmp_path / "run"], tmp_path / "run", overwrite=True)
-    same_run(whole, tmp_path / "run")
+    assert_same_run(complete_run, tmp_path / "run")
     merge([tmp_path / "run"], tmp_path / "run")
-    same_run(whole, tmp_path / "run")
+    assert_same_run(complete_run, tmp_path / "run")
 
 
-def test_a_report_opens_elsewhere(whole: Path, tmp_path: Path) -> None:
-    """Without data, network or the machine that wrote it."""
-    shutil.copytree(whole, tmp_path / "elsewhere")
+def test_a_report_opens_in_another_folder(complete_run: Path, tmp_path: Path) -> None:
+    """The report needs no data, no network and not the machine that wrote it."""
+    shutil.copytree(complete_run, tmp_path / "elsewhere")
     report = Report.load(tmp_path / "elsewhere")
-    assert report.summary.run == Report.load(whole).summary.run
+    assert report.summary.run == Report.load(complete_run).summary.run
     report.save(tmp_path / "elsewhere")
-    assert (tmp_path / "elsewhere" / "report.json").read_bytes() == (whole / "report.json").read_bytes()
-    assert str(whole) not in (whole / "report.html").read_text()
+    assert (tmp_path / "elsewhere" / "report.json").read_bytes() == (complete_run / "report.json").read_bytes()
+    assert str(complete_run) not in (complete_run / "report.html").read_text()
 
 
 class Stored(StoredImages):
     """An array that says when it is read."""
 
-    def __init__(self, x: FloatArray, read: list[int]) -> None:
-        self.x, self.shape, self.read = x, x.shape, read
+    def __init__(self, x: FloatArray, read_sizes: list[int]) -> None:
+        self.x, self.shape, self.read = x, x.shape, read_sizes
 
     def __getitem__(self, rows: slice) -> Stored:
         return Stored(self.x[rows], self.read)
@@ -133,20 +135,20 @@ class Stored(StoredImages):
 
 
 def test_images_may_be_read_block_by_block(finished_run: Any) -> None:
-    read: list[int] = []
-    report = finished_run.repeat(data=(Stored(finished_run.x, read), finished_run.y))
+    read_sizes: list[int] = []
+    report = finished_run.repeat(data=(Stored(finished_run.x, read_sizes), finished_run.y))
     assert report.records == finished_run.report.records
     # One image, and two that networks and attacks are tried on; a block for the randomness; all (at most a hundred) for
     # the gradients; five for the checks; then each block.
-    assert sorted(read) == sorted([1, 2, BLOCK, SAMPLES, 5, *[BLOCK] * 5, 3])
+    assert sorted(read_sizes) == sorted([1, 2, BLOCK, SAMPLES, 5, *[BLOCK] * 5, 3])
     with pytest.raises(InputError, match=r"x has shape \(23, 1, 8, 7\); \(N, 1, 8, 8\) was expected"):
-        finished_run.repeat(data=(Stored(finished_run.x[..., :7], read), finished_run.y))
+        finished_run.repeat(data=(Stored(finished_run.x[..., :7], read_sizes), finished_run.y))
 
 
 # What does not fit
 
 
-def refused(folders: Sequence[Path], out: Path, words: str, **options: Any) -> None:
+def assert_refused(folders: Sequence[Path], out: Path, words: str, **options: Any) -> None:
     with pytest.raises(InputError, match=words) as caught:
         merge(folders, out, **options)
     assert len(str(caught.value).splitlines()) == 1
@@ -162,66 +164,72 @@ def brief(finished_run: Any) -> Any:
 
 
 def test_gaps_are_refused(brief: Any, tmp_path: Path) -> None:
-    folders = share(brief, tmp_path / "parts", 2, [1])
-    refused(folders, tmp_path / "out", r"2 of 3 blocks .* from sample 2 on is missing: no folder .* only 1/2")
-    other = share(brief, tmp_path / "parts", 2, [2])
+    folders = make_parts(brief, tmp_path / "parts", 2, [1])
+    assert_refused(folders, tmp_path / "out", r"2 of 3 blocks .* from sample 2 on is missing: no folder .* only 1/2")
+    other_parts = make_parts(brief, tmp_path / "parts", 2, [2])
     lines = (folders[0] / RECORDS).read_text().splitlines(keepends=True)
     (folders[0] / RECORDS).write_text("".join(lines[:2]))
-    refused(folders + other, tmp_path / "out", r"2 of 3 blocks .* sample 4 on is missing: .*1-of-2 is not finished")
+    assert_refused(
+        folders + other_parts, tmp_path / "out", r"2 of 3 blocks .* sample 4 on is missing: .*1-of-2 is not finished"
+    )
 
 
 def test_duplicates_are_refused(brief: Any, tmp_path: Path) -> None:
-    folders = share(brief, tmp_path / "parts", 2)
-    refused([*folders, folders[0]], tmp_path / "out", "both hold the samples from 0 on")
-    share(brief, tmp_path / "parts", 3, [2])
-    refused([tmp_path / "parts"], tmp_path / "out", "both hold the samples from 2 on")
+    folders = make_parts(brief, tmp_path / "parts", 2)
+    assert_refused([*folders, folders[0]], tmp_path / "out", "both hold the samples from 0 on")
+    make_parts(brief, tmp_path / "parts", 3, [2])
+    assert_refused([tmp_path / "parts"], tmp_path / "out", "both hold the samples from 2 on")
 
 
-def test_the_part_that_tries_the_attacks_must_have_come_to_its_end(brief: Any, tmp_path: Path) -> None:
-    folders = share(brief, tmp_path / "parts", 2)
+def test_the_part_that_tries_the_attacks_must_be_finished(brief: Any, tmp_path: Path) -> None:
+    folders = make_parts(brief, tmp_path / "parts", 2)
     (folders[0] / FINDINGS).unlink()
-    refused(folders, tmp_path / "out", "a finished run was expected")
+    assert_refused(folders, tmp_path / "out", "a finished run was expected")
 
 
 def test_parts_of_another_run_are_refused(brief: Any, own_classifier: PyTorchClassifier, tmp_path: Path) -> None:
-    first = share(brief, tmp_path / "first", 2, [1])
+    first_part = make_parts(brief, tmp_path / "first", 2, [1])
     jump = JumpReLU(own_classifier, 0.5)()
-    last = list(own_classifier.model.parameters())[-1]
-    other = deepcopy(own_classifier)
-    list(other.model.parameters())[-1].data = last.data + 0.1
+    last_parameter = list(own_classifier.model.parameters())[-1]
+    other_classifier = deepcopy(own_classifier)
+    list(other_classifier.model.parameters())[-1].data = last_parameter.data + 0.1
     for name, changes, words in (
         ("seed", {"seed": 1}, "settings seed 0, not 1"),
         ("eps", {"threat": Linf(0.2)}, "settings eps 0.1, not 0.2"),
         ("attacks", {"attacks": [replace(brief.attacks[0], name="louder")]}, "settings attacks"),
         ("images", {"data": (brief.x * np.float32(0.5), brief.y)}, "data_sha256"),
-        ("network", {"model": JumpReLU(other, 1.0)()}, "model_sha256"),
+        ("network", {"model": JumpReLU(other_classifier, 1.0)()}, "model_sha256"),
         ("defence", {"model": jump}, "defences 1 jump"),
     ):
-        folders = first + share(brief, tmp_path / name, 2, [2], **changes)
-        refused(folders, tmp_path / "out", f"different runs: .*{words}")
+        folders = first_part + make_parts(brief, tmp_path / name, 2, [2], **changes)
+        assert_refused(folders, tmp_path / "out", f"different runs: .*{words}")
 
 
-def test_other_machines_join_only_when_asked(brief: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = share(brief, tmp_path / "parts", 2, [1])
+def test_parts_of_other_machines_are_merged_only_on_request(
+    brief: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folders = make_parts(brief, tmp_path / "parts", 2, [1])
     monkeypatch.setattr(describe.torch, "get_num_threads", lambda: 4)
-    folders += share(brief, tmp_path / "parts", 2, [2])
-    refused(folders, tmp_path / "out", "different runs: threads 1, not 4; parts of one run, or mixed, were expected")
+    folders += make_parts(brief, tmp_path / "parts", 2, [2])
+    assert_refused(
+        folders, tmp_path / "out", "different runs: threads 1, not 4; parts of one run, or mixed, were expected"
+    )
     report = merge(folders, tmp_path / "out", mixed=True)
-    assert [one["threads"] for one in report.summary.run.environments] == [4]
+    assert [environment["threads"] for environment in report.summary.run.environments] == [4]
     assert len(report.records) == 6
 
 
 def test_no_folder_and_a_folder_without_a_run_are_refused(tmp_path: Path) -> None:
-    refused([], tmp_path / "out", "a list of 1 or more folders was expected")
-    refused([tmp_path / "nothing"], tmp_path / "out", "cannot be read")
-    refused([tmp_path / ("x" * 5000)], tmp_path / "out", "cannot be read .File name too long")
+    assert_refused([], tmp_path / "out", "a list of 1 or more folders was expected")
+    assert_refused([tmp_path / "nothing"], tmp_path / "out", "cannot be read")
+    assert_refused([tmp_path / ("x" * 5000)], tmp_path / "out", "cannot be read .File name too long")
 
 
-def test_a_part_or_an_unfinished_run_is_no_report(brief: Any, whole: Path, tmp_path: Path) -> None:
-    (folder,) = share(brief, tmp_path, 2, [1])
+def test_a_part_or_an_unfinished_run_is_no_report(brief: Any, complete_run: Path, tmp_path: Path) -> None:
+    (folder,) = make_parts(brief, tmp_path, 2, [1])
     with pytest.raises(InputError, match="part 1/2 of a run; merge"):
         Report.load(folder)
-    shutil.copytree(whole, tmp_path / "cut")
+    shutil.copytree(complete_run, tmp_path / "cut")
     lines = (tmp_path / "cut" / RECORDS).read_text().splitlines(keepends=True)
     (tmp_path / "cut" / RECORDS).write_text("".join(lines[:-1]))
     with pytest.raises(InputError, match="20 of 23 samples"):
@@ -231,34 +239,34 @@ def test_a_part_or_an_unfinished_run_is_no_report(brief: Any, whole: Path, tmp_p
 # Again
 
 
-def test_the_same_call_goes_on_without_repeating_a_block_whatever_the_clock_says(
-    finished_run: Any, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_same_call_continues_without_repeating_a_block_under_any_clock(
+    finished_run: Any, complete_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    block, began, generator = module.Work.block, [], random.Random(0)
+    block, started_blocks, generator = module.Work.block, [], random.Random(0)
     monkeypatch.setattr(time, "time", lambda: generator.uniform(0, 4e9))
     monkeypatch.setattr(time, "time_ns", lambda: generator.randrange(4 * 10**18))
 
-    def failing(self: Any, start: int, *arguments: Any) -> Any:
-        began.append(start)
-        if len(began) == 3:
+    def interrupt(self: Any, start: int, *arguments: Any) -> Any:
+        started_blocks.append(start)
+        if len(started_blocks) == 3:
             raise KeyboardInterrupt
         return block(self, start, *arguments)
 
-    monkeypatch.setattr(module.Work, "block", failing)
-    first = {"data": (finished_run.x[:12], finished_run.y[:12])}
+    monkeypatch.setattr(module.Work, "block", interrupt)
+    changes = {"data": (finished_run.x[:12], finished_run.y[:12])}
     with pytest.raises(KeyboardInterrupt):
-        finished_run.repeat(out=tmp_path, **first)
-    report = finished_run.repeat(out=tmp_path, **first)
-    assert began == [0, 4, 8, 8]
+        finished_run.repeat(out=tmp_path, **changes)
+    report = finished_run.repeat(out=tmp_path, **changes)
+    assert started_blocks == [0, 4, 8, 8]
     assert all(0 <= row.seconds < 600 for row in report.summary.rows)
-    finished_run.repeat(out=tmp_path, **first)
-    assert len(began) == 4  # nothing was left to do
+    finished_run.repeat(out=tmp_path, **changes)
+    assert len(started_blocks) == 4  # nothing was left to do
     # A block's records do not depend on the blocks that follow.
-    lines = [(folder / RECORDS).read_bytes().splitlines() for folder in (tmp_path, whole)]
+    lines = [(folder / RECORDS).read_bytes().splitlines() for folder in (tmp_path, complete_run)]
     assert lines[0] == lines[1][:12]
 
 
-def test_the_same_call_goes_on_without_repeating_an_attack(
+def test_the_same_call_continues_without_repeating_an_attack(
     finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A block may take hours. The samples are one here, so that only finished attacks can be gone on from."""
@@ -269,23 +277,24 @@ def test_the_same_call_goes_on_without_repeating_an_attack(
         "check_samples": 0,
     }
     finished_run.repeat(out=tmp_path / "whole", **changes)
-    attack, made, kills = module.Work._attack, [], [1, 4, 7]
+    attack, made_attacks, kills = module.Work._attack, [], [1, 4, 7]
 
-    def failing(self: Any, run: AttackRun, *arguments: Any) -> Any:
-        if len(made) in kills:
-            kills.remove(len(made))
+    def interrupt(self: Any, run: AttackRun, *arguments: Any) -> Any:
+        if len(made_attacks) in kills:
+            kills.remove(len(made_attacks))
             raise KeyboardInterrupt
-        made.append(run.key)
+        made_attacks.append(run.key)
         return attack(self, run, *arguments)
 
-    monkeypatch.setattr(module.Work, "_attack", failing)
+    monkeypatch.setattr(module.Work, "_attack", interrupt)
     while kills:
         with pytest.raises(KeyboardInterrupt):
             finished_run.repeat(out=tmp_path / "killed", **changes)
         assert (tmp_path / "killed" / RECORDS).read_bytes() == b""
     finished_run.repeat(out=tmp_path / "killed", **changes)
-    assert made == [one.attack for one in read_costs(tmp_path / "whole") if one.attack not in PHASES]  # each once
-    same_run(tmp_path / "whole", tmp_path / "killed")
+    costs = read_costs(tmp_path / "whole")
+    assert made_attacks == [record.attack for record in costs if record.attack not in PHASES]  # each once
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
     names = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("whole", "killed")]
     assert names[0] == names[1]
 
@@ -367,9 +376,9 @@ def test_runs_killed_at_random_moments_end_in_the_same_bytes(
     (tmp_path / "killed.py").write_text(KILLED)
     arguments = [Path(__file__).parents[1], tmp_path / "weights.safetensors", tmp_path / "runs", RUNS]
     command = [sys.executable, *map(str, (tmp_path / "killed.py", *arguments))]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr[-2000:]
-    kills = [int(line) for line in done.stdout.split()]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert process.returncode == 0, process.stderr[-2000:]
+    kills = [int(line) for line in process.stdout.split()]
     assert len(kills) == RUNS
     assert min(kills) >= 1
     folders = [tmp_path / "runs" / name / WHOLE.folder for name in ("undisturbed", *map(str, range(RUNS)))]

@@ -1,4 +1,4 @@
-"""The unit of pixels is a matter of taste: the same problem in other ranges has the same answers, and the true ones."""
+"""The unit of pixels does not matter: the same problem in other ranges has the same answers, and the true ones."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def linear_problem(clip_values: tuple[float, float] | None, norm: float, span: t
     """A linear classifier, 24 images, their labels, and each one's distance to the boundary in units of the range.
 
     The distance of an image to a hyperplane is its gap over the dual norm of the weights. The images lie in the middle
-    of the range, so that its ends are no matter.
+    of the range, so that its ends do not matter.
     """
     random = np.random.default_rng(0)
     low, width = span[0], span[1] - span[0]
@@ -53,9 +53,9 @@ def linear_problem(clip_values: tuple[float, float] | None, norm: float, span: t
     distances = SHARE * np.linspace(0.5, 1.5, 24)
     labels = np.arange(24) % 2
     dual = np.linalg.norm(weight * width, ord=1 if norm == np.inf else 2)
-    wanted = np.where(labels == 1, 1, -1) * distances * dual
+    gaps = np.where(labels == 1, 1, -1) * distances * dual
     unit = weight * width
-    x += ((wanted - (x - 0.5) @ unit) / (unit @ unit))[:, None] * unit
+    x += ((gaps - (x - 0.5) @ unit) / (unit @ unit))[:, None] * unit
     model = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor(np.stack([np.zeros(36), weight])))
@@ -67,7 +67,7 @@ def linear_problem(clip_values: tuple[float, float] | None, norm: float, span: t
 
 
 @pytest.mark.parametrize(
-    ("span", "clipped", "kind"),
+    ("span", "clipped", "threat_type"),
     [
         (UNIT, True, Linf),
         ((0.0, 255.0), True, L2),
@@ -77,11 +77,11 @@ def linear_problem(clip_values: tuple[float, float] | None, norm: float, span: t
     ],
 )
 def test_a_linear_network_is_as_robust_as_its_closed_form_says(
-    span: tuple[float, float], clipped: bool, kind: type[Threat]
+    span: tuple[float, float], clipped: bool, threat_type: type[Threat]
 ) -> None:
     """Half of the images lie within eps of the boundary; attacks that rounding put outside would leave them all."""
-    classifier, x, y, distances = linear_problem(span if clipped else None, kind.norm, span)
-    threat = kind(SHARE * (span[1] - span[0]))
+    classifier, x, y, distances = linear_problem(span if clipped else None, threat_type.norm, span)
+    threat = threat_type(SHARE * (span[1] - span[0]))
     report = evaluate(classifier, (x, y), threat, BRIEF, curve_samples=0, check_samples=0, progress=False)
     assert report.summary.clean.rate == 1
     assert [record.robust() for record in report.records] == (distances > SHARE).tolist()
@@ -101,29 +101,39 @@ class Rescaled(nn.Module):
         return logits
 
 
-def digits_in(span: tuple[float, float], threat: Threat, classifier: PyTorchClassifier, digits: Dataset) -> Report:
+def evaluate_digits(
+    span: tuple[float, float], threat: Threat, classifier: PyTorchClassifier, digits: Dataset
+) -> Report:
     """An evaluation of 12 digits, with checks, where black and white are the ends of ``span``."""
     low, width = span[0], span[1] - span[0]
 
     model = nn.Sequential(Rescaled(deepcopy(classifier.model), span))
-    other = PyTorchClassifier(model.eval(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=span, device_type="cpu")
+    rescaled = PyTorchClassifier(
+        model.eval(), nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=span, device_type="cpu"
+    )
     x = (low + width * digits.test.x[:12].astype(np.float64)).astype(np.float32)
     ball = threat.at(threat.eps * width)
-    return evaluate(other, (x, digits.test.y[:12]), ball, BRIEF, curve_samples=0, check_samples=2, progress=False)
+    return evaluate(rescaled, (x, digits.test.y[:12]), ball, BRIEF, curve_samples=0, check_samples=2, progress=False)
 
 
-def test_attacks_and_checks_say_the_same_in_every_unit(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    in_unit_range = digits_in(UNIT, Linf(0.1), digits_classifier, digits)
-    other = digits_in((-1024.0, 3071.0), Linf(0.1), digits_classifier, digits)
+def test_attacks_and_checks_give_the_same_verdicts_in_every_unit(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    in_unit_range = evaluate_digits(UNIT, Linf(0.1), digits_classifier, digits)
+    in_other_range = evaluate_digits((-1024.0, 3071.0), Linf(0.1), digits_classifier, digits)
     assert 0 < in_unit_range.summary.worst_case.count < 12
-    assert [r.robust() for r in other.records] == [r.robust() for r in in_unit_range.records]
-    for row, unit_row in zip(other.summary.rows, in_unit_range.summary.rows, strict=True):
+    assert [record.robust() for record in in_other_range.records] == [
+        record.robust() for record in in_unit_range.records
+    ]
+    for row, unit_row in zip(in_other_range.summary.rows, in_unit_range.summary.rows, strict=True):
         assert row.broke == unit_row.broke, row.key
-    verdicts = [[(one.name, one.verdict) for one in report.summary.checks] for report in (other, in_unit_range)]
+    verdicts = [
+        [(check.name, check.verdict) for check in report.summary.checks] for report in (in_other_range, in_unit_range)
+    ]
     assert verdicts[0] == verdicts[1]
 
 
-def test_features_without_a_range_are_not_asked_to_turn_grey() -> None:
+def test_features_without_a_range_have_no_check_at_a_larger_eps() -> None:
     """Values in the hundreds: half of [0, 1] would be no limit there, and an honest network would fail at it."""
     random = np.random.default_rng(0)
     x = (300 * random.normal(size=(12, 8))).astype(np.float32)
@@ -148,8 +158,8 @@ def test_features_without_a_range_are_not_asked_to_turn_grey() -> None:
 @pytest.mark.parametrize(
     "name", ["IFGSM, white-box", "DeepFool linf, white-box", "DeepFool l2, white-box", "PGD-40, gray-box"]
 )
-def test_the_papers_steps_are_shares_of_the_range_where_nothing_normalises(name: str) -> None:
-    """Their sizes are pixel values of [0, 1]: of 256 grey levels they would be next to nothing."""
+def test_the_papers_steps_are_shares_of_the_range_without_a_normalisation(name: str) -> None:
+    """The papers give them in pixel values of [0, 1]; unscaled they would be negligible on 256 grey levels."""
     specs = [
         spec
         for method in ("jump_relu", "explanation_reconstructor")
@@ -168,7 +178,7 @@ def test_the_papers_steps_are_shares_of_the_range_where_nothing_normalises(name:
 
 
 def test_deep_fool_crosses_the_boundary_in_every_unit() -> None:
-    (spec,) = [one for one in FULL if one.name == "DeepFool"]
+    (spec,) = [spec for spec in FULL if spec.name == "DeepFool"]
     for span in (UNIT, (-1024.0, 3071.0), (0.0, 1e6)):
         classifier, x, y, distances = linear_problem(span, np.inf, span)
         classifier.model.float()
@@ -187,7 +197,7 @@ def test_pictures_are_as_bright_as_the_clip_range_says() -> None:
 
 
 @pytest.mark.parametrize("span", [UNIT, (0.0, 255.0)], ids=str)
-def test_what_a_defence_shows_lies_between_black_and_white(span: tuple[float, float], digits: Dataset) -> None:
+def test_views_of_a_defence_lie_between_black_and_white(span: tuple[float, float], digits: Dataset) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
     classifier = PyTorchClassifier(
@@ -200,21 +210,21 @@ def test_what_a_defence_shows_lies_between_black_and_white(span: tuple[float, fl
     assert 0.5 < views["what the network is shown"].max() <= 1
 
 
-@pytest.mark.parametrize(("span", "kind"), [(UNIT, Linf), ((-1024.0, 3071.0), L2), ((0.0, 1e6), Linf)], ids=str)
-def test_other_people_s_attacks_at_the_edge_of_the_ball_are_inside_in_every_unit(
-    span: tuple[float, float], kind: type[Threat]
+@pytest.mark.parametrize(("span", "threat_type"), [(UNIT, Linf), ((-1024.0, 3071.0), L2), ((0.0, 1e6), Linf)], ids=str)
+def test_art_s_attacks_at_the_edge_of_the_ball_stay_inside_in_every_unit(
+    span: tuple[float, float], threat_type: type[Threat]
 ) -> None:
-    """Each of ART's on a linear network breaks exactly what lies within eps of the boundary."""
-    classifier, x, y, distances = linear_problem(span, kind.norm, span)
+    """Each of ART's attacks breaks exactly the images of a linear network within eps of the boundary."""
+    classifier, x, y, distances = linear_problem(span, threat_type.norm, span)
     classifier.model.float()
     attacks = {"numpy": ProjectedGradientDescentNumpy, "torch": ProjectedGradientDescentPyTorch}
 
-    def steps(attack: Any) -> Any:
+    def make_builder(attack: Any) -> Any:
         return lambda c, t, s: attack(c, norm=t.norm, eps=t.eps, eps_step=t.eps / 4, max_iter=20, verbose=False)
 
-    specs = [AttackSpec(name, steps(attack), name, samples="all") for name, attack in attacks.items()]
+    specs = [AttackSpec(name, make_builder(attack), name, samples="all") for name, attack in attacks.items()]
     specs.append(AttackSpec("one step", lambda c, t, s: FastGradientMethod(c, t.norm, t.eps), "fgm", samples="all"))
-    threat = kind(SHARE * (span[1] - span[0]))
+    threat = threat_type(SHARE * (span[1] - span[0]))
     report = evaluate(classifier, (x, y), threat, specs, curve_samples=0, check_samples=0, progress=False)
     for spec in specs:
         broken = [record.attacks[spec.name].success for record in report.records]

@@ -83,7 +83,7 @@ def defended(
     return defend(own_classifier, diffusion_purifier if name == "purifier" else Random(functions[name])), passes
 
 
-def spec(passes: Passes, attack: Callable[..., EvasionAttack]) -> AttackSpec:
+def make_spec(passes: Passes, attack: Callable[..., EvasionAttack]) -> AttackSpec:
     def build(classifier: PyTorchClassifier, threat: Linf, seed: int) -> EvasionAttack:
         passes.classes.clear()
         return attack(classifier, threat.norm, threat.eps, seed=seed)
@@ -121,22 +121,22 @@ def brute_force(classes: Any, y: Any, draws: int) -> dict[str, Any]:
     }
 
 
-def agree(figures: PassFigures, expected: dict[str, Any]) -> None:
+def assert_figures(figures: PassFigures, expected: dict[str, Any]) -> None:
     assert figures.mean.mean == pytest.approx(expected["mean"])
     for size, accuracy in expected["worst_of"].items():
         assert figures.worst_of[size - 1] == pytest.approx(accuracy)
     assert figures.majority.count == expected["majority"]
 
 
-def test_the_protocol_is_a_count_of_all_passes(defended: tuple[PyTorchClassifier, Passes], digits: Dataset) -> None:
+def test_the_protocol_counts_all_passes(defended: tuple[PyTorchClassifier, Passes], digits: Dataset) -> None:
     classifier, passes = defended
     x, y = digits.test.x[:COUNT], digits.test.y[:COUNT]
-    protocol = random_protocol(classifier, (x, y), Linf(EPS), spec(passes, few_steps), draws=DRAWS, progress=False)
+    protocol = random_protocol(classifier, (x, y), Linf(EPS), make_spec(passes, few_steps), draws=DRAWS, progress=False)
     classes, misses = np.stack(passes.classes), passes.misses(y)
     attack, fresh = classes[:-FRESH], misses[-FRESH:]
     assert len(attack) == (STEPS + 1) * DRAWS
     assert 0 < misses.mean() < 1
-    agree(protocol.while_optimising, brute_force(attack, y, DRAWS))
+    assert_figures(protocol.while_optimising, brute_force(attack, y, DRAWS))
     after = protocol.after
     assert after.mean.mean == pytest.approx(1 - fresh.mean())
     assert after.worst_of == pytest.approx(worst_of(fresh.sum(axis=0).tolist(), FRESH))
@@ -145,7 +145,7 @@ def test_the_protocol_is_a_count_of_all_passes(defended: tuple[PyTorchClassifier
     assert "| while optimising |" in protocol.table()
 
 
-def test_the_records_of_an_evaluation_are_a_count_of_passes(
+def test_the_records_of_an_evaluation_count_all_passes(
     defended: tuple[PyTorchClassifier, Passes], digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an attack that makes no pass, 32 passes choose the rivals and the next 32 are counted."""
@@ -159,15 +159,15 @@ def test_the_records_of_an_evaluation_are_a_count_of_passes(
     classifier, passes = defended
     x, y = digits.test.x[:3], digits.test.y[:3]
     monkeypatch.setattr(vote, "MOST_PASSES", 32)  # an image that they do not decide would get more
-    shift = spec(passes, lambda classifier, norm, eps, seed: Shift(estimator=classifier))
+    shift = make_spec(passes, lambda classifier, norm, eps, seed: Shift(estimator=classifier))
     report = evaluate(classifier, (x, y), Linf(EPS), [shift], curve_samples=0, check_samples=0, progress=False)
-    counted = passes.misses(y)
+    misses = passes.misses(y)
     outcomes = [record.attacks["attack"] for record in report.records]
-    assert [outcome.first_misses for outcome in outcomes] == counted[:32].sum(axis=0).tolist()
-    assert [outcome.misses for outcome in outcomes] == counted[32:].sum(axis=0).tolist()
-    found = report.summary.randomness
-    assert found is not None
-    assert found.mean == pytest.approx(1 - counted[32:].mean(), abs=0.1)  # the clean image, where it seems worse
+    assert [outcome.first_misses for outcome in outcomes] == misses[:32].sum(axis=0).tolist()
+    assert [outcome.misses for outcome in outcomes] == misses[32:].sum(axis=0).tolist()
+    randomness = report.summary.randomness
+    assert randomness is not None
+    assert randomness.mean == pytest.approx(1 - misses[32:].mean(), abs=0.1)  # the clean image, where it seems worse
 
 
 def test_a_pass_belongs_to_the_nearest_image_and_counts_inside_the_ball() -> None:
@@ -176,9 +176,9 @@ def test_a_pass_belongs_to_the_nearest_image_and_counts_inside_the_ball() -> Non
     queries = Queries(x, np.array([0, 1, 2]), Linf(0.2), (0, 1), draws=2)
     assert queries.apart()
     assert not Queries(x, queries.labels, Linf(0.3), (0, 1), draws=2).apart()
-    sent = [[0.6, 0.4], [0.1, 0.1], [0.6, 0.4], [0.8, 0.5], [1.1, 1.0], [0.0, 0.2]]
+    points = [[0.6, 0.4], [0.1, 0.1], [0.6, 0.4], [0.8, 0.5], [1.1, 1.0], [0.0, 0.2]]
     for classes in ([1, 1, 0, 0, 0, 0], [1, 0, 1, 0, 0, 1]):
-        queries.note(torch.tensor(sent), torch.tensor(classes))
+        queries.note(torch.tensor(points), torch.tensor(classes))
     expected = [
         [PointPasses(0, Counter([0, 1])), PointPasses(0, Counter([0, 1]))],
         [PointPasses(1, Counter([1, 0])), PointPasses(1, Counter([1, 1]))],  # two passes in each call, and sent twice
@@ -192,7 +192,7 @@ def test_images_whose_balls_overlap_are_attacked_one_by_one(own_classifier: PyTo
     passes = Passes()
     own_classifier.model.register_forward_hook(lambda network, inputs, logits: passes.classes.append(len(logits)))
     classifier = defend(own_classifier, Random(noise))
-    protocol = random_protocol(classifier, (x, y), Linf(EPS), spec(passes, few_steps), draws=DRAWS, progress=False)
+    protocol = random_protocol(classifier, (x, y), Linf(EPS), make_spec(passes, few_steps), draws=DRAWS, progress=False)
     assert passes.classes == [1] * (STEPS + 1) * DRAWS + [2] * FRESH  # of the second image, and the fresh ones
     assert protocol.passes == (STEPS + 1) * DRAWS
 
@@ -202,7 +202,7 @@ def test_the_label_wins_a_vote_with_less_than_half_of_the_passes_and_loses_a_tie
     assert (won.passes, won.misses, won.outvoted, tied.outvoted) == (5, 3, False, True)
 
 
-def test_an_image_without_a_point_is_held() -> None:
+def test_an_image_without_a_point_counts_as_robust() -> None:
     figures = figures_of([[], [PointPasses(0, Counter([1, 2, 3, 4]))]])
     assert (figures.mean.mean, figures.worst_of[0], figures.majority.count) == (0.5, 0.5, 1)
 
@@ -210,7 +210,7 @@ def test_an_image_without_a_point_is_held() -> None:
 def test_a_classifier_that_is_not_random_is_refused(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     data = digits.test.x[:2], digits.test.y[:2]
     with pytest.raises(InputError, match="a random classifier was expected"):
-        random_protocol(digits_classifier, data, Linf(EPS), spec(Passes(), few_steps))
+        random_protocol(digits_classifier, data, Linf(EPS), make_spec(Passes(), few_steps))
     with pytest.raises(InputError, match="attack is 'standard'; an AttackSpec was expected"):
         random_protocol(digits_classifier, data, Linf(EPS), "standard")  # type: ignore[arg-type]
 
@@ -219,7 +219,9 @@ def test_the_same_seed_gives_the_same_figures(own_classifier: PyTorchClassifier,
     classifier = defend(own_classifier, Random(noise))
     data = digits.test.x[:COUNT], digits.test.y[:COUNT]
     first, again, other = (
-        random_protocol(classifier, data, Linf(EPS), spec(Passes(), few_steps), draws=DRAWS, seed=seed, progress=False)
+        random_protocol(
+            classifier, data, Linf(EPS), make_spec(Passes(), few_steps), draws=DRAWS, seed=seed, progress=False
+        )
         for seed in (0, 0, 1)
     )
     assert first == again != other

@@ -17,24 +17,26 @@ from art_defenses_ext.evaluation.run.folder import RECORDS
 
 @pytest.fixture(scope="module")
 def run(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run of a second."""
-    call = {"x": finished_run.x[:6], "y": finished_run.y[:6], "attacks": finished_run.attacks[:2]}
-    call |= {"options": {"block_size": 4, "curve_samples": 0, "check_samples": 0, "progress": False}}
-    smaller = replace(finished_run, folder=tmp_path_factory.mktemp("rerun") / "run", **call)
-    smaller.repeat(out=smaller.folder)
-    return smaller
+    """A run that takes a second."""
+    changes = {"x": finished_run.x[:6], "y": finished_run.y[:6], "attacks": finished_run.attacks[:2]}
+    changes |= {"options": {"block_size": 4, "curve_samples": 0, "check_samples": 0, "progress": False}}
+    short_run = replace(finished_run, folder=tmp_path_factory.mktemp("rerun") / "run", **changes)
+    short_run.repeat(out=short_run.folder)
+    return short_run
 
 
 def test_a_run_of_the_same_model_is_repeated_to_the_byte(run: Any, tmp_path: Path) -> None:
-    again = rerun(run.folder, run.classifier, (run.x, run.y), run.attacks, out=tmp_path / "again", progress=False)
-    assert (again.byte_equal, again.differences, again.elsewhere) == (True, [], [])
-    assert list(again.lines()) == ["All 6 records are equal, byte for byte."]
+    repetition = rerun(run.folder, run.classifier, (run.x, run.y), run.attacks, out=tmp_path / "again", progress=False)
+    assert (repetition.byte_equal, repetition.differences, repetition.elsewhere) == (True, [], [])
+    assert list(repetition.lines()) == ["All 6 records are equal, byte for byte."]
     assert (tmp_path / "again" / RECORDS).read_bytes() == (run.folder / RECORDS).read_bytes()
 
 
-def test_of_another_model_all_differing_records_are_named(run: Any, digits_classifier: Any, tmp_path: Path) -> None:
+def test_all_records_that_differ_under_another_model_are_named(
+    run: Any, digits_classifier: Any, tmp_path: Path
+) -> None:
     other = JumpReLU(digits_classifier, 0.2)()
-    again = rerun(run.folder, other, (run.x, run.y), run.attacks, out=tmp_path / "again", progress=False)
+    repetition = rerun(run.folder, other, (run.x, run.y), run.attacks, out=tmp_path / "again", progress=False)
     pairs = [
         [json.loads(line) for line in (folder / RECORDS).read_text().splitlines()]
         for folder in (run.folder, tmp_path / "again")
@@ -48,11 +50,11 @@ def test_of_another_model_all_differing_records_are_named(run: Any, digits_class
         or any(left["attacks"][name]["success"] != right["attacks"][name]["success"] for name in left["attacks"])
     ]
     assert differing
-    assert [each.index for each in again.differences] == differing
-    assert [each.index for each in again.differences if each.verdicts] == verdicts
-    assert next(again.lines()) == f"{len(differing)} of 6 records differ, {len(verdicts)} of them in a verdict."
-    assert any("jump" in words for words in again.elsewhere)
-    assert not again.byte_equal
+    assert [difference.index for difference in repetition.differences] == differing
+    assert [difference.index for difference in repetition.differences if difference.verdicts] == verdicts
+    assert next(repetition.lines()) == f"{len(differing)} of 6 records differ, {len(verdicts)} of them in a verdict."
+    assert any("jump" in words for words in repetition.elsewhere)
+    assert not repetition.byte_equal
 
 
 @pytest.mark.parametrize(
@@ -65,11 +67,11 @@ def test_of_another_model_all_differing_records_are_named(run: Any, digits_class
         ({"run": lambda run: run.folder / "figures"}, "manifest.json cannot be read"),
     ],
 )
-def test_what_cannot_be_repeated_is_refused_before_any_attack(
+def test_arguments_of_another_run_are_refused_before_any_attack(
     run: Any, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any], words: str
 ) -> None:
     monkeypatch.setattr("art_defenses_ext.evaluation.run.block.Work.block", lambda *_: pytest.fail("attacked"))
-    call = {"run": run.folder, "model": run.classifier, "data": (run.x, run.y), "attacks": run.attacks}
-    call |= {name: value(run) for name, value in change.items()}
+    arguments = {"run": run.folder, "model": run.classifier, "data": (run.x, run.y), "attacks": run.attacks}
+    arguments |= {name: value(run) for name, value in change.items()}
     with pytest.raises(InputError, match=re.escape(words)):
-        rerun(**call, progress=False)
+        rerun(**arguments, progress=False)

@@ -56,89 +56,89 @@ def _few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def evaluated(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def run_folder(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The first blocks of the finished run once more, with two rounds after them."""
     folder = tmp_path_factory.mktemp("rounds") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "round_plan", few_steps)
         patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
-        evaluate(**call_of(finished_run), out=folder)
+        evaluate(**make_call(finished_run), out=folder)
     return folder
 
 
-def call_of(finished_run: Any) -> dict[str, Any]:
+def make_call(finished_run: Any) -> dict[str, Any]:
     """The call of the finished run for its first three blocks, with two rounds after them."""
     data = finished_run.x[:12], finished_run.y[:12]
     return finished_run.call | finished_run.options | {"data": data, "effort": "2"}
 
 
-def records_of(folder: Path) -> list[bytes]:
-    return [(each / RECORDS).read_bytes() for each in (folder, folder / "rounds" / "1", folder / "rounds" / "2")]
+def read_round_records(folder: Path) -> list[bytes]:
+    return [(part / RECORDS).read_bytes() for part in (folder, folder / "rounds" / "1", folder / "rounds" / "2")]
 
 
-def test_rounds_change_nothing_of_the_run_and_attack_what_it_left(finished_run: Any, evaluated: Path) -> None:
-    own, report = read_records(evaluated), Report.load(evaluated)
-    assert own == read_records(finished_run.folder)[:12]
-    left = [record.index for record in own if record.robust({"APGD [exact]", "APGD [relu]", "APGD [smooth]"})]
-    first = [record.index for record in report.records if "round 1: APGD [smooth]" in record.attacks]
-    assert first == left
-    rounds = [each.result for each in report.summary.rounds]
-    assert rounds[0].robust_before + rounds[0].broken_otherwise == len(left)
-    assert rounds[0].robust_before == sum(record.robust() for record in own)
-    broken = sum(each.broken for each in rounds)
-    assert broken == sum(record.robust() for record in own) - report.summary.worst_case.count
+def test_rounds_do_not_change_the_run_and_attack_its_unbroken_images(finished_run: Any, run_folder: Path) -> None:
+    records, report = read_records(run_folder), Report.load(run_folder)
+    assert records == read_records(finished_run.folder)[:12]
+    unbroken = [record.index for record in records if record.robust({"APGD [exact]", "APGD [relu]", "APGD [smooth]"})]
+    attacked = [record.index for record in report.records if "round 1: APGD [smooth]" in record.attacks]
+    assert attacked == unbroken
+    rounds = [round_summary.result for round_summary in report.summary.rounds]
+    assert rounds[0].robust_before + rounds[0].broken_otherwise == len(unbroken)
+    assert rounds[0].robust_before == sum(record.robust() for record in records)
+    broken = sum(round_summary.broken for round_summary in rounds)
+    assert broken == sum(record.robust() for record in records) - report.summary.worst_case.count
     assert broken > 0
-    spent = [each.cost.forward for each in report.summary.rounds]
-    assert report.summary.total.forward > sum(spent) > spent[0] > 0
+    passes = [round_summary.cost.forward for round_summary in report.summary.rounds]
+    assert report.summary.total.forward > sum(passes) > passes[0] > 0
 
 
-def test_a_report_prints_the_rounds_and_what_each_added(evaluated: Path) -> None:
-    report = Report.load(evaluated)
-    results = [each.result for each in report.summary.rounds]
+def test_a_report_prints_the_result_of_each_round(run_folder: Path) -> None:
+    report = Report.load(run_folder)
+    results = [round_summary.result for round_summary in report.summary.rounds]
     page = render_page(report.summary, report.examples, {}).replace("\N{NO-BREAK SPACE}", " ")
     assert "Rounds of more effort" in page
     for result in results:
         assert f"{result.broken} of {result.robust_before}" in page
     sentence = f"Of {results[0].robust_before} images left by the suite, 2 rounds of more effort broke "
-    assert sentence + str(sum(each.broken for each in results)) in str(report)
+    assert sentence + str(sum(round_summary.broken for round_summary in results)) in str(report)
 
 
-def test_a_killed_round_goes_on_to_the_same_bytes_and_is_no_finished_run(
-    finished_run: Any, evaluated: Path, tmp_path: Path
+def test_a_killed_round_is_unfinished_and_continues_to_the_same_bytes(
+    finished_run: Any, run_folder: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
-    shutil.copytree(evaluated, folder)
+    shutil.copytree(run_folder, folder)
     shutil.rmtree(folder / "rounds" / "2")
     file = folder / "rounds" / "1" / RECORDS
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(InputError, match="where round 1 of more effort is not finished"):
         Report.load(folder)
-    evaluate(**call_of(finished_run), out=folder)
-    assert records_of(folder) == records_of(evaluated)
+    evaluate(**make_call(finished_run), out=folder)
+    assert read_round_records(folder) == read_round_records(run_folder)
 
 
-def test_parts_are_merged_and_the_whole_goes_on_with_rounds_that_repeat_those_of_a_single_process(
-    finished_run: Any, evaluated: Path, tmp_path: Path
+def test_merged_parts_continue_with_the_rounds_of_a_single_process(
+    finished_run: Any, run_folder: Path, tmp_path: Path
 ) -> None:
-    call = call_of(finished_run)
+    call = make_call(finished_run)
     for number in (1, 2):
         evaluate_shard(**call, shard=Shard(number, 2), out=tmp_path / "run")
     with pytest.raises(InputError, match=r"round 1 of more effort is not finished; .* without --shard, goes on"):
         merge([tmp_path / "run"], tmp_path / "run")
     evaluate(**call, out=tmp_path / "run")
-    assert records_of(tmp_path / "run") == records_of(evaluated)
-    assert Rerun.between(evaluated, tmp_path / "run").byte_equal
+    assert read_round_records(tmp_path / "run") == read_round_records(run_folder)
+    assert Rerun.between(run_folder, tmp_path / "run").byte_equal
 
 
-def test_a_round_of_another_run_is_refused(evaluated: Path, tmp_path: Path) -> None:
-    shutil.copytree(evaluated, tmp_path / "run")
+def test_a_round_of_another_run_is_refused(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
     file = tmp_path / "run" / "rounds" / "1" / "manifest.json"
     shutil.copy(tmp_path / "run" / "manifest.json", file)
     with pytest.raises(InputError, match="changed by another hand"):
         Report.load(tmp_path / "run")
 
 
-def test_the_attacks_of_a_round_grow_and_those_that_gained_most_come_first(finished_run: Any) -> None:
+def test_the_attacks_of_a_round_grow_and_the_most_successful_come_first(finished_run: Any) -> None:
     attacker = Attacker.of(finished_run.classifier, finished_run.x[:4], finished_run.threat, True, 0)
     gains = {"APGD cross-entropy [smooth]": 5, "APGD margin, 30 steps [relu]": 2, "APGD annealed [smooth]": 7}
     gains["APGD staged, long [smooth]"] = 4
@@ -151,5 +151,7 @@ def test_the_attacks_of_a_round_grow_and_those_that_gained_most_come_first(finis
         target = attacker.attacked
         weaker, stronger = (run.spec.attack_on(target, run.threat, 0) for run in (first, second))
         effort = [getattr(weaker, name, 1) * getattr(weaker, "nb_runs", 1) for name in ("max_iter", "max_queries")]
-        more = [getattr(stronger, name, 1) * getattr(stronger, "nb_runs", 1) for name in ("max_iter", "max_queries")]
-        assert sum(more) > sum(effort)
+        more_effort = [
+            getattr(stronger, name, 1) * getattr(stronger, "nb_runs", 1) for name in ("max_iter", "max_queries")
+        ]
+        assert sum(more_effort) > sum(effort)

@@ -27,7 +27,7 @@ def test_the_norms_are_those_that_art_knows() -> None:
 @pytest.mark.parametrize("threat", THREATS)
 @pytest.mark.parametrize("eps", [8 / 255, 1, 1e-6, np.float64(0.5), np.float32(0.25)])
 def test_a_positive_number_is_a_radius(threat: type[Threat], eps: Any) -> None:
-    """Whatever kind of number: a radius computed from float32 images is one of numpy's."""
+    """Numbers of numpy are radii, too: those computed from float32 images are of that kind."""
     assert threat(eps).eps == eps
     assert json.loads(json.dumps(threat(eps).eps)) == eps
 
@@ -42,7 +42,7 @@ def test_a_radius_may_be_text_as_papers_write_it(threat: type[Threat], text: str
 
 @pytest.mark.parametrize("threat", THREATS)
 @pytest.mark.parametrize("eps", [0, -0.1, math.nan, math.inf, -math.inf, None, True, [0.1], 1j, np.bool_(True)])
-def test_anything_else_is_refused_in_a_sentence(threat: type[Threat], eps: Any) -> None:
+def test_a_value_that_is_no_radius_is_refused_in_a_sentence(threat: type[Threat], eps: Any) -> None:
     with pytest.raises(InputError, match=r"eps is .*; a finite number > 0, or a fraction .* was expected") as caught:
         threat(eps)
     assert repr(eps) in str(caught.value)
@@ -52,7 +52,7 @@ BAD = ["abc", "", "8/0", "8/", "/255", "1/2/3", "nan", "inf", "-1/255", 10**400,
 
 
 @pytest.mark.parametrize("eps", BAD, ids=lambda eps: eps if isinstance(eps, str) else "long")
-def test_what_is_no_radius_as_text_or_too_large_is_refused_in_a_short_sentence(eps: Any) -> None:
+def test_malformed_text_and_huge_numbers_are_refused_in_a_short_sentence(eps: Any) -> None:
     with pytest.raises(InputError, match=r"^eps is .*; a finite number > 0, or a fraction such as '8/255'") as caught:
         Linf(eps)
     assert len(str(caught.value)) < 300
@@ -99,7 +99,7 @@ def test_another_radius_keeps_the_norm(threat: type[Threat]) -> None:
 
 
 @pytest.mark.parametrize("threat", THREATS)
-def test_its_text_names_norm_and_radius(threat: type[Threat]) -> None:
+def test_the_text_of_a_threat_names_norm_and_radius(threat: type[Threat]) -> None:
     assert threat.norm_name in str(threat(0.125))
     assert "0.125" in str(threat(0.125))
 
@@ -118,15 +118,15 @@ def test_the_ball_is_closed_and_hardly_wider_than_eps(threat: type[Threat], eps:
 def test_the_rounding_of_float32_does_not_leave_the_ball(eps: float) -> None:
     """Images moved by eps in float32 arithmetic differ by up to half a unit of their last place more."""
     x = np.random.default_rng(0).uniform(0, 1 - eps, size=(10_000, 1)).astype(np.float32)
-    moved = x + np.float32(eps)
-    assert (moved.astype(np.float64) - x).max() > eps
-    assert all(Linf(eps).allows(size) for size in Linf(eps).sizes(x, moved, (0.0, 1.0)))
+    adversarial = x + np.float32(eps)
+    assert (adversarial.astype(np.float64) - x).max() > eps
+    assert all(Linf(eps).allows(size) for size in Linf(eps).sizes(x, adversarial, (0.0, 1.0)))
 
 
 # Which balls an evaluation takes
 
 
-def a_classifier(clip_values: Any) -> PyTorchClassifier:
+def make_classifier(clip_values: Any) -> PyTorchClassifier:
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 2, 2), 2, clip_values=clip_values, device_type="cpu")
 
@@ -144,18 +144,18 @@ X = np.full((4, 3, 2, 2), 200, np.float32)
         (Linf(2), (np.zeros((3, 1, 1)), np.array([1.0, 2, 3]).reshape(3, 1, 1)), 1.5),
     ],
 )
-def test_a_ball_that_reaches_grey_from_everywhere_asks_for_a_word(
+def test_a_ball_that_reaches_grey_from_everywhere_needs_permission(
     threat: Threat, clip_values: Any, half: float
 ) -> None:
     with pytest.raises(InputError, match=r"beyond half the clip range .*allow_large_eps=True") as caught:
-        check_threat(threat, a_classifier(clip_values), X)
+        check_threat(threat, make_classifier(clip_values), X)
     assert f"({half:g} in {threat.norm_name})" in str(caught.value)
-    assert check_threat(threat, a_classifier(clip_values), X, allow_large_eps=True) is threat
-    assert check_threat(threat.at(half), a_classifier(clip_values), X)
+    assert check_threat(threat, make_classifier(clip_values), X, allow_large_eps=True) is threat
+    assert check_threat(threat.at(half), make_classifier(clip_values), X)
 
 
 def test_without_clip_values_there_is_no_half_of_the_range() -> None:
-    assert check_threat(Linf(1e4), a_classifier(None), X)
+    assert check_threat(Linf(1e4), make_classifier(None), X)
 
 
 @pytest.mark.parametrize(
@@ -169,15 +169,15 @@ def test_without_clip_values_there_is_no_half_of_the_range() -> None:
 )
 def test_a_ball_that_float32_cannot_resolve_is_refused(threat: Threat, clip_values: Any, x: Any) -> None:
     with pytest.raises(InputError, match=r"eps is .*float32 rounds .*; at least .* was expected"):
-        check_threat(threat, a_classifier(clip_values), x)
+        check_threat(threat, make_classifier(clip_values), x)
 
 
-def test_values_are_looked_at_where_no_clip_values_say_how_large_they_are() -> None:
-    assert check_threat(Linf(1e-3), a_classifier(None), X / 200)
+def test_without_clip_values_the_images_decide_what_float32_resolves() -> None:
+    assert check_threat(Linf(1e-3), make_classifier(None), X / 200)
 
 
 def test_a_threat_is_linf_or_l2() -> None:
     with pytest.raises(InputError, match=r"threat is 0\.1; a ball such as Linf"):
-        check_threat(0.1, a_classifier((0.0, 1.0)), X)
+        check_threat(0.1, make_classifier((0.0, 1.0)), X)
     with pytest.raises(InputError, match="allow_large_eps is 'no'"):
-        check_threat(Linf(0.1), a_classifier((0.0, 1.0)), X, allow_large_eps="no")  # type: ignore[arg-type]
+        check_threat(Linf(0.1), make_classifier((0.0, 1.0)), X, allow_large_eps="no")  # type: ignore[arg-type]

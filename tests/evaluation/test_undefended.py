@@ -38,77 +38,82 @@ def _a_short_suite() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def call(digits: Dataset, digits_classifier: PyTorchClassifier) -> tuple[Any, ...]:
+def arguments(digits: Dataset, digits_classifier: PyTorchClassifier) -> tuple[Any, ...]:
     return JumpReLU(digits_classifier, 1.0)(), (digits.test.x[:12], digits.test.y[:12]), Linf(0.1), "standard"
 
 
 @pytest.fixture(scope="module")
-def folder(call: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(arguments: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, to be read."""
     folder = tmp_path_factory.mktemp("undefended") / "run"
-    evaluate(*call, out=folder, **OPTIONS)
+    evaluate(*arguments, out=folder, **OPTIONS)
     return folder
 
 
-def test_it_is_evaluated_as_it_would_be_alone_and_paired_image_by_image(
-    call: tuple[Any, ...], digits_classifier: PyTorchClassifier, folder: Path
+def test_the_undefended_model_is_evaluated_as_alone_and_paired_image_by_image(
+    arguments: tuple[Any, ...], digits_classifier: PyTorchClassifier, folder: Path
 ) -> None:
     report = Report.load(folder)
-    alone = evaluate(digits_classifier, *call[1:], **OPTIONS)
-    beside = report.summary.against_undefended
-    assert beside is not None
-    assert Report.load(folder / "undefended").records == alone.records
-    assert (beside.worst_case, beside.standing) == (alone.summary.worst_case, alone.summary.standing)
-    assert beside.paired == Paired.of(*([each.robust() for each in run.records] for run in (alone, report)))
-    assert beside.cost.backward == alone.summary.total.backward
-    held = json.loads((folder / "report.json").read_text())["against_undefended"]
-    assert held["paired"]["difference"] == beside.paired.difference
+    undefended_report = evaluate(digits_classifier, *arguments[1:], **OPTIONS)
+    comparison = report.summary.against_undefended
+    assert comparison is not None
+    assert Report.load(folder / "undefended").records == undefended_report.records
+    assert (comparison.worst_case, comparison.standing) == (
+        undefended_report.summary.worst_case,
+        undefended_report.summary.standing,
+    )
+    assert comparison.paired == Paired.of(
+        *([record.robust() for record in run.records] for run in (undefended_report, report))
+    )
+    assert comparison.cost.backward == undefended_report.summary.total.backward
+    saved = json.loads((folder / "report.json").read_text())["against_undefended"]
+    assert saved["paired"]["difference"] == comparison.paired.difference
     assert "undefended under the same suite" in (folder / "report.html").read_text()
 
 
-def test_parts_are_merged_with_their_undefended_parts(call: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
-    whole = Report.load(folder)
+def test_parts_are_merged_with_their_undefended_parts(arguments: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
+    complete = Report.load(folder)
     for number in (1, 2):
-        evaluate_shard(*call, shard=Shard(number, 2), out=tmp_path, **OPTIONS)
+        evaluate_shard(*arguments, shard=Shard(number, 2), out=tmp_path, **OPTIONS)
     merged = merge([tmp_path], tmp_path)
-    assert merged.records == whole.records
+    assert merged.records == complete.records
     assert merged.summary.against_undefended is not None
-    assert whole.summary.against_undefended is not None
-    assert merged.summary.against_undefended.paired == whole.summary.against_undefended.paired
+    assert complete.summary.against_undefended is not None
+    assert merged.summary.against_undefended.paired == complete.summary.against_undefended.paired
 
 
-def test_it_is_left_out_where_it_is_not_wanted_or_not_known(
-    call: tuple[Any, ...], digits_classifier: PyTorchClassifier, tmp_path: Path
+def test_the_undefended_model_is_left_out_if_not_wanted_or_not_known(
+    arguments: tuple[Any, ...], digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
-    for other, options in (
-        (call, {"undefended_suite": "papers"}),
-        ((*call[:3], FEW_STEPS), {}),
-        ((*call[:3], "papers"), {}),
+    for run_arguments, options in (
+        (arguments, {"undefended_suite": "papers"}),
+        ((*arguments[:3], FEW_STEPS), {}),
+        ((*arguments[:3], "papers"), {}),
     ):
-        report = evaluate(*other, out=tmp_path / "run", overwrite=True, **(OPTIONS | options))
+        report = evaluate(*run_arguments, out=tmp_path / "run", overwrite=True, **(OPTIONS | options))
         assert report.summary.against_undefended is None
         assert not (tmp_path / "run" / "undefended").exists()
-    assert evaluate(digits_classifier, *call[1:], **OPTIONS).summary.against_undefended is None
+    assert evaluate(digits_classifier, *arguments[1:], **OPTIONS).summary.against_undefended is None
 
 
-def test_overwriting_removes_it(call: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
+def test_overwriting_removes_the_undefended_run(arguments: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run")
-    report = evaluate(*call[:3], "papers", out=tmp_path / "run", overwrite=True, **OPTIONS)
+    report = evaluate(*arguments[:3], "papers", out=tmp_path / "run", overwrite=True, **OPTIONS)
     assert report.summary.against_undefended is None
     assert not (tmp_path / "run" / "undefended" / "manifest.json").exists()
 
 
-def test_examples_made_elsewhere_are_not_held_against_the_defence_alone(finished_run: FinishedRun) -> None:
-    """The undefended model was not attacked with them, so that no difference is told."""
+def test_examples_from_elsewhere_do_not_decide_whether_the_defence_helps(finished_run: FinishedRun) -> None:
+    """The undefended model was not attacked with them, so that no difference is reported."""
     summary = finished_run.report.summary
-    beside = AgainstUndefended(SHARES["high"], "established", Paired(10, 0, 13, 0), summary.total)
-    text = verdict(replace(summary, against_undefended=beside, own_worst_case=SHARES["low"]))
+    comparison = AgainstUndefended(SHARES["high"], "established", Paired(10, 0, 13, 0), summary.total)
+    text = verdict(replace(summary, against_undefended=comparison, own_worst_case=SHARES["low"]))
     assert "helps" not in text
     assert "examples made elsewhere" in text
     assert "Under the run's own attacks alone it is 20.0" in text
 
 
-def test_the_run_of_another_model_beside_it_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_undefended_run_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "run", ignore=shutil.ignore_patterns("undefended"))
     shutil.copytree(folder, tmp_path / "run" / "undefended", ignore=shutil.ignore_patterns("undefended"))
     with pytest.raises(InputError, match="does not belong to the run that contains it"):
@@ -134,17 +139,22 @@ def test_the_conclusion_says_whether_the_defence_helps(
 ) -> None:
     """An upper bound shows that a defence does not help, and never that it helps."""
     summary = finished_run.report.summary
-    own, other = SHARES[defended], SHARES[undefended]
-    both = min(own.count, other.count)
-    pair = Paired(both, own.count - both, other.count - both, own.total - max(own.count, other.count))
+    defended_share, undefended_share = SHARES[defended], SHARES[undefended]
+    robust_under_both = min(defended_share.count, undefended_share.count)
+    pair = Paired(
+        robust_under_both,
+        defended_share.count - robust_under_both,
+        undefended_share.count - robust_under_both,
+        defended_share.total - max(defended_share.count, undefended_share.count),
+    )
     passed, failed = (replace(summary.checks[0], verdict=verdict) for verdict in ("passed", "failed"))
     checks = [replace(check, verdict="passed") for check in summary.checks]
     summary = replace(
         summary,
-        worst_case=own,
+        worst_case=defended_share,
         checks=checks if established[0] else [*checks, failed],
         against_undefended=AgainstUndefended(
-            other, "established" if established[1] else "not established", pair, summary.total
+            undefended_share, "established" if established[1] else "not established", pair, summary.total
         ),
     )
     assert passed in checks

@@ -214,10 +214,10 @@ def test_other_rectifiers_are_answered_with_their_function_and_their_kink(form: 
 
 @pytest.mark.parametrize("form", IN_PLACE)
 def test_an_inplace_rectifier_still_overwrites_its_input(form: str) -> None:
-    activation, of = IN_PLACE[form]
+    activation, rectifier = IN_PLACE[form]
     out, calls = run(TwoLayers(activation))
     assert calls == 1
-    expected = numpy_two_layers(lambda z: RECTIFIERS[of][1](z) * (z > 0.7), inplace=True)
+    expected = numpy_two_layers(lambda z: RECTIFIERS[rectifier][1](z) * (z > 0.7), inplace=True)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -260,10 +260,10 @@ def test_calls_are_numbered_in_the_order_of_execution() -> None:
             x = self.relu(x) - 1
             return self.last(x)
 
-    seen: list[int] = []
+    numbers: list[int] = []
 
     def scaled(rectifier: Rectifier, z: Tensor, call: int) -> Tensor:
-        seen.append(call)
+        numbers.append(call)
         return z.clamp(min=0) * (call + 1)
 
     x = torch.linspace(-3, 9, 25)
@@ -272,10 +272,10 @@ def test_calls_are_numbered_in_the_order_of_execution() -> None:
     for call in range(4):
         expected = (call + 1) * np.maximum(expected if call == 0 else expected - 1, 0)
     np.testing.assert_allclose(out, expected, rtol=1e-6)
-    assert seen == [0, 1, 2, 3]
+    assert numbers == [0, 1, 2, 3]
     assert calls == 4
     assert run(Shared(), x, scaled)[1] == 4  # a new pass counts from the start
-    assert seen[4:] == [0, 1, 2, 3]
+    assert numbers[4:] == [0, 1, 2, 3]
 
 
 def test_a_transformer_layer_is_seen_on_its_fast_path_too() -> None:
@@ -286,8 +286,8 @@ def test_a_transformer_layer_is_seen_on_its_fast_path_too() -> None:
         x = torch.randn(2, 5, 8)
     assert count_rectifiers(layer, x) == 1
     with torch.no_grad():
-        without = run(layer, x)[0]
-    assert torch.equal(without, run(layer, x.clone().requires_grad_())[0])
+        without_gradient = run(layer, x)[0]
+    assert torch.equal(without_gradient, run(layer, x.clone().requires_grad_())[0])
 
 
 # What is left behind

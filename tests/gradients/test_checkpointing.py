@@ -77,16 +77,16 @@ def test_second_derivatives_are_those_of_the_plain_loop(denoiser: Denoiser, x: T
 
 def peak_bytes(steps: Callable[[Step, Tensor, Iterable[float]], Tensor], step: Step, x: Tensor, count: int) -> int:
     """The bytes that autograd keeps between the passes, each storage once."""
-    kept: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         value = steps(step, x, [0.5] * count)
     assert value.requires_grad
-    return sum(kept.values())
+    return sum(sizes.values())
 
 
 def test_of_each_step_at_most_its_images_are_kept(x: Tensor) -> None:

@@ -111,7 +111,7 @@ def test_a_mode_that_is_not_offered_is_refused_and_changes_nothing(mode: Any) ->
     assert defence.gradient_mode == "steep"
 
 
-@pytest.mark.parametrize("twin_of", [copy.deepcopy, copy.copy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("twin_of", [copy.deepcopy, copy.copy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_copies_keep_their_own_mode(twin_of: Any) -> None:
     original = nn.Sequential(Scale())
     twin = twin_of(original) if twin_of is not copy.copy else nn.Sequential(copy.copy(original[0]))
@@ -256,12 +256,12 @@ def test_the_width_reaches_every_defence_and_is_restored_on_exit(factor: float) 
 
 
 def test_widths_multiply_where_contexts_nest_and_each_keeps_its_own() -> None:
-    one, other = Wide(), Wide()
-    one.surrogate_width = 2.0
-    model = nn.Sequential(one, other)
+    first, second = Wide(), Wide()
+    first.surrogate_width = 2.0
+    model = nn.Sequential(first, second)
     with surrogate_width(model, 0.5):
-        assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.5)
-        with surrogate_width(other, 0.5):
-            assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.25)
-        assert (one.surrogate_width, other.surrogate_width) == (1.0, 0.5)
-    assert (one.surrogate_width, other.surrogate_width) == (2.0, 1.0)
+        assert (first.surrogate_width, second.surrogate_width) == (1.0, 0.5)
+        with surrogate_width(second, 0.5):
+            assert (first.surrogate_width, second.surrogate_width) == (1.0, 0.25)
+        assert (first.surrogate_width, second.surrogate_width) == (1.0, 0.5)
+    assert (first.surrogate_width, second.surrogate_width) == (2.0, 1.0)

@@ -108,15 +108,15 @@ def test_labels_are_smoothed_in_training() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ((nn.Identity(),), "wrapped is a Identity; an ART Preprocessor that works on numpy arrays was expected"),
         ((Squares(), ()), r"modes is \(\); some of own, identity, estimated were expected"),
         ((Squares(), ["exact"]), r"modes is \['exact'\]; some of own, identity, estimated were expected"),
     ],
 )
-def test_what_cannot_be_bridged_is_refused(arguments: tuple[Any, ...], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_bridged_is_refused(arguments: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         NumpyBridge(*arguments)
 
 

@@ -48,9 +48,9 @@ def test_the_forward_pass_is_the_wrapped_one_s(backward: Any, mode: str) -> None
     for wrapped in (Rounding(), nn.Hardshrink(0.4)):
         surrogate = Surrogate(wrapped, backward, samples=2)
         surrogate.gradient_mode = mode
-        got = surrogate(x) if isinstance(wrapped, nn.Module) else surrogate(x, "labels")[0]
+        actual = surrogate(x) if isinstance(wrapped, nn.Module) else surrogate(x, "labels")[0]
         expected = wrapped(x) if isinstance(wrapped, nn.Module) else wrapped.forward(x)[0]
-        assert torch.equal(got, expected)
+        assert torch.equal(actual, expected)
 
 
 def test_the_identity_hands_the_gradient_on() -> None:
@@ -94,15 +94,17 @@ def test_rounding_falls_to_the_identity(digits_classifier: PyTorchClassifier, di
     x, y = digits.test.x[:60], digits.test.y[:60]
     defended = defend(digits_classifier, Surrogate(Rounding()))
     assert gradient_modes(defended) == ("exact", "surrogate")
-    left = {
+    accuracies = {
         mode: accuracy(defended, MarginPGD(defended, np.inf, 0.15, gradient_mode=mode).generate(x, y), y)
         for mode in gradient_modes(defended)
     }
-    assert left["exact"] > 0.6
-    assert left["surrogate"] < 0.3
+    assert accuracies["exact"] > 0.6
+    assert accuracies["surrogate"] < 0.3
     with gradient_mode(defended, "surrogate"):  # ART's own attacks take the same way
-        found = ProjectedGradientDescent(defended, eps=0.15, eps_step=0.02, max_iter=20, verbose=False).generate(x)
-    assert accuracy(defended, found, y) < 0.4
+        adversarial = ProjectedGradientDescent(defended, eps=0.15, eps_step=0.02, max_iter=20, verbose=False).generate(
+            x
+        )
+    assert accuracy(defended, adversarial, y) < 0.4
 
 
 def test_winners_take_all_falls_to_the_estimate(digits: Dataset) -> None:
@@ -122,13 +124,13 @@ def test_winners_take_all_falls_to_the_estimate(digits: Dataset) -> None:
     assert accuracy(classifier, images, labels) > 0.85
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        left = {
+        accuracies = {
             mode: accuracy(
                 classifier, MarginPGD(classifier, np.inf, 0.1, gradient_mode=mode).generate(images, labels), labels
             )
             for mode in gradient_modes(classifier)
         }
-    assert left["surrogate"] < left["exact"]
+    assert accuracies["surrogate"] < accuracies["exact"]
 
 
 def test_a_surrogate_never_turns_into_the_original_without_a_word() -> None:
@@ -152,22 +154,22 @@ def test_a_report_tells_settings_apart() -> None:
             self.levels = levels
 
     described = [Surrogate(Levels(levels)).describe() for levels in (2, 3)]
-    assert [one["levels"] for one in described] == [2, 3]
+    assert [description["levels"] for description in described] == [2, 3]
     estimates = [Surrogate(nn.ReLU(), "estimated", sigma=sigma, samples=4).describe() for sigma in (0.1, 0.2)]
     assert estimates[0] != estimates[1]
     assert estimates[0]["samples"] == 4
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"wrapped": torch.sigmoid}, "wrapped is a builtin_function_or_method"),
         ({"backward": "straight"}, "backward is 'straight'"),
         ({"sigma": 0}, "sigma is 0"),
     ],
 )
-def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_what_cannot_be_used_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Surrogate(**({"wrapped": Rounding()} | arguments))
 
 

@@ -73,7 +73,7 @@ def kind(request: pytest.FixtureRequest) -> tuple[type[RestoringPreprocessor], d
 def before(kind: tuple[type[RestoringPreprocessor], dict[str, Any]]) -> Defended:
     """Puts a defence of either kind before a classifier."""
     cls, options = kind
-    return lambda classifier, **more: defend(classifier, cls.for_classifier(classifier, **(options | more)))
+    return lambda classifier, **changes: defend(classifier, cls.for_classifier(classifier, **(options | changes)))
 
 
 @pytest.fixture
@@ -87,8 +87,8 @@ def y(digits: Dataset) -> FloatArray:
 
 
 def the_defence(classifier: PyTorchClassifier) -> Any:
-    (found,) = find_defences(classifier)
-    return found
+    (defence,) = find_defences(classifier)
+    return defence
 
 
 @contextmanager
@@ -165,17 +165,17 @@ def test_labels_come_back_as_they_are(
     before: Defended, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, labels: str
 ) -> None:
     defence = the_defence(before(digits_classifier))
-    given = {"one-hot": y, "indices": y.argmax(axis=1), "none": None}[labels]
-    images, returned = defence(x, given)
+    passed = {"one-hot": y, "indices": y.argmax(axis=1), "none": None}[labels]
+    images, returned = defence(x, passed)
     assert isinstance(images, np.ndarray)
     assert (images.shape, images.dtype) == (x.shape, x.dtype)
-    if given is None:
+    if passed is None:
         assert returned is None
         assert defence(torch.from_numpy(x))[1] is None
     else:
-        np.testing.assert_array_equal(returned, given)
-        assert returned.dtype == given.dtype
-        tensors = torch.from_numpy(given)
+        np.testing.assert_array_equal(returned, passed)
+        assert returned.dtype == passed.dtype
+        tensors = torch.from_numpy(passed)
         assert defence(torch.from_numpy(x), tensors)[1] is tensors
 
 
@@ -188,13 +188,13 @@ def test_training_sees_restored_images_if_it_is_asked_to(
 ) -> None:
     defended = before(own_classifier, apply_fit=apply_fit)
     expected = own_classifier.preprocessing(the_defence(defended)(x)[0] if apply_fit else x)[0]
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     # Own passes of the defence come first, the training step last.
-    handle = own_classifier.model.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    handle = own_classifier.model.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
     defended.fit(x, y, batch_size=len(x), nb_epochs=1)
     handle.remove()
-    trained_on = seen[-1].flatten(1).numpy()
-    order = [int(np.abs(trained_on - one).sum(axis=1).argmin()) for one in expected.reshape(len(x), -1)]
+    trained_on = inputs[-1].flatten(1).numpy()
+    order = [int(np.abs(trained_on - image).sum(axis=1).argmin()) for image in expected.reshape(len(x), -1)]
     assert sorted(order) == list(range(len(x)))  # ART shuffles
     np.testing.assert_allclose(trained_on[order], expected.reshape(len(x), -1), atol=1e-5)
 
@@ -289,8 +289,8 @@ def test_forward_differentiation_finds_it_too(own_classifier: PyTorchClassifier,
     module, images = as_module(defended), torch.from_numpy(digits.test.x[:3]).double()
     direction = torch.rand(images.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with gradient_mode(defended, mode):
-        at = images.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(module(at).square().sum(), at)
+        points = images.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(module(points).square().sum(), points)
         _, slope = torch.func.jvp(lambda x: module(x).square().sum(), (images,), (direction,))
     torch.testing.assert_close(slope, (gradient * direction).sum())
 
@@ -386,7 +386,7 @@ def test_the_defence_owns_nothing_of_the_network(
 # Copies
 
 
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copied_classifier_s_defence_looks_into_the_copy(
     before: Defended, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, duplicate: Any
 ) -> None:
@@ -394,7 +394,9 @@ def test_a_copied_classifier_s_defence_looks_into_the_copy(
     twin = duplicate(defended)
     original, copied = the_defence(defended), the_defence(twin)
     assert copied is twin.preprocessing_defences[0]
-    addresses = [[one.data_ptr() for one in model.parameters()] for model in (copied.model, twin.model, original.model)]
+    addresses = [
+        [weight.data_ptr() for weight in model.parameters()] for model in (copied.model, twin.model, original.model)
+    ]
     assert addresses[0] == addresses[1]
     assert not set(addresses[0]) & set(addresses[2])
     np.testing.assert_array_equal(twin.predict(x), defended.predict(x))
@@ -428,9 +430,9 @@ def test_a_clone_for_refitting_is_bound_anew(
     clone = defended.clone_for_refitting()
     assert the_defence(clone) is the_defence(defended)
 
-    own = copy.copy(the_defence(defended))
-    own.rebind(clone)
-    clone.set_params(preprocessing_defences=[own])
+    own_defence = copy.copy(the_defence(defended))
+    own_defence.rebind(clone)
+    clone.set_params(preprocessing_defences=[own_defence])
     assert the_defence(clone).model is clone.model
     fresh = rebuild(clone, preprocessing_defences=[cls.for_classifier(clone, **options)])
     np.testing.assert_array_equal(clone.predict(x), fresh.predict(x))
@@ -439,19 +441,19 @@ def test_a_clone_for_refitting_is_bound_anew(
 
 def test_binding_anew_takes_all_of_the_classifier(before: Defended, own_classifier: PyTorchClassifier, x: Any) -> None:
     """The network, its normalisation and its range."""
-    other = rebuild(
+    other_classifier = rebuild(
         own_classifier,
         model=copy.deepcopy(own_classifier.model),
         preprocessing=(np.array([100.0]), np.array([70.0])),
         clip_values=(0.0, 255.0),
     )
     with torch.no_grad():
-        for parameter in other.model.parameters():
+        for parameter in other_classifier.model.parameters():
             parameter.mul_(0.9)
-    expected = the_defence(before(other))(255 * x)[0]
+    expected = the_defence(before(other_classifier))(255 * x)[0]
     defence = the_defence(before(own_classifier))
-    defence.rebind(other)
-    assert defence.model is other.model
+    defence.rebind(other_classifier)
+    assert defence.model is other_classifier.model
     assert defence.clip_values == (0.0, 255.0)
     np.testing.assert_array_equal(defence(255 * x)[0], expected)
 
@@ -467,9 +469,9 @@ def test_binding_to_what_does_not_fit_changes_nothing(
         "std is": rebuild(own_classifier, preprocessing=(np.array([0.3]), np.array([0.0]))),
         "StandardisationMeanStd": with_numpy_preprocessing(own_classifier),
     }
-    for said, other in unfit.items():
-        with pytest.raises(InputError, match=said):
-            defence.rebind(other)
+    for message, unfit_classifier in unfit.items():
+        with pytest.raises(InputError, match=message):
+            defence.rebind(unfit_classifier)
         np.testing.assert_array_equal(defence(x)[0], expected)
 
 
@@ -534,7 +536,7 @@ def with_numpy_preprocessing(classifier: PyTorchClassifier) -> PyTorchClassifier
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"std": 0.0}, "std is 0.0; numbers > 0 were expected"),
         ({"std": [0.4, -0.1]}, r"std is \[0.4, -0.1\]; numbers > 0 were expected"),
@@ -553,8 +555,8 @@ def with_numpy_preprocessing(classifier: PyTorchClassifier) -> PyTorchClassifier
         ({"apply_fit": "yes"}, "apply_fit is 'yes'; True or False"),
     ],
 )
-def test_bad_arguments_are_refused(own_classifier: Any, options: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_bad_arguments_are_refused(own_classifier: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         Pushed(own_classifier.model, **options)
 
 
@@ -571,7 +573,7 @@ def test_other_models_and_classifiers_are_refused(own_classifier: PyTorchClassif
 
 
 @pytest.mark.parametrize(
-    ("x", "said"),
+    ("x", "message"),
     [
         (torch.rand(1, 8, 8), r"x is \(1, 8, 8\) of torch.float32; images \(N, C, H, W\)"),
         (torch.rand(2, 1, 1, 8, 8), r"x is \(2, 1, 1, 8, 8\)"),
@@ -582,13 +584,13 @@ def test_other_models_and_classifiers_are_refused(own_classifier: PyTorchClassif
         (torch.rand(2, 3, 8, 8), None),
     ],
 )
-def test_bad_images_are_refused(own_classifier: PyTorchClassifier, x: Any, said: str | None) -> None:
-    several: dict[str, Any] = {"mean": [0.1, 0.2], "std": 0.4} if said is None else {}
+def test_bad_images_are_refused(own_classifier: PyTorchClassifier, x: Any, message: str | None) -> None:
+    several: dict[str, Any] = {"mean": [0.1, 0.2], "std": 0.4} if message is None else {}
     defence = Pushed(own_classifier.model, **several)
-    with pytest.raises(InputError, match=said or "x has 3 channels, mean or std 2 values; as many were expected"):
+    with pytest.raises(InputError, match=message or "x has 3 channels, mean or std 2 values; as many were expected"):
         defence(x)
     if isinstance(x, Tensor):
-        with torch.no_grad(), pytest.raises(InputError, match=said):
+        with torch.no_grad(), pytest.raises(InputError, match=message):
             defence.forward(x)
 
 
@@ -614,8 +616,8 @@ def test_runs_of_other_options_or_of_another_network_to_look_into_are_told_apart
     model = digits_classifier.model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        other = type(model)().eval()
-    defences = [Pushed(model), Pushed(model), Pushed(model, step=0.2), Pushed(other)]
+        other_model = type(model)().eval()
+    defences = [Pushed(model), Pushed(model), Pushed(model, step=0.2), Pushed(other_model)]
     keys = [key(defence) for defence in defences]
     assert keys[0] == keys[1]
     assert len(set(keys)) == 3
@@ -650,11 +652,11 @@ SPOILED = {
 }
 
 
-@pytest.mark.parametrize("how", SPOILED)
+@pytest.mark.parametrize("spoiling", SPOILED)
 @pytest.mark.parametrize("tensor", [False, True])
-def test_pixels_that_are_none_are_refused(own_classifier: PyTorchClassifier, how: str, tensor: bool) -> None:
+def test_pixels_that_are_none_are_refused(own_classifier: PyTorchClassifier, spoiling: str, tensor: bool) -> None:
     defence = Pushed(own_classifier.model)
-    x = SPOILED[how](np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)).astype(np.float32)
+    x = SPOILED[spoiling](np.random.default_rng(0).random((3, 1, 8, 8), dtype=np.float32)).astype(np.float32)
     with pytest.raises(InputError, match=r"x ranges from .* to .*; values inside \[0, 1\] were expected"):
         defence(torch.tensor(x) if tensor else x)
 

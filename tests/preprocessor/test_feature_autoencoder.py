@@ -41,8 +41,10 @@ def softplus_network(height: int = 8, width: int = 8) -> nn.Module:
 def with_weights(model: nn.Module, channels: int = 1, spread: float = 0.2, **options: Any) -> FeatureAutoencoder:
     """As if it had been trained: random weights, biases included, all over."""
     defence = FeatureAutoencoder(model, channels=channels, **options)
-    drawn = torch.Generator().manual_seed(1)
-    state = {name: spread * torch.randn(one.shape, generator=drawn) for name, one in defence.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: spread * torch.randn(tensor.shape, generator=generator) for name, tensor in defence.state_dict().items()
+    }
     defence.load_state_dict(state)
     return defence
 
@@ -87,8 +89,8 @@ def test_blocks_of_pixels_become_channels_and_pixels_again(side: int) -> None:
     for channel, row, column in ((0, 0, 0), (1, rows - 1, 0), (2, rows - 1, columns - 1)):
         for i in range(side):
             for j in range(side):
-                inside = x[:, channel, min(row * side + i, 8), min(column * side + j, 10)]
-                assert torch.equal(blocks[:, channel * side**2 + i * side + j, row, column], inside)
+                pixel = x[:, channel, min(row * side + i, 8), min(column * side + j, 10)]
+                assert torch.equal(blocks[:, channel * side**2 + i * side + j, row, column], pixel)
 
 
 # The paper's network
@@ -111,8 +113,8 @@ def test_the_paper_s_network_maps_any_range_onto_itself(low: float, high: float)
     """Which range does not matter: an image in other units is restored to the same one in these units."""
     x = images(3, 1, 28, 28)
     unit = with_weights(nn.Identity(), spread=0.5, **PAPER)
-    other = with_weights(nn.Identity(), spread=0.5, **PAPER, clip_values=(low, high))
-    restored = other(low + (high - low) * x)[0]
+    rescaled = with_weights(nn.Identity(), spread=0.5, **PAPER, clip_values=(low, high))
+    restored = rescaled(low + (high - low) * x)[0]
     torch.testing.assert_close(restored, low + (high - low) * unit(x)[0], rtol=1e-4, atol=1e-4 * (high - low))
     loud = with_weights(nn.Identity(), spread=5.0, **PAPER, clip_values=(low, high))(low + (high - low) * x)[0]
     assert (loud.min().item(), loud.max().item()) == pytest.approx((low, high), abs=1e-5 * (high - low))
@@ -146,11 +148,11 @@ def test_the_exact_derivative_is_the_numerical_one(architecture: str) -> None:
 
 def assert_derivative(function: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-5) -> None:
     """Along random directions, to a millionth."""
-    at = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(at), at)
-    drawn = torch.Generator().manual_seed(3)
+    points = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(points), points)
+    generator = torch.Generator().manual_seed(3)
     for _ in range(5):
-        direction = torch.randn(x.shape, dtype=x.dtype, generator=drawn)
+        direction = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         with torch.no_grad():
             slope = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
         assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6)
@@ -162,8 +164,8 @@ def test_the_identity_passes_the_gradient_through() -> None:
     gradients = {}
     for mode in MODES:
         with gradient_mode(defence, mode):
-            at = x.clone().requires_grad_()
-            (gradients[mode],) = torch.autograd.grad((weights * defence(at)[0]).sum(), at)
+            points = x.clone().requires_grad_()
+            (gradients[mode],) = torch.autograd.grad((weights * defence(points)[0]).sum(), points)
     assert torch.equal(gradients["identity"], weights)
     assert not torch.allclose(gradients["exact"], weights, rtol=0.01)
 
@@ -177,8 +179,8 @@ def test_the_smooth_mode_has_the_derivative_of_the_restorer_with_softplus(archit
     x, weights = images(2, 1, side, side), torch.randn(2, 1, side, side, generator=torch.Generator().manual_seed(2))
 
     def slope() -> Tensor:
-        at = x.clone().requires_grad_()
-        return torch.autograd.grad((weights * defence(at)[0]).sum(), at)[0]
+        points = x.clone().requires_grad_()
+        return torch.autograd.grad((weights * defence(points)[0]).sum(), points)[0]
 
     exact = slope()
     with gradient_mode(defence, "smooth"), surrogate_width(defence, width):

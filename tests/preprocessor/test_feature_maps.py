@@ -53,27 +53,27 @@ def hooks(network: nn.Module) -> int:
 def test_a_feature_map_is_what_a_layer_gives_before_the_next_one_touches_it(inplace: bool) -> None:
     network, x = chain(inplace), torch.randn(3, 2, 8, 8)
     layers = ["4", "0", "7", "2", "0"]
-    found, output = feature_maps(network, x, layers)
+    maps, output = feature_maps(network, x, layers)
     plain = chain().eval()
     plain.load_state_dict(network.state_dict())
-    for name, feature_map in zip(layers, found, strict=True):
+    for name, feature_map in zip(layers, maps, strict=True):
         assert torch.equal(feature_map, plain[: int(name) + 1](x))
     assert torch.equal(output, plain(x))
-    assert found[1].min() < 0 <= found[3].min()
+    assert maps[1].min() < 0 <= maps[3].min()
 
 
 def test_torchvision_finds_the_same_features_of_squeezenet() -> None:
     network, x = squeezenet1_1(), torch.rand(2, 3, 64, 64)
     layers = ["features.0", "features.1", "features.4.expand3x3", "features.7", "classifier.1", "classifier.2"]
     assert network.features[1].inplace
-    found, output = feature_maps(network, x, layers)
+    maps, output = feature_maps(network, x, layers)
     plain = squeezenet1_1()
     plain.load_state_dict(network.state_dict())
     for module in plain.modules():
         if isinstance(module, nn.ReLU):
             module.inplace = False
     expected = create_feature_extractor(plain.eval(), return_nodes=layers)(x)
-    for name, feature_map in zip(layers, found, strict=True):
+    for name, feature_map in zip(layers, maps, strict=True):
         torch.testing.assert_close(feature_map, expected[name])
     torch.testing.assert_close(output, plain(x))
 
@@ -104,12 +104,12 @@ def test_feature_maps_can_be_differentiated(inplace: bool) -> None:
     weights = {name: torch.randn_like(network.eval()[: int(name) + 1](x.detach())) for name in ("0", "2", "3")}
 
     def weighted(x: Tensor) -> Tensor:
-        found, output = feature_maps(network, x, list(weights))
-        return sum((w * f).sum() for w, f in zip(weights.values(), found, strict=True)) + output.square().sum()
+        maps, output = feature_maps(network, x, list(weights))
+        return sum((w * f).sum() for w, f in zip(weights.values(), maps, strict=True)) + output.square().sum()
 
     assert torch.autograd.gradcheck(weighted, (x,))
-    found, _ = feature_maps(network, x, ["2"])
-    (actual,) = torch.autograd.grad(found[0].sum(), network[0].weight)
+    maps, _ = feature_maps(network, x, ["2"])
+    (actual,) = torch.autograd.grad(maps[0].sum(), network[0].weight)
     (expected,) = torch.autograd.grad(F.relu(network[1](network[0](x))).sum(), network[0].weight)
     torch.testing.assert_close(actual, expected)
 
@@ -126,15 +126,15 @@ class Odd(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("layer", "said"),
+    ("layer", "message"),
     [
         ("rnn", "taps names 'rnn', which gave no tensor in a forward pass; another layer was expected"),
         ("idle", "taps names 'idle', which gave no tensor in a forward pass"),
         ("none", "taps names 'none', which Odd does not have: one of rnn, idle was expected"),
     ],
 )
-def test_a_layer_without_a_feature_map_is_refused(layer: str, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_layer_without_a_feature_map_is_refused(layer: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         feature_maps(Odd(), torch.randn(2, 5, 3), [layer])
 
 
@@ -187,29 +187,29 @@ def network(weights: dict[str, Tensor]) -> VGG16Features:
 
 def by_hand(x: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """Layers by the names of the paper (table 1, column D): 2, 2, 3, 3, 3 convolutions, a pool after each block."""
-    found, place = {}, 0
+    maps, place = {}, 0
     for block, count in enumerate((2, 2, 3, 3, 3), start=1):
         for layer in range(1, count + 1):
             x = F.relu(F.conv2d(x, weights[f"features.{place}.weight"], weights[f"features.{place}.bias"], padding=1))
-            found[f"relu{block}_{layer}"] = x
+            maps[f"relu{block}_{layer}"] = x
             place += 2
             if (block, layer) == (5, 2):
-                return found
+                return maps
         x = F.max_pool2d(x, 2)
-        found[f"pool{block}"] = x
+        maps[f"pool{block}"] = x
         place += 1
-    return found
+    return maps
 
 
 def test_the_taps_of_vgg16_are_relu4_2_pool4_and_relu5_2(network: VGG16Features, weights: dict[str, Tensor]) -> None:
     x = torch.rand(2, 3, 32, 32)
     normalised = (x - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
     named = by_hand(normalised, weights)
-    found, output = feature_maps(network, x, VGG16_TAPS)
-    for feature_map, name in zip(found, ("relu4_2", "pool4", "relu5_2"), strict=True):
+    maps, output = feature_maps(network, x, VGG16_TAPS)
+    for feature_map, name in zip(maps, ("relu4_2", "pool4", "relu5_2"), strict=True):
         torch.testing.assert_close(feature_map, named[name], rtol=1e-4, atol=1e-5)
         assert feature_map.std() > 0.01
-    assert torch.equal(output, found[-1])
+    assert torch.equal(output, maps[-1])
 
 
 def test_vgg16_is_frozen_but_lets_gradients_through(network: VGG16Features) -> None:

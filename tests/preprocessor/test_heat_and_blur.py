@@ -101,9 +101,9 @@ def with_options(classifier: PyTorchClassifier, **options: Any) -> PyTorchClassi
 
 
 def the_defence(classifier: PyTorchClassifier) -> HeatAndBlur:
-    (found,) = classifier.preprocessing_defences
-    assert isinstance(found, HeatAndBlur)
-    return found
+    (defence,) = classifier.preprocessing_defences
+    assert isinstance(defence, HeatAndBlur)
+    return defence
 
 
 @pytest.fixture
@@ -151,8 +151,8 @@ def heat_by_hand(model: nn.Module, x: Any, options: dict[str, Any]) -> Any:
     """The heat of float64 images, in numpy but for the relevance itself."""
     start = lrp.TopK(options["top_k"]) if options["start"] == "top_k" else options["start"]
     rules = composite(options["rules"], (0 - MEAN) / STD, (1 - MEAN) / STD)
-    found = lrp.relevance(model, torch.from_numpy((x - MEAN) / STD), start, rules).numpy()
-    heat = np.clip(found, 0, None).sum(axis=1, keepdims=True)
+    relevance = lrp.relevance(model, torch.from_numpy((x - MEAN) / STD), start, rules).numpy()
+    heat = np.clip(relevance, 0, None).sum(axis=1, keepdims=True)
 
     def scaled(heat: Any) -> Any:
         flat = heat.reshape(len(heat), -1)
@@ -193,8 +193,8 @@ def test_the_box_of_a_rule_is_the_clip_range_normalised(rules: str) -> None:
     options = OPTIONS | {"rules": rules, "start": "predicted"}
     expected = heat_by_hand(model, x.numpy(), options)
     np.testing.assert_allclose(HeatAndBlur(model, mean=MEAN, std=STD, **options).heatmap(x), expected, atol=1e-6)
-    given = OPTIONS | {"rules": composite(rules, -MEAN / STD, (1 - MEAN) / STD), "start": "predicted"}
-    np.testing.assert_allclose(HeatAndBlur(model, mean=MEAN, std=STD, **given).heatmap(x), expected, atol=1e-6)
+    settings = OPTIONS | {"rules": composite(rules, -MEAN / STD, (1 - MEAN) / STD), "start": "predicted"}
+    np.testing.assert_allclose(HeatAndBlur(model, mean=MEAN, std=STD, **settings).heatmap(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 10), (10, 70), (29, 100), (8, 8)])
@@ -229,8 +229,8 @@ def test_an_image_of_nan_is_seen_and_harms_no_other(digits_classifier: PyTorchCl
     x[3] = np.nan
     restored = defence.forward(torch.tensor(x))[0].numpy()  # as in an attack, where nobody looks
     assert np.isnan(restored[3]).any()
-    others = np.arange(len(x)) != 3
-    np.testing.assert_allclose(restored[others], expected[others], atol=1e-6)
+    finite = np.arange(len(x)) != 3
+    np.testing.assert_allclose(restored[finite], expected[finite], atol=1e-6)
 
 
 # How heat and image meet
@@ -323,9 +323,9 @@ def test_every_start_and_rule_runs(name: str) -> None:
     x = images(1, *spec.input_shape)
     for options in (*({"start": start} for start in STARTS), *({"rules": rules} for rules in RULES)):
         defence = HeatAndBlur(model, mean=spec.mean, std=spec.std, **(OPTIONS | options))
-        at = x.clone().requires_grad_()
-        restored, _ = defence(at)
-        (gradient,) = torch.autograd.grad(restored.square().sum(), at)
+        points = x.clone().requires_grad_()
+        restored, _ = defence(points)
+        (gradient,) = torch.autograd.grad(restored.square().sum(), points)
         assert restored.shape == gradient.shape == x.shape
         assert restored.isfinite().all()
         assert gradient.isfinite().all()
@@ -369,8 +369,8 @@ def test_the_exact_gradient_is_the_numerical_one(options: dict[str, Any]) -> Non
     def loss(x: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(module(x), labels, reduction="none")
 
-    at = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(at, labels).sum(), at)
+    points = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(points, labels).sum(), points)
     steps = 1e-5 * torch.eye(64, dtype=torch.float64).reshape(64, 1, 8, 8)
     with torch.no_grad():
         for i in range(len(x)):
@@ -389,10 +389,10 @@ def test_the_frozen_gradient_is_that_of_a_constant_heat(mix: str, passes: int) -
         heats.append(defence.heatmap(restored))
         heat = torch.stack(heats).mean(dim=0)
         restored = mixed(x, heat, options)
-    at, weights = x.clone().requires_grad_(), torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
-    (expected,) = torch.autograd.grad((mixed(at, heat.detach(), options) * weights).sum(), at)
+    points, weights = x.clone().requires_grad_(), torch.rand(x.shape, generator=torch.Generator().manual_seed(1))
+    (expected,) = torch.autograd.grad((mixed(points, heat.detach(), options) * weights).sum(), points)
     defence.gradient_mode = "frozen"
-    (gradient,) = torch.autograd.grad((defence(at)[0] * weights).sum(), at)
+    (gradient,) = torch.autograd.grad((defence(points)[0] * weights).sum(), points)
     torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -527,15 +527,17 @@ def test_art_s_attacks_run(
     np.random.seed(0)  # noqa: NPY002 (ART's attacks draw from it)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = attack(defended, verbose=False, **options).generate(x[:nb], one_hot[:nb])
-    assert isinstance(found, np.ndarray)
-    assert (found.shape, found.dtype) == (x[:nb].shape, np.float32)
-    assert np.isfinite(found).all()
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert not np.array_equal(found, x[:nb])
+        adversarial = attack(defended, verbose=False, **options).generate(x[:nb], one_hot[:nb])
+    assert isinstance(adversarial, np.ndarray)
+    assert (adversarial.shape, adversarial.dtype) == (x[:nb].shape, np.float32)
+    assert np.isfinite(adversarial).all()
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert not np.array_equal(adversarial, x[:nb])
     if name == "PGD":
-        clean, attacked = (defended.predict(one).argmax(axis=1) == one_hot.argmax(axis=1) for one in (x, found))
+        clean, attacked = (
+            defended.predict(images).argmax(axis=1) == one_hot.argmax(axis=1) for images in (x, adversarial)
+        )
         assert attacked.sum() <= clean.sum() - 3
 
 
@@ -564,7 +566,7 @@ def assert_devices_agree(
     device: torch.device, classifier: PyTorchClassifier, mode: str, start: str, x: Any, y: Any, share: float = 1.0
 ) -> None:
     """To 1e-4 of the largest value, in restored images, logits and gradients."""
-    moved = PyTorchClassifier(
+    on_device = PyTorchClassifier(
         copy.deepcopy(classifier.model).to(device),
         nn.CrossEntropyLoss(),
         classifier.input_shape,
@@ -574,14 +576,14 @@ def assert_devices_agree(
         device_type="cpu" if device.type == "cpu" else "gpu",
     )
     results = []
-    for one in (classifier, moved):
-        defended = with_options(one, start=start)
+    for victim in (classifier, on_device):
+        defended = with_options(victim, start=start)
         restored, _ = the_defence(defended)(x)
         with gradient_mode(defended, mode):
             gradients = defended.loss_gradient(x, y), defended.class_gradient(x, label=3)
         results.append((restored, defended.predict(x), *gradients))
-    for expected, got in zip(*results, strict=True):
-        far = np.abs(got - expected) > 1e-4 * np.abs(expected).max()
+    for expected, actual in zip(*results, strict=True):
+        far = np.abs(actual - expected) > 1e-4 * np.abs(expected).max()
         assert (~far).reshape(len(far), -1).all(axis=1).mean() >= share
 
 

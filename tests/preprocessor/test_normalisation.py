@@ -101,7 +101,8 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
 )
 def test_heat_does_not_depend_on_where_the_normalisation_is_written(written: str, rules: str, x: Tensor) -> None:
     inside, reference = (
-        HeatAndBlur.for_classifier(one, rules=rules, start="predicted") for one in (wrap(WRITTEN[written]()), outside())
+        HeatAndBlur.for_classifier(classifier, rules=rules, start="predicted")
+        for classifier in (wrap(WRITTEN[written]()), outside())
     )
     assert_near(inside.heatmap(x), reference.heatmap(x))
 
@@ -109,9 +110,13 @@ def test_heat_does_not_depend_on_where_the_normalisation_is_written(written: str
 @pytest.mark.parametrize(
     ("written", "mix"), [*((written, "heat") for written in WRITTEN), *(("forward", mix) for mix in MIXES)]
 )
-def test_nor_does_what_the_network_is_shown(written: str, mix: str, x: Tensor) -> None:
+def test_the_restored_image_does_not_depend_on_where_the_normalisation_is_written(
+    written: str, mix: str, x: Tensor
+) -> None:
     """``heat`` and others fill up with the network's mean pixel, which is no longer ART's mean."""
-    inside, reference = (HeatAndBlur.for_classifier(one, mix=mix) for one in (wrap(WRITTEN[written]()), outside()))
+    inside, reference = (
+        HeatAndBlur.for_classifier(classifier, mix=mix) for classifier in (wrap(WRITTEN[written]()), outside())
+    )
     assert_near(inside(x)[0], reference(x)[0])
 
 
@@ -135,8 +140,8 @@ def test_a_normalisation_folded_into_a_layer_without_padding_gives_the_same_box(
     assert_near(relevance(inside, x, 2, box(0.0, 1.0)), relevance(folded, x, 2, box(0.0, 1.0)))
 
 
-@pytest.mark.parametrize("where", ["first", "behind a pool"])
-def test_the_box_of_one_layer_by_hand(where: str) -> None:
+@pytest.mark.parametrize("position", ["first", "behind a pool"])
+def test_the_box_of_one_layer_by_hand(position: str) -> None:
     """x' = 2 x - 1 in [-1, 1], one unit of weights 1 and -3: shares (x' + 1) and 3 (1 - x')."""
     layer = nn.Linear(2, 1, bias=False)
     with torch.no_grad():
@@ -148,14 +153,14 @@ def test_the_box_of_one_layer_by_hand(where: str) -> None:
             self.layer = layer
 
         def forward(self, x: Tensor) -> Tensor:
-            x = nn.functional.max_pool1d(x[:, None], 2)[:, 0] if where == "behind a pool" else x
+            x = nn.functional.max_pool1d(x[:, None], 2)[:, 0] if position == "behind a pool" else x
             return self.layer(2 * x - 1)
 
     image = torch.tensor([[0.75, 0.25]])
-    image = image.repeat_interleave(2, dim=1) if where == "behind a pool" else image
-    found = relevance(Doubled(), image, 0, epsilon_plus_box(0.0, 1.0))[:, :: 2 if where == "behind a pool" else 1]
+    image = image.repeat_interleave(2, dim=1) if position == "behind a pool" else image
+    actual = relevance(Doubled(), image, 0, epsilon_plus_box(0.0, 1.0))[:, :: 2 if position == "behind a pool" else 1]
     logit, shares = 0.5 + 3 * 0.5, torch.tensor([[1.5, 3 * 1.5]])
-    assert_near(found, logit * shares / shares.sum())
+    assert_near(actual, logit * shares / shares.sum())
 
 
 def test_a_box_that_is_not_known_is_refused(x: Tensor) -> None:
@@ -173,25 +178,30 @@ def test_a_box_that_is_not_known_is_refused(x: Tensor) -> None:
 
 
 @pytest.mark.parametrize(("written", "map"), [*((written, "sum") for written in WRITTEN), ("module", "stacked")])
-def test_nor_does_the_gradient_map(written: str, map: str, x: Tensor) -> None:
+def test_the_gradient_map_does_not_depend_on_where_the_normalisation_is_written(
+    written: str, map: str, x: Tensor
+) -> None:
     inside, reference = (
-        TwoStreamRestoration.for_classifier(one, map=map) for one in (wrap(WRITTEN[written]()), outside())
+        TwoStreamRestoration.for_classifier(classifier, map=map) for classifier in (wrap(WRITTEN[written]()), outside())
     )
     assert_near(inside.gradient_map(x), reference.gradient_map(x))
 
 
 @pytest.mark.parametrize("explanation", list(EXPLANATIONS))
 @pytest.mark.parametrize("written", ["forward"])
-def test_nor_do_the_explanations_that_a_detector_sees(written: str, explanation: str, x: Tensor) -> None:
+def test_a_detector_s_explanations_do_not_depend_on_where_the_normalisation_is_written(
+    written: str, explanation: str, x: Tensor
+) -> None:
     classes = torch.tensor([0, 1, 2, 3])
     inside, reference = (
-        maps([explanation], Pipeline(one), x, classes, None) for one in (wrap(WRITTEN[written]()), outside())
+        maps([explanation], Pipeline(classifier), x, classes, None)
+        for classifier in (wrap(WRITTEN[written]()), outside())
     )
     assert_near(inside, reference)
 
 
 @pytest.mark.parametrize("written", list(WRITTEN))
-def test_nor_do_the_steps_of_the_attacks_in_normalised_space(written: str) -> None:
-    found = normalisation_scale(wrap(WRITTEN[written]()))
-    np.testing.assert_allclose(found, np.reshape(STD, (3, 1, 1)), rtol=1e-5)
+def test_the_scale_of_steps_does_not_depend_on_where_the_normalisation_is_written(written: str) -> None:
+    scale = normalisation_scale(wrap(WRITTEN[written]()))
+    np.testing.assert_allclose(scale, np.reshape(STD, (3, 1, 1)), rtol=1e-5)
     np.testing.assert_array_equal(normalisation_scale(outside()), np.reshape(np.float32(STD), (3, 1, 1)))

@@ -41,11 +41,11 @@ def accuracy(classifier: PyTorchClassifier, x: FloatArray, dataset: Dataset) -> 
 
 
 def gray_box(classifier: PyTorchClassifier, dataset: Dataset) -> FloatArray:
-    """The paper's PGD, made on the bare classifier."""
-    (spec,) = [one for one in paper_specs(FeatureAutoencoder) if one.name.startswith("PGD")]
+    """The paper's PGD, made on the undefended classifier."""
+    (spec,) = [attack for attack in paper_specs(FeatureAutoencoder) if attack.name.startswith("PGD")]
     labels = np.eye(10, dtype=np.float32)[dataset.test.y[:MEASURED]]
-    found: FloatArray = spec.build(classifier, Linf(EPS), 0).generate(dataset.test.x[:MEASURED], labels)
-    return found
+    adversarial: FloatArray = spec.build(classifier, Linf(EPS), 0).generate(dataset.test.x[:MEASURED], labels)
+    return adversarial
 
 
 @pytest.mark.parametrize("face", [FeatureAutoencoder, TwoStreamRestoration])

@@ -60,8 +60,8 @@ def normalised(x: Tensor) -> Tensor:
     return (x - 0.3) / 0.4
 
 
-def relative(one: Tensor, wanted: Tensor) -> Tensor:
-    return (one - wanted).square().mean() / wanted.square().mean()
+def relative(actual: Tensor, expected: Tensor) -> Tensor:
+    return (actual - expected).square().mean() / expected.square().mean()
 
 
 # The terms
@@ -72,8 +72,8 @@ def test_pixels_are_compared_by_mean_differences_or_mean_squares(
     classifier: nn.Module, restored: Tensor, clean: Tensor, weight: float
 ) -> None:
     for pixel, expected in (("l1", (restored - clean).abs().mean()), ("l2", (restored - clean).square().mean())):
-        found = RestorationLoss(pixel=pixel, pixel_weight=weight).bound_to(classifier, normalised)  # type: ignore[arg-type]
-        terms = found(restored, clean, LABELS)
+        bound = RestorationLoss(pixel=pixel, pixel_weight=weight).bound_to(classifier, normalised)  # type: ignore[arg-type]
+        terms = bound(restored, clean, LABELS)
         assert list(terms) == ["pixels"]
         torch.testing.assert_close(terms["pixels"], weight * expected)
 
@@ -82,10 +82,10 @@ def test_the_class_term_is_the_cross_entropy_of_the_normalised_image(
     classifier: nn.Module, restored: Tensor, clean: Tensor
 ) -> None:
     terms = RestorationLoss(pixel_weight=0.0, class_weight=0.5).bound_to(classifier, normalised)
-    found = terms(restored, clean, LABELS)
-    assert list(found) == ["class"]
+    losses = terms(restored, clean, LABELS)
+    assert list(losses) == ["class"]
     likelihood = classifier((restored - 0.3) / 0.4).log_softmax(dim=1)
-    torch.testing.assert_close(found["class"], -0.5 * likelihood[range(3), LABELS].mean())
+    torch.testing.assert_close(losses["class"], -0.5 * likelihood[range(3), LABELS].mean())
 
 
 def test_a_feature_term_is_the_mean_over_layers_of_relative_mean_squares(
@@ -94,14 +94,14 @@ def test_a_feature_term_is_the_mean_over_layers_of_relative_mean_squares(
     """Of what a layer gives, not of what the next one makes of it in place; by default of three convolutions."""
     assert isinstance(classifier, nn.Sequential)
     loss = RestorationLoss(pixel_weight=0.0, feature_weight=2.0, taps=("0", "7"))
-    found = loss.bound_to(classifier, normalised)(restored, clean, LABELS)
-    one, wanted = normalised(restored), normalised(clean)
-    first = relative(classifier[0](one), classifier[0](wanted))
-    last = relative(classifier(one), classifier(wanted))
-    torch.testing.assert_close(found["features"], 2 * (first + last) / 2)
+    terms = loss.bound_to(classifier, normalised)(restored, clean, LABELS)
+    restored_input, clean_input = normalised(restored), normalised(clean)
+    first = relative(classifier[0](restored_input), classifier[0](clean_input))
+    last = relative(classifier(restored_input), classifier(clean_input))
+    torch.testing.assert_close(terms["features"], 2 * (first + last) / 2)
 
     usual = RestorationLoss(pixel_weight=0.0, feature_weight=1.0).bound_to(classifier, normalised)
-    layers = [relative(classifier[:end](one), classifier[:end](wanted)) for end in (1, 3, 6)]
+    layers = [relative(classifier[:end](restored_input), classifier[:end](clean_input)) for end in (1, 3, 6)]
     torch.testing.assert_close(usual(restored, clean, LABELS)["features"], sum(layers) / 3)
 
 
@@ -114,12 +114,12 @@ def test_maps_that_are_zero_for_the_clean_image_give_no_nan(classifier: nn.Modul
 
 
 def test_terms_together_are_those_of_each_alone(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
-    everything = RestorationLoss(pixel_weight=0.5, feature_weight=2.0, class_weight=0.1)
-    found = everything.bound_to(classifier, normalised)(restored, clean, LABELS)
-    assert list(found) == list(TERMS)
+    combined = RestorationLoss(pixel_weight=0.5, feature_weight=2.0, class_weight=0.1)
+    terms = combined.bound_to(classifier, normalised)(restored, clean, LABELS)
+    assert list(terms) == list(TERMS)
     for name, weight in (("pixels", 0.5), ("features", 2.0), ("class", 0.1)):
-        alone = RestorationLoss(**TERMS[name]).bound_to(classifier, normalised)(restored, clean, LABELS)
-        torch.testing.assert_close(found[name], weight * alone[name])
+        single = RestorationLoss(**TERMS[name]).bound_to(classifier, normalised)(restored, clean, LABELS)
+        torch.testing.assert_close(terms[name], weight * single[name])
 
 
 # What they are for
@@ -134,9 +134,9 @@ def test_every_term_pulls_at_the_restored_image(
     classifier.double()
     chosen: Any = network if network == "classifier" else copy.deepcopy(classifier)
     terms = RestorationLoss(**TERMS[term], network=chosen, taps=("7",)).bound_to(classifier, normalised)
-    at = restored.detach().double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: terms(x, clean.double(), LABELS)[term], (at,))
-    (gradient,) = torch.autograd.grad(terms(at, clean.double(), LABELS)[term], at)
+    points = restored.detach().double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: terms(x, clean.double(), LABELS)[term], (points,))
+    (gradient,) = torch.autograd.grad(terms(points, clean.double(), LABELS)[term], points)
     assert bool((gradient != 0).all())
 
 
@@ -159,11 +159,11 @@ def test_only_what_counts_is_computed(classifier: nn.Module, restored: Tensor, c
 
 
 def test_a_network_of_one_s_own_sees_images_as_they_are(classifier: nn.Module, restored: Tensor, clean: Tensor) -> None:
-    own = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.9))).train()
-    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, network=own, taps=("1",))
-    found = loss.bound_to(classifier, normalised)(restored, clean, LABELS)
-    torch.testing.assert_close(found["features"], relative(own[0](restored), own[0](clean)))  # type: ignore[index]
-    assert all(module.training for module in own.modules())
+    network = seeded(lambda: nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout(0.9))).train()
+    loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, network=network, taps=("1",))
+    terms = loss.bound_to(classifier, normalised)(restored, clean, LABELS)
+    torch.testing.assert_close(terms["features"], relative(network[0](restored), network[0](clean)))  # type: ignore[index]
+    assert all(module.training for module in network.modules())
 
 
 def test_vgg16_is_compared_where_the_authors_cut_it(
@@ -184,8 +184,8 @@ def test_vgg16_is_compared_where_the_authors_cut_it(
     assert VGG16_TAPS == ("features.20", "features.23", "features.27")
     monkeypatch.setattr(restoration_loss, "VGG16Features", Stand)
     loss = RestorationLoss(pixel_weight=0.0, feature_weight=1.0, network="vgg16").bound_to(classifier, normalised)
-    raised = [0.1 * sum(range(layer + 1)) for layer in (20, 23, 27)]
-    expected = sum(relative(restored + more, clean + more) for more in raised) / 3
+    offsets = [0.1 * sum(range(layer + 1)) for layer in (20, 23, 27)]
+    expected = sum(relative(restored + offset, clean + offset) for offset in offsets) / 3
     torch.testing.assert_close(loss(restored, clean, LABELS)["features"], expected)
 
 
@@ -193,7 +193,7 @@ def test_vgg16_is_compared_where_the_authors_cut_it(
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"pixel": "huber"}, "pixel is 'huber'; one of l1, l2 was expected"),
         ({"pixel_weight": 0.0}, "pixel_weight, feature_weight and class_weight are all 0; one above 0 was expected"),
@@ -202,8 +202,8 @@ def test_vgg16_is_compared_where_the_authors_cut_it(
         ({"network": nn.ReLU}, r"network is <class .*; 'classifier', 'vgg16' or an nn\.Module was expected"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
         RestorationLoss(**settings)
 
 

@@ -89,19 +89,19 @@ one_kind = pytest.mark.parametrize("kind", ["autoencoder"], indirect=True)
 def fresh(kind: str, digits_classifier: PyTorchClassifier) -> Fresh:
     """Makes an untrained restorer, for the shared classifier unless another one is given."""
     cls, options = KINDS[kind]
-    return lambda classifier=digits_classifier, **more: cls.for_classifier(classifier, **(options | more))
+    return lambda classifier=digits_classifier, **changes: cls.for_classifier(classifier, **(options | changes))
 
 
 @pytest.fixture(scope="module")
 def trained(fresh: Fresh, digits: Dataset) -> TrainedRestorer:
-    """For all tests to share: whoever changes it takes ``own``."""
+    """For all tests to share: whoever changes it takes ``own_restorer``."""
     restorer = fresh()
     restorer.fit(digits.train.x[:500], digits.train.y[:500], **HOW)
     return restorer
 
 
 @pytest.fixture
-def own(trained: TrainedRestorer, own_classifier: PyTorchClassifier, fresh: Fresh) -> TrainedRestorer:
+def own_restorer(trained: TrainedRestorer, own_classifier: PyTorchClassifier, fresh: Fresh) -> TrainedRestorer:
     """The trained restorer for one test alone, before ``own_classifier``."""
     restorer = fresh(own_classifier)
     restorer.load_state_dict(trained.state_dict())
@@ -109,7 +109,7 @@ def own(trained: TrainedRestorer, own_classifier: PyTorchClassifier, fresh: Fres
 
 
 @pytest.fixture
-def few(digits: Dataset) -> tuple[FloatArray, IntArray]:
+def training_data(digits: Dataset) -> tuple[FloatArray, IntArray]:
     return digits.train.x[:60].copy(), digits.train.y[:60].copy()
 
 
@@ -131,8 +131,8 @@ def pgd_accuracy(victim: PyTorchClassifier, source: PyTorchClassifier, digits: D
     """Of ``victim`` on images that PGD made on ``source``."""
     x, y = digits.test.x[:nb], digits.test.y[:nb]
     attack = ProjectedGradientDescentPyTorch(source, eps=EPS, eps_step=EPS / 4, max_iter=10, verbose=False)
-    found = attack.generate(x, np.eye(10, dtype=np.float32)[y])
-    return float((victim.predict(found).argmax(axis=1) == y).mean())
+    adversarial = attack.generate(x, np.eye(10, dtype=np.float32)[y])
+    return float((victim.predict(adversarial).argmax(axis=1) == y).mean())
 
 
 # What training achieves
@@ -155,35 +155,35 @@ def test_training_lowers_the_loss_and_withstands_what_was_made_on_the_bare_class
 def test_training_against_end_to_end_attacks_withstands_them_better_than_denoising(
     trained: TrainedRestorer, fresh: Fresh, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    """Than a restorer that has only seen what was made on the bare classifier."""
+    """Than a restorer that has only seen what was made on the undefended classifier."""
     adversarial = fresh()
     steps = SignedGradient(EPS, EPS, 2, random_start=True, through="defence")
-    how = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2}
-    adversarial.fit(digits.train.x[:600], digits.train.y[:600], **how, adversarial=True)
+    options = HOW | {"inputs": [steps], "loss": None, "learning_rate": 1e-2}
+    adversarial.fit(digits.train.x[:600], digits.train.y[:600], **options, adversarial=True)
     assert list(adversarial.history[0].training) == ["class"]
     denoised, withstood = (
         pgd_accuracy(defended, defended, digits)
-        for defended in (defend(digits_classifier, one) for one in (trained, adversarial))
+        for defended in (defend(digits_classifier, restorer) for restorer in (trained, adversarial))
     )
     assert withstood >= denoised + 0.05
 
 
 def test_training_goes_on_from_where_it_is(
-    own: TrainedRestorer, fresh: Fresh, few: tuple[FloatArray, IntArray]
+    own_restorer: TrainedRestorer, fresh: Fresh, training_data: tuple[FloatArray, IntArray]
 ) -> None:
-    before = weights(own)
-    own.fit(*few, **BRIEFLY | {"learning_rate": 1e-9})
-    torch.testing.assert_close(weights(own), before, rtol=0, atol=1e-6)
-    own.fit(*few, **BRIEFLY)
-    assert not torch.allclose(weights(own), before, rtol=0, atol=1e-3)
-    assert [one.settings["learning_rate"] for one in own.trainings] == [1e-9, 5e-3]
-    assert len(own.history) == 2
+    before = weights(own_restorer)
+    own_restorer.fit(*training_data, **BRIEFLY | {"learning_rate": 1e-9})
+    torch.testing.assert_close(weights(own_restorer), before, rtol=0, atol=1e-6)
+    own_restorer.fit(*training_data, **BRIEFLY)
+    assert not torch.allclose(weights(own_restorer), before, rtol=0, atol=1e-3)
+    assert [training.settings["learning_rate"] for training in own_restorer.trainings] == [1e-9, 5e-3]
+    assert len(own_restorer.history) == 2
 
 
 @one_kind
 @pytest.mark.parametrize("leak", [0.0, 0.05])
 def test_beyond_the_range_a_pixel_goes_on_with_the_slope_of_the_leak(
-    fresh: Fresh, few: tuple[FloatArray, IntArray], leak: float
+    fresh: Fresh, training_data: tuple[FloatArray, IntArray], leak: float
 ) -> None:
     restorer = fresh(leak=leak)
     restorer.load_state_dict(restorer.state_dict())
@@ -191,12 +191,12 @@ def test_beyond_the_range_a_pixel_goes_on_with_the_slope_of_the_leak(
         value.zero_()
     (*_, bias) = restorer.network.state_dict().values()  # the correction's
     bias.fill_(5.0)
-    x = torch.from_numpy(few[0]).requires_grad_()
+    x = torch.from_numpy(training_data[0]).requires_grad_()
     restored = restorer(x)[0]
     torch.testing.assert_close(restored, 1 + leak * (x + 4))
     (gradient,) = torch.autograd.grad(restored.sum(), x)
     torch.testing.assert_close(gradient, torch.full_like(x, leak))
-    assert float(restorer.views(torch.from_numpy(few[0]))["restored"].max()) == 1
+    assert float(restorer.views(torch.from_numpy(training_data[0]))["restored"].max()) == 1
 
 
 # Which training it is
@@ -204,15 +204,15 @@ def test_beyond_the_range_a_pixel_goes_on_with_the_slope_of_the_leak(
 
 @one_kind
 def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
-    fresh: Fresh, few: tuple[FloatArray, IntArray]
+    fresh: Fresh, training_data: tuple[FloatArray, IntArray]
 ) -> None:
     """And the caller's random numbers are left alone."""
-    how = BRIEFLY | {"inputs": ["noise", "end_to_end"], "nb_epochs": 1}
+    options = BRIEFLY | {"inputs": ["noise", "end_to_end"], "nb_epochs": 1}
     runs = []
     for seed in (1, 1, 2):
         restorer = fresh()
         before = torch.get_rng_state()
-        restorer.fit(*few, **how, seed=seed, adversarial=True)
+        restorer.fit(*training_data, **options, seed=seed, adversarial=True)
         assert torch.equal(torch.get_rng_state(), before)
         runs.append((restorer.history, weights(restorer)))
         torch.rand(5)
@@ -223,66 +223,66 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
 
 @one_kind
 def test_labels_may_be_indices_rows_or_the_classifier_s_own(
-    fresh: Fresh, digits_classifier: PyTorchClassifier, few: tuple[FloatArray, IntArray]
+    fresh: Fresh, digits_classifier: PyTorchClassifier, training_data: tuple[FloatArray, IntArray]
 ) -> None:
-    x, y = few[0][:, :, ::-1], few[1]  # upside down, where the classifier errs
+    x, y = training_data[0][:, :, ::-1], training_data[1]  # upside down, where the classifier errs
     predicted = digits_classifier.predict(np.ascontiguousarray(x)).argmax(axis=1)
-    found = []
+    fits = []
     for labels in (predicted, np.eye(10, dtype=np.float32)[predicted], None, y):
         restorer = fresh()
         restorer.fit(x, labels, **BRIEFLY)
-        found.append(weights(restorer))
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
-    assert not torch.equal(found[0], found[3])
+        fits.append(weights(restorer))
+    assert torch.equal(fits[0], fits[1])
+    assert torch.equal(fits[0], fits[2])
+    assert not torch.equal(fits[0], fits[3])
 
 
 @one_kind
-@pytest.mark.parametrize(("done", "adversarial"), [(2, False), (1, True)])
+@pytest.mark.parametrize(("epochs_done", "adversarial"), [(2, False), (1, True)])
 def test_training_that_was_stopped_goes_on_to_the_same_weights(
     fresh: Fresh,
-    few: tuple[FloatArray, IntArray],
+    training_data: tuple[FloatArray, IntArray],
     tmp_path: Path,
     stopped_after: Callable[[int], AbstractContextManager[None]],
-    done: int,
+    epochs_done: int,
     adversarial: bool,
 ) -> None:
     """After any epoch, in another process or the same one, for a first stage or a further one."""
-    how: dict[str, Any] = BRIEFLY | {"inputs": ["noise", "end_to_end"] if adversarial else ["noise", "fgsm"]}
-    how |= {"nb_epochs": 2 if adversarial else 3, "adversarial": adversarial}
-    first, whole = BRIEFLY | {"nb_epochs": 1}, fresh()
-    for restorer in (whole, interrupted := fresh(), another := fresh()):
-        restorer.fit(*few, **first)
+    options: dict[str, Any] = BRIEFLY | {"inputs": ["noise", "end_to_end"] if adversarial else ["noise", "fgsm"]}
+    options |= {"nb_epochs": 2 if adversarial else 3, "adversarial": adversarial}
+    first, uninterrupted = BRIEFLY | {"nb_epochs": 1}, fresh()
+    for restorer in (uninterrupted, interrupted := fresh(), another := fresh()):
+        restorer.fit(*training_data, **first)
     start = weights(interrupted)
-    whole.fit(*few, **how)
+    uninterrupted.fit(*training_data, **options)
 
     path = tmp_path / "training"
-    with stopped_after(done):
-        interrupted.fit(*few, **how, checkpoint=path)
+    with stopped_after(epochs_done):
+        interrupted.fit(*training_data, **options, checkpoint=path)
     assert torch.equal(weights(interrupted), start)  # not those of half a training
     assert not any(parameter.requires_grad for parameter in interrupted.parameters())
     assert len(interrupted.trainings) == 1
     for restorer in (interrupted, another):
-        restorer.fit(*few, **how, checkpoint=str(path))
-        assert torch.equal(weights(restorer), weights(whole))
-        assert restorer.history == whole.history
+        restorer.fit(*training_data, **options, checkpoint=str(path))
+        assert torch.equal(weights(restorer), weights(uninterrupted))
+        assert restorer.history == uninterrupted.history
 
 
 @one_kind
 def test_a_first_training_that_was_stopped_goes_on_too(
     fresh: Fresh,
-    few: tuple[FloatArray, IntArray],
+    training_data: tuple[FloatArray, IntArray],
     tmp_path: Path,
     stopped_after: Callable[[int], AbstractContextManager[None]],
 ) -> None:
-    whole, restorer = fresh(), fresh()
-    whole.fit(*few, **BRIEFLY, seed=3)
+    uninterrupted, restorer = fresh(), fresh()
+    uninterrupted.fit(*training_data, **BRIEFLY, seed=3)
     with stopped_after(1):
-        restorer.fit(*few, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
+        restorer.fit(*training_data, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
     with pytest.raises(InputError, match="is not trained yet"):
-        restorer(few[0])
-    restorer.fit(*few, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
-    assert torch.equal(weights(restorer), weights(whole))
+        restorer(training_data[0])
+    restorer.fit(*training_data, **BRIEFLY, seed=3, checkpoint=tmp_path / "training")
+    assert torch.equal(weights(restorer), weights(uninterrupted))
 
 
 def by_two(x: Tensor, y: Tensor, networks: Any, noise: torch.Generator) -> Tensor:
@@ -291,22 +291,22 @@ def by_two(x: Tensor, y: Tensor, networks: Any, noise: torch.Generator) -> Tenso
 
 @one_kind
 def test_the_file_of_another_training_is_refused(
-    fresh: Fresh, own_classifier: PyTorchClassifier, few: tuple[FloatArray, IntArray], tmp_path: Path
+    fresh: Fresh, own_classifier: PyTorchClassifier, training_data: tuple[FloatArray, IntArray], tmp_path: Path
 ) -> None:
-    x, y = few
+    x, y = training_data
     path = tmp_path / "training"
     features = nn.Sequential(nn.Conv2d(1, 2, 3))
-    how = BRIEFLY | {"nb_epochs": 1, "inputs": ["clean", by_two], "checkpoint": path}
-    how["loss"] = RestorationLoss(feature_weight=1.0, network=features)
-    fresh().fit(x, y, **how)
-    written = path.read_bytes()
-    fresh().fit(x, y, **how)
+    options = BRIEFLY | {"nb_epochs": 1, "inputs": ["clean", by_two], "checkpoint": path}
+    options["loss"] = RestorationLoss(feature_weight=1.0, network=features)
+    fresh().fit(x, y, **options)
+    content = path.read_bytes()
+    fresh().fit(x, y, **options)
     with torch.no_grad():
         other_features = copy.deepcopy(features)
         other_features[0].weight.add_(1)
         other_model = copy.deepcopy(own_classifier.model)
         next(other_model.parameters()).add_(0.01)
-    for restorer, changes, said in (
+    for restorer, changes, message in (
         (fresh(), {"x": x[::-1]}, "data"),
         (fresh(), {"eps": 0.1}, "eps"),
         (fresh(), {"inputs": ["clean", "noise"]}, "inputs"),
@@ -317,13 +317,15 @@ def test_the_file_of_another_training_is_refused(
         (fresh(rebuild(own_classifier, clip_values=(0.0, 2.0))), {}, "normalisation"),
         (fresh(rebuild(own_classifier, model=other_model)), {}, "classifier"),
     ):
-        arguments: dict[str, Any] = {"x": x, "y": y} | how | changes
-        with pytest.raises(InputError, match=f"checkpoint is .*, written by a run whose {said}.* was .* was expected"):
+        arguments: dict[str, Any] = {"x": x, "y": y} | options | changes
+        with pytest.raises(
+            InputError, match=f"checkpoint is .*, written by a run whose {message}.* was .* was expected"
+        ):
             restorer.fit(**arguments)
-        assert path.read_bytes() == written
-    path.write_bytes(written[:100])
+        assert path.read_bytes() == content
+    path.write_bytes(content[:100])
     with pytest.raises(InputError, match="which is no safetensors file"):
-        fresh().fit(x, y, **how)
+        fresh().fit(x, y, **options)
 
 
 # What must stay as it is
@@ -351,15 +353,17 @@ def wrap(model: nn.Module, shape: tuple[int, ...] = (1, 8, 8), **arguments: Any)
 
 @one_kind
 def test_training_only_reads_the_classifier(
-    fresh: Fresh, few: tuple[FloatArray, IntArray], only_read: Callable[[nn.Module], AbstractContextManager[None]]
+    fresh: Fresh,
+    training_data: tuple[FloatArray, IntArray],
+    only_read: Callable[[nn.Module], AbstractContextManager[None]],
 ) -> None:
     """Its parameters, statistics, modes, gradients and hooks; and trains before what it is in evaluation mode."""
     model = Everything()
     classifier = wrap(model)
-    how = BRIEFLY | {"inputs": ["fgsm", "end_to_end"]}
+    options = BRIEFLY | {"inputs": ["fgsm", "end_to_end"]}
     model.eval()
     restorer = fresh(classifier)
-    restorer.fit(*few, **how)
+    restorer.fit(*training_data, **options)
     expected = weights(restorer)
     model.train()
     model.norm.eval()
@@ -367,32 +371,36 @@ def test_training_only_reads_the_classifier(
     model.out.weight.grad = torch.ones_like(model.out.weight)
     restorer = fresh(classifier)
     with only_read(model):
-        restorer.fit(*few, **how)
+        restorer.fit(*training_data, **options)
     assert torch.equal(weights(restorer), expected)
 
 
-def test_a_trained_restorer_is_frozen(own: TrainedRestorer, own_classifier: PyTorchClassifier, x: Any, y: Any) -> None:
+def test_a_trained_restorer_is_frozen(
+    own_restorer: TrainedRestorer, own_classifier: PyTorchClassifier, x: Any, y: Any
+) -> None:
     """Whoever attacks the whole pays for no gradient of its weights, and ART piles none up."""
-    before = weights(own)
-    defended = defend(own_classifier, own)
+    before = weights(own_restorer)
+    defended = defend(own_classifier, own_restorer)
     defended.loss_gradient(x, y)
-    assert all(not one.requires_grad and one.grad is None for one in own.parameters())
+    assert all(not parameter.requires_grad and parameter.grad is None for parameter in own_restorer.parameters())
     defended.fit(x, y, batch_size=len(x), nb_epochs=1)
-    assert torch.equal(weights(own), before)
-    assert len(list(own.parameters())) == len(list(own.network.parameters()))  # nothing of the classifier's
+    assert torch.equal(weights(own_restorer), before)
+    assert len(list(own_restorer.parameters())) == len(
+        list(own_restorer.network.parameters())
+    )  # nothing of the classifier's
 
 
 @one_kind
 def test_training_that_breaks_down_leaves_the_former_weights(
-    own: TrainedRestorer, fresh: Fresh, few: tuple[FloatArray, IntArray]
+    own_restorer: TrainedRestorer, fresh: Fresh, training_data: tuple[FloatArray, IntArray]
 ) -> None:
-    before, restored = weights(own), own(few[0])[0]
+    before, restored = weights(own_restorer), own_restorer(training_data[0])[0]
     with pytest.raises(InputError, match=r"^learning_rate is"):
-        own.fit(*few, **BRIEFLY | {"learning_rate": 1e20, "clip_norm": None})
-    assert torch.equal(weights(own), before)
-    np.testing.assert_array_equal(own(few[0])[0], restored)
-    assert own.trainings == []
-    assert not any(one.requires_grad for one in own.parameters())
+        own_restorer.fit(*training_data, **BRIEFLY | {"learning_rate": 1e20, "clip_norm": None})
+    assert torch.equal(weights(own_restorer), before)
+    np.testing.assert_array_equal(own_restorer(training_data[0])[0], restored)
+    assert own_restorer.trainings == []
+    assert not any(parameter.requires_grad for parameter in own_restorer.parameters())
 
 
 # What cannot be trained on
@@ -400,18 +408,18 @@ def test_training_that_breaks_down_leaves_the_former_weights(
 
 @one_kind
 def test_a_value_that_fit_does_not_declare_is_refused(
-    own: TrainedRestorer, few: tuple[FloatArray, IntArray], wrong_values: Callable[[Kind], list[Any]]
+    own_restorer: TrainedRestorer, training_data: tuple[FloatArray, IntArray], wrong_values: Callable[[Kind], list[Any]]
 ) -> None:
-    own.network.register_forward_hook(lambda *_: pytest.fail("the network ran"))
-    for name, kind in declared_of(type(own).fit).items():
+    own_restorer.network.register_forward_hook(lambda *_: pytest.fail("the network ran"))
+    for name, kind in declared_of(type(own_restorer).fit).items():
         for value in wrong_values(kind):
             with pytest.raises(InputError, match=rf"^{name} is "):
-                own.fit(*few, **BRIEFLY | {name: value})
+                own_restorer.fit(*training_data, **BRIEFLY | {name: value})
 
 
 @one_kind
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"x": [[0.0]]}, r"x is \[\[0.0\]\]; a numpy array of float32, \(N, 1, H, W\) with N > 0, was"),
         ({"x": lambda x: x.astype(np.float64)}, "x is float64 of shape .*; a numpy array of float32, "),
@@ -439,18 +447,18 @@ def test_a_value_that_fit_does_not_declare_is_refused(
     ],
 )
 def test_what_cannot_be_used_is_refused_before_any_training(
-    own: TrainedRestorer, few: tuple[FloatArray, IntArray], changes: dict[str, Any], said: str
+    own_restorer: TrainedRestorer, training_data: tuple[FloatArray, IntArray], changes: dict[str, Any], message: str
 ) -> None:
-    before = weights(own)
-    arguments: dict[str, Any] = {"x": few[0], "y": few[1]} | BRIEFLY
+    before = weights(own_restorer)
+    arguments: dict[str, Any] = {"x": training_data[0], "y": training_data[1]} | BRIEFLY
     changed = {name: value(arguments[name]) if callable(value) else value for name, value in changes.items()}
-    own.network.register_forward_hook(lambda *_: pytest.fail("the network ran"))
-    with pytest.raises(InputError, match=f"^{said}") as caught:
-        own.fit(**arguments | changed)
-    assert "\n" not in str(caught.value)
-    assert torch.equal(weights(own), before)
-    assert own.trainings == []
-    assert not any(one.requires_grad for one in own.parameters())
+    own_restorer.network.register_forward_hook(lambda *_: pytest.fail("the network ran"))
+    with pytest.raises(InputError, match=f"^{message}") as error:
+        own_restorer.fit(**arguments | changed)
+    assert "\n" not in str(error.value)
+    assert torch.equal(weights(own_restorer), before)
+    assert own_restorer.trainings == []
+    assert not any(parameter.requires_grad for parameter in own_restorer.parameters())
 
 
 # Before it is trained
@@ -479,23 +487,30 @@ def test_an_untrained_restorer_refuses_images_and_is_not_saved(
 
 
 def test_it_is_saved_and_loaded_with_how_it_was_trained(
-    own: TrainedRestorer, own_classifier: PyTorchClassifier, few: Any, x: FloatArray, tmp_path: Path
+    own_restorer: TrainedRestorer, own_classifier: PyTorchClassifier, training_data: Any, x: FloatArray, tmp_path: Path
 ) -> None:
-    own.set_params(chunk_size=5, apply_fit=True)
-    own.fit(*few, **BRIEFLY | {"inputs": ["clean", by_two]})
-    own.fit(*few, **BRIEFLY | {"inputs": ["clean", "end_to_end"]}, adversarial=True, attack_mode="identity")
-    own.save(tmp_path / "defence")
-    loaded = type(own).load(tmp_path / "defence", classifier=own_classifier)
-    np.testing.assert_array_equal(loaded(x)[0], own(x)[0])
-    assert {name: getattr(loaded, name) for name in own.params} == {name: getattr(own, name) for name in own.params}
-    assert loaded.trainings == own.trainings
-    assert [one.settings["inputs"] for one in loaded.trainings] == [["clean", "by_two"], ["clean", "end_to_end"]]
-    assert loaded.describe() == own.describe() == json.loads(json.dumps(own.describe()))
-    assert loaded.describe()["width"] == own.width
-    assert not any(one.requires_grad for one in loaded.parameters())
-    loaded.fit(*few, **BRIEFLY)
-    own.fit(*few, **BRIEFLY)
-    assert torch.equal(weights(loaded), weights(own))
+    own_restorer.set_params(chunk_size=5, apply_fit=True)
+    own_restorer.fit(*training_data, **BRIEFLY | {"inputs": ["clean", by_two]})
+    own_restorer.fit(
+        *training_data, **BRIEFLY | {"inputs": ["clean", "end_to_end"]}, adversarial=True, attack_mode="identity"
+    )
+    own_restorer.save(tmp_path / "defence")
+    loaded = type(own_restorer).load(tmp_path / "defence", classifier=own_classifier)
+    np.testing.assert_array_equal(loaded(x)[0], own_restorer(x)[0])
+    assert {name: getattr(loaded, name) for name in own_restorer.params} == {
+        name: getattr(own_restorer, name) for name in own_restorer.params
+    }
+    assert loaded.trainings == own_restorer.trainings
+    assert [training.settings["inputs"] for training in loaded.trainings] == [
+        ["clean", "by_two"],
+        ["clean", "end_to_end"],
+    ]
+    assert loaded.describe() == own_restorer.describe() == json.loads(json.dumps(own_restorer.describe()))
+    assert loaded.describe()["width"] == own_restorer.width
+    assert not any(parameter.requires_grad for parameter in loaded.parameters())
+    loaded.fit(*training_data, **BRIEFLY)
+    own_restorer.fit(*training_data, **BRIEFLY)
+    assert torch.equal(weights(loaded), weights(own_restorer))
 
 
 @one_kind
@@ -504,11 +519,11 @@ def test_files_that_hold_something_else_are_refused(
 ) -> None:
     path, cls = tmp_path / "defence", type(trained)
     trained.save(path)
-    other = copy.deepcopy(digits_classifier.model)
+    other_model = copy.deepcopy(digits_classifier.model)
     with torch.no_grad():
-        next(other.parameters()).add_(0.01)
+        next(other_model.parameters()).add_(0.01)
     with pytest.raises(InputError, match="was built for another network than the classifier's"):
-        cls.load(path, classifier=rebuild(digits_classifier, model=other))
+        cls.load(path, classifier=rebuild(digits_classifier, model=other_model))
     with pytest.raises(InputError, match="an ART PyTorchClassifier was expected"):
         cls.load(path, classifier=digits_classifier.model)
     for another in {FeatureAutoencoder, TwoStreamRestoration, HeatAndBlur} - {cls}:
@@ -522,44 +537,50 @@ def test_files_that_hold_something_else_are_refused(
 
 
 @one_kind
-def test_an_adversarial_fit_needs_inputs_made_through_the_defence(own: TrainedRestorer, few: Any) -> None:
+def test_an_adversarial_fit_needs_inputs_made_through_the_defence(
+    own_restorer: TrainedRestorer, training_data: Any
+) -> None:
     with pytest.raises(InputError, match="but adversarial is True; one made through the defence was expected"):
-        own.fit(*few, **BRIEFLY | {"inputs": ["clean", pgd(EPS, 2)]}, adversarial=True)
+        own_restorer.fit(*training_data, **BRIEFLY | {"inputs": ["clean", pgd(EPS, 2)]}, adversarial=True)
 
 
 @one_kind
-def test_a_batch_holds_each_kind_of_input(own: TrainedRestorer, few: Any) -> None:
+def test_a_batch_holds_each_kind_of_input(own_restorer: TrainedRestorer, training_data: Any) -> None:
     kinds = ["clean", "noise", "fgsm", "bim"]
     with pytest.raises(
         InputError, match=r"batch_size is 3, .* at least as many as the 4 kinds of inputs were expected"
     ):
-        own.fit(*few, **BRIEFLY | {"inputs": kinds, "batch_size": 3})
+        own_restorer.fit(*training_data, **BRIEFLY | {"inputs": kinds, "batch_size": 3})
 
 
 @one_kind
-def test_rebind_refuses_a_classifier_of_another_shape(own: TrainedRestorer, own_classifier: PyTorchClassifier) -> None:
+def test_rebind_refuses_a_classifier_of_another_shape(
+    own_restorer: TrainedRestorer, own_classifier: PyTorchClassifier
+) -> None:
     colour = PyTorchClassifier(
         nn.Conv2d(3, 10, 8), nn.CrossEntropyLoss(), (3, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu"
     )
     with pytest.raises(InputError, match="classifier has channels 3; 1 was expected"):
-        own.rebind(colour)
-    assert own.model is own_classifier.model
+        own_restorer.rebind(colour)
+    assert own_restorer.model is own_classifier.model
 
 
-def test_what_the_network_was_made_for_cannot_be_set(own: TrainedRestorer, x: FloatArray) -> None:
-    expected = own(x)[0]
-    settings = {name: getattr(own, name) for name in own.params}
-    other = {"architecture": "paper", "map": "stacked", "top_k": 5, "weights": "softmax", "scale": "channel"}
-    other = {name: value for name, value in other.items() if getattr(own, name, None) != value}
-    for name in own.network_params:
-        value = other.get(name, 7)
-        with pytest.raises(InputError, match=f"^{name} is {value!r}, and the {type(own).__name__} was made for"):
-            own.set_params(**{"chunk_size": 3, name: value})
-        assert {one: getattr(own, one) for one in own.params} == settings
-    own.set_params(**settings)
-    own.set_params(chunk_size=3, apply_fit=True, apply_predict=False)
-    assert (own.chunk_size, own.apply_fit, own.apply_predict) == (3, True, False)
-    np.testing.assert_allclose(own(x)[0], expected, atol=1e-6)
+def test_what_the_network_was_made_for_cannot_be_set(own_restorer: TrainedRestorer, x: FloatArray) -> None:
+    expected = own_restorer(x)[0]
+    settings = {name: getattr(own_restorer, name) for name in own_restorer.params}
+    other_values = {"architecture": "paper", "map": "stacked", "top_k": 5, "weights": "softmax", "scale": "channel"}
+    other_values = {name: value for name, value in other_values.items() if getattr(own_restorer, name, None) != value}
+    for name in own_restorer.network_params:
+        value = other_values.get(name, 7)
+        with pytest.raises(
+            InputError, match=f"^{name} is {value!r}, and the {type(own_restorer).__name__} was made for"
+        ):
+            own_restorer.set_params(**{"chunk_size": 3, name: value})
+        assert {param: getattr(own_restorer, param) for param in own_restorer.params} == settings
+    own_restorer.set_params(**settings)
+    own_restorer.set_params(chunk_size=3, apply_fit=True, apply_predict=False)
+    assert (own_restorer.chunk_size, own_restorer.apply_fit, own_restorer.apply_predict) == (3, True, False)
+    np.testing.assert_allclose(own_restorer(x)[0], expected, atol=1e-6)
 
 
 # What ART meets
@@ -609,68 +630,70 @@ def test_art_s_gradients_are_those_of_autograd_to_the_last_bit(
             np.testing.assert_array_equal(gradient.numpy(), defended.loss_gradient(x, y))
             np.testing.assert_array_equal(np.stack(rows, axis=1), defended.class_gradient(x))
             gradients.append(gradient.numpy())
-    for i, one in enumerate(gradients):
-        assert np.isfinite(one).all()
-        for other in gradients[:i]:
-            assert np.abs(one - other).max() > 0.01 * np.abs(one).max()
+    for i, mode_gradient in enumerate(gradients):
+        assert np.isfinite(mode_gradient).all()
+        for earlier in gradients[:i]:
+            assert np.abs(mode_gradient - earlier).max() > 0.01 * np.abs(mode_gradient).max()
 
 
 def test_the_size_of_the_batches_does_not_matter(
-    own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
+    own_restorer: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray
 ) -> None:
     own_classifier.model.double()
-    defended = defend(own_classifier, own)
-    found = []
+    defended = defend(own_classifier, own_restorer)
+    results = []
     for chunk_size in (64, 7):
-        own.set_params(chunk_size=chunk_size)
-        found.append((own(x)[0], defended.predict(x), defended.loss_gradient(x, y)))
-    for result in found[1:]:
-        for one, expected in zip(result, found[0], strict=True):
-            np.testing.assert_allclose(one, expected, atol=1e-4 * np.abs(expected).max())
+        own_restorer.set_params(chunk_size=chunk_size)
+        results.append((own_restorer(x)[0], defended.predict(x), defended.loss_gradient(x, y)))
+    for result in results[1:]:
+        for actual, expected in zip(result, results[0], strict=True):
+            np.testing.assert_allclose(actual, expected, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_float64_classifier_is_defended_and_trained_before(
-    own: TrainedRestorer,
+    own_restorer: TrainedRestorer,
     own_classifier: PyTorchClassifier,
     fresh: Fresh,
-    few: tuple[FloatArray, IntArray],
+    training_data: tuple[FloatArray, IntArray],
     x: FloatArray,
     y: FloatArray,
 ) -> None:
     single = fresh(own_classifier)
-    single.fit(*few, **BRIEFLY)
-    expected = own(x)[0], defend(own_classifier, own).predict(x)
+    single.fit(*training_data, **BRIEFLY)
+    expected = own_restorer(x)[0], defend(own_classifier, own_restorer).predict(x)
     own_classifier.model.double()
-    np.testing.assert_allclose(own(x)[0], expected[0], atol=1e-4)
-    defended = defend(own_classifier, own)
+    np.testing.assert_allclose(own_restorer(x)[0], expected[0], atol=1e-4)
+    defended = defend(own_classifier, own_restorer)
     np.testing.assert_allclose(defended.predict(x), expected[1], rtol=1e-2, atol=1e-2)
     assert np.isfinite(defended.loss_gradient(x, y)).all()
-    assert own(torch.from_numpy(x))[0].dtype == torch.float64
+    assert own_restorer(torch.from_numpy(x))[0].dtype == torch.float64
     double = fresh(own_classifier)
-    double.fit(*few, **BRIEFLY)
+    double.fit(*training_data, **BRIEFLY)
     assert double.history[-1].validation_loss == pytest.approx(single.history[-1].validation_loss, rel=0.05)
 
 
 @one_kind
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
 def test_a_copied_classifier_s_restorer_is_its_own(
-    own: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, duplicate: Any
+    own_restorer: TrainedRestorer, own_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, duplicate: Any
 ) -> None:
-    defended = defend(own_classifier, own)
+    defended = defend(own_classifier, own_restorer)
     twin = duplicate(defended)
     (copied,) = twin.preprocessing_defences
-    assert [one.data_ptr() for one in copied.model.parameters()] == [one.data_ptr() for one in twin.model.parameters()]
-    addresses = [{one.data_ptr() for one in face.parameters()} for face in (copied, own)]
+    assert [weight.data_ptr() for weight in copied.model.parameters()] == [
+        weight.data_ptr() for weight in twin.model.parameters()
+    ]
+    addresses = [{weight.data_ptr() for weight in face.parameters()} for face in (copied, own_restorer)]
     assert not addresses[0] & addresses[1]
     np.testing.assert_array_equal(twin.predict(x), defended.predict(x))
     np.testing.assert_array_equal(twin.loss_gradient(x, y), defended.loss_gradient(x, y))
-    assert copied.trainings == own.trainings
-    expected = own(x)[0]
+    assert copied.trainings == own_restorer.trainings
+    expected = own_restorer(x)[0]
     with torch.no_grad():
         for parameter in (*copied.parameters(), *twin.model.parameters()):
             parameter.mul_(0.5)
     assert not np.array_equal(copied(x)[0], expected)
-    np.testing.assert_array_equal(own(x)[0], expected)
+    np.testing.assert_array_equal(own_restorer(x)[0], expected)
 
 
 ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
@@ -691,31 +714,33 @@ def test_art_s_attacks_run(
     np.random.seed(0)  # noqa: NPY002 (ART's attacks draw from it)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        found = attack(defended, verbose=False, **options).generate(x[:nb], y[:nb])
-    assert isinstance(found, np.ndarray)
-    assert (found.shape, found.dtype) == (x[:nb].shape, np.float32)
-    assert np.isfinite(found).all()
-    assert found.min() >= 0
-    assert found.max() <= 1
-    assert not np.array_equal(found, x[:nb])
+        adversarial = attack(defended, verbose=False, **options).generate(x[:nb], y[:nb])
+    assert isinstance(adversarial, np.ndarray)
+    assert (adversarial.shape, adversarial.dtype) == (x[:nb].shape, np.float32)
+    assert np.isfinite(adversarial).all()
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert not np.array_equal(adversarial, x[:nb])
     if "PGD" in name:
-        clean, attacked = (defended.predict(one).argmax(axis=1) == y[:nb].argmax(axis=1) for one in (x[:nb], found))
+        clean, attacked = (
+            defended.predict(images).argmax(axis=1) == y[:nb].argmax(axis=1) for images in (x[:nb], adversarial)
+        )
         assert attacked.sum() <= clean.sum() - 3
 
 
 @one_kind
 @pytest.mark.parametrize("build", BUILDS)
 def test_art_s_adversarial_training_trains_the_classifier_alone(
-    own: TrainedRestorer, own_classifier: PyTorchClassifier, digits: Dataset, build: str
+    own_restorer: TrainedRestorer, own_classifier: PyTorchClassifier, digits: Dataset, build: str
 ) -> None:
-    defended = BUILDS[build](own, own_classifier)
-    before, model = weights(own), copy.deepcopy(own_classifier.model.state_dict())
+    defended = BUILDS[build](own_restorer, own_classifier)
+    before, model = weights(own_restorer), copy.deepcopy(own_classifier.model.state_dict())
     attack = ProjectedGradientDescent(defended, eps=EPS, eps_step=EPS / 2, max_iter=3, verbose=False)
     x, y = digits.train.x[:64], np.eye(10, dtype=np.float32)[digits.train.y[:64]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         AdversarialTrainer(defended, attack, ratio=0.5).fit(x, y, batch_size=32, nb_epochs=1)
-    assert torch.equal(weights(own), before)
+    assert torch.equal(weights(own_restorer), before)
     assert not all(torch.equal(value, model[key]) for key, value in own_classifier.model.state_dict().items())
     assert np.isfinite(defended.predict(x)).all()
 

@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "blocks": 1,
     "stem": 2,
 }
-READINGS = [dict(zip(("map", "weights", "scale"), one, strict=True)) for one in product(MAPS, WEIGHTS, SCALES)]
+READINGS = [dict(zip(("map", "weights", "scale"), values, strict=True)) for values in product(MAPS, WEIGHTS, SCALES)]
 
 
 def seeded(build: Callable[[], nn.Module]) -> nn.Module:
@@ -74,8 +74,10 @@ def with_weights(model: nn.Module, spread: float = 0.2, **options: Any) -> TwoSt
     """As if it had been trained: random weights, biases included, all over."""
     settings: dict[str, Any] = {"channels": 2, "nb_classes": 6, "mean": MEAN, "std": STD} | OPTIONS | options
     defence = TwoStreamRestoration(model, **settings).double()
-    drawn = torch.Generator().manual_seed(1)
-    state = {name: spread * torch.randn(one.shape, generator=drawn) for name, one in defence.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    state = {
+        name: spread * torch.randn(tensor.shape, generator=generator) for name, tensor in defence.state_dict().items()
+    }
     defence.load_state_dict(state)
     return defence
 
@@ -91,17 +93,17 @@ def map_by_hand(model: nn.Module, x: Tensor, map: str, weights: str, scale: str,
     """Image by image and class by class."""
     rows = []
     for image in normalised(x):
-        at = image[None].clone().requires_grad_()
-        logits = model(at)
-        likely = logits[0].argsort(descending=True)[: 1 if map == "predicted" else top_k]
+        points = image[None].clone().requires_grad_()
+        logits = model(points)
+        classes = logits[0].argsort(descending=True)[: 1 if map == "predicted" else top_k]
         gradients = []
-        for label in likely:
-            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), at, retain_graph=True)
+        for label in classes:
+            (gradient,) = torch.autograd.grad(F.cross_entropy(logits, label[None]), points, retain_graph=True)
             weight = logits.softmax(dim=1)[0, label].item() if weights == "softmax" and map != "predicted" else 1
             gradients.append(weight * gradient)
         rows.append(torch.cat(gradients, dim=1) if map == "stacked" else sum(gradients) / len(gradients))
-    found = torch.cat(rows)
-    return found / found.abs().amax(dim=(2, 3) if scale == "channel" else (1, 2, 3), keepdim=True)
+    gradient_maps = torch.cat(rows)
+    return gradient_maps / gradient_maps.abs().amax(dim=(2, 3) if scale == "channel" else (1, 2, 3), keepdim=True)
 
 
 @pytest.mark.parametrize(
@@ -111,10 +113,10 @@ def test_the_map_is_the_scaled_gradients_from_the_likeliest_class_on(
     relu_network: nn.Module, x: Tensor, reading: dict[str, str], top_k: int
 ) -> None:
     defence = with_weights(relu_network, **reading, top_k=top_k)
-    found = defence.gradient_map(x)
-    torch.testing.assert_close(found, map_by_hand(relu_network, x, **reading, top_k=top_k))
-    assert found.shape == (4, 2 * (top_k if reading["map"] == "stacked" else 1), 7, 9)
-    largest = found.abs().amax(dim=(2, 3) if reading["scale"] == "channel" else (1, 2, 3))
+    actual = defence.gradient_map(x)
+    torch.testing.assert_close(actual, map_by_hand(relu_network, x, **reading, top_k=top_k))
+    assert actual.shape == (4, 2 * (top_k if reading["map"] == "stacked" else 1), 7, 9)
+    largest = actual.abs().amax(dim=(2, 3) if reading["scale"] == "channel" else (1, 2, 3))
     torch.testing.assert_close(largest, torch.ones_like(largest))
 
 
@@ -175,8 +177,8 @@ def test_a_classifier_without_the_faintest_doubt_gives_no_nan(relu_network: nn.M
     assert bool((defence.gradient_map(x) == 0).all())
     for mode in MODES:
         with gradient_mode(defence, mode):
-            at = x.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(defence(at)[0].square().sum(), at)
+            points = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(defence(points)[0].square().sum(), points)
             assert bool(gradient.isfinite().all())
 
 
@@ -193,11 +195,11 @@ def test_the_sum_that_is_refused_is_zero_whatever_the_image(relu_network: nn.Mod
 
 def assert_derivative(function: Callable[[Tensor], Tensor], x: Tensor, step: float = 1e-5) -> None:
     """Along random directions, to a millionth."""
-    at = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(function(at), at)
-    drawn = torch.Generator().manual_seed(3)
+    points = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(function(points), points)
+    generator = torch.Generator().manual_seed(3)
     for _ in range(5):
-        direction = torch.randn(x.shape, dtype=x.dtype, generator=drawn)
+        direction = torch.randn(x.shape, dtype=x.dtype, generator=generator)
         with torch.no_grad():
             slope = (function(x + step * direction) - function(x - step * direction)) / (2 * step)
         assert (gradient * direction).sum().item() == pytest.approx(slope.item(), rel=1e-6)
@@ -220,8 +222,8 @@ def bent(x: Tensor) -> Tensor:
 
 def gradient_in(mode: str, defence: TwoStreamRestoration, x: Tensor, weights: Tensor) -> Tensor:
     with gradient_mode(defence, mode):
-        at = x.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad((weights * defence(at)[0]).sum(), at)
+        points = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad((weights * defence(points)[0]).sum(), points)
     return gradient
 
 
@@ -235,8 +237,8 @@ def test_frozen_holds_the_map_constant(
     smooth_network: nn.Module, x: Tensor, weights: Tensor, reading: dict[str, str]
 ) -> None:
     defence = with_weights(smooth_network, **reading)
-    at, constant = x.clone().requires_grad_(), defence.gradient_map(x)
-    (expected,) = torch.autograd.grad((weights * bent(at + defence.network(at, constant))).sum(), at)
+    points, constant = x.clone().requires_grad_(), defence.gradient_map(x)
+    (expected,) = torch.autograd.grad((weights * bent(points + defence.network(points, constant))).sum(), points)
     torch.testing.assert_close(gradient_in("frozen", defence, x, weights), expected)
     assert not torch.allclose(gradient_in("exact", defence, x, weights), expected, rtol=0.01)
 
@@ -247,13 +249,13 @@ def test_smooth_has_the_map_of_a_softplus_network(
 ) -> None:
     """The derivative alone: at the exact map, and narrower where an attacker anneals it."""
     defence = with_weights(relu_network, **reading)
-    other = with_weights(network_with(lambda: nn.Softplus(beta=10 / width)), **reading)
-    at = x.clone().requires_grad_()
+    softplus_restorer = with_weights(network_with(lambda: nn.Softplus(beta=10 / width)), **reading)
+    points = x.clone().requires_grad_()
     exact = defence.gradient_map(x).requires_grad_()
-    restored = bent(at + defence.network(at, exact))
-    by_image, by_map = torch.autograd.grad((weights * restored).sum(), (at, exact))
+    restored = bent(points + defence.network(points, exact))
+    by_image, by_map = torch.autograd.grad((weights * restored).sum(), (points, exact))
     classes = defence._likeliest(relu_network(normalised(x)))  # the exact network's
-    (through_map,) = torch.autograd.grad((by_map * other._map(at, lambda _: classes)).sum(), at)
+    (through_map,) = torch.autograd.grad((by_map * softplus_restorer._map(points, lambda _: classes)).sum(), points)
     with surrogate_width(defence, width):
         torch.testing.assert_close(gradient_in("smooth", defence, x, weights), by_image + through_map)
 
@@ -297,11 +299,11 @@ def test_images_of_any_size_are_corrected(size: tuple[int, int], stem: int) -> N
         torch.manual_seed(0)
         network = TwoStreamNetwork(channels=2, map_channels=4, width=3, blocks=2, stem=stem)
         nn.init.normal_(network.correction.weight)
-        x, found = torch.rand(2, 2, *size), torch.rand(2, 4, *size)
-    correction = network(x, found)
+        x, maps = torch.rand(2, 2, *size), torch.rand(2, 4, *size)
+    correction = network(x, maps)
     assert correction.shape == x.shape
-    alone = torch.cat([network(x[i : i + 1], found[i : i + 1]) for i in range(2)])
-    torch.testing.assert_close(correction, alone)
+    one_by_one = torch.cat([network(x[i : i + 1], maps[i : i + 1]) for i in range(2)])
+    torch.testing.assert_close(correction, one_by_one)
 
 
 def test_both_streams_and_every_part_have_a_say(relu_network: nn.Module, x: Tensor) -> None:

@@ -41,7 +41,7 @@ def test_type_checkers_see_the_settings_that_are_declared() -> None:
 
 
 @pytest.fixture
-def few(digits: Dataset) -> tuple[FloatArray, IntArray]:
+def training_data(digits: Dataset) -> tuple[FloatArray, IntArray]:
     return digits.train.x[:60], digits.train.y[:60]
 
 
@@ -75,11 +75,15 @@ def weights(model: nn.Module) -> Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
 
 
-def test_the_same_seed_gives_the_same_weights_and_another_gives_others(few: tuple[FloatArray, IntArray]) -> None:
+def test_the_same_seed_gives_the_same_weights_and_another_gives_others(
+    training_data: tuple[FloatArray, IntArray],
+) -> None:
     runs = []
     for seed in (1, 1, 2):
         model = Dropped()
-        losses = train_classifier(model, *few, nb_epochs=2, batch_size=16, seed=seed, progress=False, **NORMALISATION)
+        losses = train_classifier(
+            model, *training_data, nb_epochs=2, batch_size=16, seed=seed, progress=False, **NORMALISATION
+        )
         runs.append((losses, weights(model)))
         torch.rand(5)  # what the caller draws in between has no say
     assert runs[0][0] == runs[1][0] != runs[2][0]
@@ -88,12 +92,12 @@ def test_the_same_seed_gives_the_same_weights_and_another_gives_others(few: tupl
 
 
 def test_each_epoch_sees_each_image_once_normalised_in_even_batches_of_another_order(
-    few: tuple[FloatArray, IntArray],
+    training_data: tuple[FloatArray, IntArray],
 ) -> None:
     model = Recorder()
-    train_classifier(model, *few, nb_epochs=2, batch_size=59, progress=False, **NORMALISATION)
+    train_classifier(model, *training_data, nb_epochs=2, batch_size=59, progress=False, **NORMALISATION)
     assert [len(batch) for batch in model.batches] == [30, 30, 30, 30]
-    normalised = (torch.from_numpy(few[0]) - SPEC.mean[0]) / SPEC.std[0]
+    normalised = (torch.from_numpy(training_data[0]) - SPEC.mean[0]) / SPEC.std[0]
     epochs = [torch.cat(model.batches[:2]), torch.cat(model.batches[2:])]
     for epoch in epochs:
         torch.testing.assert_close(epoch.flatten(1).sort(dim=0).values, normalised.flatten(1).sort(dim=0).values)
@@ -110,12 +114,12 @@ def test_each_channel_has_a_normalisation_of_its_own() -> None:
 
 
 def test_training_ends_in_evaluation_mode_without_gradients_and_spares_frozen_parameters(
-    few: tuple[FloatArray, IntArray],
+    training_data: tuple[FloatArray, IntArray],
 ) -> None:
     model = Recorder()
     model.layers[1].bias.requires_grad_(False)
     bias = model.layers[1].bias.clone()
-    train_classifier(model, *few, nb_epochs=1, progress=False, **NORMALISATION)
+    train_classifier(model, *training_data, nb_epochs=1, progress=False, **NORMALISATION)
     assert not any(module.training for module in model.modules())
     assert all(parameter.grad is None for parameter in model.parameters())
     assert torch.equal(model.layers[1].bias, bias)
@@ -142,7 +146,7 @@ def run(
 ) -> list[tuple[dict[str, float], dict[str, float]]]:
     """Train on some images; the losses."""
     names = ("checkpoint", "identity")
-    given = {name: options.pop(name) for name in names if name in options}
+    training_options = {name: options.pop(name) for name in names if name in options}
     held_out = some_images(validation, seed=1) if validation else None
     history = train(
         network,
@@ -151,7 +155,7 @@ def run(
         Settings(**({"nb_epochs": 2, "batch_size": 10} | options)),
         validation=held_out,
         progress=False,
-        **given,
+        **training_options,
     )
     return [(epoch.training, epoch.validation) for epoch in history]
 
@@ -229,37 +233,40 @@ def test_an_epoch_is_as_few_even_batches_as_hold_each_image_once(count: int, bat
 
 
 def test_only_weights_that_ask_for_it_change_and_no_gradient_stays_anywhere() -> None:
-    network, other = Dropped(), Recorder().eval()
+    network, other_network = Dropped(), Recorder().eval()
     network.layers[2].bias.requires_grad_(False)
-    before, others = {name: tensor.clone() for name, tensor in network.state_dict().items()}, weights(other)
+    before, other_weights = (
+        {name: tensor.clone() for name, tensor in network.state_dict().items()},
+        weights(other_network),
+    )
 
     def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
         shown = x + network(x).mean()
-        return {"class": F.cross_entropy(other(shown), y), "size": network.layers[2].weight.square().sum()}
+        return {"class": F.cross_entropy(other_network(shown), y), "size": network.layers[2].weight.square().sum()}
 
     run(network, objective, validation=8, clip_norm=1.0)
     changed = {name for name, tensor in network.state_dict().items() if not torch.equal(tensor, before[name])}
     assert changed == {"layers.2.weight"}
-    assert torch.equal(weights(other), others)
-    assert all(parameter.requires_grad for parameter in other.parameters())
-    assert all(parameter.grad is None for part in (network, other) for parameter in part.parameters())
+    assert torch.equal(weights(other_network), other_weights)
+    assert all(parameter.requires_grad for parameter in other_network.parameters())
+    assert all(parameter.grad is None for part in (network, other_network) for parameter in part.parameters())
 
 
 def test_the_seed_decides_the_noise_which_is_another_one_each_epoch() -> None:
     def draws(seed: int) -> list[Tensor]:
-        network, found = Scalar(), []
+        network, noises = Scalar(), []
 
         def objective(x: Tensor, y: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-            found.append(torch.rand(4, generator=noise))
+            noises.append(torch.rand(4, generator=noise))
             return {"loss": network.weight.square()}
 
         run(network, objective, seed=seed)
         torch.rand(3)
-        return found
+        return noises
 
-    one, again, other = draws(1), draws(1), draws(5)
-    assert torch.equal(torch.stack(one), torch.stack(again))
-    assert len({tuple(drawn.tolist()) for drawn in one + other}) == 12
+    first, repeated, reseeded = draws(1), draws(1), draws(5)
+    assert torch.equal(torch.stack(first), torch.stack(repeated))
+    assert len({tuple(values.tolist()) for values in first + reseeded}) == 12
 
 
 def test_validation_and_a_checkpoint_leave_the_random_numbers_of_the_caller_alone(tmp_path: Path) -> None:
@@ -271,20 +278,22 @@ def test_validation_and_a_checkpoint_leave_the_random_numbers_of_the_caller_alon
 
 
 def test_each_validation_sees_the_held_out_images_in_order_in_evaluation_mode_with_the_same_noise() -> None:
-    network, seen = Recorder(), []
+    network, batches = Recorder(), []
 
     def objective(x: Tensor, y: Tensor, noise: torch.Generator) -> dict[str, Tensor]:
-        drawn = torch.rand(3, generator=noise)
+        values = torch.rand(3, generator=noise)
         if not network.training:
             assert not torch.is_grad_enabled()
-            seen.append((x, drawn))
+            batches.append((x, values))
         return entropy(network)(x, y, noise)
 
     run(network, objective, validation=25, nb_epochs=3)
-    assert [len(x) for x, _ in seen] == [9, 8, 8] * 3
-    for epoch in (seen[:3], seen[3:6], seen[6:]):
+    assert [len(x) for x, _ in batches] == [9, 8, 8] * 3
+    for epoch in (batches[:3], batches[3:6], batches[6:]):
         assert torch.equal(torch.cat([x for x, _ in epoch]), some_images(25, seed=1)[0])
-        assert torch.equal(torch.stack([drawn for _, drawn in epoch]), torch.stack([drawn for _, drawn in seen[:3]]))
+        assert torch.equal(
+            torch.stack([values for _, values in epoch]), torch.stack([values for _, values in batches[:3]])
+        )
 
 
 def test_the_reported_losses_are_means_over_the_images_term_by_term() -> None:
@@ -294,8 +303,8 @@ def test_the_reported_losses_are_means_over_the_images_term_by_term() -> None:
     def objective(x: Tensor, y: Tensor, _: torch.Generator) -> dict[str, Tensor]:
         return {"images": x.mean() + 0 * network.weight, "labels": y.double().mean()}
 
-    found = run(network, objective, count=7, validation=11, batch_size=4, nb_epochs=1)
-    for terms, (images, labels) in zip(found[0], (some_images(7), some_images(11, seed=1)), strict=True):
+    history = run(network, objective, count=7, validation=11, batch_size=4, nb_epochs=1)
+    for terms, (images, labels) in zip(history[0], (some_images(7), some_images(11, seed=1)), strict=True):
         assert terms == {
             "images": pytest.approx(images.mean().item(), rel=1e-6),
             "labels": pytest.approx(labels.double().mean().item(), rel=1e-6),
@@ -315,36 +324,36 @@ def losing(network: Scalar, losses: list[float], weights_then: list[float]) -> O
 
 
 @pytest.mark.parametrize(
-    ("losses", "best"), [([3.0, 1, 2, 4], 1), ([3.0, 2, 1, 0], 3), ([0.0, 1, 2, 3], 0), ([2.0, 1, 1, 1], 1)]
+    ("losses", "best_epoch"), [([3.0, 1, 2, 4], 1), ([3.0, 2, 1, 0], 3), ([0.0, 1, 2, 3], 0), ([2.0, 1, 1, 1], 1)]
 )
-def test_the_weights_of_the_epoch_with_the_least_validation_loss_are_kept(losses: list[float], best: int) -> None:
-    network, then = Scalar(), []
-    found = run(network, losing(network, losses, then), validation=5, nb_epochs=4)
-    assert [validation["loss"] for _, validation in found] == losses
-    assert sorted(set(then)) == then  # each epoch has another weight
-    assert network.weight.item() == then[best]
+def test_the_weights_of_the_epoch_with_the_least_validation_loss_are_kept(losses: list[float], best_epoch: int) -> None:
+    network, weights_then = Scalar(), []
+    history = run(network, losing(network, losses, weights_then), validation=5, nb_epochs=4)
+    assert [validation["loss"] for _, validation in history] == losses
+    assert sorted(set(weights_then)) == weights_then  # each epoch has another weight
+    assert network.weight.item() == weights_then[best_epoch]
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(2, 4), (3, 7), (None, 7)])
 def test_patience_ends_with_so_many_epochs_that_are_no_better(patience: int | None, epochs: int) -> None:
-    network, then = Scalar(), []
+    network, weights_then = Scalar(), []
     losses = [5.0, 4, 4, 4.5, 3, 2, 3]
-    found = run(network, losing(network, losses, then), validation=5, nb_epochs=7, patience=patience)
-    assert len(found) == epochs
-    assert network.weight.item() == then[losses.index(min(losses[:epochs]))]
+    history = run(network, losing(network, losses, weights_then), validation=5, nb_epochs=7, patience=patience)
+    assert len(history) == epochs
+    assert network.weight.item() == weights_then[losses.index(min(losses[:epochs]))]
 
 
 def test_no_step_follows_a_gradient_longer_than_the_clip_norm() -> None:
     def norms(**options: Any) -> list[float]:
-        network, found = Dropped(), []
+        network, lengths = Dropped(), []
 
         def look(optimiser: torch.optim.Optimizer) -> None:
-            held = [one.grad for group in optimiser.param_groups for one in group["params"]]
-            found.append(torch.stack([one.norm() for one in held]).norm().item())
+            gradients = [parameter.grad for group in optimiser.param_groups for parameter in group["params"]]
+            lengths.append(torch.stack([gradient.norm() for gradient in gradients]).norm().item())
 
         with every_step(look):
             run(network, lambda x, y, noise: {"loss": 10 * entropy(network)(x, y, noise)["class"]}, **options)
-        return found
+        return lengths
 
     free, clipped = norms(), norms(clip_norm=0.5)
     assert len(free) == len(clipped) == 6
@@ -400,10 +409,10 @@ def test_what_cannot_be_used_is_refused_before_any_work(changes: dict[str, Any],
     arguments: dict[str, Any] = {"model": Dropped(), "x": image(), "y": np.arange(4), **NORMALISATION, **changes}
     model = arguments["model"]
     before = weights(model) if isinstance(model, nn.Module) else None
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         train_classifier(**arguments, nb_epochs=1, progress=False)
-    assert str(caught.value).startswith(message)
-    assert "\n" not in str(caught.value)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
     assert before is None or torch.equal(weights(model), before)
 
 
@@ -428,10 +437,10 @@ def test_a_network_with_nothing_to_train_is_refused() -> None:
 )
 def test_a_loss_that_is_not_finite_is_refused(loss: Callable[..., dict[str, Tensor]], message: str) -> None:
     network = Scalar()
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         run(network, lambda *_: loss(network.weight, network.training), validation=5)
-    assert str(caught.value).startswith("learning_rate is 0.001, and ")
-    assert message in str(caught.value)
+    assert str(error.value).startswith("learning_rate is 0.001, and ")
+    assert message in str(error.value)
     assert not network.training
     assert network.weight.grad is None
 
@@ -457,9 +466,9 @@ def test_a_run_that_makes_no_sense_is_refused_before_any_step(
     monkeypatch.chdir(tmp_path)
     network = Dropped()
     before = weights(network)
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         run(network, entropy(network), **changes)
-    assert str(caught.value).startswith(message)
+    assert str(error.value).startswith(message)
     assert torch.equal(weights(network), before)
     assert list(tmp_path.iterdir()) == []
 

@@ -86,8 +86,8 @@ def fit(
     return network.state_dict(), history
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_run_that_broke_off_in_any_epoch_ends_as_the_uninterrupted_one(
         fit(tmp_path / "run", die_at=epoch * NB_BATCHES + step)
     assert (tmp_path / "run").exists() == (epoch > 0)
     weights, history = fit(tmp_path / "run")
-    assert same(weights, uninterrupted[0])
+    assert equal(weights, uninterrupted[0])
     assert history == uninterrupted[1]
 
 
@@ -121,9 +121,9 @@ def test_a_run_that_is_done_takes_no_further_step(options: dict[str, Any], tmp_p
     weights, history = fit(tmp_path / "run", **options)
     assert len(history) == NB_EPOCHS or options
     assert len(history) < 40
-    again, told = fit(tmp_path / "run", die_at=0, **options)
-    assert same(again, weights)
-    assert told == history
+    resumed, resumed_history = fit(tmp_path / "run", die_at=0, **options)
+    assert equal(resumed, weights)
+    assert resumed_history == history
 
 
 def test_frozen_weights_and_ones_without_a_gradient_keep_their_place(tmp_path: Path) -> None:
@@ -138,9 +138,9 @@ def test_frozen_weights_and_ones_without_a_gradient_keep_their_place(tmp_path: P
     weights, history = fit(None, network=part())
     with pytest.raises(Killed):
         fit(tmp_path / "run", network=part(), die_at=2 * NB_BATCHES + 1)
-    again, told = fit(tmp_path / "run", network=part())
-    assert same(again, weights)
-    assert told == history
+    resumed, resumed_history = fit(tmp_path / "run", network=part())
+    assert equal(resumed, weights)
+    assert resumed_history == history
 
 
 def test_a_process_that_is_killed_loses_an_epoch_at_most(
@@ -151,7 +151,7 @@ def test_a_process_that_is_killed_loses_an_epoch_at_most(
         fit(tmp_path / "run", die_at=2 * NB_BATCHES + 1, kill=True)
     assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     weights, history = fit(tmp_path / "run", die_at=3 * NB_BATCHES)
-    assert same(weights, uninterrupted[0])
+    assert equal(weights, uninterrupted[0])
     assert history == uninterrupted[1]
 
 
@@ -172,9 +172,9 @@ def partly_frozen() -> nn.Module:
     return network
 
 
-def changed(data: tuple[Tensor, Tensor], which: int) -> tuple[Tensor, Tensor]:
+def changed(data: tuple[Tensor, Tensor], part: int) -> tuple[Tensor, Tensor]:
     result = tuple(tensor.clone() for tensor in data)
-    result[which].view(-1)[7] = 1 - result[which].view(-1)[7]
+    result[part].view(-1)[7] = 1 - result[part].view(-1)[7]
     return result[0], result[1]
 
 
@@ -199,12 +199,12 @@ def test_a_file_of_another_run_is_refused_with_what_differs(changes: dict[str, A
         fit(path, identity=identity, die_at=NB_BATCHES)
     content, network = path.read_bytes(), changes.get("network") or small_network()
     before = deepcopy(network.state_dict())
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         fit(path, **({"identity": identity} | changes | {"network": network}))
-    said = str(caught.value)
-    assert said.startswith(f"checkpoint is {str(path)!r}, written by a run whose {name}")
-    assert said.endswith("; the same, or another file, was expected")
-    assert same(network.state_dict(), before)
+    message = str(error.value)
+    assert message.startswith(f"checkpoint is {str(path)!r}, written by a run whose {name}")
+    assert message.endswith("; the same, or another file, was expected")
+    assert equal(network.state_dict(), before)
     assert path.read_bytes() == content
 
 
@@ -215,24 +215,24 @@ def test_any_file_that_is_not_a_run_is_refused(tmp_path: Path) -> None:
     content = path.read_bytes()
     metadata, tensors = read_tensors(path)
 
-    def refused(said: str) -> None:
+    def assert_refused(message: str) -> None:
         network = small_network()
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             fit(path, network=network)
-        assert same(network.state_dict(), small_network().state_dict())
+        assert equal(network.state_dict(), small_network().state_dict())
 
     for length in (0, 7, 100, len(content) // 2, len(content) - 1):
         path.write_bytes(content[:length])
-        refused("which is no safetensors file")
+        assert_refused("which is no safetensors file")
     path.write_bytes(pickle.dumps({"network": 1}))
-    refused("which is no safetensors file")
+    assert_refused("which is no safetensors file")
     write_tensors(path, tensors, metadata | {"format": f"{FORMAT} {VERSION + 1}", "numbers": "unheard of"})
-    refused(rf"of format {VERSION + 1}; this version of art-defenses-ext reads formats up to {VERSION}")
+    assert_refused(rf"of format {VERSION + 1}; this version of art-defenses-ext reads formats up to {VERSION}")
     save_checkpoint(path, "kind", {}, small_network(), small_network())
-    refused(f"which holds no '{FORMAT}'; a file that this package wrote was expected")
+    assert_refused(f"which holds no '{FORMAT}'; a file that this package wrote was expected")
     path.unlink()
     path.mkdir()
-    refused("a file in an existing folder was expected")
+    assert_refused("a file in an existing folder was expected")
 
 
 # The file itself
@@ -260,34 +260,34 @@ def test_a_state_comes_back_as_it_was(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         saved = advanced([3.0, 1.0, 2.0])
         save_state(tmp_path / "run", saved, {"a": (1, 2.5, None)})
-        drawn = torch.rand(3)
-        found = state_of(small_network())
-        load_state(tmp_path / "run", found, {"a": [1, 2.5, None]})
-        assert torch.equal(torch.rand(3), drawn)
-    assert same(found.network.state_dict(), saved.network.state_dict())
-    assert same(found.best, saved.best)
-    assert not same(found.best, found.network.state_dict())
-    assert found.history == saved.history
-    assert list(found.history[0].training) == ["a", "b"]
-    assert found.schedule.state_dict() == saved.schedule.state_dict()
-    assert torch.equal(torch.rand(3, generator=found.order), torch.rand(3, generator=saved.order))
-    one, other = found.optimiser.state_dict(), saved.optimiser.state_dict()
-    assert one["param_groups"] == other["param_groups"]
-    assert one["state"].keys() == other["state"].keys()
-    assert all(same(one["state"][which], other["state"][which]) for which in other["state"])
+        values = torch.rand(3)
+        loaded = state_of(small_network())
+        load_state(tmp_path / "run", loaded, {"a": [1, 2.5, None]})
+        assert torch.equal(torch.rand(3), values)
+    assert equal(loaded.network.state_dict(), saved.network.state_dict())
+    assert equal(loaded.best, saved.best)
+    assert not equal(loaded.best, loaded.network.state_dict())
+    assert loaded.history == saved.history
+    assert list(loaded.history[0].training) == ["a", "b"]
+    assert loaded.schedule.state_dict() == saved.schedule.state_dict()
+    assert torch.equal(torch.rand(3, generator=loaded.order), torch.rand(3, generator=saved.order))
+    optimiser, saved_optimiser = loaded.optimiser.state_dict(), saved.optimiser.state_dict()
+    assert optimiser["param_groups"] == saved_optimiser["param_groups"]
+    assert optimiser["state"].keys() == saved_optimiser["state"].keys()
+    assert all(equal(optimiser["state"][key], saved_optimiser["state"][key]) for key in saved_optimiser["state"])
 
 
 def test_the_best_weights_are_those_of_the_first_least_loss_and_no_part_of_the_network() -> None:
     with torch.random.fork_rng(devices=[]):
         state = advanced([3.0, 1.0])
-        best = deepcopy(state.network.state_dict())
+        best_weights = deepcopy(state.network.state_dict())
         for loss in (1.0, 2.0):
             with torch.no_grad():
                 state.network[5].bias += 1
             state.finish(Epoch({"a": 0.0}, {"a": loss - 0.0, "b": 1 / 3}))
-    assert not same(state.network.state_dict(), best)
+    assert not equal(state.network.state_dict(), best_weights)
     state.restore_best()
-    assert same(state.network.state_dict(), best)
+    assert equal(state.network.state_dict(), best_weights)
 
 
 def test_a_file_from_a_cuda_device_can_be_gone_on_from_without_one(tmp_path: Path) -> None:
@@ -297,9 +297,9 @@ def test_a_file_from_a_cuda_device_can_be_gone_on_from_without_one(tmp_path: Pat
         save_state(path, saved, {})
         metadata, tensors = read_tensors(path)
         write_tensors(path, tensors | {"random_cuda": torch.zeros(16, dtype=torch.uint8)}, metadata)
-        found = state_of(small_network())
-        load_state(path, found, {})
-    assert same(found.network.state_dict(), saved.network.state_dict())
+        loaded = state_of(small_network())
+        load_state(path, loaded, {})
+    assert equal(loaded.network.state_dict(), saved.network.state_dict())
 
 
 def test_a_run_that_cannot_write_keeps_the_file_of_the_epoch_before(
@@ -321,5 +321,5 @@ def test_a_run_that_cannot_write_keeps_the_file_of_the_epoch_before(
     assert path.read_bytes() == contents[1]
     monkeypatch.undo()
     weights, _ = fit(path)
-    assert same(weights, uninterrupted[0])
+    assert equal(weights, uninterrupted[0])
     assert list(tmp_path.iterdir()) == [path]

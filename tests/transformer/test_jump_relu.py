@@ -179,16 +179,16 @@ def test_networks_of_torchvision(name: str) -> None:
         assert torch.equal(model(x), plain)  # the original goes on as before
 
 
-def assert_same_storage(one: nn.Module, other: nn.Module) -> None:
+def assert_same_storage(actual: nn.Module, original: nn.Module) -> None:
     """The same state under the same keys, in the same memory."""
-    state, expected = one.state_dict(), other.state_dict()
+    state, expected = actual.state_dict(), original.state_dict()
     assert list(state) == list(expected)
     assert all(state[key].data_ptr() == expected[key].data_ptr() for key in state)
 
 
-def assert_no_shared_storage(one: nn.Module, other: nn.Module) -> None:
-    assert not {value.data_ptr() for value in one.state_dict().values()} & {
-        value.data_ptr() for value in other.state_dict().values()
+def assert_no_shared_storage(actual: nn.Module, original: nn.Module) -> None:
+    assert not {value.data_ptr() for value in actual.state_dict().values()} & {
+        value.data_ptr() for value in original.state_dict().values()
     }
 
 
@@ -276,17 +276,17 @@ def test_an_attacker_who_anneals_makes_the_smooth_rule_wider_or_narrower_and_no_
         network.gradient_mode = mode
         before, logits = gradient_of(network, images), network(images)
         with surrogate_width(network, factor):
-            inside = gradient_of(network, images)
+            annealed = gradient_of(network, images)
             assert torch.equal(network(images), logits)
         assert torch.equal(gradient_of(network, images), before)
-        assert torch.equal(inside, before) == (mode != "smooth")
+        assert torch.equal(annealed, before) == (mode != "smooth")
     jumps, widths = network.jumps, [factor * (jump / 4 if width is None else width) for jump in network.jumps]
 
     def reference(z: Tensor) -> Tensor:
         with ReplaceRectifiers(lambda _, z, call: jump_relu(z, jumps[call], "smooth", widths[call])):
             return network.network(z)  # type: ignore[no-any-return]
 
-    torch.testing.assert_close(inside, gradient_of(reference, images))
+    torch.testing.assert_close(annealed, gradient_of(reference, images))
 
 
 # State
@@ -298,11 +298,11 @@ def test_an_attacker_who_anneals_makes_the_smooth_rule_wider_or_narrower_and_no_
 def test_states_pass_between_the_plain_network_and_the_jump_network(outer: Any, x: Any) -> None:
     def filled(value: float, jump: bool) -> nn.Module:
         model = nn.Sequential(Functional(), nn.BatchNorm1d(4))
-        whole: nn.Module = outer(JumpReLUNetwork(model, 0.2, 2) if jump else model)
+        network: nn.Module = outer(JumpReLUNetwork(model, 0.2, 2) if jump else model)
         with torch.no_grad():
-            for tensor in (*whole.parameters(), *(b for b in whole.buffers() if b.is_floating_point())):
+            for tensor in (*network.parameters(), *(b for b in network.buffers() if b.is_floating_point())):
                 tensor.fill_(value)
-        return whole
+        return network
 
     for from_jump in (False, True):
         source, target = filled(2.0, from_jump), filled(3.0, not from_jump)
@@ -343,16 +343,16 @@ def full_classifier(model: nn.Module) -> PyTorchClassifier:
     )
 
 
-@pytest.mark.parametrize("own", [False, True])
-def test_everything_but_the_network_is_carried_over(own: bool, x: Any) -> None:
+@pytest.mark.parametrize("full_copy", [False, True])
+def test_everything_but_the_network_is_carried_over(full_copy: bool, x: Any) -> None:
     classifier = full_classifier(Functional())
-    transformed = JumpReLU(classifier, 0.2, copy=own)()
+    transformed = JumpReLU(classifier, 0.2, copy=full_copy)()
     for name in ("loss", "preprocessing", "preprocessing_defences", "nb_classes", "input_shape", "channels_first"):
         assert getattr(transformed, name) == getattr(classifier, name)
     assert transformed.device == classifier.device
     np.testing.assert_array_equal(transformed.clip_values, classifier.clip_values)
-    seen = ((x - 0.1) / 3 - 0.25) / 0.5
-    expected = numpy_functional(classifier.model, seen, (0.2, 0.2))
+    normalised = ((x - 0.1) / 3 - 0.25) / 0.5
+    expected = numpy_functional(classifier.model, normalised, (0.2, 0.2))
     np.testing.assert_allclose(transformed.predict(x), expected, rtol=1e-4, atol=1e-5)
     assert undefended(transformed) is classifier
 
@@ -380,13 +380,13 @@ def test_the_shared_copy_cannot_be_trained(x: Any) -> None:
         r"shares its parameters with the undefended one and cannot be trained; "
         r"JumpReLU\(classifier, copy=True\) was expected"
     )
-    for refused in (
+    for training_call in (
         lambda: transformed.fit(x, np.arange(9) % 4, nb_epochs=1),
         lambda: transformed.predict(x, training_mode=True),
         transformed.model.train,
     ):
         with pytest.raises(InputError, match=sentence):
-            refused()
+            training_call()
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     np.testing.assert_array_equal(transformed.predict(x), transformed.predict(x))
 
@@ -400,8 +400,8 @@ def test_a_full_copy_is_trained_and_the_original_stays(kind: str, x: Any) -> Non
     classifier.fit(x, y, nb_epochs=1)  # so that the optimizer has a state
     transformed = JumpReLU(classifier, 0.2, copy=True)()
     assert_no_shared_storage(transformed.model, model)
-    held = {id(parameter) for group in transformed.optimizer.param_groups for parameter in group["params"]}
-    assert held == {id(parameter) for parameter in transformed.model.parameters()}
+    optimised = {id(parameter) for group in transformed.optimizer.param_groups for parameter in group["params"]}
+    assert optimised == {id(parameter) for parameter in transformed.model.parameters()}
     assert type(transformed.optimizer) is type(optimizer)
     before, predicted = copy.deepcopy(model.state_dict()), classifier.predict(x)
     loss = transformed.compute_loss(x, y, reduction="mean")
@@ -515,7 +515,7 @@ def test_the_network_compiles_into_one_graph(x: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("jump", "said"),
+    ("jump", "message"),
     [
         (-0.1, "jump is -0.1; a finite number >= 0 was expected"),
         (float("nan"), "jump is nan"),
@@ -528,14 +528,14 @@ def test_the_network_compiles_into_one_graph(x: Any) -> None:
         ((0.1, 0.2, 0.3), "jump has 3 values"),
     ],
 )
-def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_bad_jump_is_refused_wherever_it_is_set(jump: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         JumpReLU(wrap(Functional()), jump)
     transformer = JumpReLU(wrap(Functional()), 0.25)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         transformer.set_params(width=0.5, jump=jump)
     assert (transformer.jump, transformer.width) == (0.25, None)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         JumpReLUNetwork(Functional(), jump, 2)
 
 
@@ -565,7 +565,7 @@ def test_a_parameter_that_does_not_exist_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 4)), "calls no rectifier such as ReLU, GELU or SiLU; at least"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.Tanh()), "calls no rectifier"),
@@ -573,8 +573,8 @@ def test_a_parameter_that_does_not_exist_is_refused() -> None:
         (nn.Sequential(nn.Flatten(), nn.RNN(12, 4, nonlinearity="relu")), "recurrent"),
     ],
 )
-def test_a_network_without_a_relu_to_replace_is_refused(model: nn.Module, said: str) -> None:
-    with pytest.raises(InputError, match=said):
+def test_a_network_without_a_relu_to_replace_is_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         JumpReLU(wrap(model), 0.1)
 
 

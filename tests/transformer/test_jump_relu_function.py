@@ -72,9 +72,11 @@ def test_smooth_is_what_autograd_finds_for_the_smooth_function(
 
 @given(st.floats(-20, 20), st.floats(1e-3, 10), st.floats(0.03125, 10), st.floats(-5, 5))
 def test_the_smooth_rule_can_be_differentiated_again(z: float, jump: float, width: float, weight: float) -> None:
-    one = torch.tensor([z], dtype=torch.float64, requires_grad=True)
-    (first,) = torch.autograd.grad(weight * jump_relu(one, jump, "smooth", width).sum(), one, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), one)
+    pre_activation = torch.tensor([z], dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(
+        weight * jump_relu(pre_activation, jump, "smooth", width).sum(), pre_activation, create_graph=True
+    )
+    (second,) = torch.autograd.grad(first.sum(), pre_activation)
     # (z s)'' with s' = s (1 - s) / w and s'' = s' (1 - 2 s) / w
     s = 1 / (1 + np.exp(-(z - jump) / width))
     slope = s * (1 - s) / width
@@ -147,12 +149,12 @@ def test_another_rectifier_jumps_and_has_each_mode_s_derivative(
     rectifier: Callable[[Tensor], Tensor], jump: float, mode: str, width: float | None
 ) -> None:
     z = torch.linspace(-4, 4, 82, dtype=torch.float64)
-    used = jump / 4 if width is None else width
+    effective_width = jump / 4 if width is None else width
 
     def surrogate(z: Tensor) -> Tensor:
         if mode == "exact":
             return rectifier(z) * (z > jump)
-        return rectifier(z) * (1 if mode == "relu" or jump == 0 else 1 / (1 + torch.exp((jump - z) / used)))
+        return rectifier(z) * (1 if mode == "relu" or jump == 0 else 1 / (1 + torch.exp((jump - z) / effective_width)))
 
     def jumped(z: Tensor) -> Tensor:
         return jump_relu(z, jump, mode, width, rectifier)

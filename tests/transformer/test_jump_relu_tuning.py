@@ -55,8 +55,8 @@ def test_a_grid_of_one_s_own_is_walked_up_to_the_first_jump_that_costs_too_much(
     grid = [0.1, 0.3, 0.9, 2.7, 8.1]
     transformer = JumpReLU(digits_classifier)
     transformer.fit(x, y, max_accuracy_drop=0.02, jumps=grid)
-    right = {jump: oracle(digits_classifier, x, y, jump) for jump in (0.0, *grid)}
-    costs = [right[0.0] - right[jump] > 0.02 * len(x) for jump in grid]
+    correct = {jump: oracle(digits_classifier, x, y, jump) for jump in (0.0, *grid)}
+    costs = [correct[0.0] - correct[jump] > 0.02 * len(x) for jump in grid]
     first = costs.index(True)
     assert transformer.jump == (grid[first - 1] if first else 0.0)
     assert [jump for jump, _ in transformer.curve] == [0.0, *grid[: first + 1]]
@@ -75,7 +75,7 @@ def test_labels_in_either_form_and_batches_of_any_size_give_the_same_jump(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         ({"x": np.zeros((9, 1, 8, 8))}, "x is float64"),
         ({"y": None}, "y is None"),
@@ -90,11 +90,11 @@ def test_labels_in_either_form_and_batches_of_any_size_give_the_same_jump(
     ],
 )
 def test_tuning_with_unusable_arguments_is_refused(
-    arguments: dict[str, Any], said: str, digits_classifier: PyTorchClassifier
+    arguments: dict[str, Any], message: str, digits_classifier: PyTorchClassifier
 ) -> None:
     transformer = JumpReLU(digits_classifier, 0.1)
     x, y = np.zeros((9, 1, 8, 8), np.float32), np.arange(9)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         transformer.fit(**({"x": x, "y": y} | arguments))
     assert not transformer.is_fitted
     assert transformer.jump == 0.1
@@ -145,14 +145,14 @@ def test_what_was_tuned_goes_with_the_network_and_what_was_set_does_not(
 def test_a_file_holds_the_tuned_jump_and_its_curve(
     digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
 ) -> None:
-    own = JumpReLU(digits_classifier, width=0.5)
-    own.fit(digits.validation.x[:50], digits.validation.y[:50], max_accuracy_drop=0.1)
-    own.save(tmp_path / "jump")
+    defence = JumpReLU(digits_classifier, width=0.5)
+    defence.fit(digits.validation.x[:50], digits.validation.y[:50], max_accuracy_drop=0.1)
+    defence.save(tmp_path / "jump")
     loaded = JumpReLU.load(tmp_path / "jump", classifier=digits_classifier)
-    assert (loaded.jump, loaded.width, loaded.curve, loaded.is_fitted) == (own.jump, 0.5, own.curve, True)
-    assert loaded().model.tuning == own().model.tuning is not None
+    assert (loaded.jump, loaded.width, loaded.curve, loaded.is_fitted) == (defence.jump, 0.5, defence.curve, True)
+    assert loaded().model.tuning == defence().model.tuning is not None
     x = digits.test.x[:20]
-    assert np.array_equal(loaded.apply(digits_classifier).predict(x), own().predict(x))
+    assert np.array_equal(loaded.apply(digits_classifier).predict(x), defence().predict(x))
 
 
 def test_a_file_is_of_its_network_alone(own_classifier: PyTorchClassifier, tmp_path: Path) -> None:

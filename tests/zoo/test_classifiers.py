@@ -25,8 +25,8 @@ def weights_of(classifier: PyTorchClassifier) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in classifier.model.state_dict().items()}
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 def unread() -> Split:
@@ -113,19 +113,19 @@ def test_the_same_seed_gives_the_same_weights(digits: Dataset) -> None:
             before = torch.get_rng_state()
             trained.append(weights_of(load_classifier(digits, epochs=1, seed=seed, progress=False)))
             assert torch.equal(torch.get_rng_state(), before)
-    assert same(trained[0], trained[1])
+    assert equal(trained[0], trained[1])
     assert not any(torch.equal(trained[0][key], trained[2][key]) for key in trained[0])
 
 
 # The wrapper
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["the network's own normalisation", "another"])
+@pytest.mark.parametrize("normalisation_given", [False, True], ids=["the network's own normalisation", "another"])
 def test_logits_are_those_of_the_network_on_normalised_images(
-    given: bool, weights: Path, digits: Dataset, unread_digits: Dataset
+    normalisation_given: bool, weights: Path, digits: Dataset, unread_digits: Dataset
 ) -> None:
-    mean, std = ([0.25], [0.5]) if given else (MODELS["digits_cnn"].mean, MODELS["digits_cnn"].std)
-    options: dict[str, Any] = {"mean": mean, "std": std} if given else {}
+    mean, std = ([0.25], [0.5]) if normalisation_given else (MODELS["digits_cnn"].mean, MODELS["digits_cnn"].std)
+    options: dict[str, Any] = {"mean": mean, "std": std} if normalisation_given else {}
     classifier = load_classifier(unread_digits, weights=weights, **options)
     x = digits.test.x[:8]
     with torch.no_grad():
@@ -149,8 +149,8 @@ def test_weights_are_loaded_and_not_trained(ending: str, tmp_path: Path, unread_
     state = build_model("digits_cnn").state_dict()
     path = tmp_path / f"weights.{ending}"
     save_file(state, path) if ending == "safetensors" else torch.save(state, path)
-    for given in (path, str(path)):
-        assert same(weights_of(load_classifier(unread_digits, weights=given)), state)
+    for source in (path, str(path)):
+        assert equal(weights_of(load_classifier(unread_digits, weights=source)), state)
 
 
 # Folders of images
@@ -177,7 +177,7 @@ def test_the_network_for_images_is_imagenets_and_knows_its_classes(squeezenet: P
     assert classifier.predict(np.zeros((1, 3, 224, 224), np.float32)).shape == (1, 1000)
 
 
-def test_class_folders_are_all_the_classes_that_there_are(squeezenet: Path) -> None:
+def test_the_class_folders_give_the_number_of_classes(squeezenet: Path) -> None:
     with pytest.raises(InputError, match=r"returns shape \(2, 1000\) for two images; \(2, 996\) was expected"):
         load_classifier(image_folder(996, False), weights=squeezenet)
 
@@ -245,10 +245,10 @@ NETWORKS_THAT_DO_NOT_FIT = {
 def test_a_network_that_does_not_fit_the_data_is_refused(
     function: str, message: str, module: str, unread_digits: Dataset
 ) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as error:
         load_classifier(unread_digits, f"{module}:{function}", epochs=1, progress=False)
-    assert len(str(caught.value).splitlines()) == 1
-    assert f"{module}:{function}" in str(caught.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert f"{module}:{function}" in str(error.value)
 
 
 # What is refused
@@ -281,9 +281,9 @@ BAD: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 def test_what_cannot_be_used_is_refused_in_a_sentence(
     make: Callable[[Path], dict[str, Any]], message: str, weights: Path, digits: Dataset
 ) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(InputError, match=message) as error:
         load_classifier(digits, progress=False, **({"weights": weights} | make(weights)))
-    assert len(str(caught.value).splitlines()) == 1
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("name", ["cifar10", "svhn"])

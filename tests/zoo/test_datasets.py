@@ -119,10 +119,10 @@ def test_digits_are_997_300_and_500_images_in_0_1() -> None:
 
 def test_the_parts_of_digits_share_no_image_and_lack_none() -> None:
     together = parts(load_dataset("digits"))
-    found = sorted((int(y), x.tobytes()) for split in together for x, y in zip(split.x * 16, split.y, strict=True))
+    actual = sorted((int(y), x.tobytes()) for split in together for x, y in zip(split.x * 16, split.y, strict=True))
     digits = load_digits()
     images = digits.images.astype(np.float32)
-    assert found == sorted((int(y), x.tobytes()) for x, y in zip(images, digits.target, strict=True))
+    assert actual == sorted((int(y), x.tobytes()) for x, y in zip(images, digits.target, strict=True))
 
 
 def test_the_parts_of_digits_are_the_same_on_every_machine() -> None:
@@ -277,9 +277,9 @@ def test_a_root_that_does_not_exist_is_refused(name: str, root: Any) -> None:
 def test_without_a_network_the_files_the_folder_and_the_way_out_are_named(
     tmp_path: Path, name: str, folder: str, files: Iterable[str]
 ) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         load_dataset(name, tmp_path)
-    message = str(caught.value)
+    message = str(error.value)
     assert message.startswith(f"name is {name!r}, but ")
     assert all(file in message for file in files)
     assert "torchvision.datasets" in message
@@ -546,9 +546,9 @@ def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(
     if "2 images" in message:
         made_up_image(2).save(tmp_path / "02.jpg")
     damage(tmp_path)
-    with pytest.raises(InputError, match=f"^name is 'image_folder', but {tmp_path}.*{message}") as caught:
+    with pytest.raises(InputError, match=f"^name is 'image_folder', but {tmp_path}.*{message}") as error:
         load_dataset("image_folder", tmp_path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 def _cut_off(path: Path) -> None:
@@ -575,22 +575,24 @@ def test_test_images_that_do_not_fit_into_memory_are_read_when_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labelled_folder(tmp_path, 7)
-    whole = load_dataset("image_folder", tmp_path).test
+    in_memory = load_dataset("image_folder", tmp_path).test
     monkeypatch.setattr(image_folder, "MAX_PART_BYTES", 4 * 4 * 3 * 6 * 5 - 1)
     stored = load_dataset("image_folder", tmp_path).test
     assert isinstance(stored.x, ImageFiles)
-    np.testing.assert_array_equal(stored.y, whole.y)
-    assert (len(stored.x), stored.x.shape, stored.x.dtype) == (4, whole.x.shape, np.float32)
+    np.testing.assert_array_equal(stored.y, in_memory.y)
+    assert (len(stored.x), stored.x.shape, stored.x.dtype) == (4, in_memory.x.shape, np.float32)
     for rows in (slice(None), slice(1, 3), slice(3, 9), slice(0, 4, 2)):
-        np.testing.assert_array_equal(np.asarray(stored.x[rows]), whole.x[rows])
-        np.testing.assert_array_equal(np.asarray(stored.x[1:][rows]), whole.x[1:][rows])
+        np.testing.assert_array_equal(np.asarray(stored.x[rows]), in_memory.x[rows])
+        np.testing.assert_array_equal(np.asarray(stored.x[1:][rows]), in_memory.x[1:][rows])
 
 
 def test_a_hash_of_files_is_of_their_bytes_and_order_and_size(tmp_path: Path) -> None:
     labelled_folder(tmp_path, 4)
     files = sorted(tmp_path.glob("*.png"))
     hashes = [
-        ImageFiles(some, *size).fingerprint() for some in (files, files[::-1], files[:3]) for size in ((6, 5), (5, 5))
+        ImageFiles(selection, *size).fingerprint()
+        for selection in (files, files[::-1], files[:3])
+        for size in ((6, 5), (5, 5))
     ]
     assert len(set(hashes)) == 6
     assert ImageFiles(list(files), 6, 5).fingerprint() == hashes[0]

@@ -43,8 +43,8 @@ def snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {key: value.clone() for key, value in model.state_dict().items()}
 
 
-def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(value, second[key]) for key, value in first.items())
 
 
 # The registry
@@ -107,10 +107,10 @@ def test_a_function_in_the_current_directory_builds_a_network(tmp_path: Path, mo
 
 @pytest.mark.parametrize("name", ["resnet99", "my_net:", 3])
 def test_what_names_no_network_is_answered_with_the_names(name: Any) -> None:
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError) as error:
         build_model(name)
-    assert str(caught.value).startswith(f"model is {name!r}; one of ")
-    assert all(known in str(caught.value) for known in MODELS)
+    assert str(error.value).startswith(f"model is {name!r}; one of ")
+    assert all(model_name in str(error.value) for model_name in MODELS)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_a_network_that_cannot_be_built_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, path: str, message: str
 ) -> None:
     write_module(tmp_path, monkeypatch, source)
-    with pytest.raises(InputError, match=f"^model is '{path}', .*{message}") as caught:
+    with pytest.raises(InputError, match=f"^model is '{path}', .*{message}") as error:
         build_model(path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 # Weights
@@ -169,31 +169,31 @@ def test_weights_come_back(
 ) -> None:
     source, target = build_model("lenet_like"), build_model("lenet_like")
     load_weights(target, save(wrap(snapshot(source)), tmp_path / "weights"))
-    assert same(snapshot(target), snapshot(source))
+    assert equal(snapshot(target), snapshot(source))
 
 
 def test_the_counters_of_batch_normalisation_may_be_missing(tmp_path: Path) -> None:
     source, target = build_model("resnet20"), build_model("resnet20")
     state = {key: value for key, value in snapshot(source).items() if not key.endswith("num_batches_tracked")}
     load_weights(target, str(save_torch(state, tmp_path / "weights")))
-    assert same(snapshot(target), snapshot(source))
+    assert equal(snapshot(target), snapshot(source))
 
 
 def changed(key: str, value: Any) -> Callable[[dict[str, Tensor]], dict[str, Any]]:
     return lambda state: {**state, key: value}
 
 
-def without(*keys: str) -> Callable[[dict[str, Tensor]], dict[str, Any]]:
+def drop_keys(*keys: str) -> Callable[[dict[str, Tensor]], dict[str, Any]]:
     return lambda state: {key: value for key, value in state.items() if key not in keys}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("fc3.bias"), "missing fc3.bias, unexpected no keys; its own keys were expected"),
+        (drop_keys("fc3.bias"), "missing fc3.bias, unexpected no keys; its own keys were expected"),
         (changed("fc4.bias", torch.zeros(10)), "missing no keys, unexpected fc4.bias; its own keys were expected"),
         (
-            without("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc3.bias"),
+            drop_keys("conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias", "fc3.bias"),
             "missing conv1.weight, conv1.bias, conv2.weight and 2 more, unexpected no keys",
         ),
         (changed("fc3.bias", torch.zeros(9)), r"fc3.bias has shape \(9,\); \(10,\) was expected"),
@@ -209,7 +209,7 @@ def test_weights_that_do_not_fit_are_refused_and_change_nothing(
     before = snapshot(model)
     with pytest.raises(InputError, match=f"^weights is '.*', whose weights do not fit LeNetLike: {message}"):
         load_weights(model, path)
-    assert same(snapshot(model), before)
+    assert equal(snapshot(model), before)
 
 
 class Harmful:
@@ -235,9 +235,9 @@ def test_a_pickle_that_runs_code_is_refused_and_does_not_run(tmp_path: Path) -> 
 def test_a_file_that_holds_no_weights_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=f"^weights is '{path}', which cannot be read") as caught:
+    with pytest.raises(InputError, match=f"^weights is '{path}', which cannot be read") as error:
         load_weights(build_model("lenet_like"), path)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("state", [[1, 2], torch.zeros(3), {3: torch.zeros(3)}])
@@ -268,7 +268,7 @@ def test_published_weights_are_taken_from_the_cache(cache: Path) -> None:
     source, target = build_model("squeezenet1_1"), build_model("squeezenet1_1")
     torch.save(source.state_dict(), cache / "squeezenet1_1-b8a52dc0.pth")
     load_published(target, "squeezenet1_1")
-    assert same(snapshot(target), snapshot(source))
+    assert equal(snapshot(target), snapshot(source))
 
 
 @pytest.mark.parametrize(
@@ -279,11 +279,11 @@ def test_without_a_network_the_file_and_its_place_are_named(cache: Path, content
         (cache / "resnet18-f37072fd.pth").write_bytes(content)
     model = build_model("resnet18")
     before = snapshot(model)
-    with pytest.raises(InputError, match=rf"^model resnet18 was given no weights, .* \({reason}\); a file") as caught:
+    with pytest.raises(InputError, match=rf"^model resnet18 was given no weights, .* \({reason}\); a file") as error:
         load_published(model, "resnet18", progress=False)
-    assert f"resnet18-f37072fd.pth saved in {cache}, was expected" in str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert same(snapshot(model), before)
+    assert f"resnet18-f37072fd.pth saved in {cache}, was expected" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert equal(snapshot(model), before)
 
 
 @pytest.mark.parametrize("name", ["lenet_like", "alexnet"])

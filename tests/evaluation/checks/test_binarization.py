@@ -26,21 +26,21 @@ THREATS: list[Threat] = [Linf(0.1), L2(0.6)]
 WHITE = (FAST[0].build, "exact")
 
 
-def blind(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+def build_blind_attack(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
     return RandomNoise(classifier, threat.norm, threat.eps, nb_draws=20, seed=seed)
 
 
-def far(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+def build_attack_outside_the_ball(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
     return FAST[0].build(classifier, threat.at(3 * threat.eps), seed)
 
 
 @pytest.mark.parametrize("threat", THREATS)
-def test_a_working_attack_finds_what_is_planted_and_a_blind_one_does_not(
+def test_a_working_attack_finds_planted_examples_and_a_blind_one_does_not(
     threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     x = digits.test.x[:10]
     works = binarization_test(digits_classifier, x, threat, [WHITE], 0)
-    fails = binarization_test(digits_classifier, x, threat, [(blind, "exact")], 0)
+    fails = binarization_test(digits_classifier, x, threat, [(build_blind_attack, "exact")], 0)
     assert works is not None
     assert fails is not None
     assert works.built.rate == 1
@@ -49,23 +49,25 @@ def test_a_working_attack_finds_what_is_planted_and_a_blind_one_does_not(
 
 
 @pytest.mark.parametrize("images", [1, 5])
-def test_a_loss_of_three_logits_is_one_of_two_where_two_count(
+def test_the_dlr_loss_finds_planted_examples_with_two_logits(
     images: int, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    """Else it would divide by an infinite spread, and a good attack of one's own be called too weak."""
+    """The loss of three logits would divide by an infinite spread, and a good attack would be called too weak."""
     tries: list[binarization.Try] = [(lambda c, t, s: AutoPGD(c, t.norm, t.eps, loss="dlr", seed=s), "exact")]
-    found = binarization_test(digits_classifier, digits.test.x[:images], Linf(0.1), tries, 0)
-    assert found is not None
-    assert found.found.rate >= 0.9
+    result = binarization_test(digits_classifier, digits.test.x[:images], Linf(0.1), tries, 0)
+    assert result is not None
+    assert result.found.rate >= 0.9
 
 
 def test_examples_outside_the_ball_do_not_count(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
-    found = binarization_test(digits_classifier, digits.test.x[:6], Linf(0.1), [(far, "exact")], 0)
-    assert found is not None
-    assert found.found.count < 3
+    result = binarization_test(
+        digits_classifier, digits.test.x[:6], Linf(0.1), [(build_attack_outside_the_ball, "exact")], 0
+    )
+    assert result is not None
+    assert result.found.count < 3
 
 
-def heads_of(classifier: PyTorchClassifier, x: Any) -> tuple[nn.Linear, list[binarization.Head]]:
+def make_heads(classifier: PyTorchClassifier, x: Any) -> tuple[nn.Linear, list[binarization.Head]]:
     layer = last_linear(classifier, x[:1])
     assert layer is not None
     heads = [binarization._head(classifier, layer, image, Linf(0.1), seed) for seed, image in enumerate(x)]
@@ -77,9 +79,9 @@ def heads_of(classifier: PyTorchClassifier, x: Any) -> tuple[nn.Linear, list[bin
 def test_problems_solved_side_by_side_do_not_mix(
     attack: str, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    """Every other problem is put out of reach: just those stay unsolved, and a single one is what it was among all."""
+    """Every other problem is put out of reach: only those stay unsolved, and a single one keeps its scores."""
     x = digits.test.x[:6]
-    layer, heads = heads_of(digits_classifier, x)
+    layer, heads = make_heads(digits_classifier, x)
     heads = [(weight, bias - 1e3 * (i % 2)) for i, (weight, bias) in enumerate(heads)]
     binary = binarization._binary(digits_classifier, layer, heads)
     tries: dict[str, binarization.Try] = {
@@ -90,17 +92,17 @@ def test_problems_solved_side_by_side_do_not_mix(
     broken = binarization._broken(binary, x, Linf(0.1), [tries[attack]], 0)
     assert broken[1::2] == [False] * 3
     assert sum(broken) >= 2
-    alone, images = binarization._select(binary, 4), torch.tensor(x)
-    among_all = binarization._scores(binary, images)[:, 4]
-    np.testing.assert_allclose(binarization._scores(alone, images)[:, 0], among_all, rtol=1e-4)
+    selected, images = binarization._select(binary, 4), torch.tensor(x)
+    scores = binarization._scores(binary, images)[:, 4]
+    np.testing.assert_allclose(binarization._scores(selected, images)[:, 0], scores, rtol=1e-4)
 
 
-def test_a_pair_is_all_that_counts() -> None:
+def test_only_the_pair_of_logits_counts() -> None:
     logits = torch.tensor([[1.0, 2.0, 9.0, -3.0], [1.0, 2.0, 9.0, -3.0]], requires_grad=True)
     y = torch.tensor([0, 3])
-    found = only_pair(logits, y)
-    assert margin(found, y).tolist() == [-1.0, -12.0]
-    torch.nn.functional.cross_entropy(found, y).backward()
+    pair_logits = only_pair(logits, y)
+    assert margin(pair_logits, y).tolist() == [-1.0, -12.0]
+    torch.nn.functional.cross_entropy(pair_logits, y).backward()
     assert logits.grad is not None
     assert logits.grad[0, 2:].tolist() == logits.grad[1, :2].tolist() == [0.0, 0.0]
 
@@ -163,13 +165,13 @@ def test_gradient_modes_and_smoothing_reach_the_defence_inside(
 ) -> None:
     defended = JumpReLU(digits_classifier, 0.7)()
     for mode in ("smooth", None):
-        found = binarization_test(defended, digits.test.x[:4], Linf(0.1), [(FAST[0].build, mode)], 0)
-        assert found is not None
-        assert found.found.total == 4
-        assert found.found.count >= 2
+        result = binarization_test(defended, digits.test.x[:4], Linf(0.1), [(FAST[0].build, mode)], 0)
+        assert result is not None
+        assert result.found.total == 4
+        assert result.found.count >= 2
 
 
-def test_networks_without_a_last_linear_layer_are_left_alone(digits: Dataset) -> None:
+def test_networks_without_a_last_linear_layer_have_no_binarization_test(digits: Dataset) -> None:
     convolution = nn.Sequential(nn.Conv2d(1, 10, 8), nn.Flatten())
     squashed = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Unflatten(1, (10, 2)), nn.AvgPool1d(2))
     squashed.append(nn.Flatten())
@@ -183,5 +185,7 @@ def test_the_network_is_left_as_it_was(digits_classifier: PyTorchClassifier, dig
     before = digits_classifier.predict(digits.test.x[:5])
     binarization_test(digits_classifier, digits.test.x[:2], Linf(0.1), [WHITE], 0)
     np.testing.assert_array_equal(digits_classifier.predict(digits.test.x[:5]), before)
-    hooks = [len(one._forward_hooks) + len(one._forward_pre_hooks) for one in digits_classifier.model.modules()]
+    hooks = [
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in digits_classifier.model.modules()
+    ]
     assert sum(hooks) == 0

@@ -38,7 +38,7 @@ LONGER = [
 
 
 class Foreign(PreprocessorPyTorch):
-    """Somebody else's preprocessor, which names no surrogate."""
+    """A foreign preprocessor, which names no surrogate."""
 
     def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
         super().__init__(is_fitted=True, apply_fit=False, apply_predict=True)
@@ -56,7 +56,7 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class WinnersTakeAll(nn.Module):
-    """Only the ``k`` largest values of each row survive (Xiao, Zhong, Zheng 2019, arXiv:1905.10510)."""
+    """Keeps only the ``k`` largest values of each row (Xiao, Zhong, Zheng 2019, arXiv:1905.10510)."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class WinnersTakeAll(nn.Module):
         return torch.where(z >= z.topk(self.k, dim=1)[0][:, -1:], z, 0)
 
 
-def winners_take_all(digits: Dataset) -> PyTorchClassifier:
+def train_winners_take_all(digits: Dataset) -> PyTorchClassifier:
     """A network with k-WTA, trained on the digits."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -82,7 +82,7 @@ def winners_take_all(digits: Dataset) -> PyTorchClassifier:
     return PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 1), device_type="cpu")
 
 
-def attacked(
+def make_report(
     classifier: PyTorchClassifier,
     data: Dataset,
     threat: Linf,
@@ -105,15 +105,15 @@ def attacked(
 
 
 def white_box_accuracy(report: Report) -> float:
-    """What the attacks that follow a gradient leave, without the black-box ones and the controls."""
+    """The accuracy after the attacks that follow a gradient, without the black-box ones and the controls."""
     keys = {row.key for row in report.summary.rows if row.key.startswith("APGD")}
     return sum(record.robust(keys) for record in report.records) / len(report.records)
 
 
 SIZES = {"winners take all": (SAMPLES, SAMPLES, LONGER)}  # the others are clearer
 
-# The defence, its radius, what the standard suite must leave at most, what the naive attacker leaves at least, and
-# the checks that must catch him.
+# The defence, its radius, the highest accuracy after the suite's white-box attacks, the lowest after those of the naive
+# attacker, and the checks that must fail for the latter.
 BROKEN = [
     ("rounding", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
     ("detaching", 0.2, 0.05, 0.70, {"gradients", "binarization", "transfer"}),
@@ -123,7 +123,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "eps", "at_most", "naive_at_least", "caught_by"), BROKEN)
-def test_the_suite_breaks_what_is_broken_and_the_checks_catch_who_does_not(
+def test_the_suite_breaks_broken_defences_and_checks_fail_for_a_naive_attacker(
     name: str,
     eps: float,
     at_most: float,
@@ -132,21 +132,23 @@ def test_the_suite_breaks_what_is_broken_and_the_checks_catch_who_does_not(
     digits: Dataset,
     digits_classifier: PyTorchClassifier,
 ) -> None:
-    broken = winners_take_all(digits) if name not in CHANGES else defend(digits_classifier, Foreign(CHANGES[name]))
+    broken = (
+        train_winners_take_all(digits) if name not in CHANGES else defend(digits_classifier, Foreign(CHANGES[name]))
+    )
     samples, checked, suite = SIZES.get(name, (FEW, CHECKED, SUITE))
-    report = attacked(broken, digits, Linf(eps), adaptive=True, samples=samples, checked=checked, suite=suite)
+    report = make_report(broken, digits, Linf(eps), adaptive=True, samples=samples, checked=checked, suite=suite)
     assert report.summary.clean.rate >= 0.85
     assert white_box_accuracy(report) <= at_most
     assert report.established, report.summary.failed_checks
 
-    naive = attacked(broken, digits, Linf(eps), adaptive=False, samples=samples, checked=checked, suite=suite)
+    naive = make_report(broken, digits, Linf(eps), adaptive=False, samples=samples, checked=checked, suite=suite)
     assert white_box_accuracy(naive) >= naive_at_least
     assert caught_by <= set(naive.summary.failed_checks)
     assert naive.established is False
 
 
-def test_a_plain_network_trips_no_check(digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
-    report = attacked(digits_classifier, digits, Linf(0.1), adaptive=True, samples=FEW)
+def test_no_check_fails_on_an_undefended_model(digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
+    report = make_report(digits_classifier, digits, Linf(0.1), adaptive=True, samples=FEW)
     assert report.established
     assert {check.verdict for check in report.summary.checks} <= {"passed", "not run"}
     assert [check.name for check in report.summary.checks] == list(CHECKS)
@@ -156,7 +158,7 @@ def test_jump_relu_under_its_own_derivative_alone_is_not_established(
     digits: Dataset, digits_classifier: PyTorchClassifier
 ) -> None:
     defended = JumpReLU(digits_classifier, 0.7)()
-    naive = attacked(defended, digits, Linf(0.1), adaptive=False, samples=SAMPLES, suite=SUITE[:1])
+    naive = make_report(defended, digits, Linf(0.1), adaptive=False, samples=SAMPLES, suite=SUITE[:1])
     assert {"gradients", "gradient modes"} <= set(naive.summary.failed_checks)
 
 
@@ -165,12 +167,12 @@ def test_jump_relu_under_its_own_derivative_alone_is_not_established(
     ("name", "weights", "eps"),
     [("lenet_like", "erichson_mnist_lenet_baseline.pkl", 0.1), ("wong_kolter", "fastadv_mnist_pgd.pth", 0.3)],
 )
-def test_plain_and_adversarially_trained_networks_trip_no_check(
+def test_no_check_fails_on_undefended_and_adversarially_trained_models(
     name: str, weights: str, eps: float, data_root: Any
 ) -> None:
     data = load_dataset("mnist", data_root)
     classifier = load_classifier(data, name, data_root / "weights" / weights)
-    report = attacked(classifier, data, Linf(eps), adaptive=True, samples=200, suite="standard")
+    report = make_report(classifier, data, Linf(eps), adaptive=True, samples=200, suite="standard")
     assert report.summary.failed_checks == []
     assert report.established
 
@@ -179,14 +181,18 @@ def test_plain_and_adversarially_trained_networks_trip_no_check(
 @pytest.mark.parametrize(
     ("weights", "eps", "at_most"), [("baseline", 0.1, 0.62), ("robust", 0.1, 0.905), ("robust", 0.2, 0.14)]
 )
-def test_jump_relu_on_its_authors_networks_falls_as_far_as_it_must(
+def test_jump_relu_on_its_authors_networks_has_the_expected_robust_accuracy(
     weights: str, eps: float, at_most: float, data_root: Any
 ) -> None:
     """The published AutoAttack with the native derivative stops at 74.6, 91.6 and 38.8 %."""
     data = load_dataset("mnist", data_root)
-    plain = load_classifier(data, "lenet_like", data_root / "weights" / f"erichson_mnist_lenet_{weights}.pkl")
+    classifier = load_classifier(data, "lenet_like", data_root / "weights" / f"erichson_mnist_lenet_{weights}.pkl")
     report = evaluate(
-        JumpReLU(plain, 1.0)(), (data.test.x[:500], data.test.y[:500]), Linf(eps), curve_samples=0, check_samples=100
+        JumpReLU(classifier, 1.0)(),
+        (data.test.x[:500], data.test.y[:500]),
+        Linf(eps),
+        curve_samples=0,
+        check_samples=100,
     )
     assert report.accuracy_after_attacks <= at_most
     assert report.established, report.summary.failed_checks

@@ -29,17 +29,17 @@ class Bent(nn.Module):
         return self.bend(x @ self.weight.T)
 
 
-def bent(bend: Any) -> PyTorchClassifier:
+def make_classifier(bend: Any) -> PyTorchClassifier:
     return PyTorchClassifier(Bent(bend), nn.CrossEntropyLoss(), (8,), 3, clip_values=(0, 1), device_type="cpu")
 
 
-def nan_gradient(z: Tensor) -> Tensor:
+def add_nan_gradient(z: Tensor) -> Tensor:
     return z + 0 * torch.sqrt((z - z.detach()) ** 2)  # the root has an infinite slope at zero
 
 
 FLAWS = {
     "zero": lambda z: torch.round(100 * z),
-    "not_finite": nan_gradient,
+    "not_finite": add_nan_gradient,
     "vanishing": lambda z: z.detach() + 1e-7 * z,
 }
 X = np.random.default_rng(0).uniform(size=(20, 8)).astype(np.float32)
@@ -48,7 +48,7 @@ Y = np.arange(20) % 3
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.3)])
 def test_a_linear_network_is_faithful_everywhere(threat: Threat) -> None:
-    (health,) = examine_gradients(bent(lambda z: z), X, Y, threat, ("exact",), 0)
+    (health,) = examine_gradients(make_classifier(lambda z: z), X, Y, threat, ("exact",), 0)
     assert (health.points, health.zero, health.not_finite, health.vanishing) == (40, 0, 0, 0)
     assert health.faithful >= 36  # but where a step changes the runner-up
     assert health.is_faithful
@@ -57,32 +57,32 @@ def test_a_linear_network_is_faithful_everywhere(threat: Threat) -> None:
 
 @pytest.mark.parametrize(("flaw", "bend"), FLAWS.items())
 def test_each_flaw_is_counted_at_every_point(flaw: str, bend: Any) -> None:
-    (health,) = examine_gradients(bent(bend), X, Y, Linf(0.1), ("exact",), 0)
+    (health,) = examine_gradients(make_classifier(bend), X, Y, Linf(0.1), ("exact",), 0)
     assert getattr(health, flaw) == health.points == 40
-    assert sum(getattr(health, other) for other in FLAWS if other != flaw) == 0
+    assert sum(getattr(health, other_flaw) for other_flaw in FLAWS if other_flaw != flaw) == 0
     assert not any(health.useful)
     assert not health.is_faithful
 
 
-def test_a_gradient_of_zero_is_told_from_none_at_all() -> None:
-    """Rounding hands a zero on; a forward pass under no_grad, or beside the image, hands on nothing."""
+def test_a_zero_gradient_differs_from_a_missing_graph() -> None:
+    """Rounding has a gradient of zero; a forward pass under no_grad, or one that ignores the image, has none."""
 
-    def without(z: Tensor) -> Tensor:
+    def without_grad(z: Tensor) -> Tensor:
         with torch.no_grad():
             return 2 * z
 
     bias = nn.Parameter(torch.tensor([0.0, 1.0, 2.0]))
 
-    def beside(z: Tensor) -> Tensor:
+    def ignore_input(z: Tensor) -> Tensor:
         return torch.zeros_like(z) + bias
 
-    for bend, count in ((FLAWS["zero"], 0), (without, 40), (beside, 40)):
-        (health,) = examine_gradients(bent(bend), X, Y, Linf(0.1), ("exact",), 0)
+    for bend, count in ((FLAWS["zero"], 0), (without_grad, 40), (ignore_input, 40)):
+        (health,) = examine_gradients(make_classifier(bend), X, Y, Linf(0.1), ("exact",), 0)
         assert (health.zero, health.no_graph) == (40, count)
 
 
-def test_gradients_are_there_under_the_caller_s_no_grad() -> None:
-    classifier = bent(lambda z: z)
+def test_gradients_are_examined_under_the_caller_s_no_grad() -> None:
+    classifier = make_classifier(lambda z: z)
     with torch.inference_mode():
         (health,) = examine_gradients(classifier, X, Y, Linf(0.1), ("exact",), 0)
     assert (health.zero, health.no_graph) == (0, 0)
@@ -90,23 +90,25 @@ def test_gradients_are_there_under_the_caller_s_no_grad() -> None:
 
 def test_a_gradient_of_the_wrong_size_is_not_faithful() -> None:
     """A straight-through step forwards, ten times its slope backwards."""
-    (health,) = examine_gradients(bent(lambda z: z + 9 * (z - z.detach())), X, Y, Linf(0.1), ("exact",), 0)
+    (health,) = examine_gradients(make_classifier(lambda z: z + 9 * (z - z.detach())), X, Y, Linf(0.1), ("exact",), 0)
     assert (health.faithful, health.is_faithful) == (0, False)
     assert all(health.useful)
 
 
 def test_a_random_defence_is_compared_under_the_same_numbers() -> None:
-    (health,) = examine_gradients(bent(lambda z: z + torch.randn_like(z)), X, Y, Linf(0.1), ("exact",), 0)
+    (health,) = examine_gradients(make_classifier(lambda z: z + torch.randn_like(z)), X, Y, Linf(0.1), ("exact",), 0)
     assert health.is_faithful
 
 
-def test_the_jump_misleads_and_its_smooth_surrogate_does_not(
+def test_the_jump_s_exact_gradient_is_unfaithful_and_its_smooth_surrogate_faithful(
     digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     defended = JumpReLU(digits_classifier, 0.7)()
     x, y = digits.test.x[:100], digits.test.y[:100]
-    found = {one.mode: one for one in examine_gradients(defended, x, y, Linf(0.1), ("exact", "relu", "smooth"), 0)}
-    assert not found["exact"].is_faithful
-    assert found["smooth"].is_faithful
-    (plain,) = examine_gradients(digits_classifier, x, y, Linf(0.1), ("exact",), 0)
-    assert plain.faithful >= 0.97 * plain.points
+    health_of_mode = {
+        health.mode: health for health in examine_gradients(defended, x, y, Linf(0.1), ("exact", "relu", "smooth"), 0)
+    }
+    assert not health_of_mode["exact"].is_faithful
+    assert health_of_mode["smooth"].is_faithful
+    (undefended_health,) = examine_gradients(digits_classifier, x, y, Linf(0.1), ("exact",), 0)
+    assert undefended_health.faithful >= 0.97 * undefended_health.points

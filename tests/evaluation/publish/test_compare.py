@@ -1,4 +1,4 @@
-"""Runs beside each other: the statistics of pairs, and who is paired with whom."""
+"""Runs compared: the statistics of pairs, and which runs are paired."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
 
-def pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
+def build_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
     return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)
 
 
-def weaker_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
+def build_weaker_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
     return MarginPGD(classifier, threat.norm, threat.eps, max_iter=1, seed=seed)
 
 
-PGD = [AttackSpec("PGD", pgd, "a", kind="white-box", modes="all")]
+PGD = [AttackSpec("PGD", build_pgd, "a", kind="white-box", modes="all")]
 
 
 # Pairs
@@ -51,16 +51,18 @@ def test_images_are_counted_in_pairs() -> None:
     assert pair.difference == -0.2
 
 
-def test_mcnemar_asks_how_unevenly_the_differing_images_fall() -> None:
-    """By brute force over all ways in which they might."""
+def test_mcnemar_s_test_agrees_with_an_enumeration() -> None:
+    """The expected value sums over all splits of the differing images."""
     for gained, lost in product(range(6), range(6)):
         count = gained + lost
-        as_likely = [binom.pmf(k, count, 0.5) for k in range(count + 1)]
-        expected = sum(one for one in as_likely if one <= as_likely[gained] * (1 + 1e-9))
+        probabilities = [binom.pmf(k, count, 0.5) for k in range(count + 1)]
+        expected = sum(
+            probability for probability in probabilities if probability <= probabilities[gained] * (1 + 1e-9)
+        )
         assert Paired(3, gained, lost, 7).p_value == pytest.approx(expected)
 
 
-def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
+def test_the_interval_covers_the_true_difference() -> None:
     generator = np.random.default_rng(0)
     for shares in ([0.5, 0.1, 0.05, 0.35], [0.02, 0.01, 0.2, 0.77], [0.9, 0.05, 0.05, 0.0]):
         truth = shares[1] - shares[2]
@@ -71,7 +73,7 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
         assert 0.94 <= inside / 2000 <= 0.985
 
 
-def test_pairs_tell_more_than_two_means() -> None:
+def test_pairs_resolve_a_difference_that_two_means_do_not() -> None:
     """60 and 64 % of 500 images: apart only if it is known that hardly an image changed sides."""
     low, _ = Paired(both=299, gained=21, lost=1, neither=179).interval
     assert low > 0
@@ -80,7 +82,7 @@ def test_pairs_tell_more_than_two_means() -> None:
 
 
 @pytest.mark.parametrize(("first", "second"), [([], []), ([True], [True, False])])
-def test_what_cannot_be_paired_is_refused(first: list[bool], second: list[bool]) -> None:
+def test_empty_or_unequal_lists_are_refused(first: list[bool], second: list[bool]) -> None:
     with pytest.raises(InputError, match="equally many were expected"):
         Paired.of(first, second)
 
@@ -114,25 +116,25 @@ def runs(digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory
 def test_the_same_images_in_the_same_ball_are_paired(runs: Path) -> None:
     folders = [runs / name for name in ("bare", "jump", "others", "ball")]
     comparison = compare(folders, different_attackers=True)
-    paired = [one.against_first is not None for one in comparison.runs]
+    paired = [run.against_first is not None for run in comparison.runs]
     assert paired == [False, True, False, False]
     pair = comparison.runs[1].against_first
     assert pair is not None
-    rates = [one.summary.worst_case.rate for one in comparison.runs]
+    rates = [run.summary.worst_case.rate for run in comparison.runs]
     assert pair.difference == pytest.approx(rates[1] - rates[0])
     assert pair.both + pair.lost == comparison.runs[0].summary.worst_case.count
 
 
-def test_runs_of_other_samples_are_paired_on_those_that_they_share(runs: Path) -> None:
-    """By what an image is, wherever it stands: the last 12 of the one run are the first 12 of the other."""
+def test_runs_are_paired_on_the_samples_that_they_share(runs: Path) -> None:
+    """Images are paired by their content: the last 12 of one run are the first 12 of the other."""
     comparison = compare([runs / "bare", runs / "some"])
     pair = comparison.runs[1].against_first
     records = [Report.load(runs / name).records for name in ("bare", "some")]
-    assert pair == Paired.of(*([one.robust() for one in part] for part in (records[0][28:], records[1][:12])))
+    assert pair == Paired.of(*([record.robust() for record in part] for part in (records[0][28:], records[1][:12])))
     assert comparison.rows()[1][-2] == f"{pair} (12 images)"
 
 
-def test_an_image_of_another_label_or_without_a_hash_is_no_pair(
+def test_an_image_of_another_label_or_without_a_hash_is_not_paired(
     runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
     x, y = digits.test.x[28:52], digits.test.y[28:52].copy()
@@ -163,13 +165,13 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 1}, "seed 0, not 1"),
     "block size": ({"block_size": 20}, "block_size 256, not 20"),
     "checks": ({"check_samples": 3}, "check_samples 0, not 3"),
-    "code of an attack": ({"attacks": [replace(PGD[0], build=weaker_pgd)]}, "attack 'PGD' has another build"),
+    "code of an attack": ({"attacks": [replace(PGD[0], build=build_weaker_pgd)]}, "attack 'PGD' has another build"),
 }
 
 
 @pytest.mark.usefixtures("short_suite")
 @pytest.mark.parametrize("case", OTHERS)
-def test_runs_of_different_attackers_are_refused_or_say_so_first(
+def test_different_attackers_are_refused_unless_allowed_and_then_named(
     case: str, runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
     """One network, two attackers: whatever the table shows is no difference between networks."""
@@ -188,12 +190,12 @@ def test_runs_of_different_attackers_are_refused_or_say_so_first(
     ):
         compare([runs / "bare", tmp_path / "other"])
     comparison = compare([runs / "bare", tmp_path / "other"], different_attackers=True)
-    first = f"The runs have different attackers, .* bare and other: {re.escape(words)}"
-    assert re.match(first, comparison.as_markdown())
+    warning = f"The runs have different attackers, .* bare and other: {re.escape(words)}"
+    assert re.match(warning, comparison.as_markdown())
     console = Console(width=200, file=io.StringIO())
     comparison.print(console)
     shown = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    assert re.search(f"{first}.* minus the first", shown)
+    assert re.search(f"{warning}.* minus the first", shown)
     assert words in "; ".join(comparison.as_dict()["runs"][1]["other_attacker"])
 
 
@@ -205,13 +207,13 @@ def test_runs_that_differ_in_the_seed_alone_have_a_spread(runs: Path) -> None:
         run = replace(summary.run, settings=replace(summary.run.settings, seed=seed))
         return Compared(f"seed={seed}", replace(summary, run=run, worst_case=Proportion(robust, 40)), None)
 
-    alone = Compared("ball", Report.load(runs / "ball").summary, None)
-    comparison = Comparison([seeded(0, 10), seeded(1, 16), alone, seeded(2, 13)])
+    other_ball = Compared("ball", Report.load(runs / "ball").summary, None)
+    comparison = Comparison([seeded(0, 10), seeded(1, 16), other_ball, seeded(2, 13)])
     (sentence,) = comparison.spread
     assert "3 seeds: " in sentence
     assert " 32.5 % on average, 25.0 to 40.0 %; not all of them are established." in sentence
     assert "3 seeds: " in comparison.as_markdown()
-    assert Comparison([seeded(0, 10), seeded(0, 16), alone]).spread == []
+    assert Comparison([seeded(0, 10), seeded(0, 16), other_ball]).spread == []
 
 
 def test_a_model_attacked_in_several_balls_has_their_union(
@@ -235,7 +237,7 @@ def test_a_model_attacked_in_several_balls_has_their_union(
     assert compare([runs / "bare", runs / "jump"]).unions == []
 
 
-def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
+def test_noise_against_a_white_box_attack_compares_no_robust_accuracy(
     runs: Path, digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
 ) -> None:
     """The network is one and the same, and McNemar's test is sure of a difference: it is the attackers'."""
@@ -251,7 +253,7 @@ def test_noise_beside_a_white_box_attack_has_no_p_value_of_robust_accuracy(
     assert "robust accuracy" not in comparison.as_markdown()
     assert "worst case" not in comparison.as_markdown()
     assert comparison.rows()[1][4].endswith("(no adaptive attack)")
-    assert [one["robust_accuracy"] for one in comparison.as_dict()["runs"]] == [None, None]
+    assert [run["robust_accuracy"] for run in comparison.as_dict()["runs"]] == [None, None]
 
 
 @pytest.mark.usefixtures("short_suite")
@@ -287,7 +289,7 @@ def test_the_files_say_what_the_comparison_says(runs: Path, tmp_path: Path) -> N
     pair = comparison.runs[1].against_first
     assert pair is not None
     assert data["runs"][1]["against_first"] == json.loads(json.dumps(plain(pair)))
-    assert [one["name"] for one in data["runs"]] == ["bare", "jump"]
+    assert [run["name"] for run in data["runs"]] == ["bare", "jump"]
     text = (tmp_path / "out" / "compare.md").read_text()
     assert str(pair) in text
     assert "jump_relu (jump 1" in text

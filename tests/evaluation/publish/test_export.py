@@ -15,25 +15,25 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.checks.checks import Check
 from art_defenses_ext.evaluation.publish.export import BOUND, Statement, as_junit, as_sarif, export, statements_of
 
-MADE = [
+STATEMENTS = [
     Statement("transfer", "passed", "no image", "docs/checks.md#transfer"),
     Statement("larger eps", "failed", "3 of 20 <images> & \x1b[31m more\ud800", "docs/checks.md#larger-eps"),
     Statement("queries", "not run", "no attack by queries", "docs/checks.md#queries"),
 ]
-"""A statement with each verdict, one of which holds what neither XML nor a terminal may be given."""
+"""A statement with each verdict; one holds characters that neither XML nor a terminal may be given."""
 
 
 def test_the_statements_are_the_checks_of_the_run(finished_run: Any) -> None:
     checks = finished_run.report.summary.checks
     assert checks
-    made = statements_of(finished_run.report)
-    assert [(each.name, each.verdict, each.finding, each.page) for each in made] == [
+    statements = statements_of(finished_run.report)
+    assert [(statement.name, statement.verdict, statement.finding, statement.page) for statement in statements] == [
         (check.name, check.verdict, check.finding, check.link) for check in checks
     ]
 
 
 @pytest.mark.parametrize(
-    ("changes", "above", "words"),
+    ("changes", "distance", "words"),
     [
         ({"checks": [Check("larger eps", "passed", "")]}, 0.0, None),
         ({"checks": [Check("larger eps", "passed", "")]}, 0.01, "established, was expected"),
@@ -42,11 +42,11 @@ def test_the_statements_are_the_checks_of_the_run(finished_run: Any) -> None:
         ({"lacking": "the paper's attacks ran alone"}, -0.01, "no adaptive attack ran: the paper's attacks ran alone"),
     ],
 )
-def test_only_an_established_accuracy_that_is_large_enough_meets_a_bound(
-    finished_run: Any, changes: dict[str, Any], above: float, words: str | None
+def test_only_an_established_accuracy_of_at_least_the_bound_meets_it(
+    finished_run: Any, changes: dict[str, Any], distance: float, words: str | None
 ) -> None:
     report = replace(finished_run.report, summary=replace(finished_run.report.summary, **changes))
-    at_least = report.summary.worst_case.rate + above
+    at_least = report.summary.worst_case.rate + distance
     assert 0 < at_least < 1
     bound = statements_of(report, at_least)[0]
     assert (bound.name, bound.verdict) == (BOUND, "passed" if words is None else "failed")
@@ -54,8 +54,8 @@ def test_only_an_established_accuracy_that_is_large_enough_meets_a_bound(
     assert words is None or words in bound.finding
 
 
-def test_junit_counts_what_it_holds_and_names_what_failed() -> None:
-    root = ElementTree.fromstring(as_junit(MADE, "a \x00 run", 1.5).encode())
+def test_junit_counts_its_statements_and_names_failures() -> None:
+    root = ElementTree.fromstring(as_junit(STATEMENTS, "a \x00 run", 1.5).encode())
     (suite,) = root.findall("testsuite")
     cases = suite.findall("testcase")
     assert root.tag == "testsuites"
@@ -75,10 +75,10 @@ def test_junit_counts_what_it_holds_and_names_what_failed() -> None:
 
 
 def test_sarif_has_the_required_fields_and_a_result_for_each_failure() -> None:
-    whole = json.loads(as_sarif(MADE, "runs/a/manifest.json"))
-    assert whole["version"] == "2.1.0"
-    assert whole["$schema"].startswith("https://")
-    (run,) = whole["runs"]
+    log = json.loads(as_sarif(STATEMENTS, "runs/a/manifest.json"))
+    assert log["version"] == "2.1.0"
+    assert log["$schema"].startswith("https://")
+    (run,) = log["runs"]
     driver = run["tool"]["driver"]
     assert driver["name"]
     rules = driver["rules"]
@@ -95,8 +95,8 @@ def test_sarif_has_the_required_fields_and_a_result_for_each_failure() -> None:
 
 @pytest.mark.parametrize("form", ["junit", "sarif"])
 def test_a_run_is_exported_with_its_failures(finished_run: Any, tmp_path: Path, form: str) -> None:
-    made = export(finished_run.folder, form, tmp_path / "new" / "file", at_least=1.0)
-    failed = [each.name for each in made if each.verdict == "failed"]
+    statements = export(finished_run.folder, form, tmp_path / "new" / "file", at_least=1.0)
+    failed = [statement.name for statement in statements if statement.verdict == "failed"]
     text = (tmp_path / "new" / "file").read_text()
     if form == "junit":
         cases = ElementTree.fromstring(text.encode()).iter("testcase")
@@ -116,7 +116,7 @@ def test_a_run_is_exported_with_its_failures(finished_run: Any, tmp_path: Path, 
         ({"run": "none"}, "cannot be read"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_in_a_sentence(
+def test_bad_arguments_of_an_export_are_refused_in_a_sentence(
     finished_run: Any, tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(InputError, match=re.escape(words)):

@@ -1,4 +1,4 @@
-"""Entries and their page: the figures of a run, and nothing that is none."""
+"""Entries and their page: the figures of a run, and a refusal of anything else."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from art_defenses_ext.evaluation.report.report import Report
 
 @pytest.fixture
 def report(finished_run: Any) -> Report:
-    made: Report = finished_run.report
-    return made
+    report: Report = finished_run.report
+    return report
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_an_entry_holds_the_figures_of_its_run(entry: Entry, report: Report) -> 
     assert entry.pipeline_sha256 == summary.run.pipeline_sha256
 
 
-def test_an_entry_comes_back(entry: Entry, tmp_path: Path) -> None:
+def test_an_entry_survives_a_round_trip(entry: Entry, tmp_path: Path) -> None:
     entry.save(tmp_path / "deep" / "a.json")
     assert Entry.read(tmp_path / "deep" / "a.json") == entry
     assert {"clean_acc", "reported", "external", "unreliable"} <= set(
@@ -51,7 +51,7 @@ def test_an_entry_comes_back(entry: Entry, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bad", [{"reported": -1}, {"reported": 101.0}, {"external": float("nan")}])
-def test_what_is_no_share_is_refused(bad: dict[str, Any], report: Report) -> None:
+def test_a_percentage_outside_0_to_100_is_refused(bad: dict[str, Any], report: Report) -> None:
     with pytest.raises(InputError, match="from 0 to 100 per cent"):
         Entry.of(report, "digits", **bad)
 
@@ -67,7 +67,7 @@ def test_a_run_without_a_robust_accuracy_makes_no_entry(change: dict[str, Any], 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"format": "other"}', json.dumps({"format": FORMAT, "name": 3})])
-def test_what_is_no_entry_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
+def test_a_malformed_entry_is_refused_in_a_sentence(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(InputError, match=r"a\.json cannot be read .* expected") as caught:
         leaderboard(tmp_path)
@@ -79,19 +79,19 @@ def test_a_folder_without_entries_is_refused(tmp_path: Path) -> None:
         leaderboard(tmp_path)
 
 
-def test_the_page_ranks_by_what_is_known_and_marks_bounds_and_pairs(entry: Entry, tmp_path: Path) -> None:
-    sound = replace(entry, unreliable=False, failed_checks=[])
+def test_the_page_ranks_by_the_lowest_known_accuracy_and_marks_bounds_and_pairs(entry: Entry, tmp_path: Path) -> None:
+    established = replace(entry, unreliable=False, failed_checks=[])
     entries = {
-        "low": replace(sound, name="low", robust_acc=10.0),
-        "shown": replace(sound, name="shown", robust_acc=90.0, external=5.0, link="https://example.org"),
+        "low": replace(established, name="low", robust_acc=10.0),
+        "shown": replace(established, name="shown", robust_acc=90.0, external=5.0, link="https://example.org"),
         "bound": replace(
             entry, name="bound", robust_acc=60.0, unreliable=True, failed_checks=["queries", "single step"]
         ),
-        "pair": replace(sound, name="pair", robust_acc=50.0, defences=entry.defences * 2),
-        "mnist": replace(sound, name="other data", dataset="mnist"),
+        "pair": replace(established, name="pair", robust_acc=50.0, defences=entry.defences * 2),
+        "mnist": replace(established, name="other data", dataset="mnist"),
     }
-    for name, one in entries.items():
-        one.save(tmp_path / one.dataset / f"{name}.json")
+    for name, variant in entries.items():
+        variant.save(tmp_path / variant.dataset / f"{name}.json")
     page = leaderboard(tmp_path)
     headings = [line for line in page.splitlines() if line.startswith("## ")]
     assert headings == ["## digits, linf, eps 0.1", "## mnist, linf, eps 0.1"]
@@ -106,9 +106,11 @@ def test_the_page_ranks_by_what_is_known_and_marks_bounds_and_pairs(entry: Entry
 
 
 def test_below_a_table_each_row_has_its_details_and_its_command(entry: Entry, tmp_path: Path) -> None:
-    sound = replace(entry, name="sound", unreliable=False, failed_checks=[], robust_acc=70.0, command="first; second")
+    established = replace(
+        entry, name="sound", unreliable=False, failed_checks=[], robust_acc=70.0, command="first; second"
+    )
     bound = replace(entry, unreliable=True, failed_checks=["queries", "single step"], robust_acc=60.0)
-    sound.save(tmp_path / "digits" / "sound.json")
+    established.save(tmp_path / "digits" / "sound.json")
     bound.save(tmp_path / "digits" / "bound.json")
     _, _, first, first_command, second, second_command = leaderboard(tmp_path).split("\n## ")[1].split("\n\n")
     assert first.startswith("[sound](digits/sound.json): DigitsCNN; 3 attacks of its own, seed 0; checks passed; ")
@@ -119,7 +121,7 @@ def test_below_a_table_each_row_has_its_details_and_its_command(entry: Entry, tm
 
 
 @pytest.mark.parametrize(("name", "head"), [("reported", "reported by the paper"), ("undefended_acc", "undefended")])
-def test_a_figure_has_a_column_where_an_entry_has_it(entry: Entry, tmp_path: Path, name: str, head: str) -> None:
+def test_a_figure_has_a_column_if_an_entry_has_it(entry: Entry, tmp_path: Path, name: str, head: str) -> None:
     replace(entry, undefended_acc=None).save(tmp_path / "a.json")
     assert f"| {head} |" not in leaderboard(tmp_path)
     replace(entry, **{"undefended_acc": None, name: 71.5}).save(tmp_path / "b.json")
@@ -128,7 +130,7 @@ def test_a_figure_has_a_column_where_an_entry_has_it(entry: Entry, tmp_path: Pat
     assert sorted(line.rsplit("|", 2)[1].strip() for line in table[2:]) == ["", "71.5"]
 
 
-def test_the_picture_has_a_point_for_each_run_and_is_hollow_where_it_bounds() -> None:
+def test_the_picture_has_a_point_for_each_run_and_hollow_points_for_bounds() -> None:
     runs = [
         Point(("jump_relu",), clean=90.0, robust=40.0, interval=(30.0, 50.0), bound=False),
         Point((), clean=80.0, robust=20.0, interval=(10.0, 30.0), bound=True),

@@ -25,23 +25,23 @@ def written(finished_run: Any) -> dict[str, Any]:
     return {"report": report, "entry": json.loads(next(RESULTS.rglob("*.json")).read_text())}
 
 
-def errors(name: str, document: Any) -> list[str]:
+def list_errors(name: str, document: Any) -> list[str]:
     return [error.message for error in Draft202012Validator(SCHEMAS[name]).iter_errors(document)]
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
-def test_it_is_a_schema_and_the_command_prints_it(name: str) -> None:
+def test_each_schema_is_valid_and_the_command_prints_it(name: str) -> None:
     Draft202012Validator.check_schema(SCHEMAS[name])
     assert json.loads(CliRunner().invoke(app, ["schema", name]).output) == SCHEMAS[name]
 
 
 def test_a_report_passes(written: dict[str, Any]) -> None:
-    assert errors("report", written["report"]) == []
+    assert list_errors("report", written["report"]) == []
 
 
 @pytest.mark.parametrize("path", sorted(RESULTS.rglob("*.json")), ids=lambda path: path.relative_to(RESULTS).as_posix())
 def test_every_entry_passes(path: Path) -> None:
-    assert errors("entry", json.loads(path.read_text())) == []
+    assert list_errors("entry", json.loads(path.read_text())) == []
 
 
 @pytest.mark.parametrize(
@@ -61,16 +61,16 @@ def test_every_entry_passes(path: Path) -> None:
         ("entry", ["autoattack_acc"], 1.0),
     ],
 )
-def test_what_is_changed_does_not(name: str, where: list[Any], value: Any, written: dict[str, Any]) -> None:
-    document = place = deepcopy(written[name])
+def test_a_changed_value_fails(name: str, where: list[Any], value: Any, written: dict[str, Any]) -> None:
+    document = node = deepcopy(written[name])
     for step in where[:-1]:
-        place = place[step]
-    place[where[-1]] = value
-    assert len(errors(name, document)) == 1
+        node = node[step]
+    node[where[-1]] = value
+    assert len(list_errors(name, document)) == 1
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
 def test_a_required_field_may_not_be_missing(name: str, written: dict[str, Any]) -> None:
     for field in SCHEMAS[name]["required"]:
-        rest = {key: value for key, value in written[name].items() if key != field}
-        assert errors(name, rest) == [f"{field!r} is a required property"]
+        incomplete = {key: value for key, value in written[name].items() if key != field}
+        assert list_errors(name, incomplete) == [f"{field!r} is a required property"]

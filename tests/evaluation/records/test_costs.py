@@ -33,8 +33,10 @@ class Plain(nn.Module):
         return logits
 
 
-def sequential(*first: nn.Module) -> nn.Sequential:
-    return nn.Sequential(*first, nn.Conv2d(1, 3, kernel_size=3), nn.ReLU(), nn.Flatten(), nn.Linear(48, NB_CLASSES))
+def sequential(*first_layers: nn.Module) -> nn.Sequential:
+    return nn.Sequential(
+        *first_layers, nn.Conv2d(1, 3, kernel_size=3), nn.ReLU(), nn.Flatten(), nn.Linear(48, NB_CLASSES)
+    )
 
 
 def wrap(model: nn.Module) -> PyTorchClassifier:
@@ -63,97 +65,101 @@ def x() -> FloatArray:
     return np.random.default_rng(0).random((7, *SHAPE), dtype=np.float32)
 
 
-def passes(cost: Cost) -> tuple[int, int]:
+def passes_of(cost: Cost) -> tuple[int, int]:
     return cost.forward, cost.backward
 
 
-def hooks(classifier: PyTorchClassifier) -> int:
+def count_hooks(classifier: PyTorchClassifier) -> int:
     modules = classifier._model.modules()  # ART's wrapper and all within
-    return sum(len(one._forward_hooks) + len(one._backward_hooks) + len(one._forward_pre_hooks) for one in modules)
+    return sum(
+        len(module._forward_hooks) + len(module._backward_hooks) + len(module._forward_pre_hooks) for module in modules
+    )
 
 
-def test_a_loop_in_torch(classifier: PyTorchClassifier, x: FloatArray) -> None:
+def test_passes_of_a_loop_in_torch_are_counted(classifier: PyTorchClassifier, x: FloatArray) -> None:
     module = as_module(classifier)
     images = torch.from_numpy(x)
     with measured(classifier) as cost:
         with torch.no_grad():
             for _ in range(3):
                 module(images[:4])
-        assert passes(cost) == (3 * 4, 0)
+        assert passes_of(cost) == (3 * 4, 0)
         for _ in range(2):
             leaf = images[:5].clone().requires_grad_()
             torch.autograd.grad(module(leaf).sum(), leaf)
-        assert passes(cost) == (3 * 4 + 2 * 5, 2 * 5)
+        assert passes_of(cost) == (3 * 4 + 2 * 5, 2 * 5)
         leaf = images[:6].clone().requires_grad_()
         logits = module(leaf)
         for label in range(3):
             torch.autograd.grad(logits[:, label].sum(), leaf, retain_graph=True)
-    assert passes(cost) == (3 * 4 + 2 * 5 + 6, 2 * 5 + 3 * 6)
+    assert passes_of(cost) == (3 * 4 + 2 * 5 + 6, 2 * 5 + 3 * 6)
 
 
-def test_arts_own_ways_through_the_network(classifier: PyTorchClassifier, x: FloatArray) -> None:
+def test_passes_of_arts_own_methods_are_counted(classifier: PyTorchClassifier, x: FloatArray) -> None:
     y = np.eye(NB_CLASSES, dtype=np.float32)[np.arange(len(x)) % NB_CLASSES]
     with measured(classifier) as cost:
         classifier.predict(x, batch_size=3)
-    assert passes(cost) == (len(x), 0)
+    assert passes_of(cost) == (len(x), 0)
     with measured(classifier) as cost:
         classifier.loss_gradient(x, y)
-    assert passes(cost) == (len(x), len(x))
+    assert passes_of(cost) == (len(x), len(x))
     with measured(classifier) as cost:
         classifier.class_gradient(x, label=None)
-    assert passes(cost) == (len(x), NB_CLASSES * len(x))
+    assert passes_of(cost) == (len(x), NB_CLASSES * len(x))
 
 
-def test_arts_projected_gradient_descent(
+def test_passes_of_arts_projected_gradient_descent_are_counted(
     classifier: PyTorchClassifier, x: FloatArray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One gradient of each image a step; the rest is what the attack asks ``predict``, listened to here."""
+    """Each step takes one gradient of each image; all other passes are calls of ``predict``, counted here."""
     steps, y = 5, np.eye(NB_CLASSES, dtype=np.float32)[np.arange(len(x)) % NB_CLASSES]
-    predicted = []
+    batch_sizes = []
     predict = classifier.predict
 
-    def listened(images: FloatArray, *args: object, **kwargs: object) -> FloatArray:
-        predicted.append(len(images))
-        answer: FloatArray = predict(images, *args, **kwargs)
-        return answer
+    def counting_predict(images: FloatArray, *args: object, **kwargs: object) -> FloatArray:
+        batch_sizes.append(len(images))
+        logits: FloatArray = predict(images, *args, **kwargs)
+        return logits
 
-    monkeypatch.setattr(classifier, "predict", listened)
+    monkeypatch.setattr(classifier, "predict", counting_predict)
     attack = ProjectedGradientDescent(classifier, max_iter=steps, batch_size=4, verbose=False)
     with measured(classifier) as cost:
         attack.generate(x, y)
-    assert passes(cost) == (steps * len(x) + sum(predicted), steps * len(x))
+    assert passes_of(cost) == (steps * len(x) + sum(batch_sizes), steps * len(x))
 
 
-def test_nothing_is_counted_outside_and_no_hook_stays(classifier: PyTorchClassifier, x: FloatArray) -> None:
-    before = hooks(classifier)
+def test_nothing_is_counted_outside_the_measurement_and_no_hook_stays(
+    classifier: PyTorchClassifier, x: FloatArray
+) -> None:
+    before = count_hooks(classifier)
     with measured(classifier) as cost:
-        assert passes(cost) == (0, 0)
-        assert hooks(classifier) == before + 1
+        assert passes_of(cost) == (0, 0)
+        assert count_hooks(classifier) == before + 1
         classifier.predict(x)
-    counted = passes(cost)
-    assert hooks(classifier) == before
+    counted = passes_of(cost)
+    assert count_hooks(classifier) == before
     classifier.loss_gradient(x, np.eye(NB_CLASSES, dtype=np.float32)[np.zeros(len(x), int)])
-    assert passes(cost) == counted == (len(x), 0)
+    assert passes_of(cost) == counted == (len(x), 0)
 
 
 def test_after_an_exception_no_hook_stays_and_the_cost_is_known(classifier: PyTorchClassifier, x: FloatArray) -> None:
-    before = hooks(classifier)
-    kept = Cost()
+    before = count_hooks(classifier)
+    cost = Cost()
 
     def fail() -> None:
-        nonlocal kept
-        with measured(classifier) as kept:
+        nonlocal cost
+        with measured(classifier) as cost:
             classifier.predict(x)
             raise KeyError("the attack failed")
 
     with pytest.raises(KeyError):
         fail()
-    assert hooks(classifier) == before
-    assert passes(kept) == (len(x), 0)
-    assert kept.seconds > 0
+    assert count_hooks(classifier) == before
+    assert passes_of(cost) == (len(x), 0)
+    assert cost.seconds > 0
 
 
-def test_one_network_in_two_measurements_at_once(classifier: PyTorchClassifier, x: FloatArray) -> None:
+def test_nested_measurements_count_the_same_network(classifier: PyTorchClassifier, x: FloatArray) -> None:
     with measured(classifier) as outer:
         classifier.predict(x)
         with measured(classifier) as inner:
@@ -161,7 +167,7 @@ def test_one_network_in_two_measurements_at_once(classifier: PyTorchClassifier, 
     assert (outer.forward, inner.forward) == (len(x) + 2, 2)
 
 
-def test_seconds_and_memory_are_there(x: FloatArray) -> None:
+def test_seconds_and_memory_are_measured(x: FloatArray) -> None:
     classifier = wrap(Plain())
     with measured(classifier) as cost:
         classifier.predict(x)
@@ -176,5 +182,5 @@ def test_on_cuda_memory_is_what_the_work_allocated(cuda: torch.device) -> None:
     x = np.zeros((1024, *SHAPE), np.float32)
     with measured(classifier) as cost:
         classifier.predict(x, batch_size=1024)
-    assert passes(cost) == (1024, 0)
+    assert passes_of(cost) == (1024, 0)
     assert cost.peak_memory >= x.nbytes

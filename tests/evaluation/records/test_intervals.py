@@ -35,20 +35,20 @@ DISTRIBUTIONS: dict[str, tuple[Draw, float]] = {
 
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_the_interval_of_a_mean_covers(name: str) -> None:
-    """The normal one covers as seldom as 22 % of the time. Of 200 at 95 %, fewer than 92 % are one in thirty.
+    """The normal interval covers only 22 % of the time. Of 200 at 95 %, fewer than 92 % cover once in thirty.
 
     Zeros and ones are left to the test below: that interval is known to cover.
     """
     draw, truth = DISTRIBUTIONS[name]
     random = np.random.default_rng(0)
     for count in (5, 50):
-        found = [Mean.of(draw(random, count).tolist()).interval for _ in range(200)]
-        assert np.mean([low <= truth <= high for low, high in found]) >= 0.92
+        intervals = [Mean.of(draw(random, count).tolist()).interval for _ in range(200)]
+        assert np.mean([low <= truth <= high for low, high in intervals]) >= 0.92
 
 
 @pytest.mark.parametrize(("ones", "total"), [(0, 1), (0, 5), (2, 5), (10, 10), (1, 20), (95, 100), (400, 1000)])
-def test_of_zeros_and_ones_it_is_clopper_and_pearson_s(ones: int, total: int) -> None:
-    """Which beta distributions give; an approximation of tails reaches it to a sixtieth of its width."""
+def test_the_interval_of_zeros_and_ones_is_clopper_and_pearson_s(ones: int, total: int) -> None:
+    """Its ends are quantiles of beta distributions; the approximation of tails is within a sixtieth of the width."""
     low = beta.ppf(0.025, ones, total - ones + 1) if ones else 0.0
     high = beta.ppf(0.975, ones + 1, total - ones) if ones < total else 1.0
     values = np.repeat([1.0, 0.0], [ones, total - ones])
@@ -56,8 +56,8 @@ def test_of_zeros_and_ones_it_is_clopper_and_pearson_s(ones: int, total: int) ->
 
 
 @pytest.mark.parametrize("total", [1, 4, 30])
-def test_its_ends_are_quantiles_of_randomly_weighted_means(total: int) -> None:
-    """Drawn 200,000 times."""
+def test_the_ends_of_the_interval_are_quantiles_of_randomly_weighted_means(total: int) -> None:
+    """The quantiles are those of 200,000 draws."""
     random = np.random.default_rng(1)
     values = random.beta(2, 1, total)
     weights = random.dirichlet(np.ones(total + 1), 200_000)
@@ -65,13 +65,13 @@ def test_its_ends_are_quantiles_of_randomly_weighted_means(total: int) -> None:
     assert interval(values) == pytest.approx(expected, abs=(expected[1] - expected[0]) / 60)
 
 
-def test_of_many_values_it_is_the_normal_one() -> None:
+def test_the_interval_of_many_values_is_the_normal_one() -> None:
     values = np.random.default_rng(2).beta(9, 1, 5000)
     half = 1.96 * values.std() / 5000**0.5
     assert interval(values) == pytest.approx((values.mean() - half, values.mean() + half), abs=half / 2)
 
 
-def test_where_all_agree_a_few_samples_leave_much_open() -> None:
+def test_the_interval_of_a_few_equal_values_is_wide() -> None:
     low, high = Mean.of([1.0] * 10).interval
     assert (low, high) == (pytest.approx(0.025 ** (1 / 10), abs=0.01), 1.0)
     low, high = Mean.of([0.0] * 10).interval
@@ -121,7 +121,7 @@ def test_the_interval_of_a_difference_covers(gained: float, lost: float, total: 
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
-def test_mcnemar_s_test_is_wrong_no_more_often_than_it_says(share: float) -> None:
+def test_mcnemar_s_test_is_wrong_no_more_often_than_its_level(share: float) -> None:
     """Exactly: of 40 images that differ with this chance, as often one way as the other."""
     wrong = 0.0
     for differing in range(41):

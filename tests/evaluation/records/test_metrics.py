@@ -47,19 +47,21 @@ def ranking(probabilities: Rational) -> list[int]:
 
 
 def cut(probabilities: Rational, mass: Fraction) -> list[int]:
-    kept: list[int] = []
+    ranked: list[int] = []
     for k in ranking(probabilities):
-        kept.append(k)
-        if sum(probabilities[one] for one in kept) >= mass:
+        ranked.append(k)
+        if sum(probabilities[index] for index in ranked) >= mass:
             break
-    return kept
+    return ranked
 
 
 def ndcg_by_definition(clean: Rational, other: Rational, mass: Fraction) -> float:
     relevant = cut(clean, mass)
 
-    def dcg(found: list[int]) -> float:
-        return sum((2 ** float(clean[k]) - 1) / math.log2(rank + 1) for rank, k in enumerate(found, 1) if k in relevant)
+    def dcg(ranked: list[int]) -> float:
+        return sum(
+            (2 ** float(clean[k]) - 1) / math.log2(rank + 1) for rank, k in enumerate(ranked, 1) if k in relevant
+        )
 
     return dcg(cut(other, mass)) / dcg(relevant)
 
@@ -69,7 +71,7 @@ def reciprocal_rank_by_definition(clean: Rational, other: Rational) -> float:
 
 
 def rational(row: npt.NDArray[Any]) -> Rational:
-    return [Fraction(float(one)) for one in row]
+    return [Fraction(float(probability)) for probability in row]
 
 
 @st.composite
@@ -78,19 +80,21 @@ def pairs(draw: st.DrawFn) -> tuple[list[Rational], list[Rational]]:
     nb_classes = draw(st.integers(1, 8))
     weights = st.lists(st.integers(0, 5), min_size=nb_classes, max_size=nb_classes).filter(any)
     drawn = draw(st.lists(st.tuples(weights, weights), min_size=1, max_size=4))
-    shares = [[[Fraction(one, sum(row)) for one in row] for row in pair] for pair in drawn]
+    shares = [[[Fraction(weight, sum(row)) for weight in row] for row in pair] for pair in drawn]
     return [pair[0] for pair in shares], [pair[1] for pair in shares]
 
 
 @given(pairs(), st.sampled_from([Fraction(1, 10), Fraction(1, 2), Fraction(4, 5), Fraction(9, 10), Fraction(1)]))
-def test_both_are_what_their_definition_says(both: tuple[list[Rational], list[Rational]], mass: Fraction) -> None:
-    clean, other = (np.array(rows, dtype=np.float64) for rows in both)
-    expected = [ndcg_by_definition(*pair, mass) for pair in zip(*both, strict=True)]
-    found = ndcg(clean, other, float(mass))
-    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-15)
-    assert (found >= 0).all()
-    assert (found <= 1).all()
-    ranks = [reciprocal_rank_by_definition(*pair) for pair in zip(*both, strict=True)]
+def test_ndcg_and_reciprocal_rank_agree_with_their_definition(
+    batches: tuple[list[Rational], list[Rational]], mass: Fraction
+) -> None:
+    clean, other = (np.array(rows, dtype=np.float64) for rows in batches)
+    expected = [ndcg_by_definition(*pair, mass) for pair in zip(*batches, strict=True)]
+    values = ndcg(clean, other, float(mass))
+    np.testing.assert_allclose(values, expected, rtol=1e-12, atol=1e-15)
+    assert (values >= 0).all()
+    assert (values <= 1).all()
+    ranks = [reciprocal_rank_by_definition(*pair) for pair in zip(*batches, strict=True)]
     np.testing.assert_allclose(reciprocal_rank(clean, other), ranks, rtol=1e-15)
 
 
@@ -120,7 +124,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize("metric", [ndcg, reciprocal_rank])
 @pytest.mark.parametrize("case", BAD)
-def test_what_is_no_batch_of_softmax_lists_is_refused(case: str, metric: Callable[..., Any]) -> None:
+def test_a_malformed_batch_of_softmax_lists_is_refused(case: str, metric: Callable[..., Any]) -> None:
     bad, message = BAD[case][0], "probabilities that sum to 1 was expected"
     with pytest.raises(InputError, match=f"clean .*{message}"):
         metric(bad, GOOD)
@@ -136,7 +140,7 @@ def test_lists_of_other_images_or_classes_are_refused(metric: Callable[..., Any]
 
 
 @pytest.mark.parametrize("mass", [0, 1.1, math.nan, "0.9", True])
-def test_a_mass_that_is_no_share_is_refused(mass: Any) -> None:
+def test_a_mass_outside_0_to_1_is_refused(mass: Any) -> None:
     with pytest.raises(InputError, match=r"mass is .*; a number above 0 and at most 1 was expected"):
         ndcg(GOOD, GOOD, mass)
 
@@ -144,13 +148,13 @@ def test_a_mass_that_is_no_share_is_refused(mass: Any) -> None:
 # As records keep them
 
 
-def test_records_keep_six_digits_and_nothing_where_nothing_is_known() -> None:
+def test_records_keep_six_digits_and_none_for_unknown_values() -> None:
     clean = lists((0.5, 0.3, 0.2), (0.5, 0.3, 0.2), (0.5, 0.3, 0.2), (math.nan, 0, 0))
     other = lists((0.2, 0.3, 0.5), (0.3, 0.5, 0.2), (math.nan, math.nan, math.nan), (0.5, 0.3, 0.2))
-    found, ranks = recorded(clean, other, np.array([True, False, True, True]))
-    assert found == [round((C + B / math.log2(3) + A / 2) / (A + B / math.log2(3) + C / 2), 6), None, None, None]
+    ndcgs, ranks = recorded(clean, other, np.array([True, False, True, True]))
+    assert ndcgs == [round((C + B / math.log2(3) + A / 2) / (A + B / math.log2(3) + C / 2), 6), None, None, None]
     assert ranks == [0.333333, None, None, None]
-    assert all(type(one) is float for one in (found[0], ranks[0]))
+    assert all(type(value) is float for value in (ndcgs[0], ranks[0]))
 
 
 # From the images to the report
@@ -184,15 +188,15 @@ def darker(x: FloatArray) -> FloatArray:
 
 def far(x: FloatArray) -> FloatArray:
     """Outside the ball, but for the first image of a block."""
-    moved = (1 - x).astype(np.float32)
-    moved[0] = x[0]
-    return moved
+    adversarial = (1 - x).astype(np.float32)
+    adversarial[0] = x[0]
+    return adversarial
 
 
 def unusable(x: FloatArray) -> FloatArray:
-    moved = darker(x)
-    moved[::2] = np.nan
-    return moved
+    adversarial = darker(x)
+    adversarial[::2] = np.nan
+    return adversarial
 
 
 ACTS: dict[str, Act] = {"near": near, "darker": darker, "far": far, "unusable": unusable}
@@ -217,7 +221,7 @@ class Run:
         return data
 
 
-def run_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, folder: Path) -> Run:
+def evaluate_acts(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, folder: Path) -> Run:
     returned: dict[str, list[FloatArray]] = {name: [] for name in (*ACTS, "transfer")}
 
     def spec(name: str, act: Act, **options: Any) -> AttackSpec:
@@ -231,7 +235,9 @@ def run_of(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, folder: Pa
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
         report = evaluate(classifier, (x, y), Linf(EPS), specs, out=folder, **options)
-    return Run(classifier, report, {key: np.concatenate(one) for key, one in returned.items() if one}, folder)
+    return Run(
+        classifier, report, {key: np.concatenate(batches) for key, batches in returned.items() if batches}, folder
+    )
 
 
 @pytest.fixture(scope="module")
@@ -245,16 +251,18 @@ def defended_run(
     images: tuple[FloatArray, IntArray],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Run:
-    return run_of(JumpReLU(digits_classifier, 1.0)(), *images, tmp_path_factory.mktemp("defended"))
+    return evaluate_acts(JumpReLU(digits_classifier, 1.0)(), *images, tmp_path_factory.mktemp("defended"))
 
 
-def said(classifier: PyTorchClassifier, x: FloatArray) -> npt.NDArray[np.float64]:
+def predict_probabilities(classifier: PyTorchClassifier, x: FloatArray) -> npt.NDArray[np.float64]:
     """Softmax lists by ART's own path, not the evaluation's."""
     probabilities: npt.NDArray[np.float64] = softmax(classifier.predict(x).astype(np.float64), axis=1)
     return probabilities
 
 
-def expected(reference: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> tuple[list[float], list[float]]:
+def expected_metrics(
+    reference: npt.NDArray[np.float64], other: npt.NDArray[np.float64]
+) -> tuple[list[float], list[float]]:
     rows = [(rational(a), rational(b)) for a, b in zip(reference, other, strict=True)]
     return (
         [ndcg_by_definition(a, b, Fraction(9, 10)) for a, b in rows],
@@ -262,22 +270,24 @@ def expected(reference: npt.NDArray[np.float64], other: npt.NDArray[np.float64])
     )
 
 
-def test_records_hold_what_the_definition_says_of_each_image_in_the_ball(
+def test_records_agree_with_the_definition_on_each_image_in_the_ball(
     defended_run: Run, images: tuple[FloatArray, IntArray]
 ) -> None:
     run, x = defended_run, images[0]
     assert run.written["reference"] == "undefended"
-    reference = said(undefended(run.classifier) or run.classifier, x)
-    clean = expected(reference, said(run.classifier, x))
+    reference = predict_probabilities(undefended(run.classifier) or run.classifier, x)
+    clean = expected_metrics(reference, predict_probabilities(run.classifier, x))
     assert [line["clean_ndcg"] for line in run.lines] == pytest.approx(clean[0], abs=1e-4)
     assert [line["clean_reciprocal_rank"] for line in run.lines] == pytest.approx(clean[1], abs=1e-4)
     compared = left_out = 0
-    for key, moved in run.returned.items():
-        usable = np.isfinite(moved).all(axis=(1, 2, 3))
-        scores = expected(reference, said(run.classifier, np.where(np.isfinite(moved), moved, 0)))
+    for key, adversarial in run.returned.items():
+        usable = np.isfinite(adversarial).all(axis=(1, 2, 3))
+        scores = expected_metrics(
+            reference, predict_probabilities(run.classifier, np.where(np.isfinite(adversarial), adversarial, 0))
+        )
         for i, line in enumerate(run.lines):
             outcome = line["attacks"][key]
-            if usable[i] and np.abs(moved[i] - x[i]).max() <= EPS + 1e-5:
+            if usable[i] and np.abs(adversarial[i] - x[i]).max() <= EPS + 1e-5:
                 assert outcome["ndcg"] == pytest.approx(scores[0][i], abs=1e-4)
                 assert outcome["reciprocal_rank"] == pytest.approx(scores[1][i], abs=1e-4)
                 compared += 1
@@ -295,17 +305,17 @@ def brute_force(values: Sequence[float | None]) -> dict[str, Any]:
     return {"mean": known.mean(), "deviation": known.std(), "total": len(known)}
 
 
-def assert_means(found: dict[str, Any], values: dict[str, Sequence[float | None]]) -> None:
-    assert found.keys() == values.keys()
+def assert_means(means: dict[str, Any], values: dict[str, Sequence[float | None]]) -> None:
+    assert means.keys() == values.keys()
     for name, column in values.items():
         anew = brute_force(column)
-        assert found[name].keys() == anew.keys() | {"interval"}
-        assert found[name]["interval"][0] < anew["mean"] < found[name]["interval"][1] or anew["deviation"] == 0
+        assert means[name].keys() == anew.keys() | {"interval"}
+        assert means[name]["interval"][0] < anew["mean"] < means[name]["interval"][1] or anew["deviation"] == 0
         for key, value in anew.items():
-            assert found[name][key] == pytest.approx(value, abs=1e-9), (name, key)
+            assert means[name][key] == pytest.approx(value, abs=1e-9), (name, key)
 
 
-def test_the_reports_means_are_what_brute_force_finds_in_the_file(defended_run: Run) -> None:
+def test_the_reports_means_agree_with_brute_force_over_the_file(defended_run: Run) -> None:
     run = defended_run
     lines, written = run.lines, run.written
     names = ("ndcg", "reciprocal_rank")
@@ -317,7 +327,7 @@ def test_the_reports_means_are_what_brute_force_finds_in_the_file(defended_run: 
     worst: dict[str, Sequence[float | None]] = {}
     for name in names:
         tried = [[line[f"clean_{name}"], *(line["attacks"][key][name] for key in keys)] for line in lines]
-        worst[name] = [min(one for one in values if one is not None) for values in tried]
+        worst[name] = [min(value for value in values if value is not None) for values in tried]
     assert_means(written["worst_agreement"], worst)
     assert written["worst_agreement"]["ndcg"]["mean"] < written["clean_agreement"]["ndcg"]["mean"]
 
@@ -337,12 +347,12 @@ class Noisy(nn.Module):
 def test_a_random_classifiers_lists_are_means_over_its_votes(
     digits_classifier: PyTorchClassifier, images: tuple[FloatArray, IntArray], tmp_path: Path
 ) -> None:
-    """Its clean lists too are the mean of all votes: with a single pass as reference they would agree with nothing."""
+    """The clean lists, too, are means over all votes: lists of a single pass would not agree with them."""
     noisy = rebuild(digits_classifier, model=Noisy(digits_classifier.model))
     x, y = images
-    found = run_of(noisy, x[:6], y[:6], tmp_path)
-    assert found.report.summary.run.votes == VOTES
-    assert {line["clean_ndcg"] for line in found.lines} == {1.0}
-    agreement = found.report.summary.worst_agreement
+    run = evaluate_acts(noisy, x[:6], y[:6], tmp_path)
+    assert run.report.summary.run.votes == VOTES
+    assert {line["clean_ndcg"] for line in run.lines} == {1.0}
+    agreement = run.report.summary.worst_agreement
     assert agreement is not None
     assert agreement.ndcg.total == 6

@@ -44,7 +44,7 @@ class Overflowing(nn.Module):
         return torch.where(x[:, 1:2] > self.limit, self.value, logits)
 
 
-def network(limit: float, value: float = np.nan) -> PyTorchClassifier:
+def make_classifier(limit: float, value: float = np.nan) -> PyTorchClassifier:
     return PyTorchClassifier(
         Overflowing(limit, value), nn.CrossEntropyLoss(), (4,), 2, clip_values=(0, 1), device_type="cpu"
     )
@@ -61,42 +61,44 @@ def images() -> tuple[FloatArray, IntArray]:
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_a_network_without_any_finite_logits_is_refused(images: tuple[FloatArray, IntArray], value: float) -> None:
     with pytest.raises(InputError, match="classifier gives NaN or infinite logits for all of the first 40 images"):
-        evaluate(network(-1.0, value), images, Linf(0.1), progress=False)
+        evaluate(make_classifier(-1.0, value), images, Linf(0.1), progress=False)
 
 
 @pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_clean_images_without_finite_logits_are_wrong_counted_and_named(
+def test_clean_images_without_finite_logits_are_misclassified_and_named(
     images: tuple[FloatArray, IntArray], value: float, tmp_path: Path
 ) -> None:
-    report = evaluate(network(0.8, value), images, Linf(0.01), BRIEF, curve_samples=0, progress=False, out=tmp_path)
+    report = evaluate(
+        make_classifier(0.8, value), images, Linf(0.01), BRIEF, curve_samples=0, progress=False, out=tmp_path
+    )
     assert report.summary.clean.count == report.summary.worst_case.count == 36
     assert [record.clean for record in report.records[:5]] == [-1, -1, -1, -1, 0]
     assert report.summary.established is False
     assert report.summary.failed_checks[-1] == "finite logits"
     # The network takes vectors, which are samples rather than images.
-    told = "The logits are not finite for 4 of 40 clean samples, which count as misclassified."
+    message = "The logits are not finite for 4 of 40 clean samples, which count as misclassified."
     console = Console(file=StringIO(), width=200)
     console.print(render(report.summary))
-    assert told in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
-    assert told in (tmp_path / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
+    assert message in " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
+    assert message in (tmp_path / "report.html").read_text(encoding="utf-8").replace("\N{NO-BREAK SPACE}", " ")
     assert json.loads((tmp_path / "report.json").read_text())["not_finite"]["clean"]["count"] == 4
 
 
-def test_images_that_attacks_bring_to_logits_that_are_not_finite_are_broken_and_named(
+def test_images_attacked_to_logits_that_are_not_finite_are_broken_and_named(
     images: tuple[FloatArray, IntArray],
 ) -> None:
-    """Within .15 all can be, and none can be brought into the other class."""
+    """Within .15 every image reaches logits that are not finite, and none reaches the other class."""
     x, y = images[0][4:], images[1][4:]
     summary = evaluate(
-        network(0.5), (x, y), Linf(0.15), BRIEF, curve_samples=0, check_samples=4, progress=False
+        make_classifier(0.5), (x, y), Linf(0.15), BRIEF, curve_samples=0, check_samples=4, progress=False
     ).summary
     assert summary.worst_case.count == 0
     broken = summary.not_finite.broken
     assert broken is not None
     assert (broken.count, broken.total, summary.not_finite.clean.count) == (36, 36, 0)
     assert summary.rows[0].note == "36 of its images give logits that are not finite"
-    (check,) = [one for one in summary.checks if one.name == "finite logits"]
+    (check,) = [check for check in summary.checks if check.name == "finite logits"]
     assert check.verdict == "passed"
     assert "36 of 36 broken images were broken by such logits alone" in check.finding
 
@@ -112,17 +114,17 @@ def test_images_that_attacks_bring_to_logits_that_are_not_finite_are_broken_and_
         lambda c: RandomNoise(c, np.inf, 0.15),
     ],
 )
-def test_attacks_take_logits_that_are_not_finite_for_a_success(
+def test_attacks_count_logits_that_are_not_finite_as_a_success(
     attack: Any, images: tuple[FloatArray, IntArray]
 ) -> None:
     x, y = images[0][4:], images[1][4:]
-    adversarial = attack(network(0.5)).generate(x, y)
+    adversarial = attack(make_classifier(0.5)).generate(x, y)
     assert np.isfinite(adversarial).all()
     assert (adversarial[:, 1] > 0.5).mean() >= 0.9
 
 
 def test_deep_fool_stops_where_logits_are_not_finite(images: tuple[FloatArray, IntArray]) -> None:
-    adversarial = DeepFoolLp(network(0.8), np.inf, 10).generate(*images)
+    adversarial = DeepFoolLp(make_classifier(0.8), np.inf, 10).generate(*images)
     assert np.isfinite(adversarial).all()
     np.testing.assert_array_equal(adversarial[:4], images[0][:4])
 
@@ -131,5 +133,5 @@ def test_the_margin_of_logits_that_are_not_finite_is_beyond_the_boundary() -> No
     logits = torch.tensor([[np.nan, 1, 0], [np.inf, 1, 0], [3, -np.inf, 0], [3, 1, np.nan]])
     assert margin(logits, torch.zeros(4, dtype=torch.long)).tolist() == [-np.inf, -np.inf, 3, -np.inf]
     # A detector that gives no number rejects: nothing is gained by such an image.
-    kept = merge_rejection(torch.tensor([[0.0, 5, np.nan], [0, 5, 1]]), torch.zeros(2, dtype=torch.long))
-    assert (margin(kept, torch.zeros(2, dtype=torch.long)) > 0).tolist() == [True, False]
+    merged = merge_rejection(torch.tensor([[0.0, 5, np.nan], [0, 5, 1]]), torch.zeros(2, dtype=torch.long))
+    assert (margin(merged, torch.zeros(2, dtype=torch.long)) > 0).tolist() == [True, False]

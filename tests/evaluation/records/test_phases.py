@@ -75,7 +75,7 @@ def wrap(network: nn.Module, **options: Any) -> PyTorchClassifier:
 X = np.random.default_rng(0).random((N, 1, 6, 6), dtype=np.float32)
 
 
-def evaluated(classifier: PyTorchClassifier, attacks: Any = "standard", **options: Any) -> Report:
+def make_report(classifier: PyTorchClassifier, attacks: Any = "standard", **options: Any) -> Report:
     labels = np.arange(N) % K
     settings: dict[str, Any] = {"curve_samples": 2, "check_samples": 4, "block_size": 6, "progress": False}
     settings |= {"undefended_suite": "papers"} | options
@@ -121,26 +121,26 @@ def without_checks() -> tuple[PyTorchClassifier, dict[str, Any], list[Counting]]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_sum_of_all_passes_is_what_the_networks_saw(name: str) -> None:
+def test_the_sum_of_all_passes_agrees_with_the_networks_own_counts(name: str) -> None:
     classifier, options, networks = CASES[name]()
-    report = evaluated(classifier, **options)
+    report = make_report(classifier, **options)
     total = report.summary.total
-    for way in ("forward", "backward"):
-        assert getattr(total, way) == sum(network.counts[way] for network in networks), way
+    for direction in ("forward", "backward"):
+        assert getattr(total, direction) == sum(network.counts[direction] for network in networks), direction
     rows = sum(row.forward * row.attacked for row in report.summary.rows if row.source != "side")
     assert 0 < rows + sum(phase.forward for phase in report.summary.phases.values()) <= total.forward
 
 
-def test_the_seconds_add_up_to_the_time_on_the_wall() -> None:
+def test_the_seconds_add_up_to_the_wall_time() -> None:
     classifier = wrap(Counting())
     begin = time.perf_counter()
-    report = evaluated(classifier)
+    report = make_report(classifier)
     wall = time.perf_counter() - begin
     assert 0.7 * wall <= report.summary.total.seconds <= wall
 
 
 def test_each_phase_stands_in_the_report_once_and_in_order() -> None:
-    report = evaluated(wrap(Counting()))
+    report = make_report(wrap(Counting()))
     names = list(report.summary.phases)
     assert names == [name for name in PHASES if name in names]
     assert {PREPARATION, GRADIENTS, PREDICTIONS, BINARIZATION} <= set(names)
@@ -162,15 +162,15 @@ def test_gradients_are_examined_where_the_outcome_is_used(
     attacks: Any, options: dict[str, Any], examined: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     examinations = []
-    monkeypatch.setattr(gradient_health, "_examine", _noting(gradient_health._examine, examinations))
-    report = evaluated(wrap(Counting()), attacks, curve_samples=0, **options)
+    monkeypatch.setattr(gradient_health, "_examine", _count_calls(gradient_health._examine, examinations))
+    report = make_report(wrap(Counting()), attacks, curve_samples=0, **options)
     assert bool(examinations) == examined
     assert (GRADIENTS in set(report.summary.phases)) == examined
 
 
-def _noting(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
-    def noting(*arguments: Any) -> Any:
+def _count_calls(function: Callable[..., Any], calls: list[int]) -> Callable[..., Any]:
+    def counting(*arguments: Any) -> Any:
         calls.append(1)
         return function(*arguments)
 
-    return noting
+    return counting

@@ -1,4 +1,4 @@
-"""Records: what they say of a sample, and that what goes into a line comes out again."""
+"""Records: what they say of a sample, and how they are written as lines and read back."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ COST = CostRecord(0, "FGSM [exact]", 3, Cost(forward=6, backward=3, seconds=0.12
 # One sample
 
 
-def test_a_sample_is_robust_if_correct_and_nothing_succeeded() -> None:
+def test_a_sample_is_robust_if_correct_and_no_attack_succeeded() -> None:
     def sample(*outcomes: Outcome, clean: int = 7) -> SampleRecord:
         return SampleRecord(0, 7, clean, attacks={str(i): outcome for i, outcome in enumerate(outcomes)})
 
@@ -55,7 +55,7 @@ def test_robustness_can_be_asked_of_some_attacks_only() -> None:
     assert not SampleRecord(0, 7, 3, attacks={"a": HELD}).robust({"a"})
 
 
-def test_a_clean_image_that_is_rejected_is_not_right() -> None:
+def test_a_rejected_clean_image_is_not_correct() -> None:
     assert SampleRecord(0, 7, 7, clean_rejected=False).correct
     assert not SampleRecord(0, 7, 7, clean_rejected=True).correct
     assert not SampleRecord(0, 7, 3, clean_rejected=False).correct
@@ -63,7 +63,7 @@ def test_a_clean_image_that_is_rejected_is_not_right() -> None:
     assert not SampleRecord(0, 7, 7, clean_rejected=True, attacks={"a": CAUGHT}).robust()
 
 
-def test_the_classifier_alone_is_fooled_by_what_is_inside_the_ball_and_usable() -> None:
+def test_only_usable_images_inside_the_ball_fool_the_classifier() -> None:
     assert BROKEN.fooled(7, Linf(0.1))
     assert CAUGHT.fooled(7, Linf(0.1))  # rejected or not
     assert CAUGHT.fooled(7, Linf(0.05))
@@ -76,7 +76,7 @@ def test_the_classifier_alone_is_fooled_by_what_is_inside_the_ball_and_usable() 
 # Lines
 
 
-def test_what_goes_into_a_line_comes_out() -> None:
+def test_records_survive_a_round_trip_through_lines() -> None:
     for record in RECORDS:
         line = as_line(record)
         assert line.endswith(b"\n")
@@ -87,13 +87,13 @@ def test_what_goes_into_a_line_comes_out() -> None:
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_what_is_no_json_is_refused(bad: float) -> None:
+def test_values_outside_json_are_refused(bad: float) -> None:
     with pytest.raises(ValueError, match="JSON"):
         as_line(SampleRecord(1, 7, 7, attacks={"a": replace(HELD, l2=bad)}))
 
 
 @pytest.mark.parametrize("line", ["", "{", "[]", "3", '{"index": 0}', '{"attacks": {}}', '{"attacks": {"a": 1}}'])
-def test_what_is_no_record_is_refused(line: str) -> None:
+def test_a_malformed_record_is_refused(line: str) -> None:
     for kind in (SampleRecord, CostRecord):
         with pytest.raises(ValueError):
             parsed(kind, line)

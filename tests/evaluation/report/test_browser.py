@@ -27,21 +27,21 @@ const column = (body, number) => [...body.rows].slice(1).map((row) => row.cells[
 const examine = (frame) => {
   const page = frame.contentDocument, root = page.documentElement;
   const all = (selector) => [...page.querySelectorAll(selector)];
-  const outside = all("body *").filter((one) => !one.parentElement.closest(".scroll"))
-    .filter((one) => one.getBoundingClientRect().right > root.clientWidth + 1);
+  const outside = all("body *").filter((element) => !element.parentElement.closest(".scroll"))
+    .filter((element) => element.getBoundingClientRect().right > root.clientWidth + 1);
   const body = page.querySelector("table.sortable tbody"), head = all("table.sortable thead th")[0];
   const orders = [], before = column(body, 0);
   for (const _ of "123") { head.querySelector("button").click(); orders.push([head.ariaSort, column(body, 0)]); }
   const fold = body.querySelector("button"), shown = () => [...body.rows].filter((row) => row.offsetHeight > 0).length;
   const rows = [shown()];
   for (const _ of "12") { fold.click(); rows.push(shown()); }
-  const details = all("details").filter((one) => !one.querySelector("summary").textContent.trim());
+  const details = all("details").filter((element) => !element.querySelector("summary").textContent.trim());
   return {
     width: root.clientWidth, overflow: root.scrollWidth - root.clientWidth,
-    outside: outside.map((one) => one.outerHTML.slice(0, 80)),
-    links: all("a[href]").map((link) => link.getAttribute("href")), ids: all("[id]").map((one) => one.id),
-    before, orders, rows, unnamed: details.length, pictures: all("img").map((one) => one.naturalWidth),
-    duplicates: all("[id]").length - new Set(all("[id]").map((one) => one.id)).size,
+    outside: outside.map((element) => element.outerHTML.slice(0, 80)),
+    links: all("a[href]").map((link) => link.getAttribute("href")), ids: all("[id]").map((element) => element.id),
+    before, orders, rows, unnamed: details.length, pictures: all("img").map((element) => element.naturalWidth),
+    duplicates: all("[id]").length - new Set(all("[id]").map((element) => element.id)).size,
   };
 };
 addEventListener("load", () => {
@@ -52,7 +52,7 @@ addEventListener("load", () => {
 """
 
 
-def in_chromium(page: str, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def open_in_chromium(page: str, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
     """What a browser makes of a page in frames of each width, and its messages on the console."""
     assert CHROMIUM is not None
     frames = "".join(
@@ -69,16 +69,16 @@ def in_chromium(page: str, folder: Path) -> tuple[list[dict[str, Any]], list[str
         "--enable-logging=stderr",
         f"--user-data-dir={folder}",
     )
-    line = [CHROMIUM, *options, "--dump-dom", (folder / "frames.html").as_uri()]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True)
-    (written,) = re.findall(r"<output>(.*)</output>", done.stdout)
-    return json.loads(html.unescape(written)), re.findall(r".*:CONSOLE.*", done.stderr)
+    command = [CHROMIUM, *options, "--dump-dom", (folder / "frames.html").as_uri()]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    (written,) = re.findall(r"<output>(.*)</output>", process.stdout)
+    return json.loads(html.unescape(written)), re.findall(r".*:CONSOLE.*", process.stderr)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on the PATH")
 def test_a_browser_shows_the_page_without_errors_at_every_width(finished_run: FinishedRun, tmp_path: Path) -> None:
     page = (finished_run.folder / "report.html").read_text(encoding="utf-8")
-    frames, messages = in_chromium(page, tmp_path)
+    frames, messages = open_in_chromium(page, tmp_path)
     assert messages == []
     for width, frame in zip(WIDTHS, frames, strict=True):
         assert (frame["width"], frame["overflow"], frame["outside"]) == (width, 0, [])
@@ -96,7 +96,7 @@ def test_a_browser_shows_the_page_without_errors_at_every_width(finished_run: Fi
 
 
 def luminance(colour: str) -> float:
-    """Of a colour in hexadecimal: WCAG 2.2, relative luminance."""
+    """The relative luminance of a hexadecimal colour (WCAG 2.2)."""
     shares = (int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
     red, green, blue = (share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in shares)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -110,5 +110,5 @@ def test_every_colour_of_text_stands_out_from_every_background() -> None:
     for colours in (light, *(light | other for other in others)):
         full = {name: re.sub(r"^#(\w)(\w)(\w)$", r"#\1\1\2\2\3\3", colour) for name, colour in colours.items()}
         for text, paper in product(("ink", "soft", "worst", "link", "good"), ("paper", "raised")):
-            one, other = sorted((luminance(full[text]), luminance(full[paper])))
-            assert (other + 0.05) / (one + 0.05) >= 4.5, (text, paper, full)
+            darker, lighter = sorted((luminance(full[text]), luminance(full[paper])))
+            assert (lighter + 0.05) / (darker + 0.05) >= 4.5, (text, paper, full)

@@ -51,26 +51,26 @@ def test_tables_of_the_documentation_are_terms() -> None:
     assert modes[0] == ("`exact`", "autograd through everything; always the first")
 
 
-def test_what_the_documentation_does_not_hold_is_left_out() -> None:
+def test_paragraphs_that_the_documentation_lacks_are_left_out() -> None:
     assert explained("checks#astrology", "") is None
     assert (advice("checks#astrology", "What to do"), advice("checks#noise", "What for")) == ("", "")
 
 
-def settings_of(summary: Summary, **changes: object) -> Summary:
+def with_settings(summary: Summary, **changes: object) -> Summary:
     return replace(summary, run=replace(summary.run, settings=replace(summary.run.settings, **changes)))
 
 
-def typed(summary: Summary) -> Summary:
+def with_command(summary: Summary) -> Summary:
     options = {"dataset": "digits"}
     return replace(summary, run=replace(summary.run, command=TYPED, options=options, undefended_sha256="0" * 64))
 
 
 @pytest.fixture(scope="module")
 def summary(finished_run: FinishedRun) -> Summary:
-    """Of an adaptive suite that passed its checks, on 1,000 images: there is nothing left to establish."""
-    whole, passed = finished_run.report.summary, [Check("more effort", "passed", "")]
-    whole = replace(whole, checks=passed, worst_case=Proportion(500, 1000), lacking="")
-    return settings_of(whole, attacks="standard")
+    """The summary of an adaptive suite that passed its checks on 1,000 images: nothing is left to establish."""
+    summary, passed = finished_run.report.summary, [Check("more effort", "passed", "")]
+    summary = replace(summary, checks=passed, worst_case=Proportion(500, 1000), lacking="")
+    return with_settings(summary, attacks="standard")
 
 
 STEPS = {
@@ -86,7 +86,7 @@ STEPS = {
 @pytest.mark.parametrize("case", STEPS)
 def test_the_next_steps_follow_from_the_result(case: str, summary: Summary) -> None:
     changes, sentences, commands = STEPS[case]
-    steps = " ".join(how for _, how in next_steps(replace(typed(summary), **changes)).meanings)
+    steps = " ".join(meaning for _, meaning in next_steps(replace(with_command(summary), **changes)).meanings)
     shown = re.findall(r"`(art-defenses [^`]*)`", steps)
     assert all(any(command in line for line in shown) for command in commands), steps
     assert all(sentence in steps.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences), steps
@@ -96,7 +96,7 @@ def test_the_next_steps_follow_from_the_result(case: str, summary: Summary) -> N
 
 
 def assert_is_a_command(line: str) -> None:
-    """Whether the options and arguments of a line are those of a command, and the page that it shows exists."""
+    """Assert that a line has the options and arguments of a command, and that the page it shows exists."""
     _, name, *arguments = shlex.split(line)
     command = app.commands[name]
     context = command.make_context(name, arguments, resilient_parsing=False)
@@ -107,46 +107,46 @@ def assert_is_a_command(line: str) -> None:
 
 @pytest.mark.parametrize(("suite", "longer"), [("fast", "standard"), ("standard", "full"), ("full", None)])
 def test_a_suite_is_followed_by_the_next_longer_one(suite: str, longer: str | None, summary: Summary) -> None:
-    steps = " ".join(how for _, how in next_steps(typed(settings_of(summary, attacks=suite))).meanings)
+    steps = " ".join(meaning for _, meaning in next_steps(with_command(with_settings(summary, attacks=suite))).meanings)
     assert re.findall(r"--attacks (\w+) --out NEW", steps) == ([longer] if longer else [])
 
 
-@pytest.mark.parametrize("rest", ["; rm -r run", "$(rm -r run)", "&& rm run", "| rm", "> run", "'"])
-def test_a_command_from_elsewhere_is_a_single_one(rest: str, summary: Summary) -> None:
-    run = replace(typed(summary).run, command=f"{TYPED} {rest}")
-    steps = " ".join(how for _, how in next_steps(replace(summary, run=run)).meanings)
+@pytest.mark.parametrize("suffix", ["; rm -r run", "$(rm -r run)", "&& rm run", "| rm", "> run", "'"])
+def test_a_command_from_elsewhere_cannot_add_another(suffix: str, summary: Summary) -> None:
+    run = replace(with_command(summary).run, command=f"{TYPED} {suffix}")
+    steps = " ".join(meaning for _, meaning in next_steps(replace(summary, run=run)).meanings)
     for line in re.findall(r"`(art-defenses evaluate .*?)`", steps):
         assert not {*shlex.shlex(line, punctuation_chars=True)} & {";", "&&", "|", ">", "$"}, line
-    assert ("`art-defenses evaluate" in steps) == (rest != "'")
+    assert ("`art-defenses evaluate" in steps) == (suffix != "'")
 
 
-def test_a_changed_option_stands_once(summary: Summary) -> None:
+def test_a_changed_option_appears_once(summary: Summary) -> None:
     command = "art-defenses evaluate --defence jump_relu"
-    made = typed(replace(summary, worst_case=Proportion(20, 40)))
-    run = replace(made.run, command=f"{command} --overwrite --samples=40 --out run --attacks standard")
-    steps = " ".join(how for _, how in next_steps(replace(made, run=run)).meanings)
+    few_images = with_command(replace(summary, worst_case=Proportion(20, 40)))
+    run = replace(few_images.run, command=f"{command} --overwrite --samples=40 --out run --attacks standard")
+    steps = " ".join(meaning for _, meaning in next_steps(replace(few_images, run=run)).meanings)
     assert f"`{command} --attacks standard --samples 400 --out NEW`" in steps
     assert f"`{command} --samples=40 --attacks full --out NEW`" in steps
 
 
 def test_without_a_command_the_steps_are_calls(summary: Summary) -> None:
-    steps = " ".join(how for _, how in next_steps(replace(summary, worst_case=Proportion(20, 40))).meanings)
+    steps = " ".join(meaning for _, meaning in next_steps(replace(summary, worst_case=Proportion(20, 40))).meanings)
     assert "`evaluate(..., samples=400)`" in steps
     assert "`evaluate(..., attacks='full')`" in steps
     assert "art-defenses evaluate" not in steps
 
 
-def test_a_naive_attacker_is_told_what_to_leave_out(summary: Summary) -> None:
-    naive = settings_of(replace(summary, lacking="the attacker was given the exact gradient alone"), adaptive=False)
+def test_the_next_step_of_a_naive_run_leaves_out_its_option(summary: Summary) -> None:
+    naive = with_settings(replace(summary, lacking="the attacker was given the exact gradient alone"), adaptive=False)
     assert "without `adaptive=False`" in str(next_steps(naive))
-    assert "without `--naive`" in str(next_steps(typed(naive)))
-    assert "entry" not in str(next_steps(typed(naive)))
+    assert "without `--naive`" in str(next_steps(with_command(naive)))
+    assert "entry" not in str(next_steps(with_command(naive)))
 
 
 @pytest.mark.parametrize("count", [0, 3, 20, 37, 40])
-def test_as_many_images_as_are_advised_give_a_narrow_interval(count: int, summary: Summary) -> None:
+def test_the_advised_number_of_images_gives_a_narrow_interval(count: int, summary: Summary) -> None:
     few = Proportion(count, 40)
-    steps = " ".join(how for _, how in next_steps(typed(replace(summary, worst_case=few))).meanings)
+    steps = " ".join(meaning for _, meaning in next_steps(with_command(replace(summary, worst_case=few))).meanings)
     advised = re.search(r"--samples (\d+) --out NEW", steps)
     assert (advised is None) == (few.interval[1] - few.interval[0] <= 0.1)
     if advised:

@@ -55,22 +55,22 @@ NB_SAMPLES = 20
 THREAT = Linf(0.2)
 
 
-def spec(name: str, **options: Any) -> AttackSpec:
+def make_spec(name: str, **options: Any) -> AttackSpec:
     def build(*_: Any) -> Any:
         raise AssertionError("a report runs no attack")
 
     return AttackSpec(name, build, f"what {name} is for", **options)
 
 
-PAPER = spec("IFGSM", source="paper", samples="all", bounded=False)
-PGD = spec("PGD", kind="white-box", modes="all")
-SQUARE = spec("Square")
-TRANSFER = spec("transfer", crafted_on="undefended", samples="all")
-CURVED = spec("PGD", kind="white-box", modes="all", curve=True)
+PAPER = make_spec("IFGSM", source="paper", samples="all", bounded=False)
+PGD = make_spec("PGD", kind="white-box", modes="all")
+SQUARE = make_spec("Square")
+TRANSFER = make_spec("transfer", crafted_on="undefended", samples="all")
+CURVED = make_spec("PGD", kind="white-box", modes="all", curve=True)
 ONE_PASSED = (Check("single step", "passed", "one step breaks 0 of 8 images"),)
 
 
-def a_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
+def make_run(samples: int = NB_SAMPLES, **changes: Any) -> RunDescription:
     values: dict[str, Any] = {
         "settings": Settings(
             threat="linf",
@@ -116,25 +116,25 @@ def summary_of(
 ) -> Summary:
     """Figures of a run in which each attack breaks the first so many images; None: it did not run.
 
-    Of the undefended network's images ``undefended_correct`` survive the transfer; None: there is no such network.
+    The undefended model is correct on ``undefended_correct`` images after the transfer; None: there is no such model.
     """
     correct = samples if correct is None else correct
     clean = None if undefended_correct is None else 0
     records = [SampleRecord(i, 0, int(i >= correct), clean) for i in range(samples)]
     plan, costs = [], []
-    for one, broken in attacks:
-        run = AttackRun(one, "exact", THREAT)
+    for spec, broken in attacks:
+        run = AttackRun(spec, "exact", THREAT)
         plan.append(run)
         if broken is not None:
-            costs.append(attack(run, broken, records, undefended_correct))
+            costs.append(apply_attack(run, broken, records, undefended_correct))
     for eps, broken in ((0.1, 3), (0.2, 6), (0.4, 9)) if curve else ():
         run = AttackRun(CURVED, "exact", Linf(eps), "curve")
         plan.append(run)
-        costs.append(attack(run, broken, records[:10], None, success=False))
-    return summarise(a_run(samples, **changes), plan, records, costs, list(checks))
+        costs.append(apply_attack(run, broken, records[:10], None, success=False))
+    return summarise(make_run(samples, **changes), plan, records, costs, list(checks))
 
 
-def attack(
+def apply_attack(
     run: AttackRun,
     broken: int,
     records: list[SampleRecord],
@@ -146,58 +146,58 @@ def attack(
     chosen = [record for record in records if everywhere or record.robust()]
     for record in chosen:
         hit = record.index < broken
-        plain = None
+        undefended_prediction = None
         if run.spec.crafted_on == "undefended" and undefended_correct is not None:
-            plain = int(record.index >= undefended_correct)
+            undefended_prediction = int(record.index >= undefended_correct)
         record.attacks[run.key] = Outcome(
-            int(hit), hit, 0.15, 1.5, hit and success, usable, undefended_prediction=plain
+            int(hit), hit, 0.15, 1.5, hit and success, usable, undefended_prediction=undefended_prediction
         )
     backward = 0 if run.spec.name == "Square" else 3 * len(chosen)
     return CostRecord(0, run.key, len(chosen), Cost(2 * len(chosen), backward, 0.5, 10**6))
 
 
-def an_example(shape: tuple[int, ...] = (1, 8, 8), name: str = "PGD [exact]") -> Example:
+def make_example(shape: tuple[int, ...] = (1, 8, 8), name: str = "PGD [exact]") -> Example:
     clean = np.linspace(0.2, 0.8, math.prod(shape), dtype=np.float32).reshape(shape)
     sign = np.where(np.arange(clean.size).reshape(shape) % 3 == 0, 1, -1)
     return Example(4, 2, 7, name, clean, (clean + 0.1 * sign).astype(np.float32))
 
 
-def full_report() -> Report:
+def make_full_report() -> Report:
     summary = summary_of([(PAPER, 2), (PGD, 15), (SQUARE, 15), (TRANSFER, 4)], curve=True)
-    return Report(summary, [], [an_example(), an_example(name="transfer")])
+    return Report(summary, [], [make_example(), make_example(name="transfer")])
 
 
-def printed(summary: Summary, width: int) -> str:
+def print_summary(summary: Summary, width: int) -> str:
     stream = io.StringIO()
     Report(summary, [], []).print(Console(file=stream, width=width))
     return stream.getvalue()
 
 
-def page(summary: Summary, examples: Sequence[Example] = ()) -> str:
+def make_page(summary: Summary, examples: Sequence[Example] = ()) -> str:
     return render_page(summary, examples, {})
 
 
-def words(text: str) -> str:
-    """Without line ends, repeated and no-break spaces: as it is read."""
+def normalise_spaces(text: str) -> str:
+    """The text without line ends, repeated and no-break spaces."""
     return " ".join(text.split())
 
 
 # Runs
 
 
-def detected_report(samples: int = NB_SAMPLES) -> Report:
+def make_detected_report(samples: int = NB_SAMPLES) -> Report:
     """A detector that flags one clean image of twenty; the paper's attack fools the network on the first ten, of which
-    it tells eight, ours on the first twelve, of which it tells three."""
+    it flags eight, ours on the first twelve, of which it flags three."""
     records = [
         SampleRecord(i, 0, 0, 0, clean_rejected=i == 19, clean_detection_margin=0.5 if i == 19 else -0.1 - i / 100)
         for i in range(samples)
     ]
-    gray = spec("PGD-40", source="paper", crafted_on="undefended", samples="all")
-    aware = spec("selective PGD", kind="white-box", samples="all")
-    plan = [AttackRun(one, "exact", THREAT) for one in (aware, gray)]
-    for run, fooled, told in zip(plan, (12, 10), (3, 8), strict=True):
+    gray = make_spec("PGD-40", source="paper", crafted_on="undefended", samples="all")
+    aware = make_spec("selective PGD", kind="white-box", samples="all")
+    plan = [AttackRun(spec, "exact", THREAT) for spec in (aware, gray)]
+    for run, fooled, detected in zip(plan, (12, 10), (3, 8), strict=True):
         for record in records:
-            hit, rejected = record.index < fooled, record.index < told
+            hit, rejected = record.index < fooled, record.index < detected
             margin = 0.2 + record.index / 100 if rejected else -0.3 - record.index / 100
             record.attacks[run.key] = Outcome(
                 int(hit),
@@ -210,13 +210,13 @@ def detected_report(samples: int = NB_SAMPLES) -> Report:
             )
     costs = [CostRecord(0, run.key, samples, Cost(2 * samples, 2 * samples, 0.5, 10**6)) for run in plan]
     trainings = [Training({"images": 700, "batch_size": 320, "seed": 3, "validation_split": 0.25}, [(0.5, None)] * 2)]
-    described = a_run(
+    description = make_run(
         samples, rejects=True, trainings=trainings, defences=[{"name": "explanation_reconstructor", "hidden": 64}]
     )
-    return Report(summarise(described, plan, records, costs, list(ONE_PASSED)), records, [])
+    return Report(summarise(description, plan, records, costs, list(ONE_PASSED)), records, [])
 
 
-DETECTED = detected_report()
+DETECTED = make_detected_report()
 
 CHECKS = [
     Check("single step", "passed", "one step breaks 0 of 8 images on which the white-box attacks failed"),
@@ -227,14 +227,14 @@ CHECKS = [
 PASSED = [CHECKS[0], CHECKS[3]]
 
 
-def checked_report(checks: Sequence[Check] = CHECKS, **changes: Any) -> Report:
+def make_checked_report(checks: Sequence[Check] = CHECKS, **changes: Any) -> Report:
     summary = summary_of([(PGD, 15), (SQUARE, 15), (TRANSFER, 4), (PAPER, 2)], curve=True, checks=checks, **changes)
-    return Report(summary, [], [an_example()])
+    return Report(summary, [], [make_example()])
 
 
-def ranked_summary() -> Summary:
+def make_ranked_summary() -> Summary:
     """The first attack's images in the ball are 18 of its 20."""
-    summary = full_report().summary
+    summary = make_full_report().summary
     agreement = Agreement(Mean(0.4123, 0.25, 18, (0.3, 0.53)), Mean(0.5677, 0.3, 18, (0.43, 0.7)))
     rows = [replace(row, agreement=agreement if row.source == "paper" else None) for row in summary.rows]
     clean = Agreement(Mean(0.98, 0.1, 20, (0.936, 1.0)), Mean(0.99, 0.1, 20, (0.946, 1.0)))
@@ -255,11 +255,11 @@ RANDOM = replace(
     ),
 )
 SUMMARIES = {
-    "checked": checked_report().summary,
+    "checked": make_checked_report().summary,
     "detector": DETECTED.summary,
-    "plain": full_report().summary,
+    "plain": make_full_report().summary,
     "random": RANDOM,
-    "ranked": ranked_summary(),
+    "ranked": make_ranked_summary(),
     "the paper's attacks": summary_of([(PAPER, 2)]),
     "nothing ran": summary_of([(PAPER, 20), (PGD, None), (TRANSFER, None)], undefended_correct=None),
 }
@@ -267,9 +267,9 @@ SUMMARIES = {
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of ``full_report()``."""
+    """The folder of ``make_full_report()``."""
     folder = tmp_path_factory.mktemp("report")
-    full_report().save(folder)
+    make_full_report().save(folder)
     return folder
 
 
@@ -277,19 +277,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_robust_accuracy_comes_first_and_the_papers_number_second() -> None:
-    lines = headlines(full_report().summary)
+    lines = headlines(make_full_report().summary)
     assert [line.key for line in lines] == ["robust", "paper", "undefended_robust", "undefended_clean", "clean"]
     shares = [line.value for line in lines]
     assert shares == [Proportion(5, 20), Proportion(18, 20), Proportion(8, 20), Proportion(20, 20), Proportion(20, 20)]
-    assert [row.cells[0] for row in headline_table(full_report().summary).rows][2] == f"65.0{NO_BREAK}points"
+    assert [row.cells[0] for row in headline_table(make_full_report().summary).rows][2] == f"65.0{NO_BREAK}points"
 
 
 def test_the_json_file_reads_back_with_wilsons_intervals(saved: Path) -> None:
     text = (saved / "report.json").read_text(encoding="utf-8")
-    read = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
-    assert read == full_report().summary.as_dict()
-    assert read["robust_accuracy"]["interval"] == list(Proportion(5, 20).interval)
-    assert read["gap"] == pytest.approx(13 / 20)
+    data = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert data == make_full_report().summary.as_dict()
+    assert data["robust_accuracy"]["interval"] == list(Proportion(5, 20).interval)
+    assert data["gap"] == pytest.approx(13 / 20)
 
 
 # The verdict
@@ -329,10 +329,10 @@ VERDICTS = {
         ),
     ),
     "failed checks": (
-        checked_report().summary,
+        make_checked_report().summary,
         ("Robustness is not established: robust accuracy at most 25.0 %", "more effort, gradients", *GAP[1:]),
     ),
-    "no checks": (checked_report([]).summary, ("unknown, since no checks were made", "adaptive attacks", *GAP)),
+    "no checks": (make_checked_report([]).summary, ("unknown, since no checks were made", "adaptive attacks", *GAP)),
 }
 
 
@@ -340,12 +340,12 @@ VERDICTS = {
 def test_the_verdict_follows_from_the_numbers(case: str) -> None:
     """Each number and each reservation is there, in this order, and no other number is."""
     summary, expected = VERDICTS[case]
-    text = words(verdict(summary))
+    text = normalise_spaces(verdict(summary))
     assert str(Report(summary, [], [])) == text
-    rest, numbers = text, re.findall(r"\d[\d.]* (?:%|points|image)", " ".join(expected))
+    remainder, numbers = text, re.findall(r"\d[\d.]* (?:%|points|image)", " ".join(expected))
     for part in expected:
-        assert part in rest, (part, rest)
-        rest = rest[rest.index(part) + len(part) :]
+        assert part in remainder, (part, remainder)
+        remainder = remainder[remainder.index(part) + len(part) :]
     assert re.findall(r"\d[\d.]* (?:%|points|image)", text) == numbers
 
 
@@ -353,7 +353,7 @@ def test_the_verdict_follows_from_the_numbers(case: str) -> None:
 
 
 def texts(section: Section, folds: bool) -> Iterator[str]:
-    """All that a section says but in figures, each as it is to be found."""
+    """Every text of a section outside its figures."""
     yield section.title
     yield from texts_of(section.parts, folds)
 
@@ -375,17 +375,21 @@ def texts_of(parts: Sequence[Part], folds: bool) -> Iterator[str]:
                 yield from texts_of([row.folded], folds) if row.folded and folds else []
 
 
-def drawn_in_a_terminal(section: Section) -> bool:
+def is_drawn_in_a_terminal(section: Section) -> bool:
     return not section.is_reference and not all(isinstance(part, Figure) for part in section.parts)
 
 
 @pytest.mark.parametrize("case", SUMMARIES)
 def test_each_medium_shows_every_section_in_its_order(case: str) -> None:
     report = document(SUMMARIES[case])
-    terminal, html = words(printed(SUMMARIES[case], 300)), read_html(page(SUMMARIES[case])).text
+    terminal, html = normalise_spaces(print_summary(SUMMARIES[case], 300)), read_html(make_page(SUMMARIES[case])).text
     for text, folds, sections in (
-        (terminal, False, [section for section in report.sections if drawn_in_a_terminal(section)]),
-        (html, True, [one for one in report.sections if not all(isinstance(part, Figure) for part in one.parts)]),
+        (terminal, False, [section for section in report.sections if is_drawn_in_a_terminal(section)]),
+        (
+            html,
+            True,
+            [section for section in report.sections if not all(isinstance(part, Figure) for part in section.parts)],
+        ),
     ):
         assert report.heading in text
         place = text.index(report.conclusion.text.replace(NO_BREAK, " "))
@@ -393,9 +397,13 @@ def test_each_medium_shows_every_section_in_its_order(case: str) -> None:
         for section in sections:
             place = text.index(section.title, place)
             shown = without_rows(text)
-            missing = [said for said in texts(section, folds) if words(said).replace("`", "") not in shown]
+            missing = [
+                sentence
+                for sentence in texts(section, folds)
+                if normalise_spaces(sentence).replace("`", "") not in shown
+            ]
             # A terminal sets the lines of a heading side by side with those of others.
-            assert all("\n" in said for said in missing), missing
+            assert all("\n" in sentence for sentence in missing), missing
 
 
 def without_rows(text: str) -> str:
@@ -403,14 +411,14 @@ def without_rows(text: str) -> str:
 
 
 def test_names_are_not_markup() -> None:
-    text = printed(summary_of([(spec("[red]x[/red]", modes="all"), 3)]), 80)
+    text = print_summary(summary_of([(make_spec("[red]x[/red]", modes="all"), 3)]), 80)
     assert "[red]x[/red] [exact]" in text
 
 
 def test_the_template_has_no_sentence_of_its_own() -> None:
     source = files(report_folder).joinpath(TEMPLATE).read_text(encoding="utf-8")
-    own = re.sub(r"<style>.*?</style>|{%.*?%}|{{.*?}}|<[^<>]*>", " ", source, flags=re.DOTALL)
-    assert not re.search(r"\w", own), own
+    own_text = re.sub(r"<style>.*?</style>|{%.*?%}|{{.*?}}|<[^<>]*>", " ", source, flags=re.DOTALL)
+    assert not re.search(r"\w", own_text), own_text
 
 
 # What each table holds
@@ -419,7 +427,7 @@ def test_the_template_has_no_sentence_of_its_own() -> None:
 def test_zero_and_perfect_knowledge_stand_side_by_side() -> None:
     detection = DETECTED.summary.detection
     assert detection is not None
-    knows = {row.name: words(row.cells[0]) for row in detector_table(detection).rows}
+    knows = {row.name: normalise_spaces(row.cells[0]) for row in detector_table(detection).rows}
     assert knows["selective PGD"] == knows["all attacks"] == "perfect"
     assert knows["PGD-40"] == knows["all with zero knowledge"] == "zero"
     # Away from the detector's own threshold there is nothing of an attack that aimed at it.
@@ -431,25 +439,25 @@ def test_zero_and_perfect_knowledge_stand_side_by_side() -> None:
     assert not thresholds_table(aimed).rows
 
 
-def test_with_a_detector_the_words_say_what_counts_as_right() -> None:
+def test_with_a_detector_the_remarks_say_what_counts_as_correct() -> None:
     lines = {line.key: line for line in headlines(DETECTED.summary)}
     assert lines["robust"].value == Proportion(10, 20)  # images 3 to 11, and the one rejected from the start
     assert (lines["robust"].remark, lines["clean"].remark) == ("correct or rejected", "correct and accepted")
     failed = replace(DETECTED.summary, checks=CHECKS)
     assert headlines(failed)[0].remark.startswith("correct or rejected; at most")
-    for line in headlines(full_report().summary):
+    for line in headlines(make_full_report().summary):
         assert "rejected" not in line.remark
 
 
-def test_a_random_defences_passes_are_told_beside_the_vote() -> None:
-    told = words(describe_randomness(RANDOM))
+def test_the_passes_of_a_random_defence_are_reported_beside_the_vote() -> None:
+    text = normalise_spaces(describe_randomness(RANDOM))
     for figure in ("32 to 1024", "1 of 20 images", "62.5 % [50.1, 74.9]", "25.0 % [11.2, 46.9]", "10.0 % (N = 1000)"):
-        assert figure in told
-    assert describe_randomness(full_report().summary) == ""
+        assert figure in text
+    assert describe_randomness(make_full_report().summary) == ""
 
 
-def test_the_report_tells_what_was_run() -> None:
-    text = read_html(page(full_report().summary)).text
+def test_the_report_describes_the_run() -> None:
+    text = read_html(make_page(make_full_report().summary)).text
     facts = ("jump_relu (jump 0.5)", "LeNetLike", "linf: each pixel value may change by at most 0.2", "seed 7")
     for fact in (*facts, "evaluate.py --eps 0.2", "1" * 64, "2" * 64, "3.11.9", "what PGD is for"):
         assert fact in text
@@ -462,7 +470,7 @@ def test_the_report_tells_what_was_run() -> None:
 NOT_ADAPTIVE: dict[str, tuple[Summary, str]] = {
     "the paper's attacks": (summary_of([(PAPER, 2)]), "the paper's attacks ran alone"),
     "no gradient": (
-        summary_of([(SQUARE, 5), (spec("noise"), 0)]),
+        summary_of([(SQUARE, 5), (make_spec("noise"), 0)]),
         "none of the suite's white-box attacks was run",
     ),
     "one of two modes": (
@@ -470,15 +478,15 @@ NOT_ADAPTIVE: dict[str, tuple[Summary, str]] = {
         "no white-box attack was made in mode smooth",
     ),
     "a paper's white-box attack": (
-        summary_of([(spec("CW", kind="white-box", source="paper", samples="all"), 3)]),
+        summary_of([(make_spec("CW", kind="white-box", source="paper", samples="all"), 3)]),
         "the paper's attacks ran alone",
     ),
     "made on the undefended network": (
-        summary_of([(spec("PGD", kind="white-box", crafted_on="undefended", samples="all"), 3)]),
+        summary_of([(make_spec("PGD", kind="white-box", crafted_on="undefended", samples="all"), 3)]),
         "none of the suite's white-box attacks was run",
     ),
     "naive": (
-        summary_of([(PGD, 15)], settings=replace(a_run().settings, adaptive=False)),
+        summary_of([(PGD, 15)], settings=replace(make_run().settings, adaptive=False)),
         "the attacker was given the exact gradient alone",
     ),
 }
@@ -505,7 +513,7 @@ def test_without_an_adaptive_suite_nothing_is_called_robust_accuracy(case: str) 
 
 def test_without_checks_there_is_no_robust_accuracy() -> None:
     """The figure keeps its digits and loses its name, on the screen, on the page, in the pictures and as data."""
-    report = checked_report([])
+    report = make_checked_report([])
     first, second, *_ = headlines(report.summary)
     assert (first.value, first.remark) == (None, "unknown: no checks were made")
     assert (second.key, second.value) == ("after_attacks", Proportion(5, 20))
@@ -522,7 +530,7 @@ def test_a_suite_is_adaptive_if_each_mode_is_tried_by_some_white_box_attack() ->
     tried = [AttackRun(PGD, mode, THREAT) for mode in ("exact", *modes[1:])]
     record = SampleRecord(0, 0, 0)
     standings = [
-        summarise(a_run(1, modes=modes), tried[:count], [record], [], list(ONE_PASSED)).standing for count in (4, 3)
+        summarise(make_run(1, modes=modes), tried[:count], [record], [], list(ONE_PASSED)).standing for count in (4, 3)
     ]
     assert standings == ["established", "no adaptive attack"]
 
@@ -539,18 +547,18 @@ def test_checks_of_the_network_alone_establish_nothing() -> None:
 
 
 def test_a_robust_accuracy_whose_attacks_fail_their_checks_is_called_a_bound_everywhere() -> None:
-    failed, passed = checked_report(), checked_report(PASSED)
+    failed, passed = make_checked_report(), make_checked_report(PASSED)
     assert (failed.established, failed.robust_accuracy) == (False, 0.25)
     assert (passed.established, passed.robust_accuracy) == (True, 0.25)
-    assert checked_report(CHECKS[3:]).established is None  # none was made
+    assert make_checked_report(CHECKS[3:]).established is None  # none was made
     worst, *others = headlines(failed.summary)
     assert not worst.established
-    assert words(worst.remark) == "at most 25.0 % [11.2, 46.9]; failed checks: more effort, gradients"
+    assert normalise_spaces(worst.remark) == "at most 25.0 % [11.2, 46.9]; failed checks: more effort, gradients"
     assert all(line.established for line in others)
     assert headline_table(failed.summary).rows[0].cells[0] == NOT_ESTABLISHED
     assert headlines(passed.summary)[0].remark == ""
     for report, result, qualified in ((failed, NOT_ESTABLISHED, True), (passed, "25.0 % robust accuracy", False)):
-        assert read_html(page(report.summary)).text.startswith(f"{result}: jump_relu (jump 0.5) on LeNetLike")
+        assert read_html(make_page(report.summary)).text.startswith(f"{result}: jump_relu (jump 0.5) on LeNetLike")
         assert ("not established" in summary_bars(report.summary).axes[0].texts[0].get_text()) == qualified
         (legend,) = accuracy_curves(report.summary).legends
         assert ("not established" in legend.get_texts()[-1].get_text()) == qualified
@@ -615,10 +623,10 @@ def test_the_page_runs_no_script_but_its_own(saved: Path) -> None:
     assert policy == allowed.format(sha256)
 
 
-def test_the_page_escapes_what_comes_from_a_run() -> None:
+def test_the_page_escapes_the_values_of_a_run() -> None:
     nasty = '<b>"bold"</b> & <script>alert(1)</script>'
     summary = summary_of(
-        [(spec(nasty), 3)],
+        [(make_spec(nasty), 3)],
         model=nasty,
         command=nasty,
         device=nasty,
@@ -626,7 +634,7 @@ def test_the_page_escapes_what_comes_from_a_run() -> None:
         modes=[nasty],
         checks=[Check(nasty, "failed", nasty)],
     )
-    source = render_page(summary, [an_example(name=nasty)], {"examples": b"png"})
+    source = render_page(summary, [make_example(name=nasty)], {"examples": b"png"})
     tags = read_html(source).tags
     assert [tag for tag, _ in tags if tag in ("b", "script")] == ["script"]
     assert read_html(source).text.count(nasty) >= 5
@@ -636,19 +644,19 @@ def test_the_page_escapes_what_comes_from_a_run() -> None:
 # The figures
 
 
-def test_what_is_infinite_is_drawn_at_the_end() -> None:
+def test_infinite_margins_are_drawn_at_the_end() -> None:
     records = [replace(record, clean_detection_margin=None) for record in DETECTED.records]
     assert png(margin_histograms(DETECTED.summary, records))
     assert png(roc_curves(DETECTED.summary, records))
 
 
-def picture(content: bytes) -> Any:
+def read_picture(content: bytes) -> Any:
     return matplotlib.image.imread(io.BytesIO(content), format="png")
 
 
 def test_the_pictures_open_and_show_something(saved: Path) -> None:
     for name in ("accuracy", "curves", "examples"):
-        shown = picture((saved / "figures" / f"{name}.png").read_bytes())
+        shown = read_picture((saved / "figures" / f"{name}.png").read_bytes())
         assert min(shown.shape[:2]) > 300, name
         assert shown[..., :3].std() > 0.03, name
 
@@ -664,7 +672,9 @@ def test_a_trained_defence_shows_its_losses_and_another_none(tmp_path: Path) -> 
         assert (tmp_path / "figures/losses.png").exists() == bool(trainings)
         assert ("Training of the defence" in (tmp_path / "report.html").read_text()) == bool(trainings)
         written = json.loads((tmp_path / "report.json").read_text())["run"]["trainings"]
-        assert [one["losses"] for one in written] == [[list(both) for both in one.losses] for one in trainings]
+        assert [training["losses"] for training in written] == [
+            [list(pair) for pair in training.losses] for training in trainings
+        ]
     assert describe_training(first) == (
         "3 epoch(s) on 898 images: clean; pgd; eps 0.1, attacks made in mode exact, seed 0; "
         "loss 1 pixels (l2), 0.5 class"
@@ -681,28 +691,28 @@ def test_a_tuned_defence_shows_its_trade_off_and_an_untuned_one_none(tmp_path: P
         assert (tmp_path / "figures/trade_off.png").exists() == bool(tunings)
         assert ("against the strength" in (tmp_path / "report.html").read_text()) == bool(tunings)
         written = json.loads((tmp_path / "report.json").read_text())["run"]["tunings"]
-        assert [one["chosen"] for one in written] == [one.chosen for one in tunings]
+        assert [entry["chosen"] for entry in written] == [entry.chosen for entry in tunings]
     axes = trade_off(summary_of([(PGD, 3)], tunings=[tuning])).axes[0]
     np.testing.assert_allclose(axes.lines[0].get_xydata(), [(0, 98), (0.5, 97), (1, 60)])
     assert list(axes.lines[1].get_xdata()) == [0.5, 0.5]
 
 
 def test_equal_figures_are_equal_files() -> None:
-    summary = full_report().summary
+    summary = make_full_report().summary
     assert png(accuracy_curves(summary)) == png(accuracy_curves(summary))
 
 
 def test_names_in_pictures_are_neither_formulas_nor_hidden() -> None:
-    odd = spec(r"_$\frac$", modes="all", samples="all", bounded=False)
+    odd = make_spec(r"_$\frac$", modes="all", samples="all", bounded=False)
     summary = summary_of([(PAPER, 2), (odd, 3)], curve=True, model="$x_$")
     content = png(accuracy_curves(summary))  # an unfinished formula would raise here
-    assert picture(content).std() > 0
+    assert read_picture(content).std() > 0
     assert any(r"_$\frac$" in text.get_text() for text in accuracy_curves(summary).legends[0].get_texts())
-    assert png(examples_figure([an_example(name=r"$\frac$")]))
+    assert png(examples_figure([make_example(name=r"$\frac$")]))
 
 
 def test_the_bars_stand_in_the_order_of_the_headlines() -> None:
-    summary = full_report().summary
+    summary = make_full_report().summary
     axes = summary_bars(summary).axes[0]
     assert axes.yaxis_inverted()
     assert [
@@ -715,21 +725,21 @@ def test_the_bars_stand_in_the_order_of_the_headlines() -> None:
 @pytest.mark.parametrize(
     ("dataset", "before", "after"), [("cifar10", "bird", "horse"), ("digits", "2", "7"), (None, "2", "7")]
 )
-def test_classes_are_called_by_their_names_where_these_are_known(dataset: str | None, before: str, after: str) -> None:
+def test_classes_have_their_names_where_these_are_known(dataset: str | None, before: str, after: str) -> None:
     """The example is of class 2 and becomes 7."""
-    run = a_run(options={} if dataset is None else {"dataset": dataset})
-    example = an_example()
+    run = make_run(options={} if dataset is None else {"dataset": dataset})
+    example = make_example()
     (title, *_) = (axes.get_title() for axes in examples_figure([example], None, partial(class_name, run)).axes)
     assert title == f"#4: {before} → {after}\nPGD [exact]"
-    summary = replace(full_report().summary, run=run)
+    summary = replace(make_full_report().summary, run=run)
     source = render_page(summary, [example], {"examples": b"png"})
     assert f"Image 4, class {before}, became {after} by PGD [exact]." in source
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 32, 32), (8, 8), (4, 10, 6)])
 def test_examples_of_any_image_shape_are_drawn(shape: tuple[int, ...]) -> None:
-    figure = examples_figure([an_example(shape)])
-    assert picture(png(figure)).std() > 0.03
+    figure = examples_figure([make_example(shape)])
+    assert read_picture(png(figure)).std() > 0.03
     difference = figure.axes[2]
     assert difference.get_xlabel() == "full scale: ±0.1"
     shown = np.asarray(difference.images[0].get_array(), dtype=np.float64)
@@ -738,26 +748,26 @@ def test_examples_of_any_image_shape_are_drawn(shape: tuple[int, ...]) -> None:
         assert shown.max() == pytest.approx(1, abs=1e-5)
 
 
-def test_what_a_defence_makes_of_both_images_is_drawn_below_them() -> None:
-    one = an_example()
-    views = {"heat": (one.clean, one.adversarial), "shown": (one.adversarial, one.clean)}
-    figure = examples_figure([replace(one, views=views)])
+def test_the_views_of_a_defence_are_drawn_below_the_images() -> None:
+    example = make_example()
+    views = {"heat": (example.clean, example.adversarial), "shown": (example.adversarial, example.clean)}
+    figure = examples_figure([replace(example, views=views)])
     assert len(figure.axes) == 7
     labels = [" ".join(axes.get_ylabel().split()) for axes in figure.axes[3:]]
     assert labels == ["heat (clean)", "heat (adversarial)", "shown (clean)", "shown (adversarial)"]
-    for axes, picture_of in zip(figure.axes[3:], [*views["heat"], *views["shown"]], strict=True):
-        assert np.allclose(np.asarray(axes.images[0].get_array()), picture_of[0], atol=1e-6)
+    for axes, image in zip(figure.axes[3:], [*views["heat"], *views["shown"]], strict=True):
+        assert np.allclose(np.asarray(axes.images[0].get_array()), image[0], atol=1e-6)
 
 
 def test_an_unchanged_example_is_drawn_as_no_difference() -> None:
-    same = an_example()
-    figure = examples_figure([Example(0, 0, 1, "x", same.clean, same.clean)])
+    example = make_example()
+    figure = examples_figure([Example(0, 0, 1, "x", example.clean, example.clean)])
     assert np.asarray(figure.axes[2].images[0].get_array()) == pytest.approx(0.5)
 
 
-def test_where_there_is_nothing_to_show_no_figure_is_drawn() -> None:
+def test_figures_without_content_are_not_drawn() -> None:
     summary = summary_of([(PGD, 3)])
-    drawn = draw_figures(summary, [], [an_example((20,))])
+    drawn = draw_figures(summary, [], [make_example((20,))])
     assert [name for name, content in drawn.items() if content] == ["accuracy"]
     detection = DETECTED.summary.detection
     assert detection is not None
@@ -768,7 +778,7 @@ def test_where_there_is_nothing_to_show_no_figure_is_drawn() -> None:
 # Files
 
 
-def names(folder: Path) -> set[str]:
+def list_files(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -776,27 +786,27 @@ ALWAYS = {"report.json", "report.html", "figures/accuracy.png"}
 SOMETIMES = {"figures/curves.png", "figures/examples.png", "examples.npz"}
 
 
-def test_save_writes_what_there_is_and_removes_what_there_is_no_more(saved: Path, tmp_path: Path) -> None:
+def test_save_writes_present_files_and_removes_stale_ones(saved: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(saved, tmp_path / "copy"))
-    assert names(folder) == ALWAYS | SOMETIMES
+    assert list_files(folder) == ALWAYS | SOMETIMES
     Report(summary_of([(PGD, 3)]), [], []).save(str(folder))
-    assert names(folder) == ALWAYS
+    assert list_files(folder) == ALWAYS
 
 
 def test_the_examples_read_back_without_pickle(saved: Path) -> None:
-    report = full_report()
-    with np.load(saved / "examples.npz", allow_pickle=False) as read:
-        assert set(read) == {"clean", "adversarial", "index", "label", "prediction", "attack"}
-        assert read["clean"].shape == (2, 1, 8, 8)
-        np.testing.assert_array_equal(read["adversarial"][1], report.examples[1].adversarial)
-        assert [*read["attack"]] == ["PGD [exact]", "transfer"]
-        assert (read["index"][0], read["label"][0], read["prediction"][0]) == (4, 2, 7)
+    report = make_full_report()
+    with np.load(saved / "examples.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"clean", "adversarial", "index", "label", "prediction", "attack"}
+        assert arrays["clean"].shape == (2, 1, 8, 8)
+        np.testing.assert_array_equal(arrays["adversarial"][1], report.examples[1].adversarial)
+        assert [*arrays["attack"]] == ["PGD [exact]", "transfer"]
+        assert (arrays["index"][0], arrays["label"][0], arrays["prediction"][0]) == (4, 2, 7)
 
 
 @pytest.mark.usefixtures("without_pictures")
 def test_a_crash_leaves_no_half_file(saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(saved, tmp_path, dirs_exist_ok=True)
-    before = {name: (tmp_path / name).read_bytes() for name in names(tmp_path)}
+    before = {name: (tmp_path / name).read_bytes() for name in list_files(tmp_path)}
     write = Path.write_bytes
 
     def full_disk(path: Path, content: bytes) -> int:
@@ -806,10 +816,10 @@ def test_a_crash_leaves_no_half_file(saved: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(InputError, match="No space left on device"):
         Report(summary_of([(PGD, 3)]), [], []).save(tmp_path)
-    assert {name: (tmp_path / name).read_bytes() for name in names(tmp_path)} == before
+    assert {name: (tmp_path / name).read_bytes() for name in list_files(tmp_path)} == before
 
 
 def test_a_file_in_place_of_the_folder_is_refused_in_words(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(InputError, match=r"folder is .*taken, which cannot be written"):
-        full_report().save(tmp_path / "taken")
+        make_full_report().save(tmp_path / "taken")

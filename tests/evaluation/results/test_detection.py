@@ -1,4 +1,4 @@
-"""What a detector is worth: its figures against other people's formulas, and counted by hand."""
+"""The figures of a detector: against scikit-learn's formulas, and counted by hand."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ THREAT = Linf(0.1)
 Numbers = npt.NDArray[np.float64]
 
 
-def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+def refuse_to_build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
     raise AssertionError("figures come from records")
 
 
-def run(name: str, **options: Any) -> AttackRun:
-    return AttackRun(AttackSpec(name, never, "by hand", samples="all", **options), "exact", THREAT)
+def make_run(name: str, **options: Any) -> AttackRun:
+    return AttackRun(AttackSpec(name, refuse_to_build, "by hand", samples="all", **options), "exact", THREAT)
 
 
-ZERO, PERFECT = run("zero", crafted_on="undefended"), run("perfect")
+ZERO, PERFECT = make_run("zero", crafted_on="undefended"), make_run("perfect")
 PLAN = [ZERO, PERFECT]
 
 
@@ -67,15 +67,15 @@ def sample(index: int, margin: float | None, label: int = 0, clean: int | None =
     )
 
 
-def found(records: list[SampleRecord], plan: list[AttackRun] = PLAN) -> Detection:
+def make_detection(records: list[SampleRecord], plan: list[AttackRun] = PLAN) -> Detection:
     result = detection(plan, records, THREAT)
     assert result is not None
     return result
 
 
-def row(records: list[SampleRecord], key: str) -> DetectionRow:
-    (one,) = [one for one in found(records).rows if one.key == key]
-    return one
+def find_row(records: list[SampleRecord], key: str) -> DetectionRow:
+    (row,) = [row for row in make_detection(records).rows if row.key == key]
+    return row
 
 
 def random_records(seed: int, count: int = 120, nb_classes: int = 4) -> list[SampleRecord]:
@@ -105,7 +105,7 @@ def random_records(seed: int, count: int = 120, nb_classes: int = 4) -> list[Sam
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(-5, 5) | st.sampled_from([-1e9, 1e9])), min_size=2, max_size=40))
 def test_the_area_is_scikit_learn_s_also_with_ties(drawn: list[tuple[bool, float]]) -> None:
-    labels, margins = np.array([one for one, _ in drawn]), np.array([float(one) for _, one in drawn])
+    labels, margins = np.array([label for label, _ in drawn]), np.array([float(margin) for _, margin in drawn])
     area = auc(margins[~labels], margins[labels])
     if labels.all() or not labels.any():
         assert area is None
@@ -118,11 +118,13 @@ def test_the_area_is_scikit_learn_s_also_with_ties(drawn: list[tuple[bool, float
 def test_the_curve_is_scikit_learn_s_and_the_area_under_it_is_the_area() -> None:
     records = random_records(0)
     clean, fooled = clean_margins(records), fooled_margins("zero", records, THREAT)
-    false, true = roc(clean, fooled)
+    false_positives, true_positives = roc(clean, fooled)
     labels = np.repeat([0, 1], [len(clean), len(fooled)])
-    theirs = roc_curve(labels, np.concatenate([clean, fooled]), drop_intermediate=False)
-    np.testing.assert_allclose(np.unique(np.stack([false, true]), axis=1), np.unique(np.stack(theirs[:2]), axis=1))
-    assert np.trapezoid(true, false) == pytest.approx(row(records, "zero").auc, abs=1e-12)
+    expected_curve = roc_curve(labels, np.concatenate([clean, fooled]), drop_intermediate=False)
+    np.testing.assert_allclose(
+        np.unique(np.stack([false_positives, true_positives]), axis=1), np.unique(np.stack(expected_curve[:2]), axis=1)
+    )
+    assert np.trapezoid(true_positives, false_positives) == pytest.approx(find_row(records, "zero").auc, abs=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -131,19 +133,21 @@ def test_areas_of_classes_and_of_all_are_those_of_the_paper_s_protocol(seed: int
     for key in ("zero", "perfect"):
         areas = []
         fooled = [
-            (record.label, one.prediction, one.detection_margin)
+            (record.label, attack_outcome.prediction, attack_outcome.detection_margin)
             for record in records
-            if (one := record.attacks[key]).prediction != record.label and one.usable and one.linf <= 0.1 + 1e-6
+            if (attack_outcome := record.attacks[key]).prediction != record.label
+            and attack_outcome.usable
+            and attack_outcome.linf <= 0.1 + 1e-6
         ]
         for number in range(4):
             negatives = [record.clean_detection_margin for record in records if record.label == number]
             positives = [margin for _, prediction, margin in fooled if prediction == number]
             labels = np.repeat([0, 1], [len(negatives), len(positives)])
             areas.append(roc_auc_score(labels, [*negatives, *positives]))
-        mine = row(records, key)
-        assert (mine.knows, mine.fooled) == (key, Proportion(len(fooled), len(records)))
+        row = find_row(records, key)
+        assert (row.knows, row.fooled) == (key, Proportion(len(fooled), len(records)))
         if key == "perfect":
-            assert (mine.class_aucs, mine.mean_auc, mine.auc, mine.success, mine.true_positives) == (
+            assert (row.class_aucs, row.mean_auc, row.auc, row.success, row.true_positives) == (
                 [],
                 None,
                 None,
@@ -151,34 +155,39 @@ def test_areas_of_classes_and_of_all_are_those_of_the_paper_s_protocol(seed: int
                 [],
             )
             continue
-        assert mine.class_aucs == pytest.approx(areas)
-        assert mine.mean_auc == pytest.approx(np.mean(areas))
-        assert mine.left_out == 0
+        assert row.class_aucs == pytest.approx(areas)
+        assert row.mean_auc == pytest.approx(np.mean(areas))
+        assert row.left_out == 0
         clean = [record.clean_detection_margin for record in records]
         labels = np.repeat([0, 1], [len(clean), len(fooled)])
-        assert mine.auc == pytest.approx(roc_auc_score(labels, [*clean, *(margin for *_, margin in fooled)]))
+        assert row.auc == pytest.approx(roc_auc_score(labels, [*clean, *(margin for *_, margin in fooled)]))
 
 
-def test_a_class_that_no_image_was_moved_to_is_left_out_and_counted() -> None:
+def test_a_class_without_adversarial_images_is_left_out_and_counted() -> None:
     records = [
         sample(0, -1.0, label=0, zero=outcome(1, 2.0, label=0), perfect=outcome(0, 3.0, label=0)),
         sample(1, -2.0, label=1, zero=outcome(1, 5.0, label=1), perfect=outcome(1, 3.0, label=1)),
         sample(2, -3.0, label=2, zero=outcome(1, -9.0, label=2), perfect=outcome(2, 3.0, label=2)),
     ]
-    mine = row(records, "zero")
-    assert (mine.class_aucs, mine.left_out, mine.mean_auc) == ([None, 0.5, None], 2, 0.5)
-    nobody = row(records, "perfect")
-    assert (nobody.mean_auc, nobody.auc, nobody.fooled.count, nobody.detected) == (None, None, 0, None)
-    assert nobody.fooled == Proportion(0, 3)
-    assert nobody.true_positives == []
-    assert (nobody.success, nobody.past) == ([], Proportion(0, 3))
+    row = find_row(records, "zero")
+    assert (row.class_aucs, row.left_out, row.mean_auc) == ([None, 0.5, None], 2, 0.5)
+    unfooled_row = find_row(records, "perfect")
+    assert (unfooled_row.mean_auc, unfooled_row.auc, unfooled_row.fooled.count, unfooled_row.detected) == (
+        None,
+        None,
+        0,
+        None,
+    )
+    assert unfooled_row.fooled == Proportion(0, 3)
+    assert unfooled_row.true_positives == []
+    assert (unfooled_row.success, unfooled_row.past) == ([], Proportion(0, 3))
 
 
 # Thresholds, by hand
 
 
 @given(st.lists(st.integers(-20, 20), min_size=1, max_size=60), st.sampled_from([*FALSE_POSITIVES, *PASSING]))
-def test_no_lower_threshold_would_flag_so_few_clean_images(drawn: list[int], share: float) -> None:
+def test_a_threshold_is_the_lowest_at_its_false_positive_rate(drawn: list[int], share: float) -> None:
     clean = np.array(drawn, dtype=float)
     limit = threshold(clean, share)
     assert (clean > limit).mean() <= share + 1e-9
@@ -193,103 +202,107 @@ def test_true_positives_and_success_counted_by_hand() -> None:
     The attack fools the classifier on four of class 0 with margins 1, -1.5, -2 and -15, and on one that the classifier
     had wrong from the start.
     """
-    moved = {0: 1.0, 1: -1.5, 2: -2.0, 3: -15.0, 4: -15.0}
+    adversarial_margins = {0: 1.0, 1: -1.5, 2: -2.0, 3: -15.0, 4: -15.0}
     records = [
         sample(
             index,
             -1.0 - index,
             clean=1 if index == 4 else 0,
-            zero=outcome(1, moved[index]) if index in moved else outcome(0, 9.0),
+            zero=outcome(1, adversarial_margins[index]) if index in adversarial_margins else outcome(0, 9.0),
             perfect=outcome(0, -9.0),
         )
         for index in range(20)
     ]
-    summary = found(records)
+    summary = make_detection(records)
     assert dict(summary.thresholds) == {0.01: -1.0, 0.05: -2.0, 0.1: -3.0, 0.5: -11.0}
     assert summary.false_positives == Proportion(0, 20)
-    mine = row(records, "zero")
-    told = {at.false_positives: at.share for at in mine.true_positives}
-    assert told == {0.01: Proportion(1, 5), 0.05: Proportion(2, 5), 0.1: Proportion(3, 5)}
-    past = {at.false_positives: at.share for at in mine.success}
-    assert past == {0.05: Proportion(2, 19), 0.5: Proportion(1, 19)}  # of those that the classifier gets right
-    assert mine.detected == Proportion(1, 5)
+    row = find_row(records, "zero")
+    true_positives = {point.false_positives: point.share for point in row.true_positives}
+    assert true_positives == {0.01: Proportion(1, 5), 0.05: Proportion(2, 5), 0.1: Proportion(3, 5)}
+    success = {point.false_positives: point.share for point in row.success}
+    assert success == {0.05: Proportion(2, 19), 0.5: Proportion(1, 19)}  # of those that the classifier gets right
+    assert row.detected == Proportion(1, 5)
 
 
 def test_the_detector_s_own_threshold_rejects_clean_images() -> None:
     records = [sample(index, margin) for index, margin in enumerate([-1.0, 0.5, 0.0, 2.0])]
-    assert found(records, []).false_positives == Proportion(2, 4)  # at the threshold itself nothing is rejected
-    assert not found(records, []).pools
+    # At the threshold itself nothing is rejected.
+    assert make_detection(records, []).false_positives == Proportion(2, 4)
+    assert not make_detection(records, []).pools
 
 
-def test_what_left_the_ball_or_is_unusable_fooled_nobody() -> None:
+def test_images_outside_the_ball_or_unusable_fool_no_classifier() -> None:
     records = [
         sample(0, -1.0, zero=outcome(1, -5.0, linf=0.2), perfect=outcome(1, -5.0, usable=False)),
         sample(1, -1.0, zero=outcome(1, -5.0), perfect=outcome(0, -5.0)),
     ]
-    assert row(records, "zero").fooled == Proportion(1, 2)
-    assert row(records, "perfect").fooled == Proportion(0, 2)
+    assert find_row(records, "zero").fooled == Proportion(1, 2)
+    assert find_row(records, "perfect").fooled == Proportion(0, 2)
 
 
-def test_an_excess_that_is_not_finite_is_above_or_below_all_others() -> None:
+def test_a_margin_that_is_not_finite_is_above_or_below_all_others() -> None:
     records = [
         sample(0, None, zero=outcome(1, None)),
         sample(1, -1.0, zero=outcome(1, -2.0)),
     ]
     assert clean_margins(records).tolist() == [np.inf, -1.0]
     assert fooled_margins("zero", records, THREAT).tolist() == [np.inf, -2.0]
-    summary = found(records, [ZERO])
+    summary = make_detection(records, [ZERO])
     assert dict(summary.thresholds)[0.01] is None  # no finite one is high enough
-    json.dumps([vars(one.success[0]) | {"share": plain(one.success[0].share)} for one in summary.rows])
+    json.dumps([vars(row.success[0]) | {"share": plain(row.success[0].share)} for row in summary.rows])
 
 
 # All attacks together
 
 
-def test_an_image_is_detected_if_it_is_under_every_attack_that_fooled_the_classifier() -> None:
+def test_an_image_is_detected_if_it_is_flagged_under_every_attack_that_fooled_the_classifier() -> None:
     records = [
-        sample(0, -1.0, zero=outcome(1, 1.0), perfect=outcome(2, 2.0)),  # told both times
-        sample(1, -1.0, zero=outcome(1, 1.0), perfect=outcome(2, -2.0)),  # told without knowledge only
+        sample(0, -1.0, zero=outcome(1, 1.0), perfect=outcome(2, 2.0)),  # flagged both times
+        sample(1, -1.0, zero=outcome(1, 1.0), perfect=outcome(2, -2.0)),  # flagged with zero knowledge only
         sample(2, -1.0, zero=outcome(0, -1.0), perfect=outcome(2, 1.0)),  # the failed attack says nothing
         sample(3, -1.0, zero=outcome(0, 1.0), perfect=outcome(0, -1.0)),  # no attack fooled the classifier
         sample(4, -1.0, clean=1, zero=outcome(1, -1.0), perfect=outcome(1, -1.0)),  # wrong from the start
     ]
-    zero, perfect = found(records).pools
+    zero, perfect = make_detection(records).pools
     assert (zero.knows, zero.mead) == ("zero", Proportion(2, 2))
     assert (perfect.knows, perfect.mead) == ("perfect", Proportion(2, 3))
-    assert [at.share for at in zero.success] == [Proportion(0, 4)] * 2
+    assert [point.share for point in zero.success] == [Proportion(0, 4)] * 2
     assert (zero.past, perfect.past, perfect.success) == (Proportion(0, 4), Proportion(1, 4), [])
 
 
-def test_an_attacker_takes_the_best_of_his_attacks_for_each_image() -> None:
+def test_the_attacker_takes_their_best_attack_for_each_image() -> None:
     records = random_records(7)
-    summary = found(records)
-    rows = {one.key: one.past.count for one in summary.rows if one.past is not None}
+    summary = make_detection(records)
+    rows = {row.key: row.past.count for row in summary.rows if row.past is not None}
     zero, perfect = (pool.past for pool in summary.pools)
     assert zero is not None
     assert perfect is not None
     assert zero.count == rows["zero"]
     assert max(rows.values()) <= perfect.count <= sum(rows.values())
-    assert [at.share.count for at in summary.pools[0].success] == [
-        at.share.count for one in summary.rows if one.key == "zero" for at in one.success
+    assert [point.share.count for point in summary.pools[0].success] == [
+        point.share.count for row in summary.rows if row.key == "zero" for point in row.success
     ]
-    at_own = sum(record.clean == record.label and any(o.success for o in record.attacks.values()) for record in records)
+    at_own = sum(
+        record.clean == record.label and any(attack_outcome.success for attack_outcome in record.attacks.values())
+        for record in records
+    )
     assert perfect.count == at_own
     mead = summary.pools[-1].mead
     assert mead is not None
-    assert mead.total - mead.count == at_own  # what is not told under every attack was a success of one
+    assert mead.total - mead.count == at_own  # an image that some attack keeps unflagged is a success
 
 
-def test_attacks_that_ran_on_a_part_have_no_line_but_count_for_all() -> None:
-    part = AttackRun(AttackSpec("part", never, "by hand"), "exact", THREAT)
+def test_attacks_on_a_part_of_the_images_have_no_row_but_count_in_the_pool() -> None:
+    part = AttackRun(AttackSpec("part", refuse_to_build, "by hand"), "exact", THREAT)
     records = [
         sample(0, -1.0, zero=outcome(0, -1.0), part=outcome(1, -1.0)),
         sample(1, -1.0, zero=outcome(0, -1.0)),
     ]
     assert runs_on_all([ZERO, part], records) == runs_on_all([ZERO, part], records[:1]) == [ZERO]
-    summary = found(records, [ZERO, part])
-    assert [one.key for one in summary.rows] == ["zero"]
+    summary = make_detection(records, [ZERO, part])
+    assert [row.key for row in summary.rows] == ["zero"]
     assert summary.pools[1].past == Proportion(1, 2)
 
 
-def test_without_a_detector_there_is_nothing_to_say() -> None:
+def test_without_a_detector_there_is_no_detection() -> None:
     assert detection(PLAN, [SampleRecord(0, 0, 0)], THREAT) is None

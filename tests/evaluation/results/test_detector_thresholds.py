@@ -1,4 +1,4 @@
-"""What gets past a linear detector beside a linear network: a linear programme knows."""
+"""Attacks on a linear detector beside a linear network, compared with the linear programme that solves them."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class Linear:
 
     def __init__(self) -> None:
         random = np.random.default_rng(0)
-        self.weights, self.word = random.normal(size=(3, DIMENSIONS)), random.normal(size=DIMENSIONS)
+        self.weights, self.detector_weights = random.normal(size=(3, DIMENSIONS)), random.normal(size=DIMENSIONS)
         self.bias = -self.weights @ np.full(DIMENSIONS, 0.5)
         self.x = random.uniform(0.2, 0.8, size=(80, DIMENSIONS)).astype(np.float32)
         self.y = (self.x @ self.weights.T + self.bias).argmax(axis=1)
 
-    def past(self, threshold: float) -> float:
+    def best_success_rate(self, threshold: float) -> float:
         """The share of images that can be misclassified with a score of the detector below the threshold."""
         return float(np.mean([self._passes(x, label, threshold) for x, label in zip(self.x, self.y, strict=True)]))
 
@@ -48,13 +48,13 @@ class Linear:
         box = list(zip(np.maximum(x - EPS, 0), np.minimum(x + EPS, 1), strict=True))
         for other in {0, 1, 2} - {int(label)}:
             gap = self.weights[other] - self.weights[label]
-            best = linprog(-gap, A_ub=[self.word], b_ub=[threshold], bounds=box)
-            if best.status == 0 and -best.fun + self.bias[other] - self.bias[label] > 1e-6:
+            solution = linprog(-gap, A_ub=[self.detector_weights], b_ub=[threshold], bounds=box)
+            if solution.status == 0 and -solution.fun + self.bias[other] - self.bias[label] > 1e-6:
                 return True
         return False
 
-    def evaluated(self, threshold: float) -> Summary:
-        detector = linear(np.stack([np.zeros(DIMENSIONS), self.word]), np.array([0, -threshold]))
+    def make_summary(self, threshold: float) -> Summary:
+        detector = linear(np.stack([np.zeros(DIMENSIONS), self.detector_weights]), np.array([0, -threshold]))
         report = evaluate(
             linear(self.weights, self.bias), (self.x, self.y), Linf(EPS), ATTACKS,
             detector=BinaryInputDetector(detector), check_samples=0, curve_samples=0,
@@ -64,16 +64,18 @@ class Linear:
 
 
 @pytest.mark.parametrize("flagged", [0.05, 0.5])
-def test_who_knows_the_detector_is_counted_where_they_aim_and_reaches_the_linear_programme(flagged: float) -> None:
+def test_attacks_with_perfect_knowledge_reach_the_linear_programme_at_the_detector_s_own_threshold(
+    flagged: float,
+) -> None:
     problem = Linear()
-    threshold = float(np.quantile(problem.x @ problem.word, 1 - flagged))
-    detection: Any = problem.evaluated(threshold).detection
+    threshold = float(np.quantile(problem.x @ problem.detector_weights, 1 - flagged))
+    detection: Any = problem.make_summary(threshold).detection
     (perfect,) = [pool for pool in detection.pools if pool.knows == "perfect"]
-    assert perfect.past.rate == pytest.approx(problem.past(threshold), abs=0.05)
+    assert perfect.past.rate == pytest.approx(problem.best_success_rate(threshold), abs=0.05)
     assert perfect.success == []
     for row in detection.rows:
         if row.knows == "perfect":
-            assert row.past.rate >= problem.past(threshold) - 0.15  # a single one
+            assert row.past.rate >= problem.best_success_rate(threshold) - 0.15  # a single attack
             assert (row.success, row.true_positives, row.auc, row.mean_auc) == ([], [], None, None)
     (zero,) = [pool for pool in detection.pools if pool.knows == "zero"]
     assert [at.false_positives for at in zero.success] == [0.05, 0.5]

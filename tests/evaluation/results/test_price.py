@@ -23,22 +23,22 @@ from art_defenses_ext.evaluation.run.trial import spread
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 
 
-def settings_of(samples: int, threat: Any, **options: int) -> Settings:
+def make_settings(samples: int, threat: Any, **options: int) -> Settings:
     return Settings.describing(threat, "standard", samples, EvaluationConfig(**options))
 
 
-def test_a_trial_of_the_whole_evaluation_has_the_price_that_was_paid(finished_run: Any, tmp_path: Path) -> None:
+def test_a_trial_of_the_whole_evaluation_predicts_its_cost(finished_run: Any, tmp_path: Path) -> None:
     """The identity of the estimate, in one block, with curve and checks."""
     data = finished_run.x[:4], finished_run.y[:4]
     finished_run.repeat(data=data, curve_samples=3, check_samples=2, out=tmp_path)
     manifest, costs = read_manifest(tmp_path), read_costs(tmp_path) + read_findings(tmp_path).costs
     settings = manifest.run.settings
     expected = Trial(manifest.plan, settings, 0, 4, costs).expected(settings, [0])
-    paid = sum((record.cost for record in costs), Cost())
+    total = sum((record.cost for record in costs), Cost())
     assert (expected.forward, expected.backward, expected.peak_memory) == (
-        paid.forward, paid.backward, paid.peak_memory,
+        total.forward, total.backward, total.peak_memory,
     )  # fmt: skip
-    assert expected.seconds == pytest.approx(paid.seconds)
+    assert expected.seconds == pytest.approx(total.seconds)
 
 
 @pytest.fixture
@@ -56,11 +56,11 @@ def trial(finished_run: Any) -> Trial:
     costs = [CostRecord(0, run.key, count, Cost(10 * count, 5 * count, 1.0, 7)) for run, count in runs]
     phases = {GRADIENTS: 100, BINARIZATION: 20, PREDICTIONS: 39, PICTURES: 3}
     costs += [CostRecord(0, name, 0, Cost(passes, 0, 1.0, 9)) for name, passes in phases.items()]
-    return Trial([run for run, _ in runs], settings_of(10, threat), 0, 10, costs)
+    return Trial([run for run, _ in runs], make_settings(10, threat), 0, 10, costs)
 
 
-def test_each_part_grows_with_the_images_that_it_is_made_on(trial: Trial, finished_run: Any) -> None:
-    settings = settings_of(100, finished_run.threat, curve_samples=50, check_samples=20, block_size=40)
+def test_each_part_grows_with_its_number_of_images(trial: Trial, finished_run: Any) -> None:
+    settings = make_settings(100, finished_run.threat, curve_samples=50, check_samples=20, block_size=40)
     images = {"paper": 100, "suite": 100 * 5 / 10, "curve": 50, "limit": 20, "effort": 20 * 4 / 10}
     attacks = sum(images.values())
     phases = 100 * 100 / 10 + 20 * 20 / 10 + 39 * attacks / 39 + 3
@@ -77,48 +77,50 @@ def test_each_part_grows_with_the_images_that_it_is_made_on(trial: Trial, finish
     assert last.backward == 5 * (20 + 10)  # neither curve nor checks reach the last block
 
 
-def test_a_step_on_a_larger_batch_costs_what_was_timed(trial: Trial, finished_run: Any) -> None:
+def test_a_step_on_a_larger_batch_costs_its_measured_time(trial: Trial, finished_run: Any) -> None:
     """Seconds that do not grow with the batch: each block costs what the trial did."""
-    settings = settings_of(80, finished_run.threat, curve_samples=0, check_samples=0, block_size=40)
+    settings = make_settings(80, finished_run.threat, curve_samples=0, check_samples=0, block_size=40)
     constant = replace(trial, plan=trial.plan[:1], seconds_of_step=lambda images, backward: 3.0)
     for calls, seconds in ((10, 2 * 1.0), (100, 80 / 10)):  # of ten images each, of one image each
         cost = replace(trial.costs[0], cost=replace(trial.costs[0].cost, calls=calls))
-        paper = replace(constant, costs=[cost]).expected(settings, [0, 40])
-        assert paper.forward == 800
-        assert paper.seconds == pytest.approx(seconds)
+        cost_of_paper = replace(constant, costs=[cost]).expected(settings, [0, 40])
+        assert cost_of_paper.forward == 800
+        assert cost_of_paper.seconds == pytest.approx(seconds)
 
 
-def test_what_is_cheaper_is_named_with_its_own_price(trial: Trial, finished_run: Any) -> None:
-    settings = settings_of(400, finished_run.threat, block_size=400)
-    named = Price.of(trial, settings)
+def test_cheaper_options_are_named_with_their_price(trial: Trial, finished_run: Any) -> None:
+    settings = make_settings(400, finished_run.threat, block_size=400)
+    estimate = Price.of(trial, settings)
     expected = {
-        "--samples 100": trial.expected(settings_of(100, finished_run.threat, block_size=400), [0]),
+        "--samples 100": trial.expected(make_settings(100, finished_run.threat, block_size=400), [0]),
         "--curve-samples 0": trial.expected(replace(settings, curve_samples=0), [0]),
         "--check-samples 20": trial.expected(replace(settings, check_samples=20), [0]),
         "--attacks papers": trial.expected(settings, [0], papers_only=True),
     }
-    assert named.cost == trial.expected(settings, [0])
-    assert named.cheaper == {name: cost for name, cost in expected.items() if cost.seconds <= 0.9 * named.cost.seconds}
-    seconds = [cost.seconds for cost in named.cheaper.values()]
+    assert estimate.cost == trial.expected(settings, [0])
+    assert estimate.cheaper == {
+        name: cost for name, cost in expected.items() if cost.seconds <= 0.9 * estimate.cost.seconds
+    }
+    seconds = [cost.seconds for cost in estimate.cheaper.values()]
     assert seconds == sorted(seconds, reverse=True)
-    lines = list(named.lines())
-    assert lines[0] == f"Expected: {in_words(named.cost)} (a trial of 10 images)."
-    assert len(lines) == 1 + len(named.cheaper)
+    lines = list(estimate.lines())
+    assert lines[0] == f"Expected: {in_words(estimate.cost)} (a trial of 10 images)."
+    assert len(lines) == 1 + len(estimate.cheaper)
 
 
-def test_an_undefended_model_beside_costs_its_own_price_more(trial: Trial, finished_run: Any) -> None:
-    named = Price.of(trial, settings_of(400, finished_run.threat, block_size=400))
-    both = named.beside(named)
-    assert both.cost == named.cost + named.cost
-    assert both.cheaper["--samples 100"] == named.cheaper["--samples 100"] + named.cheaper["--samples 100"]
-    assert both.cheaper["--attacks papers"] == named.cheaper["--attacks papers"]
-    assert both.cheaper["--undefended papers"] == named.cost
-    typed = {name for option in click_options(EvaluateOptions) for name in option.opts}
-    assert {option.split()[0] for option in both.cheaper} <= typed
+def test_an_undefended_model_adds_its_own_price(trial: Trial, finished_run: Any) -> None:
+    estimate = Price.of(trial, make_settings(400, finished_run.threat, block_size=400))
+    combined = estimate.beside(estimate)
+    assert combined.cost == estimate.cost + estimate.cost
+    assert combined.cheaper["--samples 100"] == estimate.cheaper["--samples 100"] + estimate.cheaper["--samples 100"]
+    assert combined.cheaper["--attacks papers"] == estimate.cheaper["--attacks papers"]
+    assert combined.cheaper["--undefended papers"] == estimate.cost
+    option_names = {name for option in click_options(EvaluateOptions) for name in option.opts}
+    assert {option.split()[0] for option in combined.cheaper} <= option_names
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(4.4, "4 s"), (99, "99 s"), (720, "12 min"), (12_240, "3.4 h")])
-def test_a_duration_is_in_the_unit_that_it_is_read_in(seconds: float, words: str) -> None:
+def test_a_duration_has_a_readable_unit(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
 
@@ -131,24 +133,24 @@ def test_the_images_of_a_trial_are_spread_over_the_margins() -> None:
     assert spread(softmax, labels, 20).tolist() == list(range(8))
 
 
-def test_attacks_that_make_as_many_passes_for_each_image_are_priced_exactly(finished_run: Any) -> None:
+def test_attacks_with_equal_passes_for_each_image_are_priced_exactly(finished_run: Any) -> None:
     attacks = [replace(spec, samples="all", curve=False) for spec in finished_run.attacks[2:]]
     data = finished_run.x, finished_run.y
     options = {"curve_samples": 0, "check_samples": 0, "progress": False}
-    call = (finished_run.classifier, data, finished_run.threat, attacks)
-    expected = price(*call, **options)
-    paid = finished_run.repeat(attacks=attacks, **(options | {"block_size": 256})).summary
+    arguments = (finished_run.classifier, data, finished_run.threat, attacks)
+    expected = price(*arguments, **options)
+    summary = finished_run.repeat(attacks=attacks, **(options | {"block_size": 256})).summary
     assert expected.trial == 23
-    assert expected.cost.backward == pytest.approx(paid.total.backward, rel=0.01)
-    assert expected.cost.forward == pytest.approx(paid.total.forward, rel=0.15)  # the trial prepares itself, too
+    assert expected.cost.backward == pytest.approx(summary.total.backward, rel=0.01)
+    assert expected.cost.forward == pytest.approx(summary.total.forward, rel=0.15)  # the trial prepares itself, too
 
 
-def test_a_run_says_after_its_first_block_what_the_others_will_cost(
+def test_a_run_states_its_expected_cost_after_the_first_block(
     finished_run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.LONG", 0.0)
     options = {"attacks": finished_run.attacks[:2], "curve_samples": 0, "check_samples": 0, "progress": True}
     finished_run.repeat(data=(finished_run.x[:6], finished_run.y[:6]), **options)
-    told = capsys.readouterr().err
-    assert told.count("Expected after the first block: ") == 1
-    assert "passes forwards" in told
+    output = capsys.readouterr().err
+    assert output.count("Expected after the first block: ") == 1
+    assert "passes forwards" in output

@@ -1,4 +1,4 @@
-"""All adversarial images of a run: what its records say of them, after a kill, from shards, and added to a run."""
+"""All adversarial images of a run: compared with its records, after a kill, from shards, and added to a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def brief(finished_run: Any) -> Any:
 
 
 @pytest.fixture(scope="module")
-def kept(brief: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def complete_run(brief: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of this run in one go, with all of its images."""
     folder: Path = tmp_path_factory.mktemp("kept") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -43,24 +43,26 @@ def kept(brief: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def files(folder: Path) -> dict[str, bytes]:
+def read_files(folder: Path) -> dict[str, bytes]:
     """What lies in a run's folder of images, by its path there; folders, such as that of blocks, hold nothing."""
     images = folder / ADVERSARIAL
     paths = list(images.rglob("*"))
     return {path.relative_to(images).as_posix(): path.read_bytes() if path.is_file() else b"" for path in paths}
 
 
-def read(folder: Path) -> dict[str, dict[str, Any]]:
+def read_arrays(folder: Path) -> dict[str, dict[str, Any]]:
     """The arrays of each file by the file's stem."""
     return {path.stem: dict(np.load(path)) for path in (folder / ADVERSARIAL).glob("*.npz")}
 
 
-def test_each_attack_has_the_images_that_the_records_are_of(brief: Any, kept: Path) -> None:
+def test_the_images_of_each_attack_agree_with_the_records(brief: Any, complete_run: Path) -> None:
     expected = defaultdict(list)
-    for record in Report.load(kept).records:
+    for record in Report.load(complete_run).records:
         for key, outcome in record.attacks.items():
             expected[key].append((record, outcome))
-    attacks = {str(arrays["attack"][0]): arrays for name, arrays in read(kept).items() if name != WORST_CASE}
+    attacks = {
+        str(arrays["attack"][0]): arrays for name, arrays in read_arrays(complete_run).items() if name != WORST_CASE
+    }
     assert set(attacks) == set(expected)
     assert len(attacks) > len(brief.attacks)  # gradient modes, and the eps of the curve
     for key, pairs in expected.items():
@@ -78,125 +80,134 @@ def test_each_attack_has_the_images_that_the_records_are_of(brief: Any, kept: Pa
         assert np.linalg.norm(change, axis=1) == pytest.approx([outcome.l2 for _, outcome in pairs], abs=1e-7)
 
 
-def test_the_worst_case_is_the_image_of_the_first_attack_that_succeeded(brief: Any, kept: Path) -> None:
-    report, arrays = Report.load(kept), read(kept)
+def test_the_worst_case_is_the_image_of_the_first_attack_that_succeeded(brief: Any, complete_run: Path) -> None:
+    report, arrays = Report.load(complete_run), read_arrays(complete_run)
     worst = arrays.pop(WORST_CASE)
-    of_attack = {str(each["attack"][0]): dict(zip(each["index"], each["adv"], strict=True)) for each in arrays.values()}
+    images_of_attack = {
+        str(attack_arrays["attack"][0]): dict(zip(attack_arrays["index"], attack_arrays["adv"], strict=True))
+        for attack_arrays in arrays.values()
+    }
     broken = [record for record in report.records if any(outcome.success for outcome in record.attacks.values())]
     assert worst["index"].tolist() == [record.index for record in broken]
     assert 0 < len(broken) < SAMPLES
     for record, attack, adv in zip(broken, worst["attack"], worst["adv"], strict=True):
         assert attack == next(key for key, outcome in record.attacks.items() if outcome.success)
-        assert np.array_equal(adv, of_attack[str(attack)][record.index])
+        assert np.array_equal(adv, images_of_attack[str(attack)][record.index])
     assert (brief.classifier.predict(worst["adv"]).argmax(axis=1) != worst["label"]).all()
     assert np.abs(worst["adv"] - brief.x[worst["index"]]).max() <= brief.threat.eps + 1e-6
 
 
-def test_the_records_do_not_depend_on_it_and_shards_give_the_same_files(brief: Any, kept: Path, tmp_path: Path) -> None:
+def test_saved_images_do_not_change_the_records_and_shards_give_the_same_files(
+    brief: Any, complete_run: Path, tmp_path: Path
+) -> None:
     call = brief.call | brief.options
     parts = [evaluate_shard(**call, shard=Shard(1, 2), out=tmp_path / "run", **ALL)]
-    bare = evaluate_shard(**call, shard=Shard(2, 2), out=tmp_path / "bare")
-    merge([*parts, bare], tmp_path / "mixed")
-    assert (tmp_path / "mixed" / RECORDS).read_bytes() == (kept / RECORDS).read_bytes()
-    assert not files(tmp_path / "mixed")  # not all parts have them
+    part_without_images = evaluate_shard(**call, shard=Shard(2, 2), out=tmp_path / "bare")
+    merge([*parts, part_without_images], tmp_path / "mixed")
+    assert (tmp_path / "mixed" / RECORDS).read_bytes() == (complete_run / RECORDS).read_bytes()
+    assert not read_files(tmp_path / "mixed")  # not all parts have them
 
     evaluate_shard(**call, shard=Shard(2, 2), out=tmp_path / "run", **ALL)
     merge([tmp_path / "run"], tmp_path / "run")
-    merged = files(tmp_path / "run")
-    assert merged == files(kept)
+    merged = read_files(tmp_path / "run")
+    assert merged == read_files(complete_run)
     with RunDirectory(tmp_path / "run", overwrite=True):
-        assert not files(tmp_path / "run")
+        assert not read_files(tmp_path / "run")
 
 
 def test_a_killed_run_ends_with_the_same_files(
-    brief: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    brief: Any, complete_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed inside a block, before and after its images are written, and while the files are joined."""
     note, join, kills = RunDirectory.note, RunDirectory.join_images, [2, 5, 9]
-    noted: list[str] = []
+    noted_attacks: list[str] = []
 
-    def dying(self: Any, attempt: Any, *arguments: Any) -> None:
-        noted.append(attempt.cost.attack)
-        if len(noted) in kills:
+    def die_while_noting(self: Any, attempt: Any, *arguments: Any) -> None:
+        noted_attacks.append(attempt.cost.attack)
+        if len(noted_attacks) in kills:
             self._images.keep(attempt, arguments[-1] * 0)  # it was writing; what counts comes after
             raise KeyboardInterrupt
         note(self, attempt, *arguments)
 
-    def dying_at_the_end(self: Any, records: Any) -> None:
+    def die_while_joining(self: Any, records: Any) -> None:
         with monkeypatch.context() as patch:
             patch.setattr(shutil, "rmtree", lambda *_, **__: None)
             join(self, records)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunDirectory, "note", dying)
-    monkeypatch.setattr(RunDirectory, "join_images", dying_at_the_end)
+    monkeypatch.setattr(RunDirectory, "note", die_while_noting)
+    monkeypatch.setattr(RunDirectory, "join_images", die_while_joining)
     for _ in range(len(kills) + 1):
         with pytest.raises(KeyboardInterrupt):
             brief.repeat(out=tmp_path, **ALL)
     monkeypatch.setattr(RunDirectory, "join_images", join)
-    before = len(noted)
+    before = len(noted_attacks)
     brief.repeat(out=tmp_path, **ALL)
-    assert len(noted) == before
-    assert files(tmp_path) == files(kept)
+    assert len(noted_attacks) == before
+    assert read_files(tmp_path) == read_files(complete_run)
 
 
-def test_a_run_that_was_begun_without_goes_on_while_no_block_is_finished(
-    brief: Any, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_begun_without_images_goes_on_while_no_block_is_finished(
+    brief: Any, complete_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = RunDirectory.append
 
-    def stopping(self: Any, *arguments: Any) -> None:
+    def stop(self: Any, *arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(RunDirectory, "append", stopping)
+    monkeypatch.setattr(RunDirectory, "append", stop)
     with pytest.raises(KeyboardInterrupt):
         brief.repeat(out=tmp_path)
     monkeypatch.setattr(RunDirectory, "append", append)
     brief.repeat(out=tmp_path, **ALL)  # its attacks on the first block, which are known, are made again for the images
-    assert files(tmp_path) == files(kept)
-    assert (tmp_path / RECORDS).read_bytes() == (kept / RECORDS).read_bytes()
+    assert read_files(tmp_path) == read_files(complete_run)
+    assert (tmp_path / RECORDS).read_bytes() == (complete_run / RECORDS).read_bytes()
     shutil.rmtree(tmp_path / ADVERSARIAL)
     with pytest.raises(InputError, match=r"whose samples from 0 on were attacked without it; 'one', another folder"):
         brief.repeat(out=tmp_path, **ALL)
 
 
-def test_the_images_of_one_run_are_added_to_a_weaker_one(brief: Any, kept: Path, tmp_path: Path) -> None:
+def test_the_images_of_one_run_are_added_to_a_weaker_one(brief: Any, complete_run: Path, tmp_path: Path) -> None:
     noise = [spec for spec in brief.attacks if spec.name == "Square"]
     weaker = brief.repeat(out=tmp_path, attacks=noise).records
-    stronger = Report.load(kept).records
+    stronger = Report.load(complete_run).records
     union = [a.robust() and b.robust() for a, b in zip(weaker, stronger, strict=True)]
     assert sum(union) < sum(record.robust() for record in weaker)
     data = brief.x, brief.y
-    worst = kept / ADVERSARIAL / f"{WORST_CASE}.npz"
+    worst = complete_run / ADVERSARIAL / f"{WORST_CASE}.npz"
     report = add_examples(tmp_path, worst, brief.classifier, data, name="the stronger run")
     assert report.summary.worst_case.count == sum(union)
-    attack = next(path for path in (kept / ADVERSARIAL).iterdir() if path.name.startswith("APGD-exact"))
+    attack = next(path for path in (complete_run / ADVERSARIAL).iterdir() if path.name.startswith("APGD-exact"))
     again = add_examples(tmp_path, attack, brief.classifier, data, name="one of its attacks")
     assert again.summary.worst_case.count == sum(union)
 
 
-def test_images_that_are_damaged_are_refused(brief: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_images_are_refused(brief: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Report, "load", lambda *_: pytest.fail("stopped before it is joined"))
     with pytest.raises(BaseException, match="stopped before"):
         brief.repeat(out=tmp_path, **ALL)
     monkeypatch.undo()
     block = tmp_path / ADVERSARIAL / "blocks" / "00000004" / "000.npz"
     content = block.read_bytes()
-    other = (tmp_path / ADVERSARIAL / "blocks" / "00000000" / "000.npz").read_bytes()
-    for damaged, words in ((content[:-50], "cannot be read"), (None, "cannot be read"), (other, "holds samples .0, 1")):
+    other_content = (tmp_path / ADVERSARIAL / "blocks" / "00000000" / "000.npz").read_bytes()
+    for damaged, words in (
+        (content[:-50], "cannot be read"),
+        (None, "cannot be read"),
+        (other_content, "holds samples .0, 1"),
+    ):
         block.unlink() if damaged is None else block.write_bytes(damaged)
         with pytest.raises(InputError, match=words):
             brief.repeat(out=tmp_path, **ALL)
 
 
-def test_another_extent_and_no_folder_are_refused(brief: Any) -> None:
+def test_an_unknown_extent_and_a_missing_folder_are_refused(brief: Any) -> None:
     with pytest.raises(InputError, match="save_examples is 'all', but out is missing"):
         brief.repeat(save_examples="all")
     with pytest.raises(InputError, match="save_examples is 'some'; one of one, all"):
         brief.repeat(save_examples="some")
 
 
-def test_files_have_names_that_every_disk_takes() -> None:
+def test_files_have_portable_names() -> None:
     keys = [
         "PGD, undefended",
         "APGD [exact]",

@@ -53,7 +53,7 @@ class Attack(FastGradientMethod):
 
 
 class Counting:
-    """Holds what it does in all ways that a class has."""
+    """A class with a member of every kind."""
 
     steps = 1
 
@@ -90,7 +90,7 @@ SAME = {
 
 
 @pytest.mark.parametrize("make", SAME.values(), ids=SAME.keys())
-def test_what_does_the_same_has_one_hash(make: Callable[[], Any]) -> None:
+def test_equal_behaviour_has_one_hash(make: Callable[[], Any]) -> None:
     first, second = code_hash(make()), code_hash(make())
     assert first == second
     assert len(first) == 64
@@ -120,13 +120,13 @@ OTHER = {
 }
 
 
-@pytest.mark.parametrize(("one", "other"), OTHER.values(), ids=OTHER.keys())
-def test_what_does_something_else_has_another_hash(one: Any, other: Any) -> None:
-    assert code_hash(one) != code_hash(other)
+@pytest.mark.parametrize(("first", "second"), OTHER.values(), ids=OTHER.keys())
+def test_different_behaviour_has_another_hash(first: Any, second: Any) -> None:
+    assert code_hash(first) != code_hash(second)
 
 
 @pytest.mark.parametrize("function", [of_global, calling, inside])
-def test_a_global_counts_also_below_what_is_called(
+def test_the_hash_covers_globals_of_called_functions(
     function: Callable[[float], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = code_hash(function)
@@ -143,13 +143,13 @@ PARTS = {
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_whatever_a_class_holds_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_covers_every_member_of_a_class(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = code_hash(Counting)
     monkeypatch.setattr(Counting, name, PARTS[name])
     assert code_hash(Counting) != before
 
 
-def test_which_of_two_functions_a_third_name_means_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hash_covers_the_function_that_a_name_refers_to(monkeypatch: pytest.MonkeyPatch) -> None:
     hashes = set()
     for picked in (line, other_line):
         monkeypatch.setitem(globals(), "PICK", picked)
@@ -157,7 +157,7 @@ def test_which_of_two_functions_a_third_name_means_counts(monkeypatch: pytest.Mo
     assert len(hashes) == 2
 
 
-def test_another_process_finds_the_same() -> None:
+def test_another_process_computes_the_same_hash() -> None:
     # Sets and hashes of text differ between processes, addresses too.
     code = """
 from art.attacks.evasion import FastGradientMethod
@@ -168,7 +168,7 @@ def build(classifier, threat, seed, chosen={"a", "b", "c"}, of=FastGradientMetho
 
 print(code_hash(build))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    here: dict[str, Any] = {"__name__": "__main__"}
-    exec(code.replace("print(", "found = ("), here)
-    assert done.stdout.strip() == here["found"]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(code.replace("print(", "found = ("), namespace)
+    assert process.stdout.strip() == namespace["found"]

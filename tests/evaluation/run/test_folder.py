@@ -1,4 +1,4 @@
-"""The folder of a run: what goes in comes out, a kill costs an attack at most, and nothing foreign gets in."""
+"""The folder of a run: files are read back, a kill costs one attack at most, and files of another run are refused."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 SAMPLES, BLOCK = 7, 3
 
 
-def never(*_: Any) -> Any:
+def refuse_to_build(*_: Any) -> Any:
     raise AssertionError("no attack is to be made")
 
 
-def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
+def make_manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
     settings = Settings(
         threat="linf", eps=0.1, attacks="standard", samples=SAMPLES, block_size=BLOCK, curve_samples=2, check_samples=2
     )
@@ -84,8 +84,8 @@ def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
         "versions": {"python": "3.11.0", "torch": "2.8.0"},
     }
     plan = [
-        AttackRun(AttackSpec("white", never, "a", kind="white-box", modes="all"), "smooth", Linf(0.1)),
-        AttackRun(AttackSpec("curve", never, "b", source="paper", curve=True), "exact", L2(0.5), "curve"),
+        AttackRun(AttackSpec("white", refuse_to_build, "a", kind="white-box", modes="all"), "smooth", Linf(0.1)),
+        AttackRun(AttackSpec("curve", refuse_to_build, "b", source="paper", curve=True), "exact", L2(0.5), "curve"),
     ]
     health = [
         GradientHealth("exact", 2, not_finite=0, zero=1, no_graph=0, vanishing=0, faithful=1, useful=(True, False))
@@ -93,99 +93,105 @@ def manifest(shard: Shard = WHOLE, **changes: Any) -> Manifest:
     return Manifest(RunDescription(**(values | changes)), plan, health, shard)
 
 
-def records(start: int, count: int = BLOCK) -> list[SampleRecord]:
+def make_records(start: int, count: int = BLOCK) -> list[SampleRecord]:
     outcome = Outcome(prediction=3, misclassified=True, linf=0.05, l2=0.25, success=True)
     return [SampleRecord(start + i, 7, 7, attacks={"white [smooth]": outcome}) for i in range(count)]
 
 
-def costs(start: int, seconds: float = 0.125) -> list[CostRecord]:
+def make_costs(start: int, seconds: float = 0.125) -> list[CostRecord]:
     return [CostRecord(start, "white [smooth]", BLOCK, Cost(6, 3, seconds, 1024))]
 
 
-def example(index: int, attack: str = "white [smooth]") -> Example:
+def make_example(index: int, attack: str = "white [smooth]") -> Example:
     image = np.full((1, 2, 2), index / 8, np.float32)
     return Example(index, 7, 3, attack, image, image + 0.05, {"heat map": (image, image * 2)})
 
 
-def contents(folder: Path) -> dict[str, bytes | None]:
+def read_contents(folder: Path) -> dict[str, bytes | None]:
     """Every file below a folder with what is in it."""
     return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
-def begun(path: Path, done: int = 0, shard: Shard = WHOLE) -> RunDirectory:
+def begin_run(path: Path, done: int = 0, shard: Shard = WHOLE) -> RunDirectory:
     """A folder with so many finished blocks."""
     directory = RunDirectory(path)
-    directory.begin(manifest(shard))
+    directory.begin(make_manifest(shard))
     for start in list(shard.starts(SAMPLES, BLOCK))[:done]:
-        directory.append(Block.of(records(start, min(BLOCK, SAMPLES - start))), costs(start), [example(start)])
+        directory.append(
+            Block.of(make_records(start, min(BLOCK, SAMPLES - start))), make_costs(start), [make_example(start)]
+        )
     return directory
 
 
-# What goes in comes out
+# Files are read back
 
 
-def test_what_is_appended_comes_back(tmp_path: Path) -> None:
+def test_appended_blocks_are_read_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "run"
-    with begun(path) as directory:
+    with begin_run(path) as directory:
         assert read_records(path) == []
-        directory.append(Block.of(records(0)), costs(0), [example(0)])
-        assert read_records(path) == records(0)
-        directory.append(Block.of(records(3)), costs(3))
-    assert read_records(str(path)) == records(0) + records(3)
-    assert read_costs(path) == costs(0) + costs(3)
-    (kept,) = read_kept_examples(path)
-    wanted = example(0)
-    assert (kept.index, kept.label, kept.prediction, kept.attack) == (0, 7, 3, wanted.attack)
-    assert np.array_equal(kept.adversarial, wanted.adversarial)
-    assert np.array_equal(kept.views["heat map"], wanted.views["heat map"])
+        directory.append(Block.of(make_records(0)), make_costs(0), [make_example(0)])
+        assert read_records(path) == make_records(0)
+        directory.append(Block.of(make_records(3)), make_costs(3))
+    assert read_records(str(path)) == make_records(0) + make_records(3)
+    assert read_costs(path) == make_costs(0) + make_costs(3)
+    (example,) = read_kept_examples(path)
+    expected = make_example(0)
+    assert (example.index, example.label, example.prediction, example.attack) == (0, 7, 3, expected.attack)
+    assert np.array_equal(example.adversarial, expected.adversarial)
+    assert np.array_equal(example.views["heat map"], expected.views["heat map"])
 
 
-def test_the_manifest_comes_back(tmp_path: Path) -> None:
-    begun(tmp_path)
-    back, wanted = read_manifest(tmp_path), manifest()
-    assert back.run == wanted.run
-    assert back.health == wanted.health
-    assert back.shard == WHOLE
-    assert [run.key for run in back.plan] == [run.key for run in wanted.plan]
-    assert [replace(run.spec, build=never) for run in back.plan] == [run.spec for run in wanted.plan]
-    assert [run.threat for run in back.plan] == [run.threat for run in wanted.plan]
-    assert back.difference(wanted) is None
+def test_the_manifest_is_read_back(tmp_path: Path) -> None:
+    begin_run(tmp_path)
+    loaded, expected = read_manifest(tmp_path), make_manifest()
+    assert loaded.run == expected.run
+    assert loaded.health == expected.health
+    assert loaded.shard == WHOLE
+    assert [run.key for run in loaded.plan] == [run.key for run in expected.plan]
+    assert [replace(run.spec, build=refuse_to_build) for run in loaded.plan] == [run.spec for run in expected.plan]
+    assert [run.threat for run in loaded.plan] == [run.threat for run in expected.plan]
+    assert loaded.difference(expected) is None
     with pytest.raises(InputError, match="but not its code"):
-        back.plan[0].spec.build(None, Linf(0.1), 0)
+        loaded.plan[0].spec.build(None, Linf(0.1), 0)
 
 
 @pytest.mark.parametrize("test", [None, Binarization(Proportion(4, 5), Proportion(0, 5), Proportion(5, 5))])
-def test_findings_come_back(tmp_path: Path, test: Binarization | None) -> None:
-    with begun(tmp_path) as directory:
+def test_findings_are_read_back(tmp_path: Path, test: Binarization | None) -> None:
+    with begin_run(tmp_path) as directory:
         assert not directory.has_findings
         with pytest.raises(InputError, match="a finished run was expected"):
             read_findings(tmp_path)
-        directory.finish(Findings(test, costs(0)))
+        directory.finish(Findings(test, make_costs(0)))
         assert directory.has_findings
-    assert read_findings(tmp_path) == Findings(test, costs(0))
+    assert read_findings(tmp_path) == Findings(test, make_costs(0))
 
 
 def test_one_example_an_attack_is_kept_and_eight_in_all(tmp_path: Path) -> None:
-    with begun(tmp_path) as directory:
-        directory.append(Block.of(records(0)), costs(0), [example(0, "a"), example(1, "b")])
-        directory.append(Block.of(records(3)), costs(3), [example(3, "b"), *(example(3, f"c{i}") for i in range(9))])
-    kept = [(one.index, one.attack) for one in read_kept_examples(tmp_path)]
-    assert kept == [(0, "a"), (1, "b"), *((3, f"c{i}") for i in range(6))]
+    with begin_run(tmp_path) as directory:
+        directory.append(Block.of(make_records(0)), make_costs(0), [make_example(0, "a"), make_example(1, "b")])
+        directory.append(
+            Block.of(make_records(3)),
+            make_costs(3),
+            [make_example(3, "b"), *(make_example(3, f"c{i}") for i in range(9))],
+        )
+    examples = [(example.index, example.attack) for example in read_kept_examples(tmp_path)]
+    assert examples == [(0, "a"), (1, "b"), *((3, f"c{i}") for i in range(6))]
 
 
-def test_what_is_no_json_is_refused_and_leaves_the_former_blocks(tmp_path: Path) -> None:
-    with begun(tmp_path, done=1) as directory:
-        before = contents(tmp_path)
-        broken = records(3)
-        broken[1].attacks["a"] = replace(broken[1].attacks["white [smooth]"], l2=math.nan)
+def test_values_outside_json_are_refused_and_earlier_blocks_stay(tmp_path: Path) -> None:
+    with begin_run(tmp_path, done=1) as directory:
+        before = read_contents(tmp_path)
+        bad_records = make_records(3)
+        bad_records[1].attacks["a"] = replace(bad_records[1].attacks["white [smooth]"], l2=math.nan)
         with pytest.raises(ValueError, match="JSON"):
-            directory.append(Block.of(broken), costs(3))
-        assert contents(tmp_path) == before
+            directory.append(Block.of(bad_records), make_costs(3))
+        assert read_contents(tmp_path) == before
 
 
-def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:
+def test_other_files_in_the_folder_stay(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    begun(tmp_path, done=1).__exit__()
+    begin_run(tmp_path, done=1).__exit__()
     RunDirectory(tmp_path, overwrite=True)
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
@@ -193,58 +199,60 @@ def test_what_else_lies_in_the_folder_is_left_alone(tmp_path: Path) -> None:
 # After a kill
 
 
-def resumed(path: Path) -> set[int]:
+def resume(path: Path) -> set[int]:
     with RunDirectory(path) as directory:
-        directory.check_same(manifest())
-        directory.begin(manifest())
+        directory.check_same(make_manifest())
+        directory.begin(make_manifest())
         return directory.done
 
 
 @pytest.mark.parametrize("keep", [-1, -40, -200])
-def test_what_a_kill_left_of_a_block_is_cut_off(tmp_path: Path, keep: int) -> None:
-    begun(tmp_path, done=1).__exit__()
-    before = contents(tmp_path)
-    begun_again = RunDirectory(tmp_path)
-    begun_again.begin(manifest())
-    begun_again.append(Block.of(records(3)), costs(3), [example(3, "new")])
-    begun_again.__exit__()
+def test_a_partial_block_is_cut_off_after_a_kill(tmp_path: Path, keep: int) -> None:
+    begin_run(tmp_path, done=1).__exit__()
+    before = read_contents(tmp_path)
+    run = RunDirectory(tmp_path)
+    run.begin(make_manifest())
+    run.append(Block.of(make_records(3)), make_costs(3), [make_example(3, "new")])
+    run.__exit__()
     file = tmp_path / RECORDS
     file.write_bytes(file.read_bytes()[:keep])
-    assert resumed(tmp_path) == {0}
-    assert contents(tmp_path) == before
+    assert resume(tmp_path) == {0}
+    assert read_contents(tmp_path) == before
 
 
-def test_costs_and_examples_of_a_block_without_records_go(tmp_path: Path) -> None:
-    """They are written first."""
-    begun(tmp_path, done=1).__exit__()
-    before = contents(tmp_path)
+def test_costs_and_examples_of_a_block_without_records_are_removed(tmp_path: Path) -> None:
+    """Costs and examples are written first."""
+    begin_run(tmp_path, done=1).__exit__()
+    before = read_contents(tmp_path)
     with (tmp_path / COSTS).open("a") as file:
         file.write('{"block": 3, "attack": "a", "samples": 3, "forward": 1, "backward": 1, "seconds": 1, "pe')
     (tmp_path / EXAMPLES / "00000003.npz").write_bytes((tmp_path / EXAMPLES / "00000000.npz").read_bytes())
-    assert resumed(tmp_path) == {0}
-    assert contents(tmp_path) == before
+    assert resume(tmp_path) == {0}
+    assert read_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "report.html", f"{EXAMPLES}/00000003.npz"])
-def test_a_file_that_a_kill_left_half_written_goes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begun(tmp_path, done=1).__exit__()
+def test_a_half_written_file_is_removed_after_a_kill(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_run(tmp_path, done=1).__exit__()
     (tmp_path / f".{MANIFEST}.old").write_text("mine")
-    before = contents(tmp_path)
+    before = read_contents(tmp_path)
     monkeypatch.setattr(Path, "replace", lambda *_: None)
     monkeypatch.setattr(Path, "unlink", lambda *_, **__: None)  # as if killed before either
     replace_file(tmp_path / name, b"half")
     monkeypatch.undo()
-    assert len(contents(tmp_path)) == len(before) + 1
-    assert resumed(tmp_path) == {0}
-    assert contents(tmp_path) == before
+    assert len(read_contents(tmp_path)) == len(before) + 1
+    assert resume(tmp_path) == {0}
+    assert read_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("missing", [[DIGESTS], [COSTS, DIGESTS], [RECORDS, COSTS, DIGESTS]])
-def test_a_kill_right_after_the_manifest_leaves_a_run_to_begin(tmp_path: Path, missing: list[str]) -> None:
-    begun(tmp_path).__exit__()
+def test_a_kill_right_after_the_manifest_leaves_an_empty_run(tmp_path: Path, missing: list[str]) -> None:
+    begin_run(tmp_path).__exit__()
     for name in missing:
         (tmp_path / name).unlink()
-    assert resumed(tmp_path) == set()
+    assert resume(tmp_path) == set()
     assert read_records(tmp_path) == []
 
 
@@ -265,17 +273,17 @@ CHANGES: dict[str, Callable[[list[str]], list[str]]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changed_records_are_refused_and_kept(tmp_path: Path, change: Callable[[list[str]], list[str]]) -> None:
-    begun(tmp_path, done=3).__exit__()
+    begin_run(tmp_path, done=3).__exit__()
     file = tmp_path / RECORDS
     file.write_text("".join(change(file.read_text().splitlines(keepends=True))))
     before = file.read_bytes()
     with pytest.raises(InputError, match="changed by another hand"):
-        resumed(tmp_path)
+        resume(tmp_path)
     assert file.read_bytes() == before
 
 
-def test_a_cost_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
-    begun(tmp_path, done=2).__exit__()
+def test_a_malformed_cost_is_refused_with_its_line(tmp_path: Path) -> None:
+    begin_run(tmp_path, done=2).__exit__()
     lines = (tmp_path / COSTS).read_text().splitlines(keepends=True)
     (tmp_path / COSTS).write_text(lines[0] + "{}\n" + lines[1])
     with pytest.raises(InputError, match=r"costs\.jsonl, line 2, cannot be read"):
@@ -283,7 +291,7 @@ def test_a_cost_that_is_none_is_refused_with_its_line(tmp_path: Path) -> None:
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
-    "eps": ({"settings": replace(manifest().run.settings, eps=0.2)}, "settings eps 0.1, not 0.2"),
+    "eps": ({"settings": replace(make_manifest().run.settings, eps=0.2)}, "settings eps 0.1, not 0.2"),
     "data": ({"data_sha256": "4" * 64}, r"data_sha256 33333333\.\.\., not 44444444"),
     "network": ({"pipeline_sha256": "4" * 64}, r"pipeline_sha256 22222222\.\.\., not 44444444"),
     "option": ({"defences": [{"name": "jump_relu", "jump": [0.5, 2.0]}]}, "defences 1 jump 2 1.0, not 2.0"),
@@ -293,28 +301,28 @@ DIFFERENT: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("changes", "words"), DIFFERENT.values(), ids=DIFFERENT)
 def test_another_run_is_refused_and_nothing_is_changed(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
-    begun(tmp_path, done=1).__exit__()
-    before = contents(tmp_path)
+    begin_run(tmp_path, done=1).__exit__()
+    before = read_contents(tmp_path)
     with RunDirectory(tmp_path) as directory, pytest.raises(InputError, match=rf"another run: {words}.*expected"):
-        directory.check_same(manifest(**changes))
-    assert contents(tmp_path) == before
+        directory.check_same(make_manifest(**changes))
+    assert read_contents(tmp_path) == before
 
 
 def test_another_attack_or_another_part_is_refused(tmp_path: Path) -> None:
-    begun(tmp_path).__exit__()
-    other = manifest()
+    begin_run(tmp_path).__exit__()
+    other = make_manifest()
     other.plan[0] = replace(other.plan[0], spec=replace(other.plan[0].spec, kind="queries"))
     with RunDirectory(tmp_path) as directory:
         with pytest.raises(InputError, match="attack 1 spec kind 'white-box', not 'queries'"):
             directory.check_same(other)
         with pytest.raises(InputError, match="shard 1/1, not 2/3"):
-            directory.check_same(manifest(Shard(2, 3)))
+            directory.check_same(make_manifest(Shard(2, 3)))
 
 
-def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> None:
-    begun(tmp_path).__exit__()
+def test_tunings_trainings_and_the_command_may_differ(tmp_path: Path) -> None:
+    begin_run(tmp_path).__exit__()
     with RunDirectory(tmp_path) as directory:
-        directory.check_same(manifest(command="another", tunings=[], trainings=[]))
+        directory.check_same(make_manifest(command="another", tunings=[], trainings=[]))
 
 
 # Versions
@@ -322,9 +330,9 @@ def test_how_a_network_came_to_be_and_the_command_may_differ(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("version", [FORMAT + 1, "1"])
 def test_a_manifest_of_another_version_is_refused_in_words(tmp_path: Path, version: Any) -> None:
-    begun(tmp_path).__exit__()
-    plain = json.loads((tmp_path / MANIFEST).read_text()) | {"format": version}
-    (tmp_path / MANIFEST).write_text(json.dumps(plain))
+    begin_run(tmp_path).__exit__()
+    fields = json.loads((tmp_path / MANIFEST).read_text()) | {"format": version}
+    (tmp_path / MANIFEST).write_text(json.dumps(fields))
     with pytest.raises(InputError, match=f"format {version!r}; {FORMAT} was expected"):
         RunDirectory(tmp_path)
     RunDirectory(tmp_path, overwrite=True)
@@ -365,7 +373,7 @@ def test_two_processes_do_not_share_a_folder_and_a_killed_one_does_not_lock_it(t
     RunDirectory(tmp_path)
 
 
-def test_the_lock_is_given_back_after_a_refusal(tmp_path: Path) -> None:
+def test_the_lock_is_released_after_a_refusal(tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text("{")
     for _ in range(2):
         with pytest.raises(InputError, match="manifest"):
@@ -377,50 +385,50 @@ def test_the_lock_is_given_back_after_a_refusal(tmp_path: Path) -> None:
 # A full disk
 
 
-def test_a_full_disk_costs_the_attack_at_work_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (spent,) = costs(3)
-    outcomes = list(records(3)[0].attacks.values())
-    directory = begun(tmp_path, done=1)
-    adv = example(3).adversarial[None]
-    directory.note(Attempt(spent, [0], outcomes, 3), example(3), adv)
-    before = contents(tmp_path)
+def test_a_full_disk_costs_the_current_attack_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (cost,) = make_costs(3)
+    outcomes = list(make_records(3)[0].attacks.values())
+    directory = begin_run(tmp_path, done=1)
+    adv = make_example(3).adversarial[None]
+    directory.note(Attempt(cost, [0], outcomes, 3), make_example(3), adv)
+    before = read_contents(tmp_path)
 
-    def no_space(*_: Any) -> None:
+    def fail_without_space(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(run_directory.os, "fsync", no_space)
+    monkeypatch.setattr(run_directory.os, "fsync", fail_without_space)
     with pytest.raises(InputError, match=r"No space left on device.*the finished blocks are kept"):
-        directory.note(Attempt(replace(spent, attack="another"), [0], outcomes, 4), example(4, "another"), adv)
+        directory.note(Attempt(replace(cost, attack="another"), [0], outcomes, 4), make_example(4, "another"), adv)
     directory.__exit__()
     monkeypatch.undo()
-    assert resumed(tmp_path) == {0}
-    assert contents(tmp_path) == before
+    assert resume(tmp_path) == {0}
+    assert read_contents(tmp_path) == before
     with RunDirectory(tmp_path, overwrite=True):
-        assert sorted(contents(tmp_path)) == [EXAMPLES, LOCK]
+        assert sorted(read_contents(tmp_path)) == [EXAMPLES, LOCK]
 
 
 @pytest.mark.parametrize("full", [COSTS, DIGESTS, RECORDS])
-def test_a_full_disk_is_said_and_costs_the_block_at_work(
+def test_a_full_disk_is_reported_and_costs_the_current_block(
     tmp_path: Path, full: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    directory = begun(tmp_path, done=1)
-    before = contents(tmp_path)
+    directory = begin_run(tmp_path, done=1)
+    before = read_contents(tmp_path)
     sync = os.fsync
 
-    def no_space(descriptor: int) -> None:
+    def fail_without_space(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink() if Path("/proc/self/fd").exists() else None
         if path is None or path.name == full:
             os.ftruncate(descriptor, os.fstat(descriptor).st_size - 10)  # part of it was written
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 
-    monkeypatch.setattr(run_directory.os, "fsync", no_space)
+    monkeypatch.setattr(run_directory.os, "fsync", fail_without_space)
     with pytest.raises(InputError, match=r"No space left on device.*the finished blocks are kept"):
-        directory.append(Block.of(records(3)), costs(3), [example(3)])
+        directory.append(Block.of(make_records(3)), make_costs(3), [make_example(3)])
     directory.__exit__()
     monkeypatch.undo()
-    assert resumed(tmp_path) == {0}
-    assert contents(tmp_path) == before
+    assert resume(tmp_path) == {0}
+    assert read_contents(tmp_path) == before
 
 
 # Where nothing can be written
@@ -429,7 +437,7 @@ def test_a_full_disk_is_said_and_costs_the_block_at_work(
 def test_checking_writes_nothing(tmp_path: Path) -> None:
     assert check_out(tmp_path / "a" / "b") == tmp_path / "a" / "b"
     assert check_out(str(tmp_path / "a")) == tmp_path / "a"
-    assert contents(tmp_path) == {}
+    assert read_contents(tmp_path) == {}
 
 
 def _file(root: Path) -> Path:
@@ -467,26 +475,26 @@ UNWRITABLE: list[Callable[[Path], Path]] = [
 
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("make", UNWRITABLE)
-def test_what_cannot_be_written_is_refused_and_left_as_it_was(
+def test_an_unwritable_folder_is_refused_and_left_as_it_was(
     tmp_path: Path, make: Callable[[Path], Path], overwrite: bool
 ) -> None:
     out = make(tmp_path)
-    before = contents(tmp_path)
+    before = read_contents(tmp_path)
     with pytest.raises(InputError, match=r"out is .*expected") as caught:
         RunDirectory(out, overwrite)
     assert len(str(caught.value).splitlines()) == 1
-    assert contents(tmp_path) == before
+    assert read_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("below", ["", "run"])
 def test_a_folder_without_permission_is_refused(tmp_path: Path, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Permissions bind no superuser, so the answer of the system is given here."""
 
-    def denied(path: Any, mode: int) -> bool:
+    def deny_writing(path: Any, mode: int) -> bool:
         assert Path(path) == tmp_path
         return not mode & os.W_OK
 
-    monkeypatch.setattr(os, "access", denied)
+    monkeypatch.setattr(os, "access", deny_writing)
     with pytest.raises(InputError, match="which cannot be written; a writable folder was expected"):
         RunDirectory(tmp_path / below)
-    assert contents(tmp_path) == {}
+    assert read_contents(tmp_path) == {}

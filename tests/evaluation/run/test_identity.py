@@ -1,4 +1,4 @@
-"""Which classifier a run is of: every edit that an image can meet changes the key, and nothing else does."""
+"""The classifier of a run: every edit that changes an image's answers changes the key, and nothing else does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def activation(z: Tensor) -> Tensor:
 
 
 class Closed:
-    """Something callable of one's own that is no module."""
+    """A callable that is no module."""
 
     def __init__(self, gain: float) -> None:
         self.gain = gain
@@ -57,7 +57,7 @@ def scaled_by(module: nn.Module) -> Callable[[Tensor], Tensor]:
 
 
 class Network(nn.Module):
-    """A network that does something in every way in which one can."""
+    """A network with every kind of state and code that a key must cover."""
 
     shift = 0.25
 
@@ -96,7 +96,7 @@ class Network(nn.Module):
 
 
 class Shading(PreprocessorPyTorch):
-    """A preprocessor of one's own that declares one of its parameters."""
+    """A user's preprocessor that declares one of its parameters."""
 
     params = ["strength"]  # noqa: RUF012 (ART's convention)
     bias = 0.01
@@ -146,18 +146,18 @@ def key(target: PyTorchClassifier) -> str:
 
 
 @pytest.fixture(scope="module")
-def first() -> str:
+def original_key() -> str:
     return key(classifier())
 
 
 def network_of(target: PyTorchClassifier) -> Network:
-    found: Network = target.model
-    return found
+    network: Network = target.model
+    return network
 
 
 def shading_of(target: PyTorchClassifier) -> Shading:
-    found: Shading = target.preprocessing_defences[0].wrapped
-    return found
+    shading: Shading = target.preprocessing_defences[0].wrapped
+    return shading
 
 
 def another_forward(self: Network, x: Tensor) -> Tensor:
@@ -179,7 +179,7 @@ class Turned(torch.autograd.Function):
         return -gradients[0]
 
 
-def replaced(target: PyTorchClassifier, name: str, value: Any) -> None:
+def replace_attribute(target: PyTorchClassifier, name: str, value: Any) -> None:
     target.preprocessing_defences[0].__dict__[name] = value
 
 
@@ -196,7 +196,7 @@ EDITS: dict[str, Edit] = {
     "global tensor": lambda c, m: m.setitem(globals(), "FILTER", FILTER * 2),
     "global function": lambda c, m: m.setitem(globals(), "activation", torch.sin),
     "forward hook": lambda c, m: network_of(c).leaky.register_forward_hook(lambda _, __, out: out * 1.01),
-    "forward pre-hook": lambda c, m: network_of(c).leaky.register_forward_pre_hook(lambda _, given: (given[0] * 2,)),
+    "forward pre-hook": lambda c, m: network_of(c).leaky.register_forward_pre_hook(lambda _, inputs: (inputs[0] * 2,)),
     "backward hook": lambda c, m: network_of(c).leaky.register_full_backward_hook(lambda _, into, out: (into[0] * 2,)),
     "weights of a module in a list": lambda c, m: network_of(c).aside[0].bias.data.add_(0.1),
     "attribute of a module in a tuple": lambda c, m: setattr(network_of(c).pair[0], "negative_slope", 0.4),
@@ -211,7 +211,7 @@ EDITS: dict[str, Edit] = {
     "array of a preprocessor": lambda c, m: shading_of(c).array.__setitem__(0, 0.5),
     "module that a preprocessor holds": lambda c, m: setattr(shading_of(c).inner[0], "max_val", 0.7),
     "code of a preprocessor": lambda c, m: m.setattr(Shading, "forward", lambda self, x, y=None: (1 - x, y)),
-    "another backward of a surrogate": lambda c, m: replaced(c, "backward_rule", steep),
+    "another backward of a surrogate": lambda c, m: replace_attribute(c, "backward_rule", steep),
     "gradient of an operation alone": lambda c, m: network_of(c).register_forward_hook(
         lambda _, __, out: Turned.apply(out)
     ),
@@ -219,63 +219,65 @@ EDITS: dict[str, Edit] = {
 
 
 @pytest.mark.parametrize("edit", EDITS.values(), ids=EDITS)
-def test_whatever_an_image_meets_is_in_the_key(edit: Edit, first: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_edit_that_an_image_can_meet_changes_the_key(
+    edit: Edit, original_key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = classifier()
     edit(target, monkeypatch)
-    assert key(target) != first
+    assert key(target) != original_key
 
 
-def a_pass(target: PyTorchClassifier) -> PyTorchClassifier:
+def run_passes(target: PyTorchClassifier) -> PyTorchClassifier:
     target.predict(X)
     target.loss_gradient(X[:2], np.eye(3, dtype=np.float32)[Y[:2]])
     return target
 
 
-def predicted(target: PyTorchClassifier) -> PyTorchClassifier:
-    """Without gradients: the activations that the network keeps have no graph, which torch could not copy."""
+def run_prediction(target: PyTorchClassifier) -> PyTorchClassifier:
+    """Predict without gradients: torch could not copy activations that have a graph."""
     target.predict(X)
     return target
 
 
-def evaluated(target: PyTorchClassifier) -> PyTorchClassifier:
+def run_evaluation(target: PyTorchClassifier) -> PyTorchClassifier:
     evaluate(target, (X, Y), Linf(0.05), [PGD], **OPTIONS, progress=False)
     return target
 
 
-def with_a_hook_that_went(target: PyTorchClassifier) -> PyTorchClassifier:
+def add_and_remove_hook(target: PyTorchClassifier) -> PyTorchClassifier:
     network_of(target).head.register_forward_hook(lambda *_: None).remove()
     return target
 
 
-def changed(target: PyTorchClassifier, change: Callable[[PyTorchClassifier], Any]) -> PyTorchClassifier:
+def apply_change(target: PyTorchClassifier, change: Callable[[PyTorchClassifier], Any]) -> PyTorchClassifier:
     change(target)
     return target
 
 
 UNCHANGED: dict[str, Callable[[], PyTorchClassifier]] = {
     "made again": classifier,
-    "a deepcopy after a pass": lambda: classifier(deepcopy(predicted(classifier()).model)),
-    "training mode": lambda: changed(classifier(), lambda c: c.model.train()),
-    "a pass before, and its gradients": lambda: a_pass(classifier()),
-    "an evaluation before": lambda: evaluated(classifier()),
-    "a hook that went": lambda: with_a_hook_that_went(classifier()),
+    "a deepcopy after a pass": lambda: classifier(deepcopy(run_prediction(classifier()).model)),
+    "training mode": lambda: apply_change(classifier(), lambda c: c.model.train()),
+    "a pass before, and its gradients": lambda: run_passes(classifier()),
+    "an evaluation before": lambda: run_evaluation(classifier()),
+    "a hook that went": lambda: add_and_remove_hook(classifier()),
     "another memory format": lambda: classifier(Network().to(memory_format=torch.channels_last)),
-    "the name of a device": lambda: changed(classifier(), lambda c: setattr(c.model, "where", "cuda:1")),
-    "the level of a log": lambda: changed(classifier(), lambda c: log.setLevel(logging.ERROR)),
-    "another gradient mode in force": lambda: changed(
+    "the name of a device": lambda: apply_change(classifier(), lambda c: setattr(c.model, "where", "cuda:1")),
+    "the level of a log": lambda: apply_change(classifier(), lambda c: log.setLevel(logging.ERROR)),
+    "another gradient mode in force": lambda: apply_change(
         classifier(), lambda c: setattr(c.preprocessing_defences[0], "gradient_mode", "surrogate")
     ),
-    "the state of an optimizer": lambda: changed(classifier(), lambda c: c.optimizer.zero_grad()),
+    "the state of an optimizer": lambda: apply_change(classifier(), lambda c: c.optimizer.zero_grad()),
 }
 
 
 @pytest.mark.parametrize("make", UNCHANGED.values(), ids=UNCHANGED)
-def test_what_changes_no_image_is_not_in_the_key(make: Callable[[], PyTorchClassifier], first: str) -> None:
-    assert key(make()) == first
+def test_changes_that_no_image_meets_keep_the_key(make: Callable[[], PyTorchClassifier], original_key: str) -> None:
+    assert key(make()) == original_key
 
 
 class Plain(nn.Module):
-    """What pickle can take."""
+    """A network that pickle can store."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,7 +294,7 @@ def test_a_pickled_network_has_the_key_of_its_original() -> None:
     assert key(classifier(pickle.loads(pickle.dumps(network)))) == key(classifier(network))
 
 
-def test_another_process_finds_the_same_key() -> None:
+def test_another_process_computes_the_same_key() -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -302,11 +304,11 @@ import test_identity
 print(test_identity.key(test_identity.classifier()))
 print(test_identity.key(test_identity.classifier(test_identity.Plain())))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [key(classifier()), key(classifier(Plain()))]
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.split() == [key(classifier()), key(classifier(Plain()))]
 
 
-# What only the answers tell
+# What only logits and gradients show
 
 
 class FromFile(nn.Module):
@@ -341,7 +343,7 @@ class FileScaled(torch.autograd.Function):
         ("1 -1", "the gradient in mode 'exact' on the first images differ"),
     ],
 )
-def test_answers_are_part_of_the_identity(content: str, words: str, tmp_path: Path) -> None:
+def test_logits_and_gradients_are_part_of_the_identity(content: str, words: str, tmp_path: Path) -> None:
     file = tmp_path / "scale"
     file.write_text("1 1")
     target = classifier(FromFile(file))
@@ -357,7 +359,7 @@ def test_answers_are_part_of_the_identity(content: str, words: str, tmp_path: Pa
     assert (out / "records.jsonl").read_bytes() == records
 
 
-def test_a_run_of_an_edited_network_is_not_gone_on_with(tmp_path: Path) -> None:
+def test_a_run_of_an_edited_network_is_not_continued(tmp_path: Path) -> None:
     target = classifier()
     evaluate(target, (X, Y), Linf(0.05), [PGD], out=tmp_path, **OPTIONS, progress=False)
     network_of(target).leaky.negative_slope = 0.100001
@@ -365,11 +367,11 @@ def test_a_run_of_an_edited_network_is_not_gone_on_with(tmp_path: Path) -> None:
         evaluate(target, (X, Y), Linf(0.05), [PGD], out=tmp_path, **OPTIONS, progress=False)
 
 
-# How much noise is none
+# How much noise is tolerated
 
 
-def answers(noise: float = 0.0, images: int = 8, gradient: float = 0.0) -> Identity:
-    """Logits with a relative change of the first so many images, and gradients of all."""
+def make_identity(noise: float = 0.0, images: int = 8, gradient: float = 0.0) -> Identity:
+    """An identity whose logits change relatively on the first ``images`` images, and whose gradients change on all."""
     generator = np.random.default_rng(0)
     logits, gradients = generator.normal(size=(8, 3)), generator.normal(size=(4, 3))
     logits[:images] *= 1 + noise
@@ -380,28 +382,30 @@ def answers(noise: float = 0.0, images: int = 8, gradient: float = 0.0) -> Ident
 @pytest.mark.parametrize(
     ("other", "same_place", "elsewhere"),
     [
-        (answers(), False, False),
-        (answers(1e-5), False, False),
-        (answers(gradient=1e-3), False, False),
-        (answers(5e-3), True, False),  # TF32 on another device
-        (answers(0.5, images=1), True, False),  # an activation that jumps
-        (answers(0.5, images=3), True, True),
-        (answers(0.5), True, True),
-        (answers(gradient=-2.0), True, True),
+        (make_identity(), False, False),
+        (make_identity(1e-5), False, False),
+        (make_identity(gradient=1e-3), False, False),
+        (make_identity(5e-3), True, False),  # TF32 on another device
+        (make_identity(0.5, images=1), True, False),  # an activation that jumps
+        (make_identity(0.5, images=3), True, True),
+        (make_identity(0.5), True, True),
+        (make_identity(gradient=-2.0), True, True),
     ],
 )
-def test_a_machines_noise_is_no_other_network(other: Identity, same_place: bool, elsewhere: bool) -> None:
+def test_numerical_noise_of_a_machine_is_not_another_network(
+    other: Identity, same_place: bool, elsewhere: bool
+) -> None:
     for place, differs in ((True, same_place), (False, elsewhere)):
-        words = answers().difference(other, same_place=place, same_code=True, random=False)
+        words = make_identity().difference(other, same_place=place, same_code=True, random=False)
         assert (words is not None) == differs
         assert words is None or words.endswith("on the first images differ")
 
 
-def test_code_is_compared_in_the_same_versions_alone() -> None:
+def test_code_is_compared_only_under_the_same_versions() -> None:
     """Compiled code differs from one version of Python to the next; the weights' hashes and the answers remain."""
-    edited = replace(answers(), code={"network": "2"})
-    assert answers().difference(edited, same_place=False, same_code=False, random=False) is None
-    words = answers().difference(edited, same_place=False, same_code=True, random=False)
+    edited = replace(make_identity(), code={"network": "2"})
+    assert make_identity().difference(edited, same_place=False, same_code=False, random=False) is None
+    words = make_identity().difference(edited, same_place=False, same_code=True, random=False)
     assert words == "the code or the attributes of the network differ"
 
 
@@ -421,7 +425,7 @@ class Drawing(nn.Module):
 
 @pytest.mark.parametrize("own", [False, True])
 def test_a_random_network_has_one_key(own: bool) -> None:
-    assert key(classifier(Drawing(own))) == key(evaluated(classifier(Drawing(own))))
+    assert key(classifier(Drawing(own))) == key(run_evaluation(classifier(Drawing(own))))
 
 
 # A suite of pytest
@@ -439,18 +443,20 @@ class Ranking(nn.Module):
         return torch.relu(self.layer(x.flatten(1)))
 
 
-def test_a_cached_evaluation_is_found_again_until_the_network_changes(
+def test_a_cached_evaluation_is_reused_until_the_network_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(assertions, "evaluate", lambda *a, **k: calls.append(k) or evaluate(*a, **k))
     suite = Suite(tmp_path)
-    plain = PyTorchClassifier(Ranking(), nn.CrossEntropyLoss(), (1, 6, 6), 3, clip_values=(0, 1), device_type="cpu")
-    right = plain.predict(X).argmax(axis=1)
+    base_classifier = PyTorchClassifier(
+        Ranking(), nn.CrossEntropyLoss(), (1, 6, 6), 3, clip_values=(0, 1), device_type="cpu"
+    )
+    labels = base_classifier.predict(X).argmax(axis=1)
 
     def clean_accuracy() -> float:
-        target = JumpReLU(plain, 0.1)()
-        return suite.evaluated("a", target, (X, right), Linf(0.01), "papers", check_samples=0)[0].summary.clean.rate
+        target = JumpReLU(base_classifier, 0.1)()
+        return suite.evaluated("a", target, (X, labels), Linf(0.01), "papers", check_samples=0)[0].summary.clean.rate
 
     assert [clean_accuracy(), clean_accuracy(), len(calls)] == [1.0, 1.0, 1]
     monkeypatch.setattr(Ranking, "forward", lambda self, x: -torch.relu(self.layer(x.flatten(1))))

@@ -1,4 +1,4 @@
-"""Which part of an evaluation is whose."""
+"""Which part of an evaluation each process does."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_part_has_a_name() -> None:
 @pytest.mark.parametrize(
     "text", ["", "1", "/", "0/2", "3/2", "1/0", "-1/2", "1/2/3", "a/b", "1.0/2", "\N{SUPERSCRIPT TWO}/3"]
 )
-def test_what_is_no_part_is_refused(text: str) -> None:
+def test_a_malformed_part_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="i/n with i from 1 to n was expected"):
         Shard.named(text)
 
@@ -51,21 +51,21 @@ def test_what_is_no_part_is_refused(text: str) -> None:
         # A batch script, which srun did not start, and a task of an array, which may be a sweep of settings.
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}, WHOLE),
         ({"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "4"}, WHOLE),
-        # torchrun inside srun: its word is the finer one.
+        # torchrun inside srun: its ranks are the finer ones.
         ({"RANK": "5", "WORLD_SIZE": "8", "SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, Shard(6, 8)),
     ],
 )
-def test_a_launcher_says_which_part_a_process_does(environment: dict[str, str], shard: Shard) -> None:
+def test_a_launcher_s_environment_names_the_part_of_a_process(environment: dict[str, str], shard: Shard) -> None:
     assert Shard.of_process(environment) == shard
 
 
 @pytest.mark.parametrize("bad", [("8", "8"), ("-1", "8"), ("", "8"), ("0", "0"), ("0", "many")])
-def test_a_launcher_that_makes_no_sense_is_refused(bad: tuple[str, str]) -> None:
+def test_a_malformed_environment_of_a_launcher_is_refused(bad: tuple[str, str]) -> None:
     with pytest.raises(InputError, match=r"RANK is .* expected"):
         Shard.of_process(dict(zip(("RANK", "WORLD_SIZE"), bad, strict=True)))
 
 
-def test_the_number_on_the_machine() -> None:
+def test_the_local_rank_of_a_process() -> None:
     assert local_rank({}) == 0
     assert local_rank({"LOCAL_RANK": "3", "SLURM_LOCALID": "1"}) == 3
     assert local_rank({"SLURM_LOCALID": "1"}) == 1

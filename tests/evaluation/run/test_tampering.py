@@ -68,11 +68,14 @@ def folder(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "run"))
 
 
-def figures(folder: Path) -> Any:
+def read_figures(folder: Path) -> Any:
     """All that a report says, and its pictures."""
     report = Report.load(folder)
-    plain = json.loads(json.dumps(report.summary.as_dict()))
-    return plain, [(one.index, one.attack, one.clean.tobytes(), one.adversarial.tobytes()) for one in report.examples]
+    data = json.loads(json.dumps(report.summary.as_dict()))
+    return data, [
+        (example.index, example.attack, example.clean.tobytes(), example.adversarial.tobytes())
+        for example in report.examples
+    ]
 
 
 def edit_lines(file: Path, change: Callable[[list[dict[str, Any]]], Any]) -> None:
@@ -90,7 +93,7 @@ def sign(folder: Path) -> None:
     (folder / DIGESTS).write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_the_run_has_both_kinds_of_images(original: Path) -> None:
+def test_the_run_has_broken_and_unbroken_images(original: Path) -> None:
     report = Report.load(original)
     assert 0 < report.summary.worst_case.count < report.summary.clean.count
     assert report.examples
@@ -117,8 +120,8 @@ def test_successes_set_to_false_are_refused_wherever_records_are_read(
             evaluate(target, (x, y), Linf(EPS), [SPEC], out=folder, **OPTIONS)
 
 
-def first_attacked(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
-    row = next(row for row in rows if any(one["success"] for one in row["attacks"].values()))
+def find_attacked(rows: list[dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    row = next(row for row in rows if any(outcome["success"] for outcome in row["attacks"].values()))
     return row, row["attacks"]["PGD"]
 
 
@@ -145,28 +148,28 @@ CONTRADICTIONS: dict[str, tuple[Callable[[dict[str, Any], dict[str, Any]], Any],
 def test_a_record_that_contradicts_itself_is_refused_although_its_digest_fits(
     folder: Path, change: Callable[[dict[str, Any], dict[str, Any]], Any], words: str
 ) -> None:
-    edit_lines(folder / RECORDS, lambda rows: change(*first_attacked(rows)))
+    edit_lines(folder / RECORDS, lambda rows: change(*find_attacked(rows)))
     sign(folder)
     with pytest.raises(InputError, match=rf"records\.jsonl, line \d+, .*({words})") as caught:
         Report.load(folder)
     assert len(str(caught.value).splitlines()) == 1
 
 
-def other_class(rows: list[dict[str, Any]]) -> None:
-    row, outcome = first_attacked(rows)
+def change_class(rows: list[dict[str, Any]]) -> None:
+    row, outcome = find_attacked(rows)
     outcome["prediction"] = next(k for k in range(3) if k not in (row["label"], outcome["prediction"]))
 
 
 SILENT: dict[str, Callable[[list[dict[str, Any]]], Any]] = {
-    "another wrong class": other_class,
-    "a smaller change": lambda rows: first_attacked(rows)[1].update(linf=0.005),
-    "an attack less": lambda rows: first_attacked(rows)[0]["attacks"].clear(),
-    "another agreement": lambda rows: first_attacked(rows)[1].update(ndcg=0.5),
+    "another wrong class": change_class,
+    "a smaller change": lambda rows: find_attacked(rows)[1].update(linf=0.005),
+    "an attack less": lambda rows: find_attacked(rows)[0]["attacks"].clear(),
+    "another agreement": lambda rows: find_attacked(rows)[1].update(ndcg=0.5),
 }
 
 
 @pytest.mark.parametrize("change", SILENT.values(), ids=SILENT)
-def test_a_record_that_agrees_with_itself_is_known_by_its_digest(
+def test_a_consistent_change_of_a_record_is_found_by_its_digest(
     folder: Path, change: Callable[[list[dict[str, Any]]], Any]
 ) -> None:
     edit_lines(folder / RECORDS, change)
@@ -175,7 +178,7 @@ def test_a_record_that_agrees_with_itself_is_known_by_its_digest(
 
 
 def test_costs_findings_manifest_and_pictures_have_digests(folder: Path, original: Path) -> None:
-    def replaced(name: str, old: str, new: str, words: str) -> None:
+    def check_refusal(name: str, old: str, new: str, words: str) -> None:
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new, 1))
@@ -183,18 +186,18 @@ def test_costs_findings_manifest_and_pictures_have_digests(folder: Path, origina
             Report.load(folder)
         (folder / name).write_text(text)
 
-    replaced(COSTS, '"forward": ', '"forward": 1', r"costs\.jsonl, .* differ from their digest")
-    replaced(FINDINGS, '"seconds": ', '"seconds": 1', r"findings\.json differs from its digest")
-    replaced(MANIFEST, '"eps": 0.02', '"eps": 0.2', r"manifest\.json differs from its digest")
+    check_refusal(COSTS, '"forward": ', '"forward": 1', r"costs\.jsonl, .* differ from their digest")
+    check_refusal(FINDINGS, '"seconds": ', '"seconds": 1', r"findings\.json differs from its digest")
+    check_refusal(MANIFEST, '"eps": 0.02', '"eps": 0.2', r"manifest\.json differs from its digest")
     (picture,) = list((folder / EXAMPLES).iterdir())[:1]
     picture.write_bytes(picture.read_bytes() + b"x")
     with pytest.raises(InputError, match=r"\.npz differs from its digest"):
         Report.load(folder)
-    picture.unlink()  # whoever hands a run on may keep the images
-    assert figures(folder)[0] == figures(original)[0]
+    picture.unlink()  # a run may be handed on without its images
+    assert read_figures(folder)[0] == read_figures(original)[0]
 
 
-def test_files_of_another_run_do_not_fit(
+def test_files_of_another_run_are_refused(
     folder: Path, target: PyTorchClassifier, x: np.ndarray, y: np.ndarray, tmp_path: Path
 ) -> None:
     evaluate(target, (x, y), Linf(EPS), [SPEC], out=tmp_path / "other", seed=1, **OPTIONS)
@@ -211,22 +214,22 @@ def test_files_of_another_run_do_not_fit(
 # Any change at all
 
 
-def truncated(content: bytes, draw: random.Random) -> bytes:
+def truncate(content: bytes, draw: random.Random) -> bytes:
     return content[: draw.randrange(len(content) + 1)]
 
 
-def flipped(content: bytes, draw: random.Random) -> bytes:
+def flip_bit(content: bytes, draw: random.Random) -> bytes:
     place = draw.randrange(len(content))
     return content[:place] + bytes([content[place] ^ 1 << draw.randrange(8)]) + content[place + 1 :]
 
 
-def line_lost(content: bytes, draw: random.Random) -> bytes:
+def drop_line(content: bytes, draw: random.Random) -> bytes:
     lines = content.splitlines(keepends=True)
     lines.pop(draw.randrange(len(lines)))
     return b"".join(lines)
 
 
-def line_doubled(content: bytes, draw: random.Random) -> bytes:
+def duplicate_line(content: bytes, draw: random.Random) -> bytes:
     lines = content.splitlines(keepends=True)
     lines.insert(draw.randrange(len(lines) + 1), draw.choice(lines))
     return b"".join(lines)
@@ -235,21 +238,21 @@ def line_doubled(content: bytes, draw: random.Random) -> bytes:
 VALUES = [None, True, 0, -1, 3.5, 10**400, "", "a", [], {}, [[1]], {"a": {}}, "9" * 5000]
 
 
-def places(plain: Any) -> list[tuple[Any, Any]]:
+def list_entries(data: Any) -> list[tuple[Any, Any]]:
     """Every entry of nested plain data, as what holds it and its key."""
-    keys: list[Any] = list(plain) if isinstance(plain, dict) else list(range(len(plain)))
-    below = [place for key in keys if isinstance(plain[key], dict | list) for place in places(plain[key])]
-    return [(plain, key) for key in keys] + below
+    keys: list[Any] = list(data) if isinstance(data, dict) else list(range(len(data)))
+    nested = [entry for key in keys if isinstance(data[key], dict | list) for entry in list_entries(data[key])]
+    return [(data, key) for key in keys] + nested
 
 
-def field_changed(content: bytes, draw: random.Random) -> bytes:
+def change_field(content: bytes, draw: random.Random) -> bytes:
     """Another value in one field, none, or one that is nested deeper than any parser goes."""
-    whole = content.count(b"\n") > 40 or content.startswith(b"{\n")
-    pieces = [content] if whole else content.splitlines(keepends=True)
+    is_document = content.count(b"\n") > 40 or content.startswith(b"{\n")
+    pieces = [content] if is_document else content.splitlines(keepends=True)
     number = draw.randrange(len(pieces))
     prefix, brace, text = pieces[number].partition(b"{")
-    plain = json.loads(brace + text)
-    holder, key = draw.choice(places(plain))
+    data = json.loads(brace + text)
+    holder, key = draw.choice(list_entries(data))
     action = draw.random()
     if action < 0.2:
         holder.pop(key)
@@ -258,29 +261,29 @@ def field_changed(content: bytes, draw: random.Random) -> bytes:
     else:
         holder[key] = draw.choice(VALUES)
     deep = "[" * 100_000 + "]" * 100_000
-    pieces[number] = prefix + json.dumps(plain).replace('"DEEP"', deep).encode() + b"\n"
+    pieces[number] = prefix + json.dumps(data).replace('"DEEP"', deep).encode() + b"\n"
     return b"".join(pieces)
 
 
-ANY = [truncated, flipped, flipped, line_lost, line_doubled]
+ANY = [truncate, flip_bit, flip_bit, drop_line, duplicate_line]
 FILES: dict[str, list[Callable[[bytes, random.Random], bytes]]] = {
-    name: [*ANY, field_changed, field_changed, field_changed] for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS)
+    name: [*ANY, change_field, change_field, change_field] for name in (MANIFEST, RECORDS, COSTS, DIGESTS, FINDINGS)
 }
 
 
 @pytest.mark.parametrize("name", [*FILES, EXAMPLES])
-def test_whatever_happens_to_a_file_is_refused_or_changes_no_figure(name: str, folder: Path, original: Path) -> None:
+def test_any_change_of_a_file_is_refused_or_changes_no_figure(name: str, folder: Path, original: Path) -> None:
     draw = random.Random(name)
     file = next((folder / EXAMPLES).iterdir()) if name == EXAMPLES else folder / name
-    content, wanted = file.read_bytes(), figures(original)
+    content, expected = file.read_bytes(), read_figures(original)
     refused: list[str] = []
     for _ in range(40):
-        changed = draw.choice(FILES.get(name, [truncated, flipped]))(content, draw)
+        changed = draw.choice(FILES.get(name, [truncate, flip_bit]))(content, draw)
         if changed == content:
             continue
         file.write_bytes(changed)
         try:
-            assert figures(folder) == wanted
+            assert read_figures(folder) == expected
         except InputError as error:
             refused.append(str(error))
     assert len(refused) > 20
@@ -288,30 +291,30 @@ def test_whatever_happens_to_a_file_is_refused_or_changes_no_figure(name: str, f
 
 
 @pytest.mark.parametrize("name", [LINES, IMAGES])
-def test_whatever_happens_to_the_block_at_work_no_other_outcome_comes_of_it(
+def test_no_change_of_the_unfinished_block_gives_another_outcome(
     name: str, target: PyTorchClassifier, x: np.ndarray, y: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Unfinished, "remove", lambda self: None)  # as if killed before the block was finished
     evaluate(target, (x, y), Linf(EPS), [SPEC], out=tmp_path, **(OPTIONS | {"block_size": 10, "check_samples": 0}))
-    (wanted,) = Unfinished(tmp_path).attempts(0).values()
+    (expected,) = Unfinished(tmp_path).attempts(0).values()
     draw, file = random.Random(name), tmp_path / name
-    content, lost = file.read_bytes(), 0
+    content, lost_attempts = file.read_bytes(), 0
     for _ in range(40):
-        file.write_bytes(draw.choice([*ANY, field_changed] if name == LINES else [truncated, flipped])(content, draw))
+        file.write_bytes(draw.choice([*ANY, change_field] if name == LINES else [truncate, flip_bit])(content, draw))
         attempts = Unfinished(tmp_path).attempts(0)
-        lost += not attempts
+        lost_attempts += not attempts
         for attempt, _ in attempts.values():
-            assert attempt == wanted[0]
-    assert lost > 6
+            assert attempt == expected[0]
+    assert lost_attempts > 6
 
 
-def test_whatever_happens_to_an_entry_it_is_read_or_refused(original: Path, tmp_path: Path) -> None:
+def test_a_changed_entry_is_read_or_refused(original: Path, tmp_path: Path) -> None:
     """Entries have no digest: what authors report is written into them by hand."""
     file = tmp_path / "entry.json"
     Entry.of(Report.load(original), "random").save(file)
     content, draw, refused = file.read_bytes(), random.Random(0), list[str]()
     for _ in range(100):
-        file.write_bytes(draw.choice([*ANY, field_changed, field_changed])(content, draw))
+        file.write_bytes(draw.choice([*ANY, change_field, change_field])(content, draw))
         try:
             Entry.read(file)
         except InputError as error:

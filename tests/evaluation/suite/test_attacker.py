@@ -44,7 +44,7 @@ class Noise(Rounding):
         return x + 0.3 * torch.randn_like(x), y
 
 
-def logits(classifier: PyTorchClassifier, x: np.ndarray) -> Tensor:
+def compute_logits(classifier: PyTorchClassifier, x: np.ndarray) -> Tensor:
     with torch.no_grad():
         return as_module(classifier)(torch.tensor(x))
 
@@ -52,14 +52,14 @@ def logits(classifier: PyTorchClassifier, x: np.ndarray) -> Tensor:
 def test_foreign_preprocessors_get_a_surrogate_and_ours_are_left_alone(
     digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    own = Surrogate(Rounding(), torch.tanh)
-    defended = defend(digits_classifier, own, Rounding())
+    surrogate = Surrogate(Rounding(), torch.tanh)
+    defended = defend(digits_classifier, surrogate, Rounding())
     exposed = with_surrogates(defended)
     first, second = exposed.preprocessing_defences
-    assert first is own
+    assert first is surrogate
     assert isinstance(second, Surrogate)
     assert gradient_modes(exposed) == ("exact+exact", "exact+surrogate", "surrogate+exact", "surrogate+surrogate")
-    assert torch.equal(logits(exposed, digits.test.x[:5]), logits(defended, digits.test.x[:5]))
+    assert torch.equal(compute_logits(exposed, digits.test.x[:5]), compute_logits(defended, digits.test.x[:5]))
     assert not isinstance(defended.preprocessing_defences[1], Surrogate)
     assert with_surrogates(digits_classifier) is digits_classifier
 
@@ -107,26 +107,28 @@ def test_an_adaptive_attacker_has_every_mode_and_a_naive_one_the_exact_gradient(
     assert naive.withheld == adaptive.modes[1:]
 
 
-def test_modes_keep_their_order_in_what_is_attacked(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+def test_modes_keep_their_order_in_the_attacked_classifier(
+    digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
     """The averaged network lists its defences as the classifier does: preprocessors first."""
     defended = defend(JumpReLU(digits_classifier, 1.0)(), Noise())
     attacker = Attacker.of(defended, digits.test.x[:5], THREAT, adaptive=True, seed=0)
     assert gradient_modes(attacker.attacked) == attacker.modes
     with gradient_mode(attacker.attacked, "surrogate+smooth"):
-        assert [one.gradient_mode for one in find_defences(attacker.attacked)] == ["surrogate", "smooth"]
+        assert [defence.gradient_mode for defence in find_defences(attacker.attacked)] == ["surrogate", "smooth"]
 
 
 def test_the_average_converges_to_the_expectation(linear_classifier: Any) -> None:
-    """Of a linear network under noise of mean zero that is the network itself, forwards and backwards."""
+    """For a linear network under noise of mean zero it is the network itself, forwards and backwards."""
     weight = np.random.default_rng(0).normal(size=(3, 8)).astype(np.float32)
-    plain = linear_classifier(weight, np.zeros(3, np.float32), (8,))
-    noisy = defend(plain, Noise())
+    classifier = linear_classifier(weight, np.zeros(3, np.float32), (8,))
+    noisy = defend(classifier, Noise())
     x = torch.rand(4, 8, requires_grad=True)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = as_module(averaged(noisy, 4000))
         out = module(x)
-    torch.testing.assert_close(out, as_module(plain)(x), atol=0.1, rtol=0)
+    torch.testing.assert_close(out, as_module(classifier)(x), atol=0.1, rtol=0)
     (gradient,) = torch.autograd.grad(out[:, 0].sum(), x)
     torch.testing.assert_close(gradient, torch.tensor(weight[0]).expand(4, 8), atol=1e-3, rtol=0)
 
@@ -136,36 +138,40 @@ def test_the_smoothed_network_predicts_the_same_and_spreads_its_noise_like_the_t
     threat: Threat, sigma: float, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
     defended = defend(digits_classifier, Rounding())
-    smooth = smoothed(defended, threat)
-    assert torch.equal(logits(smooth, digits.test.x[:5]), logits(defended, digits.test.x[:5]))
-    (surrogate,) = [one for one in find_defences(smooth) if isinstance(one, Surrogate)]
+    smoothed_classifier = smoothed(defended, threat)
+    assert torch.equal(
+        compute_logits(smoothed_classifier, digits.test.x[:5]), compute_logits(defended, digits.test.x[:5])
+    )
+    (surrogate,) = [defence for defence in find_defences(smoothed_classifier) if isinstance(defence, Surrogate)]
     assert surrogate.sigma == pytest.approx(sigma)  # an image has 64 pixels
     x = torch.tensor(digits.test.x[:5], requires_grad=True)
-    (gradient,) = torch.autograd.grad(as_module(smooth)(x)[:, 0].sum(), x)
+    (gradient,) = torch.autograd.grad(as_module(smoothed_classifier)(x)[:, 0].sum(), x)
     assert (gradient.flatten(1).norm(dim=1) > 0).all()  # through the rounding, where autograd finds none
 
 
 class Stepped(nn.Module):
-    """A detector whose word is a step of the pixels' mean: no gradient passes."""
+    """A detector whose score is a step of the pixels' mean: no gradient passes."""
 
     def forward(self, x: Tensor) -> Tensor:
-        word = torch.sign(x.flatten(1).mean(dim=1) - 0.3)
-        return torch.stack([torch.zeros_like(word), word], dim=1)
+        score = torch.sign(x.flatten(1).mean(dim=1) - 0.3)
+        return torch.stack([torch.zeros_like(score), score], dim=1)
 
 
-def test_a_classifier_that_rejects_still_does_averaged_and_smoothed(
+def test_an_averaged_or_smoothed_classifier_still_rejects(
     digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    """With the same logits, and its detector's word smoothed by itself: the last logit would be of another kind."""
-    two = PyTorchClassifier(Stepped(), nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu")
-    joined = rejecting(digits_classifier, BinaryInputDetector(two))
+    """The logits stay; the detector's score is smoothed by itself, since the last logit is of another kind."""
+    binary_classifier = PyTorchClassifier(
+        Stepped(), nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu"
+    )
+    rejecting_classifier = rejecting(digits_classifier, BinaryInputDetector(binary_classifier))
     x = digits.test.x[:40]
-    said = logits(joined, x)
-    assert 0 < (said.argmax(dim=1) == 10).sum() < len(x)
-    for stand_in in (averaged(joined, 3), smoothed(joined, Linf(0.3))):
+    expected_logits = compute_logits(rejecting_classifier, x)
+    assert 0 < (expected_logits.argmax(dim=1) == 10).sum() < len(x)
+    for stand_in in (averaged(rejecting_classifier, 3), smoothed(rejecting_classifier, Linf(0.3))):
         assert rejects(stand_in)
-        assert torch.allclose(logits(stand_in, x), said, rtol=1e-4, atol=1e-4)
-    network = smoothed(joined, Linf(0.3)).model
+        assert torch.allclose(compute_logits(stand_in, x), expected_logits, rtol=1e-4, atol=1e-4)
+    network = smoothed(rejecting_classifier, Linf(0.3)).model
     images = torch.tensor(x).requires_grad_()
     _, margin = network.parts(images)
     (slope,) = torch.autograd.grad(margin.sum(), images)

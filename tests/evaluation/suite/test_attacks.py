@@ -102,8 +102,8 @@ def test_the_papers_of_jump_relu_have_the_authors_figures(input_shape: tuple[int
         assert kind is DeepFoolLp or attack.eps_step == 0.01
 
 
-def test_what_follows_gradients_comes_before_what_needs_none() -> None:
-    """So that the checks can tell what each kind still finds among the images that the white-box attacks leave."""
+def test_white_box_attacks_come_before_attacks_without_gradients() -> None:
+    """The checks need this order to count what each kind still breaks after the white-box attacks."""
     for suite in (FAST, STANDARD):
         white = [spec.kind == "white-box" for spec in suite]
         assert white == sorted(white, reverse=True)
@@ -112,57 +112,57 @@ def test_what_follows_gradients_comes_before_what_needs_none() -> None:
 
 def test_the_fast_suite_has_an_attack_of_each_kind_that_the_checks_ask_about() -> None:
     """Made on the same networks and under the same modes as those of ``standard``, or a check would not be made."""
-    asked = {(spec.kind, spec.crafted_on, spec.modes) for spec in STANDARD if spec.modes != "annealable"}
-    assert {(spec.kind, spec.crafted_on, spec.modes) for spec in FAST} == asked
+    properties = {(spec.kind, spec.crafted_on, spec.modes) for spec in STANDARD if spec.modes != "annealable"}
+    assert {(spec.kind, spec.crafted_on, spec.modes) for spec in FAST} == properties
 
 
 @pytest.mark.parametrize(
-    ("argument", "word"),
+    ("argument", "value"),
     [
         *(("kind", "whitebox"), ("crafted_on", "undefend"), ("modes", "every"), ("samples", "robust")),
         *(("source", "papers"), ("labels", None), ("build", "PGD")),
     ],
 )
-def test_a_property_that_no_attack_has_is_refused(argument: str, word: Any) -> None:
-    with pytest.raises(InputError, match=f"^{argument} is {word!r}"):
-        replace(WHITE_BOX, **{argument: word})
+def test_an_unknown_property_of_an_attack_is_refused(argument: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"^{argument} is {value!r}"):
+        replace(WHITE_BOX, **{argument: value})
 
 
 # With a detector
 
 
-def test_the_papers_of_jump_relu_step_as_far_beside_a_detector() -> None:
-    inner = wrap((1, 8, 8), ((0.5,), (0.25,)))
-    whole = rejecting(inner, BinaryInputDetector(wrap((1, 8, 8), (0.0, 1.0))))
+def test_the_papers_of_jump_relu_keep_their_step_size_beside_a_detector() -> None:
+    classifier = wrap((1, 8, 8), ((0.5,), (0.25,)))
+    with_detector = rejecting(classifier, BinaryInputDetector(wrap((1, 8, 8), (0.0, 1.0))))
     for spec in JUMP_RELU:
-        attack: Any = spec.build(whole, Linf(0.1), 0)
+        attack: Any = spec.build(with_detector, Linf(0.1), 0)
         assert np.allclose(attack.scale, 0.25)
 
 
 @pytest.fixture(scope="module")
-def beside(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """A classifier and a detector that says what it likes."""
+def rejecting_classifier(digits_classifier: PyTorchClassifier) -> PyTorchClassifier:
+    """A classifier beside a detector with random weights."""
     return rejecting(digits_classifier, BinaryInputDetector(wrap((1, 8, 8), (0.0, 1.0))))
 
 
-def test_a_detector_s_attacks_follow_the_other_white_box_ones(beside: PyTorchClassifier) -> None:
+def test_a_detector_s_attacks_follow_the_other_white_box_ones(rejecting_classifier: PyTorchClassifier) -> None:
     for name, suite in (("fast", FAST), ("standard", STANDARD), ("full", FULL)):
-        found = attack_set(name, beside)
-        names = [spec.name for spec in found]
+        attacks = attack_set(name, rejecting_classifier)
+        names = [spec.name for spec in attacks]
         expected = [spec.name for spec in suite if spec.name not in ("C&W", "HopSkipJump")]
-        assert [one for one in names if one not in [spec.name for spec in DETECTOR_SUITE]] == expected
-        first = names.index("selective PGD")
-        assert found[first : first + 3] == DETECTOR_SUITE
-        assert all(spec.kind == "white-box" for spec in found[: first + 3])
-        assert names[first + 3].startswith("transfer PGD-")
+        assert [spec_name for spec_name in names if spec_name not in [spec.name for spec in DETECTOR_SUITE]] == expected
+        position = names.index("selective PGD")
+        assert attacks[position : position + 3] == DETECTOR_SUITE
+        assert all(spec.kind == "white-box" for spec in attacks[: position + 3])
+        assert names[position + 3].startswith("transfer PGD-")
         assert len(set(names)) == len(names)
 
 
-def test_a_detector_s_attacks_serve_every_threshold(beside: PyTorchClassifier) -> None:
+def test_a_detector_s_attacks_serve_every_threshold(rejecting_classifier: PyTorchClassifier) -> None:
     kinds = {"selective PGD": SelectivePGD, "orthogonal PGD": OrthogonalPGD, "Lagrangian PGD": LagrangianPGD}
     for spec in DETECTOR_SUITE:
         assert (spec.samples, spec.crafted_on, spec.source) == ("all", "defended", "suite")
-        attack: Any = spec.build(beside, L2(0.4), 5)
+        attack: Any = spec.build(rejecting_classifier, L2(0.4), 5)
         assert type(attack) is kinds[spec.name]
         assert (attack.norm, attack.eps, attack.seed) == (2, 0.4, 5)
         assert attack.stop_below == -np.inf  # so that no run ends before its last step
@@ -191,11 +191,11 @@ def test_a_bounded_attack_stays_in_the_ball_and_in_the_clip_range(
 ) -> None:
     threat = L2(0.5)
     x, y = digits.test.x[:3], np.eye(10, dtype=np.float32)[digits.test.y[:3]]
-    moved = spec.build(defended, threat, 1).generate(x, y)
-    assert moved.shape == x.shape
-    assert moved.min() >= 0
-    assert moved.max() <= 1
-    delta = (moved.astype(np.float64) - x).reshape(len(x), -1)
+    adversarial = spec.build(defended, threat, 1).generate(x, y)
+    assert adversarial.shape == x.shape
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    delta = (adversarial.astype(np.float64) - x).reshape(len(x), -1)
     assert np.linalg.norm(delta, ord=threat.norm, axis=1).max() <= threat.eps
 
 
@@ -213,21 +213,21 @@ def test_the_seed_reaches_the_attack(name: str, defended: PyTorchClassifier, dig
     assert not np.array_equal(first, other)
 
 
-def test_the_single_step_is_as_long_as_the_ball_is_wide(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+def test_the_single_step_reaches_the_radius_of_the_ball(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
     (fgsm,) = [spec for spec in STANDARD if spec.kind == "single step"]
     x, y = digits.test.x[:20], digits.test.y[:20]
-    inner = np.clip(x, 0.3, 0.7)  # so far from the faces of the cube that nothing is clipped
+    inner_images = np.clip(x, 0.3, 0.7)  # so far from the faces of the cube that nothing is clipped
     for threat in (Linf(0.1), L2(0.3)):
-        moved = fgsm.build(digits_classifier, threat, 0).generate(inner, y)
-        sizes = np.linalg.norm((moved - inner).reshape(20, -1), ord=threat.norm, axis=1)
-        right = digits_classifier.predict(inner).argmax(axis=1) == y
-        assert right.sum() > 5
-        np.testing.assert_allclose(sizes[right], threat.eps, rtol=1e-4)
-        assert not sizes[~right].any()
+        adversarial = fgsm.build(digits_classifier, threat, 0).generate(inner_images, y)
+        sizes = np.linalg.norm((adversarial - inner_images).reshape(20, -1), ord=threat.norm, axis=1)
+        correct = digits_classifier.predict(inner_images).argmax(axis=1) == y
+        assert correct.sum() > 5
+        np.testing.assert_allclose(sizes[correct], threat.eps, rtol=1e-4)
+        assert not sizes[~correct].any()
 
 
 @pytest.mark.parametrize("nb_classes", [2, 3, 4, 15])
-def test_the_targeted_attack_heads_for_each_of_nine_classes_or_as_many_as_there_are(nb_classes: int) -> None:
+def test_the_targeted_attack_has_up_to_nine_target_classes(nb_classes: int) -> None:
     (spec,) = [spec for spec in FULL if spec.name == "APGD targeted"]
     model = nn.Sequential(nn.Flatten(), nn.Linear(16, nb_classes))
     classifier = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 4, 4), nb_classes, clip_values=(0, 1))
@@ -251,7 +251,7 @@ def test_the_targeted_attack_heads_for_each_of_nine_classes_or_as_many_as_there_
         ("Square, 5,000 queries", Square, {"max_queries": 5000}),
     ],
 )
-def test_an_attack_does_what_its_name_and_purpose_say(
+def test_the_settings_of_an_attack_agree_with_its_name(
     name: str, kind: type, expected: dict[str, Any], defended: PyTorchClassifier
 ) -> None:
     (spec,) = [spec for spec in FULL if spec.name == name]
@@ -271,17 +271,17 @@ BRIEF = {"DeepFool": {}, "C&W": {"max_iter": 20, "learning_rate": 0.1}, "HopSkip
 def test_an_attack_without_a_ball_finds_a_change_that_breaks(
     name: str, threat: Threat, digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    """Also on a bare network, which takes float32 alone."""
+    """This holds for an undefended network, too, which takes float32 alone."""
     (spec,) = [spec for spec in FULL if spec.name == name]
     x, y = digits.test.x[:1], digits.test.y[:1]
     assert (digits_classifier.predict(x).argmax(axis=1) == y).all()
     attack = spec.build(digits_classifier, threat, 1)
     attack.set_params(**BRIEF[name])
     with seeded(0):  # ART's own draw from the global generators
-        moved = attack.generate(x, np.eye(10, dtype=np.float32)[y])
-    assert moved.min() >= 0
-    assert moved.max() <= 1
-    assert (digits_classifier.predict(moved.astype(np.float32)).argmax(axis=1) != y).all()
+        adversarial = attack.generate(x, np.eye(10, dtype=np.float32)[y])
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert (digits_classifier.predict(adversarial.astype(np.float32)).argmax(axis=1) != y).all()
 
 
 # Choosing a set
@@ -295,15 +295,15 @@ def test_the_sets_of_a_defended_classifier(defended: PyTorchClassifier) -> None:
     assert attack_set("full", defended) == FULL + JUMP_RELU
 
 
-def test_a_defence_that_is_there_twice_has_its_paper_once(defended: PyTorchClassifier) -> None:
-    twice = PyTorchClassifier(
+def test_a_repeated_defence_has_its_paper_once(defended: PyTorchClassifier) -> None:
+    doubly_defended = PyTorchClassifier(
         nn.Sequential(defended.model, nn.Unflatten(1, (1, 1, 10)), nn.Flatten(), _JumpingHead(defended)),
         nn.CrossEntropyLoss(),
         (1, 8, 8),
         10,
         device_type="cpu",
     )
-    assert attack_set("papers", twice) == JUMP_RELU
+    assert attack_set("papers", doubly_defended) == JUMP_RELU
 
 
 class _JumpingHead(nn.Module):
@@ -311,8 +311,8 @@ class _JumpingHead(nn.Module):
 
     def __init__(self, defended: PyTorchClassifier) -> None:
         super().__init__()
-        plain = nn.Sequential(nn.Linear(10, 10), nn.ReLU())
-        classifier = PyTorchClassifier(plain, nn.CrossEntropyLoss(), (10,), 10, device_type="cpu")
+        layers = nn.Sequential(nn.Linear(10, 10), nn.ReLU())
+        classifier = PyTorchClassifier(layers, nn.CrossEntropyLoss(), (10,), 10, device_type="cpu")
         self.network = JumpReLU(classifier, 0.1)().model
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -320,13 +320,13 @@ class _JumpingHead(nn.Module):
         return logits
 
 
-def test_an_unknown_set_is_refused_with_those_that_there_are(defended: PyTorchClassifier) -> None:
+def test_an_unknown_set_is_refused_with_the_known_ones(defended: PyTorchClassifier) -> None:
     with pytest.raises(InputError, match=r"attacks is 'strong'; one of .* was expected") as caught:
         attack_set("strong", defended)
     assert all(name in str(caught.value) for name in SETS)
 
 
-def test_attacks_of_ones_own_run_in_their_order(defended: PyTorchClassifier) -> None:
+def test_custom_attacks_run_in_their_order(defended: PyTorchClassifier) -> None:
     assert attack_set([STANDARD[2], OWN, STANDARD[0]], defended) == (STANDARD[2], OWN, STANDARD[0])
     assert attack_set((OWN,), defended) == (OWN,)
 
@@ -367,22 +367,22 @@ def test_two_attacks_of_one_name_are_refused(defended: PyTorchClassifier) -> Non
         ((3, 2, 2), None, 1.0),
     ],
 )
-def test_a_step_in_normalised_space_is_that_many_pixel_values(
+def test_a_step_in_normalised_space_is_scaled_to_pixel_values(
     input_shape: tuple[int, ...], preprocessing: Any, expected: Any
 ) -> None:
     """(x + scale * step - mean) / std is (x - mean) / std + step."""
-    classifier = wrap(input_shape, preprocessing and tuple(np.array(one, np.float32) for one in preprocessing))
+    classifier = wrap(input_shape, preprocessing and tuple(np.array(value, np.float32) for value in preprocessing))
     scale: npt.NDArray[np.float32] = np.asarray(normalisation_scale(classifier))
     assert np.allclose(scale, expected)
     x = np.full((2, *input_shape), 0.5, np.float32)
     mean, std = preprocessing or (0, 1)
-    broadcast = [np.reshape(one, (-1, 1, 1)) for one in (mean, std)]
+    broadcast = [np.reshape(value, (-1, 1, 1)) for value in (mean, std)]
     normalised = [(image - broadcast[0]) / broadcast[1] for image in (x, x + scale * np.float32(0.1))]
     assert np.allclose(normalised[1] - normalised[0], 0.1, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [ProjectedGradientDescent, SquareAttack, AutoAttack, FastGradientMethod])
-def test_an_attack_of_arts_shows_no_bars_of_its_own(kind: Any, digits_classifier: PyTorchClassifier) -> None:
+def test_art_s_attacks_show_no_progress_bars(kind: Any, digits_classifier: PyTorchClassifier) -> None:
     spec = AttackSpec("own", lambda classifier, threat, seed: kind(classifier), "by default")
     attack: Any = spec.attack_on(digits_classifier, Linf(0.1), 0)
     parts = [attack, *getattr(attack, "attacks", ()), getattr(attack, "_attack", None)]

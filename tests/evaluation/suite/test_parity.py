@@ -18,7 +18,7 @@ from art_defenses_ext.zoo.datasets import Dataset
 EPS, SAMPLES = 0.1, 30
 
 
-def test_the_fast_suite_leaves_no_more_than_an_image_that_autoattack_breaks(
+def test_the_fast_suite_misses_at_most_one_image_that_autoattack_breaks(
     digits: Dataset, digits_classifier: PyTorchClassifier
 ) -> None:
     x, y = digits.test.x[:SAMPLES], digits.test.y[:SAMPLES]
@@ -31,6 +31,9 @@ def test_the_fast_suite_leaves_no_more_than_an_image_that_autoattack_breaks(
     published = predict(digits_classifier, adversarial.numpy()).classes == y
     assert 0.2 * SAMPLES < published.sum() < 0.8 * SAMPLES  # or there is nothing to compare
     assert (robust & ~published).sum() <= 1
-    own = {way: sum(getattr(row, way) * row.attacked for row in report.summary.rows) for way in ("forward", "backward")}
-    assert own["backward"] <= 200 * SAMPLES
-    assert sum(own.values()) < (cost.forward + cost.backward) / 2
+    passes = {
+        direction: sum(getattr(row, direction) * row.attacked for row in report.summary.rows)
+        for direction in ("forward", "backward")
+    }
+    assert passes["backward"] <= 200 * SAMPLES
+    assert sum(passes.values()) < (cost.forward + cost.backward) / 2

@@ -24,15 +24,15 @@ from art_defenses_ext.transformer.jump_relu import JumpReLU
 from art_defenses_ext.zoo.datasets import Dataset
 
 
-def never(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
+def refuse_to_build(classifier: PyTorchClassifier, threat: Threat, seed: int) -> EvasionAttack:
     raise AssertionError("a plan builds no attack")
 
 
-ONCE = AttackSpec("once", never, "")
-IN_ALL_MODES = AttackSpec("in all modes", never, "", modes="all")
-ANNEALED = AttackSpec("annealed", never, "", modes="annealable")
-CURVED = AttackSpec("curved", never, "", curve=True)
-BOTH = AttackSpec("both", never, "", modes="all", curve=True)
+ONCE = AttackSpec("once", refuse_to_build, "")
+IN_ALL_MODES = AttackSpec("in all modes", refuse_to_build, "", modes="all")
+ANNEALED = AttackSpec("annealed", refuse_to_build, "", modes="annealable")
+CURVED = AttackSpec("curved", refuse_to_build, "", curve=True)
+BOTH = AttackSpec("both", refuse_to_build, "", modes="all", curve=True)
 
 MODES = ("exact", "relu", "smooth")
 LIMIT = Linf(0.5)
@@ -40,12 +40,12 @@ LIMIT = Linf(0.5)
 
 @pytest.fixture(scope="module")
 def attacker(digits_classifier: PyTorchClassifier, digits: Dataset) -> Attacker:
-    """Of a network with a jump."""
+    """The attacker of a network with a jump."""
     return Attacker.of(JumpReLU(digits_classifier, 1.0)(), digits.test.x[:4], Linf(0.1), adaptive=True, seed=0)
 
 
 @pytest.fixture(scope="module")
-def of_a_plain_network(digits_classifier: PyTorchClassifier, digits: Dataset) -> Attacker:
+def undefended_attacker(digits_classifier: PyTorchClassifier, digits: Dataset) -> Attacker:
     return Attacker.of(digits_classifier, digits.test.x[:4], Linf(0.1), adaptive=True, seed=0)
 
 
@@ -57,13 +57,13 @@ def test_an_attack_for_all_modes_is_unrolled_in_place(attacker: Attacker) -> Non
 
 
 def test_an_annealed_attack_runs_where_a_surrogate_has_a_width(
-    attacker: Attacker, of_a_plain_network: Attacker
+    attacker: Attacker, undefended_attacker: Attacker
 ) -> None:
     plan = make_plan((ONCE, ANNEALED), attacker, Linf(0.1), with_curve=False)
     assert [(run.spec, run.mode) for run in plan] == [(ONCE, "exact"), (ANNEALED, "smooth")]
     assert plan[1].key == "annealed [smooth]"
-    without = make_plan((ONCE, ANNEALED), of_a_plain_network, Linf(0.1), with_curve=False)
-    assert [run.spec for run in without] == [ONCE]
+    undefended_plan = make_plan((ONCE, ANNEALED), undefended_attacker, Linf(0.1), with_curve=False)
+    assert [run.spec for run in undefended_plan] == [ONCE]
 
 
 def test_a_naive_attacker_gets_the_exact_gradient_alone(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
@@ -113,7 +113,7 @@ def test_the_first_attack_of_each_suite_is_run_at_the_limit(attacker: Attacker) 
         assert [(run.spec, run.mode) for run in plan if run.role == "limit"] == [(suite[0], mode) for mode in MODES]
 
 
-def test_a_limit_on_the_samples_of_a_block_is_one_of_the_suite_alone() -> None:
+def test_the_limit_on_the_samples_of_a_block_holds_for_the_suite_alone() -> None:
     few = replace(ONCE, samples="few")
     assert [AttackRun(few, "exact", Linf(0.1)).most(samples) for samples in (2, FEW, 99)] == [2, FEW, FEW]
     assert AttackRun(few, "exact", Linf(0.1), "curve").most(99) == 99
@@ -121,7 +121,7 @@ def test_a_limit_on_the_samples_of_a_block_is_one_of_the_suite_alone() -> None:
 
 
 @pytest.mark.parametrize(("specs", "with_checks"), [((ONCE, BOTH), True), ((WHITE_BOX,), False)])
-def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
+def test_checks_that_are_impossible_or_off_add_no_runs(
     specs: tuple[AttackSpec, ...], with_checks: bool, attacker: Attacker
 ) -> None:
     plan = make_plan(specs, attacker, Linf(0.1), with_curve=False, with_checks=with_checks, limit=LIMIT)
@@ -129,8 +129,8 @@ def test_there_are_no_runs_for_checks_that_cannot_or_shall_not_be_made(
 
 
 @pytest.mark.parametrize("eps", [0.3, 1e-9, 1e5])
-def test_the_curve_keeps_its_factors_whatever_the_unit(eps: float, of_a_plain_network: Attacker) -> None:
-    plan = make_plan((CURVED,), of_a_plain_network, Linf(eps), with_curve=True)
+def test_the_curve_keeps_its_factors_whatever_the_unit(eps: float, undefended_attacker: Attacker) -> None:
+    plan = make_plan((CURVED,), undefended_attacker, Linf(eps), with_curve=True)
     factors = [run.threat.eps / eps for run in plan if run.role == "curve"]
     assert factors == pytest.approx(list(CURVE_FACTORS), rel=1e-8)
 
@@ -164,20 +164,20 @@ def test_where_a_detector_may_reject_grey_the_hopeless_ball_holds_every_image() 
         model = nn.Sequential(nn.Flatten(), nn.Linear(48, nb_classes))
         return PyTorchClassifier(model, nn.CrossEntropyLoss(), (3, 4, 4), nb_classes, clip_values=(-1.0, 3.0))
 
-    joined = rejecting(flat(3), BinaryInputDetector(flat(2)))
-    apart = np.full(48, 4.0)  # no two images are farther from each other
+    rejecting_classifier = rejecting(flat(3), BinaryInputDetector(flat(2)))
+    farthest_change = np.full(48, 4.0)  # no two images are farther from each other
     for threat in (Linf(0.1), L2(0.5)):
-        limit = hopeless(threat, joined)
+        limit = hopeless(threat, rejecting_classifier)
         assert limit is not None
-        assert limit.eps == pytest.approx(np.linalg.norm(apart, ord=threat.norm))
+        assert limit.eps == pytest.approx(np.linalg.norm(farthest_change, ord=threat.norm))
 
 
-def test_what_needs_the_smoothest_gradient_gets_the_modes_with_a_width_or_all_there_are(
-    attacker: Attacker, of_a_plain_network: Attacker
+def test_the_smoothest_gradient_is_that_of_modes_with_a_width_or_else_of_all(
+    attacker: Attacker, undefended_attacker: Attacker
 ) -> None:
-    smoothest = AttackSpec("smoothest", never, "", modes="smoothest")
-    for one, modes in ((attacker, ["smooth"]), (of_a_plain_network, ["exact"])):
-        assert [run.mode for run in make_plan((smoothest,), one, Linf(0.1), with_curve=False)] == modes
+    smoothest = AttackSpec("smoothest", refuse_to_build, "", modes="smoothest")
+    for candidate, modes in ((attacker, ["smooth"]), (undefended_attacker, ["exact"])):
+        assert [run.mode for run in make_plan((smoothest,), candidate, Linf(0.1), with_curve=False)] == modes
 
 
 # Names
@@ -190,7 +190,7 @@ def test_each_run_has_a_key_of_its_own(specs: tuple[AttackSpec, ...], attacker: 
         assert len({run.key for run in plan}) == len(plan)
 
 
-def test_a_key_names_the_attack_its_mode_and_at_another_eps_than_the_threats_its_eps() -> None:
+def test_a_key_names_the_attack_its_mode_and_an_eps_that_is_not_the_threats() -> None:
     assert AttackRun(ONCE, "exact", Linf(0.1)).key == "once"
     assert AttackRun(BOTH, "smooth", Linf(0.1)).key == "both [smooth]"
     assert AttackRun(BOTH, "smooth", Linf(0.05), "curve").key == "both [smooth] @ 0.05"

@@ -1,4 +1,4 @@
-"""What cannot be run is refused before any work, in a sentence that names it; what can be run, is."""
+"""Unusable input is refused before any work, in a sentence that names it; all other input is evaluated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def wrap(network: nn.Module, shape: tuple[int, ...] = SHAPE, nb_classes: int = K
     )
 
 
-def images(shape: tuple[int, ...] = SHAPE) -> Any:
+def make_images(shape: tuple[int, ...] = SHAPE) -> Any:
     return np.random.default_rng(0).random((N, *shape), dtype=np.float32)
 
 
@@ -75,14 +75,14 @@ BRIEF = (
 )
 
 
-def run(classifier: PyTorchClassifier, attacks: Any = BRIEF, **options: Any) -> Any:
-    x = images(classifier.input_shape)
+def evaluate_briefly(classifier: PyTorchClassifier, attacks: Any = BRIEF, **options: Any) -> Any:
+    x = make_images(classifier.input_shape)
     settings: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False} | options
     return evaluate(classifier, (x, np.arange(N) % 2), Linf(0.1), attacks, **settings)
 
 
 class Scriptable(nn.Module):
-    """One that torch can script."""
+    """A network that torch can script."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -106,9 +106,9 @@ REFUSED: dict[str, tuple[Callable[[], PyTorchClassifier], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_a_network_that_makes_no_logits_is_refused_in_one_sentence(case: str, tmp_path: Path) -> None:
     build, sentence = REFUSED[case]
-    x = images()
-    for entry in (
-        lambda: run(build(), "standard", out=tmp_path / "run"),
+    x = make_images()
+    for entry_point in (
+        lambda: evaluate_briefly(build(), "standard", out=tmp_path / "run"),
         lambda: run_key(build(), (x, np.arange(N) % 2), Linf(0.1)),
         lambda: evaluate_shard(
             build(), (x, np.arange(N) % 2), Linf(0.1), shard=Shard(1, 2), out=tmp_path / "run", progress=False
@@ -116,16 +116,16 @@ def test_a_network_that_makes_no_logits_is_refused_in_one_sentence(case: str, tm
         lambda: Suite(tmp_path / "cache").is_robust("name", build(), (x, np.arange(N) % 2), Linf(0.1), 0.0),
     ):
         with pytest.raises(InputError, match=sentence) as refused:
-            entry()
+            entry_point()
         assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("shape", [(8,), (1, 2, 4, 4)])
 def test_the_whole_standard_suite_runs_on_inputs_of_any_number_of_axes(shape: tuple[int, ...]) -> None:
-    """And finds that a linear network breaks where its closed form says so."""
+    """The suite breaks a linear network exactly where its closed form says so."""
     classifier = wrap(Answering(shape=shape), shape)
-    x = images(shape)
+    x = make_images(shape)
     weight = classifier.model.linear.weight.detach().numpy().astype(np.float64)
     logits = classifier.predict(x).astype(np.float64)
     labels = logits.argmax(axis=1)
@@ -150,7 +150,7 @@ def test_a_network_of_another_dtype_gives_the_same_verdicts_and_hides_no_planted
     """A convex score of the image: a gradient leads to the planted example, in half precision too."""
     verdicts = []
     for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-        report = run(wrap(Answering().to(dtype)), [WHITE_BOX], check_samples=N)
+        report = evaluate_briefly(wrap(Answering().to(dtype)), [WHITE_BOX], check_samples=N)
         verdicts.append([record.robust() for record in report.records])
         (check,) = [check for check in report.summary.checks if check.name == "binarization"]
         assert check.verdict == "passed", check.finding
@@ -170,44 +170,44 @@ class Own(EvasionAttack):
         return self.act(x)
 
 
-def own(name: str, act: Callable[[Any], Any], **options: Any) -> AttackSpec:
+def make_attack(name: str, act: Callable[[Any], Any], **options: Any) -> AttackSpec:
     return AttackSpec(name, lambda classifier, threat, seed: Own(classifier, act), "a test's", **options)
 
 
 def test_the_last_attack_that_cannot_be_built_is_named_before_the_first_begins(tmp_path: Path) -> None:
-    begun: list[int] = []
+    batch_sizes: list[int] = []
 
     def refuse(classifier: PyTorchClassifier, threat: Any, seed: int) -> EvasionAttack:
         raise TypeError("needs colours")
 
-    first = own("first", lambda x: begun.append(len(x)) or x)
+    first = make_attack("first", lambda x: batch_sizes.append(len(x)) or x)
     with pytest.raises(InputError, match=r"attacks holds 'last', .*\(TypeError: needs colours\)") as refused:
-        run(wrap(Answering()), [first, AttackSpec("last", refuse, "a test's")], out=tmp_path / "run")
+        evaluate_briefly(wrap(Answering()), [first, AttackSpec("last", refuse, "a test's")], out=tmp_path / "run")
     assert isinstance(refused.value.__cause__, TypeError)
-    assert begun == []
+    assert batch_sizes == []
     assert not (tmp_path / "run").exists()
 
 
 def test_an_attack_of_ours_that_fails_in_its_first_step_is_named_at_once() -> None:
-    """Its gradient is asked for under the mode that it runs in."""
+    """The probe asks for the gradient under the mode in which the attack runs."""
 
     class Deaf(MarginPGD):
         def perturb(self, *arguments: Any, **options: Any) -> Tensor:
             raise RuntimeError("no kernel")
 
-    late = AttackSpec("late", lambda c, t, seed: Deaf(c, t.norm, t.eps), "", kind="white-box")
+    failing_spec = AttackSpec("late", lambda c, t, seed: Deaf(c, t.norm, t.eps), "", kind="white-box")
     with pytest.raises(InputError, match=r"attacks holds 'late'.*RuntimeError: no kernel"):
-        run(wrap(Answering()), [BRIEF[0], late])
+        evaluate_briefly(wrap(Answering()), [BRIEF[0], failing_spec])
 
 
 def test_attacks_that_all_follow_a_gradient_need_one(tmp_path: Path) -> None:
     detached = wrap(Answering(lambda z: z.detach()))
     with pytest.raises(InputError, match="attacks holds 'PGD', which follows a gradient, and no graph leads"):
-        run(detached, BRIEF[:1])
-    assert len(run(detached, BRIEF).records) == N  # Square needs none
+        evaluate_briefly(detached, BRIEF[:1])
+    assert len(evaluate_briefly(detached, BRIEF).records) == N  # Square needs none
 
 
-def test_the_least_effort_is_little_and_the_attack_itself_stays_as_it_is() -> None:
+def test_the_least_effort_makes_few_passes_and_leaves_the_attack_unchanged() -> None:
     passes = {"images": 0}
 
     class Counting(Answering):
@@ -222,7 +222,7 @@ def test_the_least_effort_is_little_and_the_attack_itself_stays_as_it_is() -> No
         attack = spec.build(classifier, Linf(0.1), 0)
         before = {name: getattr(attack, name) for name in attack.attack_params}
         passes["images"] = 0
-        with_least_effort(attack).generate(images()[:2], np.array([0, 1]))
+        with_least_effort(attack).generate(make_images()[:2], np.array([0, 1]))
         assert passes["images"] <= 40, spec.name
         assert {name: getattr(attack, name) for name in attack.attack_params} == before
 
@@ -243,7 +243,7 @@ class OverTheBatch(nn.Module):
 
 
 class ByPlace(nn.Module):
-    """Adds to each image's logits what depends on its place."""
+    """Adds to each image's logits a term that depends on its place in the batch."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -257,17 +257,17 @@ class ByPlace(nn.Module):
 @pytest.mark.parametrize("network", [OverTheBatch, ByPlace])
 def test_evaluate_names_a_network_that_does_not_treat_each_image_alone(network: type[nn.Module]) -> None:
     classifier = wrap(network())
-    assert depends_on_batch(classifier, images()[:4])
-    report = run(classifier, [WHITE_BOX], check_samples=4)
-    (check,) = [one for one in report.summary.checks if one.name == "batches"]
+    assert depends_on_batch(classifier, make_images()[:4])
+    report = evaluate_briefly(classifier, [WHITE_BOX], check_samples=4)
+    (check,) = [check for check in report.summary.checks if check.name == "batches"]
     assert check.verdict == "failed"
     assert "block_size" in check.finding
     assert report.established is False
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e4, float("nan")])
-def test_a_network_that_does_depends_on_nothing_else(scale: float) -> None:
-    assert not depends_on_batch(wrap(Answering(lambda z: z * scale)), images()[:8])
+def test_a_network_that_treats_each_image_alone_does_not_depend_on_the_batch(scale: float) -> None:
+    assert not depends_on_batch(wrap(Answering(lambda z: z * scale)), make_images()[:8])
 
 
 # What breaks off
@@ -298,46 +298,48 @@ def fail(*_: Any) -> Any:
         fail,
     ],
 )
-def test_a_network_that_changes_in_the_middle_is_named_with_attack_and_block(
+def test_a_network_that_fails_during_a_run_is_named_with_attack_and_block(
     other: Callable[[Tensor], Any], tmp_path: Path
 ) -> None:
-    counted = Changing(10**9, other)
-    run(wrap(counted), BRIEF, block_size=4)
-    broken = Changing(counted.passes - 2, other)
-    with pytest.raises(InputError, match=r"(the attack '.*'|the classifier).* failed in the block from sample") as e:
-        run(wrap(broken), BRIEF, block_size=4, out=tmp_path / "run")
-    assert "the finished attacks are kept" in str(e.value)
-    assert "\n" not in str(e.value)
-    assert e.value.__cause__ is not None
-    kept = (tmp_path / "run" / RECORDS).read_text().splitlines()
-    assert 4 <= len(kept) < N
+    counting_network = Changing(10**9, other)
+    evaluate_briefly(wrap(counting_network), BRIEF, block_size=4)
+    broken = Changing(counting_network.passes - 2, other)
+    with pytest.raises(
+        InputError, match=r"(the attack '.*'|the classifier).* failed in the block from sample"
+    ) as caught:
+        evaluate_briefly(wrap(broken), BRIEF, block_size=4, out=tmp_path / "run")
+    assert "the finished attacks are kept" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+    finished_records = (tmp_path / "run" / RECORDS).read_text().splitlines()
+    assert 4 <= len(finished_records) < N
     with pytest.raises(InputError, match="with out= the finished attacks would be kept"):
-        run(wrap(Changing(counted.passes - 2, other)), BRIEF, block_size=4)
+        evaluate_briefly(wrap(Changing(counting_network.passes - 2, other)), BRIEF, block_size=4)
 
 
-def test_a_users_attack_that_raises_is_named_and_what_was_done_is_not_done_again(tmp_path: Path) -> None:
+def test_a_users_attack_that_raises_is_named_and_finished_attacks_are_not_repeated(tmp_path: Path) -> None:
     log = tmp_path / "calls"  # on the disk, since what an attack holds in memory is part of the run's identity
 
-    def note(name: str) -> list[str]:
+    def append_call(name: str) -> list[str]:
         with log.open("a") as file:
             file.write(f"{name}\n")
         return log.read_text().split()
 
     def first(x: Any) -> Any:
-        note("first")
+        append_call("first")
         return x
 
     def second(x: Any) -> Any:
-        if len(note("second")) == 4:
+        if len(append_call("second")) == 4:
             raise KeyError("out of luck")
         return x
 
-    specs = [own("first", first, samples="all"), own("second", second, samples="all")]
-    with pytest.raises(InputError, match="the attack 'second' failed in the block from sample 6 on") as broken:
-        run(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
-    assert isinstance(broken.value.__cause__, KeyError)
+    specs = [make_attack("first", first, samples="all"), make_attack("second", second, samples="all")]
+    with pytest.raises(InputError, match="the attack 'second' failed in the block from sample 6 on") as caught:
+        evaluate_briefly(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
+    assert isinstance(caught.value.__cause__, KeyError)
     assert log.read_text().split() == ["first", "second"] * 2
-    report = run(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
+    report = evaluate_briefly(wrap(Answering()), specs, block_size=6, out=tmp_path / "run")
     assert log.read_text().split() == ["first", "second", "first", "second", "second"]
     assert len(report.records) == N
 
@@ -358,12 +360,12 @@ class Sometimes(PreprocessorPyTorch):
         return x, y
 
 
-def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> None:
-    counted = Sometimes(10**9)
-    run(defend(wrap(Answering()), counted), BRIEF)
-    with pytest.raises(InputError, match=r"failed in the block from sample 0 on \(OSError: no more paper\)") as e:
-        run(defend(wrap(Answering()), Sometimes(counted.calls - 3)), BRIEF)
-    assert isinstance(e.value.__cause__, OSError)
+def test_a_preprocessor_that_raises_during_a_run_is_named_with_the_attack() -> None:
+    counting_preprocessor = Sometimes(10**9)
+    evaluate_briefly(defend(wrap(Answering()), counting_preprocessor), BRIEF)
+    with pytest.raises(InputError, match=r"failed in the block from sample 0 on \(OSError: no more paper\)") as caught:
+        evaluate_briefly(defend(wrap(Answering()), Sometimes(counting_preprocessor.calls - 3)), BRIEF)
+    assert isinstance(caught.value.__cause__, OSError)
 
 
 # What needs rows and columns
@@ -381,7 +383,7 @@ def test_a_preprocessor_that_raises_in_the_middle_is_named_with_the_attack() -> 
         TwoStreamRestoration.for_classifier,
     ],
 )
-def test_a_method_that_looks_at_rows_and_columns_refuses_what_has_none(build: Any, shape: tuple[int, ...]) -> None:
+def test_methods_for_images_refuse_inputs_without_rows_and_columns(build: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=r"classifier takes inputs of shape .*; images \(C, H, W\) were expected"):
         build(wrap(Answering(shape=shape), shape))
 
@@ -390,11 +392,11 @@ def test_a_method_that_looks_at_rows_and_columns_refuses_what_has_none(build: An
 
 
 @pytest.mark.usefixtures("without_pictures")
-def test_statements_hold_without_a_cache_that_can_be_written_and_say_so(tmp_path: Path) -> None:
+def test_statements_hold_without_a_writable_cache_and_say_so(tmp_path: Path) -> None:
     (tmp_path / "below a file").write_text("")
     suite = Suite(tmp_path / "below a file" / "robustness")
     classifier = wrap(Answering())
-    x = images()
+    x = make_images()
     y = classifier.predict(x).argmax(axis=1)
     for _ in range(2):
         report, folder = suite.evaluated("name", classifier, (x, y), Linf(1e-4), [WHITE_BOX], check_samples=2)

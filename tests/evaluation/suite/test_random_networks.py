@@ -62,9 +62,9 @@ def problem() -> Problem:
     margins = np.linspace(-0.5, 1.5, 160)
     y = np.arange(160) % 2
     signed = np.where(y == 0, margins, -margins)
-    across = random.uniform(-0.1, 0.1, size=(160, DIMENSIONS))
-    across -= np.outer(across @ weights, weights) / (weights @ weights)
-    x = (0.5 + across + np.outer(signed, weights) / (weights @ weights)).astype(np.float32)
+    orthogonal = random.uniform(-0.1, 0.1, size=(160, DIMENSIONS))
+    orthogonal -= np.outer(orthogonal @ weights, weights) / (weights @ weights)
+    x = (0.5 + orthogonal + np.outer(signed, weights) / (weights @ weights)).astype(np.float32)
     model = NoisyLinear(torch.from_numpy(weights))
     classifier = PyTorchClassifier(
         model, nn.CrossEntropyLoss(), (DIMENSIONS,), 2, clip_values=(-3, 3), device_type="cpu"
@@ -81,13 +81,13 @@ class Idle(EvasionAttack):
         return x.copy()
 
 
-def idle(count: int) -> list[AttackSpec]:
+def make_idle_specs(count: int) -> list[AttackSpec]:
     return [
         AttackSpec(f"idle {i}", lambda c, t, s: Idle(estimator=c), "does nothing", samples="all") for i in range(count)
     ]
 
 
-def attacked(problem: Problem, specs: list[AttackSpec], eps: float = 0.05, **options: Any) -> Report:
+def make_report(problem: Problem, specs: list[AttackSpec], eps: float = 0.05, **options: Any) -> Report:
     return evaluate(
         problem.classifier, (problem.x, problem.y), Linf(eps), specs,
         curve_samples=0, check_samples=0, progress=False, **options,
@@ -96,35 +96,37 @@ def attacked(problem: Problem, specs: list[AttackSpec], eps: float = 0.05, **opt
 
 @pytest.fixture(scope="module")
 def idle_report(problem: Problem) -> Report:
-    return attacked(problem, idle(IDLE))
+    return make_report(problem, make_idle_specs(IDLE))
 
 
 def test_attacks_that_do_nothing_do_not_lower_the_robust_accuracy(problem: Problem, idle_report: Report) -> None:
     """Several, each of which might be lucky on an image near the boundary."""
-    right = (problem.margins > 0).mean()
+    accuracy = (problem.margins > 0).mean()
     summary = idle_report.summary
-    assert abs(summary.clean.rate - right) <= 0.02  # 1,024 passes tell all but the nearest three of 160 images
+    assert abs(summary.clean.rate - accuracy) <= 0.02  # 1,024 passes tell all but the nearest three of 160 images
     assert summary.worst_case.rate >= summary.clean.rate - 0.0125
-    assert summary.worst_case.interval[0] <= right <= summary.worst_case.interval[1]
+    assert summary.worst_case.interval[0] <= accuracy <= summary.worst_case.interval[1]
 
 
 def test_the_mean_over_passes_is_the_mean_of_the_chances(problem: Problem, idle_report: Report) -> None:
-    """With 32 passes an image: its standard error is below .006. The worst of all attacks would be .2 less."""
-    found = idle_report.summary.randomness
-    assert found is not None
-    assert found.mean == pytest.approx(problem.chances().mean(), abs=0.02)
-    assert found.mean_interval[0] <= found.mean <= found.mean_interval[1]
-    never = (problem.chances() ** found.votes).mean()
-    assert found.worst.rate == pytest.approx(never, abs=4 * (never * (1 - never) / 160) ** 0.5)
+    """With 32 passes an image the standard error is below .006; the worst of all attacks would be .2 less."""
+    randomness = idle_report.summary.randomness
+    assert randomness is not None
+    assert randomness.mean == pytest.approx(problem.chances().mean(), abs=0.02)
+    assert randomness.mean_interval[0] <= randomness.mean <= randomness.mean_interval[1]
+    never_missed = (problem.chances() ** randomness.votes).mean()
+    assert randomness.worst.rate == pytest.approx(
+        never_missed, abs=4 * (never_missed * (1 - never_missed) / 160) ** 0.5
+    )
 
 
-def test_an_attack_that_moves_images_gets_the_closed_form(problem: Problem) -> None:
-    """Among four that do nothing. Each margin falls by eps times the 1-norm of the weights, here by a half."""
+def test_an_attack_that_moves_images_reaches_the_closed_form(problem: Problem) -> None:
+    """Four other attacks do nothing. Each margin falls by eps times the 1-norm of the weights, here by a half."""
     eps = 0.25 / float(np.abs(problem.weights).sum()) * 2
     apgd = AttackSpec(
         "APGD", lambda c, t, s: AutoPGD(c, t.norm, t.eps, max_iter=20, seed=s), "moves", kind="white-box", samples="all"
     )
-    summary = attacked(problem, [*idle(2), apgd, *idle(4)[2:]], eps).summary
+    summary = make_report(problem, [*make_idle_specs(2), apgd, *make_idle_specs(4)[2:]], eps).summary
     robust = (problem.margins > 0.5).mean()
     undecided = ((problem.chances(eps) > 0.42) & (problem.chances(eps) <= 0.5)).mean()
     assert robust - 0.02 <= summary.worst_case.rate <= robust + undecided + 0.02
@@ -134,24 +136,26 @@ def test_an_attack_that_moves_images_gets_the_closed_form(problem: Problem) -> N
 
 
 def test_every_pass_that_judges_is_counted(problem: Problem, idle_report: Report) -> None:
-    outcomes = [one for record in idle_report.records for one in record.attacks.values()]
-    passes = sum(32 + (one.passes or 0) for one in outcomes)
-    spent = idle_report.summary.total.forward  # these attacks ask for nothing
-    assert passes + 64 * 160 <= spent <= passes + (32 + 1024) * 160
+    outcomes = [outcome for record in idle_report.records for outcome in record.attacks.values()]
+    passes = sum(32 + (outcome.passes or 0) for outcome in outcomes)
+    forward_passes = idle_report.summary.total.forward  # these attacks ask for nothing
+    assert passes + 64 * 160 <= forward_passes <= passes + (32 + 1024) * 160
 
 
-def test_blocks_are_judged_the_same_again_whatever_stands_beside_them(problem: Problem) -> None:
-    whole = replace(problem, x=problem.x[-40:], y=problem.y[-40:])  # all of them far from the boundary
-    first, again = (attacked(whole, idle(2), block_size=20).records for _ in range(2))
-    alone = attacked(replace(whole, x=whole.x[:20], y=whole.y[:20]), idle(2), block_size=20).records
+def test_blocks_are_judged_alike_again_and_beside_other_blocks(problem: Problem) -> None:
+    far_problem = replace(problem, x=problem.x[-40:], y=problem.y[-40:])  # all of them far from the boundary
+    first, again = (make_report(far_problem, make_idle_specs(2), block_size=20).records for _ in range(2))
+    first_block = make_report(
+        replace(far_problem, x=far_problem.x[:20], y=far_problem.y[:20]), make_idle_specs(2), block_size=20
+    ).records
     assert first == again
-    assert first[:20] == alone
-    other = attacked(whole, idle(2), block_size=20, seed=1).records
-    assert [one.clean_misses for one in first] != [one.clean_misses for one in other]
+    assert first[:20] == first_block
+    other = make_report(far_problem, make_idle_specs(2), block_size=20, seed=1).records
+    assert [record.clean_misses for record in first] != [record.clean_misses for record in other]
 
 
 @pytest.mark.parametrize("advantage", [0.0, 0.1])
-def test_a_false_success_is_as_rare_as_it_says(advantage: float) -> None:
+def test_false_successes_are_as_rare_as_their_bound(advantage: float) -> None:
     """One pass in two, or nearly, names the label of 300 images: 60 attacks may be mistaken on 1 % of them."""
 
     class Coin(nn.Module):
@@ -166,8 +170,8 @@ def test_a_false_success_is_as_rare_as_it_says(advantage: float) -> None:
     assert broken <= 1  # expected at most 300 * 2 * .01 / 60 = .1
 
 
-def test_a_noisy_detector_lets_nobody_past_by_luck() -> None:
-    """What the classifier has wrong is rejected in six of ten passes: no attack that does nothing gets past."""
+def test_idle_attacks_do_not_pass_a_noisy_detector_by_chance() -> None:
+    """Misclassified images are rejected in six of ten passes: no attack that does nothing succeeds."""
 
     class Wrong(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -184,9 +188,9 @@ def test_a_noisy_detector_lets_nobody_past_by_luck() -> None:
     )
     x, y = np.random.default_rng(0).random((60, 2)).astype(np.float32), np.zeros(60, np.int64)
     report = evaluate(
-        classifier, (x, y), Linf(0.1), idle(6), detector=BinaryInputDetector(detector),
+        classifier, (x, y), Linf(0.1), make_idle_specs(6), detector=BinaryInputDetector(detector),
         curve_samples=0, check_samples=0, progress=False,
     )  # fmt: skip
-    succeeded = [any(one.success for one in record.attacks.values()) for record in report.records]
+    succeeded = [any(outcome.success for outcome in record.attacks.values()) for record in report.records]
     assert sum(succeeded) <= 1
-    assert all(one.prediction == 1 for record in report.records for one in record.attacks.values())
+    assert all(outcome.prediction == 1 for record in report.records for outcome in record.attacks.values())

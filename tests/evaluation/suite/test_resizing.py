@@ -22,7 +22,7 @@ from art_defenses_ext.evaluation.suite.attacker import with_surrogates
 from art_defenses_ext.evaluation.suite.suites import WHITE_BOX
 
 
-def art_s_resize() -> Any:
+def load_art_s_resize() -> Any:
     """ART's class, from its file: its package wants OpenCV, which this class does not."""
     path = Path(art.__file__).parent / "preprocessing" / "image" / "image_resize" / "pytorch.py"
     spec = importlib.util.spec_from_file_location("art_image_resize", path)
@@ -33,7 +33,7 @@ def art_s_resize() -> Any:
     return module.ImageResizePyTorch
 
 
-ImageResizePyTorch = art_s_resize()
+ImageResizePyTorch = load_art_s_resize()
 
 CHANNELS, SIDE, LARGER = 3, 5, 8
 SHAPE = (CHANNELS, SIDE, SIDE)
@@ -108,15 +108,15 @@ def at_distances(effective: Any, eps: float) -> tuple[FloatArray, Any, Any]:
     y = np.arange(16) % 2
     x = 0.5 + 0.1 * np.random.default_rng(1).uniform(-1, 1, size=(16, *SHAPE))
     gap = np.where(y == 0, 1, -1) * distances * np.abs(direction).sum()
-    now = np.einsum("ncij,cij->n", x, direction)
-    x += ((gap - now) / (direction**2).sum())[:, None, None, None] * direction
+    current_gap = np.einsum("ncij,cij->n", x, direction)
+    x += ((gap - current_gap) / (direction**2).sum())[:, None, None, None] * direction
     assert x.min() > eps
     assert x.max() < 1 - eps
     return x.astype(np.float32), y, distances
 
 
 @pytest.mark.parametrize("resize", RESIZES)
-def test_robust_accuracy_behind_a_resize_is_the_closed_form_s(resize: str, problem: Any) -> None:
+def test_robust_accuracy_behind_a_resize_agrees_with_the_closed_form(resize: str, problem: Any) -> None:
     classifier, effective = problem
     x, y, distances = at_distances(effective, 0.02)
     report = evaluate(
@@ -148,7 +148,7 @@ def test_the_gradient_is_the_adjoint_of_the_interpolation(resize: str, problem: 
     np.testing.assert_allclose(gradient[1], gradient[0])
 
 
-def test_a_surrogate_of_one_s_own_around_a_resize_has_both_modes(problem: Any) -> None:
+def test_a_user_s_surrogate_around_a_resize_has_both_modes(problem: Any) -> None:
     classifier, effective = problem
     defended = defend(classifier, Surrogate(RESIZES["ART's"]()))
     x = np.random.default_rng(2).random((3, *SHAPE), dtype=np.float32)
@@ -160,13 +160,13 @@ def test_a_surrogate_of_one_s_own_around_a_resize_has_both_modes(problem: Any) -
     np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
 
 
-def test_what_no_resize_stands_in_for_is_named(problem: Any) -> None:
+def test_a_preprocessor_without_a_surrogate_is_named(problem: Any) -> None:
     linear = nn.Linear(CHANNELS * SIDE**2, 2)
     classifier = PyTorchClassifier(
         linear, nn.CrossEntropyLoss(), SHAPE, 2, clip_values=(0.0, 1.0), device_type="cpu", preprocessing=None
     )
-    said = r"preprocessor Flatten, which makes \(2, 75\) of \(2, 3, 5, 5\) and passes no gradient; Surrogate"
-    with pytest.raises(InputError, match=said):
+    message = r"preprocessor Flatten, which makes \(2, 75\) of \(2, 3, 5, 5\) and passes no gradient; Surrogate"
+    with pytest.raises(InputError, match=message):
         with_surrogates(defend(classifier, Flatten()))
 
 

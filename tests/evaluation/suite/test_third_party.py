@@ -61,20 +61,20 @@ BY_HAND: dict[str, tuple[str, dict[str, Any], Callable[..., Images]]] = {
 }
 
 
-def images_of(spec: AttackSpec, classifier: PyTorchClassifier, x: Images, y: Any, eps: float = EPS) -> Images:
+def make_images(spec: AttackSpec, classifier: PyTorchClassifier, x: Images, y: Any, eps: float = EPS) -> Images:
     with seeded(SEED):
         return spec.build(classifier, Linf(eps), SEED).generate(x, np.eye(classifier.nb_classes, dtype=np.float32)[y])
 
 
 @pytest.mark.parametrize("attack", BY_HAND)
-def test_it_makes_the_images_that_the_library_makes_by_hand(
+def test_the_images_are_those_of_the_library_called_by_hand(
     attack: str, digits: Dataset, digits_classifier: PyTorchClassifier
 ) -> None:
     name, options, by_hand = BY_HAND[attack]
     x, y = digits.test.x[:6], digits.test.y[:6]
     defended = JumpReLU(digits_classifier, 1.0)()
     with gradient_mode(defended, "smooth"):
-        adversarial = images_of(ThirdParty(name, options=options), defended, x, y)
+        adversarial = make_images(ThirdParty(name, options=options), defended, x, y)
         with seeded(SEED):
             np.testing.assert_array_equal(adversarial, by_hand(defended, x, y))
     assert not np.array_equal(adversarial, x)
@@ -92,32 +92,32 @@ def test_pixels_in_other_units_are_moved_by_the_same_shares(
         digits_classifier, clip_values=(low, high), preprocessing=(np.float32(low + width * mean), std * width)
     )
     x, y = digits.test.x[:6], digits.test.y[:6]
-    expected = images_of(spec, digits_classifier, x, y)
-    shares = (images_of(spec, own_units, low + width * x, y, EPS * width) - low) / width
+    expected = make_images(spec, digits_classifier, x, y)
+    shares = (make_images(spec, own_units, low + width * x, y, EPS * width) - low) / width
     np.testing.assert_allclose(shares, expected, atol=1e-5)
 
 
-def test_an_evaluation_runs_it_under_every_mode(digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
-    few = {"square__n_queries": 20, **{f"{attack}__n_iter": 2 for attack in ("apgd", "apgd_targeted", "fab")}}
-    spec = ThirdParty("autoattack", options=few)
+def test_an_evaluation_runs_the_attack_under_every_mode(digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
+    options = {"square__n_queries": 20, **{f"{attack}__n_iter": 2 for attack in ("apgd", "apgd_targeted", "fab")}}
+    spec = ThirdParty("autoattack", options=options)
     x, y = digits.test.x[:8], digits.test.y[:8]
-    call = JumpReLU(digits_classifier, 1.0)(), (x, y), Linf(EPS)
-    report = evaluate(*call, [spec], check_samples=0, curve_samples=0, progress=False)
+    arguments = JumpReLU(digits_classifier, 1.0)(), (x, y), Linf(EPS)
+    report = evaluate(*arguments, [spec], check_samples=0, curve_samples=0, progress=False)
     assert [row.key for row in report.summary.rows] == [f"autoattack [{mode}]" for mode in ("exact", "relu", "smooth")]
     assert report.summary.lacking == ""
     assert report.accuracy_after_attacks < report.summary.clean.rate
 
 
 def test_the_ensemble_runs_on_two_classes(at_distance: Callable[..., Any]) -> None:
-    near, x, y, _ = at_distance((1, 4, 4), np.inf, 0.05)
+    classifier, x, y, _ = at_distance((1, 4, 4), np.inf, 0.05)
     spec = ThirdParty("autoattack", options={"square__n_queries": 10})
-    assert (near.predict(images_of(spec, near, x, y)).argmax(axis=1) != y).all()
-    assert (near.predict(images_of(spec, near, x, y, 0.04)).argmax(axis=1) == y).all()
+    assert (classifier.predict(make_images(spec, classifier, x, y)).argmax(axis=1) != y).all()
+    assert (classifier.predict(make_images(spec, classifier, x, y, 0.04)).argmax(axis=1) == y).all()
 
 
 def test_a_debugger_or_a_coverage_measurement_keeps_its_trace_function(at_distance: Callable[..., Any]) -> None:
     """AutoAttack removes it, and coverage would miss what runs afterwards."""
-    near, x, y, _ = at_distance((1, 4, 4), np.inf, 0.05)
+    classifier, x, y, _ = at_distance((1, 4, 4), np.inf, 0.05)
     before = sys.gettrace()
 
     def trace(*_: Any) -> None:
@@ -125,7 +125,7 @@ def test_a_debugger_or_a_coverage_measurement_keeps_its_trace_function(at_distan
 
     sys.settrace(trace)
     try:
-        images_of(ThirdParty("autoattack", options={"square__n_queries": 10}), near, x, y)
+        make_images(ThirdParty("autoattack", options={"square__n_queries": 10}), classifier, x, y)
         assert sys.gettrace() is trace
     finally:
         sys.settrace(before)
@@ -155,7 +155,7 @@ def test_libraries_that_are_left_out_of_the_tests_extra(
     if find_spec(attack.partition(":")[0]) is None:
         pytest.skip("it is not installed")
     x, y = digits.test.x[:6], digits.test.y[:6]
-    adversarial = images_of(ThirdParty(attack, options={"steps": 5}), digits_classifier, x, y)
+    adversarial = make_images(ThirdParty(attack, options={"steps": 5}), digits_classifier, x, y)
     assert 0 < np.abs(adversarial - x).max() <= EPS + 1e-6
 
 
@@ -169,7 +169,7 @@ def test_libraries_that_are_left_out_of_the_tests_extra(
         ("autoattack:fastest", "attack is 'fastest' of autoattack, which has no such attack"),
     ],
 )
-def test_what_is_no_attack_is_refused(attack: Any, words: str) -> None:
+def test_an_unknown_attack_is_refused(attack: Any, words: str) -> None:
     with pytest.raises(InputError, match=words):
         ThirdParty(attack)
 

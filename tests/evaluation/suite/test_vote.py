@@ -26,16 +26,16 @@ class Scripted(nn.Module):
         self.passes = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        said = torch.tensor(self.script[self.passes % len(self.script)])[x[:, 0].long()]
+        classes = torch.tensor(self.script[self.passes % len(self.script)])[x[:, 0].long()]
         self.passes += 1
-        return nn.functional.one_hot(said, 4).float()
+        return nn.functional.one_hot(classes, 4).float()
 
 
 FOUR = np.stack([np.arange(4), np.zeros(4)], axis=1).astype(np.float32)
 """Four images by their numbers."""
 
 
-def scripted(script: list[list[int]]) -> PyTorchClassifier:
+def make_scripted(script: list[list[int]]) -> PyTorchClassifier:
     return PyTorchClassifier(Scripted(script), nn.CrossEntropyLoss(), (2,), 4, device_type="cpu")
 
 
@@ -48,26 +48,26 @@ def test_a_single_pass_counts_no_misses(digits_classifier: PyTorchClassifier, di
     )
 
 
-def test_the_likeliest_class_is_judged_and_half_of_the_time_goes_against_the_label() -> None:
+def test_the_likeliest_class_is_judged_and_a_tie_goes_against_the_label() -> None:
     """Four images of class 0: always right, right in two of three, right as often as class 2, mostly 3."""
-    classifier = scripted([[0, 0, 0, 3], [0, 1, 2, 3], [0, 0, 0, 0], [0, 0, 2, 3], [0, 1, 0, 3], [0, 0, 2, 0]])
+    classifier = make_scripted([[0, 0, 0, 3], [0, 1, 2, 3], [0, 0, 0, 0], [0, 0, 2, 3], [0, 1, 0, 3], [0, 0, 2, 0]])
     prediction = predict_by_votes(classifier, FOUR, np.zeros(4, np.int64), 6, 0)
     assert prediction.classes.tolist() == [0, 0, 2, 3]
     assert prediction.misses is not None
     assert prediction.misses.tolist() == [0, 2, 3, 4]
     assert prediction.first_misses is not None
     assert prediction.first_misses.tolist() == [0, 2, 3, 4]
-    high, low = math.e / (math.e + 3), 1 / (math.e + 3)  # of a class that was said, and of one that was not
+    high, low = math.e / (math.e + 3), 1 / (math.e + 3)  # of the predicted class, and of any other
     assert prediction.softmax.dtype == np.float64
     np.testing.assert_allclose(prediction.softmax[0], [high, low, low, low])
     np.testing.assert_allclose(prediction.softmax[1], [(2 * high + low) / 3, (high + 2 * low) / 3, low, low])
     np.testing.assert_allclose(prediction.softmax.sum(axis=1), 1)
 
 
-def test_of_an_attacked_image_what_no_passes_show_is_no_success() -> None:
+def test_an_undecided_attacked_image_is_no_success() -> None:
     """Right always, half of the time, in three of ten, never."""
-    said = [[0, i % 2, min(i % 10 // 3, 1), 2] for i in range(10)]
-    prediction = predict_by_votes(scripted(said), FOUR, np.zeros(4, np.int64), 10, 0, attacks=50)
+    script = [[0, i % 2, min(i % 10 // 3, 1), 2] for i in range(10)]
+    prediction = predict_by_votes(make_scripted(script), FOUR, np.zeros(4, np.int64), 10, 0, attacks=50)
     assert prediction.classes.tolist() == [0, 0, 1, 2]
     assert prediction.undecided is not None
     assert prediction.undecided.tolist() == [False, True, False, False]
@@ -94,9 +94,9 @@ def test_classes_are_predicted_batch_by_batch(digits_classifier: PyTorchClassifi
     np.testing.assert_array_equal(
         predict(digits_classifier, x, batch_size=7).classes, predict(digits_classifier, x).classes
     )
-    said = predict(digits_classifier, x, batch_size=7)
-    np.testing.assert_array_equal(said.classes, predict(digits_classifier, x).classes)
-    np.testing.assert_allclose(said.softmax, predict(digits_classifier, x).softmax, atol=1e-6)
+    prediction = predict(digits_classifier, x, batch_size=7)
+    np.testing.assert_array_equal(prediction.classes, predict(digits_classifier, x).classes)
+    np.testing.assert_allclose(prediction.softmax, predict(digits_classifier, x).softmax, atol=1e-6)
 
 
 # With a detector
@@ -113,7 +113,7 @@ class Read(nn.Module):
         return x[:, self.start : self.start + self.count]
 
 
-class ScriptedWord(nn.Module):
+class ScriptedMargins(nn.Module):
     """A detector that says one margin after the other, pass by pass."""
 
     def __init__(self, script: list[list[float]]) -> None:
@@ -127,59 +127,59 @@ class ScriptedWord(nn.Module):
         return torch.stack([torch.zeros_like(margin), margin], dim=1)
 
 
-def beside(classifier: PyTorchClassifier, detector: nn.Module) -> PyTorchClassifier:
-    two = PyTorchClassifier(detector, nn.CrossEntropyLoss(), classifier.input_shape, 2, device_type="cpu")
-    return rejecting(classifier, BinaryInputDetector(two))
+def add_detector(classifier: PyTorchClassifier, detector: nn.Module) -> PyTorchClassifier:
+    binary_classifier = PyTorchClassifier(detector, nn.CrossEntropyLoss(), classifier.input_shape, 2, device_type="cpu")
+    return rejecting(classifier, BinaryInputDetector(binary_classifier))
 
 
-def reading() -> PyTorchClassifier:
+def make_reading_classifier() -> PyTorchClassifier:
     """Images of five values: three logits, then what the detector weighs against each other."""
-    plain = PyTorchClassifier(Read(0, 3), nn.CrossEntropyLoss(), (5,), 3, device_type="cpu")
-    return beside(plain, Read(3, 2))
+    classifier = PyTorchClassifier(Read(0, 3), nn.CrossEntropyLoss(), (5,), 3, device_type="cpu")
+    return add_detector(classifier, Read(3, 2))
 
 
 def test_a_rejected_image_keeps_the_class_and_the_probabilities_that_the_classifier_gives_it() -> None:
-    classifier = reading()
+    classifier = make_reading_classifier()
     assert (classifier.nb_classes, nb_labels(classifier)) == (4, 3)
     x = np.array([[5, 1, 0, 2, 1.5], [5, 1, 0, 2, 2], [5, 1, 0, 2, 2.5], [0, 1, 0, 0, 3]], np.float32)
-    said = predict(classifier, x, batch_size=3)
-    assert said.classes.tolist() == [0, 0, 0, 1]
-    assert said.rejected is not None
-    assert said.rejected.tolist() == [False, False, True, True]  # on the threshold itself an image is accepted
-    assert said.detection_margin is not None
-    assert said.detection_margin.tolist() == [-0.5, 0, 0.5, 3]
-    np.testing.assert_allclose(said.softmax, softmax(x[:, :3].astype(np.float64), axis=1))
-    np.testing.assert_array_equal(said.rejected, classifier.predict(x).argmax(axis=1) == 3)
+    single_pass = predict(classifier, x, batch_size=3)
+    assert single_pass.classes.tolist() == [0, 0, 0, 1]
+    assert single_pass.rejected is not None
+    assert single_pass.rejected.tolist() == [False, False, True, True]  # on the threshold itself an image is accepted
+    assert single_pass.detection_margin is not None
+    assert single_pass.detection_margin.tolist() == [-0.5, 0, 0.5, 3]
+    np.testing.assert_allclose(single_pass.softmax, softmax(x[:, :3].astype(np.float64), axis=1))
+    np.testing.assert_array_equal(single_pass.rejected, classifier.predict(x).argmax(axis=1) == 3)
     prediction = predict_by_votes(classifier, x, np.array([0, 1, 1, 1]), 1, 0)
     assert (prediction.misses, prediction.rejections) == (None, None)
     assert prediction.broken(np.array([0, 1, 1, 1])).tolist() == [False, True, False, False]
 
 
-def test_an_excess_that_is_no_number_rejects() -> None:
+def test_a_margin_that_is_no_number_rejects() -> None:
     x = np.array([[5, 1, 0, 0, np.nan]], np.float32)
-    said = predict(reading(), x)
-    assert said.rejected is not None
-    assert said.rejected.all()
-    assert reading().predict(x).argmax() == 3
+    prediction = predict(make_reading_classifier(), x)
+    assert prediction.rejected is not None
+    assert prediction.rejected.all()
+    assert make_reading_classifier().predict(x).argmax() == 3
 
 
-def test_what_stands_before_a_network_that_rejects_is_seen_by_both_of_its_parts() -> None:
+def test_preprocessing_before_a_rejecting_network_reaches_both_of_its_parts() -> None:
     """A mean and deviation, here of all five values."""
-    plain = reading()
+    classifier = make_reading_classifier()
     standardised = PyTorchClassifier(
-        plain.model, nn.CrossEntropyLoss(), (5,), 4, preprocessing=(0.5, 2.0), device_type="cpu"
+        classifier.model, nn.CrossEntropyLoss(), (5,), 4, preprocessing=(0.5, 2.0), device_type="cpu"
     )
     x = np.array([[5, 1, 0, 2, 2.5], [0, 1, 0, 3, 0]], np.float32)
-    mine, theirs = predict(standardised, x), predict(plain, (x - np.float32(0.5)) / 2)
-    np.testing.assert_allclose(mine.softmax, theirs.softmax)
-    np.testing.assert_allclose(mine.detection_margin, theirs.detection_margin)  # type: ignore[arg-type]
+    prediction, expected = predict(standardised, x), predict(classifier, (x - np.float32(0.5)) / 2)
+    np.testing.assert_allclose(prediction.softmax, expected.softmax)
+    np.testing.assert_allclose(prediction.detection_margin, expected.detection_margin)  # type: ignore[arg-type]
 
 
-def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
+def test_an_attacked_image_succeeds_only_if_it_is_shown_to_be_accepted() -> None:
     """Four images of class 0: rejected, wrong and accepted, wrong and rejected half of the time, mostly right."""
-    said = [[0, 1, 2, 0], [0, 1, 2, 0], [1, 1, 2, 0], [1, 1, 2, 3]]
-    word = [[1.0, -1, -1, -1], [1, -1, 1, -1], [1, -1, -1, -1], [1, -1, 1, -1]]
-    classifier = beside(scripted(said), ScriptedWord(word))
+    classes = [[0, 1, 2, 0], [0, 1, 2, 0], [1, 1, 2, 0], [1, 1, 2, 3]]
+    margins = [[1.0, -1, -1, -1], [1, -1, 1, -1], [1, -1, -1, -1], [1, -1, 1, -1]]
+    classifier = add_detector(make_scripted(classes), ScriptedMargins(margins))
     labels = np.zeros(4, np.int64)
     prediction = predict_by_votes(classifier, FOUR, labels, 8, 0, attacks=20)
     assert isinstance(prediction, Prediction)
@@ -191,14 +191,14 @@ def test_an_attacked_image_must_be_shown_to_be_accepted() -> None:
     assert prediction.classes.tolist() == [0, 1, 2, 0]
     assert prediction.rejections.tolist() == [8, 0, 4, 0]
     assert prediction.misses.tolist() == [0, 8, 4, 2]  # neither the label nor rejected
-    np.testing.assert_allclose(prediction.detection_margin, np.mean(word, axis=0))  # type: ignore[arg-type]
+    np.testing.assert_allclose(prediction.detection_margin, np.mean(margins, axis=0))  # type: ignore[arg-type]
 
 
-def test_a_clean_image_is_rejected_where_that_is_the_likeliest() -> None:
+def test_a_clean_image_is_rejected_if_that_is_the_likeliest() -> None:
     """Mostly rejected; as often as right; less often than right; as often as wrong."""
-    said = [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
-    word = [[1.0, 1, 1, 1], [1, 1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]]
-    classifier = beside(scripted(said), ScriptedWord(word))
+    classes = [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1]]
+    margins = [[1.0, 1, 1, 1], [1, 1, -1, 1], [1, -1, -1, -1], [-1, -1, -1, -1]]
+    classifier = add_detector(make_scripted(classes), ScriptedMargins(margins))
     prediction = predict_by_votes(classifier, FOUR, np.zeros(4, np.int64), 8, 0)
     assert prediction.rejected is not None
     assert prediction.rejected.tolist() == [True, True, False, False]
