@@ -243,7 +243,6 @@ def shortened_suite() -> Callable[[], AbstractContextManager[None]]:
     def shortened() -> Iterator[None]:
         with pytest.MonkeyPatch.context() as patch:
             patch.setitem(suites.SUITES, "standard", short)
-            patch.setattr(suites, "DETECTOR_SUITE", suites.DETECTOR_SUITE[:1])
             patch.setattr(plan, "EFFORT", effort)
             patch.setattr(block, "BINARIZED", 3)
             yield
