@@ -196,7 +196,7 @@ def on_trained() -> Iterator[Line]:
             ("Heat and Blur", "heat_and_blur", ()),
             ("Explanation reconstructor", "explanation_reconstructor", ()),
             ("Feature autoencoder", "feature_autoencoder", ("-o", "nb_epochs=2")),
-            ("TRN", "two_stream_restoration", ("-o", "nb_epochs=1")),
+            ("TRN", "two_stream_restoration", ("-o", "nb_epochs=2")),
         ):
             bare = face == "none"
             words = (*network, *options, *(() if bare else ("--undefended", "papers")))

@@ -520,25 +520,15 @@ ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize(("name", "build"), [("PGD", by_hand), *((name, with_options) for name in ATTACKS)])
 def test_art_s_attacks_run(
-    digits_classifier: PyTorchClassifier, x: FloatArray, one_hot: FloatArray, name: str, build: Any
+    digits_classifier: PyTorchClassifier,
+    x: FloatArray,
+    one_hot: FloatArray,
+    name: str,
+    build: Any,
+    assert_attack_of_art_runs: Callable[..., None],
 ) -> None:
-    defended = build(digits_classifier)
     attack, nb, options = ATTACKS[name]
-    np.random.seed(0)  # noqa: NPY002 (ART's attacks draw from it)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adversarial = attack(defended, verbose=False, **options).generate(x[:nb], one_hot[:nb])
-    assert isinstance(adversarial, np.ndarray)
-    assert (adversarial.shape, adversarial.dtype) == (x[:nb].shape, np.float32)
-    assert np.isfinite(adversarial).all()
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    assert not np.array_equal(adversarial, x[:nb])
-    if name == "PGD":
-        clean, attacked = (
-            defended.predict(images).argmax(axis=1) == one_hot.argmax(axis=1) for images in (x, adversarial)
-        )
-        assert attacked.sum() <= clean.sum() - 3
+    assert_attack_of_art_runs(attack, build(digits_classifier), x[:nb], one_hot[:nb], name == "PGD", **options)
 
 
 # Devices

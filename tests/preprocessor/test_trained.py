@@ -707,25 +707,15 @@ ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
 @one_kind
 @pytest.mark.parametrize("name", ATTACKS)
 def test_art_s_attacks_run(
-    trained: TrainedRestorer, digits_classifier: PyTorchClassifier, x: FloatArray, y: FloatArray, name: str
+    trained: TrainedRestorer,
+    digits_classifier: PyTorchClassifier,
+    x: FloatArray,
+    y: FloatArray,
+    name: str,
+    assert_attack_of_art_runs: Callable[..., None],
 ) -> None:
-    defended = defend(digits_classifier, trained)
     attack, nb, options = ATTACKS[name]
-    np.random.seed(0)  # noqa: NPY002 (ART's attacks draw from it)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        adversarial = attack(defended, verbose=False, **options).generate(x[:nb], y[:nb])
-    assert isinstance(adversarial, np.ndarray)
-    assert (adversarial.shape, adversarial.dtype) == (x[:nb].shape, np.float32)
-    assert np.isfinite(adversarial).all()
-    assert adversarial.min() >= 0
-    assert adversarial.max() <= 1
-    assert not np.array_equal(adversarial, x[:nb])
-    if "PGD" in name:
-        clean, attacked = (
-            defended.predict(images).argmax(axis=1) == y[:nb].argmax(axis=1) for images in (x[:nb], adversarial)
-        )
-        assert attacked.sum() <= clean.sum() - 3
+    assert_attack_of_art_runs(attack, defend(digits_classifier, trained), x[:nb], y[:nb], "PGD" in name, **options)
 
 
 @one_kind

@@ -170,5 +170,5 @@ print(code_hash(build))
 """
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec(code.replace("print(", "found = ("), namespace)
-    assert process.stdout.strip() == namespace["found"]
+    exec(code.replace("print(", "printed = ("), namespace)
+    assert process.stdout.strip() == namespace["printed"]
