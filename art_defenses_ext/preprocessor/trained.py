@@ -53,7 +53,8 @@ from art_defenses_ext.preprocessor.base import RestoringPreprocessor
 from art_defenses_ext.preprocessor.fitting import check_batches, name_of, split
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.training.inputs import Inputs, Networks, Radius, TrainingInput, may_be_end_to_end, mixture
-from art_defenses_ext.training.loop import Data, Objective, train
+from art_defenses_ext.training.loop import Data, Objective, precision_of, train
+from art_defenses_ext.training.memory import check_step
 from art_defenses_ext.training.settings import Settings, SettingsOptions
 from art_defenses_ext.training.state import Epoch
 
@@ -170,7 +171,8 @@ class TrainedRestorer(RestoringPreprocessor):
                 default. The ``seed`` is also that of the initial weights, the split and the attacks.
 
         Raises:
-            InputError: for invalid images, labels or settings, before any training.
+            InputError: for invalid images, labels or settings, or a batch whose step does not fit into the memory,
+                before any training.
         """
         check_choice("attack_mode", attack_mode, self.gradient_modes)
         chosen = Settings.of({"clip_norm": 1.0, **settings})
@@ -189,7 +191,7 @@ class TrainedRestorer(RestoringPreprocessor):
         if not self._is_fitted:
             self._make_network(chosen.seed)
         objective = self._objective(make, loss, attack_mode)
-        self._try(objective, part)
+        self._try(objective, part, chosen)
         plan: dict[str, Any] = {"eps": float(eps), "inputs": [*map(name_of, inputs)], "attack_mode": attack_mode}
         plan |= {"loss": loss.describe(), "validation_split": validation_split}
         with self._trainable(), evaluation_mode(self.model):
@@ -340,11 +342,18 @@ class TrainedRestorer(RestoringPreprocessor):
 
         return objective
 
-    def _try(self, objective: Objective, part: Data) -> None:
-        """Compute the loss of two images, so that a loss that cannot be computed is refused before any training."""
+    def _try(self, objective: Objective, part: Data, settings: Settings) -> None:
+        """Compute the loss of two images, so that training does not begin that fails or exceeds the memory."""
         images, labels = (values[:2].to(self.device) for values in part)
-        with explained_by_shape(self, images.shape[1:]), evaluation_mode(self.model), torch.no_grad():
-            objective(images, labels, torch.Generator(self.device).manual_seed(0))
+        precision = precision_of(settings, self.device)
+
+        def loss(count: int) -> Tensor:
+            noise = torch.Generator(self.device).manual_seed(0)
+            with precision():
+                return sum(objective(images[:count], labels[:count], noise).values())  # type: ignore[return-value]
+
+        with explained_by_shape(self, images.shape[1:]), evaluation_mode(self.model), self._trainable():
+            check_step(loss, min(settings.batch_size, len(part[0])), self.device)
 
     def _identity(self, loss: RestorationLoss) -> dict[str, Any]:
         """Return further values on which the weights at the end of a fit depend."""

@@ -33,7 +33,8 @@ from art_defenses_ext.gradients.surrogate import replaced
 from art_defenses_ext.preprocessor.blocks import from_blocks, to_blocks
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.training.loop import Objective
+from art_defenses_ext.training.loop import Data, Objective
+from art_defenses_ext.training.settings import Settings
 
 MAPS = ("stacked", "sum", "predicted")
 
@@ -221,8 +222,8 @@ class TwoStreamRestoration(TrainedRestorer):
     def _suited_to(cls, classifier: PyTorchClassifier) -> dict[str, Any]:
         return super()._suited_to(classifier) | {"nb_classes": classifier.nb_classes}
 
-    def _try(self, objective: Objective, part: tuple[Tensor, Tensor]) -> None:
-        super()._try(objective, part)
+    def _try(self, objective: Objective, part: Data, settings: Settings) -> None:
+        super()._try(objective, part, settings)
         check_second_derivative(self._map, self.model, part[0][:2].to(self.device))
 
     def _check_params(self) -> None:

@@ -81,7 +81,7 @@ def train(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=settings.nb_epochs * nb_batches)
     state = TrainingState(network, optimiser, schedule, order=torch.Generator().manual_seed(settings.seed))
     run_identity = {} if checkpoint is None else _identity(network, data, validation, settings, identity)
-    precision = _precision(settings, device)
+    precision = precision_of(settings, device)
     noise = torch.Generator(device)
     try:
         with _seeded(settings.seed, device), _channels_last(network), progress_bar(progress) as bar:
@@ -241,7 +241,8 @@ def _note(losses: Epoch) -> str:
     return f"{note}, validation {losses.validation_loss:.4f}" if losses.validation else note
 
 
-def _precision(settings: Settings, device: torch.device) -> Callable[[], Any]:
+def precision_of(settings: Settings, device: torch.device) -> Callable[[], Any]:
+    """Return what makes the context in which a step computes its loss: bfloat16 where it is mixed."""
     is_mixed = settings.mixed_precision
     if is_mixed or (is_mixed is None and device.type == "cuda"):
         # No cache: weights first used under no_grad, as in an attack, would have no gradient in it.
