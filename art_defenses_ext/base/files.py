@@ -55,17 +55,20 @@ def write_files(folder: str | Path, contents: Mapping[str, bytes | None]) -> Non
             replace_file(path / name, content)
 
 
-def replace_file(path: Path, content: bytes | None) -> None:
-    """Write ``content`` to ``path`` atomically, so that a crash leaves the old file or the new; None removes it."""
+def replace_file(path: Path, content: bytes | None, wait: bool = True) -> None:
+    """Write ``content`` to ``path`` atomically, so that a crash leaves the old file or the new; None removes it.
+
+    Without ``wait`` this does not hold if the machine stops before the content is on the disk.
+    """
     if content is None:
         path.unlink(missing_ok=True)
         return
-    with replacing(path) as temporary:
+    with replacing(path, wait) as temporary:
         temporary.write_bytes(content)
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, wait: bool = True) -> Iterator[Path]:
     """Give a temporary file to be written inside, which becomes ``path`` at the end."""
     if not path.name:
         raise IsADirectoryError(EISDIR, os.strerror(EISDIR), str(path))  # such as "."
@@ -73,19 +76,21 @@ def replacing(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # found by leftovers after an interruption
     try:
         yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())  # otherwise the name may reach the disk before the bytes
+        if wait:
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())  # otherwise the name may reach the disk before the bytes
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def append(path: Path, content: bytes) -> None:
-    """Add ``content`` to the end of a file, and wait until it is on the disk."""
+def append(path: Path, content: bytes, wait: bool = True) -> None:
+    """Add ``content`` to the end of a file, and ``wait`` until it is on the disk."""
     with path.open("ab") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        if wait:
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def leftovers(folder: Path, name: str) -> list[Path]:

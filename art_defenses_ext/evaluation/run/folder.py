@@ -142,7 +142,7 @@ class RunDirectory:
     Args:
         path: folder to write to; created if it does not exist.
         overwrite: remove the files of an earlier run there.
-        keeps: whether a later run can continue this one.
+        keeps: whether a later run can continue this one; without, nothing is written for this purpose.
         save_examples: ``"one"`` adversarial image per attack for the report, or ``"all"`` of them as well.
 
     Attributes:
@@ -203,15 +203,17 @@ class RunDirectory:
             InputError: if the folder cannot be written, or its records were edited.
         """
         with self._writing(""):
-            for name in RESULTS:  # or they would not agree with the records
+            begun = self.manifest is not None or (self.path / RECORDS).exists()
+            for name in RESULTS if begun else ():  # or they would not agree with the records
                 (self.path / name).unlink(missing_ok=True)
             if self.manifest is None:
-                replace_file(self.path / MANIFEST, manifest.as_json().encode())
+                replace_file(self.path / MANIFEST, manifest.as_json().encode(), self.keeps)
                 # Read back, since the hash of an attack's code may change while it runs, with a list that it fills.
                 self.manifest = read_manifest(self.path)
             for name in (RECORDS, COSTS, DIGESTS):
                 (self.path / name).touch()
-            self._remove_unfinished(self.manifest)
+            if begun:
+                self._remove_unfinished(self.manifest)
         if self._save_examples == "all":
             self._images = AllImages(self.path, self.manifest)
             self._images.check_complete(self.done)
@@ -256,7 +258,8 @@ class RunDirectory:
         with self._writing():
             if self._images is not None:
                 self._images.keep(attempt, adv)
-            self._unfinished.add(attempt, example)
+            if self.keeps:
+                self._unfinished.add(attempt, example)
 
     def append(self, block: Block, costs: Sequence[CostRecord], examples: Sequence[Example] = ()) -> None:
         """Add a finished block. Its records are written last, so a block with records has all its files.
@@ -275,18 +278,19 @@ class RunDirectory:
         )
         with self._writing():
             if pictures is not None:
-                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures)
+                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures, self.keeps)
             if self._images is not None:
                 self._images.finish(block.start)
             for name, lines in ((COSTS, spent), (DIGESTS, [as_line(digest)]), (RECORDS, block.lines)):
-                append(self.path / name, b"".join(lines))
-            self._unfinished.remove()
+                append(self.path / name, b"".join(lines), self.keeps)
+            if self.keeps:
+                self._unfinished.remove()
 
     def finish(self, findings: Findings) -> None:
         """Write the results of the tests that are made once for all blocks."""
         assert self.manifest is not None
         with self._writing():
-            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.digest))
+            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.digest), self.keeps)
 
     def join_images(self, records: Sequence[SampleRecord]) -> None:
         """Join the adversarial images of the finished run to one file per attack, if they are kept.

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,27 +137,34 @@ class Manifest:
             InputError: for a manifest that is missing, broken, or of another version.
         """
         try:
-            plain = parse_json(path.read_bytes())
-            version = plain["format"]
+            return _parsed(path, path.read_bytes())
         except OSError as error:
             raise RunError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
-        except (ValueError, KeyError, TypeError):
-            raise RunError(f"{path} is not the manifest of a run; a manifest was expected") from None
-        if version != FORMAT:
-            raise RunError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
-        if plain.get("digest") != digest_of_plain(plain):
-            raise RunError(f"{path} differs from its digest; an unchanged manifest was expected")
-        try:
-            return cls(
-                adapter(RunDescription).validate_python(plain["run"]),
-                [_run_of(attack) for attack in plain["plan"]],
-                adapter(list[GradientHealth]).validate_python(plain["health"]),
-                Shard(**plain["shard"]),
-                adapter(Identity).validate_python(plain["identity"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-            reason = f"{error.error_count()} fields" if isinstance(error, ValidationError) else str(error)
-            raise RunError(f"{path} cannot be understood ({reason}); the manifest of a run was expected") from None
+
+
+@lru_cache(maxsize=16)  # of a run's folder each reading function reads it again
+def _parsed(path: Path, content: bytes) -> Manifest:
+    """Return the manifest with the given content; ``path`` is for errors."""
+    try:
+        plain = parse_json(content)
+        version = plain["format"]
+    except (ValueError, KeyError, TypeError):
+        raise RunError(f"{path} is not the manifest of a run; a manifest was expected") from None
+    if version != FORMAT:
+        raise RunError(f"{path} has format {version!r}; {FORMAT} was expected: evaluate again")
+    if plain.get("digest") != digest_of_plain(plain):
+        raise RunError(f"{path} differs from its digest; an unchanged manifest was expected")
+    try:
+        return Manifest(
+            adapter(RunDescription).validate_python(plain["run"]),
+            [_run_of(attack) for attack in plain["plan"]],
+            adapter(list[GradientHealth]).validate_python(plain["health"]),
+            Shard(**plain["shard"]),
+            adapter(Identity).validate_python(plain["identity"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = f"{error.error_count()} fields" if isinstance(error, ValidationError) else str(error)
+        raise RunError(f"{path} cannot be understood ({reason}); the manifest of a run was expected") from None
 
 
 def _plain(run: AttackRun) -> dict[str, Any]:

@@ -256,7 +256,27 @@ def test_a_kill_right_after_the_manifest_leaves_an_empty_run(tmp_path: Path, mis
     assert read_records(tmp_path) == []
 
 
+def test_a_run_that_nobody_continues_waits_for_no_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: pytest.fail("it waits for the disk"))
+    with RunDirectory(tmp_path, keeps=False) as directory:
+        directory.begin(make_manifest())
+        attempt = Attempt(make_costs(0)[0], [], [])
+        directory.note(attempt, None, np.zeros((1, 1, 2, 2), np.float32))
+        assert not directory.attempts(0)
+        directory.append(Block.of(make_records(0)), make_costs(0), [make_example(0)])
+        directory.finish(Findings(None))
+    assert read_records(tmp_path) == make_records(0)
+    assert read_findings(tmp_path) == Findings(None)
+
+
 # What another hand did
+
+
+def test_records_whose_manifest_is_gone_are_refused(tmp_path: Path) -> None:
+    begin_run(tmp_path, done=1).__exit__()
+    (tmp_path / MANIFEST).unlink()
+    with RunDirectory(tmp_path) as directory, pytest.raises(InputError, match="changed by another hand"):
+        directory.begin(make_manifest(model_sha256="another"))
 
 
 def _swap(lines: list[str]) -> list[str]:
