@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -10,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,15 @@ from art_defenses_ext.evaluation import evaluate as module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.records.phases import PHASES
+from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run import describe
-from art_defenses_ext.evaluation.run.folder import EXAMPLES, FINDINGS, RECORDS, read_costs
+from art_defenses_ext.evaluation.run.folder import EXAMPLES, FINDINGS, RECORDS, read_costs, read_records
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
+
+from .run import test_identity
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -51,6 +55,14 @@ def make_parts(run: Any, out: Path, count: int, numbers: Sequence[int] = (), **c
     """Do some parts of the run, by default all."""
     call = run.call | run.options | changes
     return [evaluate_shard(**call, shard=Shard(number, count), out=out) for number in numbers or range(1, count + 1)]
+
+
+def without_curve(records: list[SampleRecord]) -> list[SampleRecord]:
+    """Records as a run without a curve has them."""
+    return [
+        replace(record, attacks={key: outcome for key, outcome in record.attacks.items() if " @ " not in key})
+        for record in records
+    ]
 
 
 def assert_same_run(a: Path, b: Path) -> None:
@@ -136,13 +148,14 @@ class Stored(StoredImages):
 
 def test_images_may_be_read_block_by_block(finished_run: Any) -> None:
     read_sizes: list[int] = []
-    report = finished_run.repeat(data=(Stored(finished_run.x, read_sizes), finished_run.y))
-    assert report.records == finished_run.report.records
+    x, y = finished_run.x[: 2 * BLOCK], finished_run.y[: 2 * BLOCK]
+    report = finished_run.repeat(data=(Stored(x, read_sizes), y), curve_samples=0)
+    assert report.records == without_curve(finished_run.report.records[: 2 * BLOCK])
     # One image, and two that networks and attacks are tried on; a block for the randomness; all (at most a hundred) for
     # the gradients; five for the checks; then each block.
-    assert sorted(read_sizes) == sorted([1, 2, BLOCK, SAMPLES, 5, *[BLOCK] * 5, 3])
-    with pytest.raises(InputError, match=r"x has shape \(23, 1, 8, 7\); \(N, 1, 8, 8\) was expected"):
-        finished_run.repeat(data=(Stored(finished_run.x[..., :7], read_sizes), finished_run.y))
+    assert sorted(read_sizes) == sorted([1, 2, BLOCK, 2 * BLOCK, 5, BLOCK, BLOCK])
+    with pytest.raises(InputError, match=r"x has shape \(8, 1, 8, 7\); \(N, 1, 8, 8\) was expected"):
+        finished_run.repeat(data=(Stored(x[..., :7], read_sizes), y))
 
 
 # What does not fit
@@ -253,7 +266,7 @@ def test_the_same_call_continues_without_repeating_a_block_under_any_clock(
         return block(self, start, *arguments)
 
     monkeypatch.setattr(module.Work, "block", interrupt)
-    changes = {"data": (finished_run.x[:12], finished_run.y[:12])}
+    changes = {"data": (finished_run.x[:12], finished_run.y[:12]), "curve_samples": 0, "check_samples": 0}
     with pytest.raises(KeyboardInterrupt):
         finished_run.repeat(out=tmp_path, **changes)
     report = finished_run.repeat(out=tmp_path, **changes)
@@ -262,8 +275,7 @@ def test_the_same_call_continues_without_repeating_a_block_under_any_clock(
     finished_run.repeat(out=tmp_path, **changes)
     assert len(started_blocks) == 4  # nothing was left to do
     # A block's records do not depend on the blocks that follow.
-    lines = [(folder / RECORDS).read_bytes().splitlines() for folder in (tmp_path, complete_run)]
-    assert lines[0] == lines[1][:12]
+    assert read_records(tmp_path) == without_curve(read_records(complete_run)[:12])
 
 
 def test_the_same_call_continues_without_repeating_an_attack(
@@ -271,8 +283,9 @@ def test_the_same_call_continues_without_repeating_an_attack(
 ) -> None:
     """A block may take hours. The samples are one here, so that only finished attacks can be gone on from."""
     changes = {
-        "data": (finished_run.x[:8], finished_run.y[:8]),
-        "block_size": 8,
+        "data": (finished_run.x[:4], finished_run.y[:4]),
+        "attacks": [*finished_run.attacks[:2], replace(finished_run.attacks[2], modes="exact")],
+        "block_size": 4,
         "curve_samples": 2,
         "check_samples": 0,
     }
@@ -299,24 +312,34 @@ def test_the_same_call_continues_without_repeating_an_attack(
     assert names[0] == names[1]
 
 
-# Killed
+# Another process
 
-KILLED = '''
-import os, random, shutil, signal, sys, time
+OTHER_PROCESS = '''
+import json, os, random, shutil, signal, sys, time
 from pathlib import Path
+import numpy as np
 import torch
 torch.set_num_threads(1)
-sys.path.insert(0, sys.argv[1])
+TESTS, weights, out, RUNS = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+sys.path[:0] = [str(TESTS), str(TESTS / "evaluation" / "run")]
+import test_identity
+from art.estimators.classification import PyTorchClassifier
 from conftest import FEW_STEPS
+from safetensors.torch import load_file
 from art_defenses_ext import JumpReLU, Linf
-from art_defenses_ext.zoo.classifiers import load_classifier
+from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import load_dataset
+from art_defenses_ext.zoo.networks import DigitsCNN
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.run.shard import WHOLE
 
-weights, out, RUNS = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
-digits = load_dataset("digits")
-defended = JumpReLU(load_classifier(digits, weights=weights), 1.0)()
+digits, spec, network = load_dataset("digits"), MODELS["digits_cnn"], DigitsCNN()
+network.load_state_dict(load_file(weights))
+classifier = PyTorchClassifier(
+    network, torch.nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0.0, 1.0), device_type="cpu",
+    preprocessing=(np.array(spec.mean), np.array(spec.std)),
+)
+defended = JumpReLU(classifier, 1.0)()
 x, y = digits.test.x[:5], digits.test.y[:5]
 options = {"shard": WHOLE, "block_size": 2, "curve_samples": 0, "check_samples": 0, "progress": False}
 
@@ -344,44 +367,81 @@ def finishes(pid, within):
     os.kill(pid, signal.SIGKILL)
     return not os.WIFSIGNALED(os.waitpid(pid, 0)[1])
 
-began = time.perf_counter()
-assert finishes(child(out / "undisturbed"), 1e9)
-length = time.perf_counter() - began
-generator = random.Random(0)
-for number in range(RUNS):
-    kills = 0
-    while kills < 2:
-        # At any moment of what it takes.
-        if not finishes(child(out / str(number)), generator.uniform(0.02, 1.0) * length):
-            kills += 1
-        elif kills == 0:
-            # The machine has become faster than at first: again, and sooner.
-            shutil.rmtree(out / str(number))
-            length *= 0.7
-        else:
-            break
-    assert finishes(child(out / str(number)), 1e9)
-    print(kills)
+def kill_runs():
+    """Run undisturbed, then RUNS times killed at random moments; how often each was killed."""
+    began = time.perf_counter()
+    assert finishes(child(out / "undisturbed"), 1e9)
+    length = time.perf_counter() - began
+    generator = random.Random(0)
+    for number in range(RUNS):
+        kills = 0
+        while kills < 2:
+            # At any moment of what it takes.
+            if not finishes(child(out / str(number)), generator.uniform(0.02, 1.0) * length):
+                kills += 1
+            elif kills == 0:
+                # The machine has become faster than at first: again, and sooner.
+                shutil.rmtree(out / str(number))
+                length *= 0.7
+            else:
+                break
+        assert finishes(child(out / str(number)), 1e9)
+        yield kills
+
+kills = list(kill_runs()) if hasattr(os, "fork") else []
+networks = None, test_identity.Plain()
+keys = [test_identity.key(test_identity.classifier(network)) for network in networks]
 '''
 
+HASHED = """
+from art.attacks.evasion import FastGradientMethod
+from art_defenses_ext.evaluation.run.code_hash import code_hash
 
+def build(classifier, threat, seed, chosen={"a", "b", "c"}, of=FastGradientMethod):
+    return of(classifier, eps=threat.eps, options={"x": object, "y": build})
+
+hashed = code_hash(build)
+"""
+"""The hash of a function. Sets and hashes of text differ between processes, addresses too."""
+
+ANSWER = "print(json.dumps({'keys': keys, 'hashed': hashed, 'kills': kills}))"
 RUNS = 2
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forks of one that has loaded everything")
-def test_runs_killed_at_random_moments_end_in_the_same_bytes(
-    digits_classifier: PyTorchClassifier, tmp_path: Path
-) -> None:
-    save_file(digits_classifier.model.state_dict(), tmp_path / "weights.safetensors")
-    (tmp_path / "killed.py").write_text(KILLED)
-    arguments = [Path(__file__).parents[1], tmp_path / "weights.safetensors", tmp_path / "runs", RUNS]
-    command = [sys.executable, *map(str, (tmp_path / "killed.py", *arguments))]
+@dataclass(frozen=True)
+class OtherProcess:
+    """What another process says, and the folder of its runs."""
+
+    answer: dict[str, Any]
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def other_process(digits_classifier: PyTorchClassifier, tmp_path_factory: pytest.TempPathFactory) -> OtherProcess:
+    folder = tmp_path_factory.mktemp("other")
+    save_file(digits_classifier.model.state_dict(), folder / "weights.safetensors")
+    (folder / "process.py").write_text(OTHER_PROCESS + HASHED + ANSWER)
+    arguments = [Path(__file__).parents[1], folder / "weights.safetensors", folder / "runs", RUNS]
+    command = [sys.executable, *map(str, (folder / "process.py", *arguments))]
     process = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert process.returncode == 0, process.stderr[-2000:]
-    kills = [int(line) for line in process.stdout.split()]
+    return OtherProcess(json.loads(process.stdout), folder / "runs")
+
+
+def test_another_process_computes_the_same_keys_and_code_hash(other_process: OtherProcess) -> None:
+    keys = [test_identity.key(test_identity.classifier(network)) for network in (None, test_identity.Plain())]
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(HASHED, "<string>", "exec", dont_inherit=True), namespace)
+    assert other_process.answer["keys"] == keys
+    assert other_process.answer["hashed"] == namespace["hashed"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the killed processes are forks of one that has loaded everything")
+def test_runs_killed_at_random_moments_end_in_the_same_bytes(other_process: OtherProcess, tmp_path: Path) -> None:
+    kills = other_process.answer["kills"]
     assert len(kills) == RUNS
     assert min(kills) >= 1
-    folders = [tmp_path / "runs" / name / WHOLE.folder for name in ("undisturbed", *map(str, range(RUNS)))]
+    folders = [other_process.folder / name / WHOLE.folder for name in ("undisturbed", *map(str, range(RUNS)))]
     assert len({(folder / RECORDS).read_bytes() for folder in folders}) == 1
     pictures = {tuple(path.read_bytes() for path in sorted((folder / EXAMPLES).iterdir())) for folder in folders}
     assert len(pictures) == 1

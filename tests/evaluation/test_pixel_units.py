@@ -16,6 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import L2, AttackSpec, HeatAndBlur, Linf, evaluate
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.records.examples import Example
@@ -23,7 +24,7 @@ from art_defenses_ext.evaluation.report.figures.examples import examples_figure
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.suite.attacker import for_any_attack
 from art_defenses_ext.evaluation.suite.papers import paper_specs
-from art_defenses_ext.evaluation.suite.suites import FULL, STANDARD
+from art_defenses_ext.evaluation.suite.suites import FAST, FULL
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -34,10 +35,17 @@ SHARE = 3.3 / 4095
 
 
 BRIEF = [
-    *(spec for spec in STANDARD if spec.name in ("APGD margin", "APGD cross-entropy", "FGSM", "noise")),
+    *(spec for spec in FAST if spec.name in ("APGD margin, 30 steps", "FGSM", "noise")),
+    AttackSpec(
+        "APGD cross-entropy",
+        lambda c, t, seed: AutoPGD(c, t.norm, t.eps, loss="cross_entropy", max_iter=30, seed=seed),
+        "b",
+        kind="white-box",
+        modes="all",
+    ),
     AttackSpec("Square", lambda c, t, seed: Square(c, t.norm, t.eps, max_queries=50, seed=seed), "b", kind="queries"),
 ]
-"""The standard suite but for what takes longest."""
+"""An attack of each kind, with few steps."""
 
 
 def linear_problem(clip_values: tuple[float, float] | None, norm: float, span: tuple[float, float]) -> Any:

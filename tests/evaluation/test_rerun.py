@@ -14,6 +14,8 @@ from art_defenses_ext import JumpReLU, rerun
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.run.folder import RECORDS
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 @pytest.fixture(scope="module")
 def run(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
@@ -21,7 +23,9 @@ def run(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     changes = {"x": finished_run.x[:6], "y": finished_run.y[:6], "attacks": finished_run.attacks[:2]}
     changes |= {"options": {"block_size": 4, "curve_samples": 0, "check_samples": 0, "progress": False}}
     short_run = replace(finished_run, folder=tmp_path_factory.mktemp("rerun") / "run", **changes)
-    short_run.repeat(out=short_run.folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        short_run.repeat(out=short_run.folder)
     return short_run
 
 

@@ -29,6 +29,8 @@ from art_defenses_ext.evaluation.threat import Threat
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
+SAMPLES = 8
+
 
 def few_steps(number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int]) -> list[AttackRun]:
     """Two attacks in place of those of a round, with more steps in each."""
@@ -67,8 +69,8 @@ def run_folder(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 def make_call(finished_run: Any) -> dict[str, Any]:
-    """The call of the finished run for its first three blocks, with two rounds after them."""
-    data = finished_run.x[:12], finished_run.y[:12]
+    """The call of the finished run for its first two blocks, with two rounds after them."""
+    data = finished_run.x[:SAMPLES], finished_run.y[:SAMPLES]
     return finished_run.call | finished_run.options | {"data": data, "effort": "2"}
 
 
@@ -78,7 +80,7 @@ def read_round_records(folder: Path) -> list[bytes]:
 
 def test_rounds_do_not_change_the_run_and_attack_its_unbroken_images(finished_run: Any, run_folder: Path) -> None:
     records, report = read_records(run_folder), Report.load(run_folder)
-    assert records == read_records(finished_run.folder)[:12]
+    assert records == read_records(finished_run.folder)[:SAMPLES]
     unbroken = [record.index for record in records if record.robust({"APGD [exact]", "APGD [relu]", "APGD [smooth]"})]
     attacked = [record.index for record in report.records if "round 1: APGD [smooth]" in record.attacks]
     assert attacked == unbroken

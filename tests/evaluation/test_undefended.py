@@ -27,7 +27,7 @@ from art_defenses_ext.zoo.datasets import Dataset
 
 from ..conftest import FEW_STEPS, FinishedRun
 
-OPTIONS: dict[str, Any] = {"block_size": 6, "curve_samples": 0, "check_samples": 4, "progress": False}
+OPTIONS: dict[str, Any] = {"block_size": 4, "curve_samples": 0, "check_samples": 2, "progress": False}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,14 +39,16 @@ def _a_short_suite() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def arguments(digits: Dataset, digits_classifier: PyTorchClassifier) -> tuple[Any, ...]:
-    return JumpReLU(digits_classifier, 1.0)(), (digits.test.x[:12], digits.test.y[:12]), Linf(0.1), "standard"
+    return JumpReLU(digits_classifier, 1.0)(), (digits.test.x[:8], digits.test.y[:8]), Linf(0.1), "standard"
 
 
 @pytest.fixture(scope="module")
 def folder(arguments: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, to be read."""
     folder = tmp_path_factory.mktemp("undefended") / "run"
-    evaluate(*arguments, out=folder, **OPTIONS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        evaluate(*arguments, out=folder, **OPTIONS)
     return folder
 
 
@@ -71,7 +73,9 @@ def test_the_undefended_model_is_evaluated_as_alone_and_paired_image_by_image(
     assert "undefended under the same suite" in (folder / "report.html").read_text()
 
 
-def test_parts_are_merged_with_their_undefended_parts(arguments: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
+def test_parts_are_merged_with_their_undefended_parts(
+    arguments: tuple[Any, ...], folder: Path, tmp_path: Path, without_pictures: None
+) -> None:
     complete = Report.load(folder)
     for number in (1, 2):
         evaluate_shard(*arguments, shard=Shard(number, 2), out=tmp_path, **OPTIONS)
@@ -83,22 +87,24 @@ def test_parts_are_merged_with_their_undefended_parts(arguments: tuple[Any, ...]
 
 
 def test_the_undefended_model_is_left_out_if_not_wanted_or_not_known(
-    arguments: tuple[Any, ...], digits_classifier: PyTorchClassifier, tmp_path: Path
+    arguments: tuple[Any, ...], digits_classifier: PyTorchClassifier, tmp_path: Path, without_pictures: None
 ) -> None:
-    for run_arguments, options in (
-        (arguments, {"undefended_suite": "papers"}),
-        ((*arguments[:3], FEW_STEPS), {}),
-        ((*arguments[:3], "papers"), {}),
-    ):
-        report = evaluate(*run_arguments, out=tmp_path / "run", overwrite=True, **(OPTIONS | options))
+    defended, (x, y), threat, suite = arguments
+    data, brief = (x[:2], y[:2]), OPTIONS | {"check_samples": 0}
+    for attacks, options in ((suite, {"undefended_suite": "papers"}), (FEW_STEPS, {}), ("papers", {})):
+        report = evaluate(defended, data, threat, attacks, out=tmp_path / "run", overwrite=True, **(brief | options))
         assert report.summary.against_undefended is None
         assert not (tmp_path / "run" / "undefended").exists()
-    assert evaluate(digits_classifier, *arguments[1:], **OPTIONS).summary.against_undefended is None
+    assert evaluate(digits_classifier, data, threat, suite, **brief).summary.against_undefended is None
 
 
-def test_overwriting_removes_the_undefended_run(arguments: tuple[Any, ...], folder: Path, tmp_path: Path) -> None:
+def test_overwriting_removes_the_undefended_run(
+    arguments: tuple[Any, ...], folder: Path, tmp_path: Path, without_pictures: None
+) -> None:
     shutil.copytree(folder, tmp_path / "run")
-    report = evaluate(*arguments[:3], "papers", out=tmp_path / "run", overwrite=True, **OPTIONS)
+    defended, (x, y), threat, _ = arguments
+    brief = OPTIONS | {"check_samples": 0}
+    report = evaluate(defended, (x[:2], y[:2]), threat, "papers", out=tmp_path / "run", overwrite=True, **brief)
     assert report.summary.against_undefended is None
     assert not (tmp_path / "run" / "undefended" / "manifest.json").exists()
 

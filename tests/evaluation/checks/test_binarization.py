@@ -75,15 +75,18 @@ def make_heads(classifier: PyTorchClassifier, x: Any) -> tuple[nn.Linear, list[b
     return layer, [head for head in heads if head is not None]
 
 
-@pytest.mark.parametrize("attack", ["ours", "smoothed", "ART's"])
-def test_problems_solved_side_by_side_do_not_mix(
-    attack: str, digits_classifier: PyTorchClassifier, digits: Dataset
-) -> None:
-    """Every other problem is put out of reach: only those stay unsolved, and a single one keeps its scores."""
-    x = digits.test.x[:6]
-    layer, heads = make_heads(digits_classifier, x)
+@pytest.fixture(scope="module")
+def binary(digits_classifier: PyTorchClassifier, digits: Dataset) -> PyTorchClassifier:
+    """Problems of the first six digits; every other one is put out of reach."""
+    layer, heads = make_heads(digits_classifier, digits.test.x[:6])
     heads = [(weight, bias - 1e3 * (i % 2)) for i, (weight, bias) in enumerate(heads)]
-    binary = binarization._binary(digits_classifier, layer, heads)
+    return binarization._binary(digits_classifier, layer, heads)
+
+
+@pytest.mark.parametrize("attack", ["ours", "smoothed", "ART's"])
+def test_problems_solved_side_by_side_do_not_mix(attack: str, binary: PyTorchClassifier, digits: Dataset) -> None:
+    """Only the problems out of reach stay unsolved, and a single one keeps its scores."""
+    x = digits.test.x[:6]
     tries: dict[str, binarization.Try] = {
         "ours": WHITE,
         "smoothed": (FAST[0].build, None),

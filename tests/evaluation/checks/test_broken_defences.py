@@ -15,11 +15,14 @@ from art_defenses_ext import AttackSpec, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.evaluation.checks.checks import CHECKS
 from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.run import block
 from art_defenses_ext.evaluation.suite.suites import FAST, STANDARD
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset, load_dataset
 
-SAMPLES, FEW, CHECKED = 40, 16, 8  # the binarization test takes a thousand points and a fit for each image checked
+SAMPLES, FEW, CHECKED = 40, 16, 8
+# The binarization test takes a thousand points, each in 16 passes of a random network, and a fit for each image.
+BINARIZED = 4
 
 
 QUERIES = AttackSpec(
@@ -90,18 +93,21 @@ def make_report(
     samples: int,
     checked: int = CHECKED,
     suite: Any = SUITE,
+    binarized: int = BINARIZED,
 ) -> Report:
-    return evaluate(
-        classifier,
-        (data.test.x[:samples], data.test.y[:samples]),
-        threat,
-        suite,
-        adaptive=adaptive,
-        curve_samples=0,
-        check_samples=checked,
-        undefended_suite="papers",
-        progress=False,
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "BINARIZED", binarized)
+        return evaluate(
+            classifier,
+            (data.test.x[:samples], data.test.y[:samples]),
+            threat,
+            suite,
+            adaptive=adaptive,
+            curve_samples=0,
+            check_samples=checked,
+            undefended_suite="papers",
+            progress=False,
+        )
 
 
 def white_box_accuracy(report: Report) -> float:
@@ -110,7 +116,10 @@ def white_box_accuracy(report: Report) -> float:
     return sum(record.robust(keys) for record in report.records) / len(report.records)
 
 
-SIZES = {"winners take all": (SAMPLES, SAMPLES, LONGER)}  # the others are clearer
+# The others are clearer.
+SIZES: dict[str, dict[str, Any]] = {
+    "winners take all": {"samples": SAMPLES, "checked": SAMPLES, "suite": LONGER, "binarized": 16}
+}
 
 # The defence, its radius, the highest accuracy after the suite's white-box attacks, the lowest after those of the naive
 # attacker, and the checks that must fail for the latter.
@@ -135,13 +144,13 @@ def test_the_suite_breaks_broken_defences_and_checks_fail_for_a_naive_attacker(
     broken = (
         train_winners_take_all(digits) if name not in CHANGES else defend(digits_classifier, Foreign(CHANGES[name]))
     )
-    samples, checked, suite = SIZES.get(name, (FEW, CHECKED, SUITE))
-    report = make_report(broken, digits, Linf(eps), adaptive=True, samples=samples, checked=checked, suite=suite)
+    sizes = SIZES.get(name, {"samples": FEW})
+    report = make_report(broken, digits, Linf(eps), adaptive=True, **sizes)
     assert report.summary.clean.rate >= 0.85
     assert white_box_accuracy(report) <= at_most
     assert report.established, report.summary.failed_checks
 
-    naive = make_report(broken, digits, Linf(eps), adaptive=False, samples=samples, checked=checked, suite=suite)
+    naive = make_report(broken, digits, Linf(eps), adaptive=False, **sizes)
     assert white_box_accuracy(naive) >= naive_at_least
     assert caught_by <= set(naive.summary.failed_checks)
     assert naive.established is False
@@ -158,7 +167,7 @@ def test_jump_relu_under_its_own_derivative_alone_is_not_established(
     digits: Dataset, digits_classifier: PyTorchClassifier
 ) -> None:
     defended = JumpReLU(digits_classifier, 0.7)()
-    naive = make_report(defended, digits, Linf(0.1), adaptive=False, samples=SAMPLES, suite=SUITE[:1])
+    naive = make_report(defended, digits, Linf(0.1), adaptive=False, samples=FEW, suite=SUITE[:1])
     assert {"gradients", "gradient modes"} <= set(naive.summary.failed_checks)
 
 
@@ -172,7 +181,7 @@ def test_no_check_fails_on_undefended_and_adversarially_trained_models(
 ) -> None:
     data = load_dataset("mnist", data_root)
     classifier = load_classifier(data, name, data_root / "weights" / weights)
-    report = make_report(classifier, data, Linf(eps), adaptive=True, samples=200, suite="standard")
+    report = make_report(classifier, data, Linf(eps), adaptive=True, samples=200, suite="standard", binarized=CHECKED)
     assert report.summary.failed_checks == []
     assert report.established
 

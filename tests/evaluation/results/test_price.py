@@ -27,7 +27,9 @@ def make_settings(samples: int, threat: Any, **options: int) -> Settings:
     return Settings.describing(threat, "standard", samples, EvaluationConfig(**options))
 
 
-def test_a_trial_of_the_whole_evaluation_predicts_its_cost(finished_run: Any, tmp_path: Path) -> None:
+def test_a_trial_of_the_whole_evaluation_predicts_its_cost(
+    finished_run: Any, tmp_path: Path, without_pictures: None
+) -> None:
     """The identity of the estimate, in one block, with curve and checks."""
     data = finished_run.x[:4], finished_run.y[:4]
     finished_run.repeat(data=data, curve_samples=3, check_samples=2, out=tmp_path)

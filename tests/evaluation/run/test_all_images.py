@@ -22,15 +22,17 @@ from art_defenses_ext.evaluation.run.shard import Shard
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
-SAMPLES, BLOCK = 9, 4
+SAMPLES, BLOCK = 5, 2
 ALL = {"save_examples": "all"}
 
 
 @pytest.fixture(scope="module")
 def brief(finished_run: Any) -> Any:
-    """The finished run on its first images, with a curve and without checks."""
+    """The finished run on its first images, with a curve of its first attack and without checks."""
     options = finished_run.options | {"block_size": BLOCK, "curve_samples": 2, "check_samples": 0}
-    return replace(finished_run, x=finished_run.x[:SAMPLES], y=finished_run.y[:SAMPLES], options=options)
+    attacks = [replace(spec, curve=number == 0) for number, spec in enumerate(finished_run.attacks)]
+    x, y = finished_run.x[:SAMPLES], finished_run.y[:SAMPLES]
+    return replace(finished_run, x=x, y=y, attacks=attacks, options=options)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +189,7 @@ def test_damaged_images_are_refused(brief: Any, tmp_path: Path, monkeypatch: pyt
     with pytest.raises(BaseException, match="stopped before"):
         brief.repeat(out=tmp_path, **ALL)
     monkeypatch.undo()
-    block = tmp_path / ADVERSARIAL / "blocks" / "00000004" / "000.npz"
+    block = tmp_path / ADVERSARIAL / "blocks" / "00000002" / "000.npz"
     content = block.read_bytes()
     other_content = (tmp_path / ADVERSARIAL / "blocks" / "00000000" / "000.npz").read_bytes()
     for damaged, words in (

@@ -1,8 +1,6 @@
 """What a function does, as a hash."""
 
 import functools
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -155,20 +153,3 @@ def test_the_hash_covers_the_function_that_a_name_refers_to(monkeypatch: pytest.
         monkeypatch.setitem(globals(), "PICK", picked)
         hashes.add(code_hash(choosing))
     assert len(hashes) == 2
-
-
-def test_another_process_computes_the_same_hash() -> None:
-    # Sets and hashes of text differ between processes, addresses too.
-    code = """
-from art.attacks.evasion import FastGradientMethod
-from art_defenses_ext.evaluation.run.code_hash import code_hash
-
-def build(classifier, threat, seed, chosen={"a", "b", "c"}, of=FastGradientMethod):
-    return of(classifier, eps=threat.eps, options={"x": object, "y": build})
-
-print(code_hash(build))
-"""
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    namespace: dict[str, Any] = {"__name__": "__main__"}
-    exec(code.replace("print(", "printed = ("), namespace)
-    assert process.stdout.strip() == namespace["printed"]

@@ -124,7 +124,7 @@ def test_an_attack_that_moves_images_reaches_the_closed_form(problem: Problem) -
     """Four other attacks do nothing. Each margin falls by eps times the 1-norm of the weights, here by a half."""
     eps = 0.25 / float(np.abs(problem.weights).sum()) * 2
     apgd = AttackSpec(
-        "APGD", lambda c, t, s: AutoPGD(c, t.norm, t.eps, max_iter=20, seed=s), "moves", kind="white-box", samples="all"
+        "APGD", lambda c, t, s: AutoPGD(c, t.norm, t.eps, max_iter=5, seed=s), "moves", kind="white-box", samples="all"
     )
     summary = make_report(problem, [*make_idle_specs(2), apgd, *make_idle_specs(4)[2:]], eps).summary
     robust = (problem.margins > 0.5).mean()
