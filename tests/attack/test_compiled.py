@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
@@ -14,12 +13,10 @@ from art_defenses_ext.attack.auto_pgd import auto_pgd
 from art_defenses_ext.zoo.datasets import Dataset
 
 
-@pytest.mark.parametrize("defended", [False, True])
 def test_it_finds_the_same_images_without_compiling_again(
-    digits_classifier: PyTorchClassifier, digits: Dataset, defended: bool
+    digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    classifier = JumpReLU(digits_classifier, 0.3)() if defended else digits_classifier
-    network = as_module(classifier)
+    network = as_module(JumpReLU(digits_classifier, 0.3)())
     graphs = []
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:

@@ -418,7 +418,7 @@ def test_without_biases_and_stabilisers_no_relevance_is_lost(rules: Composite, s
 
 @pytest.mark.parametrize("name", ["Net", "MobileNetV2"])
 def test_every_composite_is_finite_and_single_precision_is_enough(name: str) -> None:
-    model, x = with_statistics(NETWORKS[name]()), images(size=48).clamp(-4, 4)
+    model, x = with_statistics(NETWORKS[name]()), images(size=32).clamp(-4, 4)
     single = copy.deepcopy(model).float()
     for rules in (
         *(epsilon_plus(), epsilon_plus_flat(), epsilon_plus_box(-4.0, 4.0)),

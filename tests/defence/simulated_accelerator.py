@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from copy import deepcopy
+from itertools import cycle
 from types import SimpleNamespace
 from typing import Any
 
@@ -47,11 +48,11 @@ from art_defenses_ext.attribution.gradient import input_gradient
 from art_defenses_ext.attribution.relevance import relevance
 from art_defenses_ext.attribution.rules import ZBox
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.detector.explanations import EXPLANATIONS
+from art_defenses_ext.detector import explanations
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.preprocessor.heat_and_blur import RULES, STARTS
 from art_defenses_ext.training import loop
-from art_defenses_ext.training.inputs import mixture
+from art_defenses_ext.training.inputs import bim, mixture, pgd
 from art_defenses_ext.training.loop import train
 from art_defenses_ext.training.settings import Settings
 from art_defenses_ext.zoo.classifiers import load_classifier
@@ -141,7 +142,7 @@ def device() -> None:
 @pytest.fixture(scope="session")
 def digits_classifier(digits: Dataset) -> PyTorchClassifier:
     """Trained for long enough to predict each class: no test here looks at a value."""
-    return load_classifier(digits, epochs=10, progress=False)
+    return load_classifier(digits, epochs=5, progress=False)
 
 
 @pytest.fixture
@@ -195,8 +196,7 @@ def test_a_surrogate(accelerator: Accelerator, digits_classifier: PyTorchClassif
 @pytest.mark.parametrize(
     "options",
     [
-        *({"rules": name} for name in RULES),
-        *({"start": name} for name in STARTS),
+        *({"rules": rules, "start": start} for rules, start in zip(RULES, cycle(STARTS), strict=False)),
         {"mix": "soft_mask", "scale": "percentile", "passes": 2, "heat_sigma": 1.0},
     ],
     ids=str,
@@ -209,27 +209,38 @@ def test_heat_and_blur(
 
 
 ATTACKS: dict[str, tuple[type[TensorAttack], dict[str, Any], int]] = {
-    "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 20}, 4),
-    "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 20}, 5),
-    "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 20, "nb_starts": 2}, 10),
-    "pgd in l2": (MarginPGD, {"norm": 2, "eps": 0.2, "max_iter": 8, "nb_starts": 1}, 3),
-    "pgd in l1": (MarginPGD, {"norm": 1, "eps": 0.2, "max_iter": 8, "nb_starts": 1}, 3),
-    "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 10}, 13),
-    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 5}, 13),
-    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 4, "factors": (1.0, 0.2)}, 25),
-    "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 20}, 0),
-    "square": (Square, {"eps": 0.2, "max_queries": 20}, 1),
+    "fgsm": (IterativeFGSM, {"eps_step": 0.02, "max_iter": 6}, 2),
+    "deep fool": (DeepFoolLp, {"norm": 2, "max_iter": 3, "nb_grads": 3}, 3),
+    "pgd": (MarginPGD, {"eps": 0.2, "max_iter": 5, "nb_starts": 2}, 4),
+    "pgd in l2": (MarginPGD, {"norm": 2, "eps": 0.2, "max_iter": 2, "nb_starts": 1}, 1),
+    "pgd in l1": (MarginPGD, {"norm": 1, "eps": 0.2, "max_iter": 2, "nb_starts": 1}, 1),
+    "auto-pgd": (AutoPGD, {"eps": 0.2, "max_iter": 3}, 13),
+    "auto-pgd in l1": (AutoPGD, {"norm": 1, "eps": 0.2, "max_iter": 2}, 13),
+    "annealed": (AnnealedPGD, {"eps": 0.2, "max_iter": 2, "factors": (1.0, 0.2)}, 25),
+    "noise": (RandomNoise, {"eps": 0.2, "nb_draws": 5}, 0),
+    "square": (Square, {"eps": 0.2, "max_queries": 12}, 1),
 }
-"""An attack, its options, and how often it may ask for a value."""
+"""An attack, its options, and how often it asks for a value: at most once in several steps, DeepFool in each."""
 
 
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack(
     accelerator: Accelerator, own_classifier: PyTorchClassifier, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind, options, most = ATTACKS[name]
+    kind, options, expected = ATTACKS[name]
     waits = attack_there(accelerator, kind(JumpReLU(own_classifier, jump=0.5)(), **options), monkeypatch)
-    assert waits <= most
+    assert waits == expected
+
+
+@pytest.fixture(scope="module")
+def rejecting_classifier(device: None, digits_classifier: PyTorchClassifier, digits: Dataset) -> PyTorchClassifier:
+    return rejecting(digits_classifier, fitted_detector(digits_classifier, digits))
+
+
+def fitted_detector(classifier: PyTorchClassifier, digits: Dataset, **options: Any) -> ExplanationReconstructor:
+    detector = ExplanationReconstructor(classifier, false_positive_rate=0.1, **options)
+    detector.fit(digits.train.x[:700], nb_epochs=1, validation_split=0.25, progress=False)
+    return detector
 
 
 @pytest.mark.parametrize(
@@ -237,16 +248,14 @@ def test_an_attack(
 )
 def test_an_attack_on_classifier_and_detector(
     accelerator: Accelerator,
-    own_classifier: PyTorchClassifier,
-    digits: Dataset,
+    rejecting_classifier: PyTorchClassifier,
     kind: type[RejectionAttack],
     options: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    detector = ExplanationReconstructor(own_classifier, false_positive_rate=0.1)
-    detector.fit(digits.train.x[:700], nb_epochs=1, validation_split=0.25, progress=False)
-    attack = kind(rejecting(own_classifier, detector), eps=0.2, max_iter=3, **options)
-    assert attack_there(accelerator, attack, monkeypatch) <= 3 * len(options.get("weights", (1.0,)))
+    """It waits once at the end of each run, not in a step."""
+    attack = kind(rejecting_classifier, eps=0.2, max_iter=2, **options)
+    assert attack_there(accelerator, attack, monkeypatch) == len(options.get("weights", (1.0,)))
 
 
 def attack_there(accelerator: Accelerator, attack: TensorAttack, monkeypatch: pytest.MonkeyPatch) -> int:
@@ -280,59 +289,60 @@ def test_training_waits_once_an_epoch_for_each_term(accelerator: Accelerator, mo
 RESTORERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "autoencoder": (FeatureAutoencoder, {}),
     **{
-        name: (TwoStreamRestoration, {"map": name, "top_k": 3, "blocks": 1}) for name in ("stacked", "sum", "predicted")
+        name: (TwoStreamRestoration, {"map": name, "top_k": 2, "blocks": 1}) for name in ("stacked", "sum", "predicted")
     },
 }
 
 
-@pytest.mark.parametrize("name", RESTORERS)
-def test_the_restorers(
-    accelerator: Accelerator, digits_classifier: PyTorchClassifier, digits: Dataset, name: str
-) -> None:
-    kind, options = RESTORERS[name]
+@pytest.fixture(scope="module", params=RESTORERS)
+def restored(
+    device: None, digits_classifier: PyTorchClassifier, digits: Dataset, request: pytest.FixtureRequest
+) -> PyTorchClassifier:
+    """The classifier behind a restorer."""
+    kind, options = RESTORERS[request.param]
     restorer = kind.for_classifier(digits_classifier, **options)
     restorer.fit(digits.train.x[:64], digits.train.y[:64], nb_epochs=1, validation_split=0.0, progress=False)
-    assert_stays_there(accelerator, as_module(defend(digits_classifier, restorer)))
+    return defend(digits_classifier, restorer)
 
 
-@pytest.mark.parametrize("inputs", [("clean", "noise", "fgsm", "bim"), ("end_to_end",)], ids=str)
-@pytest.mark.parametrize("name", RESTORERS)
+def test_the_restorers(accelerator: Accelerator, restored: PyTorchClassifier) -> None:
+    assert_stays_there(accelerator, as_module(restored))
+
+
 def test_a_training_step_of_the_restorers(
-    accelerator: Accelerator,
-    digits_classifier: PyTorchClassifier,
-    name: str,
-    inputs: tuple[str, ...],
-    monkeypatch: pytest.MonkeyPatch,
+    accelerator: Accelerator, restored: PyTorchClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kind, options = RESTORERS[name]
-    restorer = kind.for_classifier(digits_classifier, **options)
-    restorer._make_network(0)
-    restorer._is_fitted = True
-    there: Any = find_defences(accelerator.copy(as_module(defend(digits_classifier, restorer))))[0]
+    there: Any = find_defences(accelerator.copy(as_module(restored)))[0]
     generator, waits = torch.Generator(), Waits()
     monkeypatch.setattr(torch, "Generator", lambda *_: generator)
     weights = list(there.network.requires_grad_(True).parameters())
+    inputs = mixture(["clean", "noise", "fgsm", bim(0.1, nb_steps=2), pgd(0.1, nb_steps=2, through="defence")], 0.1)
     with accelerator.mode, waits:
-        objective = there._objective(mixture(inputs, 0.1), there.usual_loss, "exact")
+        objective = there._objective(inputs, there.usual_loss, "exact")
         terms = objective(accelerator.images(8, 1, 8, 8).detach(), accelerator.labels(8), generator)
         gradients = torch.autograd.grad(sum(terms.values()), weights, allow_unused=True)
     assert {gradient.device.type for gradient in gradients if gradient is not None} == {NAME}
     assert waits.count == 0
 
 
-DETECTORS: list[dict[str, Any]] = [
-    *({"explanation": name} for name in EXPLANATIONS),
-    {"reconstructor": "statistics", "explanation": ["input_gradient", "loss_gradient"]},
-]
+DETECTORS: dict[str, dict[str, Any]] = {
+    "dense": {"reconstructor": "autoencoder", "explanation": list(explanations.EXPLANATIONS)},
+    "convolutional": {"reconstructor": "convolutional", "explanation": "loss_gradient", "scaling": "benign"},
+    "statistics": {"reconstructor": "statistics", "explanation": ["input_gradient", explanations.SURFACE]},
+}
 
 
-@pytest.mark.parametrize("options", DETECTORS, ids=str)
-def test_the_detector_and_a_classifier_that_rejects(
-    accelerator: Accelerator, digits_classifier: PyTorchClassifier, digits: Dataset, options: dict[str, Any]
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_classifier_that_rejects_and_its_detector(
+    accelerator: Accelerator,
+    digits_classifier: PyTorchClassifier,
+    digits: Dataset,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    detector = ExplanationReconstructor(digits_classifier, false_positive_rate=0.1, **options)
-    detector.fit(digits.train.x[:700], nb_epochs=1, validation_split=0.25, progress=False)
-    assert_stays_there(accelerator, as_module(digits_classifier, detector))
+    for count in ("SAMPLES", "DRAWS"):  # each is like the others
+        monkeypatch.setattr(explanations, count, 2)
+    detector = fitted_detector(digits_classifier, digits, **DETECTORS[name])
     assert_stays_there(accelerator, as_module(rejecting(digits_classifier, detector)))
 
 

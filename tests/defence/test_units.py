@@ -27,7 +27,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.defence.registry import load_face
 from art_defenses_ext.evaluation.suite.papers import paper_specs
 from art_defenses_ext.preprocessor.trained import TrainedRestorer
-from art_defenses_ext.training.inputs import GaussianNoise, Networks, SignedGradient
+from art_defenses_ext.training.inputs import GaussianNoise, Networks, SignedGradient, mim, pgd
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -37,7 +37,7 @@ RANGES = {"[0, 256]": (0.0, 256.0), "CT": (-1024.0, 3071.0)}
 TOLERANCE = {"[0, 256]": 0.0, "CT": 1e-4}
 """Shares of the range; a loss or noise in pixel values leaves .03 to .16."""
 
-EVERY = ["clean", "noise", "fgsm", "ffgsm", "mim", "end_to_end"]
+EVERY = ["clean", "noise", "fgsm", "ffgsm", mim(0.1, nb_steps=2), pgd(0.1, nb_steps=2, through="defence")]
 
 INPUTS = {"[0, 256]": EVERY, "CT": ["clean", "noise"]}
 """Attacks step along signs: where rounding differs, a gradient of almost zero has another one, and training goes on
@@ -94,7 +94,7 @@ def rescaled(name: str, digits_classifier: PyTorchClassifier) -> Unit:
     return Unit(digits_classifier.model, *RANGES[name])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def noisy(digits: Dataset) -> FloatArray:
     x = digits.test.x[:40]
     noise = np.random.default_rng(0).normal(scale=0.1, size=x.shape)
@@ -110,8 +110,8 @@ def test_the_same_fit_makes_the_same_restorer(
     for unit in (plain, rescaled):
         restorer = KINDS[kind](unit.classifier)
         restorer.fit(
-            unit.pixels(digits.train.x[:80]),
-            digits.train.y[:80],
+            unit.pixels(digits.train.x[:50]),
+            digits.train.y[:50],
             eps=0.1,
             loss=LOSSES[loss],
             inputs=INPUTS[name],
@@ -127,65 +127,85 @@ def test_the_same_fit_makes_the_same_restorer(
     np.testing.assert_allclose(losses[1], losses[0], rtol=tolerance)
 
 
-@pytest.mark.parametrize("defence", ["heat and blur", "heat alone", "gain", "jump_relu"])
-def test_a_defence_without_training_does_the_same(
-    defence: str, plain: Unit, rescaled: Unit, digits: Dataset, noisy: FloatArray
-) -> None:
-    def defended(unit: Unit) -> Any:
-        if defence == "jump_relu":
-            face = JumpReLU(unit.classifier)
-            face.fit(unit.pixels(digits.train.x[:200]), digits.train.y[:200])
-            return [face.jump, *(point.accuracy for point in face.curve)], face().predict(unit.pixels(noisy))
-        options = {"heat and blur": {}, "heat alone": {"mix": "heat"}, "gain": {"mix": "gain"}}[defence]
-        preprocessor = HeatAndBlur.for_classifier(unit.classifier, **options)
-        restored = unit.shares(preprocessor(unit.pixels(noisy))[0])
-        return restored, defend(unit.classifier, preprocessor).predict(unit.pixels(noisy))
+DEFENCES: dict[str, dict[str, Any]] = {"heat and blur": {}, "heat alone": {"mix": "heat"}, "gain": {"mix": "gain"}}
 
-    (first, logits), (second, rescaled_logits) = defended(plain), defended(rescaled)
+
+def defended_in(unit: Unit, defence: str, digits: Dataset, noisy: FloatArray) -> tuple[Any, FloatArray]:
+    """What a defence shows or chooses, and its logits."""
+    if defence == "jump_relu":
+        face = JumpReLU(unit.classifier)
+        face.fit(unit.pixels(digits.train.x[:200]), digits.train.y[:200])
+        return [face.jump, *(point.accuracy for point in face.curve)], face().predict(unit.pixels(noisy))
+    preprocessor = HeatAndBlur.for_classifier(unit.classifier, **DEFENCES[defence])
+    restored = unit.shares(preprocessor(unit.pixels(noisy))[0])
+    return restored, defend(unit.classifier, preprocessor).predict(unit.pixels(noisy))
+
+
+@pytest.fixture(scope="module")
+def plainly_defended(plain: Unit, digits: Dataset, noisy: FloatArray) -> dict[str, tuple[Any, FloatArray]]:
+    return {defence: defended_in(plain, defence, digits, noisy) for defence in (*DEFENCES, "jump_relu")}
+
+
+@pytest.mark.parametrize("defence", [*DEFENCES, "jump_relu"])
+def test_a_defence_without_training_does_the_same(
+    defence: str, plainly_defended: Any, rescaled: Unit, digits: Dataset, noisy: FloatArray
+) -> None:
+    first, logits = plainly_defended[defence]
+    second, rescaled_logits = defended_in(rescaled, defence, digits, noisy)
     np.testing.assert_allclose(second, first, atol=1e-5)
     np.testing.assert_allclose(rescaled_logits, logits, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"explanation": ["smooth_grad", "gradient_x_input", "relevance"], "scaling": "benign"},
-        {"explanation": ["input_gradient", "noise_response"], "reconstructor": "statistics"},
-    ],
-    ids=["maps", "statistics"],
-)
+DETECTORS: dict[str, dict[str, Any]] = {
+    "maps": {"explanation": ["smooth_grad", "gradient_x_input", "relevance"], "scaling": "benign"},
+    "statistics": {"explanation": ["input_gradient", "noise_response"], "reconstructor": "statistics"},
+}
+
+
+def scores_in(unit: Unit, options: dict[str, Any], digits: Dataset, noisy: FloatArray) -> FloatArray:
+    detector = ExplanationReconstructor(unit.classifier, hidden=8, false_positive_rate=0.2, **options)
+    detector.fit(unit.pixels(digits.train.x[:250]), nb_epochs=1, validation_split=0.3, progress=False)
+    return detector.scores(unit.pixels(noisy))
+
+
+@pytest.fixture(scope="module")
+def plain_scores(plain: Unit, digits: Dataset, noisy: FloatArray) -> dict[str, FloatArray]:
+    return {kind: scores_in(plain, options, digits, noisy) for kind, options in DETECTORS.items()}
+
+
+@pytest.mark.parametrize("kind", DETECTORS)
 def test_a_detector_gives_the_same_scores(
-    options: dict[str, Any], plain: Unit, rescaled: Unit, digits: Dataset, noisy: FloatArray
+    kind: str, plain_scores: dict[str, FloatArray], rescaled: Unit, digits: Dataset, noisy: FloatArray
 ) -> None:
-    scores = []
-    for unit in (plain, rescaled):
-        detector = ExplanationReconstructor(unit.classifier, hidden=8, false_positive_rate=0.2, **options)
-        detector.fit(unit.pixels(digits.train.x[:400]), nb_epochs=1, validation_split=0.3, progress=False)
-        scores.append(detector.scores(unit.pixels(noisy)))
-    assert scores[0].std() > 0
-    np.testing.assert_allclose(scores[1], scores[0], rtol=1e-3, atol=1e-5)
+    assert plain_scores[kind].std() > 0
+    rescaled_scores = scores_in(rescaled, DETECTORS[kind], digits, noisy)
+    np.testing.assert_allclose(rescaled_scores, plain_scores[kind], rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("paper", ["jump_relu"])
-def test_an_evaluation_finds_the_same(paper: str, plain: Unit, rescaled: Unit, digits: Dataset) -> None:
-    """JumpReLU's attacks step in units of the normalised image, the detector's in shares of the range."""
-    predictions = []
-    for unit in (plain, rescaled):
-        report = evaluate(
-            JumpReLU(unit.classifier, 0.2)(),
-            (unit.pixels(digits.test.x[:8]), digits.test.y[:8]),
-            Linf(0.15 * unit.width),
-            list(paper_specs(load_face(paper))),
-            undefended=unit.classifier,
-            curve_samples=0,
-            check_samples=0,
-            progress=False,
-        )
-        predictions.append(
-            [{key: outcome.prediction for key, outcome in record.attacks.items()} for record in report.records]
-        )
-    assert predictions[0] == predictions[1]
-    assert len(predictions[0][0]) == len(paper_specs(load_face(paper)))
+def predictions_in(unit: Unit, digits: Dataset) -> list[dict[str, int]]:
+    """Of JumpReLU under the attacks of its paper, image by image."""
+    report = evaluate(
+        JumpReLU(unit.classifier, 0.2)(),
+        (unit.pixels(digits.test.x[:8]), digits.test.y[:8]),
+        Linf(0.15 * unit.width),
+        list(paper_specs(load_face("jump_relu"))),
+        undefended=unit.classifier,
+        curve_samples=0,
+        check_samples=0,
+        progress=False,
+    )
+    return [{key: outcome.prediction for key, outcome in record.attacks.items()} for record in report.records]
+
+
+@pytest.fixture(scope="module")
+def plain_predictions(plain: Unit, digits: Dataset) -> list[dict[str, int]]:
+    return predictions_in(plain, digits)
+
+
+def test_an_evaluation_finds_the_same(plain_predictions: list[dict[str, int]], rescaled: Unit, digits: Dataset) -> None:
+    """JumpReLU's attacks step in units of the normalised image."""
+    assert predictions_in(rescaled, digits) == plain_predictions
+    assert len(plain_predictions[0]) == len(paper_specs(load_face("jump_relu")))
 
 
 # What a restorer is trained on

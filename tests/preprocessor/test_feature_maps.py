@@ -164,8 +164,10 @@ def test_a_network_without_convolution_has_no_usual_taps() -> None:
 def weights() -> dict[str, Tensor]:
     """In place of the published ones, with which the signal neither dies nor explodes."""
     generator = torch.Generator().manual_seed(0)
+    with torch.device("meta"):
+        shapes = vgg16(init_weights=False).features.state_dict()
     state = {}
-    for name, tensor in vgg16(init_weights=False).features.state_dict().items():
+    for name, tensor in shapes.items():
         spread = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim == 4 else 0.1
         state[f"features.{name}"] = spread * torch.randn(tensor.shape, generator=generator)
     return state

@@ -510,9 +510,9 @@ AUTO_PGD = {"eps": 0.2, "eps_step": 0.1, "max_iter": 8, "nb_random_init": 1}
 ATTACKS: dict[str, tuple[Any, int, dict[str, Any]]] = {
     "PGD": (ProjectedGradientDescent, 12, {"eps": 0.2, "eps_step": 0.05, "max_iter": 8}),
     "Auto-PGD, DLR": (AutoProjectedGradientDescent, 12, AUTO_PGD | {"loss_type": "difference_logits_ratio"}),
-    "Square": (SquareAttack, 12, {"eps": 0.3, "max_iter": 30}),
-    "DeepFool": (DeepFool, 4, {"max_iter": 10}),
-    "C&W": (CarliniL2Method, 3, {"max_iter": 8, "binary_search_steps": 1, "learning_rate": 0.1, "initial_const": 10}),
+    "Square": (SquareAttack, 4, {"eps": 0.3, "max_iter": 10}),
+    "DeepFool": (DeepFool, 2, {"max_iter": 4}),
+    "C&W": (CarliniL2Method, 2, {"max_iter": 4, "binary_search_steps": 1, "learning_rate": 0.1, "initial_const": 10}),
     "HopSkipJump": (HopSkipJump, 3, {"max_iter": 1, "max_eval": 20, "init_eval": 5, "init_size": 10}),
 }
 """Attack, number of images, options."""

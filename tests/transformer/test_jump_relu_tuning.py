@@ -23,7 +23,7 @@ def oracle(classifier: PyTorchClassifier, x: Any, y: Any, jump: float) -> int:
     return int((JumpReLU(classifier, jump)().predict(x).argmax(axis=1) == y).sum())
 
 
-@pytest.mark.parametrize(("max_drop", "count"), [(0.01, 300), (0.1, 90), (0.019, 50)])
+@pytest.mark.parametrize(("max_drop", "count"), [(0.01, 100), (0.1, 90), (0.019, 50)])
 def test_the_chosen_jump_is_the_largest_on_the_grid_that_the_drop_allows(
     digits_classifier: PyTorchClassifier, digits: Dataset, max_drop: float, count: int
 ) -> None:
@@ -65,7 +65,7 @@ def test_a_grid_of_one_s_own_is_walked_up_to_the_first_jump_that_costs_too_much(
 def test_labels_in_either_form_and_batches_of_any_size_give_the_same_jump(
     digits_classifier: PyTorchClassifier, digits: Dataset
 ) -> None:
-    x, y = digits.validation.x, digits.validation.y
+    x, y = digits.validation.x[:100], digits.validation.y[:100]
     results = []
     for labels, batch_size in ((y, 256), (np.eye(10, dtype=np.float32)[y], 256), (y, 7)):
         transformer = JumpReLU(digits_classifier)
