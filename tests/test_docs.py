@@ -3,9 +3,9 @@
 Each page, and each module whose docstrings hold examples, is one test. Its blocks run from top to bottom in one
 namespace, in an empty folder. What a page speaks of without making it (`classifier`, `x_test`) comes from `names`. A
 block marked `text` holds what the Python block before it prints: words must be the same, numbers near. A function
-`test_...` in a page is run as pytest would run it. A block before figures in per cent runs under the whole suite, any
-other under a short one. `<!-- skip: next if(missing("foolbox")) -->` leaves a block out where what it needs is not
-installed.
+`test_...` in a page is run as pytest would run it. A block before figures in per cent runs all attacks of its suite,
+any other a short suite; the checks' own attacks are short in both, but in the README. A comment such as
+`<!-- skip: next if(missing("foolbox")) -->` leaves a block out where what it needs is not installed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import re
 import runpy
 import shlex
 from collections.abc import Iterator
-from contextlib import nullcontext, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import replace
 from doctest import ELLIPSIS, NORMALIZE_WHITESPACE
 from fractions import Fraction
 from importlib.util import find_spec
@@ -35,6 +36,7 @@ from sybil.parsers.rest import DocTestParser
 from torch.utils.data import DataLoader, TensorDataset
 
 import art_defenses_ext
+from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.base.declared import declared_of
 from art_defenses_ext.base.pages import page_names
 from art_defenses_ext.cli.app import app
@@ -44,6 +46,9 @@ from art_defenses_ext.defence.registry import installed
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.evaluation.config import SETS
 from art_defenses_ext.evaluation.publish.leaderboard import Entry, leaderboard
+from art_defenses_ext.evaluation.run import block
+from art_defenses_ext.evaluation.suite import plan, suites
+from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset, load_dataset
 
@@ -97,6 +102,27 @@ def names(digits: Dataset, own_classifier: PyTorchClassifier) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def short_checks() -> Iterator[None]:
+    """Within it the checks' own attacks are short: they say whether a figure is established, and change no figure."""
+    effort = replace(plan.EFFORT, build=lambda c, t, seed: AutoPGD(c, t.norm, t.eps, max_iter=100, seed=seed))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "EFFORT", effort)
+        patch.setattr(block, "BINARIZED", 3)
+        yield
+
+
+def shorter(spec: AttackSpec) -> AttackSpec:
+    """An attack on a detector, with a tenth of its steps."""
+
+    def build(*arguments: Any) -> Any:
+        attack = spec.build(*arguments)
+        attack.set_params(max_iter=attack.max_iter // 10)
+        return attack
+
+    return replace(spec, build=build)
+
+
 class Runner:
     """Runs a page's blocks."""
 
@@ -116,17 +142,26 @@ class Runner:
     def run(self, document: Document) -> list[str]:
         """Run all blocks; the reasons of those that were left out."""
         skipped = []
+        whole = nullcontext if Path(document.path) == ROOT / "README.md" else short_checks
         examples = list(document)
         for example, after in zip_longest(examples, examples[1:]):
             prints_figures = after is not None and "%" in str(after.parsed)
             try:
-                with nullcontext() if prints_figures else self.shortened_suite(), redirect_stdout(io.StringIO()) as out:
+                surroundings = whole if prints_figures else self.shortened
+                with surroundings(), redirect_stdout(io.StringIO()) as out:
                     example.evaluate()
                     self.run_tests(document.namespace)
                 self.printed = out.getvalue()
             except SkipTest as reason:
                 skipped.append(str(reason))
         return skipped
+
+    @contextmanager
+    def shortened(self) -> Iterator[None]:
+        """Within it all suites are short, with the attacks on detectors."""
+        with self.shortened_suite(), pytest.MonkeyPatch.context() as patch:
+            patch.setattr(suites, "DETECTOR_SUITE", tuple(map(shorter, suites.DETECTOR_SUITE)))
+            yield
 
     def run_tests(self, namespace: dict[str, Any]) -> None:
         """Run the tests that a page has defined, with pytest's own fixtures."""
@@ -152,6 +187,7 @@ def _empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
 
 
+@pytest.mark.usefixtures("without_pictures")
 @pytest.mark.parametrize("page", [page for page in PAGES if "```python" in page.read_text()], ids=short)
 def test_the_code_of_a_page_runs(page: Path, request: pytest.FixtureRequest, names: dict[str, Any]) -> None:
     runner = Runner(request)
@@ -165,7 +201,7 @@ def test_the_code_of_a_page_runs(page: Path, request: pytest.FixtureRequest, nam
         pytest.skip(f"all but {len(skipped)} blocks ran: {'; '.join(skipped)}")
 
 
-@pytest.mark.usefixtures("short_suite")
+@pytest.mark.usefixtures("short_suite", "without_pictures")
 @pytest.mark.parametrize("source", [source for source in SOURCES if ">>> " in source.read_text()], ids=short)
 def test_the_examples_in_docstrings_run(source: Path, names: dict[str, Any]) -> None:
     document = Sybil([DocTestParser(FLAGS)]).parse(source)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import json
 import subprocess
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,16 @@ def run_steps(gpu: Any, monkeypatch: pytest.MonkeyPatch, *line: str) -> list[dic
     return [json.loads(text) for text in (out / "steps.jsonl").read_text().splitlines()]
 
 
+@pytest.fixture
+def short_autoattack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the authors' AutoAttack the first attack alone: 5,000 queries an image take long."""
+    if find_spec("pyautoattack") is not None:
+        package = importlib.import_module("pyautoattack")
+        first = partial(package.AutoAttack, version="custom", attacks=["apgd-ce"])
+        monkeypatch.setattr(package, "AutoAttack", first)
+
+
+@pytest.mark.usefixtures("short_suite", "short_autoattack")
 def test_steps_run_and_their_table_is_printed(
     gpu: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -134,7 +134,12 @@ from art_defenses_ext.cli.app import main
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.report.report import Report
 import art_defenses_ext.evaluation.evaluate, art_defenses_ext.evaluation.publish.compare
+import art_defenses_ext.evaluation.publish.picture
 import art_defenses_ext.evaluation.report.figures.drawn as drawn
+import art_defenses_ext.transformer.jump_relu
+import art_defenses_ext.zoo.classifiers
+import sklearn.datasets
+import torch._dynamo  # which an optimiser imports
 
 drawn.draw_figures = lambda *_: {}
 
