@@ -24,6 +24,11 @@ def check_batches(nb_images: int, batch_size: int, nb_kinds: int) -> None:
         )
 
 
+def largest_batch(nb_images: int, batch_size: int) -> int:
+    """Return the number of images of the largest batch, since the sizes of an epoch's batches are even."""
+    return -(-nb_images // -(-nb_images // batch_size))
+
+
 def name_of(kind: str | TrainingInput) -> str:
     """Return the name of a kind of inputs, without a memory address, so that it is the same in each process."""
     name = str(getattr(kind, "__qualname__", kind))

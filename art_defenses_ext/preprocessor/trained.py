@@ -28,6 +28,7 @@ from art_defenses_ext.base.declared import (
 )
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import shape_with_channels_in_front
+from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.base.shares import from_shares
 from art_defenses_ext.base.text import shown
@@ -50,7 +51,7 @@ from art_defenses_ext.estimator.rebuild import (
     model_dtype,
 )
 from art_defenses_ext.preprocessor.base import RestoringPreprocessor
-from art_defenses_ext.preprocessor.fitting import check_batches, name_of, split
+from art_defenses_ext.preprocessor.fitting import check_batches, largest_batch, name_of, split
 from art_defenses_ext.preprocessor.restoration_loss import RestorationLoss
 from art_defenses_ext.training.inputs import Inputs, Networks, Radius, TrainingInput, may_be_end_to_end, mixture
 from art_defenses_ext.training.loop import Data, Objective, precision_of, train
@@ -191,7 +192,9 @@ class TrainedRestorer(RestoringPreprocessor):
         if not self._is_fitted:
             self._make_network(chosen.seed)
         objective = self._objective(make, loss, attack_mode)
-        self._try(objective, part, chosen)
+        with progress_bar(progress) as bar:
+            bar.add_task("trial step on two images", total=None, note="")
+            self._try(objective, part, chosen)
         plan: dict[str, Any] = {"eps": float(eps), "inputs": [*map(name_of, inputs)], "attack_mode": attack_mode}
         plan |= {"loss": loss.describe(), "validation_split": validation_split}
         with self._trainable(), evaluation_mode(self.model):
@@ -353,7 +356,7 @@ class TrainedRestorer(RestoringPreprocessor):
                 return sum(objective(images[:count], labels[:count], noise).values())  # type: ignore[return-value]
 
         with explained_by_shape(self, images.shape[1:]), evaluation_mode(self.model), self._trainable():
-            check_step(loss, min(settings.batch_size, len(part[0])), self.device)
+            check_step(loss, largest_batch(len(part[0]), settings.batch_size), self.device)
 
     def _identity(self, loss: RestorationLoss) -> dict[str, Any]:
         """Return further values on which the weights at the end of a fit depend."""

@@ -17,25 +17,25 @@ Loss = Callable[[int], Tensor]
 """Number of images -> the loss to differentiate, of so many."""
 
 
-def check_step(loss: Loss, batch_size: int, device: torch.device) -> None:
+def check_step(loss: Loss, count: int, device: torch.device) -> None:
     """Refuse batches whose values for the backward pass do not fit into the memory of a device.
 
     Args:
         loss: the loss of one and of two images.
-        batch_size: number of images of the largest batch.
+        count: number of images of the largest batch.
         device: the device of the step.
 
     Raises:
         InputError: that names the largest batch that fits.
     """
-    one, two = (peak_of_saved(partial(loss, count)) for count in (1, 2))
+    one, two = (peak_of_saved(partial(loss, images)) for images in (1, 2))
     each = two - one  # without the weights, which do not grow with the batch
     available = available_memory(device)
-    if available is not None and batch_size * each > available:
-        smaller = available // each
-        expected = f"at most {smaller}" if smaller else "smaller images or a smaller network"
+    if available is not None and count * each > available:
+        largest = available // each
+        expected = f"at most {largest}" if largest else "smaller images or a smaller network"
         raise InputError(
-            f"batch_size is {batch_size}, and a training step takes at least {in_words(batch_size * each)}, "
+            f"batch_size makes batches of {count} images, and a training step takes at least {in_words(count * each)}, "
             f"{in_words(each)} for each image, of {in_words(available)} available on {device}; {expected} was expected"
         )
 

@@ -203,11 +203,11 @@ class RunDirectory:
             InputError: if the folder cannot be written, or its records were edited.
         """
         with self._writing(""):
-            begun = self.manifest is not None or (self.path / RECORDS).exists()
-            for name in RESULTS if begun else ():  # or they would not agree with the records
+            for name in RESULTS:  # or they would not agree with the records
                 (self.path / name).unlink(missing_ok=True)
+            begun = self.manifest is not None or (self.path / RECORDS).exists()
             if self.manifest is None:
-                replace_file(self.path / MANIFEST, manifest.as_json().encode(), self.keeps)
+                replace_file(self.path / MANIFEST, manifest.as_json().encode(), wait=self.keeps)
                 # Read back, since the hash of an attack's code may change while it runs, with a list that it fills.
                 self.manifest = read_manifest(self.path)
             for name in (RECORDS, COSTS, DIGESTS):
@@ -278,11 +278,11 @@ class RunDirectory:
         )
         with self._writing():
             if pictures is not None:
-                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures, self.keeps)
+                replace_file(self.path / EXAMPLES / f"{block.start:08d}.npz", pictures, wait=self.keeps)
             if self._images is not None:
                 self._images.finish(block.start)
             for name, lines in ((COSTS, spent), (DIGESTS, [as_line(digest)]), (RECORDS, block.lines)):
-                append(self.path / name, b"".join(lines), self.keeps)
+                append(self.path / name, b"".join(lines), wait=self.keeps)
             if self.keeps:
                 self._unfinished.remove()
 
@@ -290,7 +290,7 @@ class RunDirectory:
         """Write the results of the tests that are made once for all blocks."""
         assert self.manifest is not None
         with self._writing():
-            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.digest), self.keeps)
+            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.digest), wait=self.keeps)
 
     def join_images(self, records: Sequence[SampleRecord]) -> None:
         """Join the adversarial images of the finished run to one file per attack, if they are kept.

@@ -129,8 +129,8 @@ class Manifest:
         plain = json.loads(json.dumps(plain, allow_nan=False))
         return plain
 
-    @classmethod
-    def read(cls, path: Path) -> Manifest:
+    @staticmethod
+    def read(path: Path) -> Manifest:
         """Read a manifest.
 
         Raises:
@@ -142,7 +142,7 @@ class Manifest:
             raise RunError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
 
 
-@lru_cache(maxsize=16)  # of a run's folder each reading function reads it again
+@lru_cache(maxsize=16)  # each function that reads a run reads its manifest again
 def _parsed(path: Path, content: bytes) -> Manifest:
     """Return the manifest with the given content; ``path`` is for errors."""
     try:
