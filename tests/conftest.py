@@ -129,7 +129,7 @@ def command_folder(
 ) -> Path:
     """A working folder for a command, empty but for the network's ``weights.safetensors``; reports lack pictures."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+    omit_pictures(monkeypatch)
     save_file(digits_classifier.model.state_dict(), "weights.safetensors")
     return tmp_path
 
@@ -227,10 +227,15 @@ FEW_STEPS = [
 """One attack of each kind, with so few steps that a whole evaluation takes seconds."""
 
 
+def omit_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let reports be written without their pictures, which take a second to draw."""
+    patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+
+
 @pytest.fixture
 def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reports are written without their pictures, which take a second to draw."""
-    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+    """Reports are written without their pictures."""
+    omit_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="session")

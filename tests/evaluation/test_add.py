@@ -25,6 +25,8 @@ from art_defenses_ext.evaluation.run.added import ADDED
 from art_defenses_ext.evaluation.run.folder import RunDirectory
 from art_defenses_ext.zoo.datasets import Dataset
 
+from ..conftest import omit_pictures
+
 Images = npt.NDArray[np.float32]
 SOURCE = {"name": "AutoAttack", "link": "https://arxiv.org/abs/2003.01690"}
 
@@ -44,7 +46,7 @@ def external_images(finished_run: Any) -> Images:
 @pytest.fixture(autouse=True)
 def _without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports are written without their pictures, which take a second to draw."""
-    monkeypatch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+    omit_pictures(monkeypatch)
 
 
 @pytest.fixture

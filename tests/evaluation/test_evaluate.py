@@ -47,6 +47,8 @@ from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.gradients.modes import find_defences
 from art_defenses_ext.zoo.datasets import Dataset
 
+from ..conftest import omit_pictures
+
 EPS = 0.1
 BLOCK = 8
 WHOLE = 2 * BLOCK
@@ -772,7 +774,7 @@ def checked(defended: PyTorchClassifier, x: FloatArray, y: IntArray, tmp_path_fa
         patch.setattr("art_defenses_ext.evaluation.run.block.BINARIZED", 4)
         patch.setattr("art_defenses_ext.evaluation.suite.plan.EFFORT", BRIEF_EFFORT)
         patch.setattr("art_defenses_ext.evaluation.suite.plan.FIRSTS", (BRIEF_WHITE_BOX,))
-        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        omit_pictures(patch)
         report = evaluate_in_blocks(defended, x, y, Linf(0.05), [BRIEF_WHITE_BOX], out=folder, check_samples=CHECKED)
     return Run(report, [], folder)
 

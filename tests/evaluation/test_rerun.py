@@ -14,6 +14,8 @@ from art_defenses_ext import JumpReLU, rerun
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.run.folder import RECORDS
 
+from ..conftest import omit_pictures
+
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
@@ -24,7 +26,7 @@ def run(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
     changes |= {"options": {"block_size": 4, "curve_samples": 0, "check_samples": 0, "progress": False}}
     short_run = replace(finished_run, folder=tmp_path_factory.mktemp("rerun") / "run", **changes)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        omit_pictures(patch)
         short_run.repeat(out=short_run.folder)
     return short_run
 

@@ -27,6 +27,8 @@ from art_defenses_ext.evaluation.suite.rounds import round_name, round_plan
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 
+from ..conftest import omit_pictures
+
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 SAMPLES = 8
@@ -63,7 +65,7 @@ def run_folder(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> A
     folder = tmp_path_factory.mktemp("rounds") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "round_plan", few_steps)
-        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        omit_pictures(patch)
         evaluate(**make_call(finished_run), out=folder)
     return folder
 

@@ -25,7 +25,7 @@ from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite import suites
 from art_defenses_ext.zoo.datasets import Dataset
 
-from ..conftest import FEW_STEPS, FinishedRun
+from ..conftest import FEW_STEPS, FinishedRun, omit_pictures
 
 OPTIONS: dict[str, Any] = {"block_size": 4, "curve_samples": 0, "check_samples": 2, "progress": False}
 
@@ -47,7 +47,7 @@ def folder(arguments: tuple[Any, ...], tmp_path_factory: pytest.TempPathFactory)
     """A finished run, to be read."""
     folder = tmp_path_factory.mktemp("undefended") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        omit_pictures(patch)
         evaluate(*arguments, out=folder, **OPTIONS)
     return folder
 

@@ -29,6 +29,8 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
+from ...conftest import omit_pictures
+
 
 def build_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
     return MarginPGD(classifier, threat.norm, threat.eps, max_iter=5, seed=seed)
@@ -108,7 +110,7 @@ def runs(digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path_factory
         ("ball", jump, slice(0, 40), 0.2),
     ):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+            omit_pictures(patch)
             evaluate(classifier, (x[part], y[part]), Linf(eps), PGD, out=folder / name, **options)
     return folder
 

@@ -32,6 +32,8 @@ from art_defenses_ext.evaluation.suite.attacker import VOTES
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.zoo.datasets import Dataset
 
+from ...conftest import omit_pictures
+
 Rational = Sequence[Fraction]
 
 
@@ -233,7 +235,7 @@ def evaluate_acts(classifier: PyTorchClassifier, x: FloatArray, y: IntArray, fol
     specs = [*(spec(name, act) for name, act in ACTS.items()), spec("transfer", near, crafted_on="undefended")]
     options: dict[str, Any] = {"block_size": 10, "curve_samples": 0, "check_samples": 0, "progress": False}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        omit_pictures(patch)
         report = evaluate(classifier, (x, y), Linf(EPS), specs, out=folder, **options)
     return Run(
         classifier, report, {key: np.concatenate(batches) for key, batches in returned.items() if batches}, folder

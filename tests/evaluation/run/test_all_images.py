@@ -20,6 +20,8 @@ from art_defenses_ext.evaluation.run.all_images import ADVERSARIAL, WORST_CASE, 
 from art_defenses_ext.evaluation.run.folder import RECORDS, RunDirectory
 from art_defenses_ext.evaluation.run.shard import Shard
 
+from ...conftest import omit_pictures
+
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
 SAMPLES, BLOCK = 5, 2
@@ -40,7 +42,7 @@ def complete_run(brief: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of this run in one go, with all of its images."""
     folder: Path = tmp_path_factory.mktemp("kept") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("art_defenses_ext.evaluation.report.figures.drawn.draw_figures", lambda *_: {})
+        omit_pictures(patch)
         brief.repeat(out=folder, **ALL)
     return folder
 
