@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -186,12 +187,18 @@ def _run_checked(classifier: PyTorchClassifier, x: Tensor, argument: str) -> Any
     return pipeline.model(as_model_input(x, pipeline.model))
 
 
+@cache
+def cuda_devices() -> range:
+    """Return the numbers of the CUDA devices, counted once: without any, torch searches for a driver at each call."""
+    return range(torch.cuda.device_count())
+
+
 @contextmanager
 def unmoved_generators() -> Iterator[None]:
     """Restore the global generators of networks and preprocessors afterwards."""
     state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 (what ART uses)
     try:
-        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        with torch.random.fork_rng(devices=cuda_devices()):
             yield
     finally:
         np.random.set_state(state)  # noqa: NPY002

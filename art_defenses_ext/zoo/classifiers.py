@@ -12,6 +12,7 @@ from torch import nn
 
 from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.validation import check_seed
+from art_defenses_ext.estimator.pipeline import cuda_devices
 from art_defenses_ext.training.classifier import check_normalisation, train_classifier
 from art_defenses_ext.training.settings import SettingsOptions
 from art_defenses_ext.zoo.catalogue import DEFAULT_MODEL, MODELS
@@ -84,7 +85,7 @@ def load_classifier(
         std = normalisation.std if normalisation else (1.0,) * channels
     check_normalisation(mean, std, channels)
 
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # otherwise torch warns of several devices
+    with torch.random.fork_rng(devices=cuda_devices()):  # otherwise torch warns of several devices
         torch.manual_seed(seed)
         network = build_model(name) if pretrained is None else pretrained.network
     if weights is not None:
