@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.base.errors import AttributionError
+from art_defenses_ext.base.validation import is_compiled
 from art_defenses_ext.estimator.rebuild import at_least_float32
 
 
@@ -82,8 +83,10 @@ def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Modul
         x: a few images.
 
     Raises:
-        InputError: for an operation without a second derivative, by its name.
+        InputError: for an operation without a second derivative, by its name, and for what ``torch.compile`` compiled.
     """
+    if any(map(is_compiled, model.modules())):
+        raise _refused(model, "a part compiled by torch.compile")
     roots: list[Any] = []
     handle = model.register_forward_hook(lambda _, __, output: roots.append(getattr(output, "grad_fn", None)))
     with torch.inference_mode(False), torch.enable_grad():

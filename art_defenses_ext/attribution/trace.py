@@ -25,6 +25,7 @@ from art_defenses_ext.attribution import activations, attention, normalisation  
 from art_defenses_ext.attribution.linear_map import LinearMap, scaled
 from art_defenses_ext.attribution.operations import HANDLERS, IN_PLACE, Back
 from art_defenses_ext.base.errors import AttributionError
+from art_defenses_ext.base.validation import is_compiled
 
 
 @dataclass(eq=False)
@@ -51,11 +52,11 @@ def check_visible(model: nn.Module) -> None:
     """Refuse a network whose operations cannot be seen.
 
     Raises:
-        InputError: for compiled TorchScript, and for what ``torch.compile`` returned.
+        InputError: for compiled TorchScript, and for what ``torch.compile`` compiled.
     """
     for name, module in model.named_modules():
         scripted = isinstance(module, torch.jit.ScriptModule)
-        if scripted or type(module).__name__ == "OptimizedModule":
+        if scripted or is_compiled(module):
             where = f"layer {name!r}" if name else "the model"
             how = "compiled TorchScript" if scripted else "compiled by torch.compile"
             raise AttributionError(f"{where} is {how}, whose operations cannot be seen; pass it uncompiled")

@@ -81,6 +81,12 @@ def check_differentiable_tensors(module: nn.Module, argument: str) -> None:
             )
 
 
+def is_compiled(part: nn.Module) -> bool:
+    """Return whether ``torch.compile`` returned this part of a network, or compiled it in place."""
+    # By the name of its class, since importing that takes seconds.
+    return type(part).__name__ == "OptimizedModule" or part._compiled_call_impl is not None
+
+
 def has_ignored_hooks(model: nn.Module) -> bool:
     """Return whether the network has hooks that ART ignores, since it calls the layers one by one."""
     hooks = (model._forward_hooks, model._forward_pre_hooks, model._backward_hooks, model._backward_pre_hooks)

@@ -9,7 +9,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
 from art_defenses_ext.base.errors import ClassifierError
-from art_defenses_ext.base.validation import check_classifier
+from art_defenses_ext.base.validation import check_classifier, is_compiled
 from art_defenses_ext.estimator.bridged import bridge, bridged, differentiable
 from art_defenses_ext.estimator.pipeline import Pipeline, device_of, own_name, probes, run_preprocessor, runs
 from art_defenses_ext.estimator.rebuild import rebuild, record_undefended
@@ -74,6 +74,9 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
         A module from images ``(N, *input_shape)`` in the clip range to logits (N, nb_classes); with a detector it has
         one additional logit, the last, which is the largest if an image is rejected.
 
+    A network that ``torch.compile`` compiled stays compiled. For this, torch's setting ``donated_buffer`` is turned off
+    in this process; a gradient that the network took before was compiled with it, and fails.
+
     Raises:
         InputError: for a preprocessor that needs labels or changes the number of images at prediction, and for
             postprocessors beside a detector.
@@ -84,4 +87,17 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
     >>> network(torch.tensor(x)).shape
     torch.Size([8, 10])
     """
-    return (Pipeline(differentiable(classifier)) if detector is None else RejectingNetwork(classifier, detector)).eval()
+    module = Pipeline(differentiable(classifier)) if detector is None else RejectingNetwork(classifier, detector)
+    if any(map(is_compiled, module.modules())):
+        allow_several_gradients()
+    return module.eval()
+
+
+def allow_several_gradients() -> None:
+    """Let attacks take several gradients of one compiled forward pass, which torch forbids to save memory.
+
+    It holds for what this process compiles from now on.
+    """
+    from torch._functorch import config
+
+    config.donated_buffer = False

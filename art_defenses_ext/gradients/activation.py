@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.base.validation import is_compiled
 
 
 class Rectifier(NamedTuple):
@@ -163,14 +164,18 @@ def check_replaceable(model: nn.Module) -> None:
     """Refuse a network whose rectifiers function overrides cannot intercept.
 
     Raises:
-        InputError: for compiled TorchScript, for recurrent layers, and for ``DataParallel``, whose worker threads do
-            not inherit the override.
+        InputError: for compiled TorchScript, for what ``torch.compile`` compiled, for recurrent layers, and for
+            ``DataParallel``, whose worker threads do not inherit the override.
     """
     for name, module in model.named_modules():
         where = f"the model's layer {name!r}" if name else "the model"
         if isinstance(module, torch.jit.ScriptModule):
             raise InputError(
                 f"{where} is compiled TorchScript, whose rectifiers cannot be replaced; pass the eager module"
+            )
+        if is_compiled(module):
+            raise InputError(
+                f"{where} is compiled by torch.compile, whose rectifiers cannot be replaced; pass it uncompiled"
             )
         if isinstance(module, nn.RNNBase):
             raise InputError(

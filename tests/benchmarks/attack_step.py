@@ -1,6 +1,6 @@
 """Where the time of an attack goes: its passes, what it adds to them, and what could make the passes cheaper.
 
-    python tests/benchmarks/attack_step.py [--repeats 9] [--batch 256] [--no-compile]
+    python tests/benchmarks/attack_step.py [--repeats 7] [--batch 256] [--only NETWORK ...] [--no-compile]
 
 The first table compares runs that take turns in one process: a loop of forward and backward passes alone, Auto-PGD with
 as many passes, the same passes in a batch three times as large (so that three gradient modes could share it), and
@@ -152,8 +152,9 @@ class Parts(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--only", nargs="+", help="names of networks in the table")
     parser.add_argument("--no-compile", action="store_true", help="leave out compiling, which needs a C++ compiler")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -168,6 +169,8 @@ def main() -> None:
     print(f"| {' | '.join(titles)} |")
     print("|---" * len(titles) + "|")
     for name, (network, shape) in subjects().items():
+        if options.only and name not in options.only:
+            continue
         print(f"| {name} | {' | '.join(step_row(network, shape, options))} |", flush=True)
     print(f"\nU-Net and LeNet, defended : parts called by hand {by_hand(options):.3f}")
 
