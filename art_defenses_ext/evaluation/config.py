@@ -46,6 +46,11 @@ MOST_ROUNDS = 6
 """The largest number of rounds of more effort, each of which costs about twice the one before."""
 
 
+def most_rounds(effort: str) -> int:
+    """Return the largest number of rounds of more effort that an ``effort`` allows."""
+    return MOST_ROUNDS if effort == AUTO else int(effort)
+
+
 def _rounds(value: Any) -> str:
     text = value if isinstance(value, str) else str(integer(0).accept(value))
     if text not in (AUTO, *map(str, range(MOST_ROUNDS + 1))):

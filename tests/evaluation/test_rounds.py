@@ -19,7 +19,8 @@ from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report.page import render_page
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.rerun import Rerun
-from art_defenses_ext.evaluation.run.folder import RECORDS, read_records
+from art_defenses_ext.evaluation.run.block import Work
+from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest, read_records
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -119,6 +120,33 @@ def test_a_killed_round_is_unfinished_and_continues_to_the_same_bytes(
         Report.load(folder)
     evaluate(**make_call(finished_run), out=folder)
     assert read_round_records(folder) == read_round_records(run_folder)
+
+
+def test_a_finished_run_continues_with_more_rounds_and_repeats_none_of_its_attacks(
+    finished_run: Any, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, call = tmp_path / "run", make_call(finished_run)
+    evaluate(**call | {"effort": "0"}, out=folder)
+    manifests = [read_manifest(folder)]
+    attack, begun = Work._attack, []
+
+    def noted(self: Work, run: AttackRun, *arguments: Any) -> Any:
+        begun.append(run.role)
+        return attack(self, run, *arguments)
+
+    monkeypatch.setattr(Work, "_attack", noted)
+    for effort in ("1", "2"):
+        evaluate(**call | {"effort": effort}, out=folder)
+        manifests.append(read_manifest(folder))
+    assert set(begun) == {"round"}
+    assert read_round_records(folder) == read_round_records(run_folder)
+    assert Report.load(folder).summary.robust_accuracy == Report.load(run_folder).summary.robust_accuracy
+    assert [manifest.run.settings.effort for manifest in manifests] == ["0", "1", "2"]
+    assert len({manifest.binding for manifest in manifests}) == 1
+    with pytest.raises(InputError, match="which holds another run: settings effort '2', not '0'"):
+        evaluate(**call | {"effort": "0"}, out=folder)
+    with pytest.raises(InputError, match="which holds another run: settings seed 0, not 1"):
+        evaluate(**call | {"effort": "auto", "seed": 1}, out=folder)
 
 
 def test_merged_parts_continue_with_the_rounds_of_a_single_process(

@@ -52,7 +52,7 @@ def _to_establish(summary: Summary) -> Iterator[tuple[str, str]]:
     if set(summary.failed_checks) & set(OF_EFFORT) and not summary.rounds and run.settings.adaptive:
         yield (
             "Attack for longer until it is established",
-            f"{_again(run, effort=AUTO)} continues with stronger attacks on the images that are left.",
+            f"{_again(run, folder='', effort=AUTO)} continues with stronger attacks on the images that are left.",
         )
     for check in summary.checks:
         if check.verdict == "failed":
@@ -123,12 +123,13 @@ def _typed(run: RunDescription) -> str:
     return shlex.join(words) if run.options and words[:2] == COMMAND else ""
 
 
-def _again(run: RunDescription, **changes: Any) -> str:
-    """Return the run's command, or its call in Python, with changed options and another folder."""
+def _again(run: RunDescription, folder: str = "NEW", **changes: Any) -> str:
+    """Return the run's command, or its call in Python, with changed options, and another folder if one is given."""
     command = _typed(run)
     if not command:
         return f"`evaluate({', '.join(['...', *(f'{name}={value!r}' for name, value in changes.items())])})`"
-    options = {f"--{_switch(name)}": str(value) for name, value in changes.items()} | {"--out": "NEW"}
+    options = {f"--{_switch(name)}": str(value) for name, value in changes.items()}
+    options |= {"--out": folder} if folder else {}
     kept = _without(shlex.split(command), options)
     return f"`{shlex.join(kept)} {' '.join(f'{switch} {value}' for switch, value in options.items())}`"
 

@@ -81,7 +81,7 @@ def write_addition(
     """
     images = io.BytesIO()
     np.savez(images, adversarial=adversarial, index=index)
-    content = as_signed(addition, manifest.digest)
+    content = as_signed(addition, manifest.binding)
     write_files(folder / ADDED, {f"{addition.stem}.npz": images.getvalue(), f"{addition.stem}.json": content})
 
 
@@ -96,7 +96,7 @@ def read_additions(folder: Path, manifest: Manifest) -> list[Addition]:
 
 def _read(path: Path, manifest: Manifest) -> Addition:
     problem = "cannot be read; examples added to a run were expected"
-    addition = read_signed(path, Addition, manifest.digest, problem)
+    addition = read_signed(path, Addition, manifest.binding, problem)
     samples = manifest.run.settings.samples
     if not all(index.isdecimal() and int(index) < samples for index in addition.outcomes):
         raise RunError(f"{path} names samples that the run does not have; {CHANGED}")

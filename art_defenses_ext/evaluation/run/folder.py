@@ -191,7 +191,7 @@ class RunDirectory:
         """
         if self.manifest is None:
             return
-        difference = self.manifest.difference(manifest)
+        difference = self.manifest.continued_by(manifest).difference(manifest)
         if difference is None and self.manifest.shard != manifest.shard:
             difference = f"shard {self.manifest.shard}, not {manifest.shard}"
         _refuse_another_run(self.path, difference)
@@ -206,8 +206,9 @@ class RunDirectory:
             for name in RESULTS:  # or they would not agree with the records
                 (self.path / name).unlink(missing_ok=True)
             begun = self.manifest is not None or (self.path / RECORDS).exists()
-            if self.manifest is None:
-                replace_file(self.path / MANIFEST, manifest.as_json().encode(), wait=self.keeps)
+            continued = manifest if self.manifest is None else self.manifest.continued_by(manifest)
+            if continued is not self.manifest:
+                replace_file(self.path / MANIFEST, continued.as_json().encode(), wait=self.keeps)
                 # Read back, since the hash of an attack's code may change while it runs, with a list that it fills.
                 self.manifest = read_manifest(self.path)
             for name in (RECORDS, COSTS, DIGESTS):
@@ -268,7 +269,7 @@ class RunDirectory:
             InputError: if it cannot be written, such as on a full disk.
         """
         assert self.manifest is not None
-        binding, spent = self.manifest.digest, [as_line(cost) for cost in costs]
+        binding, spent = self.manifest.binding, [as_line(cost) for cost in costs]
         pictures = written(examples) if examples else None
         digest = BlockDigest(
             block.start,
@@ -290,7 +291,7 @@ class RunDirectory:
         """Write the results of the tests that are made once for all blocks."""
         assert self.manifest is not None
         with self._writing():
-            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.digest), wait=self.keeps)
+            replace_file(self.path / FINDINGS, as_signed(findings, self.manifest.binding), wait=self.keeps)
 
     def join_images(self, records: Sequence[SampleRecord]) -> None:
         """Join the adversarial images of the finished run to one file per attack, if they are kept.
@@ -354,7 +355,7 @@ def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:
     """
     run, file, digests = manifest.run, path / RECORDS, read_digests(path)
     settings, threat = run.settings, named_threat(run.settings.threat, run.settings.eps)
-    keys, binding = {attack.key for attack in manifest.plan}, manifest.digest
+    keys, binding = {attack.key for attack in manifest.plan}, manifest.binding
     lines, last = read_lines(file, SampleRecord), 0
     for start in manifest.shard.starts(settings.samples, settings.block_size):
         size = min(settings.block_size, settings.samples - start)
@@ -393,7 +394,7 @@ def costs_by_block(path: Path) -> dict[int, list[CostRecord]]:
     Raises:
         InputError: for a line that cannot be read, or lines that differ from their digest.
     """
-    file, binding, lines = path / COSTS, read_manifest(path).digest, defaultdict[int, list[bytes]](list)
+    file, binding, lines = path / COSTS, read_manifest(path).binding, defaultdict[int, list[bytes]](list)
     costs = defaultdict[int, list[CostRecord]](list)
     for line, cost in read_lines(file, CostRecord):
         lines[cost.block].append(line)
@@ -423,7 +424,7 @@ def read_findings(path: Path) -> Findings:
         InputError: if the file is missing, cannot be read, or differs from its digest.
     """
     problem = "is missing or broken; a finished run was expected"
-    return read_signed(path / FINDINGS, Findings, read_manifest(path).digest, problem)
+    return read_signed(path / FINDINGS, Findings, read_manifest(path).binding, problem)
 
 
 def read_kept_examples(path: Path) -> list[Example]:
@@ -444,7 +445,7 @@ def examples_by_block(path: Path) -> dict[int, list[Example]]:
         InputError: as :func:`read_kept_examples`.
     """
     files = _example_files(path)
-    binding, digests = (read_manifest(path).digest, read_digests(path)) if files else ("", {})
+    binding, digests = (read_manifest(path).binding, read_digests(path)) if files else ("", {})
     examples = {}
     for file in files:
         digest = digests.get(int(file.stem))

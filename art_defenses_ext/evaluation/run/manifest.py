@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.config import most_rounds
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.lines import adapter, digest_of_plain, parse_json
 from art_defenses_ext.evaluation.run.code_hash import code_hash
@@ -25,7 +26,7 @@ from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
-FORMAT = 4
+FORMAT = 5
 """The format of ``manifest.json`` and of the records beside it."""
 
 FREE = ("command", "options", "tunings", "trainings", "environments")
@@ -52,6 +53,20 @@ class Manifest:
     health: list[GradientHealth]
     shard: Shard = WHOLE
     identity: Identity = field(default_factory=Identity)
+
+    def continued_by(self, other: Manifest) -> Manifest:
+        """Return the manifest of this run once ``other``, a later call, has continued it.
+
+        A later call may ask for more rounds of more effort, which change nothing that the folder holds. Any other
+        difference is left for :meth:`difference` to find.
+        """
+        settings, later = self.run.settings, other.run.settings
+        if settings.effort == later.effort or most_rounds(settings.effort) > most_rounds(later.effort):
+            return self
+        settings = replace(settings, effort=later.effort)
+        return replace(
+            self, run=replace(self.run, settings=settings, command=other.run.command, options=other.run.options)
+        )
 
     def difference(self, other: Manifest, ignored: tuple[str, ...] = ()) -> str | None:
         """Return the first difference of two runs on which their records depend, in words; None if there is none.
@@ -91,8 +106,9 @@ class Manifest:
         return plain | {"attack": [_plain(run) for run in self.plan]}
 
     def other_settings(self, settings: Settings) -> str | None:
-        """Return the first setting in which a run differs from this one, in words; None if there is none."""
-        own, other = (json.loads(json.dumps(asdict(value))) for value in (self.run.settings, settings))
+        """Return the first setting in which a later call differs from this run, in words; None if it continues it."""
+        continued = self.continued_by(replace(self, run=replace(self.run, settings=settings))).run.settings
+        own, other = (json.loads(json.dumps(asdict(value))) for value in (continued, settings))
         return next(_differences(own, other, "settings"), None)
 
     def whole(self, environments: list[dict[str, Any]]) -> Manifest:
@@ -109,13 +125,17 @@ class Manifest:
         return plain
 
     @cached_property
-    def digest(self) -> str:
-        """The manifest's digest, which the digests of records, costs and pictures include."""
-        return digest_of_plain(self._plain())
+    def binding(self) -> str:
+        """The digest of all that :meth:`continued_by` keeps; the digests of records, costs and pictures include it."""
+        plain = self._plain()
+        plain["run"] = {name: value for name, value in plain["run"].items() if name not in ("command", "options")}
+        del plain["run"]["settings"]["effort"]
+        return digest_of_plain(plain)
 
     def as_json(self) -> str:
         """Return the text of the manifest's file."""
-        return json.dumps(self._plain() | {"digest": self.digest}, indent=1, allow_nan=False) + "\n"
+        plain = self._plain()
+        return json.dumps(plain | {"digest": digest_of_plain(plain)}, indent=1, allow_nan=False) + "\n"
 
     def _plain(self) -> dict[str, Any]:
         plain: dict[str, Any] = {

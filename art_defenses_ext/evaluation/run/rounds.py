@@ -16,7 +16,7 @@ from pathlib import Path
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.evaluation.checks.checks import OF_EFFORT, Evidence
-from art_defenses_ext.evaluation.config import AUTO, MOST_ROUNDS
+from art_defenses_ext.evaluation.config import AUTO, MOST_ROUNDS, most_rounds
 from art_defenses_ext.evaluation.records.lines import CHANGED
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.run.folder import MANIFEST, ROUNDS, read_findings, read_manifest, read_records
@@ -51,7 +51,7 @@ def read_evidence(path: Path, manifest: Manifest, records: list[SampleRecord]) -
     evidence = Evidence(manifest.run, list(manifest.plan), records, manifest.health, read_findings(path).binarization)
     for folder in round_folders(path):
         of_round, added = read_manifest(folder), read_records(folder)
-        whole = replace(of_round, plan=manifest.plan).digest == manifest.digest
+        whole = replace(of_round, plan=manifest.plan).binding == manifest.binding
         images = [record.image for record in added]
         if not whole or images != [record.image for record in records[: len(images)]]:
             raise RunError(f"{folder} is not a round of the run in {path}; {CHANGED}")
@@ -71,8 +71,8 @@ def next_round(evidence: Evidence) -> int | None:
     is spent. With :data:`.AUTO` none follows either if no check of :data:`.OF_EFFORT` fails.
     """
     settings, count = evidence.run.settings, len(evidence.rounds)
-    budget = MOST_ROUNDS if settings.effort == AUTO else int(settings.effort)
-    possible = count < budget and settings.adaptive and settings.check_samples > 0 and bool(evidence.keys("white-box"))
+    allowed = count < most_rounds(settings.effort)
+    possible = allowed and settings.adaptive and settings.check_samples > 0 and bool(evidence.keys("white-box"))
     if not possible or not any(record.robust() for record in evidence.records):
         return None
     if count >= IDLE and all(result.is_idle for result in evidence.results[-IDLE:]):

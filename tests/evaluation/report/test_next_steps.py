@@ -78,6 +78,11 @@ STEPS = {
     "few images": ({"worst_case": Proportion(20, 40)}, ["interval is 30 points wide"], ["--samples 400 --out NEW"]),
     "papers only": ({"lacking": "the paper's attacks ran alone"}, ["gradient mode"], ["--attacks standard --out NEW"]),
     "no checks": ({"checks": []}, ["must pass"], ["--check-samples 100 --out NEW"]),
+    "not converged": (
+        {"checks": [Check("more effort", "failed", "")]},
+        ["images that are left"],
+        ["--out run --effort auto", "docs checks#until-it-is-established"],
+    ),
     "failed": ({"checks": [Check("noise", "failed", "")]}, ["labels, clip range, eps"], ["docs checks#noise"]),
     "no undefended": ({"against_undefended": None}, ["same suite"], ["--undefended same --out NEW"]),
 }

@@ -86,7 +86,7 @@ def edit_lines(file: Path, change: Callable[[list[dict[str, Any]]], Any]) -> Non
 
 def sign(folder: Path) -> None:
     """Make the digests of the records anew, as a forger would."""
-    binding, lines = read_manifest(folder).digest, (folder / RECORDS).read_bytes().splitlines(keepends=True)
+    binding, lines = read_manifest(folder).binding, (folder / RECORDS).read_bytes().splitlines(keepends=True)
     rows = []
     for start, digest in read_digests(folder).items():
         rows.append(vars(digest) | {"records": digest_of(binding, lines[start : start + OPTIONS["block_size"]])})
