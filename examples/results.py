@@ -104,7 +104,7 @@ EFFORT = {
     "mnist/two_stream_restoration_adversarial": "auto",
     "fashion_mnist/two_stream_restoration_adversarial": "2",
 }
-"""Rounds of more effort for the lines whose suite alone fails a check; a number where ``auto`` would take many hours."""
+"""Rounds of more effort for the lines whose suite alone fails a check; a number where ``auto`` takes many hours."""
 
 FITTED_AS: dict[str, tuple[str, ...]] = {"mnist/two_stream_restoration_adversarial": ("--epochs", "3")}
 """Further words of the commands that make the fits: the epochs on the method's page."""
