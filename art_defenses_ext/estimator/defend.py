@@ -65,6 +65,9 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
     The result shares the model, is in evaluation mode, and has every defence among its ``modules()``, where
     ``gradient_mode`` finds it.
 
+    A network that ``torch.compile`` compiled stays compiled. Torch's setting ``donated_buffer`` is turned off for it in
+    this process; a network whose gradient was compiled before must be compiled again.
+
     Args:
         classifier: a classifier with any preprocessing. Numpy preprocessors are bridged (:class:`.NumpyBridge`); behind
             postprocessors, their output has the gradient of the logits.
@@ -73,9 +76,6 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
     Returns:
         A module from images ``(N, *input_shape)`` in the clip range to logits (N, nb_classes); with a detector it has
         one additional logit, the last, which is the largest if an image is rejected.
-
-    A network that ``torch.compile`` compiled stays compiled. For this, torch's setting ``donated_buffer`` is turned off
-    in this process; a gradient that the network took before was compiled with it, and fails.
 
     Raises:
         InputError: for a preprocessor that needs labels or changes the number of images at prediction, and for
@@ -94,10 +94,7 @@ def as_module(classifier: PyTorchClassifier, detector: BinaryInputDetector | Non
 
 
 def allow_several_gradients() -> None:
-    """Let attacks take several gradients of one compiled forward pass, which torch forbids to save memory.
-
-    It holds for what this process compiles from now on.
-    """
+    """Let attacks take several gradients of each forward pass that is compiled from now on, at the cost of memory."""
     from torch._functorch import config
 
     config.donated_buffer = False
