@@ -40,7 +40,7 @@ UndefendedSuite = Annotated[str, one_of("same", "papers")]
 
 
 AUTO = "auto"
-"""The value of ``effort`` for as many rounds as a failed check needs."""
+"""The value of ``effort`` for up to :data:`MOST_ROUNDS` rounds if a check fails, until two in a row add nothing."""
 
 MOST_ROUNDS = 6
 """The largest number of rounds of more effort, each of which costs about twice the one before."""
@@ -79,8 +79,8 @@ class EvaluationConfig(Options):
             same images with the same seed and checks, so that the report can say whether the defence helps;
             ``"papers"``: only the attacks that are made on the undefended model anyway.
         effort: rounds of more effort after the suite, on the images that are left (docs/checks.md): ``"0"`` for none,
-            ``"1"`` to ``"6"`` for at most this number, ``"auto"`` for as many as a failed check needs. Rounds end when
-            two in a row break nothing.
+            ``"1"`` to ``"6"`` for at most this number, ``"auto"`` for up to six if a check fails. Rounds end when two
+            in a row add nothing.
 
     Raises:
         InputError: for a value of another type or out of range.
@@ -103,7 +103,7 @@ class EvaluationConfig(Options):
         switch="--undefended",
     )  # fmt: skip
     effort: Effort = option(
-        "0", "Rounds of stronger attacks after the suite, at most; auto for as many as a failed check needs.",
+        "0", "Rounds of stronger attacks after the suite, at most; auto: if a check fails, until two add nothing.",
     )  # fmt: skip
 
 
