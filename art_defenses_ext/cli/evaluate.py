@@ -102,7 +102,7 @@ class EvaluateOptions(EvaluationConfig):
     price: Flag = option(False, "Print the estimated cost of the evaluation, from a trial on a few images, and stop.")
     overwrite: Flag = option(False, "Replace an earlier run in --out instead of continuing it.")
     save_examples: Annotated[str, one_of("one", "all")] = option(
-        "one", "Adversarial images to keep in --out: one of each attack, or all, in its folder adversarial."
+        "one", "Adversarial images to keep in --out: one of up to eight attacks, or all, in its folder adversarial."
     )
     data: AnyPath | None = option(
         None, "Folder of the data sets, or of images. By default ART_DEFENSES_DATA, else a cache."

@@ -117,8 +117,8 @@ def evaluate(
         out: folder for records, costs, ``report.json``, ``report.html`` and pictures; None keeps nothing. A run in it
             with the same settings, data and networks is continued, or read if it is finished.
         overwrite: replace any earlier run in ``out``.
-        save_examples: adversarial images that ``out`` keeps: ``"one"`` of each attack, for the report, or ``"all"``, in
-            ``out/adversarial`` (docs/evaluation.md). No figure depends on it.
+        save_examples: adversarial images that ``out`` keeps: ``"one"`` of each of up to eight attacks, for the report,
+            or ``"all"``, in ``out/adversarial`` (docs/evaluation.md). No figure depends on it.
         progress: show a progress bar.
         callbacks: objects that are called during the run, such as a :class:`.TensorBoardCallback`.
         arguments: those of :class:`EvaluationArguments`, and options of an :class:`.EvaluationConfig` by name, such as
