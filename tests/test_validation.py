@@ -25,6 +25,7 @@ from art_defenses_ext.base.validation import (
     check_images,
     check_labels,
     check_target,
+    within_clip_values,
 )
 from art_defenses_ext.evaluation.run.shard import Shard
 
@@ -326,3 +327,20 @@ def test_a_folder_is_no_file_to_write(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="a file in an existing folder was expected"):
         check_target("path", tmp_path)
     assert check_target("path", str(tmp_path / "file")) == tmp_path / "file"
+
+
+@pytest.mark.parametrize(
+    "clip_values", [(0.0, 1.0), (np.zeros((1, 1)), np.ones((1, 1))), (np.float32(0), np.float32(1))]
+)
+def test_pixels_outside_by_rounding_are_clipped_and_others_make_an_image_unusable(clip_values: Any) -> None:
+    x = np.array([0.5, np.nextafter(np.float32(1), np.float32(2)), -1e-7, 1.01, -0.01, np.nan, np.inf], np.float32)
+    images, usable = within_clip_values(x.reshape(-1, 1, 1), clip_values)
+    assert usable.tolist() == [True, True, True, False, False, False, False]
+    assert images[:3].flatten().tolist() == [0.5, 1.0, 0.0]
+
+
+def test_a_limit_that_float32_rounds_up_can_be_reached() -> None:
+    high = np.array([[2.64]])
+    assert np.float32(high) > high
+    assert within_clip_values(np.full((1, 1, 1), 2.64, np.float32), (-high, high))[1].all()
+    assert within_clip_values(np.full((1, 1, 1), 9.0, np.float32), None)[1].all()

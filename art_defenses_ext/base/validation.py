@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
@@ -196,6 +197,31 @@ ROUNDING = 4 * float(np.finfo(np.float32).eps)
 scaling."""
 
 
+def within_clip_values(x: FloatArray, clip_values: tuple[Any, Any] | None) -> tuple[FloatArray, npt.NDArray[np.bool_]]:
+    """Return images, clipped where they exceed the clip values by rounding only, and which are finite and inside.
+
+    Args:
+        x: images (N, ...), float32.
+        clip_values: numbers, or arrays that broadcast against an image; None for no limit.
+
+    Returns:
+        The images (N, ...), and True for each that is usable (N,).
+    """
+    inside = np.isfinite(x)
+    if clip_values is not None:
+        low, high = (np.asarray(end, dtype=np.float32) for end in clip_values)
+        clipped = np.clip(x, low, high)
+        x = np.where(np.abs(x - clipped) <= _allowed(clip_values), clipped, x)
+        inside &= (x >= low) & (x <= high)
+    return x, np.all(inside.reshape(len(x), -1), axis=1)
+
+
+def _allowed(clip_values: tuple[Any, Any]) -> float:
+    """Return by how much pixels may exceed the clip values."""
+    low, high = clip_values
+    return ROUNDING * max(float(np.max(np.abs(low))), float(np.max(np.abs(high))))
+
+
 def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str = "x") -> FloatArray:
     """Return ``x`` clipped to the clip values, if it exceeds them by rounding only.
 
@@ -210,7 +236,7 @@ def into_clip_values(x: FloatArray, clip_values: tuple[Any, Any], argument: str 
     low, high = clip_values
     if bool(((x >= low) & (x <= high)).all()):
         return x
-    allowed = ROUNDING * max(float(np.max(np.abs(low))), float(np.max(np.abs(high))))
+    allowed = _allowed(clip_values)
     if not bool(((x >= low - allowed) & (x <= high + allowed)).all()):
         raise InputError(
             f"{argument} ranges from {x.min():.9g} to {x.max():.9g}; "

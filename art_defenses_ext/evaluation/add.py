@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import is_web_address, shown
-from art_defenses_ext.base.validation import check_file, check_path, check_text, one_line
+from art_defenses_ext.base.validation import check_file, check_path, check_text, one_line, within_clip_values
 from art_defenses_ext.estimator import rebuild
 from art_defenses_ext.evaluation.config import EvaluationConfig
 from art_defenses_ext.evaluation.evaluate import EvaluationArguments, task_of
@@ -196,7 +196,7 @@ def _outcomes_of(
     arguments |= {"allow_large_eps": True, "config": EvaluationConfig.part_of(settings)}
     task = task_of(model, data, threat, [STANDARD[-1]], **arguments)  # it checks the model; no attack is made
     _check_same(folder, manifest, task.manifest())
-    _check_examples(examples, before, task.x, threat, manifest.run.clip_values)
+    examples = _checked(examples, before, task.x, threat, task.classifier.clip_values)
     plan = [*manifest.plan, run]
     work = Work(task.attacker, task.undefended, plan, threat, settings, misled=False)
     outcomes: dict[str, Outcome] = {}
@@ -222,24 +222,28 @@ def _check_same(folder: Path, manifest: Manifest, other: Manifest) -> None:
         raise InputError(f"model is not that of the run in {folder} ({difference}); its model was expected")
 
 
-def _check_examples(examples: Examples, report: Report, x: Images, threat: Threat, clip_values: Any) -> None:
-    """Refuse examples of another shape, outside the clip range or the ball, or of other images than the run's.
+def _checked(examples: Examples, report: Report, x: Images, threat: Threat, clip_values: Any) -> Examples:
+    """Return the examples, clipped where they exceed the clip values by rounding only.
 
     Raises:
-        InputError: names the first such example.
+        InputError: for an example of another shape, outside the clip values or the ball, or of another image than the
+            run's; it names the first.
     """
     adversarial = examples.adversarial
     shape = tuple(x.shape[1:])
     if adversarial.shape[1:] != shape:
         raise InputError(f"adversarial holds images of shape {adversarial.shape[1:]}; {shape} was expected")
+    adversarial, usable = within_clip_values(adversarial, clip_values)
     for row, sample in enumerate(map(int, examples.index)):
         image, clean = adversarial[row : row + 1], np.asarray(x[sample : sample + 1])
         own = clean if examples.clean is None else examples.clean[row : row + 1]
         recorded = report.records[sample].image
         if recorded is not None and image_hash(own[0]) != recorded:
             raise InputError(f"adversarial was made of another image than sample {sample} of the run; its was expected")
-        if clip_values is not None and not clip_values[0] <= image.min() <= image.max() <= clip_values[1]:
-            low, high = clip_values
+        if not usable[row]:
+            low, high = (
+                (np.min(clip_values[0]), np.max(clip_values[1])) if clip_values is not None else (-np.inf, np.inf)
+            )
             raise InputError(f"adversarial leaves the clip range at sample {sample}; {low:g} to {high:g} was expected")
         (size,) = threat.sizes(clean, image, clip_values)
         if not threat.allows(size):
@@ -247,3 +251,4 @@ def _check_examples(examples: Examples, report: Report, x: Images, threat: Threa
                 f"adversarial is {size:.4g} in {threat.norm_name} away from sample {sample} of the run; at most "
                 f"{threat.eps:g} was expected: it is of another ball or of other images"
             )
+    return replace(examples, adversarial=adversarial)

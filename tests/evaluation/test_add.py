@@ -14,15 +14,18 @@ import numpy.typing as npt
 import pyautoattack
 import pytest
 import torch
+from art.estimators.classification import PyTorchClassifier
 from safetensors.numpy import save_file
+from torch import nn
 
-from art_defenses_ext import JumpReLU, add_examples, as_module, gradient_mode
+from art_defenses_ext import JumpReLU, Linf, add_examples, as_module, evaluate, gradient_mode
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import undefended
 from art_defenses_ext.evaluation.publish.leaderboard import Entry
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.added import ADDED
 from art_defenses_ext.evaluation.run.folder import RunDirectory
+from art_defenses_ext.evaluation.suite.suites import STANDARD
 from art_defenses_ext.zoo.datasets import Dataset
 
 from ..conftest import omit_pictures
@@ -235,3 +238,29 @@ def test_a_leaderboard_entry_names_the_evidence_of_its_external_figure(
     assert entry.evidence == [f"AutoAttack, made elsewhere: {SOURCE['link']}"]
     assert Entry.of(finished_run.report, "digits").evidence == []
     assert Entry.of(report, "digits", external=1.0).external == 1.0
+
+
+class Brightness(nn.Module):
+    """Class 1 where the first channel's mean exceeds .52."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mean = x[:, 0].mean(dim=(1, 2))
+        return torch.stack([torch.full_like(mean, 0.52), mean], dim=1)
+
+
+def test_each_channel_has_its_own_clip_range(tmp_path: Path) -> None:
+    """The first channel ends at .5, so that no image is of class 1; one ulp above is a rounding, .58 is not."""
+    low, high = np.zeros((3, 1, 1), np.float32), np.array([0.5, 1, 1], np.float32).reshape(3, 1, 1)
+    classifier = PyTorchClassifier(
+        Brightness(), nn.CrossEntropyLoss(), (3, 4, 4), 2, clip_values=(low, high), device_type="cpu"
+    )
+    x, y = np.full((4, 3, 4, 4), 0.49, np.float32), np.zeros(4, np.int64)
+    evaluate(
+        classifier, (x, y), Linf(0.1), [STANDARD[0]], out=tmp_path, progress=False, check_samples=0, curve_samples=0
+    )
+    adversarial = x.copy()
+    adversarial[:, 0] = 0.58
+    with pytest.raises(InputError, match="leaves the clip range at sample 0"):
+        add_examples(tmp_path, adversarial, classifier, (x, y), **SOURCE)
+    adversarial[:, 0] = np.nextafter(np.float32(0.5), np.float32(1))
+    assert add_examples(tmp_path, adversarial, classifier, (x, y), **SOURCE).accuracy_after_attacks == 1.0

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from art_defenses_ext.attack.ball import ClipValues, into_range
 from art_defenses_ext.attack.base import TensorAttack
 from art_defenses_ext.base.arrays import FloatArray, IntArray
+from art_defenses_ext.base.validation import within_clip_values
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import PairedNetwork
 from art_defenses_ext.estimator.pipeline import Step
@@ -301,9 +302,11 @@ def _breaks(
         return np.concatenate(broken)
     with nullcontext() if mode is None else gradient_mode(binary, mode):
         adversarial = attack.generate(x, np.eye(binary.nb_classes, dtype=np.float32)[2 * problems])
-    inside = np.array([threat.allows(size) for size in threat.sizes(x, adversarial, binary.clip_values)])
+    adversarial, usable = within_clip_values(adversarial, binary.clip_values)
+    inside = usable & np.array([threat.allows(size) for size in threat.sizes(x, adversarial, binary.clip_values)])
     scores = _scores(binary, torch.tensor(adversarial, device=binary.device))
-    return inside & (scores[np.arange(len(x)), problems] > 0)
+    found: npt.NDArray[np.bool_] = inside & (scores[np.arange(len(x)), problems] > 0)
+    return found
 
 
 def _select(binary: PyTorchClassifier, problem: int) -> PyTorchClassifier:

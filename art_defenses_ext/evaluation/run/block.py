@@ -18,7 +18,7 @@ from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.base.arrays import FloatArray, Images, IntArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import for_terminal
-from art_defenses_ext.base.validation import one_line
+from art_defenses_ext.base.validation import one_line, within_clip_values
 from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.checks.binarization import binarization_test
@@ -417,12 +417,7 @@ def _check_examples(
         raise InputError(f"the attack {key!r} returned a {type(adversarial).__name__}; a numpy array was expected")
     if adversarial.shape != x.shape:
         raise InputError(f"the attack {key!r} returned shape {adversarial.shape}; {x.shape} was expected")
-    adversarial = adversarial.astype(np.float32)
-    inside = np.isfinite(adversarial)
-    if classifier.clip_values is not None:
-        low, high = classifier.clip_values
-        inside &= (adversarial >= low) & (adversarial <= high)
-    usable: npt.NDArray[np.bool_] = inside.reshape(len(x), -1).all(axis=1)
+    adversarial, usable = within_clip_values(adversarial.astype(np.float32), classifier.clip_values)
     return np.where(usable.reshape(-1, *[1] * (x.ndim - 1)), adversarial, x), usable
 
 

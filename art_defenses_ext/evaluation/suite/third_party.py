@@ -30,7 +30,7 @@ from art_defenses_ext.attack.by_class import ByClass
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
-from art_defenses_ext.base.validation import check_labels, one_line
+from art_defenses_ext.base.validation import check_labels, one_line, within_clip_values
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Kind, Modes
@@ -328,8 +328,8 @@ class ForeignAttack(EvasionAttack):
         images = (torch.tensor(x, device=device) - self.low) / self.width
         with torch.enable_grad(), _trace_kept():
             adversarial = self._run(images, torch.tensor(labels, dtype=torch.int64, device=device))
-        pixels = adversarial.detach() * self.width + self.low
-        return pixels.cpu().numpy().astype(np.float32)
+        pixels = (adversarial.detach() * self.width + self.low).cpu().numpy().astype(np.float32)
+        return within_clip_values(pixels, self.estimator.clip_values)[0]  # the product rounds, also of 1
 
 
 @contextmanager

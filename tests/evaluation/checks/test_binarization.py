@@ -16,6 +16,7 @@ from art_defenses_ext import L2, JumpReLU, Linf
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.losses import margin, only_pair
 from art_defenses_ext.attack.random_noise import RandomNoise
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.evaluation.checks import binarization
 from art_defenses_ext.evaluation.checks.binarization import binarization_test, last_linear
 from art_defenses_ext.evaluation.suite.suites import FAST
@@ -57,6 +58,15 @@ def test_the_dlr_loss_finds_planted_examples_with_two_logits(
     result = binarization_test(digits_classifier, digits.test.x[:images], Linf(0.1), tries, 0)
     assert result is not None
     assert result.found.rate >= 0.9
+
+
+def test_examples_outside_the_clip_range_do_not_count(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:
+    def build_unclipped(classifier: Any, threat: Threat, seed: int) -> EvasionAttack:
+        return AutoPGD(rebuild(classifier, clip_values=None), threat.norm, threat.eps, seed=seed)
+
+    result = binarization_test(digits_classifier, digits.test.x[:5], Linf(0.1), [(build_unclipped, "exact")], 0)
+    assert result is not None
+    assert result.found.count == 0
 
 
 def test_examples_outside_the_ball_do_not_count(digits_classifier: PyTorchClassifier, digits: Dataset) -> None:

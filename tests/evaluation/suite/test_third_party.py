@@ -81,7 +81,7 @@ def test_the_images_are_those_of_the_library_called_by_hand(
 
 
 @pytest.mark.parametrize("attack", ["foolbox", "autoattack"])
-@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 255.0)])
+@pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 255.0), (-2.12, 2.64)])
 def test_pixels_in_other_units_are_moved_by_the_same_shares(
     attack: str, low: float, high: float, digits: Dataset, digits_classifier: PyTorchClassifier
 ) -> None:
@@ -93,8 +93,10 @@ def test_pixels_in_other_units_are_moved_by_the_same_shares(
     )
     x, y = digits.test.x[:6], digits.test.y[:6]
     expected = make_images(spec, digits_classifier, x, y)
-    shares = (make_images(spec, own_units, low + width * x, y, EPS * width) - low) / width
-    np.testing.assert_allclose(shares, expected, atol=1e-5)
+    own = np.clip(low + width * x, low, high).astype(np.float32)
+    adversarial = make_images(spec, own_units, own, y, EPS * width)
+    assert np.float32(low) <= adversarial.min() <= adversarial.max() <= np.float32(high)
+    np.testing.assert_allclose((adversarial - low) / width, expected, atol=1e-5)
 
 
 def test_an_evaluation_runs_the_attack_under_every_mode(digits: Dataset, digits_classifier: PyTorchClassifier) -> None:
