@@ -52,6 +52,7 @@ def annealed_pgd(
     max_iter: int = 100,
     clip_values: ClipValues = None,
     batch_size: int = 256,
+    confirmations: int = 1,
 ) -> Tensor:
     """Return the points of lowest margin (N, ...) of several runs of Auto-PGD, each from the best points so far.
 
@@ -67,8 +68,10 @@ def annealed_pgd(
         max_iter: number of gradients per run.
         clip_values: lowest and highest pixel value.
         batch_size: number of images per pass.
+        confirmations: see :func:`.auto_pgd`.
     """
     options: dict[str, Any] = {"clip_values": clip_values, "batch_size": batch_size, "generator": generator}
+    options["confirmations"] = confirmations
     search = partial(auto_pgd, logits, ball=ball, objective=objective, max_iter=max_iter, **options)
     best = BestPoints(x)
     unbroken, start = torch.arange(len(x), device=x.device), None

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.attack.ball import Ball, ClipValues
-from art_defenses_ext.attack.base import BallAttack, BestPoints
+from art_defenses_ext.attack.base import CONFIRMATIONS, BallAttack, BestPoints
 from art_defenses_ext.attack.boundaries import nearest_rivals
 from art_defenses_ext.attack.losses import MIN_CLASSES, Logits, LossName, Objective
 from art_defenses_ext.attack.search import Search
@@ -40,6 +40,7 @@ def auto_pgd(
     clip_values: ClipValues = None,
     batch_size: int = 256,
     generator: torch.Generator | None = None,
+    confirmations: int = 1,
 ) -> Tensor:
     """Return the images of lowest margin (N, ...) that Auto-PGD finds in the balls around images ``x`` (N, ...).
 
@@ -58,6 +59,8 @@ def auto_pgd(
         batch_size: number of images per pass. An image leaves the batch once it is broken or its runs have ended, and
             the next image takes its place.
         generator: source of the random starts.
+        confirmations: number of consecutive gradients at which an image must be broken before its runs end; more than
+            one for a random network, which may look broken by chance.
 
     Returns:
         Images (N, ...).
@@ -65,8 +68,9 @@ def auto_pgd(
     targets = nearest_targets(logits, x, y, ball, objective.loss, nb_runs, batch_size) if targets is None else targets
     generator = torch.Generator(x.device).manual_seed(0) if generator is None else generator
     search = (SparseSearch if ball.sparse else Search)(
-        logits, x, y, ball, objective, max_iter, targets, start, clip_values, batch_size, generator, BestPoints(x)
-    )
+        logits, x, y, ball, objective, max_iter, targets, start, clip_values, batch_size, generator, BestPoints(x),
+        confirmations, torch.zeros(len(x), dtype=torch.int64, device=x.device),
+    )  # fmt: skip
     runs, waiting = search.admit(None, torch.arange(len(x), device=x.device))
     while len(runs.sample):
         for _ in range(search.period):  # no step waits for the device; the batch changes between the periods
@@ -104,7 +108,8 @@ class AutoPGD(BallAttack):
     Raises:
         InputError: for a parameter that cannot be used, or an estimator that ART would misread.
 
-    **Departure** from the published code: a run ends as soon as its image is broken, and each image has its own clock,
+    **Departure** from the published code: a run ends as soon as its image is broken (for a random network, broken
+    :data:`.CONFIRMATIONS` times in a row), and each image has its own clock,
     so that another image can take its place.
     """
 
@@ -119,7 +124,8 @@ class AutoPGD(BallAttack):
     function = staticmethod(auto_pgd)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        return super().options(module, x) | {"objective": self.objective}
+        random = {"confirmations": CONFIRMATIONS} if self.eot > 1 else {}
+        return super().options(module, x) | {"objective": self.objective} | random
 
     @property
     def objective(self) -> Objective:

@@ -24,11 +24,16 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.progress import progress_bar
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_classifier, check_images, check_labels, check_outputs
+from art_defenses_ext.estimator.averaged import averages
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.paired import paired
 from art_defenses_ext.estimator.rebuild import at_least_float32, evaluation_mode, gradients_enabled
 from art_defenses_ext.estimator.rejecting import merge_rejection, rejects
 from art_defenses_ext.gradients.modes import gradient_mode, gradient_modes
+
+CONFIRMATIONS = 8
+"""Number of consecutive gradients at which an image must be broken before its runs end, for a random network: one mean
+of a few passes may be below zero by chance, and then too little for a vote of fresh passes. **Convention**."""
 
 
 @dataclass(eq=False, repr=False)
@@ -124,9 +129,13 @@ class TensorAttack(EvasionAttack):
         return partial(self.logits, module)
 
     def options(self, module: nn.Module, x: Tensor) -> dict[str, Any]:
-        """Return the options for ``function``: the attack's parameters, ``clip_values`` and ``channels_first``."""
+        """Return the options for ``function``: the attack's parameters, and what it needs to know of the network."""
         estimator = self.estimator
-        return vars(self) | {"clip_values": estimator.clip_values, "channels_first": estimator.channels_first}
+        return vars(self) | {
+            "clip_values": estimator.clip_values,
+            "channels_first": estimator.channels_first,
+            "confirmations": CONFIRMATIONS if averages(module) else 1,
+        }
 
     @property
     def ball(self) -> Ball | None:

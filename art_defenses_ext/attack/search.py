@@ -39,6 +39,7 @@ class Runs:
     rises: Tensor  # number of these that raised the loss
     halved: Tensor  # whether the last checkpoint halved the step
     changed: Tensor  # number of pixel values that differed from the clean image at the last checkpoint; in sparse norms
+    broken_for: Tensor  # number of consecutive gradients, up to the last, at which the image was broken
 
     @classmethod
     def new(cls, sample: Tensor, number: Tensor, start: Tensor, step: float, window: int) -> Runs:
@@ -62,6 +63,7 @@ class Runs:
             rises=count.clone(),
             halved=torch.ones_like(count, dtype=torch.bool),
             changed=count,
+            broken_for=count,
         )
 
     def only(self, which: Tensor) -> Runs:
@@ -107,6 +109,8 @@ class Search:
     batch_size: int
     generator: torch.Generator
     best: BestPoints
+    confirmations: int
+    longest: Tensor  # largest ``broken_for`` of any run of a sample (N,)
 
     def step(self, runs: Runs) -> None:
         """Take one gradient and one step of every run."""
@@ -120,6 +124,15 @@ class Search:
     def offer(self, runs: Runs, margins: Tensor) -> None:
         """Keep the current points whose margins (b,) are the lowest yet."""
         self.best.offer(runs.x, margins, runs.sample, repeated=self.targets.shape[1] > 1)
+        if self.confirmations > 1:
+            runs.broken_for = torch.where(margins < 0, runs.broken_for + 1, 0)
+            self.longest.scatter_reduce_(0, runs.sample, runs.broken_for, "amax")
+
+    def unbroken(self, samples: Tensor) -> Tensor:
+        """Return which samples (n,) go on: those that were not broken ``confirmations`` times in a row."""
+        if self.confirmations > 1:
+            return self.longest[samples] < self.confirmations
+        return self.best.margins[samples] >= 0
 
     def adapt(self, runs: Runs, clean: Tensor, gradient: Tensor) -> Tensor:
         """At a checkpoint without progress, halve the step and return to the best point; return the gradient there."""
@@ -178,16 +191,16 @@ class Search:
         ``waiting`` holds run r of sample i as r N + i. The later runs of a sample join it together, when the first run
         has taken ``patience`` gradients.
         """
-        nb_samples, margins = len(self.x), self.best.margins
+        nb_samples = len(self.x)
         if runs is not None:
-            unbroken = margins[runs.sample] >= 0
+            unbroken = self.unbroken(runs.sample)
             ended = runs.clock >= self.max_iter
             is_due = (self.patience <= runs.clock) & (runs.clock < self.patience + self.period)
             first = runs.sample[unbroken & is_due & (runs.number == 0)]
             later = torch.arange(1, self.targets.shape[1], device=first.device)
             waiting = torch.cat([waiting, (later[:, None] * nb_samples + first).flatten()])
             runs = runs.only(unbroken & ~ended)
-        waiting = waiting[margins[waiting % nb_samples] >= 0]
+        waiting = waiting[self.unbroken(waiting % nb_samples)]
         free = self.batch_size - (0 if runs is None else len(runs.sample))
         fresh = self.fresh(waiting[:free] % nb_samples, waiting[:free] // nb_samples)
         return fresh if runs is None else runs.plus(fresh), waiting[free:]

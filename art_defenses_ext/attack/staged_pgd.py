@@ -62,6 +62,7 @@ def staged_pgd(
     generator: torch.Generator,
     clip_values: ClipValues = None,
     batch_size: int = 256,
+    confirmations: int = 1,
 ) -> Tensor:
     """Return the points of lowest margin (N, ...) that all stages find.
 
@@ -75,8 +76,10 @@ def staged_pgd(
         generator: source of the random starts.
         clip_values: lowest and highest pixel value.
         batch_size: number of images per pass.
+        confirmations: see :func:`.auto_pgd`.
     """
-    search = partial(auto_pgd, logits, ball=ball, clip_values=clip_values, batch_size=batch_size, generator=generator)
+    shared: dict[str, Any] = {"clip_values": clip_values, "batch_size": batch_size, "generator": generator}
+    search = partial(auto_pgd, logits, ball=ball, confirmations=confirmations, **shared)
     best = BestPoints(x)
     begun = False
     for stage in stages:

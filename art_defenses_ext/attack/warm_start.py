@@ -46,6 +46,7 @@ def crossed_pgd(
     max_iter: int = 100,
     clip_values: ClipValues = None,
     batch_size: int = 256,
+    confirmations: int = 1,
 ) -> Tensor:
     """Return the points of lowest margin (N, ...) of Auto-PGD from perturbations of other images and modes.
 
@@ -63,9 +64,10 @@ def crossed_pgd(
         max_iter: number of gradients per run.
         clip_values: lowest and highest pixel value.
         batch_size: number of images per pass.
+        confirmations: see :func:`.auto_pgd`.
     """
     shared: dict[str, Any] = {"clip_values": clip_values, "batch_size": batch_size, "generator": generator}
-    search = partial(auto_pgd, logits, ball=ball, **shared)
+    search = partial(auto_pgd, logits, ball=ball, confirmations=confirmations, **shared)
     best = BestPoints(x)
 
     def improve(start: Tensor | None, steps: int, form: Form) -> None:

@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from art_defenses_ext import as_module
 from art_defenses_ext.attack.auto_pgd import AutoPGD, auto_pgd, nearest_targets
 from art_defenses_ext.attack.ball import L1, L2, Ball, Linf
-from art_defenses_ext.attack.base import predict
+from art_defenses_ext.attack.base import CONFIRMATIONS, predict
 from art_defenses_ext.attack.losses import LOSSES, Objective
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.estimator.averaged import Averaged
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.zoo.datasets import Dataset
 
@@ -186,3 +188,30 @@ def test_a_tie_is_no_success(attack: Any) -> None:
     x, y = np.full((4, 1, 8, 8), 0.5, np.float32), np.zeros(4, int)
     assert not missed(classifier, x, y).any()
     assert missed(classifier, attack(classifier, np.inf, 0.065, max_iter=40).generate(x, y), y).all()
+
+
+@pytest.mark.parametrize(("confirmations", "lucky", "passes"), [(1, 1, 10), (8, 1, 40), (8, 8, 10), (8, 7, 40)])
+def test_an_image_leaves_once_it_is_broken_so_many_times_in_a_row(confirmations: int, lucky: int, passes: int) -> None:
+    """A network that errs in its first passes alone; the batch changes after every ten steps."""
+    calls = 0
+
+    def logits(x: Tensor, _: Tensor) -> Tensor:
+        nonlocal calls
+        calls += 1
+        right = -1.0 if calls <= lucky else 1.0
+        return torch.stack([x.flatten(1).sum(dim=1) * 0 + right, x.flatten(1).sum(dim=1) * 0], dim=1)
+
+    x, y = torch.full((3, 4), 0.5), torch.zeros(3, dtype=torch.int64)
+    auto_pgd(logits, x, y, Linf(0.1), max_iter=40, confirmations=confirmations, clip_values=(0.0, 1.0))
+    assert calls == passes
+
+
+def test_a_random_network_must_be_broken_repeatedly(digits_classifier: PyTorchClassifier) -> None:
+    x = torch.zeros(1, 1, 8, 8)
+    averaged = rebuild(digits_classifier, model=Averaged(digits_classifier.model, 2).eval())
+    for attack, expected in (
+        (AutoPGD(digits_classifier), 1),
+        (AutoPGD(digits_classifier, eot=2), CONFIRMATIONS),
+        (AutoPGD(averaged), CONFIRMATIONS),
+    ):
+        assert attack.options(as_module(attack.estimator), x)["confirmations"] == expected

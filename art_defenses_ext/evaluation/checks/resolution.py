@@ -23,17 +23,20 @@ def most_that_pass(total: int) -> int:
     return min(total, max(1, math.floor(total * TOLERATED + float(ndtri(0.975)) * deviation)))
 
 
-def resolution(checks: Sequence[Check], robust: Proportion) -> float | None:
+def resolution(checks: Sequence[Check], robust: Proportion, undecided: float = 0.0) -> float | None:
     """Return the largest overestimate of a figure whose checks pass, from 0 to 1; None without a check of effort.
 
     A check takes n images that some attacks leave unbroken, and passes if stronger attacks break at most k of them. It
     would not detect that the share k / n of all robust images can be broken. The result is the largest of these shares
-    over the checks of ``OF_EFFORT`` that were made.
+    over the checks of ``OF_EFFORT`` that were made, and of the images of a random defence that count as robust because
+    no number of passes decided.
 
     Args:
         checks: the checks of the run.
         robust: its robust accuracy.
+        undecided: share of all images that are robust and undecided.
     """
     shares = [figure for check in checks if check.name in OF_EFFORT for figure in check.figures.values()]
     totals = [share.total for share in shares if isinstance(share, Proportion)]
-    return max((most_that_pass(total) / total * robust.rate for total in totals), default=None)
+    missed = [most_that_pass(total) / total * robust.rate for total in totals]
+    return max(*missed, undecided) if missed else None

@@ -45,8 +45,8 @@ class Randomness:
         worst_of: accuracy against an attacker who sends each image N times and needs one success, for N = 1, 2, ...:
             the mean over samples of the share of all sets of N counted passes without a miss.
         worst_of_more: the same accuracy for N = 50, 100 and 1000, extrapolated, see :func:`extrapolated_worst_of`.
-        undecided: share of robust samples for which the largest number of passes did not decide whether an attack
-            succeeded.
+        undecided: share of all samples that count as robust, though the largest number of passes did not decide
+            whether an attack succeeded.
     """
 
     votes: int

@@ -262,7 +262,8 @@ class Summary:
 
         None where it is not established, or no check that bounds it was made.
         """
-        return resolution(self.checks, self.worst_case) if self.standing == "established" else None
+        undecided = 0.0 if self.randomness is None else self.randomness.undecided.rate
+        return resolution(self.checks, self.worst_case, undecided) if self.standing == "established" else None
 
     @property
     def gap(self) -> float | None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import named_classes
+from art_defenses_ext.estimator.averaged import Averaged
 from art_defenses_ext.estimator.bridged import logits_behind
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.pipeline import Pipeline, device_of, network_input, probes, unmoved_generators
@@ -251,13 +252,7 @@ def averaged(classifier: PyTorchClassifier, draws: int) -> PyTorchClassifier:
 
     Source: Athalye, Carlini, Wagner 2018 (arXiv:1802.00420), section 4.2 (EOT).
     """
-    return _wrapped(classifier, lambda module: _Averaged(module, draws))
-
-
-def one_pass(classifier: PyTorchClassifier) -> PyTorchClassifier:
-    """Return the classifier without the average over passes, for attacks that make their draws themselves."""
-    averaging = classifier.model
-    return rebuild(classifier, model=averaging.module) if isinstance(averaging, _Averaged) else classifier
+    return _wrapped(classifier, lambda module: Averaged(module, draws))
 
 
 def watched(classifier: PyTorchClassifier, queries: Queries) -> PyTorchClassifier:
@@ -316,18 +311,3 @@ class _Rejoined(RejectingNetwork):
     def parts(self, x: Tensor) -> tuple[Tensor, Tensor]:
         beside: Tensor = self.module(x)
         return beside[:, :-1], beside[:, -1]
-
-
-class _Averaged(nn.Module):
-    """The mean of several passes of a module, image by image."""
-
-    def __init__(self, module: nn.Module, draws: int) -> None:
-        super().__init__()
-        self.module, self.draws = module, draws
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the mean logits (N, K), pass by pass, since a defence may draw once for a whole batch."""
-        logits: Tensor = self.module(x)
-        for _ in range(self.draws - 1):
-            logits = logits + self.module(x)
-        return logits / self.draws

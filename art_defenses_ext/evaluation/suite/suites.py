@@ -24,11 +24,11 @@ from art_defenses_ext.base.declared import accepted
 from art_defenses_ext.base.entry_points import load_installed
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import shown
+from art_defenses_ext.estimator.averaged import one_pass
 from art_defenses_ext.estimator.defend import as_module
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
 from art_defenses_ext.evaluation.config import NamedAttacks
-from art_defenses_ext.evaluation.suite.attacker import one_pass
 from art_defenses_ext.evaluation.suite.papers import clip_width, fgsm, specs_of_papers
 from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build, Modes, built

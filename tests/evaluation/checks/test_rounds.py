@@ -178,4 +178,5 @@ def test_the_coarsest_check_of_effort_sets_the_resolution() -> None:
     assert resolution([fine, coarse, other], robust) == pytest.approx(0.9 * 2 / 100)
     assert resolution([fine, other], robust) == pytest.approx(0.9 * 14 / 900)
     assert resolution([other], robust) is None
+    assert resolution([fine, coarse], robust, undecided=0.3) == 0.3
     assert {"queries", "more effort"} < set(OF_EFFORT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from art_defenses_ext import L2, JumpReLU, Linf, Surrogate, as_module, defend, gradient_mode, rejecting
+from art_defenses_ext.estimator.averaged import averages, one_pass
 from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.estimator.rejecting import rejects
+from art_defenses_ext.evaluation.records.costs import measured
 from art_defenses_ext.evaluation.suite.attacker import (
     EOT_DRAWS,
     VOTES,
@@ -177,3 +180,29 @@ def test_an_averaged_or_smoothed_classifier_still_rejects(
     (slope,) = torch.autograd.grad(margin.sum(), images)
     assert slope.abs().sum() > 0
     assert (slope.flatten(1).mean(dim=1) > 0).float().mean() > 0.6  # brighter is more suspicious
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64", "rejecting"])
+def test_one_pass_is_one_pass_behind_every_wrapper(
+    kind: str, digits_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    noisy = PyTorchClassifier(
+        copy.deepcopy(as_module(digits_classifier)), nn.CrossEntropyLoss(), (1, 8, 8), 10,
+        clip_values=(0, 1), device_type="cpu",
+    )  # fmt: skip
+    noisy = defend(noisy, Noise())
+    if kind == "float64":
+        noisy = rebuild(noisy, model=noisy.model.double(), preprocessing_defences=[Noise()])
+    if kind == "rejecting":
+        binary = PyTorchClassifier(
+            Stepped(), nn.CrossEntropyLoss(), (1, 8, 8), 2, clip_values=(0, 1), device_type="cpu"
+        )
+        noisy = rejecting(noisy, BinaryInputDetector(binary))
+    x = digits.test.x[:3]
+    attacked = Attacker.of(noisy, x, THREAT, adaptive=True, seed=0).attacked
+    for target, passes in ((attacked, EOT_DRAWS), (one_pass(attacked), 1)):
+        assert averages(target.model) == (passes > 1)
+        assert rejects(target) == (kind == "rejecting")
+        with measured(noisy) as cost, torch.no_grad():
+            as_module(target)(torch.tensor(x))
+        assert cost.forward == passes * len(x)
