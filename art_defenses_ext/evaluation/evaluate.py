@@ -48,11 +48,12 @@ from art_defenses_ext.evaluation.run.folder import (
     check_settings,
     read_costs,
     read_findings,
+    read_manifest,
     read_records,
 )
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
-from art_defenses_ext.evaluation.run.rounds import gains, next_round, read_evidence, round_folder
+from art_defenses_ext.evaluation.run.rounds import gains, next_round, read_evidence, round_folder, round_folders
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.run.trial import TRIAL, spread, timed
 from art_defenses_ext.evaluation.suite.attacker import Attacker
@@ -463,6 +464,8 @@ class _Task:
         """Make the rounds of more effort after all blocks of a whole run; a shard has none."""
         manifest, examples = store.manifest, store.examples
         assert manifest is not None
+        if save_examples == "all":
+            self._join_rounds(store)
         while shard.is_whole:
             evidence = read_evidence(store.path, manifest, read_records(store.path))
             number = next_round(evidence)
@@ -484,6 +487,15 @@ class _Task:
                     pass
                 directory.join_images(read_records(folder))
                 examples += directory.examples
+
+    def _join_rounds(self, store: RunDirectory) -> None:
+        """Join the images of finished rounds, of which an interruption may have left the last one's in blocks."""
+        for folder in round_folders(store.path):
+            records = read_records(folder)
+            if len(records) == self.settings.samples:
+                with RunDirectory(folder, keeps=store.keeps, save_examples="all") as directory:
+                    directory.begin(read_manifest(folder))
+                    directory.join_images(records)
 
     def counterpart(self, progress: bool) -> _Task | None:
         """Return the evaluation of the undefended model under the same named suite; None if it is not made.
@@ -637,7 +649,7 @@ def _check_undefended(undefended: Any, classifier: PyTorchClassifier) -> PyTorch
     undefended = differentiable(undefended, "undefended")
     if rejects(undefended):
         raise InputError("undefended rejects images; the classifier without its detector was expected")
-    expected, actual = ((target.input_shape, nb_labels(target)) for target in (classifier, undefended))
+    expected, actual = ((tuple(target.input_shape), nb_labels(target)) for target in (classifier, undefended))
     if actual != expected:
         raise InputError(
             f"undefended takes {actual[0]} to {actual[1]} classes; {expected[0]} to {expected[1]} was expected"

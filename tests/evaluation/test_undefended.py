@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
 
-from art_defenses_ext import JumpReLU, Linf, evaluate
+from art_defenses_ext import JumpReLU, Linf, add_examples, as_module, evaluate
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
@@ -117,6 +119,38 @@ def test_examples_from_elsewhere_do_not_decide_whether_the_defence_helps(finishe
     assert "helps" not in text
     assert "examples made elsewhere" in text
     assert "Under the run's own attacks alone it is 20.0" in text
+
+
+class Needle(nn.Module):
+    """A network with another class where the first pixel has one value, which no attack tries."""
+
+    VALUE = 0.0123
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.network(x)
+        hit = (x[:, 0, 0, 0] - self.VALUE).abs() < 1e-5
+        return torch.where(hit[:, None], logits.roll(1, 1), logits)
+
+
+def test_examples_from_elsewhere_do_not_count_in_the_comparison(
+    digits: Dataset, digits_classifier: PyTorchClassifier, tmp_path: Path
+) -> None:
+    network = Needle(as_module(digits_classifier))
+    hit = PyTorchClassifier(network, nn.CrossEntropyLoss(), [1, 8, 8], 10, clip_values=(0, 1), device_type="cpu")
+    data = digits.test.x[:8], digits.test.y[:8]
+    options: Any = {"undefended": digits_classifier}  # its shape is a tuple, that of the other a list
+    before = evaluate(hit, data, Linf(0.02), "standard", out=tmp_path, **OPTIONS, **options).summary
+    adversarial = data[0].copy()
+    adversarial[:, 0, 0, 0] = Needle.VALUE
+    after = add_examples(tmp_path, adversarial, hit, data, name="needle", **options).summary
+    assert after.worst_case.rate < before.worst_case.rate
+    assert before.against_undefended is not None
+    assert after.against_undefended is not None
+    assert after.against_undefended.paired == before.against_undefended.paired
 
 
 def test_an_undefended_run_of_another_model_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -247,6 +247,8 @@ def _elsewhere(name: str, evidence: Evidence) -> Check:
 def _gradients(name: str, evidence: Evidence) -> Check:
     """At nearly every point some mode has a useful gradient, and the gradient of at least one mode is faithful."""
     health = evidence.health
+    if not health:
+        return Check(name, "not run", "no white-box attack of the suite ran, and the gradients were not examined")
     useless = Proportion.of(not any(at) for at in zip(*(mode.useful for mode in health), strict=True))
     best = max(health, key=lambda mode: mode.faithful)
     misled = not any(mode.is_faithful for mode in health)

@@ -24,6 +24,8 @@ adaptive suite ran. In the last two cases the figure is an accuracy under the at
 def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
     """Return the gradient modes of the defence under which no white-box attack of the suite is made on it.
 
+    An attack on a few images of each block does not count.
+
     Args:
         run: description of the run, with the modes.
         plan: the runs of its attacks.
@@ -35,6 +37,7 @@ def untried_modes(run: RunDescription, plan: list[AttackRun]) -> list[str]:
         and attack.spec.source == "suite"
         and attack.spec.kind == "white-box"
         and attack.spec.crafted_on == "defended"
+        and attack.spec.samples != "few"
     }
     tried |= set(run.modes[:1]) if "exact" in tried else set()  # "exact" alone stands for each defence's first mode
     return [mode for mode in run.modes if mode not in tried]

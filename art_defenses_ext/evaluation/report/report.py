@@ -74,13 +74,16 @@ class Report:
                 f"folder is {folder}, where round {number} of more effort is not finished; a finished run was "
                 "expected: the command that began it, of a part without --shard, goes on with it"
             )
+        # Compared first, since joining adds the examples from elsewhere to the records in place.
+        paired = run.pairs_undefended and (path / UNDEFENDED / MANIFEST).exists()
+        against = _against_undefended(path / UNDEFENDED, run, own) if paired else None
         evidence = join(manifest, evidence, read_additions(path, manifest))
         checks = run_checks(evidence) if run.settings.check_samples else []
         rounds = round_folders(path)
         costs = [cost for each in (path, *rounds) for cost in read_costs(each)] + read_findings(path).costs
         summary = summarise(run, evidence.plan, evidence.records, costs, checks, evidence.rounds)
-        if run.pairs_undefended and (path / UNDEFENDED / MANIFEST).exists():
-            summary = replace(summary, against_undefended=_against_undefended(path / UNDEFENDED, run, own))
+        if against is not None:
+            summary = replace(summary, against_undefended=against)
         examples = [example for each in (path, *rounds) for example in read_kept_examples(each)]
         return cls(summary, own, examples)
 

@@ -75,7 +75,7 @@ def make_plan(
     with_checks: bool = False,
     limit: Threat | None = None,
 ) -> list[AttackRun]:
-    """Return all runs of an evaluation in order.
+    """Return all runs of an evaluation in order: the suite's white-box attacks, all others, curve and checks.
 
     Args:
         specs: the attacks.
@@ -85,7 +85,7 @@ def make_plan(
         with_checks: whether to add the runs for the checks.
         limit: the ball of the checks in which no image can be robust; None if unknown.
     """
-    runs = _unrolled(specs, attacker, threat)
+    runs = _unrolled(sorted(specs, key=_is_late), attacker, threat)
     plan = list(runs)
     first = [spec for spec in specs if spec in FIRSTS][:1]
     if with_checks and first:
@@ -100,6 +100,14 @@ def make_plan(
             for factor in CURVE_FACTORS
         ]
     return plan
+
+
+def _is_late(spec: AttackSpec) -> bool:
+    """Return whether an attack runs after the suite's white-box attacks, however the attacks are listed.
+
+    A white-box attack does not run on images that others have broken, and did not fail on them either.
+    """
+    return spec.source != "suite" or spec.kind != "white-box"
 
 
 def _unrolled(specs: Sequence[AttackSpec], attacker: Attacker, threat: Threat) -> list[AttackRun]:

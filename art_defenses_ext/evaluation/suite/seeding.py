@@ -21,10 +21,15 @@ def derived_seed(seed: int, purpose: str, block: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators of ART's attacks and random defences inside the block, and restore them on exit."""
+    """Seed the global generators of ART's attacks and random defences inside the block, and restore them on exit.
+
+    torch's gets a seed of its own: an attack's generator begins at ``seed`` itself, and a defence that drew the same
+    numbers as the attack on it would not be random to it.
+    """
     with unmoved_generators():
+        own = derived_seed(seed, "the global generator of torch", 0)
         # Without a device torch.manual_seed stores the seed for one that may come, with a formatted stack, each time.
-        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(seed)
+        (torch.manual_seed if torch.accelerator.is_available() else torch.default_generator.manual_seed)(own)
         np.random.seed(seed % 2**32)  # noqa: NPY002 (it takes no more)
         random.seed(seed)
         yield

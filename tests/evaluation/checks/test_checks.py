@@ -17,6 +17,7 @@ from art_defenses_ext.base.pages import read_page
 from art_defenses_ext.evaluation.checks.binarization import Binarization
 from art_defenses_ext.evaluation.checks.checks import CHECKS, Check, Evidence, run_checks
 from art_defenses_ext.evaluation.checks.gradient_health import GradientHealth
+from art_defenses_ext.evaluation.checks.standing import lacking
 from art_defenses_ext.evaluation.records.description import Settings
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
@@ -239,3 +240,16 @@ def test_each_check_links_to_its_paragraph(attacker: Attacker) -> None:
 
 def test_at_the_limit_every_image_can_be_turned_grey(digits_classifier: PyTorchClassifier) -> None:
     assert hopeless(THREAT, digits_classifier) == Linf(0.5)
+
+
+def test_gradients_that_were_not_examined_are_not_judged(attacker: Attacker) -> None:
+    assert check_named(make_evidence(attacker, health=[]), "gradients").verdict == "not run"
+
+
+def test_a_white_box_attack_on_a_few_images_is_no_adaptive_suite(attacker: Attacker) -> None:
+    spec = replace(next(spec for spec in STANDARD if spec.kind == "white-box"), samples="few")
+    evidence = make_evidence(attacker)
+    few = make_plan((spec,), attacker, THREAT, with_curve=False)
+    assert lacking(evidence.run, few) == "none of the suite's white-box attacks was run"
+    whole = make_plan((replace(spec, samples="unbroken"),), attacker, THREAT, with_curve=False)
+    assert not lacking(evidence.run, whole)

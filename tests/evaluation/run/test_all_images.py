@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from art_defenses_ext import add_examples
+from art_defenses_ext import Linf, add_examples
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.all_images import ADVERSARIAL, WORST_CASE, file_names
-from art_defenses_ext.evaluation.run.folder import RECORDS, RunDirectory
+from art_defenses_ext.evaluation.run.folder import RECORDS, ROUNDS, RunDirectory
 from art_defenses_ext.evaluation.run.shard import Shard
 
 from ...conftest import omit_pictures
@@ -149,6 +149,29 @@ def test_a_killed_run_ends_with_the_same_files(
     brief.repeat(out=tmp_path, **ALL)
     assert len(noted_attacks) == before
     assert read_files(tmp_path) == read_files(complete_run)
+
+
+def test_a_round_that_was_killed_before_its_images_were_joined_ends_with_the_same_files(
+    finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = finished_run.options | {"curve_samples": 0, "check_samples": 2, "effort": "1"}
+    run = replace(finished_run, x=finished_run.x[:4], y=finished_run.y[:4], threat=Linf(0.02), options=options)
+    run.repeat(out=tmp_path / "whole", **ALL)
+    join = RunDirectory.join_images
+
+    def die_in_a_round(self: Any, records: Any) -> None:
+        if self.path.parent.name == ROUNDS:
+            raise KeyboardInterrupt
+        join(self, records)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunDirectory, "join_images", die_in_a_round)
+        with pytest.raises(KeyboardInterrupt):
+            run.repeat(out=tmp_path / "killed", **ALL)
+    run.repeat(out=tmp_path / "killed", **ALL)
+    whole, killed = (read_files(tmp_path / name / ROUNDS / "1") for name in ("whole", "killed"))
+    assert f"{WORST_CASE}.npz" in whole
+    assert killed == whole
 
 
 def test_a_run_begun_without_images_goes_on_while_no_block_is_finished(

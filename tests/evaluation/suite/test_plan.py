@@ -197,3 +197,13 @@ def test_a_key_names_the_attack_its_mode_and_an_eps_that_is_not_the_threats() ->
     assert AttackRun(CURVED, "exact", L2(np.sqrt(0.25)), "curve").key == "curved @ 0.5"
     assert AttackRun(BOTH, "relu", Linf(0.5), "limit").key == "both [relu] @ 0.5, limit"
     assert AttackRun(BOTH, "relu", Linf(0.1), "effort").key == "both [relu]"
+
+
+def test_white_box_attacks_of_the_suite_run_before_all_others_in_any_order(attacker: Attacker) -> None:
+    def make(name: str, **kinds: Any) -> AttackSpec:
+        return AttackSpec(name, refuse_to_build, "", **kinds)
+
+    first, second = make("first", kind="white-box"), make("second", kind="white-box")
+    step, paper = make("step", kind="single step"), make("paper", kind="white-box", source="paper")
+    plan = make_plan((step, first, paper, second), attacker, Linf(0.1), with_curve=False)
+    assert [run.spec.name for run in plan] == ["first", "second", "step", "paper"]

@@ -38,3 +38,10 @@ def test_without_a_device_no_seed_is_stored_for_one(monkeypatch: pytest.MonkeyPa
     with seeded(3):
         torch.rand(1)
     assert not stacks
+
+
+def test_a_random_defence_draws_other_numbers_than_the_attack_on_it() -> None:
+    for seed in range(5):
+        with seeded(seed):
+            of_the_defence = torch.rand(4)
+        assert not torch.equal(of_the_defence, torch.rand(4, generator=torch.Generator().manual_seed(seed)))
