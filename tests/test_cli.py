@@ -528,6 +528,10 @@ BAD: dict[str, tuple[Arguments, str]] = {
         "option is 'sigma=2'; DEFENCE.NAME=VALUE with one of heat",
     ),
     "an option of another": ([*HEAT, "-o", "jump_relu.sigma=2"], "option is 'jump_relu.sigma=2'; NAME=VALUE"),
+    "two files of one": (
+        [*CODER, "--fitted", "feature_autoencoder=a", "--fitted", "feature_autoencoder=b"],
+        "fitted is a and b for feature_autoencoder; one file",
+    ),
     "a file of nobody": ([*CODER, *WATCH, "--fitted", "x"], "fitted is x; DEFENCE=FILE"),
     "a file of another": ([*CODER, "--fitted", "jump_relu=x"], "jump_relu is not among the defences"),
     "missing fitted file": ([*CODER, "--fitted", "nowhere"], "fitted is nowhere; an existing file"),
@@ -752,6 +756,12 @@ def test_a_defence_is_wished_for_without_options_wherever_its_training_takes_min
     usual = () if name == "none" else load_face(name).usual_training
     for dataset in ("digits", *usual):
         check_spec(name, DefenceSpec(options={}, eps=0.1, seed=0), dataset)
+
+
+def test_a_jump_for_each_rectifier_is_wished_for_whatever_the_network() -> None:
+    check_spec("jump_relu", DefenceSpec(options={"jump": [0.1, 0.2, 0.3]}, eps=0.1, seed=0), "digits")
+    with pytest.raises(InputError, match="jump"):
+        check_spec("jump_relu", DefenceSpec(options={"jump": [0.1, -0.2]}, eps=0.1, seed=0), "digits")
 
 
 # Noise

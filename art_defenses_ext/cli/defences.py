@@ -89,7 +89,7 @@ def check_spec(name: str, spec: DefenceSpec, dataset: str) -> None:
             f"defence {name} must be trained, which takes long on {dataset}; "
             "--fitted FILE, or -o nb_epochs=NUMBER, was expected"
         )
-    face.for_classifier(_stand_in(dataset), **constructor_options)
+    face.check_options(_stand_in(dataset), **constructor_options)
     for option, value in training.items():
         kinds[option].checked(option, value)
 
@@ -195,6 +195,8 @@ def files_of(names: Sequence[str], given: Sequence[str]) -> dict[str, Path]:
             defence, path = fitted[0], text
         if defence not in names:
             raise InputError(f"fitted is {text}, but {defence} is not among the defences; one of them was expected")
+        if defence in files:
+            raise InputError(f"fitted is {files[defence]} and {path} for {defence}; one file was expected")
         files[defence] = Path(path)
     return files
 

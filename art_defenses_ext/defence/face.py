@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
+import numpy as np
 from art.estimators.classification import PyTorchClassifier
 from torch import nn
 
@@ -17,6 +19,7 @@ from art_defenses_ext.base.errors import CheckpointError, InputError
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.text import shown
 from art_defenses_ext.base.validation import check_classifier, differs
+from art_defenses_ext.gradients.modes import Defence, find_defences
 
 MADE_FOR = "made for"
 """The entry in a file for further properties of the classifier that must be the same."""
@@ -128,6 +131,11 @@ class DefenceFace:
         network: nn.Module = classifier.model
         return network
 
+    @classmethod
+    def check_options(cls, stand_in: PyTorchClassifier, **options: Any) -> None:
+        """Refuse options that no network takes, on a small classifier that stands for the user's."""
+        cls.for_classifier(stand_in, **options)
+
     @abstractmethod
     def _network(self) -> nn.Module:
         """Return the network of the defence."""
@@ -154,6 +162,20 @@ class DefenceFace:
     def paper_attacks(cls) -> tuple[PaperAttack, ...]:
         """Return the attacks of the method's own paper; none by default."""
         return ()
+
+
+def made_for(classifier: PyTorchClassifier) -> list[Any]:
+    """Return clip values, mean, std and settings of the defences, which the weights do not determine, as plain data."""
+    clip = classifier.clip_values
+    numbers = [None if clip is None else [np.asarray(end).tolist() for end in clip]]
+    for name in ("mean", "std"):
+        value = getattr(classifier.preprocessing, name, None)
+        numbers.append(None if value is None else np.asarray(value, dtype=np.float32).ravel().tolist())
+    others = [step for step in classifier.preprocessing_defences or [] if not isinstance(step, Defence)]
+    numbers += [[type(step).__name__, {name: getattr(step, name) for name in step.params}] for step in others]
+    numbers += [[defence.name, defence.describe()] for defence in find_defences(classifier)]
+    plain: list[Any] = json.loads(json.dumps(numbers, default=str))
+    return plain
 
 
 def check_known(face: DefenceFace, names: Iterable[str], known: Sequence[str]) -> None:

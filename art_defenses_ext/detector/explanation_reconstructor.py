@@ -17,7 +17,6 @@ a quantile of the scores of held-out benign images.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Unpack
@@ -53,7 +52,7 @@ from art_defenses_ext.base.validation import (
     check_takes_images,
     check_target,
 )
-from art_defenses_ext.defence.face import DefenceFace, check_known, check_unchanged
+from art_defenses_ext.defence.face import DefenceFace, check_known, check_unchanged, made_for
 from art_defenses_ext.detector.explanations import EXPLANATIONS, STATISTICS
 from art_defenses_ext.detector.fitting import fit_network
 from art_defenses_ext.detector.memory import TRAINING_COPIES, check_memory, usual_reconstructor, weight_bytes
@@ -63,7 +62,6 @@ from art_defenses_ext.estimator.bridged import differentiable
 from art_defenses_ext.estimator.pipeline import Pipeline, check_runs, device_of, probes
 from art_defenses_ext.estimator.rebuild import gradients_enabled, rebuild
 from art_defenses_ext.estimator.rejecting import rejecting
-from art_defenses_ext.gradients.modes import Defence, find_defences
 from art_defenses_ext.training.settings import OtherSettings, Settings
 
 
@@ -312,7 +310,7 @@ class ExplanationReconstructor(BinaryInputDetector, DefenceFace):
         return self.defence_params
 
     def _made_for(self) -> list[Any]:
-        return _made_for(self.classifier)
+        return made_for(self.classifier)
 
     def _own(self) -> nn.Module:
         return self.network
@@ -408,20 +406,6 @@ def _benign(benign: Any, count: int) -> npt.NDArray[np.bool_]:
         )
     assert isinstance(benign, np.ndarray)
     return benign
-
-
-def _made_for(classifier: PyTorchClassifier) -> list[Any]:
-    """Return clip values, mean, std and settings of the defences, which the weights do not determine, as plain data."""
-    clip = classifier.clip_values
-    numbers = [None if clip is None else [np.asarray(end).tolist() for end in clip]]
-    for name in ("mean", "std"):
-        value = getattr(classifier.preprocessing, name, None)
-        numbers.append(None if value is None else np.asarray(value, dtype=np.float32).ravel().tolist())
-    others = [step for step in classifier.preprocessing_defences or [] if not isinstance(step, Defence)]
-    numbers += [[type(step).__name__, {name: getattr(step, name) for name in step.params}] for step in others]
-    numbers += [[defence.name, defence.describe()] for defence in find_defences(classifier)]
-    plain: list[Any] = json.loads(json.dumps(numbers, default=str))
-    return plain
 
 
 def _pipeline(classifier: PyTorchClassifier) -> Pipeline:

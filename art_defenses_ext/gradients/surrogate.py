@@ -179,6 +179,8 @@ def replaced(stand_in: Tensor, result: Tensor) -> Tensor:
 class _Replaced(torch.autograd.Function):
     """The second argument in the forward pass, the derivative of the first in the backward pass."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(stand_in: Tensor, result: Tensor) -> Tensor:
         return result.clone()

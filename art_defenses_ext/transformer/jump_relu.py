@@ -24,20 +24,23 @@ from art.defences.transformer.transformer import Transformer
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.overrides import _get_current_function_mode_stack
 
+from art_defenses_ext.attribution.trace import Trace
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.checkpoint import Checkpoint
-from art_defenses_ext.base.declared import Count, Flag, Kind, Positive, check_declared, number, validated
+from art_defenses_ext.base.declared import Count, Flag, Kind, Positive, accepted, check_declared, number, validated
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.logits import named_classes
 from art_defenses_ext.base.paper_attack import PaperAttack
 from art_defenses_ext.base.provenance import Tuning
 from art_defenses_ext.base.validation import check_classifier, check_images, check_labels
-from art_defenses_ext.defence.face import DefenceFace, check_known
-from art_defenses_ext.estimator.pipeline import check_runs, network_input
+from art_defenses_ext.defence.face import DefenceFace, check_known, made_for
+from art_defenses_ext.estimator.pipeline import check_runs, network_input, unmoved_generators
 from art_defenses_ext.estimator.rebuild import (
     as_model_input,
     at_least_float32,
+    evaluation_mode,
     gradients_enabled,
     model_dtype,
     rebuild,
@@ -100,17 +103,37 @@ def jump_relu(
         width = None
     elif width is None:
         width = jump / 4
-    if rectifier is not torch.relu:
-        activation = rectifier(z)
-        gated = activation.masked_fill(z <= jump, 0.0)
-        if exact:
-            return gated
-        gate = 1.0 if width is None else torch.sigmoid((z - jump) / width)
-        return replaced(activation * gate, gated.detach())
+    observers = _observers()
+    if observers or rectifier is not torch.relu:
+        return _of_any_rectifier(z, jump, width, rectifier, exact or Trace in observers)
     if exact:
         return F.threshold(z, jump, 0.0)
     surrogate: Tensor = _SurrogateJump.apply(z, jump, width)
     return surrogate
+
+
+def _observers() -> set[type]:
+    """Return the kinds of modes around the network that must see its rectifiers: a softplus for each, or relevance."""
+    return {type(mode) for mode in _get_current_function_mode_stack()} & {ReplaceRectifiers, Trace}
+
+
+def _of_any_rectifier(
+    z: Tensor, jump: float, width: float | None, rectifier: Callable[[Tensor], Tensor], exact: bool
+) -> Tensor:
+    """Return J(z) as r(z) times a constant gate, in which a mode around the network sees the rectifier."""
+    with torch._C.DisableTorchFunction():
+        below = z <= jump
+        gate = (~below).to(z.dtype)
+    if exact and not _observers():
+        return rectifier(z).masked_fill(below, 0.0)  # also where r(z) is infinite
+    if exact:
+        return rectifier(z) * gate
+    with torch._C.DisableTorchFunction():
+        jumped = rectifier(z.detach()).masked_fill(below, 0.0)
+    if width is None:
+        return replaced(rectifier(z), jumped)
+    argument = z if rectifier is torch.relu else rectifier(z)
+    return replaced(argument * torch.sigmoid((z - jump) / width), jumped)
 
 
 class _SurrogateJump(torch.autograd.Function):
@@ -313,6 +336,16 @@ class JumpReLU(Transformer, DefenceFace):
     def _network(self) -> nn.Module:
         return self._network_of(self.classifier)
 
+    @classmethod
+    def check_options(cls, stand_in: PyTorchClassifier, **options: Any) -> None:
+        if isinstance(jumps := options.get("jump"), list | tuple):  # whose number depends on the network
+            accepted(Jump, "jump", jumps)
+            options["jump"] = 0.0
+        super().check_options(stand_in, **options)
+
+    def _made_for(self) -> list[Any]:
+        return made_for(self.classifier)
+
     def _fits(self) -> list[dict[str, Any]]:
         return [] if self._tuned is None else [{"jump": self._tuned, "curve": self.curve}]
 
@@ -439,7 +472,8 @@ class _CleanAccuracy:
         return self.known[jump]
 
     def _of(self, classifier: PyTorchClassifier) -> float:
-        logits = torch.as_tensor(classifier.predict(self.x, batch_size=self.batch_size))
+        with evaluation_mode(classifier.model), unmoved_generators():
+            logits = torch.as_tensor(classifier.predict(self.x, batch_size=self.batch_size))
         return float((named_classes(logits).numpy() == self.labels).mean())
 
 

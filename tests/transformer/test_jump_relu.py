@@ -22,10 +22,11 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from art_defenses_ext import JumpReLU, as_module
+from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
 from art_defenses_ext.base.declared import Kind, declared_of
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.estimator.rebuild import undefended
-from art_defenses_ext.gradients.activation import ReplaceRectifiers, count_rectifiers
+from art_defenses_ext.gradients.activation import ReplaceRectifiers, count_rectifiers, softplus_for_kinks
 from art_defenses_ext.gradients.modes import gradient_mode, surrogate_width
 from art_defenses_ext.transformer.jump_relu import JumpReLUNetwork, jump_relu
 
@@ -94,6 +95,47 @@ def test_predictions_are_those_of_the_network_with_the_jump(jump: Any, x: Any) -
     transformed = JumpReLU(wrap(model), jump)()
     np.testing.assert_allclose(transformed.predict(x), numpy_functional(model, x, per_call), rtol=1e-4, atol=1e-5)
     assert transformed.model.jumps == per_call
+
+
+@pytest.mark.parametrize("rectifier", [nn.ReLU(), nn.LeakyReLU(0.1)])
+@pytest.mark.parametrize("mode", ["exact", "relu"])  # the smooth rule of a ReLU has a second derivative of its own
+def test_a_mode_around_the_network_sees_its_rectifiers(mode: str, rectifier: nn.Module, x: Any) -> None:
+    """The second derivative of a piecewise linear network is zero, and that of its softplus is not."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 16), rectifier, nn.Linear(16, 4))
+    network = JumpReLU(wrap(model), 0.1)().model
+    network.gradient_mode = mode
+    images = torch.from_numpy(x)
+    plain = network(images)
+
+    def curvature(beta: float | None) -> float:
+        z = images.clone().requires_grad_()
+        with softplus_for_kinks(beta):
+            (slope,) = torch.autograd.grad(network(z).square().sum(dim=1).mean(), z, create_graph=True)
+        return float(slope.detach().square().sum())
+
+    assert curvature(5.0) != pytest.approx(curvature(None), rel=1e-3)
+    with softplus_for_kinks(5.0), torch.no_grad():
+        assert not torch.equal(network(images), plain)
+    assert torch.equal(network(images), plain)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_relevance_passes_a_network_with_a_jump(mode: str, x: Any) -> None:
+    """It equals that of the network with the gates written down."""
+
+    class Gated(nn.Module):
+        def forward(self, z: Tensor) -> Tensor:
+            return torch.relu(z) * GATE
+
+    first, last = nn.Linear(12, 16), nn.Linear(16, 4)
+    transformed = JumpReLU(wrap(nn.Sequential(nn.Flatten(), first, nn.ReLU(), last)), 0.1)().model.eval()
+    transformed.gradient_mode = mode
+    images = torch.from_numpy(x)
+    GATE = (first(images.flatten(1)) > 0.1).float()
+    written = nn.Sequential(nn.Flatten(), first, Gated(), last).eval()
+    torch.testing.assert_close(
+        relevance(transformed, images, rules=epsilon_plus()), relevance(written, images, rules=epsilon_plus())
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)

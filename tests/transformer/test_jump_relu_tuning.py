@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from art_defenses_ext import JumpReLU
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.zoo.datasets import Dataset
 
 
@@ -158,7 +159,19 @@ def test_a_file_holds_the_tuned_jump_and_its_curve(
 def test_a_file_is_of_its_network_alone(own_classifier: PyTorchClassifier, tmp_path: Path) -> None:
     JumpReLU(own_classifier, [0.1] * 3).save(tmp_path / "jump")
     assert JumpReLU.load(tmp_path / "jump", classifier=own_classifier).jump == [0.1] * 3
+    with pytest.raises(InputError, match=r"and the classifier has \[\[0.0, 1.0\], \[0.0\], \[4.0\]"):
+        JumpReLU.load(tmp_path / "jump", classifier=rebuild(own_classifier, preprocessing=(0.0, 4.0)))
     with torch.no_grad():
         next(own_classifier.model.parameters()).add_(1)
     with pytest.raises(InputError, match="whose jump_relu was built for another network"):
         JumpReLU.load(tmp_path / "jump", classifier=own_classifier)
+
+
+def test_a_fit_leaves_the_network_and_the_generators_as_they_were(
+    own_classifier: PyTorchClassifier, digits: Dataset
+) -> None:
+    own_classifier.model.train()
+    before = torch.get_rng_state()
+    JumpReLU(own_classifier).fit(digits.validation.x[:20], digits.validation.y[:20], max_accuracy_drop=0.5)
+    assert all(module.training for module in own_classifier.model.modules())
+    assert torch.equal(torch.get_rng_state(), before)
