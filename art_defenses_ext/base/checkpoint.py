@@ -24,13 +24,19 @@ FORMAT, VERSION = "art-defenses-ext defence", 1
 
 
 def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
-    """Return a hash of tensors by name, or of a network: its parameters, buffers and the classes of its modules.
+    """Return a hash of tensors by name, or of a network: its parameters, buffers, modules and what these print.
+
+    A module prints its own settings, such as a slope or a stride (``extra_repr``).
 
     It does not depend on the device.
     """
     digest = hashlib.sha256()
     if isinstance(what, nn.Module):
-        digest.update(" ".join(f"{name} {type(module).__qualname__}" for name, module in what.named_modules()).encode())
+        digest.update(
+            " ".join(
+                f"{name} {type(module).__qualname__}({module.extra_repr()})" for name, module in what.named_modules()
+            ).encode()
+        )
     tensors = what.state_dict() if isinstance(what, nn.Module) else what
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()

@@ -137,7 +137,7 @@ def _response_to_noise(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: flo
     """
     generator = torch.Generator().manual_seed(0)
     network, x = _OfShares(pipeline), as_shares(x, pipeline.clip_values)
-    with softplus_for_kinks(beta):
+    with evaluation_mode(pipeline), softplus_for_kinks(beta):
         clean = network(x)
         noisy = [network(x + NOISE * torch.randn(1, *x.shape[1:], generator=generator).to(x)) for _ in range(DRAWS)]
     change = torch.stack(noisy).mean(dim=0) - clean  # (n, K)

@@ -238,6 +238,11 @@ def _adapted(model: nn.Module, x: Tensor, outputs: str) -> tuple[nn.Module, int]
         network, layer = _without_last(model, x, axes, form)
     if form == "sigmoids" and layer is None and outputs == FOUND:
         form = "logits"  # which may lie between 0 and 1 too, and give the same class
+    if form == "probability" and layer is None and outputs == FOUND and len({bool(v > 0.5) for v in tensor}) == 1:
+        raise InputError(
+            f"model returns numbers from {float(tensor.min()):.3g} to {float(tensor.max()):.3g} for the first images, "
+            'which may be probabilities or logits; outputs="probability" or outputs="logit" was expected'
+        )
     nb_classes = 2 if single else tensor.shape[1]
     ignored = has_ignored_hooks(model) or (
         isinstance(model, nn.Sequential) and type(model).forward is not nn.Sequential.forward

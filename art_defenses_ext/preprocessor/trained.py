@@ -233,6 +233,7 @@ class TrainedRestorer(RestoringPreprocessor):
         copied = type(self).__new__(type(self))
         copied.__dict__.update(self.__dict__)
         copied.__dict__["_modules"] = {name: deepcopy(module) for name, module in self._modules.items()}
+        copied.__dict__["_buffers"] = dict(self._buffers)
         copied.__dict__["trainings"] = list(self.trainings)
         return copied
 

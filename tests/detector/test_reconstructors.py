@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,23 @@ def test_the_answer_to_noise_is_how_logits_change() -> None:
         change = (pipeline(image + NOISE * noise).mean(dim=0) - pipeline(image[None])[0]).detach()
         rival_changes = [change[rival] - change[label] for rival in range(3) if rival != label]
         torch.testing.assert_close(response.detach(), torch.stack([change[label], max(rival_changes)]))
+
+
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_of_a_network_in_training_mode_are_those_in_evaluation_mode(name: str) -> None:
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 3)
+    )
+    classifier = PyTorchClassifier(network, nn.CrossEntropyLoss(), (1, 4, 4), 3, clip_values=(0, 1), device_type="cpu")
+    x, classes = torch.from_numpy(images((1, 4, 4), 5)), torch.tensor([0, 1, 2, 1, 0])
+    network.eval()
+    expected = statistics([name], Pipeline(classifier), x, classes, None)
+    network.train()
+    state, generator = copy.deepcopy(network.state_dict()), torch.get_rng_state()
+    torch.testing.assert_close(statistics([name], Pipeline(classifier), x, classes, None), expected)
+    assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert network.training
 
 
 def test_a_score_is_the_squared_distance_to_the_class_over_the_number_of_statistics() -> None:

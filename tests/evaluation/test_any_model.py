@@ -485,6 +485,16 @@ def test_a_normalisation_in_other_units_than_the_pixels_is_refused() -> None:
         as_classifier(small(), np.round(255 * X), mean=0.485, std=0.229)
 
 
+@pytest.mark.parametrize("scale", [0.1, -0.1])
+def test_one_number_that_may_be_a_probability_or_a_logit_is_asked_for(scale: float) -> None:
+    """All are on one side of a half, as probabilities of one class, or as logits between 0 and 1."""
+    one = Wrapped(small(), lambda z: 0.5 + scale * torch.sigmoid(z[:, :1]))
+    with pytest.raises(InputError, match='which may be probabilities or logits; outputs="probability" or outputs="log'):
+        as_classifier(one, X)
+    for outputs, classes in (("logit", {1}), ("probability", {int(scale > 0)})):
+        assert set(as_classifier(one, X, outputs=outputs).predict(X).argmax(axis=1)) == classes
+
+
 def test_rounded_probabilities_give_a_warning() -> None:
     """A gradient is masked where a softmax in float32 is 0 or 1, and only a layer can be left out."""
     saturated = Wrapped(small(), lambda z: F.softmax(1e4 * z, dim=1))

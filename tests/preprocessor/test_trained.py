@@ -749,3 +749,12 @@ def test_weights_grow_neither_with_images_nor_with_classes(face: type[TrainedRes
         state = face.for_classifier(classifier, width=16, stem=2).state_dict()
         sizes.append(sum(values.nbytes for values in state.values()))
     assert sizes[0] == sizes[1] < 2**18
+
+
+def test_moving_a_copy_leaves_the_original(digits_classifier: PyTorchClassifier) -> None:
+    restorer = FeatureAutoencoder.for_classifier(digits_classifier)
+    before = {name: value.clone() for name, value in restorer.state_dict().items()}
+    copy.copy(restorer).half()
+    for name, value in restorer.state_dict().items():
+        assert value.dtype == before[name].dtype
+        assert torch.equal(value, before[name])
