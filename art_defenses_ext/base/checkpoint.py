@@ -24,19 +24,16 @@ FORMAT, VERSION = "art-defenses-ext defence", 1
 
 
 def fingerprint(what: nn.Module | dict[str, Tensor]) -> str:
-    """Return a hash of tensors by name, or of a network: its parameters, buffers, modules and what these print.
+    """Return a hash of tensors by name, or of a network: its parameters, buffers and the classes of its modules.
 
-    A module prints its own settings, such as a slope or a stride (``extra_repr``).
+    Settings without a tensor, such as a slope or a stride, do not count: what modules say of them differs between
+    versions of torch, and a file must outlive these.
 
     It does not depend on the device.
     """
     digest = hashlib.sha256()
     if isinstance(what, nn.Module):
-        digest.update(
-            " ".join(
-                f"{name} {type(module).__qualname__}({module.extra_repr()})" for name, module in what.named_modules()
-            ).encode()
-        )
+        digest.update(" ".join(f"{name} {type(module).__qualname__}" for name, module in what.named_modules()).encode())
     tensors = what.state_dict() if isinstance(what, nn.Module) else what
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()

@@ -100,6 +100,9 @@ class DefenceFace:
     def load(cls, path: str | Path, *, classifier: PyTorchClassifier) -> Self:
         """Return the defence that was saved to ``path``, for the classifier that it was saved with.
 
+        Other weights or modules are recognised by their hash. Settings of modules without a tensor, such as a slope or
+        a stride, are not: they must be the same.
+
         Args:
             path: the file.
             classifier: the classifier that it was saved with.
