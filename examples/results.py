@@ -143,9 +143,8 @@ def lines() -> Iterator[Line]:
         options = () if dataset == "digits" else SOFT_MASK
         yield Line(dataset, "heat_and_blur", "Heat and Blur", ("heat_and_blur",), options, network=base)
         if dataset == "mnist":  # at .2 no image of the undefended model is robust
-            at = {"samples": 500, "eps": "0.1"}
             yield Line(
-                dataset, "heat_and_blur_at_0.1", "Heat and Blur", ("heat_and_blur",), options, network=base, **at
+                dataset, "heat_and_blur_at_0.1", "Heat and Blur", ("heat_and_blur",), options, (), base, 500, "0.1"
             )
         pair = ("jump_relu", "feature_autoencoder")
         title = "feature autoencoder before JumpReLU"

@@ -105,7 +105,7 @@ def jump_relu(
         width = jump / 4
     observers = _observers()
     if observers or rectifier is not torch.relu:
-        return _of_any_rectifier(z, jump, width, rectifier, exact or Trace in observers)
+        return _of_any_rectifier(z, jump, width, rectifier, exact or Trace in observers, bool(observers))
     if exact:
         return F.threshold(z, jump, 0.0)
     surrogate: Tensor = _SurrogateJump.apply(z, jump, width)
@@ -118,22 +118,21 @@ def _observers() -> set[type]:
 
 
 def _of_any_rectifier(
-    z: Tensor, jump: float, width: float | None, rectifier: Callable[[Tensor], Tensor], exact: bool
+    z: Tensor, jump: float, width: float | None, rectifier: Callable[[Tensor], Tensor], exact: bool, observed: bool
 ) -> Tensor:
-    """Return J(z) as r(z) times a constant gate, in which a mode around the network sees the rectifier."""
+    """Return J(z); where a mode around the network observes it, with r(z) times a constant gate in plain sight."""
+    activation = rectifier(z)
     with torch._C.DisableTorchFunction():
         below = z <= jump
+        # The mode may have put another function in place of r, which belongs to the backward pass alone.
+        jumped = (rectifier(z.detach()) if observed else activation).masked_fill(below, 0.0)
         gate = (~below).to(z.dtype)
-    if exact and not _observers():
-        return rectifier(z).masked_fill(below, 0.0)  # also where r(z) is infinite
     if exact:
-        return rectifier(z) * gate
-    with torch._C.DisableTorchFunction():
-        jumped = rectifier(z.detach()).masked_fill(below, 0.0)
+        return activation * gate if observed else jumped
     if width is None:
-        return replaced(rectifier(z), jumped)
-    argument = z if rectifier is torch.relu else rectifier(z)
-    return replaced(argument * torch.sigmoid((z - jump) / width), jumped)
+        return replaced(activation, jumped.detach())
+    argument = z if rectifier is torch.relu else activation
+    return replaced(argument * torch.sigmoid((z - jump) / width), jumped.detach())
 
 
 class _SurrogateJump(torch.autograd.Function):
