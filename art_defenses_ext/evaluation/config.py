@@ -42,8 +42,8 @@ UndefendedSuite = Annotated[str, one_of("same", "papers")]
 AUTO = "auto"
 """The value of ``effort`` for up to :data:`MOST_ROUNDS` rounds if a check fails, until two in a row add nothing."""
 
-MOST_ROUNDS = 6
-"""The largest number of rounds of more effort, each of which costs about twice the one before."""
+MOST_ROUNDS = 4
+"""The largest number of rounds of more effort. **Convention**: together they cost ten times the first."""
 
 
 def most_rounds(effort: str) -> int:

@@ -53,7 +53,14 @@ from art_defenses_ext.evaluation.run.folder import (
 )
 from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
-from art_defenses_ext.evaluation.run.rounds import gains, next_round, read_evidence, round_folder, round_folders
+from art_defenses_ext.evaluation.run.rounds import (
+    gains,
+    next_round,
+    read_evidence,
+    repeated,
+    round_folder,
+    round_folders,
+)
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.run.trial import TRIAL, spread, timed
 from art_defenses_ext.evaluation.suite.attacker import Attacker
@@ -471,7 +478,7 @@ class _Task:
             number = next_round(evidence)
             if number is None:
                 return
-            plan = round_plan(number, self.attacker, self.threat, gains(evidence))
+            plan = round_plan(number, self.attacker, self.threat, gains(evidence), repeated(evidence))
             of_round, folder = replace(manifest, plan=plan), round_folder(store.path, number)
             with (
                 self.evaluating(),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ pytestmark = pytest.mark.usefixtures("without_pictures")
 SAMPLES = 8
 
 
-def few_steps(number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int]) -> list[AttackRun]:
+def few_steps(
+    number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int], repeated: Collection[str] | None
+) -> list[AttackRun]:
     """Two attacks in place of those of a round, with more steps in each."""
     specs = [
         AttackSpec(
@@ -95,6 +97,24 @@ def test_rounds_do_not_change_the_run_and_attack_its_unbroken_images(finished_ru
     assert broken > 0
     passes = [round_summary.cost.forward for round_summary in report.summary.rounds]
     assert report.summary.total.forward > sum(passes) > passes[0] > 0
+
+
+def test_each_round_is_told_what_the_rounds_before_it_broke(
+    finished_run: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = []
+
+    def noted(*arguments: Any) -> list[AttackRun]:
+        told.append(arguments[-1])
+        return few_steps(*arguments)
+
+    monkeypatch.setattr(module, "round_plan", noted)
+    evaluate(**make_call(finished_run), out=tmp_path / "run")
+    first_round = Report.load(tmp_path / "run").summary.rounds[0].result
+    assert first_round.broken > 0
+    assert told[0] is None
+    assert told[1]
+    assert told[1] <= {"APGD [smooth]", "Square"}
 
 
 def test_a_report_prints_the_result_of_each_round(run_folder: Path) -> None:
@@ -187,3 +207,24 @@ def test_the_attacks_of_a_round_grow_and_the_most_successful_come_first(finished
             getattr(stronger, name, 1) * getattr(stronger, "nb_runs", 1) for name in ("max_iter", "max_queries")
         ]
         assert sum(more_effort) > sum(effort)
+
+
+def test_a_round_after_one_that_broke_images_repeats_those_attacks_and_a_descent_in_each_mode(
+    finished_run: Any,
+) -> None:
+    attacker = Attacker.of(finished_run.classifier, finished_run.x[:4], finished_run.threat, True, 0)
+    repeated = {
+        "APGD targeted [smooth]",
+        "APGD annealed, cross-entropy [smooth]",
+        "APGD crossed",
+        "Square [relu]",
+    }
+    whole = round_plan(2, attacker, finished_run.threat, {"APGD margin [smooth]": 1})
+    plan = round_plan(2, attacker, finished_run.threat, {"APGD margin [smooth]": 1}, repeated)
+    keys = [run.key for run in plan]
+    assert keys == [run.key for run in whole if run.key in keys]
+    assert {run.key.partition(": ")[2] for run in plan} == {
+        *(f"APGD margin [{mode}]" for mode in attacker.modes),
+        *("APGD targeted [smooth]", "APGD annealed, cross-entropy [smooth]", "APGD crossed"),
+        "Square [smooth]",  # from the best points in the mode that broke most images
+    }

@@ -22,7 +22,7 @@ from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import NotFinite, SampleRecord
 from art_defenses_ext.evaluation.suite.plan import AttackRun, Role
-from art_defenses_ext.evaluation.suite.rounds import steps_of
+from art_defenses_ext.evaluation.suite.rounds import STARTS, steps_of
 from art_defenses_ext.evaluation.suite.spec import FEW, Kind
 
 TOLERATED = 0.01
@@ -220,7 +220,7 @@ def _more_effort(name: str, evidence: Evidence) -> Check:
     if evidence.rounds:
         last = evidence.results[-1]
         share = Proportion(last.broken, last.robust_before)
-        effort = f"round {last.number} ({steps_of(last.number)} steps, {last.number + 1} starts)"
+        effort = f"round {last.number} ({steps_of(last.number)} steps, {STARTS} starts)"
         finding = f"{effort} breaks {_of(share)} images on which all attacks before it failed"
     else:
         keys = evidence.keys(role="effort")

@@ -10,7 +10,6 @@ repeated or merged has the same rounds.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -85,13 +84,29 @@ def next_round(evidence: Evidence) -> int | None:
 def gains(evidence: Evidence) -> Counter[str]:
     """Return the number of images that each white-box attack broke under each mode, in the suite and all rounds."""
     broken = Counter[str]()
-    for key, name in _names_of(evidence):
-        outcomes = (record.attacks.get(key) for record in evidence.records if record.correct)
-        broken[name] += sum(outcome is not None and outcome.success for outcome in outcomes)
+    for key in evidence.keys("white-box"):
+        broken[_name(key, evidence)] += _broken(key, evidence)
     return broken
 
 
-def _names_of(evidence: Evidence) -> Iterator[tuple[str, str]]:
-    """Yield the key of each white-box attack, and its name without the prefix of a round."""
-    rounds = {run.key: run.key.partition(": ")[2] for attacks in evidence.rounds for run in attacks}
-    return ((key, rounds.get(key, key)) for key in evidence.keys("white-box"))
+def repeated(evidence: Evidence) -> set[str] | None:
+    """Return the names of the attacks of earlier rounds that broke an image, which the next round repeats.
+
+    None if the next round makes all attacks: if it is the first, or follows one that broke no image.
+    """
+    if not evidence.rounds or evidence.results[-1].is_idle:
+        return None
+    keys = (run.key for attacks in evidence.rounds for run in attacks)
+    return {_name(key, evidence) for key in keys if _broken(key, evidence)}
+
+
+def _broken(key: str, evidence: Evidence) -> int:
+    """Return the number of correctly classified images that an attack broke."""
+    outcomes = (record.attacks.get(key) for record in evidence.records if record.correct)
+    return sum(outcome is not None and outcome.success for outcome in outcomes)
+
+
+def _name(key: str, evidence: Evidence) -> str:
+    """Return an attack's key without the prefix of a round."""
+    of_rounds = {run.key for attacks in evidence.rounds for run in attacks}
+    return key.partition(": ")[2] if key in of_rounds else key

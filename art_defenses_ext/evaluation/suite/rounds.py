@@ -1,14 +1,15 @@
 """A round of more effort: attacks on the unbroken images with more steps, starts and queries.
 
-Each round is an attack suite, and stronger than the round before: steps and queries double, and there is one start
-more. The gradient modes and losses that broke most images so far run first. Surrogates end narrower than in the
-suite. Then attacks run that the suite does not have: starts from perturbations of other images and modes,
-gradient estimation regardless of the gradients' health, and Square from the best points of a descent.
+Each round is an attack suite, and stronger than the round before: steps and queries grow in proportion to its number,
+and its starts are new. The gradient modes and losses that broke most images so far run first. Surrogates end narrower
+than in the suite. Then attacks run that the suite does not have: starts from perturbations of other images and modes,
+gradient estimation regardless of the gradients' health, and Square from the best points of a descent. After a round
+that broke images, the next repeats only the attacks that broke one, beside a descent in each mode.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from art_defenses_ext.attack.annealed_pgd import AnnealedPGD
 from art_defenses_ext.attack.auto_pgd import AutoPGD
@@ -28,18 +29,24 @@ MODES = 4
 FACTORS = (4.0, 2.0, 1.0, 0.5, 0.25, 0.1, 0.05, 0.025)
 """Factors of the surrogates' width in the runs: they end narrower than in the suite. **Convention**."""
 
+STARTS = 2
+"""Number of starts of a descent. **Convention**: each round draws new ones."""
+
+MARGIN = "APGD margin"
+"""The name of the descent on the margin, which each round makes in each of its modes."""
+
 TARGETED = "APGD targeted"
 """The name of the descent towards each of the nearest classes."""
 
 LOSSES = {
-    "APGD margin": "margin",
+    MARGIN: "margin",
     "APGD cross-entropy": "cross_entropy",
     TARGETED: "dlr_targeted",
     "APGD probability margin": "probability_margin",
 }
 """The losses of descents, by the name of the attack."""
 
-IN_SUITES = {"APGD margin": ("APGD margin, 30 steps",), TARGETED: ("APGD staged, long", "APGD staged")}
+IN_SUITES = {MARGIN: (f"{MARGIN}, 30 steps",), TARGETED: ("APGD staged, long", "APGD staged")}
 """The attacks of the suites whose gains count for a descent besides those under its own name."""
 
 ANNEALED = {"APGD annealed": "margin", "APGD annealed, cross-entropy": "cross_entropy"}
@@ -48,7 +55,7 @@ ANNEALED = {"APGD annealed": "margin", "APGD annealed, cross-entropy": "cross_en
 
 def steps_of(number: int) -> int:
     """Return the number of steps of a descent in round ``number``: 300 in the first, three times that of the suite."""
-    return 150 << number
+    return 300 * number
 
 
 def round_name(number: int, name: str) -> str:
@@ -56,7 +63,9 @@ def round_name(number: int, name: str) -> str:
     return f"round {number}: {name}"
 
 
-def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int]) -> list[AttackRun]:
+def round_plan(
+    number: int, attacker: Attacker, threat: Threat, gains: Mapping[str, int], repeated: Collection[str] | None = None
+) -> list[AttackRun]:
     """Return the attacks of a round in order.
 
     Args:
@@ -65,6 +74,8 @@ def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[s
         threat: the ball.
         gains: number of images that each attack broke under each mode so far, in the suite and in earlier rounds, by
             :attr:`.AttackRun.family`.
+        repeated: the attacks of earlier rounds to repeat, named like those of ``gains``, beside the descents on the
+            margin; None for all attacks.
     """
     steps = steps_of(number)
 
@@ -83,13 +94,28 @@ def round_plan(number: int, attacker: Attacker, threat: Threat, gains: Mapping[s
             runs.append(_run(number, f"{name} PGD", built(attack, max_iter=steps), threat))
     crossed = built(CrossedPGD, modes=tuple(modes), max_iter=steps)
     smoothed = built(AutoPGD, loss="margin", max_iter=50 * number)
-    return [
+    plan = [
         *runs,
         _run(number, "APGD crossed", crossed, threat),
         _run(number, "APGD smoothed", smoothed, threat, crafted_on="smoothed"),
         _run(number, "transfer PGD", _transfer(number), threat, kind="transfer", crafted_on="undefended"),
-        _run(number, "Square", built(WarmSquare, max_queries=1000 << number), threat, modes[0], "queries"),
+        _run(number, "Square", built(WarmSquare, max_queries=2000 * number), threat, modes[0], "queries"),
     ]
+    return plan if repeated is None else [run for run in plan if _is_repeated(number, run, repeated)]
+
+
+def _is_repeated(number: int, run: AttackRun, repeated: Collection[str]) -> bool:
+    """Return whether an attack broke images in earlier rounds, or is the descent on the margin.
+
+    Descents and annealed attacks are repeated in the modes in which they broke images. Others have the modes of their
+    round.
+    """
+    names = {round_name(number, family.partition(" [")[0]) for family in repeated}
+    searches = {round_name(number, name) for name in (*LOSSES, *ANNEALED)}
+    if run.spec.name in searches:
+        families = {round_name(number, family) for family in repeated}
+        return run.spec.name == round_name(number, MARGIN) or run.key in families
+    return run.spec.name in names
 
 
 def _run(
@@ -109,11 +135,11 @@ def _run(
 
 
 def _descent(name: str, number: int) -> Build:
-    """Return the build function of Auto-PGD on a loss: one start more in each round, or towards the nearest classes."""
+    """Return the build function of Auto-PGD on a loss: from new starts, or towards the nearest classes."""
     steps = steps_of(number)
     if name == TARGETED:
         return targeted(steps)
-    return built(AutoPGD, loss=LOSSES[name], max_iter=steps, nb_runs=number + 1)
+    return built(AutoPGD, loss=LOSSES[name], max_iter=steps, nb_runs=STARTS)
 
 
 def _gain(gains: Mapping[str, int], name: str, mode: str) -> int:
@@ -122,4 +148,4 @@ def _gain(gains: Mapping[str, int], name: str, mode: str) -> int:
 
 
 def _transfer(number: int) -> Build:
-    return built(MarginPGD, max_iter=40 << number, nb_starts=number + 1, stop_when_broken=False)
+    return built(MarginPGD, max_iter=80 * number, nb_starts=STARTS, stop_when_broken=False)

@@ -18,7 +18,7 @@ from art_defenses_ext.evaluation.config import MOST_ROUNDS
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.records.sample import Outcome, SampleRecord
-from art_defenses_ext.evaluation.run.rounds import gains, next_round
+from art_defenses_ext.evaluation.run.rounds import gains, next_round, repeated
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Kind
 from art_defenses_ext.evaluation.threat import Threat
@@ -144,6 +144,23 @@ def test_no_round_follows_without_checks_an_adaptive_attacker_or_unbroken_images
 
 def test_gains_count_the_suite_and_all_rounds() -> None:
     assert gains(make_evidence([({3, 5, 41}, {4}), ({6}, set())])) == {"gradients": 57 + 3 + 1}
+
+
+@pytest.mark.parametrize(
+    ("rounds", "names"),
+    [
+        ([], None),
+        ([({3}, set())], {"gradients"}),
+        ([({3}, {4}), ({5}, set())], {"gradients", "Square"}),
+        ([({41}, set())], {"gradients"}),  # of the images that others had broken
+        ([({3}, set()), IDLE], None),
+        ([IDLE, (set(), {4})], {"Square"}),
+    ],
+)
+def test_a_round_repeats_what_broke_images_in_rounds_and_all_attacks_after_an_idle_one(
+    rounds: Any, names: set[str] | None
+) -> None:
+    assert repeated(make_evidence(rounds)) == names
 
 
 @pytest.mark.parametrize("total", [*range(1, 40), 86, 100, 250, 900, 10_000])
