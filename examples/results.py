@@ -99,7 +99,7 @@ SMALL_EPS = "2/255"
 """Radius for these networks, which have no robustness of their own: at 8/255 no image is left."""
 
 EFFORT = {
-    "digits/jump_relu": "3",
+    "digits/jump_relu": "auto",
     "mnist/feature_autoencoder": "auto",
     "mnist/two_stream_restoration_adversarial": "1",
     "fashion_mnist/two_stream_restoration_adversarial": "1",

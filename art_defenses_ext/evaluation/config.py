@@ -79,7 +79,7 @@ class EvaluationConfig(Options):
             same images with the same seed and checks, so that the report can say whether the defence helps;
             ``"papers"``: only the attacks that are made on the undefended model anyway.
         effort: rounds of more effort after the suite, on the images that are left (docs/checks.md): ``"0"`` for none,
-            ``"1"`` to ``"6"`` for at most this number, ``"auto"`` for up to six if a check fails. Rounds end when two
+            ``"1"`` to ``"4"`` for at most this number, ``"auto"`` for up to four if a check fails. Rounds end when two
             in a row add nothing.
 
     Raises:

@@ -76,7 +76,8 @@ def _checks(summary: Summary) -> list[Part]:
 def _rounds(summary: Summary) -> list[Part]:
     end = (
         "Each round runs stronger attacks than the one before, on the images left and on those that no white-box "
-        "attack had broken. Rounds end when two in a row break nothing, or when the budget is spent."
+        "attack had broken. After a round that broke images, the next repeats the attacks that broke them. Rounds end "
+        "when two in a row break nothing, or when the budget is spent."
     )
     return _with_legend(tables.rounds_table(summary), end)
 

@@ -64,7 +64,7 @@ def rounds_table(summary: Summary) -> Table:
     """Return the results of each round of more effort, and its cost."""
     columns = (
         Column("round", holds="words"),
-        Column("steps", "steps of each descent; each round has one start more"),
+        Column("steps", "steps of each descent, from two new starts"),
         Column("broke\nk of m", "k of the m images that no attack had broken before"),
         Column("gradients\nbroke too", "images broken before, but by no white-box attack, that one breaks now"),
         Column("forward", "total of images passed forwards"),
