@@ -88,9 +88,11 @@ def loss_gradient(model: nn.Module, x: Tensor, y: Classes) -> Tensor:
     _check_inputs(model, x, y, "y")
     with _recording(model, x) as live:
         points, logits = _forward(model, live)
-        # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its derivative is included.
-        probabilities = at_least_float32(logits).softmax(dim=1)
+        # d cross-entropy / d logits = p - e_y; p is part of the graph, so that its derivative is included. In float32
+        # the p_y of a confident prediction is 1, and its component vanishes.
+        probabilities = logits.double().softmax(dim=1)
         cotangents = probabilities - _one_hot(_chosen(y, logits, "y"), probabilities)  # (M, N, K)
+        cotangents = cotangents.to(at_least_float32(logits).dtype)
         return _by_sample(_pull_back(logits, points, cotangents, live.requires_grad), y)
 
 

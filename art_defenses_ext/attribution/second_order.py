@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.base.errors import AttributionError
 from art_defenses_ext.base.validation import is_compiled
-from art_defenses_ext.estimator.rebuild import at_least_float32
+from art_defenses_ext.estimator.rebuild import at_least_float32, evaluation_mode
+from art_defenses_ext.gradients.activation import check_replaceable, count_rectifiers
 
 
 @contextmanager
@@ -75,7 +76,9 @@ class _Elementary(TorchFunctionMode):
 
 
 def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Module, x: Tensor) -> None:
-    """Refuse a network whose explanation is not differentiable, as attacks need.
+    """Refuse a network whose explanation is not differentiable, or whose rectifiers no surrogate replaces.
+
+    Attacks need both: a surrogate that replaces nothing would be the exact derivative under another name.
 
     Args:
         explain: from images (n, ...) to an explanation that uses the network's first derivative.
@@ -83,18 +86,29 @@ def check_second_derivative(explain: Callable[[Tensor], Tensor], model: nn.Modul
         x: a few images.
 
     Raises:
-        InputError: for an operation without a second derivative, by its name, and for what ``torch.compile`` compiled.
+        InputError: for an operation without a second derivative, by its name, for what ``torch.compile`` compiled, and
+            as :func:`.check_replaceable` and :func:`.count_rectifiers`.
     """
     if any(map(is_compiled, model.modules())):
         raise _refused(model, "a part compiled by torch.compile")
+    check_replaceable(model)
+    inputs: list[Tensor] = []
     roots: list[Any] = []
-    handle = model.register_forward_hook(lambda _, __, output: roots.append(getattr(output, "grad_fn", None)))
+    handles = (
+        model.register_forward_pre_hook(lambda _, arguments: inputs.extend(arguments[:1])),
+        model.register_forward_hook(lambda _, __, output: roots.append(getattr(output, "grad_fn", None))),
+    )
     with torch.inference_mode(False), torch.enable_grad():
         live = x.clone().requires_grad_()
         try:
             explanation = explain(live)
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
+            # Also after an error, since checkpointing may be its cause.
+            with evaluation_mode(model):
+                for seen in inputs[:1]:
+                    count_rectifiers(model, seen)
         once = sorted(_once_differentiable(roots))
         if once:  # torch raises only if the explanation's first derivative depends on a second one
             raise _refused(model, f"the autograd function {', '.join(once)}")

@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from art_defenses_ext.attribution import gradient
 from art_defenses_ext.attribution.relevance import epsilon_plus, relevance
+from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.layout import channels_to_front
 from art_defenses_ext.base.shares import as_shares, from_shares
 from art_defenses_ext.estimator.pipeline import Pipeline
@@ -56,11 +57,21 @@ def _smooth_grad(model: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
 
 
 def _by_relevance(pipeline: Pipeline, x: Tensor, classes: Tensor, beta: float | None) -> Tensor:
-    """Return the relevance of the network's input, since preprocessors need not be layers."""
+    """Return the relevance of the network's input, since preprocessors need not be layers.
+
+    Raises:
+        InputError: for preprocessors that change the size of images.
+    """
     with evaluation_mode(pipeline):
-        x = pipeline.before_model(x)
-    pixels = relevance(pipeline.model, x, classes, epsilon_plus(), softplus=beta)
-    return channels_to_front(pixels) if pipeline.permutes else pixels
+        seen = pipeline.before_model(x)
+    pixels = relevance(pipeline.model, seen, classes, epsilon_plus(), softplus=beta)
+    pixels = channels_to_front(pixels) if pipeline.permutes else pixels
+    if pixels.shape != x.shape:
+        raise InputError(
+            f"explanation is 'relevance', of network inputs {tuple(pixels.shape[1:])} for images {tuple(x.shape[1:])}; "
+            "preprocessors that keep their shape, or another explanation, were expected"
+        )
+    return pixels
 
 
 EXPLANATIONS: dict[str, Explanation] = {

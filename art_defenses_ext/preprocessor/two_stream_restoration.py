@@ -163,7 +163,7 @@ class TwoStreamRestoration(TrainedRestorer):
             gradients = gradients * inner.std.reshape(-1, 1, 1)
         channels = gradients.flatten(1, 2)  # (N, M C, H, W)
         largest = channels.abs().amax(dim=(2, 3) if self.scale == "channel" else (1, 2, 3), keepdim=True)
-        scaled = channels / (largest + TINY)
+        scaled = channels / torch.where(largest > 0, largest, 1)  # also of predictions of the highest confidence
         return scaled.roll(1, dims=0) if self.gradient_stream == "shuffled" else scaled
 
     def _smooth_map(self, x: Tensor) -> Tensor:

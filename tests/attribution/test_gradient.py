@@ -537,3 +537,15 @@ def test_a_cuda_device_agrees(cuda: torch.device, explain: Explain, classes: Any
         assert explain(on_device, images, torch.zeros(4, dtype=torch.long, device=device)).device == device
     for expected, actual in zip(*results, strict=True):
         assert (actual - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("margin", [5.0, 16.0, 18.0, 25.0, 40.0])
+def test_the_loss_gradient_of_a_confident_prediction_is_that_of_float64(margin: float) -> None:
+    """In float32 the probability of a class is 1 from a margin of 17 on, and the gradient of its own logit 0."""
+    network, x = nn.Linear(6, 2), torch.linspace(-1, 1, 6)[None]
+    with torch.no_grad():
+        logits = network(x)[0]
+        network.bias[0] += margin - (logits[0] - logits[1])
+    gradient = loss_gradient(network, x, 0)
+    expected = loss_gradient(network.double(), x.double(), 0)
+    assert torch.allclose(gradient.double(), expected, rtol=1e-5, atol=0)

@@ -12,9 +12,10 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from torchvision.models import VisionTransformer
 
-from art_defenses_ext import ExplanationReconstructor, TwoStreamRestoration, as_module, defend
+from art_defenses_ext import ExplanationReconstructor, HeatAndBlur, TwoStreamRestoration, as_module, defend
 from art_defenses_ext.attribution.gradient import input_gradient
 from art_defenses_ext.attribution.second_order import elementary_operations
 from art_defenses_ext.base.errors import InputError
@@ -173,3 +174,48 @@ def test_what_has_no_second_derivative_is_named_when_the_defence_is_built(model:
     ):
         with pytest.raises(InputError, match=f"model is a {model.__name__} with {operation}"):
             build()
+
+
+class Checkpointed(nn.Module):
+    """A network that computes its first layers again in the backward pass."""
+
+    def __init__(self, first: nn.Module, last: nn.Module) -> None:
+        super().__init__()
+        self.first, self.last = first, last
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(checkpoint(self.first, x, use_reentrant=False))  # type: ignore[no-any-return]
+
+
+def make_convolutional() -> nn.Sequential:
+    first = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+    return nn.Sequential(first, nn.Sequential(nn.AvgPool2d(10), nn.Flatten(), nn.Linear(36, 5))).eval()
+
+
+def traced(model: nn.Sequential) -> Any:
+    return torch.jit.trace(model, images())
+
+
+def scripted(model: nn.Sequential) -> Any:
+    return torch.jit.script(model)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (traced, "the model is compiled TorchScript, whose "),
+        (scripted, "the model is compiled TorchScript, whose "),
+        (lambda model: Checkpointed(*model), "the model keeps rectifiers from autograd"),
+    ],
+)
+@pytest.mark.parametrize(
+    "defend_with",
+    [HeatAndBlur.for_classifier, TwoStreamRestoration.for_classifier, ExplanationReconstructor],
+)
+def test_a_network_whose_rectifiers_no_surrogate_replaces_is_refused(
+    defend_with: Any, change: Any, message: str
+) -> None:
+    """Its gradient mode ``smooth`` would be the exact one, or the derivative of another network."""
+    with pytest.raises(InputError, match=message):
+        defend_with(wrap(change(make_convolutional())))

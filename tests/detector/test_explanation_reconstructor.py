@@ -74,6 +74,13 @@ class Darker(PreprocessorPyTorch):
         return self.factor * x, y
 
 
+class Larger(Darker):
+    """One that doubles the size of images."""
+
+    def forward(self, x: Tensor, y: Any = None) -> tuple[Tensor, Any]:
+        return F.interpolate(x, scale_factor=2), y
+
+
 def images(shape: tuple[int, ...], count: int = 60, seed: int = 0) -> FloatArray:
     return np.random.default_rng(seed).random((count, *shape), dtype=np.float32)
 
@@ -563,6 +570,19 @@ def test_other_parameters_cannot_be_set(own_detector: ExplanationReconstructor) 
 def test_unknown_explanations_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=f"^{message}"):
         ExplanationReconstructor(small(), **options)
+
+
+@pytest.mark.parametrize("explanation", ["relevance", ["input_gradient", "relevance"]])
+def test_relevance_is_refused_where_the_network_sees_images_of_another_size(explanation: Any) -> None:
+    model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(108, 2))
+    classifier = PyTorchClassifier(
+        model, nn.CrossEntropyLoss(), (1, 4, 4), 2, clip_values=(0.0, 1.0), preprocessing_defences=Larger(1.0)
+    )
+    ExplanationReconstructor(classifier)
+    with pytest.raises(
+        InputError, match=r"^explanation is 'relevance', of network inputs \(1, 8, 8\) for images \(1, 4"
+    ):
+        ExplanationReconstructor(classifier, explanation=explanation)
 
 
 def test_a_value_that_an_option_does_not_declare_is_refused(wrong_values: Callable[[Kind], list[Any]]) -> None:

@@ -120,6 +120,18 @@ def test_the_map_is_the_scaled_gradients_from_the_likeliest_class_on(
     torch.testing.assert_close(largest, torch.ones_like(largest))
 
 
+@pytest.mark.parametrize("reading", READINGS, ids=str)
+def test_the_map_of_a_very_confident_prediction_reaches_one_too(
+    relu_network: nn.Module, x: Tensor, reading: dict[str, str]
+) -> None:
+    """Its gradients are of the size of one minus its probability, 1e-13 and less."""
+    with torch.no_grad():
+        relu_network[-1].bias[2] += 30  # type: ignore[index]
+    largest = with_weights(relu_network, **reading, top_k=3).gradient_map(x).abs()
+    largest = largest.amax(dim=(2, 3) if reading["scale"] == "channel" else (1, 2, 3))
+    torch.testing.assert_close(largest, torch.ones_like(largest))
+
+
 @pytest.mark.parametrize(("classes", "counted"), [(2, 2), (6, 3)])
 def test_the_likeliest_three_count_where_nothing_else_is_said(x: Tensor, classes: int, counted: int) -> None:
     model = network_with(nn.ReLU, classes)
