@@ -35,7 +35,14 @@ from art_defenses_ext.estimator.pipeline import probes
 from art_defenses_ext.estimator.rebuild import HALVES, model_dtype
 from art_defenses_ext.gradients.modes import Defence
 from art_defenses_ext.gradients.surrogate import replaced
-from art_defenses_ext.preprocessor.checks import channel_numbers, check_pixels, check_restorable, parts_of, pixel_range
+from art_defenses_ext.preprocessor.checks import (
+    channel_ends,
+    channel_numbers,
+    check_pixels,
+    check_restorable,
+    parts_of,
+    pixel_range,
+)
 
 Numbers = float | Sequence[float]
 
@@ -51,6 +58,8 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
     mean: Tensor
     std: Tensor
+    lowest: Tensor
+    highest: Tensor
     apply_params: ClassVar[tuple[str, ...]] = ("apply_fit", "apply_predict")
     """Parameters of ART's preprocessors on when they are applied, which are not options of a defence."""
     chunk_size: Count = 64
@@ -74,7 +83,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
             mean: mean of the network's normalisation, one number or one for each channel; ART applies it after the
                 defence, so a defence that runs the network applies it itself.
             std: deviation of the same normalisation.
-            clip_values: least and largest pixel value.
+            clip_values: least and largest pixel value; for arrays, that of all channels.
             channels_first: whether images are (C, H, W), for the network and ART alike; else (H, W, C).
             apply_fit: whether ART applies the defence when it trains the classifier.
             apply_predict: whether ART applies it at prediction.
@@ -279,6 +288,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         check_flag("channels_first", channels_first)
         self.clip_values = pixel_range(clip_values)
         self.channels_first = channels_first
+        numbers |= dict(zip(("lowest", "highest"), channel_ends(clip_values, channels_first), strict=True))
         self._held = (model,)  # in a tuple, which nn.Module does not look into
         self._buffers = dict(self._buffers)  # which a copy.copy shares with its original
         for name, values in numbers.items():

@@ -76,6 +76,24 @@ def pixel_range(clip_values: Any) -> tuple[float, float]:
     return low, high
 
 
+def channel_ends(clip_values: Any, channels_first: bool) -> list[Tensor]:
+    """Return the least and the largest pixel value of each channel, (C, 1, 1), or of all, (1, 1, 1).
+
+    Args:
+        clip_values: ART's clip values: numbers, or arrays that broadcast against an image.
+        channels_first: whether images are (C, H, W); else (H, W, C).
+    """
+    ends = []
+    for extreme, values in zip((np.min, np.max), clip_values, strict=True):
+        array = np.atleast_1d(np.asarray(values, dtype=np.float64))
+        if array.ndim == 3:
+            array = extreme(array, axis=(1, 2) if channels_first else (0, 1))
+        elif channels_first:  # they broadcast against rows of pixels
+            array = extreme(array, keepdims=True)
+        ends.append(torch.from_numpy(array).reshape(-1, 1, 1))
+    return ends
+
+
 def parts_of(classifier: PyTorchClassifier) -> dict[str, Any]:
     """Return model, clip values, layout, and the mean and deviation that ART applies after the defences, by name.
 

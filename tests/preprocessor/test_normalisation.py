@@ -19,6 +19,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.detector.explanations import EXPLANATIONS, maps
 from art_defenses_ext.estimator.pipeline import Pipeline
 from art_defenses_ext.evaluation.suite.papers import normalisation_scale
+from art_defenses_ext.preprocessor.checks import channel_ends
 from art_defenses_ext.preprocessor.heat_and_blur import MIXES, RULES
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
@@ -125,6 +126,26 @@ def test_a_network_that_divides_by_255_is_the_same_in_those_units(x: Tensor) -> 
     reference = HeatAndBlur.for_classifier(outside(), mix="heat")
     assert_near(wide.heatmap(255 * x), reference.heatmap(x))
     assert_near(wide(255 * x)[0], 255 * reference(x)[0])
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_images_that_the_caller_normalises_have_a_range_in_each_channel(mix: str, x: Tensor) -> None:
+    """A channel's limits are the images of black and white, which the box rule and the clipping of pixels use."""
+    black, white = ((np.full((3, 1, 1), end) - np.array(M)) / np.array(S) for end in (0.0, 1.0))
+    apart = HeatAndBlur.for_classifier(wrap(body(), clip_values=(black, white)), mix=mix, gain=5.0)
+    reference = HeatAndBlur.for_classifier(outside(), mix=mix, gain=5.0)
+    assert apart.clip_values == pytest.approx((black.min(), white.max()))
+    assert_near(apart.heatmap((x - M) / S), reference.heatmap(x))
+    assert_near(apart((x - M) / S)[0], (reference(x)[0] - M) / S)
+
+
+@pytest.mark.parametrize(("channels_first", "shape"), [(True, (3, 1, 1)), (True, (3, 4, 5)), (False, (4, 5, 3))])
+def test_the_ends_of_each_channel_are_those_over_its_pixels(channels_first: bool, shape: tuple[int, ...]) -> None:
+    low = -np.random.default_rng(0).random(shape)
+    lowest, highest = channel_ends((low, 2.0), channels_first)
+    rows = low.reshape(3, -1) if channels_first else low.reshape(-1, 3).T
+    assert torch.equal(lowest.flatten(), torch.tensor(rows.min(axis=1)))
+    assert (lowest.shape, highest.flatten().tolist()) == ((3, 1, 1), [2.0])
 
 
 @pytest.mark.parametrize("box", [epsilon_plus_box, epsilon_gamma_box])
