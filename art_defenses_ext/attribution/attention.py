@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from art_defenses_ext.attribution.axes import Follow, aligned, lettered
 from art_defenses_ext.attribution.linear_map import LinearMap
 from art_defenses_ext.attribution.operations import HANDLERS, Notes, average, handles, pulled_back
 from art_defenses_ext.attribution.rules import stabilised
@@ -61,14 +62,21 @@ def _einsum(note: Notes, equation: str, *operands: Any) -> Any:
     contract: Any = torch.einsum
     tensors = operands[0] if len(operands) == 1 and not isinstance(operands[0], Tensor) else operands
     if len(tensors) == 1:
-        single: Any = average(lambda a: contract(equation, a))
+        single: Any = average(lambda a: contract(equation, a), follow=lettered(equation, tensors))
         return single(note, *tensors)
     if len(tensors) != 2:
         return NotImplemented
-    return bilinear(note, lambda a, b: contract(equation, a, b), *tensors)
+    input, other = tensors
+    return bilinear(note, lambda a, b: contract(equation, a, b), input, other, lettered(equation, tensors))
 
 
-def bilinear(note: Notes, function: Callable[[Tensor, Tensor], Tensor], input: Tensor, other: Tensor) -> Tensor:
+def bilinear(
+    note: Notes,
+    function: Callable[[Tensor, Tensor], Tensor],
+    input: Tensor,
+    other: Tensor,
+    follow: Follow = aligned,
+) -> Tensor:
     """Record a product z = sum_p a_p b_p of two tensors, such as two matrices.
 
     Each factor takes half of the relevance, shared by contribution (the uniform rule):
@@ -93,7 +101,8 @@ def bilinear(note: Notes, function: Callable[[Tensor, Tensor], Tensor], input: T
             relevances.append(b * pulled_back(lambda right: function(a, right), b, share))
         return tuple(relevances)
 
-    return note.step(factors, output, back, nonnegative=None if len(factors) == 2 else False, gate=False)
+    nonnegative = None if len(factors) == 2 else False
+    return note.step(factors, output, back, nonnegative=nonnegative, gate=False, monotonic=False, follow=follow)
 
 
 def _run(note: Notes, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -23,7 +23,8 @@ class Entrance(NamedTuple):
 
     Attributes:
         values: values for each image (n, ...).
-        elementwise: whether each value that depends on the image is a monotonic function of a single value of it.
+        elementwise: whether each value that depends on the image is a monotonic function of a single value of it, or an
+            average of such.
     """
 
     values: Tensor
@@ -121,6 +122,5 @@ class _UpToFirstLayer(Trace):
         return super().linear(a, layer, z)
 
     def step(self, inputs: Any, output: Tensor, back: Back, *, monotonic: bool = True, **kinds: Any) -> Tensor:
-        if not monotonic or (len(inputs) > 1 and output.shape == inputs[0].shape):  # a sum of several values
-            self.elementwise = False
+        self.elementwise = self.elementwise and monotonic
         return super().step(inputs, output, back, **kinds)

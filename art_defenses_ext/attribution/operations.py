@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from art_defenses_ext.attribution.axes import Follow, aligned, moved, reshaped, stacked
 from art_defenses_ext.attribution.linear_map import Geometry, LinearMap
 from art_defenses_ext.attribution.rules import stabilised
 from art_defenses_ext.estimator.rebuild import at_least_float32
@@ -36,8 +37,13 @@ class Notes(Protocol):
         nonnegative: bool | None = None,
         gate: bool | None = None,
         monotonic: bool = True,
+        follow: Follow = aligned,
     ) -> Tensor:
-        """Record any other operation; by default its output is nonnegative, or a gate, if all inputs are."""
+        """Record any other operation; by default its output is nonnegative, or a gate, if all inputs are.
+
+        ``monotonic``: whether each value of the output rises, or falls, with the values of one input that it depends
+        on. ``follow``: where an axis of an input is in the output.
+        """
 
     def is_gate(self, tensor: Tensor) -> bool:
         """Return whether ``tensor`` weights the values that it is multiplied with, such as a sigmoid's output."""
@@ -233,7 +239,7 @@ def pass_on(r: Tensor) -> tuple[Tensor]:
     return (r,)
 
 
-def route(function: Callable[..., Tensor]) -> Handler:
+def route(function: Callable[..., Tensor], *, moves_axes: bool = False) -> Handler:
     """Return the handler of an operation that moves or selects values: relevance returns to their origin."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -244,7 +250,8 @@ def route(function: Callable[..., Tensor]) -> Handler:
         def back(r: Tensor) -> tuple[Tensor]:
             return (pulled_back(lambda a: function(a, *args, **kwargs), input, r),)
 
-        return note.step([input], output, back)
+        keeps_axes = output.ndim == input.ndim and not moves_axes
+        return note.step([input], output, back, follow=aligned if keeps_axes else moved(function, *args, **kwargs))
 
     return handler
 
@@ -254,7 +261,7 @@ def _reshape(function: Callable[..., Tensor]) -> Handler:
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         output = function(input, *args, **kwargs)
-        return note.view(input, note.step([input], output, lambda r: (r.reshape(input.shape),)))
+        return note.view(input, note.step([input], output, lambda r: (r.reshape(input.shape),), follow=reshaped))
 
     return handler
 
@@ -270,8 +277,8 @@ def _cast(function: Callable[..., Tensor]) -> Handler:
 
 
 def _view(function: Callable[..., Tensor]) -> Handler:
-    """Return the handler of an operation that moves values and may share their memory."""
-    move = route(function)
+    """Return the handler of an operation that moves values, and axes, and may share their memory."""
+    move = route(function, moves_axes=True)
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
         output = move(note, input, *args, **kwargs)
@@ -280,7 +287,9 @@ def _view(function: Callable[..., Tensor]) -> Handler:
     return handler
 
 
-def average(function: Callable[..., Tensor]) -> Handler:
+def average(
+    function: Callable[..., Tensor], *, has_negative_weights: bool = False, follow: Follow | None = None
+) -> Handler:
     """Return the handler of a fixed linear operation: relevance is distributed by contribution."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -290,7 +299,12 @@ def average(function: Callable[..., Tensor]) -> Handler:
             share = r / stabilised(at_least_float32(output), note.stabilizer)
             return (input * pulled_back(lambda a: function(a, *args, **kwargs), input, share),)
 
-        return note.step([input], output, back)
+        by_default = aligned if output.ndim == input.ndim else moved(function, *args, **kwargs)
+        place = by_default if follow is None else follow
+        nonnegative = False if has_negative_weights else None
+        return note.step(
+            [input], output, back, nonnegative=nonnegative, monotonic=not has_negative_weights, follow=place
+        )
 
     return handler
 
@@ -332,11 +346,14 @@ def _pieces(function: Callable[..., Sequence[Tensor]]) -> Handler:
     """Return the handler of an operation that returns several parts of its input, which share its memory."""
 
     def handler(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
-        def back(place: int) -> Back:
-            return lambda r: (pulled_back(lambda a: function(a, *args, **kwargs)[place], input, r),)
+        def taken(place: int) -> Callable[[Tensor], Tensor]:
+            return lambda a: function(a, *args, **kwargs)[place]
+
+        def recorded(piece: Tensor, take: Callable[[Tensor], Tensor]) -> Tensor:
+            return note.step([input], piece, lambda r: (pulled_back(take, input, r),), follow=moved(take))
 
         pieces = enumerate(function(input, *args, **kwargs))
-        return tuple(note.view(input, note.step([input], piece, back(place))) for place, piece in pieces)
+        return tuple(note.view(input, recorded(piece, taken(place))) for place, piece in pieces)
 
     return handler
 
@@ -353,9 +370,33 @@ for _make, _functions in (
     (_view, [Tensor.__getitem__, *each_named(_VIEWS, torch, Tensor)]),
     (route, [*each_named(_MOVES, torch, Tensor), *each_named(_SHUFFLES, torch, F), F.unfold]),
     (_pieces, each_named(_PIECES, torch, Tensor)),
-    (average, [*each_named(_AVERAGES, F), F.interpolate, F.fold, *each_named("mean sum", torch, Tensor)]),
+    (average, [*each_named(_AVERAGES, F), F.fold, *each_named("mean sum", torch, Tensor)]),
 ):
     HANDLERS |= {function: _make(function) for function in _functions}
+
+
+@handles(F.interpolate)
+def _interpolate(note: Notes, input: Tensor, *args: Any, **kwargs: Any) -> Any:
+    mode = args[2] if len(args) > 2 else kwargs.get("mode", "nearest")
+    # Any other mode, such as bicubic, overshoots.
+    averages = mode in ("nearest", "nearest-exact", "linear", "bilinear", "trilinear", "area")
+    return average(F.interpolate, has_negative_weights=not averages)(note, input, *args, **kwargs)
+
+
+@handles(torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
+def _clamp(note: Notes, input: Tensor, min: Any = None, max: Any = None) -> Any:
+    if min is not None or not isinstance(max, int | float):
+        return NotImplemented
+    # Relevance passes an upper limit, as that of a ReLU6.
+    return note.step([input], input.clamp(max=max), pass_on, nonnegative=None if max >= 0 else False)
+
+
+@handles(in_place=(Tensor.copy_,))
+def _copy(note: Notes, input: Tensor, src: Tensor, non_blocking: bool = False) -> Any:
+    if not note.knows(src):
+        return NotImplemented  # what was computed of the image would be lost
+    output = src.expand(input.shape).to(input, copy=True)
+    return note.step([src], output, lambda r: (r.to(at_least_float32(src)).sum_to_size(src.shape),))
 
 
 @handles(F.pad)
@@ -373,11 +414,15 @@ def _concatenate(note: Notes, tensors: Sequence[Tensor], dim: int = 0) -> Any:
 
 @handles(torch.stack)
 def _stack(note: Notes, tensors: Sequence[Tensor], dim: int = 0) -> Any:
-    return _together(note, tensors, torch.stack(list(tensors), dim), lambda r: r.unbind(dim))
+    return _together(note, tensors, torch.stack(list(tensors), dim), lambda r: r.unbind(dim), stacked(dim))
 
 
 def _together(
-    note: Notes, tensors: Sequence[Tensor], output: Tensor, parts: Callable[[Tensor], Sequence[Tensor]]
+    note: Notes,
+    tensors: Sequence[Tensor],
+    output: Tensor,
+    parts: Callable[[Tensor], Sequence[Tensor]],
+    follow: Follow = aligned,
 ) -> Any:
     """Record a concatenation.
 
@@ -390,7 +435,8 @@ def _together(
         return tuple(shares[place] for place in places)
 
     nonnegative = None if len(places) == len(tensors) else False
-    return note.step([tensors[place] for place in places], output, back, nonnegative=nonnegative, gate=nonnegative)
+    known = [tensors[place] for place in places]
+    return note.step(known, output, back, nonnegative=nonnegative, gate=nonnegative, follow=follow)
 
 
 def _sum_of_two(sign: int, *, swapped: bool = False) -> Handler:
@@ -414,7 +460,8 @@ def _sum_of_two(sign: int, *, swapped: bool = False) -> Handler:
                 for part, (term, _) in zip(shares, parts, strict=True)
             )
 
-        return note.step([input, other], output, back, nonnegative=None if factor >= 0 else False)
+        nonnegative = None if factor >= 0 else False
+        return note.step([input, other], output, back, nonnegative=nonnegative, monotonic=False)
 
     return handler
 
@@ -443,7 +490,7 @@ def _product(note: Notes, input: Any, other: Any) -> Any:
         return tuple((r / len(signals)).sum_to_size(signal.shape) for signal in signals)
 
     nonnegative = all(map(note.is_nonnegative, factors))  # a gate may be negated
-    return note.step(signals, output, back, nonnegative=nonnegative)
+    return note.step(signals, output, back, nonnegative=nonnegative, monotonic=False)
 
 
 @handles(torch.div, Tensor.div, Tensor.__truediv__, in_place=(Tensor.div_, Tensor.__itruediv__))
@@ -451,7 +498,7 @@ def _divided(note: Notes, input: Any, other: Any, *, rounding_mode: str | None =
     """Record a quotient; the divisor counts as a constant, as the deviation of a layer norm does."""
     if rounding_mode is not None or not note.knows(input):
         return NotImplemented
-    return _constant(note, input, input / note.without_parameters(other))
+    return _constant(note, input, input / note.without_parameters(other), monotonic=not note.knows(other))
 
 
 @handles(torch.neg, Tensor.neg, Tensor.__neg__)
@@ -464,7 +511,7 @@ for _new in (*each_named(_NEW, torch), *each_named("new_zeros new_ones new_full 
     HANDLERS[_new] = lambda note, *args, _new=_new, **kwargs: _new(*args, **kwargs)  # constants
 
 
-def _constant(note: Notes, input: Tensor, output: Tensor) -> Any:
+def _constant(note: Notes, input: Tensor, output: Tensor, *, monotonic: bool = True) -> Any:
     """Record an elementwise operation with a constant; where that repeats a value, its relevances are added.
 
     **Convention**: relevance passes through, since it belongs to a pixel at any scale and origin of its values; treated
@@ -472,7 +519,7 @@ def _constant(note: Notes, input: Tensor, output: Tensor) -> Any:
     """
     same = output.shape == input.shape
     back: Back = pass_on if same else lambda r: (r.sum_to_size(input.shape),)
-    return note.step([input], output, back, nonnegative=False, gate=note.is_gate(input))
+    return note.step([input], output, back, nonnegative=False, gate=note.is_gate(input), monotonic=monotonic)
 
 
 def are_constants(note: Notes, *tensors: Tensor | None) -> bool:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from art_defenses_ext.attribution.first_layer import entrance
+from art_defenses_ext.attribution.last_map import last_map
 from art_defenses_ext.attribution.linear_map import widened
 from art_defenses_ext.attribution.rules import STABILIZER, Z_PLUS, AlphaBeta, Epsilon, Flat, Gamma, Rule, ZBox
 from art_defenses_ext.attribution.trace import Step, Trace, check_visible
@@ -126,7 +127,8 @@ convolution, batch norm included, independent of classes), a class, classes (N,)
 
 **Convention**: where dense layers follow at each place of the image, as in transformers and ConvNeXt, the last
 convolution only begins a block, or makes the patches before all blocks. There ``"last_conv"`` is the positive activity
-of the last tensor with several places, after all blocks; class tokens are set aside."""
+of the last tensor with several places, after all blocks; class tokens are set aside. A convolution at a single place,
+such as one of pooled maps, counts where no other is, and the gate of a squeeze and excitation never."""
 
 STARTS = ("predicted", "positive", "last_conv")
 
@@ -174,7 +176,7 @@ def relevance(
     logits = trace.value(output)
     where = _watched(seen, start) if isinstance(start, Layer) else None
     trace.fold(keep=logits if where is None else where)
-    beginning, initial = _begin(start, logits, trace.steps, where)
+    beginning, initial = _begin(start, logits, trace, where)
     return _send_back(trace, rules, beginning, at_least_float32(initial)).to(x.dtype)
 
 
@@ -198,37 +200,15 @@ def check_start(start: Any, model: nn.Module) -> None:
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
-def _begin(start: Start, logits: Tensor, steps: list[Step], where: Tensor | None) -> tuple[Tensor, Tensor]:
+def _begin(start: Start, logits: Tensor, trace: Trace, where: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the tensor of the pass at which relevance starts, and its relevance."""
     if where is not None:
         return where, where.clamp(min=0)
     if isinstance(start, str) and start == "last_conv":
-        return _last_map(steps, len(logits))
+        return last_map(trace.steps, trace.x, logits)
     if logits.ndim != 2:
         raise AttributionError(f"the model returns shape {tuple(logits.shape)}; logits (N, classes) were expected")
     return logits, logits * _chosen(start, logits)
-
-
-def _last_map(steps: list[Step], count: int) -> tuple[Tensor, Tensor]:
-    """Return the last convolution's output, or that of all blocks that follow, and its relevance."""
-    layers = [(step.layer.kind, step.output) for step in steps if step.layer is not None and step.layer.kind != "scale"]
-    layers = [(kind, output) for kind, output in layers if kind == "convolution" or _has_places(output, count)]
-    convolutions = [output for kind, output in layers if kind == "convolution"]
-    if not convolutions:
-        raise AttributionError("start is 'last_conv', but no convolution ran on the way to the logits")
-    if layers[-1][0] == "convolution":
-        return convolutions[-1], convolutions[-1].clamp(min=0)
-    output = next(step.output for step in reversed(steps) if _has_places(step.output, count))
-    relevance = output.clamp(min=0)
-    nb_extra = output.shape[1] - convolutions[-1].shape[2:].numel()
-    if output.ndim == 3 and nb_extra > 0:  # tokens that no patch made come first
-        relevance = relevance * (torch.arange(output.shape[1], device=output.device) >= nb_extra)[:, None]
-    return output, relevance
-
-
-def _has_places(output: Tensor, count: int) -> bool:
-    """Return whether a tensor holds several places for each of ``count`` images, each with several numbers."""
-    return output.shape[0] == count and sum(size > 1 for size in output.shape[1:]) > 1
 
 
 def _chosen(start: Start, logits: Tensor) -> Tensor:

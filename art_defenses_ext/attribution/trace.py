@@ -22,6 +22,7 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.overrides import TorchFunctionMode
 
 from art_defenses_ext.attribution import activations, attention, normalisation  # noqa: F401 (they add their handlers)
+from art_defenses_ext.attribution.axes import Follow, aligned
 from art_defenses_ext.attribution.linear_map import LinearMap, scaled
 from art_defenses_ext.attribution.operations import HANDLERS, IN_PLACE, Back
 from art_defenses_ext.base.errors import AttributionError
@@ -39,6 +40,7 @@ class Step:
             later.
         layer: the linear layer, else None.
         nonnegative: whether the input of a linear layer is never below zero.
+        follow: where an axis of an input is in the output.
     """
 
     inputs: tuple[Tensor, ...]
@@ -46,6 +48,7 @@ class Step:
     back: Back | None
     layer: LinearMap | None = None
     nonnegative: bool = False
+    follow: Follow = aligned
 
 
 def check_visible(model: nn.Module) -> None:
@@ -90,6 +93,7 @@ class Trace(TorchFunctionMode):
         self._now: dict[int, Tensor] = {}  # the current value of a tensor after in-place operations
         self._stale: set[int] = set()  # tensors that share memory with an overwritten one
         self._views: dict[int, set[int]] = {}  # tensors that share memory, by each of them
+        self._held: list[Tensor] = []  # constants with views, so that no id is reused
         self._nonnegative: set[int] = set()
         self._gates: set[int] = set()
         self._names = {module: name for name, module in model.named_modules()}
@@ -104,7 +108,8 @@ class Trace(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if not any(id(tensor) in self._known for tensor in _tensors((*args, *kwargs.values()))):
+        seen = map(id, _tensors((*args, *kwargs.values())))
+        if not any(key in self._known or key in self._stale for key in seen):
             return self._aside(func, args, kwargs)
         given: Any = args[0] if args else kwargs.get("input")
         args, kwargs = self._current(args), {key: self._current(value) for key, value in kwargs.items()}
@@ -177,11 +182,12 @@ class Trace(TorchFunctionMode):
         nonnegative: bool | None = None,
         gate: bool | None = None,
         monotonic: bool = True,
+        follow: Follow = aligned,
     ) -> Tensor:
         """Record any other operation; by default its output is nonnegative, or a gate, if all inputs are."""
         if any(output is tensor for tensor in inputs):
             return output
-        self.steps.append(Step(tuple(inputs), output, back))
+        self.steps.append(Step(tuple(inputs), output, back, follow=follow))
         for kind, given in ((self._nonnegative, nonnegative), (self._gates, gate)):
             if all(id(tensor) in kind for tensor in inputs) if given is None else given:
                 kind.add(id(output))
@@ -213,10 +219,19 @@ class Trace(TorchFunctionMode):
         return tensor
 
     def _aside(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run an operation outside the pass, without writing to the network's tensors."""
+        """Run an operation outside the pass, without writing to the network's tensors, and note the views it returns.
+
+        A constant may be written to with values of the pass, which its other views would not see.
+        """
         if _writes(func) and args and id(args[0]) in self._constants:
             args = (args[0].clone(), *args[1:])
-        return func(*args, **kwargs)
+        result = func(*args, **kwargs)
+        for part in _tensors((result,)):
+            for base in _tensors((*args, *kwargs.values())):
+                if part is not base and torch._C._is_alias_of(part, base):  # type: ignore[attr-defined]
+                    self.view(base, part)
+                    self._held += [base, part]
+        return result
 
     def _current(self, value: Any) -> Any:
         if isinstance(value, list | tuple):

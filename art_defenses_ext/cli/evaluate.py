@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -62,12 +63,15 @@ def _numbers(value: Any) -> tuple[float, ...]:
     if not isinstance(numbers, list | tuple) or any(isinstance(number, bool) for number in numbers):
         raise ValueError
     try:
-        return tuple(map(float, numbers))
-    except TypeError:
+        accepted = tuple(map(float, numbers))
+    except (TypeError, OverflowError):
         raise ValueError from None
+    if not all(map(math.isfinite, accepted)):
+        raise ValueError
+    return accepted
 
 
-Numbers = Annotated[tuple[float, ...], Kind("numbers separated by commas", _numbers)]
+Numbers = Annotated[tuple[float, ...], Kind("finite numbers separated by commas", _numbers)]
 Eps = Annotated[str, Kind("a number, or a fraction such as '8/255',", _text_of_number)]
 
 

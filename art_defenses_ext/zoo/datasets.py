@@ -164,8 +164,8 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
         has no training images; one half of it is for validation, the other for testing (below).
 
     Raises:
-        InputError: for an unknown name, a root that does not exist, or files that are missing and cannot be
-            downloaded; for a folder of images whose labels are missing or do not match the images, or with
+        InputError: for an unknown name, a root that does not exist or cannot be read, or files that are missing and
+            cannot be downloaded; for a folder of images whose labels are missing or do not match the images, or with
             images of several sizes of which one is below 224; and, when a part is first used, for a file that cannot
             be read or is not the published one, or for training images of ``image_folder``.
 
@@ -176,14 +176,16 @@ def load_dataset(name: str, root: str | Path | None = None, *, size: int | None 
     **Convention**: ``digits`` needs no files, so it ignores the environment variable; a ``root`` that is passed must
     nevertheless exist.
 
-    **Convention** (layout of ``image_folder``): JPEG and PNG files beside a ``labels.csv``, whose columns ``file`` (or
+    **Convention** (layout of ``image_folder``): images beside a ``labels.csv``, whose columns ``file`` (or
     ``image_id``; the extension may be missing) and ``label`` (or ``class_index``, from 0) give each image its class;
-    or a folder of images for each class, numbered in the order of their names as in torchvision. Files whose names
-    begin with a dot are ignored. With a ``labels.csv``, ``nb_classes`` is the largest label + 1 and the network may
-    have more outputs, since the file does not state the number of classes. Folders are assumed to be all classes.
+    or a folder for each class, numbered in the order of their names, with the images in it and in the folders in it,
+    as in torchvision. Images are the files with the endings that torchvision takes. **Departure**: files and folders
+    whose names begin with a dot are ignored, since programs keep their own there. With a ``labels.csv``,
+    ``nb_classes`` is the largest label + 1 and the network may have more outputs, since the file does not state the
+    number of classes. Folders are assumed to be all classes.
 
-    **Convention** (halves of ``image_folder``): in the order of the names (with the class folder's), the first, third,
-    ... image is for testing and the second, fourth, ... for validation. Each half is shuffled in a fixed order, since
+    **Convention** (halves of ``image_folder``): in the order of the names (with the folders'), the first, third, ...
+    image is for testing and the second, fourth, ... for validation. Each half is shuffled in a fixed order, since
     evaluations often use the first images only, and in the order of names these would be of a few classes.
 
     **Convention** (size of ``image_folder``): an image of the requested size is not changed. Any other is resized,
@@ -209,14 +211,14 @@ def data_found(root: str | Path | None = None) -> dict[str, bool]:
 
     Args:
         root: as for :func:`load_dataset`.
+
+    Raises:
+        InputError: for a root that does not exist or cannot be read.
     """
     if root is not None:
         check_folder("root", root)
     folder = _find_root(root)
-    return {
-        name: all((folder / spec.folder / file).is_file() for file in spec.files)
-        for name, spec in _published_sets().items()
-    }
+    return {name: not _missing_files(spec, folder) for name, spec in _published_sets().items()}
 
 
 def _find_root(root: str | Path | None) -> Path:
@@ -281,7 +283,7 @@ def _published(name: str, root: Path) -> Dataset:
 def _ensure_files(name: str, root: Path) -> None:
     published = _published_sets()[name]
     folder = root / published.folder
-    missing = [file for file in published.files if not (folder / file).is_file()]
+    missing = _missing_files(published, root)
     if not missing:
         return
     try:
@@ -291,6 +293,17 @@ def _ensure_files(name: str, root: Path) -> None:
             f"name is {name!r}, but {', '.join(missing)} are missing and could not be downloaded "
             f"({last_line(error)}); the files that torchvision.datasets downloads on a machine with network access "
             f"were expected in {folder}"
+        ) from error
+
+
+def _missing_files(published: _Published, root: Path) -> list[str]:
+    folder = root / published.folder
+    try:
+        return [file for file in published.files if not (folder / file).is_file()]
+    except OSError as error:
+        raise DataError(
+            f"root is {str(root)!r}, of which {folder} cannot be read ({last_line(error)}); a folder whose files this "
+            "user may read was expected"
         ) from error
 
 

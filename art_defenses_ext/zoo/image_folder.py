@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +20,12 @@ from art_defenses_ext.base.arrays import FloatArray, Images, IntArray, StoredIma
 from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.validation import last_line
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+"""Those of torchvision's ``ImageFolder``."""
+
+IMAGE_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WebP")
+"""Their formats, which Pillow writes in capitals."""
+
 LABELS_FILE = "labels.csv"
 FILE_COLUMNS = ("file", "image_id")
 LABEL_COLUMNS = ("label", "class_index")
@@ -59,8 +65,18 @@ def find_images(root: Path) -> LabelledFiles:
     """Find the images of ``root`` itself, else of ``nips2017`` in it, else of a folder in it for each class.
 
     Raises:
-        InputError: for no folder, fewer than two images, and labels that are missing, too many or none.
+        InputError: for no folder, one that cannot be listed, fewer than two images, and labels that are missing, too
+            many or none.
     """
+    try:
+        return _find(root)
+    except OSError as error:
+        raise _no_use(
+            root, f"cannot be read ({last_line(error)}); folders that this user may list were expected"
+        ) from error
+
+
+def _find(root: Path) -> LabelledFiles:
     if not root.is_dir():
         raise _no_use(root, "is no folder; one with images and their labels was expected")
     candidates = [folder for folder in (root, root / NIPS2017_FOLDER) if folder.is_dir()]
@@ -72,8 +88,25 @@ def find_images(root: Path) -> LabelledFiles:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    paths = (path for path in folder.iterdir() if path.suffix.lower() in IMAGE_ENDINGS)
-    return _by_name(path for path in paths if path.is_file())
+    return _by_name(path for path in folder.iterdir() if _is_image(path.name) and path.is_file())
+
+
+def _images_below(folder: Path) -> list[Path]:
+    """Return the images of a folder and of all folders in it, in the order in which torchvision lists them."""
+    images: list[Path] = []
+    for parent, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images += [Path(parent, name) for name in names if _is_image(name)]
+    return sorted(images, key=lambda path: (path.parent.as_posix(), path.name))
+
+
+def _raise(error: OSError) -> NoReturn:
+    """Raise the error of a folder, which ``os.walk`` would else leave out."""
+    raise error
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and Path(name).suffix.lower() in IMAGE_ENDINGS
 
 
 def _by_name(paths: Iterable[Path]) -> list[Path]:
@@ -83,7 +116,7 @@ def _by_name(paths: Iterable[Path]) -> list[Path]:
 
 def _with_class_folders(root: Path) -> LabelledFiles:
     folders = _by_name(path for path in root.iterdir() if path.is_dir())
-    inside = [_images_in(folder) for folder in folders]
+    inside = [_images_below(folder) for folder in folders]
     if len(folders) < 2 or not all(inside):
         empty = [folder.name for folder, files in zip(folders, inside, strict=True) if not files]
         held = f"the folder {empty[0]} without an image" if empty else f"{len(folders)} folder(s) of images"
@@ -242,17 +275,29 @@ class ImageFiles(StoredImages):
         """Return a hash of the files' bytes, in their order, and of the size."""
         digest = hashlib.sha256(str(self.shape).encode())
         for file in self.files:
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
+            digest.update(hashlib.sha256(_bytes(file)).digest())
         return digest.hexdigest()
+
+
+def _bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise _unusable(file, error) from error
 
 
 def _open(file: Path, use: Callable[[Image.Image], Any]) -> Any:
     """Return ``use`` of an image; an error names a file that is not an image."""
     try:
-        with Image.open(file, formats=("JPEG", "PNG")) as image:
+        with Image.open(file, formats=[name.upper() for name in IMAGE_FORMATS]) as image:
             return use(image)
     except Exception as error:  # Pillow raises many types on damaged files, SyntaxError and struct.error too
-        raise _no_use(file, f"cannot be used ({last_line(error)}); a JPEG or PNG image was expected") from error
+        raise _unusable(file, error) from error
+
+
+def _unusable(file: Path, error: Exception) -> DataError:
+    *names, last = IMAGE_FORMATS
+    return _no_use(file, f"cannot be used ({last_line(error)}); a {', '.join(names)} or {last} image was expected")
 
 
 def _size(image: Image.Image) -> tuple[int, int]:

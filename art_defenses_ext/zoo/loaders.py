@@ -7,14 +7,15 @@ tested.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from art.estimators.classification import PyTorchClassifier
-from torch import nn
+from torch import Tensor, nn
 
 from art_defenses_ext.base.errors import DataError
 from art_defenses_ext.base.text import shown
@@ -23,6 +24,13 @@ from art_defenses_ext.estimator.wrap import AdaptedNetwork, as_classifier
 from art_defenses_ext.training.classifier import check_normalisation
 from art_defenses_ext.zoo.catalogue import COLLECTIONS
 from art_defenses_ext.zoo.weights import load_weights
+
+PROBES = np.array([[255, 255, 255], [0, 0, 0], [250, 130, 20], [10, 128, 200]], dtype=np.uint8)
+"""White and black, of which an image processor makes its normalisation, and two colours that show whether it does more.
+"""
+
+TOLERANCE = 1e-4
+"""Largest deviation from the normalisation, in shares of the range from black to white; a grey level is 4e-3."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +85,57 @@ def _load_hf(name: str) -> Pretrained:
     channels = getattr(network.config, "num_channels", 3)
     size = getattr(processor, "crop_size", None) if getattr(processor, "do_center_crop", False) else processor.size
     height, width = (_side(size, side) for side in ("height", "width"))
-    normalises = processor.do_normalize
-    mean = tuple(processor.image_mean) if normalises else (0.0,) * channels
-    std = tuple(processor.image_std) if normalises else (1.0,) * channels
-    return Pretrained(AdaptedNetwork(network, "logits", None, ""), (channels, height, width), mean, std)
+    colours = PROBES[:, np.arange(channels) % PROBES.shape[1]]
+    processed = _processed(processor, colours, height, width)
+    normalisation = _normalisation(processed, colours)
+    if normalisation is None:
+        raise DataError(f"its {type(processor).__name__} does more to the colours than a mean and a deviation can say")
+    mean, std, reverses = normalisation
+    adapted = (ReversedChannels if reverses else AdaptedNetwork)(network, "logits", None, "")
+    _, *shape = processed.shape
+    return Pretrained(adapted, (shape[0], shape[1], shape[2]), mean, std)
+
+
+class ReversedChannels(AdaptedNetwork):
+    """A network that takes the channels in reverse order, such as one trained on images in BGR."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.flip(1))
+
+
+def _processed(processor: Any, colours: Any, height: int, width: int) -> Tensor:
+    """Return what a processor makes of images of one colour each, which no resizing changes: (N, C, H, W)."""
+    images = [np.full((height, width, len(colour)), colour) for colour in colours]
+    processed = processor(images=images, input_data_format="channels_last", return_tensors="pt").get("pixel_values")
+    if not isinstance(processed, Tensor) or processed.ndim != 4 or tuple(processed.shape[:2]) != colours.shape:
+        count, channels = colours.shape
+        raise DataError(
+            f"its {type(processor).__name__} makes no batch ({count}, {channels}, H, W) of {count} images "
+            f"({channels}, {height}, {width})"
+        )
+    return processed.double()
+
+
+def _normalisation(processed: Tensor, colours: Any) -> tuple[tuple[float, ...], tuple[float, ...], bool] | None:
+    """Return the mean and deviation of each channel, and whether the channels are reversed; None if that is not all.
+
+    Measured and not read, since the names of a processor's attributes do not say all that it does: some divide by the
+    deviation twice, some do not divide by 255, and some return BGR.
+    """
+    height, width = processed.shape[2:]
+    # In the middle, since a processor may pad at the sides.
+    white, black = processed[:2, :, height // 2, width // 2]
+    scale = white - black
+    for reverses in (False, True):
+        shares = torch.tensor(colours / 255)
+        shares = shares.flip(1) if reverses else shares
+        expected = (black + scale * shares)[..., None, None]
+        deviation = (processed - expected).abs() / scale.abs()[:, None, None]
+        if (deviation <= TOLERANCE).all():
+            mean, std = (0 - black) / scale, 1 / scale
+            mean, std = (mean.flip(0), std.flip(0)) if reverses else (mean, std)
+            return tuple(mean.tolist()), tuple(std.tolist()), reverses
+    return None
 
 
 def _side(size: Any, side: str) -> int:
@@ -93,12 +148,24 @@ def _side(size: Any, side: str) -> int:
 def _load_torchvision(name: str) -> Pretrained:
     from torchvision.models import get_model, get_model_weights
 
-    network, published = get_model(name), get_model_weights(name).DEFAULT
-    state = published.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
-    network.load_state_dict(state)
+    published = get_model_weights(name).DEFAULT
     transforms = published.transforms()
     (side,) = transforms.crop_size
+    state = published.get_state_dict(progress=True, check_hash=True, map_location="cpu", weights_only=True)
+    network = get_model(name, weights=_already_read(published, state))
     return Pretrained(network, (3, side, side), tuple(transforms.mean), tuple(transforms.std))
+
+
+def _already_read(published: Any, state: Mapping[str, Tensor]) -> Any:
+    """Return a copy of published weights that gives torchvision's builder a state dict that was read here.
+
+    Only the builder knows what else the weights imply, such as the size of a vision transformer's images or the
+    transform of an Inception network's input; but its own reading of the file could run code of a checkpoint.
+    """
+    # Members of an enumeration are singletons: copy() returns the same one, and a change to it would stay.
+    weights = object.__new__(type(published))
+    vars(weights).update(vars(published), get_state_dict=lambda **_: state)
+    return weights
 
 
 LOADERS: dict[str, Loader] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -156,6 +157,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": nn.Identity(),
     "a cast to what it is": lambda x: x.to(torch.float64).type_as(x),
     "a copy": lambda x: torch.clone(x).clone(),
+    "an upper limit, not reached": lambda x: torch.clip(x.clamp(max=9.0), max=9),
     "hard limits, not reached": lambda x: F.hardtanh(F.relu6(x), 0.0, 9.0),
 }
 
@@ -262,6 +264,32 @@ def test_a_sum_is_a_convolution_of_what_is_summed(eps: float, factor: float) -> 
     expected = relevance(convolved, x, 1, uniform(Epsilon(eps)))
     actual = relevance(added, x, 1, Composite(Z_PLUS, Epsilon(eps), stabilizer=eps))
     torch.testing.assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact", "bilinear", "area", "bicubic"])
+def test_what_an_interpolation_gives_counts_as_nonnegative_only_if_it_is(mode: str) -> None:
+    """The rules leave half of their work where a layer's input is nonnegative; the other half is zero there."""
+
+    class Enlarged(nn.Module):
+        def __init__(self, enlarge: Callable[[Tensor], Tensor]) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1, bias=False)
+            self.head, self.enlarge = nn.Linear(8, NB_CLASSES), enlarge
+
+        def forward(self, x: Tensor) -> Any:
+            return self.head(F.relu(self.second(self.enlarge(F.relu(self.first(x))))).mean(dim=(2, 3)))
+
+    def shifted(x: Tensor) -> Tensor:
+        return F.interpolate(x, None, 2, mode) + 0.0  # a sum with a constant is not known to be nonnegative
+
+    models = [
+        Enlarged(enlarge).double() for enlarge in (lambda x: F.interpolate(x, scale_factor=2, mode=mode), shifted)
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    x = images()
+    assert bool((models[0].enlarge(F.relu(models[0].first(x))) < 0).any()) == (mode == "bicubic")
+    for rules in (epsilon_plus(), epsilon_alpha2_beta1()):
+        assert_near(relevance(models[0], x, 1, rules), relevance(models[1], x, 1, rules))
 
 
 # Batch norm.
@@ -547,6 +575,42 @@ def test_the_first_layer_is_the_first_that_runs() -> None:
     assert not torch.allclose(by_default, flat)
 
 
+# What is known of the first layer's input.
+
+COMBINED: dict[str, Callable[[Tensor], Tensor]] = {
+    "without the mean": lambda x: x - x.mean(dim=(2, 3), keepdim=True),
+    "the mean without it": lambda x: x.mean(dim=(2, 3), keepdim=True) - x,
+    "rows and columns": lambda x: x.mean(dim=2, keepdim=True) - x.mean(dim=3, keepdim=True),
+    "by the mean": lambda x: x / x.mean(dim=(2, 3), keepdim=True),
+    "times the mean": lambda x: x.mean(dim=(2, 3), keepdim=True) * x,
+    "weighted by itself": lambda x: x * x.sigmoid(),
+    "times itself": lambda x: x[:, :, :8].transpose(2, 3) @ x[:, :, :8],
+    "by a matrix for each channel": lambda x: x @ torch.linspace(-1, 1, 300, dtype=x.dtype).reshape(3, 10, 10),
+    "overshooting": lambda x: F.interpolate(x, scale_factor=2, mode="bicubic"),
+}
+SEPARATE: dict[str, Callable[[Tensor], Tensor]] = {
+    "normalised": lambda x: (x - 0.5) / torch.tensor([[[0.2]], [[-0.3]], [[0.4]]], dtype=x.dtype),
+    "with its complement": lambda x: torch.cat([x, 1 - x], dim=1),
+    "one channel": lambda x: torch.stack([x[:, 0], x[:, 0]], dim=1),
+    "averaged": lambda x: F.avg_pool2d(x, 2) - 0.5,
+    "enlarged": lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+    "limited": lambda x: x.clamp(max=0.5),
+}
+ENTERING = [*((f, True) for f in COMBINED.values()), *((f, False) for f in SEPARATE.values())]
+
+
+@pytest.mark.parametrize(("operation", "refused"), ENTERING, ids=[*COMBINED, *SEPARATE])
+def test_a_box_is_refused_where_values_are_combined_with_each_other(
+    operation: Callable[[Tensor], Tensor], refused: bool
+) -> None:
+    x = images().sigmoid()
+    model = Written(operation, x)
+    context: Any = pytest.raises(InputError, match="so the range of what enters that is not known")
+    with context if refused else nullcontext():
+        relevance(model, x, 1, epsilon_plus_box(0.0, 1.0))
+    assert relevance(model, x, 1, epsilon_plus()).isfinite().all()
+
+
 # What is refused.
 
 
@@ -599,6 +663,15 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "places of a pooling": (
         lambda: nn.MaxPool2d(2, return_indices=True),
         r"the model \(MaxPool2d\) calls .*max_pool2d",
+    ),
+    "a lower limit": (lambda: Written(lambda x: x.clamp(min=-1.0), images()), r"the model \(Written\) calls clamp"),
+    "limits by tensors": (
+        lambda: Written(lambda x: x.clip(max=torch.ones(10)), images()),
+        r"the model \(Written\) calls clip",
+    ),
+    "a constant copied over it": (
+        lambda: Written(lambda x: (x * 1).copy_(torch.ones(10, dtype=x.dtype)), images()),
+        r"the model \(Written\) calls copy_",
     ),
     "hardtanh": (nn.Hardtanh, r"the model \(Hardtanh\) calls hardtanh"),
     "division": (lambda: Written(lambda x: 1 / (x + 9), images()), r"calls (reciprocal|__rtruediv__|__rdiv__|div)"),

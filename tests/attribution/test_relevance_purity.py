@@ -193,6 +193,25 @@ def a_constant_is_written_to(net: Written, x: Tensor) -> Tensor:
     return net.head(F.relu(y).flatten(1))  # type: ignore[no-any-return]
 
 
+def a_view_of_a_constant_is_written_to_and_read(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x).relu()
+    y = torch.zeros(len(z), 8, *z.shape[2:], dtype=z.dtype)[:, :4]
+    y.add_(net.norm(net.mix(z)))
+    y += z
+    return net.head(F.relu(y).flatten(1))  # type: ignore[no-any-return]
+
+
+def copied_into_place(net: Written, x: Tensor) -> Tensor:
+    z = net.conv(x)
+    rectified = z.clone().relu()
+    z.copy_(rectified)
+    y = torch.empty(z.shape, dtype=z.dtype)
+    y.copy_(net.norm(net.mix(z)))
+    rectified.relu_()  # a copy stays as it is
+    y += z
+    return net.head(F.relu(y).flatten(1))  # type: ignore[no-any-return]
+
+
 def what_stood_for_it_is_written_to(net: Written, x: Tensor) -> Tensor:
     z = net.conv(x)
     rectified = F.relu(z, inplace=True)
@@ -210,6 +229,8 @@ def what_stood_for_it_is_written_to(net: Written, x: Tensor) -> Tensor:
         methods_in_place,
         functions_in_place,
         a_constant_is_written_to,
+        a_view_of_a_constant_is_written_to_and_read,
+        copied_into_place,
         what_stood_for_it_is_written_to,
     ],
 )
@@ -248,12 +269,35 @@ def view_of_what_was_overwritten(net: Written, x: Tensor) -> Tensor:
     return net.head(z.flatten(1))  # type: ignore[no-any-return]
 
 
+def view_of_a_constant(net: Written, x: Tensor) -> Tensor:
+    z = torch.zeros(len(x), 4, 8, 8, dtype=x.dtype)
+    z[:, :2].add_(net.conv(x)[:, :2])
+    return net.head(net.mix(z).flatten(1) + x.mean())  # type: ignore[no-any-return]
+
+
+def piece_of_a_constant(net: Written, x: Tensor) -> Tensor:
+    z = torch.zeros(len(x), 4, 8, 8, dtype=x.dtype)
+    first, _ = z.chunk(2, dim=1)
+    first.copy_(net.conv(x)[:, :2])
+    return net.head((net.conv(x) + z).flatten(1))  # type: ignore[no-any-return]
+
+
+def constant_with_a_view(net: Written, x: Tensor) -> Tensor:
+    z = torch.zeros(len(x), 4, 8, 8, dtype=x.dtype)
+    flat = z.view(len(x), -1)
+    z.add_(net.conv(x))
+    return net.head(flat) + net.head(net.conv(x).flatten(1))  # type: ignore[no-any-return]
+
+
 @pytest.mark.parametrize(
     "forward",
     [
         view_then_base,
         base_then_view,
         view_of_what_was_overwritten,
+        view_of_a_constant,
+        piece_of_a_constant,
+        constant_with_a_view,
     ],
 )
 def test_memory_that_was_overwritten_through_another_view_is_refused(

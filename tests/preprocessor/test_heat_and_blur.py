@@ -24,7 +24,7 @@ from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from art_defenses_ext import HeatAndBlur, Linf, as_module, defend, evaluate
+from art_defenses_ext import HeatAndBlur, JumpReLU, Linf, as_module, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attribution import relevance as lrp
 from art_defenses_ext.base.arrays import FloatArray, IntArray
@@ -474,6 +474,66 @@ def test_a_layer_that_relevance_cannot_pass_is_named() -> None:
             ),
         ):
             defence(images(2, 1, 8, 8))
+
+
+class Rectified(nn.Module):
+    """A residual network whose rectifiers are of one form."""
+
+    def __init__(self, rectifier: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.rectifier, self.head = rectifier, nn.Linear(4 * 64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.rectifier(8 * self.first(x))
+        y = self.second(z)
+        y += z
+        logits: Tensor = self.head(self.rectifier(y).flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("rectifier", "plain"),
+    [
+        (nn.ReLU(inplace=True), nn.ReLU()),
+        (nn.ReLU6(), nn.ReLU6()),
+        (nn.ReLU6(inplace=True), nn.ReLU6()),
+        (nn.Hardtanh(0.0, 2.0, inplace=True), nn.Hardtanh(0.0, 2.0)),
+        (nn.LeakyReLU(inplace=True), nn.LeakyReLU()),
+        (nn.SiLU(inplace=True), nn.SiLU()),
+    ],
+    ids=str,
+)
+def test_a_jump_of_any_rectifier_has_a_heat(rectifier: nn.Module, plain: nn.Module) -> None:
+    """At a jump below every pre-activation of the ReLU it is that of the network without a jump."""
+    x = images(2, 1, 8, 8)
+    networks = [seeded(lambda form=form: Rectified(form)).eval() for form in (rectifier, plain)]
+    jumping, reference = (JumpReLU(wrap(network), 0.2)() for network in networks)
+    assert torch.equal(jumping.model(x), reference.model(x))
+    heats = [HeatAndBlur.for_classifier(one, **OPTIONS).heatmap(x) for one in (jumping, reference)]
+    assert heats[0].max() > 0
+    torch.testing.assert_close(*heats)
+    if isinstance(plain, nn.ReLU6 | nn.Hardtanh):  # without a jump the limit is the rectifier's own
+        unmoved = [JumpReLU(wrap(networks[0]), 0.0)(), wrap(networks[1])]
+        torch.testing.assert_close(*(HeatAndBlur.for_classifier(one, **OPTIONS).heatmap(x) for one in unmoved))
+
+
+def test_heat_of_tokens_does_not_depend_on_the_number_of_images() -> None:
+    class Sequence(nn.Module):
+        """A transformer of torch's default layout (L, N, E), with 16 tokens."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.patches, self.block = nn.Conv2d(1, 8, 2, 2), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+            self.head = nn.Linear(8, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.block(self.patches(x).flatten(2).permute(2, 0, 1)).mean(dim=0))
+            return logits
+
+    defence = HeatAndBlur.for_classifier(wrap(seeded(Sequence).eval()), **(OPTIONS | {"start": "last_conv"}))
+    x = images(16, 1, 8, 8)
+    torch.testing.assert_close(defence(x)[0], torch.cat([defence(x[:5])[0], defence(x[5:])[0]]))
 
 
 # Reports and files

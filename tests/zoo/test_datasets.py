@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import io
+import os
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +26,8 @@ from torchvision.transforms.functional import to_tensor
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo import image_folder
-from art_defenses_ext.zoo.datasets import DATASETS, Dataset, Split, load_dataset
-from art_defenses_ext.zoo.image_folder import ImageFiles
+from art_defenses_ext.zoo.datasets import DATASETS, Dataset, Split, data_found, load_dataset
+from art_defenses_ext.zoo.image_folder import ImageFiles, find_images
 
 NB_TRAINING, NB_TEST = 5_020, 30
 
@@ -407,6 +409,26 @@ def test_class_folders_are_numbered_as_torchvision_does(tmp_path: Path) -> None:
     assert sorted(values(dataset.test) + values(dataset.validation)) == list(range(12))
 
 
+def test_class_folders_hold_the_images_that_torchvision_takes(tmp_path: Path) -> None:
+    endings = ("png", "webp", "bmp", "ppm", "pgm", "tif", "tiff", "JPEG", "jpg")
+    names = [f"cat/{number}.{ending}" for number, ending in enumerate(endings)]
+    names += ["cat/b/0.png", "cat/b-c/0.png", "cat/b/d/0.webp", "dog/e/0.png", "dog/e.png", "dog/1.png"]
+    write_images(tmp_path, names)
+    (tmp_path / "dog" / "notes.txt").touch()
+    images = find_images(tmp_path)
+    theirs = ImageFolder(str(tmp_path))
+    assert [(str(file), label) for file, label in zip(images.files, images.labels, strict=True)] == theirs.samples
+    dataset = load_dataset("image_folder", tmp_path)
+    expected = sorted(np.asarray(image)[0, 0, 0] for image, _ in theirs)
+    assert sorted(values(dataset.test) + values(dataset.validation)) == expected
+
+
+def test_hidden_files_and_folders_are_ignored(tmp_path: Path) -> None:
+    shown = [f"{animal}/{number}.png" for animal in ("cat", "dog") for number in range(2)]
+    write_images(tmp_path, [*shown, "cat/.0.png", "cat/.cache/0.png", ".cache/0.png"])
+    assert [file.relative_to(tmp_path).as_posix() for file in find_images(tmp_path).files] == shown
+
+
 def test_the_folder_may_lie_in_the_root_beside_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labelled_folder(tmp_path / "nips2017")
     write_images(tmp_path / "MNIST", ["a.png", "b.png"])
@@ -511,7 +533,7 @@ def _single_image(folder: Path) -> None:
 
 
 FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "nothing": (_no_files, r"holds 0 folder\(s\) of images; .jpg, .jpeg, .png files in a folder"),
+    "nothing": (_no_files, r"holds 0 folder\(s\) of images; .jpg, .*, .webp files in a folder"),
     "no labels": (lambda folder: (folder / "labels.csv").unlink(), "holds [0-9]+ images and no labels.csv; images"),
     "a single image": (_single_image, "holds a single image; two or more"),
     "a single class": (_only_class, "holds 1 folder\\(s\\) of images; .* two or more classes"),
@@ -528,7 +550,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "an ambiguous name": (_rows("02,2"), "holds 2 images '02' of labels.csv; exactly one"),
     "no image at all": (
         lambda folder: (folder / "02.png").write_text("text"),
-        "02.png cannot be used .*; a JPEG or PNG",
+        "02.png cannot be used .*; a JPEG, PNG, PPM, BMP, TIFF or WebP image was expected",
     ),
     "another format": (lambda folder: made_up_image(2).save(folder / "02.png", "GIF"), "02.png cannot be used"),
     "several small sizes": (
@@ -551,6 +573,48 @@ def test_a_folder_that_cannot_be_used_is_refused_in_a_sentence(
     assert "\n" not in str(error.value)
 
 
+def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse to list a folder and to look at what is in it, as a system does that knows other users than root."""
+
+    def refusing(name: str, forbids: Callable[[Path], bool]) -> None:
+        allowed = getattr(os, name)
+
+        def call(path: Any = ".", *args: Any, **options: Any) -> Any:
+            if not isinstance(path, int) and forbids(Path(path)):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return allowed(path, *args, **options)
+
+        monkeypatch.setattr(os, name, call)
+
+    refusing("stat", lambda path: folder in path.parents)
+    for name in ("listdir", "scandir"):
+        refusing(name, lambda path: folder in (path, *path.parents))
+
+
+@pytest.mark.parametrize("forbidden", [".", "cat", "cat/b"])
+def test_a_folder_of_images_that_may_not_be_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, forbidden: str
+) -> None:
+    write_images(tmp_path, ["cat/0.png", "cat/b/1.png", "dog/2.png"])
+    forbid(tmp_path / forbidden, monkeypatch)
+    with pytest.raises(InputError, match=f"^name is 'image_folder', but {tmp_path} cannot be read .*denied: "):
+        load_dataset("image_folder", tmp_path)
+
+
+def test_published_files_that_may_not_be_read_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid(tmp_path, monkeypatch)
+    for call in (lambda: load_dataset("cifar10", tmp_path), lambda: data_found(tmp_path)):
+        with pytest.raises(InputError, match=f"^root is '{tmp_path}', of which .* cannot be read .*denied"):
+            call()
+
+
+def test_an_image_that_has_gone_since_is_named(tmp_path: Path) -> None:
+    files = find_images(labelled_folder(tmp_path)).files
+    files[3].unlink()
+    with pytest.raises(InputError, match=r"03\.png cannot be used \(FileNotFoundError.*image was expected"):
+        ImageFiles(files, 6, 5).fingerprint()
+
+
 def _cut_off(path: Path) -> None:
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)).save(path)
     path.write_bytes(path.read_bytes()[:-40])
@@ -567,7 +631,7 @@ def test_an_image_whose_pixels_cannot_be_read_is_named(
     damage(labelled_folder(tmp_path) / "04.png")
     dataset = load_dataset("image_folder", tmp_path)
     assert len(dataset.validation.y) == 3
-    with pytest.raises(InputError, match=rf"04\.png cannot be used \(.*{reason}.*\); a JPEG or PNG image was expected"):
+    with pytest.raises(InputError, match=rf"04\.png cannot be used \(.*{reason}.*\); a JPEG, .* image was expected"):
         _ = dataset.test
 
 

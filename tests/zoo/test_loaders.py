@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,18 +15,29 @@ import timm
 import torch
 from timm.models._hub import save_for_hf
 from torch import nn
-from torchvision.models import get_model, get_model_weights
-from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
+from torchvision.models import WeightsEnum, get_model, get_model_weights
+from transformers import (
+    BaseImageProcessor,
+    ConvNextImageProcessor,
+    EfficientNetImageProcessor,
+    ImageGPTImageProcessor,
+    MobileViTImageProcessor,
+    PerceiverImageProcessor,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTImageProcessor,
+)
 
 from art_defenses_ext import load_model
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.zoo.catalogue import COLLECTIONS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset
-from art_defenses_ext.zoo.loaders import LOADERS
+from art_defenses_ext.zoo.loaders import LOADERS, load_pretrained
 from art_defenses_ext.zoo.models import build_model
 
 MEAN, STD, SIZE = (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), 32
+NORMALISATION = {"image_mean": MEAN, "image_std": STD}
 TORCHVISION = "squeezenet1_1"
 
 Saved = tuple[str, nn.Module, tuple[float, ...], tuple[float, ...], int]
@@ -41,13 +53,15 @@ def timm_checkpoint(folder: Path) -> Saved:
     return f"timm:{folder}", network, MEAN, STD, SIZE
 
 
-def hf_checkpoint(folder: Path, **changes: Any) -> Saved:
+def vit_processor(**changes: Any) -> ViTImageProcessor:
+    return ViTImageProcessor(size={"height": SIZE, "width": SIZE}, **NORMALISATION, **changes)
+
+
+def hf_checkpoint(folder: Path, processor: BaseImageProcessor | None = None) -> Saved:
     config = {"embedding_size": 4, "hidden_sizes": [4, 4], "depths": [1, 1], "layer_type": "basic", "num_labels": 5}
     network = ResNetForImageClassification(ResNetConfig(**config))
     network.save_pretrained(folder)
-    ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=MEAN, image_std=STD, **changes).save_pretrained(
-        folder
-    )
+    (processor or vit_processor()).save_pretrained(folder)
     return f"hf:{folder}", network, MEAN, STD, SIZE
 
 
@@ -87,8 +101,120 @@ def test_a_checkpoint_gives_its_network_with_its_own_normalisation(
     np.testing.assert_allclose(classifier.predict(x.numpy()), expected.numpy(), atol=1e-5)
 
 
+def settings(network: nn.Module) -> list[Any]:
+    """All by which a network differs from another one of its weights."""
+    plain = (bool, int, float, str, tuple, list, type(None))
+    return [
+        (name, type(part), {key: value for key, value in vars(part).items() if isinstance(value, plain)})
+        for name, part in network.named_modules()
+    ] + [(name, tensor.shape) for name, tensor in network.state_dict().items()]
+
+
+@pytest.mark.parametrize(
+    ("name", "implied"),
+    [
+        ("googlenet", {"transform_input": True, "aux_logits": False}),
+        ("inception_v3", {"transform_input": True, "aux_logits": True}),
+        ("vit_h_14", {"image_size": 518}),
+        ("vit_b_16", {"image_size": 224}),
+        ("resnet18", {}),
+    ],
+)
+def test_a_network_of_torchvision_is_built_as_its_published_weights_imply(
+    name: str, implied: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda *_args, **_options: {})
+    monkeypatch.setattr(nn.Module, "load_state_dict", lambda *_args, **_options: None)
+    with torch.device("meta"):  # the largest has 2.5 GB of weights
+        pretrained = load_pretrained(f"torchvision:{name}")
+        theirs = get_model(name, weights="DEFAULT").eval()
+    assert settings(pretrained.network) == settings(theirs)
+    assert {key: getattr(pretrained.network, key) for key in implied} == implied
+    assert pretrained.input_shape[1] == implied.get("image_size", pretrained.input_shape[1])
+
+
+@pytest.mark.parametrize(("name", "options"), [("googlenet", {"init_weights": False}), ("densenet121", {})])
+def test_published_weights_give_the_logits_of_torchvisions_own_network(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    file = tmp_path / "checkpoints" / Path(get_model_weights(name).DEFAULT.url).name
+    file.parent.mkdir()
+    torch.manual_seed(1)
+    state = get_model(name, **options).state_dict()
+    # In the form of the published files, which are older: the builder renames the layers of a DenseNet.
+    old = {re.sub(r"(denselayer\d+\.[a-z]+)(\d)", r"\1.\2", key): value for key, value in state.items()}
+    torch.save({key: value for key, value in old.items() if "num_batches_tracked" not in key}, file)
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        ours = load_pretrained(f"torchvision:{name}").network(x)
+        theirs = get_model(name, weights="DEFAULT").eval()(x)
+    assert torch.equal(ours, theirs)
+
+
+def test_code_in_a_file_of_torchvision_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    name = torchvision_checkpoint(tmp_path)[0]
+    (file,) = (tmp_path / "checkpoints").iterdir()
+    torch.save({"code": Path("of another package")}, file)
+    with pytest.raises(InputError, match=r"cannot be loaded \(.*Weights only load failed"):
+        load_pretrained(name)
+    assert "get_state_dict" not in vars(get_model_weights(TORCHVISION).DEFAULT)
+
+
+SQUARE = {"height": SIZE, "width": SIZE}
+
+PROCESSORS: dict[str, BaseImageProcessor] = {
+    "a second division by the deviation": EfficientNetImageProcessor(size=SQUARE, **NORMALISATION),
+    "values from -1": EfficientNetImageProcessor(size=SQUARE, rescale_factor=1 / 127.5, rescale_offset=True),
+    "blue first": MobileViTImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE),
+    "grey levels, blue first": MobileViTImageProcessor(size={"shortest_edge": 40}, crop_size=SQUARE, do_rescale=False),
+    "normalised grey levels": vit_processor(do_rescale=False),
+    "a range up to 2": vit_processor(rescale_factor=2 / 255),
+    "grey levels": vit_processor(do_rescale=False, do_normalize=False),
+    "a crop": ConvNextImageProcessor(size={"shortest_edge": SIZE}, crop_pct=0.8, **NORMALISATION),
+    "a size after the crop": PerceiverImageProcessor(size=SQUARE, crop_size={"height": 40, "width": 40}),
+    "other sides": ViTImageProcessor(size={"height": SIZE, "width": 24}, **NORMALISATION),
+}
+
+
+@pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS)
+def test_all_that_an_hf_checkpoint_does_to_the_colours_is_done(processor: BaseImageProcessor, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    name, network, *_ = hf_checkpoint(tmp_path, processor)
+    classifier = load_model(name)
+    assert classifier.input_shape == (3, SIZE, dict(processor.size).get("width") or SIZE)
+    image = np.random.default_rng(0).integers(0, 256, classifier.input_shape, dtype=np.uint8)
+    pixels = processor(images=image, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        expected = network.eval()(pixels.float()).logits
+    np.testing.assert_allclose(
+        classifier.predict(image[None] / np.float32(255)), expected.numpy(), rtol=1e-3, atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("processor", "message"),
+    [
+        (
+            MobileViTImageProcessor(size={"shortest_edge": 16}, crop_size=SQUARE),  # pads the sides
+            "its MobileViTImageProcessor does more to the colours than a mean and a deviation can say",
+        ),
+        (
+            ImageGPTImageProcessor(clusters=[[0.0] * 3, [1.0] * 3], size=SQUARE),
+            r"its ImageGPTImageProcessor makes no batch \(4, 3, H, W\) of 4 images \(3, 32, 32\)",
+        ),
+    ],
+)
+def test_an_hf_checkpoint_whose_processor_does_more_is_refused(
+    processor: BaseImageProcessor, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        load_model(hf_checkpoint(tmp_path, processor)[0])
+
+
 def test_an_hf_checkpoint_that_does_not_normalise_gets_no_normalisation(tmp_path: Path) -> None:
-    name = hf_checkpoint(tmp_path, do_normalize=False)[0]
+    name = hf_checkpoint(tmp_path, vit_processor(do_normalize=False))[0]
     preprocessing = load_model(name).preprocessing
     assert (np.ravel(preprocessing.mean) == 0).all()
     assert (np.ravel(preprocessing.std) == 1).all()
