@@ -29,8 +29,11 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.arrays import FloatArray, IntArray
 from art_defenses_ext.base.declared import Kind
+from art_defenses_ext.evaluation.records.sample import Outcome
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run import block
+from art_defenses_ext.evaluation.run.added import Addition, write_addition
+from art_defenses_ext.evaluation.run.folder import read_manifest, read_records
 from art_defenses_ext.evaluation.suite import plan, suites
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.training import loop as training
@@ -233,6 +236,18 @@ FEW_STEPS = [
     ),
 ]
 """One attack of each kind, with so few steps that a whole evaluation takes seconds."""
+
+
+def add_breaking_examples(folder: Path, name: str) -> None:
+    """Add examples from elsewhere to a run, one that breaks each of its samples."""
+    manifest, records = read_manifest(folder), read_records(folder)
+    eps, labels = manifest.run.settings.eps, manifest.run.labels
+    outcomes = {
+        str(record.index): Outcome((record.label + 1) % labels, misclassified=True, linf=eps, l2=eps, success=True)
+        for record in records
+    }
+    nothing = np.zeros((0, 1), dtype=np.float32), np.zeros(0, dtype=np.int64)  # images are evidence and may be missing
+    write_addition(folder, manifest, Addition(name, None, "0" * 64, outcomes), *nothing)
 
 
 def omit_pictures(patch: pytest.MonkeyPatch) -> None:

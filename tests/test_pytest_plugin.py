@@ -6,6 +6,8 @@ import importlib
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +15,16 @@ from art.estimators.classification import PyTorchClassifier
 from safetensors.torch import save_file
 
 from art_defenses_ext import Linf, evaluate
+from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.evaluation.records.proportion import Proportion
+from art_defenses_ext.evaluation.report.report import Report
+from art_defenses_ext.evaluation.suite.suites import STANDARD
+from art_defenses_ext.testing.assertions import Suite
 from art_defenses_ext.testing.plugin import NOTES
+from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import Dataset
+
+from .conftest import add_breaking_examples
 
 pytest_plugins = ["pytester"]
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -308,3 +318,68 @@ def test_what_statements_of_workers_found_is_reported_together(suite: pytest.Pyt
     lines = result.stdout.lines
     start = next(place for place, line in enumerate(lines) if line.startswith("=") and " robustness " in line)
     assert sorted(lines[start + 1 : start + 3]) == ["first statement", "second statement"]
+
+
+def test_examples_added_to_a_baseline_do_not_count(
+    digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
+) -> None:
+    """A model that is worse stays worse, whatever others did to the baseline since."""
+    data = digits.test.x[:30], digits.test.y[:30]
+    noise = [spec for spec in STANDARD if spec.kind == "noise"]
+    options = {"curve_samples": 0, "check_samples": 0, "undefended_suite": "papers", "progress": False}
+    evaluate(digits_classifier, data, Linf(0.01), noise, out=tmp_path / "baseline", **options)
+    suite = Suite(cache=tmp_path / "cache")
+    worse = load_classifier(digits, epochs=1, progress=False)
+    with torch.no_grad():
+        for parameter in worse.model.parameters():
+            parameter.mul_(-1)
+    for _ in range(2):
+        with pytest.raises(AssertionError, match="29 images were lost and 1 gained"):
+            suite.is_not_worse_than("t", tmp_path / "baseline", worse, data, noise, established=False)
+        add_breaking_examples(tmp_path / "baseline", "Doe et al.")
+    assert Report.load(tmp_path / "baseline").summary.worst_case.count == 0
+
+
+@pytest.mark.parametrize(("succeeded", "holds"), [(7, True), (8, False)])
+def test_a_bound_on_detection_holds_if_it_is_met_exactly(
+    succeeded: int, holds: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """7 of 100 leave 93 %, though 1 - .07 is less than .93 in floating point."""
+    pool = SimpleNamespace(past=Proportion(succeeded, 100))
+    detection = SimpleNamespace(pools=[pool], false_positives=Proportion(0, 100))
+    report: Any = SimpleNamespace(
+        summary=SimpleNamespace(detection=detection, unknown="", standing="established"), records=[]
+    )
+    monkeypatch.setattr(Suite, "evaluated", lambda *_, **__: (report, tmp_path))
+    call: tuple[Any, ...] = ("t", None, None, None, Linf(0.1), 0.93)
+    if holds:
+        assert Suite(tmp_path).detects(*call) is report
+    else:
+        with pytest.raises(AssertionError, match="at most 7 % was wanted"):
+            Suite(tmp_path).detects(*call)
+
+
+def test_reports_of_long_names_are_kept_apart(
+    digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
+) -> None:
+    suite = Suite(cache=tmp_path / "cache", reports=tmp_path / "reports")
+    data = digits.test.x[:1], digits.test.y[:1]
+    noise = [spec for spec in STANDARD if spec.kind == "noise"]
+    names = ["\u00fc" * 300, "\u00fc" * 300 + "b", "short"]
+    folders = [suite.evaluated(name, digits_classifier, data, Linf(0.01), noise, check_samples=0)[1] for name in names]
+    assert sorted(folders) == sorted((tmp_path / "reports").iterdir())
+    assert [len(folder.name.encode()) <= 200 for folder in folders] == [True] * 3
+    assert folders[2].name == "short"
+    assert all((folder / "report.html").exists() for folder in folders)
+
+
+def test_reports_that_cannot_be_kept_are_refused_before_an_evaluation(
+    digits_classifier: PyTorchClassifier, digits: Dataset, tmp_path: Path
+) -> None:
+    (tmp_path / "reports").write_text("a file")
+    suite = Suite(cache=tmp_path / "cache", reports=tmp_path / "reports")
+    with pytest.raises(
+        InputError, match=r"reports .--robustness-report. is .*, which cannot be written \(.*a folder was"
+    ):
+        suite.evaluated("t", digits_classifier, (digits.test.x[:1], digits.test.y[:1]), Linf(0.01))
+    assert list((tmp_path / "cache").iterdir()) == []

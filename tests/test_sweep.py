@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +21,11 @@ from art_defenses_ext.cli import sweep
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.cli.evaluate import EvaluateOptions
 from art_defenses_ext.cli.sweep import Sweep
+from art_defenses_ext.evaluation import evaluate as evaluation
+from art_defenses_ext.evaluation.checks.checks import Check
 from art_defenses_ext.evaluation.report.report import Report
+
+from .conftest import FinishedRun
 
 ATTACKS = 'attacks = "papers"\nsamples = 2\nthreads = 1\ncurve_samples = 0\ncheck_samples = 0\nout = "runs"\n'
 
@@ -126,6 +132,18 @@ def test_what_is_finished_is_skipped_and_what_broke_off_is_named(
     assert runner(text, "--print").stdout == "options=jump=1: finished\noptions=jump=0.5: finished\n"
     assert runner(text).stdout.startswith("options=jump=1: already finished\noptions=jump=0.5: already finished\n")
     assert "holds another run: eps '0.1', not '0.2'" in str(runner(f"eps = 0.2\n{text}").exception)
+
+
+def test_the_line_of_a_run_that_is_not_established_is_a_bound(
+    finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = finished_run.report
+    summary = replace(report.summary, lacking="", checks=[Check("transfer", "failed", "")])
+    prepared = SimpleNamespace(of=lambda *_: SimpleNamespace(call=(), arguments={}))
+    monkeypatch.setattr(sweep, "Prepared", prepared)
+    monkeypatch.setattr(evaluation, "evaluate", lambda **_: replace(report, summary=summary))
+    sweep._attack("a", EvaluateOptions.of({}))
+    assert capsys.readouterr().out == f"a: robust accuracy at most {summary.worst_case} (not established)\n"
 
 
 KILLED = '''

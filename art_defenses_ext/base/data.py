@@ -24,10 +24,10 @@ def images_and_labels(data: Any) -> tuple[Any, Any]:
     """Return images (N, ...) and labels; a loader or a data set is read once.
 
     Args:
-        data: a pair ``(x, y)`` of arrays or tensors; a ``DataLoader``, or another iterable of batches ``(x, y)``; or a
-            ``Dataset`` of items ``(image, label)``. Further elements of a batch or an item, such as the metadata of a
-            MAITE data set, are ignored; a batch may be a dictionary, as those of Hugging Face are. Labels are class
-            indices or one-hot.
+        data: a pair ``(x, y)`` of arrays or tensors; a ``DataLoader``, or another iterable of batches ``(x, y)``, such
+            as a list of them; or a ``Dataset`` of items ``(image, label)``. Further elements of a batch or an item,
+            such as the metadata of a MAITE data set, are ignored; a batch may be a dictionary, as those of Hugging Face
+            are. Labels are class indices or one-hot.
 
     Returns:
         Images in float32, or :class:`.StoredImages` unchanged, and labels as integers if their values are. Pixels keep
@@ -36,7 +36,7 @@ def images_and_labels(data: Any) -> tuple[Any, Any]:
     Raises:
         InputError: for data of another kind, without labels or in another order each pass.
     """
-    if isinstance(data, tuple | list):
+    if isinstance(data, tuple | list) and not _holds_batches(data):
         if len(data) != 2:
             raise InputError(f"data is {shown(data)}; {EXPECTED}")
         return as_pixels(data[0]), as_labels(data[1])
@@ -49,6 +49,15 @@ def images_and_labels(data: Any) -> tuple[Any, Any]:
         raise InputError(f"data is {shown(data)}, which yields nothing; at least one image was expected")
     images, labels = zip(*batches, strict=True)
     return _joined("images", images), _joined("labels", labels)
+
+
+def _holds_batches(data: tuple[Any, ...] | list[Any]) -> bool:
+    """Return whether a list is one of batches or items; the images of a pair ``(x, y)`` are no such batch."""
+    return bool(data) and all(
+        isinstance(batch, Mapping)
+        or (isinstance(batch, tuple | list) and len(batch) > 1 and isinstance(batch[0], np.ndarray | Tensor))
+        for batch in data
+    )
 
 
 def as_pixels(x: Any) -> Any:
@@ -79,7 +88,7 @@ def _batches(data: Any) -> Iterator[tuple[Any, Any]]:
     has_places = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, DataLoader):
         _check_order(data)
-    elif has_places and not isinstance(data, IterableDataset):
+    elif has_places and not isinstance(data, IterableDataset | tuple | list):
         yield from _items(data)
         return
     for batch in data:

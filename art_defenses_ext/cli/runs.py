@@ -127,7 +127,9 @@ def export_command(context: click.Context, run: Path, form: str, out: Path, at_l
 @click.option("--link", help="Link to the paper.")
 @click.option("--reported", type=float, help="Robust accuracy in the paper, in per cent.")
 @click.option("--external", type=float, help="Lower robust accuracy that others have shown, in per cent.")
-@click.option("--command", help="Command that made the run, as others can type it. By default as it was typed.")
+@click.option(
+    "--command", help="Command that made the run, as others can type it. By default as it was typed, without --shard."
+)
 def entry_command(
     folder: Path, out: Path, dataset: str, name: str | None, link: str | None, reported: float | None,
     external: float | None, command: str | None,

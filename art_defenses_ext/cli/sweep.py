@@ -174,12 +174,12 @@ def _is_finished(name: str, options: EvaluateOptions) -> bool:
 def _attack(name: str, options: EvaluateOptions) -> None:
     """Make a run, or continue it."""
     from art_defenses_ext.evaluation.evaluate import evaluate
-    from art_defenses_ext.evaluation.report.headlines import figure_name
+    from art_defenses_ext.evaluation.report.headlines import figure_name, worst_case_in_words
     from art_defenses_ext.evaluation.run.shard import WHOLE
 
     task = Prepared.of(options, WHOLE)
     report = evaluate(*task.call, out=options.out, save_examples=options.save_examples, **task.arguments)
-    say(f"{name}: {figure_name(report.summary)} {report.summary.worst_case}")
+    say(f"{name}: {figure_name(report.summary)} {worst_case_in_words(report.summary)}")
 
 
 @click.command("sweep")

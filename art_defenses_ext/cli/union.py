@@ -16,6 +16,11 @@ UNION = "union"
 NORMS = ("linf", "l2", "l1")
 """The norms of a union, in the order in which their radii are given."""
 
+NO_UNION = (
+    "There is no union of all balls, since the runs attacked different models: a training was not repeated exactly. A "
+    "union needs the files of one network (--weights) and of its fitted defences (--fitted)."
+)
+
 
 def evaluate_in_balls(options: EvaluateOptions) -> None:
     """Attack a defended classifier, and print whether the defence helps.
@@ -31,10 +36,20 @@ def evaluate_in_balls(options: EvaluateOptions) -> None:
     assert comparison is not None  # there are several runs
     for union in comparison.unions:
         say(str(union))
+    if not any(len(union.balls) == len(norms) for union in comparison.unions):
+        say(NO_UNION, err=True, fg="red")
 
 
 def runs_in_balls(options: EvaluateOptions, norms: tuple[str, ...]) -> Sweep:
-    """Return a run for each ball, all of the same defended model."""
+    """Return a run for each ball, all of the same defended model.
+
+    Args:
+        options: the options of the command.
+        norms: the norms in any spelling, such as ``linf`` or ``inf``.
+    """
+    from art_defenses_ext.attack.ball import ball_type
+
+    norms = tuple(ball_type(norm).norm_name for norm in norms)
     radii = options.eps.split(",")
     if len(radii) != len(norms):
         raise InputError(

@@ -90,8 +90,8 @@ class HeatAndBlur(RestoringPreprocessor):
     Args:
         model: the network, from normalised images to logits (N, K).
         start: where relevance starts: ``"last_conv"`` (the activity of the last convolution that is no gate, in a
-            transformer or ConvNeXt that of the last block, which depends on no class), ``"predicted"``, ``"top_k"`` (largest logits)
-            or ``"positive"`` (all positive logits).
+            transformer or ConvNeXt that of the last block, which depends on no class), ``"predicted"``, ``"top_k"``
+            (largest logits) or ``"positive"`` (all positive logits).
         top_k: number of classes for ``"top_k"``.
         rules: the rules of relevance by name, see ``RULES``, or a ``Composite``.
         scale: divisor of the heat: its 99th ``"percentile"`` (beyond it heat is 1) or its ``"max"``.

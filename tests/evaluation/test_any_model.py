@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,9 +34,12 @@ from art_defenses_ext import (
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base.arrays import FloatArray
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.evaluation.report.content import document
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.report.sections import Row
 from art_defenses_ext.evaluation.report.wording import worded
+
+from ..conftest import FinishedRun
 
 PGD = AttackSpec(
     "PGD",
@@ -394,6 +397,10 @@ DATA: dict[str, Callable[[], Any]] = {
     ),
     "a DataLoader of a stream": lambda: DataLoader(Stream(list(zip(X, Y, strict=True))), batch_size=5),
     "batches": lambda: iter([(X[:5], Y[:5]), (X[5:], Y[5:])]),
+    "a list of two batches": lambda: [(X[:5], Y[:5]), (X[5:], Y[5:])],
+    "a list of three batches": lambda: [(X[:5], Y[:5]), (X[5:6], Y[5:6]), [torch.tensor(X[6:]), torch.tensor(Y[6:])]],
+    "a tuple of dictionaries": lambda: ({"image": X[:5], "label": Y[:5]}, {"image": X[5:], "label": Y[5:]}),
+    "a list of items": lambda: list(zip(X, Y, strict=True)),
     "a Dataset": lambda: PAIRS,
     "an iterable Dataset": lambda: Stream(list(zip(X, Y, strict=True))),
     "a MAITE data set": lambda: Items(lambda row: (X[row], ONE_HOT[row], {"id": row})),
@@ -440,6 +447,8 @@ WRONG_DATA: dict[str, tuple[Callable[[], Any], str]] = {
     "soft labels": (lambda: (X, ONE_HOT / 2), "one-hot rows"),
     "labels between classes": (lambda: (X, Y + 0.5), "array of class indices"),
     "NaN": (lambda: (X * np.nan, Y), "NaN or infinite"),
+    "three arrays": (lambda: [X, Y, Y], "data is .*; a pair"),
+    "nested lists": (lambda: (X.tolist(), Y.tolist()), "x is .*; a numpy array or a tensor"),
     "text": (lambda: (["a"] * COUNT, Y), "x is .*; a numpy array or a tensor"),
 }
 
@@ -539,6 +548,24 @@ def test_words_follow_the_shape_of_an_input() -> None:
     assert worded(text, (10,)) == "Samples: a sample whose features, each feature, can be changed into one and the same"
     row = Row("one pixel", ("12 images",))
     assert worded(row, (2, 12)) == Row("one pixel", ("12 samples",))
+
+
+def test_what_a_run_recorded_is_not_reworded() -> None:
+    """A command must stay as it can be typed, and a link must lead to its page."""
+    command = "python /home/images/train.py --data image"
+    text = f"{command} attacks an image; `evaluate --data pixel` and https://a.org/images too, by Pixel\nattack."
+    assert worded(text, (10,), [command, "pixel attack", "image"]) == text.replace("an image", "a sample")
+    assert worded("images", (10,), ["images"]) == "samples", "such a name is a word of the prose too"
+
+
+def test_the_report_on_vectors_quotes_the_command(finished_run: FinishedRun) -> None:
+    summary = finished_run.report.summary
+    command = "art-defenses evaluate --model images.py:image --out pixels"
+    run = replace(summary.run, command=command, options={"dataset": "digits"}, input_shape=[10], model="pixel image")
+    report = document(replace(summary, run=run, lacking="the paper's attacks ran alone"))
+    assert command in str(report.sections[-1])
+    assert "`art-defenses evaluate --model images.py:image --attacks standard --out NEW`" in str(report)
+    assert report.heading.endswith("on pixel image")
 
 
 def test_the_undefended_model_may_be_a_network_or_a_classifier() -> None:

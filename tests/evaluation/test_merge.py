@@ -31,7 +31,14 @@ from art_defenses_ext.evaluation.records.phases import PHASES
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run import describe
-from art_defenses_ext.evaluation.run.folder import EXAMPLES, FINDINGS, RECORDS, read_costs, read_records
+from art_defenses_ext.evaluation.run.folder import (
+    EXAMPLES,
+    FINDINGS,
+    RECORDS,
+    read_costs,
+    read_manifest,
+    read_records,
+)
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
@@ -117,6 +124,14 @@ def test_a_finished_run_is_merged_alone_and_not_overwritten_by_itself(complete_r
     assert_same_run(complete_run, tmp_path / "run")
     merge([tmp_path / "run"], tmp_path / "run")
     assert_same_run(complete_run, tmp_path / "run")
+
+
+def test_the_command_of_a_merged_run_makes_the_whole(complete_run: Path) -> None:
+    manifest = read_manifest(complete_run)
+    run = replace(manifest.run, command="art-defenses evaluate --out a --shard 1/3", options={"dataset": "digits"})
+    part = replace(manifest, run=run, shard=Shard(1, 3))
+    assert part.whole([]).run.command == "art-defenses evaluate --out a"
+    assert part.whole([]).binding == replace(part, shard=WHOLE).binding
 
 
 def test_a_report_opens_in_another_folder(complete_run: Path, tmp_path: Path) -> None:

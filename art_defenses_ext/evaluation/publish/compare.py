@@ -19,11 +19,16 @@ from art_defenses_ext.base.validation import check_flag, check_paths
 from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import Proportion, plain
 from art_defenses_ext.evaluation.report.described import describe_defences
-from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, compared_figure
+from art_defenses_ext.evaluation.report.headlines import (
+    added_names,
+    compared_figure,
+    own_worst_case,
+    worst_case_in_words,
+)
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.summary import Summary
 from art_defenses_ext.evaluation.run.folder import read_manifest
-from art_defenses_ext.evaluation.run.manifest import attacker_differences
+from art_defenses_ext.evaluation.run.manifest import MODEL, Manifest, attacker_differences
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,18 @@ class Compared:
     Attributes:
         name: the name of its folder.
         summary: its figures.
-        against_first: the paired comparison with the first run, on the images that both attacked in the same ball; None
-            for the first run, and if there are no such images.
+        against_first: the paired comparison with the first run, on the images that both attacked in the same ball, by
+            the runs' own attacks; None for the first run, and if there are no such images.
         other_attacker: the differences between its attacker and that of the first run, in words; empty if there are
             none.
+        code: the hashes of the code, attributes and weights of its model (:class:`.Identity`).
     """
 
     name: str
     summary: Summary
     against_first: Paired | None
     other_attacker: tuple[str, ...] = ()
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def defences(self) -> str:
@@ -122,12 +129,29 @@ class Comparison:
         )
 
     @property
+    def additions(self) -> str:
+        """The examples from elsewhere that were added to runs, and where they count; empty if there are none."""
+        added = [_additions(run) for run in self.runs if added_names(run.summary)]
+        if not added:
+            return ""
+        return (
+            f"Examples from elsewhere were added to {' and '.join(added)}. They count in the {self.figure} and in "
+            "unions; the differences, p and the spread over seeds are of the runs' own attacks."
+        )
+
+    @property
     def spread(self) -> list[str]:
         """A sentence on the figures of runs that differ in the seed alone, that of training and attacks."""
         groups: dict[str, list[Compared]] = {}
         for run in self.runs:
             groups.setdefault(_without_seed(run), []).append(run)
-        return [_spread(runs, self.figure) for runs in groups.values() if len({_seed(run) for run in runs}) > 1]
+        seeded = [runs for runs in groups.values() if len({_seed(run) for run in runs}) > 1]
+        return [_spread(runs, self.figure) for runs in seeded if _have_one_code(runs)]
+
+    @property
+    def _below(self) -> list[str]:
+        """The sentences below the table and the meaning of its columns."""
+        return [*[self.additions] * bool(self.additions), *map(str, self.unions), *self.spread]
 
     def rows(self) -> list[list[str]]:
         """Return a row for each run, with the columns of ``heads``."""
@@ -147,14 +171,14 @@ class Comparison:
             table.add_row(str(number), *(cell.replace(" [", "\n[").replace(" (", "\n(") for cell in figures))
         console.print()
         console.print(table)
-        for text in (self.note, *map(str, self.unions), *self.spread):
+        for text in (self.note, *self._below):
             console.print(f"\n{for_terminal(text)}", highlight=False, markup=False)
 
     def as_markdown(self) -> str:
         """Return the table with the meaning of its last columns, below the differences between attackers."""
         lines = [self.heads, ["---"] * len(self.heads), *self.rows()]
         table = "\n".join(f"| {' | '.join(_cells(line))} |" for line in lines)
-        below = [self.note, *map(for_markdown, (*map(str, self.unions), *self.spread))]
+        below = [self.note, *map(for_markdown, self._below)]
         return "\n\n".join([*[for_markdown(self.warning)] * bool(self.warning), table, *below]) + "\n"
 
     def as_dict(self) -> dict[str, Any]:
@@ -163,7 +187,8 @@ class Comparison:
         runs = [
             {"name": run.name, "defences": run.defences, "settings": run.summary.run.settings}
             | {name: getattr(run.summary, name) for name in shown}
-            | {"after_attacks": run.summary.worst_case}
+            | {"after_attacks": run.summary.worst_case, "own_worst_case": run.summary.own_worst_case}
+            | {"added": added_names(run.summary)}
             | {"other_attacker": run.other_attacker, "against_first": run.against_first}
             for run in self.runs
         ]
@@ -220,25 +245,37 @@ def compare(folders: Sequence[str | Path], *, different_attackers: bool = False)
             )
     return Comparison(
         [
-            Compared(name, report.summary, None if report is first else _paired(first, report), difference)
-            for name, report, difference in zip(names, reports, differences, strict=True)
+            Compared(
+                name,
+                report.summary,
+                None if report is first else _paired(first, report),
+                difference,
+                manifest.identity.code,
+            )
+            for name, report, difference, manifest in zip(names, reports, differences, manifests, strict=True)
         ],
-        _unions(reports),
+        _unions(reports, manifests),
     )
 
 
-def _unions(reports: Sequence[Report]) -> list[Union]:
+def _unions(reports: Sequence[Report], manifests: Sequence[Manifest]) -> list[Union]:
     """Return the union of balls for each defended model that was attacked on the same images in more than one."""
-    groups: dict[str, list[Report]] = {}
-    for report in reports:
-        run = report.summary.run
-        groups.setdefault(repr((run.pipeline_sha256, run.defences, run.data_sha256)), []).append(report)
+    groups: list[tuple[Manifest, list[Report]]] = []
+    for report, manifest in zip(reports, manifests, strict=True):
+        alike = (group for first, group in groups if first.attacks_the_model_of(manifest))
+        group = next(alike, None)
+        if group is None:
+            groups.append((manifest, [report]))
+        else:
+            group.append(report)
     unions = []
-    for group in groups.values():
+    for _, group in groups:
         summaries = [report.summary for report in group]
         balls = list(dict.fromkeys(map(_ball, summaries)))
         if len(balls) > 1:
-            robust = [all(verdicts) for verdicts in zip(*(_robust(report) for report in group), strict=True)]
+            # Of one model every example counts, also one that was added.
+            verdicts = ([record.robust() for record in report.records] for report in group)
+            robust = [all(of_image) for of_image in zip(*verdicts, strict=True)]
             unions.append(
                 Union(
                     describe_defences(summaries[0].run),
@@ -251,23 +288,26 @@ def _unions(reports: Sequence[Report]) -> list[Union]:
     return unions
 
 
-def _robust(report: Report) -> list[bool]:
-    return [record.robust() for record in report.records]
-
-
 def _ball(summary: Summary) -> str:
     return f"{summary.run.settings.threat} {summary.run.settings.eps:.4g}"
 
 
 def _paired(first: Report, second: Report) -> Paired | None:
-    """Return the outcomes for the images that both attacked in the same ball, matched by hash and label."""
+    """Return the outcomes for the images that both attacked in the same ball, matched by hash and label.
+
+    Examples that were added from elsewhere to one of the runs do not count: the other was not attacked with them.
+    """
     this, other = first.summary.run, second.summary.run
     if (this.settings.threat, this.settings.eps) != (other.settings.threat, other.settings.eps):
         return None
     if this.data_sha256 == other.data_sha256:
-        return Paired.of(_robust(first), _robust(second))
+        return Paired.of(first.own_verdicts, second.own_verdicts)
     first_robust, second_robust = (
-        {(record.image, record.label): record.robust() for record in report.records if record.image is not None}
+        {
+            (record.image, record.label): robust
+            for record, robust in zip(report.records, report.own_verdicts, strict=True)
+            if record.image is not None
+        }
         for report in (first, second)
     )
     shared = [image for image in first_robust if image in second_robust]
@@ -285,7 +325,7 @@ def _row(run: Compared, first: Compared) -> list[str]:
         run.defences,
         _ball(summary),
         str(settings.samples),
-        _worst(summary),
+        worst_case_in_words(summary),
         "" if summary.paper is None else str(summary.paper),
         str(summary.clean),
         _against(pair, run, first) if pair else "",
@@ -303,17 +343,36 @@ def _seed(run: Compared) -> int:
     return run.summary.run.settings.seed
 
 
+def _additions(run: Compared) -> str:
+    names = ", ".join(added_names(run.summary))
+    return f"{run.name} ({names}; {own_worst_case(run.summary)} without them)"
+
+
 def _without_seed(run: Compared) -> str:
-    """Return a run's settings, model and options (or defences, without a command) as a text, without its seed."""
+    """Return a run's data, settings, options and model as a text, without its seed and the weights, which depend on it.
+
+    A run made in Python has no options, so that its model is known by its description alone.
+    """
     described = run.summary.run
     settings = asdict(replace(described.settings, seed=0))
     options = {name: value for name, value in described.options.items() if name not in ("seed", "threads")}
-    return repr((settings, described.model, options or run.defences))
+    left_out = ("pipeline_sha256", "defences") if options else ("pipeline_sha256",)
+    model = [getattr(described, name) for name in MODEL if name not in left_out]
+    return repr((described.data_sha256, settings, options, model))
+
+
+def _have_one_code(runs: Sequence[Compared]) -> bool:
+    """Return whether runs made in Python have equal code where their weights are equal; its hash covers the weights.
+
+    The model of a run of the command is given by its options.
+    """
+    codes = {(run.summary.run.pipeline_sha256, repr(run.code)) for run in runs if not run.summary.run.options}
+    return len(codes) == len({weights for weights, _ in codes})
 
 
 def _spread(runs: Sequence[Compared], figure: str) -> str:
     """Return the figures of runs that differ in the seed alone, in a sentence."""
-    rates = [100 * run.summary.worst_case.rate for run in runs]
+    rates = [100 * own_worst_case(run.summary).rate for run in runs]
     seeds = len({_seed(run) for run in runs})
     bound = "" if all(run.summary.standing == "established" for run in runs) else "; not all of them are established"
     extremes = f"{min(rates):.1f} to {max(rates):.1f} %"
@@ -329,10 +388,3 @@ def _names(folders: Sequence[str | Path]) -> list[str]:
 def _cells(line: Sequence[str]) -> list[str]:
     """Return a row of the table in Markdown; the first four cells are untrusted names."""
     return [*(cell if cell == "---" else for_markdown(cell) for cell in line[:4]), *line[4:]]
-
-
-def _worst(summary: Summary) -> str:
-    share: Proportion = summary.worst_case
-    if summary.standing == "not established":
-        return f"at most {share} ({NOT_ESTABLISHED})"
-    return str(share) if summary.robust_accuracy is not None else f"{share} ({summary.standing})"

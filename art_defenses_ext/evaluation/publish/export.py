@@ -7,11 +7,13 @@ Source: SARIF 2.1.0 (OASIS, 2020). JUnit XML has no specification; its readers a
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 from xml.etree import ElementTree
 
 from art_defenses_ext.base.files import write_files
@@ -86,7 +88,7 @@ def as_junit(statements: Sequence[Statement], name: str, seconds: float) -> str:
     return ElementTree.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def as_sarif(statements: Sequence[Statement], file: str) -> str:
+def as_sarif(statements: Sequence[Statement], file: Path) -> str:
     """Return SARIF 2.1.0: a rule for each statement, and for each failure a result located in a file of the run."""
     rules = [
         {
@@ -97,7 +99,7 @@ def as_sarif(statements: Sequence[Statement], file: str) -> str:
         }
         for statement in statements
     ]
-    where = {"physicalLocation": {"artifactLocation": {"uri": file}, "region": {"startLine": 1}}}
+    where = {"physicalLocation": {"artifactLocation": {"uri": _uri(file)}, "region": {"startLine": 1}}}
     results = [
         {
             "ruleId": statement.name.replace(" ", "-"),
@@ -115,11 +117,16 @@ def as_sarif(statements: Sequence[Statement], file: str) -> str:
     return json.dumps(log, indent=1) + "\n"
 
 
+def _uri(file: Path) -> str:
+    """Return the URI of a file: relative, as forges expect it, for a relative path."""
+    return file.as_uri() if file.is_absolute() else quote(os.fsencode(file.as_posix()), safe="/-._~")
+
+
 FORMATS: dict[str, Callable[[Sequence[Statement], Report, Path], str]] = {
     "junit": lambda statements, report, folder: as_junit(
         statements, folder.resolve().name, report.summary.total.seconds
     ),
-    "sarif": lambda statements, report, folder: as_sarif(statements, (folder / MANIFEST).as_posix()),
+    "sarif": lambda statements, report, folder: as_sarif(statements, folder / MANIFEST),
 }
 """The formats of an export by name."""
 

@@ -7,6 +7,7 @@ An entry has the fields of RobustBench's model cards with the same meaning (``cl
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -23,8 +24,10 @@ from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.records.lines import parse_json
 from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.described import describe_defences
+from art_defenses_ext.evaluation.report.headlines import own_worst_case
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.run.describe import command_of_whole
 
 FORMAT = "art-defenses-ext entry 1"
 
@@ -141,7 +144,7 @@ class Entry:
             reported: robust accuracy in the paper, in per cent.
             external: robust accuracy that others have shown, in per cent; by default that of the examples that were
                 added to the run.
-            command: the command that made the run; by default the process's own.
+            command: the command that made the run; by default the recorded one, without ``--shard``.
 
         Raises:
             InputError: for a run without a robust accuracy, since no adaptive attack ran or no checks were made, and
@@ -152,7 +155,7 @@ class Entry:
             expected = "an adaptive attack suite, such as 'standard', and check_samples > 0"
             raise RunError(f"report has no robust accuracy ({summary.unknown}); a run of {expected} was expected")
         settings, total, beside = run.settings, summary.total, summary.against_undefended
-        own = summary.worst_case if summary.own_worst_case is None else summary.own_worst_case
+        own = own_worst_case(summary)
         low, high = own.interval
         if external is None and own.count > summary.worst_case.count:
             external = _percent(summary.worst_case)
@@ -181,7 +184,7 @@ class Entry:
             forward=round(total.forward / settings.samples, 1),
             backward=round(total.backward / settings.samples, 1),
             seconds=round(total.seconds / settings.samples, 4),
-            command=run.command if command is None else command,
+            command=command_of_whole(run) if command is None else command,
             **{field: getattr(run, field) for field in AS_IN_RUN},
         )
 
@@ -234,7 +237,8 @@ PICTURE = "accuracy.png"
 def leaderboard(folder: str | Path) -> str:
     """Return a page in Markdown of all entries below a folder: a table for each data set and threat, most robust first.
 
-    It shows the picture that :func:`save_leaderboard` writes beside it.
+    Radii that are equal to four digits, such as 8/255 and 0.03137, share a table. The page links to the entries as one
+    in this folder does, and shows the picture that :func:`save_leaderboard` writes beside it.
 
     Raises:
         InputError: for a folder without entries, or a JSON file in it that is not an entry.
@@ -243,7 +247,7 @@ def leaderboard(folder: str | Path) -> str:
 
 
 def save_leaderboard(folder: str | Path, page: str | Path) -> None:
-    """Write the page of all entries below a folder, and beside it the picture ``accuracy.png``.
+    """Write the page of all entries below a folder, with links to them, and beside it the picture ``accuracy.png``.
 
     Raises:
         InputError: for a folder without entries, a JSON file in it that is not an entry, or a page that cannot be
@@ -260,7 +264,7 @@ def save_leaderboard(folder: str | Path, page: str | Path) -> None:
     groups = _entries_below(folder)
     picture = png(accuracy_picture({title: [point(entry) for _, entry in group] for title, group in groups.items()}))
     with writing("page", page):
-        replace_file(page, _page(groups).encode())
+        replace_file(page, _page(groups, _way(page.parent, Path(folder))).encode())
         replace_file(page.with_name(PICTURE), picture)
 
 
@@ -272,13 +276,22 @@ def _entries_below(folder: str | Path) -> dict[str, list[tuple[Path, Entry]]]:
     entries = [(path.relative_to(root), Entry.read(path)) for path in files]
     if not entries:
         raise RunError(f"folder is {folder}, which holds no entries; JSON files that `entry` wrote were expected")
-    groups: dict[tuple[str, str, float], list[tuple[Path, Entry]]] = defaultdict(list)
+    groups: dict[str, list[tuple[Path, Entry]]] = defaultdict(list)
     for path, entry in sorted(entries, key=lambda pair: (-pair[1].best_known, pair[1].name)):
-        groups[entry.dataset, entry.threat, entry.eps].append((path, entry))
-    return {f"{dataset}, {threat}, eps {eps:.4g}": group for (dataset, threat, eps), group in sorted(groups.items())}
+        groups[f"{entry.dataset}, {entry.threat}, eps {entry.eps:.4g}"].append((path, entry))
+
+    def place(title: str) -> tuple[str, str, float]:
+        return min((entry.dataset, entry.threat, entry.eps) for _, entry in groups[title])
+
+    return {title: groups[title] for title in sorted(groups, key=place)}
 
 
-LEGEND = f"""`art-defenses leaderboard` writes this page from the entries beside it, one JSON file for each run. All
+def _way(start: Path, end: Path) -> str:
+    """Return the relative path from one folder to another."""
+    return Path(os.path.relpath(end.resolve(), start.resolve())).as_posix()
+
+
+LEGEND = f"""`art-defenses leaderboard` writes this page from the entries {{place}}, one JSON file for each run. All
 figures are in per cent.
 
 - **Robust**: robust accuracy under the adaptive attack suite, the mean over images of the minimum over all attacks,
@@ -300,12 +313,13 @@ OPTIONAL = {"undefended": "undefended_acc", "reported by the paper": "reported"}
 """Optional columns of the tables, and the field of each."""
 
 
-def _page(groups: Mapping[str, Sequence[tuple[Path, Entry]]]) -> str:
-    parts = ["# Results", LEGEND]
+def _page(groups: Mapping[str, Sequence[tuple[Path, Entry]]], way: str = ".") -> str:
+    """Return the page; ``way`` is the path from its folder to that of the entries."""
+    parts = ["# Results", LEGEND.format(place="beside it" if way == "." else "that it links to")]
     for title, group in groups.items():
         parts += [f"## {for_markdown(title)}", _table([entry for _, entry in group])]
         for path, entry in group:
-            parts += [_details(path, entry), code_block(entry.command.split("; "))]
+            parts += [_details(way / path, entry), code_block(entry.command.split("; "))]
     return "\n\n".join(parts) + "\n"
 
 

@@ -66,7 +66,7 @@ class RunDescription:
         data_sha256: hash of images and labels.
         device: name of the processor or GPU.
         threads: number of torch's threads on the CPU.
-        command: the command line of the process.
+        command: the command line of the process; of a merged run without ``--shard``.
         versions: versions of Python and the packages.
         rejects: whether a detector rejects images.
         environments: devices, threads and versions of parts that ran elsewhere, if they differ.

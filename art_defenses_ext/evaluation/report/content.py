@@ -48,7 +48,7 @@ def document(summary: Summary, examples: Sequence[Example] = ()) -> Document:
         Section("Provenance", [described.provenance(run)], is_reference=True),
     ]
     report = Document(title, heading, verdict.conclusion(summary), [section for section in sections if section.parts])
-    return worded(report, run.input_shape)
+    return worded(report, run.input_shape, described.recorded_texts(summary))
 
 
 def _result(summary: Summary) -> list[Part]:

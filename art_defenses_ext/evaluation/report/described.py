@@ -8,6 +8,7 @@ from art_defenses_ext.attack.ball import ball_type
 from art_defenses_ext.base.provenance import Training
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.report.sections import Column, Row, Table
+from art_defenses_ext.evaluation.results.summary import Summary
 from art_defenses_ext.zoo.catalogue import CLASSES
 
 FACTS = (Column("", holds="words"), Column("", holds="prose"))
@@ -38,6 +39,13 @@ def _setting(value: Any) -> str:
 def describe_defences(run: RunDescription) -> str:
     """Return all defences of a run on one line."""
     return " + ".join(defence_names(run)) or "no defence"
+
+
+def recorded_texts(summary: Summary) -> list[str]:
+    """Return the texts of a run that a report quotes: its command, and the names of its parts and attacks."""
+    run = summary.run
+    names = [*defence_names(run), *run.foreign, *run.training_alone, run.model]
+    return [run.command, *names, *(row.key for row in summary.rows)]
 
 
 def describe_training(training: Training) -> str:

@@ -158,6 +158,24 @@ def figure_name(summary: Summary) -> str:
     return f"accuracy under {attacks}"
 
 
+def own_worst_case(summary: Summary) -> Proportion:
+    """Return the worst case over the run's own attacks, without examples from elsewhere that were added to it."""
+    return summary.worst_case if summary.own_worst_case is None else summary.own_worst_case
+
+
+def added_names(summary: Summary) -> list[str]:
+    """Return the names of the examples from elsewhere that were added to a run."""
+    return [row.key for row in summary.rows if row.source == "elsewhere"]
+
+
+def worst_case_in_words(summary: Summary) -> str:
+    """Return the worst case with its interval, as a bound if it is not established, and why if it is unknown."""
+    if summary.standing == "not established":
+        return f"at most {summary.worst_case} ({NOT_ESTABLISHED})"
+    known = summary.robust_accuracy is not None
+    return str(summary.worst_case) if known else f"{summary.worst_case} ({summary.standing})"
+
+
 def compared_figure(summaries: Sequence[Summary]) -> str:
     """Return the common name of the worst cases of several runs: robust accuracy only if every run has one."""
     known = all(summary.robust_accuracy is not None for summary in summaries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from art_defenses_ext.evaluation.checks.checks import OF_EFFORT
@@ -14,6 +14,7 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.explained import advice
 from art_defenses_ext.evaluation.report.sections import NO_BREAK, Terms
 from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.run.describe import COMMAND, command_of_whole, without_options
 
 NARROW = 0.1
 """Width of an interval that is narrow enough to compare defences by. **Convention**."""
@@ -21,7 +22,6 @@ NARROW = 0.1
 Z = 1.96
 """The normal quantile of a 95 % interval."""
 
-COMMAND = ["art-defenses", "evaluate"]
 LOUDNESS = ("--quiet", "--verbose")
 
 LONGER = {
@@ -111,12 +111,12 @@ def _enough_samples(share: Proportion) -> int:
 
 
 def _typed(run: RunDescription) -> str:
-    """Return the command that made a run, as it can be typed again; empty for a run made in Python.
+    """Return the command that makes a whole run, as it can be typed again; empty for a run made in Python.
 
     A run's folder may come from others: each word is quoted, so that a shell sees one command and nothing else.
     """
     try:
-        words = shlex.split(run.command)
+        words = shlex.split(command_of_whole(run))
     except ValueError:  # an unclosed quotation
         return ""
     words = [word for word in words if word not in LOUDNESS]
@@ -130,20 +130,8 @@ def _again(run: RunDescription, folder: str = "NEW", **changes: Any) -> str:
         return f"`evaluate({', '.join(['...', *(f'{name}={value!r}' for name, value in changes.items())])})`"
     options = {f"--{_switch(name)}": str(value) for name, value in changes.items()}
     options |= {"--out": folder} if folder else {}
-    kept = _without(shlex.split(command), options)
+    kept = [word for word in without_options(shlex.split(command), options) if word != "--overwrite"]
     return f"`{shlex.join(kept)} {' '.join(f'{switch} {value}' for switch, value in options.items())}`"
-
-
-def _without(words: list[str], switches: Collection[str]) -> list[str]:
-    """Return a command without these options, which take a value, and without ``--overwrite``."""
-    kept: list[str] = []
-    remaining = iter(words)
-    for word in remaining:
-        if word in switches:
-            next(remaining, None)
-        elif word.partition("=")[0] not in {*switches, "--overwrite"}:
-            kept.append(word)
-    return kept
 
 
 def _switch(name: str) -> str:

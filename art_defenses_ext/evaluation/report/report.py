@@ -15,6 +15,7 @@ from art_defenses_ext.evaluation.checks.checks import run_checks
 from art_defenses_ext.evaluation.records.description import RunDescription
 from art_defenses_ext.evaluation.records.examples import Example, written
 from art_defenses_ext.evaluation.records.sample import SampleRecord
+from art_defenses_ext.evaluation.report.headlines import added_names
 from art_defenses_ext.evaluation.report.page import render_page
 from art_defenses_ext.evaluation.report.sections import NO_BREAK
 from art_defenses_ext.evaluation.report.terminal import render
@@ -106,6 +107,15 @@ class Report:
     def established(self) -> bool | None:
         """Whether an adaptive suite passed its own checks; None without one, or without checks."""
         return self.summary.established
+
+    @property
+    def own_verdicts(self) -> list[bool]:
+        """Whether each sample is robust to the run's own attacks; examples added from elsewhere do not count.
+
+        Two runs are compared by these: what somebody added to one of them is no difference between their models.
+        """
+        added = set(added_names(self.summary))
+        return [record.robust(record.attacks.keys() - added) for record in self.records]
 
     def __str__(self) -> str:
         return verdict(self.summary).replace(NO_BREAK, " ")

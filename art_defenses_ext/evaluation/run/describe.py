@@ -6,7 +6,7 @@ import hashlib
 import platform
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -30,6 +30,9 @@ from art_defenses_ext.evaluation.suite.predictions import nb_labels
 from art_defenses_ext.gradients.modes import Defence, find_defences
 from art_defenses_ext.gradients.numpy_bridge import Postprocessed
 from art_defenses_ext.gradients.surrogate import plain_params
+
+COMMAND = ["art-defenses", "evaluate"]
+"""The words with which a command of an evaluation begins."""
 
 PACKAGES = ("art-defenses-ext", "adversarial-robustness-toolbox", "torch", "torchvision", "numpy", "scikit-learn")
 
@@ -76,7 +79,7 @@ def describe_run(
         data_sha256=_sha256([x, labels]),
         device=_device_name(classifier.device),
         threads=torch.get_num_threads(),
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        command=command_of_process(),
         versions=versions(),
         rejects=rejects(classifier),
         batch_dependent=attacker.batch_dependent,
@@ -84,6 +87,39 @@ def describe_run(
         dtype=str(model_dtype(classifier.model) or torch.float32).removeprefix("torch."),
         input_shape=list(classifier.input_shape),
     )
+
+
+def command_of_process() -> str:
+    """Return the command of this process, as it can be typed again."""
+    path = Path(sys.argv[0])
+    of_package = (path.parent.name, path.name) == (__package__.partition(".")[0], "__main__.py")  # python -m
+    return shlex.join([COMMAND[0] if of_package else path.name, *sys.argv[1:]])
+
+
+def command_of_whole(run: RunDescription) -> str:
+    """Return the command that makes a whole run, from the recorded one, which may have made a shard of it.
+
+    The command of a run made in Python is that of a user's program, and stays as it is.
+    """
+    try:
+        words = shlex.split(run.command)
+    except ValueError:  # an unclosed quotation
+        return run.command
+    first, rest = words[:1], words[1:]
+    whole = without_options([COMMAND[0] if first == ["__main__.py"] else word for word in first] + rest, ["--shard"])
+    return run.command if whole == words or whole[:2] != COMMAND or not run.options else shlex.join(whole)
+
+
+def without_options(words: Sequence[str], switches: Collection[str]) -> list[str]:
+    """Return the words of a command without these options, each of which takes a value."""
+    kept: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        if word in switches:
+            next(remaining, None)
+        elif word.partition("=")[0] not in switches:
+            kept.append(word)
+    return kept
 
 
 def _clip_values(classifier: PyTorchClassifier) -> tuple[float, float] | None:

@@ -20,6 +20,7 @@ from art_defenses_ext.evaluation.config import most_rounds
 from art_defenses_ext.evaluation.records.description import RunDescription, Settings
 from art_defenses_ext.evaluation.records.lines import adapter, digest_of_plain, parse_json
 from art_defenses_ext.evaluation.run.code_hash import code_hash
+from art_defenses_ext.evaluation.run.describe import command_of_whole
 from art_defenses_ext.evaluation.run.identity import Identity
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -31,6 +32,15 @@ FORMAT = 5
 
 FREE = ("command", "options", "tunings", "trainings", "environments")
 """Fields that may differ between two runs with equal records. The hash of a network matters, not its training."""
+
+MODEL = (
+    *("model", "pipeline_sha256", "defences", "foreign", "clip_values", "labels", "input_shape"),
+    *("rejects", "outputs", "dtype"),
+)
+"""Fields of the description of a defended model. The hash covers its tensors alone."""
+
+UNDEFENDED_PART = "undefended classifier"
+"""The name of the undefended classifier among the parts of an identity."""
 
 ENVIRONMENT = ("device", "threads", "versions")
 """Fields on which results depend only by rounding."""
@@ -92,6 +102,23 @@ class Manifest:
         if difference is not None:
             yield difference
 
+    def attacks_the_model_of(self, other: Manifest) -> bool:
+        """Return whether another run attacks the same defended model on the same images, in any ball.
+
+        Equal weights are not enough: an attribute, such as the slope of an activation, may differ. The code and the
+        first logits are compared too.
+        """
+        run, others = self.run, other.run
+        if any(getattr(run, name) != getattr(others, name) for name in ("data_sha256", *MODEL)):
+            return False
+        difference = _of_model(self.identity).difference(
+            _of_model(other.identity),
+            same_place=self.environment == other.environment and run.settings.seed == others.settings.seed,
+            same_code=run.versions == others.versions,
+            random=run.random,
+        )
+        return difference is None
+
     def key(self) -> str:
         """Return a hash of all that the records depend on.
 
@@ -113,7 +140,8 @@ class Manifest:
 
     def whole(self, environments: list[dict[str, Any]]) -> Manifest:
         """Return the manifest of the whole run of which this is a shard; its shards ran in the given environments."""
-        return replace(self, run=replace(self.run, environments=environments), shard=WHOLE)
+        command = command_of_whole(self.run)
+        return replace(self, run=replace(self.run, environments=environments, command=command), shard=WHOLE)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -160,6 +188,13 @@ class Manifest:
             return _parsed(path, path.read_bytes())
         except OSError as error:
             raise RunError(f"{path} cannot be read ({error.strerror}); the manifest of a run was expected") from None
+
+
+def _of_model(identity: Identity) -> Identity:
+    """Return the identity of a defended model, without the undefended one and the gradients that attackers follow."""
+    code = {name: part for name, part in identity.code.items() if name != UNDEFENDED_PART}
+    behaviour = identity.behaviour and replace(identity.behaviour, undefended=None, gradients={})
+    return Identity(code, behaviour)
 
 
 @lru_cache(maxsize=16)  # each function that reads a run reads its manifest again
@@ -249,6 +284,8 @@ def attacker_differences(first: Manifest, second: Manifest) -> list[str]:
 
     **Convention**: runs on different images may differ in the numbers of images for checks and curves, since each run
     takes its own first images. They may not differ in whether these are made.
+
+    Examples from elsewhere (``evaluation/run/added.py``) belong to no attacker: comparisons leave them out.
 
     Args:
         first, second: manifests of the runs.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,15 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from art.defences.preprocessor import FeatureSqueezing
 from art.estimators.classification import PyTorchClassifier
 from rich.console import Console
 from scipy.stats import binom
+from torch import nn
 
 from art_defenses_ext import L2, HeatAndBlur, JumpReLU, Linf, defend, evaluate
 from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.text import for_markdown
+from art_defenses_ext.estimator.rebuild import rebuild
 from art_defenses_ext.evaluation.publish.compare import Compared, Comparison, _paired, compare
 from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.records.proportion import Proportion, plain
@@ -29,7 +35,7 @@ from art_defenses_ext.evaluation.suite.spec import AttackSpec
 from art_defenses_ext.evaluation.threat import Threat
 from art_defenses_ext.zoo.datasets import Dataset
 
-from ...conftest import omit_pictures
+from ...conftest import add_breaking_examples, omit_pictures
 
 
 def build_pgd(classifier: PyTorchClassifier, threat: Threat, seed: int) -> MarginPGD:
@@ -155,6 +161,28 @@ def test_an_image_of_another_label_or_without_a_hash_is_not_paired(
     assert pair.total == 6
 
 
+@pytest.mark.parametrize("second", ["jump", "some"])
+def test_examples_added_to_one_run_are_no_difference_between_the_models(
+    second: str, runs: Path, tmp_path: Path
+) -> None:
+    """The other model was not attacked with them, on the same images and on those that two runs share."""
+    own = compare([runs / "bare", runs / second])
+    added = Path(shutil.copytree(runs / "bare", tmp_path / "bare"))
+    add_breaking_examples(added, "Doe | et al.")
+    comparison = compare([added, runs / second])
+    assert comparison.runs[0].summary.worst_case.count == 0
+    assert comparison.runs[1].against_first == own.runs[1].against_first
+    assert (
+        compare([runs / second, added]).runs[1].against_first
+        == compare([runs / second, runs / "bare"]).runs[1].against_first
+    )
+    words = f"were added to bare (Doe | et al.; {own.runs[0].summary.worst_case} without them). They count in"
+    assert words in comparison.additions
+    assert for_markdown(words) in comparison.as_markdown()
+    assert [run["added"] for run in comparison.as_dict()["runs"]] == [["Doe | et al."], []]
+    assert own.additions == ""
+
+
 NOISE = [
     AttackSpec(
         "noise", lambda c, t, seed: RandomNoise(c, t.norm, t.eps, nb_draws=5, seed=seed), "five draws", kind="noise"
@@ -216,6 +244,72 @@ def test_runs_that_differ_in_the_seed_alone_have_a_spread(runs: Path) -> None:
     assert " 32.5 % on average, 25.0 to 40.0 %; not all of them are established." in sentence
     assert "3 seeds: " in comparison.as_markdown()
     assert Comparison([seeded(0, 10), seeded(0, 16), other_ball]).spread == []
+
+
+def test_examples_added_to_one_seed_are_no_spread(runs: Path, tmp_path: Path) -> None:
+    added = Path(shutil.copytree(runs / "jump", tmp_path / "jump"))
+    add_breaking_examples(added, "Doe et al.")
+    summary = Report.load(added).summary
+    first = replace(summary.run, settings=replace(summary.run.settings, seed=1))
+    own = summary.own_worst_case
+    assert own is not None
+    other = Compared("b", replace(summary, run=first, own_worst_case=None, worst_case=own), None)
+    (sentence,) = Comparison([Compared("a", summary, None), other]).spread
+    assert f"{100 * own.rate:.1f} to {100 * own.rate:.1f} %" in sentence
+
+
+def test_seeds_on_other_images_or_of_other_code_have_no_spread(runs: Path) -> None:
+    summary = Report.load(runs / "jump").summary
+    seed = replace(summary.run.settings, seed=1)
+
+    def spread(code: dict[str, str], **changes: Any) -> list[str]:
+        run = replace(summary.run, **{"settings": seed} | changes)
+        other = Compared("b", replace(summary, run=run), None, code=code)
+        return Comparison([Compared("a", summary, None, code={"network": "0"}), other]).spread
+
+    assert len(spread({"network": "0"})) == 1
+    assert len(spread({"network": "1"}, pipeline_sha256="1" * 64)) == 1, "the code of another training"
+    assert spread({"network": "1"}) == []
+    assert spread({"network": "0"}, data_sha256="1" * 64) == []
+    assert spread({"network": "0"}, foreign=["FeatureSqueezing(bit_depth=1)"]) == []
+
+
+class Sloped(nn.Module):
+    """A network with an attribute that no hash of its weights covers."""
+
+    def __init__(self, network: nn.Module, slope: float) -> None:
+        super().__init__()
+        self.network, self.slope = network, slope
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.leaky_relu(self.network(x), self.slope)
+
+
+def sloped(classifier: PyTorchClassifier, slope: float) -> PyTorchClassifier:
+    return rebuild(classifier, model=Sloped(classifier.model, slope).eval())
+
+
+def squeezed(classifier: PyTorchClassifier, bits: float) -> PyTorchClassifier:
+    squeezing = FeatureSqueezing((0.0, 1.0), bit_depth=int(bits), apply_predict=True)
+    return rebuild(classifier, preprocessing_defences=[squeezing])
+
+
+@pytest.mark.parametrize(("change", "values"), [(sloped, (0.1, 0.2)), (squeezed, (1, 8))])
+def test_models_of_equal_weights_that_differ_otherwise_have_no_union(
+    change: Callable[[PyTorchClassifier, float], PyTorchClassifier],
+    values: tuple[float, float],
+    digits: Dataset,
+    digits_classifier: PyTorchClassifier,
+    tmp_path: Path,
+) -> None:
+    data = digits.test.x[:4], digits.test.y[:4]
+    options: dict[str, Any] = {"curve_samples": 0, "check_samples": 0, "progress": False}
+    folders = [tmp_path / name for name in ("first", "other", "same")]
+    for folder, value, threat in zip(folders, (*values, values[0]), (Linf(0.1), L2(0.6), L2(0.6)), strict=True):
+        evaluate(change(digits_classifier, value), data, threat, NOISE, out=folder, **options)
+    assert len({Report.load(folder).summary.run.pipeline_sha256 for folder in folders}) == 1
+    assert compare(folders[:2], different_attackers=True).unions == []
+    assert len(compare(folders, different_attackers=True).unions) == 1, "the first and the same"
 
 
 def test_a_model_attacked_in_several_balls_has_their_union(

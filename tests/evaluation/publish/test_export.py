@@ -75,7 +75,7 @@ def test_junit_counts_its_statements_and_names_failures() -> None:
 
 
 def test_sarif_has_the_required_fields_and_a_result_for_each_failure() -> None:
-    log = json.loads(as_sarif(STATEMENTS, "runs/a/manifest.json"))
+    log = json.loads(as_sarif(STATEMENTS, Path("runs/a/manifest.json")))
     assert log["version"] == "2.1.0"
     assert log["$schema"].startswith("https://")
     (run,) = log["runs"]
@@ -122,3 +122,17 @@ def test_bad_arguments_of_an_export_are_refused_in_a_sentence(
     with pytest.raises(InputError, match=re.escape(words)):
         export(**({"run": finished_run.folder, "format": "junit", "out": tmp_path / "file"} | change))
     assert not (tmp_path / "file").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "uri"),
+    [
+        ("my run \u00fc/manifest.json", "my%20run%20%C3%BC/manifest.json"),
+        ("a:b#c?d%/manifest.json", "a%3Ab%23c%3Fd%25/manifest.json"),
+        ("\udcff/manifest.json", "%FF/manifest.json"),
+        ("/my run/manifest.json", "file:///my%20run/manifest.json"),
+    ],
+)
+def test_the_place_of_a_result_is_a_uri(file: str, uri: str) -> None:
+    (result,) = json.loads(as_sarif(STATEMENTS, Path(file)))["runs"][0]["results"]
+    assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == uri

@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -153,6 +154,33 @@ def test_the_page_lies_beside_its_picture(entry: Entry, tmp_path: Path) -> None:
     entry.save(tmp_path / "entries" / "a.json")
     save_leaderboard(tmp_path / "entries", tmp_path / "site" / "results.md")
     page = (tmp_path / "site" / "results.md").read_text()
-    assert page == leaderboard(tmp_path / "entries")
     (picture,) = re.findall(r"!\[.*\]\((.*)\)", page)
     assert (tmp_path / "site" / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("page", ["entries/README.md", "site/deep/page.md", "page.md"])
+def test_the_links_of_a_page_lead_to_its_entries(entry: Entry, tmp_path: Path, page: str) -> None:
+    for name in ("a", "b c"):
+        entry.save(tmp_path / "entries" / "digits" / f"{name}.json")
+    save_leaderboard(tmp_path / "entries", tmp_path / page)
+    text = (tmp_path / page).read_text()
+    links = [unquote(link) for link in re.findall(r"\]\((.*\.json)\)", text)]
+    assert {(tmp_path / page).parent.joinpath(link).resolve() for link in links} == {
+        *(tmp_path / "entries" / "digits").iterdir()
+    }
+    assert ("the entries beside it," in text) == (text == leaderboard(tmp_path / "entries")) == ("README" in page)
+
+
+def test_no_entry_is_lost_where_radii_are_printed_alike(entry: Entry, tmp_path: Path) -> None:
+    for name, eps in {"a": 8 / 255, "b": 0.03137, "c": 0.0314}.items():
+        replace(entry, name=f"model {name}", eps=eps).save(tmp_path / f"{name}.json")
+    page = leaderboard(tmp_path)
+    headings = [line for line in page.splitlines() if line.startswith("## ")]
+    assert headings == ["## digits, linf, eps 0.03137", "## digits, linf, eps 0.0314"]
+    assert [page.count(f"| model {name} |") for name in "abc"] == [1, 1, 1]
+
+
+def test_the_command_of_an_entry_makes_the_whole_run(report: Report) -> None:
+    run = replace(report.summary.run, command="art-defenses evaluate --shard 1/2", options={"dataset": "digits"})
+    part = replace(report, summary=replace(report.summary, run=run))
+    assert Entry.of(part, "digits").command == "art-defenses evaluate"

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import click
 import pytest
 
+import art_defenses_ext
 from art_defenses_ext.base.pages import read_page
 from art_defenses_ext.cli.app import app
 from art_defenses_ext.evaluation.checks.checks import CHECKS, ELSEWHERE, Check
@@ -18,6 +21,7 @@ from art_defenses_ext.evaluation.report.explained import advice, explained
 from art_defenses_ext.evaluation.report.next_steps import next_steps
 from art_defenses_ext.evaluation.report.sections import Prose, Terms
 from art_defenses_ext.evaluation.results.summary import Summary
+from art_defenses_ext.evaluation.run.describe import command_of_process, command_of_whole
 
 from ...conftest import FinishedRun
 
@@ -158,3 +162,34 @@ def test_the_advised_number_of_images_gives_a_narrow_interval(count: int, summar
         total = int(advised[1])
         low, high = Proportion(round(few.rate * total), total).interval
         assert high - low <= 0.1
+
+
+@pytest.mark.parametrize("shard", ["--shard 2/3", "--shard=2/3"])
+@pytest.mark.parametrize("program", ["art-defenses", "__main__.py"])
+def test_the_command_of_a_merged_run_makes_the_whole(program: str, shard: str, summary: Summary) -> None:
+    run = replace(with_command(summary).run, command=f"{program} evaluate {shard} --defence jump_relu --out run")
+    steps = str(next_steps(replace(summary, run=run)))
+    assert "`art-defenses evaluate --defence jump_relu --attacks full --out NEW`" in steps
+    assert command_of_whole(run) == "art-defenses evaluate --defence jump_relu --out run"
+
+
+@pytest.mark.parametrize("command", [TYPED, "prepare '; art-defenses evaluate --shard 1/2", "run.py --shard 1/2"])
+def test_any_other_command_stays_as_it_was_recorded(command: str, summary: Summary) -> None:
+    assert command_of_whole(replace(with_command(summary).run, command=command)) == command
+    in_python = replace(summary.run, command="art-defenses evaluate --shard 1/2", options={})
+    assert command_of_whole(in_python) == in_python.command
+
+
+@pytest.mark.parametrize(
+    ("program", "recorded"),
+    [
+        (Path(art_defenses_ext.__file__).with_name("__main__.py"), "art-defenses evaluate"),
+        ("/bin/art-defenses", "art-defenses evaluate"),
+        ("own/__main__.py", "__main__.py evaluate"),
+    ],
+)
+def test_a_command_is_recorded_as_it_can_be_typed_again(
+    program: str, recorded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(program), "evaluate"])
+    assert command_of_process() == recorded

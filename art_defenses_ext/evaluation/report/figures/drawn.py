@@ -9,7 +9,7 @@ from matplotlib.text import Text
 
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import SampleRecord
-from art_defenses_ext.evaluation.report.described import class_name
+from art_defenses_ext.evaluation.report.described import class_name, recorded_texts
 from art_defenses_ext.evaluation.report.figures.bars import summary_bars
 from art_defenses_ext.evaluation.report.figures.curves import accuracy_curves
 from art_defenses_ext.evaluation.report.figures.detector import margin_histograms, roc_curves
@@ -37,9 +37,10 @@ def draw_figures(summary: Summary, records: list[SampleRecord], examples: Sequen
         "roc": roc_curves(summary, records),
         "trade_off": trade_off(summary),
     }
+    recorded = recorded_texts(summary)
     for figure in filter(None, figures.values()):
         for text in figure.findobj(Text):
-            reworded = worded(text.get_text(), summary.run.input_shape)
+            reworded = worded(text.get_text(), summary.run.input_shape, recorded)
             if reworded != text.get_text():  # setting a text fixes the numbers at the axes
                 text.set_text(reworded)
     return {name: png(figure) if figure else None for name, figure in figures.items()}
