@@ -101,7 +101,7 @@ SMALL_EPS = "2/255"
 EFFORT = {
     "digits/jump_relu": "auto",
     "mnist/feature_autoencoder": "auto",
-    "mnist/two_stream_restoration_adversarial": "1",
+    "mnist/two_stream_restoration_adversarial": "2",
     "fashion_mnist/two_stream_restoration_adversarial": "1",
 }
 """Rounds of more effort for the lines whose suite alone fails a check; a number where ``auto`` takes many hours."""

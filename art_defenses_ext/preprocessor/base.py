@@ -58,8 +58,6 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
 
     mean: Tensor
     std: Tensor
-    lowest: Tensor
-    highest: Tensor
     apply_params: ClassVar[tuple[str, ...]] = ("apply_fit", "apply_predict")
     """Parameters of ART's preprocessors on when they are applied, which are not options of a defence."""
     chunk_size: Count = 64
@@ -288,7 +286,7 @@ class RestoringPreprocessor(nn.Module, PreprocessorPyTorch, Defence, DefenceFace
         check_flag("channels_first", channels_first)
         self.clip_values = pixel_range(clip_values)
         self.channels_first = channels_first
-        numbers |= dict(zip(("lowest", "highest"), channel_ends(clip_values, channels_first), strict=True))
+        self._ends = channel_ends(clip_values, channels_first)
         self._held = (model,)  # in a tuple, which nn.Module does not look into
         self._buffers = dict(self._buffers)  # which a copy.copy shares with its original
         for name, values in numbers.items():

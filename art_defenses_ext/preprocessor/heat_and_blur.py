@@ -263,7 +263,7 @@ class HeatAndBlur(RestoringPreprocessor):
     def _composite(self) -> Composite:
         if isinstance(self.rules, Composite):
             return self.rules
-        low, high = ((end - self.mean) / self.std for end in (self.lowest, self.highest))  # (C, 1, 1)
+        low, high = ((end.to(self.mean) - self.mean) / self.std for end in self._ends)  # (C, 1, 1)
         if not self.channels_first:
             low, high = low.reshape(-1), high.reshape(-1)  # broadcast against (H, W, C)
         return RULES[self.rules](low, high)
@@ -277,7 +277,8 @@ class HeatAndBlur(RestoringPreprocessor):
         return min(LARGEST_SIGMA, min(x.shape[2:]) / SIDE_OF_SIGMA) if self.sigma is None else self.sigma
 
     def _clipped(self, x: Tensor) -> Tensor:
-        return x.clamp(self.lowest.to(x), self.highest.to(x))
+        low, high = (end.to(x) for end in self._ends)
+        return x.clamp(low, high)
 
     # Checks
 
