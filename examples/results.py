@@ -102,7 +102,7 @@ EFFORT = {
     "digits/jump_relu": "auto",
     "mnist/feature_autoencoder": "auto",
     "mnist/two_stream_restoration_adversarial": "2",
-    "fashion_mnist/two_stream_restoration_adversarial": "1",
+    "fashion_mnist/two_stream_restoration_adversarial": "auto",
 }
 """Rounds of more effort for the lines whose suite alone fails a check; a number where ``auto`` takes many hours."""
 
