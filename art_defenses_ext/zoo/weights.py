@@ -24,9 +24,9 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     Args:
         model: the network; it stays on its device and is unchanged if anything fails.
         path: a ``.safetensors`` file, or one that ``torch.load(weights_only=True)`` reads. The state dict may be the
-            value of ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``). Another
-            floating-point precision, such as half, is converted to the model's; another kind, such as integers, is
-            refused.
+            value of ``"state_dict"``, and its keys may begin with ``"module."`` (from ``nn.DataParallel``); those of a
+            wrapped network may lack the wrapper's ``"network."``. Another floating-point precision, such as half, is
+            converted to the model's; another kind, such as integers, is refused.
 
     Raises:
         InputError: for a missing file, another format, a pickle that holds more than plain data, or keys, shapes
@@ -37,7 +37,7 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
     """
     if not isinstance(model, nn.Module):
         raise DataError(f"model is a {type(model).__name__}; an nn.Module was expected")
-    state = _strip_prefix(_read_state(path), model)
+    state = _with_prefix(_strip_prefix(_read_state(path), model), model)
     _check_fit(state, model, path)
     # All tensors fit here; strict loading alone would load some of them before it raises.
     model.load_state_dict(state, strict=False)
@@ -98,6 +98,14 @@ def _strip_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
     if not all(key.startswith(prefix) for key in state):
         return state
     return {key.removeprefix(prefix): value for key, value in state.items()}
+
+
+def _with_prefix(state: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Add the prefix of the network that a wrapper such as ``AdaptedNetwork`` holds, if no key has it."""
+    prefix = "network."
+    if not all(key.startswith(prefix) for key in model.state_dict()) or any(key.startswith(prefix) for key in state):
+        return state
+    return {prefix + key: value for key, value in state.items()}
 
 
 def _check_fit(state: dict[str, Any], model: nn.Module, path: str | Path) -> None:

@@ -101,6 +101,23 @@ def test_a_checkpoint_gives_its_network_with_its_own_normalisation(
     np.testing.assert_allclose(classifier.predict(x.numpy()), expected.numpy(), atol=1e-5)
 
 
+@pytest.mark.parametrize("collection", CHECKPOINTS)
+def test_other_weights_are_those_of_the_collection_s_network(
+    collection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their keys are those that the collection saves, though a wrapper holds the network of Hugging Face."""
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    name, network, *_ = CHECKPOINTS[collection](tmp_path)
+    state = {key: value + 1 if value.is_floating_point() else value for key, value in network.state_dict().items()}
+    torch.save(state, tmp_path / "tuned.pt")
+    loaded = load_model(name, tmp_path / "tuned.pt").model.state_dict()
+    assert {key.removeprefix("network."): value.sum() for key, value in loaded.items()} == {
+        key: value.sum() for key, value in state.items()
+    }
+    torch.save(loaded, tmp_path / "again.pt")
+    load_model(name, tmp_path / "again.pt")
+
+
 def settings(network: nn.Module) -> list[Any]:
     """All by which a network differs from another one of its weights."""
     plain = (bool, int, float, str, tuple, list, type(None))
