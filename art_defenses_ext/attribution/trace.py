@@ -226,7 +226,7 @@ class Trace(TorchFunctionMode):
         if _writes(func) and args and id(args[0]) in self._constants:
             args = (args[0].clone(), *args[1:])
         result = func(*args, **kwargs)
-        for part in _tensors((result,)):
+        for part in _tensors((result,)):  # torch's public comparison of storages refuses tensors inside vmap
             for base in _tensors((*args, *kwargs.values())):
                 if part is not base and torch._C._is_alias_of(part, base):  # type: ignore[attr-defined]
                     self.view(base, part)

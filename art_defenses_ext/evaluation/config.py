@@ -43,7 +43,8 @@ AUTO = "auto"
 """The value of ``effort`` for up to :data:`MOST_ROUNDS` rounds if a check fails, until two in a row add nothing."""
 
 MOST_ROUNDS = 4
-"""The largest number of rounds of more effort. **Convention**: together they cost ten times the first."""
+"""The largest number of rounds of more effort. **Convention**: together they cost at most ten times the
+first."""
 
 
 def most_rounds(effort: str) -> int:

@@ -40,6 +40,9 @@ STEPS = 64
 Rows = list[list[float | None]]
 """Numbers of each image; None for a number that is not finite."""
 
+UNDEFENDED_PART = "undefended classifier"
+"""The name of the undefended classifier among the parts of a run."""
+
 
 @dataclass(frozen=True)
 class Behaviour:
@@ -236,4 +239,4 @@ def parts_of_run(classifier: PyTorchClassifier, undefended: PyTorchClassifier | 
     names = ("clip_values", "input_shape", "nb_classes", "channels_first")
     parts["loss"] = classifier.loss
     parts["classifier"] = [type(classifier), [getattr(classifier, name) for name in names]]
-    return parts if undefended is None else parts | {"undefended classifier": undefended}
+    return parts if undefended is None else parts | {UNDEFENDED_PART: undefended}

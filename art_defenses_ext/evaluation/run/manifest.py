@@ -21,7 +21,7 @@ from art_defenses_ext.evaluation.records.description import RunDescription, Sett
 from art_defenses_ext.evaluation.records.lines import adapter, digest_of_plain, parse_json
 from art_defenses_ext.evaluation.run.code_hash import code_hash
 from art_defenses_ext.evaluation.run.describe import command_of_whole
-from art_defenses_ext.evaluation.run.identity import Identity
+from art_defenses_ext.evaluation.run.identity import UNDEFENDED_PART, Identity
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 from art_defenses_ext.evaluation.suite.plan import AttackRun
 from art_defenses_ext.evaluation.suite.spec import AttackSpec, Build
@@ -38,9 +38,6 @@ MODEL = (
     *("rejects", "outputs", "dtype"),
 )
 """Fields of the description of a defended model. The hash covers its tensors alone."""
-
-UNDEFENDED_PART = "undefended classifier"
-"""The name of the undefended classifier among the parts of an identity."""
 
 ENVIRONMENT = ("device", "threads", "versions")
 """Fields on which results depend only by rounding."""

@@ -83,9 +83,9 @@ def next_round(evidence: Evidence) -> int | None:
 
 def gains(evidence: Evidence) -> Counter[str]:
     """Return the number of images that each white-box attack broke under each mode, in the suite and all rounds."""
-    broken = Counter[str]()
+    broken, of_rounds = Counter[str](), _names_in_rounds(evidence)
     for key in evidence.keys("white-box"):
-        broken[_name(key, evidence)] += _broken(key, evidence)
+        broken[of_rounds.get(key, key)] += _broken(key, evidence)
     return broken
 
 
@@ -96,8 +96,7 @@ def repeated(evidence: Evidence) -> set[str] | None:
     """
     if not evidence.rounds or evidence.results[-1].is_idle:
         return None
-    keys = (run.key for attacks in evidence.rounds for run in attacks)
-    return {_name(key, evidence) for key in keys if _broken(key, evidence)}
+    return {name for key, name in _names_in_rounds(evidence).items() if _broken(key, evidence)}
 
 
 def _broken(key: str, evidence: Evidence) -> int:
@@ -106,7 +105,6 @@ def _broken(key: str, evidence: Evidence) -> int:
     return sum(outcome is not None and outcome.success for outcome in outcomes)
 
 
-def _name(key: str, evidence: Evidence) -> str:
-    """Return an attack's key without the prefix of a round."""
-    of_rounds = {run.key for attacks in evidence.rounds for run in attacks}
-    return key.partition(": ")[2] if key in of_rounds else key
+def _names_in_rounds(evidence: Evidence) -> dict[str, str]:
+    """Return the names of the attacks of all rounds without the prefix of a round, by their keys."""
+    return {run.key: run.key.partition(": ")[2] for attacks in evidence.rounds for run in attacks}

@@ -101,21 +101,20 @@ def round_plan(
         _run(number, "transfer PGD", _transfer(number), threat, kind="transfer", crafted_on="undefended"),
         _run(number, "Square", built(WarmSquare, max_queries=2000 * number), threat, modes[0], "queries"),
     ]
-    return plan if repeated is None else [run for run in plan if _is_repeated(number, run, repeated)]
+    return plan if repeated is None else [run for run in plan if _is_repeated(run, repeated)]
 
 
-def _is_repeated(number: int, run: AttackRun, repeated: Collection[str]) -> bool:
+def _is_repeated(run: AttackRun, repeated: Collection[str]) -> bool:
     """Return whether an attack broke images in earlier rounds, or is the descent on the margin.
 
     Descents and annealed attacks are repeated in the modes in which they broke images. Others have the modes of their
     round.
     """
-    names = {round_name(number, family.partition(" [")[0]) for family in repeated}
-    searches = {round_name(number, name) for name in (*LOSSES, *ANNEALED)}
-    if run.spec.name in searches:
-        families = {round_name(number, family) for family in repeated}
-        return run.spec.name == round_name(number, MARGIN) or run.key in families
-    return run.spec.name in names
+    family = run.family.partition(": ")[2]  # without the prefix of the round
+    name = family.partition(" [")[0]
+    if name in LOSSES or name in ANNEALED:
+        return name == MARGIN or family in repeated
+    return name in {each.partition(" [")[0] for each in repeated}
 
 
 def _run(
