@@ -27,6 +27,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base import progress
 from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.cli import evaluate as evaluate_options
 from art_defenses_ext.cli.app import main
 from art_defenses_ext.cli.defences import DefenceSpec, check_spec, defence_names, option_names
 from art_defenses_ext.cli.union import evaluate_command
@@ -44,6 +45,8 @@ from art_defenses_ext.zoo.catalogue import MODELS
 from art_defenses_ext.zoo.classifiers import load_classifier
 from art_defenses_ext.zoo.datasets import DATASETS, Dataset
 from art_defenses_ext.zoo.models import build_model
+
+from .evaluation.test_rounds import few_steps
 
 OPTIONS = [name for option in evaluate_command.params for name in (*option.opts, *option.secondary_opts)]
 
@@ -335,6 +338,48 @@ def test_parts_are_merged_into_one_run(
     assert worst_cases[0].read_bytes() == worst_cases[1].read_bytes()
     assert "save_examples is 'all', but out is missing" in command(*cut, *images).err
     assert "processes is 2, but out is missing" in command(*cut, "--processes", 2).err
+
+
+class InThisProcess:
+    """In place of a pool of processes, so that a test can shorten what they run."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        self.map = map
+
+    def __enter__(self) -> InThisProcess:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def test_processes_share_rounds_of_more_effort_and_load_the_network_once(
+    command: Command, quick_arguments: list[str], short_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.round_plan", few_steps)
+    monkeypatch.setattr("art_defenses_ext.cli.evaluate.ProcessPoolExecutor", InThisProcess)
+    load, loaded = evaluate_options.Prepared.of, []
+
+    def noted(*arguments: Any) -> Any:
+        loaded.append(arguments)
+        return load(*arguments)
+
+    cut = [*quick_arguments, "--attacks", "standard", "--samples", 6, "--block-size", 2, "--check-samples", 2]
+    cut += ["--curve-samples", 0, "--undefended", "papers", "--threads", 1]
+    alone = command(*cut, "--out", "alone", "--effort", 2)
+    assert (alone.status, alone.err) == (0, "")
+    monkeypatch.setattr(evaluate_options.Prepared, "of", noted)
+    evaluate_options._prepared.cache_clear()
+    for effort in (0, 2):
+        shared = command(*cut, "--out", "shared", "--effort", effort, "--processes", 3)
+        assert (shared.status, shared.err) == (0, "")
+    assert len(loaded) == 2  # once for each call, not for each part and round
+    for name in (RECORDS, f"rounds/1/{RECORDS}", f"rounds/2/{RECORDS}"):
+        assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert len(list((tmp_path / "shared" / "rounds").glob("*/shards/*-of-3"))) == 2 * 3
+    refusal = command(*cut, "--out", "shared", "--processes", 3)
+    assert refusal.status == 2
+    assert "which holds another run: settings effort '2', not '0'" in refusal.err
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run"

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -27,6 +28,7 @@ from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import as_plain
 from art_defenses_ext.cli.show import resumable, say, set_noise, show_report
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig, NamedAttacks
+from art_defenses_ext.evaluation.run.shard import WHOLE, Shard, local_rank
 from art_defenses_ext.zoo.catalogue import COLLECTIONS, DATASETS, DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
     from art_defenses_ext.base.arrays import Images, IntArray
     from art_defenses_ext.cli.defences import DefenceSpec
     from art_defenses_ext.evaluation.report.report import Report
-    from art_defenses_ext.evaluation.run.shard import Shard
     from art_defenses_ext.evaluation.threat import Threat
     from art_defenses_ext.zoo.datasets import Dataset
 
@@ -139,9 +140,13 @@ class EvaluateOptions(EvaluationConfig):
         multiple=True, metavar="FILE",
     )  # fmt: skip
     shard: Text | None = option(
-        None, "Evaluate the i-th of n parts, as i/n, for a later merge. By default torchrun or srun sets it, else all."
+        None,
+        "Evaluate the i-th of n parts, as i/n, for a later merge; in a merged run, this part of the next round of more "
+        "effort. By default torchrun or srun sets it, else all.",
     )
-    processes: Count = option(1, "Number of processes of this machine that share the blocks; their parts are merged.")
+    processes: Count = option(
+        1, "Number of processes of this machine that share the blocks of the run and of its rounds."
+    )
     device: Annotated[str, one_of("cpu", "cuda")] = option("cpu", "Device of the network: cpu or cuda.")
     threads: Annotated[int, integer(1, "a whole number from 1 to 4096", most=4096)] | None = option(
         None, "Number of threads on the CPU. By default torch's own."
@@ -250,36 +255,52 @@ def _written(options: EvaluateOptions) -> dict[str, Any]:
 
 def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
     """Make an evaluation in several processes, which share the processor's cores; return the report of the whole."""
-    from art_defenses_ext.evaluation.evaluate import evaluate
-    from art_defenses_ext.evaluation.merge import join_parts, report_of
-    from art_defenses_ext.evaluation.run.shard import WHOLE
+    from art_defenses_ext.evaluation.merge import join_parts, join_rounds, report_of
+    from art_defenses_ext.evaluation.run.rounds import is_merged, rounds_follow
 
     if out is None or not part.is_whole:
         missing = "out is missing" if out is None else f"shard is {part}"
         raise InputError(f"processes is {options.processes}, but {missing}; a folder for the whole was expected")
+    _check_parts(options, options.processes)
     count, cores = options.processes, os.cpu_count() or 1
     each = replace(options, processes=1, threads=options.threads or max(1, cores // count))
     parts = [replace(each, shard=f"{number}/{count}") for number in range(1, count + 1)]
     level = logging.getLogger("art_defenses_ext").level
     spawn = get_context("spawn")  # torch's threads do not outlive a fork
     with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
-        folders = list(pool.map(_evaluated_part, parts))
-    join_parts(folders, out, overwrite=options.overwrite)
-    if options.effort == "0":
-        return report_of(out)
-    task = Prepared.of(each, WHOLE)  # rounds of more effort follow when all blocks are there
-    return evaluate(*task.call, out=out, save_examples=options.save_examples, **task.arguments)
+        continued = not options.overwrite and is_merged(out)
+        if not continued:
+            join_parts(list(pool.map(_evaluated_part, parts)), out, overwrite=options.overwrite)
+        parts = [replace(each, overwrite=False) for each in parts]
+        while continued or rounds_follow(out):
+            continued = False  # the first time this call may ask for more rounds than the run's manifest
+            list(pool.map(_evaluated_part, parts))
+            join_rounds(out, count)
+    return report_of(out)
 
 
 def _evaluated_part(options: EvaluateOptions) -> Path:
-    """Evaluate one part; the first part shows a progress bar."""
+    """Evaluate one part, or its share of the next round; the first part shows a progress bar."""
     from art_defenses_ext.evaluation.evaluate import evaluate_shard
 
     part, out = _part(options), options.out
     assert out is not None
-    task = Prepared.of(options, part)
+    task = _prepared(replace(options, shard=None, overwrite=True))  # what is in the folder was checked before
     arguments = task.arguments | _written(options)
     return evaluate_shard(*task.call, shard=part, out=out, progress=part.number == 1, **arguments)
+
+
+@lru_cache(maxsize=1)
+def _prepared(options: EvaluateOptions) -> Prepared:
+    """Return the arguments for all parts and rounds of a process, which loads and trains the network once."""
+    return Prepared.of(options, WHOLE)
+
+
+def _check_parts(options: EvaluateOptions, count: int) -> None:
+    """Check all options, and what the folders of the parts hold, before any process starts."""
+    threat, _, images, samples = checked(options, WHOLE)
+    for number in range(1, count + 1):
+        _check_run(options, threat, images, samples, Shard(number, count))
 
 
 def options_of_run(folder: Path) -> EvaluateOptions:
@@ -325,7 +346,6 @@ def _defence_specs(options: EvaluateOptions, trained_against: float) -> dict[str
 def _part(options: EvaluateOptions) -> Shard:
     """Return the part of the evaluation that belongs to this process, if it can be written."""
     from art_defenses_ext.evaluation.run.folder import check_out
-    from art_defenses_ext.evaluation.run.shard import Shard
 
     part = Shard.of_process() if options.shard is None else Shard.named(options.shard)
     if options.out is not None:
@@ -340,8 +360,6 @@ def _part(options: EvaluateOptions) -> Shard:
 def _prepare_machine(options: EvaluateOptions) -> None:
     """Set torch's threads, and the GPU of this process among those that a launcher started."""
     import torch
-
-    from art_defenses_ext.evaluation.run.shard import local_rank
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -386,4 +404,5 @@ def _check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count:
     out: Path | None = options.out
     if out is not None and not options.overwrite:
         settings = Settings.describing(threat, options.attacks, count, EvaluationConfig.part_of(options))
-        check_settings(out if part.is_whole else out / part.folder, settings)
+        for folder in dict.fromkeys((out, out if part.is_whole else out / part.folder)):
+            check_settings(folder, settings)

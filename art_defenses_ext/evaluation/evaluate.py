@@ -44,10 +44,12 @@ from art_defenses_ext.evaluation.run.describe import describe_run
 from art_defenses_ext.evaluation.run.folder import (
     UNDEFENDED,
     RunDirectory,
+    check_continues,
     check_out,
     check_settings,
     read_costs,
     read_findings,
+    read_kept_examples,
     read_manifest,
     read_records,
 )
@@ -55,6 +57,7 @@ from art_defenses_ext.evaluation.run.identity import identity_of
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.rounds import (
     gains,
+    is_merged,
     next_round,
     read_evidence,
     repeated,
@@ -180,12 +183,14 @@ def _evaluated(
         check_settings(out, task.settings)
     with RunDirectory(out, overwrite, keeps, save_examples) as directory:
         task.attack_blocks(directory, shard, progress)
-        task.make_rounds(directory, shard, progress, save_examples)
+        if shard.is_whole:
+            task.make_rounds(directory, progress, save_examples)
         counterpart = task.counterpart(progress)
         if counterpart is not None:
             with RunDirectory(directory.path / UNDEFENDED, overwrite, keeps) as beside:
                 counterpart.attack_blocks(beside, shard, progress)
-                counterpart.make_rounds(beside, shard, progress)
+                if shard.is_whole:
+                    counterpart.make_rounds(beside, progress)
         yield directory
 
 
@@ -246,7 +251,8 @@ def evaluate_shard(
     """Evaluate one part of an evaluation that several processes share; :func:`.merge` joins the parts.
 
     The processes are independent, and may run at any time and on any machine. Each gets the same arguments except
-    ``shard``.
+    ``shard``. After the merge, the same call makes this part of the next round of more effort, if one follows; another
+    merge joins its parts, and so on.
 
     Args:
         model, data, threat, attacks, overwrite, save_examples, progress: as in :func:`evaluate`; the data are all
@@ -256,7 +262,7 @@ def evaluate_shard(
         arguments: the other arguments of :func:`evaluate`.
 
     Returns:
-        The folder of this part, below ``out``.
+        The folder of this part, below ``out``; or ``out`` itself if it is merged and no round follows.
 
     Raises:
         InputError: as :func:`evaluate`.
@@ -264,10 +270,13 @@ def evaluate_shard(
     if not isinstance(shard, Shard):
         raise InputError(f"shard is {shown(shard)}; a Shard(number, count) was expected")
     check_extent(save_examples, out)
-    folder = check_path("out", out, "a folder") / shard.folder
+    whole = check_path("out", out, "a folder")
     task = partial(_Task.of, model, data, threat, attacks, progress=progress, **arguments)
-    with _evaluated(task, folder, shard, overwrite, progress, save_examples) as directory:
-        return directory.path
+    if check_flag("overwrite", overwrite) or not is_merged(whole):
+        with _evaluated(task, whole / shard.folder, shard, overwrite, progress, save_examples) as directory:
+            return directory.path
+    check_out(whole)
+    return task().share_rounds(whole, shard, check_flag("progress", progress), save_examples)
 
 
 def run_key(
@@ -467,33 +476,62 @@ class _Task:
             step = partial(phases.bar.update, task, advance=1)
             yield start, work.block(start, np.asarray(self.x[rows]), self.labels[rows], step, store, phases)
 
-    def make_rounds(self, store: RunDirectory, shard: Shard, progress: bool, save_examples: str = "one") -> None:
-        """Make the rounds of more effort after all blocks of a whole run; a shard has none."""
-        manifest, examples = store.manifest, store.examples
+    def make_rounds(self, store: RunDirectory, progress: bool, save_examples: str = "one") -> None:
+        """Make the rounds of more effort after all blocks of a whole run."""
+        manifest = store.manifest
         assert manifest is not None
         if save_examples == "all":
             self._join_rounds(store)
-        while shard.is_whole:
-            evidence = read_evidence(store.path, manifest, read_records(store.path))
-            number = next_round(evidence)
-            if number is None:
-                return
-            plan = round_plan(number, self.attacker, self.threat, gains(evidence), repeated(evidence))
-            of_round, folder = replace(manifest, plan=plan), round_folder(store.path, number)
-            with (
-                self.evaluating(),
-                progress_bar(progress) as bar,
-                RunDirectory(folder, keeps=store.keeps, save_examples=save_examples) as directory,
-            ):
-                directory.check_same(of_round)
-                directory.begin(of_round)
-                work = self._work(self.undefended, True, examples)
-                work.plan, work.before = plan, evidence
-                starts = shard.starts(self.settings.samples, self.settings.block_size)
-                for _ in self._attacked(work, f"round {number}", starts, directory, Phases(bar)):
-                    pass
+        while self._make_round(store.path, manifest, WHOLE, progress, save_examples, store.keeps):
+            pass
+
+    def share_rounds(self, path: Path, shard: Shard, progress: bool, save_examples: str) -> Path:
+        """Make a shard of the next round of a merged run, and of that of its undefended model.
+
+        Returns:
+            The folder of the shard; ``path`` if no round follows.
+        """
+        folder = self._share_round(path, shard, progress, save_examples)
+        counterpart = self.counterpart(progress)
+        beside = counterpart and counterpart._share_round(path / UNDEFENDED, shard, progress, "one")
+        return folder or beside or path
+
+    def _share_round(self, path: Path, shard: Shard, progress: bool, save_examples: str) -> Path | None:
+        held, manifest = read_manifest(path), self.manifest()
+        check_continues(path, held, manifest)
+        return self._make_round(path, held.continued_by(manifest), shard, progress, save_examples)
+
+    def _make_round(
+        self, path: Path, manifest: Manifest, shard: Shard, progress: bool, save_examples: str, keeps: bool = True
+    ) -> Path | None:
+        """Make a shard of the next round of more effort of the run in a folder.
+
+        Returns:
+            The folder of the shard; None if no round follows.
+        """
+        evidence = read_evidence(path, manifest, read_records(path))
+        number = next_round(evidence)
+        if number is None:
+            return None
+        plan = round_plan(number, self.attacker, self.threat, gains(evidence), repeated(evidence))
+        of_round, folder = replace(manifest, plan=plan, shard=shard), round_folder(path, number)
+        folder = folder if shard.is_whole else folder / shard.folder
+        shown = [example for each in (path, *round_folders(path)) for example in read_kept_examples(each)]
+        with (
+            self.evaluating(),
+            progress_bar(progress) as bar,
+            RunDirectory(folder, keeps=keeps, save_examples=save_examples) as directory,
+        ):
+            directory.check_same(of_round)
+            directory.begin(of_round)
+            work = self._work(self.undefended, True, [*shown, *directory.examples])
+            work.plan, work.before = plan, evidence
+            starts = shard.starts(self.settings.samples, self.settings.block_size)
+            for _ in self._attacked(work, f"round {number}", starts, directory, Phases(bar)):
+                pass
+            if shard.is_whole:
                 directory.join_images(read_records(folder))
-                examples += directory.examples
+        return folder
 
     def _join_rounds(self, store: RunDirectory) -> None:
         """Join the images of finished rounds, of which an interruption may have left the last one's in blocks."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.validation import check_flag, check_path, check_paths
+from art_defenses_ext.evaluation.config import MOST_ROUNDS
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
@@ -22,11 +23,13 @@ from art_defenses_ext.evaluation.run.folder import (
     costs_by_block,
     examples_by_block,
     finished_blocks,
+    is_finished,
     read_findings,
     read_manifest,
     read_records,
 )
 from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
+from art_defenses_ext.evaluation.run.rounds import round_folder
 from art_defenses_ext.evaluation.run.shard import WHOLE
 
 
@@ -52,6 +55,11 @@ class Part:
         """Attacked images, by the index of a block's first sample."""
         return examples_by_block(self.path)
 
+    @property
+    def is_round(self) -> bool:
+        """Whether it is a part of a round of more effort."""
+        return any(run.role == "round" for run in self.manifest.plan)
+
     def blocks(self) -> Iterator[Block]:
         """The finished blocks in their order; one at a time is in memory."""
         return finished_blocks(self.path, self.manifest)
@@ -73,10 +81,12 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
 
     Raises:
         InputError: for parts of different runs, samples that are missing or in two parts, and folders that cannot be
-            read or written; nothing is written then. Also if rounds of more effort are to follow: the parts are joined
-            then, and :func:`.evaluate` with ``out`` continues with the rounds.
+            read or written; nothing is written then. Also if a round of more effort is to follow: the parts are joined
+            then, and :func:`.evaluate` or :func:`.evaluate_shard` with ``out`` makes the round.
     """
-    return report_of(join_parts(folders, out, overwrite=overwrite, mixed=mixed))
+    whole = join_parts(folders, out, overwrite=overwrite, mixed=mixed)
+    join_rounds(whole)
+    return report_of(whole)
 
 
 def report_of(folder: Path) -> Report:
@@ -99,9 +109,11 @@ def join_parts(folders: Sequence[str | Path], out: str | Path, *, overwrite: boo
     _check_same(parts, mixed)
     holders = _holders(parts)
     first = parts[holders[0]]
-    findings = read_findings(first.path)
+    findings = None if first.is_round else read_findings(first.path)
     with RunDirectory(out, overwrite) as directory:
         manifest = _merged_manifest(parts, first)
+        if directory.manifest is not None:  # which a later call may have asked for more rounds
+            manifest = manifest.continued_by(directory.manifest)
         directory.check_same(manifest)
         directory.begin(manifest)
         blocks = [part.blocks() for part in parts]
@@ -109,7 +121,8 @@ def join_parts(folders: Sequence[str | Path], out: str | Path, *, overwrite: boo
             block, part = next(blocks[number]), parts[number]
             if start not in directory.done:
                 directory.append(block, part.costs[start], part.examples.get(start, []))
-        directory.finish(findings)
+        if findings is not None:
+            directory.finish(findings)
         beside = [part.path / UNDEFENDED for part in parts]
         if all((path / MANIFEST).exists() for path in beside):
             join_parts(beside, directory.path / UNDEFENDED, overwrite=overwrite, mixed=mixed)
@@ -117,6 +130,34 @@ def join_parts(folders: Sequence[str | Path], out: str | Path, *, overwrite: boo
         if all(holds_block(path, start) for start, path in paths.items()):
             join_images(out, paths, manifest, read_records(out))
         return directory.path
+
+
+def join_rounds(path: Path, count: int | None = None) -> None:
+    """Join the parts of each round of more effort of a merged run, and of its undefended model's.
+
+    Args:
+        path: folder of the run.
+        count: the number of shards of which parts are joined; None for all parts that are there.
+
+    Raises:
+        InputError: as :func:`merge`.
+    """
+    for run in (path, path / UNDEFENDED):
+        for number in range(1, MOST_ROUNDS + 1):
+            folder = round_folder(run, number)
+            parts = sorted(part.parent for part in folder.glob(f"shards/*-of-{count or '*'}/{MANIFEST}"))
+            if parts and not is_finished(folder):
+                join_parts(parts, folder)
+                _note_effort(run, folder)
+
+
+def _note_effort(path: Path, folder: Path) -> None:
+    """Note in a run's manifest the effort with which a round of it was made."""
+    with RunDirectory(path) as directory:
+        assert directory.manifest is not None
+        manifest = replace(read_manifest(folder), plan=directory.manifest.plan)
+        directory.check_same(manifest)
+        directory.begin(manifest)
 
 
 def _parts_in(folder: Path) -> list[Path]:
@@ -174,7 +215,7 @@ def _absent(parts: list[Part], start: int) -> str:
 
 def _merged_manifest(parts: list[Part], first: Part) -> Manifest:
     """Return the manifest of the merged run, which names the environments of all parts."""
-    environments: list[dict[str, Any]] = []
+    environments: list[dict[str, Any]] = list(first.manifest.run.environments)  # a round's are those of its run
     for part in parts:
         environment = part.manifest.environment
         if environment not in [first.manifest.environment, *environments]:

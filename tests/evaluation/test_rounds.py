@@ -19,6 +19,7 @@ from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report.page import render_page
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.rerun import Rerun
+from art_defenses_ext.evaluation.run import describe
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest, read_records
 from art_defenses_ext.evaluation.run.shard import Shard
@@ -54,7 +55,8 @@ def few_steps(
             kind="queries",
         ),
     ]
-    return [AttackRun(specs[0], "smooth", threat, "round"), AttackRun(specs[1], "exact", threat, "round")]
+    mode = "smooth" if "smooth" in attacker.modes else "exact"
+    return [AttackRun(specs[0], mode, threat, "round"), AttackRun(specs[1], "exact", threat, "round")]
 
 
 @pytest.fixture(autouse=True)
@@ -169,17 +171,123 @@ def test_a_finished_run_continues_with_more_rounds_and_repeats_none_of_its_attac
         evaluate(**call | {"effort": "auto", "seed": 1}, out=folder)
 
 
+# In parts
+
+
+def share(call: Mapping[str, Any], out: Path, numbers: Collection[int] = (1, 2), **changes: Any) -> list[Path]:
+    """Make parts of the run, or of the next round once it is merged."""
+    return [evaluate_shard(**call | changes, shard=Shard(number, 2), out=out) for number in numbers]
+
+
+def merge_before_round(number: int, folder: Path) -> None:
+    """Merge the parts in a folder, after which a round follows."""
+    with pytest.raises(InputError, match=f"round {number} of more effort is not finished; .* whole or in parts"):
+        merge([folder], folder)
+
+
+@pytest.fixture(scope="module")
+def merged_folder(finished_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The run in two parts, merged before its first round."""
+    folder = tmp_path_factory.mktemp("merged") / "run"
+    share(make_call(finished_run), folder)
+    merge_before_round(1, folder)
+    return folder
+
+
 def test_merged_parts_continue_with_the_rounds_of_a_single_process(
-    finished_run: Any, run_folder: Path, tmp_path: Path
+    finished_run: Any, run_folder: Path, merged_folder: Path, tmp_path: Path
 ) -> None:
-    call = make_call(finished_run)
-    for number in (1, 2):
-        evaluate_shard(**call, shard=Shard(number, 2), out=tmp_path / "run")
-    with pytest.raises(InputError, match=r"round 1 of more effort is not finished; .* without --shard, goes on"):
-        merge([tmp_path / "run"], tmp_path / "run")
-    evaluate(**call, out=tmp_path / "run")
+    shutil.copytree(merged_folder, tmp_path / "run")
+    evaluate(**make_call(finished_run), out=tmp_path / "run")
     assert read_round_records(tmp_path / "run") == read_round_records(run_folder)
     assert Rerun.between(run_folder, tmp_path / "run").byte_equal
+
+
+def test_rounds_in_parts_equal_those_of_a_single_process_also_after_a_kill(
+    finished_run: Any, run_folder: Path, merged_folder: Path, tmp_path: Path
+) -> None:
+    call, folder = make_call(finished_run), tmp_path / "run"
+    shutil.copytree(merged_folder, folder)
+    (first,) = share(call, folder, [1])
+    assert first == folder / "rounds" / "1" / "shards" / "1-of-2"
+    with pytest.raises(InputError, match="1 of 2 blocks of 4 samples; the one from sample 4 on is missing"):
+        merge([folder], folder)
+    (second,) = share(call, folder, [2])
+    (second / RECORDS).write_bytes((second / RECORDS).read_bytes()[:-100])
+    with pytest.raises(InputError, match="2-of-2 is not finished"):
+        merge([folder], folder)
+    share(call, folder)
+    merge_before_round(2, folder)
+    assert share(call, folder)[0].parts[-4:] == ("rounds", "2", "shards", "1-of-2")
+    report = merge([folder], folder)
+    assert share(call, folder) == [folder, folder]  # no round is left
+    assert read_round_records(folder) == read_round_records(run_folder)
+    assert Rerun.between(run_folder, folder).byte_equal
+    assert report.robust_accuracy == Report.load(run_folder).robust_accuracy
+    assert [(example.index, example.attack) for example in report.examples] == [
+        (example.index, example.attack) for example in Report.load(run_folder).examples
+    ]
+    assert merge([folder], folder).records == report.records
+
+
+def test_parts_ask_a_finished_run_for_more_rounds(finished_run: Any, run_folder: Path, tmp_path: Path) -> None:
+    call, folder = make_call(finished_run), tmp_path / "run"
+    share(call, folder, effort="0")
+    merge([folder], folder)
+    for effort in (1, 2):
+        share(call, folder, effort=str(effort))
+        assert len(merge([folder], folder).summary.rounds) == effort
+        assert read_manifest(folder).run.settings.effort == str(effort)
+    assert read_round_records(folder) == read_round_records(run_folder)
+    with pytest.raises(InputError, match="which holds another run: settings effort '2', not '0'"):
+        share(call, folder, effort="0")
+    with pytest.raises(InputError, match="which holds another run: settings seed 0, not 1"):
+        share(call, folder, seed=1)
+
+
+def test_a_part_of_a_round_runs_in_any_environment_of_the_run(
+    finished_run: Any, merged_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, mixed, plain = make_call(finished_run), tmp_path / "mixed", tmp_path / "plain"
+    shutil.copytree(merged_folder, plain)
+    share(call, mixed, [1], effort="1")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(describe.torch, "get_num_threads", lambda: 4)
+        share(call, mixed, [2], effort="1")
+        with pytest.raises(InputError, match="which holds another run: threads 1, not 4"):
+            share(call, plain)
+    with pytest.raises(InputError, match="round 1 of more effort is not finished"):
+        merge([mixed], mixed, mixed=True)
+    share(call, mixed, [1], effort="1")
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(describe.torch, "get_num_threads", lambda: 4)
+        share(call, mixed, [2], effort="1")
+    report = merge([mixed], mixed, mixed=True)
+    assert len(report.summary.rounds) == 1
+    assert [environment["threads"] for environment in report.summary.run.environments] == [4]
+
+
+def test_parts_of_rounds_keep_all_images(finished_run: Any, tmp_path: Path) -> None:
+    call = make_call(finished_run) | {"effort": "1", "save_examples": "all"}
+    evaluate(**call, out=tmp_path / "whole")
+    share(call, tmp_path / "parts")
+    merge_before_round(1, tmp_path / "parts")
+    share(call, tmp_path / "parts")
+    merge([tmp_path / "parts"], tmp_path / "parts")
+    images = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "rounds" / "1" / "adversarial").glob("*.npz")}
+        for name in ("whole", "parts")
+    ]
+    assert len(images[0]) == 3  # two attacks and the worst case
+    assert images[0] == images[1]
+
+
+def test_overwriting_removes_parts_of_rounds(finished_run: Any, merged_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(merged_folder, tmp_path / "run")
+    share(make_call(finished_run), tmp_path / "run", [1])
+    evaluate(**make_call(finished_run) | {"effort": "0"}, out=tmp_path / "run", overwrite=True)
+    assert not list((tmp_path / "run" / "rounds").glob("**/manifest.json"))
+    assert list((tmp_path / "run" / "shards").glob("*/manifest.json"))  # parts of the run itself are others' folders
 
 
 def test_a_round_of_another_run_is_refused(run_folder: Path, tmp_path: Path) -> None:

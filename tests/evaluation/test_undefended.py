@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, add_examples, as_module, evaluate
 from art_defenses_ext.base.errors import InputError
+from art_defenses_ext.evaluation import evaluate as evaluate_module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.records.paired import Paired
@@ -23,11 +25,13 @@ from art_defenses_ext.evaluation.records.proportion import Proportion
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.report.verdict import conclusion, verdict
 from art_defenses_ext.evaluation.results.summary import AgainstUndefended
+from art_defenses_ext.evaluation.run.folder import RECORDS
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite import suites
 from art_defenses_ext.zoo.datasets import Dataset
 
 from ..conftest import FEW_STEPS, FinishedRun, omit_pictures
+from .test_rounds import few_steps
 
 OPTIONS: dict[str, Any] = {"block_size": 4, "curve_samples": 0, "check_samples": 2, "progress": False}
 
@@ -86,6 +90,26 @@ def test_parts_are_merged_with_their_undefended_parts(
     assert merged.summary.against_undefended is not None
     assert complete.summary.against_undefended is not None
     assert merged.summary.against_undefended.paired == complete.summary.against_undefended.paired
+
+
+def test_parts_share_the_rounds_of_the_undefended_model_too(
+    arguments: tuple[Any, ...], tmp_path: Path, without_pictures: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Equal to those of a single process, also where only one of both models has a round left."""
+    monkeypatch.setattr(evaluate_module, "round_plan", few_steps)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    complete, merged = evaluate(*arguments, out=whole, **OPTIONS, effort="1"), None
+    calls = 0
+    while merged is None:
+        for number in (1, 2):
+            evaluate_shard(*arguments, shard=Shard(number, 2), out=parts, **OPTIONS, effort="1")
+        calls += 1
+        with suppress(InputError):
+            merged = merge([parts], parts)
+    assert calls == 2
+    assert merged.records == complete.records
+    for name in ("rounds/1", "undefended/rounds/1"):
+        assert (parts / name / RECORDS).read_bytes() == (whole / name / RECORDS).read_bytes()
 
 
 def test_the_undefended_model_is_left_out_if_not_wanted_or_not_known(

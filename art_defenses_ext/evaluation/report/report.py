@@ -73,7 +73,7 @@ class Report:
         if (number := next_round(evidence)) is not None:
             raise RunError(
                 f"folder is {folder}, where round {number} of more effort is not finished; a finished run was "
-                "expected: the command that began it, of a part without --shard, goes on with it"
+                "expected: the command that began it goes on with it, whole or in parts (--shard)"
             )
         # Compared first, since joining adds the examples from elsewhere to the records in place.
         paired = run.pairs_undefended and (path / UNDEFENDED / MANIFEST).exists()

@@ -49,7 +49,7 @@ from art_defenses_ext.evaluation.records.lines import (
 )
 from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord
 from art_defenses_ext.evaluation.run.all_images import AllImages, join_images, remove_blocks, remove_images
-from art_defenses_ext.evaluation.run.manifest import Manifest
+from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
 from art_defenses_ext.evaluation.run.unfinished import Attempts, Unfinished
 from art_defenses_ext.evaluation.threat import named_threat
 
@@ -128,6 +128,21 @@ def check_settings(path: str | Path, settings: Settings) -> None:
         _refuse_another_run(path, read_manifest(Path(path)).other_settings(settings))
 
 
+def check_continues(path: str | Path, held: Manifest, manifest: Manifest) -> None:
+    """Refuse to continue the run in a folder, with the manifest ``held``, by another.
+
+    A run that was merged from several environments goes on in any of them.
+
+    Raises:
+        InputError: that names the first difference.
+    """
+    among = manifest.environment in held.run.environments
+    difference = held.continued_by(manifest).difference(manifest, ignored=ENVIRONMENT if among else ())
+    if difference is None and held.shard != manifest.shard:
+        difference = f"shard {held.shard}, not {manifest.shard}"
+    _refuse_another_run(path, difference)
+
+
 def _refuse_another_run(path: str | Path, difference: str | None) -> None:
     if difference is not None:
         raise RunError(
@@ -189,12 +204,8 @@ class RunDirectory:
         Raises:
             InputError: that names the first difference.
         """
-        if self.manifest is None:
-            return
-        difference = self.manifest.continued_by(manifest).difference(manifest)
-        if difference is None and self.manifest.shard != manifest.shard:
-            difference = f"shard {self.manifest.shard}, not {manifest.shard}"
-        _refuse_another_run(self.path, difference)
+        if self.manifest is not None:
+            check_continues(self.path, self.manifest, manifest)
 
     def begin(self, manifest: Manifest) -> None:
         """Write the manifest; or find the finished blocks and remove the unfinished rest of a killed run.
@@ -326,7 +337,7 @@ class RunDirectory:
                 path.unlink()
             self._unfinished.remove()
             remove_images(self.path)
-        for manifest in (self.path / UNDEFENDED / MANIFEST, *(self.path / ROUNDS).glob(f"*/{MANIFEST}")):
+        for manifest in (self.path / UNDEFENDED / MANIFEST, *(self.path / ROUNDS).glob(f"**/{MANIFEST}")):
             if manifest.exists():
                 with RunDirectory(manifest.parent, overwrite=True):
                     pass
@@ -345,6 +356,18 @@ def read_manifest(path: Path) -> Manifest:
         InputError: for a folder without a run, or with a run of another version.
     """
     return Manifest.read(path / MANIFEST)
+
+
+def is_finished(path: Path) -> bool:
+    """Return whether a folder holds a whole run with all its blocks; rounds of more effort may follow.
+
+    Raises:
+        InputError: as :func:`finished_blocks`.
+    """
+    if not (path / MANIFEST).exists():
+        return False
+    manifest = read_manifest(path)
+    return manifest.shard.is_whole and len(read_records(path)) == manifest.run.settings.samples
 
 
 def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:

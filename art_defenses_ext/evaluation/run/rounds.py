@@ -1,10 +1,11 @@
 """Rounds of more effort beside a run's own records.
 
-    rounds/1/    the first round, a folder like the run's: manifest, records, costs, digests
+    rounds/1/                  the first round, a folder like the run's: manifest, records, costs, digests
+    rounds/1/shards/1-of-2/    a part of it, until all parts are merged
 
 The records of a round cover all samples and hold the outcomes of its attacks. The run's own records do not change; a
 report joins both. The next round is a function of the records alone (:func:`next_round`), so a run that was killed,
-repeated or merged has the same rounds.
+repeated, shared or merged has the same rounds.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from art_defenses_ext.evaluation.checks.checks import OF_EFFORT, Evidence
 from art_defenses_ext.evaluation.config import AUTO, MOST_ROUNDS, most_rounds
 from art_defenses_ext.evaluation.records.lines import CHANGED
 from art_defenses_ext.evaluation.records.sample import SampleRecord
-from art_defenses_ext.evaluation.run.folder import MANIFEST, ROUNDS, read_findings, read_manifest, read_records
+from art_defenses_ext.evaluation.run.folder import (
+    MANIFEST,
+    ROUNDS,
+    UNDEFENDED,
+    is_finished,
+    read_findings,
+    read_manifest,
+    read_records,
+)
 from art_defenses_ext.evaluation.run.manifest import Manifest
 
 IDLE = 2
@@ -34,6 +43,27 @@ def round_folders(path: Path) -> list[Path]:
     """Return the folders of the rounds that have begun, in their order."""
     folders = (round_folder(path, number) for number in range(1, MOST_ROUNDS + 1))
     return [folder for folder in folders if (folder / MANIFEST).exists()]
+
+
+def is_merged(path: Path) -> bool:
+    """Return whether a folder holds a whole run with all its blocks, and that of its undefended model if it has one.
+
+    Raises:
+        InputError: for a run that cannot be read.
+    """
+    if not is_finished(path):
+        return False
+    return not read_manifest(path).run.pairs_undefended or is_finished(path / UNDEFENDED)
+
+
+def rounds_follow(path: Path) -> bool:
+    """Return whether a round of more effort follows in a merged run, or in that of its undefended model.
+
+    Raises:
+        InputError: for a run that cannot be read.
+    """
+    runs = [folder for folder in (path, path / UNDEFENDED) if (folder / MANIFEST).exists()]
+    return any(next_round(read_evidence(each, read_manifest(each), read_records(each))) is not None for each in runs)
 
 
 def read_evidence(path: Path, manifest: Manifest, records: list[SampleRecord]) -> Evidence:
