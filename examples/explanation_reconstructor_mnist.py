@@ -4,7 +4,7 @@
         [--seeds 0,1,2] [--measure 2000] [--adaptive 1000] [--long 200] [--epochs 10] [--device cuda]
 
 DIR holds MNIST as torchvision lays it out. OUT receives the classifiers (the authors' network, trained as in their
-code) and the detectors, which a later call loads.
+code), the detectors, and in ``runs`` the evaluations, which a later call goes on with.
 """
 
 from __future__ import annotations
@@ -91,24 +91,26 @@ def measured(
     eps: float,
     attacks: list[AttackSpec],
     seed: int,
+    out: Path | None = None,
 ) -> Detection:
-    """Return a detector's figures under attacks on all images."""
+    """Return a detector's figures under attacks on all images; an evaluation with a folder goes on after a kill."""
+    folder = out and out / f"seed {seed}, eps {eps:g}, {len(part.x)} images"
     report = evaluate(
-        classifier, (part.x, part.y), Linf(eps), attacks,
-        detector=detector, seed=seed, curve_samples=0, check_samples=0, progress=False,
+        classifier, (part.x, part.y), Linf(eps), attacks, detector=detector, seed=seed, curve_samples=0,
+        check_samples=0, progress=False, out=folder,
     )  # fmt: skip
     assert report.summary.detection is not None
     return report.summary.detection
 
 
-def print_paper(pairs: dict[int, tuple[PyTorchClassifier, ExplanationReconstructor]], part: Split) -> None:
+def print_paper(pairs: dict[int, tuple[PyTorchClassifier, ExplanationReconstructor]], part: Split, out: Path) -> None:
     """Print the mean AUC over the classes and seeds, beside the paper's, and the measured false positive rate."""
     attacks = list(paper_specs(ExplanationReconstructor))
     measured_aucs: dict[tuple[str, float], list[float]] = {}
     false_positives = []
     for seed, (classifier, detector) in pairs.items():
         for eps in GRID:
-            detection = measured(classifier, detector, part, eps, attacks, seed)
+            detection = measured(classifier, detector, part, eps, attacks, seed, out / "paper")
             for row in detection.rows:
                 if row.mean_auc is not None:
                     measured_aucs.setdefault((row.key.split(",")[0], eps), []).append(row.mean_auc)
@@ -158,20 +160,22 @@ def print_adaptive(
     classifier: PyTorchClassifier, detector: ExplanationReconstructor, test: Split, run: argparse.Namespace, seed: int
 ) -> None:
     """Print the success rates of adaptive and zero-knowledge attacks at the detector's own threshold."""
+    runs = run.out / "runs"
     print(f"\n## Adaptive attacks, seed {seed}: misclassified and not flagged, %\n")
     print(HEADS, flush=True)
     for eps in (0.1, 0.3):
         if run.adaptive:
             part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
             zero_knowledge = measured(
-                classifier, detector, part, eps, list(paper_specs(ExplanationReconstructor)), seed
+                classifier, detector, part, eps, list(paper_specs(ExplanationReconstructor)), seed, runs / "paper"
             )
             print_success(f"eps {eps:g}, {len(part.x)} images", zero_knowledge.rows)
         for nb_steps, count in ((100, run.adaptive), (1000, run.long)):
             if count:
                 part = Split(test.x[:count], test.y[:count])
                 for attack in evading(nb_steps):
-                    detection = measured(classifier, detector, part, eps, [attack], seed)
+                    out = runs / f"{attack.name}, {nb_steps} steps"
+                    detection = measured(classifier, detector, part, eps, [attack], seed, out)
                     print_success(f"eps {eps:g}, {nb_steps} steps, {count} images", detection.rows)
 
 
@@ -199,7 +203,8 @@ def print_binary(classifier: PyTorchClassifier, train: Split, test: Split, run: 
     print(HEADS, flush=True)
     detector = BinaryInputDetector(frozen)
     for attack in [*paper_specs(ExplanationReconstructor), *evading(100)]:
-        print_success("BinaryInputDetector", measured(classifier, detector, part, eps, [attack], seed).rows)
+        out = run.out / "runs" / f"binary, {attack.name}"
+        print_success("BinaryInputDetector", measured(classifier, detector, part, eps, [attack], seed, out).rows)
 
 
 def main() -> None:
@@ -228,7 +233,7 @@ def main() -> None:
     pairs = {seed: watched(seed, dataset.train, run) for seed in chosen}
     first, test = pairs[seeds[0]], dataset.test
     if "paper" in stages:
-        print_paper(pairs, Split(test.x[: run.measure], test.y[: run.measure]))
+        print_paper(pairs, Split(test.x[: run.measure], test.y[: run.measure]), run.out / "runs")
     if "adaptive" in stages:
         print_adaptive(*first, test, run, seeds[0])
     if "binary" in stages:
