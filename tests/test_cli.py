@@ -356,7 +356,7 @@ class InThisProcess:
 def test_processes_share_rounds_of_more_effort_and_load_the_network_once(
     command: Command, quick_arguments: list[str], short_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.round_plan", few_steps)
+    monkeypatch.setattr("art_defenses_ext.evaluation.task.round_plan", few_steps)
     monkeypatch.setattr("art_defenses_ext.cli.evaluate.ProcessPoolExecutor", InThisProcess)
     load, loaded = evaluate_options.Prepared.of, []
 

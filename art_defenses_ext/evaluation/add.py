@@ -16,7 +16,6 @@ from art_defenses_ext.base.text import is_web_address, shown
 from art_defenses_ext.base.validation import check_file, check_path, check_text, one_line, within_clip_values
 from art_defenses_ext.estimator import rebuild
 from art_defenses_ext.evaluation.config import EvaluationConfig
-from art_defenses_ext.evaluation.evaluate import EvaluationArguments, task_of
 from art_defenses_ext.evaluation.records.sample import Outcome, image_hash
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.added import Addition, hash_of, read_additions, write_addition
@@ -24,6 +23,7 @@ from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.folder import RunDirectory, read_manifest
 from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
 from art_defenses_ext.evaluation.suite.suites import STANDARD
+from art_defenses_ext.evaluation.task import EvaluationArguments, Task
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 ADVERSARIAL = ("adversarial", "adv", "x_adv", "adv_complete")
@@ -194,7 +194,8 @@ def _outcomes_of(
     threat = named_threat(settings.threat, settings.eps)
     run = addition.run(threat, settings.samples)
     arguments |= {"allow_large_eps": True, "config": EvaluationConfig.part_of(settings)}
-    task = task_of(model, data, threat, [STANDARD[-1]], **arguments)  # it checks the model; no attack is made
+    # It checks the model; no attack is made.
+    task = Task.of(model, data, threat, [STANDARD[-1]], progress=False, **arguments)
     _check_same(folder, manifest, task.manifest())
     examples = _checked(examples, before, task.x, threat, task.classifier.clip_values)
     plan = [*manifest.plan, run]

@@ -20,7 +20,6 @@ from art_defenses_ext.base.validation import check_count, check_flag, check_imag
 from art_defenses_ext.estimator.bridged import differentiable
 from art_defenses_ext.estimator.rebuild import gradients_enabled
 from art_defenses_ext.estimator.rejecting import rejects
-from art_defenses_ext.evaluation.evaluate import classifier_of
 from art_defenses_ext.evaluation.records.proportion import Mean, Proportion
 from art_defenses_ext.evaluation.results.randomness import MOST_SENT
 from art_defenses_ext.evaluation.suite.attacker import averaged, for_any_attack, is_random, watched, with_surrogates
@@ -28,6 +27,7 @@ from art_defenses_ext.evaluation.suite.predictions import predict
 from art_defenses_ext.evaluation.suite.queries import PointPasses, Queries
 from art_defenses_ext.evaluation.suite.seeding import derived_seed, seeded
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.task import classifier_of
 from art_defenses_ext.evaluation.threat import Threat, check_threat
 from art_defenses_ext.gradients.modes import gradient_mode
 

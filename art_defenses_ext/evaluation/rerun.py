@@ -15,13 +15,14 @@ from torch import nn
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.base.validation import check_path
 from art_defenses_ext.evaluation.config import EvaluationConfig
-from art_defenses_ext.evaluation.evaluate import EvaluationArguments, evaluate, manifest_of
+from art_defenses_ext.evaluation.evaluate import evaluate, manifest_of
 from art_defenses_ext.evaluation.records.sample import SampleRecord
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest, read_records
 from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.rounds import read_evidence, round_folders
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.task import EvaluationArguments
 from art_defenses_ext.evaluation.threat import named_threat
 
 SHOWN = 10

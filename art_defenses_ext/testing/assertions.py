@@ -31,20 +31,14 @@ from art_defenses_ext.estimator.rebuild import rebuild, record_undefended, undef
 from art_defenses_ext.estimator.rejecting import rejecting
 from art_defenses_ext.estimator.wrap import as_classifier
 from art_defenses_ext.evaluation.config import EvaluationConfig
-from art_defenses_ext.evaluation.evaluate import (
-    DECLARED,
-    AttackArguments,
-    EvaluationArguments,
-    classifier_of,
-    evaluate,
-    run_key,
-)
+from art_defenses_ext.evaluation.evaluate import evaluate, run_key
 from art_defenses_ext.evaluation.records.paired import Paired
 from art_defenses_ext.evaluation.report.headlines import NOT_ESTABLISHED, figure_name, own_worst_case
 from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.run.folder import read_manifest
 from art_defenses_ext.evaluation.run.manifest import attacker_differences
 from art_defenses_ext.evaluation.suite.spec import AttackSpec
+from art_defenses_ext.evaluation.task import DECLARED, AttackArguments, EvaluationArguments, classifier_of
 from art_defenses_ext.evaluation.threat import Threat, named_threat
 
 SHOWN = 10

@@ -24,7 +24,7 @@ from art_defenses_ext import JumpReLU, Linf
 from art_defenses_ext.attack.random_noise import RandomNoise
 from art_defenses_ext.base.arrays import FloatArray, StoredImages
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation import evaluate as module
+from art_defenses_ext.evaluation import task as module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.records.phases import PHASES

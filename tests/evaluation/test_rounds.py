@@ -13,7 +13,7 @@ from art_defenses_ext import evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation import evaluate as module
+from art_defenses_ext.evaluation import task as module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report.page import render_page

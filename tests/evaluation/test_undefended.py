@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from art_defenses_ext import JumpReLU, Linf, add_examples, as_module, evaluate
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation import evaluate as evaluate_module
+from art_defenses_ext.evaluation import task
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.records.paired import Paired
@@ -96,7 +96,7 @@ def test_parts_share_the_rounds_of_the_undefended_model_too(
     arguments: tuple[Any, ...], tmp_path: Path, without_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal to those of a single process, also where only one of both models has a round left."""
-    monkeypatch.setattr(evaluate_module, "round_plan", few_steps)
+    monkeypatch.setattr(task, "round_plan", few_steps)
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     complete, merged = evaluate(*arguments, out=whole, **OPTIONS, effort="1"), None
     calls = 0

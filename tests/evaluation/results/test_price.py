@@ -150,7 +150,7 @@ def test_attacks_with_equal_passes_for_each_image_are_priced_exactly(finished_ru
 def test_a_run_states_its_expected_cost_after_the_first_block(
     finished_run: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.LONG", 0.0)
+    monkeypatch.setattr("art_defenses_ext.evaluation.task.LONG", 0.0)
     options = {"attacks": finished_run.attacks[:2], "curve_samples": 0, "check_samples": 0, "progress": True}
     finished_run.repeat(data=(finished_run.x[:6], finished_run.y[:6]), **options)
     output = capsys.readouterr().err
