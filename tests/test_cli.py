@@ -330,6 +330,7 @@ def test_parts_are_merged_into_one_run(
     assert "run/report.html" in merged.out
     records = (tmp_path / "run" / RECORDS).read_bytes()
     assert len(records.splitlines()) == 5
+    assert "nothing is left to do" in command(*cut, "--out", "run", "--shard", "2/2", *images).out
     at_once = command(*cut, "--out", "at_once", "--processes", 2, "--threads", 1, *images)
     assert (at_once.status, at_once.err) == (0, "")
     assert "at_once/report.html" in at_once.out
@@ -365,15 +366,18 @@ def test_processes_share_rounds_of_more_effort_and_load_the_network_once(
         return load(*arguments)
 
     cut = [*quick_arguments, "--attacks", "standard", "--samples", 6, "--block-size", 2, "--check-samples", 2]
-    cut += ["--curve-samples", 0, "--undefended", "papers", "--threads", 1]
-    alone = command(*cut, "--out", "alone", "--effort", 2)
+    cut += ["--curve-samples", 0, "--undefended", "papers"]
+    alone = command(*cut, "--out", "alone", "--effort", 2, "--threads", 1)
     assert (alone.status, alone.err) == (0, "")
     monkeypatch.setattr(evaluate_options.Prepared, "of", noted)
     evaluate_options._prepared.cache_clear()
-    for effort in (0, 2):
-        shared = command(*cut, "--out", "shared", "--effort", effort, "--processes", 3)
+    shared = command(*cut, "--out", "shared", "--effort", 0, "--processes", 3, "--threads", 1)
+    assert (shared.status, shared.err) == (0, "")
+    for processes in (3, 2):  # a finished run is continued with the threads of its manifest
+        shared = command(*cut, "--out", "shared", "--effort", 2, "--processes", processes)
         assert (shared.status, shared.err) == (0, "")
-    assert len(loaded) == 2  # once for each call, not for each part and round
+        assert "shared/report.html" in shared.out
+    assert len(loaded) == 2  # once for each choice of options, not for each part and round
     for name in (RECORDS, f"rounds/1/{RECORDS}", f"rounds/2/{RECORDS}"):
         assert (tmp_path / "shared" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
     assert len(list((tmp_path / "shared" / "rounds").glob("*/shards/*-of-3"))) == 2 * 3

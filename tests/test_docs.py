@@ -269,7 +269,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def split(words: list[str]) -> Iterator[list[str]]:
     """Commands with ``;`` or ``&&`` between, without the words of a loop of the shell."""
-    words = [word for word in words if word not in ("until", "do", "break", "done")]
+    words = [word for word in words if word not in ("for", "step", "in", "do", "break", "done")]
     ends = [place for place, word in enumerate(words) if set(word) <= set(";&|")]
     for start, end in zip([-1, *ends], [*ends, len(words)], strict=True):
         if end > start + 1:

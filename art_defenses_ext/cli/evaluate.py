@@ -243,7 +243,8 @@ def attack_and_report(options: EvaluateOptions) -> None:
                 say(line)
         elif out is not None and not part.is_whole:
             folder = evaluate_shard(*task.call, shard=part, out=out, **arguments)
-            say(f"Part {part}: {folder}; when all are done: art-defenses merge {out}")
+            left = "nothing is left to do" if folder == out else f"{folder}; when all are done"
+            say(f"Part {part}: {left}: art-defenses merge {out}")
         else:
             show_report(evaluate(*task.call, out=out, **arguments), out)
 
@@ -256,27 +257,41 @@ def _written(options: EvaluateOptions) -> dict[str, Any]:
 def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
     """Make an evaluation in several processes, which share the processor's cores; return the report of the whole."""
     from art_defenses_ext.evaluation.merge import join_parts, join_rounds, report_of
-    from art_defenses_ext.evaluation.run.rounds import is_merged, rounds_follow
+    from art_defenses_ext.evaluation.run.folder import MANIFEST
+    from art_defenses_ext.evaluation.run.rounds import is_evaluated, rounds_follow
 
     if out is None or not part.is_whole:
         missing = "out is missing" if out is None else f"shard is {part}"
         raise InputError(f"processes is {options.processes}, but {missing}; a folder for the whole was expected")
     _check_parts(options, options.processes)
-    count, cores = options.processes, os.cpu_count() or 1
-    each = replace(options, processes=1, threads=options.threads or max(1, cores // count))
+    count = options.processes
+    each = replace(options, processes=1, threads=options.threads or _threads(options, count))
     parts = [replace(each, shard=f"{number}/{count}") for number in range(1, count + 1)]
     level = logging.getLogger("art_defenses_ext").level
     spawn = get_context("spawn")  # torch's threads do not outlive a fork
     with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
-        continued = not options.overwrite and is_merged(out)
-        if not continued:
-            join_parts(list(pool.map(_evaluated_part, parts)), out, overwrite=options.overwrite)
+        folders = [out / _part(each).folder for each in parts]
+        if not options.overwrite and all(map(is_evaluated, folders)):
+            join_parts(folders, out)  # which may have been interrupted before
+        list(pool.map(_evaluated_part, parts))  # of a merged run, they make the next round
+        if all((folder / MANIFEST).exists() for folder in folders):
+            join_parts(folders, out, overwrite=options.overwrite)
+        join_rounds(out, count)
         parts = [replace(each, overwrite=False) for each in parts]
-        while continued or rounds_follow(out):
-            continued = False  # the first time this call may ask for more rounds than the run's manifest
+        while rounds_follow(out):
             list(pool.map(_evaluated_part, parts))
             join_rounds(out, count)
     return report_of(out)
+
+
+def _threads(options: EvaluateOptions, count: int) -> int:
+    """Return the number of threads of each process: that of the run in the folder, or an equal share of the cores."""
+    from art_defenses_ext.evaluation.run.folder import MANIFEST, read_manifest
+
+    assert options.out is not None
+    if not options.overwrite and (options.out / MANIFEST).exists():
+        return read_manifest(options.out).run.threads
+    return max(1, (os.cpu_count() or 1) // count)
 
 
 def _evaluated_part(options: EvaluateOptions) -> Path:
@@ -397,12 +412,12 @@ def _size(dataset: str, model: str | None) -> int | None:
 def _check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count: int, part: Shard) -> None:
     """Refuse, before a network is trained, a ball that is too large, and a folder that holds another run."""
     from art_defenses_ext.evaluation.records.description import Settings
-    from art_defenses_ext.evaluation.run.folder import check_settings
+    from art_defenses_ext.evaluation.run.folder import MANIFEST, check_settings
     from art_defenses_ext.evaluation.threat import check_radius
 
     check_radius(threat, CLIP_VALUES, images.test.x.shape[1:], options.allow_large_eps)
     out: Path | None = options.out
     if out is not None and not options.overwrite:
         settings = Settings.describing(threat, options.attacks, count, EvaluationConfig.part_of(options))
-        for folder in dict.fromkeys((out, out if part.is_whole else out / part.folder)):
-            check_settings(folder, settings)
+        own = out if part.is_whole else out / part.folder
+        check_settings(own if (own / MANIFEST).exists() else out, settings)

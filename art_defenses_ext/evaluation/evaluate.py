@@ -129,6 +129,7 @@ def _evaluated(
     progress: bool,
     save_examples: str,
     keeps: bool = True,
+    makes_rounds: bool = True,
 ) -> Iterator[RunDirectory]:
     """Run a shard of an evaluation in a folder, which is locked inside the block."""
     check_flag("overwrite", overwrite)
@@ -139,13 +140,13 @@ def _evaluated(
         check_settings(out, task.settings)
     with RunDirectory(out, overwrite, keeps, save_examples) as directory:
         task.attack_blocks(directory, shard, progress)
-        if shard.is_whole:
+        if makes_rounds:
             task.make_rounds(directory, progress, save_examples)
         counterpart = task.counterpart(progress)
         if counterpart is not None:
             with RunDirectory(directory.path / UNDEFENDED, overwrite, keeps) as beside:
                 counterpart.attack_blocks(beside, shard, progress)
-                if shard.is_whole:
+                if makes_rounds:
                     counterpart.make_rounds(beside, progress)
         yield directory
 
@@ -188,10 +189,10 @@ def evaluate_shard(
     check_extent(save_examples, out)
     whole = check_path("out", out, "a folder")
     task = partial(Task.of, model, data, threat, attacks, progress=progress, **arguments)
-    if check_flag("overwrite", overwrite) or not is_merged(whole):
-        with _evaluated(task, whole / shard.folder, shard, overwrite, progress, save_examples) as directory:
+    own = check_out(whole / shard.folder)
+    if check_flag("overwrite", overwrite) or not is_merged(whole, own):
+        with _evaluated(task, own, shard, overwrite, progress, save_examples, makes_rounds=False) as directory:
             return directory.path
-    check_out(whole)
     return task().share_rounds(whole, shard, check_flag("progress", progress), save_examples)
 
 

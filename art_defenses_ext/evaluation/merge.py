@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,11 +11,11 @@ from typing import Any
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.validation import check_flag, check_path, check_paths
-from art_defenses_ext.evaluation.config import MOST_ROUNDS
+from art_defenses_ext.evaluation.config import MOST_ROUNDS, most_rounds
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.run.all_images import holds_block, join_images
+from art_defenses_ext.evaluation.run.all_images import AllImages, holds_block, join_images
 from art_defenses_ext.evaluation.run.folder import (
     MANIFEST,
     UNDEFENDED,
@@ -24,12 +25,13 @@ from art_defenses_ext.evaluation.run.folder import (
     examples_by_block,
     finished_blocks,
     is_finished,
+    note_effort,
     read_findings,
     read_manifest,
     read_records,
 )
 from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
-from art_defenses_ext.evaluation.run.rounds import round_folder
+from art_defenses_ext.evaluation.run.rounds import is_evaluated, round_folder
 from art_defenses_ext.evaluation.run.shard import WHOLE
 
 
@@ -54,11 +56,6 @@ class Part:
     def examples(self) -> dict[int, list[Example]]:
         """Attacked images, by the index of a block's first sample."""
         return examples_by_block(self.path)
-
-    @property
-    def is_round(self) -> bool:
-        """Whether it is a part of a round of more effort."""
-        return any(run.role == "round" for run in self.manifest.plan)
 
     def blocks(self) -> Iterator[Block]:
         """The finished blocks in their order; one at a time is in memory."""
@@ -102,14 +99,14 @@ def join_parts(folders: Sequence[str | Path], out: str | Path, *, overwrite: boo
     check_flag("mixed", mixed)
     out = check_path("out", out, "a folder")
     parts = [
-        Part(path, read_manifest(path)) for folder in check_paths("folders", folders) for path in _parts_in(folder)
+        Part(path, read_manifest(path)) for folder in check_paths("folders", folders) for path in _parts_in(folder, out)
     ]
     if overwrite and any(part.path.resolve() == out.resolve() for part in parts):
         raise RunError(f"overwrite is set, and out is {out}, which is to be merged; another folder was expected")
     _check_same(parts, mixed)
     holders = _holders(parts)
     first = parts[holders[0]]
-    findings = None if first.is_round else read_findings(first.path)
+    findings = None if first.manifest.is_round else read_findings(first.path)
     with RunDirectory(out, overwrite) as directory:
         manifest = _merged_manifest(parts, first)
         if directory.manifest is not None:  # which a later call may have asked for more rounds
@@ -121,13 +118,14 @@ def join_parts(folders: Sequence[str | Path], out: str | Path, *, overwrite: boo
             block, part = next(blocks[number]), parts[number]
             if start not in directory.done:
                 directory.append(block, part.costs[start], part.examples.get(start, []))
-        if findings is not None:
+        if findings is not None and not directory.has_findings:
             directory.finish(findings)
         beside = [part.path / UNDEFENDED for part in parts]
         if all((path / MANIFEST).exists() for path in beside):
             join_parts(beside, directory.path / UNDEFENDED, overwrite=overwrite, mixed=mixed)
         paths = {start: parts[number].path for start, number in holders.items()}
-        if all(holds_block(path, start) for start, path in paths.items()):
+        keeps_all = all(holds_block(path, start) for start, path in paths.items())
+        if keeps_all and not AllImages(out, manifest).are_joined:
             join_images(out, paths, manifest, read_records(out))
         return directory.path
 
@@ -145,30 +143,45 @@ def join_rounds(path: Path, count: int | None = None) -> None:
     for run in (path, path / UNDEFENDED):
         for number in range(1, MOST_ROUNDS + 1):
             folder = round_folder(run, number)
-            parts = sorted(part.parent for part in folder.glob(f"shards/*-of-{count or '*'}/{MANIFEST}"))
-            if parts and not is_finished(folder):
+            parts = _best_parts(folder, count)
+            if parts and (_are_complete(parts) or not is_finished(folder)):
                 join_parts(parts, folder)
-                _note_effort(run, folder)
+            if is_finished(folder) and number > most_rounds(read_manifest(run).run.settings.effort):
+                note_effort(run, replace(read_manifest(folder), plan=read_manifest(run).plan))
 
 
-def _note_effort(path: Path, folder: Path) -> None:
-    """Note in a run's manifest the effort with which a round of it was made."""
-    with RunDirectory(path) as directory:
-        assert directory.manifest is not None
-        manifest = replace(read_manifest(folder), plan=directory.manifest.plan)
-        directory.check_same(manifest)
-        directory.begin(manifest)
+def _best_parts(folder: Path, count: int | None) -> list[Path]:
+    """Return the parts of one number of shards below a folder: of those that are complete, else of the most parts."""
+    groups = defaultdict[str, list[Path]](list)
+    for part in _parts_below(folder):
+        groups[part.name.rpartition("-")[2]].append(part)
+    chosen = list(groups.values()) if count is None else [groups[str(count)]]
+    return max(chosen, key=lambda parts: (_are_complete(parts), len(parts)), default=[])
 
 
-def _parts_in(folder: Path) -> list[Path]:
+def _are_complete(parts: list[Path]) -> bool:
+    """Return whether these are all parts of one number of shards, and each is finished."""
+    counts = {read_manifest(part).shard.count for part in parts}
+    return counts == {len(parts)} and all(map(is_evaluated, parts))
+
+
+def _parts_in(folder: Path, out: Path) -> list[Path]:
     """Return the parts below a folder, or the folder itself."""
     try:
-        parts = sorted(path.parent for path in folder.glob("shards/*/manifest.json"))
+        parts = _parts_below(folder)
     except OSError as error:  # such as a name too long
         raise RunError(
             f"folder is {str(folder)!r}, which cannot be read ({error.strerror}); a run's was expected"
         ) from None
+    if parts and folder.resolve() == out.resolve() and is_evaluated(folder) and not _are_complete(parts):
+        run = read_manifest(folder)  # it is merged, and parts of another number of shards may lie beside it
+        if run.shard.is_whole and all(read_manifest(part).belongs_to(run) for part in parts):
+            return [folder]
     return parts or [folder]
+
+
+def _parts_below(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob(f"shards/*/{MANIFEST}"))
 
 
 def _check_same(parts: list[Part], mixed: bool) -> None:

@@ -36,12 +36,14 @@ from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.phases import BINARIZATION, GRADIENTS, PREPARATION, Phases
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.results.price import Trial, in_words
+from art_defenses_ext.evaluation.run.all_images import AllImages
 from art_defenses_ext.evaluation.run.block import Work
 from art_defenses_ext.evaluation.run.describe import describe_run
 from art_defenses_ext.evaluation.run.folder import (
     UNDEFENDED,
     RunDirectory,
     check_continues,
+    note_effort,
     read_costs,
     read_findings,
     read_kept_examples,
@@ -257,7 +259,13 @@ class Task:
     def _share_round(self, path: Path, shard: Shard, progress: bool, save_examples: str) -> Path | None:
         held, manifest = read_manifest(path), self.manifest()
         check_continues(path, held, manifest)
-        return self._make_round(path, held.continued_by(manifest), shard, progress, save_examples)
+        if save_examples == "all":
+            starts = WHOLE.starts(self.settings.samples, self.settings.block_size)
+            AllImages(path, held).check_complete(starts)
+        folder = self._make_round(path, held.continued_by(manifest), shard, progress, save_examples)
+        if folder is None:
+            note_effort(path, manifest)
+        return folder
 
     def _make_round(
         self, path: Path, manifest: Manifest, shard: Shard, progress: bool, save_examples: str, keeps: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from art_defenses_ext import evaluate
 from art_defenses_ext.attack.auto_pgd import AutoPGD
 from art_defenses_ext.attack.square import Square
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.evaluation import task as module
+from art_defenses_ext.evaluation import merge as merge_module, task as module
 from art_defenses_ext.evaluation.evaluate import evaluate_shard
 from art_defenses_ext.evaluation.merge import merge
 from art_defenses_ext.evaluation.report.page import render_page
@@ -21,7 +21,7 @@ from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.rerun import Rerun
 from art_defenses_ext.evaluation.run import describe
 from art_defenses_ext.evaluation.run.block import Work
-from art_defenses_ext.evaluation.run.folder import RECORDS, read_manifest, read_records
+from art_defenses_ext.evaluation.run.folder import FINDINGS, RECORDS, RunDirectory, read_manifest, read_records
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite.attacker import Attacker
 from art_defenses_ext.evaluation.suite.plan import AttackRun
@@ -280,6 +280,127 @@ def test_parts_of_rounds_keep_all_images(finished_run: Any, tmp_path: Path) -> N
     ]
     assert len(images[0]) == 3  # two attacks and the worst case
     assert images[0] == images[1]
+
+
+def test_a_call_for_more_effort_is_noted_also_if_no_round_follows(
+    finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call, folder = make_call(finished_run) | {"effort": "0"}, tmp_path / "run"
+    share(call, folder)
+    merge([folder], folder)
+    monkeypatch.setattr("art_defenses_ext.evaluation.run.rounds.OF_EFFORT", ())
+    assert share(call, folder, effort="auto") == [folder, folder]
+    assert merge([folder], folder).summary.run.settings.effort == "auto"
+    with pytest.raises(InputError, match="which holds another run: settings effort 'auto', not '0'"):
+        share(call, folder)
+
+
+def test_a_merge_killed_anywhere_is_completed_by_another(
+    finished_run: Any, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed before each of its steps: a block, the findings, the images, the note of a round's effort."""
+    call, folder = make_call(finished_run) | {"save_examples": "all", "effort": "0"}, tmp_path / "run"
+    share(call, folder)
+    interrupt_each_step(monkeypatch, lambda: merge([folder], folder))
+    assert (folder / "adversarial" / "worst_case.npz").exists()
+    share(call, folder, effort="1")
+    interrupt_each_step(monkeypatch, lambda: merge([folder], folder))
+    assert (folder / "rounds" / "1" / "adversarial" / "worst_case.npz").exists()
+    assert read_manifest(folder).run.settings.effort == "1"
+    evaluate(**call | {"effort": "2"}, out=folder)
+    assert read_round_records(folder) == read_round_records(run_folder)
+
+
+def interrupt_each_step(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> None:
+    """Repeat a merge until it passes; each time it is interrupted at the first step that it reaches anew."""
+    steps = [
+        *((RunDirectory, name) for name in ("append", "finish")),
+        *((merge_module, name) for name in ("join_images", "note_effort", "report_of")),
+    ]
+    left, passed = {name for _, name in steps}, False
+    while not passed:
+        with monkeypatch.context() as patch:
+            for place, name in steps:
+                patch.setattr(place, name, interrupted(name, getattr(place, name), left))
+            try:
+                call()
+                passed = True
+            except KeyboardInterrupt:
+                pass
+    assert "report_of" not in left
+
+
+def interrupted(name: str, step: Callable[..., Any], left: set[str]) -> Callable[..., Any]:
+    """Return a step of a merge that is interrupted the first time."""
+
+    def first_time(*arguments: Any, **options: Any) -> Any:
+        if name in left:
+            left.remove(name)
+            raise KeyboardInterrupt
+        return step(*arguments, **options)
+
+    return first_time
+
+
+def test_shards_do_not_count_a_run_without_its_findings_as_merged(
+    finished_run: Any, merged_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(merged_folder, tmp_path / "run")
+    (tmp_path / "run" / FINDINGS).unlink()
+    assert [part.name for part in share(make_call(finished_run), tmp_path / "run")] == ["1-of-2", "2-of-2"]
+    merge_before_round(1, tmp_path / "run")
+
+
+def test_a_part_begun_anew_is_continued_beside_the_old_run(
+    finished_run: Any, merged_folder: Path, tmp_path: Path
+) -> None:
+    """The part that replaces an earlier one was interrupted; the same call without overwrite goes on with it."""
+    shutil.copytree(merged_folder, tmp_path / "run")
+    changed = make_call(finished_run) | {"seed": 1}
+    (part,) = share(changed, tmp_path / "run", [1], overwrite=True)
+    (part / RECORDS).write_bytes((part / RECORDS).read_bytes()[:-100])
+    assert share(changed, tmp_path / "run", [1]) == [part]
+    with pytest.raises(InputError, match="are parts of different runs: settings seed"):
+        merge([tmp_path / "run"], tmp_path / "run")
+    share(changed, tmp_path / "run", [2], overwrite=True)
+    with pytest.raises(InputError, match="which holds another run: settings seed 0, not 1"):
+        merge([tmp_path / "run"], tmp_path / "run")
+    assert [part.name for part in share(changed, tmp_path / "run")] == ["1-of-2", "2-of-2"]
+
+
+def test_parts_of_another_number_of_shards_do_not_prevent_a_merge(
+    finished_run: Any, run_folder: Path, merged_folder: Path, tmp_path: Path
+) -> None:
+    call, folder = make_call(finished_run), tmp_path / "run"
+    shutil.copytree(merged_folder, folder)
+    shutil.rmtree(folder / "shards" / "2-of-2")  # what is left is a part of a run that is merged
+    share(call, folder, [1])
+    for number in (1, 2, 3):
+        evaluate_shard(**call, shard=Shard(number, 3), out=folder)
+    merge_before_round(2, folder)
+    evaluate_shard(**call, shard=Shard(1, 1), out=folder)
+    merge([folder], folder)
+    assert read_round_records(folder) == read_round_records(run_folder)
+
+
+def test_a_shard_that_is_the_whole_leaves_the_rounds_to_the_merged_run(
+    finished_run: Any, run_folder: Path, tmp_path: Path
+) -> None:
+    whole = {"shard": Shard(1, 1), "out": tmp_path / "run"}
+    part = evaluate_shard(**make_call(finished_run), **whole)
+    assert not (part / "rounds").exists()
+    for number in (1, 2):
+        merge_before_round(number, tmp_path / "run")
+        evaluate_shard(**make_call(finished_run), **whole)
+    merge([tmp_path / "run"], tmp_path / "run")
+    assert read_round_records(tmp_path / "run") == read_round_records(run_folder)
+
+
+def test_all_images_are_not_kept_of_the_rounds_alone(finished_run: Any, merged_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(merged_folder, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "shards")
+    with pytest.raises(InputError, match="samples from 0 on were attacked without it"):
+        share(make_call(finished_run), tmp_path / "run", save_examples="all")
 
 
 def test_overwriting_removes_parts_of_rounds(finished_run: Any, merged_folder: Path, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ from art_defenses_ext.evaluation.records.lines import (
 )
 from art_defenses_ext.evaluation.records.sample import Attempt, CostRecord, SampleRecord
 from art_defenses_ext.evaluation.run.all_images import AllImages, join_images, remove_blocks, remove_images
-from art_defenses_ext.evaluation.run.manifest import ENVIRONMENT, Manifest
+from art_defenses_ext.evaluation.run.manifest import Manifest
 from art_defenses_ext.evaluation.run.unfinished import Attempts, Unfinished
 from art_defenses_ext.evaluation.threat import named_threat
 
@@ -59,6 +59,9 @@ ADDED = "added"
 UNDEFENDED = "undefended"
 ROUNDS = "rounds"
 RESULTS = ("report.json", "report.html", "examples.npz")
+
+PATIENCE = 60.0
+"""Seconds for which a process waits to note something in a folder that others use too."""
 
 CONTINUES = "; the finished blocks are kept, and the same command continues the run"
 
@@ -131,16 +134,26 @@ def check_settings(path: str | Path, settings: Settings) -> None:
 def check_continues(path: str | Path, held: Manifest, manifest: Manifest) -> None:
     """Refuse to continue the run in a folder, with the manifest ``held``, by another.
 
-    A run that was merged from several environments goes on in any of them.
-
     Raises:
         InputError: that names the first difference.
     """
-    among = manifest.environment in held.run.environments
-    difference = held.continued_by(manifest).difference(manifest, ignored=ENVIRONMENT if among else ())
+    difference = held.obstacle(manifest)
     if difference is None and held.shard != manifest.shard:
         difference = f"shard {held.shard}, not {manifest.shard}"
     _refuse_another_run(path, difference)
+
+
+def note_effort(path: Path, manifest: Manifest) -> None:
+    """Note in the manifest of a finished run the effort of a later call, if that asks for more rounds.
+
+    Raises:
+        InputError: for another run.
+    """
+    held = read_manifest(path)
+    if held.continued_by(manifest) is not held:
+        with RunDirectory(path, wait=PATIENCE) as directory:
+            directory.check_same(manifest)
+            directory.begin(manifest)
 
 
 def _refuse_another_run(path: str | Path, difference: str | None) -> None:
@@ -159,6 +172,7 @@ class RunDirectory:
         overwrite: remove the files of an earlier run there.
         keeps: whether a later run can continue this one; without, nothing is written for this purpose.
         save_examples: ``"one"`` adversarial image per attack for the report, or ``"all"`` of them as well.
+        wait: seconds to wait for another process that is writing.
 
     Attributes:
         manifest: manifest of the run in the folder; None if no run has begun.
@@ -169,7 +183,12 @@ class RunDirectory:
     """
 
     def __init__(
-        self, path: str | Path, overwrite: bool = False, keeps: bool = True, save_examples: str = "one"
+        self,
+        path: str | Path,
+        overwrite: bool = False,
+        keeps: bool = True,
+        save_examples: str = "one",
+        wait: float = 0,
     ) -> None:
         self.path, self.keeps, self._save_examples = check_out(path), keeps, save_examples
         self.done: set[int] = set()
@@ -179,7 +198,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(self.path / LOCK)
             try:
-                self._lock.acquire(timeout=0)
+                self._lock.acquire(timeout=wait)
             except Timeout:
                 raise RunError(
                     f"out is {path}, to which another process is writing; another folder, or its end, was expected"
@@ -359,7 +378,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def is_finished(path: Path) -> bool:
-    """Return whether a folder holds a whole run with all its blocks; rounds of more effort may follow.
+    """Return whether a folder holds all blocks of its shard, and the findings if it is the first shard of a run.
 
     Raises:
         InputError: as :func:`finished_blocks`.
@@ -367,7 +386,11 @@ def is_finished(path: Path) -> bool:
     if not (path / MANIFEST).exists():
         return False
     manifest = read_manifest(path)
-    return manifest.shard.is_whole and len(read_records(path)) == manifest.run.settings.samples
+    settings, shard = manifest.run.settings, manifest.shard
+    if shard.number == 1 and not manifest.is_round and not (path / FINDINGS).exists():
+        return False
+    blocks = finished_blocks(path, manifest) if (path / RECORDS).exists() else iter(())
+    return sum(1 for _ in blocks) == len(shard.starts(settings.samples, settings.block_size))
 
 
 def finished_blocks(path: Path, manifest: Manifest) -> Iterator[Block]:

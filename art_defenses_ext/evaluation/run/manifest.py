@@ -116,6 +116,23 @@ class Manifest:
         )
         return difference is None
 
+    def obstacle(self, later: Manifest) -> str | None:
+        """Return the difference, in words, because of which a later call cannot continue this run; None if it can.
+
+        A run that was merged from several environments goes on in any of them.
+        """
+        among = later.environment in self.run.environments
+        return self.continued_by(later).difference(later, ignored=ENVIRONMENT if among else ())
+
+    def belongs_to(self, run: Manifest) -> bool:
+        """Return whether this is a part of a merged run, which a later call may have asked for more rounds."""
+        return run.obstacle(self.continued_by(run)) is None
+
+    @property
+    def is_round(self) -> bool:
+        """Whether it is that of a round of more effort."""
+        return any(run.role == "round" for run in self.plan)
+
     def key(self) -> str:
         """Return a hash of all that the records depend on.
 

@@ -45,8 +45,8 @@ def round_folders(path: Path) -> list[Path]:
     return [folder for folder in folders if (folder / MANIFEST).exists()]
 
 
-def is_merged(path: Path) -> bool:
-    """Return whether a folder holds a whole run with all its blocks, and that of its undefended model if it has one.
+def is_evaluated(path: Path) -> bool:
+    """Return whether a folder holds a finished run or part, and that of its undefended model if it has one.
 
     Raises:
         InputError: for a run that cannot be read.
@@ -54,6 +54,21 @@ def is_merged(path: Path) -> bool:
     if not is_finished(path):
         return False
     return not read_manifest(path).run.pairs_undefended or is_finished(path / UNDEFENDED)
+
+
+def is_merged(path: Path, part: Path) -> bool:
+    """Return whether a folder holds the whole run to which the part in another folder belongs.
+
+    Without a part there, which may lie elsewhere, any finished run counts; and none if the part is unfinished.
+
+    Raises:
+        InputError: for a run that cannot be read.
+    """
+    if not is_evaluated(path) or not read_manifest(path).shard.is_whole:
+        return False
+    if not (part / MANIFEST).exists():
+        return True
+    return is_evaluated(part) and read_manifest(part).belongs_to(read_manifest(path))
 
 
 def rounds_follow(path: Path) -> bool:
