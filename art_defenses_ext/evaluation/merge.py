@@ -135,7 +135,7 @@ def join_rounds(path: Path, count: int | None = None) -> None:
 
     Args:
         path: folder of the run.
-        count: the number of shards of which parts are joined; None for all parts that are there.
+        count: the number of shards of which the parts are joined; None for any, if there are several a complete one.
 
     Raises:
         InputError: as :func:`merge`.

@@ -26,6 +26,7 @@ from art_defenses_ext.evaluation.report.report import Report
 from art_defenses_ext.evaluation.report.verdict import conclusion, verdict
 from art_defenses_ext.evaluation.results.summary import AgainstUndefended
 from art_defenses_ext.evaluation.run.folder import RECORDS
+from art_defenses_ext.evaluation.run.rounds import is_evaluated
 from art_defenses_ext.evaluation.run.shard import Shard
 from art_defenses_ext.evaluation.suite import suites
 from art_defenses_ext.zoo.datasets import Dataset
@@ -107,6 +108,7 @@ def test_parts_share_the_rounds_of_the_undefended_model_too(
         with suppress(InputError):
             merged = merge([parts], parts)
     assert calls == 2
+    assert all(is_evaluated(parts / "rounds" / "1" / "shards" / f"{number}-of-2") for number in (1, 2))
     assert merged.records == complete.records
     for name in ("rounds/1", "undefended/rounds/1"):
         assert (parts / name / RECORDS).read_bytes() == (whole / name / RECORDS).read_bytes()

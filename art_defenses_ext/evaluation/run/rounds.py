@@ -53,7 +53,8 @@ def is_evaluated(path: Path) -> bool:
     """
     if not is_finished(path):
         return False
-    return not read_manifest(path).run.pairs_undefended or is_finished(path / UNDEFENDED)
+    manifest = read_manifest(path)
+    return manifest.is_round or not manifest.run.pairs_undefended or is_finished(path / UNDEFENDED)
 
 
 def is_merged(path: Path, part: Path) -> bool:
