@@ -27,7 +27,7 @@ from art_defenses_ext.attack.margin_pgd import MarginPGD
 from art_defenses_ext.base import progress
 from art_defenses_ext.base.entry_points import installed
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.cli import evaluate as evaluate_options
+from art_defenses_ext.cli import processes
 from art_defenses_ext.cli.app import main
 from art_defenses_ext.cli.defences import DefenceSpec, check_spec, defence_names, option_names
 from art_defenses_ext.cli.union import evaluate_command
@@ -212,7 +212,7 @@ def evaluate_call(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         call.update(options, classifier=model, x=data[0], y=data[1], threat=threat, attacks=attacks)
         raise InputError("that is all")
 
-    monkeypatch.setattr("art_defenses_ext.evaluation.evaluate.evaluate", listen)
+    monkeypatch.setattr("art_defenses_ext.cli.processes.evaluate", listen)
     return call
 
 
@@ -358,8 +358,8 @@ def test_processes_share_rounds_of_more_effort_and_load_the_network_once(
     command: Command, quick_arguments: list[str], short_suite: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("art_defenses_ext.evaluation.task.round_plan", few_steps)
-    monkeypatch.setattr("art_defenses_ext.cli.evaluate.ProcessPoolExecutor", InThisProcess)
-    load, loaded = evaluate_options.Prepared.of, []
+    monkeypatch.setattr("art_defenses_ext.cli.processes.ProcessPoolExecutor", InThisProcess)
+    load, loaded = processes.Prepared.of, []
 
     def noted(*arguments: Any) -> Any:
         loaded.append(arguments)
@@ -369,12 +369,12 @@ def test_processes_share_rounds_of_more_effort_and_load_the_network_once(
     cut += ["--curve-samples", 0, "--undefended", "papers"]
     alone = command(*cut, "--out", "alone", "--effort", 2, "--threads", 1)
     assert (alone.status, alone.err) == (0, "")
-    monkeypatch.setattr(evaluate_options.Prepared, "of", noted)
-    evaluate_options._prepared.cache_clear()
+    monkeypatch.setattr(processes.Prepared, "of", noted)
+    processes._prepared.cache_clear()
     shared = command(*cut, "--out", "shared", "--effort", 0, "--processes", 3, "--threads", 1)
     assert (shared.status, shared.err) == (0, "")
-    for processes in (3, 2):  # a finished run is continued with the threads of its manifest
-        shared = command(*cut, "--out", "shared", "--effort", 2, "--processes", processes)
+    for count in (3, 2):  # a finished run is continued with the threads of its manifest
+        shared = command(*cut, "--out", "shared", "--effort", 2, "--processes", count)
         assert (shared.status, shared.err) == (0, "")
         assert "shared/report.html" in shared.out
     assert len(loaded) == 2  # once for each choice of options, not for each part and round

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from multiprocessing import get_context
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -26,9 +21,8 @@ from art_defenses_ext.base.declared import (
 )
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import as_plain
-from art_defenses_ext.cli.show import resumable, say, set_noise, show_report
 from art_defenses_ext.evaluation.config import SETS, EvaluationConfig, NamedAttacks
-from art_defenses_ext.evaluation.run.shard import WHOLE, Shard, local_rank
+from art_defenses_ext.evaluation.run.shard import Shard, local_rank
 from art_defenses_ext.zoo.catalogue import COLLECTIONS, DATASETS, DEFAULT_MODEL, MODELS
 
 if TYPE_CHECKING:
@@ -36,7 +30,6 @@ if TYPE_CHECKING:
 
     from art_defenses_ext.base.arrays import Images, IntArray
     from art_defenses_ext.cli.defences import DefenceSpec
-    from art_defenses_ext.evaluation.report.report import Report
     from art_defenses_ext.evaluation.threat import Threat
     from art_defenses_ext.zoo.datasets import Dataset
 
@@ -215,107 +208,13 @@ def checked(options: EvaluateOptions, part: Shard) -> tuple[Threat, dict[str, De
     threat = named_threat(options.norm, options.eps)
     specs = _defence_specs(options, threat.eps if isinstance(threat, Linf) else TRAINED_AGAINST)
     images, count = _images(options)
-    _check_run(options, threat, images, count, part)
+    check_run(options, threat, images, count, part)
     return threat, specs, images, count
 
 
 def repeated(options: EvaluateOptions) -> dict[str, Any]:
     """Return the options that a run's manifest keeps, by name, as plain values."""
     return {name: value for name, value in as_plain(options).items() if name not in NOT_REPEATED}
-
-
-def attack_and_report(options: EvaluateOptions) -> None:
-    """Attack a defended classifier, and print whether the defence helps.
-
-    Every attack of the suite runs, and each image counts by its worst case.
-    """
-    from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard, price
-
-    part, out = _part(options), options.out
-    with resumable(out, options.overwrite):
-        if options.processes > 1 and not options.price:
-            show_report(_evaluated_in_processes(options, out, part), out)
-            return
-        task = Prepared.of(options, part)
-        arguments = task.arguments | _written(options)
-        if options.price:
-            for line in price(*task.call, **task.arguments).lines():
-                say(line)
-        elif out is not None and not part.is_whole:
-            folder = evaluate_shard(*task.call, shard=part, out=out, **arguments)
-            left = "nothing is left to do" if folder == out else f"{folder}; when all are done"
-            say(f"Part {part}: {left}: art-defenses merge {out}")
-        else:
-            show_report(evaluate(*task.call, out=out, **arguments), out)
-
-
-def _written(options: EvaluateOptions) -> dict[str, Any]:
-    """Return the arguments of :func:`.evaluate` for its folder."""
-    return {"overwrite": options.overwrite, "save_examples": options.save_examples}
-
-
-def _evaluated_in_processes(options: EvaluateOptions, out: Path | None, part: Shard) -> Report:
-    """Make an evaluation in several processes, which share the processor's cores; return the report of the whole."""
-    from art_defenses_ext.evaluation.merge import join_parts, join_rounds, report_of
-    from art_defenses_ext.evaluation.run.folder import MANIFEST
-    from art_defenses_ext.evaluation.run.rounds import is_evaluated, rounds_follow
-
-    if out is None or not part.is_whole:
-        missing = "out is missing" if out is None else f"shard is {part}"
-        raise InputError(f"processes is {options.processes}, but {missing}; a folder for the whole was expected")
-    _check_parts(options, options.processes)
-    count = options.processes
-    each = replace(options, processes=1, threads=options.threads or _threads(options, count))
-    parts = [replace(each, shard=f"{number}/{count}") for number in range(1, count + 1)]
-    level = logging.getLogger("art_defenses_ext").level
-    spawn = get_context("spawn")  # torch's threads do not outlive a fork
-    with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
-        folders = [out / _part(each).folder for each in parts]
-        if not options.overwrite and all(map(is_evaluated, folders)):
-            join_parts(folders, out)  # which may have been interrupted before
-        list(pool.map(_evaluated_part, parts))  # of a merged run, they make the next round
-        if all((folder / MANIFEST).exists() for folder in folders):
-            join_parts(folders, out, overwrite=options.overwrite)
-        join_rounds(out, count)
-        parts = [replace(each, overwrite=False) for each in parts]
-        while rounds_follow(out):
-            list(pool.map(_evaluated_part, parts))
-            join_rounds(out, count)
-    return report_of(out)
-
-
-def _threads(options: EvaluateOptions, count: int) -> int:
-    """Return the number of threads of each process: that of the run in the folder, or an equal share of the cores."""
-    from art_defenses_ext.evaluation.run.folder import MANIFEST, read_manifest
-
-    assert options.out is not None
-    if not options.overwrite and (options.out / MANIFEST).exists():
-        return read_manifest(options.out).run.threads
-    return max(1, (os.cpu_count() or 1) // count)
-
-
-def _evaluated_part(options: EvaluateOptions) -> Path:
-    """Evaluate one part, or its share of the next round; the first part shows a progress bar."""
-    from art_defenses_ext.evaluation.evaluate import evaluate_shard
-
-    part, out = _part(options), options.out
-    assert out is not None
-    task = _prepared(replace(options, shard=None, overwrite=True))  # what is in the folder was checked before
-    arguments = task.arguments | _written(options)
-    return evaluate_shard(*task.call, shard=part, out=out, progress=part.number == 1, **arguments)
-
-
-@lru_cache(maxsize=1)
-def _prepared(options: EvaluateOptions) -> Prepared:
-    """Return the arguments for all parts and rounds of a process, which loads and trains the network once."""
-    return Prepared.of(options, WHOLE)
-
-
-def _check_parts(options: EvaluateOptions, count: int) -> None:
-    """Check all options, and what the folders of the parts hold, before any process starts."""
-    threat, _, images, samples = checked(options, WHOLE)
-    for number in range(1, count + 1):
-        _check_run(options, threat, images, samples, Shard(number, count))
 
 
 def options_of_run(folder: Path) -> EvaluateOptions:
@@ -358,7 +257,7 @@ def _defence_specs(options: EvaluateOptions, trained_against: float) -> dict[str
     return specs
 
 
-def _part(options: EvaluateOptions) -> Shard:
+def part_of(options: EvaluateOptions) -> Shard:
     """Return the part of the evaluation that belongs to this process, if it can be written."""
     from art_defenses_ext.evaluation.run.folder import check_out
 
@@ -409,7 +308,7 @@ def _size(dataset: str, model: str | None) -> int | None:
     return None if spec is None else spec.input_shape[1]
 
 
-def _check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count: int, part: Shard) -> None:
+def check_run(options: EvaluateOptions, threat: Threat, images: Dataset, count: int, part: Shard) -> None:
     """Refuse, before a network is trained, a ball that is too large, and a folder that holds another run."""
     from art_defenses_ext.evaluation.records.description import Settings
     from art_defenses_ext.evaluation.run.folder import MANIFEST, check_settings

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from art_defenses_ext.base.errors import InputError
 from art_defenses_ext.cli.declared import declared_command
-from art_defenses_ext.cli.evaluate import EvaluateOptions, attack_and_report
+from art_defenses_ext.cli.evaluate import EvaluateOptions
 from art_defenses_ext.cli.show import say
 from art_defenses_ext.cli.sweep import OF_ONE_RUN, Sweep
 
@@ -30,6 +30,8 @@ def evaluate_in_balls(options: EvaluateOptions) -> None:
     """
     norms = NORMS if options.norm == UNION else tuple(options.norm.split(","))
     if len(norms) == 1:
+        from art_defenses_ext.cli.processes import attack_and_report
+
         attack_and_report(options)
         return
     comparison = runs_in_balls(options, norms).make(f"norm is {options.norm}")
