@@ -101,7 +101,7 @@ SMALL_EPS = "2/255"
 EFFORT = {
     "digits/jump_relu": "auto",
     "mnist/feature_autoencoder": "auto",
-    "mnist/two_stream_restoration_adversarial": "2",
+    "mnist/two_stream_restoration_adversarial": "3",
     "fashion_mnist/two_stream_restoration_adversarial": "auto",
 }
 """Rounds of more effort for the lines whose suite alone fails a check; a number where ``auto`` takes many hours."""
