@@ -177,6 +177,12 @@ def print_adaptive(
                     out = runs / f"{attack.name}, {nb_steps} steps"
                     detection = measured(classifier, detector, part, eps, [attack], seed, out)
                     print_success(f"eps {eps:g}, {nb_steps} steps, {count} images", detection.rows)
+    if run.adaptive:
+        print(f"\nFlagged clean images: {zero_knowledge.false_positives}", flush=True)
+
+
+BINARY_EPS = 0.3
+"""The radius of the FGSM examples that ART's own detector is trained on, and of the attacks on it."""
 
 
 class Binary(LeNetLike):
@@ -187,24 +193,33 @@ class Binary(LeNetLike):
         self.fc3 = nn.Linear(90, 2)
 
 
+def trained_on_fgsm(classifier: PyTorchClassifier, train: Split, run: argparse.Namespace, seed: int) -> nn.Module:
+    """Return the network of ART's own detector, trained on FGSM examples or loaded."""
+    model, weights = Binary(), run.out / f"binary-{seed}.safetensors"
+    if not weights.exists():
+        model, x_clean = network_as(Binary, seed, run.device).model, train.x[:10_000]
+        attacked = FastGradientMethod(classifier, eps=BINARY_EPS, batch_size=256).generate(x_clean)
+        x = np.concatenate([x_clean, attacked])
+        y = np.concatenate([np.zeros(len(attacked), dtype=np.int64), np.ones(len(attacked), dtype=np.int64)])
+        train_classifier(model, x, y, nb_epochs=3, mean=[0.0], std=[1.0], seed=seed)
+        save_file(model.state_dict(), weights)
+    model.load_state_dict(load_file(weights))
+    return model.to(run.device).eval().requires_grad_(False)
+
+
 def print_binary(classifier: PyTorchClassifier, train: Split, test: Split, run: argparse.Namespace, seed: int) -> None:
-    """Print the figures of ART's own detector, trained on FGSM examples, under the same attacks."""
-    eps, x_clean = 0.3, train.x[:10_000]
-    attacked = FastGradientMethod(classifier, eps=eps, batch_size=256).generate(x_clean)
-    binary = network_as(Binary, seed, run.device)
-    x = np.concatenate([x_clean, attacked])
-    y = np.concatenate([np.zeros(len(attacked), dtype=np.int64), np.ones(len(attacked), dtype=np.int64)])
-    train_classifier(binary.model, x, y, nb_epochs=3, mean=[0.0], std=[1.0], seed=seed)
-    frozen = PyTorchClassifier(
-        binary.model.requires_grad_(False), nn.CrossEntropyLoss(), (1, 28, 28), 2, clip_values=(0.0, 1.0)
-    )
+    """Print the figures of ART's own detector under the same attacks."""
+    model = trained_on_fgsm(classifier, train, run, seed)
+    binary = PyTorchClassifier(model, nn.CrossEntropyLoss(), (1, 28, 28), 2, clip_values=(0.0, 1.0))
     part = Split(test.x[: run.adaptive], test.y[: run.adaptive])
-    print(f"\n## ART's BinaryInputDetector trained on FGSM, eps {eps}, {len(part.x)} images, seed {seed}\n")
+    print(f"\n## ART's BinaryInputDetector trained on FGSM, eps {BINARY_EPS}, {len(part.x)} images, seed {seed}\n")
     print(HEADS, flush=True)
-    detector = BinaryInputDetector(frozen)
+    detector, runs = BinaryInputDetector(binary), run.out / "runs"
     for attack in [*paper_specs(ExplanationReconstructor), *evading(100)]:
-        out = run.out / "runs" / f"binary, {attack.name}"
-        print_success("BinaryInputDetector", measured(classifier, detector, part, eps, [attack], seed, out).rows)
+        out = runs / f"binary, {attack.name}"
+        detection = measured(classifier, detector, part, BINARY_EPS, [attack], seed, out)
+        print_success("BinaryInputDetector", detection.rows)
+    print(f"\nFlagged clean images: {detection.false_positives}", flush=True)
 
 
 def main() -> None:

@@ -257,7 +257,7 @@ def _defence_specs(options: EvaluateOptions, trained_against: float) -> dict[str
     return specs
 
 
-def part_of(options: EvaluateOptions) -> Shard:
+def shard_of(options: EvaluateOptions) -> Shard:
     """Return the part of the evaluation that belongs to this process, if it can be written."""
     from art_defenses_ext.evaluation.run.folder import check_out
 

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from art_defenses_ext.base.errors import InputError
-from art_defenses_ext.cli.evaluate import EvaluateOptions, Prepared, check_run, checked, part_of
+from art_defenses_ext.cli.evaluate import EvaluateOptions, Prepared, check_run, checked, shard_of
 from art_defenses_ext.cli.show import resumable, say, set_noise, show_report
 from art_defenses_ext.evaluation.evaluate import evaluate, evaluate_shard, price
 from art_defenses_ext.evaluation.merge import join_parts, join_rounds, report_of
 from art_defenses_ext.evaluation.report.report import Report
-from art_defenses_ext.evaluation.run.folder import MANIFEST, read_manifest
+from art_defenses_ext.evaluation.run.folder import MANIFEST, RunDirectory, read_manifest
 from art_defenses_ext.evaluation.run.rounds import is_evaluated, rounds_follow
 from art_defenses_ext.evaluation.run.shard import WHOLE, Shard
 
@@ -28,10 +28,10 @@ def attack_and_report(options: EvaluateOptions) -> None:
 
     Every attack of the suite runs, and each image counts by its worst case.
     """
-    part, out = part_of(options), options.out
+    part, out = shard_of(options), options.out
     with resumable(out, options.overwrite):
         if options.processes > 1 and not options.price:
-            show_report(_in_processes(options), out)
+            show_report(_in_processes(options, part), out)
             return
         task = Prepared.of(options, part)
         arguments = task.arguments | _written(options)
@@ -40,7 +40,7 @@ def attack_and_report(options: EvaluateOptions) -> None:
                 say(line)
         elif out is not None and not part.is_whole:
             folder = evaluate_shard(*task.call, shard=part, out=out, **arguments)
-            left = "nothing is left to do" if folder == out else f"{folder}; when all are done"
+            left = "nothing is left to do; its report" if folder == out else f"{folder}; when all are done"
             say(f"Part {part}: {left}: art-defenses merge {out}")
         else:
             show_report(evaluate(*task.call, out=out, **arguments), out)
@@ -51,68 +51,78 @@ def _written(options: EvaluateOptions) -> dict[str, Any]:
     return {"overwrite": options.overwrite, "save_examples": options.save_examples}
 
 
-def _in_processes(options: EvaluateOptions) -> Report:
+def _in_processes(options: EvaluateOptions, part: Shard) -> Report:
     """Make an evaluation in several processes, which share the processor's cores; return the report of the whole.
 
     Raises:
         InputError: for options that cannot be used, before a process starts; also whatever fails in a process.
     """
-    out, part, count = options.out, part_of(options), options.processes
+    out, count = options.out, options.processes
     if out is None or not part.is_whole:
         missing = "out is missing" if out is None else f"shard is {part}"
         raise InputError(f"processes is {count}, but {missing}; a folder for the whole was expected")
-    _check_parts(options)
-    each = replace(options, processes=1, threads=options.threads or _threads(options, out))
-    parts = [replace(each, shard=f"{number}/{count}") for number in range(1, count + 1)]
+    shards = [Shard(number, count) for number in range(1, count + 1)]
+    _check_parts(options, shards)
+    folders = [out / shard.folder for shard in shards]
+    if options.overwrite:
+        _clear([out, *folders])
+    each = replace(options, processes=1, overwrite=False, threads=options.threads or _threads(out, count))
+    parts = [replace(each, shard=str(shard)) for shard in shards]
     level = logging.getLogger("art_defenses_ext").level
     spawn = get_context("spawn")  # torch's threads do not outlive a fork
     with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
-        _evaluate(out, parts, lambda parts: list(pool.map(_evaluated_part, parts)))
+        _make_and_join(out, folders, lambda: list(pool.map(_make_part, parts)))
     return report_of(out)
 
 
-def _evaluate(out: Path, parts: list[EvaluateOptions], make: Callable[[list[EvaluateOptions]], object]) -> None:
+def _clear(folders: list[Path]) -> None:
+    """Remove the files of earlier runs."""
+    for folder in folders:
+        if (folder / MANIFEST).exists():
+            with RunDirectory(folder, overwrite=True):
+                pass
+
+
+def _make_and_join(out: Path, folders: list[Path], make: Callable[[], object]) -> None:
     """Make all parts and join them, and then each round.
 
     Args:
         out: folder of the run.
-        parts: the options of each part.
+        folders: folders of the parts.
         make: makes all parts, or of a merged run those of its next round.
     """
-    folders, overwrite = [out / part_of(each).folder for each in parts], parts[0].overwrite
-    if not overwrite and all(map(is_evaluated, folders)):
+    if all(map(is_evaluated, folders)):
         join_parts(folders, out)  # which may have been interrupted before
-    make(parts)
+    make()
     if all((folder / MANIFEST).exists() for folder in folders):
-        join_parts(folders, out, overwrite=overwrite)
-    join_rounds(out, len(parts))
-    parts = [replace(each, overwrite=False) for each in parts]
+        join_parts(folders, out)
+    join_rounds(out, len(folders))
     while rounds_follow(out):
-        make(parts)
-        join_rounds(out, len(parts))
+        make()
+        join_rounds(out, len(folders))
 
 
-def _threads(options: EvaluateOptions, out: Path) -> int:
+def _threads(out: Path, count: int) -> int:
     """Return the number of threads of each process: that of the run in the folder, or an equal share of the cores."""
-    if not options.overwrite and (out / MANIFEST).exists():
+    if (out / MANIFEST).exists():
         return read_manifest(out).run.threads
-    return max(1, (os.cpu_count() or 1) // options.processes)
+    return max(1, (os.cpu_count() or 1) // count)
 
 
-def _check_parts(options: EvaluateOptions) -> None:
+def _check_parts(options: EvaluateOptions, shards: list[Shard]) -> None:
     """Check all options, and what the folders of the parts hold."""
     threat, _, images, samples = checked(options, WHOLE)
-    for number in range(1, options.processes + 1):
-        check_run(options, threat, images, samples, Shard(number, options.processes))
+    for shard in shards:
+        check_run(options, threat, images, samples, shard)
 
 
-def _evaluated_part(options: EvaluateOptions) -> Path:
+def _make_part(options: EvaluateOptions) -> None:
     """Evaluate one part, or its share of the next round; the first part shows a progress bar."""
-    part, out = part_of(options), options.out
+    part, out = shard_of(options), options.out
     assert out is not None
     task = _prepared(replace(options, shard=None, overwrite=True))  # what is in the folder was checked before
     arguments = task.arguments | _written(options)
-    return evaluate_shard(*task.call, shard=part, out=out, progress=part.number == 1, **arguments)
+    evaluate_shard(*task.call, shard=part, out=out, progress=part.number == 1, **arguments)
 
 
 @lru_cache(maxsize=1)

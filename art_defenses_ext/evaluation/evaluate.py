@@ -88,7 +88,7 @@ def evaluate(
             or ``"all"``, in ``out/adversarial`` (docs/evaluation.md). No figure depends on it.
         progress: show a progress bar.
         callbacks: objects that are called during the run, such as a :class:`.TensorBoardCallback`.
-        arguments: those of :class:`EvaluationArguments`, and options of an :class:`.EvaluationConfig` by name, such as
+        arguments: those of :class:`.EvaluationArguments`, and options of an :class:`.EvaluationConfig` by name, such as
             ``seed=1`` or ``check_samples=0``, which take precedence over ``config``.
 
     Returns:

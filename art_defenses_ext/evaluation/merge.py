@@ -11,7 +11,7 @@ from typing import Any
 
 from art_defenses_ext.base.errors import RunError
 from art_defenses_ext.base.validation import check_flag, check_path, check_paths
-from art_defenses_ext.evaluation.config import MOST_ROUNDS, most_rounds
+from art_defenses_ext.evaluation.config import MOST_ROUNDS
 from art_defenses_ext.evaluation.records.examples import Example
 from art_defenses_ext.evaluation.records.sample import CostRecord
 from art_defenses_ext.evaluation.report.report import Report
@@ -78,8 +78,9 @@ def merge(folders: Sequence[str | Path], out: str | Path, *, overwrite: bool = F
 
     Raises:
         InputError: for parts of different runs, samples that are missing or in two parts, and folders that cannot be
-            read or written; nothing is written then. Also if a round of more effort is to follow: the parts are joined
-            then, and :func:`.evaluate` or :func:`.evaluate_shard` with ``out`` makes the round.
+            read or written; nothing is written then. The parts of the run itself are joined, but there is no report, if
+            those of a round of more effort do not fit together, or if a round is to follow: :func:`.evaluate` or
+            :func:`.evaluate_shard` with ``out`` makes it.
     """
     whole = join_parts(folders, out, overwrite=overwrite, mixed=mixed)
     join_rounds(whole)
@@ -141,21 +142,22 @@ def join_rounds(path: Path, count: int | None = None) -> None:
         InputError: as :func:`merge`.
     """
     for run in (path, path / UNDEFENDED):
-        for number in range(1, MOST_ROUNDS + 1):
-            folder = round_folder(run, number)
+        folders = [round_folder(run, number) for number in range(1, MOST_ROUNDS + 1)]
+        for folder in folders:
             parts = _best_parts(folder, count)
             if parts and (_are_complete(parts) or not is_finished(folder)):
                 join_parts(parts, folder)
-            if is_finished(folder) and number > most_rounds(read_manifest(run).run.settings.effort):
-                note_effort(run, replace(read_manifest(folder), plan=read_manifest(run).plan))
+        finished = [folder for folder in folders if is_finished(folder)]
+        if finished:
+            note_effort(run, replace(read_manifest(finished[-1]), plan=read_manifest(run).plan))
 
 
 def _best_parts(folder: Path, count: int | None) -> list[Path]:
     """Return the parts of one number of shards below a folder: of those that are complete, else of the most parts."""
-    groups = defaultdict[str, list[Path]](list)
+    groups = defaultdict[int, list[Path]](list)
     for part in _parts_below(folder):
-        groups[part.name.rpartition("-")[2]].append(part)
-    chosen = list(groups.values()) if count is None else [groups[str(count)]]
+        groups[read_manifest(part).shard.count].append(part)
+    chosen = list(groups.values()) if count is None else [groups[count]]
     return max(chosen, key=lambda parts: (_are_complete(parts), len(parts)), default=[])
 
 

@@ -81,7 +81,7 @@ DECLARED = ("mean", "std", "clip_values", "outputs")
 
 
 class AttackArguments(EvaluationOptions, total=False):
-    """The arguments of :func:`evaluate` on how a network is attacked.
+    """The arguments of :func:`.evaluate` on how a network is attacked.
 
     Attributes:
         undefended: the classifier without defences, for transfer attacks; None for the one that the defences of this
@@ -103,7 +103,7 @@ class AttackArguments(EvaluationOptions, total=False):
 
 
 class EvaluationArguments(AttackArguments, total=False):
-    """The arguments of :func:`evaluate` on the detector and the command, and those of :class:`AttackArguments`.
+    """The arguments of :func:`.evaluate` on the detector and the command, and those of :class:`AttackArguments`.
 
     Attributes:
         detector: a detector that rejects images, such as :class:`.ExplanationReconstructor`, see :func:`.rejecting`;
@@ -156,7 +156,7 @@ class Task:
         listeners: Listeners | None = None,
         **arguments: Unpack[EvaluationArguments],
     ) -> Task:
-        """Check the arguments of :func:`evaluate`."""
+        """Check the arguments of :func:`.evaluate`."""
         undefended, detector = arguments.pop("undefended", None), arguments.pop("detector", None)
         allow_large_eps, config = arguments.pop("allow_large_eps", False), arguments.pop("config", None)
         command_options = arguments.pop("command_options", {})

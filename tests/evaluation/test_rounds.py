@@ -282,6 +282,19 @@ def test_parts_of_rounds_keep_all_images(finished_run: Any, tmp_path: Path) -> N
     assert images[0] == images[1]
 
 
+@pytest.mark.parametrize(("before", "later"), [("1", "2"), ("auto", "4")])
+def test_a_call_for_more_effort_is_noted_in_the_middle_of_a_round(
+    finished_run: Any, merged_folder: Path, tmp_path: Path, before: str, later: str
+) -> None:
+    call, folder = make_call(finished_run), tmp_path / "run"
+    share(call, folder, effort="0")
+    merge([folder], folder)
+    share(call, folder, [1], effort=before)
+    share(call, folder, effort=later)
+    merge_before_round(2, folder)
+    assert read_manifest(folder).run.settings.effort == later
+
+
 def test_a_call_for_more_effort_is_noted_also_if_no_round_follows(
     finished_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,18 +314,24 @@ def test_a_merge_killed_anywhere_is_completed_by_another(
     """It is killed before each of its steps: a block, the findings, the images, the note of a round's effort."""
     call, folder = make_call(finished_run) | {"save_examples": "all", "effort": "0"}, tmp_path / "run"
     share(call, folder)
-    interrupt_each_step(monkeypatch, lambda: merge([folder], folder))
+    left = interrupt_each_step(monkeypatch, lambda: merge([folder], folder))
+    assert left == {"note_effort"}  # no round has been made
     assert (folder / "adversarial" / "worst_case.npz").exists()
     share(call, folder, effort="1")
-    interrupt_each_step(monkeypatch, lambda: merge([folder], folder))
+    left = interrupt_each_step(monkeypatch, lambda: merge([folder], folder))
+    assert left == {"finish"}  # a round has no findings
     assert (folder / "rounds" / "1" / "adversarial" / "worst_case.npz").exists()
     assert read_manifest(folder).run.settings.effort == "1"
     evaluate(**call | {"effort": "2"}, out=folder)
     assert read_round_records(folder) == read_round_records(run_folder)
 
 
-def interrupt_each_step(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> None:
-    """Repeat a merge until it passes; each time it is interrupted at the first step that it reaches anew."""
+def interrupt_each_step(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]) -> set[str]:
+    """Repeat a merge until it passes; each time it is interrupted at the first step that it reaches anew.
+
+    Returns:
+        The steps that it did not reach.
+    """
     steps = [
         *((RunDirectory, name) for name in ("append", "finish")),
         *((merge_module, name) for name in ("join_images", "note_effort", "report_of")),
@@ -327,7 +346,7 @@ def interrupt_each_step(monkeypatch: pytest.MonkeyPatch, call: Callable[[], Any]
                 passed = True
             except KeyboardInterrupt:
                 pass
-    assert "report_of" not in left
+    return left
 
 
 def interrupted(name: str, step: Callable[..., Any], left: set[str]) -> Callable[..., Any]:

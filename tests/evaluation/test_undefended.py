@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -96,20 +95,21 @@ def test_parts_are_merged_with_their_undefended_parts(
 def test_parts_share_the_rounds_of_the_undefended_model_too(
     arguments: tuple[Any, ...], tmp_path: Path, without_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Equal to those of a single process, also where only one of both models has a round left."""
     monkeypatch.setattr(task, "round_plan", few_steps)
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    complete, merged = evaluate(*arguments, out=whole, **OPTIONS, effort="1"), None
-    calls = 0
-    while merged is None:
-        for number in (1, 2):
-            evaluate_shard(*arguments, shard=Shard(number, 2), out=parts, **OPTIONS, effort="1")
-        calls += 1
-        with suppress(InputError):
-            merged = merge([parts], parts)
-    assert calls == 2
-    assert all(is_evaluated(parts / "rounds" / "1" / "shards" / f"{number}-of-2") for number in (1, 2))
-    assert merged.records == complete.records
+    whole, parts, call = tmp_path / "whole", tmp_path / "parts", OPTIONS | {"effort": "1"}
+
+    def share() -> list[Path]:
+        return [evaluate_shard(*arguments, shard=Shard(number, 2), out=parts, **call) for number in (1, 2)]
+
+    complete = evaluate(*arguments, out=whole, **call)
+    share()
+    with pytest.raises(InputError, match="round 1 of more effort is not finished"):
+        merge([parts], parts)
+    assert all(map(is_evaluated, share()))
+    assert merge([parts], parts).records == complete.records
+    shutil.rmtree(parts / "undefended" / "rounds")  # only one of both has a round left
+    assert share()[0] == parts / "undefended" / "rounds" / "1" / "shards" / "1-of-2"
+    assert merge([parts], parts).records == complete.records
     for name in ("rounds/1", "undefended/rounds/1"):
         assert (parts / name / RECORDS).read_bytes() == (whole / name / RECORDS).read_bytes()
 
