@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -384,6 +385,12 @@ def test_processes_share_rounds_of_more_effort_and_load_the_network_once(
     refusal = command(*cut, "--out", "shared", "--processes", 3)
     assert refusal.status == 2
     assert "which holds another run: settings effort '2', not '0'" in refusal.err
+
+
+def test_an_interrupted_process_of_several_ends_in_silence() -> None:
+    code = "import os, signal; from art_defenses_ext.cli.processes import _begin_process; _begin_process(30); "
+    done = subprocess.run([sys.executable, "-c", code + "os.kill(os.getpid(), signal.SIGINT)"], capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "run"

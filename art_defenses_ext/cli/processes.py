@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -70,9 +71,15 @@ def _in_processes(options: EvaluateOptions, part: Shard) -> Report:
     parts = [replace(each, shard=str(shard)) for shard in shards]
     level = logging.getLogger("art_defenses_ext").level
     spawn = get_context("spawn")  # torch's threads do not outlive a fork
-    with ProcessPoolExecutor(count, spawn, initializer=set_noise, initargs=(level,)) as pool:
+    with ProcessPoolExecutor(count, spawn, initializer=_begin_process, initargs=(level,)) as pool:
         _make_and_join(out, folders, lambda: list(pool.map(_make_part, parts)))
     return report_of(out)
+
+
+def _begin_process(level: int) -> None:
+    """Print as much as the first process does; an interruption, which all processes get, ends this one in silence."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    set_noise(level)
 
 
 def _clear(folders: list[Path]) -> None:
