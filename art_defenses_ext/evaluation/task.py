@@ -75,7 +75,6 @@ from art_defenses_ext.evaluation.threat import Threat, check_threat
 LONG = 30.0
 """Expected seconds of the remaining blocks from which on a run prints this estimate after its first block."""
 
-
 DECLARED = ("mean", "std", "clip_values", "outputs")
 """Arguments for a torch network; a classifier has its own."""
 

@@ -144,7 +144,7 @@ def check_continues(path: str | Path, held: Manifest, manifest: Manifest) -> Non
 
 
 def note_effort(path: Path, manifest: Manifest) -> None:
-    """Note in the manifest of a finished run the effort of a later call, if that asks for more rounds.
+    """Note in the manifest of a finished run the effort of a later call, unless that asks for fewer rounds.
 
     Raises:
         InputError: for another run.

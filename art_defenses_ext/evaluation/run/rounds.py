@@ -58,9 +58,10 @@ def is_evaluated(path: Path) -> bool:
 
 
 def is_merged(path: Path, part: Path) -> bool:
-    """Return whether a folder holds the whole run to which the part in another folder belongs.
+    """Return whether a folder holds the whole run of a part, whose own folder is ``part``.
 
-    Without a part there, which may lie elsewhere, any finished run counts; and none if the part is unfinished.
+    If that folder holds nothing, since the part lies elsewhere, any finished run counts. An unfinished part is merged
+    nowhere.
 
     Raises:
         InputError: for a run that cannot be read.
